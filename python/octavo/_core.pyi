@@ -1,0 +1,292 @@
+"""The compiled core: scheduling, text, checkpoint files, CPU kernels. Values in, one plan out."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, final
+
+__version__: str
+
+# ---------------------------------------------------------------------------------------- engine
+
+@final
+class Staging:
+    """One step's plan as flat int32 arrays inside a buffer that Python owns.
+
+    ``buffer`` is a writable, C-contiguous 1-D int32 buffer (a numpy array; on a GPU engine the
+    pinned tensor's view) of at least ``Staging.required_len(...)`` elements. Rust fills it in place
+    each step. Sections follow one another without gaps; their offsets, in elements, are on the
+    ScheduledBatch, so that one H2D copy of ``packed_len`` elements carries the whole step:
+
+        input_ids       [token_stride]    -1: the last token sampled in this request's slot
+        positions       [token_stride]
+        slot_mapping    [token_stride]    block_id * block_size + offset; -1 in padding
+        slots           [req_stride]      the request's slot; padding: max_num_seqs, a spare row
+        seq_lens        [req_stride]      tokens in the cache after this step; 0 in padding
+        query_start_loc [req_stride + 1]  in padding: num_tokens
+        sample_rows     [req_stride]      token rows whose logits are sampled, in request order
+        sample_slots    [req_stride]      their slots; padding as above
+        block_updates   [2, num_block_updates]  flat index into
+                                          block_table[max_num_seqs, max_blocks_per_seq], then ids
+
+    ``token_buckets`` (ascending): a step of decodes only is padded to the first bucket that holds
+    it (token_stride == req_stride == bucket); other steps, or without buckets, are not padded.
+    """
+
+    def __init__(self, buffer: Any, token_buckets: Sequence[int] = ()) -> None: ...
+    @staticmethod
+    def required_len(
+        max_num_batched_tokens: int, max_num_seqs: int, max_model_len: int, block_size: int
+    ) -> int: ...
+
+@final
+class ScheduledBatch:
+    """The counts of one step; its arrays are in the Staging that schedule() was given.
+
+    Requests are ordered decodes first (one query token each), then prefill chunks.
+    """
+
+    step_id: int
+    num_tokens: int
+    num_reqs: int
+    num_decodes: int
+    num_samples: int
+    num_block_updates: int
+    max_query_len: int
+    max_seq_len: int
+    token_stride: int
+    req_stride: int
+    packed_len: int
+    input_ids_offset: int
+    positions_offset: int
+    slot_mapping_offset: int
+    slots_offset: int
+    seq_lens_offset: int
+    query_start_loc_offset: int
+    sample_rows_offset: int
+    sample_slots_offset: int
+    block_updates_offset: int
+    # (slot, request_id) of requests admitted in this step: the runner loads their sampling state.
+    # Empty in steady decode.
+    new_slots: list[tuple[int, int]]
+    # One id per request, in batch order. Built on access; for tests and traces.
+    request_ids: list[int]
+
+@final
+class SseTemplate:
+    """The fixed bytes around a stream's changing parts.
+
+    A chunk is ``parts[0] + json_escaped(text) + parts[1] + finish_reason + parts[2] + stop_reason +
+    parts[3]`` where finish_reason and stop_reason are JSON values (null until the end). ``first`` is
+    sent once before the first chunk (the role chunk), ``last`` after the final one.
+    """
+
+    def __init__(
+        self, parts: tuple[bytes, bytes, bytes, bytes], first: bytes = b"", last: bytes = b""
+    ) -> None: ...
+
+@final
+class Delta:
+    """What happened to one sample since it was last drained. Getters build on access."""
+
+    request_id: int
+    # The ready bytes of an ``sse`` sample; None for the other deliveries.
+    sse: bytes | None
+    text: str
+    token_ids: list[int]
+    # Per token: [(token_id, logprob, rank), ...], the chosen token first, then the best ones in
+    # order; None unless the request asked for logprobs.
+    logprobs: list[list[tuple[int, float, int]]] | None
+    # None while running; "stop", "length", "abort" or "error" at the end.
+    finish_reason: Literal["stop", "length", "abort", "error"] | None
+    # The stop string or the stop token that ended it; None on EOS.
+    stop_reason: str | int | None
+    cumulative_logprob: float | None
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    # All output tokens so far, not only this delta's.
+    num_output_tokens: int
+    # Seconds, None until known: arrival->first scheduled, first scheduled->first token,
+    # first token->last token.
+    queue_s: float | None
+    prefill_s: float | None
+    decode_s: float | None
+
+@final
+class Outbox:
+    """Deltas between the engine thread and the event loop. Thread-safe."""
+
+    def drain(self) -> list[Delta]:
+        """Take everything since the last drain, one Delta per sample, oldest change first."""
+
+@final
+class Metrics:
+    """Counters, gauges and histograms, updated once per step. Thread-safe."""
+
+    def snapshot(self) -> dict[str, Any]:
+        """A consistent copy.
+
+        Counters and gauges: name -> number (labelled ones: name -> {label: number}).
+        Histograms: name -> {"buckets": [(upper_bound_s, cumulative_count), ...], "sum": float,
+        "count": int}. Names are API.md's without the ``vllm:`` prefix and without ``_total``.
+        """
+
+@final
+class EngineCore:
+    """Requests, blocks and the scheduler. Owned by one thread; outbox and metrics may be shared.
+
+    Every verb's cost is in the Rust module docs. A broken invariant fails the request it concerns.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int,
+        block_size: int,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+        enable_prefix_caching: bool = True,
+        enable_chunked_prefill: bool = True,
+        policy: Literal["fcfs", "priority"] = "fcfs",
+        stream_interval: int = 1,
+        tokenizer: Tokenizer | None = None,
+    ) -> None: ...
+    @property
+    def outbox(self) -> Outbox: ...
+    @property
+    def metrics(self) -> Metrics: ...
+    def add_request(
+        self,
+        request_ids: Sequence[int],
+        prompt_token_ids: Sequence[int] | Any,
+        *,
+        max_tokens: int,
+        min_tokens: int = 0,
+        eos_token_ids: Sequence[int] = (),
+        stop_token_ids: Sequence[int] = (),
+        stop: Sequence[str] = (),
+        include_stop_str_in_output: bool = False,
+        skip_special_tokens: bool = True,
+        num_logprobs: int | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        arrival_s: float | None = None,
+        delivery: Literal["sse", "delta", "final"] = "final",
+        sse: Sequence[SseTemplate] | None = None,
+    ) -> None:
+        """Queue one request; one id per sample (n = len(request_ids)), sharing the prompt's blocks.
+
+        ``eos_token_ids`` empty: EOS is ignored. max_tokens is clipped to max_model_len - prompt.
+        ``arrival_s``: time.monotonic() at arrival, now if None.
+
+        Raises:
+            ValueError: empty prompt, prompt that can never fit (max_model_len or the whole pool),
+                a token id that is negative, a request id in use.
+        """
+    def abort(self, request_id: int) -> bool:
+        """End one sample with finish_reason "abort"; False if it is unknown or already over."""
+    def schedule(self, staging: Staging) -> ScheduledBatch | None:
+        """Plan one step into ``staging``; None when nothing can run.
+
+        May be called again before update(): the plan then runs ahead, with input_ids of -1 where a
+        token is still on the device.
+        """
+    def update(
+        self,
+        step_id: int,
+        token_ids: Any,
+        logprob_ids: Any | None = None,
+        logprobs: Any | None = None,
+        ranks: Any | None = None,
+    ) -> bool:
+        """Take the tokens of one step, in order of step_id.
+
+        token_ids: int32 buffer [num_samples]. With logprobs: logprob_ids int32 [num_samples, 1+k]
+        (chosen token first), logprobs float32 of that shape, ranks int32 [num_samples] of the
+        chosen token (1 = best). Samples of requests that ended meanwhile are dropped.
+
+        Returns:
+            Whether the outbox went from empty to non-empty: the event loop needs a wake-up.
+        """
+    def fail_step(self, step_id: int, message: str) -> bool:
+        """The step's computation failed: end its requests with "error", free what they held."""
+    def token_ids(self, request_id: int) -> list[int]:
+        """Prompt and output tokens so far (for penalties, when a request is admitted again)."""
+    def num_unfinished(self) -> int: ...
+    def has_work(self) -> bool:
+        """Whether a schedule() or an update() is owed."""
+    def reset_prefix_cache(self) -> None: ...
+    def check_integrity(self) -> None:
+        """Raises RuntimeError naming the broken invariant."""
+    def block_ids(self, request_id: int) -> list[int]: ...
+    def stats(self) -> dict[str, int]:
+        """num_running num_waiting num_free_blocks num_cached_blocks num_blocks num_preemptions
+        num_in_flight."""
+
+# ------------------------------------------------------------------------------------------ text
+
+@final
+class Tokenizer:
+    """Text to ids and back, with the crate ``tokenizers``. Long work detaches from the GIL."""
+
+    @staticmethod
+    def from_file(path: str) -> Tokenizer: ...
+    @staticmethod
+    def from_gguf(file: GgufFile) -> Tokenizer:
+        """From GGUF metadata; honours tokenizer.ggml.pre, add_bos_token, token types.
+
+        Raises:
+            ValueError: a tokenizer model or pre-tokenizer that is not known, naming it.
+        """
+    @property
+    def vocab_size(self) -> int: ...
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+    def encode_batch(
+        self, texts: Sequence[str], add_special_tokens: bool = True
+    ) -> list[list[int]]: ...
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+    def token_to_id(self, token: str) -> int | None: ...
+    def id_to_token(self, token_id: int) -> str | None: ...
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes this token adds to a text (for logprobs' ``bytes``)."""
+
+@final
+class Detokenizer:
+    """Incremental text of one sequence. Only whole UTF-8 leaves; the same class the engine uses."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        stop: Sequence[str] = (),
+        include_stop_str_in_output: bool = False,
+        skip_special_tokens: bool = True,
+    ) -> None: ...
+    def push(self, token_ids: Sequence[int]) -> tuple[str, str | None]:
+        """New text, and the stop string that ended the sequence."""
+    def finish(self) -> str:
+        """What was held back (a possible stop string's beginning, incomplete UTF-8)."""
+
+# ------------------------------------------------------------------------------ checkpoint files
+
+@final
+class GgufFile:
+    """A GGUF file, mapped, parsed with bounds checks.
+
+    Raises:
+        ValueError: from construction, one line that names what is wrong and where.
+    """
+
+    def __init__(self, path: str) -> None: ...
+    @property
+    def path(self) -> str: ...
+    def metadata(self) -> dict[str, Any]:
+        """Scalars and strings, and arrays of up to 256 items; longer arrays stay inside."""
+    def tensors(self) -> dict[str, tuple[tuple[int, ...], str, int, int]]:
+        """name -> (shape with the row first as in torch, kind such as "Q4_1", offset, nbytes)."""
+    def data(self, name: str) -> memoryview:
+        """The tensor's bytes in the map, read-only, no copy."""
+    def dequantize(self, name: str, out: Any) -> None:
+        """Write the tensor as float32 into a writable buffer of its element count.
+
+        Kinds: F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q4_K Q5_K Q6_K. Uses the thread pool.
+        """

