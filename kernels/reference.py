@@ -1,0 +1,356 @@
+"""Every op in plain PyTorch: the definition the Triton and the Rust kernels are tested against.
+
+Nothing here is fast. Arithmetic is float32 whatever the inputs' dtype, and results are rounded once
+at the end. Shapes: T token rows, D hidden, N x K a weight, R requests, S sampled rows, V
+vocabulary. Index tensors are int32. A KV cache is [num_blocks, num_kv_heads, block_size, head_dim].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .packed import PackedLinear, QuantTensor, stack_shape
+
+# ---------------------------------------------------------------------------------------- weights
+
+
+def prepare_linear(
+    weight: Tensor | QuantTensor | Sequence[Tensor | QuantTensor], *, exact: bool = False
+) -> Tensor | PackedLinear:
+    """What ``linear`` computes with: here the dense weight [N, K].
+
+    weight: one weight, or several to be stacked along N (a fused QKV).
+    exact: quantized weights meet float activations instead of int8 ones; always so here.
+    """
+    if isinstance(weight, Tensor):
+        return weight
+    if isinstance(weight, QuantTensor):
+        return weight.dequantize()
+    stack_shape(weight)
+    return torch.cat([_dense(w) for w in weight])
+
+
+def _dense(weight: Tensor | QuantTensor | PackedLinear) -> Tensor:
+    return weight if isinstance(weight, Tensor) else weight.dequantize()
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor | PackedLinear,
+    bias: Tensor | None = None,
+    *,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """x [T, K] times weight [N, K] transposed, plus bias [N]: [T, N] in out_dtype or x's dtype."""
+    y = x.float() @ _dense(weight).float().T
+    if bias is not None:
+        y = y + bias.float()
+    return y.to(out_dtype or x.dtype)
+
+
+def embedding(
+    ids: Tensor,
+    weight: Tensor | PackedLinear,
+    *,
+    scale: float = 1.0,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Rows ``ids`` [T] of weight [V, D], times scale: [T, D].
+
+    out_dtype: the weight's dtype if it is None; a packed weight gives float32.
+    """
+    y = _dense(weight)[ids.long()]
+    default = weight.dtype if isinstance(weight, Tensor) else torch.float32
+    return (y.float() * scale).to(out_dtype or default)
+
+
+# ------------------------------------------------------------------------------------------ norms
+
+
+def rms_norm(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    *,
+    residual: Tensor | None = None,
+    weight_offset: float = 0.0,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """x [T, D] over its root mean square, times (weight + weight_offset).
+
+    residual [T, D]: the sum x + residual, rounded to x's dtype, is normed and returned as well. A
+    kernel may write that sum into ``residual``; callers use the returned one.
+    """
+    if residual is not None:
+        x = (x.float() + residual.float()).to(x.dtype)
+    y = _rms(x, weight, eps, weight_offset).to(x.dtype)
+    return y if residual is None else (y, x)
+
+
+def _rms(x: Tensor, weight: Tensor, eps: float, weight_offset: float) -> Tensor:
+    x = x.float()
+    return (
+        x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * (weight.float() + weight_offset)
+    )
+
+
+def layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    residual: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """x [T, D] less its mean, over its deviation, times weight, plus bias; residual as rms_norm."""
+    if residual is not None:
+        x = (x.float() + residual.float()).to(x.dtype)
+    h = x.float()
+    h = h - h.mean(-1, keepdim=True)
+    h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps) * weight.float()
+    y = (h if bias is None else h + bias.float()).to(x.dtype)
+    return y if residual is None else (y, x)
+
+
+# ------------------------------------------------------------------------------------ activations
+
+
+def activation(x: Tensor, kind: str) -> Tensor:
+    """Elementwise, any shape. kind: silu, gelu, gelu_tanh, gelu_new (the same), relu, relu2.
+
+    Raises:
+        ValueError: another kind.
+    """
+    return _activate(x.float(), kind).to(x.dtype)
+
+
+def _activate(h: Tensor, kind: str) -> Tensor:
+    if kind == "silu":
+        return h * torch.sigmoid(h)
+    if kind == "gelu":
+        return 0.5 * h * (1 + torch.erf(h / math.sqrt(2)))
+    if kind in ("gelu_tanh", "gelu_new"):
+        return 0.5 * h * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
+    if kind == "relu":
+        return h.clamp(min=0)
+    if kind == "relu2":
+        return h.clamp(min=0).square()
+    raise ValueError(f"unknown activation {kind!r}")
+
+
+def gated_activation(x: Tensor, kind: str) -> Tensor:
+    """x [T, 2F] -> act(first half) * second half: [T, F]. kind: silu, gelu or gelu_tanh."""
+    if kind not in ("silu", "gelu", "gelu_tanh"):
+        raise ValueError(f"unknown gated activation {kind!r}")
+    gate, up = x.float().chunk(2, -1)
+    return (_activate(gate, kind) * up).to(x.dtype)
+
+
+# -------------------------------------------------------------------------------------- attention
+
+
+def qk_norm_rope_store_kv(
+    qkv: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor,
+    slot_mapping: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 1e-6,
+    weight_offset: float = 0.0,
+    interleaved: bool = False,
+) -> Tensor:
+    """Split qkv [T, (Hq + 2 Hkv) Dh], norm and rotate q and k, store k and v: q [T, Hq, Dh].
+
+    positions [T]; cos_sin float32 [max_pos, rot], cos in the first rot / 2 columns, then sin; the
+    first rot of a head's Dh elements turn. interleaved: pairs are (0, 1), (2, 3), ...; else
+    element i goes with i + rot / 2. q_norm, k_norm [Dh]: rms_norm of each head before rotation.
+    slot_mapping [T]: block * block_size + offset in the caches; -1: the row is not stored.
+    """
+    tokens = qkv.shape[0]
+    q, k, v = (
+        qkv.float().view(tokens, -1, head_dim).split([num_heads, num_kv_heads, num_kv_heads], dim=1)
+    )
+    if q_norm is not None:
+        q = _rms(q, q_norm, eps, weight_offset)
+    if k_norm is not None:
+        k = _rms(k, k_norm, eps, weight_offset)
+    table = cos_sin[positions.long()][:, None, :]  # [T, 1, rot]
+    q, k = _rotate(q, table, interleaved), _rotate(k, table, interleaved)
+
+    stored = slot_mapping >= 0
+    slots = slot_mapping[stored].long()
+    block, offset = slots // k_cache.shape[2], slots % k_cache.shape[2]
+    k_cache[block, :, offset] = k[stored].to(k_cache.dtype)
+    v_cache[block, :, offset] = v[stored].to(v_cache.dtype)
+    return q.to(qkv.dtype)
+
+
+def _rotate(x: Tensor, table: Tensor, interleaved: bool) -> Tensor:
+    rot = table.shape[-1]
+    cos, sin = table.float().chunk(2, -1)
+    head, rest = x[..., :rot], x[..., rot:]
+    if interleaved:
+        a, b = head[..., 0::2], head[..., 1::2]
+        turned = torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2)
+    else:
+        a, b = head.chunk(2, -1)
+        turned = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+    return torch.cat([turned, rest], -1)
+
+
+def paged_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor,
+    slots: Tensor,
+    seq_lens: Tensor,
+    query_start_loc: Tensor,
+    *,
+    scale: float,
+    num_decodes: int,
+    max_query_len: int,
+    max_seq_len: int,
+    sliding_window: int = 0,
+    softcap: float = 0.0,
+    causal: bool = True,
+) -> Tensor:
+    """Attention of q [T, Hq, Dh] over the blocks of R requests: [T, Hq * Dh] in q's dtype.
+
+    Request r's queries are rows query_start_loc[r] to query_start_loc[r + 1], the last ones of its
+    seq_lens[r] tokens, which are all in the cache; its blocks are block_table[slots[r]]. Query head
+    h reads KV head h // (Hq / Hkv). sliding_window w > 0: a query sees itself and w - 1 tokens
+    before it. softcap c > 0: scores become c * tanh(score / c). causal=False: every query sees the
+    whole request. num_decodes (leading requests with one query), max_query_len and max_seq_len are
+    hints for the kernels' grids. Rows of no request are zero here and undefined in the kernels.
+    """
+    tokens, num_heads, head_dim = q.shape
+    num_kv_heads, block_size = k_cache.shape[1], k_cache.shape[2]
+    out = torch.zeros(tokens, num_heads, head_dim, dtype=torch.float32, device=q.device)
+    for r in range(slots.shape[0]):
+        start, end = int(query_start_loc[r]), int(query_start_loc[r + 1])
+        seq_len = int(seq_lens[r])
+        if start == end or seq_len == 0:
+            continue
+        blocks = block_table[int(slots[r]), : -(-seq_len // block_size)].long()
+        # [blocks, Hkv, block_size, Dh] -> [Hkv, seq_len, Dh] -> [Hq, seq_len, Dh]
+        k, v = (
+            c[blocks]
+            .float()
+            .transpose(0, 1)
+            .reshape(num_kv_heads, -1, head_dim)[:, :seq_len]
+            .repeat_interleave(num_heads // num_kv_heads, 0)
+            for c in (k_cache, v_cache)
+        )
+        scores = q[start:end].float().transpose(0, 1) @ k.transpose(1, 2) * scale
+        if softcap > 0:
+            scores = softcap * torch.tanh(scores / softcap)
+        row = torch.arange(seq_len - (end - start), seq_len, device=q.device)[:, None]
+        col = torch.arange(seq_len, device=q.device)[None, :]
+        hidden = torch.zeros_like(row + col, dtype=torch.bool)
+        if causal:
+            hidden |= col > row
+        if sliding_window > 0:
+            hidden |= row - col >= sliding_window
+        probs = scores.masked_fill(hidden, -math.inf).softmax(-1)
+        out[start:end] = (probs @ v).transpose(0, 1)
+    return out.reshape(tokens, num_heads * head_dim).to(q.dtype)
+
+
+# ------------------------------------------------------------------------------------------- moe
+
+
+def moe(
+    x: Tensor,
+    router_logits: Tensor,
+    w13: Tensor | Sequence[Tensor | PackedLinear],
+    w2: Tensor | Sequence[Tensor | PackedLinear],
+    top_k: int,
+    renormalize: bool,
+    *,
+    kind: str = "silu",
+) -> Tensor:
+    """Mixture of E gated MLPs: each row of x [T, D] goes to the top_k experts of softmax(logits).
+
+    router_logits [T, E]; w13 [E, 2F, D] (gate rows, then up rows) and w2 [E, D, F], or one weight
+    per expert. renormalize: the chosen experts' weights sum to one. Returns [T, D].
+    """
+    probs, experts = router_logits.float().softmax(-1).topk(top_k, -1)
+    if renormalize:
+        probs = probs / probs.sum(-1, keepdim=True)
+    out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    for e in range(router_logits.shape[1]):
+        rows, which = (experts == e).nonzero(as_tuple=True)
+        if rows.numel():
+            hidden = gated_activation(linear(x[rows].float(), w13[e]), kind)
+            out.index_add_(0, rows, linear(hidden, w2[e]) * probs[rows, which, None])
+    return out.to(x.dtype)
+
+
+# --------------------------------------------------------------------------------------- sampling
+
+
+def sample(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    uniform: Tensor,
+) -> Tensor:
+    """One token per row of logits [S, V] float32: int32 [S].
+
+    temperature [S]: 0 is greedy (the first of equal maxima). The rest applies in this order to
+    softmax(logits / temperature), each to what the one before left, renormalized:
+    min_p [S]: keeps probabilities of at least min_p times the largest; 0: off.
+    top_k [S] int32: keeps the k largest and their equals; 0 or below: off.
+    top_p [S]: keeps a token if those strictly more likely sum to less than top_p; 1 or above: off.
+    uniform [S] in [0, 1): the token is the first, in vocabulary order, at which the running sum of
+    the kept probabilities exceeds uniform times their total.
+    """
+    out = logits.argmax(-1)
+    for s in range(logits.shape[0]):
+        if temperature[s] <= 0:
+            continue
+        probs = (logits[s].double() / temperature[s].double()).softmax(-1)
+        probs[probs < min_p[s].double() * probs.max()] = 0
+        k = int(top_k[s])
+        if 0 < k < probs.numel():
+            probs[probs < probs.topk(k).values[-1]] = 0
+        if top_p[s] < 1:
+            ordered = (probs / probs.sum()).sort(descending=True).values
+            # Mass of what is strictly more likely: equals share the sum before the first of them.
+            before = ordered.cumsum(0) - ordered
+            first = torch.searchsorted(-ordered, -(probs / probs.sum()))
+            probs[before[first] >= max(float(top_p[s]), 1e-12)] = 0
+        running = probs.cumsum(0)
+        index = torch.searchsorted(running, uniform[s].double() * running[-1], right=True)
+        # Rounding may put the target at the very end: the last kept token then.
+        out[s] = min(int(index), int(probs.nonzero()[-1]))
+    return out.to(torch.int32)
+
+
+def argmax(logits: Tensor) -> Tensor:
+    """The first index of each row's maximum, of logits [S, V] float32: int32 [S]."""
+    return logits.argmax(-1).to(torch.int32)
+
+
+def selected_logprobs(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """log_softmax(logits [S, V] float32) at ids [S, C], and the rank of the first column's ids.
+
+    Returns float32 [S, C] and int32 [S]; rank 1 is the largest logit, equals share the best rank.
+    """
+    index = ids.long()
+    logprobs = logits.float().log_softmax(-1).gather(-1, index)
+    rank = (logits > logits.gather(-1, index[:, :1])).sum(-1) + 1
+    return logprobs, rank.to(torch.int32)
