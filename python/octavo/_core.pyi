@@ -75,8 +75,8 @@ class SseTemplate:
     """The fixed bytes around a stream's changing parts.
 
     A chunk is ``parts[0] + json_escaped(text) + parts[1] + finish_reason + parts[2] + stop_reason +
-    parts[3]`` where finish_reason and stop_reason are JSON values (null until the end). ``first`` is
-    sent once before the first chunk (the role chunk), ``last`` after the final one.
+    parts[3]`` where finish_reason and stop_reason are JSON values (null until the end). ``first``
+    is sent once before the first chunk (the role chunk), ``last`` after the final one.
     """
 
     def __init__(

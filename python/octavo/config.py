@@ -88,7 +88,7 @@ class EngineConfig:
         "type of keys and values",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
-    # 16 wastes at most 15 tokens a request and keeps one block's keys a whole number of cache lines.
+    # 16 wastes at most 15 tokens a request; a block of one head is whole cache lines.
     block_size: int = _flag(16, "memory", "tokens in one KV block")
     # On: a hit saves a prefill, a miss costs one hash per block.
     enable_prefix_caching: bool = _flag(True, "memory", "reuse blocks of equal prefixes")

@@ -1,0 +1,249 @@
+"""AsyncEngine: the event loop's side of the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from octavo.engine.engine_loop import STALL_S, EngineLoop
+from octavo.engine.request import Delivery, EngineRequest
+from octavo.errors import EngineDeadError, QueueFullError
+from octavo.outputs import CompletionOutput, RequestOutput
+from octavo.sampling_params import InvalidParameterError, SamplingParams
+
+if TYPE_CHECKING:
+    from octavo._core import Delta, Metrics, SseTemplate, Tokenizer
+    from octavo.config import EngineConfig
+    from octavo.models.config import ModelConfig
+
+logger = logging.getLogger("octavo.engine")
+
+# A request's news: what it produced, or why nothing more will come.
+Sink = Callable[["Delta | EngineDeadError"], None]
+
+Prompt = str | Sequence[int] | Mapping[str, Any]
+
+# Below this an encode costs less than a hop to a worker thread and back (about 0.3 ms).
+INLINE_ENCODE_CHARS = 2048
+
+
+def prompt_parts(prompt: Prompt) -> tuple[str | None, Sequence[int] | None]:
+    """A prompt's (text, token ids); one of the two is None.
+
+    Raises:
+        InvalidParameterError: neither text nor token ids.
+    """
+    if isinstance(prompt, str):
+        return prompt, None
+    if isinstance(prompt, Mapping):
+        if (ids := prompt.get("prompt_token_ids")) is not None:
+            return prompt.get("prompt"), ids
+        if isinstance(text := prompt.get("prompt"), str):
+            return text, None
+    elif all(isinstance(token_id, int) for token_id in prompt):
+        return None, prompt
+    raise InvalidParameterError("prompt must be a string or a list of token ids", "prompt")
+
+
+class AsyncEngine:
+    """Loads a model and serves requests from the event loop that called ``start``.
+
+    Construction blocks (it reads the weights); ``start`` and everything after it belongs to one
+    event loop. One engine thread steps; one wake-up of the loop per step delivers.
+
+    Raises:
+        ValueError, OSError: the model cannot be loaded.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._engine_loop = EngineLoop(config, self._wake_up)
+        source = self._engine_loop.source
+        self.model_config: ModelConfig = source.model_config
+        self.tokenizer: Tokenizer = self._engine_loop.tokenizer
+        self.chat_template: str | None = source.chat_template
+        self.generation_defaults: dict[str, Any] = source.generation_defaults
+        self.special_tokens: dict[str, str] = source.special_tokens
+        self.eos_token_ids: tuple[int, ...] = source.eos_token_ids
+        self.max_model_len: int = self._engine_loop.limits.max_model_len
+        self.served_model_names: tuple[str, ...] = config.served_model_name or (source.name,)
+        self.metrics: Metrics = self._engine_loop.core.metrics
+        self.memory_table: list[tuple[str, str]] = self._engine_loop.runner.memory_table()
+        self.created_s = int(time.time())
+        # Sample id -> where its news goes.
+        self._sinks: dict[int, Sink] = {}
+        self._next_id = itertools.count()
+        self._dead: asyncio.Event | None = None
+        # Set when the last sample ends, once somebody waits for that.
+        self._idle: asyncio.Event | None = None
+
+    async def start(self) -> None:
+        """Begin to step. The running loop becomes the one that delivers."""
+        self._loop = asyncio.get_running_loop()
+        self._dead = asyncio.Event()
+        self._engine_loop.start()
+
+    async def stop(self, timeout_s: float = 0.0) -> None:
+        """Wait up to ``timeout_s`` for running requests, abort the rest, end the engine thread."""
+        await self._wait_idle(timeout_s)
+        self.abort(list(self._sinks))
+        # An abort takes one step.
+        await self._wait_idle(STALL_S)
+        await asyncio.to_thread(self._engine_loop.stop)
+
+    async def _wait_idle(self, timeout_s: float) -> None:
+        if self._sinks and self.is_alive:
+            self._idle = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), timeout_s)
+
+    @property
+    def is_alive(self) -> bool:
+        """False once the engine thread has died; it does not come back."""
+        return self._engine_loop.fatal_error is None
+
+    @property
+    def is_healthy(self) -> bool:
+        """Alive, and making progress if there is work."""
+        return self._engine_loop.is_healthy()
+
+    @property
+    def num_unfinished(self) -> int:
+        """Samples that wait or run."""
+        return len(self._sinks)
+
+    async def wait_dead(self) -> None:
+        """Return when the engine has died."""
+        assert self._dead is not None, "start() first"
+        await self._dead.wait()
+
+    def submit(
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        sink: Sink,
+        *,
+        delivery: Delivery = "final",
+        sse: Sequence[SseTemplate] | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
+    ) -> list[int]:
+        """Queue one request; event-loop thread only.
+
+        ``sink`` gets every Delta of every sample on the event loop, or one EngineDeadError per
+        sample in place of the rest.
+
+        Returns:
+            One id per sample, consecutive: sample i is ``ids[0] + i``.
+
+        Raises:
+            QueueFullError: ``max_num_queued_reqs`` requests wait already.
+            RequestTooLongError, InvalidParameterError: the request can never run.
+            EngineDeadError: the engine has died.
+        """
+        if not self.is_alive:
+            raise EngineDeadError
+        max_unfinished = self._engine_loop.runner.max_num_seqs + self.config.max_num_queued_reqs
+        if len(self._sinks) + params.n > max_unfinished:
+            raise QueueFullError(self.config.max_num_queued_reqs)
+        max_tokens = self._engine_loop.limits.check(prompt_token_ids, params)
+        first = next(self._next_id)
+        ids = range(first, first + params.n)
+        for _ in ids[1:]:
+            next(self._next_id)
+        for request_id in ids:
+            self._sinks[request_id] = sink
+        self._engine_loop.submit(
+            EngineRequest(
+                request_ids=ids,
+                prompt_token_ids=prompt_token_ids,
+                params=params,
+                max_tokens=max_tokens,
+                arrival_s=time.monotonic(),
+                delivery=delivery,
+                sse=sse,
+                priority=priority,
+                cache_salt=cache_salt,
+            )
+        )
+        return list(ids)
+
+    def abort(self, request_ids: Iterable[int]) -> None:
+        """End samples; each one's sink still gets a last Delta. Unknown ids are ignored."""
+        if ids := [request_id for request_id in request_ids if request_id in self._sinks]:
+            self._engine_loop.abort(ids)
+
+    async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids; a long text is encoded off the event loop."""
+        if len(text) <= INLINE_ENCODE_CHARS:
+            return self.tokenizer.encode(text, add_special_tokens)
+        return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens)
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+    ) -> AsyncIterator[RequestOutput]:
+        """Everything produced so far, each time there is more. Leaving the iteration aborts.
+
+        Raises:
+            QueueFullError, RequestTooLongError, InvalidParameterError, EngineDeadError.
+        """
+        text, token_ids = prompt_parts(prompt)
+        if token_ids is None:
+            assert text is not None
+            token_ids = await self.encode(text)
+        news: asyncio.Queue[Delta | EngineDeadError] = asyncio.Queue()
+        output = RequestOutput(
+            request_id=request_id or uuid.uuid4().hex,
+            prompt=text,
+            prompt_token_ids=list(token_ids),
+            outputs=[CompletionOutput(index) for index in range(params.n)],
+        )
+        ids = self.submit(token_ids, params, news.put_nowait, delivery="delta", priority=priority)
+        try:
+            while not output.finished:
+                delta = await news.get()
+                if isinstance(delta, EngineDeadError):
+                    raise delta
+                output.apply(delta.request_id - ids[0], delta, self.tokenizer)
+                yield output
+        finally:
+            self.abort(ids)
+
+    # ---------------------------------------------------------------------- delivery
+
+    def _wake_up(self) -> None:
+        """On the engine thread: ask the event loop for one delivery."""
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        """On the event loop: hand every sample's news to its sink."""
+        for delta in self._engine_loop.core.outbox.drain():
+            request_id = delta.request_id
+            if delta.finish_reason is not None:
+                sink = self._sinks.pop(request_id)
+                self._engine_loop.requests.pop(request_id, None)
+            else:
+                sink = self._sinks[request_id]
+            sink(delta)
+        if not self.is_alive:
+            sinks, self._sinks = self._sinks, {}
+            for sink in sinks.values():
+                sink(EngineDeadError())
+            if self._dead is not None:
+                self._dead.set()
+        if not self._sinks and self._idle is not None:
+            self._idle.set()

@@ -1,0 +1,181 @@
+"""LLM: the offline API. The caller's thread steps the engine; there is no server and no loop."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from octavo.config import EngineConfig
+from octavo.engine.engine import Prompt, prompt_parts
+from octavo.engine.engine_loop import EngineLoop
+from octavo.engine.request import EngineRequest
+from octavo.outputs import CompletionOutput, RequestOutput
+from octavo.sampling_params import SamplingParams
+from octavo.server.chat_template import ChatTemplate
+
+if TYPE_CHECKING:
+    from octavo._core import Tokenizer
+
+Message = Mapping[str, Any]
+
+
+class LLM:
+    """A model in this process.
+
+    Args:
+        model: folder, .gguf file or hub id; None is SmolLM2-135M-Instruct.
+        config: further fields of EngineConfig.
+
+    Raises:
+        ValueError, OSError: the model cannot be loaded.
+    """
+
+    def __init__(self, model: str | None = None, **config: Any) -> None:
+        self.config = EngineConfig(model=model, **config)
+        self._engine = EngineLoop(self.config)
+        self._next_id = itertools.count()
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self._engine.tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What the model's generation_config.json asks for."""
+        return SamplingParams(**self._engine.source.generation_defaults)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Complete every prompt; outputs are in the prompts' order.
+
+        Args:
+            prompts: one prompt or several: text, token ids, or ``{"prompt_token_ids": [...]}``.
+            sampling_params: one for all or one per prompt; the model's defaults if None.
+
+        Raises:
+            InvalidParameterError, RequestTooLongError: before anything has run.
+            RuntimeError: the model failed on a request.
+        """
+        single = isinstance(prompts, str | Mapping) or all(isinstance(p, int) for p in prompts)
+        batch: list[Prompt] = [prompts] if single else list(prompts)  # type: ignore[arg-type,list-item]
+        params = self._per_prompt(sampling_params, len(batch))
+        outputs = self._submit(batch, params)
+        self._run_to_end(outputs, use_tqdm)
+        return list({id(output): output for output in outputs.values()}.values())
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer one conversation or several, each a list of ``{"role", "content"}``.
+
+        Raises:
+            ValueError: the model has no chat template and none is given.
+        """
+        source = chat_template or self._engine.source.chat_template
+        if source is None:
+            raise ValueError("the model has no chat template: pass chat_template")
+        template = ChatTemplate(source, self._engine.source.special_tokens)
+        conversations: Iterable[Any] = (
+            [messages] if messages and isinstance(messages[0], Mapping) else messages
+        )
+        tokenizer = self._engine.tokenizer
+        prompts: list[Prompt] = []
+        for conversation in conversations:
+            text = template.render(
+                list(conversation),
+                add_generation_prompt=add_generation_prompt,
+                **(chat_template_kwargs or {}),
+            )
+            # The template has written the special tokens already.
+            prompts.append({"prompt": text, "prompt_token_ids": tokenizer.encode(text, False)})
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+
+    def _per_prompt(
+        self, sampling_params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
+    ) -> list[SamplingParams]:
+        if sampling_params is None:
+            sampling_params = self.get_default_sampling_params()
+        if isinstance(sampling_params, SamplingParams):
+            return [sampling_params] * num_prompts
+        if len(sampling_params) != num_prompts:
+            raise ValueError(f"{len(sampling_params)} sampling params for {num_prompts} prompts")
+        return list(sampling_params)
+
+    def _submit(
+        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams]
+    ) -> dict[int, RequestOutput]:
+        """Check all, then queue all: a bad prompt must not leave its neighbours running."""
+        requests: list[EngineRequest] = []
+        outputs: dict[int, RequestOutput] = {}
+        for prompt, sampling in zip(prompts, params, strict=True):
+            text, token_ids = prompt_parts(prompt)
+            if token_ids is None:
+                assert text is not None
+                token_ids = self._engine.tokenizer.encode(text)
+            max_tokens = self._engine.limits.check(token_ids, sampling)
+            ids = [next(self._next_id) for _ in range(sampling.n)]
+            output = RequestOutput(
+                request_id=str(ids[0]),
+                prompt=text,
+                prompt_token_ids=list(token_ids),
+                outputs=[CompletionOutput(index) for index in range(sampling.n)],
+            )
+            outputs.update(dict.fromkeys(ids, output))
+            requests.append(
+                EngineRequest(
+                    request_ids=range(ids[0], ids[0] + sampling.n),
+                    prompt_token_ids=token_ids,
+                    params=sampling,
+                    max_tokens=max_tokens,
+                    arrival_s=time.monotonic(),
+                )
+            )
+        for request in requests:
+            self._engine.submit(request)
+        return outputs
+
+    def _run_to_end(self, outputs: Mapping[int, RequestOutput], use_tqdm: bool) -> None:
+        engine = self._engine
+        unfinished = set(outputs)
+        progress = tqdm(
+            total=len({id(o) for o in outputs.values()}), desc="requests", disable=not use_tqdm
+        )
+        try:
+            while unfinished:
+                engine.step()
+                for delta in engine.core.outbox.drain():
+                    output = outputs[delta.request_id]
+                    index = delta.request_id - int(output.request_id)
+                    output.apply(index, delta, engine.tokenizer)
+                    if delta.finish_reason == "error":
+                        raise RuntimeError(f"request {output.request_id} failed; see the log")
+                    if delta.finish_reason is not None:
+                        unfinished.discard(delta.request_id)
+                        engine.requests.pop(delta.request_id, None)
+                    if output.finished:
+                        progress.update()
+        finally:
+            progress.close()
+            if unfinished:
+                # Interrupted: leave an engine that can be used again.
+                engine.abort(unfinished)
+                while engine.core.has_work():
+                    engine.step()
+                engine.core.outbox.drain()
+                for request_id in unfinished:
+                    engine.requests.pop(request_id, None)

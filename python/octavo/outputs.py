@@ -1,0 +1,82 @@
+"""RequestOutput: what a request has produced so far, in vLLM's shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from octavo._core import Delta, Tokenizer
+
+
+@dataclass(slots=True)
+class Logprob:
+    """One candidate at one position.
+
+    ``logprob`` is of the raw distribution, before temperature and penalties; ``rank`` 1 is the
+    most likely token of the whole vocabulary.
+    """
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+@dataclass(slots=True)
+class RequestMetrics:
+    """Where a finished request's time went, in seconds; None where it never got that far."""
+
+    queue_s: float | None = None
+    prefill_s: float | None = None
+    decode_s: float | None = None
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """One sample of a request. ``index`` counts the request's ``n`` samples from 0."""
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    cumulative_logprob: float | None = None
+    # One entry per token: candidates by token id, the chosen token among them.
+    logprobs: list[dict[int, Logprob]] | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """A request and everything it has produced so far."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    finished: bool = False
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    metrics: RequestMetrics | None = None
+    num_cached_tokens: int = 0
+
+    def apply(self, index: int, delta: Delta, tokenizer: Tokenizer) -> None:
+        """Append one sample's news. ``index`` is the sample's."""
+        output = self.outputs[index]
+        output.text += delta.text
+        output.token_ids.extend(delta.token_ids)
+        if (news := delta.logprobs) is not None:
+            if output.logprobs is None:
+                output.logprobs = []
+            output.logprobs.extend(
+                {
+                    token_id: Logprob(logprob, rank, tokenizer.decode([token_id], False))
+                    for token_id, logprob, rank in reversed(candidates)
+                }
+                for candidates in news
+            )
+            output.cumulative_logprob = delta.cumulative_logprob
+        self.num_cached_tokens = max(self.num_cached_tokens, delta.num_cached_tokens)
+        if delta.finish_reason is not None:
+            output.finish_reason = delta.finish_reason
+            output.stop_reason = delta.stop_reason
+            self.metrics = RequestMetrics(delta.queue_s, delta.prefill_s, delta.decode_s)
+            self.finished = all(o.finish_reason is not None for o in self.outputs)
