@@ -1,0 +1,216 @@
+"""What can go wrong, and how each case is answered: one table, exception -> status, type, code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from octavo.sampling_params import InvalidParameterError
+
+
+class OctavoError(Exception):
+    """Base of the errors octavo raises on purpose.
+
+    The message is meant for the client: it carries no path, address or traceback. ``param`` names
+    the request field at fault, None if there is none.
+    """
+
+    param: str | None = None
+
+
+class QueueFullError(OctavoError):
+    """As many requests wait as may; try again later."""
+
+    def __init__(self, max_num_queued_reqs: int) -> None:
+        super().__init__(
+            f"the server is overloaded: {max_num_queued_reqs} requests are waiting already"
+        )
+        self.max_num_queued_reqs = max_num_queued_reqs
+
+
+class RequestTooLongError(OctavoError):
+    """The prompt leaves no room for a token in the model's context."""
+
+    def __init__(
+        self, num_prompt_tokens: int, max_model_len: int, param: str | None = None
+    ) -> None:
+        super().__init__(
+            f"This model's maximum context length is {max_model_len} tokens, but the prompt holds "
+            f"{num_prompt_tokens} tokens. Please shorten the prompt."
+        )
+        self.num_prompt_tokens = num_prompt_tokens
+        self.max_model_len = max_model_len
+        self.param = param
+
+
+class UnsupportedParameterError(OctavoError):
+    """A field octavo knows of but does not implement, or does not know at all."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class BadRequestError(OctavoError):
+    """A request that cannot be understood: its JSON, its shape, its chat template."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class AuthenticationError(OctavoError):
+    """No API key, or a wrong one."""
+
+
+class ForbiddenHostError(OctavoError):
+    """A Host header that does not name this loopback server (a DNS rebinding attack's mark)."""
+
+
+class ModelNotFoundError(OctavoError):
+    """The request names a model this server does not serve."""
+
+    param = "model"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"The model {model!r} does not exist.")
+
+
+class RouteNotFoundError(OctavoError):
+    """No such path."""
+
+
+class MethodNotAllowedError(OctavoError):
+    """The path exists, the method does not. ``allowed`` goes into the Allow header."""
+
+    def __init__(self, message: str, allowed: str) -> None:
+        super().__init__(message)
+        self.allowed = allowed
+
+
+class BodyTimeoutError(OctavoError):
+    """The client stopped sending in the middle of its request."""
+
+
+class BodyTooLargeError(OctavoError):
+    """The request's body is over the limit."""
+
+
+class ContentTypeError(OctavoError):
+    """The body is not declared to be JSON."""
+
+
+class HeaderTooLargeError(OctavoError):
+    """The request's head is over the limit."""
+
+
+class LoadingError(OctavoError):
+    """The model is not loaded yet."""
+
+    def __init__(self) -> None:
+        super().__init__("the model is loading")
+
+
+class DrainingError(OctavoError):
+    """The server is shutting down and takes no new work."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down")
+
+
+class StalledError(OctavoError):
+    """The engine has work and makes no progress."""
+
+    def __init__(self) -> None:
+        super().__init__("the engine makes no progress")
+
+
+class EngineDeadError(OctavoError):
+    """The engine has ended by a fatal error; the process is about to exit."""
+
+    def __init__(self) -> None:
+        super().__init__("the engine has stopped because of an internal error")
+
+
+class GenerationError(OctavoError):
+    """The engine failed on this request; others go on."""
+
+    def __init__(self) -> None:
+        super().__init__("the engine failed on this request")
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorKind:
+    """How one class of exceptions is answered over HTTP."""
+
+    status: int
+    type: str
+    code: str | None
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+_INVALID = "invalid_request_error"
+# A queue of thousands empties in seconds; a client that waits one second finds out soon enough.
+_RETRY = {"Retry-After": "1"}
+_RETRY_LATER = {"Retry-After": "5"}
+
+# Looked up along the exception's MRO, so that subclasses inherit their base's answer.
+ERROR_TABLE: dict[type[BaseException], ErrorKind] = {
+    InvalidParameterError: ErrorKind(400, _INVALID, "invalid_value"),
+    RequestTooLongError: ErrorKind(400, _INVALID, "context_length_exceeded"),
+    UnsupportedParameterError: ErrorKind(400, _INVALID, "unsupported_parameter"),
+    BadRequestError: ErrorKind(400, _INVALID, None),
+    AuthenticationError: ErrorKind(
+        401, "authentication_error", "invalid_api_key", {"WWW-Authenticate": "Bearer"}
+    ),
+    ForbiddenHostError: ErrorKind(403, _INVALID, "forbidden_host"),
+    ModelNotFoundError: ErrorKind(404, _INVALID, "model_not_found"),
+    RouteNotFoundError: ErrorKind(404, _INVALID, "not_found"),
+    MethodNotAllowedError: ErrorKind(405, _INVALID, "method_not_allowed"),
+    BodyTimeoutError: ErrorKind(408, _INVALID, "request_timeout", {"Connection": "close"}),
+    BodyTooLargeError: ErrorKind(413, _INVALID, "body_too_large"),
+    ContentTypeError: ErrorKind(415, _INVALID, "unsupported_content_type"),
+    HeaderTooLargeError: ErrorKind(431, _INVALID, "header_too_large", {"Connection": "close"}),
+    QueueFullError: ErrorKind(503, "service_unavailable", "queue_full", _RETRY),
+    LoadingError: ErrorKind(503, "service_unavailable", "loading", _RETRY),
+    DrainingError: ErrorKind(503, "service_unavailable", "draining", _RETRY_LATER),
+    StalledError: ErrorKind(503, "service_unavailable", "stalled", _RETRY_LATER),
+    EngineDeadError: ErrorKind(503, "server_error", "engine_dead", _RETRY_LATER),
+    GenerationError: ErrorKind(500, "server_error", "generation_failed"),
+    Exception: ErrorKind(500, "server_error", "internal_error"),
+}
+
+
+def error_kind(error: BaseException) -> ErrorKind:
+    """The table's row for an exception: its own or its nearest base's."""
+    for cls in type(error).__mro__:
+        if (kind := ERROR_TABLE.get(cls)) is not None:
+            return kind
+    return ERROR_TABLE[Exception]
+
+
+# A message may quote the client's own values: enough of them to find the mistake, never all.
+MAX_MESSAGE_CHARS = 1024
+
+
+def error_body(error: BaseException, request_id: str | None = None) -> dict[str, object]:
+    """OpenAI's error object. An unforeseen exception's own text stays inside the server.
+
+    ``request_id`` is named in a 500's message, so that its log entry can be found.
+    """
+    kind = error_kind(error)
+    if isinstance(error, OctavoError | InvalidParameterError):
+        message = str(error)
+    else:
+        message = "internal error"
+    if kind.status == 500 and request_id is not None:
+        message = f"{message} (request id {request_id})"
+    if len(message) > MAX_MESSAGE_CHARS:
+        message = message[: MAX_MESSAGE_CHARS - 3] + "..."
+    return {
+        "error": {
+            "message": message,
+            "type": kind.type,
+            "param": getattr(error, "param", None),
+            "code": kind.code,
+        }
+    }

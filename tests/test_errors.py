@@ -1,0 +1,53 @@
+"""errors.py: every exception class has a row, and no message leaks or grows."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from octavo import errors
+from octavo.sampling_params import InvalidParameterError, SamplingParams
+
+
+def subclasses() -> list[type[errors.OctavoError]]:
+    return [
+        cls
+        for _, cls in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(cls, errors.OctavoError) and cls is not errors.OctavoError
+    ]
+
+
+@pytest.mark.parametrize("cls", subclasses())
+def test_every_error_has_a_row_of_its_own(cls: type[errors.OctavoError]) -> None:
+    assert cls in errors.ERROR_TABLE
+
+
+def test_too_long_names_both_numbers() -> None:
+    error = errors.RequestTooLongError(9000, 8192)
+    body = errors.error_body(error)["error"]
+    assert errors.error_kind(error).status == 400
+    assert body["code"] == "context_length_exceeded"
+    assert "9000" in body["message"]
+    assert "8192" in body["message"]
+
+
+def test_a_wrong_value_is_named_in_param() -> None:
+    with pytest.raises(InvalidParameterError) as caught:
+        SamplingParams(max_tokens=-1)
+    body = errors.error_body(caught.value)["error"]
+    assert errors.error_kind(caught.value).status == 400
+    assert body["param"] == "max_tokens"
+    assert body["type"] == "invalid_request_error"
+
+
+def test_an_unforeseen_error_shows_nothing_but_the_request_id() -> None:
+    error = RuntimeError("/home/someone/secret.py at 0x7f00")
+    body = errors.error_body(error, "abc")["error"]
+    assert body["message"] == "internal error (request id abc)"
+    assert errors.error_kind(error).status == 500
+
+
+def test_messages_are_bounded() -> None:
+    body = errors.error_body(errors.ModelNotFoundError("x" * 100_000))["error"]
+    assert len(body["message"]) == errors.MAX_MESSAGE_CHARS
