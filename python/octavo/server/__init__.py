@@ -1,0 +1,1 @@
+"""The HTTP server: OpenAI's interface, with vLLM's additions, over one AsyncEngine."""

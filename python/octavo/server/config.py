@@ -1,0 +1,73 @@
+"""ServerConfig: every switch of the HTTP front end, frozen, each default with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from octavo.config import _flag as flag
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """Where the server listens, whom it lets in, how it ends.
+
+    Raises:
+        ValueError: from ``__post_init__``, naming the field.
+    """
+
+    # --- listening ---
+    # Loopback: a server that others can reach is a decision, not a default.
+    host: str = flag("127.0.0.1", "front end", "address to listen on; 0.0.0.0 for all")
+    port: int = flag(8000, "front end", "port to listen on; 0 takes a free one")
+    uds: str | None = flag(None, "front end", "listen on this Unix socket instead of a port")
+    root_path: str = flag("", "front end", "path prefix that a proxy in front has stripped")
+    ssl_keyfile: str | None = flag(None, "front end", "TLS private key (PEM)")
+    ssl_certfile: str | None = flag(None, "front end", "TLS certificate chain (PEM)")
+
+    # --- access ---
+    api_key: tuple[str, ...] = flag(
+        (), "access", "keys, one of which a request must bring; none: open", many=True
+    )
+    # Scrapers seldom carry keys, but the counts tell what a server is used for.
+    metrics_need_key: bool = flag(True, "access", "whether /metrics asks for the key too")
+    # Empty: no browser page of another origin may call the server.
+    allowed_origins: tuple[str, ...] = flag(
+        (), "access", "origins whose web pages may call (CORS); '*' for all", many=True
+    )
+    allowed_hosts: tuple[str, ...] = flag(
+        (), "access", "further Host names accepted on loopback without a key", many=True
+    )
+
+    # --- templates ---
+    chat_template: str | None = flag(
+        None, "templates", "a Jinja file, or the template itself, in place of the model's"
+    )
+    # Off: a template is a program, and its author should be the operator.
+    trust_request_chat_template: bool = flag(
+        False, "templates", "accept a chat_template inside a request"
+    )
+
+    # --- log and life cycle ---
+    enable_log_requests: bool = flag(False, "logging", "one line per request, without its text")
+    disable_log_stats: bool = flag(False, "logging", "no throughput line while there is work")
+    # Long enough for a typical answer, shorter than the 30 s after which orchestrators kill.
+    shutdown_timeout: float = flag(
+        25.0, "front end", "seconds that running requests get to finish on SIGTERM"
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port must be in [0, 65535], not {self.port}")
+        if self.shutdown_timeout < 0:
+            raise ValueError(f"shutdown_timeout must be at least 0, not {self.shutdown_timeout}")
+        if self.root_path and not self.root_path.startswith("/"):
+            raise ValueError(f"root_path must begin with '/', not {self.root_path!r}")
+        if any(not key for key in self.api_key):
+            raise ValueError("api_key must not be empty")
+        if (self.ssl_keyfile is not None) and self.ssl_certfile is None:
+            raise ValueError("ssl_keyfile needs ssl_certfile")
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether connections are encrypted."""
+        return self.ssl_certfile is not None
