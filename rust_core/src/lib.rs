@@ -3,5 +3,14 @@
 //!
 //! The crate is usable without Python: `cargo test` and the benches drive it directly.
 
+pub mod dequantize;
+pub mod detokenizer;
+pub mod gguf;
+mod gguf_tokenizer;
+mod stop_strings;
+pub mod stream;
+mod token_table;
+pub mod tokenizer;
+
 #[cfg(feature = "python")]
 mod python;

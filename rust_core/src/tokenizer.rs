@@ -1,0 +1,187 @@
+//! Tokenizer: text to token ids and back, over the crate `tokenizers`.
+//!
+//! Costs: encoding is O(text) for ordinary text and O(n log n) in the longest run without a split
+//! point; decoding is O(tokens). The table for incremental decoding and token bytes
+//! ([`TokenTable`]) is built on first use, O(vocabulary), and shared.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::OnceLock;
+
+use tokenizers::Decoder;
+
+use crate::gguf::GgufFile;
+use crate::gguf_tokenizer;
+use crate::token_table::TokenTable;
+
+/// Why a tokenizer could not be built or a text not be encoded, in one line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenizerError(pub String);
+
+impl fmt::Display for TokenizerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for TokenizerError {}
+
+/// A vocabulary with its rules. Immutable; share it through an `Arc`.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    vocab_size: usize,
+    table: OnceLock<Option<TokenTable>>,
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("vocab_size", &self.vocab_size)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Tokenizer {
+    /// Read a `tokenizer.json`. Its truncation and padding are dropped: a prompt is never cut or
+    /// filled up behind the caller's back.
+    ///
+    /// # Errors
+    /// The file cannot be read or does not describe a tokenizer.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self, TokenizerError> {
+        let path = path.as_ref();
+        let fail = |why: String| {
+            let why = why.lines().next().unwrap_or_default();
+            TokenizerError(format!("{}: {why}", path.display()))
+        };
+        // The file is input: a panic in the crate over a strange one is an error like any other.
+        let read = || {
+            let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
+            tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| e.to_string())
+        };
+        let inner = catch_unwind(read)
+            .unwrap_or_else(|_| Err("does not describe a tokenizer".to_owned()))
+            .map_err(fail)?;
+        Ok(Self::new(inner))
+    }
+
+    /// Build from GGUF metadata, as `gguf_tokenizer` says. O(vocabulary + merges).
+    ///
+    /// # Errors
+    /// A tokenizer model or pre-tokenizer that is not known, or metadata that does not fit together.
+    pub fn from_gguf(file: &GgufFile) -> Result<Self, TokenizerError> {
+        gguf_tokenizer::build(file)
+            .map(Self::new)
+            .map_err(|why| TokenizerError(format!("{}: {why}", file.path())))
+    }
+
+    /// Take one of the crate's tokenizers.
+    pub fn new(mut inner: tokenizers::Tokenizer) -> Self {
+        inner.with_padding(None);
+        // Only a truncation that is set can be refused.
+        let _ = inner.with_truncation(None);
+        let vocab_size = inner.get_vocab_size(true);
+        Self {
+            inner,
+            vocab_size,
+            table: OnceLock::new(),
+        }
+    }
+
+    /// How many tokens there are, added ones included.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// The ids of a text.
+    ///
+    /// # Errors
+    /// The tokenizer cannot represent the text (a vocabulary without an unknown token).
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
+        let encode = || self.inner.encode_fast(text, add_special);
+        match catch_unwind(AssertUnwindSafe(encode)) {
+            Ok(Ok(encoding)) => Ok(encoding.get_ids().to_vec()),
+            Ok(Err(e)) => Err(TokenizerError(format!("the text cannot be encoded: {e}"))),
+            Err(_) => Err(TokenizerError("the text cannot be encoded".to_owned())),
+        }
+    }
+
+    /// The ids of several texts, on all cores.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_batch(
+        &self,
+        texts: &[impl AsRef<str>],
+        add_special: bool,
+    ) -> Result<Vec<Vec<u32>>, TokenizerError> {
+        let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
+        let encode = || self.inner.encode_batch_fast(texts, add_special);
+        match catch_unwind(AssertUnwindSafe(encode)) {
+            Ok(Ok(all)) => Ok(all.iter().map(|one| one.get_ids().to_vec()).collect()),
+            Ok(Err(e)) => Err(TokenizerError(format!("a text cannot be encoded: {e}"))),
+            Err(_) => Err(TokenizerError("a text cannot be encoded".to_owned())),
+        }
+    }
+
+    /// The text of ids in one go. Ids that are not in the vocabulary add nothing.
+    ///
+    /// # Errors
+    /// The decoder refuses the tokens; none of the common ones does.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TokenizerError> {
+        // Some decoders cannot take an empty sequence.
+        if !ids.iter().any(|&id| self.is_visible(id, skip_special)) {
+            return Ok(String::new());
+        }
+        let decode = || self.inner.decode(ids, skip_special);
+        match catch_unwind(AssertUnwindSafe(decode)) {
+            Ok(Ok(text)) => Ok(text),
+            Ok(Err(e)) => Err(TokenizerError(format!("the ids cannot be decoded: {e}"))),
+            Err(_) => Err(TokenizerError("the ids cannot be decoded".to_owned())),
+        }
+    }
+
+    /// The id of a token's exact spelling in the vocabulary.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// A token's spelling in the vocabulary.
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// The bytes this token adds in the middle of a text; none for ids out of the vocabulary.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        if let Some(table) = self.table() {
+            return table.bytes(id).to_vec();
+        }
+        let (Some(token), Some(decoder)) = (self.id_to_token(id), self.inner.get_decoder()) else {
+            return self.id_to_token(id).unwrap_or_default().into_bytes();
+        };
+        // After another token, so that what only the first one loses is kept.
+        let lead = || vec!["a".to_owned()];
+        let decode = |tokens| decoder.decode_chain(tokens).map(|parts| parts.concat());
+        let both = decode(vec!["a".to_owned(), token.clone()]);
+        match (decode(lead()), both) {
+            (Ok(lead), Ok(both)) if both.starts_with(&lead) => {
+                both.as_bytes()[lead.len()..].to_vec()
+            }
+            _ => token.into_bytes(),
+        }
+    }
+
+    /// Whether this id puts anything into a decoded sequence.
+    pub(crate) fn is_visible(&self, id: u32, skip_special: bool) -> bool {
+        self.inner.id_to_token(id).is_some_and(|token| {
+            !skip_special || !self.inner.get_added_vocabulary().is_special_token(&token)
+        })
+    }
+
+    /// The table for incremental decoding; None for decoders that need the tokens around.
+    pub(crate) fn table(&self) -> Option<&TokenTable> {
+        self.table
+            .get_or_init(|| TokenTable::build(&self.inner))
+            .as_ref()
+    }
+}
