@@ -1,0 +1,151 @@
+"""The loop over the real core: order, run-ahead, failures, aborts, idleness."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Any
+
+import pytest
+
+from octavo.config import EngineConfig
+from octavo.engine.engine_loop import MAX_FAILED_STEPS, EngineLoop
+from octavo.engine.request import EngineRequest
+from octavo.errors import EngineDeadError
+from octavo.sampling_params import SamplingParams
+
+
+def request(ids: range, prompt: list[int], **params: Any) -> EngineRequest:
+    sampling = SamplingParams(**params)
+    return EngineRequest(
+        request_ids=ids,
+        prompt_token_ids=prompt,
+        params=sampling,
+        max_tokens=sampling.max_tokens or 0,
+        arrival_s=time.monotonic(),
+    )
+
+
+def run_to_end(loop: EngineLoop, max_steps: int = 5000) -> dict[int, Any]:
+    """Steps until idle, checking the core's invariants after each; final deltas by id."""
+    finals = {}
+    for _ in range(max_steps):
+        busy = loop.step()
+        loop.core.check_integrity()
+        finals.update({delta.request_id: delta for delta in loop.core.outbox.drain()})
+        if not busy and not loop.core.has_work():
+            return finals
+    raise AssertionError("the engine did not become idle")
+
+
+@pytest.mark.parametrize("max_in_flight", [1, 2])
+@pytest.mark.parametrize("num_blocks", [12, 64])
+def test_mixed_requests_say_what_each_says_alone(
+    fake_model: Any, alone: Any, max_in_flight: int, num_blocks: int
+) -> None:
+    fake_model(num_blocks, max_in_flight)
+    loop = EngineLoop(
+        EngineConfig(block_size=4, max_model_len=40, max_num_seqs=4, max_num_batched_tokens=16)
+    )
+    rng = random.Random(5)
+    shared = [rng.randrange(1000) for _ in range(9)]
+    expected = {}
+    for request_id in range(30):
+        tail = [rng.randrange(1000) for _ in range(rng.randrange(1, 12))]
+        prompt = (shared if request_id % 3 == 0 else []) + tail
+        max_tokens = rng.randrange(1, 18)
+        ignore_eos = request_id % 2 == 0
+        loop.submit(
+            request(
+                range(request_id, request_id + 1),
+                prompt,
+                max_tokens=max_tokens,
+                ignore_eos=ignore_eos,
+            )
+        )
+        expected[request_id] = alone(prompt, max_tokens, ignore_eos)
+    finals = run_to_end(loop)
+    assert {i: final.token_ids for i, final in finals.items()} == expected
+    stats = loop.core.stats()
+    assert stats["num_free_blocks"] + stats["num_cached_blocks"] >= num_blocks
+    assert stats["num_running"] == stats["num_waiting"] == stats["num_in_flight"] == 0
+
+
+@pytest.mark.parametrize("max_in_flight", [1, 2])
+def test_abort_at_every_step(fake_model: Any, alone: Any, max_in_flight: int) -> None:
+    """Whatever is in flight, an abort ends one request and leaves its neighbour's tokens alone."""
+    for step in range(12):
+        fake_model(16, max_in_flight)
+        loop = EngineLoop(
+            EngineConfig(block_size=2, max_model_len=32, max_num_seqs=2, max_num_batched_tokens=4)
+        )
+        loop.submit(request(range(1), [1, 2, 3, 4, 5], max_tokens=20, ignore_eos=True))
+        loop.submit(request(range(1, 2), [9, 8, 7], max_tokens=10, ignore_eos=True))
+        for _ in range(step):
+            loop.step()
+        loop.abort([0])
+        finals = run_to_end(loop)
+        assert finals[0].finish_reason == "abort"
+        assert finals[1].finish_reason == "length"
+        assert finals[1].token_ids == alone([9, 8, 7], 10)
+
+
+@pytest.mark.parametrize("max_in_flight", [1, 2])
+def test_a_failed_step_fails_its_requests_only(
+    fake_model: Any, alone: Any, max_in_flight: int
+) -> None:
+    fake_model(32, max_in_flight)
+    loop = EngineLoop(EngineConfig(block_size=4, max_model_len=32, max_num_seqs=1))
+
+    def fail(batch: Any) -> None:
+        if 0 in batch.request_ids:
+            raise ValueError("this request's fault")
+
+    loop.runner.fail = fail
+    loop.submit(request(range(1), [1, 2], max_tokens=4, ignore_eos=True))
+    loop.submit(request(range(1, 2), [3, 4], max_tokens=4, ignore_eos=True))
+    finals = run_to_end(loop)
+    assert finals[0].finish_reason == "error"
+    assert finals[1].finish_reason == "length"
+    assert finals[1].token_ids == alone([3, 4], 4)
+
+
+def test_failing_again_and_again_is_fatal(fake_model: Any) -> None:
+    fake_model()
+    loop = EngineLoop(EngineConfig(block_size=4, max_model_len=32, max_num_seqs=1))
+
+    def fail(batch: Any) -> None:
+        raise RuntimeError("broken")
+
+    loop.runner.fail = fail
+    for i in range(MAX_FAILED_STEPS):
+        loop.submit(request(range(i, i + 1), [1, 2], max_tokens=4))
+    with pytest.raises(EngineDeadError):
+        run_to_end(loop)
+
+
+def test_an_idle_engine_does_not_step(fake_model: Any) -> None:
+    fake_model()
+    loop = EngineLoop(EngineConfig(block_size=4, max_model_len=32, max_num_seqs=1))
+    steps = 0
+    real_step = loop.step
+
+    def counted() -> bool:
+        nonlocal steps
+        steps += 1
+        return real_step()
+
+    loop.step = counted
+    loop.start()
+    try:
+        loop.submit(request(range(1), [1, 2], max_tokens=4, ignore_eos=True))
+        deadline = time.monotonic() + 10
+        while loop.core.metrics.snapshot()["generation_tokens"] < 4:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(0.2)
+        before = steps
+        time.sleep(0.3)
+        assert steps == before
+    finally:
+        loop.stop()
