@@ -1,0 +1,97 @@
+"""Attention over the paged KV cache."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from octavo.layers.context import AttentionContext
+from octavo.layers.ops import Ops
+
+
+class Attention:
+    """Rope, store this step's keys and values, attend to all of the request's.
+
+    ``k_cache``, ``v_cache``: [num_blocks, num_kv_heads, block_size, head_dim]; empty until the
+    runner binds them. ``cos_sin``: float32 [max_model_len, rot_dim], shared by the layers.
+    ``q_norm``, ``k_norm``: [head_dim] or None.
+    """
+
+    __slots__ = (
+        "_paged_attention",
+        "_rope_store",
+        "cos_sin",
+        "eps",
+        "head_dim",
+        "k_cache",
+        "k_norm",
+        "num_heads",
+        "num_kv_heads",
+        "q_norm",
+        "scale",
+        "sliding_window",
+        "softcap",
+        "v_cache",
+    )
+
+    def __init__(
+        self,
+        ops: Ops,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        cos_sin: Tensor,
+        scale: float | None = None,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 1e-6,
+        sliding_window: int = 0,
+        softcap: float = 0.0,
+    ) -> None:
+        self._rope_store = ops.qk_norm_rope_store_kv
+        self._paged_attention = ops.paged_attention
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads
+        self.head_dim = head_dim
+        self.cos_sin = cos_sin
+        self.scale = head_dim**-0.5 if scale is None else scale
+        self.q_norm = q_norm
+        self.k_norm = k_norm
+        self.eps = eps
+        self.sliding_window = sliding_window
+        self.softcap = softcap
+        self.k_cache = torch.empty(0)
+        self.v_cache = torch.empty(0)
+
+    def __call__(self, qkv: Tensor, ctx: AttentionContext) -> Tensor:
+        """qkv [T, (num_heads + 2 * num_kv_heads) * head_dim] -> [T, num_heads * head_dim]."""
+        q = self._rope_store(
+            qkv,
+            ctx.positions,
+            self.cos_sin,
+            ctx.slot_mapping,
+            self.k_cache,
+            self.v_cache,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            q_norm=self.q_norm,
+            k_norm=self.k_norm,
+            eps=self.eps,
+        )
+        return self._paged_attention(
+            q,
+            self.k_cache,
+            self.v_cache,
+            ctx.block_table,
+            ctx.slots,
+            ctx.seq_lens,
+            ctx.query_start_loc,
+            scale=self.scale,
+            num_decodes=ctx.num_decodes,
+            max_query_len=ctx.max_query_len,
+            max_seq_len=ctx.max_seq_len,
+            sliding_window=self.sliding_window,
+            softcap=self.softcap,
+        )

@@ -1,0 +1,28 @@
+"""AttentionContext: what one step tells every attention layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(slots=True, eq=False)
+class AttentionContext:
+    """One step's tokens and where their keys and values live. All tensors int32, on the device.
+
+    Requests come decodes first (one query token each), then prefill chunks; request r's tokens are
+    rows query_start_loc[r] : query_start_loc[r + 1], and the last of them is at position
+    seq_lens[r] - 1.
+    """
+
+    positions: Tensor  # [T]
+    slot_mapping: Tensor  # [T]  block_id * block_size + offset, or -1: nothing is stored
+    slots: Tensor  # [R]  row of block_table
+    seq_lens: Tensor  # [R]  tokens in the cache, this step's included
+    query_start_loc: Tensor  # [R + 1]
+    block_table: Tensor  # [max_num_seqs + 1, max_blocks_per_seq]
+    num_reqs: int
+    num_decodes: int
+    max_query_len: int
+    max_seq_len: int

@@ -1,0 +1,97 @@
+"""The op set a model computes with: one of kernels.reference, kernels.cpu, kernels.gpu.
+
+Chosen once, when the model is built; layers then hold the functions themselves.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Literal, Protocol, TypeAlias, cast
+
+import torch
+from torch import Tensor
+
+from octavo.kernels.packed import PackedLinear, QuantTensor
+
+Backend: TypeAlias = Literal["auto", "native", "reference"]
+Weight: TypeAlias = Tensor | PackedLinear
+
+
+class Ops(Protocol):
+    """What every op module offers. Shapes and meanings: ``octavo.kernels.reference``."""
+
+    def rms_norm(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        eps: float,
+        *,
+        residual: Tensor | None = None,
+        weight_offset: float = 0.0,
+    ) -> Tensor | tuple[Tensor, Tensor]: ...
+
+    def embedding(self, ids: Tensor, weight: Weight, *, scale: float = 1.0) -> Tensor: ...
+
+    def linear(
+        self,
+        x: Tensor,
+        weight: Weight,
+        bias: Tensor | None = None,
+        *,
+        out_dtype: torch.dtype | None = None,
+    ) -> Tensor: ...
+
+    def gated_activation(self, x: Tensor, kind: str) -> Tensor: ...
+
+    def qk_norm_rope_store_kv(
+        self,
+        qkv: Tensor,
+        positions: Tensor,
+        cos_sin: Tensor,
+        slot_mapping: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        eps: float,
+        weight_offset: float = 0.0,
+        interleaved: bool = False,
+    ) -> Tensor: ...
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        block_table: Tensor,
+        slots: Tensor,
+        seq_lens: Tensor,
+        query_start_loc: Tensor,
+        *,
+        scale: float,
+        num_decodes: int,
+        max_query_len: int,
+        max_seq_len: int,
+        sliding_window: int = 0,
+        softcap: float = 0.0,
+        causal: bool = True,
+    ) -> Tensor: ...
+
+    def prepare_linear(self, weight: Tensor | QuantTensor) -> Weight: ...
+
+
+def get_ops(device: torch.device, backend: Backend) -> Ops:
+    """The op module for a device: ``native`` (and ``auto``) is Triton on a GPU, Rust on a CPU.
+
+    Raises:
+        ImportError: the native module cannot be imported (the compiled core is missing).
+    """
+    if backend == "reference":
+        name = "reference"
+    else:
+        name = "cpu" if device.type == "cpu" else "gpu"
+    return cast(Ops, importlib.import_module(f"octavo.kernels.{name}"))

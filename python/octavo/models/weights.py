@@ -1,0 +1,290 @@
+"""Weights: where a model's constructor pulls its tensors from, by HF name.
+
+Three sources: safetensors files, a GGUF file, and random numbers. A model asks for each tensor
+once, with the shape it expects; ``finish`` then reports what the files hold and nobody asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from octavo._core import GgufFile
+from octavo.kernels.packed import BLOCK_FORMATS, QuantTensor
+from octavo.models import gguf_names
+from octavo.models.errors import ModelLoadError
+
+# Told of every tensor read: its bytes in the file.
+Progress = Callable[[int], object]
+
+# Old checkpoints store these; they follow from the config.
+_DERIVED_SUFFIXES = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
+# Floats that are read as they are; everything else is a quantization.
+_FLOAT_KINDS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class Weights(Protocol):
+    """A checkpoint as a model sees it."""
+
+    def matrix(self, name: str, shape: tuple[int, int]) -> Tensor | QuantTensor:
+        """A weight [N, K]: a float tensor on the device, or as the file packs it.
+
+        Raises:
+            ModelLoadError: it is missing, misshapen, or of a type that cannot be computed with.
+        """
+
+    def vector(self, name: str, size: int) -> Tensor:
+        """A norm's weight or a bias, [size], in the type of the activations. Raises as above."""
+
+    def finish(self) -> None:
+        """All has been pulled.
+
+        Raises:
+            ModelLoadError: the checkpoint holds tensors the model has no use for.
+        """
+
+
+class SafetensorsWeights:
+    """Tensors of one or more mapped safetensors files.
+
+    ``dtype``: of matrices; None keeps the file's. ``act_dtype``: of vectors. ``ignored``: names
+    that may be there unused (a tied output head).
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        *,
+        device: torch.device,
+        dtype: torch.dtype | None,
+        act_dtype: torch.dtype,
+        ignored: Iterable[str] = (),
+        progress: Progress = lambda _: None,
+    ) -> None:
+        self._device, self._dtype, self._act_dtype = device, dtype, act_dtype
+        self._progress = progress
+        self._ignored = set(ignored)
+        self._where: dict[str, tuple[Path, Any]] = {}
+        for file in files:
+            handle = _open_safetensors(file, device)
+            for name in handle.keys():  # noqa: SIM118 (not a dict)
+                self._where[name] = (file, handle)
+        self._unused = set(self._where)
+        self._files = files
+
+    def matrix(self, name: str, shape: tuple[int, int]) -> Tensor | QuantTensor:
+        return self._read(name, shape, self._dtype)
+
+    def vector(self, name: str, size: int) -> Tensor:
+        return self._read(name, (size,), self._act_dtype)
+
+    def finish(self) -> None:
+        _check_unused(self._unused - self._ignored, lambda name: self._where[name][0])
+
+    def _read(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None) -> Tensor:
+        if name not in self._where:
+            raise ModelLoadError(f"{_names(self._files)}: tensor {name} is missing")
+        file, handle = self._where[name]
+        found = tuple(handle.get_slice(name).get_shape())
+        _check_shape(file, name, found, shape)
+        try:
+            tensor: Tensor = handle.get_tensor(name)
+        except SafetensorError as error:
+            raise ModelLoadError(f"{file}: tensor {name}: {error}") from error
+        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            raise ModelLoadError(f"{file}: tensor {name} has type {tensor.dtype}, not supported")
+        self._unused.discard(name)
+        self._progress(tensor.nbytes)
+        return tensor if dtype is None else tensor.to(dtype)
+
+
+class GgufWeights:
+    """Tensors of a mapped GGUF file, under their HF names, rows in HF's order.
+
+    ``packed``: quantized matrices come as QuantTensors, bytes of the map, and ``dtype`` is for the
+    rest; without it everything is dequantized to ``dtype``. ``heads``: (num_heads, num_kv_heads).
+    """
+
+    def __init__(
+        self,
+        file: GgufFile,
+        *,
+        heads: tuple[int, int],
+        device: torch.device,
+        dtype: torch.dtype | None,
+        act_dtype: torch.dtype,
+        packed: bool,
+        progress: Progress = lambda _: None,
+    ) -> None:
+        self._file, self._device = file, device
+        self._dtype, self._act_dtype, self._packed = dtype, act_dtype, packed
+        self._progress = progress
+        self._tensors = file.tensors()
+        # llama.cpp stores Llama's queries and keys with the two halves of a head interleaved.
+        llama = file.metadata().get("general.architecture") == "llama"
+        self._heads = {"q_proj": heads[0], "k_proj": heads[1]} if llama else {}
+        self._unused = set(self._tensors) - gguf_names.IGNORED
+
+    def matrix(self, name: str, shape: tuple[int, int]) -> Tensor | QuantTensor:
+        gguf_name, kind, nbytes = self._take(name, shape)
+        order = self._row_order(name, shape[0])
+        if self._packed and kind not in _FLOAT_KINDS:
+            data = self._bytes(gguf_name)
+            self._progress(nbytes)
+            return QuantTensor(data=data, kind=kind, shape=shape, row_permutation=order)
+        return self._floats(gguf_name, kind, shape, order, self._dtype, nbytes)
+
+    def vector(self, name: str, size: int) -> Tensor:
+        gguf_name, kind, nbytes = self._take(name, (size,))
+        order = self._row_order(name, size)
+        return self._floats(gguf_name, kind, (size,), order, self._act_dtype, nbytes)
+
+    def finish(self) -> None:
+        _check_unused(self._unused, lambda _: Path(self._file.path))
+
+    def _take(self, name: str, shape: tuple[int, ...]) -> tuple[str, str, int]:
+        gguf_name = gguf_names.from_hf(name)
+        if gguf_name not in self._tensors:
+            raise ModelLoadError(f"{self._file.path}: tensor {gguf_name} is missing")
+        found, kind, _offset, nbytes = self._tensors[gguf_name]
+        _check_shape(self._file.path, gguf_name, found, shape)
+        if kind not in BLOCK_FORMATS:
+            raise ModelLoadError(
+                f"{self._file.path}: tensor {gguf_name} has type {kind}, not supported"
+            )
+        self._unused.discard(gguf_name)
+        return gguf_name, kind, nbytes
+
+    def _row_order(self, name: str, num_rows: int) -> Tensor | None:
+        num_heads = self._heads.get(name.split(".")[-2])
+        return None if num_heads is None else gguf_names.deinterleaved_rows(num_rows, num_heads)
+
+    def _bytes(self, gguf_name: str) -> Tensor:
+        # torch has no read-only tensors; nothing writes to weights, and the map is private.
+        return torch.frombuffer(self._file.data(gguf_name), dtype=torch.uint8)
+
+    def _floats(
+        self,
+        gguf_name: str,
+        kind: str,
+        shape: tuple[int, ...],
+        order: Tensor | None,
+        dtype: torch.dtype | None,
+        nbytes: int,
+    ) -> Tensor:
+        if dtype is None:
+            dtype = _FLOAT_KINDS.get(kind, self._act_dtype)
+        out = torch.empty(math.prod(shape), dtype=torch.float32)
+        self._file.dequantize(gguf_name, out.numpy())
+        out = out.view(shape)
+        if order is not None:
+            out = out[order]
+        self._progress(nbytes)
+        return out.to(device=self._device, dtype=dtype)
+
+
+class DummyWeights:
+    """Random weights, the same each time, made on the device.
+
+    One pattern of numbers in [-1, 1], repeated through all tensors: filling 8B parameters costs a
+    copy each. Matrices are scaled to keep a signal's variance, so activations stay finite.
+    """
+
+    # Prime, so that a matrix's rows are all different.
+    PATTERN_LEN = 4_194_301
+
+    def __init__(
+        self,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        act_dtype: torch.dtype,
+        progress: Progress = lambda _: None,
+    ) -> None:
+        self._device, self._dtype, self._act_dtype = device, dtype, act_dtype
+        self._progress = progress
+        generator = torch.Generator().manual_seed(0)
+        pattern = torch.empty(self.PATTERN_LEN).uniform_(-1, 1, generator=generator)
+        self._pattern = pattern.to(device)
+        self._at = 0
+
+    def matrix(self, name: str, shape: tuple[int, int]) -> Tensor | QuantTensor:
+        return self._fill(shape, math.sqrt(3 / shape[1]), self._dtype)
+
+    def vector(self, name: str, size: int) -> Tensor:
+        if name.endswith("norm.weight"):
+            return torch.ones(size, dtype=self._act_dtype, device=self._device)
+        return self._fill((size,), 0.02, self._act_dtype)
+
+    def finish(self) -> None:
+        return
+
+    def _fill(self, shape: tuple[int, ...], scale: float, dtype: torch.dtype) -> Tensor:
+        out = torch.empty(shape, dtype=dtype, device=self._device)
+        flat, filled = out.view(-1), 0
+        while filled < flat.numel():
+            n = min(self.PATTERN_LEN - self._at, flat.numel() - filled)
+            piece = self._pattern[self._at : self._at + n]
+            torch.mul(piece, scale, out=flat[filled : filled + n])
+            filled += n
+            self._at = (self._at + n) % self.PATTERN_LEN
+        self._progress(out.nbytes)
+        return out
+
+
+def safetensors_files(folder: Path) -> list[Path]:
+    """The weight files of a folder: those its index names, else every ``model*.safetensors``.
+
+    Raises:
+        ModelLoadError: a file the index names is not there, or the index cannot be read.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = set(json.loads(index.read_bytes())["weight_map"].values())
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ModelLoadError(f"{index}: not a safetensors index: {error!r}") from error
+        files = [folder / name for name in sorted(names)]
+        for file in files:
+            if file.parent != folder or not file.is_file():
+                raise ModelLoadError(f"{index}: names {file.name}, which is not in {folder}")
+        return files
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return [single]
+    # Mistral's own format under another name would hold every tensor twice.
+    return sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("consolidated"))
+
+
+def _open_safetensors(file: Path, device: torch.device) -> Any:
+    try:
+        return safe_open(str(file), framework="pt", device=str(device))
+    except (SafetensorError, OSError) as error:
+        raise ModelLoadError(f"{file}: not a whole safetensors file: {error}") from error
+
+
+def _check_shape(
+    file: Path | str, name: str, found: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    if tuple(found) != expected:
+        raise ModelLoadError(
+            f"{file}: tensor {name} has shape {list(found)}, the config says {list(expected)}"
+        )
+
+
+def _check_unused(names: set[str], file_of: Callable[[str], Path]) -> None:
+    extra = sorted(n for n in names if not n.endswith(_DERIVED_SUFFIXES))
+    if extra:
+        more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
+        raise ModelLoadError(f"{file_of(extra[0])}: tensor {extra[0]} is not part of this model{more}")
+
+
+def _names(files: Sequence[Path]) -> str:
+    return str(files[0]) if len(files) == 1 else str(files[0].parent)
