@@ -10,18 +10,27 @@ from octavo.layers.ops import Ops, Weight
 
 
 class Embedding:
-    """Rows of ``weight`` [V, D] by token id, times ``scale``."""
+    """Rows of ``weight`` [V, D] by token id, times ``scale``, in ``dtype``."""
 
-    __slots__ = ("_embedding", "scale", "weight")
+    __slots__ = ("_embedding", "dtype", "scale", "weight")
 
-    def __init__(self, ops: Ops, weight: Tensor | QuantTensor, scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        ops: Ops,
+        weight: Tensor | QuantTensor,
+        dtype: torch.dtype,
+        scale: float = 1.0,
+        *,
+        exact: bool = False,
+    ) -> None:
         self._embedding = ops.embedding
-        self.weight: Weight = ops.prepare_linear(weight)
+        self.weight: Weight = ops.prepare_linear(weight, exact=exact)
+        self.dtype = dtype
         self.scale = scale
 
     def __call__(self, ids: Tensor) -> Tensor:
         """ids int32 [T] -> [T, D]."""
-        return self._embedding(ids, self.weight, scale=self.scale)
+        return self._embedding(ids, self.weight, scale=self.scale, out_dtype=self.dtype)
 
 
 class LMHead:

@@ -6,6 +6,7 @@ Chosen once, when the model is built; layers then hold the functions themselves.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Literal, Protocol, TypeAlias, cast
 
 import torch
@@ -30,7 +31,14 @@ class Ops(Protocol):
         weight_offset: float = 0.0,
     ) -> Tensor | tuple[Tensor, Tensor]: ...
 
-    def embedding(self, ids: Tensor, weight: Weight, *, scale: float = 1.0) -> Tensor: ...
+    def embedding(
+        self,
+        ids: Tensor,
+        weight: Weight,
+        *,
+        scale: float = 1.0,
+        out_dtype: torch.dtype | None = None,
+    ) -> Tensor: ...
 
     def linear(
         self,
@@ -55,9 +63,9 @@ class Ops(Protocol):
         num_heads: int,
         num_kv_heads: int,
         head_dim: int,
-        q_norm: Tensor | None,
-        k_norm: Tensor | None,
-        eps: float,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 1e-6,
         weight_offset: float = 0.0,
         interleaved: bool = False,
     ) -> Tensor: ...
@@ -81,7 +89,12 @@ class Ops(Protocol):
         causal: bool = True,
     ) -> Tensor: ...
 
-    def prepare_linear(self, weight: Tensor | QuantTensor) -> Weight: ...
+    def prepare_linear(
+        self,
+        weight: Tensor | QuantTensor | Sequence[Tensor | QuantTensor],
+        *,
+        exact: bool = False,
+    ) -> Weight: ...
 
 
 def get_ops(device: torch.device, backend: Backend) -> Ops:

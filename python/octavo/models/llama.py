@@ -15,7 +15,7 @@ from torch import Tensor
 from octavo.layers.attention import Attention
 from octavo.layers.context import AttentionContext
 from octavo.layers.embedding import Embedding, LMHead
-from octavo.layers.linear import Linear, stacked_linear
+from octavo.layers.linear import Linear
 from octavo.layers.norm import RMSNorm
 from octavo.layers.ops import Ops
 from octavo.layers.rope import cos_sin_table
@@ -33,7 +33,7 @@ class LlamaAttention:
     ) -> None:
         prefix = f"model.layers.{layer}.self_attn"
         rows = {"q_proj": config.q_size, "k_proj": config.kv_size, "v_proj": config.kv_size}
-        self.qkv_proj = stacked_linear(
+        self.qkv_proj = Linear(
             ops,
             [
                 weights.matrix(f"{prefix}.{name}.weight", (n, config.hidden_size))
@@ -42,13 +42,15 @@ class LlamaAttention:
             torch.cat([weights.vector(f"{prefix}.{name}.bias", n) for name, n in rows.items()])
             if config.attention_bias
             else None,
+            exact=weights.exact,
         )
         self.o_proj = Linear(
             ops,
-            weights.matrix(f"{prefix}.o_proj.weight", (config.hidden_size, config.q_size)),
+            [weights.matrix(f"{prefix}.o_proj.weight", (config.hidden_size, config.q_size))],
             weights.vector(f"{prefix}.o_proj.bias", config.hidden_size)
             if config.attention_out_bias
             else None,
+            exact=weights.exact,
         )
         norms: dict[str, Tensor | None] = {"q_norm": None, "k_norm": None}
         if config.qk_norm:
@@ -79,17 +81,19 @@ class LlamaMLP:
         prefix = f"model.layers.{layer}.mlp"
         d, f = config.hidden_size, config.intermediate_size
         gate_up = [f"{prefix}.gate_proj", f"{prefix}.up_proj"]
-        self.gate_up_proj = stacked_linear(
+        self.gate_up_proj = Linear(
             ops,
             [weights.matrix(f"{name}.weight", (f, d)) for name in gate_up],
             torch.cat([weights.vector(f"{name}.bias", f) for name in gate_up])
             if config.mlp_bias
             else None,
+            exact=weights.exact,
         )
         self.down_proj = Linear(
             ops,
-            weights.matrix(f"{prefix}.down_proj.weight", (d, f)),
+            [weights.matrix(f"{prefix}.down_proj.weight", (d, f))],
             weights.vector(f"{prefix}.down_proj.bias", d) if config.mlp_bias else None,
+            exact=weights.exact,
         )
         self._gated_activation = ops.gated_activation
         self.act = config.hidden_act
@@ -148,7 +152,12 @@ class LlamaForCausalLM:
     ) -> None:
         self.config = config
         shape = (config.vocab_size, config.hidden_size)
-        self.embed_tokens = Embedding(ops, weights.matrix("model.embed_tokens.weight", shape))
+        self.embed_tokens = Embedding(
+            ops,
+            weights.matrix("model.embed_tokens.weight", shape),
+            weights.act_dtype,
+            exact=weights.exact,
+        )
         cos_sin = cos_sin_table(config.rope, config.max_position_embeddings, max_model_len, device)
         self.layers = [
             LlamaDecoderLayer(config, layer, cos_sin, weights, ops)
@@ -159,7 +168,7 @@ class LlamaForCausalLM:
         if config.tie_word_embeddings:
             self.lm_head = LMHead.tied(ops, self.embed_tokens, config.final_logit_softcap)
         else:
-            head = ops.prepare_linear(weights.matrix("lm_head.weight", shape))
+            head = ops.prepare_linear(weights.matrix("lm_head.weight", shape), exact=weights.exact)
             self.lm_head = LMHead(ops, head, config.final_logit_softcap)
 
     def bind_kv_cache(self, caches: Sequence[tuple[Tensor, Tensor]]) -> None:

@@ -37,12 +37,14 @@ class ModelDtypes:
     """How numbers are held.
 
     ``weights``: of matrices, None where each keeps the form it has in the file. ``activations``:
-    of everything that flows. ``packed``: quantized matrices stay quantized.
+    of everything that flows. ``packed``: quantized matrices stay quantized. ``exact``: and are
+    multiplied with float activations, never with rounded ones.
     """
 
     weights: torch.dtype | None
     activations: torch.dtype
     packed: bool
+    exact: bool = False
 
 
 def resolve_dtypes(
@@ -53,19 +55,22 @@ def resolve_dtypes(
     On a GPU, weights and activations share one type: the one asked for, else the checkpoint's,
     else (a GGUF file) bfloat16; quantized files are dequantized to it. On a CPU activations are
     float32, whatever the weights: ``auto`` leaves each weight in its file's form, packed where
-    quantized; ``float32`` is exact float32 arithmetic on dequantized weights; ``bfloat16`` and
-    ``float16`` round weights to that type.
+    quantized, with the fastest arithmetic the kernels have for it; ``float32`` is exact float32
+    arithmetic (quantized weights stay packed where the kernels offer that, else are dequantized);
+    ``bfloat16`` and ``float16`` round weights to that type.
     """
     asked = DTYPES.get(config.dtype)
     if device.type != "cpu":
         dtype = asked or DTYPES.get(model_config.dtype, torch.bfloat16)
         return ModelDtypes(dtype, dtype, packed=False)
-    reference = config.attention_backend == "reference"
-    if asked is None and reference:
-        asked = torch.float32
-    if source.kind == "dummy":
-        asked = asked or DTYPES.get(model_config.dtype, torch.bfloat16)
-    return ModelDtypes(asked, torch.float32, packed=asked is None)
+    native = config.attention_backend != "reference"
+    if source.kind == "gguf" and native and asked in (None, torch.float32):
+        return ModelDtypes(None, torch.float32, packed=True, exact=asked is not None)
+    if asked is None and source.kind == "dummy":
+        asked = DTYPES.get(model_config.dtype, torch.bfloat16)
+    if not native:
+        asked = asked or torch.float32
+    return ModelDtypes(asked, torch.float32, packed=False)
 
 
 def load_model(
@@ -120,6 +125,7 @@ def _open_weights(
                 dtype=dtypes.weights,
                 act_dtype=act,
                 packed=dtypes.packed,
+                exact=dtypes.exact,
                 progress=progress,
             )
         case "safetensors":

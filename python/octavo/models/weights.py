@@ -31,7 +31,14 @@ _FLOAT_KINDS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat
 
 
 class Weights(Protocol):
-    """A checkpoint as a model sees it."""
+    """A checkpoint as a model sees it.
+
+    ``act_dtype``: the type of activations. ``exact``: float32 arithmetic was asked for; quantized
+    matrices must meet float activations.
+    """
+
+    act_dtype: torch.dtype
+    exact: bool
 
     def matrix(self, name: str, shape: tuple[int, int]) -> Tensor | QuantTensor:
         """A weight [N, K]: a float tensor on the device, or as the file packs it.
@@ -68,7 +75,8 @@ class SafetensorsWeights:
         ignored: Iterable[str] = (),
         progress: Progress = lambda _: None,
     ) -> None:
-        self._device, self._dtype, self._act_dtype = device, dtype, act_dtype
+        self._device, self._dtype, self.act_dtype = device, dtype, act_dtype
+        self.exact = False
         self._progress = progress
         self._ignored = set(ignored)
         self._where: dict[str, tuple[Path, Any]] = {}
@@ -83,7 +91,7 @@ class SafetensorsWeights:
         return self._read(name, shape, self._dtype)
 
     def vector(self, name: str, size: int) -> Tensor:
-        return self._read(name, (size,), self._act_dtype)
+        return self._read(name, (size,), self.act_dtype)
 
     def finish(self) -> None:
         _check_unused(self._unused - self._ignored, lambda name: self._where[name][0])
@@ -121,10 +129,12 @@ class GgufWeights:
         dtype: torch.dtype | None,
         act_dtype: torch.dtype,
         packed: bool,
+        exact: bool = False,
         progress: Progress = lambda _: None,
     ) -> None:
         self._file, self._device = file, device
-        self._dtype, self._act_dtype, self._packed = dtype, act_dtype, packed
+        self._dtype, self.act_dtype = dtype, act_dtype
+        self._packed, self.exact = packed, exact
         self._progress = progress
         self._tensors = file.tensors()
         # llama.cpp stores Llama's queries and keys with the two halves of a head interleaved.
@@ -144,7 +154,7 @@ class GgufWeights:
     def vector(self, name: str, size: int) -> Tensor:
         gguf_name, kind, nbytes = self._take(name, (size,))
         order = self._row_order(name, size)
-        return self._floats(gguf_name, kind, (size,), order, self._act_dtype, nbytes)
+        return self._floats(gguf_name, kind, (size,), order, self.act_dtype, nbytes)
 
     def finish(self) -> None:
         _check_unused(self._unused, lambda _: Path(self._file.path))
@@ -180,7 +190,7 @@ class GgufWeights:
         nbytes: int,
     ) -> Tensor:
         if dtype is None:
-            dtype = _FLOAT_KINDS.get(kind, self._act_dtype)
+            dtype = _FLOAT_KINDS.get(kind, self.act_dtype)
         out = torch.empty(math.prod(shape), dtype=torch.float32)
         self._file.dequantize(gguf_name, out.numpy())
         out = out.view(shape)
@@ -208,7 +218,8 @@ class DummyWeights:
         act_dtype: torch.dtype,
         progress: Progress = lambda _: None,
     ) -> None:
-        self._device, self._dtype, self._act_dtype = device, dtype, act_dtype
+        self._device, self._dtype, self.act_dtype = device, dtype, act_dtype
+        self.exact = False
         self._progress = progress
         generator = torch.Generator().manual_seed(0)
         pattern = torch.empty(self.PATTERN_LEN).uniform_(-1, 1, generator=generator)
@@ -220,8 +231,8 @@ class DummyWeights:
 
     def vector(self, name: str, size: int) -> Tensor:
         if name.endswith("norm.weight"):
-            return torch.ones(size, dtype=self._act_dtype, device=self._device)
-        return self._fill((size,), 0.02, self._act_dtype)
+            return torch.ones(size, dtype=self.act_dtype, device=self._device)
+        return self._fill((size,), 0.02, self.act_dtype)
 
     def finish(self) -> None:
         return
