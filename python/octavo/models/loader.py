@@ -15,7 +15,7 @@ from octavo.layers.ops import Ops
 from octavo.models.config import ModelConfig
 from octavo.models.errors import ModelLoadError
 from octavo.models.registry import CausalLM, model_class
-from octavo.models.source import ModelSource
+from octavo.models.source import ModelSource, load_tokenizer, resolve_model
 from octavo.models.weights import (
     DummyWeights,
     GgufWeights,
@@ -24,6 +24,8 @@ from octavo.models.weights import (
     Weights,
     safetensors_files,
 )
+
+__all__ = ["ModelDtypes", "load_model", "load_tokenizer", "resolve_dtypes", "resolve_model"]
 
 DTYPES = {
     "float32": torch.float32,

@@ -10,7 +10,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +41,13 @@ _GENERATION_DEFAULTS = {
     "repetition_penalty": "repetition_penalty",
     "max_new_tokens": "max_tokens",
 }
+# The names templates use -> GGUF's.
+_SPECIAL_TOKENS = {
+    "bos_token": "bos",
+    "eos_token": "eos",
+    "unk_token": "unknown",
+    "pad_token": "padding",
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class ModelSource:
     """One model's files.
 
     ``path``: the folder, or the .gguf file. ``name``: what the API calls the model by default.
-    ``overrides``: merged over config.json. Properties read lazily and only once.
+    Properties read lazily and only once.
 
     Raises:
         ModelLoadError: from every property, naming the file.
@@ -57,7 +64,7 @@ class ModelSource:
     kind: Literal["safetensors", "gguf", "dummy"]
     path: Path
     name: str
-    overrides: Mapping[str, Any] = field(default_factory=dict)
+    config: EngineConfig
 
     @property
     def folder(self) -> Path:
@@ -78,8 +85,8 @@ class ModelSource:
     def model_config(self) -> ModelConfig:
         """The model's shape."""
         if self.gguf is not None:
-            return _config_from_gguf(self.gguf, self.overrides)
-        raw = {**_read_json(self.path / "config.json"), **self.overrides}
+            return _config_from_gguf(self.gguf, self.config.hf_overrides or {})
+        raw = {**_read_json(self.path / "config.json"), **(self.config.hf_overrides or {})}
         method = (raw.get("quantization_config") or {}).get("quant_method")
         if method:
             raise ModelLoadError(
@@ -122,39 +129,54 @@ class ModelSource:
         """tokenizer_config.json, {} where there is none."""
         return self._json("tokenizer_config.json")
 
-    def load_tokenizer(self, override: str | None = None) -> Tokenizer:
-        """The tokenizer: ``override`` (a folder, tokenizer.json or .gguf), else the model's own."""
-        where = Path(override) if override is not None else self.path
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """``config.tokenizer`` (a folder, tokenizer.json or .gguf), else the model's own."""
+        override = self.config.tokenizer
+        where = self.path if override is None else Path(override).expanduser()
         if where.is_dir():
             where = where / "tokenizer.json"
         try:
             if where.suffix == ".gguf":
-                same = self.gguf is not None and where == self.path
-                file = self.gguf if same else GgufFile(str(where))
-                assert file is not None
-                return Tokenizer.from_gguf(file)
-            if not where.is_file():
-                raise ModelLoadError(f"{where}: no such tokenizer")
-            return Tokenizer.from_file(str(where))
-        except ModelLoadError:
-            raise
+                mapped = self.gguf if where == self.path else None
+                return Tokenizer.from_gguf(mapped or GgufFile(str(where)))
+            if where.is_file():
+                return Tokenizer.from_file(str(where))
         except (ValueError, OSError) as error:
             raise ModelLoadError(f"{where}: {error}") from error
+        raise ModelLoadError(f"{where}: no such tokenizer")
 
-    def generation_defaults(self, config: EngineConfig) -> dict[str, Any]:
+    @cached_property
+    def special_tokens(self) -> dict[str, str]:
+        """The texts that chat templates call ``bos_token``, ``eos_token`` and so on."""
+        found: dict[str, str] = {}
+        for name in _SPECIAL_TOKENS:
+            value = self.tokenizer_config.get(name)
+            if isinstance(value, dict):
+                value = value.get("content")
+            if value is None and self.gguf is not None:
+                metadata, key = self.gguf.metadata(), _SPECIAL_TOKENS[name]
+                ids = token_ids(metadata.get(f"tokenizer.ggml.{key}_token_id"))
+                value = self.tokenizer.id_to_token(ids[0]) if ids else None
+            if isinstance(value, str):
+                found[name] = value
+        return found
+
+    @cached_property
+    def generation_defaults(self) -> dict[str, Any]:
         """SamplingParams fields the model, or the user, sets for requests that do not.
 
         ``config.generation_config``: "auto" the model's own file, "vllm" none, else a folder's;
         ``config.override_generation_config`` is merged over it.
         """
-        match config.generation_config:
+        match self.config.generation_config:
             case "auto":
                 values = dict(self.generation_config)
             case "vllm":
                 values = {}
             case folder:
                 values = _read_json(Path(folder) / "generation_config.json")
-        values |= config.override_generation_config or {}
+        values |= self.config.override_generation_config or {}
         return {
             ours: values[theirs]
             for theirs, ours in _GENERATION_DEFAULTS.items()
@@ -189,6 +211,15 @@ def resolve_model(config: EngineConfig) -> ModelSource:
     raise ModelLoadError(f"{model}: no such file or folder, and not a hub id (organisation/name)")
 
 
+def load_tokenizer(source: ModelSource, config: EngineConfig) -> Tokenizer:
+    """The tokenizer of a model.
+
+    Raises:
+        ModelLoadError: there is none, or it is of an unknown kind.
+    """
+    return source.tokenizer
+
+
 def _local(path: Path, name: str, config: EngineConfig) -> ModelSource:
     """What kind of model a path is."""
     load_format = config.load_format
@@ -198,12 +229,12 @@ def _local(path: Path, name: str, config: EngineConfig) -> ModelSource:
         if load_format == "safetensors":
             raise ModelLoadError(f"{path}: a GGUF file, but load_format is safetensors")
         kind: Literal["gguf", "dummy"] = "dummy" if load_format == "dummy" else "gguf"
-        return ModelSource(kind, path, name, config.hf_overrides or {})
+        return ModelSource(kind, path, name, config)
     has_config = (path / "config.json").is_file()
     if has_config and load_format == "dummy":
-        return ModelSource("dummy", path, name, config.hf_overrides or {})
+        return ModelSource("dummy", path, name, config)
     if has_config and load_format != "gguf" and safetensors_files(path):
-        return ModelSource("safetensors", path, name, config.hf_overrides or {})
+        return ModelSource("safetensors", path, name, config)
     ggufs = sorted(path.glob("*.gguf"))
     if load_format == "safetensors" or not ggufs:
         missing = "*.safetensors" if has_config else "config.json and no .gguf file"
