@@ -103,8 +103,6 @@ def get_ops(device: torch.device, backend: Backend) -> Ops:
     Raises:
         ImportError: the native module cannot be imported (the compiled core is missing).
     """
-    if backend == "reference":
-        name = "reference"
-    else:
-        name = "cpu" if device.type == "cpu" else "gpu"
+    native = "cpu" if device.type == "cpu" else "gpu"
+    name = "reference" if backend == "reference" else native
     return cast(Ops, importlib.import_module(f"octavo.kernels.{name}"))

@@ -50,9 +50,13 @@ ARCHITECTURES: dict[str, CausalLMFactory] = {
 }
 
 
-def supported_architectures() -> list[str]:
-    """Names as config.json spells them, sorted."""
-    return sorted(ARCHITECTURES)
+class ModelRegistry:
+    """What can be served."""
+
+    @staticmethod
+    def get_supported_archs() -> list[str]:
+        """Architectures as config.json spells them, sorted."""
+        return sorted(ARCHITECTURES)
 
 
 def model_class(architecture: str) -> CausalLMFactory:
@@ -62,6 +66,6 @@ def model_class(architecture: str) -> CausalLMFactory:
         ModelLoadError: nobody runs it; the message lists what is run.
     """
     if architecture not in ARCHITECTURES:
-        known = ", ".join(supported_architectures())
+        known = ", ".join(ModelRegistry.get_supported_archs())
         raise ModelLoadError(f"architecture {architecture!r} is not supported; known: {known}")
     return ARCHITECTURES[architecture]

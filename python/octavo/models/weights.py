@@ -294,7 +294,9 @@ def _check_unused(names: set[str], file_of: Callable[[str], Path]) -> None:
     extra = sorted(n for n in names if not n.endswith(_DERIVED_SUFFIXES))
     if extra:
         more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
-        raise ModelLoadError(f"{file_of(extra[0])}: tensor {extra[0]} is not part of this model{more}")
+        raise ModelLoadError(
+            f"{file_of(extra[0])}: tensor {extra[0]} is not part of this model{more}"
+        )
 
 
 def _names(files: Sequence[Path]) -> str:

@@ -30,9 +30,7 @@ class RequestState:
     def has_penalties(self) -> bool:
         """Whether logits depend on which tokens came before."""
         p = self.params
-        return bool(
-            p.presence_penalty or p.frequency_penalty or p.repetition_penalty != 1.0
-        )
+        return bool(p.presence_penalty or p.frequency_penalty or p.repetition_penalty != 1.0)
 
 
 def encode_bad_words(

@@ -31,8 +31,8 @@ class SampledTokens:
     """One step's tokens, on the host. S rows; C = 1 + the most logprobs any row asked for.
 
     ``logprob_ids`` int32 [S, C] and ``logprobs`` float32 [S, C]: the chosen token first, then the
-    best in order; rows that asked for fewer, or for none, carry more than they need. ``ranks`` int32
-    [S]: of the chosen token, 1 is the best.
+    best in order; rows that asked for fewer, or for none, carry more than they need. ``ranks``
+    int32 [S]: of the chosen token, 1 is the best.
     """
 
     token_ids: NDArray[np.int32]
