@@ -18,6 +18,7 @@ from octavo.engine.request import RequestLimits
 from octavo.errors import EngineDeadError
 from octavo.models.loader import load_tokenizer, resolve_model
 from octavo.runner.model_runner import ModelRunner, RequestState
+from octavo.runner.request_state import encode_bad_words
 
 if TYPE_CHECKING:
     from octavo._core import ScheduledBatch
@@ -181,6 +182,7 @@ class EngineLoop:
 
     def _add(self, request: EngineRequest) -> None:
         params = request.params
+        bad_words = encode_bad_words(self.tokenizer, params.bad_words)
         for index, request_id in enumerate(request.request_ids):
             self.requests[request_id] = RequestState(
                 params=params,
@@ -188,6 +190,8 @@ class EngineLoop:
                 # Samples of one seeded request differ from each other, but not from run to run.
                 seed=None if params.seed is None else params.seed + index,
                 eos_token_ids=() if params.ignore_eos else self.eos_token_ids,
+                prompt_token_ids=request.prompt_token_ids,
+                bad_words_token_ids=bad_words,
             )
         self.core.add_request(
             list(request.request_ids),

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from octavo.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from octavo._core import Tokenizer
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -33,16 +37,11 @@ class RequestState:
         return bool(p.presence_penalty or p.frequency_penalty or p.repetition_penalty != 1.0)
 
 
-def encode_bad_words(
-    encode: Callable[[str, bool], list[int]], words: Sequence[str]
-) -> tuple[tuple[int, ...], ...]:
-    """Token sequences that spell each word at a text's start and after a space.
-
-    ``encode``: text, add_special_tokens -> ids.
-    """
+def encode_bad_words(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """Token sequences that spell each word at a text's start and after a space."""
     sequences: dict[tuple[int, ...], None] = {}
     for word in words:
         for text in (word, " " + word.lstrip()):
-            if ids := tuple(encode(text, False)):
+            if ids := tuple(tokenizer.encode(text, False)):
                 sequences[ids] = None
     return tuple(sequences)
