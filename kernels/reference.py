@@ -297,6 +297,48 @@ def moe(
     return out.to(x.dtype)
 
 
+# ------------------------------------------------- fused forms: what the GPU joins at small batches
+
+
+def linear_add(
+    x: Tensor, weight: Tensor | PackedLinear, residual: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """residual [T, N] + linear(x [T, K], weight, bias) in residual's dtype.
+
+    A kernel may write the sum into ``residual``; callers use the returned one.
+    """
+    y = linear(x, weight, bias, out_dtype=torch.float32)
+    return (residual.float() + y).to(residual.dtype)
+
+
+def norm_linear(
+    x: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    weight: Tensor | PackedLinear,
+    bias: Tensor | None = None,
+    *,
+    weight_offset: float = 0.0,
+) -> Tensor:
+    """linear(rms_norm(x [T, K], norm_weight [K], eps), weight [N, K], bias): [T, N]."""
+    normed = _rms(x, norm_weight, eps, weight_offset).to(x.dtype)
+    return linear(normed, weight, bias)
+
+
+def norm_gated_linear(
+    x: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    weight: Tensor | PackedLinear,
+    kind: str,
+    *,
+    weight_offset: float = 0.0,
+) -> Tensor:
+    """gated_activation(norm_linear(x [T, K], ..., weight [2F, K]), kind): [T, F]."""
+    y = norm_linear(x, norm_weight, eps, weight, weight_offset=weight_offset)
+    return gated_activation(y, kind)
+
+
 # --------------------------------------------------------------------------------------- sampling
 
 

@@ -1,0 +1,51 @@
+"""The op set in Triton, for CUDA devices; on CPU tensors only with TRITON_INTERPRET=1.
+
+Everything here can be captured into a CUDA graph except ``moe``, which is still the reference's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ..packed import PackedLinear, QuantTensor
+from ..reference import argmax, moe, selected_logprobs
+from ..reference import prepare_linear as _dequantize
+from .activation import activation, gated_activation
+from .attention import paged_attention
+from .embedding import embedding
+from .launch import set_pdl
+from .linear import linear, linear_add, norm_gated_linear, norm_linear
+from .norm import layer_norm, rms_norm
+from .rope import qk_norm_rope_store_kv
+from .sample import SamplingState, sample
+
+__all__ = [
+    "SamplingState",
+    "activation",
+    "argmax",
+    "embedding",
+    "gated_activation",
+    "layer_norm",
+    "linear",
+    "linear_add",
+    "moe",
+    "norm_gated_linear",
+    "norm_linear",
+    "paged_attention",
+    "prepare_linear",
+    "qk_norm_rope_store_kv",
+    "rms_norm",
+    "sample",
+    "selected_logprobs",
+    "set_pdl",
+]
+
+
+def prepare_linear(
+    weight: Tensor | QuantTensor | Sequence[Tensor | QuantTensor], *, exact: bool = False
+) -> Tensor:
+    """What ``linear`` reads: one dense contiguous weight [N, K]; quantized ones give float32."""
+    dense = _dequantize(weight, exact=exact)
+    return (dense.dequantize() if isinstance(dense, PackedLinear) else dense).contiguous()

@@ -1,0 +1,190 @@
+"""qk_norm_rope_store_kv: all that happens between the QKV projection and attention, in one kernel.
+
+A program takes one token and a few heads. Which of them are query, key and value heads only
+changes masks and addresses, so the grid is (tokens, ceil(heads / BLOCK_H)) for every model.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .launch import cdiv, check_shape, check_tensors, next_power_of_2, pdl_options
+
+BLOCK_H = 8  # heads a program: 8 x 128 values are 8 a thread in 4 warps
+
+
+@triton.jit
+def qk_norm_rope_store_kv_kernel(
+    qkv,  # [T, (Hq + 2 Hkv) * Dh]
+    positions,  # [T]
+    cos_sin,  # [max_pos, ROT] float32: cos in the first half, sin in the second
+    slot_mapping,  # [T]; -1: not stored
+    k_cache,  # [num_blocks, Hkv, block_size, Dh]
+    v_cache,
+    q_out,  # [T, Hq, Dh]
+    q_norm,  # [Dh]
+    k_norm,  # [Dh]
+    eps,
+    weight_offset,
+    NUM_HEADS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ROT: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    HAS_Q_NORM: tl.constexpr,
+    HAS_K_NORM: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    NUM_ALL: tl.constexpr = NUM_HEADS + 2 * NUM_KV_HEADS
+    HALF: tl.constexpr = ROT // 2
+    token = tl.program_id(0).to(tl.int64)
+    heads = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    d = tl.arange(0, BLOCK_D)
+    is_query = heads < NUM_HEADS
+    is_key = (heads >= NUM_HEADS) & (heads < NUM_HEADS + NUM_KV_HEADS)
+    is_value = (heads >= NUM_HEADS + NUM_KV_HEADS) & (heads < NUM_ALL)
+
+    # Element d is rotated with its partner: out = x * cos + sign * partner * sin.
+    rotated = d < ROT
+    if INTERLEAVED:
+        partner = tl.where(rotated, d ^ 1, d)
+        angle = d // 2
+        sign = tl.where(d % 2 == 0, -1.0, 1.0)
+    else:
+        partner = tl.where(d < HALF, d + HALF, tl.where(rotated, d - HALF, d))
+        angle = tl.where(d < HALF, d, d - HALF)
+        sign = tl.where(d < HALF, -1.0, 1.0)
+
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    position = tl.load(positions + token).to(tl.int64)
+    slot = tl.load(slot_mapping + token).to(tl.int64)
+    cos = tl.load(cos_sin + position * ROT + angle, mask=rotated, other=1.0)
+    sin = tl.load(cos_sin + position * ROT + HALF + angle, mask=rotated, other=0.0)
+
+    mask = (heads[:, None] < NUM_ALL) & (d[None, :] < HEAD_DIM)
+    base = qkv + token * (NUM_ALL * HEAD_DIM) + heads[:, None] * HEAD_DIM
+    raw = tl.load(base + d[None, :], mask=mask, other=0.0)
+    x = raw.to(tl.float32)
+    other = tl.load(base + partner[None, :], mask=mask, other=0.0).to(tl.float32)
+    if HAS_Q_NORM or HAS_K_NORM:
+        rstd = tl.rsqrt(tl.sum(x * x, 1) / HEAD_DIM + eps)[:, None]
+        in_head = d < HEAD_DIM
+        if HAS_Q_NORM:
+            w = tl.load(q_norm + d, mask=in_head, other=0.0).to(tl.float32) + weight_offset
+            wp = tl.load(q_norm + partner, mask=in_head, other=0.0).to(tl.float32) + weight_offset
+            x = tl.where(is_query[:, None], x * rstd * w[None, :], x)
+            other = tl.where(is_query[:, None], other * rstd * wp[None, :], other)
+        if HAS_K_NORM:
+            w = tl.load(k_norm + d, mask=in_head, other=0.0).to(tl.float32) + weight_offset
+            wp = tl.load(k_norm + partner, mask=in_head, other=0.0).to(tl.float32) + weight_offset
+            x = tl.where(is_key[:, None], x * rstd * w[None, :], x)
+            other = tl.where(is_key[:, None], other * rstd * wp[None, :], other)
+    out = x * cos[None, :] + other * (sin * sign)[None, :]
+
+    tl.store(
+        q_out + token * (NUM_HEADS * HEAD_DIM) + heads[:, None] * HEAD_DIM + d[None, :],
+        out.to(q_out.dtype.element_ty),
+        mask=mask & is_query[:, None],
+    )
+    block = slot // BLOCK_SIZE
+    offset = slot % BLOCK_SIZE
+    kv_head = tl.where(is_value, heads - NUM_HEADS - NUM_KV_HEADS, heads - NUM_HEADS)
+    row = (block * NUM_KV_HEADS + kv_head) * BLOCK_SIZE + offset
+    to_cache = row[:, None] * HEAD_DIM + d[None, :]
+    # Compared as a tile: the interpreter's masks cannot be joined with a scalar.
+    stored = mask & (tl.zeros([BLOCK_H, 1], dtype=tl.int64) <= slot)
+    tl.store(k_cache + to_cache, out.to(k_cache.dtype.element_ty), mask=stored & is_key[:, None])
+    tl.store(v_cache + to_cache, raw.to(v_cache.dtype.element_ty), mask=stored & is_value[:, None])
+
+
+def qk_norm_rope_store_kv(
+    qkv: torch.Tensor,
+    positions: torch.Tensor,
+    cos_sin: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    q_norm: torch.Tensor | None = None,
+    k_norm: torch.Tensor | None = None,
+    eps: float = 1e-6,
+    weight_offset: float = 0.0,
+    interleaved: bool = False,
+) -> torch.Tensor:
+    """Norms and rotates query and key heads and writes keys and values into the cache.
+
+    Args:
+        qkv: [T, (num_heads + 2 num_kv_heads) * head_dim].
+        positions: [T] int32, rows of cos_sin.
+        cos_sin: [max_pos, rot] float32, cos in the first half; rot <= head_dim, even.
+        slot_mapping: [T] int32, block * block_size + offset; -1: the token is not stored.
+        k_cache, v_cache: [num_blocks, num_kv_heads, block_size, head_dim].
+        q_norm, k_norm: [head_dim], RMS norm of each head before the rotation.
+        interleaved: pairs are (0, 1), (2, 3) ... instead of (0, rot/2), (1, rot/2 + 1) ...
+
+    Returns:
+        q [T, num_heads, head_dim].
+
+    Raises:
+        ValueError: on a wrong shape, layout or device.
+    """
+    check_tensors(
+        qkv=qkv,
+        positions=positions,
+        cos_sin=cos_sin,
+        slot_mapping=slot_mapping,
+        k_cache=k_cache,
+        v_cache=v_cache,
+        q_norm=q_norm,
+        k_norm=k_norm,
+    )
+    rows = qkv.shape[0]
+    num_all = num_heads + 2 * num_kv_heads
+    check_shape("qkv", qkv, rows, num_all * head_dim)
+    check_shape("positions", positions, rows)
+    check_shape("slot_mapping", slot_mapping, rows)
+    num_blocks, _, block_size, _ = k_cache.shape
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        check_shape(name, cache, num_blocks, num_kv_heads, block_size, head_dim)
+    rot = cos_sin.shape[1]
+    if rot % 2 or rot > head_dim:
+        raise ValueError(f"{rot} rotated values: must be even and at most head_dim {head_dim}")
+    q = torch.empty((rows, num_heads, head_dim), dtype=qkv.dtype, device=qkv.device)
+    if rows:
+        qk_norm_rope_store_kv_kernel[(rows, cdiv(num_all, BLOCK_H))](
+            qkv,
+            positions,
+            cos_sin,
+            slot_mapping,
+            k_cache,
+            v_cache,
+            q,
+            q_norm if q_norm is not None else qkv,
+            k_norm if k_norm is not None else qkv,
+            eps,
+            weight_offset,
+            NUM_HEADS=num_heads,
+            NUM_KV_HEADS=num_kv_heads,
+            HEAD_DIM=head_dim,
+            BLOCK_D=next_power_of_2(head_dim),
+            ROT=rot,
+            BLOCK_SIZE=block_size,
+            HAS_Q_NORM=q_norm is not None,
+            HAS_K_NORM=k_norm is not None,
+            INTERLEAVED=interleaved,
+            BLOCK_H=BLOCK_H,
+            num_warps=4,
+            num_stages=1,
+            **pdl_options(),
+        )
+    return q

@@ -1,0 +1,553 @@
+"""The Triton kernels against the reference: odd shapes everywhere, real ones on a GPU.
+
+Without a GPU they run in Triton's interpreter, which knows no bfloat16 dots: float16 stands in.
+Every buffer the wrappers allocate is filled with NaN first.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import os
+from typing import Any
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+gpu = pytest.importorskip("octavo.kernels.gpu")
+from octavo.kernels import reference  # noqa: E402
+
+# The modules, whose names the package gives to their functions.
+linear_module = importlib.import_module("octavo.kernels.gpu.linear")
+attention_module = importlib.import_module("octavo.kernels.gpu.attention")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+HALF = torch.bfloat16 if torch.cuda.is_available() else torch.float16
+DTYPES = (torch.float32, HALF)
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.empty gives NaN (integers: a large negative), so an unwritten output shows."""
+    empty, empty_like = torch.empty, torch.empty_like
+
+    def spoil(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.fill_(float("nan") if tensor.is_floating_point() else -(2**30))
+
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: spoil(empty(*a, **k)))
+    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: spoil(empty_like(*a, **k)))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, device=DEVICE).to(dtype)
+
+
+def int32(values: Any) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32, device=DEVICE)
+
+
+def assert_close(out: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
+    assert out.shape == expected.shape
+    out, expected = out.double(), expected.double()
+    error = ((out - expected).norm() / expected.norm()).item()
+    assert error < TOLERANCE[dtype], error  # NaN fails
+
+
+# ------------------------------------------------------------------------------------------ norms
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "hidden"), [(1, 7), (3, 48), (2, 576)])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_norms(dtype: torch.dtype, rows: int, hidden: int, with_residual: bool) -> None:
+    x, residual = randn(rows, hidden, dtype=dtype), randn(rows, hidden, dtype=dtype)
+    weight, bias = randn(hidden, dtype=dtype), randn(hidden, dtype=dtype)
+
+    def compare(run: Any) -> None:
+        outs = run(gpu, residual.clone() if with_residual else None)
+        expected = run(reference, residual.clone() if with_residual else None)
+        if not with_residual:
+            outs, expected = (outs,), (expected,)
+        for out, want in zip(outs, expected, strict=True):
+            assert_close(out, want, dtype)
+
+    compare(lambda ops, r: ops.rms_norm(x, weight, 1e-5, residual=r))
+    compare(lambda ops, r: ops.rms_norm(x, weight, 1e-5, residual=r, weight_offset=1.0))
+    compare(lambda ops, r: ops.layer_norm(x, weight, bias, 1e-5, residual=r))
+    compare(lambda ops, r: ops.layer_norm(x, weight, None, 1e-5, residual=r))
+
+
+# ----------------------------------------------------------------------------------- elementwise
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh", "relu", "relu2", "gelu_new"])
+def test_activations(dtype: torch.dtype, kind: str) -> None:
+    x = randn(3, 2 * 1030, dtype=dtype)
+    assert_close(gpu.activation(x, kind), reference.activation(x, kind), dtype)
+    if kind in ("silu", "gelu", "gelu_tanh"):
+        assert_close(gpu.gated_activation(x, kind), reference.gated_activation(x, kind), dtype)
+    else:
+        with pytest.raises(ValueError, match="unknown gated"):
+            gpu.gated_activation(x, kind)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_embedding(dtype: torch.dtype) -> None:
+    table, ids = randn(11, 1100, dtype=dtype), int32([10, 0, 3])
+    for scale in (1.0, 33.5):
+        want = reference.embedding(ids, table, scale=scale)
+        assert_close(gpu.embedding(ids, table, scale=scale), want, dtype)
+    assert (gpu.embedding(int32([11, -1]), table) == 0).all(), "foreign memory was read"
+
+
+# ---------------------------------------------------------------------------------------- linear
+
+
+def check_linear(rows: int, n: int, k: int, dtype: torch.dtype) -> None:
+    x, weight, bias = randn(rows, k, dtype=dtype), randn(n, k, dtype=dtype), randn(n, dtype=dtype)
+    norm, residual = randn(k, dtype=dtype), randn(rows, n, dtype=dtype)
+    for b in (None, bias):
+        assert_close(gpu.linear(x, weight, b), reference.linear(x, weight, b), dtype)
+        wide = gpu.linear(x, weight, b, out_dtype=torch.float32)
+        assert wide.dtype == torch.float32
+        assert_close(wide, reference.linear(x, weight, b, out_dtype=torch.float32), dtype)
+        out = gpu.linear_add(x, weight, residual.clone(), b)
+        assert_close(out, reference.linear_add(x, weight, residual, b), dtype)
+        for offset in (0.0, 1.0):
+            args = (x, norm, 1e-5, weight, b)
+            out = gpu.norm_linear(*args, weight_offset=offset)
+            assert_close(out, reference.norm_linear(*args, weight_offset=offset), dtype)
+    for kind in ("silu", "gelu_tanh"):
+        args = (x, norm, 1e-5, weight, kind)
+        assert_close(gpu.norm_gated_linear(*args), reference.norm_gated_linear(*args), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "n", "k"), [(1, 36, 80), (2, 18, 48), (5, 70, 33), (65, 12, 16)])
+def test_linear(rows: int, n: int, k: int, dtype: torch.dtype) -> None:
+    check_linear(rows, n, k, dtype)
+
+
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_gemv_loops_over_k(prefetch: bool) -> None:
+    x, weight, y = randn(1, 300), randn(10, 300), torch.empty(1, 10, device=DEVICE)
+    config = linear_module.GemvConfig(4, 128, 4, prefetch)
+    linear_module.gemv(x, weight, None, y, config=config)
+    assert_close(y, reference.linear(x, weight), torch.float32)
+
+
+@pytest.mark.parametrize("split_k", [1, 2, 4])
+@pytest.mark.parametrize("gate", ["", "silu"])
+def test_skinny_splits_k(split_k: int, gate: str) -> None:
+    """Also more parts than K has steps; the counters are zero again after each launch."""
+    x, weight, norm = randn(3, 100, dtype=HALF), randn(38, 100, dtype=HALF), randn(100, dtype=HALF)
+    config = linear_module.SkinnyConfig(16, 32, split_k, 4, 3)
+    want = reference.norm_linear(x, norm, 1e-5, weight)
+    if gate:
+        want = reference.gated_activation(want, gate)
+    for _ in range(2):
+        y = torch.empty(3, 19 if gate else 38, dtype=HALF, device=DEVICE)
+        linear_module.skinny(
+            x, weight, None, y, norm_weight=norm, eps=1e-5, gate=gate, config=config
+        )
+        assert_close(y, want, HALF)
+
+
+def test_linear_refuses() -> None:
+    with pytest.raises(ValueError, match="weight"):
+        gpu.linear(randn(1, 8), randn(4, 9))
+    with pytest.raises(ValueError, match="contiguous"):
+        gpu.linear(randn(8, 1).t(), randn(8, 4).t())
+
+
+# ----------------------------------------------------------------------------------------- rope
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(4, 2, 16), (9, 3, 10), (1, 1, 80)])
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("partial", [False, True])
+def test_qk_norm_rope_store_kv(
+    dtype: torch.dtype,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    interleaved: bool,
+    normed: bool,
+    partial: bool,
+) -> None:
+    rows, block_size, num_blocks = 3, 3, 4
+    rot = head_dim // 2 // 2 * 2 if partial else head_dim
+    angles = torch.rand(20, rot // 2, device=DEVICE) * 6
+    cos_sin = torch.cat([angles.cos(), angles.sin()], 1).contiguous()
+    qkv = randn(rows, (heads + 2 * kv_heads) * head_dim, dtype=dtype)
+    caches = [randn(num_blocks, kv_heads, block_size, head_dim, dtype=dtype) for _ in range(2)]
+    norms = [randn(head_dim, dtype=dtype) if normed else None for _ in range(2)]
+
+    def run(ops: Any) -> list[torch.Tensor]:
+        k_cache, v_cache = (cache.clone() for cache in caches)
+        q = ops.qk_norm_rope_store_kv(
+            qkv,
+            int32([19, 0, 7]),
+            cos_sin,
+            int32([11, -1, 4]),
+            k_cache,
+            v_cache,
+            num_heads=heads,
+            num_kv_heads=kv_heads,
+            head_dim=head_dim,
+            q_norm=norms[0],
+            k_norm=norms[1],
+            eps=1e-6,
+            weight_offset=0.5,
+            interleaved=interleaved,
+        )
+        return [q, k_cache, v_cache]
+
+    for out, want in zip(run(gpu), run(reference), strict=True):
+        assert_close(out, want, dtype)
+
+
+# ------------------------------------------------------------------------------------ attention
+
+
+def check_attention(
+    dtype: torch.dtype,
+    heads: tuple[int, int, int],
+    block_size: int,
+    query_lens: list[int],
+    contexts: list[int],
+    num_decodes: int,
+    window: int = 0,
+    softcap: float = 0.0,
+    causal: bool = True,
+    **configs: Any,
+) -> None:
+    """Cache rows past each request's end hold NaN: reading one shows."""
+    num_heads, num_kv_heads, head_dim = heads
+    num_reqs = len(query_lens)
+    seq_lens = [q + c for q, c in zip(query_lens, contexts, strict=True)]
+    per_req = max(-(-length // block_size) for length in seq_lens)
+    num_blocks = num_reqs * per_req + 3
+    slots = torch.randperm(num_reqs + 2)[:num_reqs].to(DEVICE, torch.int32)
+    blocks = torch.randperm(num_blocks)[: num_reqs * per_req].to(DEVICE, torch.int32)
+    table = torch.zeros(num_reqs + 2, per_req, dtype=torch.int32, device=DEVICE)
+    table[slots.long()] = blocks.view(num_reqs, per_req)
+    caches = [randn(num_blocks, num_kv_heads, block_size, head_dim, dtype=dtype) for _ in range(2)]
+    q = randn(sum(query_lens), num_heads, head_dim, dtype=dtype)
+    starts = int32([0, *itertools.accumulate(query_lens)])
+    rest = (table, slots, int32(seq_lens), starts)
+    options: dict[str, Any] = {
+        "scale": head_dim**-0.5,
+        "num_decodes": num_decodes,
+        "max_query_len": max(query_lens),
+        "max_seq_len": max(seq_lens),
+        "sliding_window": window,
+        "softcap": softcap,
+        "causal": causal,
+    }
+    want = reference.paged_attention(q, *caches, *rest, **options)
+    for r, length in enumerate(seq_lens):
+        for position in range(length, per_req * block_size):
+            block = int(blocks[r * per_req + position // block_size])
+            for cache in caches:
+                cache[block, :, position % block_size] = float("nan")
+    out = gpu.paged_attention(q, *caches, *rest, **options, **configs)
+    assert_close(out, want, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("heads", "block_size"),
+    [((4, 2, 8), 3), ((9, 3, 64), 16), ((3, 3, 10), 1), ((7, 1, 80), 16), ((2, 1, 96), 8)],
+)
+@pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (70, 5.0)])
+def test_decode_attention(
+    dtype: torch.dtype, heads: tuple[int, int, int], block_size: int, window: int, softcap: float
+) -> None:
+    contexts = [0, 300, 10, 130]
+    check_attention(dtype, heads, block_size, [1] * 4, contexts, 4, window, softcap)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_decodes", [0, 2])
+@pytest.mark.parametrize(
+    ("heads", "block_size"), [((6, 2, 10), 4), ((9, 3, 64), 16), ((5, 1, 80), 3)]
+)
+@pytest.mark.parametrize(
+    ("window", "softcap", "causal"),
+    [(0, 0.0, True), (9, 5.0, True), (70, 0.0, True), (0, 0.0, False)],
+)
+def test_prefill_attention(
+    dtype: torch.dtype,
+    num_decodes: int,
+    heads: tuple[int, int, int],
+    block_size: int,
+    window: int,
+    softcap: float,
+    causal: bool,
+) -> None:
+    lens, contexts = [1, 1, 5, 67, 1], [7, 0, 0, 40, 20]
+    check_attention(dtype, heads, block_size, lens, contexts, num_decodes, window, softcap, causal)
+
+
+def test_decode_of_an_empty_request_is_zero() -> None:
+    cache = randn(2, 1, 4, 8)
+    out = gpu.paged_attention(
+        randn(2, 2, 8),
+        cache,
+        cache,
+        int32([[0], [1]]),
+        int32([0, 1]),
+        int32([0, 3]),
+        int32([0, 1, 2]),
+        scale=1.0,
+        num_decodes=2,
+        max_query_len=1,
+        max_seq_len=4,
+    )
+    assert (out[0] == 0).all()
+    assert out[1].isfinite().all()
+
+
+def test_skewed_lengths_share_the_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many chunks of one request beside short ones, with the smallest chunks there are."""
+    monkeypatch.setattr(attention_module, "MIN_CHUNK", 16)
+    check_attention(torch.float32, (2, 2, 16), 4, [1] * 5, [3, 700, 0, 15, 16], 5)
+
+
+# ------------------------------------------------------------------------------------- sampling
+
+
+def mix(h: int) -> int:
+    h ^= h >> 16
+    h = h * 0x7FEB352D & 0xFFFFFFFF
+    h ^= h >> 15
+    h = h * 0x846CA68B & 0xFFFFFFFF
+    return h ^ (h >> 16)
+
+
+def hash_uniform(seed: int, position: int) -> float:
+    h = mix((seed & 0xFFFFFFFF) ^ 0x9E3779B9)
+    h = mix(h ^ ((seed >> 32) & 0xFFFFFFFF))
+    return (mix(h ^ position) >> 8) * 2**-24
+
+
+def make_state(
+    settings: list[tuple[float, int, float, float]], **extra: Any
+) -> tuple[Any, torch.Tensor, torch.Tensor]:
+    """(state, slots, uniform): settings are (temperature, top_k, top_p, min_p) of each row."""
+    count = len(settings)
+    slots = torch.randperm(count)
+
+    def by_slot(column: int, dtype: torch.dtype) -> torch.Tensor:
+        values = torch.zeros(count, dtype=dtype)
+        values[slots] = torch.tensor([row[column] for row in settings], dtype=dtype)
+        return values.to(DEVICE)
+
+    seeds = torch.randint(-(2**62), 2**62, (count,))
+    positions = torch.randint(0, 1000, (count,)).to(torch.int32)
+    uniform = [hash_uniform(int(seeds[s]), int(positions[s])) for s in slots.tolist()]
+    state = gpu.SamplingState(
+        by_slot(0, torch.float32),
+        by_slot(1, torch.int32),
+        by_slot(2, torch.float32),
+        by_slot(3, torch.float32),
+        seeds.to(DEVICE),
+        positions.to(DEVICE),
+        **extra,
+    )
+    return state, slots.to(DEVICE, torch.int32), torch.tensor(uniform, device=DEVICE)
+
+
+def check_sample(vocab: int, settings: list[tuple[float, int, float, float]]) -> None:
+    logits = randn(len(settings), vocab) * 3
+    state, slots, uniform = make_state(settings)
+    before = state.output_positions.clone()
+    columns = [torch.tensor([row[c] for row in settings]) for c in range(4)]
+    want = reference.sample(logits.cpu(), *columns, uniform.cpu()).tolist()
+    got = gpu.sample(logits.clone(), slots, state).tolist()
+    # A sum's rounding may tip a draw that falls between two tokens.
+    wrong = [(s, g, w) for s, g, w in zip(settings, got, want, strict=True) if g != w]
+    assert len(wrong) <= len(settings) // 50, wrong
+    assert (state.output_positions == before + 1).all()
+
+
+SETTINGS = list(itertools.product((0.0, 0.7, 2.0), (0, 1, 50, 3000), (1.0, 0.9, 0.3), (0.0, 0.05)))
+
+
+def test_sample() -> None:
+    check_sample(9001, SETTINGS)
+
+
+def test_sample_greedy_ties_give_the_lowest_id() -> None:
+    logits = torch.zeros(2, 9000, device=DEVICE)
+    logits[1, 4500] = logits[1, 8999] = 1.0
+    state, slots, _ = make_state([(0.0, 0, 1.0, 0.0)] * 2)
+    assert gpu.sample(logits, slots, state).tolist() == [0, 4500]
+
+
+def test_sample_keeps_the_equals_of_the_kth() -> None:
+    logits = torch.full((64, 600), -5.0, device=DEVICE)
+    logits[:, [7, 300, 599]] = 2.0
+    state, slots, _ = make_state([(1.0, 2, 1.0, 0.0)] * 64)
+    assert set(gpu.sample(logits, slots, state).tolist()) == {7, 300, 599}
+
+
+def test_sample_of_masked_rows_gives_an_allowed_token() -> None:
+    logits = torch.full((3, 5000), float("-inf"), device=DEVICE)
+    logits[0, 4999] = -50.0
+    state, slots, _ = make_state([(1.0, 0, 1.0, 0.0), (1.0, 5, 0.5, 0.1), (0.0, 0, 1.0, 0.0)])
+    out = gpu.sample(logits, slots, state).tolist()
+    assert out[0] == 4999
+    assert all(0 <= token < 5000 for token in out)
+
+
+def test_sample_adjusts_logits() -> None:
+    vocab, rows = 5000, 2
+    neutral = torch.zeros(rows, device=DEVICE)
+    counts = torch.zeros(rows, vocab, dtype=torch.int16, device=DEVICE)
+    allowed = torch.full((rows, -(-vocab // 32)), -1, dtype=torch.int32, device=DEVICE)
+    state, slots, _ = make_state(
+        [(0.0, 0, 1.0, 0.0)] * rows,
+        last_tokens=int32([0] * rows),
+        repetition_penalty=neutral + 2.0,
+        presence_penalty=neutral + 0.25,
+        frequency_penalty=neutral + 0.5,
+        token_counts=counts,
+        bias_ids=int32([[17, -1, 4100]] * rows),
+        bias_values=torch.tensor([[1.5, 9.0, 7.0]] * rows, device=DEVICE),
+        bias_until=int32([[2**31 - 1, 2**31 - 1, 0]] * rows),
+        allowed_mask=allowed,
+    )
+    counts[:, 3] = 2  # generated twice
+    counts[:, 4] = 0x4000  # in the prompt
+    allowed[:, 0] &= ~(1 << 5)
+    logits = torch.full((rows, vocab), -1.0, device=DEVICE)
+    logits[:, 3], logits[:, 4], logits[:, 5], logits[:, 17] = 4.0, 4.0, 10.0, 0.25
+    out = gpu.sample(logits, slots, state)
+    # 3: 4 / 2 - 2 * 0.5 - 0.25 = 0.75; 4: 4 / 2 = 2; 5: not allowed; 17: 0.25 + 1.5 = 1.75.
+    row = logits[0]
+    assert [row[i].item() for i in (3, 4, 17, 4100)] == [0.75, 2.0, 1.75, -1.0]
+    assert row[5].item() == float("-inf")
+    assert out.tolist() == [4, 4]
+    assert state.last_tokens.tolist() == [4, 4]
+    assert counts[:, 4].tolist() == [0x4001, 0x4001]
+
+
+# ------------------------------------------------------------------------ real shapes, on a GPU
+
+LLAMA_8B, LLAMA_1B, SMOLLM2 = (32, 8, 128), (32, 8, 64), (9, 3, 64)
+
+
+@needs_gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [1, 2, 4, 8, 16, 24, 64, 256])
+@pytest.mark.parametrize(
+    ("n", "k"), [(6144, 4096), (4096, 14336), (16384, 2048), (960, 576), (576, 1536)]
+)
+def test_linear_real(rows: int, n: int, k: int, dtype: torch.dtype) -> None:
+    check_linear(rows, n, k, dtype)
+
+
+@needs_gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("heads", [LLAMA_8B, LLAMA_1B, SMOLLM2, (8, 4, 256), (32, 32, 80)])
+@pytest.mark.parametrize("window", [0, 512])
+def test_attention_real(dtype: torch.dtype, heads: tuple[int, int, int], window: int) -> None:
+    check_attention(dtype, heads, 16, [1], [1000], 1, window)
+    check_attention(dtype, heads, 16, [1] * 40, [17 * i for i in range(40)], 40, window)
+    check_attention(dtype, heads, 16, [1, 1, 1, 300, 77], [900, 3, 64, 0, 500], 3, window)
+    check_attention(dtype, heads, 16, [1, 1, 9, 700], [900, 3, 64, 1], 0, window)
+
+
+@needs_gpu
+@pytest.mark.gpu
+def test_sample_real() -> None:
+    check_sample(128256, SETTINGS)
+    check_sample(49152, SETTINGS)
+
+
+@needs_gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("pdl", [False, True])
+def test_graph_replays_like_eager(pdl: bool) -> None:
+    """A layer's worth of kernels, captured, replayed on new lengths; split counters included."""
+    heads, kv_heads, head_dim = SMOLLM2
+    rows, hidden, blocks = 4, 576, 64
+    weights = [randn(960, hidden, dtype=HALF) / 24, randn(hidden, hidden, dtype=HALF) / 24]
+    norm, x = randn(hidden, dtype=HALF), randn(rows, hidden, dtype=HALF)
+    caches = [randn(blocks * rows, kv_heads, 16, head_dim, dtype=HALF) for _ in range(2)]
+    table = torch.arange(blocks * rows, dtype=torch.int32, device=DEVICE).view(rows, blocks)
+    cos_sin = torch.rand(1100, head_dim, device=DEVICE)
+    slots, starts = int32(range(rows)), int32(range(rows + 1))
+    seq_lens, positions, mapping = int32([0] * rows), int32([0] * rows), int32([0] * rows)
+    state, _, _ = make_state([(0.0, 0, 1.0, 0.0)] * rows)
+    head = randn(5000, hidden, dtype=HALF)
+
+    def step() -> tuple[torch.Tensor, torch.Tensor]:
+        qkv = gpu.norm_linear(x, norm, 1e-5, weights[0])
+        q = gpu.qk_norm_rope_store_kv(
+            qkv,
+            positions,
+            cos_sin,
+            mapping,
+            *caches,
+            num_heads=heads,
+            num_kv_heads=kv_heads,
+            head_dim=head_dim,
+        )
+        out = gpu.paged_attention(
+            q,
+            *caches,
+            table,
+            slots,
+            seq_lens,
+            starts,
+            scale=0.125,
+            num_decodes=rows,
+            max_query_len=1,
+            max_seq_len=1024,
+        )
+        hidden_states = gpu.linear_add(out, weights[1], x.clone())
+        logits = gpu.linear(hidden_states, head, out_dtype=torch.float32)
+        return hidden_states, gpu.sample(logits, slots, state)
+
+    def set_lengths(lengths: list[int]) -> None:
+        seq_lens.copy_(int32(lengths))
+        positions.copy_(seq_lens - 1)
+        mapping.copy_(
+            table.gather(1, (positions // 16).long()[:, None])[:, 0] * 16 + positions % 16
+        )
+
+    gpu.set_pdl(pdl)
+    try:
+        set_lengths([1, 1000, 30, 500])
+        step()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = step()
+        for lengths in ([1, 1000, 30, 500], [1024, 2, 1023, 700], [5, 6, 7, 8]):
+            set_lengths(lengths)
+            eager = [t.clone() for t in step()]
+            for _ in range(3):
+                graph.replay()
+            torch.cuda.synchronize()
+            assert_close(captured[0], eager[0], HALF)
+            assert captured[1].tolist() == eager[1].tolist()
+    finally:
+        gpu.set_pdl(False)
