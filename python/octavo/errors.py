@@ -28,14 +28,23 @@ class QueueFullError(OctavoError):
 
 
 class RequestTooLongError(OctavoError):
-    """The prompt leaves no room for a token in the model's context."""
+    """The prompt leaves no room for a token in the model's context.
+
+    ``at_least``: the prompt was not counted to its end.
+    """
 
     def __init__(
-        self, num_prompt_tokens: int, max_model_len: int, param: str | None = None
+        self,
+        num_prompt_tokens: int,
+        max_model_len: int,
+        param: str | None = None,
+        *,
+        at_least: bool = False,
     ) -> None:
+        count = f"at least {num_prompt_tokens}" if at_least else str(num_prompt_tokens)
         super().__init__(
             f"This model's maximum context length is {max_model_len} tokens, but the prompt holds "
-            f"{num_prompt_tokens} tokens. Please shorten the prompt."
+            f"{count} tokens. Please shorten the prompt."
         )
         self.num_prompt_tokens = num_prompt_tokens
         self.max_model_len = max_model_len

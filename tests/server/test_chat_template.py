@@ -26,7 +26,8 @@ CHATML = """\
 LLAMA3 = """\
 {% set loop_messages = messages %}
 {% for message in loop_messages %}
-    {% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' %}
+    {% set header = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' %}
+    {% set content = header + message['content'] | trim + '<|eot_id|>' %}
     {% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}
 {{ content }}
 {%- endfor %}
@@ -192,8 +193,10 @@ def test_output_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         "{{ '%1000000000d' % 1 }}",
         "{{ '{:>1000000000}'.format('') }}",
         "{{ 'a'.center(1000000000) }}",
-        "{% set n = namespace(s='aa') %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}",
-        "{% set n = namespace(s='aa') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+        "{% set n = namespace(s='aa') %}{% for i in range(60) %}"
+        "{% set n.s = n.s + n.s %}{% endfor %}",
+        "{% set n = namespace(s='aa') %}{% for i in range(60) %}"
+        "{% set n.s = n.s ~ n.s %}{% endfor %}",
         "{{ messages | tojson(indent=1000000000) }}",
     ],
 )

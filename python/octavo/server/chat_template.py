@@ -30,80 +30,18 @@ from octavo.errors import BadRequestError
 from octavo.server import limits
 
 # What a template may call on a string that a request's template brought: nothing that multiplies.
-_HARMLESS_STR_METHODS: Final = frozenset(
-    [
-        "capitalize",
-        "count",
-        "endswith",
-        "find",
-        "index",
-        "isalnum",
-        "isalpha",
-        "isdecimal",
-        "isdigit",
-        "islower",
-        "isnumeric",
-        "isspace",
-        "istitle",
-        "isupper",
-        "lower",
-        "lstrip",
-        "partition",
-        "removeprefix",
-        "removesuffix",
-        "rfind",
-        "rindex",
-        "rpartition",
-        "rsplit",
-        "rstrip",
-        "split",
-        "splitlines",
-        "startswith",
-        "strip",
-        "swapcase",
-        "title",
-        "upper",
-    ]
+_HARMLESS_STR_METHODS_TEXT = (
+    "capitalize count endswith find index isalnum isalpha isdecimal isdigit islower isnumeric "
+    "isspace istitle isupper lower lstrip partition removeprefix removesuffix rfind rindex "
+    "rpartition rsplit rstrip split splitlines startswith strip swapcase title upper"
 )
-_HARMLESS_FILTERS: Final = frozenset(
-    [
-        "abs",
-        "attr",
-        "capitalize",
-        "count",
-        "d",
-        "default",
-        "dictsort",
-        "e",
-        "escape",
-        "first",
-        "float",
-        "int",
-        "items",
-        "last",
-        "length",
-        "list",
-        "lower",
-        "map",
-        "max",
-        "min",
-        "reject",
-        "rejectattr",
-        "reverse",
-        "round",
-        "safe",
-        "select",
-        "selectattr",
-        "sort",
-        "string",
-        "sum",
-        "title",
-        "tojson",
-        "trim",
-        "unique",
-        "upper",
-    ]
+_HARMLESS_STR_METHODS: Final = frozenset(_HARMLESS_STR_METHODS_TEXT.split())
+_HARMLESS_FILTERS_TEXT = (
+    "abs attr capitalize count d default dictsort e escape first float int items last length "
+    "list lower map max min reject rejectattr reverse round safe select selectattr sort "
+    "string sum title tojson trim unique upper"
 )
+_HARMLESS_FILTERS: Final = frozenset(_HARMLESS_FILTERS_TEXT.split())
 _MAX_OPERAND: Final = 1_000_000
 _MAX_INDENT: Final = 16
 

@@ -1,0 +1,320 @@
+"""Flags: command line, environment and YAML, generated from the config dataclasses.
+
+A dataclass field is a flag: its name the spelling, its annotation the type, its metadata the group
+and the help. A value comes from the first of: command line, ``OCTAVO_<FLAG>``, the ``--config``
+file, the field's default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import os
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any, Final, Literal, NoReturn
+
+ENV_PREFIX: Final = "OCTAVO_"
+
+# As vLLM reads them: a small letter counts in thousands, a capital in 1024s.
+_POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+_NUMBER: Final = re.compile(r"([+-]?\d+(?:\.\d+)?)\s*(?:([kmgtKMGT])(i?)B?)?")
+
+_TRUE: Final = frozenset({"1", "true", "yes", "on"})
+_FALSE: Final = frozenset({"0", "false", "no", "off"})
+
+
+class FlagError(ValueError):
+    """A flag's value, wherever it came from, is not usable; the message names the flag."""
+
+
+def parse_int(text: str) -> int:
+    """A whole number: ``4096``, ``8k`` (8000), ``8K`` or ``8Ki`` (8192), ``1.5M``.
+
+    Raises:
+        ValueError: not a whole number.
+    """
+    match = _NUMBER.fullmatch(text.strip().replace("_", ""))
+    if match is None:
+        raise ValueError(f"{text!r} is not a number such as 4096, 8k or 2G")
+    unit = match[2] or ""
+    base = 1024 if unit.isupper() or match[3] else 1000
+    # Exact: a float would round what is beyond 2**53.
+    value = Decimal(match[1]) * base ** _POWERS[unit.lower()]
+    if value != int(value):
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(value)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Flag:
+    """One field of one dataclass, as a flag."""
+
+    name: str
+    kind: Literal["bool", "int", "float", "str", "json"]
+    default: Any
+    group: str
+    help: str
+    many: bool
+    human: bool
+    choices: tuple[str, ...]
+    short: str | None
+
+    @property
+    def option(self) -> str:
+        """``--max-model-len``."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def env(self) -> str:
+        """``OCTAVO_MAX_MODEL_LEN``."""
+        return ENV_PREFIX + self.name.upper()
+
+    def parse(self, text: str) -> Any:
+        """One value from text.
+
+        Raises:
+            ValueError: not of the flag's kind.
+        """
+        if self.kind == "bool":
+            lowered = text.strip().lower()
+            if lowered not in _TRUE | _FALSE:
+                raise ValueError(f"{text!r} is not true or false")
+            return lowered in _TRUE
+        if self.kind == "int":
+            return parse_int(text) if self.human else int(text)
+        if self.kind == "float":
+            return float(text)
+        if self.kind == "json":
+            value = json.loads(text)
+            if not isinstance(value, dict):
+                raise ValueError(f"{text!r} is not a JSON object")
+            return value
+        if self.choices and text not in self.choices:
+            raise ValueError(f"{text!r} is not one of {', '.join(self.choices)}")
+        return text
+
+    def convert(self, value: Any) -> Any:
+        """A value from YAML or the environment: text as on the command line, or ready-made.
+
+        Raises:
+            ValueError: not of the flag's kind.
+        """
+        if self.many:
+            if isinstance(value, str):
+                value = [part.strip() for part in value.split(",") if part.strip()]
+            items = value if isinstance(value, list | tuple) else [value]
+            return tuple(self._convert_one(item) for item in items)
+        return self._convert_one(value)
+
+    def _convert_one(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self.parse(value)
+        fits = {
+            "bool": isinstance(value, bool),
+            "int": isinstance(value, int) and not isinstance(value, bool),
+            "float": isinstance(value, int | float) and not isinstance(value, bool),
+            "str": isinstance(value, int | float) and not isinstance(value, bool),
+            "json": isinstance(value, dict),
+        }
+        if value is None or not fits[self.kind]:
+            raise ValueError(f"{value!r} is not a {self.kind}")
+        return str(value) if self.kind == "str" else value
+
+
+def flags_of(config: type[Any]) -> list[Flag]:
+    """Every field of a config dataclass."""
+    hints = typing.get_type_hints(config)
+    flags = []
+    for field in dataclasses.fields(config):
+        meta = field.metadata
+        kind, literal = _kind(hints[field.name])
+        flags.append(
+            Flag(
+                name=field.name,
+                kind=kind,
+                default=field.default,
+                group=meta["group"],
+                help=meta["help"],
+                many=meta.get("many", False),
+                human=meta.get("human", False),
+                choices=tuple(meta.get("choices", literal)),
+                short=meta.get("short"),
+            )
+        )
+    return flags
+
+
+def _kind(hint: Any) -> tuple[Literal["bool", "int", "float", "str", "json"], tuple[str, ...]]:
+    """What a field's annotation means for its text; and a Literal's values."""
+    origin = typing.get_origin(hint)
+    arguments = typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return _kind(next(a for a in arguments if a is not type(None)))
+    if origin is Literal:
+        return "str", arguments
+    if origin is tuple:
+        return _kind(arguments[0])
+    if origin is dict or hint is dict:
+        return "json", ()
+    kinds: dict[Any, Literal["bool", "int", "float", "str"]] = {
+        bool: "bool",
+        int: "int",
+        float: "float",
+        str: "str",
+    }
+    return kinds[hint], ()
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without abbreviations, and with a guess at what a misspelt flag should be."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        parsed, rest = self.parse_known_args(args, namespace)
+        if rest:
+            self.refuse_unknown(rest, getattr(parsed, "parser", self))
+        return parsed
+
+    def refuse_unknown(self, rest: Sequence[str], parser: argparse.ArgumentParser) -> NoReturn:
+        """Name the flags nearest to the first unknown one."""
+        unknown = next((word for word in rest if word.startswith("-")), rest[0])
+        options = list(parser._option_string_actions)
+        name = unknown.partition("=")[0].replace("_", "-")
+        near = difflib.get_close_matches(name, options, n=2, cutoff=0.6)
+        hint = f"; did you mean {' or '.join(near)}?" if near else "; see --help"
+        parser.error(f"unknown argument {unknown!r}{hint}")
+
+
+def add_flags(parser: argparse.ArgumentParser, *configs: type[Any]) -> None:
+    """Give a parser every flag, grouped. What is not given stays absent from the namespace."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="YAML whose keys are the long flags; the command line and OCTAVO_* win",
+    )
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for flag in (flag for config in configs for flag in flags_of(config)):
+        group = groups.get(flag.group)
+        if group is None:
+            group = groups[flag.group] = parser.add_argument_group(flag.group)
+        names = [*((flag.short,) if flag.short else ()), flag.option]
+        keywords: dict[str, Any] = {
+            "dest": flag.name,
+            "default": argparse.SUPPRESS,
+            "help": _help(flag),
+        }
+        if flag.kind == "bool":
+            keywords["action"] = argparse.BooleanOptionalAction
+        else:
+            keywords["type"] = _argument_type(flag)
+            if flag.choices:
+                keywords["choices"] = flag.choices
+            else:
+                keywords["metavar"] = {"int": "N", "float": "X", "json": "JSON"}.get(
+                    flag.kind, flag.name.rpartition("_")[2].upper()
+                )
+            if flag.many:
+                keywords["nargs"] = "+"
+        group.add_argument(*names, **keywords)
+
+
+def _argument_type(flag: Flag) -> Any:
+    def convert(text: str) -> Any:
+        try:
+            return flag.parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
+
+
+def _help(flag: Flag) -> str:
+    # Defaults of None and () say nothing; the help text does.
+    shown = "" if flag.default in (None, ()) else f" [{flag.default}]"
+    return (flag.help + shown).replace("%", "%%")
+
+
+def resolve(
+    arguments: Mapping[str, Any],
+    configs: Sequence[type[Any]],
+    environ: Mapping[str, str] | None = None,
+) -> list[Any]:
+    """Build each config from the command line, the environment, the YAML file and the defaults.
+
+    Raises:
+        FlagError: a value that cannot be used; names the flag and where it came from.
+    """
+    environ = os.environ if environ is None else environ
+    flags = {flag.name: flag for config in configs for flag in flags_of(config)}
+    values: dict[str, Any] = {}
+    path = arguments.get("config") or environ.get(ENV_PREFIX + "CONFIG")
+    if path is not None:
+        values.update(_read_yaml(path, flags))
+    for flag in flags.values():
+        if flag.env in environ:
+            values[flag.name] = _converted(flag, environ[flag.env], flag.env)
+    for name in flags.keys() & arguments.keys():
+        value = arguments[name]
+        values[name] = tuple(value) if isinstance(value, list) else value
+    built = []
+    for config in configs:
+        names = {field.name for field in dataclasses.fields(config)}
+        try:
+            built.append(config(**{name: values[name] for name in names & values.keys()}))
+        except ValueError as error:
+            raise FlagError(_as_flag(str(error), names)) from None
+    return built
+
+
+def _as_flag(message: str, names: set[str]) -> str:
+    """A config's complaint begins with the field's name: make it the flag's."""
+    name, space, rest = message.partition(" ")
+    return "--" + name.replace("_", "-") + space + rest if name in names else message
+
+
+def _converted(flag: Flag, value: Any, source: str) -> Any:
+    try:
+        return flag.convert(value)
+    except ValueError as error:
+        raise FlagError(f"{flag.option} (from {source}): {error}") from None
+
+
+def _read_yaml(path: str, flags: Mapping[str, Flag]) -> dict[str, Any]:
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+    except OSError as error:
+        raise FlagError(f"--config: {error.strerror}: {path}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = "" if mark is None else f", line {mark.line + 1}"
+        raise FlagError(f"--config: {path}{where} is not YAML") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise FlagError(f"--config: {path} does not hold keys and values")
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+        name = str(key).removeprefix("--").replace("-", "_")
+        flag = flags.get(name)
+        if flag is None:
+            near = difflib.get_close_matches(name, flags, n=1, cutoff=0.6)
+            hint = f"; did you mean {near[0].replace('_', '-')}?" if near else ""
+            raise FlagError(f"--config: {path}: unknown key {key!r}{hint}")
+        if value is not None:
+            values[name] = _converted(flag, value, path)
+    return values

@@ -1,0 +1,168 @@
+"""GET /metrics: the core's counters in Prometheus' text format, under vLLM's names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.core import Metric
+
+    from octavo.server.exchange import Exchange
+    from octavo.server.state import ServerState
+
+
+class Row(NamedTuple):
+    """One metric: its key in the snapshot, what it says, and the label of a labelled one."""
+
+    key: str
+    help: str
+    label: str | None = None
+    # Further names it is published under: dashboards made for older versions ask for them.
+    aliases: tuple[str, ...] = ()
+    prefix: str = "vllm:"
+
+
+GAUGES: Final = (
+    Row("num_requests_running", "Requests in the running batch."),
+    Row("num_requests_waiting", "Requests waiting to be scheduled."),
+    Row(
+        "kv_cache_usage_perc",
+        "Part of the KV cache in use; 1 is all of it.",
+        aliases=("gpu_cache_usage_perc",),
+    ),
+)
+COUNTERS: Final = (
+    Row("prompt_tokens", "Prompt tokens processed."),
+    Row("generation_tokens", "Tokens generated."),
+    Row("prefix_cache_queries", "Tokens looked up in the prefix cache."),
+    Row("prefix_cache_hits", "Tokens found in the prefix cache."),
+    Row("num_preemptions", "Requests preempted."),
+    Row("request_success", "Requests that ended, by reason.", label="finished_reason"),
+)
+HISTOGRAMS: Final = (
+    Row("time_to_first_token_seconds", "From arrival to the first token."),
+    Row(
+        "inter_token_latency_seconds",
+        "Between two tokens of a request.",
+        aliases=("time_per_output_token_seconds",),
+    ),
+    Row(
+        "request_time_per_output_token_seconds", "A request's mean time per token after the first."
+    ),
+    Row("e2e_request_latency_seconds", "From arrival to the last token."),
+    Row("request_queue_time_seconds", "From arrival to the first step."),
+    Row("request_prefill_time_seconds", "From the first step to the first token."),
+    Row("request_decode_time_seconds", "From the first token to the last."),
+    Row("request_inference_time_seconds", "From the first step to the last token."),
+    Row("request_prompt_tokens", "Prompt tokens of a request."),
+    Row("request_generation_tokens", "Tokens generated for a request."),
+    Row("request_params_n", "The n of a request."),
+    Row("request_params_max_tokens", "The max_tokens of a request."),
+    Row("request_max_num_generation_tokens", "The longest sample of a request, in tokens."),
+    Row("iteration_tokens_total", "Tokens in one step."),
+    Row("step_seconds", "One step of the engine, by phase.", label="phase", prefix="octavo:"),
+)
+
+
+class EngineCollector:
+    """Reads one consistent snapshot per scrape. Nothing is counted in Python per token."""
+
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+        self._labels = {"model_name": state.engine.served_model_names[0], "engine": "0"}
+
+    def collect(self) -> Iterable[Metric]:
+        """Every metric the core knows, and those of the front end."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        snapshot = self._state.engine.metrics.snapshot()
+        for row in GAUGES:
+            yield from self._families(GaugeMetricFamily, row, snapshot)
+        for row in COUNTERS:
+            yield from self._families(CounterMetricFamily, row, snapshot)
+        for row in HISTOGRAMS:
+            yield from self._histograms(row, snapshot)
+        rejections = Row("admission_rejections", "Requests turned away, by reason.", "reason")
+        values = {"admission_rejections": dict(self._state.rejections)}
+        yield from self._families(CounterMetricFamily, rejections, values)
+        yield self._cache_config()
+
+    def _families(
+        self, family_class: Any, row: Row, snapshot: Mapping[str, Any]
+    ) -> Iterable[Metric]:
+        if row.key not in snapshot:
+            return
+        value = snapshot[row.key]
+        names = [*self._labels, *((row.label,) if row.label else ())]
+        for name in (row.key, *row.aliases):
+            family = family_class(row.prefix + name, row.help, labels=names)
+            for label, number in value.items() if row.label else (("", value),):
+                extra = (label,) if row.label else ()
+                family.add_metric([*self._labels.values(), *extra], number)
+            yield family
+
+    def _histograms(self, row: Row, snapshot: Mapping[str, Any]) -> Iterable[Metric]:
+        from prometheus_client.core import HistogramMetricFamily
+
+        if row.key not in snapshot:
+            return
+        value = snapshot[row.key]
+        names = [*self._labels, *((row.label,) if row.label else ())]
+        for name in (row.key, *row.aliases):
+            family = HistogramMetricFamily(row.prefix + name, row.help, labels=names)
+            for label, histogram in value.items() if row.label else (("", value),):
+                extra = (label,) if row.label else ()
+                family.add_metric(
+                    [*self._labels.values(), *extra], _buckets(histogram), histogram["sum"]
+                )
+            yield family
+
+    def _cache_config(self) -> Metric:
+        from prometheus_client.core import GaugeMetricFamily
+
+        config = self._state.engine.config
+        labels = {
+            **self._labels,
+            "block_size": str(config.block_size),
+            "cache_dtype": config.kv_cache_dtype,
+            "enable_prefix_caching": str(config.enable_prefix_caching),
+            "gpu_memory_utilization": str(config.gpu_memory_utilization),
+            "kv_cache_memory_bytes": str(config.kv_cache_memory_bytes),
+        }
+        family = GaugeMetricFamily(
+            "vllm:cache_config_info", "How the KV cache is set up.", labels=list(labels)
+        )
+        family.add_metric(list(labels.values()), 1)
+        return family
+
+
+def _buckets(histogram: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Prometheus' buckets: cumulative counts by upper bound, the last one infinite."""
+    buckets = [
+        (str(float(bound)), float(count))
+        for bound, count in histogram["buckets"]
+        if bound != float("inf")
+    ]
+    return [*buckets, ("+Inf", float(histogram["count"]))]
+
+
+def make_registry(state: ServerState) -> CollectorRegistry:
+    """The engine's metrics and the process's (memory, CPU, file descriptors)."""
+    from prometheus_client import CollectorRegistry, ProcessCollector
+
+    # auto_describe off: describing would ask an engine that may not be there yet.
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(EngineCollector(state))
+    ProcessCollector(registry=registry)
+    return registry
+
+
+async def metrics(state: ServerState, exchange: Exchange) -> None:
+    """Prometheus' text format."""
+    # Imported by the first scrape: 50 ms that start-up need not pay.
+    from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+    body = generate_latest(make_registry(state))
+    await exchange.respond(body, content_type=CONTENT_TYPE_LATEST.encode())

@@ -1,0 +1,422 @@
+"""The shapes of requests: every field of every generation route, checked, none ignored.
+
+A field is in exactly one of these tables:
+
+- ``_SAMPLING`` and the routes' own tables: supported;
+- ``_BOOKKEEPING``: OpenAI's notes to itself, which change no answer;
+- ``_UNSUPPORTED``: known, and refused unless its value asks for nothing;
+- none: unknown, refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+from octavo.errors import UnsupportedParameterError
+from octavo.sampling_params import InvalidParameterError, SamplingParams
+from octavo.server import fields, limits
+from octavo.server.chat_template import RESERVED_VARIABLES
+from octavo.server.messages import parse_messages
+
+Prompt = str | list[int]
+
+# Names that render() itself takes beside the template's variables.
+_RESERVED_KWARGS: Final = RESERVED_VARIABLES | {"continue_final_message", "self"}
+
+
+@dataclass(slots=True, kw_only=True)
+class GenerationRequest:
+    """What chat and completion requests share. ``sampling`` holds SamplingParams' fields."""
+
+    # None: what fits into the context.
+    default_max_tokens: ClassVar[int | None] = None
+
+    sampling: dict[str, Any]
+    model: str | None = None
+    stream: bool = False
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+    priority: int = 0
+    cache_salt: str | None = None
+    request_id: str | None = None
+    return_token_ids: bool = False
+    return_tokens_as_token_ids: bool = False
+    truncate_prompt_tokens: int | None = None
+    add_special_tokens: bool | None = None
+
+    @property
+    def n(self) -> int:
+        """Samples per prompt."""
+        return int(self.sampling.get("n", 1))
+
+    def sampling_params(self, defaults: Mapping[str, Any]) -> SamplingParams:
+        """The request's own values over the model's defaults over OpenAI's.
+
+        Raises:
+            InvalidParameterError: a value is out of range.
+        """
+        own = {"max_tokens": self.default_max_tokens, **defaults, **self.sampling}
+        return SamplingParams(**own)
+
+
+@dataclass(slots=True, kw_only=True)
+class ChatRequest(GenerationRequest):
+    """A checked /v1/chat/completions request."""
+
+    messages: list[dict[str, Any]]
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any]
+    documents: list[dict[str, Any]] | None = None
+    reasoning_effort: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class CompletionRequest(GenerationRequest):
+    """A checked /v1/completions request."""
+
+    default_max_tokens: ClassVar[int | None] = 16
+
+    prompts: list[Prompt]
+    echo: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class TokenizeRequest:
+    """A checked /tokenize request: either a prompt or messages."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any]
+    return_token_strs: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class DetokenizeRequest:
+    """A checked /detokenize request."""
+
+    tokens: list[int]
+    model: str | None = None
+
+
+def _stop(name: str, value: Any) -> tuple[str, ...]:
+    stop = fields.string_or_strings(name, value)
+    limits.check_stop(stop)
+    return stop
+
+
+def _bad_words(name: str, value: Any) -> tuple[str, ...]:
+    words = fields.strings(name, value)
+    limits.check_bad_words(words)
+    return words
+
+
+def _logit_bias(name: str, value: Any) -> dict[int, float]:
+    bias = fields.logit_bias(name, value)
+    limits.check_logit_bias(bias)
+    return bias
+
+
+def _allowed_token_ids(name: str, value: Any) -> tuple[int, ...]:
+    ids: tuple[int, ...] = fields.token_ids(limits.MAX_ALLOWED_TOKEN_IDS)(name, value)
+    if not ids:
+        raise InvalidParameterError(f"{name} must not be empty", name)
+    return ids
+
+
+def _prompts(name: str, value: Any) -> list[Prompt]:
+    """str, [str], [int] or [[int]] as a list of prompts."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value:
+        if fields.is_token_ids(value):
+            return [value]
+        if all(isinstance(item, str) for item in value) or all(map(fields.is_token_ids, value)):
+            limits.check_prompts(name, value)
+            return value
+    raise fields.invalid(
+        name, "a string, a list of strings, of token ids, or of lists of token ids", value
+    )
+
+
+def _truncation(name: str, value: Any) -> int:
+    most: int = fields.integer(-1)(name, value)
+    if most == 0:
+        raise InvalidParameterError(f"{name} must be -1 or positive", name)
+    return most
+
+
+def _template_kwargs(name: str, value: Any) -> dict[str, Any]:
+    kwargs = fields.json_object(name, value)
+    for key in kwargs:
+        if key in _RESERVED_KWARGS:
+            field = f"{name}.{key}"
+            raise InvalidParameterError(f"{field} is not a template's own variable", field)
+    return kwargs
+
+
+_boolean = fields.boolean
+
+# Fields that SamplingParams carries under the same name.
+_SAMPLING: Final[dict[str, fields.Check]] = {
+    "n": fields.integer(1, limits.MAX_N),
+    "temperature": fields.number,
+    "top_p": fields.number,
+    "top_k": fields.integer(-1),
+    "min_p": fields.number,
+    "presence_penalty": fields.number,
+    "frequency_penalty": fields.number,
+    "repetition_penalty": fields.number,
+    "seed": fields.integer(-fields.INT64_MAX - 1, fields.INT64_MAX),
+    "max_tokens": fields.integer(0),
+    "min_tokens": fields.integer(0),
+    "stop": _stop,
+    "stop_token_ids": fields.token_ids(limits.MAX_STOP_TOKEN_IDS),
+    "include_stop_str_in_output": _boolean,
+    "ignore_eos": _boolean,
+    "skip_special_tokens": _boolean,
+    "logit_bias": _logit_bias,
+    "allowed_token_ids": _allowed_token_ids,
+    "bad_words": _bad_words,
+}
+
+_COMMON: Final[dict[str, fields.Check]] = {
+    "model": fields.string(),
+    "stream": _boolean,
+    "stream_options": fields.json_object,
+    "priority": fields.integer(),
+    "cache_salt": fields.string(limits.MAX_CACHE_SALT_CHARS, least_chars=1),
+    "request_id": fields.string(limits.MAX_REQUEST_ID_CHARS, least_chars=1),
+    "return_token_ids": _boolean,
+    "return_tokens_as_token_ids": _boolean,
+    "truncate_prompt_tokens": _truncation,
+    "add_special_tokens": _boolean,
+}
+
+_TEMPLATE: Final[dict[str, fields.Check]] = {
+    "messages": parse_messages,
+    "add_generation_prompt": _boolean,
+    "continue_final_message": _boolean,
+    "chat_template": fields.string(limits.MAX_TEMPLATE_CHARS, least_chars=1),
+    "chat_template_kwargs": _template_kwargs,
+}
+
+_CHAT: Final[dict[str, fields.Check]] = {
+    **_SAMPLING,
+    **_COMMON,
+    **_TEMPLATE,
+    "max_completion_tokens": fields.integer(1),
+    "logprobs": _boolean,
+    "top_logprobs": fields.integer(),
+    "documents": fields.json_objects,
+    "reasoning_effort": fields.one_of("none", "minimal", "low", "medium", "high", "xhigh"),
+}
+
+_COMPLETION: Final[dict[str, fields.Check]] = {
+    **_SAMPLING,
+    **_COMMON,
+    "prompt": _prompts,
+    "echo": _boolean,
+    "logprobs": fields.integer(),
+}
+
+_TOKENIZE: Final[dict[str, fields.Check]] = {
+    **_TEMPLATE,
+    "model": fields.string(),
+    "prompt": fields.string(),
+    "add_special_tokens": _boolean,
+    "return_token_strs": _boolean,
+}
+
+_DETOKENIZE: Final[dict[str, fields.Check]] = {
+    "model": fields.string(),
+    "tokens": fields.token_ids(fields.INT32_MAX),
+}
+
+_BOOKKEEPING: Final = frozenset(
+    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
+)
+
+
+def _never(value: Any) -> bool:
+    return False
+
+
+# name -> whether a value asks for nothing that we would have to do.
+_UNSUPPORTED: Final[dict[str, Callable[[Any], bool]]] = {
+    "response_format": lambda value: value == {"type": "text"},
+    "tools": lambda value: value == [],
+    "tool_choice": lambda value: value in ("none", "auto"),
+    "parallel_tool_calls": lambda value: isinstance(value, bool),
+    "functions": lambda value: value == [],
+    "function_call": lambda value: value == "none",
+    "structured_outputs": _never,
+    "guided_json": _never,
+    "guided_regex": _never,
+    "guided_choice": _never,
+    "guided_grammar": _never,
+    "prompt_logprobs": _never,
+    "spaces_between_special_tokens": lambda value: value is True,
+    "stream_interval": _never,
+    "best_of": lambda value: value == 1 and value is not True,
+    "use_beam_search": lambda value: value is False,
+    "length_penalty": lambda value: value == 1,
+    "suffix": _never,
+    "echo": lambda value: value is False,
+    "documents": _never,
+    "reasoning_effort": _never,
+    "modalities": lambda value: value == ["text"],
+    "audio": _never,
+    "prediction": _never,
+    "verbosity": _never,
+    "web_search_options": _never,
+}
+
+
+def _checked(body: dict[str, Any], table: Mapping[str, fields.Check]) -> dict[str, Any]:
+    """The body's fields, clean; null is absence.
+
+    Raises:
+        UnsupportedParameterError, InvalidParameterError: naming the field.
+    """
+    clean: dict[str, Any] = {}
+    for name, value in body.items():
+        if value is None or name in _BOOKKEEPING:
+            continue
+        check = table.get(name)
+        if check is not None:
+            clean[name] = check(name, value)
+            continue
+        asks_nothing = _UNSUPPORTED.get(name)
+        if asks_nothing is None:
+            name = name[:100]
+            raise UnsupportedParameterError(f"Unrecognized request argument: {name}", name)
+        if not asks_nothing(value):
+            raise UnsupportedParameterError(f"{name} is not supported by this server", name)
+    return clean
+
+
+def _require(clean: Mapping[str, Any], name: str) -> None:
+    if name not in clean:
+        raise InvalidParameterError(f"{name} is missing", name)
+
+
+def _stream_options(clean: dict[str, Any]) -> None:
+    options = clean.pop("stream_options", None)
+    if options is None:
+        return
+    if not clean.get("stream"):
+        raise InvalidParameterError("stream_options needs stream", "stream_options")
+    for key, value in options.items():
+        name = f"stream_options.{key}"
+        if key in ("include_usage", "continuous_usage_stats"):
+            clean[key] = value is not None and _boolean(name, value)
+        elif value not in (None, False):
+            # Such as include_obfuscation: padding against observers of encrypted traffic.
+            raise UnsupportedParameterError(f"{name} is not supported by this server", name)
+
+
+def _split(clean: dict[str, Any]) -> dict[str, Any]:
+    """Move SamplingParams' fields into ``sampling``."""
+    sampling = {name: clean.pop(name) for name in _SAMPLING.keys() & clean.keys()}
+    return {**clean, "sampling": sampling}
+
+
+def _continuation(clean: dict[str, Any]) -> None:
+    if not clean.get("continue_final_message"):
+        return
+    if clean.get("add_generation_prompt"):
+        raise InvalidParameterError(
+            "continue_final_message excludes add_generation_prompt", "continue_final_message"
+        )
+    clean["add_generation_prompt"] = False
+
+
+def parse_chat(body: dict[str, Any], max_logprobs: int = limits.MAX_LOGPROBS) -> ChatRequest:
+    """Check a /v1/chat/completions body.
+
+    Raises:
+        InvalidParameterError, UnsupportedParameterError: naming the field.
+    """
+    clean = _checked(body, _CHAT)
+    _require(clean, "messages")
+    _stream_options(clean)
+    _continuation(clean)
+    clean.setdefault("chat_template_kwargs", {})
+    wants_logprobs = clean.pop("logprobs", False)
+    num_logprobs = clean.pop("top_logprobs", None)
+    if num_logprobs is not None:
+        limits.check_logprobs("top_logprobs", num_logprobs, max_logprobs)
+        if num_logprobs and not wants_logprobs:
+            raise InvalidParameterError("top_logprobs needs logprobs: true", "top_logprobs")
+    # The newer name wins, as in OpenAI's interface.
+    max_tokens = clean.pop("max_completion_tokens", clean.get("max_tokens"))
+    if max_tokens is not None:
+        if max_tokens == 0:
+            raise InvalidParameterError("max_tokens must be at least 1, not 0", "max_tokens")
+        clean["max_tokens"] = max_tokens
+    split = _split(clean)
+    if wants_logprobs:
+        split["sampling"]["logprobs"] = num_logprobs or 0
+    limits.check_samples(1, split["sampling"].get("n", 1))
+    return ChatRequest(**split)
+
+
+def parse_completion(
+    body: dict[str, Any], max_logprobs: int = limits.MAX_LOGPROBS
+) -> CompletionRequest:
+    """Check a /v1/completions body.
+
+    Raises:
+        InvalidParameterError, UnsupportedParameterError: naming the field.
+    """
+    clean = _checked(body, _COMPLETION)
+    _require(clean, "prompt")
+    _stream_options(clean)
+    num_logprobs = clean.pop("logprobs", None)
+    split = _split(clean)
+    sampling = split["sampling"]
+    split["prompts"] = split.pop("prompt")
+    if num_logprobs is not None:
+        limits.check_logprobs("logprobs", num_logprobs, max_logprobs)
+        if split.get("echo"):
+            raise UnsupportedParameterError("echo together with logprobs is not supported", "echo")
+        sampling["logprobs"] = num_logprobs
+    if sampling.get("max_tokens") == 0 and not split.get("echo"):
+        raise InvalidParameterError("max_tokens must be at least 1 without echo", "max_tokens")
+    limits.check_samples(len(split["prompts"]), sampling.get("n", 1))
+    return CompletionRequest(**split)
+
+
+def parse_tokenize(body: dict[str, Any]) -> TokenizeRequest:
+    """Check a /tokenize body.
+
+    Raises:
+        InvalidParameterError, UnsupportedParameterError: naming the field.
+    """
+    clean = _checked(body, _TOKENIZE)
+    if ("prompt" in clean) == ("messages" in clean):
+        raise InvalidParameterError("give either prompt or messages", "prompt")
+    _continuation(clean)
+    clean.setdefault("chat_template_kwargs", {})
+    return TokenizeRequest(**clean)
+
+
+def parse_detokenize(body: dict[str, Any]) -> DetokenizeRequest:
+    """Check a /detokenize body.
+
+    Raises:
+        InvalidParameterError, UnsupportedParameterError: naming the field.
+    """
+    clean = _checked(body, _DETOKENIZE)
+    _require(clean, "tokens")
+    clean["tokens"] = list(clean["tokens"])
+    return DetokenizeRequest(**clean)

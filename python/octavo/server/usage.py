@@ -1,0 +1,77 @@
+"""Usage: tokens counted and time taken, gathered from the samples' deltas."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from octavo._core import Delta
+
+
+def usage_object(num_prompt_tokens: int, num_cached: int, num_output: int) -> dict[str, Any]:
+    """OpenAI's ``usage``."""
+    return {
+        "prompt_tokens": num_prompt_tokens,
+        "completion_tokens": num_output,
+        "total_tokens": num_prompt_tokens + num_output,
+        "prompt_tokens_details": {"cached_tokens": num_cached},
+    }
+
+
+def timings_object(delta: Delta) -> dict[str, float | None]:
+    """One finished sample's way through the engine. ``tokens_per_second`` is of the decode phase,
+    null where there was none (a single token)."""
+    decode_s = delta.decode_s
+    num_decoded = delta.num_output_tokens - 1
+    return {
+        "queue_ms": _ms(delta.queue_s),
+        "prefill_ms": _ms(delta.prefill_s),
+        "decode_ms": _ms(decode_s),
+        "tokens_per_second": (
+            round(num_decoded / decode_s, 2) if decode_s and num_decoded > 0 else None
+        ),
+    }
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)
+
+
+class Usage:
+    """The tally of one HTTP request: each prompt counts once, each sample's output counts."""
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._num_prompt_tokens: dict[int, int] = {}
+        self._num_cached_tokens: dict[int, int] = {}
+        self._num_output_tokens: dict[int, int] = {}
+
+    def add(self, index: int, delta: Delta) -> None:
+        """Take the counts of choice ``index``; later ones replace earlier ones."""
+        prompt = index // self._n
+        self._num_prompt_tokens[prompt] = delta.num_prompt_tokens
+        # A prompt's second sample finds the first one's blocks: that is not the client's cache.
+        if index % self._n == 0:
+            self._num_cached_tokens[prompt] = delta.num_cached_tokens
+        self._num_output_tokens[index] = delta.num_output_tokens
+
+    def add_prompt(self, prompt: int, num_prompt_tokens: int) -> None:
+        """A prompt that has no sample."""
+        self._num_prompt_tokens[prompt] = num_prompt_tokens
+
+    def to_object(self) -> dict[str, Any]:
+        """OpenAI's ``usage``."""
+        return usage_object(
+            sum(self._num_prompt_tokens.values()),
+            sum(self._num_cached_tokens.values()),
+            sum(self._num_output_tokens.values()),
+        )
+
+
+def slowest_timings(deltas: list[Delta]) -> dict[str, float | None]:
+    """The timings of the sample that took longest: it is the one the answer waited for."""
+    return timings_object(max(deltas, key=_total_s))
+
+
+def _total_s(delta: Delta) -> float:
+    return (delta.queue_s or 0.0) + (delta.prefill_s or 0.0) + (delta.decode_s or 0.0)
