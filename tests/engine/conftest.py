@@ -123,7 +123,7 @@ class FakeRunner:
         return in_flight
 
 
-@pytest.fixture()
+@pytest.fixture
 def fake_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Makes every EngineLoop load the hash model. Call it with (num_blocks, max_in_flight)."""
 
@@ -149,6 +149,6 @@ def expected_tokens(prompt: list[int], max_tokens: int, ignore_eos: bool = True)
     return context[len(prompt) :]
 
 
-@pytest.fixture()
+@pytest.fixture
 def alone() -> Callable[..., list[int]]:
     return expected_tokens
