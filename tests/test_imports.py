@@ -16,7 +16,7 @@ PACKAGE = ROOT / "python" / "octavo"
 
 # Which parts of octavo a part may import: server -> engine -> {_core, runner} -> models -> layers
 # -> kernels. The leaves import nothing but one another, and anyone but the kernels may use them.
-LEAVES = {"_core", "config", "errors", "outputs", "sampling_params"}
+LEAVES = {"_core", "config", "errors", "flags", "outputs", "sampling_params"}
 BELOW = {
     "kernels": {"_core"},
     "layers": {"kernels"},
@@ -29,7 +29,7 @@ BELOW = {
     "bench": {"llm", "engine"},
 }
 # What stands above everything: entry points.
-TOP = {"cli", "serve", "__main__", "__init__"}
+TOP = {"cli", "serve", "client", "collect_env", "__main__", "__init__"}
 # What kernels may use besides the standard library.
 KERNEL_LIBRARIES = {"torch", "triton", "numpy"}
 

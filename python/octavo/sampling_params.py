@@ -49,8 +49,10 @@ class SamplingParams:
     bad_words: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
+        # Callers from elsewhere write one stop string as it is, whatever the type says.
+        stop: object = self.stop
+        if isinstance(stop, str):
+            object.__setattr__(self, "stop", (stop,))
         for name in ("stop", "stop_token_ids", "allowed_token_ids", "bad_words"):
             object.__setattr__(self, name, tuple(getattr(self, name) or ()))
 

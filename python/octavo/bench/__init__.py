@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sys
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -31,7 +33,7 @@ def add_subcommands(subparsers: _Subparsers) -> None:
         module = _module(name)
         parser = subparsers.add_parser(name, help=text, description=text)
         module.add_arguments(parser)
-        parser.set_defaults(run=module.run)
+        parser.set_defaults(run=partial(run_reporting_errors, module))
 
 
 def main(name: str) -> int:
@@ -39,5 +41,14 @@ def main(name: str) -> int:
     module = _module(name)
     parser = argparse.ArgumentParser(prog=f"octavo bench {name}", description=BENCHMARKS[name])
     module.add_arguments(parser)
-    status: int = module.run(parser.parse_args())
+    return run_reporting_errors(module, parser.parse_args())
+
+
+def run_reporting_errors(module: ModuleType, args: argparse.Namespace) -> int:
+    """Run it; a wrong flag or a model that cannot be loaded is one line and status 2."""
+    try:
+        status: int = module.run(args)
+    except (ValueError, OSError) as error:
+        print(f"octavo bench: {error}", file=sys.stderr)
+        return 2
     return status

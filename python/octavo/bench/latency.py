@@ -18,7 +18,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-iters", type=int, default=5, help="batches per run")
     parser.add_argument("--num-warmups", type=int, default=1, help="batches before")
     parser.add_argument("--vocab-size", type=int, default=32_000)
-    parser.add_argument("--seed", type=int, default=0)
     offline.add_engine_arguments(parser)
     report.add_arguments(parser)
 
@@ -29,17 +28,18 @@ def run(args: argparse.Namespace) -> int:
     The time to first token is that of a batch that ends there; a step is what each further token
     of a whole batch adds.
     """
+    config = offline.engine_config(args)
     batch, output_len = args.batch_size, args.output_len
     workload = Workload(
         num_requests=batch,
         input_len=args.input_len,
         output_len=output_len,
         vocab_size=args.vocab_size,
-        seed=args.seed,
+        seed=config.seed,
     )
-    llm = offline.make_llm(args)
+    llm = offline.make_llm(config)
     check = offline.check(llm)
-    seed = args.seed + 1
+    seed = config.seed + 1
     for _ in range(args.num_warmups):
         offline.timed_generate(llm, workload, seed)
         seed += 1
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         runs.append(figures)
     Report(
         title=args.title or f"latency: batch {batch}, {args.input_len}/{output_len}",
-        settings=offline.engine_settings(args) | {"model": args.model, "batch_size": batch},
+        settings=offline.settings(config) | {"batch_size": batch},
         runs=runs,
         check=check,
     ).write(args)

@@ -8,6 +8,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from octavo.bench.workload import Workload
+from octavo.config import EngineConfig
+from octavo.flags import add_flags, resolve
 
 if TYPE_CHECKING:
     from octavo.llm import LLM
@@ -16,61 +18,39 @@ CHECK_PROMPT = "The capital of France is"
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """The engine's flags that change what a benchmark measures, named as the server names them."""
-    group = parser.add_argument_group("engine")
-    group.add_argument("--model", help="default: SmolLM2-135M-Instruct")
-    group.add_argument("--load-format", choices=("auto", "safetensors", "gguf", "dummy"))
-    group.add_argument("--dtype", choices=("auto", "float16", "bfloat16", "float32"))
-    group.add_argument("--quantization", "-q")
-    group.add_argument("--device", choices=("auto", "cuda", "cpu"))
-    group.add_argument("--threads", type=int)
-    group.add_argument("--attention-backend", choices=("auto", "native", "reference"))
-    group.add_argument("--enforce-eager", action="store_const", const=True)
-    group.add_argument("--max-model-len", type=int)
-    group.add_argument("--max-num-seqs", type=int)
-    group.add_argument("--max-num-batched-tokens", type=int)
-    group.add_argument("--gpu-memory-utilization", type=float)
-    group.add_argument("--kv-cache-memory-bytes", type=int)
-    group.add_argument(
-        "--no-enable-prefix-caching",
-        dest="enable_prefix_caching",
-        action="store_const",
-        const=False,
-    )
+    """The engine's flags, those of ``octavo serve``; ``--seed`` is also the prompts'."""
+    add_flags(parser, EngineConfig)
 
 
-_ENGINE_FLAGS = (
-    "load_format",
-    "dtype",
-    "quantization",
-    "device",
-    "threads",
-    "attention_backend",
-    "enforce_eager",
-    "max_model_len",
-    "max_num_seqs",
-    "max_num_batched_tokens",
-    "gpu_memory_utilization",
-    "kv_cache_memory_bytes",
-    "enable_prefix_caching",
-)
+def engine_config(args: argparse.Namespace) -> EngineConfig:
+    """The engine the flags describe.
+
+    Raises:
+        FlagError: a flag's value cannot be used.
+    """
+    config: EngineConfig
+    [config] = resolve(vars(args), [EngineConfig])
+    return config
 
 
-def engine_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The fields of EngineConfig that were set on the command line."""
-    given = {name: getattr(args, name) for name in _ENGINE_FLAGS}
-    return {name: value for name, value in given.items() if value is not None}
+def settings(config: EngineConfig) -> dict[str, Any]:
+    """What differs from the defaults, for a report."""
+    return {
+        field.name: value
+        for field in dataclasses.fields(config)
+        if (value := getattr(config, field.name)) != field.default
+    }
 
 
-def make_llm(args: argparse.Namespace) -> LLM:
-    """The LLM the flags describe.
+def make_llm(config: EngineConfig) -> LLM:
+    """The engine in this process.
 
     Raises:
         ValueError, OSError: the model cannot be loaded.
     """
     from octavo.llm import LLM
 
-    return LLM(args.model, **engine_settings(args))
+    return LLM(**settings(config))
 
 
 def generate(llm: LLM, workload: Workload, output_lens: list[int] | None = None) -> tuple[int, int]:

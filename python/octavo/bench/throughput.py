@@ -19,13 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--vocab-size", type=int, default=32_000)
     parser.add_argument("--num-warmups", type=int, default=4, help="requests before")
-    parser.add_argument("--seed", type=int, default=0)
     offline.add_engine_arguments(parser)
     report.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the benchmark; the process's exit status."""
+    config = offline.engine_config(args)
     workload = Workload(
         num_requests=args.num_requests,
         input_len=args.input_len,
@@ -33,9 +33,9 @@ def run(args: argparse.Namespace) -> int:
         len_spread=args.len_spread,
         temperature=args.temperature,
         vocab_size=args.vocab_size,
-        seed=args.seed,
+        seed=config.seed,
     )
-    llm = offline.make_llm(args)
+    llm = offline.make_llm(config)
     check = offline.check(llm)
     if args.num_warmups:
         warm = Workload(
@@ -44,11 +44,11 @@ def run(args: argparse.Namespace) -> int:
             output_len=min(args.output_len, 16),
             vocab_size=args.vocab_size,
         )
-        offline.timed_generate(llm, warm, args.seed + args.repeat)
+        offline.timed_generate(llm, warm, config.seed + args.repeat)
     runs: list[Figures] = []
     for number in range(args.repeat):
         duration_s, num_prompt, num_output = offline.timed_generate(
-            llm, workload, args.seed + number
+            llm, workload, config.seed + number
         )
         runs.append(
             {
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         )
     Report(
         title=args.title or f"throughput: {args.num_requests} x {args.input_len}/{args.output_len}",
-        settings=offline.engine_settings(args) | {"model": args.model},
+        settings=offline.settings(config),
         runs=runs,
         check=check,
     ).write(args)

@@ -1,0 +1,222 @@
+"""The wheel holds everything and works away from the checkout; the project's files stay clean."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MAX_DEPENDENCIES = 16
+
+
+def _run(
+    command: list[str], cwd: Path = ROOT, env: dict[str, str] | None = None, timeout_s: float = 240
+) -> str:
+    done = subprocess.run(
+        command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout_s, check=False
+    )
+    assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def _tracked(*patterns: str) -> list[str]:
+    return _run(["git", "ls-files", "--", *patterns]).splitlines()
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, object]:
+    """The [project] table."""
+    table: dict[str, object] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return table
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(wheel, sdist), built as a release is; cargo's target folder makes it a matter of seconds."""
+    if shutil.which("cargo") is None and "CI" not in os.environ:
+        pytest.skip("building the wheel needs cargo")
+    out = tmp_path_factory.mktemp("dist")
+    maturin = [sys.executable, "-m", "maturin"]
+    _run(
+        [*maturin, "build", "--release", "--locked", "--out", str(out), "-i", sys.executable],
+        timeout_s=900,
+    )
+    _run([*maturin, "sdist", "--out", str(out)])
+    [wheel] = out.glob("*.whl")
+    [sdist] = out.glob("*.tar.gz")
+    return wheel, sdist
+
+
+@pytest.fixture(scope="module")
+def names(built: tuple[Path, Path]) -> set[str]:
+    """The files of the wheel."""
+    with zipfile.ZipFile(built[0]) as archive:
+        return set(archive.namelist())
+
+
+@pytest.mark.timeout(1000)
+def test_wheel_holds_the_kernels(names: set[str]) -> None:
+    """They come through a symlink, which maturin follows for `include` only."""
+    kernels = _tracked("kernels")
+    assert "kernels/reference.py" in kernels
+    missing = [name for name in kernels if f"octavo/{name}" not in names]
+    assert not missing
+
+
+def test_wheel_holds_the_package_and_nothing_else(names: set[str]) -> None:
+    sources = [n.removeprefix("python/") for n in _tracked("python")]
+    # The symlink itself is a tracked name; its files are checked above.
+    missing = [n for n in sources if n != "octavo/kernels" and n not in names]
+    assert not missing
+    assert {"octavo/_core.pyi", "octavo/py.typed"} <= names
+    assert [n for n in names if re.fullmatch(r"octavo/_core\.(abi3\.so|pyd)", n)]
+    strange = [
+        n
+        for n in names
+        if "__pycache__" in n or not (n.startswith("octavo/") or ".dist-info/" in n)
+    ]
+    assert not strange
+
+
+def test_wheel_is_one_for_all_pythons(built: tuple[Path, Path]) -> None:
+    assert "-cp311-abi3-" in built[0].name
+
+
+def test_sdist_can_be_built_from(built: tuple[Path, Path]) -> None:
+    """It holds the kernels as files, the Rust sources and the lock file."""
+    with tarfile.open(built[1]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = [n for n in _tracked("rust_core/src") if n.endswith(".rs")]
+    wanted += [f"python/octavo/{n}" for n in _tracked("kernels")]
+    missing = [n for n in [*wanted, "Cargo.lock", "pyproject.toml"] if n not in names]
+    assert not missing
+
+
+@pytest.fixture(scope="module")
+def installed(
+    built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, str]]:
+    """(folder the wheel is installed into, environment in which the checkout cannot be imported).
+
+    The dependencies come from the running environment. Its own octavo, an editable one, is a line
+    in a .pth file; ``-S`` would hide the dependencies too, so the new folder goes first.
+    """
+    target = tmp_path_factory.mktemp("site")
+    with zipfile.ZipFile(built[0]) as archive:
+        archive.extractall(target)
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "OCTAVO"))}
+    return target, env | {"PYTHONPATH": str(target)}
+
+
+def test_installed_package_is_used_and_works(
+    installed: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    target, env = installed
+    code = (
+        "import octavo, octavo._core, octavo.kernels.reference as reference, torch\n"
+        "print(octavo.__file__, octavo._core.__file__, reference.__file__, sep='\\n')\n"
+        "x = torch.ones(2, 4)\n"
+        "assert reference.rms_norm(x, torch.ones(4), 1e-6).shape == (2, 4)\n"
+    )
+    for file in _run([sys.executable, "-c", code], tmp_path, env).split():
+        assert Path(file).is_relative_to(target)
+
+
+def test_installed_commands(
+    installed: tuple[Path, dict[str, str]], tmp_path: Path, project: dict[str, object]
+) -> None:
+    target, env = installed
+    [entry] = target.glob("*.dist-info/entry_points.txt")
+    assert "octavo=octavo.cli:main" in entry.read_text().replace(" ", "")
+    # What the script `octavo` that an installer writes does.
+    script = "import sys; from octavo.cli import main; sys.argv[0] = 'octavo'; sys.exit(main())"
+    version = _run([sys.executable, "-c", script, "--version"], tmp_path, env)
+    assert str(project["version"]) in version
+    usage = _run([sys.executable, "-m", "octavo.serve", "--help"], tmp_path, env)
+    assert "--max-num-seqs" in usage
+    for name in ("serve", "latency", "throughput", "startup"):
+        text = _run([sys.executable, "-c", script, "bench", name, "--help"], tmp_path, env)
+        assert "--repeat" in text
+
+
+def test_versions_agree(project: dict[str, object]) -> None:
+    import octavo
+    import octavo._core
+
+    crate = tomllib.loads((ROOT / "rust_core" / "Cargo.toml").read_text())["package"]["version"]
+    assert project["version"] == octavo.__version__ == octavo._core.__version__ == crate
+
+
+def test_dependencies_are_few_and_ranges(project: dict[str, object]) -> None:
+    dependencies = project["dependencies"]
+    assert isinstance(dependencies, list)
+    assert len(dependencies) <= MAX_DEPENDENCIES
+    for requirement in dependencies:
+        bare = requirement.partition(";")[0]
+        assert ">=" in bare, f"{requirement}: no lowest version"
+        assert "==" not in bare, f"{requirement}: a pin, not a range"
+        assert "@" not in bare, f"{requirement}: an address"
+
+
+def test_every_import_is_a_dependency(project: dict[str, object]) -> None:
+    """Nothing is used that happens to be installed: every library is asked for by name."""
+    dependencies = project["dependencies"]
+    assert isinstance(dependencies, list)
+    asked = {re.split(r"[<>=~!;\[ ]", d)[0].replace("-", "_") for d in dependencies}
+    asked = {{"pyyaml": "yaml"}.get(name, name) for name in asked}
+    known = asked | set(sys.stdlib_module_names) | {"octavo", "__future__"}
+    pattern = re.compile(r"^\s*(?:from|import)\s+([A-Za-z_]\w*)", re.MULTILINE)
+    unasked = {
+        f"{file}: {name}"
+        for file in _tracked("python/*.py", "kernels/*.py")
+        for name in pattern.findall(_code(ROOT / file))
+        if name not in known
+    }
+    assert not unasked
+
+
+def _code(path: Path) -> str:
+    """The source without its docstrings and other long strings, whose prose may begin a line."""
+    return re.sub(r'"""[\s\S]*?"""', "", path.read_text())
+
+
+# An address of a package index, mirror or find-links page, in any tool's spelling. Cargo.lock's
+# own name for crates.io has none of these forms, and is let pass below.
+_REGISTRY = re.compile(
+    r"(index-url|index_url|find-links|find_links|registry|replace-with|trusted-host)"
+    r"\s*=?\s*[\"']?\s*(sparse\+|git\+)?https?://|https?://[^\s\"')]*/simple\b"
+)
+_CARGO = 'source = "registry+https://github.com/rust-lang/crates.io-index"'
+
+
+def test_no_registry_address_in_any_file() -> None:
+    found = []
+    for name in _tracked():
+        path = ROOT / name
+        if path.is_symlink() or not path.is_file() or path == Path(__file__):
+            continue
+        text = path.read_bytes().decode("utf-8", "replace").replace(_CARGO, "")
+        if name == "Cargo.lock":
+            assert "source = " not in text, "Cargo.lock names a registry other than crates.io"
+        found += [f"{name}: {match.group()}" for match in _REGISTRY.finditer(text)]
+    assert not found
+
+
+def test_the_registry_check_sees() -> None:
+    assert _REGISTRY.search("index-url = https://mirror.example/simple")
+    assert _REGISTRY.search('registry = "sparse+https://mirror.example/"')
+    assert _REGISTRY.search("pip install -i https://mirror.example/simple x")
+    assert not _REGISTRY.search("see https://example.com/simplest")
+
+
+def test_lock_file_is_kept() -> None:
+    assert _tracked("Cargo.lock") == ["Cargo.lock"]
