@@ -403,8 +403,8 @@ def plan_decode(head_dim: int, dtype: torch.dtype) -> tuple[int, int, int]:
     """(keys a step, warps, stages): 16 KB of 16-bit keys and values a stage."""
     if dtype == torch.float32:
         return 16, 4, 2
-    # The block table's load takes a stage of its own: 4 stages hold 2 of keys and values.
-    return (32 if head_dim > 64 else 64), 4, 4
+    # The load of the block table halves the depth: 5 stages keep 2 of keys and values in flight.
+    return (32 if head_dim > 64 else 64), 4, 5
 
 
 def plan_prefill(rows: int, group: int, head_dim: int, dtype: torch.dtype) -> PrefillConfig:

@@ -27,7 +27,7 @@ attention_module = importlib.import_module("octavo.kernels.gpu.attention")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HALF = torch.bfloat16 if torch.cuda.is_available() else torch.float16
 DTYPES = (torch.float32, HALF)
-TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
 
 
@@ -115,7 +115,8 @@ def test_embedding(dtype: torch.dtype) -> None:
 
 
 def check_linear(rows: int, n: int, k: int, dtype: torch.dtype) -> None:
-    x, weight, bias = randn(rows, k, dtype=dtype), randn(n, k, dtype=dtype), randn(n, dtype=dtype)
+    x, bias = randn(rows, k, dtype=dtype), randn(n, dtype=dtype)
+    weight = (randn(n, k) * k**-0.5).to(dtype)
     norm, residual = randn(k, dtype=dtype), randn(rows, n, dtype=dtype)
     for b in (None, bias):
         assert_close(gpu.linear(x, weight, b), reference.linear(x, weight, b), dtype)
