@@ -3,6 +3,20 @@
 //!
 //! The crate is usable without Python: `cargo test` and the benches drive it directly.
 
+// Scheduling.
+pub mod batch;
+pub mod block_pool;
+pub mod block_table;
+pub mod engine_core;
+pub mod error;
+pub mod free_list;
+pub mod metrics;
+pub mod outbox;
+pub mod prefix_cache;
+pub mod request;
+pub mod scheduler;
+
+// Text and checkpoint files.
 pub mod dequantize;
 pub mod detokenizer;
 pub mod gguf;

@@ -1,4 +1,7 @@
-//! The binding: the only file that names pyo3.
+//! The binding: the only module that names pyo3. Here text and checkpoint files; `engine.rs` has
+//! the engine.
+
+mod engine;
 
 use std::ffi::c_int;
 use std::sync::Arc;
@@ -18,6 +21,7 @@ use crate::tokenizer::{Tokenizer, TokenizerError};
 #[pymodule]
 fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    engine::register(m)?;
     register_text(m)?;
     register_gguf(m)?;
     Ok(())

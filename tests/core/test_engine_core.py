@@ -1,0 +1,348 @@
+"""The scheduling half of octavo._core through its binding: buffers, deliveries, errors, metrics.
+
+What the scheduler decides is tested in rust_core/tests; here that Python sees it right.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from octavo._core import Delta, EngineCore, ScheduledBatch, SseTemplate, Staging
+
+BLOCK_SIZE = 4
+LIMITS = {
+    "max_num_batched_tokens": 32,
+    "max_num_seqs": 4,
+    "max_model_len": 64,
+    "block_size": BLOCK_SIZE,
+}
+
+
+def make_core(**changes: Any) -> EngineCore:
+    return EngineCore(**{"num_blocks": 64, **LIMITS, **changes})
+
+
+class Driver:
+    """Runs an EngineCore with a model whose next token is the position of the last one plus 100."""
+
+    def __init__(self, core: EngineCore, token_buckets: tuple[int, ...] = ()) -> None:
+        self.core = core
+        self.array = np.zeros(Staging.required_len(**LIMITS), np.int32)
+        self.staging = Staging(self.array, token_buckets)
+        self.deltas: dict[int, list[Delta]] = {}
+
+    def schedule(self) -> ScheduledBatch:
+        batch = self.core.schedule(self.staging)
+        assert batch is not None
+        return batch
+
+    def section(self, offset: int, length: int) -> list[int]:
+        return self.array[offset : offset + length].tolist()
+
+    def sample(self, batch: ScheduledBatch) -> np.ndarray:
+        rows = self.section(batch.sample_rows_offset, batch.num_samples)
+        positions = self.array[batch.positions_offset :]
+        return np.array([positions[row] + 100 for row in rows], np.int32)
+
+    def step(self) -> bool:
+        batch = self.schedule()
+        wake_up = self.core.update(batch.step_id, self.sample(batch))
+        self.core.check_integrity()
+        return wake_up
+
+    def drain(self) -> list[Delta]:
+        deltas = self.core.outbox.drain()
+        for delta in deltas:
+            self.deltas.setdefault(delta.request_id, []).append(delta)
+        return deltas
+
+    def run(self) -> dict[int, list[Delta]]:
+        for _ in range(1000):
+            if not self.core.has_work():
+                break
+            self.step()
+            self.drain()
+        assert not self.core.has_work()
+        return self.deltas
+
+
+def test_staging_layout_of_a_prefill_and_a_decode() -> None:
+    driver = Driver(make_core())
+    driver.core.add_request([7], [11, 12, 13, 14, 15], max_tokens=4)
+    batch = driver.schedule()
+    assert (batch.num_tokens, batch.num_reqs, batch.num_decodes, batch.num_samples) == (5, 1, 0, 1)
+    assert (batch.token_stride, batch.req_stride) == (5, 1)
+    assert (batch.max_query_len, batch.max_seq_len) == (5, 5)
+    [(slot, request_id)] = batch.new_slots
+    assert request_id == 7
+    assert batch.request_ids == [7]
+    assert driver.section(batch.input_ids_offset, 5) == [11, 12, 13, 14, 15]
+    assert driver.section(batch.positions_offset, 5) == [0, 1, 2, 3, 4]
+    blocks = driver.core.block_ids(7)
+    expected = [blocks[i // BLOCK_SIZE] * BLOCK_SIZE + i % BLOCK_SIZE for i in range(5)]
+    assert driver.section(batch.slot_mapping_offset, 5) == expected
+    assert driver.section(batch.slots_offset, 1) == [slot]
+    assert driver.section(batch.seq_lens_offset, 1) == [5]
+    assert driver.section(batch.query_start_loc_offset, 2) == [0, 5]
+    assert driver.section(batch.sample_rows_offset, 1) == [4]
+    assert driver.section(batch.sample_slots_offset, 1) == [slot]
+    assert batch.num_block_updates == 2
+    columns = LIMITS["max_model_len"] // BLOCK_SIZE
+    rows = driver.section(batch.block_updates_offset, 2)
+    assert rows == [slot * columns, slot * columns + 1]
+    assert driver.section(batch.block_updates_offset + 2, 2) == blocks
+    assert batch.packed_len == batch.block_updates_offset + 4
+
+    driver.core.update(batch.step_id, np.array([42], np.int32))
+    batch = driver.schedule()
+    assert (batch.num_tokens, batch.num_decodes, batch.new_slots) == (1, 1, [])
+    assert driver.section(batch.input_ids_offset, 1) == [42]
+    assert driver.section(batch.positions_offset, 1) == [5]
+    assert driver.core.token_ids(7) == [11, 12, 13, 14, 15, 42]
+
+
+def test_decodes_are_padded_to_their_bucket_and_run_ahead_leaves_ids_on_the_device() -> None:
+    driver = Driver(make_core(), token_buckets=(2, 4))
+    for request_id in range(3):
+        driver.core.add_request([request_id], [1, 2, 3], max_tokens=10)
+    prefill = driver.schedule()
+    assert prefill.token_stride == prefill.num_tokens == 9
+    decode = driver.schedule()
+    assert (decode.num_reqs, decode.token_stride, decode.req_stride) == (3, 4, 4)
+    assert driver.section(decode.input_ids_offset, 4) == [-1, -1, -1, 0]
+    assert driver.section(decode.slot_mapping_offset, 4)[3] == -1
+    assert driver.section(decode.slots_offset, 4)[3] == LIMITS["max_num_seqs"]
+    assert driver.section(decode.seq_lens_offset, 4) == [4, 4, 4, 0]
+    assert driver.section(decode.query_start_loc_offset, 5) == [0, 1, 2, 3, 3]
+    assert driver.section(decode.sample_slots_offset, 4)[3] == LIMITS["max_num_seqs"]
+    tokens = np.array([5, 6, 7], np.int32)
+    with pytest.raises(ValueError, match="oldest"):
+        driver.core.update(decode.step_id, tokens)
+    assert driver.core.update(prefill.step_id, tokens) is False
+    driver.core.update(decode.step_id, tokens)
+    driver.core.check_integrity()
+    assert driver.core.stats()["num_in_flight"] == 0
+
+
+def test_final_delivery_is_one_delta_with_everything() -> None:
+    driver = Driver(make_core())
+    driver.core.add_request([1], np.arange(1, 6, dtype=np.int32), max_tokens=3)
+    [delta] = driver.run()[1]
+    assert delta.token_ids == [104, 105, 106]
+    assert (delta.finish_reason, delta.stop_reason, delta.sse) == ("length", None, None)
+    assert (delta.num_prompt_tokens, delta.num_output_tokens) == (5, 3)
+    assert (delta.logprobs, delta.cumulative_logprob) == (None, None)
+    assert delta.queue_s is not None
+    assert delta.prefill_s is not None
+    assert delta.decode_s is not None
+    assert delta.queue_s >= 0
+    assert delta.prefill_s > 0
+    assert delta.decode_s > 0
+
+
+def test_delta_delivery_wakes_once_until_drained() -> None:
+    driver = Driver(make_core())
+    driver.core.add_request([1], [1, 2], max_tokens=4, delivery="delta")
+    assert driver.step() is True
+    assert driver.step() is False
+    [delta] = driver.drain()
+    assert (delta.token_ids, delta.finish_reason, delta.num_output_tokens) == ([101, 102], None, 2)
+    assert driver.step() is True
+    assert driver.step() is False
+    [delta] = driver.drain()
+    assert (delta.token_ids, delta.finish_reason) == ([103, 104], "length")
+
+
+def test_sse_delivery_is_bytes_per_sample() -> None:
+    driver = Driver(make_core())
+    templates = [
+        SseTemplate((b"%d<" % i, b"|", b"|", b">"), first=b"[first %d]" % i, last=b"[last %d]" % i)
+        for i in range(2)
+    ]
+    driver.core.add_request(
+        [1, 2], [1, 2], max_tokens=5, stop_token_ids=[103], delivery="sse", sse=templates
+    )
+    deltas = driver.run()
+    for i in range(2):
+        sse = b"".join(delta.sse or b"" for delta in deltas[i + 1])
+        assert sse == b'[first %d]%d<|"stop"|103>[last %d]' % (i, i, i)
+
+
+def test_stream_interval() -> None:
+    driver = Driver(make_core(stream_interval=3))
+    driver.core.add_request([1], [1, 2], max_tokens=6, delivery="delta")
+    sizes = [len(delta.token_ids) for delta in driver.run()[1]]
+    assert sizes == [1, 3, 2]
+
+
+@pytest.mark.parametrize("min_tokens", [0, 3, 5])
+def test_eos_and_stop_tokens(min_tokens: int) -> None:
+    driver = Driver(make_core())
+    options: dict[str, Any] = {"max_tokens": 9, "min_tokens": min_tokens}
+    driver.core.add_request([1], [1, 2], eos_token_ids=[103, 105], **options)
+    driver.core.add_request([2], [1, 2], stop_token_ids=[103, 105], **options)
+    driver.core.add_request([3], [1, 2], **options)
+    deltas = {request_id: last for request_id, [last] in driver.run().items()}
+    end = 103 if min_tokens <= 3 else 105
+    expected = list(range(101, end + 1))
+    assert (deltas[1].token_ids, deltas[1].stop_reason) == (expected, None)
+    assert (deltas[2].token_ids, deltas[2].stop_reason) == (expected, end)
+    assert deltas[1].finish_reason == deltas[2].finish_reason == "stop"
+    assert (len(deltas[3].token_ids), deltas[3].finish_reason) == (9, "length")
+
+
+def test_lengths_are_clipped_and_zero_tokens_compute_the_prompt() -> None:
+    driver = Driver(make_core())
+    driver.core.add_request([1], [1] * 60, max_tokens=1000)
+    driver.core.add_request([2], [1] * 64, max_tokens=0)
+    deltas = driver.run()
+    assert deltas[1][0].num_output_tokens == 4
+    assert (deltas[2][0].num_output_tokens, deltas[2][0].finish_reason) == (0, "length")
+    assert deltas[2][0].prefill_s is not None
+
+
+def test_logprobs_are_cut_to_what_was_asked_for() -> None:
+    driver = Driver(make_core())
+    driver.core.add_request([1], [1, 2], max_tokens=1, num_logprobs=1)
+    driver.core.add_request([2], [1, 2], max_tokens=1, num_logprobs=2)
+    driver.core.add_request([3], [1, 2], max_tokens=1)
+    batch = driver.schedule()
+    driver.core.update(
+        batch.step_id,
+        np.array([5, 6, 7], np.int32),
+        np.array([[5, 9, 5], [6, 6, 9], [7, 0, 0]], np.int32),
+        np.array([[-1.5, -0.5, -1.5], [-0.25, -0.25, -3], [0, 0, 0]], np.float32),
+        np.array([2, 1, 1], np.int32),
+    )
+    deltas = {delta.request_id: delta for delta in driver.core.outbox.drain()}
+    assert deltas[1].logprobs == [[(5, -1.5, 2), (9, -0.5, 1)]]
+    assert deltas[2].logprobs == [[(6, -0.25, 1), (6, -0.25, 1), (9, -3.0, 2)]]
+    assert deltas[1].cumulative_logprob == -1.5
+    assert deltas[3].logprobs is None
+
+
+def test_abort_and_fail_step() -> None:
+    driver = Driver(make_core())
+    for request_id in (1, 2, 3):
+        driver.core.add_request([request_id], [request_id] * 9, max_tokens=9, delivery="delta")
+    driver.step()
+    driver.drain()
+    batch = driver.schedule()
+    assert driver.core.abort(1) is True
+    assert driver.core.abort(1) is False
+    assert driver.core.abort(99) is False
+    [delta] = driver.drain()
+    assert (delta.request_id, delta.finish_reason) == (1, "abort")
+    assert driver.core.fail_step(batch.step_id, "no memory") is True
+    assert {delta.finish_reason for delta in driver.drain()} == {"error"}
+    stats = driver.core.stats()
+    assert stats["num_running"] == stats["num_waiting"] == stats["num_in_flight"] == 0
+    assert stats["num_free_blocks"] == stats["num_blocks"]
+    metrics = driver.core.metrics.snapshot()
+    assert metrics["request_success"] == {"stop": 0, "length": 0, "abort": 1, "error": 2}
+    assert metrics["num_requests_running"] == metrics["kv_cache_usage_perc"] == 0
+
+
+def test_prefix_cache_hits_salts_and_reset() -> None:
+    driver = Driver(make_core())
+    prompt = list(range(12))
+
+    def cached(request_id: int, salt: str | None = None) -> int:
+        driver.core.add_request([request_id], prompt, max_tokens=1, cache_salt=salt)
+        return driver.run()[request_id][0].num_cached_tokens
+
+    assert cached(1) == 0
+    # The last token is computed even where all three blocks are known.
+    assert cached(2) == 8
+    assert cached(3, salt="tenant") == 0
+    assert cached(4, salt="tenant") == 8
+    driver.core.reset_prefix_cache()
+    assert cached(5) == 0
+    metrics = driver.core.metrics.snapshot()
+    assert (metrics["prefix_cache_queries"], metrics["prefix_cache_hits"]) == (60, 16)
+
+
+def test_samples_share_the_prompts_blocks_without_a_prefix_cache() -> None:
+    driver = Driver(make_core(enable_prefix_caching=False))
+    driver.core.add_request([1, 2, 3, 4], list(range(10)), max_tokens=8)
+    driver.step()
+    driver.step()
+    tables = [driver.core.block_ids(request_id) for request_id in (1, 2, 3, 4)]
+    assert {tuple(table[:2]) for table in tables} == {tuple(tables[0][:2])}
+    assert len({table[2] for table in tables}) == 4
+    deltas = driver.run()
+    assert [deltas[i][0].token_ids for i in (1, 2, 3, 4)] == [list(range(109, 117))] * 4
+
+
+def test_metrics_are_exact() -> None:
+    driver = Driver(make_core())
+    start_s = time.monotonic()
+    driver.core.add_request([1, 2], [1] * 6, max_tokens=5, arrival_s=start_s)
+    driver.core.add_request([3], [2] * 6, max_tokens=1, arrival_s=start_s)
+    driver.run()
+    metrics = driver.core.metrics.snapshot()
+    counts = {name: value["count"] for name, value in metrics.items() if "_seconds" in name}
+    assert counts["time_to_first_token_seconds"] == 3
+    assert counts["inter_token_latency_seconds"] == 8
+    assert counts["request_time_per_output_token_seconds"] == 2
+    assert counts["e2e_request_latency_seconds"] == 3
+    assert (metrics["prompt_tokens"], metrics["generation_tokens"]) == (18, 11)
+    assert metrics["request_params_n"]["sum"] == 3
+    assert metrics["request_params_n"]["count"] == 2
+    assert metrics["request_max_num_generation_tokens"]["sum"] == 6
+    assert metrics["request_generation_tokens"]["sum"] == 11
+    ttft = metrics["time_to_first_token_seconds"]
+    assert ttft["buckets"][0][0] == 0.0005
+    assert ttft["buckets"][-1] == (float("inf"), 3)
+    assert 0 < ttft["sum"] < 3 * (time.monotonic() - start_s)
+
+
+def test_wrong_arguments_are_value_errors_and_change_nothing() -> None:
+    core = make_core()
+    add = core.add_request
+    with pytest.raises(ValueError, match="empty"):
+        add([1], [], max_tokens=1)
+    with pytest.raises(ValueError, match="max_model_len is 64"):
+        add([1], [1] * 64, max_tokens=1)
+    with pytest.raises(ValueError, match="whole KV cache holds 8"):
+        make_core(num_blocks=2).add_request([1], [1] * 9, max_tokens=1)
+    with pytest.raises(ValueError, match="-5"):
+        add([1], [1, -5], max_tokens=1)
+    with pytest.raises(ValueError, match="in use"):
+        add([1, 1], [1], max_tokens=1)
+    with pytest.raises(ValueError, match="tokenizer"):
+        add([1], [1], max_tokens=1, stop=["x"])
+    with pytest.raises(ValueError, match="delivery"):
+        add([1], [1], max_tokens=1, delivery="letter")  # type: ignore[arg-type]
+    template = SseTemplate((b"", b"", b"", b""))
+    with pytest.raises(ValueError, match="1 samples"):
+        add([1], [1], max_tokens=1, delivery="sse", sse=[template, template])
+    with pytest.raises(ValueError, match="policy"):
+        make_core(policy="random")
+    with pytest.raises(ValueError, match="block_size"):
+        make_core(block_size=0)
+    assert core.num_unfinished() == 0
+    add([1], [1], max_tokens=1)
+    with pytest.raises(ValueError, match="in use"):
+        add([1], [1], max_tokens=1)
+    small = np.zeros(Staging.required_len(**LIMITS) - 1, np.int32)
+    with pytest.raises(ValueError, match="elements"):
+        core.schedule(Staging(small))
+    with pytest.raises(ValueError, match="bucket"):
+        core.schedule(Staging(np.zeros(small.size + 1, np.int32), [8]))
+    with pytest.raises(TypeError, match="int32"):
+        Staging(small.astype(np.float32))
+    with pytest.raises(ValueError, match="unknown"):
+        core.token_ids(5)
+    batch = core.schedule(Staging(np.zeros(small.size + 1, np.int32)))
+    assert batch is not None
+    with pytest.raises(ValueError, match="2 token ids for 1"):
+        core.update(batch.step_id, np.zeros(2, np.int32))
+    with pytest.raises(TypeError, match="int32"):
+        core.update(batch.step_id, np.zeros(1, np.int64))
+    assert core.update(batch.step_id, np.zeros(1, np.int32)) is True
+    core.check_integrity()
