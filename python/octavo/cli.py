@@ -6,7 +6,6 @@ Nothing heavy is imported before the command is known: ``octavo --help`` answers
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -42,8 +41,10 @@ def make_parser(words: Sequence[str] = ()) -> Parser:
     _add_clients(commands)
     bench = commands.add_parser("bench", help="measure serving, throughput, latency or start-up")
     if words[:1] == ["bench"]:
-        kinds = bench.add_subparsers(metavar="KIND", dest="kind", required=True)
-        importlib.import_module("octavo.bench").add_subcommands(kinds)
+        from octavo.bench import add_subcommands
+
+        kinds: Any = bench.add_subparsers(metavar="KIND", dest="kind", required=True)
+        add_subcommands(kinds)
     environment = commands.add_parser("collect-env", help="versions and hardware, for bug reports")
     environment.set_defaults(run=_collect_env, parser=environment)
     return parser

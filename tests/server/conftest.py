@@ -1,138 +1,27 @@
-"""A real server on a free loopback port, over a FakeEngine, in a thread of its own."""
+"""A real server over a FakeEngine."""
 
 from __future__ import annotations
 
-import asyncio
-import http.client
-import json
-import socket
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+# The helpers beside this file are modules of their own, not part of a package.
 sys.path.insert(0, str(Path(__file__).parent))
 
 from fake_engine import FakeEngine, FakeTemplate
+from harness import RunningServer, StartServer
 
 from octavo.server.config import ServerConfig
-from octavo.server.lifecycle import Lifecycle
-
-
-@dataclass
-class Answer:
-    """One whole HTTP answer."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-    @property
-    def error(self) -> dict[str, Any]:
-        error = self.json["error"]
-        assert set(error) == {"message", "type", "param", "code"}
-        return dict(error)
-
-
-class RunningServer:
-    """A server in a thread; its event loop is uvloop, as in production."""
-
-    def __init__(self, engine: FakeEngine, config: ServerConfig) -> None:
-        self.engine = engine
-        self.lifecycle: Lifecycle = None  # type: ignore[assignment]
-        self.exit_status: int | None = None
-        self.may_load = threading.Event()
-        self.ready = threading.Event()
-        self.listening = threading.Event()
-        self._config = config
-        self._loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]
-        self.thread = threading.Thread(target=self._main, daemon=True)
-        self.thread.start()
-        assert self.listening.wait(20)
-
-    def _main(self) -> None:
-        import uvloop
-
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            self.exit_status = runner.run(self._run())
-
-    async def _run(self) -> int:
-        def load() -> Any:
-            self.may_load.wait()
-            return self.engine
-
-        self._loop = asyncio.get_running_loop()
-        self.lifecycle = Lifecycle(self._config, load)
-        run = asyncio.create_task(self.lifecycle.run(lambda engine, url: self.ready.set()))
-        while not self.lifecycle.http.url:
-            await asyncio.sleep(0.005)
-        self.listening.set()
-        return await run
-
-    def call(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Call on the server's loop."""
-        self._loop.call_soon_threadsafe(function, *arguments)
-
-    @property
-    def url(self) -> str:
-        return self.lifecycle.http.url
-
-    @property
-    def port(self) -> int:
-        return int(self.url.rpartition(":")[2])
-
-    def request(
-        self,
-        method: str,
-        path: str,
-        body: Any = None,
-        headers: dict[str, str] | None = None,
-    ) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-        sent = {"Content-Type": "application/json"} if body is not None else {}
-        payload = body if isinstance(body, bytes | None) else json.dumps(body)
-        try:
-            connection.request(method, path, payload, {**sent, **(headers or {})})
-            response = connection.getresponse()
-            names = {name.lower(): value for name, value in response.getheaders()}
-            return Answer(response.status, names, response.read())
-        finally:
-            connection.close()
-
-    def get(self, path: str, **headers: str) -> Answer:
-        return self.request(
-            "GET", path, headers={k.replace("_", "-"): v for k, v in headers.items()}
-        )
-
-    def post(self, path: str, body: Any, headers: dict[str, str] | None = None) -> Answer:
-        return self.request("POST", path, body, headers)
-
-    def socket(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
-
-    def stop(self) -> None:
-        self.may_load.set()
-        if self.thread.is_alive():
-            self.call(self.lifecycle.stop)
-        self.thread.join(20)
-        assert not self.thread.is_alive()
 
 
 @pytest.fixture(autouse=True)
 def fake_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fake engine must read what only the core can read in the real one."""
     monkeypatch.setattr("octavo._core.SseTemplate", FakeTemplate, raising=False)
-
-
-StartServer = Callable[..., RunningServer]
 
 
 @pytest.fixture
@@ -160,11 +49,3 @@ def start_server() -> Iterator[StartServer]:
 @pytest.fixture
 def server(start_server: StartServer) -> RunningServer:
     return start_server()
-
-
-def eventually(condition: Callable[[], Any], timeout_s: float = 5.0) -> None:
-    """Wait for what another thread does."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.005)

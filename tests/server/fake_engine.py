@@ -273,7 +273,7 @@ class FakeEngine:
         if room < 1:
             raise RequestTooLongError(len(prompt), self.max_model_len)
         if not 0 <= min(prompt) <= max(prompt) < VOCAB_SIZE:
-            raise InvalidParameterError(f"token ids must be in [0, {VOCAB_SIZE})", "prompt")
+            raise InvalidParameterError(f"prompt token ids must be in [0, {VOCAB_SIZE})", "prompt")
         options = {"delivery": delivery, "priority": priority, "cache_salt": cache_salt}
         self.submitted.append((prompt, params, options))
         ids = []

@@ -52,6 +52,8 @@ PREFIX_ROUTES: Final[Mapping[str, Mapping[str, Handler]]] = {
     "/v1/models/": {"GET": models.get_model},
 }
 
+# The routes whose refusals are counted: a probe of a loading server is none.
+_ADMITTING: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
 # Refusals that an operator counts: the server's state, not the client's mistake.
 _COUNTED: Final = (QueueFullError, DrainingError, LoadingError, RequestTooLongError)
 
@@ -98,7 +100,7 @@ class App:
         await handler(self.state, exchange)
 
     async def _answer_error(self, exchange: Exchange, error: Exception) -> None:
-        if isinstance(error, _COUNTED):
+        if isinstance(error, _COUNTED) and exchange.path in _ADMITTING:
             self.state.rejections[error_kind(error).code or "other"] += 1
         expected = isinstance(error, OctavoError | InvalidParameterError)
         if not expected or (isinstance(error, BadRequestError) and error.__cause__ is not None):

@@ -1,0 +1,372 @@
+"""Every way to be wrong: the status, the shape, the field's name, and the server goes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from harness import RunningServer, StartServer
+
+from octavo.server import limits
+
+CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+# path, fields beside the prompt or messages, the name in ``param``
+WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
+    (CHAT, {"max_tokens": -1}, "max_tokens"),
+    (CHAT, {"max_tokens": 0}, "max_tokens"),
+    (CHAT, {"max_tokens": "ten"}, "max_tokens"),
+    (CHAT, {"max_tokens": 1.5}, "max_tokens"),
+    (CHAT, {"max_tokens": True}, "max_tokens"),
+    (CHAT, {"max_completion_tokens": 0}, "max_completion_tokens"),
+    (COMPLETION, {"max_tokens": 0}, "max_tokens"),
+    (COMPLETION, {"max_tokens": 2**40}, "max_tokens"),
+    (CHAT, {"temperature": -0.1}, "temperature"),
+    (CHAT, {"temperature": 2.1}, "temperature"),
+    (CHAT, {"temperature": "hot"}, "temperature"),
+    (CHAT, {"top_p": 0}, "top_p"),
+    (CHAT, {"top_p": 1.01}, "top_p"),
+    (CHAT, {"top_k": -2}, "top_k"),
+    (CHAT, {"min_p": 2}, "min_p"),
+    (CHAT, {"presence_penalty": 2.5}, "presence_penalty"),
+    (CHAT, {"frequency_penalty": -2.5}, "frequency_penalty"),
+    (CHAT, {"repetition_penalty": 0}, "repetition_penalty"),
+    (CHAT, {"n": 0}, "n"),
+    (CHAT, {"n": limits.MAX_N + 1}, "n"),
+    (CHAT, {"seed": "x"}, "seed"),
+    (CHAT, {"seed": 1.5}, "seed"),
+    (CHAT, {"stop": ["a"] * 17}, "stop"),
+    (CHAT, {"stop": "a" * 257}, "stop"),
+    (CHAT, {"stop": [""]}, "stop"),
+    (CHAT, {"stop": [1]}, "stop"),
+    (CHAT, {"stop_token_ids": ["a"]}, "stop_token_ids"),
+    (CHAT, {"stop_token_ids": [-1]}, "stop_token_ids"),
+    (CHAT, {"min_tokens": 5, "max_tokens": 4}, "min_tokens"),
+    (CHAT, {"ignore_eos": 1}, "ignore_eos"),
+    (CHAT, {"bad_words": "x"}, "bad_words"),
+    (CHAT, {"bad_words": ["x"] * 129}, "bad_words"),
+    (CHAT, {"allowed_token_ids": []}, "allowed_token_ids"),
+    (CHAT, {"allowed_token_ids": [1] * 4097}, "allowed_token_ids"),
+    (CHAT, {"logit_bias": {"a": 1}}, "logit_bias"),
+    (CHAT, {"logit_bias": {"1": 101}}, "logit_bias"),
+    (CHAT, {"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
+    (CHAT, {"logprobs": 1}, "logprobs"),
+    (CHAT, {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    (CHAT, {"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
+    (CHAT, {"top_logprobs": 3}, "top_logprobs"),
+    (COMPLETION, {"logprobs": 21}, "logprobs"),
+    (COMPLETION, {"logprobs": True}, "logprobs"),
+    (COMPLETION, {"logprobs": 1, "echo": True}, "echo"),
+    (CHAT, {"stream": "yes"}, "stream"),
+    (CHAT, {"stream_options": {"include_usage": True}}, "stream_options"),
+    (CHAT, {"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
+    (
+        CHAT,
+        {"stream": True, "stream_options": {"include_usage": 1}},
+        "stream_options.include_usage",
+    ),
+    (CHAT, {"priority": "high"}, "priority"),
+    (CHAT, {"priority": 1}, "priority"),
+    (CHAT, {"cache_salt": ""}, "cache_salt"),
+    (CHAT, {"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+    (CHAT, {"truncate_prompt_tokens": 513}, "truncate_prompt_tokens"),
+    (CHAT, {"model": 7}, "model"),
+    (CHAT, {"messages": []}, "messages"),
+    (CHAT, {"messages": "hi"}, "messages"),
+    (CHAT, {"messages": [1]}, "messages[0]"),
+    (CHAT, {"messages": [{"content": "x"}]}, "messages[0].role"),
+    (CHAT, {"messages": [*MESSAGES, {"role": "robot", "content": "x"}]}, "messages[1].role"),
+    (CHAT, {"messages": [{"role": "user"}]}, "messages[0].content"),
+    (CHAT, {"messages": [{"role": "user", "content": 1}]}, "messages[0].content"),
+    (CHAT, {"messages": [{"role": "user", "content": [1]}]}, "messages[0].content[0]"),
+    (
+        CHAT,
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        "messages[0].content[0].type",
+    ),
+    (CHAT, {"messages": [{"role": "user", "content": "x", "mood": "y"}]}, "messages[0].mood"),
+    (
+        CHAT,
+        {"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]},
+        "messages[0].tool_calls[0]",
+    ),
+    (
+        CHAT,
+        {"add_generation_prompt": True, "continue_final_message": True},
+        "continue_final_message",
+    ),
+    (CHAT, {"chat_template_kwargs": []}, "chat_template_kwargs"),
+    (CHAT, {"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
+    (COMPLETION, {"prompt": []}, "prompt"),
+    (COMPLETION, {"prompt": ["a", [1]]}, "prompt"),
+    (COMPLETION, {"prompt": {"a": 1}}, "prompt"),
+    (COMPLETION, {"prompt": [True]}, "prompt"),
+    (COMPLETION, {"prompt": ["a"] * 1025}, "prompt"),
+    (COMPLETION, {"prompt": [9999]}, "prompt"),
+    (COMPLETION, {"prompt": [-1]}, "prompt"),
+    (COMPLETION, {"prompt": ["a"] * 1000, "n": 100}, "n"),
+    (COMPLETION, {"prompt": None}, "prompt"),
+]
+
+# Known or unknown: nothing that would change the answer is ignored.
+UNSUPPORTED: list[tuple[str, dict[str, Any], str]] = [
+    (CHAT, {"response_format": {"type": "json_object"}}, "response_format"),
+    (CHAT, {"tools": [{"type": "function"}]}, "tools"),
+    (CHAT, {"tool_choice": "required"}, "tool_choice"),
+    (CHAT, {"structured_outputs": {"json": {}}}, "structured_outputs"),
+    (CHAT, {"guided_json": {}}, "guided_json"),
+    (CHAT, {"guided_regex": "a"}, "guided_regex"),
+    (CHAT, {"prompt_logprobs": 1}, "prompt_logprobs"),
+    (CHAT, {"stream_interval": 5}, "stream_interval"),
+    (CHAT, {"echo": True}, "echo"),
+    (CHAT, {"spaces_between_special_tokens": False}, "spaces_between_special_tokens"),
+    (CHAT, {"reasoning_effort": "low"}, "reasoning_effort"),
+    (CHAT, {"documents": [{"text": "x"}]}, "documents"),
+    (CHAT, {"chat_template": "x"}, "chat_template"),
+    (CHAT, {"modalities": ["audio"]}, "modalities"),
+    (CHAT, {"frobnicate": 1}, "frobnicate"),
+    (CHAT, {"prompt": "x"}, "prompt"),
+    (COMPLETION, {"suffix": "x"}, "suffix"),
+    (COMPLETION, {"best_of": 2}, "best_of"),
+    (COMPLETION, {"max_completion_tokens": 5}, "max_completion_tokens"),
+    (COMPLETION, {"messages": MESSAGES}, "messages"),
+]
+
+
+def body_of(path: str, fields: dict[str, Any]) -> dict[str, Any]:
+    base: dict[str, Any] = {"messages": MESSAGES} if path == CHAT else {"prompt": "x"}
+    return {**base, **fields}
+
+
+def test_wrong_values_are_named(server: RunningServer) -> None:
+    for path, fields, param in WRONG_VALUES:
+        payload = body_of(path, fields)
+        answer = server.post(path, payload)
+        assert (answer.status, answer.error["param"]) == (400, param), (fields, answer.body)
+        assert answer.error["type"] == "invalid_request_error"
+        assert param.split("[")[0].split(".")[0] in answer.error["message"]
+    assert server.engine.submitted == []
+    assert server.post(COMPLETION, {"prompt": "x"}).status == 200
+
+
+def test_unsupported_fields_are_named(server: RunningServer) -> None:
+    for path, fields, param in UNSUPPORTED:
+        answer = server.post(path, body_of(path, fields))
+        assert (answer.status, answer.error["param"]) == (400, param), (fields, answer.body)
+        assert answer.error["code"] == "unsupported_parameter"
+    assert server.engine.submitted == []
+
+
+def test_fields_that_ask_for_nothing_pass(server: RunningServer) -> None:
+    bookkeeping = {
+        "user": "u",
+        "metadata": {"a": "b"},
+        "store": True,
+        "service_tier": "auto",
+        "safety_identifier": "s",
+        "prompt_cache_key": "k",
+    }
+    nothing = {
+        "response_format": {"type": "text"},
+        "tools": [],
+        "tool_choice": "none",
+        "parallel_tool_calls": True,
+        "logit_bias": {},
+        "stop": [],
+        "logprobs": False,
+        "prompt_logprobs": None,
+        "frobnicate": None,
+        "modalities": ["text"],
+    }
+    assert server.post(CHAT, body_of(CHAT, {**bookkeeping, **nothing})).status == 200
+
+
+def test_played_back_assistant_messages_pass(server: RunningServer) -> None:
+    first = server.post(CHAT, {"messages": MESSAGES}).json["choices"][0]["message"]
+    again = {**first, "annotations": [], "audio": None, "function_call": None, "tool_calls": None}
+    assert server.post(CHAT, {"messages": [*MESSAGES, again, *MESSAGES]}).status == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"nothing",
+        b'{"prompt": "\xff"}',
+        b'{"prompt": NaN}',
+        b"[1]",
+        b'"x"',
+        b"[" * 10**5,
+    ],
+)
+def test_bad_json(server: RunningServer, body: bytes) -> None:
+    answer = server.post(COMPLETION, body)
+    assert answer.status == 400
+    assert "JSON" in answer.error["message"]
+
+
+def test_content_types(server: RunningServer) -> None:
+    body = {"prompt": "x"}
+    for wrong in ("text/plain", "application/x-www-form-urlencoded", "application/jsonp"):
+        answer = server.post(COMPLETION, body, {"Content-Type": wrong})
+        assert answer.status == 415
+        assert answer.error["code"] == "unsupported_content_type"
+    for right in ("application/json; charset=utf-8", "Application/JSON"):
+        assert server.post(COMPLETION, body, {"Content-Type": right}).status == 200
+
+
+def test_unknown_model(server: RunningServer) -> None:
+    for path in (CHAT, COMPLETION):
+        answer = server.post(path, body_of(path, {"model": "gpt-4"}))
+        assert answer.status == 404
+        assert answer.error["code"] == "model_not_found"
+        assert answer.error["param"] == "model"
+
+
+def test_unknown_routes_and_methods(server: RunningServer) -> None:
+    for path in ("/", "/v1", "/v1/nothing", "/v1/models/", "/v1/chat/completions/"):
+        answer = server.get(path)
+        assert answer.status == 404, path
+        assert answer.error["type"] == "invalid_request_error"
+    for method, path, allow in (
+        ("GET", COMPLETION, "POST"),
+        ("DELETE", "/v1/models", "GET"),
+        ("OPTIONS", CHAT, "POST"),
+    ):
+        answer = server.request(method, path)
+        assert answer.status == 405
+        assert answer.headers["allow"] == allow
+        assert answer.error["code"] == "method_not_allowed"
+    assert server.request("HEAD", "/v1/models").status == 200
+
+
+def test_too_long_a_prompt_names_both_numbers(server: RunningServer) -> None:
+    for path, fields in (
+        (CHAT, {"messages": [{"role": "user", "content": "x" * 600}]}),
+        (COMPLETION, {"prompt": "x" * 600}),
+        (COMPLETION, {"prompt": [7] * 600}),
+        (COMPLETION, {"prompt": "x" * 600, "echo": True, "max_tokens": 0}),
+        (COMPLETION, {"prompt": "x" * 512 * 200}),
+    ):
+        answer = server.post(path, body_of(path, fields))
+        assert answer.status == 400
+        assert answer.error["code"] == "context_length_exceeded"
+        assert "512" in answer.error["message"]
+    assert 'reason="context_length_exceeded"' in server.get("/metrics").body.decode()
+
+
+def test_a_prompt_is_truncated_on_demand(server: RunningServer) -> None:
+    answer = server.post(COMPLETION, {"prompt": "abcdef", "truncate_prompt_tokens": 3})
+    assert answer.status == 200
+    assert server.engine.submitted[0][0] == list(b"def")
+    answer = server.post(COMPLETION, {"prompt": "x" * 600, "truncate_prompt_tokens": -1})
+    assert answer.status == 200
+    assert len(server.engine.submitted[1][0]) == 511
+
+
+def test_large_bodies(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_BODY_BYTES", 1000)
+    answer = server.post(COMPLETION, {"prompt": "x" * 1000})
+    assert answer.status == 413
+    assert answer.error["code"] == "body_too_large"
+    with server.socket() as sock:
+        sock.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        for _ in range(30):
+            sock.sendall(b"64\r\n" + b" " * 100 + b"\r\n")
+        assert sock.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize("splits", [False, True])
+def test_large_heads(server: RunningServer, splits: bool) -> None:
+    with server.socket() as sock:
+        line = b"X-Filler: " + b"y" * 1000 + b"\r\n"
+        parts = [b"GET /health HTTP/1.1\r\nHost: localhost\r\n", *[line] * 20, b"\r\n"]
+        try:
+            for part in parts if splits else [b"".join(parts)]:
+                sock.sendall(part)
+        except OSError:
+            pass  # refused before all was sent: as good
+        data = sock.recv(4096)
+    assert data.startswith(b"HTTP/1.1 431 ")
+    assert b'"code":"header_too_large"' in data
+
+
+def test_what_is_not_http(server: RunningServer) -> None:
+    with server.socket() as sock:
+        sock.sendall(b"\x16\x03\x01 hello?\r\n\r\n")
+        data = sock.recv(4096)
+    assert data.startswith(b"HTTP/1.1 400 ")
+    assert b'"error"' in data
+
+
+def test_a_body_that_never_comes(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_BODY_SILENCE_S", 0.05)
+    with server.socket() as sock:
+        sock.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+        )
+        assert sock.recv(4096).startswith(b"HTTP/1.1 408 ")
+
+
+def test_an_unforeseen_error(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **keywords: Any) -> None:
+        raise RuntimeError("/secret/path")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server.engine, "submit", fail)
+        answer = server.post(COMPLETION, {"prompt": "x"}, {"X-Request-Id": "abc-1"})
+    assert answer.status == 500
+    assert answer.error["message"] == "internal error (request id abc-1)"
+    assert b"secret" not in answer.body
+    assert server.post(COMPLETION, {"prompt": "x"}).status == 200
+
+
+def test_a_failed_request_fails_alone(server: RunningServer) -> None:
+    server.engine.fail_after = 0
+    answer = server.post(COMPLETION, {"prompt": "x"})
+    assert answer.status == 500
+    assert answer.error["code"] == "generation_failed"
+    # Early enough to have a status of its own, even as a stream.
+    assert server.post(COMPLETION, {"prompt": "x", "stream": True}).status == 500
+    server.engine.fail_after = None
+    assert server.post(COMPLETION, {"prompt": "x"}).status == 200
+
+
+def test_messages_quote_little(server: RunningServer) -> None:
+    answer = server.post(CHAT, {"messages": MESSAGES, "model": "m" * 100_000})
+    assert len(answer.body) < 1300
+    answer = server.post(CHAT, {"messages": MESSAGES, "k" * 100_000: 1})
+    assert len(answer.body) < 1300
+    answer = server.post(CHAT, {"messages": MESSAGES, "temperature": "t" * 100_000})
+    assert len(answer.body) < 1300
+
+
+def test_no_template(start_server: StartServer) -> None:
+    from fake_engine import FakeEngine
+
+    engine = FakeEngine()
+    engine.chat_template = None
+    server = start_server(engine)
+    answer = server.post(CHAT, {"messages": MESSAGES})
+    assert answer.status == 400
+    assert "--chat-template" in answer.error["message"]
+    assert server.post(COMPLETION, {"prompt": "x"}).status == 200
+
+
+def test_a_queue_that_is_full(server: RunningServer) -> None:
+    server.engine.max_unfinished = 3
+    # The third prompt does not fit: the first two must not stay behind.
+    answer = server.post(COMPLETION, {"prompt": ["a", "b"], "n": 2})
+    assert answer.status == 503
+    assert answer.error["code"] == "queue_full"
+    assert answer.headers["retry-after"] == "1"
+    assert len(server.engine.aborted) == 2
+    assert server.get("/load").json == {"server_load": 0}
+    assert 'reason="queue_full"' in server.get("/metrics").body.decode()

@@ -1,0 +1,94 @@
+"""/metrics as Prometheus reads it, and the small routes."""
+
+from __future__ import annotations
+
+import threading
+
+from harness import RunningServer, eventually
+from prometheus_client.parser import text_string_to_metric_families
+
+from octavo import __version__
+
+
+def samples(server: RunningServer) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    answer = server.get("/metrics")
+    assert answer.status == 200
+    assert answer.headers["content-type"].startswith("text/plain")
+    found = {}
+    for family in text_string_to_metric_families(answer.body.decode()):
+        for sample in family.samples:
+            found[sample.name, frozenset(sample.labels.items())] = sample.value
+    return found
+
+
+LABELS = {("model_name", "fake/model"), ("engine", "0")}
+
+
+def key(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
+    return name, frozenset(LABELS | set(labels.items()))
+
+
+def test_names_labels_and_aliases(server: RunningServer) -> None:
+    server.post("/v1/completions", {"prompt": "x", "max_tokens": 1})
+    server.post("/v1/completions", {"prompt": "x", "stop_token_ids": list(range(256))})
+    found = samples(server)
+    assert found[key("vllm:request_success_total", finished_reason="length")] == 1
+    assert found[key("vllm:request_success_total", finished_reason="stop")] == 1
+    assert found[key("vllm:generation_tokens_total")] == server.engine.num_tokens
+    for name in ("kv_cache_usage_perc", "gpu_cache_usage_perc"):
+        assert found[key(f"vllm:{name}")] == 0
+    for name in ("inter_token_latency_seconds", "time_per_output_token_seconds"):
+        assert found[key(f"vllm:{name}_bucket", le="0.001")] == 2
+        assert found[key(f"vllm:{name}_bucket", le="+Inf")] == 6
+        assert found[key(f"vllm:{name}_count")] == 6
+        assert found[key(f"vllm:{name}_sum")] == 0.05
+    assert found[key("octavo:step_seconds_count", phase="launch")] == 6
+    assert any(name == "vllm:cache_config_info" for name, _ in found)
+
+
+def test_gauges_follow_what_runs(server: RunningServer) -> None:
+    server.engine.hold = True
+    post = threading.Thread(target=lambda: server.post("/v1/completions", {"prompt": "x", "n": 2}))
+    post.start()
+    eventually(lambda: samples(server)[key("vllm:num_requests_running")] == 2)
+    server.engine.hold = False
+    post.join(10)
+    assert samples(server)[key("vllm:num_requests_running")] == 0
+
+
+def test_rejections_are_counted(server: RunningServer) -> None:
+    server.engine.max_unfinished = 0
+    for _ in range(2):
+        server.post("/v1/completions", {"prompt": "x"})
+    name = "vllm:admission_rejections_total"
+    assert samples(server)[key(name, reason="queue_full")] == 2
+
+
+def test_version(server: RunningServer) -> None:
+    assert server.get("/version").json == {"version": __version__}
+
+
+def test_tokenize(server: RunningServer) -> None:
+    answer = server.post("/tokenize", {"prompt": "né", "return_token_strs": True})
+    assert answer.json == {
+        "count": 4,
+        "max_model_len": 512,
+        "tokens": [256, 110, 195, 169],
+        "token_strs": ["<s>", "n", "\u00c3", "\u00a9"],
+    }
+    answer = server.post("/tokenize", {"prompt": "n", "add_special_tokens": False})
+    assert answer.json["tokens"] == [110]
+    messages = [{"role": "user", "content": "x"}]
+    tokens = server.post("/tokenize", {"messages": messages}).json["tokens"]
+    server.post("/v1/chat/completions", {"messages": messages})
+    assert server.engine.submitted[0][0] == tokens
+    for body in ({}, {"prompt": "x", "messages": messages}, {"prompt": 1}, {"tokens": [1]}):
+        assert server.post("/tokenize", body).status == 400
+    assert server.post("/tokenize", {"prompt": "x", "model": "other"}).status == 404
+
+
+def test_detokenize(server: RunningServer) -> None:
+    answer = server.post("/detokenize", {"tokens": [256, 110, 195, 169, 257]})
+    assert answer.json == {"prompt": "<s>né</s>"}
+    for body in ({}, {"tokens": "x"}, {"tokens": [-1]}, {"tokens": [260]}):
+        assert server.post("/detokenize", body).error["param"] == "tokens"

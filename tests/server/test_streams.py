@@ -1,0 +1,304 @@
+"""Streams: the same words as whole answers, however they are cut; pings; a client that leaves."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+from fake_engine import WORDS, FakeEngine
+from harness import RunningServer, StartServer, eventually
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from octavo.server import answer as answer_module
+
+CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
+
+
+def events(body: bytes) -> list[Any]:
+    """The events of a whole stream, which must end with [DONE] and hold nothing else."""
+    assert body.endswith(b"\n\n")
+    blocks = body.decode().removesuffix("\n\n").split("\n\n")
+    assert blocks[-1] == "data: [DONE]"
+    assert all(block.startswith("data: ") and "\n" not in block for block in blocks)
+    return [json.loads(block.removeprefix("data: ")) for block in blocks[:-1]]
+
+
+def join(chunks: list[Any], is_chat: bool) -> list[dict[str, Any]]:
+    """Choices as a whole answer has them."""
+    choices: dict[int, dict[str, Any]] = {}
+    for chunk in chunks:
+        for choice in chunk["choices"]:
+            whole = choices.setdefault(
+                choice["index"],
+                {"text": "", "finish_reason": None, "stop_reason": None, "logprobs": None},
+            )
+            assert whole["finish_reason"] is None, "nothing follows the finish reason"
+            text = choice["delta"].get("content") if is_chat else choice["text"]
+            whole["text"] += text or ""
+            whole["finish_reason"] = choice["finish_reason"]
+            whole["stop_reason"] = choice.get("stop_reason")
+            if choice["logprobs"] is not None:
+                merge(whole, choice["logprobs"])
+            for key in ("token_ids", "prompt_token_ids"):
+                if key in choice:
+                    whole[key] = whole.get(key, []) + choice[key]
+    return [choices[index] for index in sorted(choices)]
+
+
+def merge(whole: dict[str, Any], part: dict[str, Any]) -> None:
+    if whole["logprobs"] is None:
+        whole["logprobs"] = part
+        return
+    for key, value in part.items():
+        if isinstance(value, list):
+            whole["logprobs"][key] = whole["logprobs"][key] + value
+
+
+def plain(answer: Any, is_chat: bool) -> list[dict[str, Any]]:
+    """A whole answer's choices in the same form."""
+    choices = []
+    for choice in answer["choices"]:
+        clean = {k: v for k, v in choice.items() if k not in ("index", "message")}
+        if is_chat:
+            clean["text"] = choice["message"]["content"]
+        choices.append(clean)
+    return choices
+
+
+REQUESTS = st.fixed_dictionaries(
+    {"seed": st.integers(0, 2**63 - 1), "max_tokens": st.integers(1, 60)},
+    optional={
+        "n": st.integers(1, 3),
+        "stop": st.lists(st.sampled_from([*WORDS, "apit", "京", "🔥", "l o"]), max_size=3),
+        "include_stop_str_in_output": st.booleans(),
+        "return_token_ids": st.booleans(),
+        "ignore_eos": st.booleans(),
+        "temperature": st.sampled_from([0, 0.5, 1, 2]),
+    },
+)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    fields=REQUESTS,
+    is_chat=st.booleans(),
+    num_logprobs=st.sampled_from([None, None, 0, 2]),
+    echo=st.booleans(),
+    include_usage=st.booleans(),
+    text=st.text(min_size=1, max_size=20),
+)
+def test_a_stream_says_what_the_whole_answer_says(
+    server: RunningServer,
+    fields: dict[str, Any],
+    is_chat: bool,
+    num_logprobs: int | None,
+    echo: bool,
+    include_usage: bool,
+    text: str,
+) -> None:
+    body = dict(fields)
+    if is_chat:
+        path = CHAT
+        body["messages"] = [{"role": "user", "content": text}]
+        if num_logprobs is not None:
+            body |= {"logprobs": True, "top_logprobs": num_logprobs}
+    else:
+        path = COMPLETION
+        body["prompt"] = [text, "second"]
+        body["echo"] = echo and num_logprobs is None
+        if num_logprobs is not None:
+            body["logprobs"] = num_logprobs
+    whole = server.post(path, body)
+    assert whole.status == 200, whole.body
+    options = {"include_usage": True} if include_usage else None
+    streamed = server.post(path, {**body, "stream": True, "stream_options": options})
+    chunks = events(streamed.body)
+    if include_usage:
+        last = chunks.pop()
+        assert last["choices"] == []
+        assert last["usage"] == whole.json["usage"]
+        assert all(chunk["usage"] is None for chunk in chunks)
+    else:
+        assert all("usage" not in chunk for chunk in chunks)
+    expected = plain(whole.json, is_chat)
+    joined = join(chunks, is_chat)
+    for choice in joined if is_chat else []:
+        # In chat the prompt's ids belong to the answer, not to its choices.
+        choice.pop("prompt_token_ids", None)
+    assert joined == expected
+    timed = [chunk for chunk in chunks if "timings" in chunk]
+    assert len(timed) == len(expected)
+    assert all(chunk["choices"][0]["finish_reason"] for chunk in timed)
+
+
+def test_headers(server: RunningServer) -> None:
+    answer = server.post(COMPLETION, {"prompt": "x", "stream": True})
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.headers["cache-control"] == "no-cache"
+    assert answer.headers["x-accel-buffering"] == "no"
+    assert "content-length" not in answer.headers
+
+
+def test_plain_streams_are_the_core_s_own_work(server: RunningServer) -> None:
+    def delivery(**fields: Any) -> str:
+        server.post(COMPLETION, {"prompt": "x", **fields})
+        return str(server.engine.submitted[-1][2]["delivery"])
+
+    assert delivery(stream=True) == "sse"
+    assert delivery(stream=True, stream_options={"include_usage": True}) == "sse"
+    assert delivery(stream=True, echo=True) == "sse"
+    assert delivery(stream=True, logprobs=0) == "delta"
+    assert delivery(stream=True, return_token_ids=True) == "delta"
+    assert delivery(stream=True, stream_options={"continuous_usage_stats": True}) == "delta"
+    assert delivery() == "final"
+
+
+def test_continuous_usage(server: RunningServer) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = {"prompt": "x", "stream": True, "stream_options": options, "max_tokens": 40}
+    chunks = events(server.post(COMPLETION, body).body)
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts)
+    assert counts[0] >= 1
+    assert chunks[-1]["usage"] == chunks[-2]["usage"]
+
+
+def test_names_that_look_like_json_do_no_harm(server: RunningServer) -> None:
+    name = 'x"}],"finish_reason":null\n\ndata: '
+    body = {"prompt": "x", "stream": True, "request_id": name}
+    chunks = events(server.post(COMPLETION, body).body)
+    assert {chunk["id"] for chunk in chunks} == {f"cmpl-{name}"}
+
+
+def test_echo_without_tokens(server: RunningServer) -> None:
+    body = {"prompt": ["ab", "cd"], "echo": True, "max_tokens": 0, "n": 2}
+    whole = server.post(COMPLETION, body).json
+    assert [choice["text"] for choice in whole["choices"]] == ["ab", "ab", "cd", "cd"]
+    assert {choice["finish_reason"] for choice in whole["choices"]} == {"length"}
+    assert whole["usage"]["completion_tokens"] == 0
+    assert whole["usage"]["prompt_tokens"] == 6
+    stream = {**body, "stream": True, "stream_options": {"include_usage": True}}
+    chunks = events(server.post(COMPLETION, stream).body)
+    assert chunks[-1]["usage"] == whole["usage"]
+    assert server.engine.submitted == []
+
+
+def test_silence_is_filled_with_comments(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer_module, "HEAD_WAIT_S", 0.05)
+    monkeypatch.setattr(answer_module, "PING_S", 0.1)
+    server.engine.hold = True
+    with server.socket() as sock:
+        send(sock, COMPLETION, {"prompt": "x", "stream": True, "max_tokens": 200})
+        assert sock.recv(4096).startswith(b"HTTP/1.1 200 ")
+        data = b""
+        while data.count(b": ping\n\n") < 3:
+            data += sock.recv(4096)
+        assert b"data:" not in data
+        server.engine.hold = False
+        while b"[DONE]" not in data:
+            data += sock.recv(4096)
+    assert b'"finish_reason":"stop"' in data
+
+
+def send(sock: Any, path: str, body: Any) -> None:
+    payload = json.dumps(body).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(payload)}\r\n\r\n"
+    )
+    sock.sendall(head.encode() + payload)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("hold", [True, False])
+def test_a_client_that_leaves_is_aborted(server: RunningServer, stream: bool, hold: bool) -> None:
+    server.engine.hold = hold
+    server.engine.delay_s = 0.0 if hold else 0.2
+    with server.socket() as sock:
+        body = {"prompt": ["x", "y"], "n": 2, "stream": stream, "ignore_eos": True}
+        send(sock, COMPLETION, {**body, "max_tokens": 400})
+        eventually(lambda: len(server.engine.running) == 4)
+        if stream and not hold:
+            assert sock.recv(4096)
+    began = time.monotonic()
+    eventually(lambda: not server.engine.running)
+    assert time.monotonic() - began < 1
+    assert sorted(server.engine.aborted) == [0, 1, 2, 3]
+    eventually(lambda: server.get("/load").json == {"server_load": 0})
+    server.engine.hold, server.engine.delay_s = False, 0.0
+    assert server.post(COMPLETION, {"prompt": "x"}).status == 200
+
+
+def test_a_client_that_leaves_while_it_sends(server: RunningServer) -> None:
+    with server.socket() as sock:
+        sock.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+        )
+    assert server.post(COMPLETION, {"prompt": "x"}).status == 200
+    assert len(server.engine.submitted) == 1
+
+
+def test_a_slow_reader_loses_nothing(server: RunningServer) -> None:
+    body = {"prompt": "x", "ignore_eos": True, "max_tokens": 500, "seed": 9, "n": 100}
+    expected = server.post(CHAT, chat(body)).json
+    with server.socket() as sock:
+        send(sock, CHAT, chat({**body, "stream": True}))
+        time.sleep(0.3)
+        data = b""
+        while not data.endswith(b"0\r\n\r\n"):
+            data += sock.recv(65536)
+    chunks = events(dechunk(data.partition(b"\r\n\r\n")[2]))
+    assert join(chunks, True) == plain(expected, True)
+
+
+def chat(body: dict[str, Any]) -> dict[str, Any]:
+    prompt = body["prompt"]
+    rest = {key: value for key, value in body.items() if key != "prompt"}
+    return {**rest, "messages": [{"role": "user", "content": prompt}]}
+
+
+def dechunk(data: bytes) -> bytes:
+    whole = b""
+    while data:
+        size, _, data = data.partition(b"\r\n")
+        length = int(size, 16)
+        whole += data[:length]
+        data = data[length + 2 :]
+    return whole
+
+
+def test_two_requests_on_one_connection(server: RunningServer) -> None:
+    with server.socket() as sock:
+        for _ in range(2):
+            send(sock, COMPLETION, {"prompt": "x", "stream": True})
+            data = b""
+            while not data.endswith(b"0\r\n\r\n"):
+                data += sock.recv(65536)
+            assert b"[DONE]" in data
+    assert server.engine.aborted == []
+
+
+def test_priority_and_salt_reach_the_engine(start_server: StartServer) -> None:
+    from octavo.config import EngineConfig
+
+    server = start_server(FakeEngine(EngineConfig(scheduling_policy="priority")))
+    server.post(COMPLETION, {"prompt": "x", "priority": -3, "cache_salt": "s"})
+    options = server.engine.submitted[0][2]
+    assert (options["priority"], options["cache_salt"]) == (-3, "s")
+
+
+def test_defaults_of_the_model_yield_to_the_request(server: RunningServer) -> None:
+    server.engine.generation_defaults = {"temperature": 0.6, "top_k": 20}
+    server.post(CHAT, chat({"prompt": "x", "temperature": 0}))
+    params = server.engine.submitted[0][1]
+    assert (params.temperature, params.top_k, params.max_tokens) == (0, 20, None)
