@@ -19,14 +19,12 @@ use tokenizers::normalizers::prepend::Prepend;
 use tokenizers::normalizers::replace::Replace;
 use tokenizers::normalizers::unicode::NFC;
 use tokenizers::normalizers::utils::Sequence as NormalizerSequence;
-use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizerSequence;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::processors::template::{SpecialToken, TemplateProcessing};
-use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
+use tokenizers::{AddedToken, Tokenizer};
 
 use crate::gguf::GgufFile;
+use crate::splitting::splitting;
 
 const SPACE_MARK: &str = "\u{2581}";
 
@@ -172,97 +170,12 @@ fn add_bos_eos(
 
 // ------------------------------------------------------------------------------- byte level
 
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const DEEPSEEK_V3: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##;
-const SEED_CODER: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+";
-const DIGIT: &str = r"\p{N}";
-const THREE_DIGITS: &str = "[0-9][0-9][0-9]";
-
-/// How a text is cut into words, each of which is encoded by itself.
-struct Splitting {
-    /// Each one cuts what the one before has left, into matches and what lies between.
-    patterns: &'static [&'static str],
-    /// Whether a word that is a token is taken as it is.
-    ignore_merges: bool,
-    /// Whether a text begins with BOS unless the file says otherwise.
-    add_bos: bool,
-    /// Whether text is brought to Unicode's composed form first.
-    compose: bool,
-}
-
-fn splitting(name: &str) -> Option<Splitting> {
-    let plain = |patterns| Splitting {
-        patterns,
-        ignore_merges: false,
-        add_bos: false,
-        compose: false,
-    };
-    Some(match name {
-        "default" => plain(&[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", THREE_DIGITS]),
-        "gpt-2" | "phi-2" | "mpt" | "olmo" | "jais" | "trillion" | "exaone4" | "gigachat"
-        | "a.x-4.0" | "mellum" | "granite-docling" => plain(&[GPT2]),
-        "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" | "minerva-7b"
-        | "mellum2" => plain(&[DIGIT, GPT2]),
-        "falcon" => plain(&[r"[\p{P}\$\+<=>\^~\|`]+", GPT2, THREE_DIGITS]),
-        "llama3" | "llama-v3" | "llama-bpe" | "falcon3" | "falcon-h1" | "pixtral" | "midm-2.0"
-        | "lfm2" => Splitting {
-            ignore_merges: true,
-            add_bos: true,
-            ..plain(&[LLAMA3])
-        },
-        "dbrx" | "smaug-bpe" | "glm4" | "chatglm-bpe" => plain(&[LLAMA3]),
-        "qwen2" | "deepseek-r1-qwen" => Splitting {
-            compose: true,
-            ..plain(&[QWEN2])
-        },
-        "stablelm2" | "megrez" | "hunyuan" | "solar-open" | "grok-2" | "kormo" => plain(&[QWEN2]),
-        "qwen35" => Splitting {
-            compose: true,
-            ..plain(&[QWEN35])
-        },
-        "gpt-4o" | "llama4" | "kanana2" | "minimax-m2" => plain(&[GPT4O]),
-        "tekken" => Splitting {
-            ignore_merges: true,
-            add_bos: true,
-            ..plain(&[TEKKEN])
-        },
-        "deepseek-v3" | "hunyuan-dense" => plain(&[
-            r"\p{N}{1,3}",
-            r"[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
-            DEEPSEEK_V3,
-        ]),
-        "deepseek-coder" => plain(&[
-            r"[\r\n]",
-            r"\s?\p{L}+",
-            r"\s?\p{P}+",
-            r"[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+",
-            DIGIT,
-        ]),
-        "seed-coder" => plain(&[SEED_CODER]),
-        _ => return None,
-    })
-}
-
 fn byte_level(file: &GgufFile) -> Result<Tokenizer> {
     let pre = file.str("tokenizer.ggml.pre").unwrap_or("default".into());
     let splitting =
         splitting(&pre).ok_or_else(|| format!("pre-tokenizer {pre:?} is not supported"))?;
     let tokens = Tokens::read(file)?;
-    let merges = strings(file, "tokenizer.ggml.merges")?
-        .into_iter()
-        .enumerate()
-        .map(|(i, line)| {
-            // The first half is not empty, so that a space can be one.
-            let at = line.char_indices().skip(1).find(|(_, c)| *c == ' ');
-            at.map(|(at, _)| (line[..at].to_owned(), line[at + 1..].to_owned()))
-                .ok_or_else(|| format!("merge {i} ({line:?}) is not two tokens"))
-        })
-        .collect::<Result<Merges>>()?;
+    let merges = merges(file, &tokens)?;
     let bpe = BPE::builder()
         .vocab_and_merges(tokens.ids.clone(), merges)
         .ignore_merges(splitting.ignore_merges)
@@ -275,18 +188,10 @@ fn byte_level(file: &GgufFile) -> Result<Tokenizer> {
             .with_normalizer(Some(NFC))
             .map_err(|e| e.to_string())?;
     }
-    let mut steps: Vec<PreTokenizerWrapper> = Vec::new();
-    for pattern in splitting.patterns {
-        let pattern = SplitPattern::Regex((*pattern).to_owned());
-        let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false)
-            .map_err(|e| e.to_string())?;
-        steps.push(split.into());
-    }
     let add_space = file
         .bool("tokenizer.ggml.add_space_prefix")
         .unwrap_or(false);
-    steps.push(ByteLevel::new(add_space, false, false).into());
-    tokenizer.with_pre_tokenizer(Some(PreTokenizerSequence::new(steps)));
+    tokenizer.with_pre_tokenizer(Some(splitting.pre_tokenizer(add_space)?));
     tokenizer.with_decoder(Some(ByteLevel::new(false, false, false)));
     add_bos_eos(
         &mut tokenizer,
@@ -299,6 +204,33 @@ fn byte_level(file: &GgufFile) -> Result<Tokenizer> {
         .add_tokens(tokens.added(|_| false))
         .map_err(|e| e.to_string())?;
     Ok(tokenizer)
+}
+
+/// The file's merges, best first: lines of two tokens.
+fn merges(file: &GgufFile, tokens: &Tokens<'_>) -> Result<Merges> {
+    let max_len = tokens
+        .texts
+        .iter()
+        .map(|text| text.len())
+        .max()
+        .unwrap_or(0);
+    strings(file, "tokenizer.ggml.merges")?
+        .into_iter()
+        .enumerate()
+        .map(|(i, line)| {
+            // The first half is not empty, so that a space can be one.
+            let at = line.char_indices().skip(1).find(|(_, c)| *c == ' ');
+            match at {
+                // The crate counts on a merge's result being no longer than every token.
+                Some((at, _)) if line.len() - 1 <= max_len => {
+                    Ok((line[..at].to_owned(), line[at + 1..].to_owned()))
+                }
+                _ => Err(format!(
+                    "merge {i} ({line:?}) is not two tokens that make a third"
+                )),
+            }
+        })
+        .collect()
 }
 
 // ------------------------------------------------------------------------------- SentencePiece

@@ -21,8 +21,10 @@ pub mod dequantize;
 pub mod detokenizer;
 pub mod gguf;
 mod gguf_tokenizer;
+mod splitting;
 mod stop_strings;
 pub mod stream;
+mod text_parts;
 mod token_table;
 pub mod tokenizer;
 

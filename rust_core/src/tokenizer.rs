@@ -1,7 +1,8 @@
 //! Tokenizer: text to token ids and back, over the crate `tokenizers`.
 //!
 //! Costs: encoding is O(text) for ordinary text and O(n log n) in the longest run without a split
-//! point; decoding is O(tokens). The table for incremental decoding and token bytes
+//! point. It takes about 130 bytes of memory a byte of text, so that long texts are encoded in parts
+//! wherever the rules allow to see that the ids stay the same. Decoding is O(tokens). The table for incremental decoding and token bytes
 //! ([`TokenTable`]) is built on first use, O(vocabulary), and shared.
 
 use std::fmt;
@@ -13,6 +14,7 @@ use tokenizers::Decoder;
 
 use crate::gguf::GgufFile;
 use crate::gguf_tokenizer;
+use crate::text_parts::{PART_BYTES, can_be_cut, parts};
 use crate::token_table::TokenTable;
 
 /// Why a tokenizer could not be built or a text not be encoded, in one line.
@@ -32,6 +34,8 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     vocab_size: usize,
     table: OnceLock<Option<TokenTable>>,
+    /// What special tokens put before and behind a text; None if texts must not be cut.
+    affixes: OnceLock<Option<(Vec<u32>, Vec<u32>)>>,
 }
 
 impl fmt::Debug for Tokenizer {
@@ -70,7 +74,9 @@ impl Tokenizer {
     /// # Errors
     /// A tokenizer model or pre-tokenizer that is not known, or metadata that does not fit together.
     pub fn from_gguf(file: &GgufFile) -> Result<Self, TokenizerError> {
-        gguf_tokenizer::build(file)
+        // The file is input, as in from_file().
+        catch_unwind(AssertUnwindSafe(|| gguf_tokenizer::build(file)))
+            .unwrap_or_else(|_| Err("its tokenizer does not fit together".to_owned()))
             .map(Self::new)
             .map_err(|why| TokenizerError(format!("{}: {why}", file.path())))
     }
@@ -85,6 +91,7 @@ impl Tokenizer {
             inner,
             vocab_size,
             table: OnceLock::new(),
+            affixes: OnceLock::new(),
         }
     }
 
@@ -98,12 +105,63 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer cannot represent the text (a vocabulary without an unknown token).
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
+        if text.len() > 2 * PART_BYTES
+            && let Some((before, behind)) = self.affixes()
+        {
+            return self.encode_parts(text, add_special.then_some((before, behind)));
+        }
+        let mut ids = Vec::new();
+        self.encode_whole(text, add_special, &mut ids)?;
+        Ok(ids)
+    }
+
+    fn encode_whole(
+        &self,
+        text: &str,
+        add_special: bool,
+        ids: &mut Vec<u32>,
+    ) -> Result<(), TokenizerError> {
         let encode = || self.inner.encode_fast(text, add_special);
         match catch_unwind(AssertUnwindSafe(encode)) {
-            Ok(Ok(encoding)) => Ok(encoding.get_ids().to_vec()),
+            Ok(Ok(encoding)) => {
+                ids.extend_from_slice(encoding.get_ids());
+                Ok(())
+            }
             Ok(Err(e)) => Err(TokenizerError(format!("the text cannot be encoded: {e}"))),
             Err(_) => Err(TokenizerError("the text cannot be encoded".to_owned())),
         }
+    }
+
+    /// The same ids as in one go, in memory for one part.
+    fn encode_parts(
+        &self,
+        text: &str,
+        affixes: Option<(&[u32], &[u32])>,
+    ) -> Result<Vec<u32>, TokenizerError> {
+        let (before, behind) = affixes.unwrap_or_default();
+        let mut ids = before.to_vec();
+        for part in parts(text, PART_BYTES) {
+            self.encode_whole(part, false, &mut ids)?;
+        }
+        ids.extend_from_slice(behind);
+        Ok(ids)
+    }
+
+    fn affixes(&self) -> Option<(&[u32], &[u32])> {
+        let find = || {
+            if !can_be_cut(&self.inner) {
+                return None;
+            }
+            let (mut bare, mut full) = (Vec::new(), Vec::new());
+            self.encode_whole("a", false, &mut bare).ok()?;
+            self.encode_whole("a", true, &mut full).ok()?;
+            let at = full
+                .windows(bare.len().max(1))
+                .position(|ids| ids == bare)?;
+            Some((full[..at].to_vec(), full[at + bare.len()..].to_vec()))
+        };
+        let (before, behind) = self.affixes.get_or_init(find).as_ref()?;
+        Some((before, behind))
     }
 
     /// The ids of several texts, on all cores.

@@ -1,0 +1,195 @@
+"""GgufFile: reads what the gguf package writes, and numbers as it computes them."""
+
+import gc
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as Kind
+
+from octavo._core import GgufFile
+
+WriteGguf = Callable[[Callable[[gguf.GGUFWriter], Any]], str]
+# Where each kind's half-precision scales lie in a block.
+SCALES = {
+    Kind.Q4_0: [0],
+    Kind.Q4_1: [0, 2],
+    Kind.Q5_0: [0],
+    Kind.Q5_1: [0, 2],
+    Kind.Q8_0: [0],
+    Kind.Q4_K: [0, 2],
+    Kind.Q5_K: [0, 2],
+    Kind.Q6_K: [208],
+}
+
+
+def random_blocks(kind: Kind, rows: int, columns: int) -> np.ndarray:
+    """Random bytes of a kind; scales are finite, subnormal ones included."""
+    rng = np.random.default_rng(int(kind))
+    block_len, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    blocks = rng.integers(0, 256, (rows * columns // block_len, block_bytes), dtype=np.uint8)
+    for at in SCALES[kind]:
+        scales = rng.standard_normal(len(blocks)).astype(np.float16)
+        scales[::7] = np.float16(6e-8) * rng.integers(0, 1000, len(scales[::7])).astype(np.float16)
+        blocks[:, at : at + 2] = scales.view(np.uint8).reshape(-1, 2)
+    return blocks.reshape(rows, -1)
+
+
+def dequantize(file: GgufFile, name: str) -> np.ndarray:
+    shape, *_ = file.tensors()[name]
+    out = np.full(shape, np.nan, np.float32)
+    file.dequantize(name, out)
+    return out
+
+
+@pytest.mark.parametrize("kind", list(SCALES), ids=lambda kind: kind.name)
+@pytest.mark.parametrize(("rows", "columns"), [(1, 256), (3, 512), (700, 1024)])
+def test_blocks_become_the_numbers_gguf_computes(
+    kind: Kind, rows: int, columns: int, write_gguf: WriteGguf
+) -> None:
+    data = random_blocks(kind, rows, columns)
+    file = GgufFile(write_gguf(lambda w: w.add_tensor("x", data, raw_dtype=kind)))
+    assert file.tensors()["x"][:2] == ((rows, columns), kind.name)
+    assert bytes(file.data("x")) == data.tobytes()
+    np.testing.assert_array_equal(dequantize(file, "x"), gguf.dequantize(data, kind))
+
+
+def test_floats_keep_their_value(write_gguf: WriteGguf) -> None:
+    halves = np.arange(65536, dtype=np.uint16).view(np.float16)
+    singles = np.array([0.0, -0.0, 1e-45, np.inf, -np.inf, np.nan, 3.4e38], np.float32)
+    brains = np.arange(65536, dtype=np.uint16)
+
+    def fill(w: gguf.GGUFWriter) -> None:
+        w.add_tensor("f16", halves)
+        w.add_tensor("f32", singles)
+        w.add_tensor("bf16", brains.view(np.uint8), raw_dtype=Kind.BF16)
+
+    file = GgufFile(write_gguf(fill))
+    np.testing.assert_array_equal(dequantize(file, "f16"), halves.astype(np.float32))
+    assert dequantize(file, "f32").tobytes() == singles.tobytes()
+    expected = (brains.astype(np.uint32) << 16).view(np.float32)
+    assert dequantize(file, "bf16").tobytes() == expected.tobytes()
+
+
+def test_metadata_has_python_types_and_leaves_long_arrays(write_gguf: WriteGguf) -> None:
+    def fill(w: gguf.GGUFWriter) -> None:
+        w.add_uint8("u8", 255)
+        w.add_int64("i64", -(2**62))
+        w.add_uint64("u64", 2**63)
+        w.add_float32("f32", 0.5)
+        w.add_bool("flag", True)
+        w.add_string("text", 'é "quoted" 😀')
+        w.add_array("short", [1, 2, 3])
+        w.add_array("names", ["a", "é"])
+        w.add_array("full", list(range(256)))
+        w.add_array("long", list(range(257)))
+
+    metadata = GgufFile(write_gguf(fill)).metadata()
+    assert metadata["general.architecture"] == "llama"
+    assert metadata["u8"] == 255
+    assert metadata["i64"] == -(2**62)
+    assert metadata["u64"] == 2**63
+    assert metadata["f32"] == 0.5
+    assert metadata["flag"] is True
+    assert metadata["text"] == 'é "quoted" 😀'
+    assert metadata["short"] == [1, 2, 3]
+    assert metadata["names"] == ["a", "é"]
+    assert metadata["full"] == list(range(256))
+    assert "long" not in metadata
+
+
+def test_data_is_read_only_and_outlives_the_file_object(write_gguf: WriteGguf) -> None:
+    data = np.arange(1000, dtype=np.float32)
+    file = GgufFile(write_gguf(lambda w: w.add_tensor("x", data)))
+    view = file.data("x")
+    assert view.readonly
+    assert view.nbytes == 4000
+    with pytest.raises(TypeError):
+        view[0] = 1
+    array = np.frombuffer(view, np.float32)
+    os.unlink(file.path)
+    del file, view
+    gc.collect()
+    np.testing.assert_array_equal(array, data)
+
+
+def test_out_must_fit(write_gguf: WriteGguf) -> None:
+    file = GgufFile(write_gguf(lambda w: w.add_tensor("x", np.zeros((4, 8), np.float32))))
+    file.dequantize("x", np.empty(32, np.float32))
+    file.dequantize("x", memoryview(np.empty(32, np.float32)))
+    with pytest.raises(ValueError, match="out has 31 elements, the tensor 32"):
+        file.dequantize("x", np.empty(31, np.float32))
+    with pytest.raises(TypeError, match="float32"):
+        file.dequantize("x", np.empty(32, np.float64))
+    with pytest.raises(TypeError, match="float32"):
+        file.dequantize("x", [0.0] * 32)
+    with pytest.raises(ValueError, match="contiguous"):
+        file.dequantize("x", np.empty(64, np.float32)[::2])
+    frozen = np.empty(32, np.float32)
+    frozen.flags.writeable = False
+    with pytest.raises(ValueError, match="writable"):
+        file.dequantize("x", frozen)
+    for use in (file.data, lambda name: file.dequantize(name, frozen.copy())):
+        with pytest.raises(ValueError, match='no tensor is named "y"'):
+            use("y")
+
+
+def test_a_kind_without_conversion_is_named(write_gguf: WriteGguf) -> None:
+    data = np.zeros((1, 84), np.uint8)
+    file = GgufFile(write_gguf(lambda w: w.add_tensor("x", data, raw_dtype=Kind.Q2_K)))
+    assert file.tensors()["x"][1] == "Q2_K"
+    assert bytes(file.data("x")) == data.tobytes()
+    with pytest.raises(ValueError, match=r'tensor "x": Q2_K cannot be converted'):
+        file.dequantize("x", np.empty(256, np.float32))
+
+
+def test_errors_are_one_line_that_names_the_file(tmp_path: Path, write_gguf: WriteGguf) -> None:
+    whole = Path(write_gguf(lambda w: w.add_tensor("x", np.zeros(100, np.float32)))).read_bytes()
+    damaged = {
+        "empty": b"",
+        "text": b"hello, this is no checkpoint",
+        "cut": whole[:-200],
+        "header": whole[:30],
+    }
+    for name, content in damaged.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=name) as error:
+            GgufFile(str(path))
+        assert "\n" not in str(error.value)
+    for path in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(ValueError, match=path.name):
+            GgufFile(str(path))
+
+
+def test_every_tensor_of_a_real_model(smollm2_path: str) -> None:
+    file = GgufFile(smollm2_path)
+    reader = gguf.GGUFReader(smollm2_path)
+    tensors = file.tensors()
+    assert list(tensors) == [tensor.name for tensor in reader.tensors]
+    for tensor in reader.tensors:
+        shape, kind, offset, nbytes = tensors[tensor.name]
+        assert shape == tuple(reversed(tensor.shape.tolist()))
+        assert (kind, offset) == (tensor.tensor_type.name, tensor.data_offset)
+        assert nbytes == tensor.n_bytes
+    for name in ("token_embd.weight", "blk.0.attn_q.weight", "blk.29.ffn_norm.weight"):
+        tensor = next(tensor for tensor in reader.tensors if tensor.name == name)
+        expected = gguf.dequantize(tensor.data[-300:], tensor.tensor_type)
+        np.testing.assert_array_equal(dequantize(file, name)[-300:], expected)
+
+
+def test_opening_and_converting_take_no_noticeable_time(smollm2_path: str) -> None:
+    """Bounds ten times what a quiet machine needs: they catch a copy of the file, not noise."""
+    start = time.perf_counter()
+    file = GgufFile(smollm2_path)
+    assert time.perf_counter() - start < 0.4
+    shape, *_ = file.tensors()["token_embd.weight"]
+    out = np.zeros(shape, np.float32)
+    start = time.perf_counter()
+    file.dequantize("token_embd.weight", out)
+    assert time.perf_counter() - start < 0.5
