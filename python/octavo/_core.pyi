@@ -1,7 +1,7 @@
 """The compiled core: scheduling, text, checkpoint files, CPU kernels. Values in, one plan out."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, final
+from typing import Any, Literal, Self, final
 
 __version__: str
 
@@ -247,22 +247,29 @@ class Tokenizer:
     def token_to_id(self, token: str) -> int | None: ...
     def id_to_token(self, token_id: int) -> str | None: ...
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes this token adds to a text (for logprobs' ``bytes``)."""
+        """The bytes this token adds to a text (for logprobs' ``bytes``).
+
+        Empty for ids that are not in the vocabulary.
+        """
 
 @final
 class Detokenizer:
     """Incremental text of one sequence. Only whole UTF-8 leaves; the same class the engine uses."""
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         tokenizer: Tokenizer,
         *,
         stop: Sequence[str] = (),
         include_stop_str_in_output: bool = False,
         skip_special_tokens: bool = True,
-    ) -> None: ...
+    ) -> Self: ...
     def push(self, token_ids: Sequence[int]) -> tuple[str, str | None]:
-        """New text, and the stop string that ended the sequence."""
+        """New text, and the stop string that ended the sequence.
+
+        Of several stop strings the one that is complete first wins, then the longest. Empty ones
+        are ignored. After the end nothing comes.
+        """
     def finish(self) -> str:
         """What was held back (a possible stop string's beginning, incomplete UTF-8)."""
 
@@ -276,7 +283,7 @@ class GgufFile:
         ValueError: from construction, one line that names what is wrong and where.
     """
 
-    def __init__(self, path: str) -> None: ...
+    def __new__(cls, path: str) -> Self: ...
     @property
     def path(self) -> str: ...
     def metadata(self) -> dict[str, Any]:
