@@ -139,9 +139,14 @@ struct PyDetokenizer {
 #[pymethods]
 impl PyDetokenizer {
     #[new]
-    #[pyo3(signature = (
-        tokenizer, *, stop=Vec::new(), include_stop_str_in_output=false, skip_special_tokens=true
-    ))]
+    #[pyo3(
+        signature = (
+            tokenizer, *, stop=Vec::new(), include_stop_str_in_output=false,
+            skip_special_tokens=true
+        ),
+        text_signature = "(tokenizer, *, stop=(), include_stop_str_in_output=False, \
+                          skip_special_tokens=True)"
+    )]
     fn new(
         tokenizer: &PyTokenizer,
         stop: Vec<String>,
