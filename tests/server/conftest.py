@@ -18,23 +18,19 @@ from harness import RunningServer, StartServer
 from octavo.server.config import ServerConfig
 
 
-@pytest.fixture(autouse=True)
-def fake_template(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fake engine must read what only the core can read in the real one."""
-    monkeypatch.setattr("octavo._core.SseTemplate", FakeTemplate, raising=False)
-
-
 @pytest.fixture
-def start_server() -> Iterator[StartServer]:
+def start_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[StartServer]:
     """``start_server(engine=None, ready=True, **server_flags)``."""
     servers = []
 
-    def start(
-        engine: FakeEngine | None = None, *, ready: bool = True, **flags: Any
-    ) -> RunningServer:
+    def start(engine: Any = None, *, ready: bool = True, **flags: Any) -> RunningServer:
+        engine = engine or FakeEngine()
+        if isinstance(engine, FakeEngine):
+            # It must read what only the core can read in the real one.
+            monkeypatch.setattr("octavo._core.SseTemplate", FakeTemplate)
         flags.setdefault("shutdown_timeout", 0.2)
         config = ServerConfig(port=0, **flags)
-        server = RunningServer(engine or FakeEngine(), config)
+        server = RunningServer(engine, config)
         servers.append(server)
         if ready:
             server.may_load.set()

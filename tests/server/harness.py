@@ -12,8 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fake_engine import FakeEngine
-
 from octavo.server.config import ServerConfig
 from octavo.server.lifecycle import Lifecycle
 
@@ -40,7 +38,7 @@ class Answer:
 class RunningServer:
     """A server in a thread; its event loop is uvloop, as in production."""
 
-    def __init__(self, engine: FakeEngine, config: ServerConfig) -> None:
+    def __init__(self, engine: Any, config: ServerConfig) -> None:
         self.engine = engine
         self.lifecycle: Lifecycle = None  # type: ignore[assignment]
         self.exit_status: int | None = None

@@ -22,6 +22,13 @@ class Row(NamedTuple):
     # Further names it is published under: dashboards made for older versions ask for them.
     aliases: tuple[str, ...] = ()
     prefix: str = "vllm:"
+    # Its published name where that is not the key.
+    name: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name it is published under."""
+        return tuple(self.prefix + name for name in (self.name or self.key, *self.aliases))
 
 
 GAUGES: Final = (
@@ -61,7 +68,8 @@ HISTOGRAMS: Final = (
     Row("request_params_n", "The n of a request."),
     Row("request_params_max_tokens", "The max_tokens of a request."),
     Row("request_max_num_generation_tokens", "The longest sample of a request, in tokens."),
-    Row("iteration_tokens_total", "Tokens in one step."),
+    # A histogram whose name ends like a counter's: dashboards know it so.
+    Row("iteration_tokens", "Tokens in one step.", name="iteration_tokens_total"),
     Row("step_seconds", "One step of the engine, by phase.", label="phase", prefix="octavo:"),
 )
 
@@ -96,8 +104,8 @@ class EngineCollector:
             return
         value = snapshot[row.key]
         names = [*self._labels, *((row.label,) if row.label else ())]
-        for name in (row.key, *row.aliases):
-            family = family_class(row.prefix + name, row.help, labels=names)
+        for name in row.names:
+            family = family_class(name, row.help, labels=names)
             for label, number in value.items() if row.label else (("", value),):
                 extra = (label,) if row.label else ()
                 family.add_metric([*self._labels.values(), *extra], number)
@@ -110,8 +118,8 @@ class EngineCollector:
             return
         value = snapshot[row.key]
         names = [*self._labels, *((row.label,) if row.label else ())]
-        for name in (row.key, *row.aliases):
-            family = HistogramMetricFamily(row.prefix + name, row.help, labels=names)
+        for name in row.names:
+            family = HistogramMetricFamily(name, row.help, labels=names)
             for label, histogram in value.items() if row.label else (("", value),):
                 extra = (label,) if row.label else ()
                 family.add_metric(

