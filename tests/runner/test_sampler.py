@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from octavo.kernels import reference
+from octavo.runner.draw import uniforms
 from octavo.runner.request_state import RequestState
-from octavo.runner.sampler import SampledTokens, Sampler, uniforms
+from octavo.runner.sampler import SampledTokens, Sampler
 from octavo.sampling_params import SamplingParams
-
-CPU = torch.device("cpu")
 
 
 def state(num_prompt_tokens: int = 4, **fields: Any) -> RequestState:
@@ -28,7 +27,7 @@ def sample(
 ) -> SampledTokens:
     """One step; row i is the request of slot i, its next token the num_outputs-th."""
     if sampler is None:
-        sampler = Sampler(len(states), CPU, seed=0)
+        sampler = Sampler(len(states), seed=0)
         for slot, s in enumerate(states):
             sampler.admit(slot, s)
     slots = np.arange(len(states), dtype=np.int32)
@@ -122,7 +121,7 @@ def test_draws_are_distributed_as_they_should(name: str, per: str) -> None:
         states = [state(seed=i, **options) for i in range(draws)]
         tokens = sample(logits.expand(draws, -1), states).token_ids
     else:
-        sampler = Sampler(1, CPU, seed=0)
+        sampler = Sampler(1, seed=0)
         sampler.admit(0, state(seed=99, **options))
         tokens = np.concatenate(
             [
@@ -206,7 +205,7 @@ def test_penalties_follow_the_tokens_as_they_come(options: dict[str, Any]) -> No
         state(len(p), prompt_token_ids=p, temperature=0, logprobs=1, **options) for p in prompts
     ]
     requests.append(state(temperature=0))  # one without, between
-    sampler = Sampler(3, CPU, seed=0)
+    sampler = Sampler(3, seed=0)
     for slot, request in enumerate(requests):
         sampler.admit(slot, request)
     outputs: list[list[int]] = [[], [], []]
@@ -256,7 +255,7 @@ def test_bad_words_break_off_before_their_last_token() -> None:
     logits = torch.zeros(1, 10)
     logits[0, 3], logits[0, 4], logits[0, 5] = 9.0, 8.0, 7.0
     request = state(temperature=0, bad_words_token_ids=((3, 3, 4), (5,)))
-    sampler = Sampler(1, CPU, seed=0)
+    sampler = Sampler(1, seed=0)
     sampler.admit(0, request)
     assert [int(sample(logits, [request], n, sampler).token_ids[0]) for n in range(3)] == [3] * 3
     logits[0, 3] = 0.0

@@ -86,7 +86,7 @@ class ModelRunner:
         self.max_num_batched_tokens = self._batched_tokens(2048 if on_cpu else 8192)
         self.kv_caches = allocate_kv_cache(self._plan, model_config, kv_dtype, self.device)
         self.model.bind_kv_cache(self.kv_caches)
-        self.sampler = Sampler(self.max_num_seqs, self.device, config.seed)
+        self.sampler = Sampler(self.max_num_seqs, config.seed)
         max_blocks_per_seq = -(-self.max_model_len // self.block_size)
         self.batch = InputBatch(self.max_num_seqs, max_blocks_per_seq, self.device)
         self._stagings = [self._new_staging_buffer() for _ in range(self.max_in_flight)]
