@@ -41,7 +41,10 @@ class EngineConfig:
     )
     revision: str | None = _flag(None, "model", "hub revision")
     download_dir: str | None = _flag(None, "model", "where hub downloads are kept")
-    # auto: what the checkpoint was trained in, except that a CPU computes 16-bit floats slowly.
+    # auto: on a GPU what the checkpoint was trained in. On a CPU weights stay in their file's form
+    # (quantized ones packed) and activations are float32; float32 then means exact arithmetic,
+    # where auto may round the activations that meet quantized weights to 8 bits, which is three
+    # times as fast.
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = _flag(
         "auto",
         "model",

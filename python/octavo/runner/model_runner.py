@@ -12,7 +12,7 @@ import torch
 from octavo._core import Staging
 from octavo.config import EngineConfig
 from octavo.layers.context import AttentionContext
-from octavo.layers.ops import get_ops
+from octavo.layers.ops import Ops, get_ops
 from octavo.models.errors import ModelLoadError
 from octavo.models.loader import DTYPES, load_model, resolve_dtypes
 from octavo.models.source import ModelSource
@@ -58,11 +58,11 @@ class ModelRunner:
         self.config = config
         self.device = _resolve_device(config)
         on_cpu = self.device.type == "cpu"
-        if on_cpu:
-            torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
         model_config = source.model_config
         dtypes = resolve_dtypes(config, model_config, source, self.device)
         ops = get_ops(self.device, config.attention_backend)
+        if on_cpu:
+            _set_num_threads(ops, config.threads)
         limit = _check_max_model_len(config.max_model_len, source)
         self.model = load_model(
             config, source, model_config, dtypes, ops, max_model_len=limit, device=self.device
@@ -220,6 +220,20 @@ def _resolve_device(config: EngineConfig) -> torch.device:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ModelLoadError("device cuda: there is no GPU that torch can use")
     return torch.device(config.device)
+
+
+def _set_num_threads(ops: Ops, asked: int | None) -> None:
+    """Threads of the kernels: what was asked for, else every core this process may use."""
+    if asked is None:
+        affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+        asked = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    own_pool = getattr(ops, "set_num_threads", None)
+    if own_pool is None:
+        torch.set_num_threads(asked)
+    else:
+        own_pool(asked)
+        # torch's threads spin for a while after each of its ops, on cores the kernels need.
+        torch.set_num_threads(1)
 
 
 def _check_max_model_len(max_model_len: int | None, source: ModelSource) -> int:
