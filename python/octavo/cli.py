@@ -17,12 +17,12 @@ from octavo.flags import FlagError, Parser, add_flags, resolve
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the process's exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = make_parser(words)
-    if not words:
-        parser.print_help()
-        return 2
-    arguments = parser.parse_args(words)
     try:
+        parser = make_parser(words)
+        if not words:
+            parser.print_help()
+            return 2
+        arguments = parser.parse_args(words)
         status: int = arguments.run(arguments)
     except KeyboardInterrupt:
         print(file=sys.stderr)

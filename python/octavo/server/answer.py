@@ -113,6 +113,15 @@ async def _stream(exchange: Exchange, generation: Generation, wire: Wire) -> Non
     silence = Silence(generation)
     plain = wire.is_plain
     opened: set[int] = set()
+
+    def push(delta: Delta) -> bool:
+        """A token on its way past this coroutine."""
+        # An empty part would end a chunked answer.
+        if (data := delta.sse) and not exchange.try_write(data):
+            return False
+        silence.written()
+        return True
+
     try:
         while generation.num_running or exchange.status is None:
             news = await generation.news()
@@ -120,6 +129,8 @@ async def _stream(exchange: Exchange, generation: Generation, wire: Wire) -> Non
                 _raise_early_failure(generation, news)
                 await exchange.start_stream()
                 silence.written()
+                if plain:
+                    generation.push = push
                 if not news:
                     continue
             if not news:

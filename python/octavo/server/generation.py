@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from octavo.errors import DrainingError, EngineDeadError, GenerationError
@@ -36,6 +36,8 @@ class Generation:
         self._waiter: asyncio.Future[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._indices: dict[int, int] = {}
+        # Takes a delta at once, on its way from the engine; False: it must wait for ``news``.
+        self.push: Callable[[Delta], bool] | None = None
 
     def __enter__(self) -> Generation:
         self._state.generations.add(self)
@@ -154,9 +156,14 @@ class Generation:
             self._running.clear()
             self.fail(delta)
             return
-        self._news.append(delta)
         waiter = self._waiter
-        if waiter is not None and not waiter.done():
+        # Only while the consumer waits, with nothing before this delta, may it go past it.
+        waits = waiter is not None and not waiter.done()
+        if waits and self.push is not None and delta.finish_reason is None and self.push(delta):
+            return
+        self._news.append(delta)
+        if waits:
+            assert waiter is not None
             waiter.set_result(None)
 
     def _abort(self) -> None:
