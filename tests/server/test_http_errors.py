@@ -255,6 +255,7 @@ def test_too_long_a_prompt_names_both_numbers(server: RunningServer) -> None:
         assert answer.status == 400
         assert answer.error["code"] == "context_length_exceeded"
         assert "512" in answer.error["message"]
+        assert answer.error["param"] == ("messages" if path == CHAT else "prompt")
     assert 'reason="context_length_exceeded"' in server.get("/metrics").body.decode()
 
 

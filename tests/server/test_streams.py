@@ -160,6 +160,42 @@ def test_plain_streams_are_the_core_s_own_work(server: RunningServer) -> None:
     assert delivery() == "final"
 
 
+def test_tokens_do_not_wait_for_a_task(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from octavo.server.exchange import Exchange
+
+    slow: list[bytes] = []
+    write = Exchange.write
+
+    async def counted(self: Exchange, data: bytes) -> None:
+        slow.append(data)
+        await write(self, data)
+
+    monkeypatch.setattr(Exchange, "write", counted)
+    server.engine.delay_s = 0.01
+    body = {"prompt": "x", "stream": True, "max_tokens": 100, "ignore_eos": True}
+    chunks = events(server.post(COMPLETION, body).body)
+    assert len(chunks) > 10
+    # The first one follows the head, the last one brings the timings; no others.
+    assert len(slow) <= 3
+
+
+def test_an_engine_that_dies_in_the_middle_of_a_stream(server: RunningServer) -> None:
+    server.engine.delay_s = 0.05
+    with server.socket() as sock:
+        send(sock, COMPLETION, {"prompt": "x", "stream": True, "ignore_eos": True, "n": 2})
+        data = sock.recv(65536)
+        while b"data: " not in data:
+            data += sock.recv(65536)
+        server.call(server.engine.die)
+        while not data.endswith(b"0\r\n\r\n"):
+            data += sock.recv(65536)
+    blocks = dechunk(data.partition(b"\r\n\r\n")[2]).decode().split("\n\n")
+    assert blocks[-2:] == ["data: [DONE]", ""]
+    assert json.loads(blocks[-3].removeprefix("data: "))["error"]["code"] == "engine_dead"
+
+
 def test_continuous_usage(server: RunningServer) -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
     body = {"prompt": "x", "stream": True, "stream_options": options, "max_tokens": 40}

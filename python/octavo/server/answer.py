@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from octavo.errors import UnsupportedParameterError, error_body
+from octavo.errors import RequestTooLongError, UnsupportedParameterError, error_body
 from octavo.server.exchange import ClientGoneError
 from octavo.server.generation import Generation
 from octavo.server.usage import Usage
@@ -86,14 +86,18 @@ async def answer(
             delivery = "sse"
             templates = [wire.sse_template(i) for i in range(len(prompts) * params.n)]
     with Generation(state, engine, exchange.receive) as generation:
-        generation.submit(
-            prompts,
-            params,
-            delivery=delivery,
-            sse=templates,
-            priority=request.priority,
-            cache_salt=request.cache_salt,
-        )
+        try:
+            generation.submit(
+                prompts,
+                params,
+                delivery=delivery,
+                sse=templates,
+                priority=request.priority,
+                cache_salt=request.cache_salt,
+            )
+        except RequestTooLongError as error:
+            error.param = wire.prompt_field
+            raise
         if request.stream:
             await _stream(exchange, generation, wire)
             return
@@ -123,7 +127,7 @@ async def _stream(exchange: Exchange, generation: Generation, wire: Wire) -> Non
         return True
 
     try:
-        while generation.num_running or exchange.status is None:
+        while generation.is_open or exchange.status is None:
             news = await generation.news()
             if exchange.status is None:
                 _raise_early_failure(generation, news)

@@ -103,8 +103,11 @@ class App:
         if isinstance(error, _COUNTED) and exchange.path in _ADMITTING:
             self.state.rejections[error_kind(error).code or "other"] += 1
         expected = isinstance(error, OctavoError | InvalidParameterError)
-        if not expected or (isinstance(error, BadRequestError) and error.__cause__ is not None):
+        if not expected:
             logger.error("request %s failed", exchange.request_id, exc_info=error)
+        elif isinstance(error, BadRequestError) and error.__cause__ is not None:
+            # A template that meets data it was not written for may need its operator's eye.
+            logger.warning("request %s: %s: %r", exchange.request_id, error, error.__cause__)
         if exchange.status is None:
             await exchange.respond_error(error)
         elif not expected:

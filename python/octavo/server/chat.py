@@ -22,6 +22,7 @@ class ChatWire(Wire):
     object_name = "chat.completion"
     chunk_object_name = "chat.completion.chunk"
     id_prefix = "chatcmpl"
+    prompt_field = "messages"
 
     def __init__(
         self,

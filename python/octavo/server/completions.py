@@ -28,6 +28,7 @@ class CompletionWire(Wire):
     object_name = "text_completion"
     chunk_object_name = "text_completion"
     id_prefix = "cmpl"
+    prompt_field = "prompt"
 
     def __init__(
         self,

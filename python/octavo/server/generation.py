@@ -84,9 +84,9 @@ class Generation:
                 self._running[sample_id] = self._indices[sample_id] = first + offset
 
     @property
-    def num_running(self) -> int:
-        """Samples that are not over, or whose end has not been fetched."""
-        return len(self._running)
+    def is_open(self) -> bool:
+        """Whether ``news`` has anything left to give, be it an error."""
+        return bool(self._running) or self._error is not None
 
     def index(self, delta: Delta) -> int:
         """The choice this news belongs to."""
@@ -130,8 +130,7 @@ class Generation:
             what ``news`` and ``finish`` raise.
         """
         results: dict[int, Delta] = {}
-        # After a disconnect nothing runs, but there is an error to raise.
-        while self._running or self._error is not None:
+        while self.is_open:
             for delta in await self.news():
                 if delta.finish_reason is not None:
                     self.finish(delta)
@@ -145,16 +144,16 @@ class Generation:
             waiter.set_result(None)
 
     def fail(self, error: Exception) -> None:
-        """End every wait with this error."""
-        if self._error is None:
+        """End every wait with this error; one that has all it waits for goes on."""
+        if self._error is None and self._running:
             self._error = error
         self.nudge()
 
     def _take(self, delta: Delta | EngineDeadError) -> None:
         """The engine's sink: on the event loop, for every sample's every step."""
         if isinstance(delta, EngineDeadError):
-            self._running.clear()
             self.fail(delta)
+            self._running.clear()
             return
         waiter = self._waiter
         # Only while the consumer waits, with nothing before this delta, may it go past it.
@@ -175,5 +174,5 @@ class Generation:
         """Wait for the client's disconnect: the body is read, nothing else can come."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self._abort()
         self.fail(ClientGoneError())
+        self._abort()

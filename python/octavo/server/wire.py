@@ -43,6 +43,8 @@ class Wire(ABC):
     object_name: ClassVar[str]
     chunk_object_name: ClassVar[str]
     id_prefix: ClassVar[str]
+    # The field that holds the prompt.
+    prompt_field: ClassVar[str]
 
     def __init__(
         self, state: ServerState, request: GenerationRequest, model: str, request_id: str
