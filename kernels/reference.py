@@ -177,8 +177,10 @@ def qk_norm_rope_store_kv(
     slot_mapping [T]: block * block_size + offset in the caches; -1: the row is not stored.
     """
     tokens = qkv.shape[0]
-    heads = [num_heads, num_kv_heads, num_kv_heads]
-    q, k, v = qkv.float().view(tokens, -1, head_dim).split_with_sizes(heads, dim=1)
+    heads = qkv.float().view(tokens, num_heads + 2 * num_kv_heads, head_dim)
+    q = heads[:, :num_heads]
+    k = heads[:, num_heads : num_heads + num_kv_heads]
+    v = heads[:, num_heads + num_kv_heads :]
     if q_norm is not None:
         q = _rms(q, q_norm, eps, weight_offset)
     if k_norm is not None:

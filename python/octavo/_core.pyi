@@ -297,3 +297,116 @@ class GgufFile:
 
         Kinds: F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q4_K Q5_K Q6_K. Uses the thread pool.
         """
+
+# ------------------------------------------------------------------------------------ CPU kernels
+# For kernels/cpu.py only, which validates: arguments are addresses (0: none), element type codes
+# (0 float32, 1 bfloat16, 2 float16) and sizes of contiguous tensors. cache_shape is (blocks, heads,
+# block_size, head_dim, elements from block to block). Each raises ValueError on sizes or indices
+# that do not fit, and lets go of the GIL where it takes long.
+
+@final
+class CpuLinear:
+    """A weight [n, k] packed for this machine; immutable, for any thread."""
+
+    def __new__(
+        cls,
+        n: int,
+        k: int,
+        parts: Sequence[tuple[int, int, int, str, int]],
+        level_name: str | None = None,
+    ) -> CpuLinear:
+        """parts, stacked along n: (address, bytes, rows, GGUF kind, address of an int64
+        permutation of the rows or 0); kinds F32 F16 BF16 Q4_0 Q4_1 Q8_0, alike in all parts but
+        for Q4_0 and Q4_1."""
+    @property
+    def nbytes(self) -> int: ...
+    def forward(
+        self,
+        x: int,
+        x_code: int,
+        num_rows: int,
+        x_numel: int,
+        bias: int,
+        bias_code: int,
+        out: int,
+        out_code: int,
+        exact: bool,
+    ) -> None: ...
+    def embedding(self, ids: int, tokens: int, scale: float, out: int, out_code: int) -> None: ...
+
+def cpu_norm(
+    x: int,
+    x_code: int,
+    num_rows: int,
+    cols: int,
+    residual: int,
+    weight: int,
+    weight_code: int,
+    bias: int,
+    bias_code: int,
+    is_layer_norm: bool,
+    eps: float,
+    weight_offset: float,
+    out: int,
+) -> None: ...
+def cpu_activation(
+    kind: str, gated: bool, x: int, code: int, num_rows: int, out_cols: int, out: int
+) -> None: ...
+def cpu_rope(
+    qkv: int,
+    code: int,
+    tokens: int,
+    positions: int,
+    cos_sin: int,
+    max_pos: int,
+    rot: int,
+    slot_mapping: int,
+    k_cache: int,
+    v_cache: int,
+    cache_code: int,
+    cache_shape: tuple[int, int, int, int, int],
+    num_heads: int,
+    q_norm: int,
+    k_norm: int,
+    norm_code: int,
+    eps: float,
+    weight_offset: float,
+    interleaved: bool,
+    q: int,
+) -> None: ...
+def cpu_attention(
+    q: int,
+    code: int,
+    tokens: int,
+    num_heads: int,
+    k_cache: int,
+    v_cache: int,
+    cache_code: int,
+    cache_shape: tuple[int, int, int, int, int],
+    block_table: int,
+    table_rows: int,
+    max_blocks: int,
+    slots: int,
+    seq_lens: int,
+    query_start_loc: int,
+    num_reqs: int,
+    scale: float,
+    sliding_window: int,
+    softcap: float,
+    causal: bool,
+    max_seq_len: int,
+    out: int,
+) -> None: ...
+def cpu_argmax(x: int, num_rows: int, vocab: int, out: int) -> None: ...
+def cpu_selected_logprobs(
+    x: int, num_rows: int, vocab: int, ids: int, columns: int, out: int, ranks: int
+) -> None: ...
+def cpu_set_num_threads(n: int) -> None:
+    """Threads of the kernels, the caller included; 0: every core this process may use."""
+
+def cpu_num_threads() -> int: ...
+def cpu_level() -> str:
+    """The instruction set in use. Raises ValueError if OCTAVO_CPU_LEVEL asks for another."""
+
+def cpu_levels() -> list[str]:
+    """All of this machine's, the fastest last."""

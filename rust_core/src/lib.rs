@@ -3,6 +3,9 @@
 //!
 //! The crate is usable without Python: `cargo test` and the benches drive it directly.
 
+// Arithmetic.
+pub mod cpu;
+
 // Scheduling.
 pub mod batch;
 pub mod block_pool;

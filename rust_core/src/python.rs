@@ -1,6 +1,8 @@
 //! The binding: the only module that names pyo3. Here text and checkpoint files; `engine.rs` has
-//! the engine.
+//! the engine, `cpu.rs` the CPU
+//! kernels.
 
+mod cpu;
 mod engine;
 
 use std::ffi::c_int;
@@ -24,6 +26,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     engine::register(m)?;
     register_text(m)?;
     register_gguf(m)?;
+    cpu::register_cpu(m)?;
     Ok(())
 }
 

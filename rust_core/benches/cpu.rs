@@ -1,0 +1,120 @@
+//! Speed of the CPU kernels without Python: `cargo bench --bench cpu`.
+
+use std::time::Instant;
+
+use octavo_core::cpu::float::DType;
+use octavo_core::cpu::level::Level;
+use octavo_core::cpu::linear::{Linear, Source};
+use octavo_core::cpu::pool;
+use octavo_core::cpu::tensor::{Rows, RowsMut};
+
+/// The best of several runs of `f`, in seconds.
+fn best(mut f: impl FnMut()) -> f64 {
+    let start = Instant::now();
+    let mut best = f64::INFINITY;
+    let mut runs = 0;
+    while runs < 5 || start.elapsed().as_secs_f64() < 0.3 {
+        let t = Instant::now();
+        f();
+        best = best.min(t.elapsed().as_secs_f64());
+        runs += 1;
+    }
+    best
+}
+
+fn read_bandwidth() -> f64 {
+    let buffer = vec![1u64; 32 << 20];
+    let step = 1 << 16;
+    let t = best(|| {
+        pool::run(buffer.len() / step, |task| {
+            let sum = buffer[task * step..(task + 1) * step]
+                .iter()
+                .fold(0u64, |a, b| a.wrapping_add(*b));
+            std::hint::black_box(sum);
+        });
+    });
+    buffer.len() as f64 * 8.0 / t / 1e9
+}
+
+fn random_bytes(len: usize) -> Vec<u8> {
+    let mut state = 1u64;
+    (0..len)
+        .map(|_| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (state >> 56) as u8
+        })
+        .collect()
+}
+
+fn main() {
+    let levels = Level::available();
+    let level = *levels.last().expect("the scalar level is always there");
+    println!("level {}, threads {}", level.name(), pool::num_threads());
+    let mut empty = 0.0;
+    for _ in 0..3 {
+        let t = Instant::now();
+        for _ in 0..10_000 {
+            pool::run(8, |i| {
+                std::hint::black_box(i);
+            });
+        }
+        empty = t.elapsed().as_secs_f64() / 10_000.0;
+    }
+    println!("fork and join: {:.2} us", empty * 1e6);
+    println!("read: {:.1} GB/s", read_bandwidth());
+    for (name, kind) in [
+        ("Q4_1", Source::Q4_1),
+        ("Q8_0", Source::Q8_0),
+        ("BF16", Source::Plain(DType::Bf16)),
+        ("F16", Source::Plain(DType::F16)),
+        ("F32", Source::Plain(DType::F32)),
+    ] {
+        for (n, k) in [(3072, 576), (576, 1536)] {
+            // Enough copies that they do not fit the last-level cache.
+            let copies = (96 << 20) / (kind.row_bytes(k) * n) + 1;
+            let mut source = random_bytes(kind.row_bytes(k) * n);
+            // Small scales: the low byte of each half's exponent is enough for timing.
+            source.iter_mut().for_each(|b| *b &= 0x3b);
+            let weights: Vec<_> = (0..copies)
+                .map(|_| {
+                    let mut w = Linear::new(level, kind.packed(), n, k).expect("a valid shape");
+                    // SAFETY: `source` holds n rows.
+                    unsafe { w.pack_rows(0, n, source.as_ptr(), kind, None) }.expect("it fits");
+                    w
+                })
+                .collect();
+            for exact in [false, true] {
+                if exact && !name.starts_with('Q') {
+                    continue;
+                }
+                for m in [1usize, 4, 64, 256] {
+                    let x = vec![0.5f32; m * k];
+                    let mut y = vec![0f32; m * n];
+                    let uses = if m == 1 { copies } else { 1 };
+                    let t = best(|| {
+                        for w in &weights[..uses] {
+                            // SAFETY: x and y are of these sizes.
+                            unsafe {
+                                w.forward(
+                                    Rows::new(x.as_ptr().cast(), DType::F32, m, k),
+                                    None,
+                                    RowsMut::new(y.as_mut_ptr().cast(), DType::F32, m, n),
+                                    exact,
+                                );
+                            }
+                        }
+                    }) / uses as f64;
+                    println!(
+                        "{name:5} {} {m:4} x {n:5} x {k:5}: {:9.1} us {:7.1} GFLOP/s {:6.1} GB/s",
+                        if exact { "exact" } else { "     " },
+                        t * 1e6,
+                        2e-9 * (m * n * k) as f64 / t,
+                        weights[0].nbytes() as f64 / t / 1e9
+                    );
+                }
+            }
+        }
+    }
+}

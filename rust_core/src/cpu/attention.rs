@@ -1,0 +1,825 @@
+//! paged_attention: queries over the blocks of each request's KV cache.
+//!
+//! Work is cut into items of one request, one KV head and either one query token over a fixed
+//! range of keys (decode) or a tile of query tokens over all of theirs (prefill). The query heads
+//! of a KV head are rows of one item, so that its keys and values are read once for all of them.
+//! An item goes through its keys in chunks with a running softmax; long decodes are cut into
+//! `SPLIT` keys an item and merged afterwards, in order, so that results do not depend on the
+//! number of threads.
+//!
+//! Decode reads keys and values where they lie; prefill first gathers a chunk into the panels of
+//! `linear_float`, whose tiles then do both products.
+
+use super::float::DType;
+use super::level::Level;
+use super::linear_float::panel_tiles_f32;
+use super::pool;
+use super::rope::{Cache, MAX_HEAD_DIM};
+use super::scratch::with_floats;
+use super::simd::{Kernel, Simd};
+use super::tensor::{Rows, RowsMut, load_one, load_some, store_some};
+
+/// Keys in a chunk.
+const CHUNK: usize = 64;
+/// Keys a decode item takes at most.
+const SPLIT: usize = 512;
+/// Rows (query tokens times heads) of a prefill item.
+const TILE_ROWS: usize = 48;
+
+/// The op's inputs and output.
+#[derive(Clone, Copy)]
+pub struct AttentionArgs<'a> {
+    /// [T, Hq Dh]
+    pub q: Rows,
+    /// Keys.
+    pub k_cache: Cache,
+    /// Values.
+    pub v_cache: Cache,
+    /// [table_rows, max_blocks]
+    pub block_table: &'a [i32],
+    /// Columns of block_table.
+    pub max_blocks: usize,
+    /// [R]
+    pub slots: &'a [i32],
+    /// [R]
+    pub seq_lens: &'a [i32],
+    /// [R + 1]
+    pub query_start_loc: &'a [i32],
+    /// Of the scores.
+    pub scale: f32,
+    /// 0: none.
+    pub sliding_window: usize,
+    /// 0: none.
+    pub softcap: f32,
+    /// A query sees nothing behind itself.
+    pub causal: bool,
+    /// [T, Hq Dh]
+    pub out: RowsMut,
+}
+
+#[derive(Clone, Copy)]
+struct Item {
+    request: usize,
+    kv_head: usize,
+    /// First row of q, and how many.
+    row: usize,
+    tokens: usize,
+    /// Position of the first.
+    position: usize,
+    /// Keys.
+    low: usize,
+    high: usize,
+    /// Where the item's unfinished result goes, if it is one of several.
+    partial: Option<usize>,
+}
+
+/// See `kernels/reference.py`. Rows of no request are left as they are.
+///
+/// # Errors
+/// When an index is out of range.
+///
+/// # Safety
+/// Everything describes valid memory; `out` overlaps nothing else.
+pub unsafe fn paged_attention(level: Level, args: AttentionArgs) -> Result<(), String> {
+    let cache = &args.k_cache;
+    let (dim, kv_heads) = (cache.head_dim, cache.num_kv_heads);
+    assert!(args.q.rows == args.out.rows && args.q.cols == args.out.cols);
+    let heads = args.q.cols.checked_div(dim).unwrap_or(0);
+    if kv_heads == 0 || dim == 0 || !heads.is_multiple_of(kv_heads) || heads * dim != args.q.cols {
+        return Err(format!(
+            "{} columns are not heads of {dim} in {kv_heads} groups",
+            args.q.cols
+        ));
+    }
+    if dim > MAX_HEAD_DIM {
+        return Err(format!("head_dim {dim} exceeds {MAX_HEAD_DIM}"));
+    }
+    let group = heads / kv_heads;
+    let (items, merges) = plan(&args, group)?;
+    let partial_floats = group * (dim + 2);
+    let partials = merges.last().map_or(0, |m| m.partial + m.parts);
+    with_floats(0, partials * partial_floats, |partial| {
+        let partial = Partial(partial);
+        pool::run(items.len(), |i| {
+            let item = items[i];
+            with_floats(1, scratch_floats(group, dim), |scratch| {
+                // SAFETY: the caller's; `plan` checked every index; items write disjoint parts.
+                unsafe {
+                    level.run(AttentionTask {
+                        args,
+                        group,
+                        item,
+                        scratch,
+                        partial: partial.at(item.partial.unwrap_or(0) * partial_floats),
+                    });
+                }
+            });
+        });
+        pool::run(merges.len(), |i| {
+            // SAFETY: as above; all partial results are written by now.
+            unsafe {
+                level.run(MergeTask {
+                    args,
+                    group,
+                    merge: merges[i],
+                    partial: partial.at(merges[i].partial * partial_floats),
+                });
+            }
+        });
+    });
+    Ok(())
+}
+
+/// Memory for unfinished results, written in disjoint parts.
+struct Partial(*mut f32);
+
+impl Partial {
+    /// # Safety
+    /// `offset` is inside.
+    unsafe fn at(&self, offset: usize) -> *mut f32 {
+        // SAFETY: the caller's.
+        unsafe { self.0.add(offset) }
+    }
+}
+
+// SAFETY: every item writes a part of its own.
+unsafe impl Sync for Partial {}
+
+#[derive(Clone, Copy)]
+struct Merge {
+    row: usize,
+    kv_head: usize,
+    partial: usize,
+    parts: usize,
+}
+
+/// Check every index and cut the work into items.
+fn plan(args: &AttentionArgs, group: usize) -> Result<(Vec<Item>, Vec<Merge>), String> {
+    let cache = &args.k_cache;
+    let requests = args.slots.len();
+    assert!(args.seq_lens.len() == requests && args.query_start_loc.len() == requests + 1);
+    let table_rows = args
+        .block_table
+        .len()
+        .checked_div(args.max_blocks)
+        .unwrap_or(0);
+    let mut items = Vec::with_capacity(requests * cache.num_kv_heads);
+    let mut merges = Vec::new();
+    let mut partials = 0;
+    let tile = (TILE_ROWS / group).max(1);
+    for request in 0..requests {
+        let (start, end) = (
+            args.query_start_loc[request],
+            args.query_start_loc[request + 1],
+        );
+        let (seq_len, slot) = (args.seq_lens[request], args.slots[request]);
+        if start == end || seq_len == 0 {
+            continue;
+        }
+        if start < 0 || end < start || end as usize > args.q.rows || end - start > seq_len {
+            return Err(format!(
+                "request {request}: query rows {start}..{end} with seq_len {seq_len}"
+            ));
+        }
+        let (start, end, seq_len) = (start as usize, end as usize, seq_len as usize);
+        let blocks = seq_len.div_ceil(cache.block_size);
+        if slot < 0 || slot as usize >= table_rows || blocks > args.max_blocks {
+            return Err(format!(
+                "request {request}: slot {slot} with {blocks} blocks is outside the block table"
+            ));
+        }
+        let past = seq_len - (end - start);
+        let first_key = |position: usize| match args.sliding_window {
+            0 => 0,
+            window => (position + 1).saturating_sub(window),
+        };
+        let table = &args.block_table[slot as usize * args.max_blocks..][..blocks];
+        // Blocks before the window may have been given back; their ids are not looked at.
+        let used = first_key(past) / cache.block_size;
+        if let Some(id) = table[used..]
+            .iter()
+            .find(|&&id| id < 0 || id as usize >= cache.num_blocks)
+        {
+            return Err(format!(
+                "request {request}: block {id} of {}",
+                cache.num_blocks
+            ));
+        }
+        for kv_head in 0..cache.num_kv_heads {
+            for row in (start..end).step_by(if end - start == 1 { 1 } else { tile }) {
+                let tokens = (end - row).min(tile);
+                let position = past + row - start;
+                let low = first_key(position);
+                let high = if args.causal {
+                    position + tokens
+                } else {
+                    seq_len
+                };
+                let item = Item {
+                    request,
+                    kv_head,
+                    row,
+                    tokens,
+                    position,
+                    low,
+                    high,
+                    partial: None,
+                };
+                if end - start > 1 || high - low <= SPLIT {
+                    items.push(item);
+                    continue;
+                }
+                let parts = (high - low).div_ceil(SPLIT);
+                for part in 0..parts {
+                    let low = low + part * SPLIT;
+                    items.push(Item {
+                        low,
+                        high: high.min(low + SPLIT),
+                        partial: Some(partials + part),
+                        ..item
+                    });
+                }
+                merges.push(Merge {
+                    row,
+                    kv_head,
+                    partial: partials,
+                    parts,
+                });
+                partials += parts;
+            }
+        }
+    }
+    Ok((items, merges))
+}
+
+/// Sizes of an item's buffers, the same at every level: rows and vectors are rounded up.
+struct Layout {
+    rows: usize,
+    dim: usize,
+}
+
+fn layout(group: usize, dim: usize) -> Layout {
+    Layout {
+        rows: TILE_ROWS.max(group),
+        dim: dim.next_multiple_of(32),
+    }
+}
+
+fn scratch_floats(group: usize, dim: usize) -> usize {
+    let l = layout(group, dim);
+    // q, sums, probabilities, scores, state, and a chunk of keys and of values.
+    l.rows * (2 * l.dim + 2 * CHUNK + 2) + 2 * CHUNK * l.dim
+}
+
+struct AttentionTask<'a> {
+    args: AttentionArgs<'a>,
+    group: usize,
+    item: Item,
+    scratch: *mut f32,
+    partial: *mut f32,
+}
+
+impl Kernel for AttentionTask<'_> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self, s: S) {
+        let a = &self.args;
+        let dim = a.k_cache.head_dim;
+        let l = layout(self.group, dim);
+        let rows = self.item.tokens * self.group;
+        // SAFETY: `paged_attention`'s contract, `plan`'s checks and `scratch_floats`.
+        unsafe {
+            let q = self.scratch;
+            let sums = q.add(l.rows * l.dim);
+            let scores = sums.add(l.rows * l.dim);
+            let probs = scores.add(l.rows * CHUNK);
+            let high = probs.add(l.rows * CHUNK);
+            let total = high.add(l.rows);
+            let keys = total.add(l.rows);
+            let values = keys.add(CHUNK * l.dim);
+
+            let scale = s.splat(a.scale);
+            for r in 0..rows {
+                let (token, head) = (r / self.group, r % self.group);
+                let head = self.item.kv_head * self.group + head;
+                let from = a.q.at(self.item.row + token, head * dim);
+                let mut i = 0;
+                while i < l.dim {
+                    let left = dim.saturating_sub(i);
+                    let at = from.wrapping_add(i * a.q.dtype.size());
+                    let v = load_some(s, at, a.q.dtype, left);
+                    s.store(q.add(r * l.dim + i), s.mul(v, scale));
+                    i += S::LANES;
+                }
+                *high.add(r) = f32::NEG_INFINITY;
+                *total.add(r) = 0.0;
+            }
+            for i in 0..rows * l.dim / S::LANES {
+                s.store(sums.add(i * S::LANES), s.zero());
+            }
+
+            let decode = self.item.tokens == 1;
+            let mut key = self.item.low;
+            while key < self.item.high {
+                let len = (self.item.high - key).min(CHUNK);
+                if decode {
+                    self.scores_in_place(s, q, l.dim, key, len, scores);
+                } else {
+                    self.gather(s, key, len, keys, values, l.dim);
+                    self.scores_from_panels(s, q, l.dim, rows, keys, scores);
+                }
+                for r in 0..rows {
+                    let scores = scores.add(r * CHUNK);
+                    let probs = probs.add(r * CHUNK);
+                    let (from, to) = self.visible(r, key, len);
+                    let (state, sum) = (&mut *high.add(r), &mut *total.add(r));
+                    let shrink = self.softmax(s, scores, from, to, len, probs, state, sum);
+                    if shrink != 1.0 {
+                        let shrink = s.splat(shrink);
+                        // Decode keeps a row's sums together, prefill a panel's.
+                        let width = 2 * S::LANES;
+                        for i in (0..l.dim).step_by(S::LANES) {
+                            let at = if decode {
+                                r * l.dim + i
+                            } else {
+                                i / width * (width * rows) + r * width + i % width
+                            };
+                            s.store(sums.add(at), s.mul(s.load(sums.add(at)), shrink));
+                        }
+                    }
+                }
+                if decode {
+                    self.values_in_place(s, probs, l.dim, key, len, sums);
+                } else {
+                    let width = 2 * S::LANES;
+                    for p in 0..dim.div_ceil(width) {
+                        panel_tiles_f32(
+                            s,
+                            probs,
+                            CHUNK,
+                            rows,
+                            values.add(p * CHUNK * width),
+                            len.div_ceil(2),
+                            sums.add(p * width * rows),
+                        );
+                    }
+                }
+                key += len;
+            }
+            self.finish(s, rows, l.dim, sums, high, total);
+        }
+    }
+}
+
+impl AttentionTask<'_> {
+    /// Keys of a chunk that row r sees, as offsets in it.
+    #[inline(always)]
+    fn visible(&self, r: usize, key: usize, len: usize) -> (usize, usize) {
+        let position = self.item.position + r / self.group;
+        let end = if self.args.causal {
+            (position + 1).saturating_sub(key).min(len)
+        } else {
+            len
+        };
+        let begin = match self.args.sliding_window {
+            0 => 0,
+            window => (position + 1).saturating_sub(window + key).min(end),
+        };
+        (begin, end)
+    }
+
+    /// Address of a key's row and how many follow it in its block.
+    #[inline(always)]
+    unsafe fn locate(&self, cache: &Cache, key: usize) -> (*const u8, usize) {
+        let (index, offset) = (key / cache.block_size, key % cache.block_size);
+        let slot = self.args.slots[self.item.request] as usize;
+        let block = self.args.block_table[slot * self.args.max_blocks + index] as usize;
+        // SAFETY: `plan` checked the table's entries.
+        let at = unsafe { cache.at(block, self.item.kv_head, offset) };
+        (at.cast_const(), cache.block_size - offset)
+    }
+
+    /// scores[row][key] of the one token's heads.
+    #[inline(always)]
+    unsafe fn scores_in_place<S: Simd>(
+        &self,
+        s: S,
+        q: *const f32,
+        q_stride: usize,
+        key: usize,
+        len: usize,
+        scores: *mut f32,
+    ) {
+        let mut done = 0;
+        while done < len {
+            // SAFETY: the task's contract.
+            unsafe {
+                let (at, run) = self.locate(&self.args.k_cache, key + done);
+                let run = run.min(len - done);
+                let mut r = 0;
+                while r < self.group {
+                    let (q, to) = (q.add(r * q_stride), scores.add(r * CHUNK + done));
+                    match self.group - r {
+                        4.. => {
+                            self.dots::<S, 4>(s, q, q_stride, at, run, to);
+                            r += 4;
+                        }
+                        3 => {
+                            self.dots::<S, 3>(s, q, q_stride, at, run, to);
+                            r += 3;
+                        }
+                        2 => {
+                            self.dots::<S, 2>(s, q, q_stride, at, run, to);
+                            r += 2;
+                        }
+                        _ => {
+                            self.dots::<S, 1>(s, q, q_stride, at, run, to);
+                            r += 1;
+                        }
+                    }
+                }
+                done += run;
+            }
+        }
+    }
+
+    /// R rows of q with `run` keys that lie one after another.
+    #[inline(always)]
+    unsafe fn dots<S: Simd, const R: usize>(
+        &self,
+        s: S,
+        q: *const f32,
+        q_stride: usize,
+        keys: *const u8,
+        run: usize,
+        scores: *mut f32,
+    ) {
+        let (dim, dtype) = (self.args.k_cache.head_dim, self.args.k_cache.data.dtype);
+        for j in 0..run {
+            // SAFETY: the task's contract; q's rows are zero from dim to the vector's end.
+            unsafe {
+                let key = keys.add(j * dim * dtype.size());
+                let mut sums = [s.zero(); R];
+                let mut i = 0;
+                while i < dim {
+                    let k = load_some(s, key.add(i * dtype.size()), dtype, dim - i);
+                    for (r, sum) in sums.iter_mut().enumerate() {
+                        *sum = s.fma(k, s.load(q.add(r * q_stride + i)), *sum);
+                    }
+                    i += S::LANES;
+                }
+                for (r, sum) in sums.into_iter().enumerate() {
+                    *scores.add(r * CHUNK + j) = s.sum(sum);
+                }
+            }
+        }
+    }
+
+    /// sums[row] += probabilities times values, of the one token's heads.
+    #[inline(always)]
+    unsafe fn values_in_place<S: Simd>(
+        &self,
+        s: S,
+        probs: *const f32,
+        stride: usize,
+        key: usize,
+        len: usize,
+        sums: *mut f32,
+    ) {
+        let mut done = 0;
+        while done < len {
+            // SAFETY: the task's contract.
+            unsafe {
+                let (at, run) = self.locate(&self.args.v_cache, key + done);
+                let run = run.min(len - done);
+                let mut r = 0;
+                while r < self.group {
+                    let (probs, to) = (probs.add(r * CHUNK + done), sums.add(r * stride));
+                    match self.group - r {
+                        3.. => {
+                            self.weigh::<S, 3>(s, probs, at, run, to, stride);
+                            r += 3;
+                        }
+                        2 => {
+                            self.weigh::<S, 2>(s, probs, at, run, to, stride);
+                            r += 2;
+                        }
+                        _ => {
+                            self.weigh::<S, 1>(s, probs, at, run, to, stride);
+                            r += 1;
+                        }
+                    }
+                }
+                done += run;
+            }
+        }
+    }
+
+    /// The same for R rows and `run` values that lie one after another.
+    #[inline(always)]
+    unsafe fn weigh<S: Simd, const R: usize>(
+        &self,
+        s: S,
+        probs: *const f32,
+        values: *const u8,
+        run: usize,
+        sums: *mut f32,
+        stride: usize,
+    ) {
+        let (dim, dtype) = (self.args.v_cache.head_dim, self.args.v_cache.data.dtype);
+        let size = dtype.size();
+        // SAFETY: the task's contract; sums' rows are whole vectors.
+        unsafe {
+            let mut i = 0;
+            while i + 4 * S::LANES <= dim {
+                let mut acc = [[s.zero(); 4]; R];
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    for (v, acc) in acc.iter_mut().enumerate() {
+                        *acc = s.load(sums.add(r * stride + i + v * S::LANES));
+                    }
+                }
+                for j in 0..run {
+                    let at = values.add((j * dim + i) * size);
+                    let row = [
+                        load_some(s, at, dtype, S::LANES),
+                        load_some(s, at.add(S::LANES * size), dtype, S::LANES),
+                        load_some(s, at.add(2 * S::LANES * size), dtype, S::LANES),
+                        load_some(s, at.add(3 * S::LANES * size), dtype, S::LANES),
+                    ];
+                    for (r, acc) in acc.iter_mut().enumerate() {
+                        let p = s.splat(*probs.add(r * CHUNK + j));
+                        for (acc, &v) in acc.iter_mut().zip(&row) {
+                            *acc = s.fma(p, v, *acc);
+                        }
+                    }
+                }
+                for (r, acc) in acc.iter().enumerate() {
+                    for (v, &acc) in acc.iter().enumerate() {
+                        s.store(sums.add(r * stride + i + v * S::LANES), acc);
+                    }
+                }
+                i += 4 * S::LANES;
+            }
+            while i < dim {
+                for r in 0..R {
+                    let to = sums.add(r * stride + i);
+                    let mut acc = s.load(to);
+                    for j in 0..run {
+                        let v = load_some(s, values.add((j * dim + i) * size), dtype, dim - i);
+                        acc = s.fma(s.splat(*probs.add(r * CHUNK + j)), v, acc);
+                    }
+                    s.store(to, acc);
+                }
+                i += S::LANES;
+            }
+        }
+    }
+
+    /// A chunk's keys as panels [key panel][dim][2 LANES keys] and values as panels
+    /// [dim panel][CHUNK][2 LANES dims], zeros where there is none.
+    #[inline(always)]
+    unsafe fn gather<S: Simd>(
+        &self,
+        s: S,
+        key: usize,
+        len: usize,
+        keys: *mut f32,
+        values: *mut f32,
+        dim_padded: usize,
+    ) {
+        let width = 2 * S::LANES;
+        let (dim, cache) = (self.args.k_cache.head_dim, &self.args.k_cache);
+        let (k_type, v_type) = (cache.data.dtype, self.args.v_cache.data.dtype);
+        // SAFETY: the task's contract.
+        unsafe {
+            if len < CHUNK {
+                for i in 0..CHUNK * dim_padded / S::LANES {
+                    s.store(keys.add(i * S::LANES), s.zero());
+                }
+                // The tiles take keys in pairs: the odd one's values must be zeros.
+                for p in 0..dim_padded / width {
+                    let row = values.add((p * CHUNK + len) * width);
+                    s.store(row, s.zero());
+                    s.store(row.add(S::LANES), s.zero());
+                }
+            } else if !dim.is_multiple_of(2) {
+                for p in 0..CHUNK / width {
+                    let row = keys.add((p * dim_padded + dim) * width);
+                    s.store(row, s.zero());
+                    s.store(row.add(S::LANES), s.zero());
+                }
+            }
+            for j in 0..len {
+                let (k, _) = self.locate(cache, key + j);
+                let (v, _) = self.locate(&self.args.v_cache, key + j);
+                let to = keys.add(j / width * dim_padded * width + j % width);
+                if k_type == DType::F32 {
+                    for i in 0..dim {
+                        *to.add(i * width) = k.cast::<f32>().add(i).read_unaligned();
+                    }
+                } else {
+                    for i in 0..dim {
+                        *to.add(i * width) = load_one(k.add(i * k_type.size()), k_type);
+                    }
+                }
+                let mut i = 0;
+                while i < dim {
+                    let row = load_some(s, v.add(i * v_type.size()), v_type, dim - i);
+                    s.store(values.add((i / width * CHUNK + j) * width + i % width), row);
+                    i += S::LANES;
+                }
+            }
+        }
+    }
+
+    /// scores[row][CHUNK], by way of `sums`' panels in the order of the keys' ones.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn scores_from_panels<S: Simd>(
+        &self,
+        s: S,
+        q: *const f32,
+        dim_padded: usize,
+        rows: usize,
+        keys: *const f32,
+        scores: *mut f32,
+    ) {
+        let width = 2 * S::LANES;
+        let pairs = self.args.k_cache.head_dim.div_ceil(2);
+        // One panel's sums at a time: TILE_ROWS x 32 at most.
+        let mut panel_sums = [0.0f32; TILE_ROWS * 32];
+        let panel_sums = panel_sums.as_mut_ptr();
+        for p in 0..CHUNK / width {
+            // SAFETY: the task's contract.
+            unsafe {
+                for i in 0..2 * rows {
+                    s.store(panel_sums.add(i * S::LANES), s.zero());
+                }
+                let panel = keys.add(p * dim_padded * width);
+                panel_tiles_f32(s, q, dim_padded, rows, panel, pairs, panel_sums);
+                for r in 0..rows {
+                    let to = scores.add(r * CHUNK + p * width);
+                    let from = panel_sums.add(r * width);
+                    s.store(to, s.load(from));
+                    s.store(to.add(S::LANES), s.load(from.add(S::LANES)));
+                }
+            }
+        }
+    }
+
+    /// One row's probabilities, relative to its running maximum; returns what earlier sums shrink
+    /// by. Keys outside from..to get zero.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn softmax<S: Simd>(
+        &self,
+        s: S,
+        scores: *mut f32,
+        from: usize,
+        to: usize,
+        len: usize,
+        probs: *mut f32,
+        high: &mut f32,
+        total: &mut f32,
+    ) -> f32 {
+        let whole = len.next_multiple_of(2 * S::LANES);
+        // SAFETY: rows are CHUNK long, which is a multiple of every level's vectors.
+        unsafe {
+            if self.args.softcap > 0.0 {
+                let (cap, inverse) = (s.splat(self.args.softcap), 1.0 / self.args.softcap);
+                let mut i = 0;
+                while i < whole {
+                    let x = s.mul(s.load(scores.add(i)), s.splat(inverse));
+                    s.store(scores.add(i), s.mul(cap, s.tanh(x)));
+                    i += S::LANES;
+                }
+            }
+            for i in (0..from).chain(to..whole) {
+                *scores.add(i) = f32::NEG_INFINITY;
+            }
+            let mut most = s.load(scores);
+            let mut i = S::LANES;
+            while i < whole {
+                most = s.max(most, s.load(scores.add(i)));
+                i += S::LANES;
+            }
+            let before = *high;
+            let now = before.max(s.hmax(most));
+            if now == f32::NEG_INFINITY {
+                // Nothing seen so far.
+                let mut i = 0;
+                while i < whole {
+                    s.store(probs.add(i), s.zero());
+                    i += S::LANES;
+                }
+                return 1.0;
+            }
+            let center = s.splat(now);
+            let mut sum = s.zero();
+            let mut i = 0;
+            while i < whole {
+                let p = s.exp(s.sub(s.load(scores.add(i)), center));
+                s.store(probs.add(i), p);
+                sum = s.add(sum, p);
+                i += S::LANES;
+            }
+            let shrink = if before == now {
+                1.0
+            } else {
+                (before - now).exp()
+            };
+            *high = now;
+            *total = *total * shrink + s.sum(sum);
+            shrink
+        }
+    }
+
+    /// Write the item's rows: divided by their totals, or unfinished with their state.
+    #[inline(always)]
+    unsafe fn finish<S: Simd>(
+        &self,
+        s: S,
+        rows: usize,
+        dim_padded: usize,
+        sums: *const f32,
+        high: *const f32,
+        total: *const f32,
+    ) {
+        let dim = self.args.k_cache.head_dim;
+        let width = 2 * S::LANES;
+        let out = &self.args.out;
+        for r in 0..rows {
+            // SAFETY: the task's contract.
+            unsafe {
+                let (token, head) = (r / self.group, r % self.group);
+                let head = self.item.kv_head * self.group + head;
+                let inverse = s.splat(1.0 / *total.add(r));
+                let state = self.partial.wrapping_add(r * (dim + 2));
+                let mut i = 0;
+                while i < dim {
+                    let at = if self.item.tokens == 1 {
+                        r * dim_padded + i
+                    } else {
+                        i / width * (width * rows) + r * width + i % width
+                    };
+                    let v = s.load(sums.add(at));
+                    if self.item.partial.is_some() {
+                        s.store_first(state.add(2 + i), v, dim - i);
+                    } else {
+                        let to = out.at(self.item.row + token, head * dim + i);
+                        store_some(s, to, out.dtype, s.mul(v, inverse), dim - i);
+                    }
+                    i += S::LANES;
+                }
+                if self.item.partial.is_some() {
+                    *state = *high.add(r);
+                    *state.add(1) = *total.add(r);
+                }
+            }
+        }
+    }
+}
+
+/// Combine the parts of one decode token's KV head.
+struct MergeTask<'a> {
+    args: AttentionArgs<'a>,
+    group: usize,
+    merge: Merge,
+    partial: *const f32,
+}
+
+impl Kernel for MergeTask<'_> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self, s: S) {
+        let dim = self.args.k_cache.head_dim;
+        let out = &self.args.out;
+        let part_floats = self.group * (dim + 2);
+        for r in 0..self.group {
+            // SAFETY: `paged_attention` gave the parts' memory, and every part is written.
+            unsafe {
+                let part = |p: usize| self.partial.add(p * part_floats + r * (dim + 2));
+                let mut high = f32::NEG_INFINITY;
+                for p in 0..self.merge.parts {
+                    high = high.max(*part(p));
+                }
+                let mut total = 0.0;
+                for p in 0..self.merge.parts {
+                    total += *part(p).add(1) * (*part(p) - high).exp();
+                }
+                let head = self.merge.kv_head * self.group + r;
+                let mut i = 0;
+                while i < dim {
+                    let mut acc = s.zero();
+                    for p in 0..self.merge.parts {
+                        let v = s.load_first(part(p).add(2 + i), dim - i);
+                        acc = s.fma(v, s.splat((*part(p) - high).exp() / total), acc);
+                    }
+                    let to = out.at(self.merge.row, head * dim + i);
+                    store_some(s, to, out.dtype, acc, dim - i);
+                    i += S::LANES;
+                }
+            }
+        }
+    }
+}

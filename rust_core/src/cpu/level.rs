@@ -1,0 +1,133 @@
+//! Level: which instructions a kernel may use, found at run time.
+
+use std::sync::OnceLock;
+
+use super::simd::{Kernel, Scalar};
+
+/// An instruction set the kernels are written for.
+///
+/// A `Level` other than `Scalar` exists only where [`Level::available`] found it, so that holding
+/// one is the proof that its instructions run here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Level(Kind);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Scalar,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl Level {
+    /// Plain Rust: correct everywhere, and what Miri can run.
+    pub const SCALAR: Level = Level(Kind::Scalar);
+
+    /// All levels of this machine, the fastest last.
+    pub fn available() -> Vec<Level> {
+        #[allow(unused_mut)]
+        let mut levels = vec![Level(Kind::Scalar)];
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            levels.push(Level(Kind::Neon));
+        }
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = std::arch::is_x86_feature_detected!("avx2")
+                && std::arch::is_x86_feature_detected!("fma")
+                && std::arch::is_x86_feature_detected!("f16c");
+            if avx2 {
+                levels.push(Level(Kind::Avx2));
+            }
+            if avx2
+                && std::arch::is_x86_feature_detected!("avx512f")
+                && std::arch::is_x86_feature_detected!("avx512bw")
+                && std::arch::is_x86_feature_detected!("avx512vl")
+                && std::arch::is_x86_feature_detected!("avx512dq")
+                && std::arch::is_x86_feature_detected!("avx512vnni")
+            {
+                levels.push(Level(Kind::Avx512));
+            }
+        }
+        levels
+    }
+
+    /// The level named `scalar`, `neon`, `avx2` or `avx512`.
+    ///
+    /// # Errors
+    /// A message when the name is unknown or this machine lacks the level.
+    pub fn parse(name: &str) -> Result<Level, String> {
+        let levels = Level::available();
+        levels
+            .iter()
+            .copied()
+            .find(|l| l.name() == name)
+            .ok_or_else(|| {
+                let names: Vec<_> = levels.iter().map(|l| l.name()).collect();
+                format!(
+                    "CPU level {name:?} is not one of this machine's: {}",
+                    names.join(", ")
+                )
+            })
+    }
+
+    /// What new weights and calls use: `OCTAVO_CPU_LEVEL` if it is set, else the fastest.
+    ///
+    /// # Errors
+    /// As [`Level::parse`]. Read once per process.
+    pub fn preferred() -> Result<Level, String> {
+        static PREFERRED: OnceLock<Result<Level, String>> = OnceLock::new();
+        PREFERRED
+            .get_or_init(|| match std::env::var("OCTAVO_CPU_LEVEL") {
+                Ok(name) if !name.is_empty() => Level::parse(&name),
+                _ => Ok(Level::available().pop().unwrap_or(Level::SCALAR)),
+            })
+            .clone()
+    }
+
+    /// The name that `parse` reads.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Kind::Scalar => "scalar",
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => "neon",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => "avx512",
+        }
+    }
+
+    /// float32 lanes of one vector: rows of one quantized weight tile.
+    pub fn lanes(self) -> usize {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => 16,
+            _ => 8,
+        }
+    }
+
+    /// Run `kernel` compiled for this level.
+    ///
+    /// # Safety
+    /// What the kernel's own contract asks of its pointers and sizes.
+    #[inline]
+    pub unsafe fn run<K: Kernel>(self, kernel: K) -> K::Out {
+        // SAFETY: the caller keeps the kernel's contract; the features of each arm were detected
+        // when this Level was made.
+        unsafe {
+            match self.0 {
+                Kind::Scalar => kernel.run(Scalar),
+                #[cfg(target_arch = "aarch64")]
+                Kind::Neon => super::simd_neon::run(kernel),
+                #[cfg(target_arch = "x86_64")]
+                Kind::Avx2 => super::simd_avx2::run(kernel),
+                #[cfg(target_arch = "x86_64")]
+                Kind::Avx512 => super::simd_avx512::run(kernel),
+            }
+        }
+    }
+}

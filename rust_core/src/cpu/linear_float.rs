@@ -1,0 +1,392 @@
+//! FloatTask: float32 arithmetic over packed weights, for the plain kinds and the exact mode.
+//!
+//! A tile is ROWS rows of x by one panel (2 vectors) of weights, its sums in registers; K goes in
+//! blocks whose panel slice stays in the first-level cache. Kinds other than F32 are unpacked into
+//! such a slice once per row block; BF16 and F16 with few rows are read directly instead, since a
+//! matrix times a vector is as fast as the memory and the detour would cost.
+
+use std::ops::Range;
+
+use super::linear::{Packed, View};
+use super::simd::{GROUP, Kernel, Simd};
+use super::tensor::{Rows, RowsMut, load_some, store_some};
+
+/// Elements of K in one block: a panel slice is 16 KiB (32 with 16 lanes).
+const K_BLOCK: usize = 256;
+/// Rows of x in one block: their sums stay in the first-level cache.
+pub const ROW_BLOCK: usize = 96;
+/// What a task needs at any level: a panel slice and a block of sums.
+pub const SCRATCH_FLOATS: usize = (K_BLOCK + ROW_BLOCK) * 32;
+/// Up to so many rows 16-bit weights are read without unpacking.
+const DIRECT_ROWS: usize = 4;
+
+/// Panels `panels` of the weight for rows `rows` of x.
+pub struct FloatTask {
+    /// The weight.
+    pub weight: View,
+    /// float32, stride even and at least K.
+    pub x: Rows,
+    /// [1, N]
+    pub bias: Option<Rows>,
+    /// [M, N]
+    pub y: RowsMut,
+    /// Which panels.
+    pub panels: Range<usize>,
+    /// Which rows.
+    pub rows: Range<usize>,
+    /// `SCRATCH_FLOATS` of this thread's own.
+    pub scratch: *mut f32,
+}
+
+/// How a tile reads two k of a panel.
+trait Panel: Copy {
+    /// # Safety
+    /// The pair exists.
+    unsafe fn load<S: Simd>(self, s: S, pair: usize) -> [S::V; 4];
+}
+
+/// For each k, 2 vectors of float32.
+#[derive(Clone, Copy)]
+struct F32Panel(*const f32);
+#[derive(Clone, Copy)]
+struct Bf16Panel(*const u16);
+#[derive(Clone, Copy)]
+struct F16Panel(*const u16);
+
+impl Panel for F32Panel {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(self, s: S, pair: usize) -> [S::V; 4] {
+        // SAFETY: the caller's.
+        unsafe {
+            let p = self.0.add(pair * 4 * S::LANES);
+            [
+                s.load(p),
+                s.load(p.add(S::LANES)),
+                s.load(p.add(2 * S::LANES)),
+                s.load(p.add(3 * S::LANES)),
+            ]
+        }
+    }
+}
+
+impl Panel for Bf16Panel {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(self, s: S, pair: usize) -> [S::V; 4] {
+        // SAFETY: the caller's.
+        unsafe {
+            let p = self.0.add(pair * 4 * S::LANES);
+            let (a, b) = s.load_bf16_pairs(p);
+            let (c, d) = s.load_bf16_pairs(p.add(2 * S::LANES));
+            [a, c, b, d]
+        }
+    }
+}
+
+impl Panel for F16Panel {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(self, s: S, pair: usize) -> [S::V; 4] {
+        // SAFETY: the caller's.
+        unsafe {
+            let p = self.0.add(pair * 4 * S::LANES);
+            [
+                s.load_f16(p),
+                s.load_f16(p.add(S::LANES)),
+                s.load_f16(p.add(2 * S::LANES)),
+                s.load_f16(p.add(3 * S::LANES)),
+            ]
+        }
+    }
+}
+
+/// sums[R][2 LANES] += R rows of x times `pairs` pairs of a panel.
+///
+/// # Safety
+/// x: R rows of 2 * pairs floats, `stride` apart; sums: R * 2 * LANES floats.
+#[inline(always)]
+unsafe fn tile<S: Simd, P: Panel, const R: usize>(
+    s: S,
+    x: *const f32,
+    stride: usize,
+    panel: P,
+    pairs: usize,
+    sums: *mut f32,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut acc = [[s.zero(); 2]; R];
+        for (r, acc) in acc.iter_mut().enumerate() {
+            acc[0] = s.load(sums.add(2 * r * S::LANES));
+            acc[1] = s.load(sums.add((2 * r + 1) * S::LANES));
+        }
+        for pair in 0..pairs {
+            let [a0, a1, b0, b1] = panel.load(s, pair);
+            for (r, acc) in acc.iter_mut().enumerate() {
+                let x0 = s.splat(*x.add(r * stride + 2 * pair));
+                acc[0] = s.fma(x0, a0, acc[0]);
+                acc[1] = s.fma(x0, a1, acc[1]);
+            }
+            for (r, acc) in acc.iter_mut().enumerate() {
+                let x1 = s.splat(*x.add(r * stride + 2 * pair + 1));
+                acc[0] = s.fma(x1, b0, acc[0]);
+                acc[1] = s.fma(x1, b1, acc[1]);
+            }
+        }
+        for (r, acc) in acc.iter().enumerate() {
+            s.store(sums.add(2 * r * S::LANES), acc[0]);
+            s.store(sums.add((2 * r + 1) * S::LANES), acc[1]);
+        }
+    }
+}
+
+/// `tile` for any number of rows: the largest tiles first.
+///
+/// # Safety
+/// As `tile`, with `rows` in place of R.
+#[inline(always)]
+pub(super) unsafe fn panel_tiles_f32<S: Simd>(
+    s: S,
+    x: *const f32,
+    stride: usize,
+    rows: usize,
+    panel: *const f32,
+    pairs: usize,
+    sums: *mut f32,
+) {
+    // SAFETY: the caller's.
+    unsafe { panel_tiles(s, x, stride, rows, F32Panel(panel), pairs, sums) }
+}
+
+#[inline(always)]
+unsafe fn panel_tiles<S: Simd, P: Panel>(
+    s: S,
+    x: *const f32,
+    stride: usize,
+    rows: usize,
+    panel: P,
+    pairs: usize,
+    sums: *mut f32,
+) {
+    let mut r = 0;
+    while r < rows {
+        // SAFETY: the caller's; each tile takes at most the rows that are left.
+        unsafe {
+            let (x, sums) = (x.add(r * stride), sums.add(2 * r * S::LANES));
+            match rows - r {
+                left if left >= 12 && S::ROWS >= 12 => {
+                    tile::<S, P, 12>(s, x, stride, panel, pairs, sums);
+                    r += 12;
+                }
+                left if left >= 6 && S::ROWS >= 6 => {
+                    tile::<S, P, 6>(s, x, stride, panel, pairs, sums);
+                    r += 6;
+                }
+                left if left >= 4 => {
+                    tile::<S, P, 4>(s, x, stride, panel, pairs, sums);
+                    r += 4;
+                }
+                3 => {
+                    tile::<S, P, 3>(s, x, stride, panel, pairs, sums);
+                    r += 3;
+                }
+                2 => {
+                    tile::<S, P, 2>(s, x, stride, panel, pairs, sums);
+                    r += 2;
+                }
+                _ => {
+                    tile::<S, P, 1>(s, x, stride, panel, pairs, sums);
+                    r += 1;
+                }
+            }
+        }
+    }
+}
+
+impl Kernel for FloatTask {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self, s: S) {
+        let k = self.weight.k.next_multiple_of(2);
+        // SAFETY: `Linear::forward`'s contract; scratch holds a slice and a block of sums.
+        unsafe {
+            let sums = self.scratch.add(K_BLOCK * 2 * S::LANES);
+            for panel in self.panels.clone() {
+                let mut row = self.rows.start;
+                while row < self.rows.end {
+                    let rows = (self.rows.end - row).min(ROW_BLOCK);
+                    for i in 0..2 * rows {
+                        s.store(sums.add(i * S::LANES), s.zero());
+                    }
+                    let mut k0 = 0;
+                    while k0 < k {
+                        let len = (k - k0).min(K_BLOCK);
+                        self.block(s, panel, row, rows, k0, len, self.scratch, sums);
+                        k0 += len;
+                    }
+                    self.emit(s, panel, row, rows, sums);
+                    row += rows;
+                }
+            }
+        }
+    }
+}
+
+impl FloatTask {
+    /// sums += x[row.., k0..k0 + len] times that part of a panel.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn block<S: Simd>(
+        &self,
+        s: S,
+        panel: usize,
+        row: usize,
+        rows: usize,
+        k0: usize,
+        len: usize,
+        slice: *mut f32,
+        sums: *mut f32,
+    ) {
+        let width = 2 * S::LANES;
+        let w = &self.weight;
+        let pairs = len / 2;
+        // SAFETY: `Linear::forward`'s contract, and the layouts in `linear`'s doc.
+        unsafe {
+            let x = self.x.at(row, k0).cast::<f32>();
+            let stride = self.x.stride;
+            // The plain kinds hold `k` or `k` rounded up to even elements a row; an odd K's last
+            // pair reaches into the next panel (or the slice's zeros) and meets a zero of x.
+            match w.packed {
+                Packed::F32 => {
+                    let p = w.bytes.cast::<f32>().add((panel * w.k + k0) * width);
+                    if k0 + len <= w.k {
+                        return panel_tiles(s, x, stride, rows, F32Panel(p), pairs, sums);
+                    }
+                    std::ptr::copy_nonoverlapping(p, slice, (len - 1) * width);
+                    for i in (len - 1) * width..len * width {
+                        *slice.add(i) = 0.0;
+                    }
+                }
+                Packed::Bf16 => {
+                    let pairs_in_row = w.k.div_ceil(2);
+                    let p = w
+                        .bytes
+                        .cast::<u16>()
+                        .add((panel * pairs_in_row + k0 / 2) * 2 * width);
+                    if rows <= DIRECT_ROWS {
+                        return panel_tiles(s, x, stride, rows, Bf16Panel(p), pairs, sums);
+                    }
+                    for pair in 0..pairs {
+                        let v = Bf16Panel(p).load(s, pair);
+                        for (i, v) in v.into_iter().enumerate() {
+                            s.store(slice.add((4 * pair + i) * S::LANES), v);
+                        }
+                    }
+                }
+                Packed::F16 => {
+                    let p = w.bytes.cast::<u16>().add((panel * w.k + k0) * width);
+                    if rows <= DIRECT_ROWS && k0 + len <= w.k {
+                        return panel_tiles(s, x, stride, rows, F16Panel(p), pairs, sums);
+                    }
+                    for i in 0..2 * len {
+                        let inside = k0 + i / 2 < w.k;
+                        let v = if inside {
+                            s.load_f16(p.add(i * S::LANES))
+                        } else {
+                            s.zero()
+                        };
+                        s.store(slice.add(i * S::LANES), v);
+                    }
+                }
+                Packed::W4 | Packed::W8 => {
+                    let groups = w.k / GROUP;
+                    let block = w.packed.row_bytes(GROUP) * S::LANES;
+                    for half in 0..2 {
+                        let tile = 2 * panel + half;
+                        for g in 0..len / GROUP {
+                            let p = w.bytes.add((tile * groups + k0 / GROUP + g) * block);
+                            let to = slice.add(g * GROUP * width + half * S::LANES);
+                            if w.packed == Packed::W4 {
+                                unpack_w4(s, p, to);
+                            } else {
+                                unpack_w8(s, p, to);
+                            }
+                        }
+                    }
+                }
+            }
+            panel_tiles(s, x, stride, rows, F32Panel(slice), pairs, sums);
+        }
+    }
+
+    /// Sums plus bias, as y's elements.
+    #[inline(always)]
+    unsafe fn emit<S: Simd>(&self, s: S, panel: usize, row: usize, rows: usize, sums: *const f32) {
+        for half in 0..2 {
+            let col = (2 * panel + half) * S::LANES;
+            let valid = self.weight.n.saturating_sub(col).min(S::LANES);
+            if valid == 0 {
+                return;
+            }
+            // SAFETY: `Linear::forward`'s contract.
+            unsafe {
+                let bias = match self.bias {
+                    Some(b) => load_some(s, b.at(0, col), b.dtype, valid),
+                    None => s.zero(),
+                };
+                for r in 0..rows {
+                    let v = s.load(sums.add((2 * r + half) * S::LANES));
+                    let to = self.y.at(row + r, col);
+                    store_some(s, to, self.y.dtype, s.add(v, bias), valid);
+                }
+            }
+        }
+    }
+}
+
+/// One group of a W4 tile as float32 [32][2 LANES], at the half that `to` points into.
+#[inline(always)]
+unsafe fn unpack_w4<S: Simd>(s: S, p: *const u8, to: *mut f32) {
+    let width = 2 * S::LANES;
+    // SAFETY: the caller gives a group of the layout and a slice of 32 * width floats.
+    unsafe {
+        let d = s.load_f16(p.cast());
+        let m = s.load_f16(p.add(2 * S::LANES).cast());
+        for j in 0..4 {
+            let w = p.add(4 * S::LANES * (j + 1));
+            let to = to.add(4 * j * width);
+            let low = [
+                s.nibble::<0>(w),
+                s.nibble::<8>(w),
+                s.nibble::<16>(w),
+                s.nibble::<24>(w),
+            ];
+            let high = [
+                s.nibble::<4>(w),
+                s.nibble::<12>(w),
+                s.nibble::<20>(w),
+                s.nibble::<28>(w),
+            ];
+            for i in 0..4 {
+                s.store(to.add(i * width), s.fma(d, low[i], m));
+                s.store(to.add((16 + i) * width), s.fma(d, high[i], m));
+            }
+        }
+    }
+}
+
+/// The same for W8.
+#[inline(always)]
+unsafe fn unpack_w8<S: Simd>(s: S, p: *const u8, to: *mut f32) {
+    let width = 2 * S::LANES;
+    // SAFETY: as `unpack_w4`.
+    unsafe {
+        let d = s.load_f16(p.cast());
+        for j in 0..8 {
+            let w = p.add(2 * S::LANES + 4 * S::LANES * j);
+            let to = to.add(4 * j * width);
+            s.store(to, s.mul(d, s.byte::<0>(w)));
+            s.store(to.add(width), s.mul(d, s.byte::<1>(w)));
+            s.store(to.add(2 * width), s.mul(d, s.byte::<2>(w)));
+            s.store(to.add(3 * width), s.mul(d, s.byte::<3>(w)));
+        }
+    }
+}

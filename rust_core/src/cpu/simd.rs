@@ -1,0 +1,344 @@
+//! Simd: the vector operations the kernels are written in, and their scalar definition.
+//!
+//! A kernel is written once, generic over [`Simd`], and compiled per level: `Level::run` enters a
+//! function with the level's target features, into which the kernel and every method here are
+//! inlined (`inline(always)`; an intrinsic that stayed a call would be correct but slow).
+//!
+//! Two integer layouts appear here, both in tiles of `LANES` weight rows, 32 elements of K a group:
+//! - **nibbles**: 4 vectors of 4 * LANES bytes; in vector j, the 4 bytes of lane r hold row r's
+//!   elements 4j..4j+4 in their low halves and 16+4j..16+4j+4 in their high ones.
+//! - **bytes**: 8 vectors; in vector j, lane r's bytes are row r's elements 4j..4j+4, signed.
+//!
+//! So a dot product with int8 activations broadcasts 4 of them to all lanes.
+
+use super::float::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
+
+/// Elements of K that share a scale.
+pub const GROUP: usize = 32;
+
+/// Work that is compiled per level. `run` must be `inline(always)`.
+pub trait Kernel {
+    /// What it returns.
+    type Out;
+    /// # Safety
+    /// Each kernel states what its fields must satisfy.
+    unsafe fn run<S: Simd>(self, s: S) -> Self::Out;
+}
+
+/// Vector operations. A value of the type is the proof that its instructions exist here.
+///
+/// # Safety
+/// The pointer methods read or write `LANES` elements (or what they say) at any alignment; the
+/// caller vouches for that memory.
+#[allow(missing_docs, clippy::missing_safety_doc)]
+pub trait Simd: Copy {
+    /// `LANES` float32.
+    type V: Copy;
+    const LANES: usize;
+    /// Rows of activations a float tile holds in registers (a tile is `ROWS` x 2 vectors).
+    const ROWS: usize;
+
+    fn splat(self, x: f32) -> Self::V;
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// a * b + c
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// To the nearest integer, ties to even.
+    fn round(self, a: Self::V) -> Self::V;
+    /// 2 to the power of an integral value in [-126, 127].
+    fn pow2(self, a: Self::V) -> Self::V;
+    /// Where a < b: yes, elsewhere no.
+    fn select_lt(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
+    fn sum(self, a: Self::V) -> f32;
+    fn hmax(self, a: Self::V) -> f32;
+
+    unsafe fn load(self, p: *const f32) -> Self::V;
+    unsafe fn store(self, p: *mut f32, a: Self::V);
+    unsafe fn load_bf16(self, p: *const u16) -> Self::V;
+    unsafe fn store_bf16(self, p: *mut u16, a: Self::V);
+    unsafe fn load_f16(self, p: *const u16) -> Self::V;
+    unsafe fn store_f16(self, p: *mut u16, a: Self::V);
+    /// 2 * LANES bf16: those at even places, those at odd ones.
+    unsafe fn load_bf16_pairs(self, p: *const u16) -> (Self::V, Self::V);
+    /// Integral values in [-127, 127] as int8.
+    unsafe fn store_i8(self, p: *mut i8, a: Self::V);
+
+    /// Of LANES 32-bit words: bits SHIFT..SHIFT+4, as floats.
+    unsafe fn nibble<const SHIFT: i32>(self, p: *const u8) -> Self::V;
+    /// Of LANES 32-bit words: byte BYTE as a signed number.
+    unsafe fn byte<const BYTE: i32>(self, p: *const u8) -> Self::V;
+    /// Dot products of one group in the nibble layout with R rows of 32 int8 activations.
+    unsafe fn dot_nibbles<const R: usize>(self, w: *const u8, x: [*const i8; R]) -> [Self::V; R];
+    /// The same for the byte layout; activations in [-127, 127].
+    unsafe fn dot_bytes<const R: usize>(self, w: *const u8, x: [*const i8; R]) -> [Self::V; R];
+
+    #[inline(always)]
+    fn zero(self) -> Self::V {
+        self.splat(0.0)
+    }
+
+    /// The first n elements (n <= LANES), zero in the rest.
+    #[inline(always)]
+    unsafe fn load_first(self, p: *const f32, n: usize) -> Self::V {
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: the caller vouches for n elements at p; lanes holds LANES <= 16.
+        unsafe {
+            if n >= Self::LANES {
+                return self.load(p);
+            }
+            std::ptr::copy_nonoverlapping(p, lanes.as_mut_ptr(), n);
+            self.load(lanes.as_ptr())
+        }
+    }
+
+    /// Store the first n lanes.
+    #[inline(always)]
+    unsafe fn store_first(self, p: *mut f32, a: Self::V, n: usize) {
+        let mut lanes = [0.0f32; 16];
+        // SAFETY: the caller vouches for n elements at p; lanes holds LANES <= 16.
+        unsafe {
+            if n >= Self::LANES {
+                return self.store(p, a);
+            }
+            self.store(lanes.as_mut_ptr(), a);
+            std::ptr::copy_nonoverlapping(lanes.as_ptr(), p, n);
+        }
+    }
+
+    /// e to the a; relative error below 2e-7, 0 below -87.3, capped near 2^127.
+    #[inline(always)]
+    fn exp(self, a: Self::V) -> Self::V {
+        let low = self.splat(-87.3);
+        let x = self.min(self.max(a, low), self.splat(88.0));
+        let n = self.round(self.mul(x, self.splat(std::f32::consts::LOG2_E)));
+        // ln 2 in two parts, so that n * ln 2 loses nothing.
+        let r = self.fma(n, self.splat(-0.693_359_4), x);
+        let r = self.fma(n, self.splat(2.121_944_4e-4), r);
+        let mut p = self.splat(1.987_569_1e-4);
+        for c in [
+            1.398_199_9e-3,
+            8.333_452e-3,
+            4.166_579_6e-2,
+            0.166_666_65,
+            0.5,
+        ] {
+            p = self.fma(p, r, self.splat(c));
+        }
+        let y = self.add(self.fma(p, self.mul(r, r), r), self.splat(1.0));
+        let y = self.mul(y, self.pow2(n));
+        self.select_lt(a, low, self.zero(), y)
+    }
+
+    /// Hyperbolic tangent; absolute error below 3e-7.
+    #[inline(always)]
+    fn tanh(self, a: Self::V) -> Self::V {
+        let one = self.splat(1.0);
+        let e = self.exp(self.add(a, a));
+        self.sub(one, self.div(self.splat(2.0), self.add(e, one)))
+    }
+
+    /// 1 / (1 + e^-a)
+    #[inline(always)]
+    fn sigmoid(self, a: Self::V) -> Self::V {
+        let one = self.splat(1.0);
+        self.div(one, self.add(one, self.exp(self.sub(self.zero(), a))))
+    }
+
+    /// The error function; absolute error below 5e-7 (Abramowitz and Stegun 7.1.26).
+    #[inline(always)]
+    fn erf(self, a: Self::V) -> Self::V {
+        let zero = self.zero();
+        let one = self.splat(1.0);
+        let x = self.max(a, self.sub(zero, a));
+        let t = self.div(one, self.fma(self.splat(0.327_591_1), x, one));
+        let mut p = self.splat(1.061_405_4);
+        for c in [-1.453_152_1, 1.421_413_8, -0.284_496_72, 0.254_829_6] {
+            p = self.fma(p, t, self.splat(c));
+        }
+        let e = self.exp(self.sub(zero, self.mul(x, x)));
+        let y = self.sub(one, self.mul(self.mul(p, t), e));
+        self.select_lt(a, zero, self.sub(zero, y), y)
+    }
+}
+
+/// Plain Rust, 8 lanes, so that its packed layouts are AVX2's.
+#[derive(Clone, Copy)]
+pub struct Scalar;
+
+const L: usize = 8;
+
+#[inline(always)]
+fn each(f: impl Fn(usize) -> f32) -> [f32; L] {
+    std::array::from_fn(f)
+}
+
+/// Four bytes of lane r of vector j.
+///
+/// # Safety
+/// `(j * L + r + 1) * 4` bytes are readable at p.
+#[inline(always)]
+unsafe fn word(p: *const u8, j: usize, r: usize) -> [u8; 4] {
+    // SAFETY: by the contract above; any alignment.
+    unsafe { p.add((j * L + r) * 4).cast::<[u8; 4]>().read_unaligned() }
+}
+
+impl Simd for Scalar {
+    type V = [f32; L];
+    const LANES: usize = L;
+    const ROWS: usize = 4;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::V {
+        [x; L]
+    }
+    #[inline(always)]
+    fn add(self, a: Self::V, b: Self::V) -> Self::V {
+        each(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V {
+        each(|i| a[i] - b[i])
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+        each(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    fn div(self, a: Self::V, b: Self::V) -> Self::V {
+        each(|i| a[i] / b[i])
+    }
+    #[inline(always)]
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        // Two roundings: without the instruction a fused one is a library call per element.
+        each(|i| a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    fn max(self, a: Self::V, b: Self::V) -> Self::V {
+        each(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    fn min(self, a: Self::V, b: Self::V) -> Self::V {
+        each(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    fn round(self, a: Self::V) -> Self::V {
+        each(|i| a[i].round_ties_even())
+    }
+    #[inline(always)]
+    fn pow2(self, a: Self::V) -> Self::V {
+        each(|i| f32::from_bits(((a[i] as i32 + 127) as u32) << 23))
+    }
+    #[inline(always)]
+    fn select_lt(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V {
+        each(|i| if a[i] < b[i] { yes[i] } else { no[i] })
+    }
+    #[inline(always)]
+    fn sum(self, a: Self::V) -> f32 {
+        ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]))
+    }
+    #[inline(always)]
+    fn hmax(self, a: Self::V) -> f32 {
+        a.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> Self::V {
+        // SAFETY: the trait's contract.
+        unsafe { p.cast::<Self::V>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, a: Self::V) {
+        // SAFETY: the trait's contract.
+        unsafe { p.cast::<Self::V>().write_unaligned(a) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u16) -> Self::V {
+        // SAFETY: the trait's contract.
+        let h = unsafe { p.cast::<[u16; L]>().read_unaligned() };
+        each(|i| bf16_to_f32(h[i]))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut u16, a: Self::V) {
+        // SAFETY: the trait's contract.
+        unsafe { p.cast::<[u16; L]>().write_unaligned(a.map(f32_to_bf16)) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u16) -> Self::V {
+        // SAFETY: the trait's contract.
+        let h = unsafe { p.cast::<[u16; L]>().read_unaligned() };
+        each(|i| f16_to_f32(h[i]))
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, p: *mut u16, a: Self::V) {
+        // SAFETY: the trait's contract.
+        unsafe { p.cast::<[u16; L]>().write_unaligned(a.map(f32_to_f16)) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_pairs(self, p: *const u16) -> (Self::V, Self::V) {
+        // SAFETY: the trait's contract.
+        let h = unsafe { p.cast::<[u16; 2 * L]>().read_unaligned() };
+        (
+            each(|i| bf16_to_f32(h[2 * i])),
+            each(|i| bf16_to_f32(h[2 * i + 1])),
+        )
+    }
+    #[inline(always)]
+    unsafe fn store_i8(self, p: *mut i8, a: Self::V) {
+        // SAFETY: the trait's contract.
+        unsafe { p.cast::<[i8; L]>().write_unaligned(a.map(|x| x as i8)) }
+    }
+
+    #[inline(always)]
+    unsafe fn nibble<const SHIFT: i32>(self, p: *const u8) -> Self::V {
+        // SAFETY: the trait's contract.
+        each(|r| (u32::from_le_bytes(unsafe { word(p, 0, r) }) >> SHIFT & 15) as f32)
+    }
+    #[inline(always)]
+    unsafe fn byte<const BYTE: i32>(self, p: *const u8) -> Self::V {
+        // SAFETY: the trait's contract.
+        each(|r| f32::from(unsafe { word(p, 0, r) }[BYTE as usize] as i8))
+    }
+    #[inline(always)]
+    unsafe fn dot_nibbles<const R: usize>(self, w: *const u8, x: [*const i8; R]) -> [Self::V; R] {
+        // SAFETY: the trait's contract: 128 weight bytes, 32 activations a row.
+        unsafe {
+            std::array::from_fn(|row| {
+                let x = x[row].cast::<[i8; GROUP]>().read_unaligned();
+                each(|r| {
+                    let mut sum = 0i32;
+                    for j in 0..4 {
+                        let bytes = word(w, j, r);
+                        for (b, byte) in bytes.into_iter().enumerate() {
+                            sum += i32::from(byte & 15) * i32::from(x[4 * j + b]);
+                            sum += i32::from(byte >> 4) * i32::from(x[16 + 4 * j + b]);
+                        }
+                    }
+                    sum as f32
+                })
+            })
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes<const R: usize>(self, w: *const u8, x: [*const i8; R]) -> [Self::V; R] {
+        // SAFETY: the trait's contract: 256 weight bytes, 32 activations a row.
+        unsafe {
+            std::array::from_fn(|row| {
+                let x = x[row].cast::<[i8; GROUP]>().read_unaligned();
+                each(|r| {
+                    let mut sum = 0i32;
+                    for j in 0..8 {
+                        let bytes = word(w, j, r);
+                        for (b, byte) in bytes.into_iter().enumerate() {
+                            sum += i32::from(byte as i8) * i32::from(x[4 * j + b]);
+                        }
+                    }
+                    sum as f32
+                })
+            })
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Avx512: AVX-512 F, BW, VL, DQ and VNNI, 16 lanes.
+
+use std::arch::x86_64::*;
+
+use super::simd::{Kernel, Simd};
+
+/// Exists only inside [`run`].
+#[derive(Clone, Copy)]
+pub struct Avx512(());
+
+/// Run a kernel with the features on.
+///
+/// # Safety
+/// The CPU has the features listed; the kernel's own contract.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+pub unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
+    // SAFETY: the caller's.
+    unsafe { kernel.run(Avx512(())) }
+}
+
+/// An intrinsic call in a method of `Avx512`.
+macro_rules! isa {
+    ($($body:tt)*) => {
+        // SAFETY: a value of Avx512 exists only where its features do; memory is the trait's
+        // contract.
+        unsafe { $($body)* }
+    };
+}
+
+const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+
+impl Simd for Avx512 {
+    type V = __m512;
+    const LANES: usize = 16;
+    const ROWS: usize = 12;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        isa!(_mm512_set1_ps(x))
+    }
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        isa!(_mm512_add_ps(a, b))
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        isa!(_mm512_sub_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        isa!(_mm512_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        isa!(_mm512_div_ps(a, b))
+    }
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        isa!(_mm512_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        isa!(_mm512_max_ps(a, b))
+    }
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        isa!(_mm512_min_ps(a, b))
+    }
+    #[inline(always)]
+    fn round(self, a: __m512) -> __m512 {
+        isa!(_mm512_roundscale_ps::<NEAREST>(a))
+    }
+    #[inline(always)]
+    fn pow2(self, a: __m512) -> __m512 {
+        isa!(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(
+            _mm512_add_epi32(_mm512_cvtps_epi32(a), _mm512_set1_epi32(127))
+        )))
+    }
+    #[inline(always)]
+    fn select_lt(self, a: __m512, b: __m512, yes: __m512, no: __m512) -> __m512 {
+        isa!(_mm512_mask_blend_ps(
+            _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b),
+            no,
+            yes
+        ))
+    }
+    #[inline(always)]
+    fn sum(self, a: __m512) -> f32 {
+        isa!(_mm512_reduce_add_ps(a))
+    }
+    #[inline(always)]
+    fn hmax(self, a: __m512) -> f32 {
+        isa!(_mm512_reduce_max_ps(a))
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> __m512 {
+        isa!(_mm512_loadu_ps(p))
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, a: __m512) {
+        isa!(_mm512_storeu_ps(p, a))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u16) -> __m512 {
+        isa!(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(
+            _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()))
+        )))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut u16, a: __m512) {
+        isa! {
+            let bits = _mm512_castps_si512(a);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+            let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a, a);
+            let kept = _mm512_srli_epi32::<16>(_mm512_mask_blend_epi32(nan, up, quiet));
+            _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(kept));
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u16) -> __m512 {
+        isa!(_mm512_cvtph_ps(_mm256_loadu_si256(p.cast())))
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, p: *mut u16, a: __m512) {
+        isa!(_mm256_storeu_si256(p.cast(), _mm512_cvtps_ph::<NEAREST>(a)))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_pairs(self, p: *const u16) -> (__m512, __m512) {
+        isa! {
+            let both = _mm512_loadu_si512(p.cast());
+            (
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(both)),
+                _mm512_castsi512_ps(_mm512_and_si512(
+                    both,
+                    _mm512_set1_epi32(0xffff_0000u32 as i32),
+                )),
+            )
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_i8(self, p: *mut i8, a: __m512) {
+        isa!(_mm_storeu_si128(
+            p.cast(),
+            _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a))
+        ))
+    }
+
+    #[inline(always)]
+    unsafe fn nibble<const SHIFT: i32>(self, p: *const u8) -> __m512 {
+        isa! {
+            let words = _mm512_loadu_si512(p.cast());
+            let down = _mm512_srl_epi32(words, _mm_cvtsi32_si128(SHIFT));
+            _mm512_cvtepi32_ps(_mm512_and_si512(down, _mm512_set1_epi32(15)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn byte<const BYTE: i32>(self, p: *const u8) -> __m512 {
+        isa! {
+            let words = _mm512_loadu_si512(p.cast());
+            let up = _mm512_sll_epi32(words, _mm_cvtsi32_si128(24 - 8 * BYTE));
+            _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(up))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_nibbles<const R: usize>(self, w: *const u8, x: [*const i8; R]) -> [__m512; R] {
+        isa! {
+            let mask = _mm512_set1_epi8(15);
+            let mut sums = [_mm512_setzero_si512(); R];
+            for j in 0..4 {
+                let both = _mm512_loadu_si512(w.add(64 * j).cast());
+                let low = _mm512_and_si512(both, mask);
+                let high = _mm512_and_si512(_mm512_srli_epi16::<4>(both), mask);
+                for r in 0..R {
+                    let four = x[r].cast::<i32>();
+                    let a = _mm512_set1_epi32(four.add(j).read_unaligned());
+                    let b = _mm512_set1_epi32(four.add(j + 4).read_unaligned());
+                    sums[r] = _mm512_dpbusd_epi32(sums[r], low, a);
+                    sums[r] = _mm512_dpbusd_epi32(sums[r], high, b);
+                }
+            }
+            let mut out = [_mm512_setzero_ps(); R];
+            for r in 0..R {
+                out[r] = _mm512_cvtepi32_ps(sums[r]);
+            }
+            out
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes<const R: usize>(self, w: *const u8, x: [*const i8; R]) -> [__m512; R] {
+        isa! {
+            // Weights plus 128 are unsigned; the surplus, 128 times the sum of x, goes at the end.
+            let offset = _mm512_set1_epi8(-128);
+            let mut sums = [_mm512_setzero_si512(); R];
+            let mut surplus = [_mm512_setzero_si512(); R];
+            for j in 0..8 {
+                let weight = _mm512_xor_si512(_mm512_loadu_si512(w.add(64 * j).cast()), offset);
+                for r in 0..R {
+                    let four = x[r].cast::<i32>().add(j).read_unaligned();
+                    let four = _mm512_set1_epi32(four);
+                    sums[r] = _mm512_dpbusd_epi32(sums[r], weight, four);
+                    surplus[r] = _mm512_dpbusd_epi32(surplus[r], offset, four);
+                }
+            }
+            let mut out = [_mm512_setzero_ps(); R];
+            for r in 0..R {
+                out[r] = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums[r], surplus[r]));
+            }
+            out
+        }
+    }
+}

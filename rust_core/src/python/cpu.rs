@@ -1,0 +1,472 @@
+//! The binding of the CPU kernels: addresses and sizes from `kernels/cpu.py`, which took them from
+//! tensors it validated. Sizes are checked against each other again here and in the kernels.
+//!
+//! A call that will take longer than about `DETACH_US` gives up the GIL meanwhile; a shorter one
+//! would lose more by queueing for it again.
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::cpu::activation::{Activation, activation};
+use crate::cpu::attention::{AttentionArgs, paged_attention};
+use crate::cpu::float::DType;
+use crate::cpu::level::Level;
+use crate::cpu::linear::{Linear, Source};
+use crate::cpu::norm::{Norm, norm};
+use crate::cpu::rope::{Cache, RopeArgs, qk_norm_rope_store_kv};
+use crate::cpu::tensor::{Rows, RowsMut};
+use crate::cpu::{logits, pool};
+
+/// Microseconds.
+const DETACH_US: usize = 200;
+/// What two plain cores do in a microsecond: operations, and bytes read.
+const OPS_PER_US: usize = 150_000;
+const BYTES_PER_US: usize = 15_000;
+
+pub(super) fn register_cpu(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_class::<CpuLinear>()?;
+    m.add_function(wrap_pyfunction!(cpu_norm, m)?)?;
+    m.add_function(wrap_pyfunction!(cpu_activation, m)?)?;
+    m.add_function(wrap_pyfunction!(cpu_rope, m)?)?;
+    m.add_function(wrap_pyfunction!(cpu_attention, m)?)?;
+    m.add_function(wrap_pyfunction!(cpu_argmax, m)?)?;
+    m.add_function(wrap_pyfunction!(cpu_selected_logprobs, m)?)?;
+    m.add_function(wrap_pyfunction!(cpu_set_num_threads, m)?)?;
+    m.add_function(wrap_pyfunction!(cpu_num_threads, m)?)?;
+    m.add_function(wrap_pyfunction!(cpu_level, m)?)?;
+    m.add_function(wrap_pyfunction!(cpu_levels, m)?)
+}
+
+fn invalid(message: impl Into<String>) -> PyErr {
+    PyValueError::new_err(message.into())
+}
+
+fn level() -> PyResult<Level> {
+    Level::preferred().map_err(invalid)
+}
+
+fn dtype(code: u8) -> PyResult<DType> {
+    DType::from_code(code).ok_or_else(|| invalid(format!("dtype code {code}")))
+}
+
+/// A matrix at an address that is null only if it is empty.
+fn rows(ptr: usize, code: u8, rows: usize, cols: usize) -> PyResult<Rows> {
+    if ptr == 0 && rows * cols > 0 {
+        return Err(invalid("a tensor without memory"));
+    }
+    Ok(Rows::new(ptr as *const u8, dtype(code)?, rows, cols))
+}
+
+fn rows_mut(ptr: usize, code: u8, num_rows: usize, cols: usize) -> PyResult<RowsMut> {
+    let r = rows(ptr, code, num_rows, cols)?;
+    Ok(RowsMut::new(r.ptr.cast_mut(), r.dtype, r.rows, r.cols))
+}
+
+/// One row, or None where the address is 0.
+fn optional_row(ptr: usize, code: u8, cols: usize) -> PyResult<Option<Rows>> {
+    (ptr != 0).then(|| rows(ptr, code, 1, cols)).transpose()
+}
+
+/// A tensor's elements.
+///
+/// # Safety
+/// `ptr` is the address of `len` elements that live and are not written while the slice is used.
+unsafe fn slice<'a, T>(ptr: usize, len: usize) -> PyResult<&'a [T]> {
+    if len == 0 {
+        return Ok(&[]);
+    }
+    if ptr == 0 || !ptr.is_multiple_of(align_of::<T>()) {
+        return Err(invalid(format!(
+            "a tensor at the misaligned address {ptr:#x}"
+        )));
+    }
+    // SAFETY: the caller's; aligned and not null.
+    Ok(unsafe { std::slice::from_raw_parts(ptr as *const T, len) })
+}
+
+/// The same, to write.
+///
+/// # Safety
+/// As `slice`, and nobody else uses the memory meanwhile.
+unsafe fn slice_mut<'a, T>(ptr: usize, len: usize) -> PyResult<&'a mut [T]> {
+    if len == 0 {
+        return Ok(&mut []);
+    }
+    if ptr == 0 || !ptr.is_multiple_of(align_of::<T>()) {
+        return Err(invalid(format!(
+            "a tensor at the misaligned address {ptr:#x}"
+        )));
+    }
+    // SAFETY: the caller's; aligned and not null.
+    Ok(unsafe { std::slice::from_raw_parts_mut(ptr as *mut T, len) })
+}
+
+/// Run `f`, without the GIL if it will take long.
+fn run<T: Send>(py: Python<'_>, ops: usize, bytes: usize, f: impl Send + FnOnce() -> T) -> T {
+    if ops / OPS_PER_US + bytes / BYTES_PER_US > DETACH_US {
+        py.detach(f)
+    } else {
+        f()
+    }
+}
+
+#[pyclass(frozen, module = "octavo._core")]
+pub(crate) struct CpuLinear {
+    inner: Linear,
+}
+
+#[pymethods]
+impl CpuLinear {
+    /// Parts: (address, bytes, rows, kind, address of an int64 permutation or 0).
+    #[new]
+    #[pyo3(signature = (n, k, parts, level_name=None))]
+    fn new(
+        py: Python<'_>,
+        n: usize,
+        k: usize,
+        parts: Vec<(usize, usize, usize, String, usize)>,
+        level_name: Option<&str>,
+    ) -> PyResult<Self> {
+        let level = level_name.map_or_else(level, |name| Level::parse(name).map_err(invalid))?;
+        let sources = parts
+            .iter()
+            .map(|p| Source::parse(&p.3).ok_or_else(|| invalid(format!("kind {:?}", p.3))))
+            .collect::<PyResult<Vec<_>>>()?;
+        let packed = sources
+            .first()
+            .ok_or_else(|| invalid("no rows to pack"))?
+            .packed();
+        let inner = py
+            .detach(|| {
+                let mut linear = Linear::new(level, packed, n, k)?;
+                let mut first = 0;
+                for (&(ptr, nbytes, rows, _, permutation), &source) in parts.iter().zip(&sources) {
+                    if rows.checked_mul(source.row_bytes(k)) != Some(nbytes) {
+                        return Err(format!("{nbytes} bytes for {rows} rows of {source:?}"));
+                    }
+                    // SAFETY: `kernels/cpu.py` gives the address of that many bytes, and of an
+                    // int64 tensor of `rows` elements.
+                    unsafe {
+                        let permutation = match permutation {
+                            0 => None,
+                            p => Some(slice::<i64>(p, rows).map_err(|e| e.to_string())?),
+                        };
+                        linear.pack_rows(first, rows, ptr as *const u8, source, permutation)?;
+                    }
+                    first += rows;
+                }
+                if first != n {
+                    return Err(format!("{first} rows for a weight of {n}"));
+                }
+                Ok(linear)
+            })
+            .map_err(invalid)?;
+        Ok(Self { inner })
+    }
+
+    #[getter]
+    fn nbytes(&self) -> usize {
+        self.inner.nbytes()
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn forward(
+        &self,
+        py: Python<'_>,
+        x: usize,
+        x_code: u8,
+        num_rows: usize,
+        x_numel: usize,
+        bias: usize,
+        bias_code: u8,
+        out: usize,
+        out_code: u8,
+        exact: bool,
+    ) -> PyResult<()> {
+        let w = &self.inner;
+        if num_rows.checked_mul(w.k()) != Some(x_numel) {
+            return Err(invalid(format!(
+                "{x_numel} elements for {num_rows} x {}",
+                w.k()
+            )));
+        }
+        let x = rows(x, x_code, num_rows, w.k())?;
+        let bias = optional_row(bias, bias_code, w.n())?;
+        let y = rows_mut(out, out_code, num_rows, w.n())?;
+        let ops = 2 * num_rows.saturating_mul(w.n()).saturating_mul(w.k());
+        // SAFETY: `kernels/cpu.py` gives addresses of tensors of these shapes, y a new one.
+        run(py, ops, w.nbytes(), || unsafe {
+            w.forward(x, bias, y, exact)
+        });
+        Ok(())
+    }
+
+    fn embedding(
+        &self,
+        py: Python<'_>,
+        ids: usize,
+        tokens: usize,
+        scale: f32,
+        out: usize,
+        out_code: u8,
+    ) -> PyResult<()> {
+        let w = &self.inner;
+        // SAFETY: `kernels/cpu.py` gives an int32 tensor of `tokens`, and a new one for the rows.
+        let ids = unsafe { slice::<i32>(ids, tokens) }?;
+        let y = rows_mut(out, out_code, tokens, w.k())?;
+        run(py, 0, 64 * tokens * w.k(), || {
+            // SAFETY: as above.
+            unsafe { w.embedding(ids, scale, y) }
+        })
+        .map_err(invalid)
+    }
+}
+
+#[pyfunction]
+#[allow(clippy::too_many_arguments)]
+fn cpu_norm(
+    x: usize,
+    x_code: u8,
+    num_rows: usize,
+    cols: usize,
+    residual: usize,
+    weight: usize,
+    weight_code: u8,
+    bias: usize,
+    bias_code: u8,
+    is_layer_norm: bool,
+    eps: f32,
+    weight_offset: f32,
+    out: usize,
+) -> PyResult<()> {
+    let x = rows(x, x_code, num_rows, cols)?;
+    let residual = (residual != 0)
+        .then(|| rows_mut(residual, x_code, num_rows, cols))
+        .transpose()?;
+    let weight = rows(weight, weight_code, 1, cols)?;
+    let kind = if is_layer_norm {
+        let bias = optional_row(bias, bias_code, cols)?;
+        Norm::Layer { bias }
+    } else {
+        Norm::Rms { weight_offset }
+    };
+    let y = rows_mut(out, x_code, num_rows, cols)?;
+    // SAFETY: `kernels/cpu.py` gives addresses of tensors of these shapes.
+    unsafe { norm(level()?, x, residual, weight, kind, eps, y) };
+    Ok(())
+}
+
+#[pyfunction]
+#[allow(clippy::too_many_arguments)]
+fn cpu_activation(
+    py: Python<'_>,
+    kind: &str,
+    gated: bool,
+    x: usize,
+    code: u8,
+    num_rows: usize,
+    out_cols: usize,
+    out: usize,
+) -> PyResult<()> {
+    let kind =
+        Activation::parse(kind).ok_or_else(|| invalid(format!("unknown activation {kind:?}")))?;
+    let level = level()?;
+    let x = rows(x, code, num_rows, out_cols * (1 + usize::from(gated)))?;
+    let y = rows_mut(out, code, num_rows, out_cols)?;
+    // SAFETY: `kernels/cpu.py` gives addresses of tensors of these shapes, y a new one.
+    run(py, 20 * num_rows * out_cols, 0, || unsafe {
+        activation(level, kind, gated, x, y);
+    });
+    Ok(())
+}
+
+/// (address, blocks, heads, block_size, head_dim, elements from block to block)
+type CacheShape = (usize, usize, usize, usize, usize);
+
+fn cache(ptr: usize, code: u8, shape: CacheShape) -> PyResult<Cache> {
+    let (num_blocks, num_kv_heads, block_size, head_dim, block_stride) = shape;
+    let rows_of_block = num_kv_heads.saturating_mul(block_size);
+    if block_size == 0 || (num_blocks > 1 && block_stride < rows_of_block * head_dim) {
+        return Err(invalid("blocks of the KV cache overlap"));
+    }
+    Ok(Cache {
+        data: rows_mut(ptr, code, num_blocks * rows_of_block, head_dim)?,
+        num_blocks,
+        num_kv_heads,
+        block_size,
+        head_dim,
+        block_stride,
+    })
+}
+
+#[pyfunction]
+#[allow(clippy::too_many_arguments)]
+fn cpu_rope(
+    py: Python<'_>,
+    qkv: usize,
+    code: u8,
+    tokens: usize,
+    positions: usize,
+    cos_sin: usize,
+    max_pos: usize,
+    rot: usize,
+    slot_mapping: usize,
+    k_cache: usize,
+    v_cache: usize,
+    cache_code: u8,
+    cache_shape: CacheShape,
+    num_heads: usize,
+    q_norm: usize,
+    k_norm: usize,
+    norm_code: u8,
+    eps: f32,
+    weight_offset: f32,
+    interleaved: bool,
+    q: usize,
+) -> PyResult<()> {
+    let k_cache = cache(k_cache, cache_code, cache_shape)?;
+    let v_cache = cache(v_cache, cache_code, cache_shape)?;
+    let dim = k_cache.head_dim;
+    let cols = (num_heads + 2 * k_cache.num_kv_heads) * dim;
+    let level = level()?;
+    // SAFETY: `kernels/cpu.py` gives addresses of tensors of these shapes, q a new one.
+    unsafe {
+        let args = RopeArgs {
+            qkv: rows(qkv, code, tokens, cols)?,
+            positions: slice(positions, tokens)?,
+            cos_sin: rows(cos_sin, 0, max_pos, rot)?,
+            slot_mapping: slice(slot_mapping, tokens)?,
+            k_cache,
+            v_cache,
+            num_heads,
+            q_norm: optional_row(q_norm, norm_code, dim)?,
+            k_norm: optional_row(k_norm, norm_code, dim)?,
+            eps,
+            weight_offset,
+            interleaved,
+            q: rows_mut(q, code, tokens, num_heads * dim)?,
+        };
+        run(py, 30 * tokens * cols, 0, || {
+            qk_norm_rope_store_kv(level, args)
+        })
+        .map_err(invalid)
+    }
+}
+
+#[pyfunction]
+#[allow(clippy::too_many_arguments)]
+fn cpu_attention(
+    py: Python<'_>,
+    q: usize,
+    code: u8,
+    tokens: usize,
+    num_heads: usize,
+    k_cache: usize,
+    v_cache: usize,
+    cache_code: u8,
+    cache_shape: CacheShape,
+    block_table: usize,
+    table_rows: usize,
+    max_blocks: usize,
+    slots: usize,
+    seq_lens: usize,
+    query_start_loc: usize,
+    num_reqs: usize,
+    scale: f32,
+    sliding_window: usize,
+    softcap: f32,
+    causal: bool,
+    max_seq_len: usize,
+    out: usize,
+) -> PyResult<()> {
+    let k_cache = cache(k_cache, cache_code, cache_shape)?;
+    let v_cache = cache(v_cache, cache_code, cache_shape)?;
+    let cols = num_heads * k_cache.head_dim;
+    let level = level()?;
+    // SAFETY: `kernels/cpu.py` gives addresses of tensors of these shapes, out a new one.
+    unsafe {
+        let args = AttentionArgs {
+            q: rows(q, code, tokens, cols)?,
+            k_cache,
+            v_cache,
+            block_table: slice(block_table, table_rows * max_blocks)?,
+            max_blocks,
+            slots: slice(slots, num_reqs)?,
+            seq_lens: slice(seq_lens, num_reqs)?,
+            query_start_loc: slice(query_start_loc, num_reqs + 1)?,
+            scale,
+            sliding_window,
+            softcap,
+            causal,
+            out: rows_mut(out, code, tokens, cols)?,
+        };
+        let ops = 8 * tokens * cols * max_seq_len;
+        run(py, ops, 0, || paged_attention(level, args)).map_err(invalid)
+    }
+}
+
+#[pyfunction]
+fn cpu_argmax(py: Python<'_>, x: usize, num_rows: usize, vocab: usize, out: usize) -> PyResult<()> {
+    let level = level()?;
+    // SAFETY: `kernels/cpu.py` gives float32 [num_rows, vocab] and a new int32 [num_rows].
+    let (x, out) = unsafe {
+        (
+            slice::<f32>(x, num_rows * vocab)?,
+            slice_mut::<i32>(out, num_rows)?,
+        )
+    };
+    run(py, 0, 8 * num_rows * vocab, || {
+        logits::argmax(level, x, vocab, out);
+    });
+    Ok(())
+}
+
+#[pyfunction]
+#[allow(clippy::too_many_arguments)]
+fn cpu_selected_logprobs(
+    py: Python<'_>,
+    x: usize,
+    num_rows: usize,
+    vocab: usize,
+    ids: usize,
+    columns: usize,
+    out: usize,
+    ranks: usize,
+) -> PyResult<()> {
+    let level = level()?;
+    // SAFETY: `kernels/cpu.py` gives float32 [num_rows, vocab], int32 [num_rows, columns], and new
+    // float32 [num_rows, columns] and int32 [num_rows].
+    let (x, ids, out, ranks) = unsafe {
+        (
+            slice::<f32>(x, num_rows * vocab)?,
+            slice::<i32>(ids, num_rows * columns)?,
+            slice_mut::<f32>(out, num_rows * columns)?,
+            slice_mut::<i32>(ranks, num_rows)?,
+        )
+    };
+    run(py, 30 * num_rows * vocab, 0, || {
+        logits::selected_logprobs(level, x, vocab, ids, out, ranks)
+    })
+    .map_err(invalid)
+}
+
+#[pyfunction]
+fn cpu_set_num_threads(py: Python<'_>, n: usize) {
+    // Joins the old workers.
+    py.detach(|| pool::set_num_threads(n));
+}
+
+#[pyfunction]
+fn cpu_num_threads() -> usize {
+    pool::num_threads()
+}
+
+#[pyfunction]
+fn cpu_level() -> PyResult<&'static str> {
+    Ok(level()?.name())
+}
+
+#[pyfunction]
+fn cpu_levels() -> Vec<&'static str> {
+    Level::available().into_iter().map(Level::name).collect()
+}

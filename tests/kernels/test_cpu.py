@@ -1,0 +1,599 @@
+"""kernels/cpu.py against reference.py: every op and kind at odd shapes, at this process's level.
+
+The same file runs at the other levels in child processes (OCTAVO_CPU_LEVEL), since a process reads
+it once. Outputs are new memory, which torch fills with NaN here, so what is not written shows.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from octavo import _core
+from octavo.kernels import cpu, packed
+from octavo.kernels import reference as ref
+
+FLOATS = [torch.float32, torch.bfloat16, torch.float16]
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
+
+@pytest.fixture(autouse=True)
+def _nan_filled_memory() -> Iterator[None]:
+    torch.manual_seed(0)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+def close(got: torch.Tensor, want: torch.Tensor, tol: float | None = None) -> None:
+    """Within tol of the largest magnitude, elementwise."""
+    assert got.dtype == want.dtype
+    assert got.shape == want.shape
+    if not want.numel():
+        return
+    tol = TOLERANCE[want.dtype] if tol is None else tol
+    scale = want.float().abs().max().clamp(min=1e-6)
+    error = (got.float() - want.float()).abs().max() / scale
+    assert error <= tol, f"error {error:.2e}"
+
+
+def odd_address(t: torch.Tensor) -> torch.Tensor:
+    """The same values one element further than an aligned address."""
+    return torch.cat([t.new_zeros(1), t.reshape(-1)])[1:].view(t.shape)
+
+
+# ----------------------------------------------------------------------------------------- linear
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 5, 17, 64, 131])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_linear_plain(dtype: torch.dtype, rows: int) -> None:
+    for n, k in [(1, 1), (7, 33), (40, 64), (97, 300), (16, 1031)]:
+        w = torch.randn(n, k).to(dtype)
+        bias = torch.randn(n)
+        weight = cpu.prepare_linear(w)
+        assert torch.equal(weight.dequantize(), w.float())
+        for x_dtype, with_bias in itertools.product(FLOATS, [True, False]):
+            x = odd_address(torch.randn(rows, k).to(x_dtype))
+            b = bias if with_bias else None
+            got = cpu.linear(x, weight, b, out_dtype=torch.float32)
+            close(got, ref.linear(x, w, b, out_dtype=torch.float32), 2e-6 * k**0.5 + 1e-6)
+            close(cpu.linear(x, weight, b), ref.linear(x, w, b), 1e-5 + TOLERANCE[x_dtype])
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 4, 5, 17, 64, 131])
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
+def test_linear_quantized(kind: str, rows: int) -> None:
+    for n, k in [(1, 32), (9, 96), (40, 576), (97, 320)]:
+        q = packed.quantize(torch.randn(n, k) + 0.1, kind)
+        perm = torch.randperm(n)
+        q = packed.QuantTensor(odd_address(q.data), kind, (n, k), perm)
+        w, bias = q.dequantize(), torch.randn(n)
+        weight, exact = cpu.prepare_linear(q), cpu.prepare_linear(q, exact=True)
+        close(weight.dequantize(), w, 1e-3 if kind == "Q4_0" else 1e-6)
+        for dtype in FLOATS:
+            x = odd_address(torch.randn(rows, k).to(dtype))
+            want = ref.linear(x, w, bias, out_dtype=torch.float32)
+            close(cpu.linear(x, exact, bias, out_dtype=torch.float32), want, 1e-5)
+            got = cpu.linear(x, weight, bias, out_dtype=torch.float32)
+            assert got.isfinite().all()
+            if rows and n > 1:
+                # Rounding x to int8 per group of 32: about 0.5 % of the result's norm.
+                assert (got - want).norm() / want.norm() < 0.01
+            assert cpu.linear(x, weight, bias).dtype == dtype
+
+
+def test_linear_int8_mode_is_the_rounded_product() -> None:
+    """Where x is on the int8 grid already, the int8 mode is exact."""
+    q = packed.quantize(torch.randn(24, 64), "Q4_1")
+    x = torch.randint(-127, 128, (5, 64)).float()
+    x[:, ::32] = 127
+    close(cpu.linear(x, cpu.prepare_linear(q)), ref.linear(x, q.dequantize()), 1e-5)
+    q = packed.quantize(torch.randn(24, 64), "Q8_0")
+    close(cpu.linear(x, cpu.prepare_linear(q)), ref.linear(x, q.dequantize()), 1e-5)
+
+
+@pytest.mark.parametrize("extreme", [-128, 127])
+def test_linear_extreme_bytes(extreme: int) -> None:
+    """Every product at its largest: nothing saturates on the way."""
+    for n in (8, 16):
+        blocks = torch.full((n, 34), extreme, dtype=torch.int8).view(torch.uint8)
+        blocks[:, :2] = torch.ones(1, dtype=torch.float16).view(torch.uint8)
+        q = packed.QuantTensor(blocks.reshape(-1), "Q8_0", (n, 32))
+        for x in (torch.full((3, 32), 127.0), torch.full((3, 32), -127.0)):
+            close(cpu.linear(x, cpu.prepare_linear(q)), ref.linear(x, q.dequantize()), 1e-6)
+        blocks = torch.full((n, 20), 255, dtype=torch.uint8)
+        blocks[:, :4] = torch.ones(2, dtype=torch.float16).view(torch.uint8)
+        q = packed.QuantTensor(blocks.reshape(-1), "Q4_1", (n, 32))
+        for x in (torch.full((3, 32), 127.0), torch.full((3, 32), -127.0)):
+            close(cpu.linear(x, cpu.prepare_linear(q)), ref.linear(x, q.dequantize()), 1e-6)
+
+
+def test_linear_zero_and_tiny_activations() -> None:
+    weight = cpu.prepare_linear(packed.quantize(torch.randn(8, 32), "Q8_0"))
+    for value in (0.0, 1e-45, 1e-38):
+        assert cpu.linear(torch.full((2, 32), value), weight).abs().max() < 1e-30
+
+
+@pytest.mark.parametrize(
+    ("kind", "bound"),
+    [("Q4_K", 1e-3), ("Q5_0", 1e-6), ("Q5_1", 6e-3), ("Q5_K", 6e-3), ("Q6_K", 6e-3)],
+)
+def test_prepare_other_kinds(kind: str, bound: float) -> None:
+    n, k = 20, 512
+    elements, nbytes = packed.BLOCK_FORMATS[kind]
+    raw = torch.randint(0, 256, (n * k // elements, nbytes), dtype=torch.uint8)
+    for at in {"Q5_0": [0], "Q6_K": [208]}.get(kind, [0, 2]):
+        half = (torch.rand(raw.shape[0], 1) * 0.1 + 0.01).to(torch.float16)
+        raw[:, at : at + 2] = half.view(torch.uint8)
+    q = packed.QuantTensor(raw.reshape(-1), kind, (n, k), torch.randperm(n))
+    weight = cpu.prepare_linear(q)
+    want = q.dequantize()
+    assert (weight.dequantize() - want).norm() / want.norm() < bound
+    x = torch.randn(3, k)
+    y = ref.linear(x, want)
+    assert (cpu.linear(x, weight) - y).norm() / y.norm() < 0.015
+
+
+def test_prepare_stacked() -> None:
+    a, b = torch.randn(5, 64), torch.randn(14, 64)
+    x = torch.randn(3, 64)
+    q4, q8 = packed.quantize(a, "Q4_1"), packed.quantize(b, "Q8_0")
+    for parts in ([a, b], [q4, packed.quantize(b, "Q4_0")], [q4, q8], [a, q8], [a.bfloat16(), b]):
+        weight = cpu.prepare_linear(parts, exact=True)
+        dense = torch.cat([p if isinstance(p, torch.Tensor) else p.dequantize() for p in parts])
+        close(weight.dequantize(), dense.float(), 1e-2)
+        close(cpu.linear(x, weight), ref.linear(x, dense.float()), 1e-2)
+
+
+@pytest.mark.parametrize("level", _core.cpu_levels())
+def test_linear_at_every_level(level: str) -> None:
+    x = torch.randn(13, 160)
+    for kind in ("Q4_0", "Q4_1", "Q8_0"):
+        q = packed.quantize(torch.randn(41, 160), kind)
+        want = cpu.linear(x, cpu.prepare_linear(q))
+        close(cpu.linear(x, cpu.prepare_linear(q, level=level)), want, 1e-5)
+    for dtype in FLOATS:
+        w = torch.randn(41, 160).to(dtype)
+        close(cpu.linear(x, cpu.prepare_linear(w, level=level)), ref.linear(x, w), 1e-5)
+
+
+def test_results_do_not_depend_on_the_thread_count() -> None:
+    x, q = torch.randn(70, 320), packed.quantize(torch.randn(200, 320), "Q4_1")
+    weight, exact = cpu.prepare_linear(q), cpu.prepare_linear(q, exact=True)
+    args, kwargs = attention_case([1500, 700], [1, 40], 4, 2, 64, 16, torch.float32)
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            cpu.set_num_threads(threads)
+            assert cpu.num_threads() == threads
+            results.append(
+                (cpu.linear(x, weight), cpu.linear(x, exact), cpu.paged_attention(*args, **kwargs))
+            )
+    finally:
+        cpu.set_num_threads(0)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.randn(2, 31)}, r"x must be .*\(T, 32\)"),
+        ({"x": torch.randn(32)}, "x must be"),
+        ({"x": torch.randn(32, 2).T}, "not contiguous"),
+        ({"x": torch.randn(2, 32).double()}, "float64"),
+        ({"x": torch.randn(2, 32, device="meta")}, "meta"),
+        ({"bias": torch.randn(7)}, r"bias must be of shape \(8,\)"),
+        ({"out_dtype": torch.int32}, "out_dtype"),
+        ({"weight": packed.PackedLinear()}, "another device"),
+        ({"weight": torch.randn(8, 33)}, "weight must be"),
+    ],
+)
+def test_linear_refuses(change: dict[str, object], message: str) -> None:
+    args = {"x": torch.randn(2, 32), "weight": cpu.prepare_linear(torch.randn(8, 32)), **change}
+    with pytest.raises(ValueError, match=message):
+        cpu.linear(**args)  # type: ignore[arg-type]
+
+
+# -------------------------------------------------------------------------------------- embedding
+
+
+def test_embedding() -> None:
+    ids = torch.tensor([3, 0, 10, 3], dtype=torch.int32)
+    w = torch.randn(11, 64)
+    for dtype in FLOATS:
+        for weight in (w.to(dtype), cpu.prepare_linear(w.to(dtype))):
+            got = cpu.embedding(ids, weight, scale=3.0)
+            close(
+                got,
+                ref.embedding(ids, w.to(dtype), scale=3.0),
+                0 if dtype == torch.float32 else 1e-2,
+            )
+    for kind in ("Q4_0", "Q4_1", "Q8_0"):
+        q = packed.quantize(w, kind)
+        for dtype in FLOATS:
+            got = cpu.embedding(ids, cpu.prepare_linear(q), out_dtype=dtype)
+            close(got, ref.embedding(ids, q.dequantize(), out_dtype=dtype), 1e-3 + TOLERANCE[dtype])
+    assert cpu.embedding(ids[:0], cpu.prepare_linear(w)).shape == (0, 64)
+    for bad in (-1, 11):
+        for weight in (w, cpu.prepare_linear(w)):
+            with pytest.raises(ValueError, match="outside the vocabulary of 11"):
+                cpu.embedding(torch.tensor([bad], dtype=torch.int32), weight)
+    with pytest.raises(ValueError, match="int32"):
+        cpu.embedding(ids.long(), w)
+
+
+# ------------------------------------------------------------------------------- norms, activations
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("rows", "cols"), [(0, 8), (1, 1), (3, 40), (5, 576), (70, 1001)])
+def test_norms(dtype: torch.dtype, rows: int, cols: int) -> None:
+    x = odd_address(torch.randn(rows, cols).to(dtype) + 0.5)
+    residual = torch.randn(rows, cols).to(dtype)
+    for w_dtype in (torch.float32, dtype):
+        w, b = torch.randn(cols).to(w_dtype), torch.randn(cols).to(w_dtype)
+        for offset in (0.0, 1.0):
+            close(
+                cpu.rms_norm(x, w, 1e-5, weight_offset=offset),
+                ref.rms_norm(x, w, 1e-5, weight_offset=offset),
+            )
+        for bias in (b, None):
+            close(cpu.layer_norm(x, w, bias, 1e-3), ref.layer_norm(x, w, bias, 1e-3), 2e-2)
+        for op, args in [("rms_norm", (w, 1e-5)), ("layer_norm", (w, b, 1e-3))]:
+            got, new = getattr(cpu, op)(x, *args, residual=residual.clone())
+            want, want_new = getattr(ref, op)(x, *args, residual=residual.clone())
+            close(got, want, None if op == "rms_norm" else 2e-2)
+            assert torch.equal(new, want_new)
+
+
+def test_norms_refuse() -> None:
+    x, w = torch.randn(3, 8), torch.randn(8)
+    for bad in (
+        lambda: cpu.rms_norm(x.T, torch.randn(3), 1e-5),
+        lambda: cpu.rms_norm(x, w[:7], 1e-5),
+        lambda: cpu.rms_norm(x, w, 1e-5, residual=x[:2]),
+        lambda: cpu.rms_norm(x, w, 1e-5, residual=x.bfloat16()),
+        lambda: cpu.rms_norm(x, w, 1e-5, residual=x),
+        lambda: cpu.layer_norm(x, w, w[:4], 1e-5),
+    ):
+        with pytest.raises(ValueError, match=r"must|residual"):
+            bad()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_activations(dtype: torch.dtype) -> None:
+    for rows, cols in [(0, 4), (1, 1), (3, 20), (2, 20000), (40, 1536)]:
+        x = odd_address((torch.randn(rows, 2 * cols) * 4).to(dtype))
+        for kind in ("silu", "gelu", "gelu_tanh"):
+            close(cpu.gated_activation(x, kind), ref.gated_activation(x, kind))
+        for kind in ("silu", "gelu", "gelu_tanh", "gelu_new", "relu", "relu2"):
+            close(cpu.activation(x, kind), ref.activation(x, kind))
+    extremes = torch.tensor([[0.0, -0.0, 1e-30, -90, 90, -1e30, 1e30, 3e38]])
+    extremes = extremes.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max).to(dtype)
+    for kind in ("silu", "gelu", "gelu_tanh"):
+        got = cpu.activation(extremes, kind)
+        torch.testing.assert_close(got, ref.activation(extremes, kind), rtol=1e-2, atol=1e-5)
+    for bad in (
+        lambda: cpu.activation(x, "swish"),
+        lambda: cpu.gated_activation(x, "relu"),
+        lambda: cpu.gated_activation(x[:, :3].contiguous(), "silu"),
+        lambda: cpu.activation(x.T, "silu"),
+    ):
+        with pytest.raises(ValueError, match=r"unknown|must"):
+            bad()
+
+
+# -------------------------------------------------------------------------------------------- rope
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "rot"),
+    [
+        (9, 3, 64, 64),
+        (4, 4, 40, 40),
+        (8, 1, 80, 32),
+        (6, 2, 96, 96),
+        (4, 2, 128, 64),
+        (2, 1, 256, 256),
+        (1, 1, 6, 6),
+    ],
+)
+def test_rope(dtype: torch.dtype, heads: int, kv_heads: int, dim: int, rot: int) -> None:
+    angles = torch.outer(torch.arange(50.0), 1 / 1000 ** (torch.arange(0, rot, 2) / rot))
+    cos_sin = torch.cat([angles.cos(), angles.sin()], -1)
+    for tokens, block_size in [(0, 1), (1, 3), (5, 1), (70, 16)]:
+        num_blocks = 100 // block_size + 1
+        qkv = odd_address(torch.randn(tokens, (heads + 2 * kv_heads) * dim).to(dtype))
+        positions = torch.randint(0, 50, (tokens,), dtype=torch.int32)
+        slots = torch.randperm(100, dtype=torch.int32)[:tokens]
+        slots[::4] = -1
+        q_norm, k_norm = torch.randn(dim), torch.randn(dim)
+        for cache_dtype, norms, interleaved in [
+            (torch.float32, False, False),
+            (torch.bfloat16, True, False),
+            (torch.float16, False, True),
+        ]:
+            both = torch.full((num_blocks, 2, kv_heads, block_size, dim), 7.0, dtype=cache_dtype)
+            other = both.clone()
+            options = {
+                "num_heads": heads,
+                "num_kv_heads": kv_heads,
+                "head_dim": dim,
+                "q_norm": q_norm if norms else None,
+                "k_norm": k_norm if norms else None,
+                "eps": 1e-5,
+                "weight_offset": 1.0 if norms else 0.0,
+                "interleaved": interleaved,
+            }
+            # A cache whose blocks are apart: keys and values of a block side by side.
+            args = (qkv, positions, cos_sin, slots)
+            got = cpu.qk_norm_rope_store_kv(*args, both[:, 0], both[:, 1], **options)
+            want = ref.qk_norm_rope_store_kv(*args, other[:, 0], other[:, 1], **options)
+            close(got, want)
+            close(both, other, max(TOLERANCE[cache_dtype], 1e-5))
+            untouched = torch.ones(num_blocks * block_size, dtype=torch.bool)
+            untouched[slots[slots >= 0].long()] = False
+            rows = both.permute(0, 3, 1, 2, 4).reshape(num_blocks * block_size, -1)
+            assert (rows[untouched] == 7).all()
+
+
+def test_rope_refuses() -> None:
+    cache = torch.zeros(2, 1, 4, 8)
+    qkv, cos_sin = torch.randn(2, 24), torch.randn(5, 8)
+    at = torch.tensor([0, 1], dtype=torch.int32)
+    sizes = {"num_heads": 1, "num_kv_heads": 1, "head_dim": 8}
+
+    def call(**change: object) -> None:
+        args = {
+            "qkv": qkv,
+            "positions": at,
+            "cos_sin": cos_sin,
+            "slot_mapping": at,
+            "k_cache": cache,
+            "v_cache": cache.clone(),
+            **sizes,
+            **change,
+        }
+        cpu.qk_norm_rope_store_kv(**args)  # type: ignore[arg-type]
+
+    call()
+    for change, message in [
+        ({"positions": at + 4}, "position 5 is outside the table of 5"),
+        ({"positions": at - 1}, "position -1"),
+        ({"slot_mapping": at + 7}, "slot 8 is outside the cache of 8"),
+        ({"positions": at.long()}, "int32"),
+        ({"positions": at[:1]}, "positions must be"),
+        ({"num_heads": 2}, "qkv must be"),
+        ({"v_cache": torch.zeros(2, 1, 4, 7)}, "v_cache must be like"),
+        ({"k_cache": cache.transpose(1, 2)}, "v_cache must be like|k_cache must be"),
+        ({"cos_sin": cos_sin.double()}, "cos_sin must be"),
+        ({"cos_sin": torch.randn(5, 10)}, "not supported"),
+        ({"q_norm": torch.randn(7)}, "q_norm must be"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call(**change)
+
+
+# --------------------------------------------------------------------------------------- attention
+
+
+def attention_case(
+    seq_lens: list[int],
+    query_lens: list[int],
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    block_size: int,
+    dtype: torch.dtype,
+    cache_dtype: torch.dtype | None = None,
+    **options: object,
+) -> tuple[tuple[torch.Tensor, ...], dict[str, object]]:
+    """Arguments for requests in shuffled blocks; unused cache entries are NaN."""
+    need = [-(-n // block_size) for n in seq_lens]
+    num_blocks = sum(need) + 3
+    order = torch.randperm(num_blocks).tolist()
+    caches = torch.full((2, num_blocks, kv_heads, block_size, dim), float("nan"))
+    requests = len(seq_lens)
+    slots = torch.randperm(requests + 2, dtype=torch.int32)[:requests]
+    table = torch.full((requests + 2, max(need, default=0) + 1), -5, dtype=torch.int32)
+    for r, (length, blocks) in enumerate(zip(seq_lens, need, strict=True)):
+        for i in range(blocks):
+            table[slots[r], i] = order.pop()
+            used = min(block_size, length - i * block_size)
+            caches[:, table[slots[r], i], :, :used] = torch.randn(2, kv_heads, used, dim)
+    starts = torch.tensor([0, *itertools.accumulate(query_lens)], dtype=torch.int32)
+    caches = caches.to(cache_dtype or dtype)
+    q = odd_address(torch.randn(int(starts[-1]), heads, dim).to(dtype))
+    args = (
+        q,
+        caches[0],
+        caches[1],
+        table,
+        slots,
+        torch.tensor(seq_lens, dtype=torch.int32),
+        starts,
+    )
+    hints = {
+        "scale": dim**-0.5,
+        "num_decodes": sum(n == 1 for n in query_lens),
+        "max_query_len": max(query_lens, default=0),
+        "max_seq_len": max(seq_lens, default=0),
+    }
+    return args, {**hints, **options}
+
+
+def check_attention(*case: object, **options: object) -> None:
+    args, kwargs = attention_case(*case, **options)  # type: ignore[arg-type]
+    close(cpu.paged_attention(*args, **kwargs), ref.paged_attention(*args, **kwargs))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("dim", [40, 64, 80, 96, 128, 256])
+def test_attention_shapes(dim: int, dtype: torch.dtype) -> None:
+    for heads, kv_heads, block_size in [(9, 3, 16), (4, 4, 3), (8, 1, 1), (10, 2, 16)]:
+        check_attention(
+            [1, 70, 5, 130, 67], [1, 1, 5, 64, 3], heads, kv_heads, dim, block_size, dtype
+        )
+
+
+@pytest.mark.parametrize("cache_dtype", FLOATS)
+def test_attention_mixed_cache(cache_dtype: torch.dtype) -> None:
+    check_attention([33, 200], [1, 17], 6, 2, 64, 16, torch.float32, cache_dtype)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sliding_window": 1},
+        {"sliding_window": 7},
+        {"sliding_window": 100},
+        {"softcap": 0.5},
+        {"softcap": 30.0, "sliding_window": 65},
+        {"causal": False},
+        {"causal": False, "sliding_window": 20},
+        {"scale": 3.0},
+    ],
+)
+def test_attention_options(options: dict[str, object]) -> None:
+    check_attention([150, 131, 64, 20], [1, 131, 40, 2], 6, 2, 64, 16, torch.float32, **options)
+
+
+def test_attention_long_and_odd() -> None:
+    check_attention([2000, 513, 512, 1030], [1, 1, 1, 1], 6, 2, 64, 16, torch.float32)
+    check_attention([1300], [1], 4, 2, 40, 3, torch.float32, sliding_window=1100)
+    check_attention([700], [300], 32, 8, 64, 16, torch.float32)
+    check_attention([90], [90], 64, 1, 16, 8, torch.float32)
+    check_attention([9, 70], [1, 9], 2, 1, 7, 4, torch.float32)
+
+
+def test_attention_nothing_to_do() -> None:
+    check_attention([], [], 2, 1, 16, 4, torch.float32)
+    # A padded request: no rows, and a slot that is only a spare row of the table.
+    args, kwargs = attention_case([5], [5], 2, 1, 16, 4, torch.float32)
+    q, k, v, table, slots, seq_lens, starts = args
+    pad = torch.zeros(1, dtype=torch.int32)
+    args = (
+        torch.cat([q, q[:2]]),
+        k,
+        v,
+        table,
+        torch.cat([slots, pad + table.shape[0] - 1]),
+        torch.cat([seq_lens, pad]),
+        torch.cat([starts, starts[-1:]]),
+    )
+    close(cpu.paged_attention(*args, **kwargs)[:5], ref.paged_attention(*args, **kwargs)[:5])
+
+
+def test_attention_does_not_read_what_the_window_gave_back() -> None:
+    args, kwargs = attention_case([64, 60], [1, 5], 2, 1, 16, 4, torch.float32, sliding_window=9)
+    want = ref.paged_attention(*args, **kwargs)
+    _, k, v, table, slots, *_ = args
+    for r, first in enumerate([(64 - 9) // 4, (56 - 9) // 4]):
+        for i in range(first):
+            k[table[slots[r], i]] = v[table[slots[r], i]] = float("nan")
+            table[slots[r], i] = -1
+    close(cpu.paged_attention(*args, **kwargs), want)
+
+
+@pytest.mark.parametrize(
+    ("index", "value", "message"),
+    [
+        (3, lambda t: t + 1000, "block .* of"),
+        (3, lambda t: t.long(), "int32"),
+        (3, lambda t: t[:, :1].contiguous(), "outside the block table"),
+        (4, lambda t: t + 50, "outside the block table"),
+        (4, lambda t: -t - 1, "outside the block table"),
+        (5, lambda t: t + 10_000, "outside the block table"),
+        (5, lambda t: t * 0 + 2, "query rows"),
+        (6, lambda t: t + 1, "query rows"),
+        (6, lambda t: t[:-1], "query_start_loc must be"),
+        (0, lambda t: t[..., :8].contiguous(), "q must be"),
+        (0, lambda t: t.transpose(0, 1), "q must be"),
+        (1, lambda t: t[:, :, :, :8], "must be"),
+        (2, lambda t: t.bfloat16(), "v_cache must be like"),
+    ],
+)
+def test_attention_refuses(index: int, value: object, message: str) -> None:
+    args, kwargs = attention_case([30, 9], [1, 5], 4, 2, 16, 4, torch.float32)
+    changed = list(args)
+    changed[index] = value(args[index])  # type: ignore[operator]
+    with pytest.raises(ValueError, match=message):
+        cpu.paged_attention(*changed, **kwargs)
+
+
+# -------------------------------------------------------------------------------- moe and sampling
+
+
+def test_moe() -> None:
+    t, d, f, e = 13, 64, 32, 5
+    x, logits = torch.randn(t, d), torch.randn(t, e)
+    w13, w2 = torch.randn(e, 2 * f, d), torch.randn(e, d, f)
+    packed13 = [cpu.prepare_linear(w) for w in w13]
+    packed2 = [cpu.prepare_linear(w) for w in w2]
+    for renormalize in (False, True):
+        want = ref.moe(x, logits, w13, w2, 2, renormalize)
+        close(cpu.moe(x, logits, w13, w2, 2, renormalize), want)
+        close(cpu.moe(x, logits, packed13, packed2, 2, renormalize), want)
+
+
+def test_argmax_and_logprobs() -> None:
+    for rows, vocab in [(0, 5), (1, 1), (3, 63), (2, 49152), (9, 1000)]:
+        logits = torch.randn(rows, vocab) * 5
+        logits[:, vocab // 2] = logits.amax(-1) if rows else 0
+        assert torch.equal(cpu.argmax(logits), ref.argmax(logits))
+        ids = torch.randint(0, vocab, (rows, 4), dtype=torch.int32)
+        got, want = cpu.selected_logprobs(logits, ids), ref.selected_logprobs(logits, ids)
+        close(got[0], want[0])
+        assert torch.equal(got[1], want[1])
+    masked = torch.full((1, 40), float("-inf"))
+    masked[0, 17] = -3.0
+    assert cpu.argmax(masked).tolist() == [17]
+    assert cpu.selected_logprobs(masked, torch.tensor([[17]], dtype=torch.int32))[0].item() == 0
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        cpu.selected_logprobs(masked, torch.tensor([[40]], dtype=torch.int32))
+    with pytest.raises(ValueError, match="logits must be"):
+        cpu.argmax(masked.bfloat16())
+
+
+# ------------------------------------------------------------------------------------------ levels
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", [name for name in _core.cpu_levels() if name != cpu.level()])
+def test_whole_file_at_level(level: str) -> None:
+    if os.environ.get("OCTAVO_CPU_LEVEL"):
+        pytest.skip("already a child")
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
+        env={**os.environ, "OCTAVO_CPU_LEVEL": level},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-3000:]
+
+
+def test_unknown_level_is_refused() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", "from octavo.kernels import cpu; cpu.level()"],
+        env={**os.environ, "OCTAVO_CPU_LEVEL": "sse9"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "'sse9'" in run.stderr or '"sse9"' in run.stderr
+    assert "scalar" in run.stderr
