@@ -1,6 +1,5 @@
 //! The binding: the only module that names pyo3. Here text and checkpoint files; `engine.rs` has
-//! the engine, `cpu.rs` the CPU
-//! kernels.
+//! the engine, `cpu.rs` the CPU kernels.
 
 mod cpu;
 mod engine;
