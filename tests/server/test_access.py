@@ -102,6 +102,12 @@ def test_allowed_origins(start_server: StartServer) -> None:
     assert answer.status == 401
     assert answer.headers["access-control-allow-origin"] == "https://page.example"
     assert answer.headers["vary"] == "Origin"
+    assert answer.headers["access-control-expose-headers"] == "x-request-id, retry-after"
+    foreign = {**preflight, "Origin": "https://other.example"}
+    refused = server.request("OPTIONS", "/v1/chat/completions", headers=foreign)
+    assert refused.status == 400
+    assert "origin" in refused.error["message"]
+    assert "access-control-allow-origin" not in refused.headers
     answer = server.get("/v1/models", Origin="https://other.example", x_api_key="k")
     assert answer.status == 200
     assert "access-control-allow-origin" not in answer.headers
@@ -130,6 +136,8 @@ def test_request_ids(start_server: StartServer) -> None:
 
 def test_root_path(start_server: StartServer) -> None:
     # As behind a proxy that strips the prefix.
-    server = start_server(root_path="/api")
-    assert server.get("/v1/models").status == 200
-    assert server.get("/api/v1/models").status == 404
+    server = start_server(root_path="/api", api_key=("k",))
+    assert server.get("/v1/models", x_api_key="k").status == 200
+    assert server.get("/v1/models").status == 401
+    assert server.get("/health").status == 200
+    assert server.get("/api/v1/models", x_api_key="k").status == 404

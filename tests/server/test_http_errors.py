@@ -233,7 +233,7 @@ def test_unknown_routes_and_methods(server: RunningServer) -> None:
         assert answer.error["type"] == "invalid_request_error"
     for method, path, allow in (
         ("GET", COMPLETION, "POST"),
-        ("DELETE", "/v1/models", "GET"),
+        ("DELETE", "/v1/models", "GET, HEAD"),
         ("OPTIONS", CHAT, "POST"),
     ):
         answer = server.request(method, path)

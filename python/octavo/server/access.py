@@ -1,4 +1,4 @@
-"""Access: who may call. API keys, the Host header, and other origins' web pages."""
+"""Access: who may call. API keys and the Host header."""
 
 from __future__ import annotations
 
@@ -8,26 +8,25 @@ import ipaddress
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
 from octavo.errors import AuthenticationError, ForbiddenHostError
 
 if TYPE_CHECKING:
     from octavo.server.config import ServerConfig
-    from octavo.server.exchange import Exchange
 
 # Orchestrators ask these without a key; they tell nothing but the server's health.
 OPEN_PATHS: Final = frozenset({"/health", "/ready", "/ping"})
 
-_METHODS: Final = b"GET, POST, OPTIONS"
-_PREFLIGHT_AGE_S: Final = b"600"
-
 
 class Access:
-    """The checks of one server, made once from its flags."""
+    """Lets a request through to ``app``, or raises. Made once from the server's flags."""
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
+        self._app = app
         self._keys = [_digest(key.encode()) for key in config.api_key]
         self._open_paths = OPEN_PATHS | (set() if config.metrics_need_key else {"/metrics"})
-        self._origins = frozenset(config.allowed_origins)
         # Without a key, being on loopback is all that protects the server: a web page that points
         # its own host name at 127.0.0.1 must not pass for a local program.
         self._checks_host = (
@@ -35,72 +34,32 @@ class Access:
         )
         self._hosts = {host.lower() for host in (config.host, *config.allowed_hosts)}
 
-    def check(self, exchange: Exchange) -> None:
-        """Let a request pass, or not.
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check the head, then hand on.
 
         Raises:
             ForbiddenHostError, AuthenticationError.
         """
+        headers = Headers(scope=scope)
         if self._checks_host:
-            self._check_host(exchange.header(b"host"))
-        if self._keys and exchange.path not in self._open_paths:
-            self._check_key(exchange)
+            self._check_host(headers.get("host"))
+        if self._keys and _route_path(scope) not in self._open_paths:
+            self._check_key(headers)
+        await self._app(scope, receive, send)
 
-    def allow_origin(self, exchange: Exchange) -> bytes | None:
-        """Put the CORS headers of an allowed origin into the answer's head.
-
-        Returns:
-            The origin, None if there is none or it is not allowed.
-        """
-        if not self._origins:
-            return None
-        # Caches must not hand one origin's answer to another.
-        exchange.headers.append((b"vary", b"Origin"))
-        origin = exchange.header(b"origin")
-        if origin is None:
-            return None
-        if "*" in self._origins:
-            # Keys travel in a header of the page's own making: no credentials mode is needed.
-            origin = b"*"
-        elif origin.decode("latin-1") not in self._origins:
-            return None
-        exchange.headers.append((b"access-control-allow-origin", origin))
-        exchange.headers.append((b"access-control-expose-headers", b"x-request-id, retry-after"))
-        return origin
-
-    @staticmethod
-    def is_preflight(exchange: Exchange) -> bool:
-        """Whether a browser asks for leave to send the real request."""
-        return (
-            exchange.method == "OPTIONS"
-            and exchange.header(b"access-control-request-method") is not None
-        )
-
-    @staticmethod
-    async def answer_preflight(exchange: Exchange) -> None:
-        """Give leave to an allowed origin."""
-        headers = [
-            (b"access-control-allow-methods", _METHODS),
-            (b"access-control-max-age", _PREFLIGHT_AGE_S),
-        ]
-        wanted = exchange.header(b"access-control-request-headers")
-        if wanted is not None:
-            headers.append((b"access-control-allow-headers", wanted))
-        await exchange.respond(b"", content_type=b"text/plain", headers=headers)
-
-    def _check_host(self, header: bytes | None) -> None:
+    def _check_host(self, header: str | None) -> None:
         # HTTP/1.0 clients send none; browsers always do.
         if header is None:
             return
-        name = _host_name(header.decode("latin-1")).lower()
+        name = _host_name(header).lower()
         if name not in self._hosts and not is_loopback_name(name):
             raise ForbiddenHostError(
                 "the Host header does not name this machine: the server listens on loopback "
                 "without an API key; see --api-key and --allowed-hosts"
             )
 
-    def _check_key(self, exchange: Exchange) -> None:
-        given = list(_given_keys(exchange))
+    def _check_key(self, headers: Headers) -> None:
+        given = list(_given_keys(headers))
         if not given:
             raise AuthenticationError(
                 "no API key: send it as 'Authorization: Bearer KEY' or as 'x-api-key: KEY'"
@@ -115,15 +74,18 @@ class Access:
             raise AuthenticationError("the API key is wrong")
 
 
-def _given_keys(exchange: Exchange) -> Iterable[bytes]:
-    authorization = exchange.header(b"authorization")
-    if authorization is not None:
-        scheme, _, key = authorization.partition(b" ")
-        if scheme.lower() == b"bearer" and key.strip():
-            yield key.strip()
-    key_header = exchange.header(b"x-api-key")
-    if key_header:
-        yield key_header
+def _route_path(scope: Scope) -> str:
+    """The path without the prefix that a proxy has stripped and the server put back."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+def _given_keys(headers: Headers) -> Iterable[bytes]:
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and key.strip():
+        yield key.strip().encode("latin-1")
+    if key_header := headers.get("x-api-key"):
+        yield key_header.encode("latin-1")
 
 
 def _digest(key: bytes) -> bytes:

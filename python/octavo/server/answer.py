@@ -7,8 +7,9 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from starlette.requests import ClientDisconnect
+
 from octavo.errors import RequestTooLongError, UnsupportedParameterError, error_body
-from octavo.server.exchange import ClientGoneError
 from octavo.server.generation import Generation
 from octavo.server.usage import Usage
 from octavo.server.wire import DONE, add_timings, sse_event
@@ -70,7 +71,7 @@ async def answer(
 
     Raises:
         OctavoError, InvalidParameterError: nothing has been written yet.
-        ClientGoneError: there is nobody to write to; the samples are aborted.
+        ClientDisconnect: there is nobody to write to; the samples are aborted.
     """
     request = wire.request
     engine = state.engine_for_work()
@@ -111,7 +112,7 @@ async def _stream(exchange: Exchange, generation: Generation, wire: Wire) -> Non
     Raises:
         OctavoError: the generation failed before anything was written. Later failures are written
             into the stream.
-        ClientGoneError: there is nobody to write to.
+        ClientDisconnect: there is nobody to write to.
     """
     tally = Usage(wire.request.n)
     silence = Silence(generation)
@@ -127,9 +128,9 @@ async def _stream(exchange: Exchange, generation: Generation, wire: Wire) -> Non
         return True
 
     try:
-        while generation.is_open or exchange.status is None:
+        while generation.is_open or not exchange.is_answered:
             news = await generation.news()
-            if exchange.status is None:
+            if not exchange.is_answered:
                 _raise_early_failure(generation, news)
                 await exchange.start_stream()
                 silence.written()
@@ -146,10 +147,10 @@ async def _stream(exchange: Exchange, generation: Generation, wire: Wire) -> Non
             silence.written()
         end = wire.usage_event(tally) if wire.request.include_usage else b""
         await exchange.end_stream(end + DONE)
-    except (ClientGoneError, asyncio.CancelledError):
+    except (ClientDisconnect, asyncio.CancelledError):
         raise
     except Exception as error:
-        if exchange.status is None:
+        if not exchange.is_answered:
             raise
         logger.exception("request %s failed in its stream", exchange.request_id)
         await exchange.end_stream(sse_event(error_body(error, exchange.request_id)) + DONE)

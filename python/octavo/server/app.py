@@ -1,61 +1,44 @@
-"""App: the routes, and the way of every request through access, handler and errors."""
+"""App: what every request passes on its way to a handler: id, CORS, errors, access, routing.
+
+The layers are Starlette's where it has them, all of them plain ASGI. None wraps the stream of an
+answer's body in anything but a call: tokens leave at the rate they come.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Router
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.errors import (
     BadRequestError,
-    DrainingError,
-    LoadingError,
     MethodNotAllowedError,
     OctavoError,
-    QueueFullError,
-    RequestTooLongError,
     RouteNotFoundError,
+    error_body,
     error_kind,
 )
 from octavo.sampling_params import InvalidParameterError
-from octavo.server import health, models
+from octavo.server import limits
 from octavo.server.access import Access
-from octavo.server.chat import chat_completions
-from octavo.server.completions import completions
-from octavo.server.exchange import ClientGoneError, Exchange, Receive, Scope, Send
-from octavo.server.metrics import metrics
+from octavo.server.exchange import JsonResponse
+from octavo.server.routes import make_routes
 from octavo.server.state import ServerState
-from octavo.server.tokenize import detokenize, tokenize
 
 logger = logging.getLogger("octavo.server")
 
-Handler = Callable[[ServerState, Exchange], Awaitable[None]]
-
-ROUTES: Final[Mapping[str, Mapping[str, Handler]]] = {
-    "/v1/chat/completions": {"POST": chat_completions},
-    "/v1/completions": {"POST": completions},
-    "/v1/models": {"GET": models.list_models},
-    "/tokenize": {"POST": tokenize},
-    "/detokenize": {"POST": detokenize},
-    "/health": {"GET": health.health},
-    "/ready": {"GET": health.ready},
-    # SageMaker's name for it, by either method.
-    "/ping": {"GET": health.health, "POST": health.health},
-    "/version": {"GET": health.version},
-    "/load": {"GET": health.load},
-    "/metrics": {"GET": metrics},
-}
-# Paths whose rest is a parameter.
-PREFIX_ROUTES: Final[Mapping[str, Mapping[str, Handler]]] = {
-    "/v1/models/": {"GET": models.get_model},
-}
-
-# The routes whose refusals are counted: a probe of a loading server is none.
-_ADMITTING: Final = frozenset({"/v1/chat/completions", "/v1/completions"})
-# Refusals that an operator counts: the server's state, not the client's mistake.
-_COUNTED: Final = (QueueFullError, DrainingError, LoadingError, RequestTooLongError)
+REQUEST_ID: Final = "x-request-id"
+_PREFLIGHT_AGE_S: Final = 600
 
 
 class App:
@@ -63,74 +46,104 @@ class App:
 
     def __init__(self, state: ServerState) -> None:
         self.state = state
-        self._access = Access(state.config)
         self._logs_requests = state.config.enable_log_requests
+        # A path with a slash too many is a mistake; a redirect would hide it from a POST's sender.
+        app: ASGIApp = Router(make_routes(state), redirect_slashes=False)
+        app = Access(app, state.config)
+        app = ExceptionMiddleware(app, {HTTPException: _answer_error, Exception: _answer_error})
+        if state.config.allowed_origins:
+            app = Cors(
+                app,
+                allow_origins=state.config.allowed_origins,
+                allow_methods=("GET", "POST"),
+                # Keys travel in headers of the page's own making, clients add some of their own.
+                allow_headers=("*",),
+                expose_headers=("x-request-id", "retry-after"),
+                max_age=_PREFLIGHT_AGE_S,
+            )
+        self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise RuntimeError(f"ASGI scope {scope['type']!r} is not served")
         began = time.monotonic()
-        exchange = Exchange(scope, receive, send)
-        try:
-            await self._handle(exchange)
-        except ClientGoneError:
-            # Whatever ran for it has been aborted; there is nobody to tell.
-            exchange.status = exchange.status or 499
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            await self._answer_error(exchange, error)
+        request_id = _request_id(Headers(scope=scope).get(REQUEST_ID))
+        id_header = (REQUEST_ID.encode(), request_id.encode())
+        # Nobody was answered: what a proxy would log for a client that closed its connection.
+        status = 499
+
+        # Not a coroutine of its own: it is called for every chunk of a stream.
+        def send_with_id(message: Message) -> object:
+            if message["type"] == "http.response.start":
+                nonlocal status
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), id_header]
+            return send(message)
+
+        # Starlette's routes answer unknown paths themselves unless they know of an application.
+        scope["app"] = self
+        scope.setdefault("state", {})["request_id"] = request_id
+        await self._app(scope, receive, send_with_id)  # type: ignore[arg-type]
         if self._logs_requests:
             logger.info(
                 "%s %s %s %.1f ms %s",
-                exchange.method,
-                exchange.path,
-                exchange.status,
+                scope["method"],
+                scope["path"],
+                status,
                 (time.monotonic() - began) * 1000,
-                exchange.request_id,
+                request_id,
             )
 
-    async def _handle(self, exchange: Exchange) -> None:
-        origin = self._access.allow_origin(exchange)
-        if origin is not None and self._access.is_preflight(exchange):
-            await self._access.answer_preflight(exchange)
-            return
-        self._access.check(exchange)
-        handler = _find_handler(exchange)
-        await handler(self.state, exchange)
 
-    async def _answer_error(self, exchange: Exchange, error: Exception) -> None:
-        if isinstance(error, _COUNTED) and exchange.path in _ADMITTING:
-            self.state.rejections[error_kind(error).code or "other"] += 1
-        expected = isinstance(error, OctavoError | InvalidParameterError)
-        if not expected:
-            logger.error("request %s failed", exchange.request_id, exc_info=error)
-        elif isinstance(error, BadRequestError) and error.__cause__ is not None:
-            # A template that meets data it was not written for may need its operator's eye.
-            logger.warning("request %s: %s: %r", exchange.request_id, error, error.__cause__)
-        if exchange.status is None:
-            await exchange.respond_error(error)
-        elif not expected:
-            raise error
+class Cors(CORSMiddleware):
+    """Starlette's, with refusals in the shape of every other error."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Give leave, or say why not."""
+        response = super().preflight_response(request_headers)
+        if response.status_code == 200:
+            return response
+        error = BadRequestError(f"{bytes(response.body).decode()}; see --allowed-origins")
+        answer = JsonResponse(error_body(error), response.status_code)
+        answer.headers["vary"] = response.headers["vary"]
+        return answer
 
 
-def _find_handler(exchange: Exchange) -> Handler:
-    """The route's handler. HEAD is GET; the protocol leaves the body out.
+async def _answer_error(request: Request, error: Exception) -> Response:
+    """The error's answer, by the table in errors.py."""
+    request_id: str = request.scope["state"]["request_id"]
+    if isinstance(error, HTTPException):
+        error = _routing_error(request, error)
+    if not isinstance(error, OctavoError | InvalidParameterError):
+        logger.error("request %s failed", request_id, exc_info=error)
+    elif isinstance(error, BadRequestError) and error.__cause__ is not None:
+        # A template that meets data it was not written for may need its operator's eye.
+        logger.warning("request %s: %s: %r", request_id, error, error.__cause__)
+    kind = error_kind(error)
+    response = JsonResponse(error_body(error, request_id), kind.status, kind.headers)
+    if isinstance(error, MethodNotAllowedError):
+        response.headers["allow"] = error.allowed
+    return response
 
-    Raises:
-        RouteNotFoundError, MethodNotAllowedError.
-    """
-    methods = ROUTES.get(exchange.path)
-    if methods is None:
-        for prefix, candidates in PREFIX_ROUTES.items():
-            if exchange.path.startswith(prefix) and exchange.path != prefix:
-                methods = candidates
-    if methods is None:
-        raise RouteNotFoundError(f"no route {exchange.method} {exchange.path[:200]}")
-    method = "GET" if exchange.method == "HEAD" else exchange.method
-    handler = methods.get(method)
-    if handler is None:
-        raise MethodNotAllowedError(
-            f"{exchange.method[:20]} is not allowed here", ", ".join(methods)
-        )
-    return handler
+
+def _routing_error(request: Request, error: HTTPException) -> Exception:
+    """What Starlette's routes raise, in our own words."""
+    method, path = request.method[:20], request.scope["path"][:200]
+    if error.status_code == 404:
+        return RouteNotFoundError(f"no route {method} {path}")
+    if error.status_code == 405:
+        allowed = sorted((error.headers or {}).get("Allow", "").split(", "))
+        return MethodNotAllowedError(f"{method} is not allowed here", ", ".join(allowed))
+    return error
+
+
+def _request_id(given: str | None) -> str:
+    """The client's own id where it is fit to be a header again, else a new one."""
+    if (
+        given
+        and len(given) <= limits.MAX_REQUEST_ID_CHARS
+        and given.isascii()
+        and given.isprintable()
+    ):
+        return given
+    return secrets.token_hex(16)

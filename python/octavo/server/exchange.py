@@ -1,79 +1,54 @@
-"""Exchange: one HTTP request and its answer, over bare ASGI.
+"""Exchange: one HTTP request and its answer.
 
-Streams write tens of thousands of small chunks a second, so there is no layer between a handler
-and the protocol's ``send``: what every answer carries (request id, CORS) is put into its head here.
+Starlette's request, with a body that is bounded in size and in time; its responses for whole
+answers. Streams write tens of thousands of small chunks a second, so nothing is between them and
+the protocol.
 """
 
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
-from octavo.errors import (
-    BadRequestError,
-    BodyTimeoutError,
-    ContentTypeError,
-    MethodNotAllowedError,
-    error_body,
-    error_kind,
-)
+from octavo.errors import BadRequestError, BodyTimeoutError, ContentTypeError
 from octavo.server import limits
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Headers = Iterable[tuple[bytes, bytes]]
-
-JSON: Final = b"application/json"
+JSON: Final = "application/json"
 
 
-class ClientGoneError(Exception):
-    """The client has closed its connection: there is nobody to answer."""
+class JsonResponse(Response):
+    """A whole answer of JSON."""
+
+    media_type = JSON
+
+    def __init__(
+        self, content: Any, status_code: int = 200, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(content, status_code, headers)
+
+    def render(self, content: Any) -> bytes:
+        """The body's bytes."""
+        return orjson.dumps(content)
 
 
-class Exchange:
-    """A request's head and body, and the one answer to it.
+class Exchange(Request):
+    """A request, and the one answer to it.
 
-    ``receive`` and ``send`` are ASGI's. ``status`` is the answer's, None until it has begun.
+    ``is_answered``: whether an answer has begun. ``request_id``: as in the header X-Request-Id.
     """
 
-    __slots__ = (
-        "_send",
-        "_write_chunk",
-        "headers",
-        "method",
-        "path",
-        "receive",
-        "request_id",
-        "scope",
-        "status",
-    )
-
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.scope = scope
-        self.receive = receive
-        self._send = send
+        super().__init__(scope, receive, send)
         # Our own protocol's short cut; under another ASGI server there is none.
         self._write_chunk: Callable[[bytes], bool] | None = scope.get("octavo.write_chunk")
-        self.method: str = scope["method"]
-        path: str = scope["path"]
-        root_path: str = scope.get("root_path", "")
-        self.path = path[len(root_path) :] if root_path and path.startswith(root_path) else path
-        self.status: int | None = None
-        self.request_id = _request_id(self.header(b"x-request-id"))
-        self.headers: list[tuple[bytes, bytes]] = [(b"x-request-id", self.request_id.encode())]
-
-    def header(self, name: bytes) -> bytes | None:
-        """The first header of this lower-case name."""
-        for key, value in self.scope["headers"]:
-            if key == name:
-                found: bytes = value
-                return found
-        return None
+        self.is_answered = False
+        self.request_id: str = scope["state"]["request_id"]
 
     # ------------------------------------------------------------------ the request
 
@@ -82,10 +57,10 @@ class Exchange:
 
         Raises:
             ContentTypeError, BodyTooLargeError, BodyTimeoutError, BadRequestError: bad requests.
-            ClientGoneError: the client went away in the middle.
+            ClientDisconnect: the client went away in the middle.
         """
-        content_type = self.header(b"content-type") or b""
-        if content_type.partition(b";")[0].strip().lower() != JSON:
+        content_type = self.headers.get("content-type", "")
+        if content_type.partition(";")[0].strip().lower() != JSON:
             raise ContentTypeError("the request's Content-Type must be application/json")
         body = await self._read_body()
         try:
@@ -97,74 +72,40 @@ class Exchange:
         return value
 
     async def _read_body(self) -> bytes:
-        length = self.header(b"content-length")
-        if length is not None and length.isdigit():
+        length = self.headers.get("content-length", "")
+        if length.isascii() and length.isdigit():
             limits.check_body_size(int(length))
-        first = await self._receive_body()
-        if not first.get("more_body"):
-            return bytes(first.get("body", b""))
-        body = bytearray(first.get("body", b""))
+        body = bytearray()
+        loop = asyncio.get_running_loop()
         try:
-            more = True
-            while more:
-                async with asyncio.timeout(limits.MAX_BODY_SILENCE_S):
-                    message = await self._receive_body()
-                body += message.get("body", b"")
-                limits.check_body_size(len(body))
-                more = message.get("more_body", False)
+            async with asyncio.timeout(limits.MAX_BODY_SILENCE_S) as silence:
+                async for part in self.stream():
+                    body += part
+                    limits.check_body_size(len(body))
+                    silence.reschedule(loop.time() + limits.MAX_BODY_SILENCE_S)
         except TimeoutError:
             raise BodyTimeoutError("the request body did not arrive in time") from None
         return bytes(body)
 
-    async def _receive_body(self) -> MutableMapping[str, Any]:
-        message = await self.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGoneError
-        return message
-
     # ------------------------------------------------------------------- the answer
 
-    async def respond(
-        self,
-        body: bytes,
-        *,
-        status: int = 200,
-        content_type: bytes = JSON,
-        headers: Headers = (),
-    ) -> None:
+    async def respond(self, response: Response) -> None:
         """A whole answer."""
-        self.status = status
-        head = [
-            (b"content-type", content_type),
-            (b"content-length", b"%d" % len(body)),
-            *headers,
-            *self.headers,
-        ]
-        await self._send({"type": "http.response.start", "status": status, "headers": head})
-        await self._send({"type": "http.response.body", "body": body})
+        self.is_answered = True
+        await response(self.scope, self._receive, self._send)
 
-    async def respond_json(self, value: Any, *, status: int = 200) -> None:
+    async def respond_json(self, value: Any) -> None:
         """A whole answer of JSON."""
-        await self.respond(orjson.dumps(value), status=status)
-
-    async def respond_error(self, error: BaseException) -> None:
-        """The error's answer, by the table in errors.py."""
-        kind = error_kind(error)
-        headers = [(key.lower().encode(), value.encode()) for key, value in kind.headers.items()]
-        if isinstance(error, MethodNotAllowedError):
-            headers.append((b"allow", error.allowed.encode()))
-        body = orjson.dumps(error_body(error, self.request_id))
-        await self.respond(body, status=kind.status, headers=headers)
+        await self.respond(JsonResponse(value))
 
     async def start_stream(self) -> None:
         """Begin an answer of server-sent events."""
-        self.status = 200
+        self.is_answered = True
         head = [
             (b"content-type", b"text/event-stream; charset=utf-8"),
             (b"cache-control", b"no-cache"),
             # nginx would hold chunks back until it has a buffer full.
             (b"x-accel-buffering", b"no"),
-            *self.headers,
         ]
         await self._send({"type": "http.response.start", "status": 200, "headers": head})
 
@@ -187,12 +128,3 @@ class Exchange:
     async def end_stream(self, data: bytes = b"") -> None:
         """The stream's last part."""
         await self._send({"type": "http.response.body", "body": data})
-
-
-def _request_id(header: bytes | None) -> str:
-    """The client's own id where it is fit to be a header again, else a new one."""
-    if header is not None and 0 < len(header) <= limits.MAX_REQUEST_ID_CHARS:
-        text = header.decode("latin-1")
-        if text.isascii() and text.isprintable():
-            return text
-    return secrets.token_hex(16)

@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
 from octavo.errors import DrainingError, EngineDeadError, GenerationError
-from octavo.server.exchange import ClientGoneError, Receive
 
 if TYPE_CHECKING:
     from octavo._core import Delta, SseTemplate
@@ -22,7 +24,7 @@ class Generation:
 
     A context manager: leaving it, by whatever way, leaves nothing in the engine. The client is
     watched while it is open: its disconnect aborts the samples at once and ends every wait with
-    ClientGoneError.
+    ClientDisconnect.
     """
 
     def __init__(self, state: ServerState, engine: AsyncEngine, receive: Receive) -> None:
@@ -109,7 +111,7 @@ class Generation:
         """What happened since the last call, at least one Delta unless ``nudge`` was called.
 
         Raises:
-            ClientGoneError: the client has closed its connection.
+            ClientDisconnect: the client has closed its connection.
             EngineDeadError: nothing more will come.
         """
         if not self._news and self._error is None:
@@ -174,5 +176,5 @@ class Generation:
         """Wait for the client's disconnect: the body is read, nothing else can come."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self.fail(ClientGoneError())
+        self.fail(ClientDisconnect())
         self._abort()

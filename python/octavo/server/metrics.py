@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from starlette.responses import Response
+
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.core import Metric
@@ -173,4 +175,4 @@ async def metrics(state: ServerState, exchange: Exchange) -> None:
     from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
     body = generate_latest(make_registry(state))
-    await exchange.respond(body, content_type=CONTENT_TYPE_LATEST.encode())
+    await exchange.respond(Response(body, headers={"content-type": CONTENT_TYPE_LATEST}))

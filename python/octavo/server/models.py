@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 if TYPE_CHECKING:
     from octavo.server.exchange import Exchange
@@ -32,5 +31,5 @@ async def list_models(state: ServerState, exchange: Exchange) -> None:
 
 async def get_model(state: ServerState, exchange: Exchange) -> None:
     """One of them; names may hold slashes."""
-    name = unquote(exchange.path.removeprefix("/v1/models/"))
+    name = exchange.path_params["name"]
     await exchange.respond_json(_model_object(state, state.model_name(name)))

@@ -1,0 +1,86 @@
+"""Routes: which handler answers which path, by which methods."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final, NamedTuple
+
+from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
+
+from octavo.errors import (
+    DrainingError,
+    LoadingError,
+    QueueFullError,
+    RequestTooLongError,
+    error_kind,
+)
+from octavo.server import health, models
+from octavo.server.chat import chat_completions
+from octavo.server.completions import completions
+from octavo.server.exchange import Exchange
+from octavo.server.metrics import metrics
+from octavo.server.state import ServerState
+from octavo.server.tokenize import detokenize, tokenize
+
+Handler = Callable[[ServerState, Exchange], Awaitable[None]]
+
+
+class Entry(NamedTuple):
+    """One row of the table. ``admits``: its requests queue for the engine."""
+
+    path: str
+    methods: tuple[str, ...]
+    handler: Handler
+    admits: bool = False
+
+
+# The most used first: they are tried in this order.
+ROUTES: Final = (
+    Entry("/v1/chat/completions", ("POST",), chat_completions, admits=True),
+    Entry("/v1/completions", ("POST",), completions, admits=True),
+    Entry("/v1/models", ("GET",), models.list_models),
+    # Names may hold slashes.
+    Entry("/v1/models/{name:path}", ("GET",), models.get_model),
+    Entry("/tokenize", ("POST",), tokenize),
+    Entry("/detokenize", ("POST",), detokenize),
+    Entry("/health", ("GET",), health.health),
+    Entry("/ready", ("GET",), health.ready),
+    # SageMaker's name for it, by either method.
+    Entry("/ping", ("GET", "POST"), health.health),
+    Entry("/version", ("GET",), health.version),
+    Entry("/load", ("GET",), health.load),
+    Entry("/metrics", ("GET",), metrics),
+)
+
+# Refusals that an operator counts: the server's state, not the client's mistake.
+_COUNTED: Final = (QueueFullError, DrainingError, LoadingError, RequestTooLongError)
+
+
+class Endpoint:
+    """A handler as an ASGI application. Its refusals are counted where its requests queue: a probe
+    of a loading server is none."""
+
+    def __init__(self, state: ServerState, entry: Entry) -> None:
+        self._state = state
+        self._handler = entry.handler
+        self._admits = entry.admits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._handler(self._state, Exchange(scope, receive, send))
+        except ClientDisconnect:
+            # Whatever ran for it has been aborted; there is nobody to tell.
+            return
+        except _COUNTED as error:
+            if self._admits:
+                self._state.rejections[error_kind(error).code or "other"] += 1
+            raise
+
+
+def make_routes(state: ServerState) -> list[BaseRoute]:
+    """The table as Starlette's routes. A GET route answers HEAD too."""
+    return [
+        Route(entry.path, Endpoint(state, entry), methods=list(entry.methods)) for entry in ROUTES
+    ]
