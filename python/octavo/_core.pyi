@@ -31,7 +31,7 @@ class Staging:
     it (token_stride == req_stride == bucket); other steps, or without buckets, are not padded.
     """
 
-    def __init__(self, buffer: Any, token_buckets: Sequence[int] = ()) -> None: ...
+    def __new__(cls, buffer: Any, token_buckets: Sequence[int] = ()) -> Self: ...
     @staticmethod
     def required_len(
         max_num_batched_tokens: int, max_num_seqs: int, max_model_len: int, block_size: int
@@ -79,9 +79,9 @@ class SseTemplate:
     is sent once before the first chunk (the role chunk), ``last`` after the final one.
     """
 
-    def __init__(
-        self, parts: tuple[bytes, bytes, bytes, bytes], first: bytes = b"", last: bytes = b""
-    ) -> None: ...
+    def __new__(
+        cls, parts: tuple[bytes, bytes, bytes, bytes], first: bytes = b"", last: bytes = b""
+    ) -> Self: ...
 
 @final
 class Delta:
@@ -136,8 +136,8 @@ class EngineCore:
     Every verb's cost is in the Rust module docs. A broken invariant fails the request it concerns.
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *,
         num_blocks: int,
         block_size: int,
@@ -149,7 +149,7 @@ class EngineCore:
         policy: Literal["fcfs", "priority"] = "fcfs",
         stream_interval: int = 1,
         tokenizer: Tokenizer | None = None,
-    ) -> None: ...
+    ) -> Self: ...
     @property
     def outbox(self) -> Outbox: ...
     @property

@@ -92,7 +92,8 @@ mod tests {
         let mut b = BlockTable::with_capacity(pool.clone(), 2);
         b.share(&a.block_ids()[..1]);
         drop(a);
-        assert_eq!((pool.lock().ref_count(0), pool.lock().num_free()), (1, 1));
+        assert_eq!(pool.lock().ref_count(0), 1);
+        assert_eq!(pool.lock().num_free(), 1);
         drop(b);
         assert_eq!(pool.lock().num_free(), 2);
     }

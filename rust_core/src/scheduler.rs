@@ -29,8 +29,10 @@
 //! | end, abort, preempt | O(b + log w), and moving up to r small entries |
 
 mod admission;
+mod config;
 mod groups;
 mod integrity;
+mod planning;
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -38,87 +40,13 @@ use std::sync::Arc;
 
 use slab::Slab;
 
-use crate::batch::{Entry, ON_DEVICE, Plan, StagingLimits};
+use crate::batch::{Entry, Plan, StagingLimits};
 use crate::block_pool::{BlockId, SharedPool};
 use crate::error::{Error, Result};
 use crate::prefix_cache::BlockHasher;
 use crate::request::{NO_GROUP, NO_SLOT, Prompt, Rank, Request, RequestStatus, Seat, Slot};
+pub use config::{Policy, SchedulerConfig};
 use groups::Group;
-
-/// Who is admitted first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Policy {
-    /// By arrival.
-    #[default]
-    Fcfs,
-    /// Lower priority values first, then by arrival.
-    Priority,
-}
-
-/// The scheduler's fixed settings.
-#[derive(Debug, Clone)]
-pub struct SchedulerConfig {
-    /// KV blocks in the pool.
-    pub num_blocks: usize,
-    /// Tokens of a block.
-    pub block_size: usize,
-    /// Most requests admitted at a time.
-    pub max_num_seqs: usize,
-    /// Most query tokens of a step.
-    pub max_num_batched_tokens: usize,
-    /// Most tokens of a request, prompt and output.
-    pub max_model_len: usize,
-    /// Reuse blocks of equal prefixes.
-    pub enable_prefix_caching: bool,
-    /// Split prompts over steps to fill them up. Off: a prompt waits for a step that holds it
-    /// whole; only one that exceeds the budget by itself is split.
-    pub enable_chunked_prefill: bool,
-    /// Order of service.
-    pub policy: Policy,
-}
-
-impl SchedulerConfig {
-    /// Checks the ranges, naming the field at fault.
-    pub fn validate(&self) -> Result<()> {
-        let positive = [
-            ("num_blocks", self.num_blocks),
-            ("block_size", self.block_size),
-            ("max_num_seqs", self.max_num_seqs),
-            ("max_num_batched_tokens", self.max_num_batched_tokens),
-            ("max_model_len", self.max_model_len),
-        ];
-        for (name, value) in positive {
-            // Positions, mappings and flat block-table indices are int32 on the device.
-            if value == 0 || value > (1 << 30) {
-                return Err(Error::invalid(format!(
-                    "{name} must be in 1..=2**30, not {value}"
-                )));
-            }
-        }
-        let columns = self.max_model_len.div_ceil(self.block_size);
-        for (name, cells) in [
-            ("num_blocks * block_size", self.num_blocks * self.block_size),
-            (
-                "max_num_seqs * blocks of max_model_len",
-                self.max_num_seqs * columns,
-            ),
-        ] {
-            if cells > i32::MAX as usize {
-                return Err(Error::invalid(format!("{name} = {cells} exceeds int32")));
-            }
-        }
-        Ok(())
-    }
-
-    fn limits(&self) -> StagingLimits {
-        StagingLimits::new(
-            self.max_num_batched_tokens,
-            self.max_num_seqs,
-            self.max_model_len,
-            self.block_size,
-        )
-    }
-}
 
 /// What `add` needs to know.
 #[derive(Debug, Clone)]
@@ -391,143 +319,6 @@ impl Scheduler {
         !plan.entries.is_empty()
     }
 
-    fn schedule_decodes(&mut self, plan: &mut Plan, budget: &mut usize) {
-        let mut i = 0;
-        while i < self.running.len() && *budget > 0 {
-            let index = self.running[i].1;
-            self.current = Some(index);
-            let request = &mut self.requests[index as usize];
-            let RequestStatus::Running(seat) = &mut request.status else {
-                unreachable!(
-                    "request {} is in `running` without a seat",
-                    request.request_id
-                )
-            };
-            if seat.prefilling {
-                i += 1;
-                continue;
-            }
-            if seat.num_computed == seat.capacity {
-                match self.grow(index, plan) {
-                    Growth::Grown => {}
-                    // Blocks come back with a step in flight, and lower ranks want them too.
-                    Growth::Wait => return,
-                    Growth::Preempted => return,
-                }
-            }
-            let request = &mut self.requests[index as usize];
-            let RequestStatus::Running(seat) = &mut request.status else {
-                unreachable!()
-            };
-            let start = seat.num_computed;
-            seat.num_computed += 1;
-            let input_id = if request.num_pending > 0 {
-                ON_DEVICE
-            } else {
-                request.last_token as i32
-            };
-            plan.entries.push(Entry {
-                index,
-                request_id: request.request_id,
-                slot: request.slot,
-                start,
-                count: 1,
-                input_id,
-                mapping: start as i32 + seat.tail_base,
-                sample: true,
-            });
-            request.num_in_flight += 1;
-            request.num_pending += 1;
-            if request.num_tokens + request.num_pending >= request.max_len {
-                self.closing.push(index);
-            }
-            *budget -= 1;
-            i += 1;
-        }
-    }
-
-    fn schedule_prefills(&mut self, plan: &mut Plan, budget: &mut usize) {
-        for i in 0..self.running.len() {
-            if *budget == 0 {
-                return;
-            }
-            let index = self.running[i].1;
-            if self.requests[index as usize]
-                .seat()
-                .is_some_and(|seat| seat.prefilling)
-            {
-                self.schedule_chunk(index, plan, budget);
-            }
-        }
-    }
-
-    /// Schedules as much of a prefill as the budget holds.
-    fn schedule_chunk(&mut self, index: u32, plan: &mut Plan, budget: &mut usize) {
-        self.current = Some(index);
-        let request = &mut self.requests[index as usize];
-        let RequestStatus::Running(seat) = &mut request.status else {
-            unreachable!("request {} prefills without a seat", request.request_id)
-        };
-        let start = seat.num_computed;
-        let count = (request.num_tokens - start).min(*budget as u32);
-        seat.num_computed += count;
-        *budget -= count as usize;
-        let complete = seat.num_computed == request.num_tokens;
-        let sample = complete && request.num_tokens < request.max_len;
-        plan.entries.push(Entry {
-            index,
-            request_id: request.request_id,
-            slot: request.slot,
-            start,
-            count,
-            input_id: 0,
-            mapping: 0,
-            sample,
-        });
-        request.num_in_flight += 1;
-        if complete {
-            seat.prefilling = false;
-            self.num_prefilling -= 1;
-            request.num_pending += u32::from(sample);
-            if request.num_tokens + request.num_pending >= request.max_len {
-                self.closing.push(index);
-            }
-        }
-    }
-
-    /// Gives a decode its next block, at the cost of lower ranks if need be.
-    fn grow(&mut self, index: u32, plan: &mut Plan) -> Growth {
-        let block_size = self.config.block_size as u32;
-        loop {
-            let request = &mut self.requests[index as usize];
-            let RequestStatus::Running(seat) = &mut request.status else {
-                unreachable!()
-            };
-            if let Some(id) = seat.table.grow() {
-                seat.tail_base = (id * block_size) as i32 - seat.capacity as i32;
-                seat.capacity += block_size;
-                let column = seat.table.block_ids().len() - 1;
-                let row = request.slot as usize * self.limits.max_blocks_per_seq + column;
-                plan.update_block(row as u32, id);
-                return Growth::Grown;
-            }
-            if self.revoke_shared(NO_GROUP) {
-                continue;
-            }
-            if self.num_leaving > 0 {
-                return Growth::Wait;
-            }
-            let (_, victim) = *self
-                .running
-                .last()
-                .expect("the request that grows is running");
-            self.preempt(victim);
-            if victim == index {
-                return Growth::Preempted;
-            }
-        }
-    }
-
     /// Takes a request off the device; it will be recomputed. Its blocks are free at once.
     pub(crate) fn preempt(&mut self, index: u32) {
         self.detach(index);
@@ -681,6 +472,12 @@ impl Scheduler {
         plan.clear();
     }
 
+    /// For tests of recovery: breaks a waiting request.
+    #[cfg(test)]
+    pub(crate) fn claim_tokens(&mut self, index: u32, num_tokens: u32) {
+        self.requests[index as usize].num_tokens = num_tokens;
+    }
+
     /// Takes the seat from a running request and corrects the counts.
     fn detach(&mut self, index: u32) -> Seat {
         let request = &mut self.requests[index as usize];
@@ -755,12 +552,4 @@ impl Scheduler {
             }
         }
     }
-}
-
-enum Growth {
-    Grown,
-    /// Memory comes back with a step in flight.
-    Wait,
-    /// The request itself was the last in rank.
-    Preempted,
 }

@@ -3,7 +3,7 @@
 //! Costs: encoding is O(text) for ordinary text and O(n log n) in the longest run without a split
 //! point. It takes about 130 bytes of memory a byte of text, so that long texts are encoded in parts
 //! wherever the rules allow to see that the ids stay the same. Decoding is O(tokens). The table for incremental decoding and token bytes
-//! ([`TokenTable`]) is built on first use, O(vocabulary), and shared.
+//! (`TokenTable`) is built with the tokenizer, O(vocabulary), so that no request waits for it.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -33,7 +33,7 @@ impl std::error::Error for TokenizerError {}
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     vocab_size: usize,
-    table: OnceLock<Option<TokenTable>>,
+    table: Option<TokenTable>,
     /// What special tokens put before and behind a text; None if texts must not be cut.
     affixes: OnceLock<Option<(Vec<u32>, Vec<u32>)>>,
 }
@@ -87,10 +87,11 @@ impl Tokenizer {
         // Only a truncation that is set can be refused.
         let _ = inner.with_truncation(None);
         let vocab_size = inner.get_vocab_size(true);
+        let table = TokenTable::build(&inner);
         Self {
             inner,
             vocab_size,
-            table: OnceLock::new(),
+            table,
             affixes: OnceLock::new(),
         }
     }
@@ -238,8 +239,6 @@ impl Tokenizer {
 
     /// The table for incremental decoding; None for decoders that need the tokens around.
     pub(crate) fn table(&self) -> Option<&TokenTable> {
-        self.table
-            .get_or_init(|| TokenTable::build(&self.inner))
-            .as_ref()
+        self.table.as_ref()
     }
 }

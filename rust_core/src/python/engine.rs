@@ -87,7 +87,10 @@ struct PyStaging {
 #[pymethods]
 impl PyStaging {
     #[new]
-    #[pyo3(signature = (buffer, token_buckets=Vec::new()))]
+    #[pyo3(
+        signature = (buffer, token_buckets=Vec::new()),
+        text_signature = "(buffer, token_buckets=())"
+    )]
     fn new(buffer: &Bound<'_, PyAny>, token_buckets: Vec<u32>) -> PyResult<Self> {
         let buffer = self::buffer::<i32>(buffer, "buffer", "int32")?;
         if buffer.readonly() || buffer.dimensions() != 1 {
@@ -427,12 +430,19 @@ impl PyEngineCore {
         }
     }
 
-    #[pyo3(signature = (
-        request_ids, prompt_token_ids, *, max_tokens, min_tokens=0, eos_token_ids=Vec::new(),
-        stop_token_ids=Vec::new(), stop=Vec::new(), include_stop_str_in_output=false,
-        skip_special_tokens=true, num_logprobs=None, priority=0, cache_salt=None, arrival_s=None,
-        delivery="final", sse=None
-    ))]
+    #[pyo3(
+        signature = (
+            request_ids, prompt_token_ids, *, max_tokens, min_tokens=0, eos_token_ids=Vec::new(),
+            stop_token_ids=Vec::new(), stop=Vec::new(), include_stop_str_in_output=false,
+            skip_special_tokens=true, num_logprobs=None, priority=0, cache_salt=None,
+            arrival_s=None, delivery="final", sse=None
+        ),
+        text_signature = "($self, request_ids, prompt_token_ids, *, max_tokens, min_tokens=0, \
+                          eos_token_ids=(), stop_token_ids=(), stop=(), \
+                          include_stop_str_in_output=False, skip_special_tokens=True, \
+                          num_logprobs=None, priority=0, cache_salt=None, arrival_s=None, \
+                          delivery='final', sse=None)"
+    )]
     #[allow(clippy::too_many_arguments)] // keyword arguments of the Python method
     fn add_request(
         &mut self,
