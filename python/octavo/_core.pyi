@@ -3,6 +3,31 @@
 from collections.abc import Sequence
 from typing import Any, Literal, Self, final
 
+__all__ = [
+    "CpuLinear",
+    "Delta",
+    "Detokenizer",
+    "EngineCore",
+    "GgufFile",
+    "Metrics",
+    "Outbox",
+    "ScheduledBatch",
+    "SseTemplate",
+    "Staging",
+    "Tokenizer",
+    "__version__",
+    "cpu_activation",
+    "cpu_argmax",
+    "cpu_attention",
+    "cpu_level",
+    "cpu_levels",
+    "cpu_norm",
+    "cpu_num_threads",
+    "cpu_rope",
+    "cpu_selected_logprobs",
+    "cpu_set_num_threads",
+]
+
 __version__: str
 
 # ---------------------------------------------------------------------------------------- engine
