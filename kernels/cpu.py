@@ -561,6 +561,17 @@ def paged_attention(
 # -------------------------------------------------------------------------------- moe and sampling
 
 
+def prepare_experts(
+    experts: Sequence[Sequence[Tensor | QuantTensor]], *, exact: bool = False
+) -> list[CpuLinear]:
+    """One packed weight per expert, of its parts stacked along N.
+
+    Raises:
+        ValueError: as prepare_linear.
+    """
+    return [prepare_linear(parts, exact=exact) for parts in experts]
+
+
 def moe(
     x: Tensor,
     router_logits: Tensor,

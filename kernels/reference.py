@@ -271,6 +271,13 @@ def paged_attention(
 # ------------------------------------------------------------------------------------------- moe
 
 
+def prepare_experts(
+    experts: Sequence[Sequence[Tensor | QuantTensor]], *, exact: bool = False
+) -> Tensor:
+    """What ``moe`` computes with: here [E, N, K]. experts: each one's weights, stacked along N."""
+    return torch.stack([_dense(prepare_linear(parts, exact=exact)) for parts in experts])
+
+
 def moe(
     x: Tensor,
     router_logits: Tensor,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..packed import PackedLinear, QuantTensor
-from ..reference import argmax, moe, selected_logprobs
+from ..reference import argmax, moe, prepare_experts, selected_logprobs
 from ..reference import prepare_linear as _dequantize
 from .activation import activation, gated_activation
 from .attention import paged_attention
@@ -34,6 +34,7 @@ __all__ = [
     "norm_gated_linear",
     "norm_linear",
     "paged_attention",
+    "prepare_experts",
     "prepare_linear",
     "qk_norm_rope_store_kv",
     "rms_norm",

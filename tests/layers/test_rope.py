@@ -9,6 +9,7 @@ import torch
 
 from octavo.layers.rope import RopeConfig, cos_sin_table, rope_frequencies
 from octavo.models.config import ModelConfig
+from octavo.models.registry import config_from_hf
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -53,7 +54,7 @@ def both(head_dim: int, scaling: dict[str, Any] | None) -> tuple[ModelConfig, An
     if scaling is not None:
         raw["rope_scaling"] = scaling
     theirs = LlamaConfig(**{k: v for k, v in raw.items() if k != "architectures"})
-    return ModelConfig.from_hf(raw), theirs
+    return config_from_hf(raw), theirs
 
 
 def their_frequencies(config: Any, seq_len: int) -> tuple[torch.Tensor, float]:

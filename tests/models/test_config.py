@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from octavo.models.config import ModelConfig
 from octavo.models.errors import ModelLoadError
+from octavo.models.gguf_config import GgufFacts, config_from_gguf
+from octavo.models.registry import config_from_hf
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -51,7 +52,7 @@ GGUF: dict[str, Any] = {
 
 
 def test_a_llama_3_config() -> None:
-    config = ModelConfig.from_hf(LLAMA)
+    config = config_from_hf(LLAMA)
     assert (config.head_dim, config.q_size, config.kv_size) == (64, 2048, 512)
     assert config.max_context_len == 131072
     assert config.tie_word_embeddings
@@ -67,7 +68,7 @@ def test_the_spelling_of_transformers_5_means_the_same() -> None:
     raw = {k: v for k, v in LLAMA.items() if k not in ("rope_theta", "rope_scaling", "torch_dtype")}
     raw["rope_parameters"] = {**LLAMA["rope_scaling"], "rope_theta": 500000.0}
     raw["dtype"] = "bfloat16"
-    assert ModelConfig.from_hf(raw) == ModelConfig.from_hf(LLAMA)
+    assert config_from_hf(raw) == config_from_hf(LLAMA)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_the_spelling_of_transformers_5_means_the_same() -> None:
 def test_switches_of_the_families(
     architecture: str, extra: dict[str, Any], expected: dict[str, Any]
 ) -> None:
-    config = ModelConfig.from_hf({**LLAMA, "architectures": [architecture], **extra})
+    config = config_from_hf({**LLAMA, "architectures": [architecture], **extra})
     assert {name: getattr(config, name) for name in expected} == expected
 
 
@@ -113,7 +114,7 @@ def test_switches_of_the_families(
 )
 def test_how_long_a_context_may_get(scaling: dict[str, Any] | None, length: int) -> None:
     raw = {**LLAMA, "max_position_embeddings": 1024, "rope_scaling": scaling}
-    assert ModelConfig.from_hf(raw).max_context_len == length
+    assert config_from_hf(raw).max_context_len == length
 
 
 @pytest.mark.parametrize(
@@ -131,12 +132,12 @@ def test_how_long_a_context_may_get(scaling: dict[str, Any] | None, length: int)
 )
 def test_what_is_wrong_is_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelLoadError, match=message) as error:
-        ModelConfig.from_hf({**LLAMA, **change})
+        config_from_hf({**LLAMA, **change})
     assert "\n" not in str(error.value)
 
 
 def test_gguf_metadata() -> None:
-    config = ModelConfig.from_gguf(GGUF, vocab_size=300, tied=True)
+    config = config_from_gguf(GGUF, GgufFacts(vocab_size=300, tied=True))
     assert config.architecture == "LlamaForCausalLM"
     assert (config.num_layers, config.num_kv_heads, config.head_dim) == (2, 2, 16)
     assert config.rms_norm_eps == 1e-5
@@ -144,19 +145,21 @@ def test_gguf_metadata() -> None:
     assert config.max_context_len == 512
     qwen = {k.replace("llama.", "qwen3."): v for k, v in GGUF.items()}
     qwen["general.architecture"] = "qwen3"
-    assert ModelConfig.from_gguf(qwen, vocab_size=300, tied=False).qk_norm
+    assert config_from_gguf(qwen, GgufFacts(vocab_size=300, tied=False)).qk_norm
     scaled = {**GGUF, "llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}
     scaled["llama.rope.scaling.original_context_length"] = 128
-    rope = ModelConfig.from_gguf(scaled, vocab_size=300, tied=True).rope
+    rope = config_from_gguf(scaled, GgufFacts(vocab_size=300, tied=True)).rope
     assert (rope.rope_type, rope.scaling["original_max_position_embeddings"]) == ("yarn", 128)
 
 
 def test_gguf_faults_are_named() -> None:
     with pytest.raises(ModelLoadError, match="architecture 'mamba' is not supported"):
-        ModelConfig.from_gguf({**GGUF, "general.architecture": "mamba"}, vocab_size=9, tied=True)
+        config_from_gguf(
+            {**GGUF, "general.architecture": "mamba"}, GgufFacts(vocab_size=9, tied=True)
+        )
     missing = {k: v for k, v in GGUF.items() if k != "llama.block_count"}
     with pytest.raises(ModelLoadError, match=r"GGUF: llama\.block_count is missing"):
-        ModelConfig.from_gguf(missing, vocab_size=9, tied=True)
+        config_from_gguf(missing, GgufFacts(vocab_size=9, tied=True))
 
 
 def test_reading_a_known_model_imports_no_transformers(smollm2_path: Path) -> None:

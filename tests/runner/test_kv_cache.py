@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from octavo.models.config import ModelConfig
 from octavo.models.errors import ModelLoadError
+from octavo.models.registry import config_from_hf
 from octavo.runner.kv_cache import (
     KVCachePlan,
     allocate_kv_cache,
@@ -19,7 +19,7 @@ from octavo.runner.kv_cache import (
 
 MIB = 1 << 20
 # 2 x 8 layers x 2 kv heads x 64 x 4 bytes: 8 KiB a token, 128 KiB a block.
-CONFIG = ModelConfig.from_hf(
+CONFIG = config_from_hf(
     {
         "architectures": ["LlamaForCausalLM"],
         "vocab_size": 100,

@@ -14,7 +14,7 @@ class Attention:
 
     ``k_cache``, ``v_cache``: [num_blocks, num_kv_heads, block_size, head_dim]; empty until the
     runner binds them. ``cos_sin``: float32 [max_model_len, rot_dim], shared by the layers.
-    ``q_norm``, ``k_norm``: [head_dim] or None.
+    ``q_norm``, ``k_norm``: [head_dim] or None; ``scale`` of the scores: head_dim ** -0.5 if None.
     """
 
     __slots__ = (
@@ -32,6 +32,7 @@ class Attention:
         "sliding_window",
         "softcap",
         "v_cache",
+        "weight_offset",
     )
 
     def __init__(
@@ -46,6 +47,7 @@ class Attention:
         q_norm: Tensor | None = None,
         k_norm: Tensor | None = None,
         eps: float = 1e-6,
+        weight_offset: float = 0.0,
         sliding_window: int = 0,
         softcap: float = 0.0,
     ) -> None:
@@ -59,6 +61,7 @@ class Attention:
         self.q_norm = q_norm
         self.k_norm = k_norm
         self.eps = eps
+        self.weight_offset = weight_offset
         self.sliding_window = sliding_window
         self.softcap = softcap
         self.k_cache = torch.empty(0)
@@ -79,6 +82,7 @@ class Attention:
             q_norm=self.q_norm,
             k_norm=self.k_norm,
             eps=self.eps,
+            weight_offset=self.weight_offset,
         )
         return self._paged_attention(
             q,

@@ -34,23 +34,34 @@ class Embedding:
 
 
 class LMHead:
-    """Hidden states to logits. ``weight``: [V, D], ready for ``ops.linear``."""
+    """Hidden states to logits: softcap(scale * (x W^T + b)).
 
-    __slots__ = ("_linear", "softcap", "weight")
+    ``weight``: [V, D], ready for ``ops.linear``; a tied head is given the embedding's own, not a
+    copy. ``softcap`` 0: none. ``bias``: [V] or None.
+    """
 
-    def __init__(self, ops: Ops, weight: Weight, softcap: float = 0.0) -> None:
+    __slots__ = ("_linear", "bias", "scale", "softcap", "weight")
+
+    def __init__(
+        self,
+        ops: Ops,
+        weight: Weight,
+        softcap: float = 0.0,
+        *,
+        scale: float = 1.0,
+        bias: Tensor | None = None,
+    ) -> None:
         self._linear = ops.linear
         self.weight = weight
         self.softcap = softcap
-
-    @classmethod
-    def tied(cls, ops: Ops, embedding: Embedding, softcap: float = 0.0) -> LMHead:
-        """The embedding's own weight, not a copy."""
-        return cls(ops, embedding.weight, softcap)
+        self.scale = scale
+        self.bias = bias
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """hidden [S, D] -> float32 [S, V]."""
-        logits = self._linear(hidden, self.weight, out_dtype=torch.float32)
+        logits = self._linear(hidden, self.weight, self.bias, out_dtype=torch.float32)
+        if self.scale != 1.0:
+            logits = logits * self.scale
         if self.softcap:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits

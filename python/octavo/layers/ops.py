@@ -31,6 +31,16 @@ class Ops(Protocol):
         weight_offset: float = 0.0,
     ) -> Tensor | tuple[Tensor, Tensor]: ...
 
+    def layer_norm(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        eps: float,
+        *,
+        residual: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]: ...
+
     def embedding(
         self,
         ids: Tensor,
@@ -49,7 +59,21 @@ class Ops(Protocol):
         out_dtype: torch.dtype | None = None,
     ) -> Tensor: ...
 
+    def activation(self, x: Tensor, kind: str) -> Tensor: ...
+
     def gated_activation(self, x: Tensor, kind: str) -> Tensor: ...
+
+    def moe(
+        self,
+        x: Tensor,
+        router_logits: Tensor,
+        w13: Tensor | Sequence[Weight],
+        w2: Tensor | Sequence[Weight],
+        top_k: int,
+        renormalize: bool,
+        *,
+        kind: str = "silu",
+    ) -> Tensor: ...
 
     def qk_norm_rope_store_kv(
         self,
@@ -95,6 +119,13 @@ class Ops(Protocol):
         *,
         exact: bool = False,
     ) -> Weight: ...
+
+    def prepare_experts(
+        self,
+        experts: Sequence[Sequence[Tensor | QuantTensor]],
+        *,
+        exact: bool = False,
+    ) -> Tensor | Sequence[Weight]: ...
 
 
 def get_ops(device: torch.device, backend: Backend) -> Ops:

@@ -35,8 +35,9 @@ def rope_frequencies(
 ) -> tuple[Tensor, float]:
     """Radians per position of each turning pair, and the factor on cosines and sines.
 
-    ``seq_len`` matters to ``dynamic`` alone: the longest sequence served, where it is beyond
-    ``max_position_embeddings``.
+    ``seq_len``, the longest sequence served, matters to ``dynamic`` and ``longrope`` alone: beyond
+    the length of their training they turn all positions otherwise. (transformers chooses anew for
+    each forward pass; a cache whose keys are turned already must choose once.)
 
     Returns:
         float32 [rot_dim / 2] on the CPU, and a number.
@@ -61,6 +62,8 @@ def rope_frequencies(
                 inv_freq = _llama3(_inverse_frequencies(theta, dim), scaling)
             case "yarn":
                 inv_freq, factor = _yarn(theta, dim, scaling, max_position_embeddings)
+            case "longrope":
+                inv_freq, factor = _longrope(theta, dim, scaling, max_position_embeddings, seq_len)
             case other:
                 raise ValueError(f"rope_type {other!r} is not supported")
     except KeyError as missing:
@@ -83,6 +86,11 @@ def cos_sin_table(
     return torch.cat((angles.cos() * factor, angles.sin() * factor), dim=1).to(device)
 
 
+def identity_table(max_model_len: int, device: torch.device) -> Tensor:
+    """float32 [max_model_len, 2]: what layers without a rotary embedding turn by, nothing."""
+    return torch.tensor([[1.0, 0.0]]).repeat(max_model_len, 1).to(device)
+
+
 def _inverse_frequencies(theta: float, dim: int) -> Tensor:
     return 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
 
@@ -97,6 +105,28 @@ def _llama3(inv_freq: Tensor, scaling: dict[str, Any]) -> Tensor:
     between = (1 - smooth) * inv_freq / factor + smooth * inv_freq
     scaled = torch.where(wavelen > original / low, inv_freq / factor, between)
     return torch.where(wavelen < original / high, inv_freq, scaled)
+
+
+def _longrope(
+    theta: float,
+    dim: int,
+    scaling: dict[str, Any],
+    max_position_embeddings: int,
+    seq_len: int | None,
+) -> tuple[Tensor, float]:
+    """A factor for every pair, one list for short contexts and one for long (arXiv 2402.13753)."""
+    original = scaling["original_max_position_embeddings"]
+    short, long = scaling["short_factor"], scaling["long_factor"]
+    factors = long if seq_len is not None and seq_len > original else short
+    if len(factors) != dim // 2:
+        raise ValueError(f"rope_type 'longrope' has {len(factors)} factors for {dim // 2} pairs")
+    stretch = scaling.get("factor") or max_position_embeddings / original
+    attention = scaling.get("attention_factor")
+    if attention is None:
+        grown = 1 + math.log(stretch) / math.log(original) if stretch > 1 else 1.0
+        attention = math.sqrt(grown)
+    inv_freq = _inverse_frequencies(theta, dim) / torch.tensor(factors, dtype=torch.float32)
+    return inv_freq, float(attention)
 
 
 def _yarn(

@@ -1,13 +1,14 @@
 """LlamaForCausalLM: RMSNorm, grouped-query attention with rope, SwiGLU.
 
-Llama 2, 3, 3.1, 3.2, SmolLM2, Mistral, Qwen2, 2.5 and 3 are this model with other switches in
-their ModelConfig. Layers are plain callables over the op set: there is no autograd, no hook, and
-little Python between two ops.
+Llama 2, 3, 3.1, 3.2 and SmolLM2 as they are; most other families are this model with other switches
+in their ModelConfig, or with another decoder layer. Layers are plain callables over the op set:
+there is no autograd, no hook, and little Python between two ops.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -18,8 +19,9 @@ from octavo.layers.embedding import Embedding, LMHead
 from octavo.layers.linear import Linear
 from octavo.layers.norm import RMSNorm
 from octavo.layers.ops import Ops
-from octavo.layers.rope import cos_sin_table
+from octavo.layers.rope import RopeConfig, cos_sin_table, identity_table
 from octavo.models.config import ModelConfig
+from octavo.models.hf_config import HfConfig
 from octavo.models.weights import Weights
 
 
@@ -33,6 +35,8 @@ class LlamaAttention:
     ) -> None:
         prefix = f"model.layers.{layer}.self_attn"
         rows = {"q_proj": config.q_size, "k_proj": config.kv_size, "v_proj": config.kv_size}
+        if config.fused_projections:
+            rows = {"qkv_proj": sum(rows.values())}
         self.qkv_proj = Linear(
             ops,
             [
@@ -61,9 +65,11 @@ class LlamaAttention:
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             cos_sin=cos_sin,
+            scale=config.attention_scale,
             q_norm=norms["q_norm"],
             k_norm=norms["k_norm"],
             eps=config.rms_norm_eps,
+            weight_offset=config.norm_weight_offset,
             sliding_window=config.sliding_window(layer),
             softcap=config.attn_logit_softcap,
         )
@@ -80,11 +86,13 @@ class LlamaMLP:
     def __init__(self, config: ModelConfig, layer: int, weights: Weights, ops: Ops) -> None:
         prefix = f"model.layers.{layer}.mlp"
         d, f = config.hidden_size, config.intermediate_size
-        gate_up = [f"{prefix}.gate_proj", f"{prefix}.up_proj"]
+        rows = {"gate_proj": f, "up_proj": f}
+        if config.fused_projections:
+            rows = {"gate_up_proj": 2 * f}
         self.gate_up_proj = Linear(
             ops,
-            [weights.matrix(f"{name}.weight", (f, d)) for name in gate_up],
-            torch.cat([weights.vector(f"{name}.bias", f) for name in gate_up])
+            [weights.matrix(f"{prefix}.{name}.weight", (n, d)) for name, n in rows.items()],
+            torch.cat([weights.vector(f"{prefix}.{name}.bias", n) for name, n in rows.items()])
             if config.mlp_bias
             else None,
             exact=weights.exact,
@@ -102,6 +110,35 @@ class LlamaMLP:
         return self.down_proj(self._gated_activation(self.gate_up_proj(x), self.act))
 
 
+def layer_norms(
+    config: ModelConfig, layer: int, weights: Weights, ops: Ops
+) -> Callable[[str], RMSNorm]:
+    """Makes the norms [D] of one layer, by name."""
+
+    def norm(name: str) -> RMSNorm:
+        weight = weights.vector(f"model.layers.{layer}.{name}.weight", config.hidden_size)
+        return RMSNorm(ops, weight, config.rms_norm_eps, config.norm_weight_offset)
+
+    return norm
+
+
+def rope_tables(config: ModelConfig, max_model_len: int, device: torch.device) -> list[Tensor]:
+    """Each layer's cosines and sines, float32 [max_model_len, rot]; equal ones are one tensor."""
+
+    def table(rope: RopeConfig) -> Tensor:
+        return cos_sin_table(rope, config.max_position_embeddings, max_model_len, device)
+
+    shared = table(config.rope)
+    local = shared if config.local_rope is None else table(config.local_rope)
+    none = shared if all(config.rope_layers) else identity_table(max_model_len, device)
+    return [
+        none
+        if config.rope_layers and not config.rope_layers[layer]
+        else (local if config.sliding_window(layer) else shared)
+        for layer in range(config.num_layers)
+    ]
+
+
 class LlamaDecoderLayer:
     """Attention and MLP; what each adds to the residual is added inside the next norm."""
 
@@ -110,16 +147,18 @@ class LlamaDecoderLayer:
     def __init__(
         self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: Ops
     ) -> None:
-        prefix = f"model.layers.{layer}"
-
-        def norm(name: str) -> RMSNorm:
-            weight = weights.vector(f"{prefix}.{name}.weight", config.hidden_size)
-            return RMSNorm(ops, weight, config.rms_norm_eps)
-
+        norm = layer_norms(config, layer, weights, ops)
         self.input_layernorm = norm("input_layernorm")
         self.self_attn = LlamaAttention(config, layer, cos_sin, weights, ops)
         self.post_attention_layernorm = norm("post_attention_layernorm")
-        self.mlp = LlamaMLP(config, layer, weights, ops)
+        self.mlp = self.make_mlp(config, layer, weights, ops)
+
+    @staticmethod
+    def make_mlp(
+        config: ModelConfig, layer: int, weights: Weights, ops: Ops
+    ) -> Callable[[Tensor], Tensor]:
+        """What follows attention: [T, D] -> [T, D]."""
+        return LlamaMLP(config, layer, weights, ops)
 
     def __call__(
         self, x: Tensor, residual: Tensor | None, ctx: AttentionContext
@@ -134,12 +173,38 @@ class LlamaDecoderLayer:
         return self.mlp(x), residual
 
 
+class DecoderLayer(Protocol):
+    """One block: takes and returns (what it adds, residual), both [T, D]; no residual at first."""
+
+    self_attn: Any
+
+    def __call__(
+        self, x: Tensor, residual: Tensor | None, ctx: AttentionContext
+    ) -> tuple[Tensor, Tensor]: ...
+
+
 class LlamaForCausalLM:
     """The decoder. Weights are pulled from ``weights`` while it is built, layer by layer.
+
+    A look-alike overrides ``read_config``, ``layer_class``, or ``hf_defaults``: what its
+    config.json may leave out.
 
     Raises:
         ModelLoadError: a weight is missing or has another shape.
     """
+
+    hf_defaults: ClassVar[Mapping[str, Any]] = {}
+    layer_class: ClassVar[Callable[..., DecoderLayer]] = LlamaDecoderLayer
+
+    @classmethod
+    def read_config(cls, hf: HfConfig) -> ModelConfig:
+        """The family's config.json.
+
+        Raises:
+            ModelLoadError: a value is missing or impossible.
+        """
+        bias = hf.bool("attention_bias")
+        return hf.config(attention_bias=bias, attention_out_bias=bias, mlp_bias=hf.bool("mlp_bias"))
 
     def __init__(
         self,
@@ -156,20 +221,23 @@ class LlamaForCausalLM:
             ops,
             weights.matrix("model.embed_tokens.weight", shape),
             weights.act_dtype,
+            # In the activations' type, as it was in training.
+            torch.tensor(config.embedding_scale, dtype=weights.act_dtype).item(),
             exact=weights.exact,
         )
-        cos_sin = cos_sin_table(config.rope, config.max_position_embeddings, max_model_len, device)
+        tables = rope_tables(config, max_model_len, device)
         self.layers = [
-            LlamaDecoderLayer(config, layer, cos_sin, weights, ops)
-            for layer in range(config.num_layers)
+            self.layer_class(config, layer, table, weights, ops)
+            for layer, table in enumerate(tables)
         ]
         final = weights.vector("model.norm.weight", config.hidden_size)
-        self.norm = RMSNorm(ops, final, config.rms_norm_eps)
-        if config.tie_word_embeddings:
-            self.lm_head = LMHead.tied(ops, self.embed_tokens, config.final_logit_softcap)
-        else:
-            head = ops.prepare_linear(weights.matrix("lm_head.weight", shape), exact=weights.exact)
-            self.lm_head = LMHead(ops, head, config.final_logit_softcap)
+        self.norm = RMSNorm(ops, final, config.rms_norm_eps, config.norm_weight_offset)
+        head = (
+            self.embed_tokens.weight
+            if config.tie_word_embeddings
+            else ops.prepare_linear(weights.matrix("lm_head.weight", shape), exact=weights.exact)
+        )
+        self.lm_head = LMHead(ops, head, config.final_logit_softcap, scale=config.logit_scale)
 
     def bind_kv_cache(self, caches: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Hand each layer its keys and values."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -12,7 +12,21 @@ from octavo.layers.context import AttentionContext
 from octavo.layers.ops import Ops
 from octavo.models.config import ModelConfig
 from octavo.models.errors import ModelLoadError
+from octavo.models.gemma import GemmaForCausalLM
+from octavo.models.gemma2 import Gemma2ForCausalLM
+from octavo.models.gemma3 import Gemma3ForCausalLM
+from octavo.models.granite import GraniteForCausalLM
+from octavo.models.hf_config import HfConfig, architecture_of
 from octavo.models.llama import LlamaForCausalLM
+from octavo.models.mistral import MistralForCausalLM
+from octavo.models.mixtral import MixtralForCausalLM
+from octavo.models.olmo2 import Olmo2ForCausalLM
+from octavo.models.phi import PhiForCausalLM
+from octavo.models.phi3 import Phi3ForCausalLM
+from octavo.models.qwen2 import Qwen2ForCausalLM
+from octavo.models.qwen3 import Qwen3ForCausalLM
+from octavo.models.qwen3_moe import Qwen3MoeForCausalLM
+from octavo.models.smollm3 import SmolLM3ForCausalLM
 from octavo.models.weights import Weights
 
 
@@ -28,10 +42,15 @@ class CausalLM(Protocol):
     def compute_logits(self, hidden: Tensor) -> Tensor: ...
 
 
-class CausalLMFactory(Protocol):
-    """A model class: called with the config and where its weights come from."""
+class CausalLMClass(CausalLM, Protocol):
+    """A family: its class is named as config.json spells its architecture.
 
-    def __call__(
+    ``hf_defaults``: what its config.json may leave out.
+    """
+
+    hf_defaults: ClassVar[Mapping[str, Any]]
+
+    def __init__(
         self,
         config: ModelConfig,
         weights: Weights,
@@ -39,15 +58,29 @@ class CausalLMFactory(Protocol):
         *,
         max_model_len: int,
         device: torch.device,
-    ) -> CausalLM: ...
+    ) -> None: ...
+
+    @classmethod
+    def read_config(cls, hf: HfConfig) -> ModelConfig: ...
 
 
-ARCHITECTURES: dict[str, CausalLMFactory] = {
-    "LlamaForCausalLM": LlamaForCausalLM,
-    "MistralForCausalLM": LlamaForCausalLM,
-    "Qwen2ForCausalLM": LlamaForCausalLM,
-    "Qwen3ForCausalLM": LlamaForCausalLM,
-}
+_CLASSES: tuple[type[CausalLMClass], ...] = (
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    GemmaForCausalLM,
+    GraniteForCausalLM,
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    MixtralForCausalLM,
+    Olmo2ForCausalLM,
+    Phi3ForCausalLM,
+    PhiForCausalLM,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+    Qwen3MoeForCausalLM,
+    SmolLM3ForCausalLM,
+)
+ARCHITECTURES: dict[str, type[CausalLMClass]] = {cls.__name__: cls for cls in _CLASSES}
 
 
 class ModelRegistry:
@@ -59,7 +92,7 @@ class ModelRegistry:
         return sorted(ARCHITECTURES)
 
 
-def model_class(architecture: str) -> CausalLMFactory:
+def model_class(architecture: str) -> type[CausalLMClass]:
     """The class for an architecture.
 
     Raises:
@@ -69,3 +102,13 @@ def model_class(architecture: str) -> CausalLMFactory:
         known = ", ".join(ModelRegistry.get_supported_archs())
         raise ModelLoadError(f"architecture {architecture!r} is not supported; known: {known}")
     return ARCHITECTURES[architecture]
+
+
+def config_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
+    """The shape of the model that a config.json describes.
+
+    Raises:
+        ModelLoadError: an unknown architecture, or a value that is missing or impossible.
+    """
+    family = model_class(architecture_of(raw))
+    return family.read_config(HfConfig(raw, family.hf_defaults))

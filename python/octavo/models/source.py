@@ -22,6 +22,8 @@ from octavo.config import EngineConfig
 from octavo.models import gguf_names
 from octavo.models.config import ModelConfig, token_ids
 from octavo.models.errors import ModelLoadError
+from octavo.models.gguf_config import GgufFacts, config_from_gguf
+from octavo.models.registry import config_from_hf
 from octavo.models.weights import safetensors_files
 
 # The newcomer's model: from this package where it is installed, else from the hub.
@@ -93,7 +95,7 @@ class ModelSource:
                 f"{self.path / 'config.json'}: quantization method {method!r} is not supported"
             )
         try:
-            return ModelConfig.from_hf(raw)
+            return config_from_hf(raw)
         except ModelLoadError as error:
             raise ModelLoadError(f"{self.path}: {error}") from error
 
@@ -303,18 +305,23 @@ def _config_from_gguf(file: GgufFile, overrides: Mapping[str, Any]) -> ModelConf
     tensors = file.tensors()
     if "token_embd.weight" not in tensors:
         raise ModelLoadError(f"{file.path}: tensor token_embd.weight is missing")
-    factors: tuple[float, ...] = ()
-    if gguf_names.ROPE_FREQS in tensors:
-        values = np.empty(tensors[gguf_names.ROPE_FREQS][0], np.float32)
-        file.dequantize(gguf_names.ROPE_FREQS, values)
-        factors = tuple(values.tolist())
+
+    def vector(name: str) -> tuple[float, ...]:
+        if name not in tensors:
+            return ()
+        values = np.empty(tensors[name][0], np.float32)
+        file.dequantize(name, values)
+        return tuple(values.reshape(-1).tolist())
+
+    facts = GgufFacts(
+        vocab_size=tensors["token_embd.weight"][0][0],
+        tied="output.weight" not in tensors,
+        biases="blk.0.attn_q.bias" in tensors,
+        freq_factors=vector(gguf_names.ROPE_FREQS),
+        short_factors=vector(gguf_names.ROPE_SHORT),
+        long_factors=vector(gguf_names.ROPE_LONG),
+    )
     try:
-        return ModelConfig.from_gguf(
-            {**file.metadata(), **overrides},
-            vocab_size=tensors["token_embd.weight"][0][0],
-            tied="output.weight" not in tensors,
-            biases="blk.0.attn_q.bias" in tensors,
-            freq_factors=factors,
-        )
+        return config_from_gguf({**file.metadata(), **overrides}, facts)
     except ModelLoadError as error:
         raise ModelLoadError(f"{file.path}: {error}") from error

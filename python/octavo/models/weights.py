@@ -21,6 +21,7 @@ from octavo._core import GgufFile
 from octavo.kernels.packed import BLOCK_FORMATS, QuantTensor
 from octavo.models import gguf_names
 from octavo.models.errors import ModelLoadError
+from octavo.models.gguf_config import INTERLEAVED
 
 # Told of every tensor read: its bytes in the file.
 Progress = Callable[[int], object]
@@ -139,8 +140,9 @@ class GgufWeights:
         self._progress = progress
         self._tensors = file.tensors()
         # llama.cpp stores Llama's queries and keys with the two halves of a head interleaved.
-        llama = file.metadata().get("general.architecture") == "llama"
-        self._heads = {"q_proj": heads[0], "k_proj": heads[1]} if llama else {}
+        self._arch = str(file.metadata().get("general.architecture"))
+        interleaved = self._arch in INTERLEAVED
+        self._heads = {"q_proj": heads[0], "k_proj": heads[1]} if interleaved else {}
         self._unused = set(self._tensors) - gguf_names.IGNORED
 
     def matrix(self, name: str, shape: tuple[int, int]) -> Tensor | QuantTensor:
@@ -161,7 +163,7 @@ class GgufWeights:
         _check_unused(self._unused, lambda _: Path(self._file.path))
 
     def _take(self, name: str, shape: tuple[int, ...]) -> tuple[str, str, int]:
-        gguf_name = gguf_names.from_hf(name)
+        gguf_name = gguf_names.from_hf(name, self._arch)
         if gguf_name not in self._tensors:
             raise ModelLoadError(f"{self._file.path}: tensor {gguf_name} is missing")
         found, kind, _offset, nbytes = self._tensors[gguf_name]

@@ -243,9 +243,7 @@ def _check_max_model_len(max_model_len: int | None, source: ModelSource) -> int:
     if max_model_len in (None, -1):
         return limit
     assert max_model_len is not None
-    if model_config.rope.rope_type == "dynamic":
-        factor = float(model_config.rope.scaling.get("factor") or 1.0)
-        limit = int(model_config.max_position_embeddings * factor)
+    limit = model_config.context_limit
     if max_model_len > limit:
         raise ModelLoadError(f"max_model_len {max_model_len} is beyond the model's own {limit}")
     return max_model_len

@@ -1,0 +1,181 @@
+"""From a GGUF file's metadata, and what only its tensors tell, to a ModelConfig."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from octavo.layers.rope import RopeConfig
+from octavo.models.config import Getter, ModelConfig, first, token_ids
+from octavo.models.errors import ModelLoadError
+from octavo.models.hf_config import max_context_len
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufFacts:
+    """What is read off the tensors.
+
+    ``vocab_size``: rows of ``token_embd``; ``tied``: there is no ``output.weight``; ``biases``:
+    there is an ``attn_q.bias``; ``freq_factors``: the tensor ``rope_freqs.weight``;
+    ``short_factors``, ``long_factors``: Phi-3's two.
+    """
+
+    vocab_size: int
+    tied: bool
+    biases: bool = False
+    freq_factors: tuple[float, ...] = ()
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+
+
+def config_from_gguf(metadata: Mapping[str, Any], facts: GgufFacts) -> ModelConfig:
+    """The shape of the model in a GGUF file.
+
+    Raises:
+        ModelLoadError: an unknown architecture, or a value that is missing or impossible.
+    """
+    arch = str(metadata.get("general.architecture", ""))
+    if arch not in _ARCHITECTURES:
+        raise ModelLoadError(
+            f"GGUF architecture {arch!r} is not supported; "
+            f"known: {', '.join(sorted(_ARCHITECTURES))}"
+        )
+    architecture, family = _ARCHITECTURES[arch]
+    get = Getter(metadata, "GGUF", f"{arch}.")
+    num_heads = get.int("attention.head_count")
+    if num_heads < 1:
+        raise ModelLoadError(f"GGUF: {arch}.attention.head_count must be positive")
+    hidden_size = get.int("embedding_length")
+    head_dim = get.int("attention.key_length", hidden_size // num_heads)
+    max_positions = get.int("context_length", 2048)
+    rope = _rope(get, head_dim, max_positions, facts)
+    eos = token_ids(metadata.get("tokenizer.ggml.eos_token_id"))
+    eot = token_ids(metadata.get("tokenizer.ggml.eot_token_id"))
+    fields: dict[str, Any] = {
+        "architecture": architecture,
+        "vocab_size": facts.vocab_size,
+        "hidden_size": hidden_size,
+        "intermediate_size": get.int("feed_forward_length"),
+        "num_layers": get.int("block_count"),
+        "num_heads": num_heads,
+        "num_kv_heads": get.int("attention.head_count_kv", num_heads),
+        "head_dim": head_dim,
+        # Files hold the float32 nearest to what config.json says in decimal.
+        "rms_norm_eps": float(f"{get.float('attention.layer_norm_rms_epsilon', 1e-6):.6g}"),
+        "rope": rope,
+        "max_position_embeddings": max_positions,
+        # llama.cpp's context_length is already the scaled one.
+        "max_context_len": max_context_len(rope, max_positions)
+        if rope.rope_type == "longrope"
+        else max_positions,
+        "tie_word_embeddings": facts.tied,
+        "attention_bias": facts.biases,
+        "bos_token_id": first(token_ids(metadata.get("tokenizer.ggml.bos_token_id"))),
+        "eos_token_ids": (*eos, *(i for i in eot if i not in eos)),
+        "dtype": "bfloat16",
+        "raw": dict(metadata),
+    }
+    return ModelConfig(**{**fields, **family(get, fields)})
+
+
+_Family = Callable[[Getter, Mapping[str, Any]], dict[str, Any]]
+
+
+def _plain(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
+    window = get.int("attention.sliding_window", 0)
+    return {"sliding_windows": (window,) * fields["num_layers"]} if window else {}
+
+
+def _qwen2(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {}
+
+
+def _qwen3(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {"qk_norm": True}
+
+
+def _phi3(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {**_plain(get, fields), "fused_projections": True}
+
+
+def _gemma(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
+    # Their norms hold 1 + weight: there is nothing to add.
+    return {"hidden_act": "gelu_tanh", "embedding_scale": float(fields["hidden_size"] ** 0.5)}
+
+
+def _gemma2(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
+    window, layers = get.int("attention.sliding_window", 4096), fields["num_layers"]
+    return {
+        **_gemma(get, fields),
+        "attention_scale": _gemma_scale(fields, largest=46),
+        "attn_logit_softcap": get.float("attn_logit_softcapping", 50.0),
+        "final_logit_softcap": get.float("final_logit_softcapping", 30.0),
+        "sliding_windows": tuple(0 if layer % 2 else window for layer in range(layers)),
+    }
+
+
+def _gemma3(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
+    window, layers = get.int("attention.sliding_window", 1024), fields["num_layers"]
+    return {
+        **_gemma(get, fields),
+        "qk_norm": True,
+        "attention_scale": _gemma_scale(fields, largest=62),
+        "final_logit_softcap": get.float("final_logit_softcapping", 0.0),
+        "sliding_windows": tuple(0 if (n + 1) % 6 == 0 else window for n in range(layers)),
+        "local_rope": RopeConfig(
+            theta=get.float("rope.freq_base_swa", 10000.0), rot_dim=fields["head_dim"]
+        ),
+    }
+
+
+def _gemma_scale(fields: Mapping[str, Any], largest: int) -> float:
+    """Files do not say it: the 27B models (known by their layers) scale by another width."""
+    if fields["num_layers"] == largest:
+        return float((fields["hidden_size"] / fields["num_heads"]) ** -0.5)
+    return float(fields["head_dim"] ** -0.5)
+
+
+# GGUF's architecture -> the one config.json would name, and its own fields. Mistral's files are
+# Llama's but for the newest, which say so.
+_ARCHITECTURES: dict[str, tuple[str, _Family]] = {
+    "llama": ("LlamaForCausalLM", _plain),
+    "mistral": ("MistralForCausalLM", _plain),
+    "qwen2": ("Qwen2ForCausalLM", _qwen2),
+    "qwen3": ("Qwen3ForCausalLM", _qwen3),
+    "gemma": ("GemmaForCausalLM", _gemma),
+    "gemma2": ("Gemma2ForCausalLM", _gemma2),
+    "gemma3": ("Gemma3ForCausalLM", _gemma3),
+    "phi3": ("Phi3ForCausalLM", _phi3),
+}
+# Those whose queries and keys llama.cpp stores with the two halves of a head interleaved.
+INTERLEAVED = frozenset({"llama", "mistral"})
+
+
+def _rope(get: Getter, head_dim: int, max_positions: int, facts: GgufFacts) -> RopeConfig:
+    kind = get.values.get(f"{get.prefix}rope.scaling.type") or "none"
+    factor = get.float("rope.scaling.factor", 1.0)
+    original = get.int("rope.scaling.original_context_length", max_positions)
+    rope_type, scaling = "default", dict[str, Any]()
+    if facts.long_factors:
+        rope_type = "longrope"
+        scaling = {
+            "short_factor": facts.short_factors,
+            "long_factor": facts.long_factors,
+            "original_max_position_embeddings": original,
+            "attention_factor": get.float("rope.scaling.attn_factor", 1.0),
+        }
+    elif kind == "linear":
+        rope_type, scaling = "linear", {"factor": factor}
+    elif kind == "yarn":
+        scaling = {"factor": factor, "original_max_position_embeddings": original}
+        rope_type = "yarn"
+    elif kind != "none":
+        raise ModelLoadError(f"GGUF: rope.scaling.type {kind!r} is not supported")
+    return RopeConfig(
+        theta=get.float("rope.freq_base", 10000.0),
+        rot_dim=get.int("rope.dimension_count", head_dim),
+        rope_type=rope_type,
+        scaling=scaling,
+        freq_factors=facts.freq_factors,
+    )

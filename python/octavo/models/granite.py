@@ -1,0 +1,57 @@
+"""GraniteForCausalLM: Llama with factors on embeddings, scores, residual additions and logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from torch import Tensor
+
+from octavo.layers.context import AttentionContext
+from octavo.layers.ops import Ops
+from octavo.models.config import ModelConfig
+from octavo.models.hf_config import HfConfig
+from octavo.models.llama import DecoderLayer, LlamaDecoderLayer, LlamaForCausalLM
+from octavo.models.weights import Weights
+
+
+class GraniteDecoderLayer(LlamaDecoderLayer):
+    """Scales what attention and MLP add to the residual."""
+
+    __slots__ = ("scale",)
+
+    def __init__(
+        self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: Ops
+    ) -> None:
+        super().__init__(config, layer, cos_sin, weights, ops)
+        self.scale = config.residual_scale
+
+    def __call__(
+        self, x: Tensor, residual: Tensor | None, ctx: AttentionContext
+    ) -> tuple[Tensor, Tensor]:
+        if residual is None:
+            x, residual = self.input_layernorm(x), x
+        else:
+            x, residual = self.input_layernorm.add(x, residual)
+        x = self.self_attn(x, ctx) * self.scale
+        x, residual = self.post_attention_layernorm.add(x, residual)
+        return self.mlp(x) * self.scale, residual
+
+
+class GraniteForCausalLM(LlamaForCausalLM):
+    """See LlamaForCausalLM."""
+
+    layer_class: ClassVar[Callable[..., DecoderLayer]] = GraniteDecoderLayer
+
+    @classmethod
+    def read_config(cls, hf: HfConfig) -> ModelConfig:
+        bias = hf.bool("attention_bias")
+        return hf.config(
+            attention_bias=bias,
+            attention_out_bias=bias,
+            mlp_bias=hf.bool("mlp_bias"),
+            embedding_scale=hf.float("embedding_multiplier", 1.0),
+            attention_scale=hf.float("attention_multiplier", 1.0),
+            residual_scale=hf.float("residual_multiplier", 1.0),
+            logit_scale=1.0 / hf.float("logits_scaling", 1.0),
+        )

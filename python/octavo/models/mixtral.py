@@ -1,0 +1,66 @@
+"""MixtralForCausalLM: Mistral with a mixture of experts in place of every MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from octavo.layers.moe import MoE
+from octavo.layers.ops import Ops
+from octavo.models.config import ModelConfig
+from octavo.models.hf_config import HfConfig
+from octavo.models.llama import DecoderLayer, LlamaDecoderLayer, LlamaForCausalLM
+from octavo.models.weights import Weights
+
+
+class MixtralDecoderLayer(LlamaDecoderLayer):
+    """Attention, then experts."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def make_mlp(
+        config: ModelConfig, layer: int, weights: Weights, ops: Ops
+    ) -> Callable[[Tensor], Tensor]:
+        prefix = f"model.layers.{layer}.block_sparse_moe"
+        return load_experts(config, prefix, ("w1", "w3", "w2"), weights, ops)
+
+
+class MixtralForCausalLM(LlamaForCausalLM):
+    """See LlamaForCausalLM."""
+
+    hf_defaults: ClassVar[Mapping[str, Any]] = {"rope_theta": 1000000.0, "rms_norm_eps": 1e-5}
+    layer_class: ClassVar[Callable[..., DecoderLayer]] = MixtralDecoderLayer
+
+    @classmethod
+    def read_config(cls, hf: HfConfig) -> ModelConfig:
+        return hf.config(
+            sliding_windows=hf.windows(),
+            num_experts=hf.int("num_local_experts", 8),
+            num_experts_per_token=hf.int("num_experts_per_tok", 2),
+            moe_intermediate_size=hf.int("intermediate_size"),
+        )
+
+
+def load_experts(
+    config: ModelConfig, prefix: str, names: tuple[str, str, str], weights: Weights, ops: Ops
+) -> MoE:
+    """The router and experts below ``prefix``; ``names``: of an expert's gate, up and down."""
+    d, f, experts = config.hidden_size, config.moe_intermediate_size, range(config.num_experts)
+    gate, up, down = names
+
+    def matrix(expert: int, name: str, shape: tuple[int, int]) -> Any:
+        return weights.matrix(f"{prefix}.experts.{expert}.{name}.weight", shape)
+
+    return MoE(
+        ops,
+        weights.matrix(f"{prefix}.gate.weight", (config.num_experts, d)),
+        [[matrix(e, gate, (f, d)), matrix(e, up, (f, d))] for e in experts],
+        [matrix(e, down, (d, f)) for e in experts],
+        top_k=config.num_experts_per_token,
+        renormalize=config.renormalize_experts,
+        act=config.hidden_act,
+        exact=weights.exact,
+    )

@@ -1,0 +1,75 @@
+"""Olmo2ForCausalLM: Llama with norms after each block and none before it.
+
+Queries and keys are normed over all heads together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from octavo.layers.context import AttentionContext
+from octavo.layers.norm import RMSNorm
+from octavo.layers.ops import Ops
+from octavo.models.config import ModelConfig
+from octavo.models.llama import (
+    DecoderLayer,
+    LlamaAttention,
+    LlamaForCausalLM,
+    LlamaMLP,
+    layer_norms,
+)
+from octavo.models.weights import Weights
+
+
+class Olmo2Attention(LlamaAttention):
+    """Norms the whole query and the whole key, then attends."""
+
+    __slots__ = ("k_norm", "q_norm", "sizes")
+
+    def __init__(
+        self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: Ops
+    ) -> None:
+        super().__init__(config, layer, cos_sin, weights, ops)
+        prefix = f"model.layers.{layer}.self_attn"
+        q_norm = weights.vector(f"{prefix}.q_norm.weight", config.q_size)
+        k_norm = weights.vector(f"{prefix}.k_norm.weight", config.kv_size)
+        self.q_norm = RMSNorm(ops, q_norm, config.rms_norm_eps)
+        self.k_norm = RMSNorm(ops, k_norm, config.rms_norm_eps)
+        self.sizes = [config.q_size, config.kv_size, config.kv_size]
+
+    def __call__(self, x: Tensor, ctx: AttentionContext) -> Tensor:
+        q, k, v = self.qkv_proj(x).split_with_sizes(self.sizes, dim=1)
+        qkv = torch.cat((self.q_norm(q.contiguous()), self.k_norm(k.contiguous()), v), dim=1)
+        return self.o_proj(self.attention(qkv, ctx))
+
+
+class Olmo2DecoderLayer:
+    """Attention and MLP on the residual itself; what they add is normed."""
+
+    __slots__ = ("mlp", "post_attention_layernorm", "post_feedforward_layernorm", "self_attn")
+
+    def __init__(
+        self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: Ops
+    ) -> None:
+        norm = layer_norms(config, layer, weights, ops)
+        self.self_attn = Olmo2Attention(config, layer, cos_sin, weights, ops)
+        self.post_attention_layernorm = norm("post_attention_layernorm")
+        self.mlp = LlamaMLP(config, layer, weights, ops)
+        self.post_feedforward_layernorm = norm("post_feedforward_layernorm")
+
+    def __call__(
+        self, x: Tensor, residual: Tensor | None, ctx: AttentionContext
+    ) -> tuple[Tensor, Tensor]:
+        residual = x if residual is None else residual + x
+        residual = residual + self.post_attention_layernorm(self.self_attn(residual, ctx))
+        return self.post_feedforward_layernorm(self.mlp(residual)), residual
+
+
+class Olmo2ForCausalLM(LlamaForCausalLM):
+    """See LlamaForCausalLM."""
+
+    layer_class: ClassVar[Callable[..., DecoderLayer]] = Olmo2DecoderLayer
