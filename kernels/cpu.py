@@ -15,6 +15,7 @@ from torch import Tensor
 from octavo import _core
 
 from . import reference
+from .decoder import Decoder, DecoderSpec
 from .packed import PackedLinear, QuantTensor, quantize, stack_shape
 
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -603,6 +604,18 @@ def moe(
 
 
 sample = reference.sample
+
+
+def make_decoder(spec: DecoderSpec) -> Decoder | None:
+    """All layers in one call; None where a weight is not packed for it.
+
+    Raises:
+        ValueError: tensors that do not fit each other.
+    """
+    # It uses this module's checks.
+    from .cpu_decoder import make_decoder
+
+    return make_decoder(spec)
 
 
 def _logits(logits: Tensor) -> tuple[int, int]:

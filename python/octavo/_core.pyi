@@ -359,6 +359,46 @@ class CpuLinear:
     ) -> None: ...
     def embedding(self, ids: int, tokens: int, scale: float, out: int, out_code: int) -> None: ...
 
+class CpuDecoder:
+    """All layers of a model, for any thread; what the addresses name must outlive it.
+
+    layers: objects with the attributes input_norm, post_norm, q_norm, k_norm (address, dtype code;
+    (0, 0) is None), qkv, o, gate_up, down (CpuLinear, bias, exact), k_cache, v_cache (addresses)
+    and sliding_window."""
+
+    def __new__(
+        cls,
+        layers: Sequence[object],
+        hidden_size: int,
+        final_norm: tuple[int, int],
+        num_heads: int,
+        cache_code: int,
+        cache_shape: tuple[int, int, int, int, int],
+        cos_sin: int,
+        max_pos: int,
+        rot: int,
+        eps: float,
+        weight_offset: float,
+        scale: float,
+        softcap: float,
+        kind: str,
+    ) -> CpuDecoder: ...
+    def forward(
+        self,
+        hidden: int,
+        tokens: int,
+        positions: int,
+        slot_mapping: int,
+        block_table: int,
+        table_rows: int,
+        max_blocks: int,
+        slots: int,
+        seq_lens: int,
+        query_start_loc: int,
+        num_reqs: int,
+        out: int,
+    ) -> None: ...
+
 def cpu_norm(
     x: int,
     x_code: int,

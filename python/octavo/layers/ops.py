@@ -6,12 +6,13 @@ Chosen once, when the model is built; layers then hold the functions themselves.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
+from octavo.kernels.decoder import Decoder, DecoderSpec
 from octavo.kernels.packed import PackedLinear, QuantTensor
 
 Backend: TypeAlias = Literal["auto", "native", "reference"]
@@ -137,3 +138,9 @@ def get_ops(device: torch.device, backend: Backend) -> Ops:
     native = "cpu" if device.type == "cpu" else "gpu"
     name = "reference" if backend == "reference" else native
     return cast(Ops, importlib.import_module(f"octavo.kernels.{name}"))
+
+
+def make_decoder(ops: Ops, spec: DecoderSpec) -> Decoder | None:
+    """All layers in one call, where the op set offers that for these weights."""
+    make: Callable[[DecoderSpec], Decoder | None] | None = getattr(ops, "make_decoder", None)
+    return None if make is None else make(spec)

@@ -8,17 +8,18 @@ there is no autograd, no hook, and little Python between two ops.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from octavo.kernels.decoder import Decoder, DecoderSpec, LayerSpec
 from octavo.layers.attention import Attention
 from octavo.layers.context import AttentionContext
 from octavo.layers.embedding import Embedding, LMHead
 from octavo.layers.linear import Linear
 from octavo.layers.norm import RMSNorm
-from octavo.layers.ops import Ops
+from octavo.layers.ops import Ops, make_decoder
 from octavo.layers.rope import RopeConfig, cos_sin_table, identity_table
 from octavo.models.config import ModelConfig
 from octavo.models.hf_config import HfConfig
@@ -172,6 +173,23 @@ class LlamaDecoderLayer:
         x, residual = self.post_attention_layernorm.add(x, residual)
         return self.mlp(x), residual
 
+    def spec(self) -> LayerSpec:
+        """The same, said to an op set that runs all layers in one call. Only with LlamaMLP."""
+        attention, mlp = self.self_attn.attention, cast(LlamaMLP, self.mlp)
+        return LayerSpec(
+            input_norm=self.input_layernorm.weight,
+            post_norm=self.post_attention_layernorm.weight,
+            qkv=self.self_attn.qkv_proj.spec(),
+            o=self.self_attn.o_proj.spec(),
+            gate_up=mlp.gate_up_proj.spec(),
+            down=mlp.down_proj.spec(),
+            q_norm=attention.q_norm,
+            k_norm=attention.k_norm,
+            k_cache=attention.k_cache,
+            v_cache=attention.v_cache,
+            sliding_window=attention.sliding_window,
+        )
+
 
 class DecoderLayer(Protocol):
     """One block: takes and returns (what it adds, residual), both [T, D]; no residual at first."""
@@ -216,6 +234,8 @@ class LlamaForCausalLM:
         device: torch.device,
     ) -> None:
         self.config = config
+        self._ops = ops
+        self._decoder: Decoder | None = None
         shape = (config.vocab_size, config.hidden_size)
         self.embed_tokens = Embedding(
             ops,
@@ -244,10 +264,36 @@ class LlamaForCausalLM:
         for layer, (k_cache, v_cache) in zip(self.layers, caches, strict=True):
             layer.self_attn.attention.k_cache = k_cache
             layer.self_attn.attention.v_cache = v_cache
+        self._decoder = self._make_decoder()
+
+    def _make_decoder(self) -> Decoder | None:
+        """All layers in one call, where they are this file's and the op set offers it."""
+        layers = []
+        attention = self.layers[0].self_attn.attention
+        for layer in self.layers:
+            if type(layer) is not LlamaDecoderLayer or type(layer.mlp) is not LlamaMLP:
+                return None
+            if layer.self_attn.attention.cos_sin is not attention.cos_sin:
+                return None
+            layers.append(layer.spec())
+        spec = DecoderSpec(
+            layers=layers,
+            final_norm=self.norm.weight,
+            cos_sin=attention.cos_sin,
+            num_heads=attention.num_heads,
+            eps=self.config.rms_norm_eps,
+            scale=attention.scale,
+            softcap=attention.softcap,
+            act=self.config.hidden_act,
+            weight_offset=self.config.norm_weight_offset,
+        )
+        return make_decoder(self._ops, spec)
 
     def __call__(self, input_ids: Tensor, ctx: AttentionContext) -> Tensor:
         """input_ids int32 [T] -> hidden states [T, D] after the final norm."""
         x = self.embed_tokens(input_ids)
+        if self._decoder is not None:
+            return self._decoder(x, ctx)
         residual: Tensor | None = None
         for layer in self.layers:
             x, residual = layer(x, residual, ctx)

@@ -14,6 +14,7 @@ from octavo.config import EngineConfig
 from octavo.layers.ops import Ops
 from octavo.models.config import ModelConfig
 from octavo.models.errors import ModelLoadError
+from octavo.models.quantized import QuantizedWeights
 from octavo.models.registry import CausalLM, model_class
 from octavo.models.source import ModelSource, load_tokenizer, resolve_model
 from octavo.models.weights import (
@@ -33,6 +34,9 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
 }
 
+# --quantization -> what float matrices are rounded to, per group of 32 along K.
+QUANTIZATIONS = {"w4": "Q4_1", "w8": "Q8_0"}
+
 
 @dataclass(frozen=True)
 class ModelDtypes:
@@ -40,13 +44,16 @@ class ModelDtypes:
 
     ``weights``: of matrices, None where each keeps the form it has in the file. ``activations``:
     of everything that flows. ``packed``: quantized matrices stay quantized. ``exact``: and are
-    multiplied with float activations, never with rounded ones.
+    multiplied with float activations, never with rounded ones. ``kv_cache``: of keys and values
+    where nothing else is asked for. ``quantize``: GGUF kind that float matrices are rounded to.
     """
 
     weights: torch.dtype | None
     activations: torch.dtype
     packed: bool
+    kv_cache: torch.dtype
     exact: bool = False
+    quantize: str | None = None
 
 
 def resolve_dtypes(
@@ -59,20 +66,34 @@ def resolve_dtypes(
     float32, whatever the weights: ``auto`` leaves each weight in its file's form, packed where
     quantized, with the fastest arithmetic the kernels have for it; ``float32`` is exact float32
     arithmetic (quantized weights stay packed where the kernels offer that, else are dequantized);
-    ``bfloat16`` and ``float16`` round weights to that type.
+    ``bfloat16`` and ``float16`` round weights to that type. Keys and values are bfloat16 unless
+    float32 was asked for. ``--quantization`` rounds float matrices as they are read.
+
+    Raises:
+        ModelLoadError: a quantization that this device has no kernels for.
     """
     asked = DTYPES.get(config.dtype)
+    native = config.attention_backend != "reference"
+    quantize = None
+    if config.quantization is not None:
+        quantize = QUANTIZATIONS.get(config.quantization)
+        if quantize is None or device.type != "cpu" or not native:
+            known = ", ".join(QUANTIZATIONS) + " (on a CPU)"
+            raise ModelLoadError(
+                f"quantization {config.quantization!r} is not supported; known: {known}"
+            )
     if device.type != "cpu":
         dtype = asked or DTYPES.get(model_config.dtype, torch.bfloat16)
-        return ModelDtypes(dtype, dtype, packed=False)
-    native = config.attention_backend != "reference"
+        return ModelDtypes(dtype, dtype, packed=False, kv_cache=dtype)
+    exact = asked is torch.float32
+    kv_cache = torch.bfloat16 if native and not exact else torch.float32
     if source.kind == "gguf" and native and asked in (None, torch.float32):
-        return ModelDtypes(None, torch.float32, packed=True, exact=asked is not None)
+        return ModelDtypes(None, torch.float32, True, kv_cache, exact, quantize)
     if asked is None and source.kind == "dummy":
         asked = DTYPES.get(model_config.dtype, torch.bfloat16)
     if not native:
         asked = asked or torch.float32
-    return ModelDtypes(asked, torch.float32, packed=False)
+    return ModelDtypes(asked, torch.float32, False, kv_cache, exact and bool(quantize), quantize)
 
 
 def load_model(
@@ -96,6 +117,8 @@ def load_model(
     build = model_class(model_config.architecture)
     with _progress_bar(source) as progress, torch.inference_mode():
         weights = _open_weights(source, model_config, dtypes, device, progress)
+        if dtypes.quantize is not None:
+            weights = QuantizedWeights(weights, dtypes.quantize, exact=dtypes.exact)
         try:
             model = build(model_config, weights, ops, max_model_len=max_model_len, device=device)
         except KeyError as error:

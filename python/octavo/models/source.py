@@ -197,8 +197,6 @@ def resolve_model(config: EngineConfig) -> ModelSource:
     Raises:
         ModelLoadError: nothing is there, it cannot be downloaded, or it is of no known kind.
     """
-    if config.quantization is not None:
-        raise ModelLoadError(f"quantization {config.quantization!r} is not supported")
     model = config.model
     if model is None:
         file = _default_model_file()

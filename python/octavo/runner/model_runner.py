@@ -68,7 +68,7 @@ class ModelRunner:
             config, source, model_config, dtypes, ops, max_model_len=limit, device=self.device
         )
         self.max_num_seqs: int = config.max_num_seqs or (64 if on_cpu else 256)
-        kv_dtype = DTYPES.get(config.kv_cache_dtype, dtypes.activations)
+        kv_dtype = DTYPES.get(config.kv_cache_dtype) or dtypes.kv_cache
         available = self._available_bytes()
         self._plan = plan_kv_cache(
             model_config,

@@ -361,7 +361,7 @@ impl Linear {
             if quantized && !exact {
                 let (floats, rows) = (Activations::floats(x.rows, self.k), x.rows);
                 with_floats(0, floats, |p| {
-                    let activations = Activations::quantize(self.level, x, p);
+                    let activations = Activations::quantize(self.level, x, self.packed, p);
                     let tiles = self.n.div_ceil(self.level.lanes());
                     split(tiles, rows, &|tiles, rows| {
                         self.level.run(Int8Task {

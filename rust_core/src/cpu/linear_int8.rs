@@ -18,7 +18,8 @@ const ROW_BLOCK: usize = 64;
 /// Rows rounded to int8.
 #[derive(Clone, Copy)]
 pub struct Activations {
-    /// Per row and group: scale, scale times the sum of the group's values.
+    /// Per row and group: the scale; then for W4 the scale times the sum of the group's values,
+    /// for W8 the bits of -128 times that sum as an integer.
     scales: *const f32,
     /// [M, K]
     values: *const i8,
@@ -40,7 +41,7 @@ impl Activations {
     ///
     /// # Safety
     /// x describes valid memory with K a multiple of 32; `buffer` holds `floats(rows, K)`.
-    pub unsafe fn quantize(level: Level, x: Rows, buffer: *mut f32) -> Activations {
+    pub unsafe fn quantize(level: Level, x: Rows, packed: Packed, buffer: *mut f32) -> Activations {
         let k = x.cols;
         let out = Activations {
             scales: buffer,
@@ -52,7 +53,14 @@ impl Activations {
         pool::run(x.rows.div_ceil(step), |task| {
             let rows = task * step..((task + 1) * step).min(x.rows);
             // SAFETY: the caller's; tasks write disjoint rows.
-            unsafe { level.run(Quantize { x, out, rows }) };
+            unsafe {
+                level.run(Quantize {
+                    x,
+                    out,
+                    packed,
+                    rows,
+                });
+            }
         });
         out
     }
@@ -61,6 +69,7 @@ impl Activations {
 struct Quantize {
     x: Rows,
     out: Activations,
+    packed: Packed,
     rows: Range<usize>,
 }
 
@@ -100,7 +109,12 @@ impl Kernel for Quantize {
                         i += S::LANES;
                     }
                     *scales.add(2 * g) = scale;
-                    *scales.add(2 * g + 1) = scale * s.sum(sum);
+                    let sum = s.sum(sum);
+                    *scales.add(2 * g + 1) = if self.packed == Packed::W4 {
+                        scale * sum
+                    } else {
+                        f32::from_bits((-128 * sum as i32) as u32)
+                    };
                 }
             }
         }
@@ -136,6 +150,10 @@ impl Kernel for Int8Task {
                     // SAFETY: `Linear::forward`'s contract; each tile takes rows that are left.
                     unsafe {
                         match end - r {
+                            left if left >= 8 && S::INT_ROWS >= 8 => {
+                                self.tile::<S, 8>(s, tile, r);
+                                r += 8;
+                            }
                             4.. => {
                                 self.tile::<S, 4>(s, tile, r);
                                 r += 4;
@@ -180,11 +198,12 @@ impl Int8Task {
                     let p = base.add(g * block);
                     let d = s.load_f16(p.cast());
                     let m = s.load_f16(p.add(2 * S::LANES).cast());
-                    let dots = s.dot_nibbles::<R>(p.add(4 * S::LANES), x.map(|x| x.add(g * GROUP)));
+                    let nibbles = s.unpack_nibbles(p.add(4 * S::LANES));
                     for r in 0..R {
+                        let dot = s.dot_nibbles(nibbles, x[r].add(g * GROUP));
                         let scale = s.splat(*scales[r].add(2 * g));
                         let sum = s.splat(*scales[r].add(2 * g + 1));
-                        acc[r] = s.fma(dots[r], s.mul(d, scale), acc[r]);
+                        acc[r] = s.fma(dot, s.mul(d, scale), acc[r]);
                         acc[r] = s.fma(m, sum, acc[r]);
                     }
                 }
@@ -192,7 +211,9 @@ impl Int8Task {
                 for g in 0..groups {
                     let p = base.add(g * block);
                     let d = s.load_f16(p.cast());
-                    let dots = s.dot_bytes::<R>(p.add(2 * S::LANES), x.map(|x| x.add(g * GROUP)));
+                    let surplus = scales.map(|x| (*x.add(2 * g + 1)).to_bits() as i32);
+                    let x = x.map(|x| x.add(g * GROUP));
+                    let dots = s.dot_bytes::<R>(p.add(2 * S::LANES), x, surplus);
                     for r in 0..R {
                         let scale = s.splat(*scales[r].add(2 * g));
                         acc[r] = s.fma(dots[r], s.mul(d, scale), acc[r]);

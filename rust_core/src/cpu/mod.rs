@@ -7,6 +7,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod decoder;
 pub mod float;
 pub mod level;
 pub mod linear;

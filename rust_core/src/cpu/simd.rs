@@ -37,6 +37,10 @@ pub trait Simd: Copy {
     const LANES: usize;
     /// Rows of activations a float tile holds in registers (a tile is `ROWS` x 2 vectors).
     const ROWS: usize;
+    /// Rows of activations that share one unpacked group of nibbles.
+    const INT_ROWS: usize;
+    /// One group of nibbles, unpacked.
+    type Nibbles: Copy;
 
     fn splat(self, x: f32) -> Self::V;
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
@@ -71,10 +75,19 @@ pub trait Simd: Copy {
     unsafe fn nibble<const SHIFT: i32>(self, p: *const u8) -> Self::V;
     /// Of LANES 32-bit words: byte BYTE as a signed number.
     unsafe fn byte<const BYTE: i32>(self, p: *const u8) -> Self::V;
-    /// Dot products of one group in the nibble layout with R rows of 32 int8 activations.
-    unsafe fn dot_nibbles<const R: usize>(self, w: *const u8, x: [*const i8; R]) -> [Self::V; R];
-    /// The same for the byte layout; activations in [-127, 127].
-    unsafe fn dot_bytes<const R: usize>(self, w: *const u8, x: [*const i8; R]) -> [Self::V; R];
+    /// One group in the nibble layout.
+    unsafe fn unpack_nibbles(self, w: *const u8) -> Self::Nibbles;
+    /// Its dot products with 32 int8 activations.
+    unsafe fn dot_nibbles(self, w: Self::Nibbles, x: *const i8) -> Self::V;
+    /// Dot products of one group in the byte layout with R rows of 32 int8 activations, each in
+    /// [-127, 127]. `surplus`: -128 times the sum of each row's, for instruction sets that have to
+    /// make weights unsigned.
+    unsafe fn dot_bytes<const R: usize>(
+        self,
+        w: *const u8,
+        x: [*const i8; R],
+        surplus: [i32; R],
+    ) -> [Self::V; R];
 
     #[inline(always)]
     fn zero(self) -> Self::V {
@@ -190,6 +203,8 @@ impl Simd for Scalar {
     type V = [f32; L];
     const LANES: usize = L;
     const ROWS: usize = 4;
+    const INT_ROWS: usize = 4;
+    type Nibbles = [u8; 8 * 4 * L];
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
@@ -303,27 +318,35 @@ impl Simd for Scalar {
         each(|r| f32::from(unsafe { word(p, 0, r) }[BYTE as usize] as i8))
     }
     #[inline(always)]
-    unsafe fn dot_nibbles<const R: usize>(self, w: *const u8, x: [*const i8; R]) -> [Self::V; R] {
-        // SAFETY: the trait's contract: 128 weight bytes, 32 activations a row.
-        unsafe {
-            std::array::from_fn(|row| {
-                let x = x[row].cast::<[i8; GROUP]>().read_unaligned();
-                each(|r| {
-                    let mut sum = 0i32;
-                    for j in 0..4 {
-                        let bytes = word(w, j, r);
-                        for (b, byte) in bytes.into_iter().enumerate() {
-                            sum += i32::from(byte & 15) * i32::from(x[4 * j + b]);
-                            sum += i32::from(byte >> 4) * i32::from(x[16 + 4 * j + b]);
-                        }
-                    }
-                    sum as f32
-                })
-            })
+    unsafe fn unpack_nibbles(self, w: *const u8) -> Self::Nibbles {
+        // SAFETY: the trait's contract.
+        let bytes = unsafe { w.cast::<[u8; 4 * 4 * L]>().read_unaligned() };
+        let mut out = [0; 8 * 4 * L];
+        for (i, byte) in bytes.into_iter().enumerate() {
+            out[i] = byte & 15;
+            out[4 * 4 * L + i] = byte >> 4;
         }
+        out
     }
     #[inline(always)]
-    unsafe fn dot_bytes<const R: usize>(self, w: *const u8, x: [*const i8; R]) -> [Self::V; R] {
+    unsafe fn dot_nibbles(self, w: Self::Nibbles, x: *const i8) -> Self::V {
+        // SAFETY: the trait's contract: 32 activations.
+        let x = unsafe { x.cast::<[i8; GROUP]>().read_unaligned() };
+        each(|r| {
+            let product = |i: usize| {
+                let weight = w[(i / 4 * L + r) * 4 + i % 4];
+                i32::from(weight) * i32::from(x[i])
+            };
+            (0..GROUP).map(product).sum::<i32>() as f32
+        })
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes<const R: usize>(
+        self,
+        w: *const u8,
+        x: [*const i8; R],
+        _surplus: [i32; R],
+    ) -> [Self::V; R] {
         // SAFETY: the trait's contract: 256 weight bytes, 32 activations a row.
         unsafe {
             std::array::from_fn(|row| {

@@ -30,6 +30,8 @@ impl Simd for Avx2 {
     type V = __m256;
     const LANES: usize = 8;
     const ROWS: usize = 6;
+    const INT_ROWS: usize = 4;
+    type Nibbles = [__m256i; 8];
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {
@@ -178,32 +180,44 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn dot_nibbles<const R: usize>(self, w: *const u8, x: [*const i8; R]) -> [__m256; R] {
+    unsafe fn unpack_nibbles(self, w: *const u8) -> [__m256i; 8] {
         isa! {
             let mask = _mm256_set1_epi8(15);
-            let ones = _mm256_set1_epi16(1);
-            let mut weights = [_mm256_setzero_si256(); 8];
+            let mut out = [_mm256_setzero_si256(); 8];
             for j in 0..4 {
                 let both = _mm256_loadu_si256(w.add(32 * j).cast());
-                weights[j] = _mm256_and_si256(both, mask);
-                weights[j + 4] = _mm256_and_si256(_mm256_srli_epi16::<4>(both), mask);
-            }
-            let mut out = [_mm256_setzero_ps(); R];
-            for r in 0..R {
-                // A pair is at most 2 * 15 * 127, and eight of them still fit 16 bits.
-                let mut sum = _mm256_setzero_si256();
-                for (j, &weight) in weights.iter().enumerate() {
-                    let four = x[r].cast::<i32>().add(j).read_unaligned();
-                    let pair = _mm256_maddubs_epi16(weight, _mm256_set1_epi32(four));
-                    sum = if j == 0 { pair } else { _mm256_add_epi16(sum, pair) };
-                }
-                out[r] = _mm256_cvtepi32_ps(_mm256_madd_epi16(sum, ones));
+                out[j] = _mm256_and_si256(both, mask);
+                out[j + 4] = _mm256_and_si256(_mm256_srli_epi16::<4>(both), mask);
             }
             out
         }
     }
     #[inline(always)]
-    unsafe fn dot_bytes<const R: usize>(self, w: *const u8, x: [*const i8; R]) -> [__m256; R] {
+    unsafe fn dot_nibbles(self, w: [__m256i; 8], x: *const i8) -> __m256 {
+        isa! {
+            let x = x.cast::<i32>();
+            let pair = |j: usize| {
+                _mm256_maddubs_epi16(w[j], _mm256_set1_epi32(x.add(j).read_unaligned()))
+            };
+            // A pair is at most 2 * 15 * 127, and eight of them still fit 16 bits. Two chains, so
+            // that one's latency hides behind the other.
+            let mut a = pair(0);
+            let mut b = pair(1);
+            for j in 1..4 {
+                a = _mm256_add_epi16(a, pair(2 * j));
+                b = _mm256_add_epi16(b, pair(2 * j + 1));
+            }
+            let sum = _mm256_madd_epi16(_mm256_add_epi16(a, b), _mm256_set1_epi16(1));
+            _mm256_cvtepi32_ps(sum)
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes<const R: usize>(
+        self,
+        w: *const u8,
+        x: [*const i8; R],
+        _surplus: [i32; R],
+    ) -> [__m256; R] {
         isa! {
             let ones = _mm256_set1_epi16(1);
             let mut sums = [_mm256_setzero_si256(); R];

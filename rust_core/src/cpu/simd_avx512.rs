@@ -33,6 +33,8 @@ impl Simd for Avx512 {
     type V = __m512;
     const LANES: usize = 16;
     const ROWS: usize = 12;
+    const INT_ROWS: usize = 8;
+    type Nibbles = [__m512i; 8];
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -165,48 +167,54 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn dot_nibbles<const R: usize>(self, w: *const u8, x: [*const i8; R]) -> [__m512; R] {
+    unsafe fn unpack_nibbles(self, w: *const u8) -> [__m512i; 8] {
         isa! {
             let mask = _mm512_set1_epi8(15);
-            let mut sums = [_mm512_setzero_si512(); R];
+            let mut out = [_mm512_setzero_si512(); 8];
             for j in 0..4 {
                 let both = _mm512_loadu_si512(w.add(64 * j).cast());
-                let low = _mm512_and_si512(both, mask);
-                let high = _mm512_and_si512(_mm512_srli_epi16::<4>(both), mask);
-                for r in 0..R {
-                    let four = x[r].cast::<i32>();
-                    let a = _mm512_set1_epi32(four.add(j).read_unaligned());
-                    let b = _mm512_set1_epi32(four.add(j + 4).read_unaligned());
-                    sums[r] = _mm512_dpbusd_epi32(sums[r], low, a);
-                    sums[r] = _mm512_dpbusd_epi32(sums[r], high, b);
-                }
-            }
-            let mut out = [_mm512_setzero_ps(); R];
-            for r in 0..R {
-                out[r] = _mm512_cvtepi32_ps(sums[r]);
+                out[j] = _mm512_and_si512(both, mask);
+                out[j + 4] = _mm512_and_si512(_mm512_srli_epi16::<4>(both), mask);
             }
             out
         }
     }
     #[inline(always)]
-    unsafe fn dot_bytes<const R: usize>(self, w: *const u8, x: [*const i8; R]) -> [__m512; R] {
+    unsafe fn dot_nibbles(self, w: [__m512i; 8], x: *const i8) -> __m512 {
         isa! {
-            // Weights plus 128 are unsigned; the surplus, 128 times the sum of x, goes at the end.
+            let x = x.cast::<i32>();
+            let four = |j: usize| _mm512_set1_epi32(x.add(j).read_unaligned());
+            let zero = _mm512_setzero_si512();
+            // Two chains, so that one's latency hides behind the other.
+            let (mut a, mut b) = (zero, zero);
+            for j in 0..4 {
+                a = _mm512_dpbusd_epi32(a, w[2 * j], four(2 * j));
+                b = _mm512_dpbusd_epi32(b, w[2 * j + 1], four(2 * j + 1));
+            }
+            _mm512_cvtepi32_ps(_mm512_add_epi32(a, b))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes<const R: usize>(
+        self,
+        w: *const u8,
+        x: [*const i8; R],
+        surplus: [i32; R],
+    ) -> [__m512; R] {
+        isa! {
+            // Weights plus 128 are unsigned; what that adds is taken off at the start.
             let offset = _mm512_set1_epi8(-128);
-            let mut sums = [_mm512_setzero_si512(); R];
-            let mut surplus = [_mm512_setzero_si512(); R];
+            let mut sums = surplus.map(|s| _mm512_set1_epi32(s));
             for j in 0..8 {
                 let weight = _mm512_xor_si512(_mm512_loadu_si512(w.add(64 * j).cast()), offset);
                 for r in 0..R {
                     let four = x[r].cast::<i32>().add(j).read_unaligned();
-                    let four = _mm512_set1_epi32(four);
-                    sums[r] = _mm512_dpbusd_epi32(sums[r], weight, four);
-                    surplus[r] = _mm512_dpbusd_epi32(surplus[r], offset, four);
+                    sums[r] = _mm512_dpbusd_epi32(sums[r], weight, _mm512_set1_epi32(four));
                 }
             }
             let mut out = [_mm512_setzero_ps(); R];
             for r in 0..R {
-                out[r] = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums[r], surplus[r]));
+                out[r] = _mm512_cvtepi32_ps(sums[r]);
             }
             out
         }

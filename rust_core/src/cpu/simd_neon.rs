@@ -109,6 +109,8 @@ impl Simd for Neon {
     type V = V;
     const LANES: usize = 8;
     const ROWS: usize = 6;
+    const INT_ROWS: usize = 4;
+    type Nibbles = [(int8x16_t, int8x16_t); 8];
 
     #[inline(always)]
     fn splat(self, x: f32) -> V {
@@ -249,25 +251,36 @@ impl Simd for Neon {
         isa!((byte_half::<BYTE>(p), byte_half::<BYTE>(p.add(16))))
     }
     #[inline(always)]
-    unsafe fn dot_nibbles<const R: usize>(self, w: *const u8, x: [*const i8; R]) -> [V; R] {
+    unsafe fn unpack_nibbles(self, w: *const u8) -> Self::Nibbles {
         isa! {
-            let zero = vdupq_n_s32(0);
-            let mut sums = [(zero, zero); R];
+            let mut out = [(vdupq_n_s8(0), vdupq_n_s8(0)); 8];
             for j in 0..4 {
                 let (a, b) = (vld1q_u8(w.add(32 * j)), vld1q_u8(w.add(32 * j + 16)));
-                for r in 0..R {
-                    let four = x[r].cast::<i32>();
-                    let x0 = vreinterpret_s8_s32(vdup_n_s32(four.add(j).read_unaligned()));
-                    let x1 = vreinterpret_s8_s32(vdup_n_s32(four.add(j + 4).read_unaligned()));
-                    dot4(low_nibbles(a), low_nibbles(b), x0, &mut sums[r]);
-                    dot4(high_nibbles(a), high_nibbles(b), x1, &mut sums[r]);
-                }
+                out[j] = (low_nibbles(a), low_nibbles(b));
+                out[j + 4] = (high_nibbles(a), high_nibbles(b));
             }
-            to_floats(sums)
+            out
         }
     }
     #[inline(always)]
-    unsafe fn dot_bytes<const R: usize>(self, w: *const u8, x: [*const i8; R]) -> [V; R] {
+    unsafe fn dot_nibbles(self, w: Self::Nibbles, x: *const i8) -> V {
+        isa! {
+            let zero = vdupq_n_s32(0);
+            let mut sum = (zero, zero);
+            for (j, (a, b)) in w.into_iter().enumerate() {
+                let four = x.cast::<i32>().add(j).read_unaligned();
+                dot4(a, b, vreinterpret_s8_s32(vdup_n_s32(four)), &mut sum);
+            }
+            (vcvtq_f32_s32(sum.0), vcvtq_f32_s32(sum.1))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes<const R: usize>(
+        self,
+        w: *const u8,
+        x: [*const i8; R],
+        _surplus: [i32; R],
+    ) -> [V; R] {
         isa! {
             let zero = vdupq_n_s32(0);
             let mut sums = [(zero, zero); R];

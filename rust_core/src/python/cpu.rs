@@ -4,17 +4,20 @@
 //! A call that will take longer than about `DETACH_US` gives up the GIL meanwhile; a shorter one
 //! would lose more by queueing for it again.
 
+use std::sync::Arc;
+
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::cpu::activation::{Activation, activation};
 use crate::cpu::attention::{AttentionArgs, paged_attention};
+use crate::cpu::decoder::{Decoder, Layer, Projection, Step};
 use crate::cpu::float::DType;
 use crate::cpu::level::Level;
 use crate::cpu::linear::{Linear, Source};
 use crate::cpu::norm::{Norm, norm};
 use crate::cpu::rope::{Cache, RopeArgs, qk_norm_rope_store_kv};
-use crate::cpu::tensor::{Rows, RowsMut};
+use crate::cpu::tensor::{Rows, RowsMut, load_one};
 use crate::cpu::{logits, pool};
 
 /// Microseconds.
@@ -25,6 +28,7 @@ const BYTES_PER_US: usize = 15_000;
 
 pub(super) fn register_cpu(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<CpuLinear>()?;
+    m.add_class::<CpuDecoder>()?;
     m.add_function(wrap_pyfunction!(cpu_norm, m)?)?;
     m.add_function(wrap_pyfunction!(cpu_activation, m)?)?;
     m.add_function(wrap_pyfunction!(cpu_rope, m)?)?;
@@ -112,7 +116,7 @@ fn run<T: Send>(py: Python<'_>, ops: usize, bytes: usize, f: impl Send + FnOnce(
 
 #[pyclass(frozen, module = "octavo._core")]
 pub(crate) struct CpuLinear {
-    inner: Linear,
+    inner: Arc<Linear>,
 }
 
 #[pymethods]
@@ -161,7 +165,9 @@ impl CpuLinear {
                 Ok(linear)
             })
             .map_err(invalid)?;
-        Ok(Self { inner })
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
     }
 
     #[getter]
@@ -402,6 +408,162 @@ fn cpu_attention(
         };
         let ops = 8 * tokens * cols * max_seq_len;
         run(py, ops, 0, || paged_attention(level, args)).map_err(invalid)
+    }
+}
+
+/// A weight, its bias (address and dtype code) or (0, 0), and whether it is exact.
+type ProjectionSpec = (Py<CpuLinear>, (usize, u8), bool);
+
+/// One layer, by attribute; vectors are (address, dtype code), (0, 0) for None.
+#[derive(FromPyObject)]
+struct LayerSpec {
+    input_norm: (usize, u8),
+    post_norm: (usize, u8),
+    qkv: ProjectionSpec,
+    o: ProjectionSpec,
+    gate_up: ProjectionSpec,
+    down: ProjectionSpec,
+    q_norm: (usize, u8),
+    k_norm: (usize, u8),
+    k_cache: usize,
+    v_cache: usize,
+    sliding_window: usize,
+}
+
+/// A copy of a vector as float32; None of the address 0.
+fn floats((ptr, code): (usize, u8), len: usize) -> PyResult<Option<Vec<f32>>> {
+    let Some(r) = optional_row(ptr, code, len)? else {
+        return Ok(None);
+    };
+    // SAFETY: `kernels/cpu_decoder.py` gives the address of `len` elements of this type.
+    let read = |i| unsafe { load_one(r.at(0, i), r.dtype) };
+    Ok(Some((0..len).map(read).collect()))
+}
+
+fn required(vector: (usize, u8), len: usize) -> PyResult<Vec<f32>> {
+    floats(vector, len)?.ok_or_else(|| invalid("a norm without a weight"))
+}
+
+fn projection(spec: &ProjectionSpec) -> PyResult<Projection> {
+    let weight = Arc::clone(&spec.0.get().inner);
+    let bias = floats(spec.1, weight.n())?;
+    Ok(Projection {
+        weight,
+        bias,
+        exact: spec.2,
+    })
+}
+
+#[pyclass(frozen, module = "octavo._core")]
+pub(crate) struct CpuDecoder {
+    inner: Decoder,
+    /// Floats of a row, for the estimate of how long a call takes.
+    ops_per_row: usize,
+    nbytes: usize,
+}
+
+#[pymethods]
+impl CpuDecoder {
+    #[new]
+    #[allow(clippy::too_many_arguments)]
+    fn new(
+        layers: Vec<LayerSpec>,
+        hidden_size: usize,
+        final_norm: (usize, u8),
+        num_heads: usize,
+        cache_code: u8,
+        cache_shape: CacheShape,
+        cos_sin: usize,
+        max_pos: usize,
+        rot: usize,
+        eps: f32,
+        weight_offset: f32,
+        scale: f32,
+        softcap: f32,
+        kind: &str,
+    ) -> PyResult<Self> {
+        let dim = cache_shape.3;
+        let layers = layers
+            .iter()
+            .map(|l| {
+                Ok(Layer {
+                    input_norm: required(l.input_norm, hidden_size)?,
+                    post_norm: required(l.post_norm, hidden_size)?,
+                    qkv: projection(&l.qkv)?,
+                    o: projection(&l.o)?,
+                    gate_up: projection(&l.gate_up)?,
+                    down: projection(&l.down)?,
+                    q_norm: floats(l.q_norm, dim)?,
+                    k_norm: floats(l.k_norm, dim)?,
+                    k_cache: cache(l.k_cache, cache_code, cache_shape)?,
+                    v_cache: cache(l.v_cache, cache_code, cache_shape)?,
+                    sliding_window: l.sliding_window,
+                })
+            })
+            .collect::<PyResult<Vec<_>>>()?;
+        let inner = Decoder {
+            level: level()?,
+            layers,
+            final_norm: required(final_norm, hidden_size)?,
+            num_heads,
+            eps,
+            weight_offset,
+            cos_sin: rows(cos_sin, 0, max_pos, rot)?,
+            scale,
+            softcap,
+            activation: Activation::parse(kind)
+                .ok_or_else(|| invalid(format!("unknown activation {kind:?}")))?,
+        };
+        inner.check().map_err(invalid)?;
+        let weights = |size: fn(&Linear) -> usize| -> usize {
+            let of = |l: &Layer| [&l.qkv, &l.o, &l.gate_up, &l.down].map(|p| size(&p.weight));
+            inner.layers.iter().flat_map(of).sum()
+        };
+        Ok(Self {
+            ops_per_row: weights(|w| 2 * w.n() * w.k()),
+            nbytes: weights(Linear::nbytes),
+            inner,
+        })
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn forward(
+        &self,
+        py: Python<'_>,
+        hidden: usize,
+        tokens: usize,
+        positions: usize,
+        slot_mapping: usize,
+        block_table: usize,
+        table_rows: usize,
+        max_blocks: usize,
+        slots: usize,
+        seq_lens: usize,
+        query_start_loc: usize,
+        num_reqs: usize,
+        out: usize,
+    ) -> PyResult<()> {
+        let size = tokens * self.inner.final_norm.len();
+        // SAFETY: `kernels/cpu_decoder.py` gives addresses of tensors of these shapes, hidden and
+        // out its own, and keeps those that the decoder was made with.
+        unsafe {
+            let step = Step {
+                positions: slice(positions, tokens)?,
+                slot_mapping: slice(slot_mapping, tokens)?,
+                block_table: slice(block_table, table_rows * max_blocks)?,
+                max_blocks,
+                slots: slice(slots, num_reqs)?,
+                seq_lens: slice(seq_lens, num_reqs)?,
+                query_start_loc: slice(query_start_loc, num_reqs + 1)?,
+            };
+            let hidden = slice_mut::<f32>(hidden, size)?;
+            let out = slice_mut::<f32>(out, size)?;
+            run(py, self.ops_per_row * tokens, self.nbytes, || {
+                self.inner
+                    .forward(hidden.as_mut_ptr(), out.as_mut_ptr(), tokens, step)
+            })
+            .map_err(invalid)
+        }
     }
 }
 

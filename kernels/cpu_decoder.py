@@ -1,0 +1,124 @@
+"""All layers of a model in one call of the Rust core, on a CPU.
+
+A small model's step is two hundred ops of some ten microseconds each: going from one to the next
+through Python would take as long as the arithmetic. The whole call runs without the GIL.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo import _core
+
+from .cpu import CpuLinear, _caches, _float, _ints, _matrix, _refuse, _vector
+from .decoder import DecoderSpec
+from .packed import PackedLinear
+
+
+class CpuDecoder:
+    """See ``decoder.DecoderSpec``. Activations are float32."""
+
+    def __init__(self, spec: DecoderSpec) -> None:
+        """
+        Raises:
+            ValueError: tensors that do not fit each other.
+        """
+        first = spec.layers[0]
+        cache_code, cache_shape = _caches(first.k_cache, first.v_cache)
+        size = spec.final_norm.numel()
+        code, max_pos, rot = _matrix(spec.cos_sin, "cos_sin")
+        if code != 0:
+            raise _refuse(spec.cos_sin, "cos_sin", "float32")
+        head_dim = cache_shape[3]
+        layers = []
+        for layer in spec.layers:
+            if _caches(layer.k_cache, layer.v_cache) != (cache_code, cache_shape):
+                raise _refuse(layer.k_cache, "k_cache", "like the first layer's")
+            layers.append(
+                SimpleNamespace(
+                    input_norm=_vector(layer.input_norm, "input_norm", size),
+                    post_norm=_vector(layer.post_norm, "post_norm", size),
+                    qkv=_projection(layer.qkv),
+                    o=_projection(layer.o),
+                    gate_up=_projection(layer.gate_up),
+                    down=_projection(layer.down),
+                    q_norm=_vector(layer.q_norm, "q_norm", head_dim),
+                    k_norm=_vector(layer.k_norm, "k_norm", head_dim),
+                    k_cache=layer.k_cache.data_ptr(),
+                    v_cache=layer.v_cache.data_ptr(),
+                    sliding_window=layer.sliding_window,
+                )
+            )
+        # Its tensors are read by address.
+        self._spec = spec
+        self._size = size
+        self._forward = _core.CpuDecoder(
+            layers,
+            size,
+            _vector(spec.final_norm, "final_norm", size),
+            spec.num_heads,
+            cache_code,
+            cache_shape,
+            spec.cos_sin.data_ptr(),
+            max_pos,
+            rot,
+            spec.eps,
+            spec.weight_offset,
+            spec.scale,
+            spec.softcap,
+            spec.act,
+        ).forward
+
+    def __call__(self, hidden: Tensor, ctx: Any) -> Tensor:
+        """hidden float32 [T, D], overwritten -> [T, D].
+
+        Raises:
+            ValueError: an index of the step is out of range, or tensors do not fit.
+        """
+        if _float(hidden, "hidden") != 0 or hidden.dim() != 2 or hidden.shape[1] != self._size:
+            raise _refuse(hidden, "hidden", f"float32 (T, {self._size})")
+        tokens = hidden.shape[0]
+        table = ctx.block_table
+        table_rows, max_blocks = table.shape
+        requests = ctx.slots.numel()
+        out = torch.empty_like(hidden)
+        self._forward(
+            hidden.data_ptr(),
+            tokens,
+            _ints(ctx.positions, "positions", tokens),
+            _ints(ctx.slot_mapping, "slot_mapping", tokens),
+            _ints(table.view(-1), "block_table", table_rows * max_blocks),
+            table_rows,
+            max_blocks,
+            _ints(ctx.slots, "slots", requests),
+            _ints(ctx.seq_lens, "seq_lens", requests),
+            _ints(ctx.query_start_loc, "query_start_loc", requests + 1),
+            requests,
+            out.data_ptr(),
+        )
+        return out
+
+
+def _projection(
+    part: tuple[Tensor | PackedLinear, Tensor | None],
+) -> tuple[_core.CpuLinear, tuple[int, int], bool]:
+    weight, bias = part
+    assert isinstance(weight, CpuLinear)
+    return weight.handle, _vector(bias, "bias", weight.shape[0]), weight.exact
+
+
+def make_decoder(spec: DecoderSpec) -> CpuDecoder | None:
+    """The layers in one call; None where a weight is not packed.
+
+    Raises:
+        ValueError: tensors that do not fit each other.
+    """
+    parts = [part for layer in spec.layers for part in (layer.qkv, layer.o, layer.gate_up)]
+    parts += [layer.down for layer in spec.layers]
+    if not parts or not all(isinstance(weight, CpuLinear) for weight, _ in parts):
+        return None
+    return CpuDecoder(spec)
