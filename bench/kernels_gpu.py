@@ -179,7 +179,7 @@ def linear_case(shape: str, name: str, m: int, weights: list[torch.Tensor]) -> N
         report(label, shape, error, [functools.partial(op, w) for w in weights], amount, unit)
 
     want = reference.linear(x, weights[0])
-    way = linear.plan_linear(m, DTYPE)
+    way = linear.plan_linear(m, n, DTYPE)
     time_op(f"linear {way}", want, lambda w: gpu.linear(x, w))
     if way != "cublas":
         time_op("  cublas", want, lambda w: torch.nn.functional.linear(x, w))

@@ -20,9 +20,11 @@ from .linear import linear, linear_add, norm_gated_linear, norm_linear
 from .norm import layer_norm, rms_norm
 from .rope import qk_norm_rope_store_kv
 from .sample import SamplingState, sample
+from .step import StepBuffers, prepare_step
 
 __all__ = [
     "SamplingState",
+    "StepBuffers",
     "activation",
     "argmax",
     "embedding",
@@ -36,6 +38,7 @@ __all__ = [
     "paged_attention",
     "prepare_experts",
     "prepare_linear",
+    "prepare_step",
     "qk_norm_rope_store_kv",
     "rms_norm",
     "sample",

@@ -31,8 +31,11 @@ from .launch import (
 
 # Programs wanted a multiprocessor: a decode program holds about 50 KB of keys and values in flight.
 DECODE_PROGRAMS_PER_SM = 4
+# Few requests are bound by latency: fewer programs start and end sooner.
+FEW_DECODES = 4
+FEW_DECODES_PROGRAMS_PER_SM = 2
 # Below this a chunk's fixed costs (query, combination) outweigh its keys.
-MIN_CHUNK = 128
+MIN_CHUNK = 64
 
 
 class PrefillConfig(NamedTuple):
@@ -72,7 +75,10 @@ def to_log2_scores(scores, scale, softcap, HAS_SOFTCAP: tl.constexpr):
         return scores * (scale * 1.4426950408889634)
 
 
-@triton.jit(do_not_specialize=["num_reqs", "target_programs"])
+@triton.jit(
+    do_not_specialize=["num_reqs", "target_programs"],
+    do_not_specialize_on_alignment=["partial_max", "partial_sum"],
+)
 def decode_kernel(
     q,  # [R, Hq, Dh]
     k_cache,  # [num_blocks, Hkv, BLOCK_SIZE, Dh]
@@ -296,7 +302,11 @@ def prefill_steps(
     return acc, row_max, row_sum
 
 
-@triton.jit(do_not_specialize=["num_reqs"])
+@triton.jit(
+    do_not_specialize=["num_reqs"],
+    # Views that begin behind the decodes.
+    do_not_specialize_on_alignment=["slots", "seq_lens", "query_start_loc"],
+)
 def prefill_kernel(
     q,  # [T, Hq, Dh]
     k_cache,  # [num_blocks, Hkv, BLOCK_SIZE, Dh]
@@ -399,12 +409,16 @@ def _block_r(num_reqs: int) -> int:
     return next_power_of_2(num_reqs)
 
 
-def plan_decode(head_dim: int, dtype: torch.dtype) -> tuple[int, int, int]:
-    """(keys a step, warps, stages): 16 KB of 16-bit keys and values a stage."""
+def plan_decode(num_decodes: int, head_dim: int, dtype: torch.dtype) -> tuple[int, int, int]:
+    """(keys a step, warps, stages), as measured inside whole steps on an H100."""
     if dtype == torch.float32:
         return 16, 4, 2
-    # The load of the block table halves the depth: 5 stages keep 2 of keys and values in flight.
-    return (32 if head_dim > 64 else 64), 4, 5
+    if head_dim > 128:
+        # The block table's load halves the depth: 5 stages keep 2 of keys and values in flight.
+        return 32, 4, 5
+    if num_decodes <= FEW_DECODES:
+        return 64, (4 if head_dim > 64 else 2), 3
+    return (64, 4, 2) if head_dim > 64 else (128, 4, 3)
 
 
 def plan_prefill(rows: int, group: int, head_dim: int, dtype: torch.dtype) -> PrefillConfig:
@@ -498,13 +512,17 @@ def paged_attention(
     }
     if num_decodes:
         # Chunks of the even share give `target` programs, rounding up one more a request and head.
-        target = DECODE_PROGRAMS_PER_SM * num_sms(q.device)
+        few = num_decodes <= FEW_DECODES
+        per_sm = FEW_DECODES_PROGRAMS_PER_SM if few else DECODE_PROGRAMS_PER_SM
+        target = per_sm * num_sms(q.device)
         programs = target + num_decodes * num_kv_heads
         programs = cdiv(programs, num_kv_heads) * num_kv_heads
         partial = torch.empty(
             programs * group * (head_dim + 2), dtype=torch.float32, device=q.device
         )
-        block_n, num_warps, num_stages = decode_config or plan_decode(head_dim, q.dtype)
+        block_n, num_warps, num_stages = decode_config or plan_decode(
+            num_decodes, head_dim, q.dtype
+        )
         decode_kernel[(programs,)](
             q,
             k_cache,

@@ -4,11 +4,12 @@ Three ways, chosen by the number of rows M (``plan_linear``):
 
 - M = 1: ``gemv_kernel``, plain fused multiply-adds: a program owns a few weight rows and reads them
   with 16-byte loads, which is enough to reach the memory's read rate.
-- M <= SKINNY_MAX_ROWS: ``skinny_kernel``, matrix units with the weights on the M side of the dot,
-  because they take at least 16 (mma) or 64 (wgmma) rows on that side but only 16 on the other.
-  Split over K where the weight has too few rows to fill the GPU; the last arriver of a tile adds
-  the partial sums in a fixed order, so that results do not change from run to run.
-- above: cuBLAS.
+- M <= SKINNY_MAX_ROWS and very many weight rows (an output head): ``skinny_kernel``, matrix units
+  with the weights on the M side of the dot, because they take at least 16 (mma) or 64 (wgmma) rows
+  on that side but only 16 on the other. Split over K where the weight has too few rows to fill the
+  GPU; the last arriver of a tile adds the partial sums in a fixed order, so that results do not
+  change from run to run.
+- otherwise: cuBLAS.
 
 Both kernels have the same options: a preceding rms_norm (its scale 1/rms(x) is one number a row, so
 it is multiplied at the end and costs no pass of its own), a gated activation of interleaved gate
@@ -36,11 +37,15 @@ from .launch import (
 )
 from .norm import rms_norm
 
-# cuBLAS reads weights at 2.6-2.7 TB/s from 16 to 64 rows; above that it is bound by arithmetic,
-# where it is hard to beat.
+# On an H100 skinny_kernel wins where the weight's rows alone fill the GPU many times over (343
+# against 377 us for 8B's head). Elsewhere it is level with cuBLAS when timed alone, and slower
+# between the other kernels of a step (16 rows: 8.0 against 6.6 ms for 8B, 1.31 against 0.92 for
+# 135M).
 SKINNY_MAX_ROWS = 64
-# A fused norm is recomputed by every program: x must be small beside the program's weight tile.
-FUSED_NORM_MAX_ROWS = 16
+MANY_OUTPUTS = 32768
+# A fused norm is recomputed by every program, which from two rows on costs more than a pass of its
+# own (8.7 against 6.0 us for gate and up of a 135M model).
+FUSED_NORM_MAX_ROWS = 1
 
 
 class GemvConfig(NamedTuple):
@@ -188,7 +193,7 @@ def gemv_kernel(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def skinny_kernel(
     x,  # [M, K]
     weight,  # [N, K]
@@ -275,13 +280,14 @@ def skinny_kernel(
 
 
 def plan_gemv(n: int, k: int) -> GemvConfig:
-    """The tile of one row times an [n, k] weight."""
+    """The tile of one row times an [n, k] weight, as measured inside whole steps on an H100."""
     if k < 1024:
-        # The whole row in one step, one warp's 16-byte loads a row.
-        return GemvConfig(4, next_power_of_2(k), 4, prefetch=False)
-    if k < 4096:
-        return GemvConfig(4, 1024, 4, prefetch=True)
-    return GemvConfig(4, 2048, 8, prefetch=True)
+        # The whole row in one step. Small weights want few programs.
+        block_n, num_warps = (8, 8) if n < 2048 else (4, 4)
+        return GemvConfig(block_n, next_power_of_2(k), num_warps, prefetch=False)
+    if 4096 <= k < 8192:
+        return GemvConfig(2, 4096 if 4096 < n < 16384 else 2048, 8, prefetch=True)
+    return GemvConfig(8, 1024, 8, prefetch=True)
 
 
 def plan_skinny(m: int, n: int, k: int, sms: int) -> SkinnyConfig:
@@ -399,14 +405,14 @@ def skinny(
     return y
 
 
-def plan_linear(rows: int, dtype: torch.dtype) -> str:
-    """Which way ``rows`` activations take: "gemv", "skinny" or "cublas".
+def plan_linear(rows: int, outputs: int, dtype: torch.dtype) -> str:
+    """Which way ``rows`` activations meet ``outputs`` weights: "gemv", "skinny" or "cublas".
 
     float32 has no matrix unit of full precision, so several rows of it go to cuBLAS.
     """
     if rows == 1:
         return "gemv"
-    if rows <= SKINNY_MAX_ROWS and dtype != torch.float32:
+    if rows <= SKINNY_MAX_ROWS and outputs >= MANY_OUTPUTS and dtype != torch.float32:
         return "skinny"
     return "cublas"
 
@@ -445,7 +451,7 @@ def linear(
     """
     rows, n, _ = _check_linear(x, weight, bias, None, None)
     dtype = out_dtype or x.dtype
-    way = plan_linear(rows, x.dtype)
+    way = plan_linear(rows, n, x.dtype)
     if way != "cublas":
         y = torch.empty((rows, n), dtype=dtype, device=x.device)
         return (gemv if way == "gemv" else skinny)(x, weight, bias, y)
@@ -468,7 +474,7 @@ def linear_add(
     """residual += x @ weight.T + bias, in place: residual [T, N]; returns it."""
     rows, n, _ = _check_linear(x, weight, bias, residual, None)
     check_shape("residual", residual, rows, n)
-    way = plan_linear(rows, x.dtype)
+    way = plan_linear(rows, n, x.dtype)
     if way != "cublas":
         return (gemv if way == "gemv" else skinny)(x, weight, bias, residual, residual=residual)
     if bias is not None:
@@ -514,7 +520,7 @@ def _norm_linear(
     gate: str,
 ) -> torch.Tensor:
     rows, n, _ = _check_linear(x, weight, bias, None, norm_weight)
-    way = plan_linear(rows, x.dtype)
+    way = plan_linear(rows, n, x.dtype)
     # skinny_kernel rounds x times the norm's weight before the scale is known: float16 could
     # overflow there.
     if way == "gemv" or (

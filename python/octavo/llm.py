@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -13,6 +15,7 @@ from octavo.config import EngineConfig
 from octavo.engine.engine import Prompt, prompt_parts
 from octavo.engine.engine_loop import EngineLoop
 from octavo.engine.request import EngineRequest
+from octavo.engine.trace import StepTrace
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.sampling_params import SamplingParams
 from octavo.server.chat_template import ChatTemplate
@@ -46,6 +49,16 @@ class LLM:
     def get_default_sampling_params(self) -> SamplingParams:
         """What the model's generation_config.json asks for."""
         return SamplingParams(**self._engine.source.generation_defaults)
+
+    @contextlib.contextmanager
+    def trace(self, file: str | Path) -> Iterator[StepTrace]:
+        """Trace the steps of the block; then write them to a file that Perfetto shows."""
+        trace = StepTrace(self._engine)
+        try:
+            yield trace
+        finally:
+            trace.detach()
+            trace.write(Path(file))
 
     def generate(
         self,

@@ -75,6 +75,9 @@ class FakeRunner:
     def warm_up(self) -> None:
         pass
 
+    def enter_thread(self) -> None:
+        pass
+
     def memory_table(self) -> list[tuple[str, str]]:
         return []
 
@@ -132,7 +135,7 @@ def fake_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]
         monkeypatch.setattr(engine_loop, "load_tokenizer", lambda source, config: None)
         monkeypatch.setattr(
             engine_loop,
-            "ModelRunner",
+            "make_runner",
             lambda config, source: FakeRunner(config, num_blocks, max_in_flight),
         )
 

@@ -54,7 +54,7 @@ def core_server(
     monkeypatch.setattr(engine_loop, "resolve_model", lambda config: fake.FakeSource())
     monkeypatch.setattr(engine_loop, "load_tokenizer", lambda source, config: tokenizer)
     monkeypatch.setattr(
-        engine_loop, "ModelRunner", lambda config, source: fake.FakeRunner(config, 256, 1)
+        engine_loop, "make_runner", lambda config, source: fake.FakeRunner(config, 256, 1)
     )
     return start_server(AsyncEngine(EngineConfig(max_num_seqs=16)))
 

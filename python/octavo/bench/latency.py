@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from octavo.bench import offline, report
 from octavo.bench.report import Report
@@ -18,6 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-iters", type=int, default=5, help="batches per run")
     parser.add_argument("--num-warmups", type=int, default=1, help="batches before")
     parser.add_argument("--vocab-size", type=int, default=32_000)
+    parser.add_argument(
+        "--trace", type=Path, metavar="FILE", help="write one more batch's steps for Perfetto"
+    )
     offline.add_engine_arguments(parser)
     report.add_arguments(parser)
 
@@ -59,10 +63,17 @@ def run(args: argparse.Namespace) -> int:
             figures |= percentiles_ms("step", steps)
             figures["output_tokens_per_s"] = batch * 1e3 / figures["step_p50_ms"]
         runs.append(figures)
+    details = {}
+    if args.trace is not None:
+        with llm.trace(args.trace) as trace:
+            offline.timed_generate(llm, workload, seed)
+        details["trace_us"] = {name: round(us, 1) for name, us in trace.summary_us().items()}
+        print("trace, medians in us:", details["trace_us"], flush=True)
     Report(
         title=args.title or f"latency: batch {batch}, {args.input_len}/{output_len}",
         settings=offline.settings(config) | {"batch_size": batch},
         runs=runs,
         check=check,
+        details=details,
     ).write(args)
     return 0

@@ -17,8 +17,8 @@ from octavo._core import EngineCore
 from octavo.engine.request import RequestLimits
 from octavo.errors import EngineDeadError
 from octavo.models.loader import load_tokenizer, resolve_model
-from octavo.runner.model_runner import ModelRunner, RequestState
-from octavo.runner.request_state import encode_bad_words
+from octavo.runner.create import make_runner
+from octavo.runner.request_state import RequestState, encode_bad_words
 
 if TYPE_CHECKING:
     from octavo._core import ScheduledBatch
@@ -52,7 +52,7 @@ class EngineLoop:
         self.config = config
         self.source = resolve_model(config)
         self.tokenizer = load_tokenizer(self.source, config)
-        self.runner = ModelRunner(config, self.source)
+        self.runner = make_runner(config, self.source)
         self.core = EngineCore(
             num_blocks=self.runner.num_blocks,
             block_size=self.runner.block_size,
@@ -222,6 +222,7 @@ class EngineLoop:
 
     def _run(self) -> None:
         try:
+            self.runner.enter_thread()
             while not self._stopping:
                 if not self.step():
                     # Cleared before the queue is looked at again: a command that comes between

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor
 
 from octavo.kernels.packed import QuantTensor
-from octavo.layers.ops import Ops, Weight
+from octavo.layers.norm import RMSNorm
+from octavo.layers.ops import FusedOps, Ops, Weight
 
 
 class Linear:
@@ -17,7 +19,7 @@ class Linear:
     ``bias``: [N] or None; ``exact``: quantized weights meet float activations, never int8 ones.
     """
 
-    __slots__ = ("_linear", "bias", "weight")
+    __slots__ = ("_fused", "_linear", "bias", "weight")
 
     def __init__(
         self,
@@ -28,6 +30,7 @@ class Linear:
         exact: bool = False,
     ) -> None:
         self._linear = ops.linear
+        self._fused = cast(FusedOps, ops)
         one = weights[0] if len(weights) == 1 else weights
         self.weight: Weight = ops.prepare_linear(one, exact=exact)
         self.bias = bias
@@ -35,6 +38,24 @@ class Linear:
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, K] -> [T, N]."""
         return self._linear(x, self.weight, self.bias)
+
+    # Only over an op set that has_fused_ops.
+
+    def add(self, x: Tensor, residual: Tensor) -> Tensor:
+        """residual [T, N] + this of x, in residual's memory."""
+        return self._fused.linear_add(x, self.weight, residual, self.bias)
+
+    def normed(self, x: Tensor, norm: RMSNorm) -> Tensor:
+        """This of norm(x)."""
+        return self._fused.norm_linear(
+            x, norm.weight, norm.eps, self.weight, self.bias, weight_offset=norm.weight_offset
+        )
+
+    def normed_gated(self, x: Tensor, norm: RMSNorm, kind: str) -> Tensor:
+        """act(gate) * up of norm(x), where this is gate and up stacked, without bias."""
+        return self._fused.norm_gated_linear(
+            x, norm.weight, norm.eps, self.weight, kind, weight_offset=norm.weight_offset
+        )
 
     def spec(self) -> tuple[Weight, Tensor | None]:
         """(weight, bias), as ``kernels.decoder`` takes them."""

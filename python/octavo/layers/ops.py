@@ -129,6 +129,41 @@ class Ops(Protocol):
     ) -> Tensor | Sequence[Weight]: ...
 
 
+class FusedOps(Protocol):
+    """What an op module may offer beside: the same arithmetic in fewer kernels."""
+
+    def linear_add(
+        self, x: Tensor, weight: Weight, residual: Tensor, bias: Tensor | None = None
+    ) -> Tensor: ...
+
+    def norm_linear(
+        self,
+        x: Tensor,
+        norm_weight: Tensor,
+        eps: float,
+        weight: Weight,
+        bias: Tensor | None = None,
+        *,
+        weight_offset: float = 0.0,
+    ) -> Tensor: ...
+
+    def norm_gated_linear(
+        self,
+        x: Tensor,
+        norm_weight: Tensor,
+        eps: float,
+        weight: Weight,
+        kind: str,
+        *,
+        weight_offset: float = 0.0,
+    ) -> Tensor: ...
+
+
+def has_fused_ops(ops: Ops) -> bool:
+    """Whether the module also offers FusedOps; where it does not, layers compose the plain ones."""
+    return all(hasattr(ops, name) for name in ("linear_add", "norm_linear", "norm_gated_linear"))
+
+
 def get_ops(device: torch.device, backend: Backend) -> Ops:
     """The op module for a device: ``native`` (and ``auto``) is Triton on a GPU, Rust on a CPU.
 

@@ -21,6 +21,7 @@ from octavo._core import GgufFile, Tokenizer
 from octavo.config import EngineConfig
 from octavo.models import gguf_names
 from octavo.models.config import ModelConfig, token_ids
+from octavo.models.dummy_tokenizer import make_dummy_tokenizer
 from octavo.models.errors import ModelLoadError
 from octavo.models.gguf_config import GgufFacts, config_from_gguf
 from octavo.models.registry import config_from_hf
@@ -133,7 +134,10 @@ class ModelSource:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """``config.tokenizer`` (a folder, tokenizer.json or .gguf), else the model's own."""
+        """``config.tokenizer`` (a folder, tokenizer.json or .gguf), else the model's own.
+
+        Random weights of a folder that has none get a made-up one.
+        """
         override = self.config.tokenizer
         where = self.path if override is None else Path(override).expanduser()
         if where.is_dir():
@@ -146,6 +150,8 @@ class ModelSource:
                 return Tokenizer.from_file(str(where))
         except (ValueError, OSError) as error:
             raise ModelLoadError(f"{where}: {error}") from error
+        if self.kind == "dummy" and override is None:
+            return make_dummy_tokenizer(self.model_config.vocab_size)
         raise ModelLoadError(f"{where}: no such tokenizer")
 
     @cached_property

@@ -16,13 +16,19 @@ if TYPE_CHECKING:
 
 
 class StagingBuffer:
-    """A Staging and the memory Rust writes: ``host`` int32, pinned where a GPU reads it."""
+    """A Staging and the memory Rust writes, int32, pinned where a GPU reads it.
 
-    __slots__ = ("array", "host", "staging")
+    ``host`` is all of it, ``header`` the first ``header_len`` elements, ``array`` Rust's rest.
+    """
 
-    def __init__(self, length: int, token_buckets: tuple[int, ...], pinned: bool) -> None:
-        self.host = torch.zeros(length, dtype=torch.int32, pin_memory=pinned)
-        self.array = self.host.numpy()
+    __slots__ = ("array", "header", "host", "staging")
+
+    def __init__(
+        self, length: int, token_buckets: tuple[int, ...], pinned: bool, header_len: int = 0
+    ) -> None:
+        self.host = torch.zeros(header_len + length, dtype=torch.int32, pin_memory=pinned)
+        self.header = self.host.numpy()[:header_len]
+        self.array = self.host.numpy()[header_len:]
         self.staging = Staging(self.array, token_buckets)
 
 

@@ -33,20 +33,25 @@ if TYPE_CHECKING:
 __all__ = ["InFlight", "ModelRunner", "RequestState", "SampledTokens"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class InFlight:
-    """A launched step. ``collect`` takes it; here its tokens are known already."""
+    """A launched step, for ``collect``."""
 
     step_id: int
+
+
+@dataclass(slots=True, eq=False)
+class _Computed(InFlight):
+    """A step whose tokens are known already."""
+
     sampled: SampledTokens
 
 
 class ModelRunner:
     """Computes steps, one after another.
 
-    ``launch`` computes at once here. A runner that runs ahead (CUDA graphs, tokens that stay on the
-    device) overrides ``max_in_flight``, ``_upload``, ``launch`` and ``collect``; loading, sizing,
-    staging and the block table are these.
+    ``launch`` computes at once here, and samples on the host. GpuRunner runs ahead; loading, sizing
+    and staging are these.
 
     Raises:
         ModelLoadError: the model, or one request of max_model_len, does not fit or cannot be read.
@@ -56,7 +61,7 @@ class ModelRunner:
 
     def __init__(self, config: EngineConfig, source: ModelSource) -> None:
         self.config = config
-        self.device = _resolve_device(config)
+        self.device = resolve_device(config)
         on_cpu = self.device.type == "cpu"
         model_config = source.model_config
         dtypes = resolve_dtypes(config, model_config, source, self.device)
@@ -67,6 +72,7 @@ class ModelRunner:
         self.model = load_model(
             config, source, model_config, dtypes, ops, max_model_len=limit, device=self.device
         )
+        self._act_dtype = dtypes.activations
         self.max_num_seqs: int = config.max_num_seqs or (64 if on_cpu else 256)
         kv_dtype = DTYPES.get(config.kv_cache_dtype) or dtypes.kv_cache
         available = self._available_bytes()
@@ -86,12 +92,15 @@ class ModelRunner:
         self.max_num_batched_tokens = self._batched_tokens(2048 if on_cpu else 8192)
         self.kv_caches = allocate_kv_cache(self._plan, model_config, kv_dtype, self.device)
         self.model.bind_kv_cache(self.kv_caches)
-        self.sampler = Sampler(self.max_num_seqs, config.seed)
-        max_blocks_per_seq = -(-self.max_model_len // self.block_size)
+        self._make_buffers(-(-self.max_model_len // self.block_size))
+
+    def _make_buffers(self, max_blocks_per_seq: int) -> None:
+        """What a step is staged in and sampled with, once all sizes are known."""
+        self.sampler = Sampler(self.max_num_seqs, self.config.seed)
         self.batch = InputBatch(self.max_num_seqs, max_blocks_per_seq, self.device)
         self._stagings = [self._new_staging_buffer() for _ in range(self.max_in_flight)]
         self._next_staging = 0
-        if not on_cpu:
+        if self.device.type != "cpu":
             self._packed = torch.zeros_like(self._stagings[0].host, device=self.device)
 
     # ---------------------------------------------------------------------------------- steps
@@ -105,6 +114,9 @@ class ModelRunner:
         """The staging area of the next step; as many rotate as steps may be in flight."""
         self._next_staging = (self._next_staging + 1) % self.max_in_flight
         return self._stagings[self._next_staging].staging
+
+    def enter_thread(self) -> None:
+        """Called once on a thread that does nothing but step."""
 
     def launch(
         self, batch: ScheduledBatch, staging: Staging, requests: Mapping[int, RequestState]
@@ -126,10 +138,11 @@ class ModelRunner:
             rows = array[batch.sample_rows_offset :][:num_samples]
             slots = array[batch.sample_slots_offset :][:num_samples]
             positions = array[batch.positions_offset :][rows]
-            return InFlight(batch.step_id, self.sampler.sample(logits, slots, positions))
+            return _Computed(batch.step_id, self.sampler.sample(logits, slots, positions))
 
     def collect(self, in_flight: InFlight) -> SampledTokens:
         """The tokens of a launched step, in the order of its samples. Blocks until they exist."""
+        assert isinstance(in_flight, _Computed)
         return in_flight.sampled
 
     def warm_up(self) -> None:
@@ -187,11 +200,7 @@ class ModelRunner:
         length = Staging.required_len(
             self.max_num_batched_tokens, self.max_num_seqs, self.max_model_len, self.block_size
         )
-        return StagingBuffer(length, self._token_buckets(), self.device.type != "cpu")
-
-    def _token_buckets(self) -> tuple[int, ...]:
-        """Sizes that steps of decodes are padded to; none here."""
-        return ()
+        return StagingBuffer(length, (), self.device.type != "cpu")
 
     def _available_bytes(self) -> int:
         """What the KV cache may take, with the weights in place."""
@@ -214,7 +223,12 @@ class ModelRunner:
         return tokens
 
 
-def _resolve_device(config: EngineConfig) -> torch.device:
+def resolve_device(config: EngineConfig) -> torch.device:
+    """Where the model runs.
+
+    Raises:
+        ModelLoadError: a GPU is asked for and there is none.
+    """
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.device == "cuda" and not torch.cuda.is_available():

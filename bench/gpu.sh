@@ -1,0 +1,144 @@
+#!/usr/bin/env bash
+# The GPU's tests and benchmark table, in parts:
+#
+#     bench/gpu.sh [tests] [latency] [serve] [long] [startup] [transformers]     (default: all)
+#
+# MODELS="llama-3.1-8b ..." chooses the configs, REPEAT the runs of each figure. Everything is
+# written to $OUT (default: bench/out). A part that fails does not stop the next; the exit status
+# tells. Weights are random; nothing is downloaded.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+OUT=${OUT:-bench/out}
+REPEAT=${REPEAT:-3}
+MODELS=${MODELS:-"llama-3.1-8b llama-3.2-1b smollm2-135m"}
+PYTHON=${PYTHON:-python3}
+PORT=${PORT:-8377}
+export PYTHONPATH="python${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+mkdir -p "$OUT"
+status=0
+seed=0
+fail() { echo "FAILED: $*"; status=1; }
+
+SERVER=(--max-model-len 8192 --max-num-seqs 256 --gpu-memory-utilization 0.9)
+
+tests() {
+  timeout 240 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu --timeout 120 tests/runner tests/kernels \
+    2>&1 | tee "$OUT/tests.log" | tail -n 60 || fail tests
+}
+
+# One static batch in process, without HTTP, and what its steps' time goes to.
+latency() {
+  for model in $MODELS; do
+    for batch in ${BATCHES:-1 64 256}; do
+      timeout 120 "$PYTHON" -m octavo bench latency --model "bench/configs/$model" \
+        --load-format dummy --max-model-len 8192 --batch-size "$batch" --input-len 128 \
+        --output-len 128 --num-iters 2 --repeat 1 --trace "$OUT/trace-$model-$batch.json" \
+        --title "$model: batch $batch, 128/128, in process" --markdown "$OUT/latency.md" \
+        || fail "latency $model $batch"
+    done
+  done
+}
+
+start_server() {
+  "$PYTHON" -m octavo.serve "bench/configs/$1" --load-format dummy --port "$PORT" "${SERVER[@]}" \
+    >"$OUT/server-$1.log" 2>&1 &
+  server=$!
+  for _ in $(seq 600); do
+    "$PYTHON" - "$PORT" <<'PY' && return 0
+import sys, urllib.request
+try:
+    sys.exit(urllib.request.urlopen(f"http://127.0.0.1:{sys.argv[1]}/ready", timeout=2).status != 200)
+except OSError:
+    sys.exit(1)
+PY
+    kill -0 "$server" 2>/dev/null || break
+    sleep 0.3
+  done
+  tail -n 40 "$OUT/server-$1.log"
+  return 1
+}
+
+stop_server() {
+  kill "$server" 2>/dev/null
+  wait "$server" 2>/dev/null
+  grep -v '" 200' "$OUT/server-$1.log" | tail -n 20
+}
+
+# load MODEL NAME ARGUMENTS...
+load() {
+  local model=$1 name=$2
+  shift 2
+  # Prompts no other load has sent: the prefix cache must not answer.
+  seed=$((seed + 100))
+  timeout 300 "$PYTHON" -m octavo bench serve --seed "$seed" --base-url "http://127.0.0.1:$PORT" \
+    --repeat "$REPEAT" --num-processes 8 --title "$model: $name" --markdown "$OUT/serve.md" \
+    --json "$OUT/serve-$model.${name//[^a-z0-9]/-}.json" "$@" || fail "$model $name"
+}
+
+serve() {
+  for model in $MODELS; do
+    if start_server "$model"; then
+      load "$model" "128/128 c=1" --concurrency 1 --num-requests 12 --input-len 128 --output-len 128
+      load "$model" "512/256 c=64" --concurrency 64 --num-requests 256 --input-len 512 --output-len 256
+      load "$model" "512/256 c=256" --concurrency 256 --num-requests 768 --input-len 512 --output-len 256
+      load "$model" "220/200 all at once" --concurrency 1000 --num-requests 1000 --input-len 220 \
+        --output-len 200 --len-spread 0.8
+    else
+      fail "$model did not start"
+    fi
+    stop_server "$model"
+  done
+}
+
+long() {
+  local model=llama-3.1-8b
+  if start_server "$model"; then
+    load "$model" "4096/128 c=16" --concurrency 16 --num-requests 48 --input-len 4096 --output-len 128
+  else
+    fail "$model did not start"
+  fi
+  stop_server "$model"
+}
+
+# The first start finds no compiled kernels, the second does.
+startup() {
+  for model in $MODELS; do
+    for cache in empty warm; do
+      [ "$cache" = empty ] && rm -rf "$OUT/triton-cache"
+      TRITON_CACHE_DIR="$OUT/triton-cache" timeout 200 "$PYTHON" -m octavo bench startup --repeat 1 \
+        --serve-args "bench/configs/$model --load-format dummy ${SERVER[*]}" \
+        --title "$model: start-up, $cache kernel cache" --markdown "$OUT/startup.md" \
+        || fail "startup $model $cache"
+    done
+  done
+  rm -rf "$OUT/triton-cache"
+}
+
+# What generate() of transformers does with the same weights on the same GPU.
+transformers() {
+  timeout 200 "$PYTHON" - <<'PY' 2>&1 | tee "$OUT/transformers.log" || fail transformers
+import time, torch
+from transformers import AutoConfig, AutoModelForCausalLM
+config = AutoConfig.from_pretrained("bench/configs/llama-3.1-8b")
+torch.set_default_dtype(torch.bfloat16)
+with torch.device("cuda"):
+    model = AutoModelForCausalLM.from_config(config).eval()
+for batch, prompt, output in ((1, 128, 64), (32, 512, 128)):
+    ids = torch.randint(100, 32000, (batch, prompt), device="cuda")
+    for measured in (False, True):
+        torch.cuda.synchronize(); start = time.perf_counter()
+        with torch.inference_mode():
+            model.generate(ids, max_new_tokens=output if measured else 4, min_new_tokens=output if measured else 4, do_sample=False, pad_token_id=0)
+        torch.cuda.synchronize(); seconds = time.perf_counter() - start
+    print(f"transformers generate, 8B, batch {batch}, {prompt}/{output}: {batch * output / seconds:.1f} tok/s")
+PY
+}
+
+"$PYTHON" -c 'import torch, triton; print(torch.cuda.get_device_name(), "torch", torch.__version__, "triton", triton.__version__)'
+for part in "${@:-tests latency serve long startup transformers}"; do
+  for name in $part; do
+    echo "=== $name ($(date +%T))"
+    "$name"
+  done
+done
+exit $status

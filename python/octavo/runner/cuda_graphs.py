@@ -1,0 +1,142 @@
+"""CUDA graphs of whole steps, and the few shapes that steps are padded to.
+
+A graph fixes its shape: rows of decodes, requests and rows of prefill. Launching one costs the host
+some microseconds, where launching its kernels one by one costs milliseconds.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+# Steps that prefill are captured up to this many prefilled tokens: beyond it the kernels of an 8B
+# model take longer than launching them.
+MIXED_ROWS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024)
+MIXED_REQS = (1, 4, 16, 64)
+MIXED_DECODES = (0, 8, 32, 64, 128, 192, 256, 384, 512, 768, 1024)
+# What a server meets first: captured before it is ready, the rest at their second use.
+FIRST_DECODES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+FIRST_PREFILLS = (16, 32, 64, 128, 256, 512)
+# One of each kind of mixed step, so that no kernel is compiled while requests wait.
+FIRST_MIXED = ((8, 4, 64), (8, 4, 1024), (32, 64, 512), (32, 64, 1024))
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """What a step is padded to: decodes of one row each, then requests that prefill."""
+
+    decode_rows: int
+    prefill_reqs: int
+    prefill_rows: int
+
+    @property
+    def rows(self) -> int:
+        """Token rows."""
+        return self.decode_rows + self.prefill_rows
+
+    @property
+    def reqs(self) -> int:
+        """Requests."""
+        return self.decode_rows + self.prefill_reqs
+
+
+def decode_sizes(max_num_seqs: int, asked: Sequence[int] | None = None) -> tuple[int, ...]:
+    """Sizes of the decode graphs: ``asked``, else 1, 2, 4, 8 and multiples of 8."""
+    sizes = asked if asked is not None else (1, 2, 4, *range(8, max_num_seqs + 8, 8))
+    return tuple(sorted({min(size, max_num_seqs) for size in sizes if size > 0}))
+
+
+class Shapes:
+    """Which shape a step is padded to. ``sizes``: of the decode graphs, ascending."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self._decodes = tuple(sizes)
+
+    @property
+    def max_padding(self) -> int:
+        """Rows, or requests, that a shape has at most beyond its step's own."""
+        return max(MIXED_ROWS[-1], MIXED_DECODES[-1])
+
+    def first(self) -> list[StepShape]:
+        """What to capture before the first request."""
+        decodes = [StepShape(n, 0, 0) for n in FIRST_DECODES if n in self._decodes]
+        if not decodes:
+            return []
+        mixed = [StepShape(*shape) for shape in FIRST_MIXED]
+        return decodes + [StepShape(0, 1, rows) for rows in FIRST_PREFILLS] + mixed
+
+    def find(self, num_decodes: int, num_prefills: int, num_rows: int) -> StepShape | None:
+        """The smallest shape that holds the step; None where none does."""
+        if not num_prefills:
+            decodes = _at_least(self._decodes, num_decodes)
+            return None if decodes is None else StepShape(decodes, 0, 0)
+        decodes = _at_least(MIXED_DECODES, num_decodes)
+        reqs, rows = _at_least(MIXED_REQS, num_prefills), _at_least(MIXED_ROWS, num_rows)
+        if decodes is None or reqs is None or rows is None or not self._decodes:
+            return None
+        return StepShape(decodes, reqs, rows)
+
+
+def exact_shape(num_decodes: int, num_prefills: int, num_rows: int) -> StepShape:
+    """A step that is not captured. Prefilling requests begin at a multiple of four: their
+    sections' addresses are then aligned alike in every step, and few kernels are compiled."""
+    if not num_prefills:
+        return StepShape(num_decodes, 0, 0)
+    return StepShape(-(-num_decodes // 4) * 4, num_prefills, num_rows)
+
+
+def _at_least(sizes: Sequence[int], n: int) -> int | None:
+    at = bisect_left(sizes, n)
+    return sizes[at] if at < len(sizes) else None
+
+
+class GraphCache(Generic[T]):
+    """Graphs by key, captured at a key's second use, all in one memory pool.
+
+    ``stream``: where everything runs; None on a CPU, where nothing is captured.
+    """
+
+    def __init__(self, stream: torch.cuda.Stream | None) -> None:
+        self._stream = stream
+        self._pool = None if stream is None else torch.cuda.graph_pool_handle()
+        self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, T]] = {}
+        self._seen: set[Hashable] = set()
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def run(self, key: Hashable, forward: Callable[[], T]) -> T:
+        """What ``forward`` computes, in memory that holds until the next run of any graph."""
+        held = self._graphs.get(key)
+        if held is None:
+            if self._stream is None or key not in self._seen:
+                # Kernels are compiled here, and the libraries' first-use allocations made.
+                self._seen.add(key)
+                return forward()
+            held = self._graphs[key] = self._capture(forward)
+        graph, output = held
+        graph.replay()
+        return output
+
+    def drop(self, stale: Callable[[Hashable], bool]) -> None:
+        """Forget graphs whose buffers have moved."""
+        for key in [key for key in self._seen if stale(key)]:
+            self._seen.discard(key)
+            self._graphs.pop(key, None)
+
+    def _capture(self, forward: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
+        graph = torch.cuda.CUDAGraph()
+        # Not torch.cuda.graph: it synchronizes and collects garbage, while a step is in flight.
+        # thread_local: what other threads do with the device is no part of this capture.
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        try:
+            output = forward()
+        finally:
+            graph.capture_end()
+        return graph, output

@@ -1,0 +1,428 @@
+"""GpuRunner: steps as CUDA graphs, one ahead of the host.
+
+A step is one copy of its packed plan to the device, one graph from input ids to sampled ids, and
+one copy of the ids back. Everything a request carries from step to step (last token, block table
+row, sampling parameters) lives on the device by slot, so that step n + 1 is launched before step
+n's tokens are known. Steps that no captured shape holds run the same code kernel by kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from octavo._core import Staging
+from octavo.config import EngineConfig
+from octavo.kernels import gpu
+from octavo.kernels.gpu.step import HEADER_LEN, RECORD_LEN, StepBuffers, prepare_step
+from octavo.layers.context import AttentionContext
+from octavo.models.loader import DTYPES
+from octavo.models.source import ModelSource
+from octavo.runner.cuda_graphs import GraphCache, Shapes, StepShape, decode_sizes, exact_shape
+from octavo.runner.gpu_sampling import GpuSampling
+from octavo.runner.input_batch import StagingBuffer
+from octavo.runner.model_runner import InFlight, ModelRunner
+from octavo.runner.request_state import RequestState
+from octavo.runner.sampler import SampledTokens
+
+if TYPE_CHECKING:
+    from octavo._core import ScheduledBatch
+
+logger = logging.getLogger("octavo.runner")
+
+
+@dataclass(slots=True)
+class _Logprobs:
+    """Host copies under way: ids, log probabilities, ranks."""
+
+    ids: Tensor  # [S, C] int32
+    values: Tensor  # [S, C] float32
+    ranks: Tensor  # [S] int32
+
+
+@dataclass(slots=True, eq=False)
+class GpuInFlight(InFlight):
+    """A step on the device. ``done``: its tokens are in ``tokens``."""
+
+    tokens: NDArray[np.int32]
+    done: torch.cuda.Event | None
+    tracked: list[tuple[int, RequestState]]
+    logprobs: _Logprobs | None = None
+    # Around the step, where the runner is asked to time them.
+    started: torch.cuda.Event | None = None
+    ended: torch.cuda.Event | None = None
+
+    def wait(self) -> None:
+        """Block until the tokens are on the host; the tracked requests then have theirs."""
+        if self.done is not None:
+            self.done.synchronize()
+        for row, state in self.tracked:
+            state.output_token_ids.append(int(self.tokens[row]))
+        self.tracked = []
+
+
+@dataclass(slots=True, eq=False)
+class _Tokens:
+    """Where one step's ids arrive; as many rotate as may be in flight, and one being read."""
+
+    host: Tensor
+    array: NDArray[np.int32]
+    done: torch.cuda.Event | None
+
+
+class GpuRunner(ModelRunner):
+    """A ModelRunner over the Triton op set.
+
+    ``times_steps``: whether steps carry events that tell their time on the device.
+    """
+
+    max_in_flight = 2
+
+    def __init__(self, config: EngineConfig, source: ModelSource) -> None:
+        self.times_steps = False
+        self._on_gpu = False
+        self._stream: torch.cuda.Stream | None = None
+        self._last: GpuInFlight | None = None
+        self._thread: int | None = None
+        self._weight_bytes = 0
+        self._graph_bytes = 0
+        super().__init__(config, source)
+
+    # ---------------------------------------------------------------------------------- memory
+
+    def _available_bytes(self) -> int:
+        """What is left after the largest step has run once: nothing later needs more.
+
+        The KV cache comes before the graphs, which hold its address; they live in the part of the
+        free memory that gpu_memory_utilization leaves.
+        """
+        self._on_gpu = self.device.type == "cuda"
+        if not self._on_gpu:
+            return super()._available_bytes()
+        self._weight_bytes = torch.cuda.memory_allocated(self.device)
+        # Legacy streams cannot be captured.
+        self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        gpu.set_pdl(torch.cuda.get_device_capability(self.device) >= (9, 0))
+        self._make_sampling()
+        with self._on_stream():
+            self._run_largest_step()
+        torch.cuda.synchronize(self.device)
+        free, _total = torch.cuda.mem_get_info(self.device)
+        return int(free * self.config.gpu_memory_utilization)
+
+    def _run_largest_step(self) -> None:
+        """max_num_batched_tokens of one request and max_num_seqs samples, nothing stored."""
+        config, model = self.config, self.model.config
+        tokens = config.max_num_batched_tokens or 8192
+        if not config.enable_chunked_prefill:
+            tokens = max(tokens, config.max_model_len or 0, model.max_context_len)
+        dtype = DTYPES.get(config.kv_cache_dtype, self._act_dtype)
+        shape = (1, model.num_kv_heads, config.block_size, model.head_dim)
+        cache = torch.zeros(shape, dtype=dtype, device=self.device)
+        self.model.bind_kv_cache([(cache, cache)] * model.num_layers)
+
+        def ints(*shape: int, fill: int = 0) -> Tensor:
+            return torch.full(shape, fill, dtype=torch.int32, device=self.device)
+
+        context = AttentionContext(
+            positions=ints(tokens),
+            slot_mapping=ints(tokens, fill=-1),
+            slots=ints(1),
+            seq_lens=ints(1, fill=tokens),
+            query_start_loc=torch.tensor([0, tokens], dtype=torch.int32, device=self.device),
+            block_table=ints(1, -(-tokens // config.block_size)),
+            num_reqs=1,
+            num_decodes=0,
+            max_query_len=tokens,
+            max_seq_len=tokens,
+        )
+        hidden = self.model(ints(tokens), context)
+        rows = min(self.max_num_seqs, tokens)
+        logits = self.model.compute_logits(hidden[:rows])
+        spare = ints(rows, fill=self.max_num_seqs)
+        gpu.sample(logits, spare, self.sampling.adjusted)
+
+    def memory_table(self) -> list[tuple[str, str]]:
+        """What takes how much memory, for people to read."""
+        table = super().memory_table()
+        if self._on_gpu:
+            gib = 1 << 30
+            free, total = torch.cuda.mem_get_info(self.device)
+            activations = (
+                torch.cuda.memory_reserved(self.device)
+                - self._weight_bytes
+                - self._plan.nbytes
+                - self._graph_bytes
+            )
+            table[0] = ("device", torch.cuda.get_device_name(self.device))
+            table[1:1] = [
+                ("weights", f"{self._weight_bytes / gib:,.2f} GiB"),
+                ("activations", f"{activations / gib:,.2f} GiB"),
+                ("CUDA graphs", f"{len(self._graphs)}, {self._graph_bytes / gib:,.2f} GiB"),
+                ("free", f"{free / gib:,.2f} of {total / gib:,.2f} GiB"),
+            ]
+        return table
+
+    def _make_sampling(self) -> None:
+        self.sampling = GpuSampling(
+            self.max_num_seqs, self.model.config.vocab_size, self.config.seed, self.device
+        )
+
+    def _make_buffers(self, max_blocks_per_seq: int) -> None:
+        if not self._on_gpu:
+            self._make_sampling()
+        # The experts' kernel looks at its input on the host, which no graph can hold.
+        eager = self.config.enforce_eager or self.model.config.num_experts > 0
+        sizes = () if eager else decode_sizes(self.max_num_seqs, self.config.cuda_graph_sizes)
+        self._shapes = Shapes(sizes)
+        self._graphs: GraphCache[tuple[Tensor, Tensor]] = GraphCache(self._stream)
+        reqs = self.max_num_seqs + self._shapes.max_padding
+        rows = self.max_num_batched_tokens + self.max_num_seqs + self._shapes.max_padding
+
+        def ints(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.int32, device=self.device)
+
+        plain, (repetition, presence, frequency) = self.sampling.plain, self.sampling.penalties
+        self.buffers = StepBuffers(
+            input_ids=ints(rows),
+            positions=ints(rows),
+            slot_mapping=ints(rows),
+            slots=ints(reqs),
+            seq_lens=ints(reqs),
+            query_start_loc=ints(reqs + 1),
+            sample_rows=ints(reqs),
+            sample_slots=ints(reqs),
+            block_table=ints(self.max_num_seqs + 1, max_blocks_per_seq),
+            last_tokens=self.sampling.last_tokens,
+            output_positions=plain.output_positions,
+            num_prompt_tokens=self.sampling.num_prompt_tokens,
+            temperature=plain.temperature,
+            top_k=plain.top_k,
+            top_p=plain.top_p,
+            min_p=plain.min_p,
+            seeds=plain.seeds,
+            repetition_penalty=repetition,
+            presence_penalty=presence,
+            frequency_penalty=frequency,
+        )
+        self._stagings = [self._new_staging_buffer() for _ in range(self.max_in_flight)]
+        self._next_staging = 0
+        self._packed = torch.zeros_like(self._stagings[0].host, device=self.device)
+        self._tokens = [self._new_tokens() for _ in range(self.max_in_flight + 1)]
+        self._next_tokens = 0
+
+    def _new_staging_buffer(self) -> StagingBuffer:
+        length = Staging.required_len(
+            self.max_num_batched_tokens, self.max_num_seqs, self.max_model_len, self.block_size
+        )
+        # The header stays in front of what Rust writes, new requests' records come behind it.
+        records = self.max_num_seqs * RECORD_LEN
+        return StagingBuffer(length + records, (), pinned=self._on_gpu, header_len=HEADER_LEN)
+
+    def _new_tokens(self) -> _Tokens:
+        host = torch.zeros(self.max_num_seqs, dtype=torch.int32, pin_memory=self._on_gpu)
+        return _Tokens(host, host.numpy(), _event(timed=False) if self._on_gpu else None)
+
+    # ----------------------------------------------------------------------------------- steps
+
+    def warm_up(self) -> None:
+        """Compile what decodes and short prompts need, and capture their graphs."""
+        before = torch.cuda.memory_reserved(self.device) if self._on_gpu else 0
+        start_s = time.monotonic()
+        self._stagings[0].host[:HEADER_LEN].zero_()
+        with torch.inference_mode(), self._on_stream():
+            # An empty plan: every row is padding, nothing is stored.
+            self._packed.zero_()
+            shapes = self._shapes.first() or [StepShape(1, 0, 0)]
+            for shape in shapes:
+                for _ in range(2):
+                    self._run(shape, adjusted=False)
+        if self._on_gpu:
+            torch.cuda.synchronize(self.device)
+            self._graph_bytes = torch.cuda.memory_reserved(self.device) - before
+            logger.info(
+                "%d CUDA graphs captured in %.1f s", len(self._graphs), time.monotonic() - start_s
+            )
+
+    def enter_thread(self) -> None:
+        """This thread does nothing but step: it stays on the runner's stream."""
+        if self._stream is not None:
+            torch.cuda.set_stream(self._stream)
+            self._thread = threading.get_ident()
+
+    def launch(
+        self, batch: ScheduledBatch, staging: Staging, requests: Mapping[int, RequestState]
+    ) -> InFlight:
+        """Start a planned step and return while the device works."""
+        buffer = next(s for s in self._stagings if s.staging is staging)
+        num_samples = batch.num_samples
+        slots = buffer.array[batch.sample_slots_offset :][:num_samples]
+        with torch.inference_mode(), self._on_stream():
+            started = self._timed_event()
+            num_records = self._write_records(batch, buffer, requests)
+            sampling = self.sampling
+            if sampling.has_words(slots):
+                # What comes next depends on what was said last.
+                if self._last is not None:
+                    self._last.wait()
+                sampling.ban_words(slots)
+            num_decodes, num_reqs = batch.num_decodes, batch.num_reqs
+            if num_decodes == num_reqs and num_samples != num_reqs:
+                num_decodes = 0  # only rows of a step that prefills are chosen from
+            buffer.header[:7] = (
+                batch.num_tokens,
+                num_reqs,
+                num_decodes,
+                num_samples,
+                batch.num_block_updates,
+                num_records,
+                batch.packed_len,
+            )
+            length = HEADER_LEN + batch.packed_len + num_records * RECORD_LEN
+            self._packed[:length].copy_(buffer.host[:length], non_blocking=True)
+
+            adjusted = sampling.adjusts(slots)
+            num_logprobs = sampling.num_logprobs(slots)
+            split = (num_decodes, num_reqs - num_decodes, batch.num_tokens - num_decodes)
+            shape = self._shapes.find(*split)
+            if shape is None or (adjusted and num_logprobs >= 0):
+                # Log probabilities are of what the model said, before it was adjusted.
+                ids, logits = self._forward(
+                    exact_shape(*split), adjusted, keep_raw=num_logprobs >= 0 and adjusted
+                )
+            else:
+                ids, logits = self._run(shape, adjusted)
+            self._next_tokens = (self._next_tokens + 1) % len(self._tokens)
+            tokens = self._tokens[self._next_tokens]
+            tokens.host[:num_samples].copy_(ids[:num_samples], non_blocking=True)
+            logprobs = None
+            if num_logprobs >= 0:
+                logprobs = self._logprobs(logits[:num_samples], ids[:num_samples], num_logprobs)
+            ended = self._timed_event()
+            if tokens.done is not None:
+                tokens.done.record()
+        self._last = GpuInFlight(
+            batch.step_id,
+            tokens.array[:num_samples],
+            tokens.done,
+            sampling.states_of(slots) if sampling.tracks(slots) else [],
+            logprobs,
+            started,
+            ended,
+        )
+        return self._last
+
+    def collect(self, in_flight: InFlight) -> SampledTokens:
+        """The tokens of a launched step. Blocks until they are on the host."""
+        assert isinstance(in_flight, GpuInFlight)
+        in_flight.wait()
+        logprobs = in_flight.logprobs
+        if logprobs is None:
+            return SampledTokens(in_flight.tokens)
+        return SampledTokens(
+            in_flight.tokens,
+            logprobs.ids.numpy(),
+            logprobs.values.numpy(),
+            logprobs.ranks.numpy(),
+        )
+
+    # --------------------------------------------------------------------------------- details
+
+    def _on_stream(self) -> Any:
+        """Everything of a step is on one stream, which can be captured."""
+        if self._stream is None or threading.get_ident() == self._thread:
+            return contextlib.nullcontext()
+        return torch.cuda.stream(self._stream)
+
+    def _timed_event(self) -> torch.cuda.Event | None:
+        if not (self.times_steps and self._on_gpu):
+            return None
+        event = _event(timed=True)
+        event.record()
+        return event
+
+    def _write_records(
+        self, batch: ScheduledBatch, buffer: StagingBuffer, requests: Mapping[int, RequestState]
+    ) -> int:
+        """The parameters of requests that just got a slot, behind the plan: how many."""
+        new_slots = batch.new_slots
+        if not new_slots:
+            return 0
+        adjusted = self.sampling.adjusted
+        records = [self.sampling.admit(slot, requests[id_]) for slot, id_ in new_slots]
+        if self.sampling.adjusted is not adjusted:
+            self._graphs.drop(lambda key: isinstance(key, tuple) and key[1] is True)
+        at = batch.packed_len
+        buffer.array[at : at + len(records) * RECORD_LEN] = np.concatenate(records)
+        return len(records)
+
+    def _run(self, shape: StepShape, adjusted: bool) -> tuple[Tensor, Tensor]:
+        return self._graphs.run((shape, adjusted), lambda: self._forward(shape, adjusted))
+
+    def _forward(
+        self, shape: StepShape, adjusted: bool, keep_raw: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """(ids [S], logits [S, V]) of the packed plan, padded to the shape."""
+        buffers = self.buffers
+        prepare_step(
+            self._packed,
+            buffers,
+            decode_rows=shape.decode_rows,
+            prefill_reqs=shape.prefill_reqs,
+            prefill_rows=shape.prefill_rows,
+        )
+        rows, reqs = shape.rows, shape.reqs
+        context = AttentionContext(
+            positions=buffers.positions[:rows],
+            slot_mapping=buffers.slot_mapping[:rows],
+            slots=buffers.slots[:reqs],
+            seq_lens=buffers.seq_lens[:reqs],
+            query_start_loc=buffers.query_start_loc[: reqs + 1],
+            block_table=buffers.block_table,
+            num_reqs=reqs,
+            num_decodes=shape.decode_rows,
+            # Bounds; the kernels' grids do not depend on lengths.
+            max_query_len=max(shape.prefill_rows, 1),
+            max_seq_len=self.max_model_len,
+        )
+        hidden = self.model(buffers.input_ids[:rows], context)
+        if shape.prefill_reqs:
+            hidden = hidden.index_select(0, buffers.sample_rows[:reqs])
+        logits = self.model.compute_logits(hidden)
+        raw = logits.clone() if keep_raw else logits
+        state = self.sampling.adjusted if adjusted else self.sampling.plain
+        return gpu.sample(logits, buffers.sample_slots[:reqs], state), raw
+
+    def _logprobs(self, logits: Tensor, ids: Tensor, most: int) -> _Logprobs:
+        """Of the raw logits [S, V]: the chosen token, then the ``most`` best."""
+        total = logits.logsumexp(-1, keepdim=True)
+        chosen = ids.long()[:, None]
+        logit = logits.gather(1, chosen)
+        best, best_ids = logits.topk(most, dim=-1)
+        ranks = (logits > logit).sum(-1, dtype=torch.int32) + 1
+
+        def to_host(tensor: Tensor) -> Tensor:
+            if not self._on_gpu:
+                return tensor
+            host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            return host.copy_(tensor, non_blocking=True)
+
+        return _Logprobs(
+            to_host(torch.cat([chosen, best_ids], 1).int()),
+            to_host(torch.cat([logit, best], 1) - total),
+            to_host(ranks),
+        )
+
+
+def _event(timed: bool) -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=timed)  # type: ignore[no-untyped-call]

@@ -1,0 +1,229 @@
+"""GpuSampling: how each slot's tokens are chosen, in tensors that captured graphs read.
+
+The parameters of a request are written once, when it gets its slot: the common ones travel in the
+step's own copy (``admit`` returns their record), biases, masks and counts by copies of their own.
+Logits are changed by bias, allowed ids, bad words and penalties only in steps where some request
+asks for that (``adjusts``): those have graphs of their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import sys
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from octavo.kernels.gpu import SamplingState
+from octavo.kernels.gpu.sample import IN_PROMPT, MAX_COUNT
+from octavo.kernels.gpu.step import RECORD_LEN
+from octavo.runner.request_state import RequestState
+
+FOREVER = 2**31 - 1
+# Biased tokens a request may have before the tables grow.
+BIAS_WIDTH = 64
+
+
+@dataclasses.dataclass(slots=True)
+class _Slot:
+    """What a slot's request needs beyond its record."""
+
+    state: RequestState
+    # token -> (bias, until how many output tokens)
+    bias: dict[int, tuple[float, int]]
+    words: tuple[tuple[int, ...], ...]  # bad words of several tokens
+
+
+class GpuSampling:
+    """Sampling state by slot; the last slot is the padding's. ``seed``: of requests without one."""
+
+    def __init__(self, max_num_seqs: int, vocab_size: int, seed: int, device: torch.device) -> None:
+        n = max_num_seqs + 1
+        self._random = random.Random(seed)
+        self._device = device
+        self._slots: dict[int, _Slot] = {}
+        self._num_logprobs = np.full(n, -1, np.int64)
+        self._adjusts = np.zeros(n, bool)
+        self._tracks = np.zeros(n, bool)
+        # Slots whose bias or mask is not neutral.
+        self._marked: set[int] = set()
+
+        def full(value: float, dtype: torch.dtype, *shape: int) -> Tensor:
+            return torch.full((n, *shape), value, dtype=dtype, device=device)
+
+        self.num_prompt_tokens = full(0, torch.int32)
+        self.last_tokens = full(0, torch.int32)
+        self.plain = SamplingState(
+            temperature=full(0.0, torch.float32),
+            top_k=full(0, torch.int32),
+            top_p=full(1.0, torch.float32),
+            min_p=full(0.0, torch.float32),
+            seeds=full(0, torch.int64),
+            output_positions=full(0, torch.int32),
+            last_tokens=self.last_tokens,
+        )
+        self.penalties = (
+            full(1.0, torch.float32),
+            full(0.0, torch.float32),
+            full(0.0, torch.float32),
+        )
+        self._token_counts = full(0, torch.int16, vocab_size)
+        self._allowed = full(-1, torch.int32, -(-vocab_size // 32))
+        self.adjusted = self._with_bias(BIAS_WIDTH)
+
+    def _with_bias(self, width: int) -> SamplingState:
+        shape = (len(self._adjusts), width)
+        repetition, presence, frequency = self.penalties
+        return dataclasses.replace(
+            self.plain,
+            repetition_penalty=repetition,
+            presence_penalty=presence,
+            frequency_penalty=frequency,
+            token_counts=self._token_counts,
+            allowed_mask=self._allowed,
+            bias_ids=torch.full(shape, -1, dtype=torch.int32, device=self._device),
+            bias_values=torch.zeros(shape, dtype=torch.float32, device=self._device),
+            bias_until=torch.zeros(shape, dtype=torch.int32, device=self._device),
+        )
+
+    # ------------------------------------------------------------------------------ admission
+
+    def admit(self, slot: int, state: RequestState) -> NDArray[np.int32]:
+        """A request gets this slot, for the first time or after a preemption: its record."""
+        if state.seed is None:
+            state.seed = self._random.getrandbits(64)
+        params = state.params
+        bias = {int(t): (float(b), FOREVER) for t, b in params.logit_bias.items()}
+        if params.min_tokens:
+            # A stop token that is also biased stays banned, not only until min_tokens: the kernel
+            # has one value for a token.
+            for token in {*state.eos_token_ids, *params.stop_token_ids}:
+                until = FOREVER if token in bias else params.min_tokens
+                bias[token] = (-np.inf, until)
+        words = state.bad_words_token_ids
+        bias |= {word[0]: (-np.inf, FOREVER) for word in words if len(word) == 1}
+        several = tuple(word for word in words if len(word) > 1)
+        held = self._slots[slot] = _Slot(state, bias, several)
+        self._num_logprobs[slot] = -1 if params.logprobs is None else params.logprobs
+        self._adjusts[slot] = bool(
+            bias or several or params.allowed_token_ids or state.has_penalties
+        )
+        self._tracks[slot] = bool(several) or state.has_penalties
+        if slot in self._marked:
+            self._write_bias(slot, {})
+            self._allowed[slot].fill_(-1)
+            self._marked.discard(slot)
+        if bias:
+            self._write_bias(slot, bias)
+            self._marked.add(slot)
+        if params.allowed_token_ids:
+            self._write_allowed(slot, params.allowed_token_ids)
+            self._marked.add(slot)
+        if state.has_penalties:
+            self._write_counts(slot, held.state)
+        return self._record(slot, state)
+
+    def _record(self, slot: int, state: RequestState) -> NDArray[np.int32]:
+        params = state.params
+        assert state.seed is not None
+        record = np.zeros(RECORD_LEN, np.int32)
+        floats = record.view(np.float32)
+        record[0] = slot
+        floats[1] = 0.0 if params.greedy else params.temperature
+        record[2] = max(params.top_k, 0)
+        floats[3] = params.top_p
+        floats[4] = params.min_p
+        record[5:7] = np.array([state.seed & (1 << 64) - 1], np.uint64).view(np.int32)
+        record[7] = state.num_prompt_tokens
+        floats[8] = params.repetition_penalty
+        floats[9] = params.presence_penalty
+        floats[10] = params.frequency_penalty
+        return record
+
+    def _write_bias(self, slot: int, bias: dict[int, tuple[float, int]]) -> None:
+        state = self.adjusted
+        width = self._bias_tensors(state)[0].shape[1]
+        if len(bias) > width:
+            grown = self._with_bias(1 << (len(bias) - 1).bit_length())
+            for old, new in zip(self._bias_tensors(state), self._bias_tensors(grown), strict=True):
+                new[:, :width].copy_(old)
+            self.adjusted = state = grown
+        columns = (
+            np.array([*bias], np.int32),
+            np.array([value for value, _ in bias.values()], np.float32),
+            np.array([until for _, until in bias.values()], np.int32),
+        )
+        for tensor, column in zip(self._bias_tensors(state), columns, strict=True):
+            # Where no token is named nothing is added.
+            row = torch.full(tensor.shape[1:], -1, dtype=tensor.dtype)
+            row[: len(column)] = torch.from_numpy(column)
+            tensor[slot].copy_(row)
+
+    @staticmethod
+    def _bias_tensors(state: SamplingState) -> tuple[Tensor, Tensor, Tensor]:
+        assert state.bias_ids is not None
+        assert state.bias_values is not None
+        assert state.bias_until is not None
+        return state.bias_ids, state.bias_values, state.bias_until
+
+    def _write_allowed(self, slot: int, token_ids: Iterable[int]) -> None:
+        words = np.zeros(self._allowed.shape[1] * 4, np.uint8)
+        ids = np.fromiter(token_ids, np.int64)
+        np.bitwise_or.at(words, ids // 8, (1 << (ids % 8)).astype(np.uint8))
+        if sys.byteorder == "big":
+            words = words.view(np.uint32).byteswap().view(np.uint8)
+        self._allowed[slot].copy_(torch.from_numpy(words.view(np.int32)))
+
+    def _write_counts(self, slot: int, state: RequestState) -> None:
+        ids, counts = np.unique(np.asarray(state.output_token_ids, np.int64), return_counts=True)
+        row = dict(zip(ids.tolist(), np.minimum(counts, MAX_COUNT).tolist(), strict=True))
+        # Only a repetition penalty looks at the prompt.
+        if state.params.repetition_penalty != 1.0:
+            for token in np.unique(np.asarray(state.prompt_token_ids, np.int64)).tolist():
+                row[token] = row.get(token, 0) | IN_PROMPT
+        self._token_counts[slot].zero_()
+        if row:
+            at = torch.tensor(list(row), dtype=torch.int64, device=self._device)
+            values = torch.tensor(list(row.values()), dtype=torch.int16, device=self._device)
+            self._token_counts[slot].index_copy_(0, at, values)
+
+    # ---------------------------------------------------------------------------------- steps
+
+    def adjusts(self, slots: NDArray[np.int32]) -> bool:
+        """Whether some of these slots changes its logits."""
+        return bool(self._adjusts[slots].any())
+
+    def tracks(self, slots: NDArray[np.int32]) -> bool:
+        """Whether the host must know what some of these slots have said."""
+        return bool(self._tracks[slots].any())
+
+    def num_logprobs(self, slots: NDArray[np.int32]) -> int:
+        """The most log probabilities that some of these slots wants; -1: none wants any."""
+        return int(self._num_logprobs[slots].max(initial=-1))
+
+    def has_words(self, slots: NDArray[np.int32]) -> bool:
+        """Whether some of these slots has bad words of several tokens."""
+        return any(self._slots[slot].words for slot in slots[self._tracks[slots]].tolist())
+
+    def ban_words(self, slots: NDArray[np.int32]) -> None:
+        """Ban what would complete a bad word; the tokens said so far must be tracked."""
+        for slot in slots[self._tracks[slots]].tolist():
+            held = self._slots[slot]
+            if held.words:
+                said = held.state.output_token_ids
+                banned = {w[-1]: (-np.inf, FOREVER) for w in held.words if _ends_with(said, w[:-1])}
+                self._write_bias(slot, held.bias | banned)
+                self._marked.add(slot)
+
+    def states_of(self, slots: NDArray[np.int32]) -> list[tuple[int, RequestState]]:
+        """(row, request) of the slots whose tokens are tracked."""
+        rows = np.flatnonzero(self._tracks[slots]).tolist()
+        return [(row, self._slots[int(slots[row])].state) for row in rows]
+
+
+def _ends_with(tokens: list[int], tail: tuple[int, ...]) -> bool:
+    return tuple(tokens[-len(tail) :]) == tail

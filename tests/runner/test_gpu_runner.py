@@ -1,0 +1,310 @@
+"""GpuRunner: no switch and no interleaving changes a token.
+
+Without a GPU the kernels run in Triton's interpreter and nothing is captured: slow, so there is one
+small comparison with the plain runner. The rest needs a CUDA device.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+pytest.importorskip("triton")
+from octavo.engine import engine_loop
+from octavo.kernels import gpu
+from octavo.llm import LLM
+from octavo.models.dummy_tokenizer import dummy_tokenizer_json
+from octavo.runner import model_runner
+from octavo.runner.cuda_graphs import Shapes, StepShape, decode_sizes, exact_shape
+from octavo.runner.gpu_runner import GpuRunner
+from octavo.runner.model_runner import ModelRunner
+from octavo.sampling_params import SamplingParams
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+SHAPE = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 512,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+}
+SMALL = SHAPE | {
+    "vocab_size": 200,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "tie_word_embeddings": True,
+}
+# What each row of a batch may ask for.
+KINDS: list[dict[str, Any]] = [
+    {"temperature": 0.0},
+    {"temperature": 1.0, "seed": 11},
+    {"temperature": 0.9, "seed": 12, "top_k": 20, "top_p": 0.9},
+    {"temperature": 0.7, "seed": 13, "min_p": 0.05},
+    {"temperature": 0.0, "logprobs": 3},
+]
+# And those whose logits are changed first.
+ADJUSTED: list[dict[str, Any]] = [
+    {"temperature": 0.0, "presence_penalty": 1.0, "frequency_penalty": 0.5},
+    {"temperature": 0.0, "repetition_penalty": 1.4},
+    {"temperature": 0.0, "logit_bias": {7: 4.0, 9: -100.0}},
+    {"temperature": 0.0, "allowed_token_ids": [3, 5, 8, 130, 199]},
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text(json.dumps(SHAPE))
+    return tmp_path
+
+
+def prompts(count: int, longest: int = 100, vocab: int = 500) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(3)
+    lengths = rng.integers(1, longest, count)
+    return [{"prompt_token_ids": rng.integers(3, vocab, n).tolist()} for n in lengths]
+
+
+def make(folder: Path, **config: Any) -> LLM:
+    settings: dict[str, Any] = {
+        "load_format": "dummy",
+        "dtype": "float32",
+        "max_model_len": 256,
+        "max_num_seqs": 16,
+        "kv_cache_memory_bytes": 64 << 20,
+    }
+    return LLM(str(folder), **(settings | config))
+
+
+def tokens(llm: LLM, kinds: list[dict[str, Any]], count: int = 12, num: int = 24) -> list[Any]:
+    params = [
+        SamplingParams(**kinds[i % len(kinds)], max_tokens=num + i % 3, ignore_eos=True)
+        for i in range(count)
+    ]
+    outputs = llm.generate(prompts(count), params, use_tqdm=False)
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+# ---------------------------------------------------------------------------------------- shapes
+
+
+def test_steps_are_padded_to_the_smallest_shape() -> None:
+    shapes = Shapes(decode_sizes(20))
+    assert decode_sizes(20) == (1, 2, 4, 8, 16, 20)
+    assert decode_sizes(64, (3, 100)) == (3, 64)
+    assert shapes.find(5, 0, 0) == StepShape(8, 0, 0)
+    assert shapes.find(0, 1, 128) == StepShape(0, 1, 128)
+    assert shapes.find(9, 2, 129) == StepShape(32, 4, 192)
+    assert shapes.find(0, 1, 1025) is None
+    assert Shapes(()).find(1, 0, 0) is None
+    assert exact_shape(5, 0, 0) == StepShape(5, 0, 0)
+    assert exact_shape(5, 2, 77) == StepShape(8, 2, 77)
+
+
+# ----------------------------------------------------------------------------------- interpreted
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU runs everything below")
+def test_interpreted_steps_choose_the_plain_runners_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SMALL))
+    sampling: list[dict[str, Any]] = [{}, {"logprobs": 2}, ADJUSTED[0], ADJUSTED[2], ADJUSTED[3]]
+    sampling.append({"bad_words": ["\x01\x02"], "min_tokens": 2, "stop_token_ids": [5]})
+    found = []
+    for runner in (ModelRunner, GpuRunner):
+        monkeypatch.setattr(engine_loop, "make_runner", runner)
+        if runner is GpuRunner:
+            monkeypatch.setattr(model_runner, "get_ops", lambda device, backend: gpu)
+        llm = make(
+            tmp_path,
+            device="cpu",
+            attention_backend="reference",
+            threads=1,
+            block_size=4,
+            max_num_seqs=4,
+            max_model_len=64,
+            max_num_batched_tokens=16,
+            enforce_eager=True,
+        )
+        params = [
+            SamplingParams(**{"temperature": 0.0, **kind}, max_tokens=3, ignore_eos=True)
+            for kind in sampling
+        ]
+        outputs = llm.generate(prompts(len(sampling), 20, 190), params, use_tqdm=False)
+        found.append([(o.outputs[0].token_ids, o.outputs[0].logprobs) for o in outputs])
+    for (expected, logprobs), (chosen, gpu_logprobs) in zip(*found, strict=True):
+        assert chosen == expected
+        if logprobs is not None:
+            for step, gpu_step in zip(logprobs, gpu_logprobs, strict=True):
+                assert list(step) == list(gpu_step)
+                for token in step:
+                    assert abs(step[token].logprob - gpu_step[token].logprob) < 1e-4
+                    assert step[token].rank == gpu_step[token].rank
+
+
+# -------------------------------------------------------------------------------------- switches
+
+
+@pytest.mark.gpu
+@on_gpu
+@pytest.mark.parametrize("kinds", [KINDS, ADJUSTED, KINDS + ADJUSTED])
+def test_no_switch_changes_a_token(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, kinds: list[dict[str, Any]]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(GpuRunner, "max_in_flight", 1)
+        expected = tokens(make(folder, enforce_eager=True), kinds)
+        assert tokens(make(folder), kinds) == expected, "graphs"
+    assert tokens(make(folder, enforce_eager=True), kinds) == expected, "run-ahead"
+    llm = make(folder)
+    assert tokens(llm, kinds) == expected, "both"
+    assert tokens(llm, kinds) == expected, "prefix hits"
+    assert tokens(make(folder, max_num_batched_tokens=16), kinds) == expected, "chunks"
+    assert tokens(make(folder, max_num_seqs=3), kinds) == expected, "other batches"
+    small = make(folder, kv_cache_memory_bytes=(256 + 160) * 2 * 3 * 128 * 4, max_num_seqs=8)
+    assert tokens(small, kinds) == expected, "preemption"
+    assert small._engine.core.stats()["num_preemptions"] > 0
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_bad_words_of_several_tokens_never_come(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = make(folder)
+    [free] = llm.generate(
+        prompts(1), SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True), use_tqdm=False
+    )
+    said = free.outputs[0].token_ids
+    pair = tuple(said[3:5])
+    monkeypatch.setattr(engine_loop, "encode_bad_words", lambda tokenizer, words: (pair,))
+    params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, bad_words=["x"])
+    [held] = llm.generate(prompts(1), params, use_tqdm=False)
+    chosen = held.outputs[0].token_ids
+    assert pair not in itertools.pairwise(chosen)
+    first = next(i for i in range(1, 12) if tuple(said[i - 1 : i + 1]) == pair)
+    assert chosen[:first] == said[:first]
+    assert llm._engine.core.stats()["num_in_flight"] == 0
+
+
+# --------------------------------------------------------------------------------------- hazards
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_an_abort_at_any_step_leaves_the_neighbours_alone(folder: Path) -> None:
+    llm = make(folder)
+    expected = tokens(llm, KINDS, count=4, num=10)
+    loop = llm._engine
+    for step in range(9):
+        params = [
+            SamplingParams(**KINDS[i], max_tokens=10 + i % 3, ignore_eos=True) for i in range(4)
+        ]
+        outputs = llm._submit(prompts(4), params)
+        ids = sorted(outputs)
+        for _ in range(step):
+            loop.step()
+        loop.abort([ids[1]])
+        found: dict[int, list[int]] = {i: [] for i in ids}
+        while loop.step() or loop.core.has_work():
+            loop.core.check_integrity()
+        for delta in loop.core.outbox.drain():
+            found[delta.request_id] += delta.token_ids
+        for row in (0, 2, 3):
+            assert found[ids[row]] == expected[row], (step, row)
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_a_stop_while_a_step_is_in_flight_frees_its_slot(folder: Path) -> None:
+    llm = make(folder, max_num_seqs=2)
+    expected = tokens(llm, KINDS[:1], count=6, num=10)
+    params = [
+        SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, stop_token_ids=[row[4]])
+        for row in expected
+    ]
+    outputs = llm.generate(prompts(6), params, use_tqdm=False)
+    for row, output in zip(expected, outputs, strict=True):
+        end = row.index(row[4]) + 1
+        assert list(output.outputs[0].token_ids)[: end - 1] == row[: end - 1]
+        assert output.outputs[0].finish_reason == "stop"
+
+
+# ---------------------------------------------------------------------------------- transformers
+
+
+def _transformers_model(folder: Path, vocab: int = 512) -> Any:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+    keys += ("num_attention_heads", "num_key_value_heads", "max_position_embeddings")
+    config = transformers.LlamaConfig(**{key: SHAPE[key] for key in keys})
+    model = transformers.LlamaForCausalLM(config).eval()
+    model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(dummy_tokenizer_json(vocab))
+    return model.cuda()
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_greedy_tokens_are_transformers(tmp_path: Path) -> None:
+    model = _transformers_model(tmp_path)
+    llm = make(tmp_path, load_format="auto")
+    asked = prompts(8)
+    params = SamplingParams(temperature=0.0, max_tokens=48, ignore_eos=True)
+    outputs = llm.generate(asked, params, use_tqdm=False)
+    for prompt, output in zip(asked, outputs, strict=True):
+        ids = torch.tensor([prompt["prompt_token_ids"]], device="cuda")
+        with torch.no_grad():
+            reference = model.generate(
+                ids, max_new_tokens=48, min_new_tokens=48, do_sample=False, eos_token_id=None
+            )
+        assert list(output.outputs[0].token_ids) == reference[0, ids.shape[1] :].tolist()
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_bfloat16_is_as_exact_as_transformers(tmp_path: Path) -> None:
+    """The mean error of log probabilities against float32, over every token of the vocabulary."""
+    model = _transformers_model(tmp_path)
+    llm = make(tmp_path, load_format="auto", dtype="bfloat16", max_logprobs=512)
+    params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True, logprobs=512)
+    asked = prompts(8)
+    outputs = llm.generate(asked, params, use_tqdm=False)
+    rounded = _copy_in_bfloat16(model)
+    ours, theirs = [], []
+    for prompt, output in zip(asked, outputs, strict=True):
+        sample = output.outputs[0]
+        ids = torch.tensor([prompt["prompt_token_ids"] + list(sample.token_ids)], device="cuda")
+        start = len(prompt["prompt_token_ids"]) - 1
+        with torch.no_grad():
+            exact = model(ids).logits[0, start:-1].double().log_softmax(-1).cpu()
+            bf16 = rounded(ids).logits[0, start:-1].double().log_softmax(-1).cpu()
+        mine = torch.empty_like(exact)
+        for row, step in enumerate(sample.logprobs):
+            for token, logprob in step.items():
+                mine[row, token] = logprob.logprob
+        ours.append((mine - exact).abs().mean().item())
+        theirs.append((bf16 - exact).abs().mean().item())
+    assert np.mean(ours) <= 1.2 * np.mean(theirs), (np.mean(ours), np.mean(theirs))
+
+
+def _copy_in_bfloat16(model: Any) -> Any:
+    return copy.deepcopy(model).to(torch.bfloat16)
