@@ -1,6 +1,6 @@
 """The op set in Triton, for CUDA devices; on CPU tensors only with TRITON_INTERPRET=1.
 
-Everything here can be captured into a CUDA graph except ``moe``, which is still the reference's.
+Everything here can be captured into a CUDA graph.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..packed import PackedLinear, QuantTensor
-from ..reference import argmax, moe, prepare_experts, selected_logprobs
+from ..reference import argmax, prepare_experts, selected_logprobs
 from ..reference import prepare_linear as _dequantize
 from .activation import activation, gated_activation
 from .attention import paged_attention
 from .embedding import embedding
 from .launch import set_pdl
 from .linear import linear, linear_add, norm_gated_linear, norm_linear
+from .moe import moe
 from .norm import layer_norm, rms_norm
 from .rope import qk_norm_rope_store_kv
 from .sample import SamplingState, sample

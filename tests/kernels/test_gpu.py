@@ -552,3 +552,30 @@ def test_graph_replays_like_eager(pdl: bool) -> None:
             assert captured[1].tolist() == eager[1].tolist()
     finally:
         gpu.set_pdl(False)
+
+
+# -------------------------------------------------------------------------------------------- moe
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("tokens", "num_experts", "top_k"), [(1, 5, 2), (3, 4, 4), (37, 6, 3), (70, 2, 1)]
+)
+@pytest.mark.parametrize("renormalize", [False, True])
+def test_moe(
+    dtype: torch.dtype, tokens: int, num_experts: int, top_k: int, renormalize: bool
+) -> None:
+    hidden, inner = 72, 40
+    x = randn(tokens, hidden, dtype=dtype)
+    router = randn(tokens, num_experts)
+    router[:, 1] -= 100  # nobody's first choice: an expert without rows when top_k allows it
+    w13 = (randn(num_experts, 2 * inner, hidden) / hidden**0.5).to(dtype)
+    w2 = (randn(num_experts, hidden, inner) / inner**0.5).to(dtype)
+    out = gpu.moe(x, router, w13, w2, top_k, renormalize)
+    assert_close(out, reference.moe(x, router, w13, w2, top_k, renormalize), dtype)
+
+
+def test_moe_wants_stacked_experts() -> None:
+    weights = [randn(8, 4), randn(8, 4)]
+    with pytest.raises(ValueError, match="stacked"):
+        gpu.moe(randn(2, 4), randn(2, 2), weights, weights, 1, True)

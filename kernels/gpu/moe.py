@@ -1,0 +1,164 @@
+"""moe: rows are sorted by expert, then two grouped matrix products over the sorted rows.
+
+Every expert's rows are padded to whole tiles, and the number of tiles is bounded by the shapes
+alone: nothing waits for the host, so that the op can be captured into a CUDA graph. Tiles beyond
+the last expert's do nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+
+from ..packed import PackedLinear
+from .activation import gated_activation
+from .launch import cdiv, check_shape, check_tensors, pdl_options
+
+# Few rows an expert is the rule (decodes): the smallest tile of the matrix units.
+BLOCK_M_FEW, BLOCK_M_MANY = 16, 64
+BLOCK_N = 64
+BLOCK_K = 64
+
+
+@triton.jit
+def grouped_linear_kernel(
+    x,  # [rows, K]
+    weight,  # [E, N, K]
+    y,  # [slots, N]
+    slot_ids,  # [tiles * BLOCK_M]: which slot (token * top_k + choice) a row of a tile is
+    tile_experts,  # [tiles]; E: an unused tile
+    slot_weights,  # [slots] float32
+    num_slots,
+    num_experts,
+    N,
+    K,
+    SLOTS_PER_ROW: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    tile = tl.program_id(0)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    expert = tl.load(tile_experts + tile)
+    if expert < num_experts:
+        slots = tl.load(slot_ids + tile * BLOCK_M + tl.arange(0, BLOCK_M))
+        used = slots < num_slots
+        rows = (slots // SLOTS_PER_ROW).to(tl.int64)
+        x_tiles = x + rows[:, None] * K + k[None, :]
+        w_tiles = weight + (expert.to(tl.int64) * N + n[None, :]) * K + k[:, None]
+        acc = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
+        for start in range(0, K, BLOCK_K):
+            in_k = start + k < K
+            xk = tl.load(x_tiles + start, mask=used[:, None] & in_k[None, :], other=0.0)
+            wk = tl.load(w_tiles + start, mask=in_k[:, None] & (n < N)[None, :], other=0.0)
+            acc += tl.dot(xk, wk, input_precision="ieee")
+        if HAS_WEIGHTS:
+            acc *= tl.load(slot_weights + slots, mask=used, other=0.0)[:, None]
+        out = y + slots.to(tl.int64)[:, None] * N + n[None, :]
+        tl.store(out, acc.to(y.dtype.element_ty), mask=used[:, None] & (n < N)[None, :])
+
+
+def _sort_by_expert(
+    experts: torch.Tensor, num_experts: int, block_m: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """experts int64 [slots] -> (slot_ids [tiles * block_m], tile_experts [tiles]), int32.
+
+    No value is read on the host.
+    """
+    slots, device = experts.numel(), experts.device
+    order = experts.argsort(stable=True)
+    ordered = experts[order]
+    counts = torch.zeros(num_experts, dtype=torch.int64, device=device)
+    counts.scatter_add_(0, experts, torch.ones_like(experts))
+    first = counts.cumsum(0) - counts
+    tiles = (counts + block_m - 1) // block_m
+    tiles_end = tiles.cumsum(0)
+    rank = torch.arange(slots, device=device) - first[ordered]
+    place = (tiles_end - tiles)[ordered] * block_m + rank
+    most = cdiv(slots, block_m) + min(num_experts, slots)
+    slot_ids = torch.full((most * block_m,), slots, dtype=torch.int32, device=device)
+    slot_ids[place] = order.to(torch.int32)
+    numbers = torch.arange(most, device=device)
+    return slot_ids, torch.searchsorted(tiles_end, numbers, right=True).to(torch.int32)
+
+
+def moe(
+    x: torch.Tensor,
+    router_logits: torch.Tensor,
+    w13: torch.Tensor | Sequence[torch.Tensor | PackedLinear],
+    w2: torch.Tensor | Sequence[torch.Tensor | PackedLinear],
+    top_k: int,
+    renormalize: bool,
+    *,
+    kind: str = "silu",
+) -> torch.Tensor:
+    """Mixture of E gated MLPs: each row of x [T, D] goes to the top_k experts of softmax(logits).
+
+    Args:
+        x: [T, D].
+        router_logits: [T, E].
+        w13: [E, 2F, D], gate rows, then up rows.
+        w2: [E, D, F].
+        renormalize: the chosen experts' weights sum to one.
+
+    Returns:
+        [T, D].
+
+    Raises:
+        ValueError: on a wrong shape, layout or device.
+    """
+    if not isinstance(w13, torch.Tensor) or not isinstance(w2, torch.Tensor):
+        raise ValueError("expert weights must be stacked: prepare_experts makes them")
+    check_tensors(x=x, router_logits=router_logits, w13=w13, w2=w2)
+    tokens, hidden = x.shape
+    num_experts, double, _ = w13.shape
+    check_shape("router_logits", router_logits, tokens, num_experts)
+    check_shape("w13", w13, num_experts, double, hidden)
+    check_shape("w2", w2, num_experts, hidden, double // 2)
+    if not tokens:
+        return torch.empty_like(x)
+    weights, experts = router_logits.float().softmax(-1).topk(top_k, -1)
+    if renormalize:
+        weights = weights / weights.sum(-1, keepdim=True)
+    slots = tokens * top_k
+    block_m = BLOCK_M_MANY if slots >= 32 * num_experts else BLOCK_M_FEW
+    slot_ids, tile_experts = _sort_by_expert(experts.reshape(-1), num_experts, block_m)
+    slot_weights = weights.reshape(-1).contiguous()
+
+    def grouped(rows: torch.Tensor, weight: torch.Tensor, top: int, weighted: bool) -> torch.Tensor:
+        n, k = weight.shape[1:]
+        out = torch.empty((slots, n), dtype=x.dtype, device=x.device)
+        grouped_linear_kernel[(tile_experts.numel(), cdiv(n, BLOCK_N))](
+            rows,
+            weight,
+            out,
+            slot_ids,
+            tile_experts,
+            slot_weights,
+            slots,
+            num_experts,
+            n,
+            k,
+            SLOTS_PER_ROW=top,
+            HAS_WEIGHTS=weighted,
+            BLOCK_M=block_m,
+            BLOCK_N=BLOCK_N,
+            BLOCK_K=BLOCK_K,
+            num_warps=4,
+            num_stages=3,
+            **pdl_options(),
+        )
+        return out
+
+    gated = gated_activation(grouped(x, w13, top_k, False), kind)
+    out = grouped(gated, w2, 1, True)
+    return out.view(tokens, top_k, hidden).float().sum(1).to(x.dtype)
