@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, Self, final
 
 __all__ = [
+    "CpuDecoder",
     "CpuLinear",
     "Delta",
     "Detokenizer",
@@ -359,6 +360,7 @@ class CpuLinear:
     ) -> None: ...
     def embedding(self, ids: int, tokens: int, scale: float, out: int, out_code: int) -> None: ...
 
+@final
 class CpuDecoder:
     """All layers of a model, for any thread; what the addresses name must outlive it.
 
