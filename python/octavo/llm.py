@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from octavo.config import EngineConfig
-from octavo.engine.engine import Prompt, prompt_parts
+from octavo.engine.engine import Prompt, make_scores, prompt_parts
 from octavo.engine.engine_loop import EngineLoop
 from octavo.engine.request import EngineRequest
 from octavo.engine.trace import StepTrace
@@ -147,6 +147,7 @@ class LLM:
                 prompt=text,
                 prompt_token_ids=list(token_ids),
                 outputs=[CompletionOutput(index) for index in range(sampling.n)],
+                scores=make_scores(sampling),
             )
             outputs.update(dict.fromkeys(ids, output))
             requests.append(
@@ -156,6 +157,7 @@ class LLM:
                     params=sampling,
                     max_tokens=max_tokens,
                     arrival_s=time.monotonic(),
+                    prompt_logprobs=output.scores,
                 )
             )
         for request in requests:

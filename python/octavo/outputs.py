@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from octavo._core import Delta, Tokenizer
+    from octavo.prompt_logprobs import Candidates, PromptLogprobs
 
 
 @dataclass(slots=True)
@@ -54,9 +55,12 @@ class RequestOutput:
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     finished: bool = False
+    # One entry per prompt token; the first is None, since nothing precedes it.
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     metrics: RequestMetrics | None = None
     num_cached_tokens: int = 0
+    # What the runner fills; ``prompt_logprobs`` is made of it.
+    scores: PromptLogprobs | None = field(default=None, repr=False)
 
     def apply(self, index: int, delta: Delta, tokenizer: Tokenizer) -> None:
         """Append one sample's news. ``index`` is the sample's."""
@@ -66,17 +70,26 @@ class RequestOutput:
         if (news := delta.logprobs) is not None:
             if output.logprobs is None:
                 output.logprobs = []
-            output.logprobs.extend(
-                {
-                    token_id: Logprob(logprob, rank, tokenizer.decode([token_id], False))
-                    for token_id, logprob, rank in reversed(candidates)
-                }
-                for candidates in news
-            )
+            output.logprobs.extend(_by_id(candidates, tokenizer) for candidates in news)
             output.cumulative_logprob = delta.cumulative_logprob
+        if (
+            self.scores is not None
+            and self.prompt_logprobs is None
+            and self.scores.num_recorded == len(self.prompt_token_ids) - 1
+        ):
+            rows = self.scores.positions()
+            self.prompt_logprobs = [None, *(_by_id(row, tokenizer) for row in rows)]
         self.num_cached_tokens = max(self.num_cached_tokens, delta.num_cached_tokens)
         if delta.finish_reason is not None:
             output.finish_reason = delta.finish_reason
             output.stop_reason = delta.stop_reason
             self.metrics = RequestMetrics(delta.queue_s, delta.prefill_s, delta.decode_s)
             self.finished = all(o.finish_reason is not None for o in self.outputs)
+
+
+def _by_id(candidates: Candidates, tokenizer: Tokenizer) -> dict[int, Logprob]:
+    """Candidates by token id. The chosen one comes first: its rank wins over its place."""
+    return {
+        token_id: Logprob(logprob, rank, tokenizer.decode([token_id], False))
+        for token_id, logprob, rank in reversed(candidates)
+    }

@@ -124,3 +124,27 @@ def test_float32_says_what_transformers_says(
         for i, entries in enumerate(output.logprobs):
             for token, logprob, _rank in entries:
                 assert logprob == pytest.approx(float(expected[i, token]), abs=1e-3)
+
+
+@pytest.mark.slow
+def test_a_prompt_is_as_likely_as_transformers_finds_it(model: Any, smollm2_path: Path) -> None:
+    from octavo.llm import LLM
+
+    llm = LLM(dtype="float32", max_model_len=128, max_num_batched_tokens=24, threads=2)
+    text = (
+        "The capital of France is Paris. Its best-known tower is 330 metres high; 東京 has others."
+    )
+    params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=4)
+    [output] = llm.generate([text], params, use_tqdm=False)
+    ids, found = output.prompt_token_ids, output.prompt_logprobs
+    assert found is not None
+    assert len(found) == len(ids) > 24
+    with torch.inference_mode():
+        expected = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    for entry, row in zip(found[1:], expected[:-1], strict=True):
+        assert entry is not None
+        assert set(row.topk(4).indices.tolist()) <= set(entry)
+        for candidate, logprob in entry.items():
+            assert logprob.logprob == pytest.approx(float(row[candidate]), abs=2e-3)
+    likeliest = max(range(1, len(ids)), key=lambda i: found[i][ids[i]].logprob)
+    assert found[likeliest][ids[likeliest]].rank == 1

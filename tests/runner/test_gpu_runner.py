@@ -100,6 +100,17 @@ def tokens(llm: LLM, kinds: list[dict[str, Any]], count: int = 12, num: int = 24
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
+def assert_close(found: Any, expected: Any) -> None:
+    """Log probabilities of one sample or prompt."""
+    assert (found is None) == (expected is None)
+    for step, other in zip(found or [], expected or [], strict=True):
+        assert (step is None) == (other is None)
+        assert list(step or ()) == list(other or ())
+        for token in step or ():
+            assert abs(step[token].logprob - other[token].logprob) < 1e-4
+            assert step[token].rank == other[token].rank
+
+
 # ---------------------------------------------------------------------------------------- shapes
 
 
@@ -127,6 +138,7 @@ def test_interpreted_steps_choose_the_plain_runners_tokens(
     (tmp_path / "config.json").write_text(json.dumps(SMALL))
     sampling: list[dict[str, Any]] = [{}, {"logprobs": 2}, ADJUSTED[0], ADJUSTED[2], ADJUSTED[3]]
     sampling.append({"bad_words": ["\x01\x02"], "min_tokens": 2, "stop_token_ids": [5]})
+    sampling += [{"prompt_logprobs": 2}, {"prompt_logprobs": 0, "repetition_penalty": 1.2}]
     found = []
     for runner in (ModelRunner, GpuRunner):
         monkeypatch.setattr(engine_loop, "make_runner", runner)
@@ -148,15 +160,13 @@ def test_interpreted_steps_choose_the_plain_runners_tokens(
             for kind in sampling
         ]
         outputs = llm.generate(prompts(len(sampling), 20, 190), params, use_tqdm=False)
-        found.append([(o.outputs[0].token_ids, o.outputs[0].logprobs) for o in outputs])
-    for (expected, logprobs), (chosen, gpu_logprobs) in zip(*found, strict=True):
-        assert chosen == expected
-        if logprobs is not None:
-            for step, gpu_step in zip(logprobs, gpu_logprobs, strict=True):
-                assert list(step) == list(gpu_step)
-                for token in step:
-                    assert abs(step[token].logprob - gpu_step[token].logprob) < 1e-4
-                    assert step[token].rank == gpu_step[token].rank
+        found.append(outputs)
+    for plain, output in zip(*found, strict=True):
+        assert output.outputs[0].token_ids == plain.outputs[0].token_ids
+        assert_close(output.outputs[0].logprobs, plain.outputs[0].logprobs)
+        assert_close(output.prompt_logprobs, plain.prompt_logprobs)
+    scored = [output.prompt_logprobs for output in found[0][-2:]]
+    assert [len(rows) for rows in scored] == [len(o.prompt_token_ids) for o in found[0][-2:]]
 
 
 # -------------------------------------------------------------------------------------- switches
@@ -277,6 +287,44 @@ def test_greedy_tokens_are_transformers(tmp_path: Path) -> None:
                 ids, max_new_tokens=48, min_new_tokens=48, do_sample=False, eos_token_id=None
             )
         assert list(output.outputs[0].token_ids) == reference[0, ids.shape[1] :].tolist()
+
+
+@pytest.mark.gpu
+@on_gpu
+@pytest.mark.parametrize("config", [{}, {"enforce_eager": True}, {"max_num_batched_tokens": 48}])
+def test_prompt_logprobs_are_transformers(tmp_path: Path, config: dict[str, Any]) -> None:
+    """Beside requests that ask for none, one step ahead of the host, in chunks of few logits."""
+    model = _transformers_model(tmp_path)
+    llm = make(tmp_path, load_format="auto", **config)
+    llm._engine.runner.prompt_scorer._max_rows = 20
+    asked = prompts(24)
+    kinds: list[dict[str, Any]] = [
+        {"prompt_logprobs": 3, "max_tokens": 0},
+        {"max_tokens": 30},
+        {"prompt_logprobs": 2, "max_tokens": 20, "frequency_penalty": 0.5, "logprobs": 1},
+    ]
+    params = [
+        SamplingParams(temperature=0.0, ignore_eos=True, **kinds[i % len(kinds)])
+        for i in range(len(asked))
+    ]
+    for _ in range(2):
+        outputs = llm.generate(asked, params, use_tqdm=False)
+        for prompt, sampling, output in zip(asked, params, outputs, strict=True):
+            rows = output.prompt_logprobs
+            assert (rows is None) == (sampling.prompt_logprobs is None)
+            if rows is None:
+                continue
+            ids = prompt["prompt_token_ids"]
+            assert len(rows) == len(ids)
+            with torch.no_grad():
+                logits = model(torch.tensor([ids], device="cuda")).logits[0]
+            expected = logits.log_softmax(-1).cpu()
+            for token, row, entry in zip(ids[1:], expected, rows[1:], strict=False):
+                assert entry is not None
+                best = row.topk(sampling.prompt_logprobs).indices.tolist()
+                assert set(entry) == {token, *best}
+                for candidate in entry:
+                    assert abs(entry[candidate].logprob - float(row[candidate])) < 1e-3
 
 
 @pytest.mark.gpu

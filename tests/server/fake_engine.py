@@ -17,10 +17,12 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import orjson
 
 from octavo.config import EngineConfig
 from octavo.errors import EngineDeadError, QueueFullError, RequestTooLongError
+from octavo.prompt_logprobs import PromptLogprobs
 from octavo.sampling_params import InvalidParameterError, SamplingParams
 
 VOCAB_SIZE = 260
@@ -160,6 +162,8 @@ def write_script(prompt: Sequence[int], params: SamplingParams, index: int, room
         text = text[: at + len(hit)] if params.include_stop_str_in_output else text[:at]
         while len(ids) > 1 and hit in tokenizer.decode(ids[:-1]):
             ids = ids[:-1]
+    if not ids:
+        return Script([], "", "length", None)
     hold = max((len(stop) for stop in params.stop), default=1) - 1
     shown = []
     for count in range(1, len(ids) + 1):
@@ -261,6 +265,7 @@ class FakeEngine:
         sse: Sequence[FakeTemplate] | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
+        prompt_logprobs: PromptLogprobs | None = None,
     ) -> list[int]:
         if not self.is_alive:
             raise EngineDeadError
@@ -270,12 +275,14 @@ class FakeEngine:
         if not prompt:
             raise InvalidParameterError("prompt must hold at least one token", "prompt")
         room = self.max_model_len - len(prompt)
-        if room < 1:
+        if room < (params.max_tokens != 0):
             raise RequestTooLongError(len(prompt), self.max_model_len)
         if not 0 <= min(prompt) <= max(prompt) < VOCAB_SIZE:
             raise InvalidParameterError(f"prompt token ids must be in [0, {VOCAB_SIZE})", "prompt")
         options = {"delivery": delivery, "priority": priority, "cache_salt": cache_salt}
         self.submitted.append((prompt, params, options))
+        if prompt_logprobs is not None:
+            _score(prompt, prompt_logprobs)
         ids = []
         for index in range(params.n):
             request_id = next(self._next_id)
@@ -316,6 +323,11 @@ class FakeEngine:
             await asyncio.sleep(0.01)
         sent_tokens, sent_text, is_first = 0, "", True
         total = len(script.token_ids)
+        if not total:
+            logprobs = None if params.logprobs is None else []
+            delta = FakeDelta(request_id, "", [], num_prompt, 0, "length", logprobs=logprobs)
+            delta.sse = None if template is None else template.render(delta, True)
+            self._emit(delta)
         while sent_tokens < total:
             await asyncio.sleep(self.delay_s)
             step = total if delivery == "final" else self._chunks.randint(1, 7)
@@ -341,6 +353,15 @@ class FakeEngine:
             self._emit(delta)
             if failed:
                 return
+
+
+def _score(prompt: list[int], scores: PromptLogprobs) -> None:
+    """As if the model had said the prompt itself."""
+    rows = [fake_logprobs(token, scores.num_logprobs) for token in prompt[1:]]
+    if rows:
+        ids = np.array([[entry[0] for entry in row] for row in rows], np.int32)
+        values = np.array([[entry[1] for entry in row] for row in rows], np.float32)
+        scores.record(1, ids, values, np.array([row[0][2] for row in rows], np.int32))
 
 
 def fake_logprobs(token_id: int, num_top: int) -> list[tuple[int, float, int]]:

@@ -112,7 +112,7 @@ def test_a_stream_says_what_the_whole_answer_says(
     else:
         path = COMPLETION
         body["prompt"] = [text, "second"]
-        body["echo"] = echo and num_logprobs is None
+        body["echo"] = echo
         if num_logprobs is not None:
             body["logprobs"] = num_logprobs
     whole = server.post(path, body)
@@ -224,6 +224,73 @@ def test_echo_without_tokens(server: RunningServer) -> None:
     chunks = events(server.post(COMPLETION, stream).body)
     assert chunks[-1]["usage"] == whole["usage"]
     assert server.engine.submitted == []
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1, 5])
+@pytest.mark.parametrize("prompt", ["né", ["ab", "né🦊"], [256, 97], [[97, 257, 98], [99]]])
+def test_echo_with_logprobs(server: RunningServer, prompt: Any, max_tokens: int) -> None:
+    body = {"prompt": prompt, "echo": True, "logprobs": 2, "max_tokens": max_tokens, "n": 2}
+    whole = server.post(COMPLETION, body).json
+    for choice in whole["choices"]:
+        logprobs, text = choice["logprobs"], choice["text"]
+        prompt_ids, params, _ = server.engine.submitted[choice["index"] // 2]
+        assert params.prompt_logprobs == 2
+        num_output = len(logprobs["tokens"]) - len(prompt_ids)
+        assert num_output <= max_tokens
+        assert num_output or not max_tokens
+        assert {len(values) for values in logprobs.values()} == {len(logprobs["tokens"])}
+        assert logprobs["token_logprobs"][0] is None
+        assert logprobs["top_logprobs"][0] is None
+        assert logprobs["token_logprobs"][1:] == [-0.25] * (len(logprobs["tokens"]) - 1)
+        assert all(1 <= len(top) <= 3 for top in logprobs["top_logprobs"][1:])
+        offsets = logprobs["text_offset"]
+        assert offsets == sorted(offsets)
+        echoed = server.engine.tokenizer.decode(prompt_ids)
+        assert text.startswith(echoed)
+        assert all(offset <= len(echoed) for offset in offsets[: len(prompt_ids)])
+        for token, offset in zip(logprobs["tokens"], offsets, strict=True):
+            if len(token) == 1 and token.isascii():
+                assert text[offset] == token
+    options = {"include_usage": True}
+    streamed = server.post(COMPLETION, {**body, "stream": True, "stream_options": options})
+    chunks = events(streamed.body)
+    assert chunks.pop()["usage"] == whole["usage"]
+    assert join(chunks, False) == plain(whole, False)
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETION])
+def test_prompt_logprobs(server: RunningServer, path: str) -> None:
+    if path == CHAT:
+        body: dict[str, Any] = {"messages": [{"role": "user", "content": "né"}]}
+    else:
+        body = {"prompt": ["né", "x"], "n": 2}
+    answer = server.post(path, {**body, "prompt_logprobs": 2, "max_tokens": 3}).json
+    found = (
+        [answer["prompt_logprobs"]]
+        if path == CHAT
+        else [choice["prompt_logprobs"] for choice in answer["choices"][::2]]
+    )
+    assert len(found) == len(server.engine.submitted)
+    for entries, (prompt_ids, _, _) in zip(found, server.engine.submitted, strict=True):
+        assert entries[0] is None
+        assert len(entries) == len(prompt_ids)
+        for token_id, entry in zip(prompt_ids[1:], entries[1:], strict=True):
+            assert len(entry) == 2
+            assert entry[str(token_id)]["logprob"] == -0.25
+            assert entry[str(token_id)]["rank"] == 1
+            assert set(entry[str(token_id)]) == {"logprob", "rank", "decoded_token"}
+
+
+def test_prompt_logprobs_beside_echo_keep_their_own_width(server: RunningServer) -> None:
+    body = {"prompt": "abc", "echo": True, "max_tokens": 0}
+    answer = server.post(COMPLETION, {**body, "logprobs": 1, "prompt_logprobs": 4}).json
+    [choice] = answer["choices"]
+    assert {len(top) for top in choice["logprobs"]["top_logprobs"][1:]} == {1}
+    assert {len(entry) for entry in choice["prompt_logprobs"][1:]} == {4}
+    answer = server.post(COMPLETION, {**body, "prompt_logprobs": 0}).json
+    [choice] = answer["choices"]
+    assert choice["logprobs"] is None
+    assert {len(entry) for entry in choice["prompt_logprobs"][1:]} == {1}
 
 
 def test_silence_is_filled_with_comments(

@@ -15,6 +15,7 @@ from octavo.engine.engine_loop import STALL_S, EngineLoop
 from octavo.engine.request import Delivery, EngineRequest
 from octavo.errors import EngineDeadError, QueueFullError
 from octavo.outputs import CompletionOutput, RequestOutput
+from octavo.prompt_logprobs import PromptLogprobs
 from octavo.sampling_params import InvalidParameterError, SamplingParams
 
 if TYPE_CHECKING:
@@ -49,6 +50,12 @@ def prompt_parts(prompt: Prompt) -> tuple[str | None, Sequence[int] | None]:
     elif all(isinstance(token_id, int) for token_id in prompt):
         return None, prompt
     raise InvalidParameterError("prompt must be a string or a list of token ids", "prompt")
+
+
+def make_scores(params: SamplingParams) -> PromptLogprobs | None:
+    """What a request of these parameters has filled by the runner."""
+    wanted = params.prompt_logprobs
+    return None if wanted is None else PromptLogprobs(wanted)
 
 
 class AsyncEngine:
@@ -134,11 +141,12 @@ class AsyncEngine:
         sse: Sequence[SseTemplate] | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
+        prompt_logprobs: PromptLogprobs | None = None,
     ) -> list[int]:
         """Queue one request; event-loop thread only.
 
         ``sink`` gets every Delta of every sample on the event loop, or one EngineDeadError per
-        sample in place of the rest.
+        sample in place of the rest. ``prompt_logprobs``: filled before the first token's Delta.
 
         Returns:
             One id per sample, consecutive: sample i is ``ids[0] + i``.
@@ -171,6 +179,7 @@ class AsyncEngine:
                 sse=sse,
                 priority=priority,
                 cache_salt=cache_salt,
+                prompt_logprobs=prompt_logprobs,
             )
         )
         return list(ids)
@@ -209,8 +218,16 @@ class AsyncEngine:
             prompt=text,
             prompt_token_ids=list(token_ids),
             outputs=[CompletionOutput(index) for index in range(params.n)],
+            scores=make_scores(params),
         )
-        ids = self.submit(token_ids, params, news.put_nowait, delivery="delta", priority=priority)
+        ids = self.submit(
+            token_ids,
+            params,
+            news.put_nowait,
+            delivery="delta",
+            priority=priority,
+            prompt_logprobs=output.scores,
+        )
         try:
             while not output.finished:
                 delta = await news.get()

@@ -7,6 +7,7 @@ which queue a command and wake it. With no work it blocks: an idle engine costs 
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 import time
 from collections import deque
@@ -192,7 +193,13 @@ class EngineLoop:
                 eos_token_ids=() if params.ignore_eos else self.eos_token_ids,
                 prompt_token_ids=request.prompt_token_ids,
                 bad_words_token_ids=bad_words,
+                prompt_logprobs=request.prompt_logprobs,
             )
+        cache_salt = request.cache_salt
+        if request.prompt_logprobs is not None:
+            # Every position has to be computed: a salt of its own finds nothing in the cache but
+            # what the request itself left there, and scored, before it was preempted.
+            cache_salt = secrets.token_hex(16)
         self.core.add_request(
             list(request.request_ids),
             request.prompt_token_ids,
@@ -205,7 +212,7 @@ class EngineLoop:
             skip_special_tokens=params.skip_special_tokens,
             num_logprobs=params.logprobs,
             priority=request.priority,
-            cache_salt=request.cache_salt,
+            cache_salt=cache_salt,
             arrival_s=request.arrival_s,
             delivery=request.delivery,
             sse=request.sse,

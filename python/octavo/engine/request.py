@@ -11,6 +11,7 @@ from octavo.sampling_params import InvalidParameterError
 
 if TYPE_CHECKING:
     from octavo._core import SseTemplate
+    from octavo.prompt_logprobs import PromptLogprobs
     from octavo.sampling_params import SamplingParams
 
 Delivery = Literal["sse", "delta", "final"]
@@ -21,7 +22,8 @@ class EngineRequest:
     """A prompt, how to sample from it, and how to deliver what it says.
 
     ``request_ids``: one per sample, consecutive. ``max_tokens`` is resolved: it always fits the
-    context. Built by ``check``; nothing downstream needs to validate again.
+    context. ``prompt_logprobs``: to be filled. Built by ``check``; nothing downstream needs to
+    validate again.
     """
 
     request_ids: range
@@ -33,6 +35,7 @@ class EngineRequest:
     sse: Sequence[SseTemplate] | None = None
     priority: int = 0
     cache_salt: str | None = None
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 @dataclass(frozen=True, slots=True)

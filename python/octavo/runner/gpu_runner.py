@@ -9,10 +9,11 @@ n's tokens are known. Steps that no captured shape holds run the same code kerne
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ from octavo.runner.cuda_graphs import GraphCache, Shapes, StepShape, decode_size
 from octavo.runner.gpu_sampling import GpuSampling
 from octavo.runner.input_batch import StagingBuffer
 from octavo.runner.model_runner import InFlight, ModelRunner
+from octavo.runner.prompt_scorer import PromptSpan, ScoredRows, to_host
 from octavo.runner.request_state import RequestState
 from octavo.runner.sampler import SampledTokens
 
@@ -58,6 +60,7 @@ class GpuInFlight(InFlight):
     done: torch.cuda.Event | None
     tracked: list[tuple[int, RequestState]]
     logprobs: _Logprobs | None = None
+    scored: Sequence[ScoredRows] = ()
     # Around the step, where the runner is asked to time them.
     started: torch.cuda.Event | None = None
     ended: torch.cuda.Event | None = None
@@ -293,13 +296,20 @@ class GpuRunner(ModelRunner):
 
             adjusted = sampling.adjusts(slots)
             num_logprobs = sampling.num_logprobs(slots)
+            # Log probabilities are of what the model said, before it was adjusted.
+            keep_raw = adjusted and num_logprobs >= 0
+            spans = self.prompt_scorer.plan(batch, buffer.array)
+            scored: Sequence[ScoredRows] = ()
             split = (num_decodes, num_reqs - num_decodes, batch.num_tokens - num_decodes)
             shape = self._shapes.find(*split)
-            if shape is None or (adjusted and num_logprobs >= 0):
-                # Log probabilities are of what the model said, before it was adjusted.
-                ids, logits = self._forward(
-                    exact_shape(*split), adjusted, keep_raw=num_logprobs >= 0 and adjusted
-                )
+            if shape is None or keep_raw or spans:
+                # Graphs keep neither raw logits nor hidden rows.
+                shape = exact_shape(*split)
+                hidden = self._hidden(shape)
+                ids, logits = self._sample(hidden, shape, adjusted, keep_raw)
+                if spans:
+                    moved = _moved(spans, num_decodes, shape.decode_rows)
+                    scored = self.prompt_scorer.score(moved, hidden)
             else:
                 ids, logits = self._run(shape, adjusted)
             self._next_tokens = (self._next_tokens + 1) % len(self._tokens)
@@ -317,6 +327,7 @@ class GpuRunner(ModelRunner):
             tokens.done,
             sampling.states_of(slots) if sampling.tracks(slots) else [],
             logprobs,
+            scored,
             started,
             ended,
         )
@@ -326,6 +337,8 @@ class GpuRunner(ModelRunner):
         """The tokens of a launched step. Blocks until they are on the host."""
         assert isinstance(in_flight, GpuInFlight)
         in_flight.wait()
+        for scored in in_flight.scored:
+            scored.record()
         logprobs = in_flight.logprobs
         if logprobs is None:
             return SampledTokens(in_flight.tokens)
@@ -359,7 +372,10 @@ class GpuRunner(ModelRunner):
         if not new_slots:
             return 0
         adjusted = self.sampling.adjusted
-        records = [self.sampling.admit(slot, requests[id_]) for slot, id_ in new_slots]
+        records = []
+        for slot, request_id in new_slots:
+            records.append(self.sampling.admit(slot, requests[request_id]))
+            self.prompt_scorer.admit(slot, requests[request_id])
         if self.sampling.adjusted is not adjusted:
             self._graphs.drop(lambda key: isinstance(key, tuple) and key[1] is True)
         at = batch.packed_len
@@ -369,10 +385,12 @@ class GpuRunner(ModelRunner):
     def _run(self, shape: StepShape, adjusted: bool) -> tuple[Tensor, Tensor]:
         return self._graphs.run((shape, adjusted), lambda: self._forward(shape, adjusted))
 
-    def _forward(
-        self, shape: StepShape, adjusted: bool, keep_raw: bool = False
-    ) -> tuple[Tensor, Tensor]:
+    def _forward(self, shape: StepShape, adjusted: bool) -> tuple[Tensor, Tensor]:
         """(ids [S], logits [S, V]) of the packed plan, padded to the shape."""
+        return self._sample(self._hidden(shape), shape, adjusted)
+
+    def _hidden(self, shape: StepShape) -> Tensor:
+        """Hidden states [rows, D] of the packed plan, padded to the shape."""
         buffers = self.buffers
         prepare_step(
             self._packed,
@@ -395,13 +413,20 @@ class GpuRunner(ModelRunner):
             max_query_len=max(shape.prefill_rows, 1),
             max_seq_len=self.max_model_len,
         )
-        hidden = self.model(buffers.input_ids[:rows], context)
+        return self.model(buffers.input_ids[:rows], context)
+
+    def _sample(
+        self, hidden: Tensor, shape: StepShape, adjusted: bool, keep_raw: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """(ids [S], logits [S, V]); the logits are as sampled from, or with ``keep_raw`` as
+        the model said them."""
+        buffers = self.buffers
         if shape.prefill_reqs:
-            hidden = hidden.index_select(0, buffers.sample_rows[:reqs])
+            hidden = hidden.index_select(0, buffers.sample_rows[: shape.reqs])
         logits = self.model.compute_logits(hidden)
         raw = logits.clone() if keep_raw else logits
         state = self.sampling.adjusted if adjusted else self.sampling.plain
-        return gpu.sample(logits, buffers.sample_slots[:reqs], state), raw
+        return gpu.sample(logits, buffers.sample_slots[: shape.reqs], state), raw
 
     def _logprobs(self, logits: Tensor, ids: Tensor, most: int) -> _Logprobs:
         """Of the raw logits [S, V]: the chosen token, then the ``most`` best."""
@@ -410,18 +435,21 @@ class GpuRunner(ModelRunner):
         logit = logits.gather(1, chosen)
         best, best_ids = logits.topk(most, dim=-1)
         ranks = (logits > logit).sum(-1, dtype=torch.int32) + 1
-
-        def to_host(tensor: Tensor) -> Tensor:
-            if not self._on_gpu:
-                return tensor
-            host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            return host.copy_(tensor, non_blocking=True)
-
         return _Logprobs(
             to_host(torch.cat([chosen, best_ids], 1).int()),
             to_host(torch.cat([logit, best], 1) - total),
             to_host(ranks),
         )
+
+
+def _moved(spans: list[PromptSpan], num_decodes: int, decode_rows: int) -> list[PromptSpan]:
+    """The plan's rows in the padded step, where prefills come after ``decode_rows``."""
+    return [
+        span
+        if span.row < num_decodes
+        else dataclasses.replace(span, row=span.row - num_decodes + decode_rows)
+        for span in spans
+    ]
 
 
 def _event(timed: bool) -> torch.cuda.Event:

@@ -24,6 +24,7 @@ from octavo.runner.kv_cache import (
     available_cpu_bytes,
     plan_kv_cache,
 )
+from octavo.runner.prompt_scorer import PromptScorer
 from octavo.runner.request_state import RequestState
 from octavo.runner.sampler import SampledTokens, Sampler
 
@@ -92,6 +93,7 @@ class ModelRunner:
         self.max_num_batched_tokens = self._batched_tokens(2048 if on_cpu else 8192)
         self.kv_caches = allocate_kv_cache(self._plan, model_config, kv_dtype, self.device)
         self.model.bind_kv_cache(self.kv_caches)
+        self.prompt_scorer = PromptScorer(self.model.compute_logits, model_config.vocab_size)
         self._make_buffers(-(-self.max_model_len // self.block_size))
 
     def _make_buffers(self, max_blocks_per_seq: int) -> None:
@@ -124,10 +126,14 @@ class ModelRunner:
         """Start a planned step. ``requests``: by id, at least those that this step admits."""
         for slot, request_id in batch.new_slots:
             self.sampler.admit(slot, requests[request_id])
+            self.prompt_scorer.admit(slot, requests[request_id])
         buffer = next(s for s in self._stagings if s.staging is staging)
         with torch.inference_mode():
             self.batch.load(batch, self._upload(buffer, batch.packed_len))
             hidden = self.model(self.batch.input_ids, self.batch.context)
+            if spans := self.prompt_scorer.plan(batch, buffer.array):
+                for scored in self.prompt_scorer.score(spans, hidden):
+                    scored.record()
             num_samples = batch.num_samples
             # A prefill chunk that is not its prompt's last samples nothing; a step of decodes
             # samples every row.

@@ -10,6 +10,7 @@ from octavo.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from octavo._core import Tokenizer
+    from octavo.prompt_logprobs import PromptLogprobs
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -17,9 +18,10 @@ class RequestState:
     """One sample's way of choosing tokens. It outlives preemption; slots do not.
 
     ``seed`` None: the sampler draws one at the first admission. ``eos_token_ids``: what min_tokens
-    holds back, beside ``params.stop_token_ids``. ``prompt_token_ids`` is needed where there is a
-    repetition penalty. ``output_token_ids`` is written by the sampler, and only where penalties or
-    bad words look at it.
+    holds back, beside ``params.stop_token_ids``. ``prompt_token_ids`` is
+    needed where there is a repetition penalty or ``prompt_logprobs``, which the runner fills.
+    ``output_token_ids`` is written by the sampler, and only where penalties or bad words look at
+    it.
     """
 
     params: SamplingParams
@@ -29,6 +31,7 @@ class RequestState:
     prompt_token_ids: Sequence[int] = ()
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
     output_token_ids: list[int] = field(default_factory=list)
+    prompt_logprobs: PromptLogprobs | None = None
 
     @property
     def has_penalties(self) -> bool:

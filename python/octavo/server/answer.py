@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final
 from starlette.requests import ClientDisconnect
 
 from octavo.errors import RequestTooLongError, UnsupportedParameterError, error_body
+from octavo.prompt_logprobs import PromptLogprobs
+from octavo.server.exchange import JsonResponse
 from octavo.server.generation import Generation
 from octavo.server.usage import Usage
 from octavo.server.wire import DONE, add_timings, sse_event
@@ -31,6 +33,11 @@ PING: Final = b": ping\n\n"
 # The head waits for the first token, so that an early failure still gets a status of its own, but
 # not longer than this: a client behind a long queue should see that it has been let in.
 HEAD_WAIT_S: Final = 1.0
+
+
+# Writing down this many positions takes about a millisecond; more leave the event loop, where other
+# streams' tokens pass.
+INLINE_SCORES: Final = 256
 
 
 class Silence:
@@ -86,6 +93,8 @@ async def answer(
         if wire.is_plain:
             delivery = "sse"
             templates = [wire.sse_template(i) for i in range(len(prompts) * params.n)]
+    if params.prompt_logprobs is not None:
+        wire.scores = [PromptLogprobs(params.prompt_logprobs) for _ in prompts]
     with Generation(state, engine, exchange.receive) as generation:
         try:
             generation.submit(
@@ -95,6 +104,7 @@ async def answer(
                 sse=templates,
                 priority=request.priority,
                 cache_salt=request.cache_salt,
+                scores=wire.scores,
             )
         except RequestTooLongError as error:
             error.param = wire.prompt_field
@@ -103,7 +113,10 @@ async def answer(
             await _stream(exchange, generation, wire)
             return
         deltas = await generation.collect()
-    await exchange.respond_json(wire.answer(deltas))
+    if sum(scores.num_recorded for scores in wire.scores) > INLINE_SCORES:
+        await exchange.respond(await asyncio.to_thread(lambda: JsonResponse(wire.answer(deltas))))
+    else:
+        await exchange.respond_json(wire.answer(deltas))
 
 
 async def _stream(exchange: Exchange, generation: Generation, wire: Wire) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from octavo.server.answer import answer
-from octavo.server.logprobs import chat_logprobs
+from octavo.server.logprobs import chat_logprobs, prompt_logprobs
 from octavo.server.prompts import encode_chat, truncate
 from octavo.server.protocol import ChatRequest, parse_chat
 from octavo.server.wire import Wire, sse_event
@@ -73,7 +73,12 @@ class ChatWire(Wire):
         return choice
 
     def answer(self, deltas: list[Delta]) -> dict[str, Any]:
-        return {**super().answer(deltas), **self._extra}
+        answer = {**super().answer(deltas), **self._extra}
+        if self.request.prompt_logprobs is not None:
+            answer["prompt_logprobs"] = prompt_logprobs(
+                self.scores[0], self.state.token_texts, self.request.prompt_logprobs
+            )
+        return answer
 
     def _logprobs(self, delta: Delta) -> dict[str, Any]:
         return chat_logprobs(

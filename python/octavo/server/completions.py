@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from octavo.errors import RequestTooLongError
 from octavo.server.answer import answer
-from octavo.server.logprobs import CompletionLogprobs
+from octavo.server.logprobs import CompletionLogprobs, prompt_logprobs
 from octavo.server.prompts import INLINE_CHARS, encode_prompts, truncate
 from octavo.server.protocol import CompletionRequest, parse_completion
 from octavo.server.usage import Usage
@@ -42,6 +42,7 @@ class CompletionWire(Wire):
         super().__init__(state, request, model, request_id)
         self._prompts = prompts
         self._echoes = echoes
+        self._is_echo = request.echo
         self._logprobs: dict[int, CompletionLogprobs] = {}
 
     def echo(self, index: int) -> str:
@@ -53,6 +54,8 @@ class CompletionWire(Wire):
         if not echo and not self.request.return_token_ids:
             return b""
         choice = self.text_choice(index, echo, None, None)
+        if self._echoes_logprobs:
+            choice["logprobs"] = self._prompt_arrays(index)
         if self.request.return_token_ids:
             choice["prompt_token_ids"] = self._prompts[index // self.request.n]
         return sse_event(self.chunk([choice]))
@@ -70,15 +73,7 @@ class CompletionWire(Wire):
 
     def decorate_choice(self, choice: dict[str, Any], index: int, delta: Delta) -> None:
         if delta.logprobs is not None:
-            writer = self._logprobs.get(index)
-            if writer is None:
-                writer = self._logprobs[index] = CompletionLogprobs(
-                    self.state.token_texts,
-                    self.request.sampling["logprobs"],
-                    self.request.return_tokens_as_token_ids,
-                    len(self.echo(index)),
-                )
-            choice["logprobs"] = writer.push(delta.logprobs)
+            choice["logprobs"] = self._writer(index).push(delta.logprobs)
         if self.request.return_token_ids:
             choice["token_ids"] = delta.token_ids
 
@@ -86,9 +81,39 @@ class CompletionWire(Wire):
         text = self.echo(index) + delta.text
         choice = self.text_choice(index, text, delta.finish_reason, delta.stop_reason)
         self.decorate_choice(choice, index, delta)
+        if self._echoes_logprobs:
+            prompt, output = self._prompt_arrays(index), choice["logprobs"]
+            choice["logprobs"] = {key: prompt[key] + output[key] for key in prompt}
+        if self.request.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = prompt_logprobs(
+                self.scores[index // self.request.n],
+                self.state.token_texts,
+                self.request.prompt_logprobs,
+            )
         if self.request.return_token_ids:
             choice["prompt_token_ids"] = self._prompts[index // self.request.n]
         return choice
+
+    @property
+    def _echoes_logprobs(self) -> bool:
+        """Whether the prompt's tokens are reported as part of the text."""
+        return self._is_echo and self.request.sampling.get("logprobs") is not None
+
+    def _writer(self, index: int) -> CompletionLogprobs:
+        writer = self._logprobs.get(index)
+        if writer is None:
+            writer = self._logprobs[index] = CompletionLogprobs(
+                self.state.token_texts,
+                self.request.sampling["logprobs"],
+                self.request.return_tokens_as_token_ids,
+                self.request.sampling.get("skip_special_tokens", True),
+                len(self.echo(index)),
+            )
+        return writer
+
+    def _prompt_arrays(self, index: int) -> dict[str, Any]:
+        prompt = index // self.request.n
+        return self._writer(index).prompt(self._prompts[prompt], self.scores[prompt])
 
     def echo_choice(self, index: int) -> dict[str, Any]:
         """The choice of a request for no tokens at all."""
@@ -114,7 +139,7 @@ async def completions(state: ServerState, exchange: Exchange) -> None:
     if request.echo:
         echoes = await _echoes(state, request, prompts)
     wire = CompletionWire(state, request, model, exchange.request_id, prompts, echoes)
-    if params.max_tokens == 0:
+    if params.max_tokens == 0 and params.prompt_logprobs is None:
         await _answer_echo(state, exchange, wire, prompts)
     else:
         await answer(state, exchange, wire, prompts, params)
@@ -142,7 +167,7 @@ async def _echoes(
 async def _answer_echo(
     state: ServerState, exchange: Exchange, wire: CompletionWire, prompts: list[list[int]]
 ) -> None:
-    """``max_tokens: 0``: the prompt is the answer, the engine has nothing to do."""
+    """``max_tokens: 0``: the prompt is the answer, and nobody asks how likely it was."""
     n = wire.request.n
     usage = Usage(n)
     for number, prompt in enumerate(prompts):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from octavo._core import Delta, SseTemplate
     from octavo.engine.engine import AsyncEngine
     from octavo.engine.request import Delivery
+    from octavo.prompt_logprobs import PromptLogprobs
     from octavo.sampling_params import SamplingParams
     from octavo.server.state import ServerState
 
@@ -61,10 +62,11 @@ class Generation:
         sse: Sequence[SseTemplate] | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
+        scores: Sequence[PromptLogprobs] = (),
     ) -> None:
         """Queue ``n`` samples of each prompt; sample i of prompt p is choice ``p * n + i``.
 
-        ``sse``: one template per choice.
+        ``sse``: one template per choice. ``scores``: none, or one per prompt, to be filled.
 
         Raises:
             QueueFullError, RequestTooLongError, InvalidParameterError, EngineDeadError: from the
@@ -81,6 +83,7 @@ class Generation:
                 sse=None if sse is None else sse[first : first + n],
                 priority=priority,
                 cache_salt=cache_salt,
+                prompt_logprobs=scores[number] if scores else None,
             )
             for offset, sample_id in enumerate(ids):
                 self._running[sample_id] = self._indices[sample_id] = first + offset

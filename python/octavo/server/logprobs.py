@@ -6,6 +6,7 @@ import codecs
 from collections.abc import Sequence
 from typing import Any, Final
 
+from octavo.prompt_logprobs import PromptLogprobs
 from octavo.server.token_texts import TokenTexts
 
 Candidates = Sequence[tuple[int, float, int]]
@@ -42,16 +43,64 @@ def chat_logprobs(
     }
 
 
-class CompletionLogprobs:
-    """Completions' arrays. Keeps the text offset of one sample from chunk to chunk."""
+def prompt_logprobs(
+    scores: PromptLogprobs, texts: TokenTexts, num_top: int
+) -> list[dict[str, Any] | None]:
+    """vLLM's shape: per prompt token an object of token id -> logprob, rank and text; the first
+    token has null."""
+    positions = scores.positions(num_top)
+    entries = (
+        {
+            str(token_id): {
+                "logprob": max(logprob, LEAST_LOGPROB),
+                "rank": rank,
+                "decoded_token": texts[token_id].text,
+            }
+            # The prompt's own token comes first, and may come again among the best.
+            for token_id, logprob, rank in reversed(candidates)
+        }
+        for candidates in positions
+    )
+    return [None, *entries]
 
-    def __init__(self, texts: TokenTexts, num_top: int, as_ids: bool, offset: int = 0) -> None:
+
+class CompletionLogprobs:
+    """Completions' arrays. Keeps the text offset of one sample from chunk to chunk.
+
+    Args:
+        texts: of the tokens.
+        num_top: alternatives per token.
+        as_ids: whether tokens are written as ``token_id:N``.
+        skips_special: whether special tokens have no part in the text.
+        echo_len: length of the echoed prompt, where the first token that ``push`` takes begins.
+    """
+
+    def __init__(
+        self,
+        texts: TokenTexts,
+        num_top: int,
+        as_ids: bool,
+        skips_special: bool = True,
+        echo_len: int = 0,
+    ) -> None:
         self._texts = texts
         self._num_top = num_top
         self._as_ids = as_ids
-        self._offset = offset
+        self._skips_special = skips_special
+        self._echo_len = echo_len
+        self._offset = echo_len
         # A character may take several tokens: the offset moves when it is whole.
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def prompt(self, token_ids: Sequence[int], scores: PromptLogprobs) -> dict[str, Any]:
+        """The echoed prompt's arrays. Nothing precedes its first token: null."""
+        writer = CompletionLogprobs(self._texts, self._num_top, self._as_ids, self._skips_special)
+        # Candidates in the shape of the others, with a value that is not shown.
+        arrays = writer.push([[(token_ids[0], 0.0, 1)], *scores.positions(self._num_top)])
+        arrays["token_logprobs"][0] = arrays["top_logprobs"][0] = None
+        # A text of the client's own holds none of the special tokens put around it.
+        arrays["text_offset"] = [min(at, self._echo_len) for at in arrays["text_offset"]]
+        return arrays
 
     def push(self, positions: Sequence[Candidates]) -> dict[str, Any]:
         """The next tokens' arrays. The chosen token is among its top ones, beside the best."""
@@ -71,7 +120,9 @@ class CompletionLogprobs:
                 )
             top_logprobs.append(top)
             text_offset.append(self._offset)
-            self._offset += len(self._decoder.decode(bytes(self._texts[chosen_id].bytes)))
+            chosen = self._texts[chosen_id]
+            if not (chosen.is_special and self._skips_special):
+                self._offset += len(self._decoder.decode(bytes(chosen.bytes)))
         return {
             "text_offset": text_offset,
             "token_logprobs": token_logprobs,

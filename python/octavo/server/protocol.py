@@ -45,6 +45,8 @@ class GenerationRequest:
     return_tokens_as_token_ids: bool = False
     truncate_prompt_tokens: int | None = None
     add_special_tokens: bool | None = None
+    # What the answer reports; echo with logprobs asks the engine for them too.
+    prompt_logprobs: int | None = None
 
     @property
     def n(self) -> int:
@@ -199,6 +201,7 @@ _COMMON: Final[dict[str, fields.Check]] = {
     "return_tokens_as_token_ids": _boolean,
     "truncate_prompt_tokens": _truncation,
     "add_special_tokens": _boolean,
+    "prompt_logprobs": fields.integer(),
 }
 
 _TEMPLATE: Final[dict[str, fields.Check]] = {
@@ -263,7 +266,6 @@ _UNSUPPORTED: Final[dict[str, Callable[[Any], bool]]] = {
     "guided_regex": _never,
     "guided_choice": _never,
     "guided_grammar": _never,
-    "prompt_logprobs": _never,
     "spaces_between_special_tokens": lambda value: value is True,
     "stream_interval": _never,
     "best_of": lambda value: value == 1 and value is not True,
@@ -324,6 +326,17 @@ def _stream_options(clean: dict[str, Any]) -> None:
             raise UnsupportedParameterError(f"{name} is not supported by this server", name)
 
 
+def _prompt_logprobs(clean: dict[str, Any], max_logprobs: int) -> None:
+    num_logprobs = clean.get("prompt_logprobs")
+    if num_logprobs is None:
+        return
+    limits.check_logprobs("prompt_logprobs", num_logprobs, max_logprobs)
+    if clean.get("stream"):
+        raise InvalidParameterError(
+            "prompt_logprobs belongs to whole answers, without stream", "prompt_logprobs"
+        )
+
+
 def _split(clean: dict[str, Any]) -> dict[str, Any]:
     """Move SamplingParams' fields into ``sampling``."""
     sampling = {name: clean.pop(name) for name in _SAMPLING.keys() & clean.keys()}
@@ -350,6 +363,7 @@ def parse_chat(body: dict[str, Any], max_logprobs: int = limits.MAX_LOGPROBS) ->
     _require(clean, "messages")
     _stream_options(clean)
     _continuation(clean)
+    _prompt_logprobs(clean, max_logprobs)
     clean.setdefault("chat_template_kwargs", {})
     wants_logprobs = clean.pop("logprobs", False)
     num_logprobs = clean.pop("top_logprobs", None)
@@ -366,6 +380,7 @@ def parse_chat(body: dict[str, Any], max_logprobs: int = limits.MAX_LOGPROBS) ->
     split = _split(clean)
     if wants_logprobs:
         split["sampling"]["logprobs"] = num_logprobs or 0
+    split["sampling"]["prompt_logprobs"] = split.get("prompt_logprobs")
     limits.check_samples(1, split["sampling"].get("n", 1))
     return ChatRequest(**split)
 
@@ -381,15 +396,19 @@ def parse_completion(
     clean = _checked(body, _COMPLETION)
     _require(clean, "prompt")
     _stream_options(clean)
+    _prompt_logprobs(clean, max_logprobs)
     num_logprobs = clean.pop("logprobs", None)
     split = _split(clean)
     sampling = split["sampling"]
     split["prompts"] = split.pop("prompt")
+    wanted = [split.get("prompt_logprobs")]
     if num_logprobs is not None:
         limits.check_logprobs("logprobs", num_logprobs, max_logprobs)
-        if split.get("echo"):
-            raise UnsupportedParameterError("echo together with logprobs is not supported", "echo")
         sampling["logprobs"] = num_logprobs
+        if split.get("echo"):
+            # The prompt is part of the text whose tokens are reported.
+            wanted.append(num_logprobs)
+    sampling["prompt_logprobs"] = max((k for k in wanted if k is not None), default=None)
     if sampling.get("max_tokens") == 0 and not split.get("echo"):
         raise InvalidParameterError("max_tokens must be at least 1 without echo", "max_tokens")
     limits.check_samples(len(split["prompts"]), sampling.get("n", 1))

@@ -12,10 +12,14 @@ MAX_CACHED = 65536
 
 
 class TokenText(NamedTuple):
-    """A token's text and the bytes it adds. Half a character's text is U+FFFD."""
+    """A token's text and the bytes it adds. Half a character's text is U+FFFD.
+
+    ``is_special``: such as the end of a text, which is left out where special tokens are skipped.
+    """
 
     text: str
     bytes: list[int]
+    is_special: bool
 
 
 class TokenTexts:
@@ -29,7 +33,8 @@ class TokenTexts:
         entry = self._cache.get(token_id)
         if entry is None:
             raw = self._tokenizer.token_bytes(token_id)
-            entry = TokenText(raw.decode("utf-8", "replace"), list(raw))
+            shown, hidden = (self._tokenizer.decode([token_id], skip) for skip in (False, True))
+            entry = TokenText(raw.decode("utf-8", "replace"), list(raw), shown != hidden)
             if len(self._cache) >= MAX_CACHED:
                 self._cache.clear()
             self._cache[token_id] = entry

@@ -15,6 +15,7 @@ from octavo.server.usage import Usage
 
 if TYPE_CHECKING:
     from octavo._core import Delta, SseTemplate
+    from octavo.prompt_logprobs import PromptLogprobs
     from octavo.server.protocol import GenerationRequest
     from octavo.server.state import ServerState
 
@@ -54,6 +55,8 @@ class Wire(ABC):
         self.model = model
         self.id = f"{self.id_prefix}-{request.request_id or request_id}"
         self.created = int(time.time())
+        # One per prompt, where the request asks for them; complete when its first delta comes.
+        self.scores: list[PromptLogprobs] = []
 
     # ------------------------------------------------------------- what routes differ in
 

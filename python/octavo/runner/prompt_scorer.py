@@ -1,0 +1,140 @@
+"""PromptScorer: log probabilities of prompts, as their chunks are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from octavo._core import ScheduledBatch
+    from octavo.prompt_logprobs import PromptLogprobs
+    from octavo.runner.request_state import RequestState
+
+# Logits of a whole prefill chunk would be gigabytes: 8192 tokens of a vocabulary of 128k are 4 GiB.
+MAX_LOGITS_BYTES: Final = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSpan:
+    """Rows of one step, each of which the next token of a prompt follows.
+
+    ``first``: the prompt's token that follows the first of ``num_rows`` rows, the plan's ``row``.
+    """
+
+    state: RequestState
+    first: int
+    row: int
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRows:
+    """Results on the host, or on their way there: see PromptLogprobs.record."""
+
+    scores: PromptLogprobs
+    first: int
+    ids: Tensor
+    logprobs: Tensor
+    ranks: Tensor
+
+    def record(self) -> None:
+        """Hand them over. The device must have come past them."""
+        self.scores.record(self.first, self.ids.numpy(), self.logprobs.numpy(), self.ranks.numpy())
+
+
+class PromptScorer:
+    """Fills the PromptLogprobs of the requests on the device that have one.
+
+    A step that holds such rows is found by ``plan``, computed by ``score``, and recorded when its
+    tokens are collected: with another step already launched, what is planned runs ahead of what is
+    recorded.
+
+    Args:
+        compute_logits: hidden rows [R, D] -> float32 [R, V].
+        vocab_size: V.
+    """
+
+    def __init__(self, compute_logits: Callable[[Tensor], Tensor], vocab_size: int) -> None:
+        self._compute_logits = compute_logits
+        self._max_rows = max(1, MAX_LOGITS_BYTES // (4 * vocab_size))
+        # Slot -> the request there whose prompt is not planned to its end.
+        self._unscored: dict[int, RequestState] = {}
+
+    def admit(self, slot: int, state: RequestState) -> None:
+        """A request takes this slot, or takes one again after a preemption."""
+        scores = state.prompt_logprobs
+        if scores is not None and scores.num_recorded < state.num_prompt_tokens - 1:
+            self._unscored[slot] = state
+        else:
+            self._unscored.pop(slot, None)
+
+    def plan(self, batch: ScheduledBatch, staged: NDArray[np.int32]) -> list[PromptSpan]:
+        """The step's rows that are to be scored, in the order of the prompts' tokens."""
+        if not self._unscored:
+            return []
+        slots = staged[batch.slots_offset :][: batch.num_reqs]
+        starts = staged[batch.query_start_loc_offset :][: batch.num_reqs + 1]
+        positions = staged[batch.positions_offset :]
+        spans = []
+        for request, slot in enumerate(slots.tolist()):
+            if (state := self._unscored.get(slot)) is None:
+                continue
+            row = int(starts[request])
+            first = int(positions[row]) + 1
+            # The token after the last position of the prompt is not the prompt's.
+            rest = state.num_prompt_tokens - first
+            num_rows = min(int(starts[request + 1]) - row, rest)
+            if num_rows == rest:
+                del self._unscored[slot]
+            if num_rows > 0:
+                spans.append(PromptSpan(state, first, row, num_rows))
+        # Samples of one request share their scores: one may begin where another ends.
+        return sorted(spans, key=lambda span: span.first)
+
+    def score(self, spans: Sequence[PromptSpan], hidden: Tensor) -> list[ScoredRows]:
+        """Begin to score. ``hidden`` [T, D]: of all rows of the spans' step."""
+        scored = []
+        for span in spans:
+            for at in range(0, span.num_rows, self._max_rows):
+                end = min(at + self._max_rows, span.num_rows)
+                rows = hidden[span.row + at : span.row + end]
+                scored.append(self._score(span.state, span.first + at, rows))
+        return scored
+
+    def _score(self, state: RequestState, first: int, hidden: Tensor) -> ScoredRows:
+        """``hidden`` [R, D]: of the positions before the prompt's tokens ``first``, ..."""
+        scores = state.prompt_logprobs
+        assert scores is not None
+        logits = self._compute_logits(hidden)
+        tokens = torch.tensor(
+            list(state.prompt_token_ids[first : first + len(hidden)]),
+            dtype=torch.int64,
+            pin_memory=logits.is_cuda,
+        )
+        own = tokens.to(logits.device, non_blocking=True)[:, None]
+        own_logits = logits.gather(1, own)
+        best, best_ids = logits.topk(scores.num_logprobs, dim=-1)
+        total = logits.logsumexp(-1, keepdim=True)
+        ranks = (logits > own_logits).sum(-1, dtype=torch.int32) + 1
+        return ScoredRows(
+            scores,
+            first,
+            to_host(torch.cat([own, best_ids], 1).int()),
+            to_host(torch.cat([own_logits, best], 1) - total),
+            to_host(ranks),
+        )
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """The tensor itself on a CPU; from a GPU a copy that is under way, in pinned memory."""
+    if not tensor.is_cuda:
+        return tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
