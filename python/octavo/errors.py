@@ -88,6 +88,10 @@ class RouteNotFoundError(OctavoError):
     """No such path."""
 
 
+class RouteNotImplementedError(OctavoError):
+    """A route of the interface that this version does not have."""
+
+
 class MethodNotAllowedError(OctavoError):
     """The path exists, the method does not. ``allowed`` goes into the Allow header."""
 
@@ -179,6 +183,7 @@ ERROR_TABLE: dict[type[BaseException], ErrorKind] = {
     BodyTooLargeError: ErrorKind(413, _INVALID, "body_too_large"),
     ContentTypeError: ErrorKind(415, _INVALID, "unsupported_content_type"),
     HeaderTooLargeError: ErrorKind(431, _INVALID, "header_too_large", {"Connection": "close"}),
+    RouteNotImplementedError: ErrorKind(501, _INVALID, "not_implemented"),
     QueueFullError: ErrorKind(503, "service_unavailable", "queue_full", _RETRY),
     LoadingError: ErrorKind(503, "service_unavailable", "loading", _RETRY),
     DrainingError: ErrorKind(503, "service_unavailable", "draining", _RETRY_LATER),

@@ -15,6 +15,8 @@ ROUTES = [
     ("GET", "/version"),
     ("GET", "/load"),
     ("GET", "/metrics"),
+    ("GET", "/openapi.json"),
+    ("POST", "/v1/embeddings"),
     ("GET", "/no/such/route"),
 ]
 

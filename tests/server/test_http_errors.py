@@ -247,6 +247,14 @@ def test_unknown_routes_and_methods(server: RunningServer) -> None:
     assert server.request("HEAD", "/v1/models").status == 200
 
 
+def test_routes_to_come(server: RunningServer) -> None:
+    for name in ("embeddings", "responses", "messages", "score", "rerank"):
+        answer = server.post(f"/v1/{name}", {"input": "x"})
+        assert answer.status == 501
+        assert answer.error["code"] == "not_implemented"
+        assert f"/v1/{name}" in answer.error["message"]
+
+
 def test_too_long_a_prompt_names_both_numbers(server: RunningServer) -> None:
     for path, fields in (
         (CHAT, {"messages": [{"role": "user", "content": "x" * 600}]}),

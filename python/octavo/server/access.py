@@ -20,13 +20,18 @@ if TYPE_CHECKING:
 OPEN_PATHS: Final = frozenset({"/health", "/ready", "/ping"})
 
 
+def open_paths(config: ServerConfig) -> frozenset[str]:
+    """Paths that ask for no key."""
+    return OPEN_PATHS if config.metrics_need_key else OPEN_PATHS | {"/metrics"}
+
+
 class Access:
     """Lets a request through to ``app``, or raises. Made once from the server's flags."""
 
     def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
         self._app = app
         self._keys = [_digest(key.encode()) for key in config.api_key]
-        self._open_paths = OPEN_PATHS | (set() if config.metrics_need_key else {"/metrics"})
+        self._open_paths = open_paths(config)
         # Without a key, being on loopback is all that protects the server: a web page that points
         # its own host name at 127.0.0.1 must not pass for a local program.
         self._checks_host = (

@@ -7,14 +7,34 @@ the value.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from octavo.sampling_params import InvalidParameterError
 
-Check = Callable[[str, Any], Any]
-
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A check, and what it lets pass as a JSON schema."""
+
+    schema: dict[str, Any]
+    run: Callable[[str, Any], Any]
+
+    def __call__(self, name: str, value: Any) -> Any:
+        """The clean value.
+
+        Raises:
+            InvalidParameterError: it is not what it must be.
+        """
+        return self.run(name, value)
+
+
+def check(**schema: Any) -> Callable[[Callable[[str, Any], Any]], Check]:
+    """Makes a function a Check with this schema."""
+    return lambda run: Check(schema, run)
 
 
 def shorten(value: object) -> str:
@@ -28,6 +48,7 @@ def invalid(name: str, must: str, value: object) -> InvalidParameterError:
     return InvalidParameterError(f"{name} must be {must}, not {shorten(value)}", name)
 
 
+@check(type="boolean")
 def boolean(name: str, value: Any) -> bool:
     """true or false; numbers and strings are neither."""
     if not isinstance(value, bool):
@@ -38,7 +59,8 @@ def boolean(name: str, value: Any) -> bool:
 def integer(least: int = -INT32_MAX, most: int = INT32_MAX) -> Check:
     """A whole number in [least, most]; JSON knows no difference between 1 and 1.0."""
 
-    def check(name: str, value: Any) -> int:
+    @check(type="integer", minimum=least, maximum=most)
+    def checked(name: str, value: Any) -> int:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool):
@@ -49,20 +71,26 @@ def integer(least: int = -INT32_MAX, most: int = INT32_MAX) -> Check:
             raise invalid(name, f"at most {most}", value)
         return value
 
-    return check
+    return checked
 
 
-def number(name: str, value: Any) -> float:
-    """A number; its range is SamplingParams' to check."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise invalid(name, "a number", value)
-    return float(value)
+def number(**bounds: float) -> Check:
+    """A number. ``bounds``: the schema's, which are SamplingParams' to check."""
+
+    @check(type="number", **bounds)
+    def checked(name: str, value: Any) -> float:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise invalid(name, "a number", value)
+        return float(value)
+
+    return checked
 
 
 def string(most_chars: int = INT32_MAX, *, least_chars: int = 0) -> Check:
     """A string of bounded length."""
 
-    def check(name: str, value: Any) -> str:
+    @check(type="string", minLength=least_chars, maxLength=most_chars)
+    def checked(name: str, value: Any) -> str:
         if not isinstance(value, str):
             raise invalid(name, "a string", value)
         if not least_chars <= len(value) <= most_chars:
@@ -71,7 +99,7 @@ def string(most_chars: int = INT32_MAX, *, least_chars: int = 0) -> Check:
             )
         return value
 
-    return check
+    return checked
 
 
 def string_or_strings(name: str, value: Any) -> tuple[str, ...]:
@@ -88,6 +116,12 @@ def strings(name: str, value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def strings_schema(most: int, most_chars: int) -> dict[str, Any]:
+    """The schema of at most ``most`` strings that are not empty."""
+    item = {"type": "string", "minLength": 1, "maxLength": most_chars}
+    return {"type": "array", "items": item, "maxItems": most}
+
+
 def is_token_ids(value: Any) -> bool:
     """Whether it is a list of integers; ``true`` is none."""
     return isinstance(value, list) and set(map(type, value)) <= {int}
@@ -96,7 +130,10 @@ def is_token_ids(value: Any) -> bool:
 def token_ids(most: int) -> Check:
     """A list of at most ``most`` token ids; the vocabulary's bound is the engine's to check."""
 
-    def check(name: str, value: Any) -> tuple[int, ...]:
+    @check(
+        type="array", maxItems=most, items={"type": "integer", "minimum": 0, "maximum": INT32_MAX}
+    )
+    def checked(name: str, value: Any) -> tuple[int, ...]:
         if not is_token_ids(value):
             raise invalid(name, "a list of token ids", value)
         if len(value) > most:
@@ -105,20 +142,22 @@ def token_ids(most: int) -> Check:
             raise InvalidParameterError(f"{name} must hold token ids, which are positive", name)
         return tuple(value)
 
-    return check
+    return checked
 
 
 def one_of(*choices: str) -> Check:
     """One of a few strings."""
 
-    def check(name: str, value: Any) -> str:
+    @check(enum=list(choices))
+    def checked(name: str, value: Any) -> str:
         if value not in choices:
             raise invalid(name, "one of " + ", ".join(choices), value)
         return str(value)
 
-    return check
+    return checked
 
 
+@check(type="object")
 def json_object(name: str, value: Any) -> dict[str, Any]:
     """A JSON object."""
     if not isinstance(value, dict):
@@ -126,11 +165,15 @@ def json_object(name: str, value: Any) -> dict[str, Any]:
     return value
 
 
+@check(type="array", items={"type": "object"})
 def json_objects(name: str, value: Any) -> list[dict[str, Any]]:
     """A list of JSON objects."""
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise invalid(name, "a list of objects", value)
     return value
+
+
+_BIAS = number()
 
 
 def logit_bias(name: str, value: Any) -> dict[int, float]:
@@ -142,5 +185,5 @@ def logit_bias(name: str, value: Any) -> dict[int, float]:
         # Not int(key): it takes " 1_0", and digits of other scripts.
         if not (key.isascii() and key.isdigit() and len(key) <= 10):
             raise invalid(name, "an object whose keys are token ids", key)
-        bias[int(key)] = number(name, entry)
+        bias[int(key)] = _BIAS(name, entry)
     return bias

@@ -16,6 +16,45 @@ _TEXT_FIELDS: Final = ("name", "tool_call_id", "reasoning", "reasoning_content")
 # What OpenAI's own answers carry and clients play back: harmless as long as it says nothing.
 _EMPTY_FIELDS: Final = ("refusal", "annotations", "audio", "function_call")
 
+_TEXT_PART: Final = {
+    "type": "object",
+    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+    "required": ["type", "text"],
+}
+_TOOL_CALL: Final = {
+    "type": "object",
+    "properties": {
+        "function": {
+            "type": "object",
+            "properties": {"name": {"type": "string"}, "arguments": {"type": ["string", "object"]}},
+            "required": ["name"],
+        }
+    },
+    "required": ["function"],
+}
+MESSAGES_SCHEMA: Final[dict[str, Any]] = {
+    "type": "array",
+    "minItems": 1,
+    "maxItems": limits.MAX_MESSAGES,
+    "items": {
+        "type": "object",
+        "required": ["role"],
+        "additionalProperties": False,
+        "properties": {
+            "role": {"enum": list(ROLES)},
+            "content": {
+                "anyOf": [
+                    {"type": ["string", "null"]},
+                    {"type": "array", "items": _TEXT_PART},
+                ]
+            },
+            **{name: {"type": ["string", "null"]} for name in _TEXT_FIELDS},
+            "tool_calls": {"type": ["array", "null"], "items": _TOOL_CALL},
+            **{name: {"description": "Empty."} for name in _EMPTY_FIELDS},
+        },
+    },
+}
+
 
 def parse_messages(name: str, value: Any) -> list[dict[str, Any]]:
     """Check a conversation.

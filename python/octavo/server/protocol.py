@@ -2,23 +2,25 @@
 
 A field is in exactly one of these tables:
 
-- ``_SAMPLING`` and the routes' own tables: supported;
-- ``_BOOKKEEPING``: OpenAI's notes to itself, which change no answer;
-- ``_UNSUPPORTED``: known, and refused unless its value asks for nothing;
+- ``SAMPLING_FIELDS`` and the routes' own tables: supported;
+- ``BOOKKEEPING_FIELDS``: OpenAI's notes to itself, which change no answer;
+- ``UNSUPPORTED_FIELDS``: known, and refused unless its value asks for nothing;
 - none: unknown, refused.
+
+/openapi.json is made of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
 from octavo.errors import UnsupportedParameterError
 from octavo.sampling_params import InvalidParameterError, SamplingParams
 from octavo.server import fields, limits
 from octavo.server.chat_template import RESERVED_VARIABLES
-from octavo.server.messages import parse_messages
+from octavo.server.messages import MESSAGES_SCHEMA, parse_messages
 
 Prompt = str | list[int]
 
@@ -109,31 +111,62 @@ class DetokenizeRequest:
     model: str | None = None
 
 
+@fields.check(
+    anyOf=[
+        {"type": "string", "minLength": 1, "maxLength": limits.MAX_STOP_STRING_CHARS},
+        fields.strings_schema(limits.MAX_STOP_STRINGS, limits.MAX_STOP_STRING_CHARS),
+    ]
+)
 def _stop(name: str, value: Any) -> tuple[str, ...]:
     stop = fields.string_or_strings(name, value)
     limits.check_stop(stop)
     return stop
 
 
+@fields.check(**fields.strings_schema(limits.MAX_BAD_WORDS, limits.MAX_BAD_WORD_CHARS))
 def _bad_words(name: str, value: Any) -> tuple[str, ...]:
     words = fields.strings(name, value)
     limits.check_bad_words(words)
     return words
 
 
+@fields.check(
+    type="object",
+    maxProperties=limits.MAX_LOGIT_BIAS,
+    additionalProperties={"type": "number", "minimum": -100, "maximum": 100},
+)
 def _logit_bias(name: str, value: Any) -> dict[int, float]:
     bias = fields.logit_bias(name, value)
     limits.check_logit_bias(bias)
     return bias
 
 
+_ALLOWED: Final = fields.token_ids(limits.MAX_ALLOWED_TOKEN_IDS)
+
+
+@fields.check(**_ALLOWED.schema, minItems=1)
 def _allowed_token_ids(name: str, value: Any) -> tuple[int, ...]:
-    ids: tuple[int, ...] = fields.token_ids(limits.MAX_ALLOWED_TOKEN_IDS)(name, value)
+    ids: tuple[int, ...] = _ALLOWED(name, value)
     if not ids:
         raise InvalidParameterError(f"{name} must not be empty", name)
     return ids
 
 
+_TOKEN_IDS: Final = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
+
+
+def _prompt_list(item: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": item, "minItems": 1, "maxItems": limits.MAX_PROMPTS}
+
+
+@fields.check(
+    anyOf=[
+        {"type": "string"},
+        _prompt_list({"type": "string"}),
+        _TOKEN_IDS,
+        _prompt_list(_TOKEN_IDS),
+    ]
+)
 def _prompts(name: str, value: Any) -> list[Prompt]:
     """str, [str], [int] or [[int]] as a list of prompts."""
     if isinstance(value, str):
@@ -143,12 +176,15 @@ def _prompts(name: str, value: Any) -> list[Prompt]:
             return [value]
         if all(isinstance(item, str) for item in value) or all(map(fields.is_token_ids, value)):
             limits.check_prompts(name, value)
+            if [] in value:
+                raise InvalidParameterError(f"{name} must not hold empty lists", name)
             return value
     raise fields.invalid(
         name, "a string, a list of strings, of token ids, or of lists of token ids", value
     )
 
 
+@fields.check(type="integer", minimum=-1, maximum=fields.INT32_MAX, **{"not": {"const": 0}})
 def _truncation(name: str, value: Any) -> int:
     most: int = fields.integer(-1)(name, value)
     if most == 0:
@@ -156,8 +192,9 @@ def _truncation(name: str, value: Any) -> int:
     return most
 
 
+@fields.check(type="object")
 def _template_kwargs(name: str, value: Any) -> dict[str, Any]:
-    kwargs = fields.json_object(name, value)
+    kwargs: dict[str, Any] = fields.json_object(name, value)
     for key in kwargs:
         if key in _RESERVED_KWARGS:
             field = f"{name}.{key}"
@@ -166,17 +203,19 @@ def _template_kwargs(name: str, value: Any) -> dict[str, Any]:
 
 
 _boolean = fields.boolean
+# The operator may allow fewer: limits.check_logprobs has the last word.
+_LOGPROBS: Final = fields.integer(0, limits.MAX_LOGPROBS)
 
 # Fields that SamplingParams carries under the same name.
-_SAMPLING: Final[dict[str, fields.Check]] = {
+SAMPLING_FIELDS: Final[dict[str, fields.Check]] = {
     "n": fields.integer(1, limits.MAX_N),
-    "temperature": fields.number,
-    "top_p": fields.number,
+    "temperature": fields.number(minimum=0, maximum=2),
+    "top_p": fields.number(exclusiveMinimum=0, maximum=1),
     "top_k": fields.integer(-1),
-    "min_p": fields.number,
-    "presence_penalty": fields.number,
-    "frequency_penalty": fields.number,
-    "repetition_penalty": fields.number,
+    "min_p": fields.number(minimum=0, maximum=1),
+    "presence_penalty": fields.number(minimum=-2, maximum=2),
+    "frequency_penalty": fields.number(minimum=-2, maximum=2),
+    "repetition_penalty": fields.number(exclusiveMinimum=0),
     "seed": fields.integer(-fields.INT64_MAX - 1, fields.INT64_MAX),
     "max_tokens": fields.integer(0),
     "min_tokens": fields.integer(0),
@@ -190,7 +229,7 @@ _SAMPLING: Final[dict[str, fields.Check]] = {
     "bad_words": _bad_words,
 }
 
-_COMMON: Final[dict[str, fields.Check]] = {
+COMMON_FIELDS: Final[dict[str, fields.Check]] = {
     "model": fields.string(),
     "stream": _boolean,
     "stream_options": fields.json_object,
@@ -201,86 +240,97 @@ _COMMON: Final[dict[str, fields.Check]] = {
     "return_tokens_as_token_ids": _boolean,
     "truncate_prompt_tokens": _truncation,
     "add_special_tokens": _boolean,
-    "prompt_logprobs": fields.integer(),
+    "prompt_logprobs": _LOGPROBS,
 }
 
-_TEMPLATE: Final[dict[str, fields.Check]] = {
-    "messages": parse_messages,
+TEMPLATE_FIELDS: Final[dict[str, fields.Check]] = {
+    "messages": fields.Check(MESSAGES_SCHEMA, parse_messages),
     "add_generation_prompt": _boolean,
     "continue_final_message": _boolean,
     "chat_template": fields.string(limits.MAX_TEMPLATE_CHARS, least_chars=1),
     "chat_template_kwargs": _template_kwargs,
 }
 
-_CHAT: Final[dict[str, fields.Check]] = {
-    **_SAMPLING,
-    **_COMMON,
-    **_TEMPLATE,
+CHAT_FIELDS: Final[dict[str, fields.Check]] = {
+    **SAMPLING_FIELDS,
+    **COMMON_FIELDS,
+    **TEMPLATE_FIELDS,
+    "max_tokens": fields.integer(1),
     "max_completion_tokens": fields.integer(1),
     "logprobs": _boolean,
-    "top_logprobs": fields.integer(),
+    "top_logprobs": _LOGPROBS,
     "documents": fields.json_objects,
     "reasoning_effort": fields.one_of("none", "minimal", "low", "medium", "high", "xhigh"),
 }
 
-_COMPLETION: Final[dict[str, fields.Check]] = {
-    **_SAMPLING,
-    **_COMMON,
+COMPLETION_FIELDS: Final[dict[str, fields.Check]] = {
+    **SAMPLING_FIELDS,
+    **COMMON_FIELDS,
     "prompt": _prompts,
     "echo": _boolean,
-    "logprobs": fields.integer(),
+    "logprobs": _LOGPROBS,
 }
 
-_TOKENIZE: Final[dict[str, fields.Check]] = {
-    **_TEMPLATE,
+TOKENIZE_FIELDS: Final[dict[str, fields.Check]] = {
+    **TEMPLATE_FIELDS,
     "model": fields.string(),
     "prompt": fields.string(),
     "add_special_tokens": _boolean,
     "return_token_strs": _boolean,
 }
 
-_DETOKENIZE: Final[dict[str, fields.Check]] = {
+DETOKENIZE_FIELDS: Final[dict[str, fields.Check]] = {
     "model": fields.string(),
     "tokens": fields.token_ids(fields.INT32_MAX),
 }
 
-_BOOKKEEPING: Final = frozenset(
+BOOKKEEPING_FIELDS: Final = frozenset(
     {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
 )
 
 
-def _never(value: Any) -> bool:
-    return False
-
-
-# name -> whether a value asks for nothing that we would have to do.
-_UNSUPPORTED: Final[dict[str, Callable[[Any], bool]]] = {
-    "response_format": lambda value: value == {"type": "text"},
-    "tools": lambda value: value == [],
-    "tool_choice": lambda value: value in ("none", "auto"),
-    "parallel_tool_calls": lambda value: isinstance(value, bool),
-    "functions": lambda value: value == [],
-    "function_call": lambda value: value == "none",
-    "structured_outputs": _never,
-    "guided_json": _never,
-    "guided_regex": _never,
-    "guided_choice": _never,
-    "guided_grammar": _never,
-    "spaces_between_special_tokens": lambda value: value is True,
-    "stream_interval": _never,
-    "best_of": lambda value: value == 1 and value is not True,
-    "use_beam_search": lambda value: value is False,
-    "length_penalty": lambda value: value == 1,
-    "suffix": _never,
-    "echo": lambda value: value is False,
-    "documents": _never,
-    "reasoning_effort": _never,
-    "modalities": lambda value: value == ["text"],
-    "audio": _never,
-    "prediction": _never,
-    "verbosity": _never,
-    "web_search_options": _never,
+# name -> the values that ask for nothing that we would have to do; null does so everywhere.
+UNSUPPORTED_FIELDS: Final[dict[str, tuple[Any, ...]]] = {
+    "response_format": ({"type": "text"},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none",),
+    "structured_outputs": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "spaces_between_special_tokens": (True,),
+    "stream_interval": (),
+    "best_of": (1,),
+    "use_beam_search": (False,),
+    "length_penalty": (1, 1.0),
+    "suffix": (),
+    "echo": (False,),
+    "documents": (),
+    "reasoning_effort": (),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "verbosity": (),
+    "web_search_options": (),
 }
+
+
+class Body(NamedTuple):
+    """What a route's body may hold. ``fields``: those it supports."""
+
+    fields: Mapping[str, fields.Check]
+    required: tuple[str, ...]
+    one_of: tuple[str, ...] = ()
+
+
+CHAT_BODY: Final = Body(CHAT_FIELDS, ("messages",))
+COMPLETION_BODY: Final = Body(COMPLETION_FIELDS, ("prompt",))
+TOKENIZE_BODY: Final = Body(TOKENIZE_FIELDS, (), one_of=("prompt", "messages"))
+DETOKENIZE_BODY: Final = Body(DETOKENIZE_FIELDS, ("tokens",))
 
 
 def _checked(body: dict[str, Any], table: Mapping[str, fields.Check]) -> dict[str, Any]:
@@ -291,17 +341,18 @@ def _checked(body: dict[str, Any], table: Mapping[str, fields.Check]) -> dict[st
     """
     clean: dict[str, Any] = {}
     for name, value in body.items():
-        if value is None or name in _BOOKKEEPING:
+        if value is None or name in BOOKKEEPING_FIELDS:
             continue
         check = table.get(name)
         if check is not None:
             clean[name] = check(name, value)
             continue
-        asks_nothing = _UNSUPPORTED.get(name)
-        if asks_nothing is None:
+        neutral = UNSUPPORTED_FIELDS.get(name)
+        if neutral is None:
             name = name[:100]
             raise UnsupportedParameterError(f"Unrecognized request argument: {name}", name)
-        if not asks_nothing(value):
+        # 1 equals true in Python, not in JSON.
+        if not any(type(value) is type(one) and value == one for one in neutral):
             raise UnsupportedParameterError(f"{name} is not supported by this server", name)
     return clean
 
@@ -339,7 +390,7 @@ def _prompt_logprobs(clean: dict[str, Any], max_logprobs: int) -> None:
 
 def _split(clean: dict[str, Any]) -> dict[str, Any]:
     """Move SamplingParams' fields into ``sampling``."""
-    sampling = {name: clean.pop(name) for name in _SAMPLING.keys() & clean.keys()}
+    sampling = {name: clean.pop(name) for name in SAMPLING_FIELDS.keys() & clean.keys()}
     return {**clean, "sampling": sampling}
 
 
@@ -359,7 +410,7 @@ def parse_chat(body: dict[str, Any], max_logprobs: int = limits.MAX_LOGPROBS) ->
     Raises:
         InvalidParameterError, UnsupportedParameterError: naming the field.
     """
-    clean = _checked(body, _CHAT)
+    clean = _checked(body, CHAT_FIELDS)
     _require(clean, "messages")
     _stream_options(clean)
     _continuation(clean)
@@ -374,8 +425,6 @@ def parse_chat(body: dict[str, Any], max_logprobs: int = limits.MAX_LOGPROBS) ->
     # The newer name wins, as in OpenAI's interface.
     max_tokens = clean.pop("max_completion_tokens", clean.get("max_tokens"))
     if max_tokens is not None:
-        if max_tokens == 0:
-            raise InvalidParameterError("max_tokens must be at least 1, not 0", "max_tokens")
         clean["max_tokens"] = max_tokens
     split = _split(clean)
     if wants_logprobs:
@@ -393,7 +442,7 @@ def parse_completion(
     Raises:
         InvalidParameterError, UnsupportedParameterError: naming the field.
     """
-    clean = _checked(body, _COMPLETION)
+    clean = _checked(body, COMPLETION_FIELDS)
     _require(clean, "prompt")
     _stream_options(clean)
     _prompt_logprobs(clean, max_logprobs)
@@ -421,7 +470,7 @@ def parse_tokenize(body: dict[str, Any]) -> TokenizeRequest:
     Raises:
         InvalidParameterError, UnsupportedParameterError: naming the field.
     """
-    clean = _checked(body, _TOKENIZE)
+    clean = _checked(body, TOKENIZE_FIELDS)
     if ("prompt" in clean) == ("messages" in clean):
         raise InvalidParameterError("give either prompt or messages", "prompt")
     _continuation(clean)
@@ -435,7 +484,7 @@ def parse_detokenize(body: dict[str, Any]) -> DetokenizeRequest:
     Raises:
         InvalidParameterError, UnsupportedParameterError: naming the field.
     """
-    clean = _checked(body, _DETOKENIZE)
+    clean = _checked(body, DETOKENIZE_FIELDS)
     _require(clean, "tokens")
     clean["tokens"] = list(clean["tokens"])
     return DetokenizeRequest(**clean)

@@ -14,13 +14,23 @@ from octavo.errors import (
     LoadingError,
     QueueFullError,
     RequestTooLongError,
+    RouteNotImplementedError,
     error_kind,
 )
 from octavo.server import health, models
+from octavo.server.access import open_paths
 from octavo.server.chat import chat_completions
 from octavo.server.completions import completions
 from octavo.server.exchange import Exchange
 from octavo.server.metrics import metrics
+from octavo.server.openapi import describe
+from octavo.server.protocol import (
+    CHAT_BODY,
+    COMPLETION_BODY,
+    DETOKENIZE_BODY,
+    TOKENIZE_BODY,
+    Body,
+)
 from octavo.server.state import ServerState
 from octavo.server.tokenize import detokenize, tokenize
 
@@ -28,23 +38,42 @@ Handler = Callable[[ServerState, Exchange], Awaitable[None]]
 
 
 class Entry(NamedTuple):
-    """One row of the table. ``admits``: its requests queue for the engine."""
+    """One row of the table. ``body``: what a POST may hold. ``admits``: its requests queue for the
+    engine."""
 
     path: str
     methods: tuple[str, ...]
     handler: Handler
+    body: Body | None = None
     admits: bool = False
 
 
+async def openapi(state: ServerState, exchange: Exchange) -> None:
+    """This description."""
+    config = state.config
+    document = describe(
+        ROUTES,
+        open_paths=open_paths(config) if config.api_key else None,
+        root_path=config.root_path,
+    )
+    await exchange.respond_json(document)
+
+
+async def not_implemented(state: ServerState, exchange: Exchange) -> None:
+    """Not in this version: always 501."""
+    path = exchange.url.path
+    raise RouteNotImplementedError(f"{path} is not supported by this version of the server")
+
+
 # The most used first: they are tried in this order.
-ROUTES: Final = (
-    Entry("/v1/chat/completions", ("POST",), chat_completions, admits=True),
-    Entry("/v1/completions", ("POST",), completions, admits=True),
+ROUTES: Final[tuple[Entry, ...]] = (
+    Entry("/v1/chat/completions", ("POST",), chat_completions, CHAT_BODY, admits=True),
+    Entry("/v1/completions", ("POST",), completions, COMPLETION_BODY, admits=True),
     Entry("/v1/models", ("GET",), models.list_models),
     # Names may hold slashes.
     Entry("/v1/models/{name:path}", ("GET",), models.get_model),
-    Entry("/tokenize", ("POST",), tokenize),
-    Entry("/detokenize", ("POST",), detokenize),
+    Entry("/tokenize", ("POST",), tokenize, TOKENIZE_BODY),
+    Entry("/detokenize", ("POST",), detokenize, DETOKENIZE_BODY),
     Entry("/health", ("GET",), health.health),
     Entry("/ready", ("GET",), health.ready),
     # SageMaker's name for it, by either method.
@@ -52,6 +81,12 @@ ROUTES: Final = (
     Entry("/version", ("GET",), health.version),
     Entry("/load", ("GET",), health.load),
     Entry("/metrics", ("GET",), metrics),
+    Entry("/openapi.json", ("GET",), openapi),
+    Entry("/v1/embeddings", ("POST",), not_implemented),
+    Entry("/v1/responses", ("POST",), not_implemented),
+    Entry("/v1/messages", ("POST",), not_implemented),
+    Entry("/v1/score", ("POST",), not_implemented),
+    Entry("/v1/rerank", ("POST",), not_implemented),
 )
 
 # Refusals that an operator counts: the server's state, not the client's mistake.

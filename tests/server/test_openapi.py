@@ -1,0 +1,237 @@
+"""/openapi.json and docs/api.md say what the protocol's tables say, and its bounds are the server's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import RunningServer, StartServer
+
+from octavo.sampling_params import InvalidParameterError
+from octavo.server import limits, protocol
+from octavo.server.openapi import body_schema
+from octavo.server.routes import ROUTES
+
+DOCS = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+TABLES: dict[str, protocol.Body] = {
+    "/v1/chat/completions": protocol.CHAT_BODY,
+    "/v1/completions": protocol.COMPLETION_BODY,
+    "/tokenize": protocol.TOKENIZE_BODY,
+    "/detokenize": protocol.DETOKENIZE_BODY,
+}
+
+
+def test_every_route_and_field_is_described(server: RunningServer) -> None:
+    document = server.get("/openapi.json").json
+    assert document["openapi"].startswith("3.1")
+    paths = document["paths"]
+    assert set(paths) == {entry.path.replace(":path", "") for entry in ROUTES}
+    for entry in ROUTES:
+        operations = paths[entry.path.replace(":path", "")]
+        assert set(operations) == {method.lower() for method in entry.methods}
+        for operation in operations.values():
+            assert operation["summary"]
+            assert ("requestBody" in operation) == (entry.path in TABLES)
+    ids = [op["operationId"] for path in paths.values() for op in path.values()]
+    assert len(ids) - len(set(ids)) == 4 + 1  # one handler for what is to come, one for /ping
+    for path, body in TABLES.items():
+        content = paths[path]["post"]["requestBody"]["content"]["application/json"]
+        known = {*body.fields, *protocol.BOOKKEEPING_FIELDS, *protocol.UNSUPPORTED_FIELDS}
+        assert set(content["schema"]["properties"]) == known
+        assert content["schema"]["additionalProperties"] is False
+        assert content["schema"]["required"] == list(body.required)
+    assert "securitySchemes" not in document["components"]
+
+
+def test_keys_and_prefixes_are_described(start_server: StartServer) -> None:
+    server = start_server(api_key=("k",), root_path="/api", metrics_need_key=False)
+    assert server.get("/openapi.json").status == 401
+    document = server.get("/openapi.json", x_api_key="k").json
+    assert document["servers"] == [{"url": "/api"}]
+    assert set(document["components"]["securitySchemes"]) == {"bearer", "key"}
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            is_open = path in ("/health", "/ready", "/ping", "/metrics")
+            assert ("security" in operation) != is_open
+
+
+@pytest.mark.parametrize("path", TABLES)
+def test_schemas_are_schemas_and_hold_for_what_passes(path: str) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = body_schema(TABLES[path])
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    for body in (
+        {"messages": [{"role": "user", "content": "x"}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]},
+        {"prompt": "x"},
+        {"prompt": [1, 2]},
+        {"prompt": [[1], [2]], "max_tokens": 0, "echo": True, "logprobs": 3},
+        {"prompt": "x", "stop": ["a"], "logit_bias": {"5": -1}, "temperature": None},
+        {"prompt": "x", "temperature": 3},
+        {"prompt": "x", "n": 1.5},
+        {"prompt": "x", "n": 129},
+        {"prompt": "x", "tools": [], "user": "me", "best_of": 1},
+        {"prompt": "x", "tools": [{}]},
+        {"prompt": "x", "surprise": 1},
+        {"tokens": [1, 2, 3]},
+        {"tokens": [-1]},
+        {},
+    ):
+        assert validator.is_valid(body) == (refusal(path, body) is None), body
+
+
+def refusal(path: str, body: dict[str, Any]) -> str | None:
+    """The field that a body is refused for."""
+    parsers: dict[str, Callable[[dict[str, Any]], Any]] = {
+        "/v1/chat/completions": lambda b: protocol.parse_chat(b).sampling_params({}),
+        "/v1/completions": lambda b: protocol.parse_completion(b).sampling_params({}),
+        "/tokenize": protocol.parse_tokenize,
+        "/detokenize": protocol.parse_detokenize,
+    }
+    try:
+        parsers[path](body)
+    except (InvalidParameterError, protocol.UnsupportedParameterError) as error:
+        return error.param
+    return None
+
+
+# ---------------------------------------------------------------------------------------- bounds
+
+# What a field needs beside it to be looked at alone.
+BESIDE: dict[str, dict[str, Any]] = {
+    "top_logprobs": {"logprobs": True},
+    "min_tokens": {"max_tokens": 2**31 - 1},
+    "chat_template": {"messages": [{"role": "user", "content": "x"}]},
+}
+LEAST: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "x"}]},
+    "/v1/completions": {"prompt": "x"},
+    "/tokenize": {"prompt": "x"},
+    "/detokenize": {"tokens": [1]},
+}
+
+
+def edges(schema: dict[str, Any]) -> Iterator[tuple[Any, bool]]:
+    """(value, whether it passes) at each bound of a schema and one past it."""
+    step = 1 if schema.get("type") == "integer" else 1e-3
+    for bound, outwards in (("minimum", -step), ("maximum", step)):
+        if bound in schema:
+            yield schema[bound], True
+            yield schema[bound] + outwards, False
+    if "exclusiveMinimum" in schema:
+        yield schema["exclusiveMinimum"], False
+        yield schema["exclusiveMinimum"] + step, True
+    for bound, outwards in (("minLength", -1), ("maxLength", 1)):
+        if schema.get(bound, 0) not in (0, 2**31 - 1):
+            yield "x" * schema[bound], True
+            yield "x" * (schema[bound] + outwards), False
+    if schema.get("type") == "array":
+        item = example(schema["items"])
+        if schema.get("minItems"):
+            yield [item] * schema["minItems"], True
+            yield [item] * (schema["minItems"] - 1), False
+        if schema.get("maxItems", 2**31 - 1) < 2**31 - 1:
+            yield [item] * schema["maxItems"], True
+            yield [item] * (schema["maxItems"] + 1), False
+        for value, passes in edges(schema["items"]):
+            yield [value], passes
+    if "maxProperties" in schema:
+        most = schema["maxProperties"]
+        yield {str(i): 1 for i in range(most)}, True
+        yield {str(i): 1 for i in range(most + 1)}, False
+    if isinstance(schema.get("additionalProperties"), dict):
+        for value, passes in edges(schema["additionalProperties"]):
+            yield {"5": value}, passes
+    for choice in schema.get("anyOf", ()):
+        yield from edges(choice)
+    if "enum" in schema:
+        yield from ((value, True) for value in schema["enum"])
+        yield "none of these", False
+
+
+def example(schema: dict[str, Any]) -> Any:
+    if schema["type"] == "array":
+        return [example(schema["items"])]
+    if schema["type"] == "object":
+        return {"role": "user", "content": "x"}
+    return {"integer": 5, "string": "x"}[schema["type"]]
+
+
+@pytest.mark.parametrize("path", TABLES)
+def test_every_bound_holds_at_itself_and_not_past_it(path: str) -> None:
+    num_edges = 0
+    for name, check in TABLES[path].fields.items():
+        for value, passes in edges(check.schema):
+            others = {} if name == "messages" else LEAST[path]
+            if name in ("prompt", "messages", "chat_template") and path == "/tokenize":
+                others = BESIDE["chat_template"] if name == "chat_template" else {}
+            elif name == "max_tokens" and path == "/v1/completions":
+                others = others | {"echo": True}  # which alone goes with 0
+            elif name in BESIDE:
+                others = others | BESIDE[name]
+            refused = refusal(path, {**others, name: value})
+            assert (refused is None) == passes, (name, str(value)[:80], refused)
+            assert passes or refused.startswith(name) or refused in ("max_tokens", "prompt")
+            num_edges += 1
+    assert num_edges >= {"/detokenize": 2, "/tokenize": 4}.get(path, 50)
+
+
+def test_the_samples_of_a_request_are_bounded() -> None:
+    prompts = ["x"] * (limits.MAX_SAMPLES // limits.MAX_N)
+    body = {"prompt": prompts, "n": limits.MAX_N}
+    assert refusal("/v1/completions", body) is None
+    assert refusal("/v1/completions", {**body, "prompt": [*prompts, "x"]}) == "n"
+
+
+# ------------------------------------------------------------------------------------------ docs
+
+
+def section(title: str) -> str:
+    """One section of docs/api.md."""
+    _, _, rest = DOCS.partition(f"\n## {title}\n")
+    assert rest, title
+    return rest.partition("\n## ")[0]
+
+
+def named(text: str) -> set[str]:
+    """What the tables' first columns name."""
+    rows = re.findall(r"^\|([^|]*)\|", text, re.MULTILINE)
+    return {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+
+
+def test_the_documented_fields_are_the_protocol_s() -> None:
+    sampling, common = set(protocol.SAMPLING_FIELDS), set(protocol.COMMON_FIELDS)
+    assert named(section("Sampling fields of both generation routes")) == sampling
+    assert named(section("Further fields of both generation routes")) == common
+    shared = sampling | common
+    chat = named(section("`/v1/chat/completions` only"))
+    assert chat == set(protocol.CHAT_FIELDS) - shared
+    completion = named(section("`/v1/completions` only"))
+    assert completion - {"max_tokens"} == set(protocol.COMPLETION_FIELDS) - shared
+    assert named(section("`/tokenize`")) == set(protocol.TOKENIZE_FIELDS)
+    assert named(section("`/detokenize`")) == set(protocol.DETOKENIZE_FIELDS)
+    # Named where they are supported; the other route refuses them.
+    elsewhere = {"echo", "documents", "reasoning_effort"}
+    refused = named(section("Refused, unless they ask for nothing")) - {"text"}
+    assert refused == set(protocol.UNSUPPORTED_FIELDS) - elsewhere
+    assert set(re.findall(r"`(\w+)`", DOCS.partition("\n## ")[0])) >= protocol.BOOKKEEPING_FIELDS
+
+
+def test_the_documented_routes_are_the_server_s() -> None:
+    found = re.findall(r"(/[\w./{}-]+)`", "\n".join(section("Routes").splitlines()))
+    served = {entry.path.replace("{name:path}", "{id}") for entry in ROUTES}
+    assert set(found) == served
+
+
+def test_the_documented_errors_are_the_table_s() -> None:
+    from octavo.errors import ERROR_TABLE
+
+    rows = re.findall(r"^\| (\d{3}) \|([^|]*)\|", section("Errors"), re.MULTILINE)
+    found = {
+        (int(status), code) for status, codes in rows for code in re.findall(r"`(\w+)`", codes)
+    }
+    assert found == {(kind.status, kind.code) for kind in ERROR_TABLE.values() if kind.code}
