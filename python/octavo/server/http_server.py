@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import os
+import secrets
 import socket
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
@@ -80,7 +81,9 @@ class HttpProtocol(HttpToolsProtocol):
         body = orjson.dumps(error_body(error))
         self.transport.write(
             STATUS_LINE[error_kind(error).status]
-            + b"content-type: application/json\r\nconnection: close\r\ncontent-length: "
+            + b"content-type: application/json\r\nconnection: close\r\nx-request-id: "
+            + secrets.token_hex(16).encode()
+            + b"\r\ncontent-length: "
             + str(len(body)).encode()
             + b"\r\n\r\n"
             + body

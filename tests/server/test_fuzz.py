@@ -1,0 +1,220 @@
+"""Thousands of bad requests: none is a 500, none hangs, and nothing is left of them."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from harness import RunningServer, eventually
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from octavo.config import EngineConfig
+from octavo.engine.engine import AsyncEngine
+from octavo.server import protocol
+from octavo.server.config import ServerConfig
+from octavo.server.routes import ROUTES
+
+NUM_EXAMPLES, PER_EXAMPLE, NUM_BAD = 230, 25, 5000
+
+MODEL = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 300,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+}
+MESSAGES = [{"role": "user", "content": "Say."}]
+# Enough to pass, so that what is wrong is what was put in.
+VALID: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": MESSAGES, "max_tokens": 2},
+    "/v1/completions": {"prompt": "x", "max_tokens": 2},
+    "/tokenize": {"prompt": "x"},
+    "/detokenize": {"tokens": [65]},
+}
+PATHS = [entry.path.replace("{name:path}", "octavo") for entry in ROUTES]
+FIELDS = sorted(
+    {*protocol.CHAT_FIELDS, *protocol.COMPLETION_FIELDS, *protocol.TOKENIZE_FIELDS}
+    | {*protocol.UNSUPPORTED_FIELDS, "tokens", "role", "no_such_field"}
+)
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.sampled_from([0, -1, 1, 2**31, -(2**31), 2**63, 2**64, -(2**63) - 1, 10**40]),
+    st.sampled_from([0.5, -0.5, 1e-320, 1e308, -1e308, 1e400, 3.0]),
+    st.integers(-5, 200),
+    st.text(max_size=8),
+    st.sampled_from(["", "x" * 2000, "\x00", "\ud800", "</s>", "{{ 7*7 }}", "{% for %}", "🦊"]),
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "type", "text", "5", "tool_calls", "x"]),
+            inner,
+            max_size=3,
+        )
+    ),
+    max_leaves=6,
+)
+DEEP = st.sampled_from(
+    [b"[" * 100_000, b'{"a":' * 50_000, b"[" * 900 + b"]" * 900, b'{"prompt":' + b"[" * 100_000]
+)
+
+
+def encoded(value: Any) -> bytes:
+    return json.dumps(value).encode("utf-8", "surrogatepass")
+
+
+@st.composite
+def bodies(draw: st.DrawFn, path: str) -> bytes:
+    """A valid body with some of its fields wrong, or bytes that are no body at all."""
+    kind = draw(st.integers(0, 9))
+    if kind == 0:
+        return draw(st.binary(max_size=40))
+    if kind == 1:
+        return draw(DEEP)
+    body: Any = dict(VALID.get(path, {}))
+    for name in draw(st.lists(st.sampled_from(FIELDS), min_size=1, max_size=3)):
+        body[name] = draw(VALUES)
+    if kind == 2:
+        body = draw(VALUES)
+    text = encoded(body)
+    if kind == 3:
+        at = draw(st.integers(0, len(text)))
+        return text[:at] + draw(st.sampled_from([b"", b"\xff", b"\x00", b"NaN", b'"'])) + text[at:]
+    if kind == 4:
+        return text[: draw(st.integers(0, len(text)))]
+    return text
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> tuple[str, str, bytes, dict[str, str]]:
+    """(method, path, body, headers)."""
+    path = draw(st.sampled_from([*list(VALID) * 6, *PATHS]))
+    if draw(st.integers(0, 30)) == 0:
+        path += draw(st.sampled_from(["/", "%00", "//x", "/../x", "?a=%ff", "%2e%2e", "x"]))
+    method = "POST"
+    if draw(st.integers(0, 15)) == 0:
+        method = draw(st.sampled_from(["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "FOO"]))
+    headers = {"Content-Type": "application/json"}
+    if draw(st.integers(0, 15)) == 0:
+        headers["Content-Type"] = draw(
+            st.sampled_from(
+                [
+                    "",
+                    "text/plain",
+                    "application/json; charset=utf-16",
+                    "multipart/form-data",
+                    "\xe9",
+                ]
+            )
+        )
+    if draw(st.integers(0, 15)) == 0:
+        name = draw(
+            st.sampled_from(["X-Request-Id", "Authorization", "Accept", "Origin", "Expect"])
+        )
+        headers[name] = draw(st.sampled_from(["", "\xff\xfe", "x" * 5000, "Bearer ", "*/*, ;;"]))
+    return method, path, draw(bodies(path)), headers
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "config.json").write_text(json.dumps(MODEL))
+    template = folder / "template.jinja"
+    template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    config = EngineConfig(
+        model=str(folder), load_format="dummy", dtype="float32", threads=1, max_num_seqs=8
+    )
+    server = RunningServer(
+        AsyncEngine(config), ServerConfig(port=0, shutdown_timeout=1, chat_template=str(template))
+    )
+    server.may_load.set()
+    assert server.ready.wait(60)
+    yield server
+    server.stop()
+
+
+class Fuzzer:
+    """Sends requests over one connection and judges the answers."""
+
+    def __init__(self, server: RunningServer) -> None:
+        self._server = server
+        self._connection: http.client.HTTPConnection | None = None
+        self.statuses: Counter[int] = Counter()
+
+    def send(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> None:
+        if self._connection is None:
+            self._connection = http.client.HTTPConnection(
+                "127.0.0.1", self._server.port, timeout=20
+            )
+        self._connection.request(method, path, body, headers)
+        response = self._connection.getresponse()
+        answer = response.read()
+        if response.will_close:
+            self._connection.close()
+            self._connection = None
+        status = response.status
+        self.statuses[status] += 1
+        assert status in {200, 400, 404, 405, 408, 413, 415, 431, 501}, answer
+        assert response.headers["x-request-id"]
+        if method == "HEAD":
+            assert answer == b""
+        elif status != 200:
+            error = json.loads(answer)["error"]
+            assert set(error) == {"message", "type", "param", "code"}
+            assert 0 < len(error["message"]) <= 1024
+            assert "Traceback" not in error["message"]
+            assert "/python/" not in error["message"]
+        elif response.headers["content-type"].startswith("text/event-stream"):
+            assert answer.endswith(b"data: [DONE]\n\n")
+            assert b'"error"' not in answer
+
+
+@pytest.mark.slow
+def test_bad_requests_do_no_harm(server: RunningServer) -> None:
+    body = {"prompt": [5, 6, 7], "max_tokens": 20, "temperature": 0, "ignore_eos": True}
+
+    def answer() -> Any:
+        response = server.post("/v1/completions", {**body, "return_token_ids": True})
+        assert response.status == 200
+        return response.json["choices"][0]["token_ids"]
+
+    before = answer()
+    fuzzer = Fuzzer(server)
+
+    @settings(
+        max_examples=NUM_EXAMPLES,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.lists(requests(), min_size=PER_EXAMPLE, max_size=PER_EXAMPLE))
+    def fuzz(batch: list[tuple[str, str, bytes, dict[str, str]]]) -> None:
+        for request in batch:
+            fuzzer.send(*request)
+
+    fuzz()
+    num_bad = sum(count for status, count in fuzzer.statuses.items() if status != 200)
+    assert num_bad >= NUM_BAD, fuzzer.statuses
+    assert {200, 400, 404, 405, 415, 501} <= set(fuzzer.statuses)
+    metrics = server.engine.metrics
+    eventually(lambda: metrics.snapshot()["num_requests_running"] == 0)
+    snapshot = metrics.snapshot()
+    assert snapshot["num_requests_waiting"] == 0
+    assert snapshot["kv_cache_usage_perc"] == 0
+    assert server.get("/load").json == {"server_load": 0}
+    assert answer() == before
+    assert server.get("/health").status == 200
