@@ -21,6 +21,7 @@ import numpy as np
 import orjson
 
 from octavo.config import EngineConfig
+from octavo.engine.step_times import StepTimes
 from octavo.errors import EngineDeadError, QueueFullError, RequestTooLongError
 from octavo.prompt_logprobs import PromptLogprobs
 from octavo.sampling_params import InvalidParameterError, SamplingParams
@@ -192,7 +193,6 @@ class FakeMetrics:
             "request_success": dict(engine.finished),
             "time_to_first_token_seconds": histogram,
             "inter_token_latency_seconds": histogram,
-            "step_seconds": {"launch": histogram, "update": histogram},
         }
 
 
@@ -210,6 +210,8 @@ class FakeEngine:
         self.max_model_len = max_model_len
         self.served_model_names = self.config.served_model_name or ("fake/model", "alias")
         self.metrics = FakeMetrics(self)
+        self.step_times = StepTimes()
+        self.step_times.observe("launch", 0.01)
         self.memory_table = [("weights", "1 byte"), ("KV cache", "2 bytes")]
         self.max_unfinished = 10_000
         self.delay_s = 0.0

@@ -6,6 +6,7 @@ The model is the hash of tests/engine: any context has one next token, none of i
 from __future__ import annotations
 
 import importlib.util
+import random
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from harness import RunningServer, StartServer, eventually
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 from test_streams import COMPLETION, events, join, plain, send
 
 from octavo._core import GgufFile, Tokenizer
@@ -105,6 +107,87 @@ def test_text_that_json_must_escape(core_server: RunningServer, tokenizer: Token
     streamed = core_server.post(COMPLETION, {**body, "stream": True})
     assert join(events(streamed.body), False)[0]["text"] == whole["text"]
     assert tokenizer.decode(whole["token_ids"]) == whole["text"]
+
+
+def _own_labels(labels: dict[str, str]) -> list[str]:
+    return [
+        value for name, value in labels.items() if name in ("reason", "finished_reason", "phase")
+    ]
+
+
+def test_metrics_are_exact_after_a_storm_of_cancellations(
+    core_server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found() -> dict[str, float]:
+        text = core_server.get("/metrics").body.decode()
+        return {
+            # Names with their own label's value, where they have one.
+            ":".join([sample.name.removeprefix("vllm:"), *_own_labels(sample.labels)]): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    def success(reason: str) -> float:
+        return metrics.get(f"request_success_total:{reason}", 0)
+
+    num_whole = 0
+    for n, max_tokens in ((1, 1), (3, 7), (2, 30)):
+        body = {"prompt": [[n, 2, 3], [max_tokens]], "n": n, "max_tokens": max_tokens}
+        usage = core_server.post(COMPLETION, {**body, "ignore_eos": True}).json["usage"]
+        assert usage["completion_tokens"] == 2 * n * max_tokens
+        num_whole += 2 * n
+    for bad in ({"prompt": [1] * 300}, {"prompt": [1], "n": 0}, {"prompt": [10**6]}):
+        assert core_server.post(COMPLETION, bad).status == 400
+    metrics = found()
+    assert success("length") == num_whole == 12
+    assert metrics["generation_tokens_total"] == 2 * (1 + 3 * 7 + 2 * 30)
+    assert metrics["prompt_tokens_total"] == 4 * num_whole / 2
+    assert metrics["time_to_first_token_seconds_count"] == num_whole
+    assert metrics["request_params_n_count"] == 6
+    assert metrics["request_params_n_sum"] == num_whole
+    assert metrics["admission_rejections_total:context_length_exceeded"] == 1
+
+    runner = core_server.engine._engine_loop.runner
+    monkeypatch.setattr(runner, "fail", lambda batch: time.sleep(0.002))
+    rng = random.Random(7)
+    submitted = core_server.engine.submit
+    num_submitted = num_whole
+
+    def submit(prompt: Any, params: Any, *arguments: Any, **options: Any) -> Any:
+        nonlocal num_submitted
+        num_submitted += params.n
+        return submitted(prompt, params, *arguments, **options)
+
+    monkeypatch.setattr(core_server.engine, "submit", submit)
+    body = {"max_tokens": 100, "ignore_eos": True}
+    for _ in range(15):
+        sockets = [core_server.socket() for _ in range(8)]
+        for sock in sockets:
+            prompt = [rng.randrange(1, 900) for _ in range(rng.randrange(1, 60))]
+            more = {"prompt": prompt, "n": rng.randint(1, 3), "stream": rng.random() < 0.5}
+            send(sock, COMPLETION, body | more)
+        time.sleep(rng.random() * 0.05)
+        for sock in sockets:
+            sock.close()
+    eventually(lambda: found()["num_requests_running"] == 0)
+    eventually(lambda: found()["num_requests_waiting"] == 0)
+    metrics = found()
+    assert metrics["kv_cache_usage_perc"] == 0
+    assert success("abort") > 50
+    total = sum(success(reason) for reason in ("length", "stop", "abort", "error"))
+    assert total == num_submitted
+    assert success("error") == 0
+    began = metrics["time_to_first_token_seconds_count"]
+    assert num_whole < began <= num_submitted
+    tokens = metrics["generation_tokens_total"]
+    assert metrics["inter_token_latency_seconds_count"] == tokens - began
+    assert metrics["e2e_request_latency_seconds_count"] <= total
+    steps = {
+        metrics[f"octavo:step_seconds_count:{phase}"]
+        for phase in ("schedule", "launch", "collect", "update")
+    }
+    assert steps == {metrics["iteration_tokens_total_count"]}
+    assert core_server.get("/load").json == {"server_load": 0}
 
 
 @pytest.mark.parametrize("stream", [True, False])

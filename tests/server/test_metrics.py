@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 
-from harness import RunningServer, eventually
+import pytest
+from harness import RunningServer, StartServer, eventually
 from prometheus_client.parser import text_string_to_metric_families
 
 from octavo import __version__
+from octavo.server import stats_log
 
 
 def samples(server: RunningServer) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -42,7 +46,10 @@ def test_names_labels_and_aliases(server: RunningServer) -> None:
         assert found[key(f"vllm:{name}_bucket", le="+Inf")] == 6
         assert found[key(f"vllm:{name}_count")] == 6
         assert found[key(f"vllm:{name}_sum")] == 0.05
-    assert found[key("octavo:step_seconds_count", phase="launch")] == 6
+    assert found[key("octavo:step_seconds_count", phase="launch")] == 1
+    assert found[key("octavo:step_seconds_sum", phase="launch")] == 0.01
+    assert found[key("octavo:step_seconds_bucket", phase="launch", le="0.01")] == 1
+    assert found[key("octavo:step_seconds_bucket", phase="launch", le="0.005")] == 0
     assert any(name == "vllm:cache_config_info" for name, _ in found)
 
 
@@ -92,3 +99,25 @@ def test_detokenize(server: RunningServer) -> None:
     assert answer.json == {"prompt": "<s>né</s>"}
     for body in ({}, {"tokens": "x"}, {"tokens": [-1]}, {"tokens": [260]}):
         assert server.post("/detokenize", body).error["param"] == "tokens"
+
+
+@pytest.mark.parametrize("disable_log_stats", [False, True])
+def test_throughput_is_logged_unless_told_not_to(
+    start_server: StartServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    disable_log_stats: bool,
+) -> None:
+    monkeypatch.setattr(stats_log, "INTERVAL_S", 0.05)
+    caplog.set_level(logging.INFO)
+    server = start_server(disable_log_stats=disable_log_stats)
+    server.post("/v1/completions", {"prompt": "x", "max_tokens": 100, "ignore_eos": True})
+
+    def is_logged() -> bool:
+        return any("tok/s" in record.getMessage() for record in caplog.records)
+
+    if disable_log_stats:
+        time.sleep(0.2)
+        assert not is_logged()
+    else:
+        eventually(is_logged)

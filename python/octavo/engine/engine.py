@@ -21,6 +21,7 @@ from octavo.sampling_params import InvalidParameterError, SamplingParams
 if TYPE_CHECKING:
     from octavo._core import Delta, Metrics, SseTemplate, Tokenizer
     from octavo.config import EngineConfig
+    from octavo.engine.step_times import StepTimes
     from octavo.models.config import ModelConfig
 
 logger = logging.getLogger("octavo.engine")
@@ -82,6 +83,7 @@ class AsyncEngine:
         self.max_model_len: int = self._engine_loop.limits.max_model_len
         self.served_model_names: tuple[str, ...] = config.served_model_name or (source.name,)
         self.metrics: Metrics = self._engine_loop.core.metrics
+        self.step_times: StepTimes = self._engine_loop.step_times
         self.memory_table: list[tuple[str, str]] = self._engine_loop.runner.memory_table()
         self.created_s = int(time.time())
         # Sample id -> where its news goes.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from octavo._core import EngineCore
 from octavo.engine.request import RequestLimits
+from octavo.engine.step_times import StepTimes
 from octavo.errors import EngineDeadError
 from octavo.models.loader import load_tokenizer, resolve_model
 from octavo.runner.create import make_runner
@@ -72,6 +73,7 @@ class EngineLoop:
             max_logprobs=config.max_logprobs,
         )
         self.eos_token_ids = self.source.eos_token_ids
+        self.step_times = StepTimes()
         # The runner reads it when a request gets a slot; the consumer pops it at the last delta.
         # Dict operations are atomic under the GIL.
         self.requests: dict[int, RequestState] = {}
@@ -135,13 +137,17 @@ class EngineLoop:
         """
         self._take_commands()
         staging = self.runner.next_staging()
+        began_s = time.perf_counter()
         batch = self.core.schedule(staging)
         if batch is not None:
+            planned_s = time.perf_counter()
+            self.step_times.observe("schedule", planned_s - began_s)
             try:
                 in_flight = self.runner.launch(batch, staging, self.requests)
             except Exception as error:
                 self._step_failed(batch.step_id, error)
             else:
+                self.step_times.observe("launch", time.perf_counter() - planned_s)
                 self._in_flight.append((batch, in_flight))
         if self._in_flight and (batch is None or len(self._in_flight) == self.runner.max_in_flight):
             self._account(*self._in_flight.popleft())
@@ -149,6 +155,7 @@ class EngineLoop:
         return batch is not None
 
     def _account(self, batch: ScheduledBatch, in_flight: InFlight) -> None:
+        began_s = time.perf_counter()
         try:
             sampled = self.runner.collect(in_flight)
         except Exception as error:
@@ -156,13 +163,17 @@ class EngineLoop:
             return
         self._failed_steps = 0
         self.last_progress_s = time.monotonic()
-        if self.core.update(
+        collected_s = time.perf_counter()
+        has_news = self.core.update(
             batch.step_id,
             sampled.token_ids,
             sampled.logprob_ids,
             sampled.logprobs,
             sampled.ranks,
-        ):
+        )
+        self.step_times.observe("collect", collected_s - began_s)
+        self.step_times.observe("update", time.perf_counter() - collected_s)
+        if has_news:
             self._notify()
 
     def _step_failed(self, step_id: int, error: Exception) -> None:

@@ -87,7 +87,8 @@ class EngineCollector:
         """Every metric the core knows, and those of the front end."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        snapshot = self._state.engine.metrics.snapshot()
+        engine = self._state.engine
+        snapshot = {**engine.metrics.snapshot(), "step_seconds": engine.step_times.snapshot()}
         for row in GAUGES:
             yield from self._families(GaugeMetricFamily, row, snapshot)
         for row in COUNTERS:
