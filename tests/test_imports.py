@@ -29,7 +29,7 @@ BELOW = {
     "bench": {"llm", "engine"},
 }
 # What stands above everything: entry points.
-TOP = {"cli", "serve", "client", "collect_env", "__main__", "__init__"}
+TOP = {"batch", "cli", "serve", "client", "collect_env", "__main__", "__init__"}
 # What kernels may use besides the standard library.
 KERNEL_LIBRARIES = {"torch", "triton", "numpy"}
 

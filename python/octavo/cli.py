@@ -1,4 +1,4 @@
-"""``octavo``: serve, chat, complete, bench, collect-env.
+"""``octavo``: serve, chat, complete, run-batch, bench, collect-env.
 
 Nothing heavy is imported before the command is known: ``octavo --help`` answers at once.
 """
@@ -39,6 +39,7 @@ def make_parser(words: Sequence[str] = ()) -> Parser:
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
     _add_serve(commands)
     _add_clients(commands)
+    _add_run_batch(commands, is_asked=words[:1] == ["run-batch"])
     bench = commands.add_parser("bench", help="measure serving, throughput, latency or start-up")
     if words[:1] == ["bench"]:
         from octavo.bench import add_subcommands
@@ -88,6 +89,37 @@ def _serve(arguments: argparse.Namespace) -> int:
         return serve(engine_config, server_config)
     except (OSError, ValueError, OctavoError) as error:
         # What an operator can set right needs no traceback.
+        print(f"octavo: error: {error}", file=sys.stderr)
+        return 1
+
+
+def _add_run_batch(commands: Any, *, is_asked: bool) -> None:
+    parser = commands.add_parser(
+        "run-batch",
+        help="answer a file of requests (OpenAI's batch format)",
+        usage="octavo run-batch -i FILE -o FILE --model MODEL [flags]",
+    )
+    parser.set_defaults(run=_run_batch, parser=parser)
+    if is_asked:
+        from octavo.batch import add_arguments
+        from octavo.config import EngineConfig
+
+        add_arguments(parser)
+        add_flags(parser, EngineConfig)
+
+
+def _run_batch(arguments: argparse.Namespace) -> int:
+    from octavo.batch import run
+    from octavo.config import EngineConfig
+    from octavo.errors import OctavoError
+
+    try:
+        [engine_config] = resolve(vars(arguments), (EngineConfig,))
+    except FlagError as error:
+        arguments.parser.error(str(error))
+    try:
+        return run(arguments, engine_config)
+    except (OSError, ValueError, OctavoError) as error:
         print(f"octavo: error: {error}", file=sys.stderr)
         return 1
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from octavo.server.config import ServerConfig
@@ -117,6 +118,40 @@ class RunningServer:
             self.call(self.lifecycle.stop)
         self.thread.join(20)
         assert not self.thread.is_alive()
+
+
+TINY_MODEL = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 300,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+}
+
+
+def tiny_server(folder: Path, **flags: Any) -> RunningServer:
+    """A server of a real engine over random weights, as small as a model can be.
+
+    ``folder`` gets the model; ``flags`` are the server's.
+    """
+    from octavo.config import EngineConfig
+    from octavo.engine.engine import AsyncEngine
+
+    (folder / "config.json").write_text(json.dumps(TINY_MODEL))
+    template = folder / "template.jinja"
+    template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    config = EngineConfig(
+        model=str(folder), load_format="dummy", dtype="float32", threads=1, max_num_seqs=8
+    )
+    flags = {"shutdown_timeout": 1, "chat_template": str(template)} | flags
+    server = RunningServer(AsyncEngine(config), ServerConfig(port=0, **flags))
+    server.may_load.set()
+    assert server.ready.wait(60)
+    return server
 
 
 StartServer = Callable[..., RunningServer]

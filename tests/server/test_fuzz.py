@@ -9,29 +9,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from harness import RunningServer, eventually
+from harness import RunningServer, eventually, tiny_server
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from octavo.config import EngineConfig
-from octavo.engine.engine import AsyncEngine
 from octavo.server import protocol
-from octavo.server.config import ServerConfig
 from octavo.server.routes import ROUTES
 
 NUM_EXAMPLES, PER_EXAMPLE, NUM_BAD = 230, 25, 5000
 
-MODEL = {
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 300,
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 1,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 64,
-    "tie_word_embeddings": True,
-}
 MESSAGES = [{"role": "user", "content": "Say."}]
 # Enough to pass, so that what is wrong is what was put in.
 VALID: dict[str, dict[str, Any]] = {
@@ -130,18 +116,7 @@ def requests(draw: st.DrawFn) -> tuple[str, str, bytes, dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    folder = tmp_path_factory.mktemp("model")
-    (folder / "config.json").write_text(json.dumps(MODEL))
-    template = folder / "template.jinja"
-    template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
-    config = EngineConfig(
-        model=str(folder), load_format="dummy", dtype="float32", threads=1, max_num_seqs=8
-    )
-    server = RunningServer(
-        AsyncEngine(config), ServerConfig(port=0, shutdown_timeout=1, chat_template=str(template))
-    )
-    server.may_load.set()
-    assert server.ready.wait(60)
+    server = tiny_server(tmp_path_factory.mktemp("model"))
     yield server
     server.stop()
 
