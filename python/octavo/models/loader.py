@@ -15,7 +15,7 @@ from octavo.layers.ops import Ops
 from octavo.models.config import ModelConfig
 from octavo.models.errors import ModelLoadError
 from octavo.models.quantized import QuantizedWeights
-from octavo.models.registry import CausalLM, model_class
+from octavo.models.registry import ARCHITECTURES, CausalLM, model_class
 from octavo.models.source import ModelSource, load_tokenizer, resolve_model
 from octavo.models.weights import (
     DummyWeights,
@@ -114,6 +114,8 @@ def load_model(
         ModelLoadError: an unknown architecture; a tensor that is missing, left over, misshapen or
             of an unknown type; a file that is cut short.
     """
+    if model_config.architecture not in ARCHITECTURES:
+        return _load_foreign(source, model_config, dtypes, ops, max_model_len, device)
     build = model_class(model_config.architecture)
     with _progress_bar(source) as progress, torch.inference_mode():
         weights = _open_weights(source, model_config, dtypes, device, progress)
@@ -125,6 +127,28 @@ def load_model(
             raise ModelLoadError(f"{source.path}: no tensor for {error.args[0]}") from error
         weights.finish()
     return model
+
+
+def _load_foreign(
+    source: ModelSource,
+    model_config: ModelConfig,
+    dtypes: ModelDtypes,
+    ops: Ops,
+    max_model_len: int,
+    device: torch.device,
+) -> CausalLM:
+    """A model of no family here: transformers' module. The import takes a second."""
+    from octavo.models.fallback import TransformersModel
+
+    with torch.inference_mode():
+        return TransformersModel(
+            model_config,
+            None if source.kind == "dummy" else source.folder,
+            ops,
+            dtype=dtypes.activations,
+            max_model_len=max_model_len,
+            device=device,
+        )
 
 
 def _open_weights(

@@ -107,8 +107,19 @@ def model_class(architecture: str) -> type[CausalLMClass]:
 def config_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
     """The shape of the model that a config.json describes.
 
+    An architecture of no family here may be one of transformers', which is then imported.
+
     Raises:
         ModelLoadError: an unknown architecture, or a value that is missing or impossible.
     """
-    family = model_class(architecture_of(raw))
+    architecture = architecture_of(raw)
+    if architecture not in ARCHITECTURES:
+        from octavo.models import fallback
+
+        try:
+            return fallback.read_config(raw)
+        except ModelLoadError as error:
+            known = ", ".join(ModelRegistry.get_supported_archs())
+            raise ModelLoadError(f"{error}; known: {known}") from error
+    family = model_class(architecture)
     return family.read_config(HfConfig(raw, family.hf_defaults))
