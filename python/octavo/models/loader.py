@@ -140,6 +140,10 @@ def _load_foreign(
     """A model of no family here: transformers' module. The import takes a second."""
     from octavo.models.fallback import TransformersModel
 
+    if dtypes.quantize is not None:
+        raise ModelLoadError(
+            f"{source.path}: architecture {model_config.architecture!r} cannot be quantized"
+        )
     with torch.inference_mode():
         return TransformersModel(
             model_config,
