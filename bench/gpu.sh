@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The GPU's tests and benchmark table, in parts:
 #
-#     bench/gpu.sh [tests] [latency] [serve] [long] [startup] [transformers]     (default: all)
+#     bench/gpu.sh [tests] [latency] [serve] [long] [context] [startup] [transformers]
+#                                                                             (default: all)
 #
 # MODELS="llama-3.1-8b ..." chooses the configs, REPEAT the runs of each figure. Everything is
 # written to $OUT (default: bench/out). A part that fails does not stop the next; the exit status
@@ -100,6 +101,17 @@ long() {
   stop_server "$model"
 }
 
+# What a token of context costs a step of one request.
+context() {
+  for length in 1024 8000 32000; do
+    timeout 90 "$PYTHON" -m octavo bench latency --model bench/configs/llama-3.1-8b \
+      --load-format dummy --max-model-len 33000 --batch-size 1 --input-len "$length" \
+      --output-len 64 --num-iters 1 --repeat "$REPEAT" --markdown "$OUT/context.md" \
+      --title "llama-3.1-8b: batch 1, $length tokens of context, in process" \
+      || fail "context $length"
+  done
+}
+
 # The first start finds no compiled kernels, the second does.
 startup() {
   for model in $MODELS; do
@@ -135,7 +147,7 @@ PY
 }
 
 "$PYTHON" -c 'import torch, triton; print(torch.cuda.get_device_name(), "torch", torch.__version__, "triton", triton.__version__)'
-for part in "${@:-tests latency serve long startup transformers}"; do
+for part in "${@:-tests latency serve long context startup transformers}"; do
   for name in $part; do
     echo "=== $name ($(date +%T))"
     "$name"
