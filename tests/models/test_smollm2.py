@@ -6,6 +6,7 @@ dequantized tensors instead, un-permuted independently of the loader.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,8 @@ import torch
 from octavo._core import GgufFile
 from octavo.sampling_params import SamplingParams
 
+# A text that rarely changes.
+TEXT = Path(__file__).resolve().parents[2] / "LICENSE"
 # The plain PyTorch ops compute one request at a time: they are given less to say.
 AMOUNTS = {"native": (10, 200), "reference": (1, 24)}
 PROMPTS = (
@@ -124,6 +127,23 @@ def test_float32_says_what_transformers_says(
         for i, entries in enumerate(output.logprobs):
             for token, logprob, _rank in entries:
                 assert logprob == pytest.approx(float(expected[i, token]), abs=1e-3)
+
+
+def perplexity(logits: torch.Tensor, token_ids: list[int]) -> float:
+    loss = torch.nn.functional.cross_entropy(logits[:-1].float(), torch.tensor(token_ids[1:]))
+    return math.exp(float(loss))
+
+
+@pytest.mark.slow
+def test_perplexity_is_within_a_thousandth(
+    model: Any, smollm2_path: Path, driver: Callable[..., Any]
+) -> None:
+    engine = driver(smollm2_path, max_model_len=512, threads=2)
+    token_ids = engine.source.tokenizer.encode(TEXT.read_text())[:512]
+    with torch.inference_mode():
+        theirs = perplexity(model(torch.tensor([token_ids])).logits[0], token_ids)
+    assert 1 < theirs < 100
+    assert abs(perplexity(engine.logits(token_ids), token_ids) / theirs - 1) < 1e-3
 
 
 @pytest.mark.slow
