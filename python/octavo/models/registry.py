@@ -10,6 +10,7 @@ from torch import Tensor
 
 from octavo.layers.context import AttentionContext
 from octavo.layers.ops import Ops
+from octavo.models.bert import ENCODERS
 from octavo.models.config import ModelConfig
 from octavo.models.errors import ModelLoadError
 from octavo.models.gemma import GemmaForCausalLM
@@ -89,7 +90,7 @@ class ModelRegistry:
     @staticmethod
     def get_supported_archs() -> list[str]:
         """Architectures as config.json spells them, sorted."""
-        return sorted(ARCHITECTURES)
+        return sorted([*ARCHITECTURES, *ENCODERS])
 
 
 def model_class(architecture: str) -> type[CausalLMClass]:
@@ -113,6 +114,10 @@ def config_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
         ModelLoadError: an unknown architecture, or a value that is missing or impossible.
     """
     architecture = architecture_of(raw)
+    if architecture in ENCODERS:
+        raise ModelLoadError(
+            f"architecture {architecture!r} is an encoder: LLM.embed runs it, nothing serves it yet"
+        )
     if architecture not in ARCHITECTURES:
         from octavo.models import fallback
 

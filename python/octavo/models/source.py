@@ -85,11 +85,16 @@ class ModelSource:
             raise ModelLoadError(f"{self.path}: {error}") from error
 
     @cached_property
+    def hf_config(self) -> dict[str, Any]:
+        """A folder's config.json, with the user's overrides."""
+        return {**_read_json(self.path / "config.json"), **(self.config.hf_overrides or {})}
+
+    @cached_property
     def model_config(self) -> ModelConfig:
         """The model's shape."""
         if self.gguf is not None:
             return _config_from_gguf(self.gguf, self.config.hf_overrides or {})
-        raw = {**_read_json(self.path / "config.json"), **(self.config.hf_overrides or {})}
+        raw = self.hf_config
         method = (raw.get("quantization_config") or {}).get("quant_method")
         if method:
             raise ModelLoadError(

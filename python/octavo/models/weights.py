@@ -95,6 +95,12 @@ class SafetensorsWeights:
     def vector(self, name: str, size: int) -> Tensor:
         return self._read(name, (size,), self.act_dtype)
 
+    def num_rows(self, name: str) -> int:
+        """The first size of a tensor that no config tells. Raises as ``matrix``."""
+        if name not in self._where:
+            raise ModelLoadError(f"{_names(self._files)}: tensor {name} is missing")
+        return int(self._where[name][1].get_slice(name).get_shape()[0])
+
     def finish(self) -> None:
         _check_unused(self._unused - self._ignored, lambda name: self._where[name][0])
 

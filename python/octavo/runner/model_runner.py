@@ -68,7 +68,7 @@ class ModelRunner:
         dtypes = resolve_dtypes(config, model_config, source, self.device)
         ops = get_ops(self.device, config.attention_backend)
         if on_cpu:
-            _set_num_threads(ops, config.threads)
+            set_num_threads(ops, config.threads)
         limit = _check_max_model_len(config.max_model_len, source)
         self.model = load_model(
             config, source, model_config, dtypes, ops, max_model_len=limit, device=self.device
@@ -242,7 +242,7 @@ def resolve_device(config: EngineConfig) -> torch.device:
     return torch.device(config.device)
 
 
-def _set_num_threads(ops: Ops, asked: int | None) -> None:
+def set_num_threads(ops: Ops, asked: int | None) -> None:
     """Threads of the kernels: what was asked for, else every core this process may use."""
     if asked is None:
         affinity = getattr(os, "sched_getaffinity", None)  # Linux only

