@@ -38,6 +38,9 @@ MAX_FAILED_STEPS = 3
 # takes about 20 s on two cores.
 STALL_S = 60.0
 
+# The least time between two looks at all of the core's accounts.
+CHECK_INTERVAL_S = 1.0
+
 
 class EngineLoop:
     """Loads a model and runs its steps.
@@ -92,6 +95,7 @@ class EngineLoop:
         self._stopping = False
         self._in_flight: deque[tuple[ScheduledBatch, InFlight]] = deque()
         self._failed_steps = 0
+        self._checked_s = 0.0
         self._thread: threading.Thread | None = None
         self.runner.warm_up()
 
@@ -245,6 +249,14 @@ class EngineLoop:
         self._commands.append(command)
         self._wake.set()
 
+    def _check_integrity(self) -> None:
+        """While there is nothing to do, but not at every pause between two requests: it looks at
+        every block there is."""
+        now = time.monotonic()
+        if now - self._checked_s >= CHECK_INTERVAL_S:
+            self._checked_s = now
+            self.core.check_integrity()
+
     def _run(self) -> None:
         try:
             self.runner.enter_thread()
@@ -254,7 +266,7 @@ class EngineLoop:
                     # the two sets it once more.
                     self._wake.clear()
                     if not self._commands and not self._stopping:
-                        self.core.check_integrity()
+                        self._check_integrity()
                         self._wake.wait()
         except BaseException as error:
             self.fatal_error = error
