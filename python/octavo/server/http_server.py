@@ -71,6 +71,11 @@ class HttpProtocol(HttpToolsProtocol):
             # An extension that Exchange knows of; see there.
             self.scope["octavo.write_chunk"] = functools.partial(_write_chunk, self.cycle)  # type: ignore[typeddict-unknown-key]
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        # Else the timer of a connection that was reset would hold all of it until it ran out.
+        self._unset_keepalive_if_required()
+
     def send_400_response(self, msg: str) -> None:
         """The answer to what is not HTTP, or not acceptable as such, in OpenAI's shape."""
         error = (
