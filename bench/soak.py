@@ -173,8 +173,10 @@ async def watch(server: Server, until: float, samples: list[tuple[float, float]]
         await asyncio.sleep(2)
 
 
-async def ride(server: Server, arguments: argparse.Namespace) -> tuple[Counter[str], float, float]:
-    """(what became of the requests, MiB a minute after warm-up, MiB at the end)."""
+async def ride(
+    server: Server, arguments: argparse.Namespace
+) -> tuple[Counter[str], float, list[float]]:
+    """(what became of the requests, MiB a minute after warm-up, MiB at the eighths of the time)."""
     counts: Counter[str] = Counter()
     samples: list[tuple[float, float]] = []
     began = time.monotonic()
@@ -186,7 +188,8 @@ async def ride(server: Server, arguments: argparse.Namespace) -> tuple[Counter[s
             group.create_task(be_a_client(server.url, seed, until, counts))
     warm = np.array([s for s in samples if s[0] >= began + 15 * arguments.minutes])
     slope, _ = np.polyfit(warm[:, 0] / 60, warm[:, 1], 1)
-    return counts, float(slope), samples[-1][1]
+    eighths = [samples[i * (len(samples) - 1) // 8][1] for i in range(9)]
+    return counts, float(slope), eighths
 
 
 def settle(server: Server) -> dict[str, float]:
@@ -234,7 +237,7 @@ def main() -> int:
         "clients": arguments.clients,
         "minutes": arguments.minutes,
         **{f"requests {name}": count for name, count in sorted(counts.items())},
-        "resident memory at the end, MiB": round(rss, 1),
+        "resident memory at each eighth, MiB": ", ".join(f"{mib:.1f}" for mib in rss),
         "its slope after a quarter, MiB/min": round(slope, 3),
         "file descriptors before, after": f"{before[0]}, {after[0]}",
         "threads before, after": f"{before[1]}, {after[1]}",
