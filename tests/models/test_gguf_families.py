@@ -1,0 +1,106 @@
+"""Every GGUF architecture against transformers: tiny random models, written as llama.cpp does.
+
+Names come from the ``gguf`` package, not from the loader.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import torch
+
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "Llama": ("llama", "Llama", {"head_dim": 40, "num_key_value_heads": 1}),
+    "Mistral, window": ("llama", "Mistral", {"head_dim": 16, "sliding_window": 24}),
+    "Qwen2": ("qwen2", "Qwen2", {"tie_word_embeddings": True}),
+    "Qwen3": ("qwen3", "Qwen3", {"head_dim": 80}),
+    "Phi-3": ("phi3", "Phi3", {"sliding_window": 24}),
+    "Gemma": ("gemma", "Gemma", {"head_dim": 40, "tie_word_embeddings": True}),
+    "Gemma 2": (
+        "gemma2",
+        "Gemma2",
+        {
+            "head_dim": 40,
+            "query_pre_attn_scalar": 40,
+            "sliding_window": 24,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "Gemma 3": (
+        "gemma3",
+        "Gemma3Text",
+        {
+            "head_dim": 40,
+            "query_pre_attn_scalar": 40,
+            "sliding_window": 24,
+            "num_hidden_layers": 6,
+            "tie_word_embeddings": True,
+        },
+    ),
+}
+
+
+def interleaved(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Llama's queries or keys as llama.cpp orders them."""
+    rows, columns = weight.shape
+    halves = weight.reshape(num_heads, 2, rows // num_heads // 2, columns)
+    return halves.swapaxes(1, 2).reshape(rows, columns)
+
+
+def write(file: Path, arch: str, model: Any) -> None:
+    config = model.config
+    writer = gguf.GGUFWriter(str(file), arch)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    if head_dim := getattr(config, "head_dim", None):
+        writer.add_key_length(head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    rope = config.rope_parameters
+    writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
+    if getattr(config, "sliding_window", None) and arch != "qwen2":
+        writer.add_sliding_window(config.sliding_window)
+    kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
+    names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        if arch.startswith("gemma") and name.endswith("norm.weight"):
+            tensor = tensor + 1
+        if arch == "llama" and name.endswith("q_proj.weight"):
+            tensor = interleaved(tensor, config.num_attention_heads)
+        if arch == "llama" and name.endswith("k_proj.weight"):
+            tensor = interleaved(tensor, config.num_key_value_heads)
+        theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert theirs is not None, name
+        writer.add_tensor(theirs, tensor.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_gguf_file_is_what_transformers_computes(
+    case: str, save_tiny: Callable[..., Any], driver: Callable[..., Any], tmp_path: Path
+) -> None:
+    arch, family, config = CASES[case]
+    path, model = save_tiny(family, **config)
+    file = tmp_path / "model.gguf"
+    write(file, arch, model)
+    token_ids = random.Random(0).choices(range(3, 300), k=77)
+    with torch.inference_mode():
+        expected = model(torch.tensor([token_ids])).logits[0]
+    found = driver(file).logits(token_ids)
+    # Gemma's logits reach 16 here: transformers' own float32 is 2e-4 from its float64.
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)
+    # The same weights from safetensors are the same model to the last bits.
+    torch.testing.assert_close(found, driver(path).logits(token_ids), atol=1e-5, rtol=1e-5)
