@@ -14,6 +14,7 @@ from ..reference import argmax, prepare_experts, selected_logprobs
 from ..reference import prepare_linear as _dequantize
 from .activation import activation, gated_activation
 from .attention import paged_attention
+from .compile_only import compile_only
 from .embedding import embedding
 from .launch import set_pdl
 from .linear import linear, linear_add, norm_gated_linear, norm_linear
@@ -28,6 +29,7 @@ __all__ = [
     "StepBuffers",
     "activation",
     "argmax",
+    "compile_only",
     "embedding",
     "gated_activation",
     "layer_norm",

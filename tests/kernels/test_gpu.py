@@ -554,6 +554,20 @@ def test_graph_replays_like_eager(pdl: bool) -> None:
         gpu.set_pdl(False)
 
 
+# --------------------------------------------------------------------------------------- compiling
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_compile_only_runs_nothing() -> None:
+    x, weight = randn(3, 72), randn(72)
+    for _ in range(2):
+        with gpu.compile_only():
+            assert gpu.rms_norm(x, weight, 1e-5).isnan().all()
+        out = gpu.rms_norm(x, weight, 1e-5)
+        assert_close(out, reference.rms_norm(x, weight, 1e-5), torch.float32)
+
+
 # -------------------------------------------------------------------------------------------- moe
 
 

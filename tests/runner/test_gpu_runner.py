@@ -195,6 +195,20 @@ def test_no_switch_changes_a_token(
 
 @pytest.mark.gpu
 @on_gpu
+def test_experts_in_a_graph_choose_the_same_tokens(tmp_path: Path) -> None:
+    experts = {"architectures": ["MixtralForCausalLM"], "num_local_experts": 4}
+    (tmp_path / "config.json").write_text(
+        json.dumps(SHAPE | experts | {"num_experts_per_tok": 2, "sliding_window": None})
+    )
+    llm = make(tmp_path)
+    assert tokens(llm, KINDS) == tokens(make(tmp_path, enforce_eager=True), KINDS)
+    runner = llm._engine.runner
+    assert isinstance(runner, GpuRunner)
+    assert len(runner._graphs) > 0
+
+
+@pytest.mark.gpu
+@on_gpu
 def test_bad_words_of_several_tokens_never_come(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

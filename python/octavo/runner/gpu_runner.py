@@ -118,6 +118,8 @@ class GpuRunner(ModelRunner):
         gpu.set_pdl(torch.cuda.get_device_capability(self.device) >= (9, 0))
         self._make_sampling()
         with self._on_stream():
+            with gpu.compile_only():
+                self._run_largest_step()
             self._run_largest_step()
         torch.cuda.synchronize(self.device)
         free, _total = torch.cuda.mem_get_info(self.device)
@@ -184,9 +186,11 @@ class GpuRunner(ModelRunner):
     def _make_buffers(self, max_blocks_per_seq: int) -> None:
         if not self._on_gpu:
             self._make_sampling()
-        # The experts' kernel looks at its input on the host, which no graph can hold.
-        eager = self.config.enforce_eager or self.model.config.num_experts > 0
-        sizes = () if eager else decode_sizes(self.max_num_seqs, self.config.cuda_graph_sizes)
+        sizes = (
+            ()
+            if self.config.enforce_eager
+            else decode_sizes(self.max_num_seqs, self.config.cuda_graph_sizes)
+        )
         self._shapes = Shapes(sizes)
         self._graphs: GraphCache[tuple[Tensor, Tensor]] = GraphCache(self._stream)
         reqs = self.max_num_seqs + self._shapes.max_padding
@@ -247,6 +251,10 @@ class GpuRunner(ModelRunner):
             # An empty plan: every row is padding, nothing is stored.
             self._packed.zero_()
             shapes = self._shapes.first() or [StepShape(1, 0, 0)]
+            if self._on_gpu:
+                with gpu.compile_only():
+                    for shape in shapes:
+                        self._forward(shape, adjusted=False)
             for shape in shapes:
                 for _ in range(2):
                     self._run(shape, adjusted=False)
