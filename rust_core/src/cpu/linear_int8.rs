@@ -12,8 +12,9 @@ use super::pool;
 use super::simd::{GROUP, Kernel, Simd};
 use super::tensor::{Rows, RowsMut, load_some, store_some};
 
-/// Rows of x in one block: with K to a few thousand they stay in the second-level cache.
-const ROW_BLOCK: usize = 64;
+/// Bytes of x in one block of rows: half a first-level cache, so that every tile of weights finds
+/// them there; the weights of a task, read once a block, stay in the second level.
+const BLOCK_BYTES: usize = 16 << 10;
 
 /// Rows rounded to int8.
 #[derive(Clone, Copy)]
@@ -141,9 +142,11 @@ impl Kernel for Int8Task {
     type Out = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) {
+        let row_bytes = self.weight.k + self.weight.k / GROUP * 2 * size_of::<f32>();
+        let block = (BLOCK_BYTES / row_bytes.max(1)).max(8) / 8 * 8;
         let mut row = self.rows.start;
         while row < self.rows.end {
-            let end = (row + ROW_BLOCK).min(self.rows.end);
+            let end = (row + block).min(self.rows.end);
             for tile in self.tiles.clone() {
                 let mut r = row;
                 while r < end {
