@@ -357,3 +357,24 @@ def test_unknown_quantization_is_refused(
         driver(path, quantization="w3")
     with pytest.raises(ModelLoadError, match="'w4' is not supported"):
         driver(path, quantization="w4", attention_backend="reference")
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, smollm2_path: Path) -> None:
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 1000,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    engine = EngineConfig(
+        model=str(tmp_path), load_format="dummy", tokenizer=str(smollm2_path), device="cpu"
+    )
+    with pytest.raises(ModelLoadError, match=r"49152 tokens, the model 1000") as caught:
+        load_tokenizer(resolve_model(engine), engine)
+    assert "\n" not in str(caught.value)
+    config["vocab_size"] = 49152 - 256
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load_tokenizer(resolve_model(engine), engine).vocab_size == 49152

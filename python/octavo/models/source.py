@@ -52,6 +52,10 @@ _SPECIAL_TOKENS = {
     "pad_token": "padding",
 }
 
+# Fine-tunes add a few special tokens without rows for them, which requests may not use; another
+# model's tokenizer is thousands off.
+MAX_EXTRA_TOKENS = 256
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -226,9 +230,15 @@ def load_tokenizer(source: ModelSource, config: EngineConfig) -> Tokenizer:
     """The tokenizer of a model.
 
     Raises:
-        ModelLoadError: there is none, or it is of an unknown kind.
+        ModelLoadError: there is none, it is of an unknown kind, or it is another model's.
     """
-    return source.tokenizer
+    tokenizer, rows = source.tokenizer, source.model_config.vocab_size
+    if tokenizer.vocab_size > rows + MAX_EXTRA_TOKENS:
+        raise ModelLoadError(
+            f"{config.tokenizer or source.path}: the tokenizer has {tokenizer.vocab_size} tokens, "
+            f"the model {rows}: they do not belong together"
+        )
+    return tokenizer
 
 
 def _local(path: Path, name: str, config: EngineConfig) -> ModelSource:
