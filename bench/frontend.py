@@ -18,10 +18,11 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Self, cast
 
 import uvloop
 
@@ -35,10 +36,9 @@ PACE_S = 0.02
 
 
 class Cpu(NamedTuple):
-    """CPU seconds: of the main thread, of that inside the kernel, of all other threads."""
+    """CPU seconds: of the main thread, of all other threads."""
 
     main: float
-    kernel: float
     others: float
 
     def __sub__(self, before: Cpu) -> Cpu:
@@ -46,28 +46,26 @@ class Cpu(NamedTuple):
         return Cpu(*(a - b for a, b in zip(self, before, strict=True)))
 
 
-class Server:
-    """bench/instant_server.py on a free port."""
+# A port of this machine, or a Unix socket's path.
+Address = int | str
 
-    def __init__(self, pace_ms: float) -> None:
+
+class Process:
+    """A server in a process of its own, which says on a line of its output where it listens."""
+
+    def __init__(self, script: str, arguments: list[str], address: str) -> None:
         self._process = subprocess.Popen(
-            [
-                *(sys.executable, str(HERE / "instant_server.py"), "--port", "0"),
-                *("--pace-ms", str(pace_ms), "--max-num-seqs", str(NUM_STREAMS)),
-                "--disable-log-stats",
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
+            [sys.executable, str(HERE / script), *arguments], stdout=subprocess.PIPE, text=True
         )
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            if match := re.search(r"ready in .* on http://127\.0\.0\.1:(\d+)", line):
-                self.port = int(match[1])
+            if match := re.search(address, line):
+                self.address: Address = int(match[1]) if match[1].isdigit() else match[1]
                 break
         else:
-            sys.exit("the server did not start")
+            sys.exit(f"{script} did not start")
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -76,16 +74,34 @@ class Server:
 
     def cpu_s(self) -> Cpu:
         """CPU seconds so far."""
-        main = others = kernel = 0.0
+        main = others = 0.0
         for task in Path(f"/proc/{self._process.pid}/task").iterdir():
             seconds = int((task / "schedstat").read_text().split()[0]) / 1e9
             if task.name == str(self._process.pid):
                 main += seconds
-                ticks = int((task / "stat").read_text().rpartition(")")[2].split()[12])
-                kernel += ticks / os.sysconf("SC_CLK_TCK")
             else:
                 others += seconds
-        return Cpu(main, kernel, others)
+        return Cpu(main, others)
+
+
+class Server(Process):
+    """bench/instant_server.py on a free port, or on a Unix socket."""
+
+    def __init__(self, pace_ms: float, uds: str | None = None) -> None:
+        arguments = ["--pace-ms", str(pace_ms), "--max-num-seqs", str(NUM_STREAMS)]
+        arguments += ["--disable-log-stats"]
+        arguments += ["--port", "0"] if uds is None else ["--uds", uds]
+        address = r"ready in .* on (?:http://127\.0\.0\.1:(?=\d)|unix:)(\S+)"
+        super().__init__("instant_server.py", arguments, address)
+
+
+class BareServer(Process):
+    """bench/bare_server.py: the floor under the figures of streams."""
+
+    def __init__(self, chunk_bytes: int, uds: str | None = None) -> None:
+        arguments = ["--num-connections", str(NUM_STREAMS), "--chunk-bytes", str(chunk_bytes)]
+        arguments += ["--pace-ms", str(1000 * PACE_S), *(() if uds is None else ("--uds", uds))]
+        super().__init__("bare_server.py", arguments, r"(\S+)")
 
 
 class Client(asyncio.Protocol):
@@ -94,7 +110,7 @@ class Client(asyncio.Protocol):
     def __init__(self, on_end: Callable[[Client], None]) -> None:
         self._on_end = on_end
         self._tail = b""
-        self.num_chunks = 0
+        self.num_chunks = self.num_bytes = 0
         self.arrivals: list[float] | None = None
         self.transport: asyncio.Transport
 
@@ -122,41 +138,63 @@ class Client(asyncio.Protocol):
                 self._on_end(self)
             return
         self.num_chunks += data.count(b"data: {")
+        self.num_bytes += len(data)
         self._tail = (self._tail + data)[-24:]
         if self._tail.endswith(b"0\r\n\r\n") and b"[DONE]" in self._tail:
             self._tail = b""
             self._on_end(self)
 
 
-async def connect(port: int, on_end: Callable[[Client], None]) -> Client:
+async def connect(address: Address, on_end: Callable[[Client], None]) -> Client:
     """One connection."""
     loop = asyncio.get_running_loop()
-    _, client = await loop.create_connection(lambda: Client(on_end), "127.0.0.1", port)
-    return client
+    if isinstance(address, str):
+        return (await loop.create_unix_connection(lambda: Client(on_end), address))[1]
+    return (await loop.create_connection(lambda: Client(on_end), "127.0.0.1", address))[1]
 
 
-async def run_streams(port: int, num_tokens: int) -> tuple[int, float]:
+async def run_streams(address: Address, num_tokens: int) -> tuple[int, float]:
     """(chunks, seconds) of NUM_STREAMS streams at once."""
-    clients, over = await open_streams(port, num_tokens)
+    clients, over = await open_streams(address, num_tokens)
     began = time.perf_counter()
     await over.wait()
     seconds = time.perf_counter() - began
     return close_streams(clients), seconds
 
 
-async def run_steadily(server: Server, seconds: float) -> tuple[int, Cpu]:
-    """(chunks, CPU) of NUM_STREAMS streams in their midst: opening and ending them is not in it."""
-    clients, over = await open_streams(server.port, int((seconds + 3) / PACE_S))
+class Steady(NamedTuple):
+    """Of NUM_STREAMS streams in their midst: opening and ending them is not in it."""
+
+    cpu: Cpu
+    num_chunks: int
+    num_bytes: int
+
+    @property
+    def main_us(self) -> float:
+        """The main thread's time per chunk."""
+        return 1e6 * self.cpu.main / self.num_chunks
+
+
+async def run_steadily(server: Process, seconds: float) -> Steady:
+    """Streams of PACE_S for so long. A bare server is asked for nothing: it writes anyway."""
+    clients, over = await open_streams(server.address, int((seconds + 3) / PACE_S))
+
+    def so_far() -> Steady:
+        num_chunks = sum(client.num_chunks for client in clients)
+        return Steady(server.cpu_s(), num_chunks, sum(client.num_bytes for client in clients))
+
     await asyncio.sleep(1.5)
-    before, num_before = server.cpu_s(), sum(client.num_chunks for client in clients)
+    before = so_far()
     await asyncio.sleep(seconds)
-    used, num_chunks = server.cpu_s() - before, sum(client.num_chunks for client in clients)
-    await over.wait()
+    after = so_far()
+    if isinstance(server, Server):
+        await over.wait()
     close_streams(clients)
-    return num_chunks - num_before, used
+    num_chunks = after.num_chunks - before.num_chunks
+    return Steady(after.cpu - before.cpu, num_chunks, after.num_bytes - before.num_bytes)
 
 
-async def open_streams(port: int, num_tokens: int) -> tuple[list[Client], asyncio.Event]:
+async def open_streams(address: Address, num_tokens: int) -> tuple[list[Client], asyncio.Event]:
     """NUM_STREAMS connections that stream, and what is set when the last one ends."""
     over = asyncio.Event()
     running: set[Client] = set()
@@ -166,7 +204,7 @@ async def open_streams(port: int, num_tokens: int) -> tuple[list[Client], asynci
         if not running:
             over.set()
 
-    clients = [await connect(port, end) for _ in range(NUM_STREAMS)]
+    clients = [await connect(address, end) for _ in range(NUM_STREAMS)]
     running.update(clients)
     for client in clients:
         body = {"prompt": "Once", "max_tokens": num_tokens, "ignore_eos": True, "stream": True}
@@ -199,7 +237,7 @@ def tokenizing_us() -> float:
     return 1e6 * (time.process_time() - began) / len(texts)
 
 
-async def run_requests(port: int, num_clients: int, num_requests: int) -> float:
+async def run_requests(address: Address, num_clients: int, num_requests: int) -> float:
     """Seconds for so many chat requests of about 200 tokens, one token said to each."""
     left = num_requests
     over = asyncio.Event()
@@ -219,7 +257,7 @@ async def run_requests(port: int, num_clients: int, num_requests: int) -> float:
         if done == num_requests:
             over.set()
 
-    clients = [await connect(port, end) for _ in range(num_clients)]
+    clients = [await connect(address, end) for _ in range(num_clients)]
     began = time.perf_counter()
     for client in clients:
         ask(client)
@@ -230,17 +268,17 @@ async def run_requests(port: int, num_clients: int, num_requests: int) -> float:
     return seconds
 
 
-async def worst_gap_ms(port: int, seconds: float, prompt: str | None) -> float:
+async def worst_gap_ms(address: Address, seconds: float, prompt: str | None) -> float:
     """The longest silence of a stream, while another client sends ``prompt`` again and again."""
     over = asyncio.Event()
-    stream = await connect(port, lambda client: over.set())
+    stream = await connect(address, lambda client: over.set())
     stream.arrivals = []
     num_tokens = int(seconds / 0.002)
     body = {"prompt": "Once", "max_tokens": num_tokens, "ignore_eos": True, "stream": True}
     stream.ask(COMPLETION, body)
     if prompt is not None:
         answered = asyncio.Event()
-        other = await connect(port, lambda client: answered.set())
+        other = await connect(address, lambda client: answered.set())
         number = 0
         while not over.is_set():
             await asyncio.sleep(0.1)
@@ -259,28 +297,34 @@ def measure(quick: bool) -> dict[str, float]:
     """Every figure once."""
     figures: dict[str, float] = {}
     scale = 4 if quick else 1
-    with Server(pace_ms=1000 * PACE_S) as server:
-        chunks, used = uvloop.run(run_steadily(server, 8 / scale))
-        figures["front end, us per chunk (256 streams, 50 tokens/s each)"] = (
-            1e6 * used.main / chunks
-        )
-        figures["of that outside the kernel"] = 1e6 * (used.main - used.kernel) / chunks
-        figures["engine's own threads, us per chunk"] = 1e6 * used.others / chunks
+    name = "us per chunk (256 streams, 50 tokens/s each)"
+    with tempfile.TemporaryDirectory() as folder:
+        for uds, where in ((None, ""), (f"{folder}/socket", ", Unix sockets")):
+            with Server(1000 * PACE_S, uds) as server:
+                steady = uvloop.run(run_steadily(server, 8 / scale))
+            with BareServer(steady.num_bytes // steady.num_chunks, uds and f"{uds}2") as bare:
+                floor = uvloop.run(run_steadily(bare, 4 / scale))
+            figures[f"front end, {name}{where}"] = steady.main_us
+            figures[f"a bare server that writes as many bytes{where}"] = floor.main_us
+            figures[f"octavo's own: the difference{where}"] = steady.main_us - floor.main_us
+            if uds is None:
+                engine_us = 1e6 * steady.cpu.others / steady.num_chunks
+                figures["engine's own threads, us per chunk"] = engine_us
     with Server(pace_ms=0) as server:
-        uvloop.run(run_streams(server.port, 200))
+        uvloop.run(run_streams(server.address, 200))
         before = server.cpu_s()
         num_tokens = 4000 // scale
-        chunks, seconds = uvloop.run(run_streams(server.port, num_tokens))
+        chunks, seconds = uvloop.run(run_streams(server.address, num_tokens))
         used = server.cpu_s() - before
         tokens = NUM_STREAMS * num_tokens
         figures["tokens/s, 256 streams, as fast as it goes"] = tokens / seconds
         figures["tokens per chunk there"] = tokens / chunks
         figures["tokens/s of one core, both threads' time"] = tokens / (used.main + used.others)
         figures["tokens/s of one core, front end's time"] = tokens / used.main
-        uvloop.run(run_requests(server.port, 16, 200))
+        uvloop.run(run_requests(server.address, 16, 200))
         before = server.cpu_s()
         num_requests = 2000 // scale
-        seconds = uvloop.run(run_requests(server.port, 16, num_requests))
+        seconds = uvloop.run(run_requests(server.address, 16, num_requests))
         used = server.cpu_s() - before
         figures["front end, us per request (200-token chat)"] = 1e6 * used.main / num_requests
         figures["of that tokenizing"] = tokenizing_us()
@@ -288,9 +332,9 @@ def measure(quick: bool) -> dict[str, float]:
         figures["requests/s, 16 clients"] = num_requests / seconds
     with Server(pace_ms=2) as server:
         prompt = "The quick brown fox jumps over the lazy dog again. " * 2900
-        uvloop.run(worst_gap_ms(server.port, 1, None))
-        quiet = uvloop.run(worst_gap_ms(server.port, 6 / scale, None))
-        busy = uvloop.run(worst_gap_ms(server.port, 6 / scale, prompt))
+        uvloop.run(worst_gap_ms(server.address, 1, None))
+        quiet = uvloop.run(worst_gap_ms(server.address, 6 / scale, None))
+        busy = uvloop.run(worst_gap_ms(server.address, 6 / scale, prompt))
         figures["longest gap of a 2 ms stream, ms"] = quiet
         figures["the same beside 32k-token prompts, ms"] = busy
     return figures

@@ -1,6 +1,6 @@
 """The compiled core: scheduling, text, checkpoint files, CPU kernels. Values in, one plan out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Self, final
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Outbox",
     "ScheduledBatch",
     "SseTemplate",
+    "SseWriter",
     "Staging",
     "Tokenizer",
     "__version__",
@@ -137,11 +138,37 @@ class Delta:
     decode_s: float | None
 
 @final
+class SseWriter:
+    """Takes the middle of a request's streams from the outbox to a connection, without Deltas.
+
+    It takes chunks while it is armed and not paused. Touched on the event loop only.
+    """
+
+    # Whether the request waits for news: nothing that came before is still to be written.
+    is_armed: bool
+    # Whether the connection's buffers are full, or the connection is gone.
+    is_paused: bool
+
+    def __new__(cls, write: Callable[[bytes], object]) -> Self:
+        """``write``: the connection's, which must not block; each call gets one chunk, in the
+        framing of HTTP/1.1's chunked coding. If it raises, the writer is paused."""
+
+    @property
+    def last_write_s(self) -> float:
+        """The ``now_s`` of the drain that wrote last; 0 before."""
+
+@final
 class Outbox:
     """Deltas between the engine thread and the event loop. Thread-safe."""
 
-    def drain(self) -> list[Delta]:
-        """Take everything since the last drain, one Delta per sample, oldest change first."""
+    def drain(self, writers: dict[int, SseWriter] | None = None, now_s: float = 0.0) -> list[Delta]:
+        """Take everything since the last drain, one Delta per sample, oldest change first.
+
+        Args:
+            writers: sample id -> writer. What such a writer takes, which is never a sample's last
+                Delta, is written at once and not in the list.
+            now_s: the time of it, by whatever clock.
+        """
 
 @final
 class Metrics:

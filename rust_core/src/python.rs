@@ -2,6 +2,7 @@
 //! the engine, `cpu.rs` the CPU kernels.
 
 mod cpu;
+mod delivery;
 mod engine;
 
 use std::ffi::c_int;
@@ -23,6 +24,7 @@ use crate::tokenizer::{Tokenizer, TokenizerError};
 fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("__version__", env!("CARGO_PKG_VERSION"))?;
     engine::register(m)?;
+    delivery::register(m)?;
     register_text(m)?;
     register_gguf(m)?;
     cpu::register_cpu(m)?;

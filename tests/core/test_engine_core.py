@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from octavo._core import Delta, EngineCore, ScheduledBatch, SseTemplate, Staging
+from octavo._core import (
+    Delta,
+    EngineCore,
+    ScheduledBatch,
+    SseTemplate,
+    SseWriter,
+    Staging,
+    Tokenizer,
+)
 
 BLOCK_SIZE = 4
 LIMITS = {
@@ -155,6 +163,46 @@ def test_delta_delivery_wakes_once_until_drained() -> None:
     assert driver.step() is False
     [delta] = driver.drain()
     assert (delta.token_ids, delta.finish_reason) == ([103, 104], "length")
+
+
+def test_a_writer_takes_the_middle_of_a_stream(smollm2: Tokenizer) -> None:
+    driver = Driver(make_core(tokenizer=smollm2))
+    template = SseTemplate((b"<", b"|", b"|", b">"), first=b"first", last=b"last")
+    driver.core.add_request([1], [1, 2], max_tokens=8, delivery="sse", sse=[template])
+    written: list[bytes] = []
+    writer = SseWriter(written.append)
+
+    def drain(now_s: float = 0.0) -> list[bytes | None]:
+        driver.step()
+        return [delta.sse for delta in driver.core.outbox.drain({1: writer}, now_s)]
+
+    assert len(drain()) == 1, "it is not armed"
+    writer.is_armed = True
+    assert (drain(5.0), writer.last_write_s) == ([], 5.0)
+    # HTTP's chunk, and inside it the event.
+    assert written == [b"d\r\n<v|null|null>\r\n"]
+    writer.is_paused = True
+    assert (drain(6.0), writer.last_write_s) == ([b"<w|null|null>"], 5.0)
+    assert driver.step() is True
+    assert len(driver.core.outbox.drain({2: writer})) == len(written) == 1
+
+
+def test_a_writer_that_fails_gives_back_the_delta(smollm2: Tokenizer) -> None:
+    driver = Driver(make_core(tokenizer=smollm2))
+    template = SseTemplate((b"<", b"|", b"|", b">"))
+    driver.core.add_request([1], [1, 2], max_tokens=3, delivery="sse", sse=[template])
+
+    def fail(data: bytes) -> None:
+        raise RuntimeError("closed")
+
+    writer = SseWriter(fail)
+    writer.is_armed = True
+    for finish_reason in (None, None, "length"):
+        driver.step()
+        [delta] = driver.core.outbox.drain({1: writer})
+        assert delta.finish_reason == finish_reason
+        assert delta.sse is not None
+        assert writer.is_paused
 
 
 def test_sse_delivery_is_bytes_per_sample() -> None:

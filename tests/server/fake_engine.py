@@ -296,6 +296,9 @@ class FakeEngine:
             self.running[request_id] = asyncio.get_running_loop().create_task(work)
         return ids
 
+    def write_through(self, request_ids: Iterable[int], writer: object) -> None:
+        """Not here: all news takes the long way. The core's streams have tests of their own."""
+
     def abort(self, request_ids: Iterable[int]) -> None:
         for request_id in request_ids:
             if (task := self.running.pop(request_id, None)) is not None:

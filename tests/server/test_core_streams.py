@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import socket
 import sys
 import time
 from pathlib import Path
@@ -17,12 +18,14 @@ from harness import RunningServer, StartServer, eventually
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
-from test_streams import COMPLETION, events, join, plain, send
+from test_streams import COMPLETION, dechunk, events, join, plain, send
 
 from octavo._core import GgufFile, Tokenizer
 from octavo.config import EngineConfig
 from octavo.engine import engine_loop
 from octavo.engine.engine import AsyncEngine
+from octavo.server.exchange import Exchange
+from octavo.server.http_server import HttpProtocol
 from octavo.server.metrics import COUNTERS, GAUGES, HISTOGRAMS
 
 VOCAB_SIZE = 1000
@@ -107,6 +110,69 @@ def test_text_that_json_must_escape(core_server: RunningServer, tokenizer: Token
     streamed = core_server.post(COMPLETION, {**body, "stream": True})
     assert join(events(streamed.body), False)[0]["text"] == whole["text"]
     assert tokenizer.decode(whole["token_ids"]) == whole["text"]
+
+
+def test_tokens_do_not_wait_for_a_task(
+    core_server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow: list[bytes] = []
+    write = Exchange.write
+
+    async def counted(self: Exchange, data: bytes) -> None:
+        slow.append(data)
+        await write(self, data)
+
+    monkeypatch.setattr(Exchange, "write", counted)
+    runner = core_server.engine._engine_loop.runner
+    launch = runner.launch
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(0.005)
+        return launch(*arguments)
+
+    monkeypatch.setattr(runner, "launch", slowly)
+    body = {"prompt": [[1, 2], [3]], "stream": True, "max_tokens": 100, "ignore_eos": True}
+    chunks = events(core_server.post(COMPLETION, body).body)
+    assert len(chunks) > 100
+    # The first ones follow the head, the last ones bring timings; no others.
+    assert len(slow) <= 8
+
+
+def test_a_client_that_reads_slowly_gets_every_token(
+    core_server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paused: list[HttpProtocol] = []
+    pause_writing = HttpProtocol.pause_writing
+
+    def counted(self: HttpProtocol) -> None:
+        paused.append(self)
+        pause_writing(self)
+
+    def made(self: HttpProtocol, transport: Any) -> None:
+        # Buffers that a few chunks fill: the server has to pause, and to go on.
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        transport.set_write_buffer_limits(high=4096)
+        connection_made(self, transport)
+
+    connection_made = HttpProtocol.connection_made
+    monkeypatch.setattr(HttpProtocol, "connection_made", made)
+    monkeypatch.setattr(HttpProtocol, "pause_writing", counted)
+    body = {"prompt": [1, 2, 3], "max_tokens": 200, "ignore_eos": True, "n": 16}
+    whole = core_server.post(COMPLETION, body).json["choices"]
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        sock.settimeout(20)
+        sock.connect(("127.0.0.1", core_server.port))
+        send(sock, COMPLETION, {**body, "stream": True, "request_id": "x" * 200})
+        data = b""
+        while not data.endswith(b"0\r\n\r\n"):
+            data += sock.recv(4096)
+            time.sleep(0.001)
+    assert len(paused) > 1
+    streamed = join(events(dechunk(data.partition(b"\r\n\r\n")[2])), False)
+    assert [choice["text"] for choice in whole] == [
+        streamed[index]["text"] for index in range(len(whole))
+    ]
 
 
 def _own_labels(labels: dict[str, str]) -> list[str]:

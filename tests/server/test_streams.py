@@ -160,27 +160,6 @@ def test_plain_streams_are_the_core_s_own_work(server: RunningServer) -> None:
     assert delivery() == "final"
 
 
-def test_tokens_do_not_wait_for_a_task(
-    server: RunningServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from octavo.server.exchange import Exchange
-
-    slow: list[bytes] = []
-    write = Exchange.write
-
-    async def counted(self: Exchange, data: bytes) -> None:
-        slow.append(data)
-        await write(self, data)
-
-    monkeypatch.setattr(Exchange, "write", counted)
-    server.engine.delay_s = 0.01
-    body = {"prompt": "x", "stream": True, "max_tokens": 100, "ignore_eos": True}
-    chunks = events(server.post(COMPLETION, body).body)
-    assert len(chunks) > 10
-    # The first one follows the head, the last one brings the timings; no others.
-    assert len(slow) <= 3
-
-
 def test_an_engine_that_dies_in_the_middle_of_a_stream(server: RunningServer) -> None:
     server.engine.delay_s = 0.05
     with server.socket() as sock:

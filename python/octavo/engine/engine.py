@@ -19,7 +19,7 @@ from octavo.prompt_logprobs import PromptLogprobs
 from octavo.sampling_params import InvalidParameterError, SamplingParams
 
 if TYPE_CHECKING:
-    from octavo._core import Delta, Metrics, SseTemplate, Tokenizer
+    from octavo._core import Delta, Metrics, SseTemplate, SseWriter, Tokenizer
     from octavo.config import EngineConfig
     from octavo.engine.step_times import StepTimes
     from octavo.models.config import ModelConfig
@@ -88,6 +88,8 @@ class AsyncEngine:
         self.created_s = int(time.time())
         # Sample id -> where its news goes.
         self._sinks: dict[int, Sink] = {}
+        # Sample id -> what writes its chunks past the sink.
+        self._writers: dict[int, SseWriter] = {}
         self._next_id = itertools.count()
         self._dead: asyncio.Event | None = None
         # Set when the last sample ends, once somebody waits for that.
@@ -186,6 +188,12 @@ class AsyncEngine:
         )
         return list(ids)
 
+    def write_through(self, request_ids: Iterable[int], writer: SseWriter) -> None:
+        """Let a writer take what it can of these samples' ``sse`` news, past their sinks."""
+        for request_id in request_ids:
+            if request_id in self._sinks:
+                self._writers[request_id] = writer
+
     def abort(self, request_ids: Iterable[int]) -> None:
         """End samples; each one's sink still gets a last Delta. Unknown ids are ignored."""
         if ids := [request_id for request_id in request_ids if request_id in self._sinks]:
@@ -250,16 +258,19 @@ class AsyncEngine:
 
     def _deliver(self) -> None:
         """On the event loop: hand every sample's news to its sink."""
-        for delta in self._engine_loop.core.outbox.drain():
+        assert self._loop is not None, "start() first"
+        for delta in self._engine_loop.core.outbox.drain(self._writers, self._loop.time()):
             request_id = delta.request_id
             if delta.finish_reason is not None:
                 sink = self._sinks.pop(request_id)
+                self._writers.pop(request_id, None)
                 self._engine_loop.requests.pop(request_id, None)
             else:
                 sink = self._sinks[request_id]
             sink(delta)
         if not self.is_alive:
             sinks, self._sinks = self._sinks, {}
+            self._writers.clear()
             for sink in sinks.values():
                 sink(EngineDeadError())
             if self._dead is not None:

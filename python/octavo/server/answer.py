@@ -17,7 +17,7 @@ from octavo.server.usage import Usage
 from octavo.server.wire import DONE, add_timings, sse_event
 
 if TYPE_CHECKING:
-    from octavo._core import Delta, SseTemplate
+    from octavo._core import Delta, SseTemplate, SseWriter
     from octavo.engine.request import Delivery
     from octavo.sampling_params import SamplingParams
     from octavo.server.exchange import Exchange
@@ -41,7 +41,10 @@ INLINE_SCORES: Final = 256
 
 
 class Silence:
-    """Nudges a generation that has had no news for a while. One timer, not one per token."""
+    """Nudges a generation that has had no news for a while. One timer, not one per token.
+
+    ``writer``: writes past ``written``, once there is one.
+    """
 
     def __init__(self, generation: Generation) -> None:
         self._generation = generation
@@ -49,6 +52,7 @@ class Silence:
         self._last_write = self._loop.time()
         self._limit = HEAD_WAIT_S
         self._timer = self._loop.call_later(HEAD_WAIT_S, self._check)
+        self.writer: SseWriter | None = None
 
     def written(self) -> None:
         """Something has left for the client."""
@@ -60,6 +64,8 @@ class Silence:
         self._timer.cancel()
 
     def _check(self) -> None:
+        if self.writer is not None:
+            self._last_write = max(self._last_write, self.writer.last_write_s)
         waited = self._loop.time() - self._last_write
         if waited >= self._limit:
             self._generation.nudge()
@@ -132,14 +138,6 @@ async def _stream(exchange: Exchange, generation: Generation, wire: Wire) -> Non
     plain = wire.is_plain
     opened: set[int] = set()
 
-    def push(delta: Delta) -> bool:
-        """A token on its way past this coroutine."""
-        # An empty part would end a chunked answer.
-        if (data := delta.sse) and not exchange.try_write(data):
-            return False
-        silence.written()
-        return True
-
     try:
         while generation.is_open or not exchange.is_answered:
             news = await generation.news()
@@ -148,7 +146,8 @@ async def _stream(exchange: Exchange, generation: Generation, wire: Wire) -> Non
                 await exchange.start_stream()
                 silence.written()
                 if plain:
-                    generation.push = push
+                    silence.writer = exchange.sse_writer()
+                    generation.write_through(silence.writer)
                 if not news:
                     continue
             if not news:

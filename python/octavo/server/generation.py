@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from starlette.requests import ClientDisconnect
@@ -12,7 +12,7 @@ from starlette.types import Receive
 from octavo.errors import DrainingError, EngineDeadError, GenerationError
 
 if TYPE_CHECKING:
-    from octavo._core import Delta, SseTemplate
+    from octavo._core import Delta, SseTemplate, SseWriter
     from octavo.engine.engine import AsyncEngine
     from octavo.engine.request import Delivery
     from octavo.prompt_logprobs import PromptLogprobs
@@ -39,8 +39,8 @@ class Generation:
         self._waiter: asyncio.Future[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._indices: dict[int, int] = {}
-        # Takes a delta at once, on its way from the engine; False: it must wait for ``news``.
-        self.push: Callable[[Delta], bool] | None = None
+        # Takes chunks on their way from the engine while ``news`` waits with nothing before them.
+        self._writer: SseWriter | None = None
 
     def __enter__(self) -> Generation:
         self._state.generations.add(self)
@@ -88,6 +88,12 @@ class Generation:
             for offset, sample_id in enumerate(ids):
                 self._running[sample_id] = self._indices[sample_id] = first + offset
 
+    def write_through(self, writer: SseWriter | None) -> None:
+        """Let the middle of plain streams go to this writer from now on, past ``news``."""
+        self._writer = writer
+        if writer is not None:
+            self._engine.write_through(self._running, writer)
+
     @property
     def is_open(self) -> bool:
         """Whether ``news`` has anything left to give, be it an error."""
@@ -119,10 +125,14 @@ class Generation:
         """
         if not self._news and self._error is None:
             self._waiter = asyncio.get_running_loop().create_future()
+            if self._writer is not None:
+                self._writer.is_armed = True
             try:
                 await self._waiter
             finally:
                 self._waiter = None
+                if self._writer is not None:
+                    self._writer.is_armed = False
         if self._error is not None:
             raise self._error
         news, self._news = self._news, []
@@ -144,6 +154,8 @@ class Generation:
 
     def nudge(self) -> None:
         """End a wait in ``news`` with nothing new."""
+        if self._writer is not None:
+            self._writer.is_armed = False
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
@@ -160,15 +172,8 @@ class Generation:
             self.fail(delta)
             self._running.clear()
             return
-        waiter = self._waiter
-        # Only while the consumer waits, with nothing before this delta, may it go past it.
-        waits = waiter is not None and not waiter.done()
-        if waits and self.push is not None and delta.finish_reason is None and self.push(delta):
-            return
         self._news.append(delta)
-        if waits:
-            assert waiter is not None
-            waiter.set_result(None)
+        self.nudge()
 
     def _abort(self) -> None:
         if self._running:

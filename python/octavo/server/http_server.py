@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
 import secrets
 import socket
@@ -13,12 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import (
-    STATUS_LINE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from octavo._core import SseWriter
 from octavo.errors import BadRequestError, HeaderTooLargeError, error_body, error_kind
 from octavo.server import limits
 
@@ -39,6 +35,7 @@ class HttpProtocol(HttpToolsProtocol):
     _in_head = True
     _head_bytes = 0
     _head_is_too_large = False
+    _writer: SseWriter | None = None
 
     def data_received(self, data: bytes) -> None:
         if self._in_head:
@@ -69,9 +66,28 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if self.cycle is not None:
             # An extension that Exchange knows of; see there.
-            self.scope["octavo.write_chunk"] = functools.partial(_write_chunk, self.cycle)  # type: ignore[typeddict-unknown-key]
+            self.scope["octavo.sse_writer"] = self._make_writer  # type: ignore[typeddict-unknown-key]
+
+    def _make_writer(self) -> SseWriter:
+        """What writes body parts of the chunked answer that is under way, past ``cycle.send``."""
+        self._writer = SseWriter(self.transport.write)
+        self._writer.is_paused = self.flow.write_paused or self.transport.is_closing()
+        return self._writer
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._writer is not None:
+            self._writer.is_paused = True
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._writer is not None:
+            self._writer.is_paused = False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._writer is not None:
+            self._writer.is_paused = True
+            self._writer = None
         super().connection_lost(exc)
         # Else the timer of a connection that was reset would hold all of it until it ran out.
         self._unset_keepalive_if_required()
@@ -94,18 +110,6 @@ class HttpProtocol(HttpToolsProtocol):
             + body
         )
         self.transport.close()
-
-
-def _write_chunk(cycle: RequestResponseCycle, data: bytes) -> bool:
-    """What ``cycle.send`` does with a body message of a chunked answer, without a coroutine.
-
-    Returns:
-        False, with nothing written, if the client's buffers are full or it is gone.
-    """
-    if cycle.flow.write_paused or cycle.disconnected or cycle.response_complete:
-        return False
-    cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-    return True
 
 
 class _Uvicorn(uvicorn.Server):

@@ -1,4 +1,4 @@
-//! EngineCore, Staging, ScheduledBatch, SseTemplate, Delta, Outbox, Metrics. See `_core.pyi`.
+//! EngineCore, Staging, ScheduledBatch, Metrics. See `_core.pyi`.
 //!
 //! No Python code runs while a lock of the core is held: it could hand the GIL to a thread that
 //! waits for the same lock.
@@ -10,24 +10,21 @@ use std::time::Instant;
 use pyo3::buffer::{Element, PyBuffer};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict};
+use pyo3::types::PyDict;
 
 use super::PyTokenizer;
+use super::delivery::{PyOutbox, PySseTemplate};
 use crate::batch::{self, StagingLimits};
 use crate::engine_core::{AddRequest, EngineCore, Sampled, SampledLogprobs};
 use crate::error::Error;
 use crate::metrics::Metrics;
-use crate::outbox::{Delivery, Delta, Logprob, Outbox};
-use crate::request::{FinishReason, StopReason};
+use crate::outbox::Delivery;
+use crate::request::FinishReason;
 use crate::scheduler::{Policy, SchedulerConfig};
-use crate::stream::SseTemplate;
 
 pub(super) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<PyStaging>()?;
     m.add_class::<PyScheduledBatch>()?;
-    m.add_class::<PySseTemplate>()?;
-    m.add_class::<PyDelta>()?;
-    m.add_class::<PyOutbox>()?;
     m.add_class::<PyMetrics>()?;
     m.add_class::<PyEngineCore>()
 }
@@ -164,144 +161,6 @@ impl PyScheduledBatch {
             "ScheduledBatch(step_id={}, num_tokens={}, num_reqs={}, num_decodes={})",
             self.step_id, self.num_tokens, self.num_reqs, self.num_decodes
         )
-    }
-}
-
-// -------------------------------------------------------------------------------- delivery
-
-#[pyclass(frozen, name = "SseTemplate", module = "octavo._core")]
-struct PySseTemplate {
-    inner: Arc<SseTemplate>,
-}
-
-#[pymethods]
-impl PySseTemplate {
-    #[new]
-    #[pyo3(
-        signature = (parts, first=Vec::new(), last=Vec::new()),
-        text_signature = "(parts, first=b'', last=b'')"
-    )]
-    fn new(parts: (Vec<u8>, Vec<u8>, Vec<u8>, Vec<u8>), first: Vec<u8>, last: Vec<u8>) -> Self {
-        let (a, b, c, d) = parts;
-        let inner = SseTemplate {
-            parts: [a, b, c, d].map(Vec::into_boxed_slice),
-            first: first.into(),
-            last: last.into(),
-        };
-        Self {
-            inner: Arc::new(inner),
-        }
-    }
-}
-
-#[pyclass(frozen, name = "Delta", module = "octavo._core")]
-struct PyDelta {
-    inner: Delta,
-}
-
-#[pymethods]
-impl PyDelta {
-    #[getter]
-    fn request_id(&self) -> u64 {
-        self.inner.request_id
-    }
-
-    #[getter]
-    fn sse<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyBytes>> {
-        self.inner
-            .sse
-            .as_deref()
-            .map(|bytes| PyBytes::new(py, bytes))
-    }
-
-    #[getter]
-    fn text(&self) -> &str {
-        &self.inner.text
-    }
-
-    #[getter]
-    fn token_ids(&self) -> &[u32] {
-        &self.inner.token_ids
-    }
-
-    #[getter]
-    fn logprobs(&self) -> Option<&[Vec<Logprob>]> {
-        self.inner.logprobs.as_deref()
-    }
-
-    #[getter]
-    fn finish_reason(&self) -> Option<&'static str> {
-        self.inner.finish_reason.map(FinishReason::as_str)
-    }
-
-    #[getter]
-    fn stop_reason<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        Ok(match &self.inner.stop_reason {
-            None => None,
-            Some(StopReason::Token(id)) => Some(id.into_pyobject(py)?.into_any()),
-            Some(StopReason::Text(text)) => Some(text.as_ref().into_pyobject(py)?.into_any()),
-        })
-    }
-
-    #[getter]
-    fn cumulative_logprob(&self) -> Option<f64> {
-        self.inner.cumulative_logprob
-    }
-
-    #[getter]
-    fn num_prompt_tokens(&self) -> u32 {
-        self.inner.num_prompt_tokens
-    }
-
-    #[getter]
-    fn num_cached_tokens(&self) -> u32 {
-        self.inner.num_cached_tokens
-    }
-
-    #[getter]
-    fn num_output_tokens(&self) -> u32 {
-        self.inner.num_output_tokens
-    }
-
-    #[getter]
-    fn queue_s(&self) -> Option<f64> {
-        self.inner.queue_s
-    }
-
-    #[getter]
-    fn prefill_s(&self) -> Option<f64> {
-        self.inner.prefill_s
-    }
-
-    #[getter]
-    fn decode_s(&self) -> Option<f64> {
-        self.inner.decode_s
-    }
-
-    fn __repr__(&self) -> String {
-        format!(
-            "Delta(request_id={}, text={:?}, num_output_tokens={}, finish_reason={:?})",
-            self.inner.request_id,
-            self.inner.text,
-            self.inner.num_output_tokens,
-            self.inner.finish_reason.map(FinishReason::as_str)
-        )
-    }
-}
-
-#[pyclass(frozen, name = "Outbox", module = "octavo._core")]
-struct PyOutbox {
-    inner: Arc<Outbox>,
-}
-
-#[pymethods]
-impl PyOutbox {
-    fn drain(&self) -> Vec<PyDelta> {
-        self.inner
-            .drain()
-            .into_iter()
-            .map(|inner| PyDelta { inner })
-            .collect()
     }
 }
 
