@@ -20,6 +20,7 @@ pub mod request;
 pub mod scheduler;
 
 // Text and checkpoint files.
+mod ascii_words;
 pub mod dequantize;
 pub mod detokenizer;
 pub mod gguf;
@@ -30,6 +31,7 @@ pub mod stream;
 mod text_parts;
 mod token_table;
 pub mod tokenizer;
+mod word_encoder;
 
 #[cfg(feature = "python")]
 mod python;

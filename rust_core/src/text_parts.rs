@@ -67,15 +67,27 @@ pub(crate) fn parts(text: &str, part_bytes: usize) -> impl Iterator<Item = &str>
         if rest.is_empty() {
             return None;
         }
-        let from = part_bytes.min(rest.len());
-        let cut = rest.as_bytes()[from..]
-            .windows(3)
-            .position(|w| w[0].is_ascii_alphabetic() && w[1] == b' ' && w[2].is_ascii_alphabetic())
-            .map_or(rest.len(), |at| from + at + 1);
+        let cut = first_cut(rest, part_bytes.min(rest.len()));
         let (part, after) = rest.split_at(cut);
         rest = after;
         Some(part)
     })
+}
+
+/// The first place to cut after `from`, or the end.
+pub(crate) fn first_cut(text: &str, from: usize) -> usize {
+    let at = text.as_bytes()[from..].windows(3).position(is_cut);
+    at.map_or(text.len(), |at| from + at + 1)
+}
+
+/// The last place to cut, or 0.
+pub(crate) fn last_cut(text: &str) -> usize {
+    let at = text.as_bytes().windows(3).rposition(is_cut);
+    at.map_or(0, |at| at + 1)
+}
+
+fn is_cut(window: &[u8]) -> bool {
+    window[0].is_ascii_alphabetic() && window[1] == b' ' && window[2].is_ascii_alphabetic()
 }
 
 #[cfg(test)]
