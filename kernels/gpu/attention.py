@@ -114,19 +114,22 @@ def decode_kernel(
     unit = pid // NUM_KV_HEADS
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
 
+    # What a step begins with is there already: only q and the newest keys are waited for.
     reqs = tl.arange(0, BLOCK_R)
-    lens = tl.load(seq_lens + reqs, mask=reqs < num_reqs, other=0)
+    known = reqs < num_reqs
+    lens = tl.load(seq_lens + reqs, mask=known, other=0)
     if WINDOW > 0:
         lens = tl.minimum(lens, WINDOW)
     even_share = tl.cdiv(tl.sum(lens, 0) * NUM_KV_HEADS, target_programs)
-    chunk = tl.cdiv(tl.maximum(even_share, MIN_CHUNK), BLOCK_N) * BLOCK_N
     # An empty (padding) request still has a unit, which writes its zeros.
-    counts = tl.where(reqs < num_reqs, tl.maximum(tl.cdiv(lens, chunk), 1), 0)
+    pieces = tl.maximum(tl.cdiv(lens, tl.maximum(even_share, MIN_CHUNK)), 1)
+    chunks = tl.maximum(tl.cdiv(tl.cdiv(lens, pieces), BLOCK_N), 1) * BLOCK_N
+    counts = tl.where(known, tl.maximum(tl.cdiv(lens, chunks), 1), 0)
     request, first, num_chunks = find_request(counts, unit, BLOCK_R)
     if request >= num_reqs:
         return
+    chunk = tl.sum(tl.where(reqs == request, chunks, 0), 0)
 
     slot = tl.load(slots + request).to(tl.int64)
     seq_len = tl.load(seq_lens + request)
@@ -134,6 +137,8 @@ def decode_kernel(
     if WINDOW > 0:
         begin += tl.maximum(seq_len - WINDOW, 0)
     end = tl.minimum(begin + chunk, seq_len)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
 
     g = tl.arange(0, BLOCK_G)
     d = tl.arange(0, BLOCK_D)
@@ -339,7 +344,6 @@ def prefill_kernel(
     kv_head = tl.program_id(0)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
 
     reqs = tl.arange(0, BLOCK_R)
     known = reqs < num_reqs
@@ -355,6 +359,8 @@ def prefill_kernel(
     q_len = tl.load(query_start_loc + request + 1) - q_start
     q_begin = (unit - first) * BLOCK_Q
     context = seq_len - q_len
+    if PDL:
+        tl.extra.cuda.gdc_wait()
 
     # Row i of the tile is query token q_begin + i // GROUP, head i % GROUP of the group.
     i = tl.arange(0, BLOCK_M)
@@ -458,7 +464,8 @@ def paged_attention(
     """Attention of each request's queries over its cached keys and values.
 
     The keys of the queries themselves are in the cache already. Rows of q that belong to no
-    request are left unwritten.
+    request are left unwritten. The int32 tensors were complete before the kernel that precedes
+    this one began: they are read without waiting for it.
 
     Args:
         q: [T, Hq, Dh]; request r's rows are query_start_loc[r] .. query_start_loc[r + 1], at

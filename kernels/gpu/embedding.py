@@ -26,8 +26,10 @@ def embedding_kernel(
     cols = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     mask = cols < D
     if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
+        # In this order, unlike elsewhere: whatever starts from here on finds the step's lengths and
+        # positions complete, and reads them without waiting.
         tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     token = tl.load(ids + row).to(tl.int64)
     # An id outside the table (a padded row's leftover) reads zeros, never foreign memory.
     # As a tile: the interpreter's masks cannot be joined with a scalar.

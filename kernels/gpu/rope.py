@@ -62,11 +62,12 @@ def qk_norm_rope_store_kv_kernel(
 
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
     position = tl.load(positions + token).to(tl.int64)
     slot = tl.load(slot_mapping + token).to(tl.int64)
     cos = tl.load(cos_sin + position * ROT + angle, mask=rotated, other=1.0)
     sin = tl.load(cos_sin + position * ROT + HALF + angle, mask=rotated, other=0.0)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
 
     mask = (heads[:, None] < NUM_ALL) & (d[None, :] < HEAD_DIM)
     base = qkv + token * (NUM_ALL * HEAD_DIM) + heads[:, None] * HEAD_DIM
@@ -125,7 +126,8 @@ def qk_norm_rope_store_kv(
 
     Args:
         qkv: [T, (num_heads + 2 num_kv_heads) * head_dim].
-        positions: [T] int32, rows of cos_sin.
+        positions: [T] int32, rows of cos_sin. They and slot_mapping were complete before the kernel
+            that precedes this one began: they are read without waiting for it.
         cos_sin: [max_pos, rot] float32, cos in the first half; rot <= head_dim, even.
         slot_mapping: [T] int32, block * block_size + offset; -1: the token is not stored.
         k_cache, v_cache: [num_blocks, num_kv_heads, block_size, head_dim].

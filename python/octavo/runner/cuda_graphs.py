@@ -96,6 +96,15 @@ def _at_least(sizes: Sequence[int], n: int) -> int | None:
     return sizes[at] if at < len(sizes) else None
 
 
+@dataclass(frozen=True, slots=True)
+class CapturedGraph(Generic[T]):
+    """A graph, what the driver calls it, and what a launch of it computes."""
+
+    graph: torch.cuda.CUDAGraph
+    handle: int
+    output: T
+
+
 class GraphCache(Generic[T]):
     """Graphs by key, captured at a key's second use, all in one memory pool.
 
@@ -105,11 +114,15 @@ class GraphCache(Generic[T]):
     def __init__(self, stream: torch.cuda.Stream | None) -> None:
         self._stream = stream
         self._pool = None if stream is None else torch.cuda.graph_pool_handle()
-        self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, T]] = {}
+        self._graphs: dict[Hashable, CapturedGraph[T]] = {}
         self._seen: set[Hashable] = set()
 
     def __len__(self) -> int:
         return len(self._graphs)
+
+    def get(self, key: Hashable) -> CapturedGraph[T] | None:
+        """A graph that exists. Its output holds until the next run of any graph."""
+        return self._graphs.get(key)
 
     def run(self, key: Hashable, forward: Callable[[], T]) -> T:
         """What ``forward`` computes, in memory that holds until the next run of any graph."""
@@ -120,9 +133,8 @@ class GraphCache(Generic[T]):
                 self._seen.add(key)
                 return forward()
             held = self._graphs[key] = self._capture(forward)
-        graph, output = held
-        graph.replay()
-        return output
+        held.graph.replay()
+        return held.output
 
     def drop(self, stale: Callable[[Hashable], bool]) -> None:
         """Forget graphs whose buffers have moved."""
@@ -130,7 +142,7 @@ class GraphCache(Generic[T]):
             self._seen.discard(key)
             self._graphs.pop(key, None)
 
-    def _capture(self, forward: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
+    def _capture(self, forward: Callable[[], T]) -> CapturedGraph[T]:
         graph = torch.cuda.CUDAGraph()
         # Not torch.cuda.graph: it synchronizes and collects garbage, while a step is in flight.
         # thread_local: what other threads do with the device is no part of this capture.
@@ -139,4 +151,4 @@ class GraphCache(Generic[T]):
             output = forward()
         finally:
             graph.capture_end()
-        return graph, output
+        return CapturedGraph(graph, graph.raw_cuda_graph_exec(), output)

@@ -29,6 +29,7 @@ from octavo.kernels.gpu.step import HEADER_LEN, RECORD_LEN, StepBuffers, prepare
 from octavo.layers.context import AttentionContext
 from octavo.models.loader import DTYPES
 from octavo.models.source import ModelSource
+from octavo.runner.cuda_driver import CudaDriver, CudaDriverError
 from octavo.runner.cuda_graphs import GraphCache, Shapes, StepShape, decode_sizes, exact_shape
 from octavo.runner.gpu_sampling import GpuSampling
 from octavo.runner.input_batch import StagingBuffer
@@ -57,6 +58,7 @@ class GpuInFlight(InFlight):
     """A step on the device. ``done``: its tokens are in ``tokens``."""
 
     tokens: NDArray[np.int32]
+    driver: CudaDriver | None
     done: torch.cuda.Event | None
     tracked: list[tuple[int, RequestState]]
     logprobs: _Logprobs | None = None
@@ -67,7 +69,7 @@ class GpuInFlight(InFlight):
 
     def wait(self) -> None:
         """Block until the tokens are on the host; the tracked requests then have theirs."""
-        if self.done is not None:
+        if self.driver is not None and self.done is not None and not self.driver.is_done(self.done):
             self.done.synchronize()
         for row, state in self.tracked:
             state.output_token_ids.append(int(self.tokens[row]))
@@ -81,6 +83,7 @@ class _Tokens:
     host: Tensor
     array: NDArray[np.int32]
     done: torch.cuda.Event | None
+    address: int
 
 
 class GpuRunner(ModelRunner):
@@ -95,6 +98,7 @@ class GpuRunner(ModelRunner):
         self.times_steps = False
         self._on_gpu = False
         self._stream: torch.cuda.Stream | None = None
+        self._driver: CudaDriver | None = None
         self._last: GpuInFlight | None = None
         self._thread: int | None = None
         self._weight_bytes = 0
@@ -115,6 +119,7 @@ class GpuRunner(ModelRunner):
         self._weight_bytes = torch.cuda.memory_allocated(self.device)
         # Legacy streams cannot be captured.
         self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        self._driver = CudaDriver(self._stream.cuda_stream)
         gpu.set_pdl(torch.cuda.get_device_capability(self.device) >= (9, 0))
         self._make_sampling()
         with self._on_stream():
@@ -238,7 +243,11 @@ class GpuRunner(ModelRunner):
 
     def _new_tokens(self) -> _Tokens:
         host = torch.zeros(self.max_num_seqs, dtype=torch.int32, pin_memory=self._on_gpu)
-        return _Tokens(host, host.numpy(), _event(timed=False) if self._on_gpu else None)
+        done = None
+        if self._on_gpu:
+            done = _event(timed=False)
+            done.record(self._stream)  # its handle exists from here on
+        return _Tokens(host, host.numpy(), done, host.data_ptr())
 
     # ----------------------------------------------------------------------------------- steps
 
@@ -265,9 +274,14 @@ class GpuRunner(ModelRunner):
                 "%d CUDA graphs captured in %.1f s", len(self._graphs), time.monotonic() - start_s
             )
 
+    def is_fatal(self, error: BaseException) -> bool:
+        """Whether no later step can succeed: the device's context is broken."""
+        return isinstance(error, CudaDriverError) or super().is_fatal(error)
+
     def enter_thread(self) -> None:
         """This thread does nothing but step: it stays on the runner's stream."""
         if self._stream is not None:
+            torch.cuda.set_device(self._stream.device)
             torch.cuda.set_stream(self._stream)
             self._thread = threading.get_ident()
 
@@ -300,8 +314,6 @@ class GpuRunner(ModelRunner):
                 batch.packed_len,
             )
             length = HEADER_LEN + batch.packed_len + num_records * RECORD_LEN
-            self._packed[:length].copy_(buffer.host[:length], non_blocking=True)
-
             adjusted = sampling.adjusts(slots)
             num_logprobs = sampling.num_logprobs(slots)
             # Log probabilities are of what the model said, before it was adjusted.
@@ -309,29 +321,38 @@ class GpuRunner(ModelRunner):
             spans = self.prompt_scorer.plan(batch, buffer.array)
             scored: Sequence[ScoredRows] = ()
             split = (num_decodes, num_reqs - num_decodes, batch.num_tokens - num_decodes)
-            shape = self._shapes.find(*split)
-            if shape is None or keep_raw or spans:
-                # Graphs keep neither raw logits nor hidden rows.
-                shape = exact_shape(*split)
-                hidden = self._hidden(shape)
-                ids, logits = self._sample(hidden, shape, adjusted, keep_raw)
-                if spans:
-                    moved = _moved(spans, num_decodes, shape.decode_rows)
-                    scored = self.prompt_scorer.score(moved, hidden)
-            else:
-                ids, logits = self._run(shape, adjusted)
+            # Graphs keep neither raw logits nor hidden rows.
+            shape = None if keep_raw or spans else self._shapes.find(*split)
+            graph = None if shape is None else self._graphs.get((shape, adjusted))
             self._next_tokens = (self._next_tokens + 1) % len(self._tokens)
             tokens = self._tokens[self._next_tokens]
-            tokens.host[:num_samples].copy_(ids[:num_samples], non_blocking=True)
+            if graph is not None and self._driver is not None:
+                self._driver.copy_to_device(self._packed.data_ptr(), buffer.address, 4 * length)
+                self._driver.launch_graph(graph.handle)
+                ids, logits = graph.output
+                self._driver.copy_to_host(tokens.address, ids.data_ptr(), 4 * num_samples)
+            else:
+                self._packed[:length].copy_(buffer.host[:length], non_blocking=True)
+                if shape is not None:
+                    ids, logits = self._run(shape, adjusted)
+                else:
+                    exact = exact_shape(*split)
+                    hidden = self._hidden(exact)
+                    ids, logits = self._sample(hidden, exact, adjusted, keep_raw)
+                    if spans:
+                        moved = _moved(spans, num_decodes, exact.decode_rows)
+                        scored = self.prompt_scorer.score(moved, hidden)
+                tokens.host[:num_samples].copy_(ids[:num_samples], non_blocking=True)
             logprobs = None
             if num_logprobs >= 0:
                 logprobs = self._logprobs(logits[:num_samples], ids[:num_samples], num_logprobs)
             ended = self._timed_event()
-            if tokens.done is not None:
-                tokens.done.record()
+            if self._driver is not None and tokens.done is not None:
+                self._driver.record_event(tokens.done)
         self._last = GpuInFlight(
             batch.step_id,
             tokens.array[:num_samples],
+            self._driver,
             tokens.done,
             sampling.states_of(slots) if sampling.tracks(slots) else [],
             logprobs,
