@@ -149,9 +149,20 @@ class SseWriter:
     # Whether the connection's buffers are full, or the connection is gone.
     is_paused: bool
 
-    def __new__(cls, write: Callable[[bytes], object]) -> Self:
-        """``write``: the connection's, which must not block; each call gets one chunk, in the
-        framing of HTTP/1.1's chunked coding. If it raises, the writer is paused."""
+    def __new__(
+        cls,
+        write: Callable[[bytes], object],
+        num_buffered: Callable[[], int] | None = None,
+        fd: int = -1,
+    ) -> Self:
+        """Chunks come in the framing of HTTP/1.1's chunked coding.
+
+        Args:
+            write: the connection's, which must not block. If it raises, the writer is paused.
+            num_buffered: how many bytes ``write`` has taken and not sent yet.
+            fd: the connection's non-blocking socket, open until the writer is paused for good:
+                chunks go there without the GIL while nothing is buffered; -1: never.
+        """
 
     @property
     def last_write_s(self) -> float:

@@ -5,6 +5,8 @@ What the scheduler decides is tested in rust_core/tests; here that Python sees i
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import time
 from typing import Any
 
@@ -185,6 +187,75 @@ def test_a_writer_takes_the_middle_of_a_stream(smollm2: Tokenizer) -> None:
     assert (drain(6.0), writer.last_write_s) == ([b"<w|null|null>"], 5.0)
     assert driver.step() is True
     assert len(driver.core.outbox.drain({2: writer})) == len(written) == 1
+
+
+def test_a_writer_sends_to_an_idle_socket_and_the_rest_to_its_transport(
+    smollm2: Tokenizer,
+) -> None:
+    driver = Driver(make_core(tokenizer=smollm2))
+    # Long chunks: a socket's buffers are full after a few.
+    template = SseTemplate((b"<" * 50_000, b"|", b"|", b">"))
+    driver.core.add_request([1], [1, 2], max_tokens=40, delivery="sse", sse=[template])
+    near, far = socket.socketpair()
+    written: list[bytes] = []
+    buffered = [0]
+    with near, far:
+        near.setblocking(False)
+        far.setblocking(False)
+        writer = SseWriter(written.append, lambda: buffered[0], near.fileno())
+        writer.is_armed = True
+
+        def drain() -> None:
+            driver.step()
+            assert driver.core.outbox.drain({1: writer}) == []
+
+        drain()
+        assert written == []
+        received = far.recv(1 << 20)
+        assert received.startswith(b"c35c\r\n<<<")
+        assert received.endswith(b">\r\n")
+        buffered[0] = 1
+        drain()
+        assert [len(chunk) for chunk in written] == [len(received)], "behind what is buffered"
+        with pytest.raises(BlockingIOError):
+            far.recv(1)
+        buffered[0] = 0
+        del written[:]
+        for _ in range(30):
+            drain()
+        assert written, "the socket never filled up"
+        stream = b""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                stream += far.recv(1 << 20)
+        stream += b"".join(written)
+        num_chunks = 0
+        while stream:
+            size, _, rest = stream.partition(b"\r\n")
+            chunk, end, stream = (
+                rest[: int(size, 16)],
+                rest[int(size, 16) :][:2],
+                rest[int(size, 16) + 2 :],
+            )
+            assert (chunk[:1], chunk[-1:], end) == (b"<", b">", b"\r\n")
+            num_chunks += 1
+        assert num_chunks == 30
+
+
+def test_a_writer_whose_socket_is_gone_uses_its_transport(smollm2: Tokenizer) -> None:
+    driver = Driver(make_core(tokenizer=smollm2))
+    template = SseTemplate((b"<", b"|", b"|", b">"))
+    driver.core.add_request([1], [1, 2], max_tokens=8, delivery="sse", sse=[template])
+    written: list[bytes] = []
+    near, far = socket.socketpair()
+    with near:
+        near.setblocking(False)
+        far.close()
+        writer = SseWriter(written.append, lambda: 0, near.fileno())
+        writer.is_armed = True
+        driver.step()
+        assert driver.core.outbox.drain({1: writer}) == []
+        assert len(written) == 1
 
 
 def test_a_writer_that_fails_gives_back_the_delta(smollm2: Tokenizer) -> None:

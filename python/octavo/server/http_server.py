@@ -70,7 +70,14 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _make_writer(self) -> SseWriter:
         """What writes body parts of the chunked answer that is under way, past ``cycle.send``."""
-        self._writer = SseWriter(self.transport.write)
+        transport = self.transport
+        connection = transport.get_extra_info("socket")
+        is_plain = connection is not None and transport.get_extra_info("ssl_object") is None
+        self._writer = SseWriter(
+            transport.write,
+            transport.get_write_buffer_size,
+            connection.fileno() if is_plain else -1,
+        )
         self._writer.is_paused = self.flow.write_paused or self.transport.is_closing()
         return self._writer
 

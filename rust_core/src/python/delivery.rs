@@ -4,6 +4,9 @@
 //! the same lock.
 
 use std::io::Write;
+use std::mem::ManuallyDrop;
+use std::net::TcpStream;
+use std::os::fd::{FromRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -142,47 +145,126 @@ impl PyDelta {
     }
 }
 
-/// A chunk's frame in HTTP/1.1's chunked coding: its size in hexadecimal, and line ends.
-const MAX_FRAME: usize = 2 * size_of::<usize>() + 4;
-
 // The GIL orders all access; atomics only because the class is shared.
 #[pyclass(frozen, name = "SseWriter", module = "octavo._core")]
 pub(super) struct PySseWriter {
     write: Py<PyAny>,
+    /// How many bytes `write` still holds, and the socket they go to.
+    direct: Option<(Py<PyAny>, RawFd)>,
     is_armed: AtomicBool,
     is_paused: AtomicBool,
     last_write_bits: AtomicU64,
 }
 
 impl PySseWriter {
-    /// Frames and writes the bytes. On an error nothing was written, and nothing more will be.
-    fn write(&self, py: Python<'_>, sse: &[u8], now_s: f64) -> PyResult<()> {
-        let mut head = [0; MAX_FRAME];
-        let mut rest = &mut head[..];
-        let written = write!(rest, "{:x}\r\n", sse.len());
-        debug_assert!(written.is_ok(), "a usize fits");
-        let num_head = MAX_FRAME - rest.len();
-        let chunk = PyBytes::new_with(py, num_head + sse.len() + 2, |chunk| {
-            chunk[..num_head].copy_from_slice(&head[..num_head]);
-            chunk[num_head..][..sse.len()].copy_from_slice(sse);
-            chunk[num_head + sse.len()..].copy_from_slice(b"\r\n");
-            Ok(())
-        })?;
-        self.write
-            .call1(py, (chunk,))
-            .inspect_err(|_| self.is_paused.store(true, Ordering::Relaxed))?;
-        self.last_write_bits
-            .store(now_s.to_bits(), Ordering::Relaxed);
-        Ok(())
+    /// The socket, where nothing that came before waits in front of it.
+    fn idle_socket(&self, py: Python<'_>) -> Option<RawFd> {
+        let (num_buffered, fd) = self.direct.as_ref()?;
+        let num_bytes: usize = num_buffered.call0(py).ok()?.extract(py).ok()?;
+        (num_bytes == 0).then_some(*fd)
+    }
+
+    /// Whether the transport took them. If not, it takes nothing more.
+    fn write(&self, py: Python<'_>, bytes: &[u8]) -> bool {
+        let is_taken = self.write.call1(py, (PyBytes::new(py, bytes),)).is_ok();
+        if !is_taken {
+            self.is_paused.store(true, Ordering::Relaxed);
+        }
+        is_taken
+    }
+}
+
+/// The chunks of one drain, framed one after the other.
+#[derive(Default)]
+struct Chunks {
+    bytes: Vec<u8>,
+    list: Vec<Chunk>,
+}
+
+struct Chunk {
+    delta: Delta,
+    writer: Py<PySseWriter>,
+    /// Where it may be sent at once.
+    socket: Option<RawFd>,
+    /// One past its last byte.
+    end: usize,
+    /// What the socket took of it.
+    num_sent: usize,
+}
+
+impl Chunks {
+    /// Adds one in the frame of HTTP/1.1's chunked coding: its size in hexadecimal, and line ends.
+    fn push(&mut self, delta: Delta, writer: Py<PySseWriter>, socket: Option<RawFd>) {
+        let sse = delta.sse.as_deref().unwrap_or_default();
+        let written = write!(self.bytes, "{:x}\r\n", sse.len());
+        debug_assert!(written.is_ok(), "a vector takes everything");
+        self.bytes.extend_from_slice(sse);
+        self.bytes.extend_from_slice(b"\r\n");
+        self.list.push(Chunk {
+            delta,
+            writer,
+            socket,
+            end: self.bytes.len(),
+            num_sent: 0,
+        });
+    }
+
+    /// Sends what idle sockets take without waiting.
+    fn send(&mut self) {
+        let mut start = 0;
+        let mut busy: Vec<RawFd> = Vec::new();
+        for chunk in &mut self.list {
+            let bytes = &self.bytes[start..chunk.end];
+            start = chunk.end;
+            let Some(fd) = chunk.socket.filter(|fd| !busy.contains(fd)) else {
+                continue;
+            };
+            // SAFETY: the descriptor is open: its transport, which owns it, pauses the writer before
+            // it closes, on the thread that drains. It is not closed here, and a stream's `write` is
+            // a plain send to whatever socket it is, which does not block: the transport's do not.
+            let stream = ManuallyDrop::new(unsafe { TcpStream::from_raw_fd(fd) });
+            // An error is the transport's to meet, when it is handed the chunk.
+            chunk.num_sent = (&*stream).write(bytes).unwrap_or(0);
+            if chunk.num_sent < bytes.len() {
+                busy.push(fd);
+            }
+        }
+    }
+
+    /// Sends all of it: what a socket does not take at once goes through its transport. Returns
+    /// what neither took: it goes the long way, where its error has a place to surface.
+    fn deliver(mut self, py: Python<'_>, now_s: f64) -> Vec<Delta> {
+        if self.list.iter().any(|chunk| chunk.socket.is_some()) {
+            // Other threads may run meanwhile: a send takes microseconds, and there are hundreds.
+            py.detach(|| self.send());
+        }
+        let mut start = 0;
+        let mut failed = Vec::new();
+        for chunk in self.list {
+            let writer = chunk.writer.get();
+            let rest = &self.bytes[start + chunk.num_sent..chunk.end];
+            start = chunk.end;
+            if rest.is_empty() || writer.write(py, rest) {
+                let now_bits = now_s.to_bits();
+                writer.last_write_bits.store(now_bits, Ordering::Relaxed);
+            } else if chunk.num_sent == 0 {
+                failed.push(chunk.delta);
+            }
+        }
+        failed
     }
 }
 
 #[pymethods]
 impl PySseWriter {
     #[new]
-    fn new(write: Py<PyAny>) -> Self {
+    #[pyo3(signature = (write, num_buffered=None, fd=-1))]
+    fn new(write: Py<PyAny>, num_buffered: Option<Py<PyAny>>, fd: RawFd) -> Self {
         Self {
             write,
+            direct: num_buffered
+                .filter(|_| fd >= 0)
+                .map(|function| (function, fd)),
             is_armed: AtomicBool::new(false),
             is_paused: AtomicBool::new(false),
             last_write_bits: AtomicU64::new(0f64.to_bits()),
@@ -191,6 +273,9 @@ impl PySseWriter {
 
     /// `write` is a transport's, whose protocol knows this writer.
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        if let Some((num_buffered, _)) = &self.direct {
+            visit.call(num_buffered)?;
+        }
         visit.call(&self.write)
     }
 
@@ -239,33 +324,35 @@ impl PyOutbox {
             return Ok(deltas.into_iter().map(|inner| PyDelta { inner }).collect());
         };
         let mut rest = Vec::new();
+        let mut chunks = Chunks::default();
         for inner in deltas {
-            if !write_at_once(py, writers, &inner, now_s)? {
-                rest.push(PyDelta { inner });
+            match taker(writers, &inner)? {
+                Some(writer) => {
+                    let socket = writer.get().idle_socket(py);
+                    chunks.push(inner, writer.unbind(), socket);
+                }
+                None => rest.push(PyDelta { inner }),
             }
         }
+        let failed = chunks.deliver(py, now_s);
+        rest.extend(failed.into_iter().map(|inner| PyDelta { inner }));
         Ok(rest)
     }
 }
 
-/// Whether the delta was the middle of a stream whose writer takes it, and has been written.
-fn write_at_once(
-    py: Python<'_>,
-    writers: &Bound<'_, PyDict>,
+/// The writer that takes the delta, if it is the middle of a stream that has one.
+fn taker<'py>(
+    writers: &Bound<'py, PyDict>,
     delta: &Delta,
-    now_s: f64,
-) -> PyResult<bool> {
+) -> PyResult<Option<Bound<'py, PySseWriter>>> {
     let (Some(sse), None) = (&delta.sse, delta.finish_reason) else {
-        return Ok(false);
+        return Ok(None);
     };
     let Some(writer) = writers.get_item(delta.request_id)? else {
-        return Ok(false);
+        return Ok(None);
     };
-    let writer = writer.cast::<PySseWriter>()?.get();
+    let writer = writer.cast_into::<PySseWriter>()?;
+    let takes = writer.get().is_armed() && !writer.get().is_paused();
     // An empty part would end a chunked answer.
-    if !writer.is_armed() || writer.is_paused() || sse.is_empty() {
-        return Ok(false);
-    }
-    // What could not be written goes the long way, where its error has a place to surface.
-    Ok(writer.write(py, sse, now_s).is_ok())
+    Ok((takes && !sse.is_empty()).then_some(writer))
 }
