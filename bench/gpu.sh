@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The GPU's tests and benchmark table, in parts:
 #
-#     bench/gpu.sh [tests] [latency] [serve] [long] [context] [startup] [transformers]
-#                                                                             (default: all)
+#     bench/gpu.sh [tests] [families] [weights] [latency] [serve] [long] [context] [startup]
+#                  [transformers]                                             (default: all)
 #
 # MODELS="llama-3.1-8b ..." chooses the configs, REPEAT the runs of each figure. Everything is
 # written to $OUT (default: bench/out). A part that fails does not stop the next; the exit status
@@ -25,6 +25,18 @@ SERVER=(--max-model-len 8192 --max-num-seqs 256 --gpu-memory-utilization 0.9)
 tests() {
   timeout 240 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu --timeout 120 tests/runner tests/kernels \
     2>&1 | tee "$OUT/tests.log" | tail -n 60 || fail tests
+}
+
+# Tiny random models of every family, in three types, against transformers.
+families() {
+  timeout 500 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu --timeout 120 \
+    tests/models/test_gpu_families.py 2>&1 | tee "$OUT/families.log" | tail -n 60 || fail families
+}
+
+# 16 GB of weights from the disk to the device.
+weights() {
+  timeout 500 "$PYTHON" bench/load.py "${WEIGHTS_FOLDER:-$OUT/weights}" --size "${WEIGHTS_SIZE:-16g}" \
+    2>&1 | tee "$OUT/weights.log" || fail weights
 }
 
 # One static batch in process, without HTTP, and what its steps' time goes to.
@@ -147,7 +159,7 @@ PY
 }
 
 "$PYTHON" -c 'import torch, triton; print(torch.cuda.get_device_name(), "torch", torch.__version__, "triton", triton.__version__)'
-for part in "${@:-tests latency serve long context startup transformers}"; do
+for part in "${@:-tests families weights latency serve long context startup transformers}"; do
   for name in $part; do
     echo "=== $name ($(date +%T))"
     "$name"

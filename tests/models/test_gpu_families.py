@@ -1,0 +1,287 @@
+"""Every family on a GPU in bfloat16 and float16: no further from float32 than transformers is.
+
+Tiny random models of the head sizes real ones have, saved by transformers in float32. What is
+compared are the log probabilities of the whole vocabulary, over prompts (in chunks) and over greedy
+answers (in CUDA graphs).
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    pytest.skip("needs a CUDA device", allow_module_level=True)
+
+from octavo.llm import LLM
+from octavo.models.dummy_tokenizer import dummy_tokenizer_json
+from octavo.models.registry import ARCHITECTURES
+from octavo.sampling_params import SamplingParams
+
+pytestmark = pytest.mark.gpu
+
+transformers = pytest.importorskip("transformers")
+
+VOCAB = 300
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+# How much further than transformers' own, in that type, the mean error of a log probability may be:
+# a part of it, for sums are taken in another order, and this, where both are nearly nothing.
+MAX_RATIO, SLACK = 1.2, {"bfloat16": 1e-3, "float16": 2e-4}
+
+HEADS_OF_80: dict[str, Any] = {"head_dim": 80, "num_key_value_heads": 1}
+HEADS_OF_96: dict[str, Any] = {"head_dim": 96, "num_key_value_heads": 4}
+HEADS_OF_128: dict[str, Any] = {"head_dim": 128, "num_key_value_heads": 2}
+HEADS_OF_256: dict[str, Any] = {"head_dim": 256, "num_key_value_heads": 1}
+BIASES = {"attention_bias": True, "mlp_bias": True}
+TIED = {"tie_word_embeddings": True}
+LOCAL, GLOBAL = "sliding_attention", "full_attention"
+
+
+def rope(**parameters: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_theta": 10000.0, **parameters}}
+
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "Llama": ("Llama", {**HEADS_OF_128, "tie_word_embeddings": False}),
+    "Llama, biases, tied, one KV head": ("Llama", {**HEADS_OF_80, **BIASES, **TIED}),
+    "Llama, rope llama3": (
+        "Llama",
+        rope(
+            rope_type="llama3",
+            factor=8.0,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=32,
+        ),
+    ),
+    "Mistral, window": ("Mistral", {**HEADS_OF_96, "sliding_window": 24}),
+    "Qwen2, rope yarn": (
+        "Qwen2",
+        rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=64),
+    ),
+    "Qwen3": ("Qwen3", {**HEADS_OF_128, **TIED}),
+    "SmolLM3": ("SmolLM3", {"num_hidden_layers": 4, "no_rope_layers": [1, 0, 1, 0]}),
+    "Phi-3": ("Phi3", {"hidden_size": 384, "num_key_value_heads": 4}),
+    "Phi-4-mini, partial longrope": (
+        "Phi3",
+        {
+            "hidden_size": 512,
+            **TIED,
+            "original_max_position_embeddings": 200,
+            "max_position_embeddings": 400,
+            **rope(
+                rope_type="longrope",
+                partial_rotary_factor=0.75,
+                short_factor=[1.0 + 0.02 * i for i in range(48)],
+                long_factor=[1.0 + 0.3 * i for i in range(48)],
+            ),
+        },
+    ),
+    "Gemma": ("Gemma", {**HEADS_OF_256, **TIED}),
+    "Gemma 2": (
+        "Gemma2",
+        {
+            **HEADS_OF_256,
+            "num_hidden_layers": 4,
+            "sliding_window": 24,
+            "query_pre_attn_scalar": 200,
+            "attn_logit_softcapping": 4.0,
+            "final_logit_softcapping": 9.0,
+        },
+    ),
+    "Gemma 3": (
+        "Gemma3Text",
+        {
+            **HEADS_OF_256,
+            "num_hidden_layers": 4,
+            "layer_types": [LOCAL, GLOBAL, LOCAL, GLOBAL],
+            "sliding_window": 24,
+            "query_pre_attn_scalar": 200,
+            "rope_parameters": {
+                LOCAL: {"rope_type": "default", "rope_theta": 1000.0},
+                GLOBAL: {"rope_type": "linear", "factor": 4.0, "rope_theta": 50000.0},
+            },
+        },
+    ),
+    "Phi-2": (
+        "Phi",
+        {"hidden_size": 320, "num_key_value_heads": 4, **rope(partial_rotary_factor=0.4)},
+    ),
+    "OLMo 2": ("Olmo2", {"num_key_value_heads": 4}),
+    "Granite": (
+        "Granite",
+        {
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.1,
+            "residual_multiplier": 0.4,
+            "logits_scaling": 2.0,
+            **TIED,
+        },
+    ),
+    "Mixtral": (
+        "Mixtral",
+        {**HEADS_OF_128, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": None},
+    ),
+    "Qwen3-MoE": (
+        "Qwen3Moe",
+        {
+            **HEADS_OF_128,
+            "num_hidden_layers": 4,
+            "mlp_only_layers": [0, 2],
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 96,
+            "norm_topk_prob": True,
+        },
+    ),
+}
+# Some of those that run through transformers' own module.
+FOREIGN: dict[str, tuple[str, dict[str, Any]]] = {
+    "GPT-2": ("GPT2LMHead", {"n_embd": 256, "n_head": 4, "n_layer": 2, "num_key_value_heads": 4}),
+    "GPT-NeoX": ("GPTNeoX", {"num_attention_heads": 4}),
+    "OPT": ("OPT", {"ffn_dim": 512, "word_embed_proj_dim": 256}),
+    "Cohere": ("Cohere", {}),
+    "StarCoder2": ("Starcoder2", {}),
+}
+
+
+def prompt(length: int, seed: int) -> list[int]:
+    return random.Random(seed).choices(range(3, VOCAB), k=length)
+
+
+def save(family: str, config: dict[str, Any], folder: Path) -> Any:
+    """A random model of large enough numbers that a fault is seen; its class."""
+    defaults: dict[str, Any] = {
+        "vocab_size": VOCAB,
+        "hidden_size": 256,
+        "intermediate_size": 320,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "initializer_range": 1.8 / config.get("hidden_size", 256) ** 0.5,
+    }
+    torch.manual_seed(0)
+    base = family.removesuffix("LMHead")
+    config_class = getattr(transformers, f"{base}Config")
+    end = "Model" if family.endswith("LMHead") else "ForCausalLM"
+    model_class = getattr(transformers, family.removesuffix("Text") + end)
+    settings = config_class(**defaults | config)
+    model = model_class(settings)
+    with torch.no_grad():  # transformers starts biases at 0 and norms at 1: they must matter
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.3)
+            elif parameter.dim() == 1:
+                parameter.uniform_(0.5, 1.5)
+    model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(dummy_tokenizer_json(VOCAB))
+    return model_class
+
+
+@dataclass
+class Scored:
+    """One sequence, prompt and answer, and float64 [T - 1, V]: of what follows each token."""
+
+    token_ids: list[int]
+    logprobs: torch.Tensor
+
+
+def octavos(folder: Path, dtype: str) -> list[Scored]:
+    """Prompts of several lengths in one batch, in chunks, and 24 greedy tokens each."""
+    llm = LLM(
+        str(folder),
+        device="cuda",
+        dtype=dtype,
+        max_model_len=200,
+        max_num_seqs=8,
+        max_num_batched_tokens=64,
+        max_logprobs=VOCAB,
+        kv_cache_memory_bytes=64 << 20,
+    )
+    prompts = [prompt(length, length) for length in (1, 17, 64, 90, 130, 150)]
+    params = SamplingParams(
+        temperature=0, max_tokens=24, ignore_eos=True, logprobs=VOCAB, prompt_logprobs=VOCAB
+    )
+    asked = [{"prompt_token_ids": ids} for ids in prompts]
+    found = []
+    for output in llm.generate(asked, params, use_tqdm=False):
+        sample = output.outputs[0]
+        steps = [*(output.prompt_logprobs or [])[1:], *(sample.logprobs or [])]
+        rows = torch.full((len(steps), VOCAB), torch.nan, dtype=torch.float64)
+        for row, step in zip(rows, steps, strict=True):
+            assert step is not None
+            row[list(step)] = torch.tensor([e.logprob for e in step.values()], dtype=torch.float64)
+        assert not rows.isnan().any()
+        found.append(Scored([*output.prompt_token_ids, *sample.token_ids], rows))
+    return found
+
+
+def transformers_logprobs(
+    model_class: Any, folder: Path, dtype: torch.dtype, sequences: Sequence[Sequence[int]]
+) -> list[torch.Tensor]:
+    """float64 [T - 1, V] of each sequence, on its own."""
+    model = model_class.from_pretrained(
+        folder, dtype=dtype, attn_implementation="eager", local_files_only=True
+    )
+    model = model.cuda().eval()
+    with torch.inference_mode():
+        return [
+            model(torch.tensor([list(ids)], device="cuda"), use_cache=False)
+            .logits[0, :-1]
+            .double()
+            .log_softmax(-1)
+            .cpu()
+            for ids in sequences
+        ]
+
+
+@pytest.fixture(autouse=True)
+def _free_memory() -> Iterator[None]:
+    yield
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", [*CASES, *FOREIGN])
+def test_a_family_is_as_exact_as_transformers(name: str, dtype: str, tmp_path: Path) -> None:
+    family, config = (CASES | FOREIGN)[name]
+    model_class = save(family, config, tmp_path)
+    found = octavos(tmp_path, dtype)
+    sequences = [scored.token_ids for scored in found]
+    exact = transformers_logprobs(model_class, tmp_path, torch.float32, sequences)
+    rounded = transformers_logprobs(model_class, tmp_path, DTYPES[dtype], sequences)
+
+    def mean_error(logprobs: Sequence[torch.Tensor]) -> float:
+        errors = [(a - b).abs().mean(1) for a, b in zip(logprobs, exact, strict=True)]
+        return float(torch.cat(errors).mean())
+
+    ours, theirs = mean_error([scored.logprobs for scored in found]), mean_error(rounded)
+    assert ours <= MAX_RATIO * theirs + SLACK[dtype], (ours, theirs)
+
+
+@pytest.mark.parametrize("name", [*CASES, *FOREIGN])
+def test_a_family_in_float32_is_what_transformers_computes(name: str, tmp_path: Path) -> None:
+    family, config = (CASES | FOREIGN)[name]
+    model_class = save(family, config, tmp_path)
+    found = octavos(tmp_path, "float32")
+    sequences = [scored.token_ids for scored in found]
+    exact = transformers_logprobs(model_class, tmp_path, torch.float32, sequences)
+    for scored, expected in zip(found, exact, strict=True):
+        torch.testing.assert_close(scored.logprobs, expected, atol=2e-4, rtol=1e-4)
+
+
+def test_every_family_is_proven() -> None:
+    names = {f"{family.removesuffix('Text')}ForCausalLM" for family, _ in CASES.values()}
+    assert names == set(ARCHITECTURES)
