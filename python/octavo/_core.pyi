@@ -153,7 +153,7 @@ class SseWriter:
         cls,
         write: Callable[[bytes], object],
         num_buffered: Callable[[], int] | None = None,
-        fd: int = -1,
+        fd: int | None = None,
     ) -> Self:
         """Chunks come in the framing of HTTP/1.1's chunked coding.
 
@@ -161,7 +161,7 @@ class SseWriter:
             write: the connection's, which must not block. If it raises, the writer is paused.
             num_buffered: how many bytes ``write`` has taken and not sent yet.
             fd: the connection's non-blocking socket, open until the writer is paused for good:
-                chunks go there without the GIL while nothing is buffered; -1: never.
+                chunks go there without the GIL while nothing is buffered.
         """
 
     @property

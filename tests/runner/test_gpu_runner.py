@@ -26,7 +26,14 @@ from octavo.kernels import gpu
 from octavo.llm import LLM
 from octavo.models.dummy_tokenizer import dummy_tokenizer_json
 from octavo.runner import model_runner
-from octavo.runner.cuda_graphs import Shapes, StepShape, decode_sizes, exact_shape
+from octavo.runner.cuda_graphs import (
+    MIXED_ROWS,
+    Shapes,
+    StepShape,
+    decode_sizes,
+    exact_shape,
+    mixed_rows,
+)
 from octavo.runner.gpu_runner import GpuRunner
 from octavo.runner.model_runner import ModelRunner
 from octavo.sampling_params import SamplingParams
@@ -125,6 +132,17 @@ def test_steps_are_padded_to_the_smallest_shape() -> None:
     assert Shapes(()).find(1, 0, 0) is None
     assert exact_shape(5, 0, 0) == StepShape(5, 0, 0)
     assert exact_shape(5, 2, 77) == StepShape(8, 2, 77)
+
+
+def test_small_models_have_graphs_of_long_prefills() -> None:
+    large = mixed_rows(num_layers=32, num_weights=8_000_000_000, max_rows=8192)
+    assert large == MIXED_ROWS
+    small = mixed_rows(num_layers=30, num_weights=135_000_000, max_rows=8192)
+    assert small == (*MIXED_ROWS, 2048, 3072, 4096, 5120, 6144, 7168, 8192)
+    assert mixed_rows(num_layers=30, num_weights=135_000_000, max_rows=2047) == MIXED_ROWS
+    shapes = Shapes(decode_sizes(64), small)
+    assert shapes.find(3, 9, 8000) == StepShape(8, 16, 8192)
+    assert shapes.max_padding == 8192
 
 
 # ----------------------------------------------------------------------------------- interpreted

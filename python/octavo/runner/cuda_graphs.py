@@ -15,9 +15,10 @@ import torch
 
 T = TypeVar("T")
 
-# Steps that prefill are captured up to this many prefilled tokens: beyond it the kernels of an 8B
-# model take longer than launching them.
+# Steps that prefill are captured up to the last of these prefilled tokens, and where a model is
+# small in wider steps beyond it: see mixed_rows.
 MIXED_ROWS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024)
+MIXED_ROWS_STEP = 1024
 MIXED_REQS = (1, 4, 16, 64)
 MIXED_DECODES = (0, 8, 32, 64, 128, 192, 256, 384, 512, 768, 1024)
 # What a server meets first: captured before it is ready, the rest at their second use.
@@ -52,16 +53,38 @@ def decode_sizes(max_num_seqs: int, asked: Sequence[int] | None = None) -> tuple
     return tuple(sorted({min(size, max_num_seqs) for size in sizes if size > 0}))
 
 
-class Shapes:
-    """Which shape a step is padded to. ``sizes``: of the decode graphs, ascending."""
+# Launching a layer's ten kernels one by one takes the host about this long, or longer under load.
+LAUNCH_LAYER_S = 250e-6
+# What an H100 makes of the matrix products of a thousand rows and more.
+DEVICE_FLOPS = 5e14
 
-    def __init__(self, sizes: Sequence[int]) -> None:
+
+def mixed_rows(num_layers: int, num_weights: int, max_rows: int) -> tuple[int, ...]:
+    """Prefilled tokens of the graphs that prefill, ascending.
+
+    A graph pads, so it pays while the host would take longer to launch the step's kernels than the
+    device to run them: up to 1,024 rows of an 8B model, 8,192 of one of 135M.
+    """
+    launch_rows = int(num_layers * LAUNCH_LAYER_S * DEVICE_FLOPS / (2 * max(num_weights, 1)))
+    last = min(launch_rows, max_rows)
+    wider = range(MIXED_ROWS[-1] + MIXED_ROWS_STEP, last + 1, MIXED_ROWS_STEP)
+    return (*MIXED_ROWS, *wider)
+
+
+class Shapes:
+    """Which shape a step is padded to.
+
+    ``sizes``: of the decode graphs, ascending; ``rows``: prefilled tokens of those that prefill.
+    """
+
+    def __init__(self, sizes: Sequence[int], rows: Sequence[int] = MIXED_ROWS) -> None:
         self._decodes = tuple(sizes)
+        self._rows = tuple(rows)
 
     @property
     def max_padding(self) -> int:
         """Rows, or requests, that a shape has at most beyond its step's own."""
-        return max(MIXED_ROWS[-1], MIXED_DECODES[-1])
+        return max(self._rows[-1], MIXED_DECODES[-1])
 
     def first(self) -> list[StepShape]:
         """What to capture before the first request."""
@@ -77,7 +100,7 @@ class Shapes:
             decodes = _at_least(self._decodes, num_decodes)
             return None if decodes is None else StepShape(decodes, 0, 0)
         decodes = _at_least(MIXED_DECODES, num_decodes)
-        reqs, rows = _at_least(MIXED_REQS, num_prefills), _at_least(MIXED_ROWS, num_rows)
+        reqs, rows = _at_least(MIXED_REQS, num_prefills), _at_least(self._rows, num_rows)
         if decodes is None or reqs is None or rows is None or not self._decodes:
             return None
         return StepShape(decodes, reqs, rows)

@@ -30,7 +30,15 @@ from octavo.layers.context import AttentionContext
 from octavo.models.loader import DTYPES
 from octavo.models.source import ModelSource
 from octavo.runner.cuda_driver import CudaDriver, CudaDriverError
-from octavo.runner.cuda_graphs import GraphCache, Shapes, StepShape, decode_sizes, exact_shape
+from octavo.runner.cuda_graphs import (
+    MIXED_ROWS,
+    GraphCache,
+    Shapes,
+    StepShape,
+    decode_sizes,
+    exact_shape,
+    mixed_rows,
+)
 from octavo.runner.gpu_sampling import GpuSampling
 from octavo.runner.input_batch import StagingBuffer
 from octavo.runner.model_runner import InFlight, ModelRunner
@@ -196,19 +204,24 @@ class GpuRunner(ModelRunner):
             if self.config.enforce_eager
             else decode_sizes(self.max_num_seqs, self.config.cuda_graph_sizes)
         )
-        self._shapes = Shapes(sizes)
+        rows = mixed_rows(
+            self.model.config.num_layers,
+            self._weight_bytes // self._act_dtype.itemsize,
+            self.max_num_batched_tokens,
+        )
+        self._shapes = Shapes(sizes, rows if self._on_gpu else MIXED_ROWS)
         self._graphs: GraphCache[tuple[Tensor, Tensor]] = GraphCache(self._stream)
         reqs = self.max_num_seqs + self._shapes.max_padding
-        rows = self.max_num_batched_tokens + self.max_num_seqs + self._shapes.max_padding
+        num_rows = self.max_num_batched_tokens + self.max_num_seqs + self._shapes.max_padding
 
         def ints(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.int32, device=self.device)
 
         plain, (repetition, presence, frequency) = self.sampling.plain, self.sampling.penalties
         self.buffers = StepBuffers(
-            input_ids=ints(rows),
-            positions=ints(rows),
-            slot_mapping=ints(rows),
+            input_ids=ints(num_rows),
+            positions=ints(num_rows),
+            slot_mapping=ints(num_rows),
             slots=ints(reqs),
             seq_lens=ints(reqs),
             query_start_loc=ints(reqs + 1),

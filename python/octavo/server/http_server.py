@@ -76,7 +76,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._writer = SseWriter(
             transport.write,
             transport.get_write_buffer_size,
-            connection.fileno() if is_plain else -1,
+            connection.fileno() if is_plain else None,
         )
         self._writer.is_paused = self.flow.write_paused or self.transport.is_closing()
         return self._writer

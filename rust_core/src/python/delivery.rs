@@ -258,13 +258,11 @@ impl Chunks {
 #[pymethods]
 impl PySseWriter {
     #[new]
-    #[pyo3(signature = (write, num_buffered=None, fd=-1))]
-    fn new(write: Py<PyAny>, num_buffered: Option<Py<PyAny>>, fd: RawFd) -> Self {
+    #[pyo3(signature = (write, num_buffered=None, fd=None))]
+    fn new(write: Py<PyAny>, num_buffered: Option<Py<PyAny>>, fd: Option<RawFd>) -> Self {
         Self {
             write,
-            direct: num_buffered
-                .filter(|_| fd >= 0)
-                .map(|function| (function, fd)),
+            direct: num_buffered.zip(fd.filter(|fd| *fd >= 0)),
             is_armed: AtomicBool::new(false),
             is_paused: AtomicBool::new(false),
             last_write_bits: AtomicU64::new(0f64.to_bits()),
