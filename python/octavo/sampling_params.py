@@ -54,11 +54,13 @@ class SamplingParams:
         if isinstance(stop, str):
             object.__setattr__(self, "stop", (stop,))
         for name in ("stop", "stop_token_ids", "allowed_token_ids", "bad_words"):
-            object.__setattr__(self, name, tuple(getattr(self, name) or ()))
+            value = getattr(self, name)
+            if type(value) is not tuple:
+                object.__setattr__(self, name, tuple(value or ()))
 
         def check(ok: bool, param: str, must: str) -> None:
             if not ok:
-                value = getattr(self, param)
+                value: object = getattr(self, param)
                 raise InvalidParameterError(f"{param} must be {must}, not {value!r}", param)
 
         for name in (

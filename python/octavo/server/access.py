@@ -48,7 +48,7 @@ class Access:
         headers = Headers(scope=scope)
         if self._checks_host:
             self._check_host(headers.get("host"))
-        if self._keys and _route_path(scope) not in self._open_paths:
+        if self._keys and route_path(scope) not in self._open_paths:
             self._check_key(headers)
         await self._app(scope, receive, send)
 
@@ -79,7 +79,7 @@ class Access:
             raise AuthenticationError("the API key is wrong")
 
 
-def _route_path(scope: Scope) -> str:
+def route_path(scope: Scope) -> str:
     """The path without the prefix that a proxy has stripped and the server put back."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))

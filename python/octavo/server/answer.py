@@ -101,7 +101,7 @@ async def answer(
             templates = [wire.sse_template(i) for i in range(len(prompts) * params.n)]
     if params.prompt_logprobs is not None:
         wire.scores = [PromptLogprobs(params.prompt_logprobs) for _ in prompts]
-    with Generation(state, engine, exchange.receive) as generation:
+    with Generation(state, engine, exchange) as generation:
         try:
             generation.submit(
                 prompts,

@@ -7,14 +7,14 @@ answer's body in anything but a call: tokens leave at the rate they come.
 from __future__ import annotations
 
 import logging
-import secrets
+import random
 import time
+from collections.abc import Awaitable
 from typing import Final
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Router
@@ -30,7 +30,7 @@ from octavo.errors import (
 )
 from octavo.sampling_params import InvalidParameterError
 from octavo.server import limits
-from octavo.server.access import Access
+from octavo.server.access import Access, route_path
 from octavo.server.exchange import JsonResponse
 from octavo.server.routes import make_routes
 from octavo.server.state import ServerState
@@ -40,6 +40,9 @@ logger = logging.getLogger("octavo.server")
 REQUEST_ID: Final = "x-request-id"
 _PREFLIGHT_AGE_S: Final = 600
 
+# Ids are to differ, not to be secret: the kernel's random numbers cost 10 us each.
+_ids: Final = random.Random()
+
 
 class App:
     """The ASGI application over one ServerState."""
@@ -47,10 +50,9 @@ class App:
     def __init__(self, state: ServerState) -> None:
         self.state = state
         self._logs_requests = state.config.enable_log_requests
-        # A path with a slash too many is a mistake; a redirect would hide it from a POST's sender.
-        app: ASGIApp = Router(make_routes(state), redirect_slashes=False)
+        app: ASGIApp = Dispatch(state)
         app = Access(app, state.config)
-        app = ExceptionMiddleware(app, {HTTPException: _answer_error, Exception: _answer_error})
+        app = ErrorAnswers(app)
         if state.config.allowed_origins:
             app = Cors(
                 app,
@@ -93,6 +95,59 @@ class App:
                 (time.monotonic() - began) * 1000,
                 request_id,
             )
+
+
+class Dispatch:
+    """Finds the route: those with a fixed path by a look into a table, all else by Starlette."""
+
+    def __init__(self, state: ServerState) -> None:
+        # A path with a slash too many is a mistake; a redirect would hide it from a POST's sender.
+        routes = make_routes(state)
+        self._router = Router(routes, redirect_slashes=False)
+        self._fixed: dict[tuple[str, str], ASGIApp] = {
+            (method, route.path): route.app
+            for route in routes
+            if not route.param_convertors
+            for method in route.methods or ()
+        }
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Hand on.
+
+        Raises:
+            HTTPException: no such route, or not by this method.
+        """
+        app = self._fixed.get((scope["method"], route_path(scope)), self._router)
+        return app(scope, receive, send)
+
+
+class ErrorAnswers:
+    """Turns what ``app`` raises into answers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand on.
+
+        Raises:
+            RuntimeError: the answer had begun; the server closes the connection.
+        """
+        has_begun = False
+
+        # As in App: not a coroutine.
+        def watched_send(message: Message) -> object:
+            nonlocal has_begun
+            has_begun = True
+            return send(message)
+
+        try:
+            await self._app(scope, receive, watched_send)  # type: ignore[arg-type]
+        except Exception as error:
+            if has_begun:
+                raise RuntimeError("an answer broke off") from error
+            response = await _answer_error(Request(scope), error)
+            await response(scope, receive, send)
 
 
 class Cors(CORSMiddleware):
@@ -146,4 +201,4 @@ def _request_id(given: str | None) -> str:
         and given.isprintable()
     ):
         return given
-    return secrets.token_hex(16)
+    return f"{_ids.getrandbits(128):032x}"

@@ -115,6 +115,9 @@ def _tojson(
     )
 
 
+_DICT_ATTRIBUTES: Final = frozenset(dir(dict))
+
+
 class _Environment(ImmutableSandboxedEnvironment):
     """The operator's templates: the model's own, or ``--chat-template``."""
 
@@ -126,6 +129,13 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.filters["octavo_tick"] = _tick
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """``message.role``. Jinja tries a dict's attributes first; what it has none of needs no
+        failed attempt, which is half the cost of a render."""
+        if type(obj) is dict and attribute in obj and attribute not in _DICT_ATTRIBUTES:
+            return obj[attribute]
+        return super().getattr(obj, attribute)
 
 
 class _UntrustedEnvironment(_Environment):

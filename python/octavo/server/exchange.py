@@ -8,7 +8,7 @@ the protocol.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -21,6 +21,7 @@ from octavo.server import limits
 
 if TYPE_CHECKING:
     from octavo._core import SseWriter
+    from octavo.server.http_server import HttpProtocol
 
 JSON: Final = "application/json"
 
@@ -49,6 +50,8 @@ class Exchange(Request):
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         super().__init__(scope, receive, send)
         self.is_answered = False
+        # Our own protocol's; under another ASGI server there is none.
+        self.connection: HttpProtocol | None = scope.get("octavo.connection")
         self.request_id: str = scope["state"]["request_id"]
 
     # ------------------------------------------------------------------ the request
@@ -76,6 +79,14 @@ class Exchange(Request):
         length = self.headers.get("content-length", "")
         if length.isascii() and length.isdigit():
             limits.check_body_size(int(length))
+        if self.connection is not None and self.connection.has_body():
+            # It came with the head: nothing to wait for, no timer.
+            body = await self.body()
+            limits.check_body_size(len(body))
+            return body
+        return await self._wait_for_body()
+
+    async def _wait_for_body(self) -> bytes:
         body = bytearray()
         loop = asyncio.get_running_loop()
         try:
@@ -120,8 +131,7 @@ class Exchange(Request):
         The way of nearly every token: a quarter of the cost of ``write``, which needs a task's
         turn. None under another server than ours.
         """
-        make: Callable[[], SseWriter] | None = self.scope.get("octavo.sse_writer")
-        return None if make is None else make()
+        return None if self.connection is None else self.connection.make_writer()
 
     async def end_stream(self, data: bytes = b"") -> None:
         """The stream's last part."""

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive
 
 from octavo.errors import DrainingError, EngineDeadError, GenerationError
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from octavo.engine.request import Delivery
     from octavo.prompt_logprobs import PromptLogprobs
     from octavo.sampling_params import SamplingParams
+    from octavo.server.exchange import Exchange
     from octavo.server.state import ServerState
 
 
@@ -28,10 +28,10 @@ class Generation:
     ClientDisconnect.
     """
 
-    def __init__(self, state: ServerState, engine: AsyncEngine, receive: Receive) -> None:
+    def __init__(self, state: ServerState, engine: AsyncEngine, exchange: Exchange) -> None:
         self._state = state
         self._engine = engine
-        self._receive = receive
+        self._exchange = exchange
         # Sample id -> choice index, of the samples that are not over.
         self._running: dict[int, int] = {}
         self._news: list[Delta] = []
@@ -44,11 +44,16 @@ class Generation:
 
     def __enter__(self) -> Generation:
         self._state.generations.add(self)
-        self._watcher = asyncio.get_running_loop().create_task(self._watch())
+        if (connection := self._exchange.connection) is not None:
+            connection.on_lost(self._client_gone)
+        else:
+            self._watcher = asyncio.get_running_loop().create_task(self._watch())
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._state.generations.discard(self)
+        if (connection := self._exchange.connection) is not None:
+            connection.on_lost(None)
         if self._watcher is not None:
             self._watcher.cancel()
         self._abort()
@@ -182,7 +187,10 @@ class Generation:
 
     async def _watch(self) -> None:
         """Wait for the client's disconnect: the body is read, nothing else can come."""
-        while (await self._receive())["type"] != "http.disconnect":
+        while (await self._exchange.receive())["type"] != "http.disconnect":
             pass
+        self._client_gone()
+
+    def _client_gone(self) -> None:
         self.fail(ClientDisconnect())
         self._abort()

@@ -7,7 +7,7 @@ import contextlib
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -36,6 +36,7 @@ class HttpProtocol(HttpToolsProtocol):
     _head_bytes = 0
     _head_is_too_large = False
     _writer: SseWriter | None = None
+    _on_lost: Callable[[], None] | None = None
 
     def data_received(self, data: bytes) -> None:
         if self._in_head:
@@ -65,10 +66,30 @@ class HttpProtocol(HttpToolsProtocol):
             raise HeaderTooLargeError("too large")
         super().on_headers_complete()
         if self.cycle is not None:
-            # An extension that Exchange knows of; see there.
-            self.scope["octavo.sse_writer"] = self._make_writer  # type: ignore[typeddict-unknown-key]
+            self.scope["octavo.connection"] = self  # type: ignore[typeddict-unknown-key]
 
-    def _make_writer(self) -> SseWriter:
+    # What Exchange knows of its connection, past ASGI.
+
+    def has_body(self) -> bool:
+        """Whether the last request has been received to its end."""
+        return not self.cycle.more_body
+
+    def on_lost(self, callback: Callable[[], None] | None) -> None:
+        """Have this called when the connection is lost; once, and only the last one given."""
+        self._on_lost = callback
+        if callback is None:
+            return
+        # A connection that is not read from does not notice its end.
+        self.flow.resume_reading()
+        if self.transport.is_closing():
+            self.loop.call_soon(self._call_on_lost)
+
+    def _call_on_lost(self) -> None:
+        callback, self._on_lost = self._on_lost, None
+        if callback is not None:
+            callback()
+
+    def make_writer(self) -> SseWriter:
         """What writes body parts of the chunked answer that is under way, past ``cycle.send``."""
         transport = self.transport
         connection = transport.get_extra_info("socket")
@@ -96,6 +117,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._writer.is_paused = True
             self._writer = None
         super().connection_lost(exc)
+        self._call_on_lost()
         # Else the timer of a connection that was reset would hold all of it until it ran out.
         self._unset_keepalive_if_required()
 

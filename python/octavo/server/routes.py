@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
 from starlette.requests import ClientDisconnect
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from octavo.errors import (
@@ -114,7 +114,7 @@ class Endpoint:
             raise
 
 
-def make_routes(state: ServerState) -> list[BaseRoute]:
+def make_routes(state: ServerState) -> list[Route]:
     """The table as Starlette's routes. A GET route answers HEAD too."""
     return [
         Route(entry.path, Endpoint(state, entry), methods=list(entry.methods)) for entry in ROUTES
