@@ -22,21 +22,33 @@ fail() { echo "FAILED: $*"; status=1; }
 
 SERVER=(--max-model-len 8192 --max-num-seqs 256 --gpu-memory-utilization 0.9)
 
+# In several processes: most of the time goes to compiling kernels, each on one core.
 tests() {
-  timeout 240 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu --timeout 120 tests/runner tests/kernels \
-    2>&1 | tee "$OUT/tests.log" | tail -n 60 || fail tests
-}
-
-# Tiny random models of every family, in three types, against transformers.
-families() {
-  timeout 500 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu --timeout 120 \
-    tests/models/test_gpu_families.py 2>&1 | tee "$OUT/families.log" | tail -n 60 || fail families
-}
-
-# 16 GB of weights from the disk to the device.
-weights() {
-  timeout 500 "$PYTHON" bench/load.py "${WEIGHTS_FOLDER:-$OUT/weights}" --size "${WEIGHTS_SIZE:-16g}" \
-    2>&1 | tee "$OUT/weights.log" || fail weights
+  timeout 300 "$PYTHON" - <<'PY' 2>&1 | tee "$OUT/tests.log" | tail -n 60 || fail tests
+import os, subprocess, sys
+command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
+folders = ["tests/runner", "tests/kernels", "tests/models"]
+listed = subprocess.run([*command, "--collect-only", *folders], capture_output=True, text=True)
+# One test takes all of the memory; it comes last, alone.
+ids = [i for i in listed.stdout.splitlines() if "::" in i and "test_gpu_memory" not in i]
+alone = [*command, "tests/runner/test_gpu_memory.py"]
+workers = min(12, os.cpu_count() or 1)
+shares = [share for i in range(workers) if (share := ids[i::workers])]
+running = [
+    subprocess.Popen(
+        [*command, "--timeout", "200", *share],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )
+    for share in shares
+]
+outputs = [process.communicate()[0] for process in running]
+for output, process in zip(outputs, running, strict=True):
+    print(output if process.returncode else output.splitlines()[-1])
+print(f"{len(ids)} tests, {sum(p.returncode != 0 for p in running)} of {len(running)} processes failed")
+last = subprocess.run(alone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+print(last.stdout if last.returncode else last.stdout.splitlines()[-1])
+sys.exit(not ids or any(process.returncode for process in [*running, last]))
+PY
 }
 
 # One static batch in process, without HTTP, and what its steps' time goes to.
