@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from octavo.layers.context import AttentionContext
 from octavo.models.loader import resolve_model
 from octavo.runner.model_runner import ModelRunner, RequestState
 from octavo.sampling_params import SamplingParams
+
+# Modules that tests share; importlib mode does not put this folder on the path.
+sys.path.insert(0, str(Path(__file__).parent))
 
 GREEDY = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
 

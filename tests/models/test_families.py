@@ -7,13 +7,14 @@ heads, tied and untied embeddings, biases on and off.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from fidelity import assert_greedy, logits_of, make_prompt, prove_greedy
 
+from octavo.models.errors import ModelLoadError
 from octavo.models.registry import ARCHITECTURES
 
 # What HF calls a family, and the config that differs from ``save_tiny``'s.
@@ -149,6 +150,56 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"hidden_size": 160, "num_key_value_heads": 4, **rope(partial_rotary_factor=0.4)},
     ),
     "Phi-2, grouped": ("Phi", {"num_key_value_heads": 1, **rope(partial_rotary_factor=0.5)}),
+    "Falcon 7B, one KV head": ("Falcon", {"hidden_size": 160}),
+    "Falcon 40B, two norms": (
+        "Falcon",
+        {
+            "hidden_size": 240,
+            "num_attention_heads": 6,
+            "new_decoder_architecture": True,
+            "num_kv_heads": 3,
+            "bias": True,
+            **UNTIED,
+        },
+    ),
+    "Falcon 11B, one norm": (
+        "Falcon",
+        {
+            "hidden_size": 320,
+            "new_decoder_architecture": True,
+            "num_ln_in_parallel_attn": 1,
+            "num_kv_heads": 2,
+            "ffn_hidden_size": 100,
+            **LINEAR,
+        },
+    ),
+    "Falcon, one after the other": (
+        "Falcon",
+        {
+            "hidden_size": 96,
+            "num_attention_heads": 1,
+            "multi_query": False,
+            "parallel_attn": False,
+            "bias": True,
+        },
+    ),
+    "Falcon, a KV head for each": ("Falcon", {"multi_query": False, "bias": True}),
+    "StableLM": ("StableLm", {"hidden_size": 160, "num_key_value_heads": 4}),
+    "StableLM, biases, tied": (
+        "StableLm",
+        {"hidden_size": 160, "num_key_value_heads": 1, "use_qkv_bias": True, **TIED},
+    ),
+    "StableLM 2 12B, head norms": (
+        "StableLm",
+        {
+            "hidden_size": 240,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 3,
+            "qk_layernorm": True,
+            "use_parallel_residual": True,
+            **rope(partial_rotary_factor=0.5),
+        },
+    ),
     "OLMo 2": ("Olmo2", {"hidden_size": 120, "num_attention_heads": 3, "num_key_value_heads": 1}),
     "OLMo 2, biases, tied": ("Olmo2", {"attention_bias": True, **TIED}),
     "Granite": (
@@ -192,65 +243,23 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def prompt(length: int, seed: int = 0) -> list[int]:
-    return random.Random(seed).choices(range(3, 300), k=length)
-
-
-def logits_of(model: Any, token_ids: Sequence[int]) -> torch.Tensor:
-    with torch.inference_mode():
-        logits: torch.Tensor = model(torch.tensor([list(token_ids)])).logits[0]
-        return logits
-
-
-def assert_greedy(model: Any, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> None:
-    """That transformers, given the same beginning, picks each of these tokens itself."""
-    assert len(output_ids) == 64
-    logits = logits_of(model, [*prompt_ids, *output_ids])[len(prompt_ids) - 1 : -1]
-    chosen = logits.gather(1, torch.tensor(output_ids)[:, None])[:, 0]
-    lost = logits.amax(1) - chosen
-    # A tie in float32 may fall either way; anything else is a fault.
-    assert float(lost.max()) < 1e-4, f"token {int(lost.argmax())}: {float(lost.max())} lost"
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_a_family_is_what_transformers_computes(
-    name: str, save_tiny: Callable[..., Any], driver: Callable[..., Any], backend: str
+    name: str,
+    save_tiny: Callable[..., Any],
+    driver: Callable[..., Any],
+    backend: str,
 ) -> None:
-    """One engine whose cache is too small and whose steps are short: prompts come in chunks, share
-    prefixes, run in batches of mixed lengths, and are preempted."""
     family, config = CASES[name]
     path, model = save_tiny(family, **{"num_hidden_layers": 2, **config})
     probe = driver(path, attention_backend=backend)
-    token_ids = prompt(77)
+    token_ids = make_prompt(77)
     torch.testing.assert_close(
         probe.logits(token_ids), logits_of(model, token_ids), atol=1e-4, rtol=1e-4
     )
     if backend == "reference":  # one request at a time and no more: it is slow
         return
-    config_ = probe.source.model_config
-    per_token = 2 * config_.num_layers * config_.kv_size * 4
-    engine = driver(
-        path,
-        attention_backend=backend,
-        max_num_batched_tokens=32,
-        max_num_seqs=5,
-        max_model_len=200,
-        # 20 blocks of 16 tokens, for three prompts and answers of some 100 to 160.
-        kv_cache_memory_bytes=20 * 16 * per_token,
-    )
-    shared = prompt(48, seed=1)
-    prompts = [shared + prompt(43, seed=2), prompt(1, seed=3), prompt(33, seed=4)]
-    outputs = engine.generate(prompts)
-    assert any(0 < decodes < reqs for decodes, reqs in engine.batch_sizes)
-    prompts.append(shared + prompt(20, seed=5))
-    outputs += engine.generate(prompts[3:])
-    assert outputs[3].num_cached_tokens == 48
-    prompts += [prompt(90, seed) for seed in (6, 7, 8)]
-    outputs += engine.generate(prompts[4:])
-    assert engine.core.stats()["num_preemptions"] > 0
-    assert len({token for output in outputs for token in output.token_ids}) > 5
-    for prompt_ids, output in zip(prompts, outputs, strict=True):
-        assert_greedy(model, prompt_ids, output.token_ids)
+    prove_greedy(driver, path, model, attention_backend=backend)
 
 
 def test_every_family_is_proven() -> None:
@@ -264,9 +273,29 @@ def test_longrope_beyond_its_training_turns_by_the_long_factors(
     path, model = save_tiny("Phi3", **longrope(8))
     assert driver(path).runner.max_model_len == 200
     engine = driver(path, max_model_len=400)
-    token_ids = prompt(250)
+    token_ids = make_prompt(250)
     torch.testing.assert_close(
         engine.logits(token_ids), logits_of(model, token_ids), atol=1e-4, rtol=1e-4
     )
     [output] = engine.generate([token_ids])
     assert_greedy(model, token_ids, output.token_ids)
+
+
+def test_a_quantized_falcon_keeps_its_rows_in_order(
+    save_tiny: Callable[..., Any], driver: Callable[..., Any]
+) -> None:
+    config = {"hidden_size": 256, "new_decoder_architecture": True, "num_kv_heads": 2}
+    path, model = save_tiny("Falcon", **config)
+    token_ids = make_prompt(40)
+    found = driver(path, quantization="w8").logits(token_ids)
+    expected = logits_of(model, token_ids)
+    assert float((found - expected).norm() / expected.norm()) < 0.05
+
+
+def test_a_falcon_with_alibi_is_refused(
+    save_tiny: Callable[..., Any], driver: Callable[..., Any]
+) -> None:
+    path, _model = save_tiny("Falcon", alibi=True, parallel_attn=False)
+    with pytest.raises(ModelLoadError, match=r"config\.json: alibi is not supported") as error:
+        driver(path)
+    assert "\n" not in str(error.value)

@@ -114,6 +114,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "Phi",
         {"hidden_size": 320, "num_key_value_heads": 4, **rope(partial_rotary_factor=0.4)},
     ),
+    "Falcon 7B": ("Falcon", {"hidden_size": 256}),
+    "Falcon 40B": (
+        "Falcon",
+        {"hidden_size": 512, "new_decoder_architecture": True, "num_kv_heads": 2, "bias": True},
+    ),
+    "StableLM": ("StableLm", {"hidden_size": 320, "num_key_value_heads": 4}),
+    "StableLM 2 12B": (
+        "StableLm",
+        {"hidden_size": 640, "qk_layernorm": True, "use_parallel_residual": True},
+    ),
     "OLMo 2": ("Olmo2", {"num_key_value_heads": 4}),
     "Granite": (
         "Granite",

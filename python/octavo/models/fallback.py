@@ -48,11 +48,11 @@ _active = _Active()
 
 
 class _Mask:
-    """In place of a mask: how far back queries see, 0 for everything."""
+    """In place of a mask: how far back queries see, 0 for everything; or None: of another form."""
 
     __slots__ = ("window",)
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int | None) -> None:
         self.window = window
 
 
@@ -76,7 +76,10 @@ def _attend(
 
 
 def _make_mask(*_args: Any, mask_function: Any, local_size: int | None = None, **_: Any) -> _Mask:
-    """transformers' mask function; on the first pass it makes sure of the mask's form."""
+    """transformers' mask function; on the first pass it looks at the mask's form.
+
+    Some modules make masks that no layer uses: only those that meet attention are refused.
+    """
     window = int(local_size or 0)
     if getattr(_active.handler, "checks_masks", False):
         first, far = torch.tensor(0), torch.tensor(2 * window + 5)
@@ -85,7 +88,7 @@ def _make_mask(*_args: Any, mask_function: Any, local_size: int | None = None, *
             expected |= {window - 1: True, window: False}
         for back, seen in expected.items():
             if bool(mask_function(first, first, far, far - back)) != seen:
-                raise ModelLoadError("its attention mask is neither causal nor a window")
+                return _Mask(None)
     return _Mask(window)
 
 
@@ -235,7 +238,8 @@ class _PagedStep:
         for name in _UNKNOWN_ARGUMENTS:
             if kwargs.get(name) is not None:
                 raise ModelLoadError(f"its attention needs {name}")
-        if is_causal is False or isinstance(mask, Tensor):
+        window = mask.window if isinstance(mask, _Mask) else int(sliding_window or 0)
+        if is_causal is False or isinstance(mask, Tensor) or window is None:
             raise ModelLoadError("its attention mask is neither causal nor a window")
         model, ctx, config = self.model, self.ctx, self.model.config
         if self.layer >= len(model.caches):
@@ -272,7 +276,7 @@ class _PagedStep:
             num_decodes=ctx.num_decodes,
             max_query_len=ctx.max_query_len,
             max_seq_len=ctx.max_seq_len,
-            sliding_window=mask.window if isinstance(mask, _Mask) else int(sliding_window or 0),
+            sliding_window=window,
             softcap=float(softcap or 0.0),
         )
         return out.view(1, tokens, num_heads, dim)[..., :value_dim]
@@ -304,6 +308,8 @@ class TransformersModel:
         self.config = config
         self.ops = ops
         self.caches: list[tuple[Tensor, Tensor]] = []
+        # Whether the module returns what its head computes, whatever scales the config names.
+        self._head_is_last = False
         self.no_rope = identity_table(max(max_model_len, 32), device)
         threads = getattr(ops, "num_threads", None)
         if threads is not None:
@@ -326,6 +332,8 @@ class TransformersModel:
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """hidden [S, D] -> float32 [S, V]."""
         logits: Tensor = self.head(hidden).float()
+        if self._head_is_last:
+            return logits
         hf = self.module.config
         if (scale := getattr(hf, "logit_scale", None)) is not None:
             logits = logits * scale
@@ -374,6 +382,7 @@ class TransformersModel:
         try:
             whole = self._context(ints, [(0, 0, lengths[0])])
             self._hidden(ints(prompts[0]), whole.positions, _CheckingStep(self, whole))
+            own = self._own_logits([ints(prompt) for prompt in prompts])
             found: list[list[Tensor]] = [[], []]
             for part in range(2):
                 spans = [(r, sum(chunks[r][:part]), sum(chunks[r][: part + 1])) for r in range(2)]
@@ -382,19 +391,32 @@ class TransformersModel:
                 logits = self.compute_logits(self(ints(ids), ctx))
                 for r, piece in enumerate(logits.split_with_sizes([e - s for _, s, e in spans])):
                     found[r].append(piece)
-            self.module.set_attn_implementation("eager")
-            for r, prompt in enumerate(prompts):
-                own = self.module(input_ids=ints(prompt).long()[None], use_cache=False).logits[0]
-                paged = torch.cat(found[r])
-                error = float((paged - own.float()).norm() / own.float().norm())
+            for pieces, expected in zip(found, own, strict=True):
+                error = float((torch.cat(pieces) - expected).norm() / expected.norm())
                 if not error < _TOLERANCE.get(dtype, _HALF_TOLERANCE):
                     reason = f"over a paged cache it computes something else (by {error:.1g})"
                     raise ModelLoadError(reason)
-            self.module.set_attn_implementation(PAGED)
         except Exception as error:  # whatever a foreign module raises is why it cannot run
             raise _refusal(architecture, _one_line(error)) from error
         finally:
             self.caches = []
+
+    def _own_logits(self, prompts: Sequence[Tensor]) -> list[Tensor]:
+        """float32 [T, V] of each prompt, by the module's own attention."""
+        outputs: list[Tensor] = []
+
+        def keep(_module: Any, _inputs: Any, output: Tensor) -> None:
+            outputs.append(output)
+
+        self.module.set_attn_implementation("eager")
+        hook = self.head.register_forward_hook(keep)
+        try:
+            own = [self.module(input_ids=p.long()[None], use_cache=False).logits for p in prompts]
+        finally:
+            hook.remove()
+            self.module.set_attn_implementation(PAGED)
+        self._head_is_last = all(map(torch.equal, outputs, own))
+        return [logits[0].float() for logits in own]
 
     def _context(self, ints: Any, spans: Sequence[tuple[int, int, int]]) -> AttentionContext:
         """(request, start, end) of each request's chunk; request r lives in block 1 - r."""

@@ -13,6 +13,7 @@ from octavo.layers.ops import Ops
 from octavo.models.bert import ENCODERS
 from octavo.models.config import ModelConfig
 from octavo.models.errors import ModelLoadError
+from octavo.models.falcon import FalconForCausalLM
 from octavo.models.gemma import GemmaForCausalLM
 from octavo.models.gemma2 import Gemma2ForCausalLM
 from octavo.models.gemma3 import Gemma3ForCausalLM
@@ -28,6 +29,7 @@ from octavo.models.qwen2 import Qwen2ForCausalLM
 from octavo.models.qwen3 import Qwen3ForCausalLM
 from octavo.models.qwen3_moe import Qwen3MoeForCausalLM
 from octavo.models.smollm3 import SmolLM3ForCausalLM
+from octavo.models.stablelm import StableLmForCausalLM
 from octavo.models.weights import Weights
 
 
@@ -66,6 +68,7 @@ class CausalLMClass(CausalLM, Protocol):
 
 
 _CLASSES: tuple[type[CausalLMClass], ...] = (
+    FalconForCausalLM,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     GemmaForCausalLM,
@@ -80,6 +83,7 @@ _CLASSES: tuple[type[CausalLMClass], ...] = (
     Qwen3ForCausalLM,
     Qwen3MoeForCausalLM,
     SmolLM3ForCausalLM,
+    StableLmForCausalLM,
 )
 ARCHITECTURES: dict[str, type[CausalLMClass]] = {cls.__name__: cls for cls in _CLASSES}
 

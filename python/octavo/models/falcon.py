@@ -1,0 +1,149 @@
+"""FalconForCausalLM: attention and MLP side by side, one fused projection, rope, no gate.
+
+Falcon 7B has one KV head and one norm a block, 40B, 180B and 11B ("new decoder architecture")
+grouped heads and one or two. The checkpoints without rope (falcon-rw, ALiBi) are refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from octavo.kernels.packed import QuantTensor
+from octavo.layers.context import AttentionContext
+from octavo.layers.linear import Linear
+from octavo.layers.ops import Ops
+from octavo.models.config import ModelConfig
+from octavo.models.errors import ModelLoadError
+from octavo.models.hf_config import HfConfig
+from octavo.models.layer_norm_decoder import (
+    Layer,
+    LayerNormDecoder,
+    load_linear,
+    load_norm,
+    make_attention,
+)
+from octavo.models.weights import Weights
+
+
+def _rows_in_order(config: ModelConfig) -> Tensor:
+    """Rows of the fused projection as q, k, v; the file has each KV head's queries, key, value."""
+    group = config.num_heads // config.num_kv_heads
+    rows = torch.arange(config.q_size + 2 * config.kv_size)
+    heads = rows.view(config.num_kv_heads, group + 2, config.head_dim)
+    return torch.cat([part.reshape(-1) for part in heads.split_with_sizes([group, 1, 1], dim=1)])
+
+
+def _load_qkv(prefix: str, config: ModelConfig, weights: Weights, ops: Ops) -> Linear:
+    order = _rows_in_order(config)
+    weight = weights.matrix(f"{prefix}.weight", (order.numel(), config.hidden_size))
+    if isinstance(weight, QuantTensor):
+        weight = dataclasses.replace(weight, row_permutation=order)
+    else:
+        weight = weight[order.to(weight.device)]
+    bias = None
+    if config.attention_bias:
+        bias = weights.vector(f"{prefix}.bias", order.numel())
+        bias = bias[order.to(bias.device)]
+    return Linear(ops, [weight], bias, exact=weights.exact)
+
+
+class FalconDecoderLayer:
+    """x + attention(norm(x)) + mlp(norm(x)), or with a norm of the MLP's own; or one by one."""
+
+    __slots__ = (
+        "_activation",
+        "act",
+        "attention",
+        "dense",
+        "down",
+        "mlp_norm",
+        "norm",
+        "parallel",
+        "qkv",
+        "up",
+    )
+
+    def __init__(
+        self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: Ops
+    ) -> None:
+        prefix = f"transformer.h.{layer}"
+        d, f, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        new = bool(config.raw.get("new_decoder_architecture"))
+        self.parallel = new or bool(config.raw.get("parallel_attn", True))
+        names = ["input_layernorm"]
+        if not self.parallel:
+            names = ["input_layernorm", "post_attention_layernorm"]
+        elif new and config.raw.get("num_ln_in_parallel_attn") in (None, 2):
+            names = ["ln_attn", "ln_mlp"]
+        norms = [load_norm(f"{prefix}.{name}", config, weights, ops) for name in names]
+        self.norm, self.mlp_norm = norms[0], norms[1] if len(norms) == 2 else None
+        self.qkv = _load_qkv(f"{prefix}.self_attention.query_key_value", config, weights, ops)
+        self.attention = make_attention(config, cos_sin, ops)
+        dense = {f"{prefix}.self_attention.dense": d}
+        self.dense = load_linear(dense, config.q_size, bias, weights, ops)
+        self.up = load_linear({f"{prefix}.mlp.dense_h_to_4h": f}, d, bias, weights, ops)
+        self.down = load_linear({f"{prefix}.mlp.dense_4h_to_h": d}, f, bias, weights, ops)
+        self._activation = ops.activation
+        self.act = config.hidden_act
+
+    def __call__(
+        self, x: Tensor, residual: Tensor | None, ctx: AttentionContext
+    ) -> tuple[Tensor, Tensor]:
+        if residual is None:
+            x, residual = self.norm(x), x
+        else:
+            x, residual = self.norm.add(x, residual)
+        attended = self.dense(self.attention(self.qkv(x), ctx))
+        if not self.parallel:
+            assert self.mlp_norm is not None
+            x, residual = self.mlp_norm.add(attended, residual)
+            return self._mlp(x), residual
+        if self.mlp_norm is not None:
+            x = self.mlp_norm(residual)
+        return attended + self._mlp(x), residual
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        return self.down(self._activation(self.up(x), self.act))
+
+
+class FalconForCausalLM(LayerNormDecoder):
+    """See LayerNormDecoder."""
+
+    hf_defaults: ClassVar[Mapping[str, Any]] = {
+        "activation": "gelu",
+        "multi_query": True,
+        "tie_word_embeddings": True,
+    }
+    layer_class: ClassVar[Callable[..., Layer]] = FalconDecoderLayer
+    embedding_name: ClassVar[str] = "transformer.word_embeddings"
+    norm_name: ClassVar[str] = "transformer.ln_f"
+
+    @classmethod
+    def read_config(cls, hf: HfConfig) -> ModelConfig:
+        """The family's config.json.
+
+        Raises:
+            ModelLoadError: a value is missing or impossible; or alibi.
+        """
+        if hf.bool("alibi"):
+            raise ModelLoadError("config.json: alibi is not supported: attention takes no biases")
+        num_kv_heads = hf.int("num_attention_heads")
+        if hf.bool("new_decoder_architecture"):
+            num_kv_heads = hf.int("num_kv_heads", num_kv_heads)
+        elif hf.bool("multi_query"):
+            num_kv_heads = 1
+        bias = hf.bool("bias")
+        return hf.config(
+            intermediate_size=hf.int("ffn_hidden_size", 4 * hf.int("hidden_size")),
+            num_kv_heads=num_kv_heads,
+            hidden_act=hf.values["activation"],
+            attention_bias=bias,
+            attention_out_bias=bias,
+            mlp_bias=bias,
+            rms_norm_eps=hf.float("layer_norm_epsilon", 1e-5),
+        )

@@ -1,0 +1,127 @@
+"""StableLmForCausalLM: Llama with layer norms and a rotary embedding of part of a head.
+
+StableLM 2 12B also has a layer norm for each head's query and key, and its blocks are parallel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from octavo.layers.context import AttentionContext
+from octavo.layers.norm import LayerNorm
+from octavo.layers.ops import Ops
+from octavo.models.config import ModelConfig
+from octavo.models.hf_config import HfConfig
+from octavo.models.layer_norm_decoder import (
+    Layer,
+    LayerNormDecoder,
+    load_linear,
+    load_norm,
+    make_attention,
+)
+from octavo.models.llama import LlamaMLP
+from octavo.models.weights import Weights
+
+
+class HeadNorm:
+    """A LayerNorm without bias for each head, of weights [Dh] of its own."""
+
+    __slots__ = ("norm", "weight")
+
+    def __init__(
+        self, prefix: str, num_heads: int, config: ModelConfig, weights: Weights, ops: Ops
+    ) -> None:
+        rows = [
+            weights.vector(f"{prefix}.norms.{head}.weight", config.head_dim)
+            for head in range(num_heads)
+        ]
+        self.weight = torch.stack(rows)
+        # What all heads share; their weights come after it.
+        self.norm = LayerNorm(ops, torch.ones_like(rows[0]), None, config.rms_norm_eps)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [T, heads * Dh] -> the same."""
+        heads, dim = self.weight.shape
+        normed = self.norm(x.reshape(-1, dim)).view(-1, heads, dim)
+        return (normed * self.weight).view(x.shape)
+
+
+class StableLmDecoderLayer:
+    """x + attention(norm(x)), then x + mlp(norm(x)); or both at once on one norm."""
+
+    __slots__ = (
+        "attention",
+        "k_norm",
+        "mlp",
+        "mlp_norm",
+        "norm",
+        "o_proj",
+        "q_norm",
+        "qkv_proj",
+        "sizes",
+    )
+
+    def __init__(
+        self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: Ops
+    ) -> None:
+        prefix = f"model.layers.{layer}"
+        d = config.hidden_size
+        self.norm = load_norm(f"{prefix}.input_layernorm", config, weights, ops)
+        self.mlp_norm = None
+        if not config.raw.get("use_parallel_residual"):
+            self.mlp_norm = load_norm(f"{prefix}.post_attention_layernorm", config, weights, ops)
+        self.sizes = [config.q_size, config.kv_size, config.kv_size]
+        names = [f"{prefix}.self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj")]
+        qkv = dict(zip(names, self.sizes, strict=True))
+        self.qkv_proj = load_linear(qkv, d, config.attention_bias, weights, ops)
+        self.q_norm = self.k_norm = None
+        if config.qk_norm:
+            q, k = f"{prefix}.self_attn.q_layernorm", f"{prefix}.self_attn.k_layernorm"
+            self.q_norm = HeadNorm(q, config.num_heads, config, weights, ops)
+            self.k_norm = HeadNorm(k, config.num_kv_heads, config, weights, ops)
+        self.attention = make_attention(config, cos_sin, ops)
+        out = {f"{prefix}.self_attn.o_proj": d}
+        self.o_proj = load_linear(out, config.q_size, False, weights, ops)
+        self.mlp = LlamaMLP(config, layer, weights, ops)
+
+    def __call__(
+        self, x: Tensor, residual: Tensor | None, ctx: AttentionContext
+    ) -> tuple[Tensor, Tensor]:
+        if residual is None:
+            x, residual = self.norm(x), x
+        else:
+            x, residual = self.norm.add(x, residual)
+        qkv = self.qkv_proj(x)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k, v = qkv.split_with_sizes(self.sizes, dim=1)
+            qkv = torch.cat((self.q_norm(q), self.k_norm(k), v), dim=1)
+        attended = self.o_proj(self.attention(qkv, ctx))
+        if self.mlp_norm is None:
+            return attended + self.mlp(x), residual
+        x, residual = self.mlp_norm.add(attended, residual)
+        return self.mlp(x), residual
+
+
+class StableLmForCausalLM(LayerNormDecoder):
+    """See LayerNormDecoder."""
+
+    hf_defaults: ClassVar[Mapping[str, Any]] = {"partial_rotary_factor": 0.25}
+    layer_class: ClassVar[Callable[..., Layer]] = StableLmDecoderLayer
+    norm_name: ClassVar[str] = "model.norm"
+
+    @classmethod
+    def read_config(cls, hf: HfConfig) -> ModelConfig:
+        """The family's config.json.
+
+        Raises:
+            ModelLoadError: a value is missing or impossible.
+        """
+        return hf.config(
+            attention_bias=hf.bool("use_qkv_bias"),
+            qk_norm=hf.bool("qk_layernorm"),
+            rms_norm_eps=hf.float("layer_norm_eps", 1e-5),
+        )

@@ -1,0 +1,64 @@
+"""What is asked of every model: transformers' logits, and its greedy tokens on a rough ride."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from octavo.config import EngineConfig
+from octavo.models.loader import resolve_model
+
+
+def make_prompt(length: int, seed: int = 0) -> list[int]:
+    """Random tokens, none of them special to ``save_tiny``."""
+    return random.Random(seed).choices(range(3, 300), k=length)
+
+
+def logits_of(model: Any, token_ids: Sequence[int]) -> torch.Tensor:
+    """float32 [T, V]: transformers' own."""
+    with torch.inference_mode():
+        logits: torch.Tensor = model(input_ids=torch.tensor([list(token_ids)])).logits[0]
+        return logits
+
+
+def assert_greedy(model: Any, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> None:
+    """That transformers, given the same beginning, picks each of these tokens itself."""
+    assert len(output_ids) == 64
+    logits = logits_of(model, [*prompt_ids, *output_ids])[len(prompt_ids) - 1 : -1]
+    chosen = logits.gather(1, torch.tensor(output_ids)[:, None])[:, 0]
+    lost = logits.amax(1) - chosen
+    # A tie in float32 may fall either way; anything else is a fault.
+    assert float(lost.max()) < 1e-4, f"token {int(lost.argmax())}: {float(lost.max())} lost"
+
+
+def prove_greedy(driver: Callable[..., Any], path: Path, model: Any, **config: Any) -> None:
+    """One engine whose cache is too small and whose steps are short: prompts come in chunks, share
+    prefixes, run in batches of mixed lengths, and are preempted; 64 tokens each are transformers'.
+    """
+    shape = resolve_model(EngineConfig(model=str(path))).model_config
+    engine = driver(
+        path,
+        max_num_batched_tokens=32,
+        max_num_seqs=5,
+        max_model_len=200,
+        # 20 blocks of 16 tokens, for three prompts and answers of some 100 to 160.
+        kv_cache_memory_bytes=20 * 16 * 2 * shape.num_layers * shape.kv_size * 4,
+        **config,
+    )
+    shared = make_prompt(48, seed=1)
+    prompts = [shared + make_prompt(43, seed=2), make_prompt(1, seed=3), make_prompt(33, seed=4)]
+    outputs = engine.generate(prompts)
+    assert any(0 < decodes < reqs for decodes, reqs in engine.batch_sizes)
+    prompts.append(shared + make_prompt(20, seed=5))
+    outputs += engine.generate(prompts[3:])
+    assert outputs[3].num_cached_tokens == 48
+    prompts += [make_prompt(90, seed) for seed in (6, 7, 8)]
+    outputs += engine.generate(prompts[4:])
+    assert engine.core.stats()["num_preemptions"] > 0
+    assert len({token for output in outputs for token in output.token_ids}) > 5
+    for prompt_ids, output in zip(prompts, outputs, strict=True):
+        assert_greedy(model, prompt_ids, output.token_ids)
