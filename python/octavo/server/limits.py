@@ -104,11 +104,3 @@ def check_logprobs(param: str, num_logprobs: int, max_logprobs: int) -> None:
         raise InvalidParameterError(
             f"{param} must be between 0 and {most}, not {num_logprobs}", param
         )
-
-
-def check_rendered(num_chars: int) -> None:
-    """A chat template's output: one repeats its input only so often."""
-    if num_chars > MAX_RENDERED_CHARS:
-        raise InvalidParameterError(
-            f"the chat template wrote more than {MAX_RENDERED_CHARS} characters", "messages"
-        )

@@ -1,0 +1,135 @@
+"""The table of limits: its numbers, and each one met and passed by one.
+
+The fields' own bounds are walked by test_openapi, which reads them from /openapi.json; here is what
+no schema says: sizes of HTTP messages, templates and what they write.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from harness import RunningServer
+
+from octavo.errors import BadRequestError
+from octavo.server import limits
+from octavo.server.chat_template import ChatTemplate
+from octavo.server.openapi import describe
+from octavo.server.routes import ROUTES
+
+COMPLETION = "/v1/completions"
+BODY = b'{"prompt":"x","max_tokens":1}'
+
+
+def test_the_table() -> None:
+    assert limits.MAX_BODY_BYTES == 32 << 20
+    assert limits.MAX_HEADER_BYTES == 16 << 10
+    assert limits.MAX_PROMPTS == 1024
+    assert limits.MAX_N == 128
+    assert (limits.MAX_STOP_STRINGS, limits.MAX_STOP_STRING_CHARS) == (16, 256)
+    assert limits.MAX_BAD_WORDS == 128
+    assert limits.MAX_LOGIT_BIAS == 1024
+    assert limits.MAX_ALLOWED_TOKEN_IDS == 4096
+    assert limits.MAX_LOGPROBS == 20
+
+
+def test_the_description_states_the_fields_bounds() -> None:
+    """So that the walk along the description's edges is a walk along the table's."""
+    document = json.dumps(describe(ROUTES, open_paths=None, root_path=""))
+    for most in (
+        limits.MAX_PROMPTS,
+        limits.MAX_N,
+        limits.MAX_STOP_STRINGS,
+        limits.MAX_STOP_STRING_CHARS,
+        limits.MAX_BAD_WORDS,
+        limits.MAX_ALLOWED_TOKEN_IDS,
+        limits.MAX_LOGPROBS,
+        limits.MAX_MESSAGES,
+        limits.MAX_STOP_TOKEN_IDS,
+        limits.MAX_REQUEST_ID_CHARS,
+        limits.MAX_CACHE_SALT_CHARS,
+    ):
+        assert any(f'"{key}": {most}' in document for key in ("maxItems", "maxLength", "maximum"))
+    assert f'"maxProperties": {limits.MAX_LOGIT_BIAS}' in document
+
+
+def exchange(server: RunningServer, *parts: bytes) -> bytes:
+    """What comes back first."""
+    with server.socket() as sock:
+        try:
+            for part in parts:
+                sock.sendall(part)
+        except OSError:
+            pass  # refused before all was sent
+        return sock.recv(65536)
+
+
+@pytest.mark.parametrize("past", [0, 1])
+def test_bodies(server: RunningServer, past: int) -> None:
+    answer = server.post(COMPLETION, BODY.ljust(limits.MAX_BODY_BYTES + past))
+    assert answer.status == (413 if past else 200)
+    if past:
+        assert answer.error["code"] == "body_too_large"
+
+
+@pytest.mark.parametrize("past", [0, 1])
+def test_bodies_of_unknown_length(
+    server: RunningServer, past: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_BODY_BYTES", 1000)
+    body = BODY.ljust(1000 + past)
+    head = (
+        f"POST {COMPLETION} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        "Transfer-Encoding: chunked\r\n\r\n"
+    )
+    chunks = [b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:500], body[500:])]
+    for parts in ([b"".join((head.encode(), *chunks, b"0\r\n\r\n"))], [head.encode(), *chunks]):
+        data = exchange(server, *parts, *([b"0\r\n\r\n"] if len(parts) > 1 else []))
+        assert data.startswith(b"HTTP/1.1 413 " if past else b"HTTP/1.1 200 "), data
+
+
+@pytest.mark.parametrize("past", [0, 1])
+@pytest.mark.parametrize("splits", [False, True])
+def test_heads(server: RunningServer, past: int, splits: bool) -> None:
+    start = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Filler: "
+    head = start.ljust(limits.MAX_HEADER_BYTES + past - 4, b"y") + b"\r\n\r\n"
+    assert len(head) == 16384 + past
+    data = exchange(server, *((head[:9000], head[9000:]) if splits else (head,)))
+    assert data.startswith(b"HTTP/1.1 431 " if past else b"HTTP/1.1 200 "), data
+
+
+@pytest.mark.parametrize("length", [limits.MAX_REQUEST_ID_CHARS, limits.MAX_REQUEST_ID_CHARS + 1])
+def test_request_ids(server: RunningServer, length: int) -> None:
+    """One that is too long is replaced: it is a header, not a field."""
+    given = "r" * length
+    answer = server.request("GET", "/version", headers={"X-Request-Id": given})
+    assert (answer.headers["x-request-id"] == given) == (length == limits.MAX_REQUEST_ID_CHARS)
+
+
+def test_template_sizes() -> None:
+    ChatTemplate("x" * limits.MAX_TEMPLATE_CHARS, {})
+    with pytest.raises(ValueError, match="at most"):
+        ChatTemplate("x" * (limits.MAX_TEMPLATE_CHARS + 1), {})
+
+
+def test_what_templates_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_RENDERED_CHARS", 1000)
+    template = ChatTemplate("{{ messages[0].content }}", {})
+
+    def render(num_chars: int) -> str:
+        message: dict[str, Any] = {"role": "user", "content": "x" * num_chars}
+        return template.render([message])
+
+    assert len(render(1000)) == 1000
+    with pytest.raises(BadRequestError, match="writes too much"):
+        render(1001)
+
+
+def test_samples_of_a_request(server: RunningServer) -> None:
+    prompts = ["x"] * (limits.MAX_SAMPLES // limits.MAX_N)
+    body = {"prompt": prompts, "n": limits.MAX_N, "max_tokens": 1}
+    answer = server.post(COMPLETION, body)
+    assert len(answer.json["choices"]) == limits.MAX_SAMPLES
+    answer = server.post(COMPLETION, {**body, "prompt": [*prompts, "x"]})
+    assert (answer.status, answer.error["param"]) == (400, "n")
