@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import openai
@@ -197,6 +198,26 @@ def test_models(server: RunningServer) -> None:
     assert model.max_model_len == 512
     with pytest.raises(openai.NotFoundError):
         models.retrieve("gpt-4")
+
+
+def test_raw_responses(server: RunningServer) -> None:
+    openai_client = client(server)
+    raw = openai_client.completions.with_raw_response.create(
+        model="fake/model", prompt="x", extra_headers={"X-Request-Id": "mine"}
+    )
+    assert raw.status_code == 200
+    assert raw.request_id == raw.headers["x-request-id"] == "mine"
+    assert raw.headers["content-type"] == "application/json"
+    assert int(raw.headers["content-length"]) == len(raw.content)
+    assert raw.parse().choices[0].text == json.loads(raw.content)["choices"][0]["text"]
+    with openai_client.chat.completions.with_streaming_response.create(
+        model="fake/model", messages=[{"role": "user", "content": "x"}], stream=True
+    ) as response:
+        lines = [line for line in response.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+    with pytest.raises(openai.NotFoundError) as caught:
+        openai_client.models.with_raw_response.retrieve("gpt-4")
+    assert caught.value.response.headers["x-request-id"]
 
 
 def test_errors_are_the_package_s_own_classes(start_server: StartServer) -> None:

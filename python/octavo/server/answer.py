@@ -7,11 +7,11 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+import orjson
 from starlette.requests import ClientDisconnect
 
 from octavo.errors import RequestTooLongError, UnsupportedParameterError, error_body
 from octavo.prompt_logprobs import PromptLogprobs
-from octavo.server.exchange import JsonResponse
 from octavo.server.generation import Generation
 from octavo.server.usage import Usage
 from octavo.server.wire import DONE, add_timings, sse_event
@@ -120,7 +120,8 @@ async def answer(
             return
         deltas = await generation.collect()
     if sum(scores.num_recorded for scores in wire.scores) > INLINE_SCORES:
-        await exchange.respond(await asyncio.to_thread(lambda: JsonResponse(wire.answer(deltas))))
+        body = await asyncio.to_thread(lambda: orjson.dumps(wire.answer(deltas)))
+        await exchange.respond_body(body)
     else:
         await exchange.respond_json(wire.answer(deltas))
 

@@ -108,7 +108,14 @@ class Exchange(Request):
 
     async def respond_json(self, value: Any) -> None:
         """A whole answer of JSON."""
-        await self.respond(JsonResponse(value))
+        await self.respond_body(orjson.dumps(value))
+
+    async def respond_body(self, body: bytes) -> None:
+        """A whole answer of JSON that is written down already."""
+        self.is_answered = True
+        head = [(b"content-type", JSON.encode()), (b"content-length", b"%d" % len(body))]
+        await self._send({"type": "http.response.start", "status": 200, "headers": head})
+        await self._send({"type": "http.response.body", "body": body})
 
     async def start_stream(self) -> None:
         """Begin an answer of server-sent events."""
