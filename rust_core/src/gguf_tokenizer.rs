@@ -90,15 +90,17 @@ impl<'a> Tokens<'a> {
         Ok(Self { texts, types, ids })
     }
 
-    /// Tokens that are cut out of a text before anything else sees it.
-    fn added(&self, rstrip: impl Fn(&str) -> bool) -> Vec<AddedToken> {
+    /// Tokens that are cut out of a text before anything else sees it; user-defined ones written
+    /// with a space mark only once spaces are marks too, where `marks_spaces`.
+    fn added(&self, rstrip: impl Fn(&str) -> bool, marks_spaces: bool) -> Vec<AddedToken> {
         self.texts
             .iter()
             .zip(&self.types)
             .filter(|(_, kind)| matches!(**kind, UNKNOWN | CONTROL | USER_DEFINED))
             .map(|(text, &kind)| {
+                let marked = kind == USER_DEFINED && text.contains(SPACE_MARK);
                 AddedToken::from(text.as_ref(), kind != USER_DEFINED)
-                    .normalized(false)
+                    .normalized(marks_spaces && marked)
                     .rstrip(rstrip(text))
             })
             .collect()
@@ -201,7 +203,7 @@ fn byte_level(file: &GgufFile) -> Result<Tokenizer> {
         (None, None),
     )?;
     tokenizer
-        .add_tokens(tokens.added(|_| false))
+        .add_tokens(tokens.added(|_| false, false))
         .map_err(|e| e.to_string())?;
     Ok(tokenizer)
 }
@@ -288,9 +290,10 @@ fn sentence_piece(file: &GgufFile) -> Result<Tokenizer> {
     )?;
     // Phi-3's chat tokens swallow the white space behind them; the format has no key for it.
     let is_phi3 = file.str("general.architecture").as_deref() == Some("phi3");
+    // With a space in front, the marks of a token would get one more.
     let rstrip = |text: &str| is_phi3 && !matches!(text, "<unk>" | "<s>" | "<|endoftext|>");
     tokenizer
-        .add_tokens(tokens.added(rstrip))
+        .add_tokens(tokens.added(rstrip, !add_space))
         .map_err(|e| e.to_string())?;
     Ok(tokenizer)
 }
