@@ -16,7 +16,16 @@ PACKAGE = ROOT / "python" / "octavo"
 
 # Which parts of octavo a part may import: server -> engine -> {_core, runner} -> models -> layers
 # -> kernels. The leaves import nothing but one another, and anyone but the kernels may use them.
-LEAVES = {"_core", "config", "errors", "flags", "outputs", "prompt_logprobs", "sampling_params"}
+LEAVES = {
+    "_core",
+    "config",
+    "errors",
+    "flags",
+    "outputs",
+    "pooling",
+    "prompt_logprobs",
+    "sampling_params",
+}
 BELOW = {
     "kernels": {"_core"},
     "layers": {"kernels"},

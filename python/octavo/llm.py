@@ -16,16 +16,25 @@ from octavo.engine.engine import Prompt, make_scores, prompt_parts
 from octavo.engine.engine_loop import EngineLoop
 from octavo.engine.request import EngineRequest
 from octavo.engine.trace import StepTrace
-from octavo.errors import RequestTooLongError
-from octavo.models.loader import resolve_model
 from octavo.outputs import (
     CompletionOutput,
     EmbeddingOutput,
     EmbeddingRequestOutput,
     RequestOutput,
+    ScoringOutput,
+    ScoringRequestOutput,
 )
-from octavo.runner.embedding_runner import EmbeddingRunner, is_encoder
-from octavo.sampling_params import InvalidParameterError, SamplingParams
+from octavo.pooling import (
+    NO_TOKENS,
+    PooledText,
+    PoolingInfo,
+    cosine,
+    encode_pair,
+    encode_text,
+    max_text_len,
+    squash,
+)
+from octavo.sampling_params import SamplingParams
 from octavo.server.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
@@ -47,24 +56,12 @@ class LLM:
 
     def __init__(self, model: str | None = None, **config: Any) -> None:
         self.config = EngineConfig(model=model, **config)
-        self._source = resolve_model(self.config)
-        self._embedder: EmbeddingRunner | None = None
-        self._loop: EngineLoop | None = None
-        if is_encoder(self._source):
-            self._embedder = EmbeddingRunner(self.config, self._source)
-        else:
-            self._loop = EngineLoop(self.config, source=self._source)
+        self._engine = EngineLoop(self.config)
         self._next_id = itertools.count()
 
     def get_tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
-        return self._source.tokenizer
-
-    @property
-    def _engine(self) -> EngineLoop:
-        if self._loop is None:
-            raise ValueError("this model embeds texts and generates none: use embed")
-        return self._loop
+        return self._engine.tokenizer
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What the model's generation_config.json asks for."""
@@ -145,7 +142,7 @@ class LLM:
         truncate_prompt_tokens: int | None = None,
         use_tqdm: bool = True,
     ) -> list[EmbeddingRequestOutput]:
-        """One vector a text, in the prompts' order, by an encoder.
+        """One vector a text, in the prompts' order.
 
         Args:
             prompts: one prompt or several: text, token ids, or ``{"prompt_token_ids": [...]}``.
@@ -153,66 +150,112 @@ class LLM:
                 model's limit. None refuses what is longer than that. Token ids are cut at the end.
 
         Raises:
-            ValueError: the model is no encoder.
+            ValueError: the model gives no vectors.
             RequestTooLongError, InvalidParameterError: before anything has run.
         """
-        runner = self._embedder
-        if runner is None:
-            raise ValueError("this model generates text: embed needs an encoder")
-        most = runner.max_len if truncate_prompt_tokens == -1 else truncate_prompt_tokens
-        if most is not None and not 1 <= most <= runner.max_len:
-            raise InvalidParameterError(
-                f"truncate_prompt_tokens must be -1 or in [1, {runner.max_len}], not {most}",
-                "truncate_prompt_tokens",
-            )
+        self._pooling_info("embed")
+        most = max_text_len(truncate_prompt_tokens, self._engine.limits.max_model_len)
         single = isinstance(prompts, str | Mapping) or (
             bool(prompts) and all(isinstance(p, int) for p in prompts)
         )
         batch: list[Prompt] = [prompts] if single else list(prompts)  # type: ignore[arg-type,list-item]
-        outputs = [self._embedding_request(prompt, most) for prompt in batch]
-        if outputs:
-            with tqdm(total=len(outputs), desc="texts", disable=not use_tqdm) as progress:
-                texts = [output.prompt_token_ids for output in outputs]
-                rows = runner.embed(texts, progress.update)
-            for output, row in zip(outputs, rows.tolist(), strict=True):
-                output.outputs.embedding = row
+        outputs: list[EmbeddingRequestOutput] = []
+        for prompt in batch:
+            text, token_ids = prompt_parts(prompt)
+            if token_ids is None:
+                assert text is not None
+                token_ids = encode_text(self._engine.tokenizer, text, most)
+            vector = EmbeddingOutput([])
+            outputs.append(EmbeddingRequestOutput("", text, list(token_ids)[:most], vector))
+        texts = [(output.prompt_token_ids, PooledText()) for output in outputs]
+        for output, request_id in zip(outputs, self._pool(texts, use_tqdm), strict=True):
+            output.request_id = str(request_id)
+        for output, (_, pooled) in zip(outputs, texts, strict=True):
+            assert pooled.values is not None
+            output.outputs.embedding = pooled.values.tolist()
         return outputs
 
-    def _embedding_request(self, prompt: Prompt, most: int | None) -> EmbeddingRequestOutput:
-        """A checked text without its vector yet."""
-        runner = self._embedder
-        assert runner is not None
-        text, given = prompt_parts(prompt)
-        if given is not None:
-            token_ids = list(given)[:most]
-        else:
-            assert text is not None
-            token_ids = self._source.tokenizer.encode(text)
-            if most is not None and len(token_ids) > most:
-                token_ids = self._cut(text, token_ids, most)
-        if not token_ids:
-            raise InvalidParameterError("prompt must hold at least one token", "prompt")
-        if len(token_ids) > runner.max_len:
-            raise RequestTooLongError(len(token_ids), runner.max_len)
-        if min(token_ids) < 0 or max(token_ids) >= runner.vocab_size:
-            raise InvalidParameterError(
-                f"prompt token ids must be in [0, {runner.vocab_size})", "prompt"
-            )
-        request_id = str(next(self._next_id))
-        return EmbeddingRequestOutput(request_id, text, token_ids, EmbeddingOutput([]))
+    def score(
+        self,
+        text_1: str | Sequence[str],
+        text_2: str | Sequence[str],
+        *,
+        truncate_prompt_tokens: int | None = None,
+        use_activation: bool = True,
+        use_tqdm: bool = True,
+    ) -> list[ScoringRequestOutput]:
+        """How well each text of ``text_2`` fits its partner in ``text_1``, or the only one there.
 
-    def _cut(self, text: str, token_ids: list[int], most: int) -> list[int]:
-        """The text's first tokens between its special ones, ``most`` in all."""
-        plain = self._source.tokenizer.encode(text, False)
-        num_special = len(token_ids) - len(plain)
-        first = next(i for i in range(num_special + 1) if token_ids[i : i + len(plain)] == plain)
-        num_after = num_special - first
-        if most <= num_special:
-            raise InvalidParameterError(
-                f"truncate_prompt_tokens must leave room for {num_special} special tokens",
-                "truncate_prompt_tokens",
+        A cross-encoder reads both at once; its score passes through the function it was trained
+        with unless ``use_activation`` is off. Other models' scores are cosines of their vectors.
+
+        Args:
+            truncate_prompt_tokens: as for ``embed``; a cross-encoder's pair is cut as a whole.
+
+        Raises:
+            ValueError: the model gives no vectors, or the texts do not pair up.
+            RequestTooLongError, InvalidParameterError: before anything has run.
+        """
+        info = self._pooling_info("embed", "score")
+        firsts = [text_1] if isinstance(text_1, str) else list(text_1)
+        seconds = [text_2] if isinstance(text_2, str) else list(text_2)
+        if len(firsts) == 1:
+            firsts *= len(seconds)
+        if len(firsts) != len(seconds):
+            raise ValueError(f"{len(firsts)} texts for {len(seconds)}: give one, or as many")
+        most = max_text_len(truncate_prompt_tokens, self._engine.limits.max_model_len)
+        tokenizer = self._engine.tokenizer
+        if info.task == "score":
+            pairs = [encode_pair(tokenizer, *p, most) for p in zip(firsts, seconds, strict=True)]
+            ids = self._pool(pairs, use_tqdm)
+            scores = [squash(pooled, info.squashes and use_activation) for _, pooled in pairs]
+            token_ids = [pair_ids for pair_ids, _ in pairs]
+        else:
+            # A text that is paired several times is computed once.
+            texts = {
+                text: (encode_text(tokenizer, text, most), PooledText())
+                for text in dict.fromkeys([*firsts, *seconds])
+            }
+            done = dict(zip(texts, self._pool(list(texts.values()), use_tqdm), strict=True))
+            ids = [done[second] for second in seconds]
+            couples = [(texts[a], texts[b]) for a, b in zip(firsts, seconds, strict=True)]
+            scores = [cosine(a[1], b[1]) for a, b in couples]
+            token_ids = [a[0] + b[0] for a, b in couples]
+        return [
+            ScoringRequestOutput(str(request_id), tokens, ScoringOutput(value))
+            for request_id, tokens, value in zip(ids, token_ids, scores, strict=True)
+        ]
+
+    def _pooling_info(self, *tasks: str) -> PoolingInfo:
+        info = self._engine.runner.pooling
+        if info is None:
+            raise ValueError(f"this model generates text: {tasks[0]} needs one that gives vectors")
+        if info.task not in tasks:
+            raise ValueError(f"this model gives no vectors but scores of pairs: use {info.task}")
+        return info
+
+    def _pool(self, texts: Sequence[tuple[list[int], PooledText]], use_tqdm: bool) -> list[int]:
+        """Check all, then run all; their request ids."""
+        for token_ids, _ in texts:
+            self._engine.limits.check(token_ids, NO_TOKENS)
+        outputs: dict[int, RequestOutput] = {}
+        for token_ids, pooled in texts:
+            request_id = next(self._next_id)
+            outputs[request_id] = RequestOutput(
+                str(request_id), None, token_ids, [CompletionOutput(0)]
             )
-        return token_ids[: most - num_after] + token_ids[len(token_ids) - num_after :]
+            self._engine.submit(
+                EngineRequest(
+                    request_ids=range(request_id, request_id + 1),
+                    prompt_token_ids=token_ids,
+                    params=NO_TOKENS,
+                    max_tokens=0,
+                    arrival_s=time.monotonic(),
+                    pooled=pooled,
+                )
+            )
+        self._run_to_end(outputs, use_tqdm)
+        return list(outputs)
 
     def _per_prompt(
         self, sampling_params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
@@ -229,6 +272,8 @@ class LLM:
         self, prompts: Sequence[Prompt], params: Sequence[SamplingParams]
     ) -> dict[int, RequestOutput]:
         """Check all, then queue all: a bad prompt must not leave its neighbours running."""
+        if (info := self._engine.runner.pooling) is not None:
+            raise ValueError(f"this model generates no text: use {info.task}")
         requests: list[EngineRequest] = []
         outputs: dict[int, RequestOutput] = {}
         for prompt, sampling in zip(prompts, params, strict=True):

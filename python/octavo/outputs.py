@@ -103,6 +103,22 @@ class EmbeddingOutput:
 
 
 @dataclass(slots=True)
+class ScoringOutput:
+    """``score``: of a pair of texts; higher fits better."""
+
+    score: float
+
+
+@dataclass(slots=True)
+class ScoringRequestOutput:
+    """One pair of texts and its score. ``prompt_token_ids``: of both."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    outputs: ScoringOutput
+
+
+@dataclass(slots=True)
 class EmbeddingRequestOutput:
     """One text and its vector. ``prompt`` is None where token ids were given."""
 

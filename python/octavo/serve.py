@@ -113,10 +113,12 @@ def print_ready(engine: AsyncEngine, url: str, seconds: float, server_config: Se
         for name, value in engine.memory_table:
             print(f"  {name:<{width}}  {value}")
     print(f"ready in {seconds:.1f} s on {url}", flush=True)
-    print(example_command(url, server_config, chat=engine.chat_template is not None), flush=True)
+    task = "generate" if engine.pooling is None else engine.pooling.task
+    chat = engine.chat_template is not None
+    print(example_command(url, server_config, chat=chat, task=task), flush=True)
 
 
-def example_command(url: str, config: ServerConfig, *, chat: bool) -> str:
+def example_command(url: str, config: ServerConfig, *, chat: bool, task: str = "generate") -> str:
     """A curl command that works as it stands."""
     target = url
     options = ""
@@ -125,7 +127,12 @@ def example_command(url: str, config: ServerConfig, *, chat: bool) -> str:
     target = target.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
     if config.api_key:
         options += "-H 'Authorization: Bearer YOUR_KEY' "
-    if chat or config.chat_template is not None:
+    if task == "embed":
+        path, body = "/v1/embeddings", '{"input":"The capital of France is Paris."}'
+    elif task == "score":
+        path = "/v1/score"
+        body = '{"text_1":"What is the capital of France?","text_2":"Paris is."}'
+    elif chat or config.chat_template is not None:
         path = "/v1/chat/completions"
         body = (
             '{"messages":[{"role":"system","content":"You are a helpful assistant."},'

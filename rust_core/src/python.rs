@@ -86,6 +86,22 @@ impl PyTokenizer {
         }?)
     }
 
+    #[pyo3(signature = (first, second, most=None))]
+    fn encode_pair(
+        &self,
+        py: Python<'_>,
+        first: &str,
+        second: &str,
+        most: Option<usize>,
+    ) -> PyResult<(Vec<u32>, usize)> {
+        let encode = || self.inner.encode_pair(first, second, most);
+        Ok(if first.len() + second.len() > DETACH_BYTES {
+            py.detach(encode)
+        } else {
+            encode()
+        }?)
+    }
+
     #[pyo3(signature = (texts, add_special_tokens=true))]
     fn encode_batch(
         &self,

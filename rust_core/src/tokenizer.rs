@@ -12,7 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::OnceLock;
 
-use tokenizers::Decoder;
+use tokenizers::{Decoder, PostProcessor, TruncationDirection};
 
 use crate::gguf::GgufFile;
 use crate::gguf_tokenizer;
@@ -149,6 +149,38 @@ impl Tokenizer {
         })
     }
 
+    /// The ids of two texts as one input, and how many of them belong to the first.
+    ///
+    /// With `most` the longer text loses tokens at its end, one after another, until the input
+    /// holds no more than that; special tokens stay, be they more.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_pair(
+        &self,
+        first: &str,
+        second: &str,
+        most: Option<usize>,
+    ) -> Result<(Vec<u32>, usize), TokenizerError> {
+        guarded(|| {
+            let mut a = self.inner.encode_fast(first, false)?;
+            let mut b = self.inner.encode_fast(second, false)?;
+            if let Some(most) = most {
+                let num_special = self
+                    .inner
+                    .get_post_processor()
+                    .map_or(0, |processor| processor.added_tokens(true));
+                let (keep_a, keep_b) = shares(a.len(), b.len(), most.saturating_sub(num_special));
+                a.truncate(keep_a, 0, TruncationDirection::Right);
+                b.truncate(keep_b, 0, TruncationDirection::Right);
+            }
+            let pair = self.inner.post_process(a, Some(b), true)?;
+            let types = pair.get_type_ids();
+            let num_first = types.iter().take_while(|&&kind| kind == 0).count();
+            Ok((pair.get_ids().to_vec(), num_first))
+        })
+    }
+
     fn affixes(&self) -> Option<(&[u32], &[u32])> {
         let find = || {
             let bare = self.encode_whole("a", false).ok()?;
@@ -239,5 +271,20 @@ impl Tokenizer {
     /// The table for incremental decoding; None for decoders that need the tokens around.
     pub(crate) fn table(&self) -> Option<&TokenTable> {
         self.table.as_ref()
+    }
+}
+
+/// How many tokens two texts keep of `room`: the longer one loses first, then both alike, and an
+/// odd token is the second one's.
+fn shares(a: usize, b: usize, room: usize) -> (usize, usize) {
+    let half = room / 2;
+    if a + b <= room {
+        (a, b)
+    } else if a.min(b) > half {
+        (half, room - half)
+    } else if a <= b {
+        (a, room - a)
+    } else {
+        (room - b, b)
     }
 }

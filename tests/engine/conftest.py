@@ -59,6 +59,8 @@ class FakeRunner:
         self.max_num_seqs = config.max_num_seqs or 8
         self.max_num_batched_tokens = config.max_num_batched_tokens or 64
         self.max_in_flight = max_in_flight
+        self.keeps_kv = True
+        self.pooling = None
         self.max_blocks = -(-self.max_model_len // self.block_size)
         size = Staging.required_len(
             self.max_num_batched_tokens, self.max_num_seqs, self.max_model_len, self.block_size

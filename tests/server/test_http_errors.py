@@ -248,7 +248,7 @@ def test_unknown_routes_and_methods(server: RunningServer) -> None:
 
 
 def test_routes_to_come(server: RunningServer) -> None:
-    for name in ("embeddings", "responses", "messages", "score", "rerank"):
+    for name in ("responses", "messages"):
         answer = server.post(f"/v1/{name}", {"input": "x"})
         assert answer.status == 501
         assert answer.error["code"] == "not_implemented"

@@ -11,7 +11,7 @@ import pytest
 from harness import RunningServer, StartServer
 
 from octavo.sampling_params import InvalidParameterError
-from octavo.server import limits, protocol
+from octavo.server import limits, pooling_protocol, protocol
 from octavo.server.openapi import body_schema
 from octavo.server.routes import ROUTES
 
@@ -21,6 +21,9 @@ TABLES: dict[str, protocol.Body] = {
     "/v1/completions": protocol.COMPLETION_BODY,
     "/tokenize": protocol.TOKENIZE_BODY,
     "/detokenize": protocol.DETOKENIZE_BODY,
+    "/v1/embeddings": pooling_protocol.EMBEDDING_BODY,
+    "/v1/score": pooling_protocol.SCORE_BODY,
+    "/v1/rerank": pooling_protocol.RERANK_BODY,
 }
 
 
@@ -36,7 +39,7 @@ def test_every_route_and_field_is_described(server: RunningServer) -> None:
             assert operation["summary"]
             assert ("requestBody" in operation) == (entry.path in TABLES)
     ids = [op["operationId"] for path in paths.values() for op in path.values()]
-    assert len(ids) - len(set(ids)) == 4 + 1  # one handler for what is to come, one for /ping
+    assert len(ids) - len(set(ids)) == 1 + 1  # one handler for what is to come, one for /ping
     for path, body in TABLES.items():
         content = paths[path]["post"]["requestBody"]["content"]["application/json"]
         known = {*body.fields, *protocol.BOOKKEEPING_FIELDS, *protocol.UNSUPPORTED_FIELDS}
@@ -79,6 +82,16 @@ def test_schemas_are_schemas_and_hold_for_what_passes(path: str) -> None:
         {"prompt": "x", "surprise": 1},
         {"tokens": [1, 2, 3]},
         {"tokens": [-1]},
+        {"input": "x"},
+        {"input": [[1], [2]], "encoding_format": "base64", "dimensions": 3},
+        {"input": []},
+        {"input": "x", "encoding_format": "int8"},
+        {"text_1": "x", "text_2": ["y", "z"]},
+        {"text_1": "x"},
+        {"text_1": [], "text_2": "y"},
+        {"query": "x", "documents": ["y", {"text": "z"}], "top_n": 1},
+        {"query": "x", "documents": [{"text": 1}]},
+        {"query": ["x"], "documents": ["y"]},
         {},
     ):
         assert validator.is_valid(body) == (refusal(path, body) is None), body
@@ -91,6 +104,9 @@ def refusal(path: str, body: dict[str, Any]) -> str | None:
         "/v1/completions": lambda b: protocol.parse_completion(b).sampling_params({}),
         "/tokenize": protocol.parse_tokenize,
         "/detokenize": protocol.parse_detokenize,
+        "/v1/embeddings": pooling_protocol.parse_embedding,
+        "/v1/score": pooling_protocol.parse_score,
+        "/v1/rerank": pooling_protocol.parse_rerank,
     }
     try:
         parsers[path](body)
@@ -107,11 +123,21 @@ BESIDE: dict[str, dict[str, Any]] = {
     "min_tokens": {"max_tokens": 2**31 - 1},
     "chat_template": {"messages": [{"role": "user", "content": "x"}]},
 }
+NUM_EDGES = {
+    "/detokenize": 2,
+    "/tokenize": 4,
+    "/v1/embeddings": 20,
+    "/v1/score": 10,
+    "/v1/rerank": 5,
+}
 LEAST: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "x"}]},
     "/v1/completions": {"prompt": "x"},
     "/tokenize": {"prompt": "x"},
     "/detokenize": {"tokens": [1]},
+    "/v1/embeddings": {"input": "x"},
+    "/v1/score": {"text_1": "x", "text_2": "y"},
+    "/v1/rerank": {"query": "x", "documents": ["y"]},
 }
 
 
@@ -154,6 +180,8 @@ def edges(schema: dict[str, Any]) -> Iterator[tuple[Any, bool]]:
 
 
 def example(schema: dict[str, Any]) -> Any:
+    if "anyOf" in schema:
+        return example(schema["anyOf"][0])
     if schema["type"] == "array":
         return [example(schema["items"])]
     if schema["type"] == "object":
@@ -171,13 +199,15 @@ def test_every_bound_holds_at_itself_and_not_past_it(path: str) -> None:
                 others = BESIDE["chat_template"] if name == "chat_template" else {}
             elif name == "max_tokens" and path == "/v1/completions":
                 others = others | {"echo": True}  # which alone goes with 0
+            elif name == "text_1" and isinstance(value, list):
+                others = {"text_2": ["y"] * len(value) if passes else "y"}  # as many, or one
             elif name in BESIDE:
                 others = others | BESIDE[name]
             refused = refusal(path, {**others, name: value})
             assert (refused is None) == passes, (name, str(value)[:80], refused)
             assert passes or refused.startswith(name) or refused in ("max_tokens", "prompt")
             num_edges += 1
-    assert num_edges >= {"/detokenize": 2, "/tokenize": 4}.get(path, 50)
+    assert num_edges >= NUM_EDGES.get(path, 50)
 
 
 def test_the_samples_of_a_request_are_bounded() -> None:
@@ -214,6 +244,11 @@ def test_the_documented_fields_are_the_protocol_s() -> None:
     assert completion - {"max_tokens"} == set(protocol.COMPLETION_FIELDS) - shared
     assert named(section("`/tokenize`")) == set(protocol.TOKENIZE_FIELDS)
     assert named(section("`/detokenize`")) == set(protocol.DETOKENIZE_FIELDS)
+    embedding = named(section("`/v1/embeddings`"))
+    assert embedding == set(pooling_protocol.EMBEDDING_BODY.fields)
+    scores = named(section("`/v1/score` and `/v1/rerank`"))
+    bodies = (pooling_protocol.SCORE_BODY, pooling_protocol.RERANK_BODY)
+    assert scores == {name for body in bodies for name in body.fields}
     # Named where they are supported; the other route refuses them.
     elsewhere = {"echo", "documents", "reasoning_effort"}
     refused = named(section("Refused, unless they ask for nothing")) - {"text"}

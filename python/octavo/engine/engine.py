@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from octavo.config import EngineConfig
     from octavo.engine.step_times import StepTimes
     from octavo.models.config import ModelConfig
+    from octavo.pooling import PooledText, PoolingInfo
 
 logger = logging.getLogger("octavo.engine")
 
@@ -81,6 +82,8 @@ class AsyncEngine:
         self.special_tokens: dict[str, str] = source.special_tokens
         self.eos_token_ids: tuple[int, ...] = source.eos_token_ids
         self.max_model_len: int = self._engine_loop.limits.max_model_len
+        # None where the model generates text.
+        self.pooling: PoolingInfo | None = self._engine_loop.runner.pooling
         self.served_model_names: tuple[str, ...] = config.served_model_name or (source.name,)
         self.metrics: Metrics = self._engine_loop.core.metrics
         self.step_times: StepTimes = self._engine_loop.step_times
@@ -146,11 +149,13 @@ class AsyncEngine:
         priority: int = 0,
         cache_salt: str | None = None,
         prompt_logprobs: PromptLogprobs | None = None,
+        pooled: PooledText | None = None,
     ) -> list[int]:
         """Queue one request; event-loop thread only.
 
         ``sink`` gets every Delta of every sample on the event loop, or one EngineDeadError per
         sample in place of the rest. ``prompt_logprobs``: filled before the first token's Delta.
+        ``pooled``: filled before the last one; models that generate no text need it.
 
         Returns:
             One id per sample, consecutive: sample i is ``ids[0] + i``.
@@ -184,6 +189,7 @@ class AsyncEngine:
                 priority=priority,
                 cache_salt=cache_salt,
                 prompt_logprobs=prompt_logprobs,
+                pooled=pooled,
             )
         )
         return list(ids)

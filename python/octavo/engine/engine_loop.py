@@ -71,8 +71,9 @@ class EngineLoop:
             max_num_seqs=self.runner.max_num_seqs,
             max_num_batched_tokens=self.runner.max_num_batched_tokens,
             max_model_len=self.runner.max_model_len,
-            enable_prefix_caching=config.enable_prefix_caching,
-            enable_chunked_prefill=config.enable_chunked_prefill,
+            # What keeps no keys and values computes a prompt whole, in one step.
+            enable_prefix_caching=config.enable_prefix_caching and self.runner.keeps_kv,
+            enable_chunked_prefill=config.enable_chunked_prefill and self.runner.keeps_kv,
             policy=config.scheduling_policy,
             stream_interval=config.stream_interval,
             tokenizer=self.tokenizer,
@@ -216,6 +217,7 @@ class EngineLoop:
                 prompt_token_ids=request.prompt_token_ids,
                 bad_words_token_ids=bad_words,
                 prompt_logprobs=request.prompt_logprobs,
+                pooled=request.pooled,
             )
         cache_salt = request.cache_salt
         if request.prompt_logprobs is not None:

@@ -11,6 +11,7 @@ from octavo.sampling_params import InvalidParameterError
 
 if TYPE_CHECKING:
     from octavo._core import SseTemplate
+    from octavo.pooling import PooledText
     from octavo.prompt_logprobs import PromptLogprobs
     from octavo.sampling_params import SamplingParams
 
@@ -22,8 +23,8 @@ class EngineRequest:
     """A prompt, how to sample from it, and how to deliver what it says.
 
     ``request_ids``: one per sample, consecutive. ``max_tokens`` is resolved: it always fits the
-    context. ``prompt_logprobs``: to be filled. Built by ``check``; nothing downstream needs to
-    validate again.
+    context. ``prompt_logprobs``, ``pooled``: to be filled. Built by ``check``; nothing
+    downstream needs to validate again.
     """
 
     request_ids: range
@@ -36,6 +37,7 @@ class EngineRequest:
     priority: int = 0
     cache_salt: str | None = None
     prompt_logprobs: PromptLogprobs | None = None
+    pooled: PooledText | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,54 +1,48 @@
-"""BertEncoder: BERT, RoBERTa and XLM-RoBERTa encoders, for embeddings.
+"""BertEncoder: BERT, RoBERTa and XLM-RoBERTa encoders, for embeddings and for scores of pairs.
 
 Learned positions, attention in both directions, norms after each sum. A batch's texts lie end to
-end, without padding; one scratch cache holds the keys and values of the layer that runs.
+end, without padding; all layers share one cache, of the keys and values of the layer that runs.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from octavo.layers.context import AttentionContext
 from octavo.layers.linear import Linear
 from octavo.layers.norm import LayerNorm
 from octavo.layers.ops import Ops
-from octavo.layers.rope import identity_table
+from octavo.layers.rope import RopeConfig, identity_table
+from octavo.models.config import ModelConfig
 from octavo.models.errors import ModelLoadError
-from octavo.models.hf_config import ACTIVATIONS, HfConfig, architecture_of
-from octavo.models.weights import SafetensorsWeights, Weights
-
-# Architecture -> whether positions start behind the padding id, as RoBERTa's do.
-ENCODERS = {"BertModel": False, "RobertaModel": True, "XLMRobertaModel": True}
-# A text's last block is half empty on average; smaller blocks cost more look-ups.
-_BLOCK_SIZE = 16
+from octavo.models.hf_config import HfConfig, architecture_of
+from octavo.models.weights import RenamedWeights
 
 
-@dataclass(frozen=True, slots=True)
-class EncoderConfig:
-    """An encoder's shape. ``first_position``: the row of the first token's learned position."""
+class Family(NamedTuple):
+    """``prefix``: of the tensors, in checkpoints with a head. ``offsets``: positions start behind
+    the padding id, as RoBERTa's do. ``classifies``: the checkpoint has a classification head."""
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_positions: int
-    first_position: int
-    eps: float
-    act: str
-
-    @property
-    def max_len(self) -> int:
-        """The most tokens of a text."""
-        return self.num_positions - self.first_position
+    prefix: str
+    offsets: bool
+    classifies: bool = False
 
 
-def read_encoder_config(raw: Mapping[str, Any]) -> EncoderConfig:
+ENCODERS = {
+    "BertModel": Family("bert.", False),
+    "RobertaModel": Family("roberta.", True),
+    "XLMRobertaModel": Family("roberta.", True),
+    "BertForSequenceClassification": Family("bert.", False, True),
+    "RobertaForSequenceClassification": Family("roberta.", True, True),
+    "XLMRobertaForSequenceClassification": Family("roberta.", True, True),
+}
+
+
+def read_encoder_config(raw: Mapping[str, Any]) -> ModelConfig:
     """The shape that a config.json describes.
 
     Raises:
@@ -59,24 +53,25 @@ def read_encoder_config(raw: Mapping[str, Any]) -> EncoderConfig:
         raise ModelLoadError(f"architecture {architecture!r} is not an encoder known here")
     if raw.get("position_embedding_type", "absolute") != "absolute" or raw.get("is_decoder"):
         raise ModelLoadError("config.json: only encoders with absolute positions are supported")
-    hf = HfConfig(raw, {"hidden_act": "gelu", "pad_token_id": 1 if ENCODERS[architecture] else 0})
-    act = str(raw.get("hidden_act") or "gelu")
-    if act not in ACTIVATIONS:
-        raise ModelLoadError(f"config.json: hidden_act {act!r} is not supported")
-    config = EncoderConfig(
-        vocab_size=hf.int("vocab_size"),
-        hidden_size=hf.int("hidden_size"),
-        intermediate_size=hf.int("intermediate_size"),
-        num_layers=hf.num_layers,
-        num_heads=hf.int("num_attention_heads"),
-        num_positions=hf.max_positions,
-        first_position=hf.int("pad_token_id") + 1 if ENCODERS[architecture] else 0,
-        eps=hf.float("layer_norm_eps", 1e-12),
-        act=ACTIVATIONS[act],
-    )
-    if config.num_heads < 1 or config.hidden_size % config.num_heads or config.max_len < 1:
+    hf = HfConfig(raw, {"hidden_act": "gelu"})
+    num_heads, hidden_size = hf.int("num_attention_heads"), hf.int("hidden_size")
+    max_len = hf.max_positions - first_position(raw)
+    if num_heads < 1 or hidden_size % num_heads or max_len < 1:
         raise ModelLoadError("config.json: sizes that do not fit each other")
-    return config
+    return hf.config(
+        rms_norm_eps=hf.float("layer_norm_eps", 1e-12),
+        rope=RopeConfig(theta=10000.0, rot_dim=2, rope_type="default", scaling={}),
+        rope_layers=(False,) * hf.num_layers,
+        max_position_embeddings=max_len,
+        max_context_len=max_len,
+        eos_token_ids=(),
+    )
+
+
+def first_position(raw: Mapping[str, Any]) -> int:
+    """The row of the first token's learned position."""
+    offsets = ENCODERS[architecture_of(raw)].offsets
+    return HfConfig(raw, {"pad_token_id": 1}).int("pad_token_id") + 1 if offsets else 0
 
 
 class _Layer:
@@ -84,7 +79,7 @@ class _Layer:
 
     __slots__ = ("down", "mlp_norm", "o", "o_norm", "qkv", "up")
 
-    def __init__(self, config: EncoderConfig, layer: int, weights: Weights, ops: Ops) -> None:
+    def __init__(self, config: ModelConfig, layer: int, weights: RenamedWeights, ops: Ops) -> None:
         prefix, d, f = f"encoder.layer.{layer}", config.hidden_size, config.intermediate_size
 
         def linear(names: Sequence[str], n: int, k: int) -> Linear:
@@ -103,9 +98,11 @@ class _Layer:
         self.mlp_norm = _norm(f"{prefix}.output.LayerNorm", config, weights, ops)
 
 
-def _norm(name: str, config: EncoderConfig, weights: Weights, ops: Ops) -> LayerNorm:
+def _norm(name: str, config: ModelConfig, weights: RenamedWeights, ops: Ops) -> LayerNorm:
     weight = weights.vector(f"{name}.weight", config.hidden_size)
-    return LayerNorm(ops, weight, weights.vector(f"{name}.bias", config.hidden_size), config.eps)
+    return LayerNorm(
+        ops, weight, weights.vector(f"{name}.bias", config.hidden_size), config.rms_norm_eps
+    )
 
 
 class BertEncoder:
@@ -116,10 +113,10 @@ class BertEncoder:
     """
 
     def __init__(
-        self, config: EncoderConfig, weights: SafetensorsWeights, ops: Ops, device: torch.device
+        self, config: ModelConfig, weights: RenamedWeights, ops: Ops, device: torch.device
     ) -> None:
         self.config = config
-        self._ops, self._device = ops, device
+        self._ops = ops
 
         def table(name: str, rows: int) -> Tensor:
             found = weights.matrix(f"embeddings.{name}.weight", (rows, config.hidden_size))
@@ -130,61 +127,91 @@ class BertEncoder:
         types = table(
             "token_type_embeddings", weights.num_rows("embeddings.token_type_embeddings.weight")
         )
-        # Every text is of the first type: its row is part of every position's.
-        self._positions = table("position_embeddings", config.num_positions) + types[0]
+        first = first_position(config.raw)
+        positions = table("position_embeddings", first + config.max_position_embeddings)[first:]
+        # The first text's type is part of every position; a second text adds the difference.
+        self._positions = positions + types[0]
+        self._second = types[1] - types[0] if types.shape[0] > 1 else None
         self._norm = _norm("embeddings.LayerNorm", config, weights, ops)
         self._layers = [_Layer(config, i, weights, ops) for i in range(config.num_layers)]
-        self._no_rope = identity_table(config.max_len, device)
+        self._no_rope = identity_table(config.max_position_embeddings, device)
+        self._k_cache, self._v_cache = torch.empty(0), torch.empty(0)
 
-    def __call__(self, texts: Sequence[Sequence[int]]) -> Tensor:
-        """Token ids, no text empty or over ``max_len`` -> hidden states [T, D], end to end."""
-        config, ops = self.config, self._ops
-        lengths = [len(text) for text in texts]
+    def bind_kv_cache(self, k_cache: Tensor, v_cache: Tensor) -> None:
+        """[num_blocks, num_heads, block_size, head_dim] of the layer that runs, whichever it is."""
+        self._k_cache, self._v_cache = k_cache, v_cache
 
-        def ints(values: Any) -> Tensor:
-            return torch.tensor(values, dtype=torch.int32, device=self._device)
+    def __call__(
+        self, input_ids: Tensor, ctx: AttentionContext, is_second: Tensor | None = None
+    ) -> Tensor:
+        """input_ids int32 [T], whole texts -> hidden states [T, D].
 
-        positions = ints([p for n in lengths for p in range(n)])
-        starts, blocks, slots = [0], [0], list[int]()
-        for n in lengths:
-            starts.append(starts[-1] + n)
-            slots += range(blocks[-1] * _BLOCK_SIZE, blocks[-1] * _BLOCK_SIZE + n)
-            blocks.append(blocks[-1] - (-n // _BLOCK_SIZE))
-        width = max(after - before for before, after in itertools.pairwise(blocks))
-        rows = [[min(first + i, blocks[-1] - 1) for i in range(width)] for first in blocks[:-1]]
-        tables, slot_mapping, order = ints(rows), ints(slots), ints(range(len(texts)))
-        seq_lens, query_start_loc = ints(lengths), ints(starts)
-        head_dim = config.hidden_size // config.num_heads
-        shape = (blocks[-1], config.num_heads, _BLOCK_SIZE, head_dim)
-        k_cache, v_cache = (self._words.new_zeros(shape) for _ in range(2))
-        ids = ints([token for text in texts for token in text])
-        x = self._norm(self._words[ids] + self._positions[positions + config.first_position])
+        ``is_second``: bool [T], the tokens of pairs' second texts; None is no pairs.
+        """
+        x = self._words[input_ids] + self._positions[ctx.positions]
+        if is_second is not None and self._second is not None:
+            x += is_second[:, None] * self._second
+        x = self._norm(x)
         for layer in self._layers:
-            q = ops.qk_norm_rope_store_kv(
-                layer.qkv(x),
-                positions,
-                self._no_rope,
-                slot_mapping,
-                k_cache,
-                v_cache,
-                num_heads=config.num_heads,
-                num_kv_heads=config.num_heads,
-                head_dim=head_dim,
-            )
-            attended = ops.paged_attention(
-                q,
-                k_cache,
-                v_cache,
-                tables,
-                order,
-                seq_lens,
-                query_start_loc,
-                scale=head_dim**-0.5,
-                num_decodes=0,
-                max_query_len=max(lengths),
-                max_seq_len=max(lengths),
-                causal=False,
-            )
+            attended = self._attend(layer.qkv(x), ctx)
             x, _ = layer.o_norm.add(layer.o(attended), x)
-            x, _ = layer.mlp_norm.add(layer.down(ops.activation(layer.up(x), config.act)), x)
+            act = self._ops.activation(layer.up(x), self.config.hidden_act)
+            x, _ = layer.mlp_norm.add(layer.down(act), x)
         return x
+
+    def _attend(self, qkv: Tensor, ctx: AttentionContext) -> Tensor:
+        config = self.config
+        q = self._ops.qk_norm_rope_store_kv(
+            qkv,
+            ctx.positions,
+            self._no_rope,
+            ctx.slot_mapping,
+            self._k_cache,
+            self._v_cache,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_heads,
+            head_dim=config.head_dim,
+        )
+        return self._ops.paged_attention(
+            q,
+            self._k_cache,
+            self._v_cache,
+            ctx.block_table,
+            ctx.slots,
+            ctx.seq_lens,
+            ctx.query_start_loc,
+            scale=config.head_dim**-0.5,
+            num_decodes=0,
+            max_query_len=ctx.max_query_len,
+            max_seq_len=ctx.max_seq_len,
+            causal=False,
+        )
+
+
+def make_score_head(
+    architecture: str, hidden_size: int, weights: RenamedWeights
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """A cross-encoder's head: (hidden [T, D], each text's first row [R]) -> logits [R, 1].
+
+    Raises:
+        ModelLoadError: a weight is missing, or there are several labels.
+    """
+    # RoBERTa keeps both layers in its head, BERT the first one in the encoder.
+    in_head = ENCODERS[architecture].offsets
+    names = (
+        ("classifier.dense", "classifier.out_proj") if in_head else ("pooler.dense", "classifier")
+    )
+    num_labels = weights.num_rows(f"{names[1]}.weight")
+    if num_labels != 1:
+        raise ModelLoadError(f"a cross-encoder gives one score; this model has {num_labels} labels")
+    layers = []
+    for name, rows in zip(names, (hidden_size, 1), strict=True):
+        weight = weights.matrix(f"{name}.weight", (rows, hidden_size))
+        assert isinstance(weight, Tensor), "encoders are read from safetensors"
+        layers.append((weight.float(), weights.vector(f"{name}.bias", rows).float()))
+
+    def score(hidden: Tensor, rows: Tensor) -> Tensor:
+        x = torch.nn.functional.linear(hidden[rows].float(), *layers[0]).tanh()
+        return torch.nn.functional.linear(x, *layers[1])
+
+    return score

@@ -24,17 +24,21 @@ Step = Callable[[Tensor], Tensor]
 class Pooler:
     """The modules behind the encoder: pooling, dense layers, normalization.
 
-    A folder without modules.json gets the mean of its tokens, as in sentence-transformers.
-    ``max_len``: the most tokens of a text, None where only the encoder limits it.
+    ``default_mode``: for a folder without modules.json; the mean is sentence-transformers' own.
+    ``max_len``: the most tokens of a text, None where only the model limits it. ``size``: of the
+    vectors. ``normalizes``: whether the last step makes their length 1.
 
     Raises:
         ModelLoadError: a module that is not known, or files that do not fit; one line.
     """
 
-    def __init__(self, folder: Path, hidden_size: int, device: torch.device) -> None:
-        self.mode = "mean"
+    def __init__(
+        self, folder: Path, hidden_size: int, device: torch.device, default_mode: str = "mean"
+    ) -> None:
+        self.mode = default_mode
+        self.normalizes = False
         self.max_len: int | None = None
-        self._size, self._device = hidden_size, device
+        self.size, self._device = hidden_size, device
         self._steps: list[Step] = []
         file = folder / "modules.json"
         for module in _read(file, list) if file.is_file() else []:
@@ -46,6 +50,7 @@ class Pooler:
             if not path.resolve().is_relative_to(folder.resolve()):
                 raise ModelLoadError(f"{file}: module {module['path']!r} is outside the folder")
             self._add(kind, path, file)
+            self.normalizes = kind == "Normalize"
 
     def _add(self, kind: str, path: Path, file: Path) -> None:
         match kind:
@@ -91,8 +96,8 @@ class Pooler:
             n, k = int(values["out_features"]), int(values["in_features"])
         except (KeyError, TypeError, ValueError) as error:
             raise ModelLoadError(f"{file}: no sizes of a layer: {error!r}") from error
-        if k != self._size:
-            raise ModelLoadError(f"{file}: in_features is {k}, its input has {self._size}")
+        if k != self.size:
+            raise ModelLoadError(f"{file}: in_features is {k}, its input has {self.size}")
         weights = SafetensorsWeights(
             safetensors_files(path),
             device=self._device,
@@ -103,7 +108,7 @@ class Pooler:
         assert isinstance(weight, Tensor)
         bias = weights.vector("linear.bias", n) if values.get("bias", True) else None
         weights.finish()
-        self._size = n
+        self.size = n
 
         def dense(x: Tensor) -> Tensor:
             y = torch.nn.functional.linear(x, weight, bias)

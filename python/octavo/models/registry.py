@@ -10,7 +10,7 @@ from torch import Tensor
 
 from octavo.layers.context import AttentionContext
 from octavo.layers.ops import Ops
-from octavo.models.bert import ENCODERS
+from octavo.models.bert import ENCODERS, read_encoder_config
 from octavo.models.config import ModelConfig
 from octavo.models.errors import ModelLoadError
 from octavo.models.falcon import FalconForCausalLM
@@ -88,13 +88,19 @@ _CLASSES: tuple[type[CausalLMClass], ...] = (
 ARCHITECTURES: dict[str, type[CausalLMClass]] = {cls.__name__: cls for cls in _CLASSES}
 
 
+# Decoders without their output head, as embedding models are saved: those that are proven so.
+TRUNKS: dict[str, str] = {
+    f"{family}Model": f"{family}ForCausalLM" for family in ("Llama", "Mistral", "Qwen2", "Qwen3")
+}
+
+
 class ModelRegistry:
     """What can be served."""
 
     @staticmethod
     def get_supported_archs() -> list[str]:
         """Architectures as config.json spells them, sorted."""
-        return sorted([*ARCHITECTURES, *ENCODERS])
+        return sorted([*ARCHITECTURES, *ENCODERS, *TRUNKS])
 
 
 def model_class(architecture: str) -> type[CausalLMClass]:
@@ -119,9 +125,8 @@ def config_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
     """
     architecture = architecture_of(raw)
     if architecture in ENCODERS:
-        raise ModelLoadError(
-            f"architecture {architecture!r} is an encoder: LLM.embed runs it, nothing serves it yet"
-        )
+        return read_encoder_config(raw)
+    architecture = TRUNKS.get(architecture, architecture)
     if architecture not in ARCHITECTURES:
         from octavo.models import fallback
 

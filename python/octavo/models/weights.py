@@ -101,6 +101,9 @@ class SafetensorsWeights:
             raise ModelLoadError(f"{_names(self._files)}: tensor {name} is missing")
         return int(self._where[name][1].get_slice(name).get_shape()[0])
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
+
     def finish(self) -> None:
         _check_unused(self._unused - self._ignored, lambda name: self._where[name][0])
 
@@ -119,6 +122,30 @@ class SafetensorsWeights:
         self._unused.discard(name)
         self._progress(tensor.nbytes)
         return tensor if dtype is None else tensor.to(dtype)
+
+
+class RenamedWeights:
+    """A checkpoint that spells its tensors another way.
+
+    ``rename``: the name that a model asks for -> the file's.
+    """
+
+    def __init__(self, weights: SafetensorsWeights, rename: Callable[[str], str]) -> None:
+        self._weights, self._rename = weights, rename
+        self.act_dtype, self.exact = weights.act_dtype, weights.exact
+
+    def matrix(self, name: str, shape: tuple[int, int]) -> Tensor | QuantTensor:
+        return self._weights.matrix(self._rename(name), shape)
+
+    def vector(self, name: str, size: int) -> Tensor:
+        return self._weights.vector(self._rename(name), size)
+
+    def num_rows(self, name: str) -> int:
+        """As SafetensorsWeights.num_rows."""
+        return self._weights.num_rows(self._rename(name))
+
+    def finish(self) -> None:
+        self._weights.finish()
 
 
 class GgufWeights:

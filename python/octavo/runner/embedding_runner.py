@@ -1,95 +1,191 @@
-"""EmbeddingRunner: an encoder in memory, and batches of texts through it. It has no KV cache."""
+"""EmbeddingRunner: a model that gives vectors, and the scheduler's batches of texts through it.
+
+The scheduler's blocks are real, but of one layer: a text is computed whole in one step, so that
+all layers take turns with the same keys and values, and nothing is left when the step is over.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from octavo._core import Staging
 from octavo.config import EngineConfig
+from octavo.layers.context import AttentionContext
 from octavo.layers.ops import get_ops
-from octavo.models.bert import ENCODERS, BertEncoder, read_encoder_config
-from octavo.models.errors import ModelLoadError
-from octavo.models.hf_config import architecture_of
-from octavo.models.loader import DTYPES
-from octavo.models.pooling import Pooler
+from octavo.models.pooling_model import PoolingModel
 from octavo.models.source import ModelSource
-from octavo.models.weights import SafetensorsWeights, safetensors_files
-from octavo.runner.model_runner import resolve_device, set_num_threads
+from octavo.runner.input_batch import InputBatch, StagingBuffer
+from octavo.runner.model_runner import ComputedStep, InFlight, resolve_device, set_num_threads
+from octavo.runner.request_state import RequestState
+from octavo.runner.sampler import SampledTokens
 
-# Activations of more tokens leave the processor's caches.
-_MAX_TOKENS = 2048
-# Tensors of a checkpoint that embeddings do not need.
-_UNUSED = ("pooler.dense.weight", "pooler.dense.bias", "embeddings.position_ids")
+if TYPE_CHECKING:
+    from octavo._core import ScheduledBatch
 
-
-def is_encoder(source: ModelSource) -> bool:
-    """Whether a model is one that this runner runs."""
-    return source.kind == "safetensors" and architecture_of(source.hf_config) in ENCODERS
+# Activations of more tokens leave the processor's caches; a GPU wants many.
+_CPU_TOKENS, _GPU_TOKENS = 2048, 16384
+# Texts hold no memory between steps, so that there may be many in one.
+_MAX_NUM_SEQS = 256
+# The scheduler keeps a hundredth of its blocks back for requests that grow.
+_SPARE_BLOCKS = 1.02
+_NOTHING = SampledTokens(np.empty(0, np.int32), None, None, None)
 
 
 class EmbeddingRunner:
-    """Texts' token ids -> vectors. float32 unless another dtype is asked for.
-
-    ``max_len``: the most tokens of a text. ``vocab_size``: ids are below it.
+    """See ModelRunner; what it computes goes into each request's PooledText.
 
     Raises:
-        ModelLoadError: the model cannot be read, or a setting that encoders do not have.
+        ModelLoadError: the model cannot be read, or a setting that such models do not have.
     """
 
+    max_in_flight = 1
+    keeps_kv = False
+
     def __init__(self, config: EngineConfig, source: ModelSource) -> None:
-        if config.quantization is not None:
-            raise ModelLoadError(f"{source.path}: an encoder cannot be quantized")
-        device = resolve_device(config)
-        ops = get_ops(device, config.attention_backend)
-        if device.type == "cpu":
+        self.device = resolve_device(config)
+        on_cpu = self.device.type == "cpu"
+        ops = get_ops(self.device, config.attention_backend)
+        if on_cpu:
             set_num_threads(ops, config.threads)
-        try:
-            encoder = read_encoder_config(source.hf_config)
-        except ModelLoadError as error:
-            raise ModelLoadError(f"{source.path}: {error}") from error
-        # Rounding weights is asked for by name only: embeddings are compared with stored ones.
-        dtype = DTYPES.get(config.dtype, torch.float32)
-        weights = SafetensorsWeights(
-            safetensors_files(source.path),
-            device=device,
-            dtype=dtype,
-            act_dtype=torch.float32 if device.type == "cpu" else dtype,
-            ignored=_UNUSED,
+        self._model = model = PoolingModel(config, source, ops, self.device)
+        self.pooling = model.info
+        self.max_model_len = model.max_len
+        self.block_size = config.block_size
+        self._most_tokens = config.max_num_batched_tokens or (
+            _CPU_TOKENS if on_cpu else _GPU_TOKENS
+        )
+        self.max_num_batched_tokens = max(self._most_tokens, self.max_model_len)
+        most_seqs = config.max_num_seqs or _MAX_NUM_SEQS
+        self.max_num_seqs = min(most_seqs, self.max_num_batched_tokens)
+        blocks = self.max_num_batched_tokens // self.block_size + self.max_num_seqs
+        self.num_blocks = math.ceil(blocks * _SPARE_BLOCKS) + 1
+        shape = model.config
+        cache = (self.num_blocks, shape.num_kv_heads, self.block_size, shape.head_dim)
+        k_cache, v_cache = (
+            torch.zeros(cache, dtype=model.act_dtype, device=self.device) for _ in range(2)
+        )
+        self._cache_bytes = 2 * k_cache.nbytes
+        model.bind_kv_cache(k_cache, v_cache)
+        length = Staging.required_len(
+            self.max_num_batched_tokens, self.max_num_seqs, self.max_model_len, self.block_size
+        )
+        self._buffer = StagingBuffer(length, (), not on_cpu)
+        max_blocks_per_seq = -(-self.max_model_len // self.block_size)
+        self._batch = InputBatch(self.max_num_seqs, max_blocks_per_seq, self.device)
+
+    def next_staging(self) -> Staging:
+        """The one staging area: steps do not overlap."""
+        return self._buffer.staging
+
+    def enter_thread(self) -> None:
+        """Called once on a thread that does nothing but step."""
+
+    def launch(
+        self, batch: ScheduledBatch, staging: Staging, requests: Mapping[int, RequestState]
+    ) -> InFlight:
+        """Compute a planned step, whose requests are whole texts."""
+        array = self._buffer.array
+        pooled = [requests[request_id].pooled for request_id in batch.request_ids]
+        starts = array[batch.query_start_loc_offset :][: batch.num_reqs + 1].copy()
+        lengths = np.diff(starts)
+        is_second = np.zeros(int(starts[-1]), bool)
+        for start, end, text in zip(starts, starts[1:], pooled, strict=False):
+            if text is not None and text.num_first is not None:
+                is_second[start + text.num_first : end] = True
+        with torch.inference_mode():
+            packed = self._buffer.host[: batch.packed_len].to(self.device)
+            self._batch.load(batch, packed)
+            for first, last in self._parts(starts):
+                rows = self._compute(first, last, starts, lengths, is_second)
+                for text, row in zip(pooled[first:last], rows, strict=True):
+                    if text is not None:
+                        text.values = row
+        return ComputedStep(batch.step_id, _NOTHING)
+
+    def collect(self, in_flight: InFlight) -> SampledTokens:
+        """No tokens: vectors were handed over already."""
+        assert isinstance(in_flight, ComputedStep)
+        return in_flight.sampled
+
+    def warm_up(self) -> None:
+        """One text of one token: threads start, weights are paged in."""
+
+        def ints(*values: int) -> Tensor:
+            return torch.tensor(values, dtype=torch.int32, device=self.device)
+
+        context = AttentionContext(
+            positions=ints(0),
+            slot_mapping=ints(0),
+            slots=ints(0),
+            seq_lens=ints(1),
+            query_start_loc=ints(0, 1),
+            block_table=self._batch.block_table,
+            num_reqs=1,
+            num_decodes=0,
+            max_query_len=1,
+            max_seq_len=1,
         )
         with torch.inference_mode():
-            self._model = BertEncoder(encoder, weights, ops, device)
-            weights.finish()
-            self._pool = Pooler(source.path, encoder.hidden_size, device)
-        self.vocab_size = encoder.vocab_size
-        self.max_len = min(encoder.max_len, self._pool.max_len or encoder.max_len)
-        if config.max_model_len not in (None, -1):
-            assert config.max_model_len is not None
-            self.max_len = min(self.max_len, config.max_model_len)
-        self._max_tokens = max(config.max_num_batched_tokens or _MAX_TOKENS, self.max_len)
+            self._model(ints(0), context, [1])
 
-    def embed(
-        self, texts: Sequence[Sequence[int]], progress: Callable[[int], object] = lambda _: None
-    ) -> Tensor:
-        """float32 [len(texts), D] on the CPU, in the texts' order.
+    def memory_table(self) -> list[tuple[str, str]]:
+        """What takes how much memory, for people to read."""
+        return [
+            ("device", str(self.device)),
+            ("task", f"{self.pooling.task}, {self.pooling.size} values a text"),
+            ("keys and values", f"{self._cache_bytes / (1 << 20):,.1f} MiB, of one layer"),
+            ("longest text", f"{self.max_model_len:,} tokens"),
+            ("texts in a step", f"{self.max_num_seqs:,}"),
+            ("tokens in a step", f"{self.max_num_batched_tokens:,}"),
+        ]
 
-        ``progress`` is told how many more are done. Each text must hold 1 to ``max_len`` ids.
-        """
-        rows: list[Tensor] = []
-        with torch.inference_mode():
-            for batch in self._batches(texts):
-                hidden = self._model(batch)
-                rows.append(self._pool(hidden, [len(text) for text in batch]).cpu())
-                progress(len(batch))
-        return torch.cat(rows)
+    def is_fatal(self, error: BaseException) -> bool:
+        """Whether no later step can succeed: the device's context is broken."""
+        broken = getattr(torch, "AcceleratorError", None)
+        return broken is not None and isinstance(error, broken)
 
-    def _batches(self, texts: Sequence[Sequence[int]]) -> Iterator[Sequence[Sequence[int]]]:
-        """Neighbours, as many as fit the token budget; nothing is padded, so order is no matter."""
-        first, tokens = 0, 0
-        for index, text in enumerate(texts):
-            if index > first and tokens + len(text) > self._max_tokens:
-                yield texts[first:index]
-                first, tokens = index, 0
-            tokens += len(text)
-        yield texts[first:]
+    def _parts(self, starts: NDArray[np.int32]) -> Iterator[tuple[int, int]]:
+        """Neighbours of at most ``_most_tokens``: a step may be longer, for the longest text."""
+        first = 0
+        for index in range(1, len(starts) - 1):
+            if starts[index + 1] - starts[first] > self._most_tokens:
+                yield first, index
+                first = index
+        yield first, len(starts) - 1
+
+    def _compute(
+        self,
+        first: int,
+        last: int,
+        starts: NDArray[np.int32],
+        lengths: NDArray[np.int32],
+        is_second: NDArray[np.bool_],
+    ) -> NDArray[np.float32]:
+        """Texts ``first`` to ``last`` of the loaded batch -> their values [last - first, D]."""
+        ctx, some = self._batch.context, lengths[first:last].tolist()
+        tokens = slice(int(starts[first]), int(starts[last]))
+        longest = max(some)
+        part = AttentionContext(
+            positions=ctx.positions[tokens],
+            slot_mapping=ctx.slot_mapping[tokens],
+            slots=ctx.slots[first:last],
+            seq_lens=ctx.seq_lens[first:last],
+            query_start_loc=ctx.query_start_loc[first : last + 1] - tokens.start,
+            block_table=ctx.block_table,
+            num_reqs=last - first,
+            num_decodes=0,
+            max_query_len=longest,
+            max_seq_len=longest,
+        )
+        seconds = is_second[tokens]
+        second = torch.from_numpy(seconds).to(self.device) if seconds.any() else None
+        rows = self._model(self._batch.input_ids[tokens], part, some, second)
+        values: NDArray[np.float32] = rows.cpu().numpy()
+        return values

@@ -16,6 +16,7 @@ from octavo.layers.ops import Ops, get_ops
 from octavo.models.errors import ModelLoadError
 from octavo.models.loader import DTYPES, load_model, resolve_dtypes
 from octavo.models.source import ModelSource
+from octavo.pooling import PoolingInfo
 from octavo.runner.input_batch import InputBatch, StagingBuffer
 from octavo.runner.kv_cache import (
     DEFAULT_CPU_KV_BYTES,
@@ -31,7 +32,7 @@ from octavo.runner.sampler import SampledTokens, Sampler
 if TYPE_CHECKING:
     from octavo._core import ScheduledBatch
 
-__all__ = ["InFlight", "ModelRunner", "RequestState", "SampledTokens"]
+__all__ = ["ComputedStep", "InFlight", "ModelRunner", "RequestState", "SampledTokens"]
 
 
 @dataclass(slots=True, eq=False)
@@ -42,7 +43,7 @@ class InFlight:
 
 
 @dataclass(slots=True, eq=False)
-class _Computed(InFlight):
+class ComputedStep(InFlight):
     """A step whose tokens are known already."""
 
     sampled: SampledTokens
@@ -59,6 +60,9 @@ class ModelRunner:
     """
 
     max_in_flight = 1
+    keeps_kv = True
+    # What a model has that gives vectors in place of text.
+    pooling: PoolingInfo | None = None
 
     def __init__(self, config: EngineConfig, source: ModelSource) -> None:
         self.config = config
@@ -144,11 +148,11 @@ class ModelRunner:
             rows = array[batch.sample_rows_offset :][:num_samples]
             slots = array[batch.sample_slots_offset :][:num_samples]
             positions = array[batch.positions_offset :][rows]
-            return _Computed(batch.step_id, self.sampler.sample(logits, slots, positions))
+            return ComputedStep(batch.step_id, self.sampler.sample(logits, slots, positions))
 
     def collect(self, in_flight: InFlight) -> SampledTokens:
         """The tokens of a launched step, in the order of its samples. Blocks until they exist."""
-        assert isinstance(in_flight, _Computed)
+        assert isinstance(in_flight, ComputedStep)
         return in_flight.sampled
 
     def warm_up(self) -> None:

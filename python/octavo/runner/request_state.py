@@ -10,6 +10,7 @@ from octavo.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from octavo._core import Tokenizer
+    from octavo.pooling import PooledText
     from octavo.prompt_logprobs import PromptLogprobs
 
 
@@ -19,7 +20,8 @@ class RequestState:
 
     ``seed`` None: the sampler draws one at the first admission. ``eos_token_ids``: what min_tokens
     holds back, beside ``params.stop_token_ids``. ``prompt_token_ids`` is
-    needed where there is a repetition penalty or ``prompt_logprobs``, which the runner fills.
+    needed where there is a repetition penalty or ``prompt_logprobs``, which the runner fills; it
+    fills ``pooled`` where the model gives vectors.
     ``output_token_ids`` is written by the sampler, and only where penalties or bad words look at
     it.
     """
@@ -32,6 +34,7 @@ class RequestState:
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
     output_token_ids: list[int] = field(default_factory=list)
     prompt_logprobs: PromptLogprobs | None = None
+    pooled: PooledText | None = None
 
     @property
     def has_penalties(self) -> bool:

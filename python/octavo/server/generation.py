@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from octavo._core import Delta, SseTemplate, SseWriter
     from octavo.engine.engine import AsyncEngine
     from octavo.engine.request import Delivery
+    from octavo.pooling import PooledText
     from octavo.prompt_logprobs import PromptLogprobs
     from octavo.sampling_params import SamplingParams
     from octavo.server.exchange import Exchange
@@ -68,10 +69,12 @@ class Generation:
         priority: int = 0,
         cache_salt: str | None = None,
         scores: Sequence[PromptLogprobs] = (),
+        pooled: Sequence[PooledText] = (),
     ) -> None:
         """Queue ``n`` samples of each prompt; sample i of prompt p is choice ``p * n + i``.
 
-        ``sse``: one template per choice. ``scores``: none, or one per prompt, to be filled.
+        ``sse``: one template per choice. ``scores``, ``pooled``: none, or one per prompt, to be
+        filled.
 
         Raises:
             QueueFullError, RequestTooLongError, InvalidParameterError, EngineDeadError: from the
@@ -89,6 +92,7 @@ class Generation:
                 priority=priority,
                 cache_salt=cache_salt,
                 prompt_logprobs=scores[number] if scores else None,
+                pooled=pooled[number] if pooled else None,
             )
             for offset, sample_id in enumerate(ids):
                 self._running[sample_id] = self._indices[sample_id] = first + offset

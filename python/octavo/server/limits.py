@@ -13,6 +13,8 @@ MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 MAX_HEADER_BYTES: Final = 16 * 1024
 MAX_PROMPTS: Final = 1024
 MAX_N: Final = 128
+# OpenAI's; each of them is one request to the scheduler.
+MAX_EMBEDDING_INPUTS: Final = 2048
 # One request may not fill the queue alone: OpenAI's largest batch of prompts, four samples each.
 MAX_SAMPLES: Final = 4096
 MAX_MESSAGES: Final = 16 * 1024

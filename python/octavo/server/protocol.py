@@ -167,7 +167,7 @@ def _prompt_list(item: dict[str, Any]) -> dict[str, Any]:
         _prompt_list(_TOKEN_IDS),
     ]
 )
-def _prompts(name: str, value: Any) -> list[Prompt]:
+def prompts(name: str, value: Any) -> list[Prompt]:
     """str, [str], [int] or [[int]] as a list of prompts."""
     if isinstance(value, str):
         return [value]
@@ -185,7 +185,7 @@ def _prompts(name: str, value: Any) -> list[Prompt]:
 
 
 @fields.check(type="integer", minimum=-1, maximum=fields.INT32_MAX, **{"not": {"const": 0}})
-def _truncation(name: str, value: Any) -> int:
+def truncation(name: str, value: Any) -> int:
     most: int = fields.integer(-1)(name, value)
     if most == 0:
         raise InvalidParameterError(f"{name} must be -1 or positive", name)
@@ -238,7 +238,7 @@ COMMON_FIELDS: Final[dict[str, fields.Check]] = {
     "request_id": fields.string(limits.MAX_REQUEST_ID_CHARS, least_chars=1),
     "return_token_ids": _boolean,
     "return_tokens_as_token_ids": _boolean,
-    "truncate_prompt_tokens": _truncation,
+    "truncate_prompt_tokens": truncation,
     "add_special_tokens": _boolean,
     "prompt_logprobs": _LOGPROBS,
 }
@@ -266,7 +266,7 @@ CHAT_FIELDS: Final[dict[str, fields.Check]] = {
 COMPLETION_FIELDS: Final[dict[str, fields.Check]] = {
     **SAMPLING_FIELDS,
     **COMMON_FIELDS,
-    "prompt": _prompts,
+    "prompt": prompts,
     "echo": _boolean,
     "logprobs": _LOGPROBS,
 }
@@ -333,7 +333,7 @@ TOKENIZE_BODY: Final = Body(TOKENIZE_FIELDS, (), one_of=("prompt", "messages"))
 DETOKENIZE_BODY: Final = Body(DETOKENIZE_FIELDS, ("tokens",))
 
 
-def _checked(body: dict[str, Any], table: Mapping[str, fields.Check]) -> dict[str, Any]:
+def checked(body: dict[str, Any], table: Mapping[str, fields.Check]) -> dict[str, Any]:
     """The body's fields, clean; null is absence.
 
     Raises:
@@ -357,7 +357,7 @@ def _checked(body: dict[str, Any], table: Mapping[str, fields.Check]) -> dict[st
     return clean
 
 
-def _require(clean: Mapping[str, Any], name: str) -> None:
+def require(clean: Mapping[str, Any], name: str) -> None:
     if name not in clean:
         raise InvalidParameterError(f"{name} is missing", name)
 
@@ -410,8 +410,8 @@ def parse_chat(body: dict[str, Any], max_logprobs: int = limits.MAX_LOGPROBS) ->
     Raises:
         InvalidParameterError, UnsupportedParameterError: naming the field.
     """
-    clean = _checked(body, CHAT_FIELDS)
-    _require(clean, "messages")
+    clean = checked(body, CHAT_FIELDS)
+    require(clean, "messages")
     _stream_options(clean)
     _continuation(clean)
     _prompt_logprobs(clean, max_logprobs)
@@ -442,8 +442,8 @@ def parse_completion(
     Raises:
         InvalidParameterError, UnsupportedParameterError: naming the field.
     """
-    clean = _checked(body, COMPLETION_FIELDS)
-    _require(clean, "prompt")
+    clean = checked(body, COMPLETION_FIELDS)
+    require(clean, "prompt")
     _stream_options(clean)
     _prompt_logprobs(clean, max_logprobs)
     num_logprobs = clean.pop("logprobs", None)
@@ -470,7 +470,7 @@ def parse_tokenize(body: dict[str, Any]) -> TokenizeRequest:
     Raises:
         InvalidParameterError, UnsupportedParameterError: naming the field.
     """
-    clean = _checked(body, TOKENIZE_FIELDS)
+    clean = checked(body, TOKENIZE_FIELDS)
     if ("prompt" in clean) == ("messages" in clean):
         raise InvalidParameterError("give either prompt or messages", "prompt")
     _continuation(clean)
@@ -484,7 +484,7 @@ def parse_detokenize(body: dict[str, Any]) -> DetokenizeRequest:
     Raises:
         InvalidParameterError, UnsupportedParameterError: naming the field.
     """
-    clean = _checked(body, DETOKENIZE_FIELDS)
-    _require(clean, "tokens")
+    clean = checked(body, DETOKENIZE_FIELDS)
+    require(clean, "tokens")
     clean["tokens"] = list(clean["tokens"])
     return DetokenizeRequest(**clean)

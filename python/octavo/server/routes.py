@@ -21,9 +21,11 @@ from octavo.server import health, models
 from octavo.server.access import open_paths
 from octavo.server.chat import chat_completions
 from octavo.server.completions import completions
+from octavo.server.embeddings import embeddings
 from octavo.server.exchange import Exchange
 from octavo.server.metrics import metrics
 from octavo.server.openapi import describe
+from octavo.server.pooling_protocol import EMBEDDING_BODY, RERANK_BODY, SCORE_BODY
 from octavo.server.protocol import (
     CHAT_BODY,
     COMPLETION_BODY,
@@ -31,6 +33,7 @@ from octavo.server.protocol import (
     TOKENIZE_BODY,
     Body,
 )
+from octavo.server.rerank import rerank, score
 from octavo.server.state import ServerState
 from octavo.server.tokenize import detokenize, tokenize
 
@@ -69,6 +72,9 @@ async def not_implemented(state: ServerState, exchange: Exchange) -> None:
 ROUTES: Final[tuple[Entry, ...]] = (
     Entry("/v1/chat/completions", ("POST",), chat_completions, CHAT_BODY, admits=True),
     Entry("/v1/completions", ("POST",), completions, COMPLETION_BODY, admits=True),
+    Entry("/v1/embeddings", ("POST",), embeddings, EMBEDDING_BODY, admits=True),
+    Entry("/v1/score", ("POST",), score, SCORE_BODY, admits=True),
+    Entry("/v1/rerank", ("POST",), rerank, RERANK_BODY, admits=True),
     Entry("/v1/models", ("GET",), models.list_models),
     # Names may hold slashes.
     Entry("/v1/models/{name:path}", ("GET",), models.get_model),
@@ -82,11 +88,8 @@ ROUTES: Final[tuple[Entry, ...]] = (
     Entry("/load", ("GET",), health.load),
     Entry("/metrics", ("GET",), metrics),
     Entry("/openapi.json", ("GET",), openapi),
-    Entry("/v1/embeddings", ("POST",), not_implemented),
     Entry("/v1/responses", ("POST",), not_implemented),
     Entry("/v1/messages", ("POST",), not_implemented),
-    Entry("/v1/score", ("POST",), not_implemented),
-    Entry("/v1/rerank", ("POST",), not_implemented),
 )
 
 # Refusals that an operator counts: the server's state, not the client's mistake.

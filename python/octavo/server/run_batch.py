@@ -17,7 +17,7 @@ import orjson
 from starlette.types import ASGIApp, Message, Scope
 
 # What a batch may ask for.
-URLS: Final = ("/v1/chat/completions", "/v1/completions")
+URLS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 RETRY_S: Final = 0.2
 
 

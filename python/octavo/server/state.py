@@ -20,6 +20,7 @@ from octavo.server.config import ServerConfig
 
 if TYPE_CHECKING:
     from octavo.engine.engine import AsyncEngine
+    from octavo.pooling import PoolingInfo
     from octavo.server.generation import Generation
     from octavo.server.token_texts import TokenTexts
 
@@ -85,11 +86,46 @@ class ServerState:
         return self._engine
 
     def engine_for_work(self) -> AsyncEngine:
-        """The engine, for new requests.
+        """The engine, for new requests for text.
 
         Raises:
             LoadingError, EngineDeadError, DrainingError: it takes none now.
+            BadRequestError: its model generates no text.
         """
+        engine = self._engine_unless_draining()
+        if engine.pooling is not None:
+            routes = "/v1/score and /v1/rerank"
+            if engine.pooling.task == "embed":
+                routes = "/v1/embeddings, " + routes
+            raise BadRequestError(f"this model generates no text: use {routes}", "model")
+        return engine
+
+    def engine_for_pooling(self, *tasks: str) -> tuple[AsyncEngine, PoolingInfo]:
+        """The engine and its model's ways, for new requests for vectors or scores.
+
+        ``tasks``: those of models that can answer.
+
+        Raises:
+            LoadingError, EngineDeadError, DrainingError: it takes none now.
+            BadRequestError: its model is for something else.
+        """
+        engine = self._engine_unless_draining()
+        info = engine.pooling
+        if info is None:
+            raise BadRequestError(
+                "this model generates text and gives no vectors: use /v1/chat/completions or "
+                "/v1/completions, or serve an embedding model",
+                "model",
+            )
+        if info.task not in tasks:
+            raise BadRequestError(
+                "this model scores pairs of texts and gives no vectors: use /v1/score or "
+                "/v1/rerank",
+                "model",
+            )
+        return engine, info
+
+    def _engine_unless_draining(self) -> AsyncEngine:
         engine = self.engine
         if self.phase == "draining":
             raise DrainingError
@@ -103,7 +139,7 @@ class ServerState:
     def check_ready(self) -> None:
         """Raises what ``check_health`` raises, or DrainingError."""
         self.check_health()
-        self.engine_for_work()
+        self._engine_unless_draining()
 
     @property
     def token_texts(self) -> TokenTexts:

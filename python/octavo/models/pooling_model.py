@@ -1,0 +1,170 @@
+"""PoolingModel: an encoder or a decoder, and what makes one vector or one score of its states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.config import EngineConfig
+from octavo.layers.context import AttentionContext
+from octavo.layers.ops import Ops
+from octavo.models.bert import ENCODERS, BertEncoder, make_score_head
+from octavo.models.config import ModelConfig
+from octavo.models.errors import ModelLoadError
+from octavo.models.hf_config import architecture_of
+from octavo.models.loader import DTYPES
+from octavo.models.pooling import Pooler
+from octavo.models.registry import ARCHITECTURES, TRUNKS, CausalLM, model_class
+from octavo.models.source import ModelSource
+from octavo.models.weights import RenamedWeights, SafetensorsWeights, safetensors_files
+from octavo.pooling import PoolingInfo
+
+# Tensors of an encoder's checkpoint that vectors do not need.
+_UNUSED = ("pooler.dense.weight", "pooler.dense.bias", "embeddings.position_ids")
+
+
+def is_pooling_model(source: ModelSource) -> bool:
+    """Whether a model gives vectors: an encoder, or a decoder saved without its output head or
+    with sentence-transformers' modules.json."""
+    if source.kind != "safetensors":
+        return False
+    architecture = architecture_of(source.hf_config)
+    if architecture in ARCHITECTURES:
+        return (source.path / "modules.json").is_file()
+    return architecture in ENCODERS or architecture in TRUNKS
+
+
+class PoolingModel:
+    """``max_len``: the most tokens of a text, special ones included.
+
+    Raises:
+        ModelLoadError: the files cannot be read or do not fit together; one line.
+    """
+
+    def __init__(
+        self, config: EngineConfig, source: ModelSource, ops: Ops, device: torch.device
+    ) -> None:
+        shape = source.model_config
+        if config.quantization is not None:
+            raise ModelLoadError(f"{source.path}: a model for embeddings cannot be quantized")
+        self.config: ModelConfig = shape
+        # Rounding weights is asked for by name only: embeddings are compared with stored ones.
+        dtype = DTYPES.get(config.dtype)
+        if dtype is None and device.type == "cpu":
+            is_encoder = shape.architecture in ENCODERS
+            # A decoder's are large: they stay in their file's form.
+            dtype = torch.float32 if is_encoder else None
+        elif dtype is None:
+            dtype = DTYPES.get(shape.dtype, torch.float32)
+        self.act_dtype = torch.float32 if device.type == "cpu" or dtype is None else dtype
+        weights = SafetensorsWeights(
+            safetensors_files(source.path),
+            device=device,
+            dtype=dtype,
+            act_dtype=self.act_dtype,
+            ignored=[*_UNUSED, *(f"bert.{name}" for name in _UNUSED), "lm_head.weight"],
+        )
+        with torch.inference_mode():
+            self.max_len = shape.max_context_len
+            self._pool: Callable[[Tensor, Sequence[int]], Tensor]
+            if shape.architecture in ENCODERS:
+                self._load_encoder(source, weights, ops, device)
+            else:
+                self._load_decoder(source, weights, ops, device)
+            weights.finish()
+        if config.max_model_len not in (None, -1):
+            assert config.max_model_len is not None
+            self.max_len = min(self.max_len, config.max_model_len)
+
+    def bind_kv_cache(self, k_cache: Tensor, v_cache: Tensor) -> None:
+        """[num_blocks, num_kv_heads, block_size, head_dim]: of whichever layer runs.
+
+        A text is computed whole, so that no layer needs its keys once the next one runs.
+        """
+        self._bind(k_cache, v_cache)
+
+    def __call__(
+        self,
+        input_ids: Tensor,
+        ctx: AttentionContext,
+        lengths: Sequence[int],
+        is_second: Tensor | None = None,
+    ) -> Tensor:
+        """input_ids int32 [T]: texts of these lengths, end to end -> float32 [len(lengths), D].
+
+        ``is_second``: bool [T], the tokens of pairs' second texts.
+        """
+        return self._pool(self._run(input_ids, ctx, is_second), lengths)
+
+    def _load_encoder(
+        self, source: ModelSource, weights: SafetensorsWeights, ops: Ops, device: torch.device
+    ) -> None:
+        shape = self.config
+        family = ENCODERS[shape.architecture]
+        prefix = family.prefix
+        if f"{prefix}embeddings.word_embeddings.weight" not in weights:
+            prefix = ""
+
+        def rename(name: str) -> str:
+            return name if name.startswith("classifier.") else prefix + name
+
+        named = RenamedWeights(weights, rename)
+        encoder = BertEncoder(shape, named, ops, device)
+        self._run: Callable[..., Tensor] = encoder
+        self._bind: Callable[[Tensor, Tensor], None] = encoder.bind_kv_cache
+        if not family.classifies:
+            self._make_pooler(source.path, "mean", device)
+            return
+        try:
+            score = make_score_head(shape.architecture, shape.hidden_size, named)
+        except ModelLoadError as error:
+            raise ModelLoadError(f"{source.path}: {error}") from error
+
+        def first_rows(hidden: Tensor, lengths: Sequence[int]) -> Tensor:
+            counts = torch.tensor(lengths, device=hidden.device)
+            return score(hidden, counts.cumsum(0) - counts)
+
+        self._pool = first_rows
+        self.info = PoolingInfo("score", 1, squashes=_squashes(source.path, shape.raw))
+
+    def _load_decoder(
+        self, source: ModelSource, weights: SafetensorsWeights, ops: Ops, device: torch.device
+    ) -> None:
+        # There is no output head to be read: any weight will do in its place.
+        shape = self.config.replace(tie_word_embeddings=True)
+        if shape.raw.get("use_bidirectional_attention") or shape.raw.get("is_causal") is False:
+            raise ModelLoadError(f"{source.path}: decoders with attention in both directions")
+        is_bare = "model.embed_tokens.weight" not in weights
+        named = RenamedWeights(
+            weights, lambda name: name.removeprefix("model.") if is_bare else name
+        )
+        build = model_class(TRUNKS.get(shape.architecture, shape.architecture))
+        self._make_pooler(source.path, "last", device)
+        decoder: CausalLM = build(shape, named, ops, max_model_len=self.max_len, device=device)
+        self._run = lambda ids, ctx, is_second: decoder(ids, ctx)
+        self._bind = lambda k, v: decoder.bind_kv_cache([(k, v)] * shape.num_layers)
+
+    def _make_pooler(self, folder: Path, default_mode: str, device: torch.device) -> None:
+        pool = Pooler(folder, self.config.hidden_size, device, default_mode)
+        self._pool = pool
+        self.max_len = min(self.max_len, pool.max_len or self.max_len)
+        self.info = PoolingInfo("embed", pool.size, normalizes=pool.normalizes)
+
+
+def _squashes(folder: Path, raw: Any) -> bool:
+    """Whether sentence-transformers would put a sigmoid behind a cross-encoder of this config.json.
+
+    Raises:
+        ModelLoadError: another function than that or none.
+    """
+    named = raw.get("sbert_ce_default_activation_function")
+    if isinstance(newer := raw.get("sentence_transformers"), dict):
+        named = newer.get("activation_fn", named)
+    function = "Sigmoid" if named is None else str(named).rpartition(".")[2]
+    if function not in ("Sigmoid", "Identity"):
+        raise ModelLoadError(f"{folder}: activation {function!r} of scores is not supported")
+    return function == "Sigmoid"

