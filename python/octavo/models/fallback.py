@@ -27,6 +27,7 @@ from octavo.layers.rope import RopeConfig, identity_table
 from octavo.models.config import ModelConfig, first, token_ids
 from octavo.models.errors import ModelLoadError
 from octavo.models.hf_config import architecture_of
+from octavo.models.weights import open_safetensors, safetensors_files
 
 PAGED, SHAPES = "octavo", "octavo_shapes"
 # Layers whose memory is keys and values; "attention" is what hybrids call theirs.
@@ -442,6 +443,12 @@ def _load_module(config: ModelConfig, folder: Path | None, dtype: torch.dtype) -
     if folder is None:
         torch.manual_seed(0)
         return cls._from_config(hf, attn_implementation=PAGED).to(dtype).eval()
+    files = safetensors_files(folder)
+    where = {
+        name: file
+        for file in files
+        for name in open_safetensors(file, torch.device("cpu")).keys()  # noqa: SIM118 (not a dict)
+    }
     logging: Any = importlib.import_module("transformers.utils.logging")
     logging.disable_progress_bar()
     try:
@@ -453,15 +460,19 @@ def _load_module(config: ModelConfig, folder: Path | None, dtype: torch.dtype) -
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
+            # They are refused below, by name.
+            ignore_mismatched_sizes=True,
         )
     except Exception as error:
         raise ModelLoadError(f"{folder}: {_one_line(error)}") from error
     for kind, what in (
         ("missing_keys", "is missing"),
-        ("mismatched_keys", "has another shape than the config says"),
+        ("mismatched_keys", "has shape {}, the config says {}"),
         ("unexpected_keys", "is not part of this model"),
     ):
         for key in sorted(info.get(kind) or (), key=str):
-            name = key if isinstance(key, str) else key[0]
-            raise ModelLoadError(f"{folder}: tensor {name} {what}")
+            name, *shapes = (key,) if isinstance(key, str) else key
+            file = where.get(name) or (files[0] if len(files) == 1 else folder)
+            fault = what.format(*map(list, shapes)) if shapes else what
+            raise ModelLoadError(f"{file}: tensor {name} {fault}")
     return module.eval()

@@ -83,7 +83,7 @@ class SafetensorsWeights:
         self._ignored = set(ignored)
         self._where: dict[str, tuple[Path, Any]] = {}
         for file in files:
-            handle = _open_safetensors(file, device)
+            handle = open_safetensors(file, device)
             for name in handle.keys():  # noqa: SIM118 (not a dict)
                 self._where[name] = (file, handle)
         self._unused = set(self._where)
@@ -298,9 +298,9 @@ def safetensors_files(folder: Path) -> list[Path]:
     if index.is_file():
         try:
             names = set(json.loads(index.read_bytes())["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
+            files = [folder / name for name in sorted(names)]
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ModelLoadError(f"{index}: not a safetensors index: {error!r}") from error
-        files = [folder / name for name in sorted(names)]
         for file in files:
             if file.parent != folder or not file.is_file():
                 raise ModelLoadError(f"{index}: names {file.name}, which is not in {folder}")
@@ -312,7 +312,12 @@ def safetensors_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("consolidated"))
 
 
-def _open_safetensors(file: Path, device: torch.device) -> Any:
+def open_safetensors(file: Path, device: torch.device) -> Any:
+    """A mapped file, whose header has been read.
+
+    Raises:
+        ModelLoadError: it is cut short, or of another kind.
+    """
     try:
         return safe_open(str(file), framework="pt", device=str(device))
     except (SafetensorError, OSError) as error:
