@@ -39,7 +39,7 @@ async def serve(num_connections: int, chunk_bytes: int, pace_s: float, uds: str 
         server = await loop.create_server(lambda: connections, "127.0.0.1", 0)
         print(server.sockets[0].getsockname()[1], flush=True)
     else:
-        await loop.create_unix_server(lambda: connections, uds)
+        await loop.create_unix_server(lambda: connections, uds, backlog=num_connections)
         print(uds, flush=True)
     await connections.all_there.wait()
     # What the client counts as an event.

@@ -101,7 +101,7 @@ async def answer(
             templates = [wire.sse_template(i) for i in range(len(prompts) * params.n)]
     if params.prompt_logprobs is not None:
         wire.scores = [PromptLogprobs(params.prompt_logprobs) for _ in prompts]
-    with Generation(state, engine, exchange) as generation:
+    with Generation(state, engine, exchange.connection) as generation:
         try:
             generation.submit(
                 prompts,
@@ -147,7 +147,7 @@ async def _stream(exchange: Exchange, generation: Generation, wire: Wire) -> Non
                 await exchange.start_stream()
                 silence.written()
                 if plain:
-                    silence.writer = exchange.sse_writer()
+                    silence.writer = exchange.connection.make_writer()
                     generation.write_through(silence.writer)
                 if not news:
                     continue

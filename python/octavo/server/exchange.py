@@ -20,7 +20,6 @@ from octavo.errors import BadRequestError, BodyTimeoutError, ContentTypeError
 from octavo.server import limits
 
 if TYPE_CHECKING:
-    from octavo._core import SseWriter
     from octavo.server.http_server import HttpProtocol
 
 JSON: Final = "application/json"
@@ -50,8 +49,8 @@ class Exchange(Request):
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         super().__init__(scope, receive, send)
         self.is_answered = False
-        # Our own protocol's; under another ASGI server there is none.
-        self.connection: HttpProtocol | None = scope.get("octavo.connection")
+        # What our own protocol offers past ASGI.
+        self.connection: HttpProtocol = scope["octavo.connection"]
         self.request_id: str = scope["state"]["request_id"]
 
     # ------------------------------------------------------------------ the request
@@ -79,7 +78,7 @@ class Exchange(Request):
         length = self.headers.get("content-length", "")
         if length.isascii() and length.isdigit():
             limits.check_body_size(int(length))
-        if self.connection is not None and self.connection.has_body():
+        if self.connection.has_body():
             # It came with the head: nothing to wait for, no timer.
             body = await self.body()
             limits.check_body_size(len(body))
@@ -131,14 +130,6 @@ class Exchange(Request):
     async def write(self, data: bytes) -> None:
         """A part of the stream; waits while the client's buffers are full."""
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
-
-    def sse_writer(self) -> SseWriter | None:
-        """What may write parts of the stream while no ``write`` is under way.
-
-        The way of nearly every token: a quarter of the cost of ``write``, which needs a task's
-        turn. None under another server than ours.
-        """
-        return None if self.connection is None else self.connection.make_writer()
 
     async def end_stream(self, data: bytes = b"") -> None:
         """The stream's last part."""

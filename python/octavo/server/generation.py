@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from octavo.pooling import PooledText
     from octavo.prompt_logprobs import PromptLogprobs
     from octavo.sampling_params import SamplingParams
-    from octavo.server.exchange import Exchange
+    from octavo.server.http_server import HttpProtocol
     from octavo.server.state import ServerState
 
 
@@ -29,34 +29,27 @@ class Generation:
     ClientDisconnect.
     """
 
-    def __init__(self, state: ServerState, engine: AsyncEngine, exchange: Exchange) -> None:
+    def __init__(self, state: ServerState, engine: AsyncEngine, connection: HttpProtocol) -> None:
         self._state = state
         self._engine = engine
-        self._exchange = exchange
+        self._connection = connection
         # Sample id -> choice index, of the samples that are not over.
         self._running: dict[int, int] = {}
         self._news: list[Delta] = []
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._watcher: asyncio.Task[None] | None = None
         self._indices: dict[int, int] = {}
         # Takes chunks on their way from the engine while ``news`` waits with nothing before them.
         self._writer: SseWriter | None = None
 
     def __enter__(self) -> Generation:
         self._state.generations.add(self)
-        if (connection := self._exchange.connection) is not None:
-            connection.on_lost(self._client_gone)
-        else:
-            self._watcher = asyncio.get_running_loop().create_task(self._watch())
+        self._connection.on_lost(self._client_gone)
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._state.generations.discard(self)
-        if (connection := self._exchange.connection) is not None:
-            connection.on_lost(None)
-        if self._watcher is not None:
-            self._watcher.cancel()
+        self._connection.on_lost(None)
         self._abort()
 
     def submit(
@@ -97,11 +90,10 @@ class Generation:
             for offset, sample_id in enumerate(ids):
                 self._running[sample_id] = self._indices[sample_id] = first + offset
 
-    def write_through(self, writer: SseWriter | None) -> None:
+    def write_through(self, writer: SseWriter) -> None:
         """Let the middle of plain streams go to this writer from now on, past ``news``."""
         self._writer = writer
-        if writer is not None:
-            self._engine.write_through(self._running, writer)
+        self._engine.write_through(self._running, writer)
 
     @property
     def is_open(self) -> bool:
@@ -188,12 +180,6 @@ class Generation:
         if self._running:
             self._engine.abort(list(self._running))
             self._running.clear()
-
-    async def _watch(self) -> None:
-        """Wait for the client's disconnect: the body is read, nothing else can come."""
-        while (await self._exchange.receive())["type"] != "http.disconnect":
-            pass
-        self._client_gone()
 
     def _client_gone(self) -> None:
         self.fail(ClientDisconnect())
