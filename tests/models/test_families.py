@@ -131,6 +131,26 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "final_logit_softcapping": 9.0,
         },
     ),
+    "Gemma, three KV heads, biases, untied": (
+        "Gemma",
+        {**HEADS_OF_80, **UNTIED, "attention_bias": True},
+    ),
+    "Gemma 2, no softcaps, one KV head, untied": (
+        "Gemma2",
+        {
+            **HEADS_OF_40,
+            **UNTIED,
+            "num_hidden_layers": 4,
+            "sliding_window": 24,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "attention_bias": True,
+        },
+    ),
+    "Gemma 3, three KV heads, untied": (
+        "Gemma3Text",
+        {**HEADS_OF_80, **UNTIED, "num_hidden_layers": 12, "sliding_window": 24},
+    ),
     "Gemma 3": (
         "Gemma3Text",
         {
@@ -213,9 +233,57 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             **BIASES,
         },
     ),
+    "Granite, three KV heads, untied": (
+        "Granite",
+        {
+            "hidden_size": 240,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 3,
+            "attention_multiplier": 0.1,
+            **UNTIED,
+            **YARN,
+        },
+    ),
+    "OLMo 2, heads of 96, three of them": (
+        "Olmo2",
+        {"hidden_size": 288, "num_attention_heads": 3, "num_key_value_heads": 3, **LLAMA3},
+    ),
+    "Phi-2, tied": ("Phi", {**TIED, "num_key_value_heads": 2, **rope(partial_rotary_factor=1.0)}),
+    "Qwen3, one KV head, window in later layers": (
+        "Qwen3",
+        {
+            **HEADS_OF_40,
+            "num_hidden_layers": 4,
+            "use_sliding_window": True,
+            "sliding_window": 24,
+            "max_window_layers": 2,
+        },
+    ),
     "Mixtral": (
         "Mixtral",
         {**HEADS_OF_40, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 24},
+    ),
+    "Mixtral, no window, three KV heads, tied": (
+        "Mixtral",
+        {
+            **HEADS_OF_80,
+            **TIED,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 1,
+            "sliding_window": None,
+        },
+    ),
+    "Qwen3-MoE, one KV head, biases": (
+        "Qwen3Moe",
+        {
+            **HEADS_OF_40,
+            "attention_bias": True,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "use_sliding_window": True,
+            "sliding_window": 24,
+        },
     ),
     "Qwen3-MoE": (
         "Qwen3Moe",
