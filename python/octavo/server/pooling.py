@@ -43,7 +43,7 @@ async def pool(
     for token_ids, _ in texts:
         if len(token_ids) > engine.max_model_len:
             raise RequestTooLongError(len(token_ids), engine.max_model_len, param)
-    with Generation(state, engine, exchange) as generation:
+    with Generation(state, engine, exchange.connection) as generation:
         try:
             generation.submit(
                 [token_ids for token_ids, _ in texts],
