@@ -58,6 +58,8 @@ class InstantRunner:
     """ModelRunner's interface, and no model."""
 
     max_in_flight = 1
+    keeps_kv = True
+    pooling = None
 
     def __init__(self, config: EngineConfig, tokens: list[int], pace_s: float) -> None:
         self.block_size = config.block_size
