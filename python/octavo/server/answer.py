@@ -146,7 +146,7 @@ async def _stream(exchange: Exchange, generation: Generation, wire: Wire) -> Non
                 _raise_early_failure(generation, news)
                 await exchange.start_stream()
                 silence.written()
-                if plain:
+                if plain and exchange.connection is not None:
                     silence.writer = exchange.connection.make_writer()
                     generation.write_through(silence.writer)
                 if not news:

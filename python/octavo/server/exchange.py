@@ -49,8 +49,9 @@ class Exchange(Request):
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         super().__init__(scope, receive, send)
         self.is_answered = False
-        # What our own protocol offers past ASGI.
-        self.connection: HttpProtocol = scope["octavo.connection"]
+        # What our own protocol offers past ASGI. None: called in this process, as run-batch does;
+        # such a client cannot leave.
+        self.connection: HttpProtocol | None = scope.get("octavo.connection")
         self.request_id: str = scope["state"]["request_id"]
 
     # ------------------------------------------------------------------ the request
@@ -78,7 +79,7 @@ class Exchange(Request):
         length = self.headers.get("content-length", "")
         if length.isascii() and length.isdigit():
             limits.check_body_size(int(length))
-        if self.connection.has_body():
+        if self.connection is not None and self.connection.has_body():
             # It came with the head: nothing to wait for, no timer.
             body = await self.body()
             limits.check_body_size(len(body))

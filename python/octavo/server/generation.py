@@ -29,7 +29,9 @@ class Generation:
     ClientDisconnect.
     """
 
-    def __init__(self, state: ServerState, engine: AsyncEngine, connection: HttpProtocol) -> None:
+    def __init__(
+        self, state: ServerState, engine: AsyncEngine, connection: HttpProtocol | None
+    ) -> None:
         self._state = state
         self._engine = engine
         self._connection = connection
@@ -44,12 +46,14 @@ class Generation:
 
     def __enter__(self) -> Generation:
         self._state.generations.add(self)
-        self._connection.on_lost(self._client_gone)
+        if self._connection is not None:
+            self._connection.on_lost(self._client_gone)
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._state.generations.discard(self)
-        self._connection.on_lost(None)
+        if self._connection is not None:
+            self._connection.on_lost(None)
         self._abort()
 
     def submit(
