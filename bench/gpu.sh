@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The GPU's tests and benchmark table, in parts:
 #
-#     bench/gpu.sh [tests] [families] [weights] [latency] [serve] [long] [context] [startup]
+#     bench/gpu.sh [tests] [embeddings] [latency] [serve] [long] [context] [startup]
 #                  [transformers]                                             (default: all)
 #
 # MODELS="llama-3.1-8b ..." chooses the configs, REPEAT the runs of each figure. Everything is
@@ -49,6 +49,14 @@ last = subprocess.run(alone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, t
 print(last.stdout if last.returncode else last.stdout.splitlines()[-1])
 sys.exit(not ids or any(process.returncode for process in [*running, last]))
 PY
+}
+
+# A small encoder beside transformers' own, random weights, in each type.
+embeddings() {
+  for dtype in bfloat16 float16 float32; do
+    timeout 60 "$PYTHON" bench/embeddings.py --device cuda --dtype "$dtype" --random --rounds 30 \
+      2>&1 | tee -a "$OUT/embeddings.log" || fail "embeddings $dtype"
+  done
 }
 
 # One static batch in process, without HTTP, and what its steps' time goes to.
@@ -171,7 +179,7 @@ PY
 }
 
 "$PYTHON" -c 'import torch, triton; print(torch.cuda.get_device_name(), "torch", torch.__version__, "triton", triton.__version__)'
-for part in "${@:-tests families weights latency serve long context startup transformers}"; do
+for part in "${@:-tests embeddings latency serve long context startup transformers}"; do
   for name in $part; do
     echo "=== $name ($(date +%T))"
     "$name"
