@@ -146,7 +146,7 @@ class BertEncoder:
     ) -> Tensor:
         """input_ids int32 [T], whole texts -> hidden states [T, D].
 
-        ``is_second``: bool [T], the tokens of pairs' second texts; None is no pairs.
+        ``is_second``: bool or 0 and 1 [T], the tokens of pairs' second texts; None is no pairs.
         """
         x = self._words[input_ids] + self._positions[ctx.positions]
         if is_second is not None and self._second is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,19 +69,24 @@ class Pooler:
             case _:
                 raise ModelLoadError(f"{file}: module {kind!r} is not supported")
 
-    def __call__(self, hidden: Tensor, lengths: Sequence[int]) -> Tensor:
-        """hidden [T, D] of texts end to end -> float32 [len(lengths), D']."""
-        counts = torch.tensor(lengths, device=hidden.device)
-        ends = counts.cumsum(0)
+    def __call__(self, hidden: Tensor, starts: Tensor) -> Tensor:
+        """hidden [T, D] of texts end to end, starts int32 [R + 1] from 0 -> float32 [R, D'].
+
+        Rows behind the last text belong to none, and an empty text's result means nothing.
+        Everything can be captured into a CUDA graph.
+        """
+        num_rows = hidden.shape[0]
         match self.mode:
             case "cls":
-                x = hidden[ends - counts].float()
+                x = hidden[first_rows(starts, num_rows)].float()
             case "last":
-                x = hidden[ends - 1].float()
+                x = hidden[(starts[1:] - 1).clamp_min(0)].float()
             case _:
-                owner = torch.repeat_interleave(counts)
-                sums = hidden.new_zeros((len(lengths), hidden.shape[1]), dtype=torch.float32)
-                x = sums.index_add_(0, owner, hidden.float()) / counts[:, None]
+                rows = torch.arange(num_rows, dtype=torch.int32, device=hidden.device)
+                owner = torch.bucketize(rows, starts[1:], right=True)
+                # One row more, for those of no text.
+                sums = hidden.new_zeros((starts.shape[0], hidden.shape[1]), dtype=torch.float32)
+                x = sums.index_add_(0, owner, hidden.float())[:-1] / starts.diff()[:, None]
         for step in self._steps:
             x = step(x)
         return x
@@ -115,6 +120,11 @@ class Pooler:
             return y.tanh() if activation == "Tanh" else y
 
         return dense
+
+
+def first_rows(starts: Tensor, num_rows: int) -> Tensor:
+    """Each text's first row [R]; an empty text behind all others gets one that exists."""
+    return starts[:-1].clamp_max(num_rows - 1)
 
 
 def _mode(file: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from octavo.models.config import ModelConfig
 from octavo.models.errors import ModelLoadError
 from octavo.models.hf_config import architecture_of
 from octavo.models.loader import DTYPES
-from octavo.models.pooling import Pooler
+from octavo.models.pooling import Pooler, first_rows
 from octavo.models.registry import ARCHITECTURES, TRUNKS, CausalLM, model_class
 from octavo.models.source import ModelSource
 from octavo.models.weights import RenamedWeights, SafetensorsWeights, safetensors_files
@@ -70,7 +70,7 @@ class PoolingModel:
         )
         with torch.inference_mode():
             self.max_len = shape.max_context_len
-            self._pool: Callable[[Tensor, Sequence[int]], Tensor]
+            self._pool: Callable[[Tensor, Tensor], Tensor]
             if shape.architecture in ENCODERS:
                 self._load_encoder(source, weights, ops, device)
             else:
@@ -91,14 +91,13 @@ class PoolingModel:
         self,
         input_ids: Tensor,
         ctx: AttentionContext,
-        lengths: Sequence[int],
         is_second: Tensor | None = None,
     ) -> Tensor:
-        """input_ids int32 [T]: texts of these lengths, end to end -> float32 [len(lengths), D].
+        """input_ids int32 [T]: whole texts, end to end -> float32 [R, D].
 
-        ``is_second``: bool [T], the tokens of pairs' second texts.
+        ``is_second``: bool or 0 and 1 [T], the tokens of pairs' second texts.
         """
-        return self._pool(self._run(input_ids, ctx, is_second), lengths)
+        return self._pool(self._run(input_ids, ctx, is_second), ctx.query_start_loc)
 
     def _load_encoder(
         self, source: ModelSource, weights: SafetensorsWeights, ops: Ops, device: torch.device
@@ -124,11 +123,7 @@ class PoolingModel:
         except ModelLoadError as error:
             raise ModelLoadError(f"{source.path}: {error}") from error
 
-        def first_rows(hidden: Tensor, lengths: Sequence[int]) -> Tensor:
-            counts = torch.tensor(lengths, device=hidden.device)
-            return score(hidden, counts.cumsum(0) - counts)
-
-        self._pool = first_rows
+        self._pool = lambda hidden, starts: score(hidden, first_rows(starts, hidden.shape[0]))
         self.info = PoolingInfo("score", 1, squashes=_squashes(source.path, shape.raw))
 
     def _load_decoder(

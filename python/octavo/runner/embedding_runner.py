@@ -6,9 +6,10 @@ all layers take turns with the same keys and values, and nothing is left when th
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from octavo.layers.context import AttentionContext
 from octavo.layers.ops import get_ops
 from octavo.models.pooling_model import PoolingModel
 from octavo.models.source import ModelSource
+from octavo.runner.cuda_graphs import mixed_rows
+from octavo.runner.embedding_graphs import EmbeddingGraphs, TextBatch
 from octavo.runner.input_batch import InputBatch, StagingBuffer
 from octavo.runner.model_runner import ComputedStep, InFlight, resolve_device, set_num_threads
 from octavo.runner.request_state import RequestState
@@ -79,6 +82,23 @@ class EmbeddingRunner:
         self._buffer = StagingBuffer(length, (), not on_cpu)
         max_blocks_per_seq = -(-self.max_model_len // self.block_size)
         self._batch = InputBatch(self.max_num_seqs, max_blocks_per_seq, self.device)
+        self._stream: torch.cuda.Stream | None = None
+        self._graphs: EmbeddingGraphs | None = None
+        if not on_cpu and config.attention_backend != "reference" and not config.enforce_eager:
+            # Imported here: Triton may be missing on a CPU.
+            from octavo.kernels import gpu
+
+            gpu.set_pdl(torch.cuda.get_device_capability(self.device) >= (9, 0))
+            # Legacy streams cannot be captured.
+            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            num_weights = shape.num_layers * (
+                4 * shape.hidden_size**2 + 2 * shape.hidden_size * shape.intermediate_size
+            )
+            self._graphs = self._make_graphs(
+                mixed_rows(shape.num_layers, num_weights, self._most_tokens)
+            )
+            # Weights and buffers were filled on the default stream.
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))
 
     def next_staging(self) -> Staging:
         """The one staging area: steps do not overlap."""
@@ -99,11 +119,13 @@ class EmbeddingRunner:
         for start, end, text in zip(starts, starts[1:], pooled, strict=False):
             if text is not None and text.num_first is not None:
                 is_second[start + text.num_first : end] = True
-        with torch.inference_mode():
+        with torch.inference_mode(), self._on_stream():
             packed = self._buffer.host[: batch.packed_len].to(self.device)
             self._batch.load(batch, packed)
             for first, last in self._parts(starts):
-                rows = self._compute(first, last, starts, lengths, is_second)
+                rows = self._run_graph(batch, first, last, starts, is_second)
+                if rows is None:
+                    rows = self._compute(first, last, starts, lengths, is_second)
                 for text, row in zip(pooled[first:last], rows, strict=True):
                     if text is not None:
                         text.values = row
@@ -132,8 +154,8 @@ class EmbeddingRunner:
             max_query_len=1,
             max_seq_len=1,
         )
-        with torch.inference_mode():
-            self._model(ints(0), context, [1])
+        with torch.inference_mode(), self._on_stream():
+            self._model(ints(0), context)
 
     def memory_table(self) -> list[tuple[str, str]]:
         """What takes how much memory, for people to read."""
@@ -150,6 +172,47 @@ class EmbeddingRunner:
         """Whether no later step can succeed: the device's context is broken."""
         broken = getattr(torch, "AcceleratorError", None)
         return broken is not None and isinstance(error, broken)
+
+    def _make_graphs(self, num_rows: Sequence[int]) -> EmbeddingGraphs:
+        return EmbeddingGraphs(
+            self._model, num_rows, self.max_num_seqs, self._batch.block_table, self._stream
+        )
+
+    def _on_stream(self) -> Any:
+        """Everything of a step is on one stream, which can be captured."""
+        if self._stream is None:
+            return contextlib.nullcontext()
+        return torch.cuda.stream(self._stream)
+
+    def _run_graph(
+        self,
+        batch: ScheduledBatch,
+        first: int,
+        last: int,
+        starts: NDArray[np.int32],
+        is_second: NDArray[np.bool_],
+    ) -> NDArray[np.float32] | None:
+        """As ``_compute``; None where graphs are off, or hold no such step."""
+        if self._graphs is None:
+            return None
+        begin, end = int(starts[first]), int(starts[last])
+        staged, stride = self._buffer.array, batch.token_stride
+        ids, positions, slot_mapping = staged[: 3 * stride].reshape(3, stride)[:, begin:end]
+        seconds = is_second[begin:end]
+        rows = self._graphs.run(
+            TextBatch(
+                input_ids=ids,
+                positions=positions,
+                slot_mapping=slot_mapping,
+                is_second=seconds.astype(np.int32) if seconds.any() else None,
+                slots=staged[3 * stride :][first:last],
+                starts=starts[first : last + 1] - begin,
+            )
+        )
+        if rows is None:
+            return None
+        values: NDArray[np.float32] = rows.cpu().numpy()
+        return values
 
     def _parts(self, starts: NDArray[np.int32]) -> Iterator[tuple[int, int]]:
         """Neighbours of at most ``_most_tokens``: a step may be longer, for the longest text."""
@@ -186,6 +249,6 @@ class EmbeddingRunner:
         )
         seconds = is_second[tokens]
         second = torch.from_numpy(seconds).to(self.device) if seconds.any() else None
-        rows = self._model(self._batch.input_ids[tokens], part, some, second)
+        rows = self._model(self._batch.input_ids[tokens], part, second)
         values: NDArray[np.float32] = rows.cpu().numpy()
         return values
