@@ -239,6 +239,10 @@ in chunks, prefix hits, batches of mixed lengths and preemption (`tests/models/t
 |---|---|
 {chr(10).join(rows)}
 
+A rope of type `dynamic` is the plain one up to the trained length, and more is refused unless
+`max_model_len` asks for it. Then every text turns as one of exactly that length does: keys stay in
+the cache as they were, so that the base cannot grow with each text as transformers' does.
+
 ## Decoders that run through transformers' own module
 
 With octavo's paged attention and cache; each is proven with a tiny random model in float32 on the

@@ -349,6 +349,23 @@ def test_longrope_beyond_its_training_turns_by_the_long_factors(
     assert_greedy(model, token_ids, output.token_ids)
 
 
+def test_dynamic_rope_turns_by_the_length_that_was_asked_for(
+    save_tiny: Callable[..., Any], driver: Callable[..., Any]
+) -> None:
+    path, model = save_tiny("Llama", **HEADS_OF_40, **DYNAMIC, max_position_embeddings=100)
+    assert driver(path).runner.max_model_len == 100
+    token_ids = make_prompt(150)
+    # transformers takes the base from the longest text it has seen, this one.
+    torch.testing.assert_close(
+        driver(path, max_model_len=150).logits(token_ids),
+        logits_of(model, token_ids),
+        atol=1e-4,
+        rtol=1e-4,
+    )
+    with pytest.raises(ModelLoadError, match="max_model_len 201 is beyond the model's own 200"):
+        driver(path, max_model_len=201)
+
+
 def test_a_quantized_falcon_keeps_its_rows_in_order(
     save_tiny: Callable[..., Any], driver: Callable[..., Any]
 ) -> None:

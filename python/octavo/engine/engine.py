@@ -49,7 +49,7 @@ def prompt_parts(prompt: Prompt) -> tuple[str | None, Sequence[int] | None]:
             return prompt.get("prompt"), ids
         if isinstance(text := prompt.get("prompt"), str):
             return text, None
-    elif all(isinstance(token_id, int) for token_id in prompt):
+    elif all(issubclass(kind, int) for kind in set(map(type, prompt))):
         return None, prompt
     raise InvalidParameterError("prompt must be a string or a list of token ids", "prompt")
 
