@@ -1,7 +1,11 @@
-"""Padding to a graph's shape changes no vector; on a CPU nothing is captured."""
+"""Padding to a graph's shape changes no vector.
+
+Without a GPU nothing is captured, and Triton's kernels run in its interpreter.
+"""
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -9,9 +13,13 @@ from typing import Any
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from octavo import LLM
+from octavo.runner import embedding_runner
 from octavo.runner.embedding_runner import EmbeddingRunner
-from tiny_encoders import save_encoder, write_modules
+from tiny_encoders import save_encoder, save_tokenizer, write_modules
 
 LENGTHS = (5, 1, 40, 16, 17, 33)
 
@@ -56,6 +64,40 @@ def test_padding_changes_no_score(tmp_path: Path) -> None:
     assert scores(padded(LLM(str(tmp_path), threads=1))) == pytest.approx(expected, abs=1e-6)
 
 
+def save_decoder(path: Path) -> None:
+    """A tiny Qwen3 without its output head."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.Qwen3Config(
+        vocab_size=300,
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=40,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
+    transformers.Qwen3Model(config).save_pretrained(path)
+    save_tokenizer(path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels run in the interpreter")
+@pytest.mark.parametrize("save", [save_encoder, save_decoder])
+def test_the_gpus_kernels_leave_padding_alone(
+    save: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = pytest.importorskip("octavo.kernels.gpu")
+    save(tmp_path)
+    prompts = texts()[:3]
+    expected = vectors(LLM(str(tmp_path), threads=1), prompts)
+    monkeypatch.setattr(embedding_runner, "get_ops", lambda device, backend: gpu)
+    llm = padded(LLM(str(tmp_path), threads=1, dtype="float32"))
+    torch.testing.assert_close(vectors(llm, prompts), expected, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(
@@ -72,4 +114,5 @@ def test_graphs_compute_what_transformers_does(dtype: Any, least: float, tmp_pat
         assert float(torch.cosine_similarity(found, expected).min()) >= least
     for size in (1, 3, 5):
         found = vectors(llm, texts()[:size])
+        assert found.shape == (size, 120)
         assert float(torch.cosine_similarity(found, expected[:size]).min()) >= least
