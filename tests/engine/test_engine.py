@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from octavo._core import TokenIds
 from octavo.config import EngineConfig
 from octavo.engine.engine import AsyncEngine
 from octavo.errors import EngineDeadError, QueueFullError, RequestTooLongError
@@ -112,9 +113,9 @@ def test_the_queue_is_bounded(fake_model: Any) -> None:
         async with running(max_num_seqs=1, max_num_queued_reqs=2) as engine:
             params = SamplingParams(max_tokens=40, ignore_eos=True)
             for _ in range(3):
-                engine.submit([1, 2], params, lambda delta: None)
+                engine.submit(TokenIds([1, 2]), params, lambda delta: None)
             with pytest.raises(QueueFullError):
-                engine.submit([1, 2], params, lambda delta: None)
+                engine.submit(TokenIds([1, 2]), params, lambda delta: None)
 
     asyncio.run(main())
 
@@ -136,7 +137,7 @@ def test_death_reaches_every_waiter(fake_model: Any) -> None:
             await asyncio.wait_for(engine.wait_dead(), 10)
             assert not engine.is_healthy
             with pytest.raises(EngineDeadError):
-                engine.submit([1], SamplingParams(), lambda delta: None)
+                engine.submit(TokenIds([1]), SamplingParams(), lambda delta: None)
 
     asyncio.run(main())
 

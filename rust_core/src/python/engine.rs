@@ -14,6 +14,7 @@ use pyo3::types::PyDict;
 
 use super::PyTokenizer;
 use super::delivery::{PyOutbox, PySseTemplate};
+use super::token_ids::token_ids;
 use crate::batch::{self, StagingLimits};
 use crate::engine_core::{AddRequest, EngineCore, Sampled, SampledLogprobs};
 use crate::error::Error;
@@ -322,7 +323,7 @@ impl PyEngineCore {
         delivery: &str,
         sse: Option<Vec<Py<PySseTemplate>>>,
     ) -> PyResult<()> {
-        let prompt = prompt_tokens(prompt_token_ids)?;
+        let prompt = token_ids(prompt_token_ids)?;
         let num_samples = request_ids.len();
         let deliveries = match (delivery, sse) {
             ("sse", Some(templates)) => templates
@@ -473,31 +474,4 @@ impl PyEngineCore {
         dict.set_item("num_in_flight", stats.num_in_flight)?;
         Ok(dict)
     }
-}
-
-/// The ids of an int32 buffer or of any iterable of integers.
-fn prompt_tokens(object: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
-    let checked = |id: i64| {
-        u32::try_from(id)
-            .ok()
-            .filter(|&id| id <= i32::MAX as u32)
-            .ok_or_else(|| {
-                PyValueError::new_err(format!("prompt token id {id} is not a non-negative int32"))
-            })
-    };
-    if let Ok(ids) = PyBuffer::<i32>::get(object)
-        && ids.is_c_contiguous()
-    {
-        return elements(&ids)
-            .iter()
-            .map(|&id| checked(i64::from(id)))
-            .collect();
-    }
-    if let Ok(ids) = object.extract::<Vec<i64>>() {
-        return ids.into_iter().map(checked).collect();
-    }
-    object
-        .try_iter()?
-        .map(|id| checked(id?.extract()?))
-        .collect()
 }
