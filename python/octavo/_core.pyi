@@ -237,13 +237,15 @@ class EngineCore:
         priority: int = 0,
         cache_salt: str | None = None,
         arrival_s: float | None = None,
+        stream_interval: int | None = None,
         delivery: Literal["sse", "delta", "final"] = "final",
         sse: Sequence[SseTemplate] | None = None,
     ) -> None:
         """Queue one request; one id per sample (n = len(request_ids)), sharing the prompt's blocks.
 
         ``eos_token_ids`` empty: EOS is ignored. max_tokens is clipped to max_model_len - prompt.
-        ``arrival_s``: time.monotonic() at arrival, now if None.
+        ``arrival_s``: time.monotonic() at arrival, now if None. ``stream_interval``: tokens per
+        delta, the constructor's if None.
 
         Raises:
             ValueError: empty prompt, prompt that can never fit (max_model_len or the whole pool),
@@ -330,6 +332,9 @@ class Tokenizer:
         """
     @property
     def vocab_size(self) -> int: ...
+    @property
+    def spaces_tokens(self) -> bool:
+        """Whether a token's text depends on its neighbours, as where words are joined by spaces."""
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
     def encode_ids(self, text: str, add_special_tokens: bool = True) -> TokenIds: ...
     def encode_batch(

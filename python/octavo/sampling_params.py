@@ -20,7 +20,9 @@ class SamplingParams:
 
     ``temperature=0`` is greedy. ``top_k`` 0 or -1 is off. ``logprobs=k`` returns the chosen token's
     log probability and the k best; None returns none. ``seed`` makes a request's tokens a function
-    of the request alone. ``max_tokens=None`` runs to the model's length limit.
+    of the request alone. ``max_tokens=None`` runs to the model's length limit. A stream's chunk
+    leaves after ``stream_interval`` tokens, None is the engine's. ``spaces_between_special_tokens``
+    makes no difference where a tokenizer writes none; elsewhere false is refused.
 
     Raises:
         InvalidParameterError: from construction, naming the field.
@@ -42,6 +44,8 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    stream_interval: int | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     logit_bias: dict[int, float] = field(default_factory=dict)
@@ -82,6 +86,8 @@ class SamplingParams:
                 raise self._refusal("max_tokens", "at least 0")
             if not self.min_tokens <= self.max_tokens:
                 raise self._refusal("min_tokens", "at most max_tokens")
+        if not (self.stream_interval is None or self.stream_interval >= 1):
+            raise self._refusal("stream_interval", "at least 1")
         if not (self.logprobs is None or self.logprobs >= 0):
             raise self._refusal("logprobs", "at least 0")
         if not (self.prompt_logprobs is None or self.prompt_logprobs >= 0):

@@ -80,6 +80,11 @@ impl PyTokenizer {
         self.inner.vocab_size()
     }
 
+    #[getter]
+    fn spaces_tokens(&self) -> bool {
+        self.inner.table().is_none()
+    }
+
     #[pyo3(signature = (text, add_special_tokens=true))]
     fn encode(&self, py: Python<'_>, text: &str, add_special_tokens: bool) -> PyResult<Vec<u32>> {
         let encode = || self.inner.encode(text, add_special_tokens);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from octavo._core import TokenIds
 from octavo.config import EngineConfig
 from octavo.engine.engine import AsyncEngine
+from octavo.engine.request import RequestLimits
 from octavo.errors import EngineDeadError, QueueFullError, RequestTooLongError
 from octavo.llm import LLM
 from octavo.sampling_params import InvalidParameterError, SamplingParams
@@ -104,6 +106,21 @@ def test_requests_that_can_never_run_are_refused(fake_model: Any) -> None:
             assert (await collect(engine, [1] * 63, max_tokens=5)).outputs[0].token_ids
 
     asyncio.run(main())
+
+
+def test_spaces_between_special_tokens() -> None:
+    """Refused where the tokenizer would write some: it has no way not to."""
+    bare = SamplingParams(skip_special_tokens=False, spaces_between_special_tokens=False)
+    skipped = SamplingParams(spaces_between_special_tokens=False)
+    for spaces_tokens in (False, True):
+        tokenizer: Any = SimpleNamespace(spaces_tokens=spaces_tokens)
+        limits = RequestLimits(100, 10, 20, tokenizer)
+        assert limits.check(TokenIds([1]), skipped) == 16
+        if spaces_tokens:
+            with pytest.raises(InvalidParameterError, match="spaces_between_special_tokens"):
+                limits.check(TokenIds([1]), bare)
+        else:
+            assert limits.check(TokenIds([1]), bare) == 16
 
 
 def test_the_queue_is_bounded(fake_model: Any) -> None:

@@ -83,6 +83,7 @@ class EngineLoop:
             max_model_len=self.runner.max_model_len,
             vocab_size=self.source.model_config.vocab_size,
             max_logprobs=config.max_logprobs,
+            tokenizer=self.tokenizer,
         )
         self.eos_token_ids = self.source.eos_token_ids
         self.step_times = StepTimes()
@@ -239,6 +240,7 @@ class EngineLoop:
             priority=request.priority,
             cache_salt=cache_salt,
             arrival_s=request.arrival_s,
+            stream_interval=params.stream_interval,
             delivery=request.delivery,
             sse=request.sse,
         )

@@ -10,7 +10,7 @@ from octavo.errors import RequestTooLongError
 from octavo.sampling_params import InvalidParameterError
 
 if TYPE_CHECKING:
-    from octavo._core import SseTemplate, TokenIds
+    from octavo._core import SseTemplate, TokenIds, Tokenizer
     from octavo.pooling import PooledText
     from octavo.prompt_logprobs import PromptLogprobs
     from octavo.sampling_params import SamplingParams
@@ -47,6 +47,7 @@ class RequestLimits:
     max_model_len: int
     vocab_size: int
     max_logprobs: int
+    tokenizer: Tokenizer
 
     def check(self, prompt_token_ids: TokenIds, params: SamplingParams) -> int:
         """The number of tokens the request may generate.
@@ -66,6 +67,12 @@ class RequestLimits:
         if prompt_token_ids.max() >= self.vocab_size:
             raise InvalidParameterError(
                 f"prompt token ids must be in [0, {self.vocab_size})", "prompt"
+            )
+        spaces = params.skip_special_tokens or params.spaces_between_special_tokens
+        if not spaces and self.tokenizer.spaces_tokens:
+            raise InvalidParameterError(
+                "spaces_between_special_tokens: false is not supported by this model's tokenizer",
+                "spaces_between_special_tokens",
             )
         for param in ("logprobs", "prompt_logprobs"):
             value = getattr(params, param)

@@ -295,13 +295,13 @@ impl PyEngineCore {
             request_ids, prompt_token_ids, *, max_tokens, min_tokens=0, eos_token_ids=Vec::new(),
             stop_token_ids=Vec::new(), stop=Vec::new(), include_stop_str_in_output=false,
             skip_special_tokens=true, num_logprobs=None, priority=0, cache_salt=None,
-            arrival_s=None, delivery="final", sse=None
+            arrival_s=None, stream_interval=None, delivery="final", sse=None
         ),
         text_signature = "($self, request_ids, prompt_token_ids, *, max_tokens, min_tokens=0, \
                           eos_token_ids=(), stop_token_ids=(), stop=(), \
                           include_stop_str_in_output=False, skip_special_tokens=True, \
                           num_logprobs=None, priority=0, cache_salt=None, arrival_s=None, \
-                          delivery='final', sse=None)"
+                          stream_interval=None, delivery='final', sse=None)"
     )]
     #[allow(clippy::too_many_arguments)] // keyword arguments of the Python method
     fn add_request(
@@ -320,6 +320,7 @@ impl PyEngineCore {
         priority: i64,
         cache_salt: Option<&str>,
         arrival_s: Option<f64>,
+        stream_interval: Option<u32>,
         delivery: &str,
         sse: Option<Vec<Py<PySseTemplate>>>,
     ) -> PyResult<()> {
@@ -359,6 +360,7 @@ impl PyEngineCore {
                 priority,
                 cache_salt,
                 arrival_s,
+                stream_interval,
                 deliveries,
             })
         })

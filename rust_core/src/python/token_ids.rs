@@ -90,7 +90,12 @@ impl PyTokenIds {
             return self.ids == other.get().ids;
         }
         let others = other.extract::<Vec<i64>>();
-        others.is_ok_and(|others| others.iter().copied().eq(self.ids.iter().map(|&id| i64::from(id))))
+        others.is_ok_and(|others| {
+            others
+                .iter()
+                .copied()
+                .eq(self.ids.iter().map(|&id| i64::from(id)))
+        })
     }
 
     fn __repr__(&self) -> String {
