@@ -207,8 +207,7 @@ def write_answer(cycle: RequestResponseCycle, head: bytes, body: bytes) -> bool:
         return False
     cycle.response_started = cycle.response_complete = True
     cycle.waiting_for_100_continue = False
-    end = b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n"
-    cycle.transport.write(b"".join((STATUS_LINE[200], head, end, body)))
+    cycle.transport.write(b"".join((*_head_lines(cycle, head), b"\r\n", body)))
     cycle.message_event.set()
     if not cycle.keep_alive:
         cycle.transport.close()
@@ -222,11 +221,19 @@ def write_stream_head(cycle: RequestResponseCycle, head: bytes, data: bytes) -> 
         return False
     cycle.response_started = cycle.chunked_encoding = True
     cycle.waiting_for_100_continue = False
-    end = b"" if cycle.keep_alive else b"connection: close\r\n"
-    part = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
-    lines = (STATUS_LINE[200], head, end, b"transfer-encoding: chunked\r\n\r\n", part)
+    lines = [*_head_lines(cycle, head), b"transfer-encoding: chunked\r\n\r\n"]
+    if data:
+        lines.append(b"%x\r\n%b\r\n" % (len(data), data))
     cycle.transport.write(b"".join(lines))
     return True
+
+
+def _head_lines(cycle: RequestResponseCycle, head: bytes) -> list[bytes]:
+    """A head but for its end: what uvicorn adds is the date, and that the connection closes."""
+    lines = [STATUS_LINE[200], *(b"%b: %b\r\n" % pair for pair in cycle.default_headers), head]
+    if not cycle.keep_alive:
+        lines.append(b"connection: close\r\n")
+    return lines
 
 
 class _Uvicorn(uvicorn.Server):
