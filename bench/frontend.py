@@ -1,6 +1,7 @@
 """What the front end costs: octavo's own CPU time per chunk and per request, without a model.
 
     PYTHONPATH=python python bench/frontend.py [--repeat 3] [--markdown bench/results/frontend.md]
+        [--requests]
 
 Serves with bench/instant_server.py in a process of its own and reads its threads' CPU time from
 /proc, so that the client beside it does not count. The server's main thread is the front end: HTTP,
@@ -48,6 +49,8 @@ class Cpu(NamedTuple):
 
 # A port of this machine, or a Unix socket's path.
 Address = int | str
+# A path and a body.
+Request = tuple[str, dict[str, Any]]
 
 
 class Process:
@@ -237,8 +240,33 @@ def tokenizing_us() -> float:
     return 1e6 * (time.process_time() - began) / len(texts)
 
 
-async def run_requests(address: Address, num_clients: int, num_requests: int) -> float:
-    """Seconds for so many chat requests of about 200 tokens, one token said to each."""
+def chat_request(number: int) -> Request:
+    """A chat of about 200 tokens, one token said to it."""
+    return CHAT, {"messages": messages(number), "max_tokens": 1, "ignore_eos": True}
+
+
+def streamed_chat_request(number: int) -> Request:
+    """The same as a stream, of two tokens."""
+    return CHAT, {**chat_request(number)[1], "max_tokens": 2, "stream": True}
+
+
+def completion_request(number: int) -> Request:
+    """200 token ids, one token said to them."""
+    ids = [5 + number % 4000, *range(100, 299)]
+    return COMPLETION, {"prompt": ids, "max_tokens": 1, "ignore_eos": True}
+
+
+KINDS: dict[str, Callable[[int], Request]] = {
+    "200-token chat": chat_request,
+    "200-token chat, streamed": streamed_chat_request,
+    "200 token ids": completion_request,
+}
+
+
+async def run_requests(
+    address: Address, num_clients: int, num_requests: int, make: Callable[[int], Request]
+) -> float:
+    """Seconds for so many requests."""
     left = num_requests
     over = asyncio.Event()
     done = 0
@@ -246,8 +274,7 @@ async def run_requests(address: Address, num_clients: int, num_requests: int) ->
     def ask(client: Client) -> None:
         nonlocal left
         left -= 1
-        body = {"messages": messages(left), "max_tokens": 1, "ignore_eos": True}
-        client.ask(CHAT, body)
+        client.ask(*make(left))
 
     def end(client: Client) -> None:
         nonlocal done
@@ -293,10 +320,26 @@ async def worst_gap_ms(address: Address, seconds: float, prompt: str | None) -> 
     return 1000 * max(b - a for a, b in itertools.pairwise(arrivals))
 
 
-def measure(quick: bool) -> dict[str, float]:
+def measure_requests(scale: int) -> dict[str, float]:
+    """What a request costs on its way in and out, by kind."""
+    figures: dict[str, float] = {}
+    num_requests = 2000 // scale
+    with Server(pace_ms=0) as server:
+        for kind, make in KINDS.items():
+            uvloop.run(run_requests(server.address, 16, 200, make))
+            before = server.cpu_s()
+            seconds = uvloop.run(run_requests(server.address, 16, num_requests, make))
+            used = server.cpu_s() - before
+            figures[f"front end, us per request ({kind})"] = 1e6 * used.main / num_requests
+            figures[f"engine's own threads, us ({kind})"] = 1e6 * used.others / num_requests
+            figures[f"requests/s, 16 clients ({kind})"] = num_requests / seconds
+    figures["tokenizing of the chat, us"] = tokenizing_us()
+    return figures
+
+
+def measure(scale: int) -> dict[str, float]:
     """Every figure once."""
     figures: dict[str, float] = {}
-    scale = 4 if quick else 1
     name = "us per chunk (256 streams, 50 tokens/s each)"
     with tempfile.TemporaryDirectory() as folder:
         for uds, where in ((None, ""), (f"{folder}/socket", ", Unix sockets")):
@@ -321,15 +364,7 @@ def measure(quick: bool) -> dict[str, float]:
         figures["tokens per chunk there"] = tokens / chunks
         figures["tokens/s of one core, both threads' time"] = tokens / (used.main + used.others)
         figures["tokens/s of one core, front end's time"] = tokens / used.main
-        uvloop.run(run_requests(server.address, 16, 200))
-        before = server.cpu_s()
-        num_requests = 2000 // scale
-        seconds = uvloop.run(run_requests(server.address, 16, num_requests))
-        used = server.cpu_s() - before
-        figures["front end, us per request (200-token chat)"] = 1e6 * used.main / num_requests
-        figures["of that tokenizing"] = tokenizing_us()
-        figures["engine's own threads, us per request"] = 1e6 * used.others / num_requests
-        figures["requests/s, 16 clients"] = num_requests / seconds
+    figures |= measure_requests(scale)
     with Server(pace_ms=2) as server:
         prompt = "The quick brown fox jumps over the lazy dog again. " * 2900
         uvloop.run(worst_gap_ms(server.address, 1, None))
@@ -344,9 +379,11 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a quarter of the work")
+    parser.add_argument("--requests", action="store_true", help="only what a request costs")
     add_arguments(parser)
     arguments = parser.parse_args()
-    runs = [measure(arguments.quick) for _ in range(arguments.repeat)]
+    run = measure_requests if arguments.requests else measure
+    runs = [run(4 if arguments.quick else 1) for _ in range(arguments.repeat)]
     settings = {"streams": NUM_STREAMS, "cores": len(os.sched_getaffinity(0))}
     report = Report(title=arguments.title or "Front end", settings=settings, runs=runs)
     print(report.text())

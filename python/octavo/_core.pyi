@@ -1,7 +1,9 @@
 """The compiled core: scheduling, text, checkpoint files, CPU kernels. Values in, one plan out."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, Self, final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, Self, final, overload
+
+from typing_extensions import Buffer
 
 __all__ = [
     "CpuDecoder",
@@ -16,6 +18,7 @@ __all__ = [
     "SseTemplate",
     "SseWriter",
     "Staging",
+    "TokenIds",
     "Tokenizer",
     "__version__",
     "cpu_activation",
@@ -234,13 +237,15 @@ class EngineCore:
         priority: int = 0,
         cache_salt: str | None = None,
         arrival_s: float | None = None,
+        stream_interval: int | None = None,
         delivery: Literal["sse", "delta", "final"] = "final",
         sse: Sequence[SseTemplate] | None = None,
     ) -> None:
         """Queue one request; one id per sample (n = len(request_ids)), sharing the prompt's blocks.
 
         ``eos_token_ids`` empty: EOS is ignored. max_tokens is clipped to max_model_len - prompt.
-        ``arrival_s``: time.monotonic() at arrival, now if None.
+        ``arrival_s``: time.monotonic() at arrival, now if None. ``stream_interval``: tokens per
+        delta, the constructor's if None.
 
         Raises:
             ValueError: empty prompt, prompt that can never fit (max_model_len or the whole pool),
@@ -289,6 +294,29 @@ class EngineCore:
 # ------------------------------------------------------------------------------------------ text
 
 @final
+class TokenIds(Sequence[int]):
+    """Token ids that do not change: a sequence of ints, and a read-only buffer of int32.
+
+    Takes an int32 buffer or integers. A prompt goes from the tokenizer to the scheduler as one of
+    these, without becoming Python objects.
+
+    Raises:
+        TypeError: something else than integers; a bool is none.
+        ValueError: an id that is negative or no int32.
+    """
+
+    def __new__(cls, ids: Iterable[int] | Buffer, /) -> Self: ...
+    def max(self) -> int:
+        """Raises ValueError if there are none."""
+    def tolist(self) -> list[int]: ...
+    def __len__(self) -> int: ...
+    @overload
+    def __getitem__(self, index: int, /) -> int: ...
+    @overload
+    def __getitem__(self, index: slice, /) -> TokenIds: ...
+    def __iter__(self) -> Iterator[int]: ...
+
+@final
 class Tokenizer:
     """Text to ids and back, with the crate ``tokenizers``. Long work detaches from the GIL."""
 
@@ -303,10 +331,14 @@ class Tokenizer:
         """
     @property
     def vocab_size(self) -> int: ...
+    @property
+    def spaces_tokens(self) -> bool:
+        """Whether a token's text depends on its neighbours, as where words are joined by spaces."""
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+    def encode_ids(self, text: str, add_special_tokens: bool = True) -> TokenIds: ...
     def encode_batch(
         self, texts: Sequence[str], add_special_tokens: bool = True
-    ) -> list[list[int]]: ...
+    ) -> list[TokenIds]: ...
     def encode_pair(
         self, first: str, second: str, most: int | None = None
     ) -> tuple[list[int], int]:

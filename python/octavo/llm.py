@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from octavo.config import EngineConfig
-from octavo.engine.engine import Prompt, make_scores, prompt_parts
+from octavo.engine.engine import Prompt, checked_ids, make_scores, prompt_parts
 from octavo.engine.engine_loop import EngineLoop
 from octavo.engine.request import EngineRequest
 from octavo.engine.trace import StepTrace
@@ -241,14 +241,13 @@ class LLM:
 
     def _pool(self, texts: Sequence[tuple[list[int], PooledText]], use_tqdm: bool) -> list[int]:
         """Check all, then run all; their request ids."""
-        for token_ids, _ in texts:
+        prompts = [checked_ids(token_ids) for token_ids, _ in texts]
+        for token_ids in prompts:
             self._engine.limits.check(token_ids, NO_TOKENS)
         outputs: dict[int, RequestOutput] = {}
-        for token_ids, pooled in texts:
+        for token_ids, (given, pooled) in zip(prompts, texts, strict=True):
             request_id = next(self._next_id)
-            outputs[request_id] = RequestOutput(
-                str(request_id), None, token_ids, [CompletionOutput(0)]
-            )
+            outputs[request_id] = RequestOutput(str(request_id), None, given, [CompletionOutput(0)])
             self._engine.submit(
                 EngineRequest(
                     request_ids=range(request_id, request_id + 1),
@@ -282,10 +281,12 @@ class LLM:
         requests: list[EngineRequest] = []
         outputs: dict[int, RequestOutput] = {}
         for prompt, sampling in zip(prompts, params, strict=True):
-            text, token_ids = prompt_parts(prompt)
-            if token_ids is None:
+            text, given_ids = prompt_parts(prompt)
+            if given_ids is None:
                 assert text is not None
-                token_ids = self._engine.tokenizer.encode(text)
+                token_ids = self._engine.tokenizer.encode_ids(text)
+            else:
+                token_ids = checked_ids(given_ids)
             max_tokens = self._engine.limits.check(token_ids, sampling)
             ids = [next(self._next_id) for _ in range(sampling.n)]
             output = RequestOutput(

@@ -53,6 +53,8 @@ pub struct AddRequest<'a> {
     pub cache_salt: Option<&'a str>,
     /// When it arrived.
     pub arrival_s: f64,
+    /// Tokens per delta of its streams, at least 1; None: the engine's.
+    pub stream_interval: Option<u32>,
     /// One per sample.
     pub deliveries: Vec<Delivery>,
 }
@@ -97,6 +99,7 @@ struct Sample {
     max_len: u32,
     stream_key: u32,
     streams: bool,
+    stream_interval: u32,
     last_token_s: f64,
     first_token_s: f64,
     scheduled_s: Option<f64>,
@@ -217,6 +220,9 @@ impl EngineCore {
                 new.request_ids.len()
             )));
         }
+        if new.stream_interval == Some(0) {
+            return Err(Error::invalid("stream_interval must be at least 1"));
+        }
         if self.tokenizer.is_none() && !new.stop.is_empty() {
             return Err(Error::invalid("stop strings need a tokenizer"));
         }
@@ -281,6 +287,7 @@ impl EngineCore {
                 max_len,
                 stream_key,
                 streams: outbox.stream(stream_key).is_streaming(),
+                stream_interval: new.stream_interval.unwrap_or(self.stream_interval),
                 last_token_s: 0.0,
                 first_token_s: 0.0,
                 scheduled_s: None,

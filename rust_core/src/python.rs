@@ -4,7 +4,9 @@
 mod cpu;
 mod delivery;
 mod engine;
+mod token_ids;
 
+use std::borrow::Cow;
 use std::ffi::c_int;
 use std::sync::Arc;
 
@@ -15,6 +17,7 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyBytes, PyDict, PyList, PyMemoryView, PyTuple};
 
+use self::token_ids::PyTokenIds;
 use crate::detokenizer::Detokenizer;
 use crate::gguf::{GgufError, GgufFile, Value};
 use crate::tokenizer::{Tokenizer, TokenizerError};
@@ -25,6 +28,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("__version__", env!("CARGO_PKG_VERSION"))?;
     engine::register(m)?;
     delivery::register(m)?;
+    token_ids::register(m)?;
     register_text(m)?;
     register_gguf(m)?;
     cpu::register_cpu(m)?;
@@ -76,6 +80,11 @@ impl PyTokenizer {
         self.inner.vocab_size()
     }
 
+    #[getter]
+    fn spaces_tokens(&self) -> bool {
+        self.inner.table().is_none()
+    }
+
     #[pyo3(signature = (text, add_special_tokens=true))]
     fn encode(&self, py: Python<'_>, text: &str, add_special_tokens: bool) -> PyResult<Vec<u32>> {
         let encode = || self.inner.encode(text, add_special_tokens);
@@ -84,6 +93,17 @@ impl PyTokenizer {
         } else {
             encode()
         }?)
+    }
+
+    #[pyo3(signature = (text, add_special_tokens=true))]
+    fn encode_ids(
+        &self,
+        py: Python<'_>,
+        text: &str,
+        add_special_tokens: bool,
+    ) -> PyResult<PyTokenIds> {
+        let ids = self.encode(py, text, add_special_tokens)?;
+        Ok(PyTokenIds::new(ids))
     }
 
     #[pyo3(signature = (first, second, most=None))]
@@ -108,23 +128,28 @@ impl PyTokenizer {
         py: Python<'_>,
         texts: Vec<PyBackedStr>,
         add_special_tokens: bool,
-    ) -> PyResult<Vec<Vec<u32>>> {
+    ) -> PyResult<Vec<PyTokenIds>> {
         let num_bytes: usize = texts.iter().map(|text| text.len()).sum();
         let encode = || self.inner.encode_batch(&texts, add_special_tokens);
-        Ok(if num_bytes > DETACH_BYTES {
+        let ids = if num_bytes > DETACH_BYTES {
             py.detach(encode)
         } else {
             encode()
-        }?)
+        }?;
+        Ok(ids.into_iter().map(PyTokenIds::new).collect())
     }
 
     #[pyo3(signature = (token_ids, skip_special_tokens=true))]
     fn decode(
         &self,
         py: Python<'_>,
-        token_ids: Vec<u32>,
+        token_ids: &Bound<'_, PyAny>,
         skip_special_tokens: bool,
     ) -> PyResult<String> {
+        let token_ids: Cow<'_, [u32]> = match token_ids.cast::<PyTokenIds>() {
+            Ok(ids) => Cow::Borrowed(ids.get().as_slice()),
+            Err(_) => Cow::Owned(token_ids.extract()?),
+        };
         let decode = || self.inner.decode(&token_ids, skip_special_tokens);
         Ok(if token_ids.len() > DETACH_BYTES {
             py.detach(decode)

@@ -27,7 +27,8 @@ def frontend(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_the_bench_runs(frontend: Any) -> None:
     with frontend.Server(0) as server:
-        assert uvloop.run(frontend.run_requests(server.address, 2, 4)) > 0
+        for make in frontend.KINDS.values():
+            assert uvloop.run(frontend.run_requests(server.address, 2, 4, make)) > 0
         chunks, _ = uvloop.run(frontend.run_streams(server.address, 3))
         assert chunks >= frontend.NUM_STREAMS
         assert server.cpu_s().main > 0

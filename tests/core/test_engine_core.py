@@ -294,8 +294,15 @@ def test_sse_delivery_is_bytes_per_sample() -> None:
 def test_stream_interval() -> None:
     driver = Driver(make_core(stream_interval=3))
     driver.core.add_request([1], [1, 2], max_tokens=6, delivery="delta")
-    sizes = [len(delta.token_ids) for delta in driver.run()[1]]
-    assert sizes == [1, 3, 2]
+    driver.core.add_request([2], [1, 2], max_tokens=6, delivery="delta", stream_interval=2)
+    driver.core.add_request([3], [1, 2], max_tokens=6, delivery="delta", stream_interval=1)
+    with pytest.raises(ValueError, match="stream_interval"):
+        driver.core.add_request([4], [1, 2], max_tokens=6, delivery="delta", stream_interval=0)
+    sizes = {
+        request_id: [len(delta.token_ids) for delta in deltas]
+        for request_id, deltas in driver.run().items()
+    }
+    assert sizes == {1: [1, 3, 2], 2: [1, 2, 2, 1], 3: [1] * 6}
 
 
 @pytest.mark.parametrize("min_tokens", [0, 3, 5])

@@ -37,6 +37,7 @@ def test_smollm2_ids(smollm2: Tokenizer, text: str, ids: list[int]) -> None:
 
 def test_a_batch_is_its_texts(smollm2: Tokenizer) -> None:
     texts = [text for text, _ in SMOLLM2_CASES]
+    assert [smollm2.encode_ids(text) for text in texts] == [ids for _, ids in SMOLLM2_CASES]
     assert smollm2.encode_batch(texts) == [ids for _, ids in SMOLLM2_CASES]
     assert smollm2.encode_batch(texts * 20) == [ids for _, ids in SMOLLM2_CASES] * 20
     assert smollm2.encode_batch([]) == []
@@ -52,6 +53,7 @@ def test_special_tokens_are_one_id_and_can_be_left_out(smollm2: Tokenizer) -> No
 
 def test_vocabulary(smollm2: Tokenizer) -> None:
     assert smollm2.vocab_size == 49152
+    assert not smollm2.spaces_tokens
     for id in (0, 1, 17, 300, 49151):
         token = smollm2.id_to_token(id)
         assert token is not None
@@ -365,6 +367,7 @@ def test_from_file_token_bytes_of_word_pieces(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_file(str(path))
     assert tokenizer.decode(tokenizer.encode("playing")) == "playing"
     assert [tokenizer.token_bytes(id) for id in (1, 2, 9)] == [b" play", b"ing", b""]
+    assert tokenizer.spaces_tokens
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", "[1]", '{"version": "9"}', "\x00\xff"])

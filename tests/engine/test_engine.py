@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from octavo._core import TokenIds
 from octavo.config import EngineConfig
 from octavo.engine.engine import AsyncEngine
+from octavo.engine.request import RequestLimits
 from octavo.errors import EngineDeadError, QueueFullError, RequestTooLongError
 from octavo.llm import LLM
 from octavo.sampling_params import InvalidParameterError, SamplingParams
@@ -105,6 +108,21 @@ def test_requests_that_can_never_run_are_refused(fake_model: Any) -> None:
     asyncio.run(main())
 
 
+def test_spaces_between_special_tokens() -> None:
+    """Refused where the tokenizer would write some: it has no way not to."""
+    bare = SamplingParams(skip_special_tokens=False, spaces_between_special_tokens=False)
+    skipped = SamplingParams(spaces_between_special_tokens=False)
+    for spaces_tokens in (False, True):
+        tokenizer: Any = SimpleNamespace(spaces_tokens=spaces_tokens)
+        limits = RequestLimits(100, 10, 20, tokenizer)
+        assert limits.check(TokenIds([1]), skipped) == 16
+        if spaces_tokens:
+            with pytest.raises(InvalidParameterError, match="spaces_between_special_tokens"):
+                limits.check(TokenIds([1]), bare)
+        else:
+            assert limits.check(TokenIds([1]), bare) == 16
+
+
 def test_the_queue_is_bounded(fake_model: Any) -> None:
     fake_model()
 
@@ -112,9 +130,9 @@ def test_the_queue_is_bounded(fake_model: Any) -> None:
         async with running(max_num_seqs=1, max_num_queued_reqs=2) as engine:
             params = SamplingParams(max_tokens=40, ignore_eos=True)
             for _ in range(3):
-                engine.submit([1, 2], params, lambda delta: None)
+                engine.submit(TokenIds([1, 2]), params, lambda delta: None)
             with pytest.raises(QueueFullError):
-                engine.submit([1, 2], params, lambda delta: None)
+                engine.submit(TokenIds([1, 2]), params, lambda delta: None)
 
     asyncio.run(main())
 
@@ -136,7 +154,7 @@ def test_death_reaches_every_waiter(fake_model: Any) -> None:
             await asyncio.wait_for(engine.wait_dead(), 10)
             assert not engine.is_healthy
             with pytest.raises(EngineDeadError):
-                engine.submit([1], SamplingParams(), lambda delta: None)
+                engine.submit(TokenIds([1]), SamplingParams(), lambda delta: None)
 
     asyncio.run(main())
 

@@ -107,6 +107,25 @@ def test_a_mixed_batch_changes_nothing(
         assert_greedy(model, token_ids, output.token_ids)
 
 
+def test_a_seeded_request_says_the_same_beside_others(
+    save_tiny: Callable[..., Any], driver: Callable[..., Any], backend: str
+) -> None:
+    path, _ = save_tiny("Llama")
+    params = SamplingParams(temperature=1.0, top_p=0.9, seed=7, max_tokens=24, ignore_eos=True)
+    mine = prompt(30)
+    alone = driver(path, attention_backend=backend).generate([mine], params)[0]
+    busy = driver(path, attention_backend=backend, max_num_batched_tokens=40)
+    others = SamplingParams(temperature=0.5, top_k=5, max_tokens=40, ignore_eos=True)
+    for length in (1, 50, 90):
+        busy.add(prompt(length, seed=length), others)
+    request_id = busy.add(mine, params)
+    for length in (3, 70):
+        busy.add(prompt(length, seed=length), others)
+    assert busy.finish()[request_id].token_ids == alone.token_ids
+    # And once more where its prompt is in the cache.
+    assert busy.generate([mine], params)[0].token_ids == alone.token_ids
+
+
 def test_logprobs_are_those_of_transformers(
     save_tiny: Callable[..., Any], driver: Callable[..., Any]
 ) -> None:

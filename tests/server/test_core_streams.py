@@ -84,6 +84,7 @@ def core_server(
             "stop_token_ids": st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=20),
             "return_token_ids": st.booleans(),
             "echo": st.booleans(),
+            "stream_interval": st.integers(1, 50),
         },
     ),
 )
@@ -100,6 +101,27 @@ def test_a_stream_says_what_the_whole_answer_says(
     for name in ("prompt_tokens", "completion_tokens"):
         assert last["usage"][name] == whole.json["usage"][name]
     assert last["usage"]["prompt_tokens"] == sum(map(len, prompts))
+
+
+def test_a_stream_of_larger_chunks(
+    core_server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = core_server.engine._engine_loop.runner
+    launch = runner.launch
+
+    def slow_launch(*arguments: Any) -> Any:
+        time.sleep(0.005)
+        return launch(*arguments)
+
+    monkeypatch.setattr(runner, "launch", slow_launch)
+    body = {"prompt": [1, 2], "max_tokens": 40, "ignore_eos": True, "return_token_ids": True}
+    streamed = core_server.post(COMPLETION, {**body, "stream": True, "stream_interval": 8})
+    chunks = [chunk["choices"][0] for chunk in events(streamed.body)]
+    sizes = [len(choice["token_ids"]) for choice in chunks if "token_ids" in choice]
+    # A loop that is behind may join more than were asked for.
+    assert len(sizes) <= 6
+    assert all(size >= 8 for size in sizes[1:-1])
+    assert sum(sizes) == 40
 
 
 def test_text_that_json_must_escape(core_server: RunningServer, tokenizer: Tokenizer) -> None:

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from octavo._core import TokenIds
 from octavo.engine.engine_loop import STALL_S, EngineLoop
 from octavo.engine.request import Delivery, EngineRequest
 from octavo.errors import EngineDeadError, QueueFullError
@@ -52,6 +53,18 @@ def prompt_parts(prompt: Prompt) -> tuple[str | None, Sequence[int] | None]:
     elif all(issubclass(kind, int) for kind in set(map(type, prompt))):
         return None, prompt
     raise InvalidParameterError("prompt must be a string or a list of token ids", "prompt")
+
+
+def checked_ids(token_ids: Sequence[int]) -> TokenIds:
+    """A prompt that came as token ids.
+
+    Raises:
+        InvalidParameterError: one of them is none.
+    """
+    try:
+        return TokenIds(token_ids)
+    except (TypeError, ValueError) as error:
+        raise InvalidParameterError(f"prompt must hold token ids: {error}", "prompt") from None
 
 
 def make_scores(params: SamplingParams) -> PromptLogprobs | None:
@@ -140,7 +153,7 @@ class AsyncEngine:
 
     def submit(
         self,
-        prompt_token_ids: Sequence[int],
+        prompt_token_ids: TokenIds,
         params: SamplingParams,
         sink: Sink,
         *,
@@ -205,11 +218,11 @@ class AsyncEngine:
         if ids := [request_id for request_id in request_ids if request_id in self._sinks]:
             self._engine_loop.abort(ids)
 
-    async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+    async def encode(self, text: str, add_special_tokens: bool = True) -> TokenIds:
         """Token ids; a long text is encoded off the event loop."""
         if len(text) <= INLINE_ENCODE_CHARS:
-            return self.tokenizer.encode(text, add_special_tokens)
-        return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens)
+            return self.tokenizer.encode_ids(text, add_special_tokens)
+        return await asyncio.to_thread(self.tokenizer.encode_ids, text, add_special_tokens)
 
     async def generate(
         self,
@@ -224,10 +237,12 @@ class AsyncEngine:
         Raises:
             QueueFullError, RequestTooLongError, InvalidParameterError, EngineDeadError.
         """
-        text, token_ids = prompt_parts(prompt)
-        if token_ids is None:
+        text, given_ids = prompt_parts(prompt)
+        if given_ids is None:
             assert text is not None
             token_ids = await self.encode(text)
+        else:
+            token_ids = checked_ids(given_ids)
         news: asyncio.Queue[Delta | EngineDeadError] = asyncio.Queue()
         output = RequestOutput(
             request_id=request_id or uuid.uuid4().hex,

@@ -10,7 +10,7 @@ from octavo.errors import RequestTooLongError
 from octavo.sampling_params import InvalidParameterError
 
 if TYPE_CHECKING:
-    from octavo._core import SseTemplate
+    from octavo._core import SseTemplate, TokenIds, Tokenizer
     from octavo.pooling import PooledText
     from octavo.prompt_logprobs import PromptLogprobs
     from octavo.sampling_params import SamplingParams
@@ -28,7 +28,7 @@ class EngineRequest:
     """
 
     request_ids: range
-    prompt_token_ids: Sequence[int]
+    prompt_token_ids: TokenIds
     params: SamplingParams
     max_tokens: int
     arrival_s: float
@@ -47,8 +47,9 @@ class RequestLimits:
     max_model_len: int
     vocab_size: int
     max_logprobs: int
+    tokenizer: Tokenizer
 
-    def check(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> int:
+    def check(self, prompt_token_ids: TokenIds, params: SamplingParams) -> int:
         """The number of tokens the request may generate.
 
         Raises:
@@ -63,9 +64,15 @@ class RequestLimits:
         if room < min(wanted, 1) or (params.max_tokens is None and room < 1):
             raise RequestTooLongError(num_prompt_tokens, self.max_model_len)
         # Kernels index the embedding with these ids: one out of range reads foreign memory.
-        if min(prompt_token_ids) < 0 or max(prompt_token_ids) >= self.vocab_size:
+        if prompt_token_ids.max() >= self.vocab_size:
             raise InvalidParameterError(
                 f"prompt token ids must be in [0, {self.vocab_size})", "prompt"
+            )
+        spaces = params.skip_special_tokens or params.spaces_between_special_tokens
+        if not spaces and self.tokenizer.spaces_tokens:
+            raise InvalidParameterError(
+                "spaces_between_special_tokens: false is not supported by this model's tokenizer",
+                "spaces_between_special_tokens",
             )
         for param in ("logprobs", "prompt_logprobs"):
             value = getattr(params, param)

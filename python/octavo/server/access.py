@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from octavo.errors import AuthenticationError, ForbiddenHostError
+from octavo.server.exchange import header
 
 if TYPE_CHECKING:
     from octavo.server.config import ServerConfig
@@ -39,24 +41,23 @@ class Access:
         )
         self._hosts = {host.lower() for host in (config.host, *config.allowed_hosts)}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Check the head, then hand on.
 
         Raises:
             ForbiddenHostError, AuthenticationError.
         """
-        headers = Headers(scope=scope)
         if self._checks_host:
-            self._check_host(headers.get("host"))
+            self._check_host(header(scope, b"host"))
         if self._keys and route_path(scope) not in self._open_paths:
-            self._check_key(headers)
-        await self._app(scope, receive, send)
+            self._check_key(Headers(scope=scope))
+        return self._app(scope, receive, send)
 
-    def _check_host(self, header: str | None) -> None:
+    def _check_host(self, host: bytes | None) -> None:
         # HTTP/1.0 clients send none; browsers always do.
-        if header is None:
+        if host is None:
             return
-        name = _host_name(header).lower()
+        name = _host_name(host.decode("latin-1")).lower()
         if name not in self._hosts and not is_loopback_name(name):
             raise ForbiddenHostError(
                 "the Host header does not name this machine: the server listens on loopback "
@@ -104,6 +105,7 @@ def _host_name(host: str) -> str:
     return host.partition(":")[0]
 
 
+@functools.lru_cache(maxsize=64)
 def is_loopback_name(name: str) -> bool:
     """``localhost``, its subdomains, and loopback addresses."""
     if name == "localhost" or name.endswith(".localhost"):

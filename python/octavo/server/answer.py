@@ -17,7 +17,7 @@ from octavo.server.usage import Usage
 from octavo.server.wire import DONE, add_timings, sse_event
 
 if TYPE_CHECKING:
-    from octavo._core import Delta, SseTemplate, SseWriter
+    from octavo._core import Delta, SseTemplate, SseWriter, TokenIds
     from octavo.engine.request import Delivery
     from octavo.sampling_params import SamplingParams
     from octavo.server.exchange import Exchange
@@ -77,7 +77,7 @@ async def answer(
     state: ServerState,
     exchange: Exchange,
     wire: Wire,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[TokenIds],
     params: SamplingParams,
 ) -> None:
     """Generate ``n`` samples of each prompt and answer with them.
@@ -140,26 +140,31 @@ async def _stream(exchange: Exchange, generation: Generation, wire: Wire) -> Non
     opened: set[int] = set()
 
     try:
-        while generation.is_open or not exchange.is_answered:
+        is_over = False
+        while not is_over:
             news = await generation.news()
             if not exchange.is_answered:
                 _raise_early_failure(generation, news)
-                await exchange.start_stream()
-                silence.written()
+            if not news:
+                events = PING if exchange.is_answered else b""
+            elif plain:
+                events = _plain_events(generation, news, tally)
+            else:
+                events = _decorated_events(generation, wire, news, tally, opened)
+            is_over = not generation.is_open
+            # What leaves together leaves in one write: each is a system call.
+            if not exchange.is_answered:
+                await exchange.start_stream(events)
                 if plain and exchange.connection is not None:
                     silence.writer = exchange.connection.make_writer()
                     generation.write_through(silence.writer)
-                if not news:
-                    continue
-            if not news:
-                await exchange.write(PING)
-            elif plain:
-                await exchange.write(_plain_events(generation, news, tally))
-            else:
-                await exchange.write(_decorated_events(generation, wire, news, tally, opened))
+                events = b""
+            if is_over:
+                end = wire.usage_event(tally) if wire.request.include_usage else b""
+                await exchange.end_stream(events + end + DONE)
+            elif events:
+                await exchange.write(events)
             silence.written()
-        end = wire.usage_event(tally) if wire.request.include_usage else b""
-        await exchange.end_stream(end + DONE)
     except (ClientDisconnect, asyncio.CancelledError):
         raise
     except Exception as error:

@@ -31,13 +31,13 @@ from octavo.errors import (
 from octavo.sampling_params import InvalidParameterError
 from octavo.server import limits
 from octavo.server.access import Access, route_path
-from octavo.server.exchange import JsonResponse
+from octavo.server.exchange import JsonResponse, header
 from octavo.server.routes import make_routes
 from octavo.server.state import ServerState
 
 logger = logging.getLogger("octavo.server")
 
-REQUEST_ID: Final = "x-request-id"
+_REQUEST_ID: Final = b"x-request-id"
 _PREFLIGHT_AGE_S: Final = 600
 
 # Ids are to differ, not to be secret: the kernel's random numbers cost 10 us each.
@@ -50,6 +50,8 @@ class App:
     def __init__(self, state: ServerState) -> None:
         self.state = state
         self._logs_requests = state.config.enable_log_requests
+        # Neither headers to be added to every answer nor a status to be noted on its way.
+        self._is_direct = not (self._logs_requests or state.config.allowed_origins)
         app: ASGIApp = Dispatch(state)
         app = Access(app, state.config)
         app = ErrorAnswers(app)
@@ -69,8 +71,8 @@ class App:
         if scope["type"] != "http":
             raise RuntimeError(f"ASGI scope {scope['type']!r} is not served")
         began = time.monotonic()
-        request_id = _request_id(Headers(scope=scope).get(REQUEST_ID))
-        id_header = (REQUEST_ID.encode(), request_id.encode())
+        request_id = _request_id(header(scope, _REQUEST_ID))
+        id_header = (_REQUEST_ID, request_id.encode())
         # Nobody was answered: what a proxy would log for a client that closed its connection.
         status = 499
 
@@ -85,6 +87,7 @@ class App:
         # Starlette's routes answer unknown paths themselves unless they know of an application.
         scope["app"] = self
         scope.setdefault("state", {})["request_id"] = request_id
+        scope["octavo.direct"] = self._is_direct
         await self._app(scope, receive, send_with_id)  # type: ignore[arg-type]
         if self._logs_requests:
             logger.info(
@@ -144,7 +147,8 @@ class ErrorAnswers:
         try:
             await self._app(scope, receive, watched_send)  # type: ignore[arg-type]
         except Exception as error:
-            if has_begun:
+            cycle = scope.get("octavo.cycle")
+            if has_begun or (cycle is not None and cycle.response_started):
                 raise RuntimeError("an answer broke off") from error
             response = await _answer_error(Request(scope), error)
             await response(scope, receive, send)
@@ -192,13 +196,10 @@ def _routing_error(request: Request, error: HTTPException) -> Exception:
     return error
 
 
-def _request_id(given: str | None) -> str:
+def _request_id(given: bytes | None) -> str:
     """The client's own id where it is fit to be a header again, else a new one."""
-    if (
-        given
-        and len(given) <= limits.MAX_REQUEST_ID_CHARS
-        and given.isascii()
-        and given.isprintable()
-    ):
-        return given
+    if given and len(given) <= limits.MAX_REQUEST_ID_CHARS and given.isascii():
+        text = given.decode("ascii")
+        if text.isprintable():
+            return text
     return f"{_ids.getrandbits(128):032x}"

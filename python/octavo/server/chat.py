@@ -11,7 +11,7 @@ from octavo.server.protocol import ChatRequest, parse_chat
 from octavo.server.wire import Wire, sse_event
 
 if TYPE_CHECKING:
-    from octavo._core import Delta
+    from octavo._core import Delta, TokenIds
     from octavo.server.exchange import Exchange
     from octavo.server.state import ServerState
 
@@ -30,10 +30,12 @@ class ChatWire(Wire):
         request: ChatRequest,
         model: str,
         request_id: str,
-        prompt_token_ids: list[int],
+        prompt_token_ids: TokenIds,
     ) -> None:
         super().__init__(state, request, model, request_id)
-        self._extra = {"prompt_token_ids": prompt_token_ids} if request.return_token_ids else {}
+        self._extra = (
+            {"prompt_token_ids": list(prompt_token_ids)} if request.return_token_ids else {}
+        )
 
     def first_event(self, index: int) -> bytes:
         choice = {

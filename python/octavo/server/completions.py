@@ -14,7 +14,7 @@ from octavo.server.usage import Usage
 from octavo.server.wire import DONE, Wire, sse_event
 
 if TYPE_CHECKING:
-    from octavo._core import Delta
+    from octavo._core import Delta, TokenIds
     from octavo.server.exchange import Exchange
     from octavo.server.state import ServerState
 
@@ -36,7 +36,7 @@ class CompletionWire(Wire):
         request: CompletionRequest,
         model: str,
         request_id: str,
-        prompts: list[list[int]],
+        prompts: list[TokenIds],
         echoes: list[str],
     ) -> None:
         super().__init__(state, request, model, request_id)
@@ -57,7 +57,7 @@ class CompletionWire(Wire):
         if self._echoes_logprobs:
             choice["logprobs"] = self._prompt_arrays(index)
         if self.request.return_token_ids:
-            choice["prompt_token_ids"] = self._prompts[index // self.request.n]
+            choice["prompt_token_ids"] = list(self._prompts[index // self.request.n])
         return sse_event(self.chunk([choice]))
 
     def text_choice(
@@ -91,7 +91,7 @@ class CompletionWire(Wire):
                 self.request.prompt_logprobs,
             )
         if self.request.return_token_ids:
-            choice["prompt_token_ids"] = self._prompts[index // self.request.n]
+            choice["prompt_token_ids"] = list(self._prompts[index // self.request.n])
         return choice
 
     @property
@@ -120,7 +120,7 @@ class CompletionWire(Wire):
         choice = self.text_choice(index, self.echo(index), "length", None)
         if self.request.return_token_ids:
             choice["token_ids"] = []
-            choice["prompt_token_ids"] = self._prompts[index // self.request.n]
+            choice["prompt_token_ids"] = list(self._prompts[index // self.request.n])
         return choice
 
 
@@ -146,7 +146,7 @@ async def completions(state: ServerState, exchange: Exchange) -> None:
 
 
 async def _echoes(
-    state: ServerState, request: CompletionRequest, prompts: list[list[int]]
+    state: ServerState, request: CompletionRequest, prompts: list[TokenIds]
 ) -> list[str]:
     """The prompts' texts: the client's own where it sent text and none of it was cut off."""
     tokenizer = state.engine.tokenizer
@@ -165,7 +165,7 @@ async def _echoes(
 
 
 async def _answer_echo(
-    state: ServerState, exchange: Exchange, wire: CompletionWire, prompts: list[list[int]]
+    state: ServerState, exchange: Exchange, wire: CompletionWire, prompts: list[TokenIds]
 ) -> None:
     """``max_tokens: 0``: the prompt is the answer, and nobody asks how likely it was."""
     n = wire.request.n

@@ -18,11 +18,30 @@ from starlette.types import Receive, Scope, Send
 
 from octavo.errors import BadRequestError, BodyTimeoutError, ContentTypeError
 from octavo.server import limits
+from octavo.server.http_server import take_body, write_answer, write_stream_head
 
 if TYPE_CHECKING:
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
     from octavo.server.http_server import HttpProtocol
 
 JSON: Final = "application/json"
+_JSON: Final = JSON.encode()
+_STREAM_HEADERS: Final = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    # nginx would hold chunks back until it has a buffer full.
+    (b"x-accel-buffering", b"no"),
+)
+_STREAM_HEAD: Final = b"".join(b"%b: %b\r\n" % line for line in _STREAM_HEADERS)
+
+
+def header(scope: Scope, name: bytes) -> bytes | None:
+    """The first value of a header. ``name``: in lower case, as ASGI has all names."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return bytes(value)
+    return None
 
 
 class JsonResponse(Response):
@@ -52,6 +71,9 @@ class Exchange(Request):
         # What our own protocol offers past ASGI. None: called in this process, as run-batch does;
         # such a client cannot leave.
         self.connection: HttpProtocol | None = scope.get("octavo.connection")
+        self._cycle: RequestResponseCycle | None = scope.get("octavo.cycle")
+        # Whether nothing has to be added to a whole answer on its way: see App.
+        self._is_direct: bool = scope.get("octavo.direct", False)
         self.request_id: str = scope["state"]["request_id"]
 
     # ------------------------------------------------------------------ the request
@@ -63,8 +85,8 @@ class Exchange(Request):
             ContentTypeError, BodyTooLargeError, BodyTimeoutError, BadRequestError: bad requests.
             ClientDisconnect: the client went away in the middle.
         """
-        content_type = self.headers.get("content-type", "")
-        if content_type.partition(";")[0].strip().lower() != JSON:
+        content_type = header(self.scope, b"content-type") or b""
+        if content_type != _JSON and content_type.partition(b";")[0].strip().lower() != _JSON:
             raise ContentTypeError("the request's Content-Type must be application/json")
         body = await self._read_body()
         try:
@@ -75,16 +97,15 @@ class Exchange(Request):
             raise BadRequestError("the request body must be a JSON object")
         return value
 
-    async def _read_body(self) -> bytes:
-        length = self.headers.get("content-length", "")
-        if length.isascii() and length.isdigit():
+    async def _read_body(self) -> bytes | bytearray:
+        length = header(self.scope, b"content-length") or b""
+        if length.isdigit():
             limits.check_body_size(int(length))
-        if self.connection is not None and self.connection.has_body():
-            # It came with the head: nothing to wait for, no timer.
-            body = await self.body()
-            limits.check_body_size(len(body))
-            return body
-        return await self._wait_for_body()
+        # Where it came with the head there is nothing to wait for, and no timer.
+        if self._cycle is None or (body := take_body(self._cycle)) is None:
+            return await self._wait_for_body()
+        limits.check_body_size(len(body))
+        return body
 
     async def _wait_for_body(self) -> bytes:
         body = bytearray()
@@ -113,20 +134,26 @@ class Exchange(Request):
     async def respond_body(self, body: bytes) -> None:
         """A whole answer of JSON that is written down already."""
         self.is_answered = True
-        head = [(b"content-type", JSON.encode()), (b"content-length", b"%d" % len(body))]
-        await self._send({"type": "http.response.start", "status": 200, "headers": head})
+        if self._is_direct and self._cycle is not None:
+            lines = b"content-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
+            lines %= (_JSON, len(body), self.request_id.encode())
+            if write_answer(self._cycle, lines, body):
+                return
+        headers = [(b"content-type", _JSON), (b"content-length", b"%d" % len(body))]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 
-    async def start_stream(self) -> None:
-        """Begin an answer of server-sent events."""
+    async def start_stream(self, data: bytes = b"") -> None:
+        """Begin an answer of server-sent events, ``data`` being the first."""
         self.is_answered = True
-        head = [
-            (b"content-type", b"text/event-stream; charset=utf-8"),
-            (b"cache-control", b"no-cache"),
-            # nginx would hold chunks back until it has a buffer full.
-            (b"x-accel-buffering", b"no"),
-        ]
-        await self._send({"type": "http.response.start", "status": 200, "headers": head})
+        if self._is_direct and self._cycle is not None:
+            lines = b"%bx-request-id: %b\r\n" % (_STREAM_HEAD, self.request_id.encode())
+            if write_stream_head(self._cycle, lines, data):
+                return
+        headers = list(_STREAM_HEADERS)
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        if data:
+            await self.write(data)
 
     async def write(self, data: bytes) -> None:
         """A part of the stream; waits while the client's buffers are full."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from octavo._core import TokenIds
 from octavo.sampling_params import InvalidParameterError
 
 INT32_MAX = 2**31 - 1
@@ -125,6 +126,40 @@ def strings_schema(most: int, most_chars: int) -> dict[str, Any]:
 def is_token_ids(value: Any) -> bool:
     """Whether it is a list of integers; ``true`` is none."""
     return isinstance(value, list) and set(map(type, value)) <= {int}
+
+
+def texts_or_ids(
+    name: str, value: Any, check_count: Callable[[str, list[Any]], None]
+) -> list[str | TokenIds]:
+    """str, [str], [int] or [[int]] as a list of texts or of token ids.
+
+    Raises:
+        InvalidParameterError: something else, an empty list, or what ``check_count`` raises.
+    """
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value:
+        try:
+            # An int first: a list of token ids, and if not, nothing.
+            if type(value[0]) is int:
+                return [TokenIds(value)]
+            if all(isinstance(item, str) for item in value):
+                check_count(name, value)
+                return value
+            if all(isinstance(item, list) for item in value):
+                check_count(name, value)
+                if [] in value:
+                    raise InvalidParameterError(f"{name} must not hold empty lists", name)
+                return [TokenIds(item) for item in value]
+        except TypeError:
+            pass
+        except ValueError as error:
+            if isinstance(error, InvalidParameterError):
+                raise
+            raise InvalidParameterError(f"{name} must hold token ids: {error}", name) from None
+    raise invalid(
+        name, "a string, a list of strings, of token ids, or of lists of token ids", value
+    )
 
 
 def token_ids(most: int) -> Check:

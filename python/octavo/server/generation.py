@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from octavo.errors import DrainingError, EngineDeadError, GenerationError
 
 if TYPE_CHECKING:
-    from octavo._core import Delta, SseTemplate, SseWriter
+    from octavo._core import Delta, SseTemplate, SseWriter, TokenIds
     from octavo.engine.engine import AsyncEngine
     from octavo.engine.request import Delivery
     from octavo.pooling import PooledText
@@ -58,7 +58,7 @@ class Generation:
 
     def submit(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[TokenIds],
         params: SamplingParams,
         *,
         delivery: Delivery,

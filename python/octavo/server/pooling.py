@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from octavo._core import TokenIds
 from octavo.errors import RequestTooLongError, UnsupportedParameterError
 from octavo.pooling import NO_TOKENS, PooledText
 from octavo.sampling_params import InvalidParameterError
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from octavo.server.state import ServerState
 
 T = TypeVar("T")
-Text = tuple[list[int], PooledText]
+Text = tuple[Sequence[int], PooledText]
 
 
 async def pool(
@@ -46,7 +47,7 @@ async def pool(
     with Generation(state, engine, exchange.connection) as generation:
         try:
             generation.submit(
-                [token_ids for token_ids, _ in texts],
+                [TokenIds(token_ids) for token_ids, _ in texts],
                 NO_TOKENS,
                 delivery="final",
                 priority=request.priority,

@@ -84,19 +84,11 @@ def _input_list(item: dict[str, Any]) -> dict[str, Any]:
 )
 def _inputs(name: str, value: Any) -> list[Prompt]:
     """str, [str], [int] or [[int]] as a list of texts."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, list) and value:
-        if fields.is_token_ids(value):
-            return [value]
-        if all(isinstance(item, str) for item in value) or all(map(fields.is_token_ids, value)):
-            limits.check_count(name, value, limits.MAX_EMBEDDING_INPUTS, "texts")
-            if [] in value:
-                raise InvalidParameterError(f"{name} must not hold empty lists", name)
-            return value
-    raise fields.invalid(
-        name, "a string, a list of strings, of token ids, or of lists of token ids", value
-    )
+    return fields.texts_or_ids(name, value, _check_inputs)
+
+
+def _check_inputs(name: str, value: list[Any]) -> None:
+    limits.check_count(name, value, limits.MAX_EMBEDDING_INPUTS, "texts")
 
 
 @fields.check(anyOf=[{"type": "string"}, _TEXTS])

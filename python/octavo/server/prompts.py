@@ -10,6 +10,7 @@ from octavo.errors import RequestTooLongError, UnsupportedParameterError
 from octavo.sampling_params import InvalidParameterError
 
 if TYPE_CHECKING:
+    from octavo._core import TokenIds
     from octavo.engine.engine import AsyncEngine
     from octavo.server.protocol import ChatRequest, Prompt, TokenizeRequest
     from octavo.server.state import ServerState
@@ -22,7 +23,7 @@ INLINE_CHARS = 4096
 MAX_CHARS_PER_TOKEN = 128
 
 
-async def encode_chat(state: ServerState, request: ChatRequest | TokenizeRequest) -> list[int]:
+async def encode_chat(state: ServerState, request: ChatRequest | TokenizeRequest) -> TokenIds:
     """A conversation's token ids.
 
     Raises:
@@ -59,7 +60,7 @@ async def encode_chat(state: ServerState, request: ChatRequest | TokenizeRequest
 
 async def encode(
     engine: AsyncEngine, text: str, add_special_tokens: bool, param: str = "prompt"
-) -> list[int]:
+) -> TokenIds:
     """One text's token ids.
 
     Raises:
@@ -73,7 +74,7 @@ async def encode(
 
 async def encode_prompts(
     engine: AsyncEngine, prompts: Sequence[Prompt], add_special_tokens: bool
-) -> list[list[int]]:
+) -> list[TokenIds]:
     """Every prompt's token ids; those given as ids stay as they are.
 
     Raises:
@@ -91,7 +92,7 @@ async def encode_prompts(
     ]
 
 
-def truncate(token_ids: list[int], most: int | None, max_model_len: int) -> list[int]:
+def truncate(token_ids: TokenIds, most: int | None, max_model_len: int) -> TokenIds:
     """The last ``most`` ids; -1 is the whole context, None is no truncation.
 
     Raises:

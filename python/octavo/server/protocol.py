@@ -16,13 +16,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, NamedTuple
 
+from octavo._core import TokenIds
 from octavo.errors import UnsupportedParameterError
 from octavo.sampling_params import InvalidParameterError, SamplingParams
 from octavo.server import fields, limits
 from octavo.server.chat_template import RESERVED_VARIABLES
 from octavo.server.messages import MESSAGES_SCHEMA, parse_messages
 
-Prompt = str | list[int]
+Prompt = str | TokenIds
 
 # Names that render() itself takes beside the template's variables.
 _RESERVED_KWARGS: Final = RESERVED_VARIABLES | {"continue_final_message", "self"}
@@ -169,19 +170,7 @@ def _prompt_list(item: dict[str, Any]) -> dict[str, Any]:
 )
 def prompts(name: str, value: Any) -> list[Prompt]:
     """str, [str], [int] or [[int]] as a list of prompts."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, list) and value:
-        if fields.is_token_ids(value):
-            return [value]
-        if all(isinstance(item, str) for item in value) or all(map(fields.is_token_ids, value)):
-            limits.check_prompts(name, value)
-            if [] in value:
-                raise InvalidParameterError(f"{name} must not hold empty lists", name)
-            return value
-    raise fields.invalid(
-        name, "a string, a list of strings, of token ids, or of lists of token ids", value
-    )
+    return fields.texts_or_ids(name, value, limits.check_prompts)
 
 
 @fields.check(type="integer", minimum=-1, maximum=fields.INT32_MAX, **{"not": {"const": 0}})
@@ -224,6 +213,8 @@ SAMPLING_FIELDS: Final[dict[str, fields.Check]] = {
     "include_stop_str_in_output": _boolean,
     "ignore_eos": _boolean,
     "skip_special_tokens": _boolean,
+    "spaces_between_special_tokens": _boolean,
+    "stream_interval": fields.integer(1),
     "logit_bias": _logit_bias,
     "allowed_token_ids": _allowed_token_ids,
     "bad_words": _bad_words,
@@ -302,8 +293,6 @@ UNSUPPORTED_FIELDS: Final[dict[str, tuple[Any, ...]]] = {
     "guided_regex": (),
     "guided_choice": (),
     "guided_grammar": (),
-    "spaces_between_special_tokens": (True,),
-    "stream_interval": (),
     "best_of": (1,),
     "use_beam_search": (False,),
     "length_penalty": (1, 1.0),

@@ -31,7 +31,7 @@ async def tokenize(state: ServerState, exchange: Exchange) -> None:
         {
             "count": len(tokens),
             "max_model_len": engine.max_model_len,
-            "tokens": tokens,
+            "tokens": list(tokens),
             "token_strs": strings,
         }
     )

@@ -139,7 +139,7 @@ impl EngineCore {
         }
         match finish {
             Some((reason, stop)) => self.finish(index, reason, stop, now_s, outbox, metrics),
-            None if sample.streams => outbox.token_added(sample.stream_key, self.stream_interval),
+            None if sample.streams => outbox.token_added(sample.stream_key, sample.stream_interval),
             None => {}
         }
     }

@@ -14,6 +14,7 @@ use pyo3::types::PyDict;
 
 use super::PyTokenizer;
 use super::delivery::{PyOutbox, PySseTemplate};
+use super::token_ids::token_ids;
 use crate::batch::{self, StagingLimits};
 use crate::engine_core::{AddRequest, EngineCore, Sampled, SampledLogprobs};
 use crate::error::Error;
@@ -294,13 +295,13 @@ impl PyEngineCore {
             request_ids, prompt_token_ids, *, max_tokens, min_tokens=0, eos_token_ids=Vec::new(),
             stop_token_ids=Vec::new(), stop=Vec::new(), include_stop_str_in_output=false,
             skip_special_tokens=true, num_logprobs=None, priority=0, cache_salt=None,
-            arrival_s=None, delivery="final", sse=None
+            arrival_s=None, stream_interval=None, delivery="final", sse=None
         ),
         text_signature = "($self, request_ids, prompt_token_ids, *, max_tokens, min_tokens=0, \
                           eos_token_ids=(), stop_token_ids=(), stop=(), \
                           include_stop_str_in_output=False, skip_special_tokens=True, \
                           num_logprobs=None, priority=0, cache_salt=None, arrival_s=None, \
-                          delivery='final', sse=None)"
+                          stream_interval=None, delivery='final', sse=None)"
     )]
     #[allow(clippy::too_many_arguments)] // keyword arguments of the Python method
     fn add_request(
@@ -319,10 +320,11 @@ impl PyEngineCore {
         priority: i64,
         cache_salt: Option<&str>,
         arrival_s: Option<f64>,
+        stream_interval: Option<u32>,
         delivery: &str,
         sse: Option<Vec<Py<PySseTemplate>>>,
     ) -> PyResult<()> {
-        let prompt = prompt_tokens(prompt_token_ids)?;
+        let prompt = token_ids(prompt_token_ids)?;
         let num_samples = request_ids.len();
         let deliveries = match (delivery, sse) {
             ("sse", Some(templates)) => templates
@@ -358,6 +360,7 @@ impl PyEngineCore {
                 priority,
                 cache_salt,
                 arrival_s,
+                stream_interval,
                 deliveries,
             })
         })
@@ -473,31 +476,4 @@ impl PyEngineCore {
         dict.set_item("num_in_flight", stats.num_in_flight)?;
         Ok(dict)
     }
-}
-
-/// The ids of an int32 buffer or of any iterable of integers.
-fn prompt_tokens(object: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
-    let checked = |id: i64| {
-        u32::try_from(id)
-            .ok()
-            .filter(|&id| id <= i32::MAX as u32)
-            .ok_or_else(|| {
-                PyValueError::new_err(format!("prompt token id {id} is not a non-negative int32"))
-            })
-    };
-    if let Ok(ids) = PyBuffer::<i32>::get(object)
-        && ids.is_c_contiguous()
-    {
-        return elements(&ids)
-            .iter()
-            .map(|&id| checked(i64::from(id)))
-            .collect();
-    }
-    if let Ok(ids) = object.extract::<Vec<i64>>() {
-        return ids.into_iter().map(checked).collect();
-    }
-    object
-        .try_iter()?
-        .map(|id| checked(id?.extract()?))
-        .collect()
 }
