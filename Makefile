@@ -114,11 +114,11 @@ bench: build ## latency, throughput and start-up of the default model on this ma
 
 # ---------------------------------------------------------------------------------------- checking
 
-.PHONY: test check lint rust-lint python-lint types rust-test pytest
+.PHONY: test check lint rust-lint python-lint types rust-test sanitize pytest
 test: dev ## install everything and run every check (what CI runs)
 	@$(MAKE) --no-print-directory check
 
-check: lint types rust-test pytest ## every check
+check: lint types rust-test sanitize pytest ## every check
 
 lint: rust-lint python-lint ## formatting and lints of both languages
 
@@ -135,6 +135,15 @@ python-lint: $(STAMPS)/dev
 types: dev ## mypy, and that _core.pyi says what the compiled core does
 	$(BIN)/mypy
 	$(PY) -m mypy.stubtest octavo._core
+
+# AddressSanitizer comes with every rustup toolchain; the variable lets a stable one switch it on.
+# The program for it has its own folder of builds beside the usual one.
+HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+sanitize: ## the CPU kernels at every level with AddressSanitizer
+	@if ls "$$(rustc --print sysroot)/lib/rustlib/$(HOST)/lib/"librustc-*asan* >/dev/null 2>&1; then \
+	  RUSTC_BOOTSTRAP=1 RUSTFLAGS="$${RUSTFLAGS:-} -Zsanitizer=address" $(CARGO) test --locked --quiet \
+	    --target $(HOST) --lib --test cpu_kernels -- cpu:: linear attention norms; \
+	else echo "this Rust has no AddressSanitizer: the CPU kernels run without it" >&2; fi
 
 rust-test: ## the core's own tests, without Python
 	$(CARGO) test --locked --quiet

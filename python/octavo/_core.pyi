@@ -395,6 +395,8 @@ class GgufFile:
         """name -> (shape with the row first as in torch, kind such as "Q4_1", offset, nbytes)."""
     def data(self, name: str) -> memoryview:
         """The tensor's bytes in the map, read-only, no copy."""
+    def release_pages(self) -> None:
+        """Let go of the map's pages in memory; what is read again comes from the file again."""
     def dequantize(self, name: str, out: Any) -> None:
         """Write the tensor as float32 into a writable buffer of its element count.
 

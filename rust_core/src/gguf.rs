@@ -307,6 +307,19 @@ impl GgufFile {
         Ok(&self.bytes.as_slice()[start..start + tensor.num_bytes as usize])
     }
 
+    /// Let go of the map's pages in memory: what is read again comes from the file again.
+    ///
+    /// Weights are packed into memory of their own, and the pages they came from would otherwise
+    /// count as this process's until memory is short. A system that refuses keeps them.
+    pub fn release_pages(&self) {
+        #[cfg(unix)]
+        if let Bytes::Map(map) = &self.bytes {
+            // SAFETY: the map is shared, read-only and backed by a file, so that dropped pages
+            // come back with the same contents.
+            let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        }
+    }
+
     /// Write a tensor as float32, with all cores when it is large. O(elements).
     ///
     /// # Errors

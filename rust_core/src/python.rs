@@ -287,6 +287,10 @@ impl PyGgufFile {
         PyMemoryView::from(Bound::new(py, owner)?.as_any())
     }
 
+    fn release_pages(&self) {
+        self.inner.release_pages();
+    }
+
     fn dequantize(&self, py: Python<'_>, name: &str, out: &Bound<'_, PyAny>) -> PyResult<()> {
         let out = PyBuffer::<f32>::get(out)
             .map_err(|_| PyTypeError::new_err("out is not a buffer of float32"))?;

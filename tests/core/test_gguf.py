@@ -198,3 +198,22 @@ def test_opening_and_converting_take_no_noticeable_time(smollm2_path: str) -> No
     start = time.perf_counter()
     file.dequantize("token_embd.weight", out)
     assert time.perf_counter() - start < 0.5
+
+
+def test_released_pages_leave_memory_and_come_again(write_gguf: WriteGguf) -> None:
+    values = np.arange(8 << 20, dtype=np.float32)
+    file = GgufFile(write_gguf(lambda w: w.add_tensor("big", values)))
+
+    def mapped_kib() -> int:
+        status = Path("/proc/self/status")
+        if not status.exists():
+            pytest.skip("no /proc here")
+        [line] = [x for x in status.read_text().splitlines() if x.startswith("RssFile")]
+        return int(line.split()[1])
+
+    data = file.data("big")
+    assert np.array_equal(np.frombuffer(data, np.float32), values)
+    before = mapped_kib()
+    file.release_pages()
+    assert mapped_kib() < before - 30_000
+    assert np.array_equal(np.frombuffer(data, np.float32), values)

@@ -29,6 +29,8 @@ Progress = Callable[[int], object]
 # Old checkpoints store these; they follow from the config.
 _DERIVED_SUFFIXES = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
 # Floats that are read as they are; everything else is a quantization.
+# Pages of a mapped file that may stay in memory while it is read.
+_RELEASE_BYTES = 32 << 20
 _FLOAT_KINDS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -177,6 +179,7 @@ class GgufWeights:
         interleaved = self._arch in INTERLEAVED
         self._heads = {"q_proj": heads[0], "k_proj": heads[1]} if interleaved else {}
         self._unused = set(self._tensors) - gguf_names.IGNORED
+        self._read_bytes = 0
 
     def matrix(self, name: str, shape: tuple[int, int]) -> Tensor | QuantTensor:
         gguf_name, kind, nbytes = self._take(name, shape)
@@ -193,6 +196,7 @@ class GgufWeights:
         return self._floats(gguf_name, kind, (size,), order, self.act_dtype, nbytes)
 
     def finish(self) -> None:
+        self._file.release_pages()
         _check_unused(self._unused, lambda _: Path(self._file.path))
 
     def _take(self, name: str, shape: tuple[int, ...]) -> tuple[str, str, int]:
@@ -206,6 +210,11 @@ class GgufWeights:
                 f"{self._file.path}: tensor {gguf_name} has type {kind}, not supported"
             )
         self._unused.discard(gguf_name)
+        self._read_bytes += nbytes
+        if self._read_bytes > _RELEASE_BYTES:
+            # Earlier tensors are packed by now, and a view that is not reads the file again.
+            self._file.release_pages()
+            self._read_bytes = nbytes
         return gguf_name, kind, nbytes
 
     def _row_order(self, name: str, num_rows: int) -> Tensor | None:

@@ -376,9 +376,10 @@ impl Linear {
                 });
                 return;
             }
-            // The tiles read float32 rows of even length.
+            // The tiles read aligned float32 rows of even length.
             let even = self.k.next_multiple_of(2);
-            let copy = x.dtype != DType::F32 || even != self.k;
+            let aligned = x.ptr.cast::<f32>().is_aligned();
+            let copy = x.dtype != DType::F32 || even != self.k || !aligned;
             with_floats(0, if copy { even * x.rows } else { 0 }, |p| {
                 let x = if copy {
                     x.to_f32(self.level, p, even)

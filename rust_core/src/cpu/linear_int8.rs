@@ -16,6 +16,13 @@ use super::tensor::{Rows, RowsMut, load_some, store_some};
 /// them there; the weights of a task, read once a block, stay in the second level.
 const BLOCK_BYTES: usize = 16 << 10;
 
+/// How far ahead of a tile's reads weights are asked for. A core's window of instructions holds too
+/// few groups of 4-bit weights to keep the memory busy by itself: one row read 33 GB/s on two
+/// AVX-512 cores without, 41 with 1 KiB, 47 with 2, 52 with 4, where a plain sweep reads 48 to 55.
+const PREFETCH_BYTES: usize = 4096;
+/// Up to so many rows; with more the arithmetic takes longer than the memory.
+const PREFETCH_ROWS: usize = 2;
+
 /// Rows rounded to int8.
 #[derive(Clone, Copy)]
 pub struct Activations {
@@ -196,9 +203,19 @@ impl Int8Task {
             let scales: [*const f32; R] =
                 std::array::from_fn(|r| self.x.scales.add((row + r) * groups * 2));
             let mut acc = [s.zero(); R];
+            // The next tile follows in memory, so the addresses ahead are worth asking for even
+            // where they are another task's.
+            let ahead = |p: *const u8| {
+                if R <= PREFETCH_ROWS {
+                    for line in (0..block).step_by(64) {
+                        s.prefetch(p.wrapping_add(PREFETCH_BYTES + line));
+                    }
+                }
+            };
             if w.packed == Packed::W4 {
                 for g in 0..groups {
                     let p = base.add(g * block);
+                    ahead(p);
                     let d = s.load_f16(p.cast());
                     let m = s.load_f16(p.add(2 * S::LANES).cast());
                     let nibbles = s.unpack_nibbles(p.add(4 * S::LANES));
@@ -213,6 +230,7 @@ impl Int8Task {
             } else {
                 for g in 0..groups {
                     let p = base.add(g * block);
+                    ahead(p);
                     let d = s.load_f16(p.cast());
                     let surplus = scales.map(|x| (*x.add(2 * g + 1)).to_bits() as i32);
                     let x = x.map(|x| x.add(g * GROUP));

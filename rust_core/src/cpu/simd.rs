@@ -89,6 +89,10 @@ pub trait Simd: Copy {
         surplus: [i32; R],
     ) -> [Self::V; R];
 
+    /// Ask for the cache line at any address, valid or not.
+    #[inline(always)]
+    fn prefetch(self, _p: *const u8) {}
+
     #[inline(always)]
     fn zero(self) -> Self::V {
         self.splat(0.0)

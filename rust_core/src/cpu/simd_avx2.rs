@@ -34,6 +34,10 @@ impl Simd for Avx2 {
     type Nibbles = [__m256i; 8];
 
     #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        isa!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
+    }
+    #[inline(always)]
     fn splat(self, x: f32) -> __m256 {
         isa!(_mm256_set1_ps(x))
     }

@@ -37,6 +37,10 @@ impl Simd for Avx512 {
     type Nibbles = [__m512i; 8];
 
     #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        isa!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
+    }
+    #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
         isa!(_mm512_set1_ps(x))
     }
