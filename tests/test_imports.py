@@ -17,6 +17,7 @@ PACKAGE = ROOT / "python" / "octavo"
 # Which parts of octavo a part may import: server -> engine -> {_core, runner} -> models -> layers
 # -> kernels. The leaves import nothing but one another, and anyone but the kernels may use them.
 LEAVES = {
+    "beam_search",
     "_core",
     "config",
     "errors",

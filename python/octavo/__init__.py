@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from octavo.beam_search import BeamSearchParams
     from octavo.config import EngineConfig
     from octavo.engine.engine import AsyncEngine
     from octavo.llm import LLM
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LLM",
     "AsyncEngine",
+    "BeamSearchParams",
     "CompletionOutput",
     "EngineConfig",
     "ModelRegistry",
@@ -27,6 +29,7 @@ __all__ = [
 _HOMES = {
     "LLM": "octavo.llm",
     "AsyncEngine": "octavo.engine.engine",
+    "BeamSearchParams": "octavo.beam_search",
     "CompletionOutput": "octavo.outputs",
     "EngineConfig": "octavo.config",
     "ModelRegistry": "octavo.models.registry",

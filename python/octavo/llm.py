@@ -9,17 +9,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from tqdm import tqdm
 
+from octavo.beam_search import BeamSearchOutput, BeamSearchParams, search
 from octavo.config import EngineConfig
 from octavo.engine.engine import Prompt, checked_ids, make_scores, prompt_parts
 from octavo.engine.engine_loop import EngineLoop
 from octavo.engine.request import EngineRequest
 from octavo.engine.trace import StepTrace
 from octavo.outputs import (
+    ClassificationOutput,
+    ClassificationRequestOutput,
     CompletionOutput,
     EmbeddingOutput,
     EmbeddingRequestOutput,
+    PoolingOutput,
+    PoolingRequestOutput,
     RequestOutput,
     ScoringOutput,
     ScoringRequestOutput,
@@ -32,9 +38,11 @@ from octavo.pooling import (
     encode_pair,
     encode_text,
     max_text_len,
+    probabilities,
     squash,
+    vector,
 )
-from octavo.sampling_params import SamplingParams
+from octavo.sampling_params import InvalidParameterError, SamplingParams
 from octavo.server.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
@@ -94,8 +102,7 @@ class LLM:
             InvalidParameterError, RequestTooLongError: before anything has run.
             RuntimeError: the model failed on a request.
         """
-        single = isinstance(prompts, str | Mapping) or all(isinstance(p, int) for p in prompts)
-        batch: list[Prompt] = [prompts] if single else list(prompts)  # type: ignore[arg-type,list-item]
+        batch = as_batch(prompts)
         params = self._per_prompt(sampling_params, len(batch))
         outputs = self._submit(batch, params)
         self._run_to_end(outputs, use_tqdm)
@@ -135,6 +142,50 @@ class LLM:
             prompts.append({"prompt": text, "prompt_token_ids": tokenizer.encode(text, False)})
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
+    def beam_search(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: BeamSearchParams,
+        *,
+        use_tqdm: bool = False,
+    ) -> list[BeamSearchOutput]:
+        """The likeliest continuations of every prompt, the best first; see ``BeamSearchParams``.
+
+        Raises:
+            InvalidParameterError: among others, where ``2 * beam_width`` is more than
+                ``max_logprobs``, or a prompt leaves no room for ``max_tokens``.
+            RequestTooLongError: a prompt leaves no room for one token.
+        """
+        batch = as_batch(prompts)
+        tokenizer = self._engine.tokenizer
+        token_ids: list[list[int]] = []
+        for prompt in batch:
+            text, ids = prompt_parts(prompt)
+            if ids is None:
+                assert text is not None
+                ids = tokenizer.encode(text)
+            room = self._engine.limits.check(ids, SamplingParams(max_tokens=params.max_tokens))
+            if room < params.max_tokens:
+                raise InvalidParameterError(
+                    f"max_tokens must be at most {room} after this prompt of {len(ids)} tokens",
+                    "max_tokens",
+                )
+            token_ids.append(list(ids))
+
+        def step(beams: Sequence[Prompt], sampling: SamplingParams) -> list[RequestOutput]:
+            return self.generate(beams, sampling, use_tqdm=False)
+
+        progress = tqdm(total=params.max_tokens, desc="beam search", disable=not use_tqdm)
+        with progress:
+            return search(
+                token_ids,
+                params,
+                step,
+                tokenizer.decode,
+                self._engine.source.eos_token_ids,
+                progress.update,
+            )
+
     def embed(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -154,31 +205,102 @@ class LLM:
             RequestTooLongError, InvalidParameterError: before anything has run.
         """
         self._pooling_info("embed")
-        most = max_text_len(truncate_prompt_tokens, self._engine.limits.max_model_len)
-        single = isinstance(prompts, str | Mapping) or (
-            bool(prompts) and all(isinstance(p, int) for p in prompts)
+        outputs = []
+        for request_id, text, token_ids, pooled in self._pool_each(
+            prompts, truncate_prompt_tokens, use_tqdm
+        ):
+            output = EmbeddingOutput(vector(pooled).tolist())
+            outputs.append(EmbeddingRequestOutput(request_id, text, token_ids, output))
+        return outputs
+
+    def classify(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        truncate_prompt_tokens: int | None = None,
+        use_tqdm: bool = True,
+    ) -> list[ClassificationRequestOutput]:
+        """The probability of each label, of every text, in the prompts' order.
+
+        They are a softmax of the model's logits; sigmoids where it has one label or its config.json
+        says that several may hold (``multi_label_classification``); for ``regression`` the logits.
+
+        Args:
+            prompts, truncate_prompt_tokens: as for ``embed``.
+
+        Raises:
+            ValueError: the model is no classifier.
+            RequestTooLongError, InvalidParameterError: before anything has run.
+        """
+        info = self._pooling_info("classify", "score")
+        outputs = []
+        for request_id, _, token_ids, pooled in self._pool_each(
+            prompts, truncate_prompt_tokens, use_tqdm
+        ):
+            output = ClassificationOutput(probabilities(pooled, info.activation))
+            outputs.append(ClassificationRequestOutput(request_id, token_ids, output))
+        return outputs
+
+    def encode(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        pooling_task: str | None = None,
+        truncate_prompt_tokens: int | None = None,
+        use_tqdm: bool = True,
+    ) -> list[PoolingRequestOutput]:
+        """What ``embed`` or ``classify`` gives, as one tensor a text.
+
+        Args:
+            prompts, truncate_prompt_tokens: as for ``embed``.
+            pooling_task: "embed" or "classify"; None is what the model does.
+
+        Raises:
+            ValueError: the model does not do that; outputs of single tokens are not to be had.
+            RequestTooLongError, InvalidParameterError: before anything has run.
+        """
+        if pooling_task not in (None, "embed", "classify"):
+            raise ValueError(f"pooling_task must be embed or classify, not {pooling_task!r}")
+        wanted = {"embed": ("embed",), "classify": ("classify", "score")}.get(
+            pooling_task or "", ("embed", "classify", "score")
         )
-        batch: list[Prompt] = [prompts] if single else list(prompts)  # type: ignore[arg-type,list-item]
-        parts = [prompt_parts(prompt) for prompt in batch]
+        info = self._pooling_info(*wanted)
+        outputs = []
+        for request_id, _, token_ids, pooled in self._pool_each(
+            prompts, truncate_prompt_tokens, use_tqdm
+        ):
+            if info.task == "embed":
+                data = torch.from_numpy(vector(pooled))
+            else:
+                data = torch.tensor(probabilities(pooled, info.activation))
+            outputs.append(PoolingRequestOutput(request_id, token_ids, PoolingOutput(data)))
+        return outputs
+
+    def _pool_each(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        truncate_prompt_tokens: int | None,
+        use_tqdm: bool,
+    ) -> list[tuple[str, str | None, list[int], PooledText]]:
+        """Each prompt's (request id, text, token ids, what came of it)."""
+        most = max_text_len(truncate_prompt_tokens, self._engine.limits.max_model_len)
+        parts = [prompt_parts(prompt) for prompt in as_batch(prompts)]
         tokenizer = self._engine.tokenizer
         # All at once: on several cores, and faster on one.
         encoded = iter(tokenizer.encode_batch([text or "" for text, ids in parts if ids is None]))
-        outputs: list[EmbeddingRequestOutput] = []
+        texts: list[tuple[list[int], PooledText]] = []
         for text, token_ids in parts:
             if token_ids is None:
                 assert text is not None
                 token_ids = next(encoded)
                 if most is not None and len(token_ids) > most:
                     token_ids = encode_text(tokenizer, text, most)
-            vector = EmbeddingOutput([])
-            outputs.append(EmbeddingRequestOutput("", text, list(token_ids)[:most], vector))
-        texts = [(output.prompt_token_ids, PooledText()) for output in outputs]
-        for output, request_id in zip(outputs, self._pool(texts, use_tqdm), strict=True):
-            output.request_id = str(request_id)
-        for output, (_, pooled) in zip(outputs, texts, strict=True):
-            assert pooled.values is not None
-            output.outputs.embedding = pooled.values.tolist()
-        return outputs
+            texts.append((list(token_ids)[:most], PooledText()))
+        ids = self._pool(texts, use_tqdm)
+        return [
+            (str(request_id), text, token_ids, pooled)
+            for request_id, (text, _), (token_ids, pooled) in zip(ids, parts, texts, strict=True)
+        ]
 
     def score(
         self,
@@ -236,7 +358,7 @@ class LLM:
         if info is None:
             raise ValueError(f"this model generates text: {tasks[0]} needs one that gives vectors")
         if info.task not in tasks:
-            raise ValueError(f"this model gives no vectors but scores of pairs: use {info.task}")
+            raise ValueError(f"this model does not {tasks[0]}: use {info.task}")
         return info
 
     def _pool(self, texts: Sequence[tuple[list[int], PooledText]], use_tqdm: bool) -> list[int]:
@@ -341,3 +463,11 @@ class LLM:
                 engine.core.outbox.drain()
                 for request_id in unfinished:
                     engine.requests.pop(request_id, None)
+
+
+def as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or several, as a list of them; an empty list is none."""
+    single = isinstance(prompts, str | Mapping) or (
+        bool(prompts) and all(isinstance(p, int) for p in prompts)
+    )
+    return [prompts] if single else list(prompts)  # type: ignore[arg-type,list-item]

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from octavo._core import Delta, Tokenizer
     from octavo.prompt_logprobs import Candidates, PromptLogprobs
 
@@ -116,6 +118,44 @@ class ScoringRequestOutput:
     request_id: str
     prompt_token_ids: list[int]
     outputs: ScoringOutput
+
+
+@dataclass(slots=True)
+class ClassificationOutput:
+    """``probs``: one a label, in the order of the model's ``id2label``; see ``LLM.classify``."""
+
+    probs: list[float]
+
+    @property
+    def num_classes(self) -> int:
+        """How many labels the model knows."""
+        return len(self.probs)
+
+
+@dataclass(slots=True)
+class ClassificationRequestOutput:
+    """One text and its classes' probabilities."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    outputs: ClassificationOutput
+
+
+@dataclass(slots=True)
+class PoolingOutput:
+    """``data``: what the model makes of the text, float32 [D]."""
+
+    data: Tensor
+
+
+@dataclass(slots=True)
+class PoolingRequestOutput:
+    """One text and its tensor. ``finished``: always, once the caller has it."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    outputs: PoolingOutput
+    finished: bool = True
 
 
 @dataclass(slots=True)

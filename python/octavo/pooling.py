@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 
     from octavo._core import Tokenizer
 
-# What a model without generation is for: to embed texts, or (a cross-encoder) to score pairs.
-PoolingTask = Literal["embed", "score"]
+# What a model without generation is for: to embed texts, to score pairs (a classifier of one label,
+# a cross-encoder), or to classify (one of several).
+PoolingTask = Literal["embed", "score", "classify"]
+
+# What turns a classifier's logits into what the caller sees.
+Activation = Literal["identity", "sigmoid", "softmax"]
 
 # A request for no token: the prompt's computation is all of it.
 NO_TOKENS: Final = SamplingParams(max_tokens=0)
@@ -26,14 +30,17 @@ NO_TOKENS: Final = SamplingParams(max_tokens=0)
 class PoolingInfo:
     """What is to know of a model that gives vectors.
 
-    ``size``: of its vectors. ``normalizes``: they have length 1. ``squashes``: a score is a
-    sigmoid of the logit, where the request does not ask otherwise.
+    ``size``: of its vectors, or the number of labels. ``normalizes``: vectors have length 1.
+    ``squashes``: a score is a sigmoid of the logit, where the request does not ask otherwise.
+    ``activation``: what makes classes' probabilities of their logits. ``labels``: their names.
     """
 
     task: PoolingTask
     size: int
     normalizes: bool = False
     squashes: bool = False
+    activation: Activation = "identity"
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -125,7 +132,23 @@ def cosine(a: PooledText, b: PooledText) -> float:
 def squash(pair: PooledText, squashes: bool) -> float:
     """A cross-encoder's score of a pair: its logit, or a sigmoid of it."""
     logit = float(vector(pair)[0])
-    if not squashes:
-        return logit
+    return _sigmoid(logit) if squashes else logit
+
+
+def probabilities(text: PooledText, activation: Activation) -> list[float]:
+    """A classifier's answer, one number a label."""
+    logits: list[float] = vector(text).tolist()
+    match activation:
+        case "identity":
+            return logits
+        case "sigmoid":
+            return [_sigmoid(logit) for logit in logits]
+        case "softmax":
+            most = max(logits)
+            powers = [math.exp(logit - most) for logit in logits]
+            return [power / sum(powers) for power in powers]
+
+
+def _sigmoid(logit: float) -> float:
     # Either form overflows on one side.
     return 1 / (1 + math.exp(-logit)) if logit >= 0 else 1 - 1 / (1 + math.exp(logit))

@@ -57,7 +57,11 @@ def test_a_family_is_what_transformers_computes(
     squashed = llm.score(firsts, seconds, use_tqdm=False)
     sigmoids = [1 / (1 + math.exp(-x)) for x in expected]
     assert [o.outputs.score for o in squashed] == pytest.approx(sigmoids, abs=1e-4)
-    with pytest.raises(ValueError, match="use score"):
+    [label] = llm.classify(["w5 w6 w7"], use_tqdm=False)
+    with torch.inference_mode():
+        alone = model(input_ids=torch.tensor([[2, 9, 10, 11, 3]])).logits.sigmoid()
+    assert label.outputs.probs == pytest.approx(alone[0].tolist(), abs=1e-4)
+    with pytest.raises(ValueError, match="does not embed: use score"):
         llm.embed(["w5"])
     with pytest.raises(ValueError, match="generates no text: use score"):
         llm.generate(["w5"])
@@ -76,12 +80,6 @@ def test_the_function_behind_a_score_is_the_models(tmp_path: Path) -> None:
         assert output.outputs.score == pytest.approx(logit_of(model, *PAIRS[0]), abs=1e-4)
     file.write_text(json.dumps({**raw, "sentence_transformers": {"activation_fn": "a.Softmax"}}))
     with pytest.raises(ModelLoadError, match="activation 'Softmax' of scores is not supported"):
-        LLM(str(tmp_path))
-
-
-def test_several_labels_are_no_score(tmp_path: Path) -> None:
-    save_encoder(tmp_path, "RobertaForSequenceClassification", num_labels=3)
-    with pytest.raises(ModelLoadError, match="one score; this model has 3 labels"):
         LLM(str(tmp_path))
 
 

@@ -259,7 +259,7 @@ cache changes what it computes.
 
 ## Models that embed
 
-For `LLM.embed`, `LLM.score`, `/v1/embeddings`, `/v1/score` and `/v1/rerank`, with a
+For `LLM.embed`, `LLM.encode`, `LLM.score`, `/v1/embeddings`, `/v1/score` and `/v1/rerank`, with a
 sentence-transformers folder's pooling (cls, mean, last token), dense layers and normalization.
 
 Encoders: each is proven with tiny random models in float32, on the plain PyTorch ops and on the CPU
@@ -276,8 +276,10 @@ are not proven. Attention in both directions is refused.
 
 {trunks}
 
-Cross-encoders, for `LLM.score`, `/v1/score` and `/v1/rerank`, with one label: logits within 1e-4 of
-transformers' (`tests/models/test_cross_encoders.py`).
+Classifiers: with one label they are cross-encoders, for `LLM.score`, `/v1/score` and `/v1/rerank`:
+logits within 1e-4 of transformers' (`tests/models/test_cross_encoders.py`). With any number of labels
+they are for `LLM.classify` and `/classify`: probabilities within 1e-4
+(`tests/models/test_classifiers.py`).
 
 {cross}
 

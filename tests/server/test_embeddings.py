@@ -181,6 +181,7 @@ def test_a_model_that_generates_embeds_nothing(tmp_path: Path) -> None:
             ("/v1/embeddings", {"input": "x"}),
             ("/v1/score", pair),
             ("/v1/rerank", {"query": "a", "documents": ["b"]}),
+            ("/classify", {"input": "x"}),
         ):
             answer = server.post(path, body)
             assert answer.status == 400
@@ -236,6 +237,36 @@ def test_cross_encoders(cross: tuple[RunningServer, Path]) -> None:
     answer = server.post("/v1/embeddings", {"input": "w5"})
     assert answer.status == 400
     assert "/v1/score" in answer.error["message"]
+
+
+def test_classes(tmp_path: Path) -> None:
+    labels = {"id2label": {0: "no", 1: "maybe", 2: "yes"}, "num_labels": 3}
+    save_encoder(tmp_path, "BertForSequenceClassification", **labels)
+    llm = LLM(str(tmp_path), threads=1)
+    texts = ["w7 w8", "w9", "w10 w11 w12"]
+    expected = [o.outputs.probs for o in llm.classify(texts, use_tqdm=False)]
+    server = serve(tmp_path)
+    try:
+        body = server.post("/classify", {"input": texts}).json
+        assert [entry["probs"] for entry in body["data"]] == pytest.approx(
+            [pytest.approx(probs, abs=1e-6) for probs in expected]
+        )
+        best = [("no", "maybe", "yes")[probs.index(max(probs))] for probs in expected]
+        assert [entry["label"] for entry in body["data"]] == best
+        assert {entry["num_classes"] for entry in body["data"]} == {3}
+        assert body["usage"]["prompt_tokens"] == 6 + 2 * 3
+        raw = server.post("/classify", {"input": [11, 12], "use_activation": False}).json
+        assert sum(raw["data"][0]["probs"]) != pytest.approx(1, abs=1e-3)
+        for path, other in (
+            ("/v1/score", {"text_1": "w5", "text_2": "w6"}),
+            ("/v1/embeddings", {"input": "w5"}),
+            ("/v1/completions", {"prompt": "w5"}),
+        ):
+            answer = server.post(path, other)
+            assert answer.status == 400
+            assert "use /classify" in answer.error["message"]
+    finally:
+        server.stop()
 
 
 def test_clients_share_steps_and_are_counted(tmp_path: Path) -> None:

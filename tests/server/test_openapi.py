@@ -24,6 +24,7 @@ TABLES: dict[str, protocol.Body] = {
     "/v1/embeddings": pooling_protocol.EMBEDDING_BODY,
     "/v1/score": pooling_protocol.SCORE_BODY,
     "/v1/rerank": pooling_protocol.RERANK_BODY,
+    "/classify": pooling_protocol.CLASSIFY_BODY,
 }
 
 
@@ -107,6 +108,7 @@ def refusal(path: str, body: dict[str, Any]) -> str | None:
         "/v1/embeddings": pooling_protocol.parse_embedding,
         "/v1/score": pooling_protocol.parse_score,
         "/v1/rerank": pooling_protocol.parse_rerank,
+        "/classify": pooling_protocol.parse_classify,
     }
     try:
         parsers[path](body)
@@ -129,6 +131,7 @@ NUM_EDGES = {
     "/v1/embeddings": 20,
     "/v1/score": 10,
     "/v1/rerank": 5,
+    "/classify": 16,
 }
 LEAST: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "x"}]},
@@ -138,6 +141,7 @@ LEAST: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {"input": "x"},
     "/v1/score": {"text_1": "x", "text_2": "y"},
     "/v1/rerank": {"query": "x", "documents": ["y"]},
+    "/classify": {"input": "x"},
 }
 
 
@@ -249,6 +253,8 @@ def test_the_documented_fields_are_the_protocol_s() -> None:
     scores = named(section("`/v1/score` and `/v1/rerank`"))
     bodies = (pooling_protocol.SCORE_BODY, pooling_protocol.RERANK_BODY)
     assert scores == {name for body in bodies for name in body.fields}
+    classes = named(section("`/classify`"))
+    assert classes == set(pooling_protocol.CLASSIFY_BODY.fields)
     # Named where they are supported; the other route refuses them.
     elsewhere = {"echo", "documents", "reasoning_effort"}
     refused = named(section("Refused, unless they ask for nothing")) - {"text"}

@@ -1,4 +1,4 @@
-"""BertEncoder: BERT, RoBERTa and XLM-RoBERTa encoders, for embeddings and for scores of pairs.
+"""BertEncoder: BERT, RoBERTa and XLM-RoBERTa encoders, for embeddings, scores of pairs and classes.
 
 Learned positions, attention in both directions, norms after each sum. A batch's texts lie end to
 end, without padding; all layers share one cache, of the keys and values of the layer that runs.
@@ -188,13 +188,14 @@ class BertEncoder:
         )
 
 
-def make_score_head(
+def make_class_head(
     architecture: str, hidden_size: int, weights: RenamedWeights
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """A cross-encoder's head: (hidden [T, D], each text's first row [R]) -> logits [R, 1].
+) -> tuple[Callable[[Tensor, Tensor], Tensor], int]:
+    """A classifier's head, (hidden [T, D], each text's first row [R]) -> logits [R, labels], and
+    the number of labels.
 
     Raises:
-        ModelLoadError: a weight is missing, or there are several labels.
+        ModelLoadError: a weight is missing.
     """
     # RoBERTa keeps both layers in its head, BERT the first one in the encoder.
     in_head = ENCODERS[architecture].offsets
@@ -202,16 +203,14 @@ def make_score_head(
         ("classifier.dense", "classifier.out_proj") if in_head else ("pooler.dense", "classifier")
     )
     num_labels = weights.num_rows(f"{names[1]}.weight")
-    if num_labels != 1:
-        raise ModelLoadError(f"a cross-encoder gives one score; this model has {num_labels} labels")
     layers = []
-    for name, rows in zip(names, (hidden_size, 1), strict=True):
+    for name, rows in zip(names, (hidden_size, num_labels), strict=True):
         weight = weights.matrix(f"{name}.weight", (rows, hidden_size))
         assert isinstance(weight, Tensor), "encoders are read from safetensors"
         layers.append((weight.float(), weights.vector(f"{name}.bias", rows).float()))
 
-    def score(hidden: Tensor, rows: Tensor) -> Tensor:
+    def classify(hidden: Tensor, rows: Tensor) -> Tensor:
         x = torch.nn.functional.linear(hidden[rows].float(), *layers[0]).tanh()
         return torch.nn.functional.linear(x, *layers[1])
 
-    return score
+    return classify, num_labels

@@ -12,7 +12,7 @@ from torch import Tensor
 from octavo.config import EngineConfig
 from octavo.layers.context import AttentionContext
 from octavo.layers.ops import Ops
-from octavo.models.bert import ENCODERS, BertEncoder, make_score_head
+from octavo.models.bert import ENCODERS, BertEncoder, make_class_head
 from octavo.models.config import ModelConfig
 from octavo.models.errors import ModelLoadError
 from octavo.models.hf_config import architecture_of
@@ -21,7 +21,7 @@ from octavo.models.pooling import Pooler, first_rows
 from octavo.models.registry import ARCHITECTURES, TRUNKS, CausalLM, model_class
 from octavo.models.source import ModelSource
 from octavo.models.weights import RenamedWeights, SafetensorsWeights, safetensors_files
-from octavo.pooling import PoolingInfo
+from octavo.pooling import Activation, PoolingInfo
 
 # Tensors of an encoder's checkpoint that vectors do not need.
 _UNUSED = ("pooler.dense.weight", "pooler.dense.bias", "embeddings.position_ids")
@@ -118,13 +118,15 @@ class PoolingModel:
         if not family.classifies:
             self._make_pooler(source.path, "mean", device)
             return
-        try:
-            score = make_score_head(shape.architecture, shape.hidden_size, named)
-        except ModelLoadError as error:
-            raise ModelLoadError(f"{source.path}: {error}") from error
-
-        self._pool = lambda hidden, starts: score(hidden, first_rows(starts, hidden.shape[0]))
-        self.info = PoolingInfo("score", 1, squashes=_squashes(source.path, shape.raw))
+        classify, num_labels = make_class_head(shape.architecture, shape.hidden_size, named)
+        self._pool = lambda hidden, starts: classify(hidden, first_rows(starts, hidden.shape[0]))
+        self.info = PoolingInfo(
+            "score" if num_labels == 1 else "classify",
+            num_labels,
+            squashes=num_labels == 1 and _squashes(source.path, shape.raw),
+            activation=_activation(shape.raw, num_labels),
+            labels=_labels(shape.raw, num_labels),
+        )
 
     def _load_decoder(
         self, source: ModelSource, weights: SafetensorsWeights, ops: Ops, device: torch.device
@@ -148,6 +150,24 @@ class PoolingModel:
         self._pool = pool
         self.max_len = min(self.max_len, pool.max_len or self.max_len)
         self.info = PoolingInfo("embed", pool.size, normalizes=pool.normalizes)
+
+
+def _activation(raw: Any, num_labels: int) -> Activation:
+    """What a classifier of this config.json was trained with, as transformers' losses have it."""
+    match raw.get("problem_type"):
+        case "regression":
+            return "identity"
+        case "multi_label_classification":
+            return "sigmoid"
+        case _:
+            return "sigmoid" if num_labels == 1 else "softmax"
+
+
+def _labels(raw: Any, num_labels: int) -> tuple[str, ...]:
+    """The labels' names, as transformers calls those that its config.json does not name."""
+    names = raw.get("id2label")
+    names = names if isinstance(names, dict) else {}
+    return tuple(str(names.get(str(index), f"LABEL_{index}")) for index in range(num_labels))
 
 
 def _squashes(folder: Path, raw: Any) -> bool:

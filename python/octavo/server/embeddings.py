@@ -12,16 +12,15 @@ import numpy as np
 import orjson
 from starlette.responses import Response
 
-from octavo.pooling import PooledText, encode_text, max_text_len, vector
+from octavo.pooling import vector
 from octavo.sampling_params import InvalidParameterError
 from octavo.server.exchange import JSON
-from octavo.server.pooling import Text, encoded, pool
+from octavo.server.pooling import encoded_inputs, pool, usage
 from octavo.server.pooling_protocol import EmbeddingRequest, parse_embedding
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from octavo.engine.engine import AsyncEngine
     from octavo.server.exchange import Exchange
     from octavo.server.state import ServerState
 
@@ -40,8 +39,7 @@ async def embeddings(state: ServerState, exchange: Exchange) -> None:
             f"dimensions must be at most {info.size}, the size of this model's vectors, not {size}",
             "dimensions",
         )
-    most = max_text_len(request.truncate_prompt_tokens, engine.max_model_len)
-    texts = await _encode(engine, request, most)
+    texts = await encoded_inputs(engine, request)
     num_tokens = await pool(state, exchange, engine, request, texts, "input")
 
     def render() -> bytes:
@@ -67,29 +65,8 @@ async def embeddings(state: ServerState, exchange: Exchange) -> None:
     await exchange.respond(Response(body, media_type=JSON))
 
 
-def usage(num_tokens: int) -> dict[str, int]:
-    """OpenAI's ``usage`` of a request that generates nothing."""
-    return {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
-
-
 def _written(row: NDArray[np.float32], request: EmbeddingRequest) -> Any:
     """A vector as the client wants it; base64 is of little-endian float32."""
     if request.encoding_format == "base64":
         return base64.b64encode(row.astype("<f4").tobytes()).decode()
     return row
-
-
-async def _encode(engine: AsyncEngine, request: EmbeddingRequest, most: int | None) -> list[Text]:
-    tokenizer, special = engine.tokenizer, request.add_special_tokens
-
-    def encode() -> list[Text]:
-        return [
-            (
-                encode_text(tokenizer, one, most, special) if isinstance(one, str) else one[:most],
-                PooledText(),
-            )
-            for one in request.inputs
-        ]
-
-    strings = [one for one in request.inputs if isinstance(one, str)]
-    return await encoded(engine, strings, most, "input", encode)

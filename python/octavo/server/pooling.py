@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from octavo._core import TokenIds
 from octavo.errors import RequestTooLongError, UnsupportedParameterError
-from octavo.pooling import NO_TOKENS, PooledText
+from octavo.pooling import NO_TOKENS, PooledText, encode_text, max_text_len
 from octavo.sampling_params import InvalidParameterError
 from octavo.server.generation import Generation
 from octavo.server.prompts import INLINE_CHARS, MAX_CHARS_PER_TOKEN
@@ -16,7 +16,7 @@ from octavo.server.prompts import INLINE_CHARS, MAX_CHARS_PER_TOKEN
 if TYPE_CHECKING:
     from octavo.engine.engine import AsyncEngine
     from octavo.server.exchange import Exchange
-    from octavo.server.pooling_protocol import PoolingRequest
+    from octavo.server.pooling_protocol import ClassifyRequest, EmbeddingRequest, PoolingRequest
     from octavo.server.state import ServerState
 
 T = TypeVar("T")
@@ -76,3 +76,28 @@ async def encoded(
     if sum(map(len, texts)) <= INLINE_CHARS:
         return encode()
     return await asyncio.to_thread(encode)
+
+
+async def encoded_inputs(
+    engine: AsyncEngine, request: EmbeddingRequest | ClassifyRequest
+) -> list[Text]:
+    """Each text of ``input``, off the event loop where these are long."""
+    most = max_text_len(request.truncate_prompt_tokens, engine.max_model_len)
+    tokenizer, special = engine.tokenizer, request.add_special_tokens
+
+    def encode() -> list[Text]:
+        return [
+            (
+                encode_text(tokenizer, one, most, special) if isinstance(one, str) else one[:most],
+                PooledText(),
+            )
+            for one in request.inputs
+        ]
+
+    strings = [one for one in request.inputs if isinstance(one, str)]
+    return await encoded(engine, strings, most, "input", encode)
+
+
+def usage(num_tokens: int) -> dict[str, int]:
+    """OpenAI's ``usage`` of a request that generates nothing."""
+    return {"prompt_tokens": num_tokens, "total_tokens": num_tokens}

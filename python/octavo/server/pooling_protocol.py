@@ -69,6 +69,15 @@ class RerankRequest(PoolingRequest):
     use_activation: bool = True
 
 
+@dataclass(slots=True, kw_only=True)
+class ClassifyRequest(PoolingRequest):
+    """A checked /classify request."""
+
+    inputs: list[Prompt]
+    add_special_tokens: bool = True
+    use_activation: bool = True
+
+
 def _input_list(item: dict[str, Any]) -> dict[str, Any]:
     most = limits.MAX_EMBEDDING_INPUTS
     return {"type": "array", "items": item, "minItems": 1, "maxItems": most}
@@ -131,6 +140,15 @@ EMBEDDING_BODY: Final = Body(
     },
     ("input",),
 )
+CLASSIFY_BODY: Final = Body(
+    {
+        **_COMMON,
+        "input": _inputs,
+        "add_special_tokens": fields.boolean,
+        "use_activation": fields.boolean,
+    },
+    ("input",),
+)
 SCORE_BODY: Final = Body(
     {**_COMMON, "text_1": _texts, "text_2": _texts, "use_activation": fields.boolean},
     ("text_1", "text_2"),
@@ -156,6 +174,16 @@ def parse_embedding(body: dict[str, Any]) -> EmbeddingRequest:
     """
     clean = _clean(body, EMBEDDING_BODY)
     return EmbeddingRequest(inputs=clean.pop("input"), **clean)
+
+
+def parse_classify(body: dict[str, Any]) -> ClassifyRequest:
+    """Check a /classify body.
+
+    Raises:
+        InvalidParameterError, UnsupportedParameterError: naming the field.
+    """
+    clean = _clean(body, CLASSIFY_BODY)
+    return ClassifyRequest(inputs=clean.pop("input"), **clean)
 
 
 def parse_score(body: dict[str, Any]) -> ScoreRequest:

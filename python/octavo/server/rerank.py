@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from octavo.pooling import PooledText, cosine, encode_pair, encode_text, max_text_len, squash
-from octavo.server.embeddings import usage
-from octavo.server.pooling import Text, encoded, pool
+from octavo.server.pooling import Text, encoded, pool, usage
 from octavo.server.pooling_protocol import (
     RerankRequest,
     ScoreRequest,

@@ -20,12 +20,18 @@ from octavo.errors import (
 from octavo.server import health, models
 from octavo.server.access import open_paths
 from octavo.server.chat import chat_completions
+from octavo.server.classify import classify
 from octavo.server.completions import completions
 from octavo.server.embeddings import embeddings
 from octavo.server.exchange import Exchange
 from octavo.server.metrics import metrics
 from octavo.server.openapi import describe
-from octavo.server.pooling_protocol import EMBEDDING_BODY, RERANK_BODY, SCORE_BODY
+from octavo.server.pooling_protocol import (
+    CLASSIFY_BODY,
+    EMBEDDING_BODY,
+    RERANK_BODY,
+    SCORE_BODY,
+)
 from octavo.server.protocol import (
     CHAT_BODY,
     COMPLETION_BODY,
@@ -75,6 +81,8 @@ ROUTES: Final[tuple[Entry, ...]] = (
     Entry("/v1/embeddings", ("POST",), embeddings, EMBEDDING_BODY, admits=True),
     Entry("/v1/score", ("POST",), score, SCORE_BODY, admits=True),
     Entry("/v1/rerank", ("POST",), rerank, RERANK_BODY, admits=True),
+    # vLLM's name for it.
+    Entry("/classify", ("POST",), classify, CLASSIFY_BODY, admits=True),
     Entry("/v1/models", ("GET",), models.list_models),
     # Names may hold slashes.
     Entry("/v1/models/{name:path}", ("GET",), models.get_model),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, OrderedDict
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from octavo.errors import (
     BadRequestError,
@@ -20,7 +20,7 @@ from octavo.server.config import ServerConfig
 
 if TYPE_CHECKING:
     from octavo.engine.engine import AsyncEngine
-    from octavo.pooling import PoolingInfo
+    from octavo.pooling import PoolingInfo, PoolingTask
     from octavo.server.generation import Generation
     from octavo.server.token_texts import TokenTexts
 
@@ -28,6 +28,13 @@ Phase = Literal["loading", "ready", "draining", "dead"]
 
 # Templates that requests bring: compiling one takes milliseconds, a client sends few.
 MAX_REQUEST_TEMPLATES = 16
+
+# Where models that generate no text can be asked.
+_POOLING_ROUTES: Final[dict[PoolingTask, str]] = {
+    "embed": "/v1/embeddings, /v1/score or /v1/rerank",
+    "score": "/v1/score or /v1/rerank, or /classify for single texts",
+    "classify": "/classify",
+}
 
 
 class ServerState:
@@ -94,9 +101,7 @@ class ServerState:
         """
         engine = self._engine_unless_draining()
         if engine.pooling is not None:
-            routes = "/v1/score and /v1/rerank"
-            if engine.pooling.task == "embed":
-                routes = "/v1/embeddings, " + routes
+            routes = _POOLING_ROUTES[engine.pooling.task]
             raise BadRequestError(f"this model generates no text: use {routes}", "model")
         return engine
 
@@ -113,16 +118,14 @@ class ServerState:
         info = engine.pooling
         if info is None:
             raise BadRequestError(
-                "this model generates text and gives no vectors: use /v1/chat/completions or "
-                "/v1/completions, or serve an embedding model",
+                "this model generates text: use /v1/chat/completions or /v1/completions, or serve "
+                "a model for embeddings, scores or classes",
                 "model",
             )
         if info.task not in tasks:
-            raise BadRequestError(
-                "this model scores pairs of texts and gives no vectors: use /v1/score or "
-                "/v1/rerank",
-                "model",
-            )
+            what = {"embed": "embeds", "score": "scores pairs of", "classify": "classifies"}
+            routes = _POOLING_ROUTES[info.task]
+            raise BadRequestError(f"this model {what[info.task]} texts: use {routes}", "model")
         return engine, info
 
     def _engine_unless_draining(self) -> AsyncEngine:
