@@ -23,7 +23,7 @@ def save_encoder(path: Path, architecture: str = "BertModel", **config: Any) -> 
     import transformers
 
     torch.manual_seed(0)
-    family = architecture.removesuffix("Model").removesuffix("ForSequenceClassification")
+    family = architecture.removesuffix("Model").partition("For")[0]
     values = {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": 120,

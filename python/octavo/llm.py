@@ -156,21 +156,20 @@ class LLM:
                 ``max_logprobs``, or a prompt leaves no room for ``max_tokens``.
             RequestTooLongError: a prompt leaves no room for one token.
         """
-        batch = as_batch(prompts)
-        tokenizer = self._engine.tokenizer
-        token_ids: list[list[int]] = []
-        for prompt in batch:
+        tokenizer, limits = self._engine.tokenizer, self._engine.limits
+        wanted = SamplingParams(max_tokens=params.max_tokens)
+        token_ids: list[Sequence[int]] = []
+        for prompt in as_batch(prompts):
             text, ids = prompt_parts(prompt)
             if ids is None:
                 assert text is not None
                 ids = tokenizer.encode(text)
-            room = self._engine.limits.check(ids, SamplingParams(max_tokens=params.max_tokens))
-            if room < params.max_tokens:
+            if (room := limits.check(checked_ids(ids), wanted)) < params.max_tokens:
                 raise InvalidParameterError(
                     f"max_tokens must be at most {room} after this prompt of {len(ids)} tokens",
                     "max_tokens",
                 )
-            token_ids.append(list(ids))
+            token_ids.append(ids)
 
         def step(beams: Sequence[Prompt], sampling: SamplingParams) -> list[RequestOutput]:
             return self.generate(beams, sampling, use_tqdm=False)

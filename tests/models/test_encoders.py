@@ -77,6 +77,45 @@ def test_pooling_dense_and_normalize(mode: str, row: int, save_encoder: Callable
     torch.testing.assert_close(embed(path), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("is_bare", [False, True])
+def test_encoders_named_after_their_training(family: str, is_bare: bool, tmp_path: Path) -> None:
+    """XForMaskedLM: with its head, as trained, or without, as sentence-transformers saves it."""
+    masked = save(tmp_path, f"{family}ForMaskedLM")
+    if is_bare:
+        raw = (tmp_path / "config.json").read_text()
+        masked.base_model.save_pretrained(tmp_path)
+        (tmp_path / "config.json").write_text(raw)
+    expected = torch.stack([hidden.mean(0) for hidden in hidden_of(masked.base_model)])
+    torch.testing.assert_close(embed(tmp_path), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["bert", "xlm-roberta"])
+def test_the_settings_of_the_transformer(name: str, save_encoder: Callable[..., Any]) -> None:
+    """BGE's ask for texts in lower case, which its tokenizer makes of them anyway."""
+    from tokenizers import Tokenizer, normalizers
+
+    path, _model = save_encoder("Bert")
+    write_modules(path, {"pooling_mode_cls_token": True}, ("Normalize", "2_Normalize"))
+    settings = {"max_seq_length": 9, "do_lower_case": True}
+    (path / f"sentence_{name}_config.json").write_text(json.dumps(settings))
+    file = path / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.add_tokens(["A", "a"])
+    tokenizer.save(str(file))
+    with pytest.raises(ModelLoadError, match="do_lower_case is not supported") as error:
+        LLM(str(path))
+    assert "\n" not in str(error.value)
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.save(str(file))
+    llm = LLM(str(path), threads=1)
+    capitals, small = llm.embed(["W5 W6 w7", "w5 w6 w7"], use_tqdm=False)
+    assert capitals.prompt_token_ids == [2, 9, 10, 11, 3]
+    assert capitals.outputs == small.outputs
+    with pytest.raises(RequestTooLongError):
+        llm.embed("w5 " * 8)
+
+
 def test_what_does_not_fit_is_named(save_encoder: Callable[..., Any]) -> None:
     path, _model = save_encoder("Bert")
     write_modules(path, {"pooling_mode_max_tokens": True})

@@ -36,6 +36,10 @@ ENCODERS = {
     "BertModel": Family("bert.", False),
     "RobertaModel": Family("roberta.", True),
     "XLMRobertaModel": Family("roberta.", True),
+    # Named after what they were trained on, by sentence-transformers too.
+    "BertForMaskedLM": Family("bert.", False),
+    "RobertaForMaskedLM": Family("roberta.", True),
+    "XLMRobertaForMaskedLM": Family("roberta.", True),
     "BertForSequenceClassification": Family("bert.", False, True),
     "RobertaForSequenceClassification": Family("roberta.", True, True),
     "XLMRobertaForSequenceClassification": Family("roberta.", True, True),

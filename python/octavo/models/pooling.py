@@ -18,6 +18,8 @@ _MODES = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_lasttoken": "last",
 }
+# Each release of sentence-transformers called the transformer's own settings after the encoder.
+_SETTINGS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 Step = Callable[[Tensor], Tensor]
 
 
@@ -26,7 +28,8 @@ class Pooler:
 
     ``default_mode``: for a folder without modules.json; the mean is sentence-transformers' own.
     ``max_len``: the most tokens of a text, None where only the model limits it. ``size``: of the
-    vectors. ``normalizes``: whether the last step makes their length 1.
+    vectors. ``normalizes``: whether the last step makes their length 1. ``lowercases``: texts are
+    to be in lower case.
 
     Raises:
         ModelLoadError: a module that is not known, or files that do not fit; one line.
@@ -38,6 +41,7 @@ class Pooler:
         self.mode = default_mode
         self.normalizes = False
         self.max_len: int | None = None
+        self.lowercases = False
         self.size, self._device = hidden_size, device
         self._steps: list[Step] = []
         file = folder / "modules.json"
@@ -55,10 +59,10 @@ class Pooler:
     def _add(self, kind: str, path: Path, file: Path) -> None:
         match kind:
             case "Transformer":
-                settings = path / "sentence_bert_config.json"
-                values = _read(settings, dict) if settings.is_file() else {}
-                if values.get("do_lower_case"):
-                    raise ModelLoadError(f"{settings}: do_lower_case is not supported")
+                found = (path / f"sentence_{name}_config.json" for name in _SETTINGS)
+                settings = next((file for file in found if file.is_file()), None)
+                values = _read(settings, dict) if settings is not None else {}
+                self.lowercases = bool(values.get("do_lower_case"))
                 self.max_len = values.get("max_seq_length")
             case "Pooling":
                 self.mode = _mode(path / "config.json")

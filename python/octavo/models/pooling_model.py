@@ -25,6 +25,26 @@ from octavo.pooling import Activation, PoolingInfo
 
 # Tensors of an encoder's checkpoint that vectors do not need.
 _UNUSED = ("pooler.dense.weight", "pooler.dense.bias", "embeddings.position_ids")
+# And the heads of masked language models.
+_MASKED_LM_HEADS = (
+    "cls.predictions.bias",
+    "lm_head.bias",
+    *(
+        f"{layer}.{kind}"
+        for layer in (
+            "cls.predictions.transform.dense",
+            "cls.predictions.transform.LayerNorm",
+            "cls.predictions.decoder",
+            "cls.seq_relationship",
+            "lm_head.dense",
+            "lm_head.layer_norm",
+            "lm_head.decoder",
+        )
+        for kind in ("weight", "bias")
+    ),
+)
+# A sign of every kind that a tokenizer in lower case may have forgotten.
+_CAPITALS = "A Word, É Ž Σ Ж"
 
 
 def is_pooling_model(source: ModelSource) -> bool:
@@ -66,7 +86,12 @@ class PoolingModel:
             device=device,
             dtype=dtype,
             act_dtype=self.act_dtype,
-            ignored=[*_UNUSED, *(f"bert.{name}" for name in _UNUSED), "lm_head.weight"],
+            ignored=[
+                *_UNUSED,
+                *(f"bert.{name}" for name in _UNUSED),
+                *_MASKED_LM_HEADS,
+                "lm_head.weight",
+            ],
         )
         with torch.inference_mode():
             self.max_len = shape.max_context_len
@@ -116,7 +141,7 @@ class PoolingModel:
         self._run: Callable[..., Tensor] = encoder
         self._bind: Callable[[Tensor, Tensor], None] = encoder.bind_kv_cache
         if not family.classifies:
-            self._make_pooler(source.path, "mean", device)
+            self._make_pooler(source, "mean", device)
             return
         classify, num_labels = make_class_head(shape.architecture, shape.hidden_size, named)
         self._pool = lambda hidden, starts: classify(hidden, first_rows(starts, hidden.shape[0]))
@@ -140,13 +165,19 @@ class PoolingModel:
             weights, lambda name: name.removeprefix("model.") if is_bare else name
         )
         build = model_class(TRUNKS.get(shape.architecture, shape.architecture))
-        self._make_pooler(source.path, "last", device)
+        self._make_pooler(source, "last", device)
         decoder: CausalLM = build(shape, named, ops, max_model_len=self.max_len, device=device)
         self._run = lambda ids, ctx, is_second: decoder(ids, ctx)
         self._bind = lambda k, v: decoder.bind_kv_cache([(k, v)] * shape.num_layers)
 
-    def _make_pooler(self, folder: Path, default_mode: str, device: torch.device) -> None:
-        pool = Pooler(folder, self.config.hidden_size, device, default_mode)
+    def _make_pooler(self, source: ModelSource, default_mode: str, device: torch.device) -> None:
+        pool = Pooler(source.path, self.config.hidden_size, device, default_mode)
+        # Where the tokenizer does that itself, as BGE's does, nothing is left to do.
+        encode = source.tokenizer.encode
+        if pool.lowercases and encode(_CAPITALS, False) != encode(_CAPITALS.lower(), False):
+            raise ModelLoadError(
+                f"{source.path}: do_lower_case is not supported where the tokenizer minds capitals"
+            )
         self._pool = pool
         self.max_len = min(self.max_len, pool.max_len or self.max_len)
         self.info = PoolingInfo("embed", pool.size, normalizes=pool.normalizes)
