@@ -5,6 +5,7 @@ Names come from the ``gguf`` package, not from the loader.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +15,52 @@ import gguf
 import pytest
 import torch
 
+
+def rope(**parameters: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_theta": 10000.0, **parameters}}
+
+
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Llama": ("llama", "Llama", {"head_dim": 40, "num_key_value_heads": 1}),
     "Mistral, window": ("llama", "Mistral", {"head_dim": 16, "sliding_window": 24}),
     "Qwen2": ("qwen2", "Qwen2", {"tie_word_embeddings": True}),
     "Qwen3": ("qwen3", "Qwen3", {"head_dim": 80}),
+    "Llama, biases, rope llama3": (
+        "llama",
+        "Llama",
+        {
+            "attention_bias": True,
+            "mlp_bias": True,
+            "num_key_value_heads": 1,
+            **rope(
+                rope_type="llama3",
+                factor=8.0,
+                low_freq_factor=1.0,
+                high_freq_factor=4.0,
+                original_max_position_embeddings=32,
+            ),
+        },
+    ),
+    "Llama, rope linear": ("llama", "Llama", rope(rope_type="linear", factor=3.0)),
+    "Qwen2, rope yarn": (
+        "qwen2",
+        "Qwen2",
+        rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=64),
+    ),
     "Phi-3": ("phi3", "Phi3", {"sliding_window": 24}),
+    "Phi-3.5, longrope": (
+        "phi3",
+        "Phi3",
+        {
+            "max_position_embeddings": 400,
+            "original_max_position_embeddings": 200,
+            **rope(
+                rope_type="longrope",
+                short_factor=[1.0 + 0.02 * i for i in range(8)],
+                long_factor=[1.0 + 0.3 * i for i in range(8)],
+            ),
+        },
+    ),
     "Gemma": ("gemma", "Gemma", {"head_dim": 40, "tie_word_embeddings": True}),
     "Gemma 2": (
         "gemma2",
@@ -35,6 +76,10 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "gemma3",
         "Gemma3Text",
         {
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            },
             "head_dim": 40,
             "query_pre_attn_scalar": 40,
             "sliding_window": 24,
@@ -46,10 +91,9 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 def interleaved(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Llama's queries or keys as llama.cpp orders them."""
-    rows, columns = weight.shape
-    halves = weight.reshape(num_heads, 2, rows // num_heads // 2, columns)
-    return halves.swapaxes(1, 2).reshape(rows, columns)
+    """Llama's queries or keys, weights or biases, as llama.cpp orders them."""
+    halves = weight.reshape(num_heads, 2, weight.shape[0] // num_heads // 2, -1)
+    return halves.swapaxes(1, 2).reshape(weight.shape)
 
 
 def write(file: Path, arch: str, model: Any) -> None:
@@ -64,8 +108,7 @@ def write(file: Path, arch: str, model: Any) -> None:
     if head_dim := getattr(config, "head_dim", None):
         writer.add_key_length(head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    rope = config.rope_parameters
-    writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
+    write_rope(writer, config)
     if getattr(config, "sliding_window", None) and arch != "qwen2":
         writer.add_sliding_window(config.sliding_window)
     kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
@@ -75,9 +118,9 @@ def write(file: Path, arch: str, model: Any) -> None:
             continue
         if arch.startswith("gemma") and name.endswith("norm.weight"):
             tensor = tensor + 1
-        if arch == "llama" and name.endswith("q_proj.weight"):
+        if arch == "llama" and ".q_proj." in name:
             tensor = interleaved(tensor, config.num_attention_heads)
-        if arch == "llama" and name.endswith("k_proj.weight"):
+        if arch == "llama" and ".k_proj." in name:
             tensor = interleaved(tensor, config.num_key_value_heads)
         theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert theirs is not None, name
@@ -86,6 +129,31 @@ def write(file: Path, arch: str, model: Any) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def write_rope(writer: gguf.GGUFWriter, config: Any) -> None:
+    rope = config.rope_parameters.get("full_attention", config.rope_parameters)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    kind = rope["rope_type"]
+    if kind in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
+        writer.add_rope_scaling_factor(rope["factor"])
+    if kind in ("yarn", "longrope"):
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if kind == "llama3":
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+        # The file holds what each frequency is divided by.
+        found, _ = ROPE_INIT_FUNCTIONS["llama3"](config, None)
+        plain = rope["rope_theta"] ** (-torch.arange(len(found)) / len(found))
+        writer.add_tensor("rope_freqs.weight", (plain / found).numpy())
+    if kind == "longrope":
+        original = rope["original_max_position_embeddings"]
+        factor = config.max_position_embeddings / original
+        writer.add_rope_scaling_attn_factors((1 + math.log(factor) / math.log(original)) ** 0.5)
+        for name in ("short", "long"):
+            factors = torch.tensor(rope[f"{name}_factor"])
+            writer.add_tensor(f"rope_factors_{name}.weight", factors.numpy())
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -17,13 +17,13 @@ class GgufFacts:
     """What is read off the tensors.
 
     ``vocab_size``: rows of ``token_embd``; ``tied``: there is no ``output.weight``; ``biases``:
-    there is an ``attn_q.bias``; ``freq_factors``: the tensor ``rope_freqs.weight``;
+    the first layer's modules that have one; ``freq_factors``: the tensor ``rope_freqs.weight``;
     ``short_factors``, ``long_factors``: Phi-3's two.
     """
 
     vocab_size: int
     tied: bool
-    biases: bool = False
+    biases: frozenset[str] = frozenset()
     freq_factors: tuple[float, ...] = ()
     short_factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
@@ -70,7 +70,9 @@ def config_from_gguf(metadata: Mapping[str, Any], facts: GgufFacts) -> ModelConf
         if rope.rope_type == "longrope"
         else max_positions,
         "tie_word_embeddings": facts.tied,
-        "attention_bias": facts.biases,
+        "attention_bias": "attn_q" in facts.biases,
+        "attention_out_bias": "attn_output" in facts.biases,
+        "mlp_bias": "ffn_down" in facts.biases,
         "bos_token_id": first(token_ids(metadata.get("tokenizer.ggml.bos_token_id"))),
         "eos_token_ids": (*eos, *(i for i in eot if i not in eos)),
         "dtype": "bfloat16",

@@ -335,7 +335,11 @@ def _config_from_gguf(file: GgufFile, overrides: Mapping[str, Any]) -> ModelConf
     facts = GgufFacts(
         vocab_size=tensors["token_embd.weight"][0][0],
         tied="output.weight" not in tensors,
-        biases="blk.0.attn_q.bias" in tensors,
+        biases=frozenset(
+            name.split(".")[2]
+            for name in tensors
+            if name.startswith("blk.0.") and name.endswith(".bias")
+        ),
         freq_factors=vector(gguf_names.ROPE_FREQS),
         short_factors=vector(gguf_names.ROPE_SHORT),
         long_factors=vector(gguf_names.ROPE_LONG),
