@@ -90,10 +90,27 @@ def test_a_hub_id_downloads_weights_and_text_files_only(
         return str(path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    source = resolve_model(EngineConfig(model="someone/model", revision="v2"))
+    engine = EngineConfig(model="someone/model", revision="v2", download_dir="/elsewhere")
+    source = resolve_model(engine)
     assert (source.kind, source.name) == ("safetensors", "someone/model")
     assert (asked["repo"], asked["revision"]) == ("someone/model", "v2")
+    assert asked["cache_dir"] == "/elsewhere"
     assert not any("bin" in p or "py" in p for p in asked["allow_patterns"])
+
+
+def test_one_file_of_a_hub_id(monkeypatch: pytest.MonkeyPatch, smollm2_path: Path) -> None:
+    asked: tuple[Any, ...] = ()
+
+    def hf_hub_download(repo: str, file: str, *, revision: str, cache_dir: str) -> str:
+        nonlocal asked
+        asked = (repo, file, revision, cache_dir)
+        return str(smollm2_path)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", hf_hub_download)
+    model = "someone/model/folder/weights.gguf"
+    source = resolve_model(EngineConfig(model=model, revision="v2", download_dir="/elsewhere"))
+    assert (source.kind, source.name, source.path) == ("gguf", model, smollm2_path)
+    assert asked == ("someone/model", "folder/weights.gguf", "v2", "/elsewhere")
 
 
 def test_a_folder_with_one_gguf_and_a_path_that_is_nothing(
