@@ -170,29 +170,13 @@ def smollm2_path() -> Path:
 def save_tiny(tmp_path: Path) -> Callable[..., tuple[Path, Any]]:
     """Make a tiny random model of a transformers class: ``save_tiny("Llama", **config)``."""
     import transformers
+    from fidelity import tiny_config
 
     def save(family: str, max_shard_size: str = "5GB", **config: Any) -> tuple[Path, Any]:
-        defaults: dict[str, Any] = {
-            "vocab_size": 300,
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 256,
-            # Families' own are beyond so small a vocabulary.
-            "pad_token_id": 0,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-            # Large enough that the best token leads by more than float32's noise, small enough
-            # that logits stay near one and that noise far below 1e-4.
-            "initializer_range": 1.8 / config.get("hidden_size", 64) ** 0.5,
-        }
         torch.manual_seed(0)
-        config_class = getattr(transformers, f"{family}Config")
         # The text half of a model with other halves has a config of its own name.
         model_class = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")
-        model = model_class(config_class(**defaults | config))
+        model = model_class(tiny_config(family, **config))
         with torch.no_grad():  # transformers starts biases at 0 and norms at 1: they must matter
             for name, parameter in model.named_parameters():
                 if name.endswith("bias"):

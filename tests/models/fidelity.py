@@ -18,6 +18,29 @@ def make_prompt(length: int, seed: int = 0) -> list[int]:
     return random.Random(seed).choices(range(3, 300), k=length)
 
 
+def tiny_config(family: str, **config: Any) -> Any:
+    """A transformers config of a class, ``tiny_config("Llama", num_hidden_layers=2)``."""
+    import transformers
+
+    defaults: dict[str, Any] = {
+        "vocab_size": 300,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        # Families' own are beyond so small a vocabulary.
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        # Large enough that the best token leads by more than float32's noise, small enough
+        # that logits stay near one and that noise far below 1e-4.
+        "initializer_range": 1.8 / config.get("hidden_size", 64) ** 0.5,
+    }
+    return getattr(transformers, f"{family}Config")(**defaults | config)
+
+
 def logits_of(model: Any, token_ids: Sequence[int]) -> torch.Tensor:
     """float32 [T, V]: transformers' own."""
     with torch.inference_mode():

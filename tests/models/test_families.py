@@ -7,15 +7,16 @@ heads, tied and untied embeddings, biases on and off.
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from fidelity import assert_greedy, logits_of, make_prompt, prove_greedy
+from fidelity import assert_greedy, logits_of, make_prompt, prove_greedy, tiny_config
 
 from octavo.models.errors import ModelLoadError
-from octavo.models.registry import ARCHITECTURES
+from octavo.models.registry import ARCHITECTURES, config_from_hf
 
 # What HF calls a family, and the config that differs from ``save_tiny``'s.
 HEADS_OF_40: dict[str, Any] = {"head_dim": 40, "num_key_value_heads": 1}
@@ -29,6 +30,15 @@ HEADS_OF_96: dict[str, Any] = {"head_dim": 96, "num_key_value_heads": 2}
 BIASES = {"attention_bias": True, "mlp_bias": True}
 TIED = {"tie_word_embeddings": True}
 UNTIED = {"tie_word_embeddings": False}
+
+
+def heads(num_heads: int, head_dim: int, num_kv_heads: int) -> dict[str, Any]:
+    """For families whose heads are equal parts of the hidden size."""
+    return {
+        "hidden_size": num_heads * head_dim,
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": num_kv_heads,
+    }
 
 
 def rope(**parameters: Any) -> dict[str, Any]:
@@ -72,29 +82,29 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama, rope dynamic": ("Llama", {**HEADS_OF_40, **DYNAMIC}),
     "Mistral, window": ("Mistral", {**HEADS_OF_40, "sliding_window": 24}),
     "Mistral, no window": ("Mistral", {**HEADS_OF_80, "sliding_window": None, **TIED}),
-    "Qwen2": ("Qwen2", {**TIED, "num_key_value_heads": 1}),
+    "Mistral, heads of 96": ("Mistral", {**HEADS_OF_96, "sliding_window": 24}),
+    "Qwen2": ("Qwen2", {**TIED, **heads(2, 96, 1)}),
     "Qwen2, windows in later layers": (
         "Qwen2",
         {
+            **heads(2, 80, 1),
             "num_hidden_layers": 4,
             "use_sliding_window": True,
             "sliding_window": 24,
             "max_window_layers": 2,
         },
     ),
-    "Qwen2, rope yarn": (
-        "Qwen2",
-        {"hidden_size": 120, "num_attention_heads": 3, **YARN, "num_key_value_heads": 3},
-    ),
+    "Qwen2, rope yarn": ("Qwen2", {**heads(3, 40, 3), **YARN}),
     "Qwen3": ("Qwen3", {**HEADS_OF_80, **TIED}),
     "Qwen3, biases": ("Qwen3", {**HEADS_OF_96, **UNTIED, "attention_bias": True}),
     "SmolLM3": (
         "SmolLM3",
-        {"num_hidden_layers": 4, "no_rope_layers": [1, 0, 1, 0], **TIED, "num_key_value_heads": 1},
+        {**HEADS_OF_40, **TIED, "num_hidden_layers": 4, "no_rope_layers": [1, 0, 1, 0]},
     ),
     "SmolLM3, windows without rope": (
         "SmolLM3",
         {
+            **HEADS_OF_80,
             "num_hidden_layers": 4,
             "no_rope_layer_interval": 2,
             "use_sliding_window": True,
@@ -103,9 +113,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             **BIASES,
         },
     ),
-    "Phi-3": ("Phi3", {"hidden_size": 120, "num_attention_heads": 3, "num_key_value_heads": 3}),
-    "Phi-3, window": ("Phi3", {"sliding_window": 24, "num_key_value_heads": 1}),
-    "Phi-3.5, longrope": ("Phi3", {"num_key_value_heads": 1, **longrope(8)}),
+    "SmolLM3, heads of 96": (
+        "SmolLM3",
+        {**HEADS_OF_96, "num_hidden_layers": 4, "no_rope_layers": [0, 0, 1, 1], "mlp_bias": True},
+    ),
+    "Phi-3": ("Phi3", heads(3, 40, 3)),
+    "Phi-3, window": ("Phi3", {**heads(2, 96, 1), "sliding_window": 24}),
+    "Phi-3.5, longrope": ("Phi3", {**heads(2, 80, 1), **longrope(40)}),
     "Phi-4-mini, partial longrope": (
         "Phi3",
         {
@@ -135,6 +149,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma",
         {**HEADS_OF_80, **UNTIED, "attention_bias": True},
     ),
+    "Gemma, heads of 96": ("Gemma", {**HEADS_OF_96, **UNTIED, "num_key_value_heads": 1}),
+    "Gemma 2, heads of 96": (
+        "Gemma2",
+        {**HEADS_OF_96, **TIED, "num_hidden_layers": 4, "sliding_window": 24},
+    ),
     "Gemma 2, no softcaps, one KV head, untied": (
         "Gemma2",
         {
@@ -150,6 +169,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "Gemma 3, three KV heads, untied": (
         "Gemma3Text",
         {**HEADS_OF_80, **UNTIED, "num_hidden_layers": 12, "sliding_window": 24},
+    ),
+    "Gemma 3, heads of 96, biases": (
+        "Gemma3Text",
+        {
+            **HEADS_OF_96,
+            "attention_bias": True,
+            "num_hidden_layers": 4,
+            "layer_types": [LOCAL, LOCAL, GLOBAL, GLOBAL],
+            "sliding_window": 24,
+        },
     ),
     "Gemma 3": (
         "Gemma3Text",
@@ -169,7 +198,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "Phi",
         {"hidden_size": 160, "num_key_value_heads": 4, **rope(partial_rotary_factor=0.4)},
     ),
-    "Phi-2, grouped": ("Phi", {"num_key_value_heads": 1, **rope(partial_rotary_factor=0.5)}),
+    "Phi-2, grouped": ("Phi", {**heads(2, 80, 1), **rope(partial_rotary_factor=0.5)}),
     "Falcon 7B, one KV head": ("Falcon", {"hidden_size": 160}),
     "Falcon 40B, two norms": (
         "Falcon",
@@ -207,24 +236,23 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "StableLM": ("StableLm", {"hidden_size": 160, "num_key_value_heads": 4}),
     "StableLM, biases, tied": (
         "StableLm",
-        {"hidden_size": 160, "num_key_value_heads": 1, "use_qkv_bias": True, **TIED},
+        {**heads(2, 96, 1), "use_qkv_bias": True, **TIED},
     ),
     "StableLM 2 12B, head norms": (
         "StableLm",
         {
-            "hidden_size": 240,
-            "num_attention_heads": 3,
-            "num_key_value_heads": 3,
+            **heads(3, 80, 3),
             "qk_layernorm": True,
             "use_parallel_residual": True,
             **rope(partial_rotary_factor=0.5),
         },
     ),
-    "OLMo 2": ("Olmo2", {"hidden_size": 120, "num_attention_heads": 3, "num_key_value_heads": 1}),
-    "OLMo 2, biases, tied": ("Olmo2", {"attention_bias": True, **TIED}),
+    "OLMo 2": ("Olmo2", heads(3, 40, 1)),
+    "OLMo 2, biases": ("Olmo2", {**heads(2, 80, 1), "attention_bias": True, **UNTIED}),
     "Granite": (
         "Granite",
         {
+            **heads(2, 40, 1),
             "embedding_multiplier": 3.0,
             "attention_multiplier": 0.2,
             "residual_multiplier": 0.4,
@@ -236,19 +264,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "Granite, three KV heads, untied": (
         "Granite",
         {
-            "hidden_size": 240,
-            "num_attention_heads": 3,
-            "num_key_value_heads": 3,
+            **heads(3, 80, 3),
             "attention_multiplier": 0.1,
             **UNTIED,
             **YARN,
         },
     ),
-    "OLMo 2, heads of 96, three of them": (
-        "Olmo2",
-        {"hidden_size": 288, "num_attention_heads": 3, "num_key_value_heads": 3, **LLAMA3},
-    ),
-    "Phi-2, tied": ("Phi", {**TIED, "num_key_value_heads": 2, **rope(partial_rotary_factor=1.0)}),
+    "Granite, heads of 96": ("Granite", {**heads(2, 96, 1), "mlp_bias": True}),
+    "OLMo 2, heads of 96, tied": ("Olmo2", {**heads(3, 96, 3), **LLAMA3, **TIED}),
+    "Phi-2, tied": ("Phi", {**TIED, **heads(3, 96, 3), **rope(partial_rotary_factor=1.0)}),
     "Qwen3, one KV head, window in later layers": (
         "Qwen3",
         {
@@ -273,6 +297,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "sliding_window": None,
         },
     ),
+    "Mixtral, heads of 96": ("Mixtral", {**HEADS_OF_96, "num_local_experts": 3}),
     "Qwen3-MoE, one KV head, biases": (
         "Qwen3Moe",
         {
@@ -300,6 +325,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen3-MoE, weights as they are": (
         "Qwen3Moe",
         {
+            **HEADS_OF_96,
             "num_experts": 6,
             "num_experts_per_tok": 3,
             "moe_intermediate_size": 40,
@@ -333,6 +359,31 @@ def test_a_family_is_what_transformers_computes(
 def test_every_family_is_proven() -> None:
     names = {f"{family.removesuffix('Text')}ForCausalLM" for family, _ in CASES.values()}
     assert names == set(ARCHITECTURES)
+
+
+# What a transformers config calls a switch whose both values are to be tried.
+SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "bias", "use_qkv_bias")
+
+
+@pytest.mark.parametrize("family", sorted({family for family, _ in CASES.values()}))
+def test_the_cases_of_a_family_are_of_all_sizes(family: str) -> None:
+    """Every head size and number of KV heads, switches on and off, two layers of each kind."""
+    seen: dict[str, set[Any]] = defaultdict(set)
+    for values in (values for name, values in CASES.values() if name == family):
+        config = tiny_config(family, **{"num_hidden_layers": 2, **values})
+        architecture = f"{family.removesuffix('Text')}ForCausalLM"
+        shape = config_from_hf({**config.to_dict(), "architectures": [architecture]})
+        seen["head_dim"].add(shape.head_dim)
+        seen["num_kv_heads"].add(shape.num_kv_heads)
+        for name in SWITCHES:
+            if hasattr(config, name):
+                seen[name].add(getattr(config, name))
+        for layers in (shape.sliding_windows, shape.rope_layers):
+            assert all(count >= 2 for count in Counter(layers).values())
+        assert all(window in (0, 24) for window in shape.sliding_windows)  # of 77 tokens
+    assert seen.pop("head_dim") >= {40, 80, 96}
+    assert seen.pop("num_kv_heads") >= {1, 3}
+    assert set(map(frozenset, seen.values())) == {frozenset({False, True})}, seen
 
 
 def test_longrope_beyond_its_training_turns_by_the_long_factors(
