@@ -123,8 +123,9 @@ def test_gguf_tensors(
 
 def test_gguf_architecture_and_keys(tmp_path: Path, driver: Callable[..., Any]) -> None:
     file = tmp_path / "model.gguf"
-    write_gguf(file, tensors(), arch="martian")
-    assert_refused(driver, file, "GGUF architecture 'martian' is not supported")
+    for arch in ("martian", "bert"):
+        write_gguf(file, tensors(), arch=arch)
+        assert_refused(driver, file, f"GGUF architecture '{arch}' is not supported; known: gemma")
     for key in ("embedding_length", "block_count", "attention.head_count"):
         write_gguf(file, tensors(), without=key)
         assert_refused(driver, file, f"llama.{key} is missing")

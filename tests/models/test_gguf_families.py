@@ -15,6 +15,8 @@ import gguf
 import pytest
 import torch
 
+from octavo.models.gguf_config import GGUF_ARCHITECTURES
+
 
 def rope(**parameters: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_theta": 10000.0, **parameters}}
@@ -154,6 +156,10 @@ def write_rope(writer: gguf.GGUFWriter, config: Any) -> None:
         for name in ("short", "long"):
             factors = torch.tensor(rope[f"{name}_factor"])
             writer.add_tensor(f"rope_factors_{name}.weight", factors.numpy())
+
+
+def test_every_architecture_is_proven() -> None:
+    assert {arch for arch, _, _ in CASES.values()} == set(GGUF_ARCHITECTURES)
 
 
 @pytest.mark.parametrize("case", CASES)

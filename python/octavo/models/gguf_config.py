@@ -36,12 +36,12 @@ def config_from_gguf(metadata: Mapping[str, Any], facts: GgufFacts) -> ModelConf
         ModelLoadError: an unknown architecture, or a value that is missing or impossible.
     """
     arch = str(metadata.get("general.architecture", ""))
-    if arch not in _ARCHITECTURES:
+    if arch not in GGUF_ARCHITECTURES:
         raise ModelLoadError(
             f"GGUF architecture {arch!r} is not supported; "
-            f"known: {', '.join(sorted(_ARCHITECTURES))}"
+            f"known: {', '.join(sorted(GGUF_ARCHITECTURES))}"
         )
-    architecture, family = _ARCHITECTURES[arch]
+    architecture, family = GGUF_ARCHITECTURES[arch]
     get = Getter(metadata, "GGUF", f"{arch}.")
     num_heads = get.int("attention.head_count")
     if num_heads < 1:
@@ -138,11 +138,10 @@ def _gemma_scale(fields: Mapping[str, Any], largest: int) -> float:
     return float(fields["head_dim"] ** -0.5)
 
 
-# GGUF's architecture -> the one config.json would name, and its own fields. Mistral's files are
-# Llama's but for the newest, which say so.
-_ARCHITECTURES: dict[str, tuple[str, _Family]] = {
+# GGUF's architecture -> the one config.json would name, and its own fields. Mistral's files say
+# that they are Llama's.
+GGUF_ARCHITECTURES: dict[str, tuple[str, _Family]] = {
     "llama": ("LlamaForCausalLM", _plain),
-    "mistral": ("MistralForCausalLM", _plain),
     "qwen2": ("Qwen2ForCausalLM", _qwen2),
     "qwen3": ("Qwen3ForCausalLM", _qwen3),
     "gemma": ("GemmaForCausalLM", _gemma),
@@ -151,7 +150,7 @@ _ARCHITECTURES: dict[str, tuple[str, _Family]] = {
     "phi3": ("Phi3ForCausalLM", _phi3),
 }
 # Those whose queries and keys llama.cpp stores with the two halves of a head interleaved.
-INTERLEAVED = frozenset({"llama", "mistral"})
+INTERLEAVED = frozenset({"llama"})
 
 
 def _rope(get: Getter, head_dim: int, max_positions: int, facts: GgufFacts) -> RopeConfig:
