@@ -191,7 +191,8 @@ def test_byte_level_bpe(pre: str, write_gguf: WriteGguf) -> None:
         assert found == trained.decode(expected, skip_special_tokens=False)
 
 
-def test_word_pieces(tmp_path: Path) -> None:
+def word_pieces() -> tokenizers.Tokenizer:
+    """BERT's."""
     trained = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
     trained.normalizer = normalizers.BertNormalizer(lowercase=True)
     trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -202,11 +203,96 @@ def test_word_pieces(tmp_path: Path) -> None:
     trained.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
+    return trained
+
+
+def unigram() -> tokenizers.Tokenizer:
+    """XLM-RoBERTa's, which multilingual E5 and BGE-M3 have."""
+    trained = tokenizers.Tokenizer(models.Unigram())
+    trained.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")]
+    )
+    trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    trained.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=600,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "[MASK]"],
+        unk_token="<unk>",
+        show_progress=False,
+    )
+    trained.train_from_iterator(CORPUS, trainer)
+    trained.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return trained
+
+
+def metaspace_bpe() -> tokenizers.Tokenizer:
+    """Llama 2's and Mistral's: SentencePiece's BPE, with bytes for what it has not learnt."""
+    trained = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    trained.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    trained.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=900, special_tokens=["<unk>", "<s>", "</s>", *bytes_], show_progress=False
+    )
+    trained.train_from_iterator(CORPUS, trainer)
+    # Bytes are ordinary tokens, which no text is searched for.
+    raw = json.loads(trained.to_str())
+    raw["added_tokens"] = [t for t in raw["added_tokens"] if t["content"] not in bytes_]
+    trained = tokenizers.Tokenizer.from_str(json.dumps(raw))
+    trained.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    trained.add_special_tokens(["[MASK]"])
+    return trained
+
+
+def byte_level() -> tokenizers.Tokenizer:
+    """Llama 3's, Qwen's and GPT-2's kind."""
+    trained = tokenizers.Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PATTERNS["llama-bpe"]), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trained.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        special_tokens=["<|begin|>", "[MASK]"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    trained.train_from_iterator(CORPUS, trainer)
+    trained.post_processor = processors.TemplateProcessing(
+        single="<|begin|> $A", special_tokens=[("<|begin|>", 0)]
+    )
+    return trained
+
+
+@pytest.mark.parametrize("train", [word_pieces, unigram, metaspace_bpe, byte_level])
+def test_tokenizer_json(train: Callable[[], tokenizers.Tokenizer], tmp_path: Path) -> None:
+    trained = train()
     file = tmp_path / "tokenizer.json"
     trained.save(str(file))
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(file))
     ours = Tokenizer.from_file(str(file))
-    for text in [*DIFFICULT, "a [MASK] b[SEP]c"]:
+    assert ours.vocab_size == trained.get_vocab_size()
+    for text in [*DIFFICULT, "a [MASK] b[MASK]c"]:
         expected = theirs(text)["input_ids"]
         assert ours.encode(text) == expected, text
-        assert ours.decode(expected) == trained.decode(expected)
+        plain = theirs(text, add_special_tokens=False)["input_ids"]
+        assert ours.encode(text, add_special_tokens=False) == plain, text
+        for skip in (True, False):
+            found = ours.decode(expected, skip_special_tokens=skip)
+            assert found == trained.decode(expected, skip_special_tokens=skip), text

@@ -19,6 +19,11 @@ LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}
+LONGROPE = {
+    "short_factor": [1.0 + 0.01 * i for i in range(32)],
+    "long_factor": [1.0 + 0.5 * i for i in range(32)],
+    "original_max_position_embeddings": 4096,
+}
 
 # name -> (head_dim, rope_scaling)
 CASES: dict[str, tuple[int, dict[str, Any] | None]] = {
@@ -33,6 +38,9 @@ CASES: dict[str, tuple[int, dict[str, Any] | None]] = {
     "yarn, attention_factor": (64, {**YARN, "attention_factor": 0.7}),
     "yarn, mscale": (64, {**YARN, "mscale": 1.0, "mscale_all_dim": 0.8}),
     "yarn, betas": (128, {**YARN, "beta_fast": 24, "beta_slow": 2, "truncate": False}),
+    "longrope": (64, {**LONGROPE, "rope_type": "longrope"}),
+    "longrope, attention_factor": (64, {**LONGROPE, "type": "longrope", "attention_factor": 1.1}),
+    "longrope, factor": (64, {**LONGROPE, "type": "longrope", "factor": 8.0}),
 }
 
 
