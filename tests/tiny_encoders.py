@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def save_tokenizer(path: Path) -> None:
     tokenizer.save(str(path / "tokenizer.json"))
 
 
-def write_modules(path: Path, pooling: dict[str, bool], *more: tuple[str, str]) -> None:
+def write_modules(path: Path, pooling: Mapping[str, Any], *more: tuple[str, str]) -> None:
     """A sentence-transformers folder's modules.json, and its pooling."""
     kinds = [("Transformer", ""), ("Pooling", "1_Pooling"), *more]
     prefix = "sentence_transformers.models."

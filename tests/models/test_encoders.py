@@ -50,14 +50,62 @@ def embed(path: Path, texts: Any = None, **config: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("backend", ["reference", "native"])
+@pytest.mark.parametrize(("num_heads", "head_dim"), [(3, 40), (1, 80), (2, 96)])
 def test_a_family_is_what_transformers_computes(
-    family: str, backend: Any, save_encoder: Callable[..., Any]
+    family: str, backend: Any, num_heads: int, head_dim: int, save_encoder: Callable[..., Any]
 ) -> None:
-    path, model = save_encoder(family)
+    sizes = {"hidden_size": num_heads * head_dim, "num_attention_heads": num_heads}
+    path, model = save_encoder(family, **sizes)
     expected = torch.stack([hidden.mean(0) for hidden in hidden_of(model)])
     # Steps of 64 tokens: several texts in one, and several steps.
     found = embed(path, attention_backend=backend, max_num_batched_tokens=64)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+# What lies in the folders of the models that people run: the class, how it is pooled, the settings'
+# file and its contents. Everything else in them is the same.
+LAYOUTS = {
+    "e5-base-v2": ("BertModel", "mean_tokens", "bert", {"do_lower_case": False}),
+    "multilingual-e5-base": ("XLMRobertaModel", "mean_tokens", "bert", {"do_lower_case": False}),
+    "bge-small-en-v1.5": ("BertModel", "cls_token", "bert", {"do_lower_case": True}),
+    "bge-m3": ("XLMRobertaModel", "cls_token", "xlm-roberta", {"do_lower_case": False}),
+    "gte-base": ("BertModel", "mean_tokens", "bert", {"do_lower_case": False}),
+    "all-distilroberta-v1": ("RobertaModel", "mean_tokens", "roberta", {"do_lower_case": False}),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_layouts_of_published_models(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """From the text; some weights are float16, and computed with in float32."""
+    from tokenizers import Tokenizer, normalizers
+
+    architecture, mode, kind, settings = LAYOUTS[name]
+    model = save(tmp_path, architecture)
+    model.to(dtype).save_pretrained(tmp_path)
+    modes = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "lasttoken")
+    pooling = {f"pooling_mode_{one}": one == mode for one in modes}
+    pooling = {"word_embedding_dimension": 120, **pooling, "include_prompt": True}
+    write_modules(tmp_path, pooling, ("Normalize", "2_Normalize"))
+    file = tmp_path / f"sentence_{kind}_config.json"
+    file.write_text(json.dumps({"max_seq_length": 48, **settings}))
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {}}))
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    texts = ["w5 W6 w7", "", "w8 " * 30]
+    llm = LLM(str(tmp_path), threads=1)
+    for text, output in zip(texts, llm.embed(texts, use_tqdm=False), strict=True):
+        ids = tokenizer.encode(text).ids
+        assert output.prompt_token_ids == ids
+        with torch.inference_mode():
+            hidden = model.float()(torch.tensor([ids])).last_hidden_state[0]
+        pooled = hidden[0] if mode == "cls_token" else hidden.mean(0)
+        expected = torch.nn.functional.normalize(pooled, dim=0)
+        found = torch.tensor(output.outputs.embedding)
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(RequestTooLongError):
+        llm.embed("w5 " * 47)
 
 
 @pytest.mark.parametrize(
