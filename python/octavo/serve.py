@@ -39,6 +39,9 @@ def serve(engine_config: EngineConfig, server_config: ServerConfig) -> int:
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
+    # They would report every request of a download, through the progress bar.
+    for name in ("httpx", "httpx2"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     with asyncio.Runner(loop_factory=_new_loop) as runner:
         status, is_loading = runner.run(_run(engine_config, server_config, began))
     if is_loading:

@@ -303,7 +303,7 @@ def _from_hub(model: str, config: EngineConfig, default: bool = False) -> ModelS
             f"(offline?); name a local folder or .gguf file{hint}"
         ) from error
     except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        reason = " ".join(str(error).split()) or repr(error)
         raise ModelLoadError(f"{model}: cannot be downloaded: {reason}") from error
     return _local(Path(path), model, config)
 
