@@ -37,7 +37,7 @@ class BeamSearchParams:
 
 @dataclass(slots=True)
 class BeamSearchSequence:
-    """One continuation. ``tokens`` and ``text``: the prompt's too.
+    """One continuation. ``tokens`` and ``text``: the prompt's too, special tokens among them.
 
     ``finish_reason``: "stop" where it ended with an end token, which is ``stop_reason``; else
     "length".

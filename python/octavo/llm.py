@@ -174,13 +174,16 @@ class LLM:
         def step(beams: Sequence[Prompt], sampling: SamplingParams) -> list[RequestOutput]:
             return self.generate(beams, sampling, use_tqdm=False)
 
+        def decode(tokens: list[int]) -> str:
+            return tokenizer.decode(tokens, skip_special_tokens=False)
+
         progress = tqdm(total=params.max_tokens, desc="beam search", disable=not use_tqdm)
         with progress:
             return search(
                 token_ids,
                 params,
                 step,
-                tokenizer.decode,
+                decode,
                 self._engine.source.eos_token_ids,
                 progress.update,
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,13 @@ def load(path: Path) -> LLM:
     return LLM(str(path), threads=1, dtype="float32", block_size=4, max_num_seqs=6)
 
 
-def save_words(folder: Path) -> None:
+def save_words(folder: Path, special: Collection[int] = ()) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     vocab = {f"w{n}": n for n in range(300)}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens([f"w{n}" for n in special])
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
@@ -69,6 +70,7 @@ def test_ended_beams_compete(tiny: tuple[Path, Any], length_penalty: float) -> N
     # End tokens that this model likes: the second best after the prompt, and another.
     best = logprobs_after(model, prompt).topk(2).indices.tolist()
     eos = {best[1], logprobs_after(model, [*prompt, best[0]]).argmax().item()}
+    save_words(path, special=eos)
     (path / "generation_config.json").write_text(json.dumps({"eos_token_id": sorted(eos)}))
     params = BeamSearchParams(beam_width=width, max_tokens=most, length_penalty=length_penalty)
     [output] = load(path).beam_search([prompt], params)
@@ -78,6 +80,7 @@ def test_ended_beams_compete(tiny: tuple[Path, Any], length_penalty: float) -> N
     assert any(end in eos for end in ends)
     for sequence in output.sequences:
         assert (sequence.finish_reason == "stop") == (sequence.tokens[-1] in eos)
+        assert sequence.text == " ".join(f"w{n}" for n in sequence.tokens)
 
 
 def plain_search(
