@@ -166,6 +166,10 @@ def test_the_settings_of_the_transformer(name: str, save_encoder: Callable[..., 
 
 def test_what_does_not_fit_is_named(save_encoder: Callable[..., Any]) -> None:
     path, _model = save_encoder("Bert")
+    other = minilm_folder()
+    with pytest.raises(ModelLoadError, match="tokenizer has 30522 tokens, the model 300") as error:
+        LLM(str(path), tokenizer=str(other))
+    assert str(other) in str(error.value)
     write_modules(path, {"pooling_mode_max_tokens": True})
     with pytest.raises(ModelLoadError, match=r"1_Pooling.config\.json: pooling .*max_tokens"):
         LLM(str(path))
