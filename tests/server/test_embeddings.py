@@ -259,6 +259,7 @@ def test_classes(tmp_path: Path) -> None:
         assert sum(raw["data"][0]["probs"]) != pytest.approx(1, abs=1e-3)
         for path, other in (
             ("/v1/score", {"text_1": "w5", "text_2": "w6"}),
+            ("/v1/rerank", {"query": "w5", "documents": ["w6"]}),
             ("/v1/embeddings", {"input": "w5"}),
             ("/v1/completions", {"prompt": "w5"}),
         ):
