@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ import torch
 from octavo import LLM
 from octavo.models.dummy_tokenizer import dummy_tokenizer_json
 
-Run = Callable[[], np.ndarray]
+Run = Callable[[], Any]  # what the library gives: vectors as an array, or lists of numbers
 CONFIG = Path(__file__).parent / "configs" / "all-minilm-l6-v2" / "config.json"
 WORDS = ["river", "stone", "cloud", "paper", "green", "seven", "house", "night"]
 
@@ -129,9 +130,9 @@ def compare(args: argparse.Namespace, path: Path, has_words: bool) -> None:
     assert {len(one) for one in ids} == {args.tokens}
     name, peer = make_peer(path, texts, ids, args.device, getattr(torch, args.dtype))
 
-    def ours() -> np.ndarray:
+    def ours() -> list[list[float]]:
         outputs = llm.embed(ids if texts is None else texts, use_tqdm=False)
-        return np.array([output.outputs.embedding for output in outputs], np.float32)
+        return [output.outputs.embedding for output in outputs]
 
     times: dict[str, list[float]] = {"octavo": [], name: []}
     vectors: dict[str, np.ndarray] = {}
@@ -145,9 +146,10 @@ def compare(args: argparse.Namespace, path: Path, has_words: bool) -> None:
         for which, (torch_threads, run) in runs.items():
             torch.set_num_threads(torch_threads)
             began = time.perf_counter()
-            vectors[which] = np.asarray(run(), np.float32)
+            result = run()
             if round_ >= warm_up:
                 times[which].append(time.perf_counter() - began)
+            vectors[which] = np.asarray(result, np.float32)
     where = f"{args.threads} threads"
     if args.device == "cuda":
         where = torch.cuda.get_device_name()

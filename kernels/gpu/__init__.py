@@ -15,6 +15,7 @@ from ..reference import prepare_linear as _dequantize
 from .activation import activation, gated_activation
 from .attention import paged_attention
 from .compile_only import compile_only
+from .decode_attention import max_rope_decodes, rope_decode_attention
 from .embedding import embedding
 from .launch import set_pdl
 from .linear import linear, linear_add, norm_gated_linear, norm_linear
@@ -35,6 +36,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "linear_add",
+    "max_rope_decodes",
     "moe",
     "norm_gated_linear",
     "norm_linear",
@@ -44,6 +46,7 @@ __all__ = [
     "prepare_step",
     "qk_norm_rope_store_kv",
     "rms_norm",
+    "rope_decode_attention",
     "sample",
     "selected_logprobs",
     "set_pdl",

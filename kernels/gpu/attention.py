@@ -3,10 +3,7 @@
 No grid depends on a length, so both kernels can be captured into CUDA graphs; each program finds
 its request from the lengths in memory (``find_request``).
 
-- Decode: a request's keys are cut into chunks, one program each for every KV head. The chunk size
-  is computed on the device such that all requests together give about ``target_programs``
-  programs: one long request among short ones is cut finer instead of being waited for. The last
-  arriver of a (request, KV head) combines its chunks in order.
+- Decode: ``decode_attention``.
 - Prefill: a program takes a tile of consecutive query tokens times the query heads of one KV head.
   It takes any query length, decodes too, which is how mixed batches are captured.
 """
@@ -19,24 +16,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import (
-    cdiv,
-    check_shape,
-    check_tensors,
-    counters,
-    next_power_of_2,
-    num_sms,
-    pdl_options,
-)
-
-# Programs wanted a multiprocessor: a decode program holds about 50 KB of keys and values in flight.
-# Four take 5% more of a step of 64 requests of a 1B model, 2% of an 8B one.
-DECODE_PROGRAMS_PER_SM = 3
-# Few requests are bound by latency: fewer programs start and end sooner.
-FEW_DECODES = 4
-FEW_DECODES_PROGRAMS_PER_SM = 2
-# Below this a chunk's fixed costs (query, combination) outweigh its keys.
-MIN_CHUNK = 64
+from .decode_attention import block_r, decode_attention, find_request, to_log2_scores
+from .launch import check_shape, check_tensors, next_power_of_2, pdl_options
 
 
 class PrefillConfig(NamedTuple):
@@ -46,188 +27,6 @@ class PrefillConfig(NamedTuple):
     block_n: int
     num_warps: int
     num_stages: int
-
-
-@triton.jit
-def find_request(counts, index, BLOCK_R: tl.constexpr):
-    """Which request the index-th unit belongs to, counts[r] units each.
-
-    Returns (request, its first unit, its number of units); request >= the number of requests with
-    units when there is no such unit.
-    """
-    reqs = tl.arange(0, BLOCK_R)
-    ends = tl.cumsum(counts, 0)
-    request = tl.sum((ends <= index).to(tl.int32), 0)
-    first = tl.sum(tl.where(reqs < request, counts, 0), 0)
-    count = tl.sum(tl.where(reqs == request, counts, 0), 0)
-    return request, first, count
-
-
-@triton.jit
-def to_log2_scores(scores, scale, softcap, HAS_SOFTCAP: tl.constexpr):
-    """Dot products -> scores in units of log2(e), capped."""
-    if HAS_SOFTCAP:
-        # tanh(z) = 1 - 2 / (e^2z + 1)
-        z = scores * (scale / softcap)
-        return (softcap * 1.4426950408889634) * (
-            1.0 - 2.0 / (tl.exp2(z * (2.0 * 1.4426950408889634)) + 1.0)
-        )
-    else:
-        return scores * (scale * 1.4426950408889634)
-
-
-@triton.jit(
-    do_not_specialize=["num_reqs", "target_programs"],
-    do_not_specialize_on_alignment=["partial_max", "partial_sum"],
-)
-def decode_kernel(
-    q,  # [R, Hq, Dh]
-    k_cache,  # [num_blocks, Hkv, BLOCK_SIZE, Dh]
-    v_cache,
-    block_table,  # [slots, max_blocks]
-    slots,  # [R]
-    seq_lens,  # [R]
-    out,  # [R, Hq, Dh]
-    partial_out,  # [programs, GROUP, Dh] float32
-    partial_max,  # [programs, GROUP] float32
-    partial_sum,  # [programs, GROUP] float32
-    counters,  # [R * Hkv] int32, zero
-    scale,
-    softcap,
-    table_stride,
-    num_reqs,
-    target_programs,
-    NUM_KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,  # query heads of one KV head
-    HEAD_DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    WINDOW: tl.constexpr,  # 0: none
-    HAS_SOFTCAP: tl.constexpr,
-    MIN_CHUNK: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    pid = tl.program_id(0)
-    kv_head = pid % NUM_KV_HEADS
-    unit = pid // NUM_KV_HEADS
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-
-    # What a step begins with is there already: only q and the newest keys are waited for.
-    reqs = tl.arange(0, BLOCK_R)
-    known = reqs < num_reqs
-    lens = tl.load(seq_lens + reqs, mask=known, other=0)
-    if WINDOW > 0:
-        lens = tl.minimum(lens, WINDOW)
-    even_share = tl.cdiv(tl.sum(lens, 0) * NUM_KV_HEADS, target_programs)
-    # An empty (padding) request still has a unit, which writes its zeros.
-    pieces = tl.maximum(tl.cdiv(lens, tl.maximum(even_share, MIN_CHUNK)), 1)
-    chunks = tl.maximum(tl.cdiv(tl.cdiv(lens, pieces), BLOCK_N), 1) * BLOCK_N
-    counts = tl.where(known, tl.maximum(tl.cdiv(lens, chunks), 1), 0)
-    request, first, num_chunks = find_request(counts, unit, BLOCK_R)
-    if request >= num_reqs:
-        return
-    chunk = tl.sum(tl.where(reqs == request, chunks, 0), 0)
-
-    slot = tl.load(slots + request).to(tl.int64)
-    seq_len = tl.load(seq_lens + request)
-    begin = (unit - first) * chunk
-    if WINDOW > 0:
-        begin += tl.maximum(seq_len - WINDOW, 0)
-    end = tl.minimum(begin + chunk, seq_len)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-
-    g = tl.arange(0, BLOCK_G)
-    d = tl.arange(0, BLOCK_D)
-    n = tl.arange(0, BLOCK_N)
-    in_tile = (g[:, None] < GROUP) & (d[None, :] < HEAD_DIM)
-    tile = g[:, None] * HEAD_DIM + d[None, :]
-    q_base = (request * NUM_KV_HEADS + kv_head).to(tl.int64) * (GROUP * HEAD_DIM)
-    query = tl.load(q + q_base + tile, mask=in_tile, other=0.0)
-
-    row_max = tl.full([BLOCK_G], float("-inf"), dtype=tl.float32)
-    row_sum = tl.zeros([BLOCK_G], dtype=tl.float32)
-    acc = tl.zeros([BLOCK_G, BLOCK_D], dtype=tl.float32)
-    for start in range(begin, end, BLOCK_N):
-        position = start + n
-        valid = position < end
-        block = tl.load(
-            block_table + slot * table_stride + position // BLOCK_SIZE, mask=valid, other=0
-        ).to(tl.int64)
-        row = (block * NUM_KV_HEADS + kv_head) * BLOCK_SIZE + position % BLOCK_SIZE
-        keys = tl.load(
-            k_cache + row[None, :] * HEAD_DIM + d[:, None],
-            mask=valid[None, :] & (d[:, None] < HEAD_DIM),
-            other=0.0,
-        )
-        values = tl.load(
-            v_cache + row[:, None] * HEAD_DIM + d[None, :],
-            mask=valid[:, None] & (d[None, :] < HEAD_DIM),
-            other=0.0,
-        )
-        scores = tl.dot(query, keys.to(query.dtype), input_precision="ieee")
-        scores = to_log2_scores(scores, scale, softcap, HAS_SOFTCAP)
-        scores = tl.where(valid[None, :], scores, float("-inf"))
-        # Each step has a valid key, so the maximum is finite.
-        new_max = tl.maximum(row_max, tl.max(scores, 1))
-        p = tl.exp2(scores - new_max[:, None])
-        alpha = tl.exp2(row_max - new_max)
-        row_sum = row_sum * alpha + tl.sum(p, 1)
-        acc = tl.dot(
-            p.to(query.dtype), values.to(query.dtype), acc * alpha[:, None], input_precision="ieee"
-        )
-        row_max = new_max
-
-    if num_chunks == 1:
-        acc = acc / tl.where(row_sum > 0.0, row_sum, 1.0)[:, None]
-        tl.store(out + q_base + tile, acc.to(out.dtype.element_ty), mask=in_tile)
-    else:
-        here = pid.to(tl.int64)
-        in_group = g < GROUP
-        tl.store(partial_out + here * (GROUP * HEAD_DIM) + tile, acc, mask=in_tile)
-        tl.store(partial_max + here * GROUP + g, row_max, mask=in_group)
-        tl.store(partial_sum + here * GROUP + g, row_sum, mask=in_group)
-        # All threads' stores come before the count; the count orders them for the last arriver.
-        tl.debug_barrier()
-        counter = counters + request * NUM_KV_HEADS + kv_head
-        arrived = tl.atomic_add(counter, 1, sem="acq_rel")
-        if arrived == num_chunks - 1:
-            row_max = tl.full([BLOCK_G], float("-inf"), dtype=tl.float32)
-            row_sum = tl.zeros([BLOCK_G], dtype=tl.float32)
-            acc = tl.zeros([BLOCK_G, BLOCK_D], dtype=tl.float32)
-            for c in tl.range(0, num_chunks, num_stages=4):
-                there = ((first + c) * NUM_KV_HEADS + kv_head).to(tl.int64)
-                part_max = tl.load(
-                    partial_max + there * GROUP + g,
-                    mask=in_group,
-                    other=0.0,
-                    cache_modifier=".cg",
-                )
-                part_sum = tl.load(
-                    partial_sum + there * GROUP + g,
-                    mask=in_group,
-                    other=0.0,
-                    cache_modifier=".cg",
-                )
-                part = tl.load(
-                    partial_out + there * (GROUP * HEAD_DIM) + tile,
-                    mask=in_tile,
-                    other=0.0,
-                    cache_modifier=".cg",
-                )
-                new_max = tl.maximum(row_max, part_max)
-                alpha = tl.exp2(row_max - new_max)
-                beta = tl.exp2(part_max - new_max)
-                row_sum = row_sum * alpha + part_sum * beta
-                acc = acc * alpha[:, None] + part * beta[:, None]
-                row_max = new_max
-            acc = acc / tl.where(row_sum > 0.0, row_sum, 1.0)[:, None]
-            tl.store(out + q_base + tile, acc.to(out.dtype.element_ty), mask=in_tile)
-            tl.store(counter, 0)
 
 
 @triton.jit
@@ -408,26 +207,6 @@ def prefill_kernel(
     tl.store(out + offsets, acc.to(out.dtype.element_ty), mask=mask)
 
 
-def _block_r(num_reqs: int) -> int:
-    """Lanes of find_request: few sizes, so that few kernels are compiled."""
-    for size in (16, 256):
-        if num_reqs <= size:
-            return size
-    return next_power_of_2(num_reqs)
-
-
-def plan_decode(num_decodes: int, head_dim: int, dtype: torch.dtype) -> tuple[int, int, int]:
-    """(keys a step, warps, stages), as measured inside whole steps on an H100."""
-    if dtype == torch.float32:
-        return 16, 4, 2
-    if head_dim > 128:
-        # The block table's load halves the depth: 5 stages keep 2 of keys and values in flight.
-        return 32, 4, 5
-    if num_decodes <= FEW_DECODES and head_dim > 64:
-        return 64, 4, 3
-    return (64, 4, 2) if head_dim > 64 else (128, 4, 3)
-
-
 def plan_prefill(rows: int, group: int, head_dim: int, dtype: torch.dtype) -> PrefillConfig:
     """The tile for ``rows`` query tokens of ``group`` heads each."""
     least = next_power_of_2(group)
@@ -519,42 +298,18 @@ def paged_attention(
         **pdl_options(),
     }
     if num_decodes:
-        # Chunks of the even share give `target` programs, rounding up one more a request and head.
-        few = num_decodes <= FEW_DECODES
-        per_sm = FEW_DECODES_PROGRAMS_PER_SM if few else DECODE_PROGRAMS_PER_SM
-        target = per_sm * num_sms(q.device)
-        programs = target + num_decodes * num_kv_heads
-        programs = cdiv(programs, num_kv_heads) * num_kv_heads
-        partial = torch.empty(
-            programs * group * (head_dim + 2), dtype=torch.float32, device=q.device
-        )
-        block_n, num_warps, num_stages = decode_config or plan_decode(
-            num_decodes, head_dim, q.dtype
-        )
-        decode_kernel[(programs,)](
+        decode_attention(
             q,
             k_cache,
             v_cache,
             block_table,
-            slots,
-            seq_lens,
+            slots[:num_decodes],
+            seq_lens[:num_decodes],
             out,
-            partial,
-            partial[programs * group * head_dim :],
-            partial[programs * group * (head_dim + 1) :],
-            counters(q.device, num_decodes * num_kv_heads),
-            scale,
-            softcap,
-            block_table.stride(0),
-            num_decodes,
-            target,
-            MIN_CHUNK=MIN_CHUNK,
-            BLOCK_R=_block_r(num_decodes),
-            BLOCK_G=max(next_power_of_2(group), 16),
-            BLOCK_N=block_n,
-            num_warps=num_warps,
-            num_stages=num_stages,
-            **shared,
+            scale=scale,
+            sliding_window=sliding_window,
+            softcap=softcap,
+            config=decode_config,
         )
     if num_decodes < num_reqs:
         config = prefill_config or plan_prefill(rows - num_decodes, group, head_dim, q.dtype)
@@ -576,7 +331,7 @@ def paged_attention(
             block_table.stride(0),
             rest,
             CAUSAL=causal,
-            BLOCK_R=_block_r(rest),
+            BLOCK_R=block_r(rest),
             BLOCK_M=config.block_m,
             BLOCK_N=config.block_n,
             num_warps=config.num_warps,

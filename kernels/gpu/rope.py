@@ -12,7 +12,23 @@ import triton.language as tl
 
 from .launch import cdiv, check_shape, check_tensors, next_power_of_2, pdl_options
 
-BLOCK_H = 8  # heads a program: 8 x 128 values are 8 a thread in 4 warps
+BLOCK_VALUES = 1024  # of a program's heads: 8 a thread in 4 warps
+
+
+@triton.jit
+def rotation_lanes(d, ROT: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """For each element d of a head (partner, angle, sign): out = x * cos + sign * partner * sin."""
+    HALF: tl.constexpr = ROT // 2
+    rotated = d < ROT
+    if INTERLEAVED:
+        partner = tl.where(rotated, d ^ 1, d)
+        angle = d // 2
+        sign = tl.where(d % 2 == 0, -1.0, 1.0)
+    else:
+        partner = tl.where(d < HALF, d + HALF, tl.where(rotated, d - HALF, d))
+        angle = tl.where(d < HALF, d, d - HALF)
+        sign = tl.where(d < HALF, -1.0, 1.0)
+    return partner, angle, sign
 
 
 @triton.jit
@@ -49,16 +65,8 @@ def qk_norm_rope_store_kv_kernel(
     is_key = (heads >= NUM_HEADS) & (heads < NUM_HEADS + NUM_KV_HEADS)
     is_value = (heads >= NUM_HEADS + NUM_KV_HEADS) & (heads < NUM_ALL)
 
-    # Element d is rotated with its partner: out = x * cos + sign * partner * sin.
     rotated = d < ROT
-    if INTERLEAVED:
-        partner = tl.where(rotated, d ^ 1, d)
-        angle = d // 2
-        sign = tl.where(d % 2 == 0, -1.0, 1.0)
-    else:
-        partner = tl.where(d < HALF, d + HALF, tl.where(rotated, d - HALF, d))
-        angle = tl.where(d < HALF, d, d - HALF)
-        sign = tl.where(d < HALF, -1.0, 1.0)
+    partner, angle, sign = rotation_lanes(d, ROT, INTERLEAVED)
 
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
@@ -163,7 +171,9 @@ def qk_norm_rope_store_kv(
         raise ValueError(f"{rot} rotated values: must be even and at most head_dim {head_dim}")
     q = torch.empty((rows, num_heads, head_dim), dtype=qkv.dtype, device=qkv.device)
     if rows:
-        qk_norm_rope_store_kv_kernel[(rows, cdiv(num_all, BLOCK_H))](
+        block_d = next_power_of_2(head_dim)
+        block_h = max(BLOCK_VALUES // block_d, 1)
+        qk_norm_rope_store_kv_kernel[(rows, cdiv(num_all, block_h))](
             qkv,
             positions,
             cos_sin,
@@ -178,13 +188,13 @@ def qk_norm_rope_store_kv(
             NUM_HEADS=num_heads,
             NUM_KV_HEADS=num_kv_heads,
             HEAD_DIM=head_dim,
-            BLOCK_D=next_power_of_2(head_dim),
+            BLOCK_D=block_d,
             ROT=rot,
             BLOCK_SIZE=block_size,
             HAS_Q_NORM=q_norm is not None,
             HAS_K_NORM=k_norm is not None,
             INTERLEAVED=interleaved,
-            BLOCK_H=BLOCK_H,
+            BLOCK_H=block_h,
             num_warps=4,
             num_stages=1,
             **pdl_options(),

@@ -22,7 +22,7 @@ from octavo.kernels import reference  # noqa: E402
 
 # The modules, whose names the package gives to their functions.
 linear_module = importlib.import_module("octavo.kernels.gpu.linear")
-attention_module = importlib.import_module("octavo.kernels.gpu.attention")
+decode_module = importlib.import_module("octavo.kernels.gpu.decode_attention")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HALF = torch.bfloat16 if torch.cuda.is_available() else torch.float16
@@ -325,8 +325,140 @@ def test_decode_of_an_empty_request_is_zero() -> None:
 
 def test_skewed_lengths_share_the_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many chunks of one request beside short ones, with the smallest chunks there are."""
-    monkeypatch.setattr(attention_module, "MIN_CHUNK", 16)
+    monkeypatch.setattr(decode_module, "MIN_CHUNK", 16)
     check_attention(torch.float32, (2, 2, 16), 4, [1] * 5, [3, 700, 0, 15, 16], 5)
+
+
+def check_rope_decode(
+    dtype: torch.dtype,
+    heads: tuple[int, int, int],
+    seq_lens: list[int],
+    block_size: int = 16,
+    window: int = 0,
+    softcap: float = 0.0,
+    normed: bool = False,
+    interleaved: bool = False,
+    rot: int | None = None,
+    cache_dtype: torch.dtype | None = None,
+) -> None:
+    """Against the two operations of the reference. A length of 0 is padding.
+
+    Cache rows from the newest token on hold NaN, and so do the tables' unused entries' blocks.
+    """
+    num_heads, num_kv_heads, head_dim = heads
+    rot = head_dim if rot is None else rot
+    num_reqs = len(seq_lens)
+    per_req = max(-(-length // block_size) for length in seq_lens) + 1
+    slots = torch.randperm(num_reqs + 2)[:num_reqs].to(DEVICE, torch.int32)
+    blocks = torch.randperm(num_reqs * per_req).to(DEVICE, torch.int32).view(num_reqs, per_req)
+    table = torch.zeros(num_reqs + 2, per_req, dtype=torch.int32, device=DEVICE)
+    table[slots.long()] = blocks
+    caches = [
+        randn(num_reqs * per_req, num_kv_heads, block_size, head_dim, dtype=cache_dtype or dtype)
+        for _ in range(2)
+    ]
+    mapping = []
+    for r, length in enumerate(seq_lens):
+        for position in range(max(length - 1, 0), per_req * block_size):
+            for cache in caches:
+                cache[blocks[r, position // block_size], :, position % block_size] = float("nan")
+        newest = int(blocks[r, (length - 1) // block_size]) * block_size + (length - 1) % block_size
+        mapping.append(newest if length else -1)
+    angles = torch.rand(max(seq_lens), rot // 2, device=DEVICE) * 6
+    cos_sin = torch.cat([angles.cos(), angles.sin()], 1).contiguous()
+    qkv = randn(num_reqs, (num_heads + 2 * num_kv_heads) * head_dim, dtype=dtype)
+    norms = [randn(head_dim, dtype=dtype) if normed else None for _ in range(2)]
+    shared: dict[str, Any] = {
+        "num_heads": num_heads,
+        "q_norm": norms[0],
+        "k_norm": norms[1],
+        "weight_offset": 0.5,
+        "interleaved": interleaved,
+    }
+    masked: dict[str, Any] = {
+        "scale": head_dim**-0.5,
+        "sliding_window": window,
+        "softcap": softcap,
+    }
+    lens = int32(seq_lens)
+    want_caches = [cache.clone() for cache in caches]
+    q = reference.qk_norm_rope_store_kv(
+        qkv,
+        (lens - 1).clamp(min=0),
+        cos_sin,
+        int32(mapping),
+        *want_caches,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        **shared,
+    )
+    want = reference.paged_attention(
+        q,
+        *want_caches,
+        table,
+        slots,
+        lens,
+        int32(range(num_reqs + 1)),
+        num_decodes=num_reqs,
+        max_query_len=1,
+        max_seq_len=max(seq_lens),
+        **masked,
+    )
+    out = gpu.rope_decode_attention(
+        qkv, cos_sin, int32(mapping), *caches, table, slots, lens, **shared, **masked
+    )
+    assert_close(out, want, dtype)
+    assert all((out[r] == 0).all() for r, length in enumerate(seq_lens) if not length)
+    for cache, want_cache in zip(caches, want_caches, strict=True):
+        stored = want_cache.isfinite()
+        assert (cache.isfinite() == stored).all()
+        assert_close(cache[stored], want_cache[stored], dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("heads", "block_size", "rot"),
+    [((4, 2, 8), 3, 4), ((9, 3, 64), 16, 64), ((7, 1, 80), 16, 32), ((2, 1, 96), 8, 96)],
+)
+@pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (70, 5.0), (1, 0.0)])
+@pytest.mark.parametrize("normed", [False, True])
+def test_rope_decode_attention(
+    dtype: torch.dtype,
+    heads: tuple[int, int, int],
+    block_size: int,
+    rot: int,
+    window: int,
+    softcap: float,
+    normed: bool,
+) -> None:
+    options = {"window": window, "softcap": softcap, "normed": normed, "rot": rot}
+    check_rope_decode(dtype, heads, [1, 301, 0, 131], block_size, **options)
+    check_rope_decode(dtype, heads, [2, 64, 65, 66, 0, 129], block_size, **options)
+
+
+@pytest.mark.parametrize("seq_lens", [[1], [700], [0, 0, 1], [3, 700, 1, 15, 0, 16]])
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rope_decode_of_many_chunks(
+    monkeypatch: pytest.MonkeyPatch, seq_lens: list[int], interleaved: bool
+) -> None:
+    monkeypatch.setattr(decode_module, "MIN_CHUNK", 16)
+    check_rope_decode(torch.float32, (2, 2, 16), seq_lens, 4, interleaved=interleaved)
+
+
+def test_rope_decode_rounds_to_the_caches_type() -> None:
+    """The newest key and value count as a later step will read them."""
+    check_rope_decode(torch.float32, (4, 2, 16), [1, 40], cache_dtype=HALF)
+
+
+def test_rope_decode_refuses() -> None:
+    cache, ints = randn(2, 2, 4, 8), int32([0])
+    rest = (ints, cache, cache, int32([[0]]), ints, ints)
+    with pytest.raises(ValueError, match="3 query heads do not divide among 2"):
+        gpu.rope_decode_attention(randn(1, 56), randn(4, 8), *rest, num_heads=3, scale=1.0)
+    with pytest.raises(ValueError, match="10 rotated values"):
+        gpu.rope_decode_attention(randn(1, 64), randn(4, 10), *rest, num_heads=4, scale=1.0)
+    with pytest.raises(ValueError, match="qkv must be"):
+        gpu.rope_decode_attention(randn(1, 60), randn(4, 8), *rest, num_heads=4, scale=1.0)
 
 
 # ------------------------------------------------------------------------------------- sampling

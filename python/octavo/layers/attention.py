@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from octavo.layers.context import AttentionContext
-from octavo.layers.ops import Ops
+from octavo.layers.ops import Ops, fused_decode
 
 
 class Attention:
@@ -18,7 +18,9 @@ class Attention:
     """
 
     __slots__ = (
+        "_max_rope_decodes",
         "_paged_attention",
+        "_rope_decode",
         "_rope_store",
         "cos_sin",
         "eps",
@@ -53,6 +55,7 @@ class Attention:
     ) -> None:
         self._rope_store = ops.qk_norm_rope_store_kv
         self._paged_attention = ops.paged_attention
+        self._rope_decode, self._max_rope_decodes = fused_decode(ops, head_dim)
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
         self.head_dim = head_dim
@@ -69,6 +72,28 @@ class Attention:
 
     def __call__(self, qkv: Tensor, ctx: AttentionContext) -> Tensor:
         """qkv [T, (num_heads + 2 * num_kv_heads) * head_dim] -> [T, num_heads * head_dim]."""
+        if (
+            self._rope_decode is not None
+            and ctx.num_decodes == ctx.num_reqs <= self._max_rope_decodes
+        ):
+            return self._rope_decode(
+                qkv,
+                self.cos_sin,
+                ctx.slot_mapping,
+                self.k_cache,
+                self.v_cache,
+                ctx.block_table,
+                ctx.slots,
+                ctx.seq_lens,
+                num_heads=self.num_heads,
+                scale=self.scale,
+                q_norm=self.q_norm,
+                k_norm=self.k_norm,
+                eps=self.eps,
+                weight_offset=self.weight_offset,
+                sliding_window=self.sliding_window,
+                softcap=self.softcap,
+            )
         q = self._rope_store(
             qkv,
             ctx.positions,

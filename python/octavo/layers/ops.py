@@ -164,6 +164,16 @@ def has_fused_ops(ops: Ops) -> bool:
     return all(hasattr(ops, name) for name in ("linear_add", "norm_linear", "norm_gated_linear"))
 
 
+def fused_decode(ops: Ops, head_dim: int) -> tuple[Callable[..., Tensor] | None, int]:
+    """``rope_decode_attention`` and the most rows it pays for, where the module has it.
+
+    It is qk_norm_rope_store_kv and paged_attention of a step of decodes alone, in one kernel.
+    """
+    function: Callable[..., Tensor] | None = getattr(ops, "rope_decode_attention", None)
+    most: Callable[[int], int] = getattr(ops, "max_rope_decodes", lambda head_dim: 0)
+    return function, most(head_dim)
+
+
 def get_ops(device: torch.device, backend: Backend) -> Ops:
     """The op module for a device: ``native`` (and ``auto``) is Triton on a GPU, Rust on a CPU.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,9 @@ from octavo.config import EngineConfig
 from octavo.layers.ops import Ops
 from octavo.models.config import ModelConfig
 from octavo.models.errors import ModelLoadError
+from octavo.models.host_memory import available_cpu_bytes
 from octavo.models.quantized import QuantizedWeights
+from octavo.models.read_ahead import MEMORY_FRACTION, ReadAhead
 from octavo.models.registry import ARCHITECTURES, CausalLM, model_class
 from octavo.models.source import ModelSource, load_tokenizer, resolve_model
 from octavo.models.weights import (
@@ -117,8 +119,12 @@ def load_model(
     if model_config.architecture not in ARCHITECTURES:
         return _load_foreign(source, model_config, dtypes, ops, max_model_len, device)
     build = model_class(model_config.architecture)
-    with _progress_bar(source) as progress, torch.inference_mode():
-        weights = _open_weights(source, model_config, dtypes, device, progress)
+    with (
+        _progress_bar(source) as progress,
+        _read_ahead(source, device) as wait,
+        torch.inference_mode(),
+    ):
+        weights = _open_weights(source, model_config, dtypes, device, progress, wait)
         if dtypes.quantize is not None:
             weights = QuantizedWeights(weights, dtypes.quantize, exact=dtypes.exact)
         try:
@@ -161,6 +167,7 @@ def _open_weights(
     dtypes: ModelDtypes,
     device: torch.device,
     progress: Progress,
+    wait: Callable[[Path, int], None] | None,
 ) -> Weights:
     act = dtypes.activations
     match source.kind:
@@ -189,6 +196,7 @@ def _open_weights(
                 act_dtype=act,
                 ignored=["lm_head.weight"] if model_config.tie_word_embeddings else [],
                 progress=progress,
+                wait=wait,
             )
 
 
@@ -210,3 +218,19 @@ def _progress_bar(source: ModelSource) -> Iterator[Progress]:
         leave=False,
     ) as bar:
         yield bar.update
+
+
+@contextlib.contextmanager
+def _read_ahead(
+    source: ModelSource, device: torch.device
+) -> Iterator[Callable[[Path, int], None] | None]:
+    """What waits for a part of a file, where reading ahead pays: for a GPU.
+
+    A CPU has no cores to spare, and what it maps stays mapped.
+    """
+    if device.type == "cpu" or source.kind != "safetensors":
+        yield None
+        return
+    most = int(available_cpu_bytes() * MEMORY_FRACTION)
+    with ReadAhead(safetensors_files(source.path), most) as ahead:
+        yield ahead.wait

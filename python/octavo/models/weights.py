@@ -66,7 +66,8 @@ class SafetensorsWeights:
     """Tensors of one or more mapped safetensors files.
 
     ``dtype``: of matrices; None keeps the file's. ``act_dtype``: of vectors. ``ignored``: names
-    that may be there unused (a tied output head).
+    that may be there unused (a tied output head). ``wait``: called with a file and an offset
+    before what ends there is read.
     """
 
     def __init__(
@@ -78,10 +79,11 @@ class SafetensorsWeights:
         act_dtype: torch.dtype,
         ignored: Iterable[str] = (),
         progress: Progress = lambda _: None,
+        wait: Callable[[Path, int], None] | None = None,
     ) -> None:
         self._device, self._dtype, self.act_dtype = device, dtype, act_dtype
         self.exact = False
-        self._progress = progress
+        self._progress, self._wait = progress, wait
         self._ignored = set(ignored)
         self._where: dict[str, tuple[Path, Any]] = {}
         for file in files:
@@ -90,6 +92,7 @@ class SafetensorsWeights:
                 self._where[name] = (file, handle)
         self._unused = set(self._where)
         self._files = files
+        self._ends = {} if wait is None else {file: tensor_ends(file) for file in files}
 
     def matrix(self, name: str, shape: tuple[int, int]) -> Tensor | QuantTensor:
         return self._read(name, shape, self._dtype)
@@ -115,6 +118,8 @@ class SafetensorsWeights:
         file, handle = self._where[name]
         found = tuple(handle.get_slice(name).get_shape())
         _check_shape(file, name, found, shape)
+        if self._wait is not None:
+            self._wait(file, self._ends[file][name])
         try:
             tensor: Tensor = handle.get_tensor(name)
         except SafetensorError as error:
@@ -319,6 +324,18 @@ def safetensors_files(folder: Path) -> list[Path]:
         return [single]
     # Mistral's own format under another name would hold every tensor twice.
     return sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("consolidated"))
+
+
+def tensor_ends(file: Path) -> dict[str, int]:
+    """Where each tensor of a safetensors file ends, in bytes from the file's beginning.
+
+    The file has been opened before: its header is whole.
+    """
+    with file.open("rb") as stream:
+        header_len = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(header_len))
+    header.pop("__metadata__", None)
+    return {name: 8 + header_len + entry["data_offsets"][1] for name, entry in header.items()}
 
 
 def open_safetensors(file: Path, device: torch.device) -> Any:

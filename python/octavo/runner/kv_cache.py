@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -101,21 +99,6 @@ def allocate_kv_cache(
         (make(shape, dtype=dtype, device=device), make(shape, dtype=dtype, device=device))
         for _ in range(config.num_layers)
     ]
-
-
-def available_cpu_bytes() -> int:
-    """Memory a new allocation can have without swapping: the host's, or the container's rest."""
-    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    # Linux tells more; elsewhere all memory is taken for free.
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                available = int(line.split()[1]) * 1024
-    limit, current = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and current.exists() and (text := limit.read_text().strip()) != "max":
-        available = min(available, int(text) - int(current.read_text()))
-    return max(available, 0)
 
 
 def _mib(nbytes: int) -> str:

@@ -14,6 +14,7 @@ from octavo.config import EngineConfig
 from octavo.layers.context import AttentionContext
 from octavo.layers.ops import Ops, get_ops
 from octavo.models.errors import ModelLoadError
+from octavo.models.host_memory import available_cpu_bytes
 from octavo.models.loader import DTYPES, load_model, resolve_dtypes
 from octavo.models.source import ModelSource
 from octavo.pooling import PoolingInfo
@@ -22,7 +23,6 @@ from octavo.runner.kv_cache import (
     DEFAULT_CPU_KV_BYTES,
     MAX_CPU_MEMORY_FRACTION,
     allocate_kv_cache,
-    available_cpu_bytes,
     plan_kv_cache,
 )
 from octavo.runner.prompt_scorer import PromptScorer
