@@ -3,8 +3,9 @@
     python bench/load.py FOLDER [--size 16g] [--device cuda] [--repeat 3] [--keep]
 
 Writes a checkpoint of Llama-3.1-8B's shapes (as many layers as fit ``--size``) into FOLDER as
-bfloat16 shards, then reads it alternately with plain reads and with octavo's loader, each time with
-the page cache dropped where the system lets it. One line for each run, and the medians.
+bfloat16 shards, then reads it alternately with plain reads of one thread, with the loader's readers
+alone and with octavo's loader, each time with the page cache dropped where the system lets it. One
+line for each run, and the medians.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from safetensors.torch import save_file
 from octavo.config import EngineConfig
 from octavo.layers.ops import get_ops
 from octavo.models.loader import load_model, resolve_dtypes, resolve_model
+from octavo.models.read_ahead import ReadAhead
 
 CONFIG = Path(__file__).parent / "configs" / "llama-3.1-8b" / "config.json"
 INDEX = "model.safetensors.index.json"
@@ -137,6 +139,12 @@ def read_plainly(files: list[Path]) -> None:
                 pass
 
 
+def read_ahead(files: list[Path]) -> None:
+    """As the loader reads them, with nobody who uses them."""
+    with ReadAhead(files, sum(file.stat().st_size for file in files)) as ahead:
+        ahead.wait(files[-1], files[-1].stat().st_size)
+
+
 def load(folder: Path, device: torch.device) -> None:
     """As the engine does it, from config.json to weights on the device."""
     config = EngineConfig(model=str(folder), device=device.type)  # type: ignore[arg-type]
@@ -174,11 +182,14 @@ def main() -> None:
     if device.type == "cuda":
         torch.zeros(1, device=device)  # the context is not part of loading
     print(f"{total / 1e9:.2f} GB in {len(files)} files, device {device}")
-    rates: dict[str, list[float]] = {"plain read": [], "octavo": [], "octavo, cached": []}
+    names = ("plain read", "read ahead alone", "octavo", "octavo, cached")
+    rates: dict[str, list[float]] = {name: [] for name in names}
     how = ""
     for _ in range(args.repeat):
         how = drop_page_cache(files)
         rates["plain read"].append(total / 1e9 / timed(lambda: read_plainly(files)))
+        drop_page_cache(files)
+        rates["read ahead alone"].append(total / 1e9 / timed(lambda: read_ahead(files)))
         drop_page_cache(files)
         rates["octavo"].append(total / 1e9 / timed(lambda: load(args.folder, device)))
         rates["octavo, cached"].append(total / 1e9 / timed(lambda: load(args.folder, device)))

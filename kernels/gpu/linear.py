@@ -130,6 +130,7 @@ def gemv_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PREFETCH: tl.constexpr,
+    ONE_STEP: tl.constexpr,  # K <= BLOCK_K
     PDL: tl.constexpr,
 ):
     tile = tl.program_id(0)
@@ -151,14 +152,14 @@ def gemv_kernel(
     squares = tl.zeros([BLOCK_K], dtype=tl.float32)
     for k in range(0, K, BLOCK_K):
         in_k = k + cols < K
-        if PREFETCH:
+        if PREFETCH and not ONE_STEP:
             upcoming = tl.load(
                 tiles + k + BLOCK_K,
                 mask=in_rows & (k + BLOCK_K + cols < K)[None, :],
                 other=0.0,
                 eviction_policy="evict_first",
             )
-        else:
+        elif not PREFETCH:
             w = tl.load(
                 tiles + k, mask=in_rows & in_k[None, :], other=0.0, eviction_policy="evict_first"
             )
@@ -168,7 +169,7 @@ def gemv_kernel(
             g = tl.load(norm_weight + k + cols, mask=in_k, other=0.0).to(tl.float32)
             xk = xk * (g + weight_offset)
         acc += w.to(tl.float32) * xk[None, :]
-        if PREFETCH:
+        if PREFETCH and not ONE_STEP:
             w = upcoming
     sum_squares = tl.zeros([1], dtype=tl.float32)
     if HAS_NORM:
@@ -339,6 +340,7 @@ def gemv(
         BLOCK_N=config.block_n,
         BLOCK_K=config.block_k,
         PREFETCH=config.prefetch,
+        ONE_STEP=k <= config.block_k,
         num_warps=config.num_warps,
         num_stages=1,
         **pdl_options(),

@@ -141,9 +141,10 @@ def test_linear(rows: int, n: int, k: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("prefetch", [False, True])
-def test_gemv_loops_over_k(prefetch: bool) -> None:
+@pytest.mark.parametrize("block_k", [128, 512])
+def test_gemv_steps_over_k(prefetch: bool, block_k: int) -> None:
     x, weight, y = randn(1, 300), randn(10, 300), torch.empty(1, 10, device=DEVICE)
-    config = linear_module.GemvConfig(4, 128, 4, prefetch)
+    config = linear_module.GemvConfig(4, block_k, 4, prefetch)
     linear_module.gemv(x, weight, None, y, config=config)
     assert_close(y, reference.linear(x, weight), torch.float32)
 
