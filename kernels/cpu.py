@@ -121,8 +121,9 @@ def _caches(k: Tensor, v: Tensor) -> tuple[int, tuple[int, int, int, int, int]]:
 class CpuLinear(PackedLinear):
     """A weight in the Rust core's memory, laid out for this machine's instruction set.
 
-    exact: float activations meet quantized weights. Otherwise activations are rounded to int8 per
-    group of 32, which costs about half a percent of relative error and is three times as fast.
+    exact: quantized weights meet float32 activations, and products are float32's. Otherwise
+    activations are rounded to int8 per group of 32 (about half a percent of relative error, three
+    times as fast) or, where many rows meet AMX, both are rounded to bfloat16 (a third of that).
     """
 
     def __init__(

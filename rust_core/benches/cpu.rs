@@ -1,4 +1,5 @@
-//! Speed of the CPU kernels without Python: `cargo bench --bench cpu`.
+//! Speed of the CPU kernels without Python: `cargo bench --bench cpu`; OCTAVO_CPU_LEVEL=avx512 etc.
+//! chooses the instruction set.
 
 use std::time::Instant;
 
@@ -68,8 +69,7 @@ fn random_bytes(len: usize) -> Vec<u8> {
 }
 
 fn main() {
-    let levels = Level::available();
-    let level = *levels.last().expect("the scalar level is always there");
+    let level = Level::preferred().expect("a level of this machine");
     println!("level {}, threads {}", level.name(), pool::num_threads());
     let mut empty = 0.0;
     for _ in 0..3 {
@@ -112,7 +112,7 @@ fn main() {
                 if exact && !name.starts_with('Q') {
                     continue;
                 }
-                for m in [1usize, 4, 64, 256] {
+                for m in [1usize, 4, 8, 16, 64, 128, 512] {
                     let x = vec![0.5f32; m * k];
                     let mut y = vec![0f32; m * n];
                     let uses = if m == 1 { copies } else { 1 };

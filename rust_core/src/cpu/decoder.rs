@@ -21,6 +21,9 @@ use super::tensor::{Rows, RowsMut};
 /// Rows that pass through a layer together: enough for the matrix products, few enough that
 /// 2 * intermediate_size floats of each stay near the core.
 const ROW_BLOCK: usize = 128;
+/// A last block of fewer rows joins the one before: its products would be slower, and rounded as
+/// those of a few rows.
+const MIN_LAST_BLOCK: usize = 32;
 
 /// A projection and its bias.
 pub struct Projection {
@@ -210,7 +213,7 @@ impl Decoder {
         let most = |size: fn(&Layer) -> usize| self.layers.iter().map(size).max().unwrap_or(0);
         let (qkv, q) = (most(|l| l.qkv.weight.n()), most(|l| l.o.weight.k()));
         let f = most(|l| l.down.weight.k());
-        let block = tokens.min(ROW_BLOCK);
+        let block = tokens.min(ROW_BLOCK + MIN_LAST_BLOCK - 1);
         // Rounded up so that every part begins on a cache line.
         let sizes = [
             block * d,
@@ -255,10 +258,13 @@ impl Decoder {
         b: &Buffers,
     ) -> Result<(), String> {
         let d = self.final_norm.len();
+        let num_blocks = (tokens + ROW_BLOCK - MIN_LAST_BLOCK) / ROW_BLOCK;
         let blocks = || {
-            (0..tokens)
-                .step_by(ROW_BLOCK)
-                .map(|start| (start, (tokens - start).min(ROW_BLOCK)))
+            (0..num_blocks.max(1)).map(|i| {
+                let start = i * ROW_BLOCK;
+                let last = i + 1 >= num_blocks;
+                (start, if last { tokens - start } else { ROW_BLOCK })
+            })
         };
         // SAFETY: the caller's; parts are inside the buffers.
         unsafe {

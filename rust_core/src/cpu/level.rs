@@ -20,6 +20,8 @@ enum Kind {
     Avx2,
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Amx,
 }
 
 impl Level {
@@ -50,12 +52,15 @@ impl Level {
                 && std::arch::is_x86_feature_detected!("avx512vnni")
             {
                 levels.push(Level(Kind::Avx512));
+                if super::linear_amx::is_available() {
+                    levels.push(Level(Kind::Amx));
+                }
             }
         }
         levels
     }
 
-    /// The level named `scalar`, `neon`, `avx2` or `avx512`.
+    /// The level named `scalar`, `neon`, `avx2`, `avx512` or `amx`.
     ///
     /// # Errors
     /// A message when the name is unknown or this machine lacks the level.
@@ -98,6 +103,8 @@ impl Level {
             Kind::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Amx => "amx",
         }
     }
 
@@ -105,9 +112,15 @@ impl Level {
     pub fn lanes(self) -> usize {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 => 16,
+            Kind::Avx512 | Kind::Amx => 16,
             _ => 8,
         }
+    }
+
+    /// Whether matrix products may use the tile unit.
+    #[cfg(target_arch = "x86_64")]
+    pub fn has_amx(self) -> bool {
+        self.0 == Kind::Amx
     }
 
     /// Run `kernel` compiled for this level.
@@ -126,7 +139,7 @@ impl Level {
                 #[cfg(target_arch = "x86_64")]
                 Kind::Avx2 => super::simd_avx2::run(kernel),
                 #[cfg(target_arch = "x86_64")]
-                Kind::Avx512 => super::simd_avx512::run(kernel),
+                Kind::Avx512 | Kind::Amx => super::simd_avx512::run(kernel),
             }
         }
     }

@@ -15,6 +15,8 @@
 
 use super::float::{DType, f16_to_f32, f32_to_f16};
 use super::level::Level;
+#[cfg(target_arch = "x86_64")]
+use super::linear_amx;
 use super::linear_float::{FloatTask, ROW_BLOCK, SCRATCH_FLOATS};
 use super::linear_int8::{Activations, Int8Task};
 use super::pool;
@@ -358,6 +360,10 @@ impl Linear {
         let quantized = matches!(self.packed, Packed::W4 | Packed::W8);
         // SAFETY: the caller's contract; the tasks below write disjoint parts of y.
         unsafe {
+            #[cfg(target_arch = "x86_64")]
+            if self.level.has_amx() && x.rows >= linear_amx::MIN_ROWS && self.k > 0 {
+                return self.forward_amx(x, bias, y, exact);
+            }
             if quantized && !exact {
                 let (floats, rows) = (Activations::floats(x.rows, self.k), x.rows);
                 with_floats(0, floats, |p| {
@@ -404,6 +410,34 @@ impl Linear {
         }
     }
 
+    /// # Safety
+    /// As `forward`; the level has AMX.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn forward_amx(&self, x: Rows, bias: Option<Rows>, y: RowsMut, exact: bool) {
+        let weight = self.view();
+        let floats = linear_amx::Activations::floats(x, weight, exact);
+        // SAFETY: the caller's; the tasks write disjoint parts of y.
+        with_floats(0, floats, |p| unsafe {
+            let split_x = linear_amx::Activations::split(self.level, x, weight, exact, p);
+            split(
+                self.n.div_ceil(2 * self.level.lanes()),
+                x.rows,
+                &|panels, rows| {
+                    let task = linear_amx::AmxTask {
+                        level: self.level,
+                        weight,
+                        x: split_x,
+                        bias,
+                        y,
+                        panels,
+                        rows,
+                    };
+                    task.run();
+                },
+            );
+        });
+    }
+
     fn view(&self) -> View {
         View {
             bytes: self.bytes.as_ptr(),
@@ -438,6 +472,18 @@ pub struct View {
     pub n: usize,
     /// Columns, without padding.
     pub k: usize,
+}
+
+impl View {
+    /// Where a panel's element `k0`, even, begins in bfloat16 weights, for panels `width` wide.
+    ///
+    /// # Safety
+    /// The element exists.
+    pub unsafe fn bf16_panel(&self, panel: usize, k0: usize, width: usize) -> *const u16 {
+        let pairs = panel * self.k.div_ceil(2) + k0 / 2;
+        // SAFETY: the caller's.
+        unsafe { self.bytes.cast::<u16>().add(pairs * 2 * width) }
+    }
 }
 
 type Range = std::ops::Range<usize>;

@@ -12,7 +12,7 @@ use super::simd::{GROUP, Kernel, Simd};
 use super::tensor::{Rows, RowsMut, load_some, store_some};
 
 /// Elements of K in one block: a panel slice is 16 KiB (32 with 16 lanes).
-const K_BLOCK: usize = 256;
+pub const K_BLOCK: usize = 256;
 /// Rows of x in one block: their sums stay in the first-level cache.
 pub const ROW_BLOCK: usize = 96;
 /// What a task needs at any level: a panel slice and a block of sums.
@@ -222,7 +222,16 @@ impl Kernel for FloatTask {
                         self.block(s, panel, row, rows, k0, len, self.scratch, sums);
                         k0 += len;
                     }
-                    self.emit(s, panel, row, rows, sums);
+                    let emit = Emit {
+                        n: self.weight.n,
+                        bias: self.bias,
+                        y: self.y,
+                        panel,
+                        row,
+                        rows,
+                        sums,
+                    };
+                    emit.run(s);
                     row += rows;
                 }
             }
@@ -252,13 +261,64 @@ impl FloatTask {
         unsafe {
             let x = self.x.at(row, k0).cast::<f32>();
             let stride = self.x.stride;
-            // The plain kinds hold `k` or `k` rounded up to even elements a row; an odd K's last
-            // pair reaches into the next panel (or the slice's zeros) and meets a zero of x.
+            if rows <= DIRECT_ROWS && k0 + len <= w.k {
+                if w.packed == Packed::Bf16 {
+                    let p = w.bf16_panel(panel, k0, width);
+                    return panel_tiles(s, x, stride, rows, Bf16Panel(p), pairs, sums);
+                }
+                if w.packed == Packed::F16 {
+                    let p = w.bytes.cast::<u16>().add((panel * w.k + k0) * width);
+                    return panel_tiles(s, x, stride, rows, F16Panel(p), pairs, sums);
+                }
+            }
+            let weight = self.weight;
+            let unpack = Unpack {
+                weight,
+                panel,
+                k0,
+                len,
+                slice,
+            };
+            let panel = F32Panel(unpack.run(s));
+            panel_tiles(s, x, stride, rows, panel, pairs, sums);
+        }
+    }
+}
+
+/// Part of a panel as float32 [len][2 LANES].
+pub struct Unpack {
+    /// The weight.
+    pub weight: View,
+    /// Which panel.
+    pub panel: usize,
+    /// The first element of K, a multiple of `K_BLOCK`.
+    pub k0: usize,
+    /// How many elements, even; the last of an odd K comes with a zero.
+    pub len: usize,
+    /// Room for them.
+    pub slice: *mut f32,
+}
+
+impl Kernel for Unpack {
+    /// Where they are: in the slice, or in the weight itself.
+    type Out = *const f32;
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self, s: S) -> *const f32 {
+        let width = 2 * S::LANES;
+        let Unpack {
+            weight: w,
+            panel,
+            k0,
+            len,
+            slice,
+        } = self;
+        // SAFETY: the layouts in `linear`'s doc.
+        unsafe {
             match w.packed {
                 Packed::F32 => {
                     let p = w.bytes.cast::<f32>().add((panel * w.k + k0) * width);
                     if k0 + len <= w.k {
-                        return panel_tiles(s, x, stride, rows, F32Panel(p), pairs, sums);
+                        return p;
                     }
                     std::ptr::copy_nonoverlapping(p, slice, (len - 1) * width);
                     for i in (len - 1) * width..len * width {
@@ -266,15 +326,8 @@ impl FloatTask {
                     }
                 }
                 Packed::Bf16 => {
-                    let pairs_in_row = w.k.div_ceil(2);
-                    let p = w
-                        .bytes
-                        .cast::<u16>()
-                        .add((panel * pairs_in_row + k0 / 2) * 2 * width);
-                    if rows <= DIRECT_ROWS {
-                        return panel_tiles(s, x, stride, rows, Bf16Panel(p), pairs, sums);
-                    }
-                    for pair in 0..pairs {
+                    let p = w.bf16_panel(panel, k0, width);
+                    for pair in 0..len / 2 {
                         let v = Bf16Panel(p).load(s, pair);
                         for (i, v) in v.into_iter().enumerate() {
                             s.store(slice.add((4 * pair + i) * S::LANES), v);
@@ -283,9 +336,6 @@ impl FloatTask {
                 }
                 Packed::F16 => {
                     let p = w.bytes.cast::<u16>().add((panel * w.k + k0) * width);
-                    if rows <= DIRECT_ROWS && k0 + len <= w.k {
-                        return panel_tiles(s, x, stride, rows, F16Panel(p), pairs, sums);
-                    }
                     for i in 0..2 * len {
                         let inside = k0 + i / 2 < w.k;
                         let v = if inside {
@@ -313,16 +363,36 @@ impl FloatTask {
                     }
                 }
             }
-            panel_tiles(s, x, stride, rows, F32Panel(slice), pairs, sums);
         }
+        slice
     }
+}
 
-    /// Sums plus bias, as y's elements.
+/// Sums [rows][2 LANES] plus bias, as y's elements.
+pub struct Emit {
+    /// Columns of y.
+    pub n: usize,
+    /// [1, N]
+    pub bias: Option<Rows>,
+    /// [M, N]
+    pub y: RowsMut,
+    /// Which panel.
+    pub panel: usize,
+    /// The first row.
+    pub row: usize,
+    /// How many.
+    pub rows: usize,
+    /// What to write.
+    pub sums: *const f32,
+}
+
+impl Kernel for Emit {
+    type Out = ();
     #[inline(always)]
-    unsafe fn emit<S: Simd>(&self, s: S, panel: usize, row: usize, rows: usize, sums: *const f32) {
+    unsafe fn run<S: Simd>(self, s: S) {
         for half in 0..2 {
-            let col = (2 * panel + half) * S::LANES;
-            let valid = self.weight.n.saturating_sub(col).min(S::LANES);
+            let col = (2 * self.panel + half) * S::LANES;
+            let valid = self.n.saturating_sub(col).min(S::LANES);
             if valid == 0 {
                 return;
             }
@@ -332,9 +402,9 @@ impl FloatTask {
                     Some(b) => load_some(s, b.at(0, col), b.dtype, valid),
                     None => s.zero(),
                 };
-                for r in 0..rows {
-                    let v = s.load(sums.add((2 * r + half) * S::LANES));
-                    let to = self.y.at(row + r, col);
+                for r in 0..self.rows {
+                    let v = s.load(self.sums.add((2 * r + half) * S::LANES));
+                    let to = self.y.at(self.row + r, col);
                     store_some(s, to, self.y.dtype, s.add(v, bias), valid);
                 }
             }

@@ -11,6 +11,8 @@ pub mod decoder;
 pub mod float;
 pub mod level;
 pub mod linear;
+#[cfg(target_arch = "x86_64")]
+mod linear_amx;
 mod linear_float;
 mod linear_int8;
 pub mod logits;

@@ -116,10 +116,14 @@ impl RowsMut {
     }
 }
 
-struct Convert {
-    x: Rows,
-    out: RowsMut,
-    rows: std::ops::Range<usize>,
+/// Rows of x as float32 rows of `out`, zeros behind each.
+pub struct Convert {
+    /// What is read.
+    pub x: Rows,
+    /// float32, at least as many columns.
+    pub out: RowsMut,
+    /// Which rows.
+    pub rows: std::ops::Range<usize>,
 }
 
 impl Kernel for Convert {
