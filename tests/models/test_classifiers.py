@@ -43,7 +43,8 @@ def test_a_classifier_is_what_transformers_computes(
         assert output.prompt_token_ids == frame(text)
     # Token ids are texts too; what is encoded is what is classified.
     [encoded] = llm.encode(frame(TEXTS[0]), use_tqdm=False)
-    assert encoded.outputs.data.tolist() == pytest.approx(outputs[0].outputs.probs, abs=1e-6)
+    # Alone here, among others there: products of few rows are summed in another order.
+    assert encoded.outputs.data.tolist() == pytest.approx(outputs[0].outputs.probs, abs=1e-5)
     with pytest.raises(ValueError, match="does not embed: use classify"):
         llm.score("w5", "w6")
     with pytest.raises(ValueError, match="generates no text: use classify"):

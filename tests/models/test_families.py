@@ -27,6 +27,8 @@ HEADS_OF_80: dict[str, Any] = {
     "head_dim": 80,
 }
 HEADS_OF_96: dict[str, Any] = {"head_dim": 96, "num_key_value_heads": 2}
+# For a family whose logits are large otherwise, so that float32's noise is near 1e-4.
+SMALL = {"initializer_range": 0.15}
 BIASES = {"attention_bias": True, "mlp_bias": True}
 TIED = {"tie_word_embeddings": True}
 UNTIED = {"tie_word_embeddings": False}
@@ -132,7 +134,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
-    "Gemma": ("Gemma", {**HEADS_OF_40, **TIED}),
+    "Gemma": ("Gemma", {**HEADS_OF_40, **TIED, **SMALL}),
     "Gemma 2": (
         "Gemma2",
         {
@@ -270,7 +272,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             **YARN,
         },
     ),
-    "Granite, heads of 96": ("Granite", {**heads(2, 96, 1), "mlp_bias": True}),
+    # Its scores are not divided by the head's size unless told to: heads of 96 would amplify noise.
+    "Granite, heads of 96": (
+        "Granite",
+        {**heads(2, 96, 1), "attention_multiplier": 0.1, "mlp_bias": True},
+    ),
     "OLMo 2, heads of 96, tied": ("Olmo2", {**heads(3, 96, 3), **LLAMA3, **TIED}),
     "Phi-2, tied": ("Phi", {**TIED, **heads(3, 96, 3), **rope(partial_rotary_factor=1.0)}),
     "Qwen3, one KV head, window in later layers": (
