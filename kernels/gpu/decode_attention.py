@@ -372,7 +372,7 @@ def block_r(num_reqs: int) -> int:
 
 
 def plan_decode(
-    num_decodes: int, head_dim: int, dtype: torch.dtype, prefetch: bool
+    num_decodes: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, prefetch: bool
 ) -> tuple[int, int, int]:
     """(keys a step, warps, stages), as measured inside whole steps on an H100."""
     if dtype == torch.float32:
@@ -381,8 +381,10 @@ def plan_decode(
         # The block table's load halves the depth: 5 stages keep 2 of keys and values in flight.
         return 32, 4, 5
     if prefetch:
-        # The first keys and values are held in registers.
-        return 64, 4, 3
+        # The first keys and values are held in registers; few heads want one program for more.
+        if head_dim > 64:
+            return 64, 4, 3
+        return (256, 8, 2) if num_kv_heads <= 4 else (128, 4, 2)
     if num_decodes <= FEW_DECODES and head_dim > 64:
         return 64, 4, 3
     return (64, 4, 2) if head_dim > 64 else (128, 4, 3)
@@ -418,7 +420,9 @@ def decode_attention(
     programs = target + num_decodes * num_kv_heads
     programs = cdiv(programs, num_kv_heads) * num_kv_heads
     partial = torch.empty(programs * group * (head_dim + 2), dtype=torch.float32, device=q.device)
-    block_n, num_warps, num_stages = config or plan_decode(num_decodes, head_dim, q.dtype, prefetch)
+    block_n, num_warps, num_stages = config or plan_decode(
+        num_decodes, num_kv_heads, head_dim, q.dtype, prefetch
+    )
     rotation = rope
     if rotation is None:
         rotation = {"cos_sin": q, "slot_mapping": slots, "q_norm": q, "k_norm": q}
@@ -448,9 +452,9 @@ def decode_attention(
         WINDOW=sliding_window,
         HAS_SOFTCAP=softcap > 0,
         PREFETCH=prefetch,
-        MIN_CHUNK=MIN_CHUNK,
+        MIN_CHUNK=max(MIN_CHUNK, block_n) if prefetch else MIN_CHUNK,
         ROUND_UP=rope is None or few,
-        CHUNK_STEP=block_n if rope is None else min(block_n, MIN_CHUNK),
+        CHUNK_STEP=block_n if rope is None or prefetch else min(block_n, MIN_CHUNK),
         BLOCK_R=block_r(num_decodes),
         BLOCK_G=max(next_power_of_2(group), 16),
         BLOCK_D=max(next_power_of_2(head_dim), 16),

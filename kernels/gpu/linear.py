@@ -283,9 +283,12 @@ def skinny_kernel(
 def plan_gemv(n: int, k: int) -> GemvConfig:
     """The tile of one row times an [n, k] weight, as measured inside whole steps on an H100."""
     if k < 1024:
-        # The whole row in one step. Small weights want few programs.
-        block_n, num_warps = (8, 8) if n < 2048 else (4, 4)
-        return GemvConfig(block_n, next_power_of_2(k), num_warps, prefetch=False)
+        # The whole row in one step. An output head has programs enough to hide its loads.
+        if n > MANY_OUTPUTS:
+            return GemvConfig(4, next_power_of_2(k), 4, prefetch=False)
+        return GemvConfig(8, next_power_of_2(k), 8 if n < 2048 else 4, prefetch=True)
+    if k < 2048:
+        return GemvConfig(4, 2048, 8, prefetch=True)
     if 4096 <= k < 8192:
         return GemvConfig(2, 4096 if 4096 < n < 16384 else 2048, 8, prefetch=True)
     return GemvConfig(8, 1024, 8, prefetch=True)
