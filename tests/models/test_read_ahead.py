@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from pathlib import Path
@@ -27,23 +26,6 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(read_ahead_module, "BLOCK_BYTES", BLOCK)
 
 
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """(file name, offset) of each block read, in the order they were handed out."""
-    seen: list[tuple[str, int]] = []
-    next_block = ReadAhead._next_block
-
-    def spy(self: ReadAhead) -> int | None:
-        block = next_block(self)
-        if block is not None:
-            file, offset = self._blocks[block]
-            seen.append((file.name, offset))
-        return block
-
-    monkeypatch.setattr(ReadAhead, "_next_block", spy)
-    return seen
-
-
 def write(folder: Path, *sizes: int) -> list[Path]:
     files = [folder / f"{i}.bin" for i in range(len(sizes))]
     for file, size in zip(files, sizes, strict=True):
@@ -51,93 +33,82 @@ def write(folder: Path, *sizes: int) -> list[Path]:
     return files
 
 
-def settled(reads: list[Any]) -> int:
-    """How many blocks were read once nothing more is."""
+def settled(ahead: ReadAhead) -> int:
+    """How many bytes were read once nothing more is."""
     count = -1
-    while count != len(reads):
-        count = len(reads)
+    while count != ahead.num_bytes:
+        count = ahead.num_bytes
         time.sleep(0.05)
     return count
 
 
-def test_every_block_once_in_order(tmp_path: Path, reads: list[tuple[str, int]]) -> None:
+def test_reads_everything(tmp_path: Path) -> None:
     files = write(tmp_path, 3 * BLOCK, 0, BLOCK + 1)
-    with ReadAhead(files, 100 * BLOCK, num_threads=1):
-        settled(reads)
-    first = [("0.bin", 0), ("0.bin", BLOCK), ("0.bin", 2 * BLOCK)]
-    assert reads == [*first, ("2.bin", 0), ("2.bin", BLOCK)]
+    with ReadAhead(files, 100 * BLOCK) as ahead:
+        ahead.wait(files[2], BLOCK + 1)
+        assert ahead.num_bytes == 4 * BLOCK + 1
+        ahead.wait(files[1], 0)
 
 
-def test_many_threads_share_the_blocks(tmp_path: Path, reads: list[tuple[str, int]]) -> None:
-    files = write(tmp_path, 40 * BLOCK, 9 * BLOCK)
-    with ReadAhead(files, 100 * BLOCK):
-        settled(reads)
-    assert len(reads) == len(set(reads)) == 49
-
-
-def test_reads_no_further_than_it_may(tmp_path: Path, reads: list[tuple[str, int]]) -> None:
+def test_reads_no_further_than_it_may(tmp_path: Path) -> None:
     files = write(tmp_path, 20 * BLOCK, 20 * BLOCK)
     with ReadAhead(files, 4 * BLOCK) as ahead:
-        assert settled(reads) == 4
+        assert settled(ahead) == 4 * BLOCK
         ahead.wait(files[0], 3 * BLOCK)
-        assert settled(reads) == 7
+        assert settled(ahead) == 7 * BLOCK
         # Further than it may read on its own.
-        ahead.wait(files[1], 1)
-        assert settled(reads) == 25
+        ahead.wait(files[1], BLOCK)
+        assert settled(ahead) == 25 * BLOCK
         ahead.wait(files[0], BLOCK)
-        assert settled(reads) == 25
-    # Leaving ends threads that wait.
+        assert settled(ahead) == 25 * BLOCK
+    # Leaving ends a thread that waits, and whoever waits for it.
     assert not [t for t in threading.enumerate() if t.name == "octavo-read-ahead"]
-    assert len(reads) == 25
+    ahead.wait(files[1], 20 * BLOCK)
+    assert ahead.num_bytes == 25 * BLOCK
 
 
-def test_waiting_is_for_everything_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: list[tuple[str, int]]
+def test_a_tensor_is_waited_for_until_it_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A block that is slow holds those behind it back."""
     files = write(tmp_path, 8 * BLOCK)
     may_read = threading.Event()
-    open_file, opened = Path.open, itertools.count()
+    may_read_next = ReadAhead._may_read
 
-    def slow_first(self: Path, *args: Any, **kwargs: Any) -> Any:
-        if next(opened) == 0:
-            may_read.wait()
-        return open_file(self, *args, **kwargs)
+    def slow(self: ReadAhead) -> bool:
+        if self.num_bytes == 5 * BLOCK:
+            may_read.wait(10)
+        return may_read_next(self)
 
-    ahead = ReadAhead(files, 100 * BLOCK)
-    monkeypatch.setattr(Path, "open", slow_first)
-    waited = threading.Thread(target=lambda: ahead.wait(files[0], 8 * BLOCK))
-    with ahead:
-        waited.start()
-        assert settled(reads) == 8
-        waited.join(0.2)
-        assert waited.is_alive()
+    monkeypatch.setattr(ReadAhead, "_may_read", slow)
+    with ReadAhead(files, 100 * BLOCK) as ahead:
+        ahead.wait(files[0], 5 * BLOCK)
+        waiter = threading.Thread(target=lambda: ahead.wait(files[0], 5 * BLOCK + 1))
+        waiter.start()
+        waiter.join(0.2)
+        assert waiter.is_alive()
         may_read.set()
-        waited.join(10)
-        assert not waited.is_alive()
+        waiter.join(10)
+        assert not waiter.is_alive()
 
 
-def test_what_cannot_be_read_is_left_alone(tmp_path: Path, reads: list[tuple[str, int]]) -> None:
+def test_what_cannot_be_read_keeps_nobody_waiting(tmp_path: Path) -> None:
     files = write(tmp_path, BLOCK, BLOCK)
     ahead = ReadAhead(files, 100 * BLOCK)
     files[0].unlink()
     with ahead:
         ahead.wait(files[1], BLOCK)
-    assert reads == [("0.bin", 0), ("1.bin", 0)]
+        assert ahead.num_bytes == 0
 
 
-def test_a_gpus_files_are_read_ahead_and_a_cpus_are_not(
-    save_tiny: Any, reads: list[tuple[str, int]]
-) -> None:
+def test_a_gpus_files_are_read_ahead_and_a_cpus_are_not(save_tiny: Any) -> None:
     path, _model = save_tiny("Llama")
+    file = path / "model.safetensors"
     source = resolve_model(EngineConfig(model=str(path)))
     with loader_module._read_ahead(source, torch.device("cpu")) as wait:
         assert wait is None
     with loader_module._read_ahead(source, torch.device("cuda")) as wait:
         assert wait is not None
-        wait(path / "model.safetensors", 1)
-        settled(reads)
-    assert len(reads) == -(-(path / "model.safetensors").stat().st_size // BLOCK)
+        wait(file, file.stat().st_size)
 
 
 def test_tensors_are_waited_for(save_tiny: Any) -> None:
