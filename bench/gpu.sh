@@ -4,9 +4,10 @@
 #     bench/gpu.sh [startup] [serve] [transformers]      (default: these, results/h100.md's table)
 #                  [tests] [embeddings] [latency] [context] [loading]
 #
-# The default took under eight minutes on an H100. MODELS="llama-3.1-8b ..." chooses the configs, REPEAT the runs of each figure. Everything is
-# written to $OUT (default: bench/out). A part that fails does not stop the next; the exit status
-# tells. Weights are random; nothing is downloaded.
+# MODELS="llama-3.1-8b ..." chooses the configs, REPEAT the runs of each figure, ONE_STREAM=1 only
+# one of serve's loads. The default takes about 465 s of an H100, by the times its parts took.
+# Everything is written to $OUT (default: bench/out). A part that fails does not stop the next; the
+# exit status tells. Weights are random; nothing is downloaded.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-bench/out}
