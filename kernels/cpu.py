@@ -16,13 +16,10 @@ from octavo import _core
 
 from . import reference
 from .decoder import Decoder, DecoderSpec
-from .packed import PackedLinear, QuantTensor, quantize, stack_shape
+from .packed import PackedLinear, QuantTensor, stack_shape
 
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _KINDS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-_DIRECT_KINDS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0")
-# Rows converted at once when a kind has to be repacked: bounds the float32 copy.
-_REPACK_ROWS = 4096
 
 # ------------------------------------------------------------------------------------- the machine
 
@@ -155,9 +152,8 @@ def prepare_linear(
 ) -> CpuLinear:
     """Pack one weight, or several stacked along N, for ``linear`` and ``embedding``.
 
-    Plain dtypes, Q4_0, Q4_1, Q8_0 and Q5_0 are kept exactly; Q4_K becomes Q4_1 with the same
-    values of each weight and scales rounded to half; Q5_1, Q5_K and Q6_K become the nearest Q8_0.
-    Parts of different kinds are brought to the widest of them. The inputs may be freed afterwards.
+    Every kind keeps its own numbers, in a layout of about the file's size, and so does each part
+    of a stack that mixes them. The inputs may be freed afterwards.
     level: an instruction set other than this process's, for tests.
 
     Raises:
@@ -167,7 +163,6 @@ def prepare_linear(
     n, k = stack_shape(parts)
     kinds = [p.kind if isinstance(p, QuantTensor) else _plain_kind(p) for p in parts]
     direct = [_direct(p, kind) for p, kind in zip(parts, kinds, strict=True)]
-    direct = _alike(direct)
     described = [
         (
             p.data.data_ptr(),
@@ -180,7 +175,7 @@ def prepare_linear(
     ]
     handle = _core.CpuLinear(n, k, described, level)
     plain = {kind: dtype for dtype, kind in _KINDS.items()}
-    dtype = plain.get(direct[0].kind, torch.float32)
+    dtype = plain.get(kinds[0], torch.float32) if len(set(kinds)) == 1 else torch.float32
     return CpuLinear(handle, (n, k), "+".join(dict.fromkeys(kinds)), dtype, exact)
 
 
@@ -192,50 +187,16 @@ def _plain_kind(weight: Tensor) -> str:
 
 
 def _direct(weight: Tensor | QuantTensor, kind: str) -> QuantTensor:
-    """The weight in a kind that Rust packs."""
+    """The weight as bytes on the CPU."""
     if isinstance(weight, Tensor):
         data = weight.detach().contiguous().view(-1).view(torch.uint8)
         return QuantTensor(data, kind, (weight.shape[0], weight.shape[1]))
     if not weight.data.is_cpu:
         raise _refuse(weight.data, "weight.data", "a CPU tensor")
-    if kind in _DIRECT_KINDS:
-        perm = weight.row_permutation
-        if perm is None or perm.is_contiguous():
-            return weight
-        return QuantTensor(weight.data, kind, weight.shape, perm.contiguous())
-    return _repack(weight, "Q4_1" if kind == "Q4_K" else "Q8_0")
-
-
-def _repack(weight: QuantTensor, kind: str) -> QuantTensor:
-    """Another kind's nearest values, a few thousand rows at a time."""
-    n, k = weight.shape
-    rows = weight.rows()
-    chunks = []
-    for start in range(0, n, _REPACK_ROWS):
-        some = rows[start : start + _REPACK_ROWS]
-        chunk = QuantTensor(some.reshape(-1), weight.kind, (some.shape[0], k))
-        if weight.kind == kind:
-            chunks.append(chunk.data)
-        elif kind in ("F32", "BF16", "F16"):
-            dtype = next(d for d, name in _KINDS.items() if name == kind)
-            chunks.append(chunk.dequantize().to(dtype).view(-1).view(torch.uint8))
-        elif weight.kind == "Q4_K":
-            chunks.append(chunk.q4_k_to_q4_1())
-        elif weight.kind == "Q5_0":
-            chunks.append(chunk.q5_0_to_q8_0())
-        else:
-            chunks.append(quantize(chunk.dequantize(), kind).data)
-    return QuantTensor(torch.cat(chunks), kind, (n, k))
-
-
-def _alike(parts: list[QuantTensor]) -> list[QuantTensor]:
-    """Parts of one packed kind: 4-bit ones join 8-bit ones, and both join plain ones."""
-    kinds = {p.kind for p in parts}
-    if len(kinds) == 1 or kinds == {"Q4_0", "Q4_1"}:
-        return parts
-    plain = kinds - {"Q4_0", "Q4_1", "Q8_0"}
-    target = "Q8_0" if not plain else plain.pop() if len(plain) == 1 else "F32"
-    return [p if p.kind == target else _repack(p, target) for p in parts]
+    perm = weight.row_permutation
+    if perm is None or perm.is_contiguous():
+        return weight
+    return QuantTensor(weight.data, kind, weight.shape, perm.contiguous())
 
 
 def linear(

@@ -90,24 +90,6 @@ class QuantTensor:
         blocks = self.rows().reshape(n * (k // elements), nbytes)
         return _DEQUANTIZE[self.kind](blocks).reshape(n, k)
 
-    def q4_k_to_q4_1(self) -> Tensor:
-        """The bytes of the same nibbles as Q4_1: the scales of 32 elements, rounded to half."""
-        b = self.rows().reshape(-1, BLOCK_FORMATS["Q4_K"][1])
-        scales, mins = _k_scales(b)
-        d = (_f16(b, 0) * scales).reshape(-1, 1)
-        m = (_f16(b, 2) * -mins).reshape(-1, 1)
-        # [B, 4, 32] bytes hold two groups each, low and high; Q4_1 wants a group's two halves.
-        q = b[:, 16:].reshape(-1, 4, 1, 32)
-        groups = torch.cat([q & 15, q >> 4], 2).reshape(-1, 32)
-        q = groups[:, :16] | (groups[:, 16:] << 4)
-        return torch.cat([_f16_bytes(d), _f16_bytes(m), q], 1).reshape(-1)
-
-    def q5_0_to_q8_0(self) -> Tensor:
-        """The bytes of the same values as Q8_0; exact."""
-        b = self.rows().reshape(-1, BLOCK_FORMATS["Q5_0"][1])
-        q = (_nibbles(b[:, 6:]) | _high_bits(b, 2)).to(torch.int8) - 16
-        return torch.cat([b[:, :2], q.view(torch.uint8)], 1).reshape(-1)
-
 
 class PackedLinear:
     """A weight [N, K] in some device's own layout. Only the op set that made it can read it.

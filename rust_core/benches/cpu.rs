@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use octavo_core::cpu::float::DType;
 use octavo_core::cpu::level::Level;
-use octavo_core::cpu::linear::{Linear, Source};
+use octavo_core::cpu::linear::{Linear, Packed};
 use octavo_core::cpu::pool;
 use octavo_core::cpu::simd::{Kernel, Simd};
 use octavo_core::cpu::tensor::{Rows, RowsMut};
@@ -88,21 +88,26 @@ fn main() {
         println!("read {mib} MiB: {speed:.1} GB/s");
     }
     for (name, kind) in [
-        ("Q4_1", Source::Q4_1),
-        ("Q8_0", Source::Q8_0),
-        ("BF16", Source::Plain(DType::Bf16)),
-        ("F16", Source::Plain(DType::F16)),
-        ("F32", Source::Plain(DType::F32)),
+        ("Q4_0", Packed::Q4_0),
+        ("Q4_1", Packed::Q4_1),
+        ("Q4_K", Packed::Q4_K),
+        ("Q5_0", Packed::Q5_0),
+        ("Q5_K", Packed::Q5_K),
+        ("Q6_K", Packed::Q6_K),
+        ("Q8_0", Packed::Q8_0),
+        ("BF16", Packed::Bf16),
+        ("F16", Packed::F16),
+        ("F32", Packed::F32),
     ] {
         for (n, k) in [(3072, 576), (576, 1536)] {
             // Enough copies that they do not fit the last-level cache.
-            let copies = (96 << 20) / (kind.row_bytes(k) * n) + 1;
-            let mut source = random_bytes(kind.row_bytes(k) * n);
+            let copies = (96 << 20) / (kind.file_row_bytes(k) * n) + 1;
+            let mut source = random_bytes(kind.file_row_bytes(k) * n);
             // Small numbers of every kind, none of them subnormal: those take many times as long.
             source.iter_mut().for_each(|b| *b = *b & 0x0b | 0x30);
             let weights: Vec<_> = (0..copies)
                 .map(|_| {
-                    let mut w = Linear::new(level, kind.packed(), n, k).expect("a valid shape");
+                    let mut w = Linear::new(level, k, &[(kind, n)]).expect("a valid shape");
                     // SAFETY: `source` holds n rows.
                     unsafe { w.pack_rows(0, n, source.as_ptr(), kind, None) }.expect("it fits");
                     w

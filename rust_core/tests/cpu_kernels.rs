@@ -7,7 +7,7 @@ use octavo_core::cpu::activation::{Activation, activation};
 use octavo_core::cpu::attention::{AttentionArgs, paged_attention};
 use octavo_core::cpu::float::{DType, f32_to_bf16, f32_to_f16};
 use octavo_core::cpu::level::Level;
-use octavo_core::cpu::linear::{Linear, Source};
+use octavo_core::cpu::linear::{Linear, Packed};
 use octavo_core::cpu::norm::{Norm, norm};
 use octavo_core::cpu::rope::Cache;
 use octavo_core::cpu::tensor::{Rows, RowsMut, load_one};
@@ -121,17 +121,22 @@ impl Random {
 }
 
 /// Rows of a checkpoint, with scales of ordinary size.
-fn weight_rows(kind: Source, n: usize, k: usize, random: &mut Random) -> Box<[u8]> {
-    if let Source::Plain(dtype) = kind {
+fn weight_rows(kind: Packed, n: usize, k: usize, random: &mut Random) -> Box<[u8]> {
+    if let Some(dtype) = kind.dtype() {
         return Matrix::new(dtype, n, k, 0, 0).filled(random.bits()).bytes;
     }
-    let mut bytes: Box<[u8]> = (0..n * kind.row_bytes(k))
+    let mut bytes: Box<[u8]> = (0..n * kind.file_row_bytes(k))
         .map(|_| random.bits() as u8)
         .collect();
-    for block in bytes.chunks_exact_mut(kind.row_bytes(32)) {
-        for half in 0..1 + usize::from(kind == Source::Q4_1) {
+    let halves: &[usize] = match kind {
+        Packed::Q6_K => &[208],
+        Packed::Q4_0 | Packed::Q5_0 | Packed::Q8_0 => &[0],
+        _ => &[0, 2],
+    };
+    for block in bytes.chunks_exact_mut(kind.file_row_bytes(kind.elements())) {
+        for &at in halves {
             let scale = f32_to_f16(random.float() / 8.0).to_le_bytes();
-            block[2 * half..2 * half + 2].copy_from_slice(&scale);
+            block[at..at + 2].copy_from_slice(&scale);
         }
     }
     bytes
@@ -155,23 +160,27 @@ proptest! {
     #[test]
     fn linear(
         kind in select(vec![
-            Source::Q4_0, Source::Q4_1, Source::Q8_0,
-            Source::Plain(DType::F32), Source::Plain(DType::Bf16), Source::Plain(DType::F16),
+            Packed::F32, Packed::Bf16, Packed::F16, Packed::Q4_0, Packed::Q4_1, Packed::Q5_0,
+            Packed::Q5_1, Packed::Q8_0, Packed::Q4_K, Packed::Q5_K, Packed::Q6_K,
         ]),
         (m, n, groups, odd) in (0usize..20, 1usize..70, 1usize..12, 0usize..32),
         (x_type, y_type, bias_type) in (dtypes(), dtypes(), dtypes()),
         (gap, offset, exact) in (0usize..5, 0usize..8, any::<bool>()),
         seed in any::<u64>(),
     ) {
-        let plain = matches!(kind, Source::Plain(_));
-        let k = groups * 32 - if plain { odd } else { 0 };
+        let plain = kind.dtype().is_some();
+        let k = match kind.elements() {
+            1 => groups * 32 - odd,
+            32 => groups * 32,
+            _ => groups.div_ceil(4) * 256,
+        };
         let mut random = Random(seed);
         let source = weight_rows(kind, n, k, &mut random);
         let order: Vec<i64> = (0..n as i64).rev().collect();
         let x = Matrix::new(x_type, m, k, gap, offset).filled(random.bits());
         let bias = Matrix::new(bias_type, 1, n, 0, offset).filled(random.bits());
         for level in Level::available() {
-            let mut w = Linear::new(level, kind.packed(), n, k).expect("a valid shape");
+            let mut w = Linear::new(level, k, &[(kind, n)]).expect("a valid shape");
             // SAFETY: `source` holds n rows.
             unsafe { w.pack_rows(0, n, source.as_ptr(), kind, Some(&order)) }.expect("it fits");
             let weights: Vec<Vec<f32>> = (0..n)

@@ -23,11 +23,13 @@ use std::sync::OnceLock;
 
 use super::float::DType;
 use super::level::Level;
-use super::linear::{Packed, View};
+use super::linear::View;
 use super::linear_float::{Emit, K_BLOCK, Unpack};
+use super::linear_form::{Form, Out, with_form};
+use super::linear_layout::Packed;
 use super::pool;
 use super::scratch::with_floats;
-use super::simd::GROUP;
+use super::simd::{Kernel, Simd};
 use super::tensor::{Convert, Rows, RowsMut};
 
 /// Fewer rows are faster as int8 or float32 vectors: 16 rows of 3072 x 576 Q4_1 weights take 80 us
@@ -86,11 +88,9 @@ fn parts(packed: Packed, x: DType, exact: bool) -> (usize, usize) {
         DType::F16 => 2,
         DType::F32 => 3,
     };
-    match packed {
-        Packed::W4 | Packed::W8 if !exact => (1, 1),
-        Packed::Bf16 => (of(x), of(DType::Bf16)),
-        Packed::F16 => (of(x), of(DType::F16)),
-        _ => (of(x), of(DType::F32)),
+    match packed.dtype() {
+        None if !exact => (1, 1),
+        weights => (of(x), of(weights.unwrap_or(DType::F32))),
     }
 }
 
@@ -234,99 +234,45 @@ unsafe fn split_panel(panel: *const f32, pairs: usize, num_parts: usize, to: *mu
     }
 }
 
-/// The nearest bfloat16 of two vectors, side by side in each lane.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn pair(even: __m512, odd: __m512) -> __m512i {
-    let up = _mm512_set1_epi32(0x8000);
-    let even = _mm512_add_epi32(_mm512_castps_si512(even), up);
-    let odd = _mm512_add_epi32(_mm512_castps_si512(odd), up);
-    // odd & mask | even
-    _mm512_ternarylogic_epi32::<0xea>(
-        odd,
-        _mm512_set1_epi32(!0xffff),
-        _mm512_srli_epi32::<16>(even),
-    )
+/// `unpack` in one pass for quantized weights in one part: by way of float32 it takes twice as
+/// long, two thirds of the whole product of few rows. `to` holds K * 32 elements.
+struct RoundPanel {
+    weight: View,
+    panel: usize,
+    to: *mut u16,
 }
 
-/// `unpack` in one pass for W4 and W8 in one part: by way of float32 it takes twice as long, two
-/// thirds of the whole product of few rows.
-///
-/// # Safety
-/// The CPU has the features; the panel exists; `to` holds K * 32 elements.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn round_panel(weight: View, panel: usize, to: *mut u16) {
-    let groups = weight.k / GROUP;
-    let block = weight.packed.row_bytes(GROUP) * TILE;
-    let w4 = weight.packed == Packed::W4;
-    let numbers = _mm512_setr_ps(
-        0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.,
-    );
-    for half in 0..2 {
-        for g in 0..groups {
-            // SAFETY: the caller's, and the layouts in `linear`'s doc.
-            unsafe {
-                let p = weight.bytes.add(((2 * panel + half) * groups + g) * block);
-                let to = to.add((g * GROUP * PANEL) + half * 2 * TILE);
-                let put = |at: usize, pair: __m512i| {
-                    _mm512_storeu_si512(to.add(at * 2 * PANEL).cast(), pair);
-                };
-                let half_at =
-                    |at: usize| _mm512_cvtph_ps(_mm256_loadu_si256(p.add(at * 2 * TILE).cast()));
-                let d = half_at(0);
-                if w4 {
-                    let m = half_at(1);
-                    for j in 0..4 {
-                        let words = _mm512_loadu_si512(p.add(4 * TILE * (j + 1)).cast());
-                        // An index's low four bits choose: no need to clear the others.
-                        let value =
-                            |words| _mm512_fmadd_ps(d, _mm512_permutexvar_ps(words, numbers), m);
-                        put(
-                            2 * j,
-                            pair(value(words), value(_mm512_srli_epi32::<8>(words))),
-                        );
-                        put(
-                            2 * j + 1,
-                            pair(
-                                value(_mm512_srli_epi32::<16>(words)),
-                                value(_mm512_srli_epi32::<24>(words)),
-                            ),
-                        );
-                        put(
-                            8 + 2 * j,
-                            pair(
-                                value(_mm512_srli_epi32::<4>(words)),
-                                value(_mm512_srli_epi32::<12>(words)),
-                            ),
-                        );
-                        put(
-                            9 + 2 * j,
-                            pair(
-                                value(_mm512_srli_epi32::<20>(words)),
-                                value(_mm512_srli_epi32::<28>(words)),
-                            ),
-                        );
-                    }
-                } else {
-                    for j in 0..8 {
-                        let words = _mm512_loadu_si512(p.add(2 * TILE + 4 * TILE * j).cast());
-                        let value =
-                            |up| _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(up)));
-                        put(
-                            2 * j,
-                            pair(
-                                value(_mm512_slli_epi32::<24>(words)),
-                                value(_mm512_slli_epi32::<16>(words)),
-                            ),
-                        );
-                        put(
-                            2 * j + 1,
-                            pair(value(_mm512_slli_epi32::<8>(words)), value(words)),
-                        );
+impl Kernel for RoundPanel {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self, s: S) {
+        let w = self.weight;
+        // SAFETY: the panel exists; offsets are those of the layout.
+        unsafe {
+            with_form!(w.packed, F => {
+                let elements = F::SHAPE.elements();
+                let blocks = w.k / elements;
+                for half in 0..2 {
+                    let first = (2 * self.panel + half) * blocks;
+                    for b in 0..blocks {
+                        let to = self.to.add((b * elements * 2 + 2 * half) * S::LANES);
+                        let block = w.bytes.add((first + b) * F::SHAPE.block() * S::LANES);
+                        F::weights(s, block, &Pairs(to));
                     }
                 }
-            }
+            });
         }
+    }
+}
+
+/// bfloat16 [K / 2][2 LANES][2], at one of the halves.
+struct Pairs(*mut u16);
+
+impl<S: Simd> Out<S> for Pairs {
+    #[inline(always)]
+    unsafe fn put(&self, s: S, k: usize, even: S::V, odd: S::V) {
+        // SAFETY: the caller's.
+        unsafe { s.store_bf16_pairs(self.0.add(k * 2 * S::LANES), even, odd) }
     }
 }
 
@@ -587,8 +533,8 @@ impl AmxTask {
         let k = weight.k.next_multiple_of(2);
         // SAFETY: the caller's.
         unsafe {
-            if num_parts == 1 && matches!(weight.packed, Packed::W4 | Packed::W8) {
-                return round_panel(weight, panel, to);
+            if num_parts == 1 && weight.packed.dtype().is_none() {
+                return self.level.run(RoundPanel { weight, panel, to });
             }
             let padded = k.next_multiple_of(STEP);
             if padded > k {

@@ -7,8 +7,10 @@
 
 use std::ops::Range;
 
-use super::linear::{Packed, View};
-use super::simd::{GROUP, Kernel, Simd};
+use super::linear::View;
+use super::linear_form::{Form, Out, with_form};
+use super::linear_layout::Packed;
+use super::simd::{Kernel, Simd};
 use super::tensor::{Rows, RowsMut, load_some, store_some};
 
 /// Elements of K in one block: a panel slice is 16 KiB (32 with 16 lanes).
@@ -346,22 +348,18 @@ impl Kernel for Unpack {
                         s.store(slice.add(i * S::LANES), v);
                     }
                 }
-                Packed::W4 | Packed::W8 => {
-                    let groups = w.k / GROUP;
-                    let block = w.packed.row_bytes(GROUP) * S::LANES;
+                packed => with_form!(packed, F => {
+                    let elements = F::SHAPE.elements();
+                    let bytes = F::SHAPE.block() * S::LANES;
                     for half in 0..2 {
                         let tile = 2 * panel + half;
-                        for g in 0..len / GROUP {
-                            let p = w.bytes.add((tile * groups + k0 / GROUP + g) * block);
-                            let to = slice.add(g * GROUP * width + half * S::LANES);
-                            if w.packed == Packed::W4 {
-                                unpack_w4(s, p, to);
-                            } else {
-                                unpack_w8(s, p, to);
-                            }
+                        let first = tile * (w.k / elements) + k0 / elements;
+                        for b in 0..len / elements {
+                            let to = slice.add(b * elements * width + half * S::LANES);
+                            F::weights(s, w.bytes.add((first + b) * bytes), &Slice(to));
                         }
                     }
-                }
+                }),
             }
         }
         slice
@@ -412,51 +410,16 @@ impl Kernel for Emit {
     }
 }
 
-/// One group of a W4 tile as float32 [32][2 LANES], at the half that `to` points into.
-#[inline(always)]
-unsafe fn unpack_w4<S: Simd>(s: S, p: *const u8, to: *mut f32) {
-    let width = 2 * S::LANES;
-    // SAFETY: the caller gives a group of the layout and a slice of 32 * width floats.
-    unsafe {
-        let d = s.load_f16(p.cast());
-        let m = s.load_f16(p.add(2 * S::LANES).cast());
-        for j in 0..4 {
-            let w = p.add(4 * S::LANES * (j + 1));
-            let to = to.add(4 * j * width);
-            let low = [
-                s.nibble::<0>(w),
-                s.nibble::<8>(w),
-                s.nibble::<16>(w),
-                s.nibble::<24>(w),
-            ];
-            let high = [
-                s.nibble::<4>(w),
-                s.nibble::<12>(w),
-                s.nibble::<20>(w),
-                s.nibble::<28>(w),
-            ];
-            for i in 0..4 {
-                s.store(to.add(i * width), s.fma(d, low[i], m));
-                s.store(to.add((16 + i) * width), s.fma(d, high[i], m));
-            }
-        }
-    }
-}
+/// float32 [K][2 LANES], at one of the halves.
+struct Slice(*mut f32);
 
-/// The same for W8.
-#[inline(always)]
-unsafe fn unpack_w8<S: Simd>(s: S, p: *const u8, to: *mut f32) {
-    let width = 2 * S::LANES;
-    // SAFETY: as `unpack_w4`.
-    unsafe {
-        let d = s.load_f16(p.cast());
-        for j in 0..8 {
-            let w = p.add(2 * S::LANES + 4 * S::LANES * j);
-            let to = to.add(4 * j * width);
-            s.store(to, s.mul(d, s.byte::<0>(w)));
-            s.store(to.add(width), s.mul(d, s.byte::<1>(w)));
-            s.store(to.add(2 * width), s.mul(d, s.byte::<2>(w)));
-            s.store(to.add(3 * width), s.mul(d, s.byte::<3>(w)));
+impl<S: Simd> Out<S> for Slice {
+    #[inline(always)]
+    unsafe fn put(&self, s: S, k: usize, even: S::V, odd: S::V) {
+        // SAFETY: the caller's.
+        unsafe {
+            s.store(self.0.add(k * 2 * S::LANES), even);
+            s.store(self.0.add((k + 1) * 2 * S::LANES), odd);
         }
     }
 }

@@ -14,7 +14,9 @@ pub mod linear;
 #[cfg(target_arch = "x86_64")]
 mod linear_amx;
 mod linear_float;
+mod linear_form;
 mod linear_int8;
+mod linear_layout;
 pub mod logits;
 pub mod norm;
 pub mod pool;

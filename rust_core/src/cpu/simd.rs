@@ -4,12 +4,11 @@
 //! function with the level's target features, into which the kernel and every method here are
 //! inlined (`inline(always)`; an intrinsic that stayed a call would be correct but slow).
 //!
-//! Two integer layouts appear here, both in tiles of `LANES` weight rows, 32 elements of K a group:
-//! - **nibbles**: 4 vectors of 4 * LANES bytes; in vector j, the 4 bytes of lane r hold row r's
-//!   elements 4j..4j+4 in their low halves and 16+4j..16+4j+4 in their high ones.
-//! - **bytes**: 8 vectors; in vector j, lane r's bytes are row r's elements 4j..4j+4, signed.
-//!
-//! So a dot product with int8 activations broadcasts 4 of them to all lanes.
+//! Quantized weights meet int8 activations in tiles of `LANES` weight rows, 32 elements of K a
+//! group: 8 vectors of 4 * LANES bytes; in vector j, lane r's bytes are row r's elements 4j..4j+4.
+//! So a dot product broadcasts 4 activations to all lanes.
+
+use std::ops::Range;
 
 use super::float::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 
@@ -37,10 +36,10 @@ pub trait Simd: Copy {
     const LANES: usize;
     /// Rows of activations a float tile holds in registers (a tile is `ROWS` x 2 vectors).
     const ROWS: usize;
-    /// Rows of activations that share one unpacked group of nibbles.
+    /// Rows of activations that share one unpacked group of weights.
     const INT_ROWS: usize;
-    /// One group of nibbles, unpacked.
-    type Nibbles: Copy;
+    /// `LANES` 32-bit words.
+    type I: Copy;
 
     fn splat(self, x: f32) -> Self::V;
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
@@ -71,15 +70,37 @@ pub trait Simd: Copy {
     /// Integral values in [-127, 127] as int8.
     unsafe fn store_i8(self, p: *mut i8, a: Self::V);
 
-    /// Of LANES 32-bit words: bits SHIFT..SHIFT+4, as floats.
-    unsafe fn nibble<const SHIFT: i32>(self, p: *const u8) -> Self::V;
-    /// Of LANES 32-bit words: byte BYTE as a signed number.
-    unsafe fn byte<const BYTE: i32>(self, p: *const u8) -> Self::V;
-    /// One group in the nibble layout.
-    unsafe fn unpack_nibbles(self, w: *const u8) -> Self::Nibbles;
-    /// Its dot products with 32 int8 activations.
-    unsafe fn dot_nibbles(self, w: Self::Nibbles, x: *const i8) -> Self::V;
-    /// Dot products of one group in the byte layout with R rows of 32 int8 activations, each in
+    /// int8 as floats.
+    unsafe fn load_i8(self, p: *const i8) -> Self::V;
+    /// Two vectors to the nearest bf16, ties either way: `a` to even places, `b` to odd ones.
+    #[inline(always)]
+    unsafe fn store_bf16_pairs(self, p: *mut u16, a: Self::V, b: Self::V) {
+        let mut lanes = [[0.0f32; 16]; 2];
+        // SAFETY: the trait's contract; lanes holds LANES <= 16.
+        unsafe {
+            self.store(lanes[0].as_mut_ptr(), a);
+            self.store(lanes[1].as_mut_ptr(), b);
+            for i in 0..2 * Self::LANES {
+                p.add(i).write_unaligned(f32_to_bf16(lanes[i % 2][i / 2]));
+            }
+        }
+    }
+
+    unsafe fn load_words(self, p: *const u8) -> Self::I;
+    fn and(self, a: Self::I, mask: u32) -> Self::I;
+    fn or(self, a: Self::I, b: Self::I) -> Self::I;
+    /// 0 < N < 32, zeros come in; so below.
+    fn shift_left<const N: i32>(self, a: Self::I) -> Self::I;
+    fn shift_right<const N: i32>(self, a: Self::I) -> Self::I;
+    /// Bits SHIFT..SHIFT+4 as floats.
+    fn nibble<const SHIFT: i32>(self, a: Self::I) -> Self::V;
+    /// Byte BYTE as a signed number.
+    fn byte<const BYTE: i32>(self, a: Self::I) -> Self::V;
+    /// Dot products of one group, BITS (4 or 5) bits unsigned, with 32 activations.
+    unsafe fn dot<const BITS: usize>(self, w: [Self::I; 8], x: *const i8) -> Self::V;
+    /// `start` plus the dot products of a group's halves, 6 bits unsigned.
+    unsafe fn dot_halves(self, w: [Self::I; 8], x: *const i8, start: [i32; 2]) -> [Self::V; 2];
+    /// Dot products of one group of signed bytes with R rows of 32 activations, each in
     /// [-127, 127]. `surplus`: -128 times the sum of each row's, for instruction sets that have to
     /// make weights unsigned.
     unsafe fn dot_bytes<const R: usize>(
@@ -189,8 +210,18 @@ pub struct Scalar;
 const L: usize = 8;
 
 #[inline(always)]
-fn each(f: impl Fn(usize) -> f32) -> [f32; L] {
+fn each<T>(f: impl Fn(usize) -> T) -> [T; L] {
     std::array::from_fn(f)
+}
+
+/// Elements `part` of one row's group times the activations, plus `start`.
+#[inline(always)]
+fn dot_row(w: &[[u32; L]; 8], row: usize, x: &[i8; GROUP], part: Range<usize>, start: i32) -> i32 {
+    let product = |i: usize| {
+        let weight = w[i / 4][row].to_le_bytes()[i % 4];
+        i32::from(weight) * i32::from(x[i])
+    };
+    part.map(product).sum::<i32>() + start
 }
 
 /// Four bytes of lane r of vector j.
@@ -208,7 +239,7 @@ impl Simd for Scalar {
     const LANES: usize = L;
     const ROWS: usize = 4;
     const INT_ROWS: usize = 4;
-    type Nibbles = [u8; 8 * 4 * L];
+    type I = [u32; L];
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
@@ -312,37 +343,53 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    unsafe fn nibble<const SHIFT: i32>(self, p: *const u8) -> Self::V {
+    unsafe fn load_i8(self, p: *const i8) -> Self::V {
         // SAFETY: the trait's contract.
-        each(|r| (u32::from_le_bytes(unsafe { word(p, 0, r) }) >> SHIFT & 15) as f32)
+        unsafe { p.cast::<[i8; L]>().read_unaligned() }.map(f32::from)
     }
     #[inline(always)]
-    unsafe fn byte<const BYTE: i32>(self, p: *const u8) -> Self::V {
+    unsafe fn load_words(self, p: *const u8) -> Self::I {
         // SAFETY: the trait's contract.
-        each(|r| f32::from(unsafe { word(p, 0, r) }[BYTE as usize] as i8))
+        each(|r| u32::from_le_bytes(unsafe { word(p, 0, r) }))
     }
     #[inline(always)]
-    unsafe fn unpack_nibbles(self, w: *const u8) -> Self::Nibbles {
-        // SAFETY: the trait's contract.
-        let bytes = unsafe { w.cast::<[u8; 4 * 4 * L]>().read_unaligned() };
-        let mut out = [0; 8 * 4 * L];
-        for (i, byte) in bytes.into_iter().enumerate() {
-            out[i] = byte & 15;
-            out[4 * 4 * L + i] = byte >> 4;
-        }
-        out
+    fn and(self, a: Self::I, mask: u32) -> Self::I {
+        a.map(|x| x & mask)
     }
     #[inline(always)]
-    unsafe fn dot_nibbles(self, w: Self::Nibbles, x: *const i8) -> Self::V {
+    fn or(self, a: Self::I, b: Self::I) -> Self::I {
+        each(|i| a[i] | b[i])
+    }
+    #[inline(always)]
+    fn shift_left<const N: i32>(self, a: Self::I) -> Self::I {
+        a.map(|x| x << N)
+    }
+    #[inline(always)]
+    fn shift_right<const N: i32>(self, a: Self::I) -> Self::I {
+        a.map(|x| x >> N)
+    }
+    #[inline(always)]
+    fn nibble<const SHIFT: i32>(self, a: Self::I) -> Self::V {
+        a.map(|x| (x >> SHIFT & 15) as f32)
+    }
+    #[inline(always)]
+    fn byte<const BYTE: i32>(self, a: Self::I) -> Self::V {
+        a.map(|x| f32::from(x.to_le_bytes()[BYTE as usize] as i8))
+    }
+    #[inline(always)]
+    unsafe fn dot<const BITS: usize>(self, w: [Self::I; 8], x: *const i8) -> Self::V {
         // SAFETY: the trait's contract: 32 activations.
         let x = unsafe { x.cast::<[i8; GROUP]>().read_unaligned() };
-        each(|r| {
-            let product = |i: usize| {
-                let weight = w[(i / 4 * L + r) * 4 + i % 4];
-                i32::from(weight) * i32::from(x[i])
-            };
-            (0..GROUP).map(product).sum::<i32>() as f32
-        })
+        each(|r| dot_row(&w, r, &x, 0..GROUP, 0) as f32)
+    }
+    #[inline(always)]
+    unsafe fn dot_halves(self, w: [Self::I; 8], x: *const i8, start: [i32; 2]) -> [Self::V; 2] {
+        // SAFETY: the trait's contract: 32 activations.
+        let x = unsafe { x.cast::<[i8; GROUP]>().read_unaligned() };
+        [
+            each(|r| dot_row(&w, r, &x, 0..16, start[0]) as f32),
+            each(|r| dot_row(&w, r, &x, 16..GROUP, start[1]) as f32),
+        ]
     }
     #[inline(always)]
     unsafe fn dot_bytes<const R: usize>(

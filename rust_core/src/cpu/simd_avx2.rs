@@ -31,7 +31,7 @@ impl Simd for Avx2 {
     const LANES: usize = 8;
     const ROWS: usize = 6;
     const INT_ROWS: usize = 4;
-    type Nibbles = [__m256i; 8];
+    type I = __m256i;
 
     #[inline(always)]
     fn prefetch(self, p: *const u8) {
@@ -169,50 +169,87 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn nibble<const SHIFT: i32>(self, p: *const u8) -> __m256 {
+    unsafe fn load_i8(self, p: *const i8) -> __m256 {
+        isa!(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(
+            p.cast()
+        ))))
+    }
+    #[inline(always)]
+    unsafe fn load_words(self, p: *const u8) -> __m256i {
+        isa!(_mm256_loadu_si256(p.cast()))
+    }
+    #[inline(always)]
+    fn and(self, a: __m256i, mask: u32) -> __m256i {
+        isa!(_mm256_and_si256(a, _mm256_set1_epi32(mask.cast_signed())))
+    }
+    #[inline(always)]
+    fn or(self, a: __m256i, b: __m256i) -> __m256i {
+        isa!(_mm256_or_si256(a, b))
+    }
+    #[inline(always)]
+    fn shift_left<const N: i32>(self, a: __m256i) -> __m256i {
+        isa!(_mm256_slli_epi32::<N>(a))
+    }
+    #[inline(always)]
+    fn shift_right<const N: i32>(self, a: __m256i) -> __m256i {
+        isa!(_mm256_srli_epi32::<N>(a))
+    }
+    #[inline(always)]
+    fn nibble<const SHIFT: i32>(self, a: __m256i) -> __m256 {
         isa! {
-            let words = _mm256_srli_epi32::<SHIFT>(_mm256_loadu_si256(p.cast()));
+            let words = _mm256_srli_epi32::<SHIFT>(a);
             _mm256_cvtepi32_ps(_mm256_and_si256(words, _mm256_set1_epi32(15)))
         }
     }
     #[inline(always)]
-    unsafe fn byte<const BYTE: i32>(self, p: *const u8) -> __m256 {
+    fn byte<const BYTE: i32>(self, a: __m256i) -> __m256 {
         isa! {
-            let words = _mm256_loadu_si256(p.cast());
-            let up = _mm256_sll_epi32(words, _mm_cvtsi32_si128(24 - 8 * BYTE));
+            let up = _mm256_sll_epi32(a, _mm_cvtsi32_si128(24 - 8 * BYTE));
             _mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(up))
         }
     }
     #[inline(always)]
-    unsafe fn unpack_nibbles(self, w: *const u8) -> [__m256i; 8] {
-        isa! {
-            let mask = _mm256_set1_epi8(15);
-            let mut out = [_mm256_setzero_si256(); 8];
-            for j in 0..4 {
-                let both = _mm256_loadu_si256(w.add(32 * j).cast());
-                out[j] = _mm256_and_si256(both, mask);
-                out[j + 4] = _mm256_and_si256(_mm256_srli_epi16::<4>(both), mask);
-            }
-            out
-        }
-    }
-    #[inline(always)]
-    unsafe fn dot_nibbles(self, w: [__m256i; 8], x: *const i8) -> __m256 {
+    unsafe fn dot<const BITS: usize>(self, w: [__m256i; 8], x: *const i8) -> __m256 {
         isa! {
             let x = x.cast::<i32>();
             let pair = |j: usize| {
                 _mm256_maddubs_epi16(w[j], _mm256_set1_epi32(x.add(j).read_unaligned()))
             };
-            // A pair is at most 2 * 15 * 127, and eight of them still fit 16 bits. Two chains, so
-            // that one's latency hides behind the other.
+            // Two chains, so that one's latency hides behind the other.
             let mut a = pair(0);
             let mut b = pair(1);
             for j in 1..4 {
                 a = _mm256_add_epi16(a, pair(2 * j));
                 b = _mm256_add_epi16(b, pair(2 * j + 1));
             }
-            let sum = _mm256_madd_epi16(_mm256_add_epi16(a, b), _mm256_set1_epi16(1));
+            let ones = _mm256_set1_epi16(1);
+            // A pair of nibbles is at most 2 * 15 * 127, and eight of them still fit 16 bits; of
+            // 5 bits four do.
+            let sum = if BITS == 4 {
+                _mm256_madd_epi16(_mm256_add_epi16(a, b), ones)
+            } else {
+                _mm256_add_epi32(_mm256_madd_epi16(a, ones), _mm256_madd_epi16(b, ones))
+            };
             _mm256_cvtepi32_ps(sum)
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_halves(self, w: [__m256i; 8], x: *const i8, start: [i32; 2]) -> [__m256; 2] {
+        isa! {
+            let x = x.cast::<i32>();
+            let pair = |j: usize| {
+                _mm256_maddubs_epi16(w[j], _mm256_set1_epi32(x.add(j).read_unaligned()))
+            };
+            let ones = _mm256_set1_epi16(1);
+            // A pair is at most 2 * 63 * 127: two fit 16 bits.
+            let two = |j| _mm256_madd_epi16(_mm256_add_epi16(pair(j), pair(j + 1)), ones);
+            let mut out = [_mm256_setzero_ps(); 2];
+            for half in 0..2 {
+                let sum = _mm256_add_epi32(two(4 * half), two(4 * half + 2));
+                let start = _mm256_set1_epi32(start[half]);
+                out[half] = _mm256_cvtepi32_ps(_mm256_add_epi32(sum, start));
+            }
+            out
         }
     }
     #[inline(always)]

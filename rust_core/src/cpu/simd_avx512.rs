@@ -34,7 +34,7 @@ impl Simd for Avx512 {
     const LANES: usize = 16;
     const ROWS: usize = 12;
     const INT_ROWS: usize = 8;
-    type Nibbles = [__m512i; 8];
+    type I = __m512i;
 
     #[inline(always)]
     fn prefetch(self, p: *const u8) {
@@ -155,36 +155,68 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn nibble<const SHIFT: i32>(self, p: *const u8) -> __m512 {
+    unsafe fn load_i8(self, p: *const i8) -> __m512 {
+        isa!(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(
+            p.cast()
+        ))))
+    }
+    /// Ties away from zero: two instructions. Finite values up to bfloat16's largest, infinities
+    /// and the NaNs that arithmetic makes stay what they are.
+    #[inline(always)]
+    unsafe fn store_bf16_pairs(self, p: *mut u16, a: __m512, b: __m512) {
         isa! {
-            let words = _mm512_loadu_si512(p.cast());
-            let down = _mm512_srl_epi32(words, _mm_cvtsi32_si128(SHIFT));
-            _mm512_cvtepi32_ps(_mm512_and_si512(down, _mm512_set1_epi32(15)))
+            let half = _mm512_set1_epi32(0x8000);
+            let a = _mm512_add_epi32(_mm512_castps_si512(a), half);
+            let b = _mm512_add_epi32(_mm512_castps_si512(b), half);
+            // b & mask | a
+            let both = _mm512_ternarylogic_epi32::<0xea>(
+                b,
+                _mm512_set1_epi32(!0xffff),
+                _mm512_srli_epi32::<16>(a),
+            );
+            _mm512_storeu_si512(p.cast(), both);
         }
     }
     #[inline(always)]
-    unsafe fn byte<const BYTE: i32>(self, p: *const u8) -> __m512 {
+    unsafe fn load_words(self, p: *const u8) -> __m512i {
+        isa!(_mm512_loadu_si512(p.cast()))
+    }
+    #[inline(always)]
+    fn and(self, a: __m512i, mask: u32) -> __m512i {
+        isa!(_mm512_and_si512(a, _mm512_set1_epi32(mask.cast_signed())))
+    }
+    #[inline(always)]
+    fn or(self, a: __m512i, b: __m512i) -> __m512i {
+        isa!(_mm512_or_si512(a, b))
+    }
+    #[inline(always)]
+    fn shift_left<const N: i32>(self, a: __m512i) -> __m512i {
+        isa!(_mm512_sll_epi32(a, _mm_cvtsi32_si128(N)))
+    }
+    #[inline(always)]
+    fn shift_right<const N: i32>(self, a: __m512i) -> __m512i {
+        isa!(_mm512_srl_epi32(a, _mm_cvtsi32_si128(N)))
+    }
+    #[inline(always)]
+    fn nibble<const SHIFT: i32>(self, a: __m512i) -> __m512 {
         isa! {
-            let words = _mm512_loadu_si512(p.cast());
-            let up = _mm512_sll_epi32(words, _mm_cvtsi32_si128(24 - 8 * BYTE));
+            let numbers = _mm512_setr_ps(
+                0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.,
+            );
+            // An index's low four bits choose: no need to clear the others.
+            let down = _mm512_srl_epi32(a, _mm_cvtsi32_si128(SHIFT));
+            _mm512_permutexvar_ps(down, numbers)
+        }
+    }
+    #[inline(always)]
+    fn byte<const BYTE: i32>(self, a: __m512i) -> __m512 {
+        isa! {
+            let up = _mm512_sll_epi32(a, _mm_cvtsi32_si128(24 - 8 * BYTE));
             _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(up))
         }
     }
     #[inline(always)]
-    unsafe fn unpack_nibbles(self, w: *const u8) -> [__m512i; 8] {
-        isa! {
-            let mask = _mm512_set1_epi8(15);
-            let mut out = [_mm512_setzero_si512(); 8];
-            for j in 0..4 {
-                let both = _mm512_loadu_si512(w.add(64 * j).cast());
-                out[j] = _mm512_and_si512(both, mask);
-                out[j + 4] = _mm512_and_si512(_mm512_srli_epi16::<4>(both), mask);
-            }
-            out
-        }
-    }
-    #[inline(always)]
-    unsafe fn dot_nibbles(self, w: [__m512i; 8], x: *const i8) -> __m512 {
+    unsafe fn dot<const BITS: usize>(self, w: [__m512i; 8], x: *const i8) -> __m512 {
         isa! {
             let x = x.cast::<i32>();
             let four = |j: usize| _mm512_set1_epi32(x.add(j).read_unaligned());
@@ -196,6 +228,20 @@ impl Simd for Avx512 {
                 b = _mm512_dpbusd_epi32(b, w[2 * j + 1], four(2 * j + 1));
             }
             _mm512_cvtepi32_ps(_mm512_add_epi32(a, b))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_halves(self, w: [__m512i; 8], x: *const i8, start: [i32; 2]) -> [__m512; 2] {
+        isa! {
+            let x = x.cast::<i32>();
+            let four = |j: usize| _mm512_set1_epi32(x.add(j).read_unaligned());
+            let mut a = _mm512_set1_epi32(start[0]);
+            let mut b = _mm512_set1_epi32(start[1]);
+            for j in 0..4 {
+                a = _mm512_dpbusd_epi32(a, w[j], four(j));
+                b = _mm512_dpbusd_epi32(b, w[4 + j], four(4 + j));
+            }
+            [_mm512_cvtepi32_ps(a), _mm512_cvtepi32_ps(b)]
         }
     }
     #[inline(always)]

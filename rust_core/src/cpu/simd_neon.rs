@@ -62,16 +62,6 @@ fn to_floats<const R: usize>(sums: [(int32x4_t, int32x4_t); R]) -> [V; R] {
 }
 
 #[inline(always)]
-fn low_nibbles(v: uint8x16_t) -> int8x16_t {
-    isa!(vreinterpretq_s8_u8(vandq_u8(v, vdupq_n_u8(15))))
-}
-
-#[inline(always)]
-fn high_nibbles(v: uint8x16_t) -> int8x16_t {
-    isa!(vreinterpretq_s8_u8(vshrq_n_u8::<4>(v)))
-}
-
-#[inline(always)]
 fn pow2_half(x: float32x4_t) -> float32x4_t {
     isa!(vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(
         vcvtnq_s32_f32(x),
@@ -80,28 +70,42 @@ fn pow2_half(x: float32x4_t) -> float32x4_t {
 }
 
 /// Four words' bits SHIFT..SHIFT+4.
-///
-/// # Safety
-/// 16 bytes are readable.
 #[inline(always)]
-unsafe fn nibble_half<const SHIFT: i32>(p: *const u8) -> float32x4_t {
+fn nibble_half<const SHIFT: i32>(words: uint32x4_t) -> float32x4_t {
     isa! {
-        let words = vreinterpretq_u32_u8(vld1q_u8(p));
         let down = vshlq_u32(words, vdupq_n_s32(-SHIFT));
         vcvtq_f32_u32(vandq_u32(down, vdupq_n_u32(15)))
     }
 }
 
 /// Four words' byte BYTE, signed.
+#[inline(always)]
+fn byte_half<const BYTE: i32>(words: uint32x4_t) -> float32x4_t {
+    isa! {
+        let up = vshlq_s32(vreinterpretq_s32_u32(words), vdupq_n_s32(24 - 8 * BYTE));
+        vcvtq_f32_s32(vshrq_n_s32::<24>(up))
+    }
+}
+
+/// Four vectors of unsigned weights, below 128, times 16 activations, added to `start`.
 ///
 /// # Safety
-/// 16 bytes are readable.
+/// 16 activations are readable.
 #[inline(always)]
-unsafe fn byte_half<const BYTE: i32>(p: *const u8) -> float32x4_t {
+unsafe fn dot16(
+    w: &[(uint32x4_t, uint32x4_t)],
+    x: *const i8,
+    start: i32,
+) -> (int32x4_t, int32x4_t) {
     isa! {
-        let words = vreinterpretq_s32_u8(vld1q_u8(p));
-        let up = vshlq_s32(words, vdupq_n_s32(24 - 8 * BYTE));
-        vcvtq_f32_s32(vshrq_n_s32::<24>(up))
+        let start = vdupq_n_s32(start);
+        let mut sum = (start, start);
+        for (j, w) in w.iter().enumerate() {
+            let four = x.cast::<i32>().add(j).read_unaligned();
+            let (a, b) = (vreinterpretq_s8_u32(w.0), vreinterpretq_s8_u32(w.1));
+            dot4(a, b, vreinterpret_s8_s32(vdup_n_s32(four)), &mut sum);
+        }
+        sum
     }
 }
 
@@ -110,7 +114,7 @@ impl Simd for Neon {
     const LANES: usize = 8;
     const ROWS: usize = 6;
     const INT_ROWS: usize = 4;
-    type Nibbles = [(int8x16_t, int8x16_t); 8];
+    type I = (uint32x4_t, uint32x4_t);
 
     #[inline(always)]
     fn splat(self, x: f32) -> V {
@@ -243,35 +247,72 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    unsafe fn nibble<const SHIFT: i32>(self, p: *const u8) -> V {
-        isa!((nibble_half::<SHIFT>(p), nibble_half::<SHIFT>(p.add(16))))
-    }
-    #[inline(always)]
-    unsafe fn byte<const BYTE: i32>(self, p: *const u8) -> V {
-        isa!((byte_half::<BYTE>(p), byte_half::<BYTE>(p.add(16))))
-    }
-    #[inline(always)]
-    unsafe fn unpack_nibbles(self, w: *const u8) -> Self::Nibbles {
+    unsafe fn load_i8(self, p: *const i8) -> V {
         isa! {
-            let mut out = [(vdupq_n_s8(0), vdupq_n_s8(0)); 8];
-            for j in 0..4 {
-                let (a, b) = (vld1q_u8(w.add(32 * j)), vld1q_u8(w.add(32 * j + 16)));
-                out[j] = (low_nibbles(a), low_nibbles(b));
-                out[j + 4] = (high_nibbles(a), high_nibbles(b));
-            }
-            out
+            let wide = vmovl_s8(vld1_s8(p));
+            (
+                vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide))),
+                vcvtq_f32_s32(vmovl_s16(vget_high_s16(wide))),
+            )
         }
     }
     #[inline(always)]
-    unsafe fn dot_nibbles(self, w: Self::Nibbles, x: *const i8) -> V {
+    unsafe fn load_words(self, p: *const u8) -> Self::I {
+        isa!((
+            vreinterpretq_u32_u8(vld1q_u8(p)),
+            vreinterpretq_u32_u8(vld1q_u8(p.add(16)))
+        ))
+    }
+    #[inline(always)]
+    fn and(self, a: Self::I, mask: u32) -> Self::I {
+        isa!((
+            vandq_u32(a.0, vdupq_n_u32(mask)),
+            vandq_u32(a.1, vdupq_n_u32(mask))
+        ))
+    }
+    #[inline(always)]
+    fn or(self, a: Self::I, b: Self::I) -> Self::I {
+        isa!((vorrq_u32(a.0, b.0), vorrq_u32(a.1, b.1)))
+    }
+    #[inline(always)]
+    fn shift_left<const N: i32>(self, a: Self::I) -> Self::I {
+        isa!((
+            vshlq_u32(a.0, vdupq_n_s32(N)),
+            vshlq_u32(a.1, vdupq_n_s32(N))
+        ))
+    }
+    #[inline(always)]
+    fn shift_right<const N: i32>(self, a: Self::I) -> Self::I {
+        isa!((
+            vshlq_u32(a.0, vdupq_n_s32(-N)),
+            vshlq_u32(a.1, vdupq_n_s32(-N))
+        ))
+    }
+    #[inline(always)]
+    fn nibble<const SHIFT: i32>(self, a: Self::I) -> V {
+        (nibble_half::<SHIFT>(a.0), nibble_half::<SHIFT>(a.1))
+    }
+    #[inline(always)]
+    fn byte<const BYTE: i32>(self, a: Self::I) -> V {
+        (byte_half::<BYTE>(a.0), byte_half::<BYTE>(a.1))
+    }
+    #[inline(always)]
+    unsafe fn dot<const BITS: usize>(self, w: [Self::I; 8], x: *const i8) -> V {
         isa! {
-            let zero = vdupq_n_s32(0);
-            let mut sum = (zero, zero);
-            for (j, (a, b)) in w.into_iter().enumerate() {
-                let four = x.cast::<i32>().add(j).read_unaligned();
-                dot4(a, b, vreinterpret_s8_s32(vdup_n_s32(four)), &mut sum);
-            }
+            let sum = dot16(&w[..4], x, 0);
+            let more = dot16(&w[4..], x.add(16), 0);
+            let sum = (vaddq_s32(sum.0, more.0), vaddq_s32(sum.1, more.1));
             (vcvtq_f32_s32(sum.0), vcvtq_f32_s32(sum.1))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_halves(self, w: [Self::I; 8], x: *const i8, start: [i32; 2]) -> [V; 2] {
+        isa! {
+            let sums = [
+                dot16(&w[..4], x, start[0]),
+                dot16(&w[4..], x.add(16), start[1]),
+            ];
+            to_floats(sums)
         }
     }
     #[inline(always)]

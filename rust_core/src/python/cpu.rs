@@ -14,7 +14,7 @@ use crate::cpu::attention::{AttentionArgs, paged_attention};
 use crate::cpu::decoder::{Decoder, Layer, Projection, Step};
 use crate::cpu::float::DType;
 use crate::cpu::level::Level;
-use crate::cpu::linear::{Linear, Source};
+use crate::cpu::linear::{Linear, Packed};
 use crate::cpu::norm::{Norm, norm};
 use crate::cpu::rope::{Cache, RopeArgs, qk_norm_rope_store_kv};
 use crate::cpu::tensor::{Rows, RowsMut, load_one};
@@ -132,21 +132,24 @@ impl CpuLinear {
         level_name: Option<&str>,
     ) -> PyResult<Self> {
         let level = level_name.map_or_else(level, |name| Level::parse(name).map_err(invalid))?;
-        let sources = parts
+        let kinds = parts
             .iter()
-            .map(|p| Source::parse(&p.3).ok_or_else(|| invalid(format!("kind {:?}", p.3))))
+            .map(|p| match Packed::parse(&p.3) {
+                Some(packed) => Ok((packed, p.2)),
+                None => Err(invalid(format!("kind {:?}", p.3))),
+            })
             .collect::<PyResult<Vec<_>>>()?;
-        let packed = sources
-            .first()
-            .ok_or_else(|| invalid("no rows to pack"))?
-            .packed();
         let inner = py
             .detach(|| {
-                let mut linear = Linear::new(level, packed, n, k)?;
+                let mut linear = Linear::new(level, k, &kinds)?;
+                if linear.n() != n {
+                    return Err(format!("{} rows for a weight of {n}", linear.n()));
+                }
                 let mut first = 0;
-                for (&(ptr, nbytes, rows, _, permutation), &source) in parts.iter().zip(&sources) {
-                    if rows.checked_mul(source.row_bytes(k)) != Some(nbytes) {
-                        return Err(format!("{nbytes} bytes for {rows} rows of {source:?}"));
+                for (&(ptr, nbytes, rows, _, permutation), &(packed, _)) in parts.iter().zip(&kinds)
+                {
+                    if rows.checked_mul(packed.file_row_bytes(k)) != Some(nbytes) {
+                        return Err(format!("{nbytes} bytes for {rows} rows of {packed:?}"));
                     }
                     // SAFETY: `kernels/cpu.py` gives the address of that many bytes, and of an
                     // int64 tensor of `rows` elements.
@@ -155,12 +158,9 @@ impl CpuLinear {
                             0 => None,
                             p => Some(slice::<i64>(p, rows).map_err(|e| e.to_string())?),
                         };
-                        linear.pack_rows(first, rows, ptr as *const u8, source, permutation)?;
+                        linear.pack_rows(first, rows, ptr as *const u8, packed, permutation)?;
                     }
                     first += rows;
-                }
-                if first != n {
-                    return Err(format!("{first} rows for a weight of {n}"));
                 }
                 Ok(linear)
             })
