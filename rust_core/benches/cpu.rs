@@ -1,5 +1,5 @@
 //! Speed of the CPU kernels without Python: `cargo bench --bench cpu`; OCTAVO_CPU_LEVEL=avx512 etc.
-//! chooses the instruction set.
+//! chooses the instruction set, `-- Q4_K Q6_K` the kinds.
 
 use std::time::Instant;
 
@@ -87,6 +87,8 @@ fn main() {
         let speed = read_bandwidth(level, mib << 20);
         println!("read {mib} MiB: {speed:.1} GB/s");
     }
+    let only: Vec<String> = std::env::args().skip(1).collect();
+    let only: Vec<&String> = only.iter().filter(|name| !name.starts_with('-')).collect();
     for (name, kind) in [
         ("Q4_0", Packed::Q4_0),
         ("Q4_1", Packed::Q4_1),
@@ -99,7 +101,12 @@ fn main() {
         ("F16", Packed::F16),
         ("F32", Packed::F32),
     ] {
+        if !only.is_empty() && !only.iter().any(|o| *o == name) {
+            continue;
+        }
         for (n, k) in [(3072, 576), (576, 1536)] {
+            let k: usize = k;
+            let k = k.next_multiple_of(kind.elements());
             // Enough copies that they do not fit the last-level cache.
             let copies = (96 << 20) / (kind.file_row_bytes(k) * n) + 1;
             let mut source = random_bytes(kind.file_row_bytes(k) * n);
