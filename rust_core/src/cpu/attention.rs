@@ -8,7 +8,8 @@
 //! number of threads.
 //!
 //! Decode reads keys and values where they lie; prefill first gathers a chunk into the panels of
-//! `linear_float`, whose tiles then do both products.
+//! `linear_float`, whose tiles then do both products. Where keys can be transposed as vectors decode
+//! gathers them as well.
 
 use super::float::DType;
 use super::level::Level;
@@ -24,7 +25,7 @@ const CHUNK: usize = 64;
 /// Keys a decode item takes at most.
 const SPLIT: usize = 512;
 /// Rows (query tokens times heads) of a prefill item.
-const TILE_ROWS: usize = 48;
+const TILE_ROWS: usize = 96;
 
 /// The op's inputs and output.
 #[derive(Clone, Copy)]
@@ -322,11 +323,14 @@ impl Kernel for AttentionTask<'_> {
             let mut key = self.item.low;
             while key < self.item.high {
                 let len = (self.item.high - key).min(CHUNK);
-                if decode {
+                if decode && !self.transposes::<S>() {
                     self.scores_in_place(s, q, l.dim, key, len, scores);
                 } else {
-                    self.gather(s, key, len, keys, values, l.dim);
-                    self.scores_from_panels(s, q, l.dim, rows, keys, scores);
+                    self.gather_keys(s, key, len, keys, l.dim);
+                    self.scores_from_panels(s, q, l.dim, rows, keys, len, scores);
+                }
+                if !decode {
+                    self.gather_values(s, key, len, values, l.dim);
                 }
                 for r in 0..rows {
                     let scores = scores.add(r * CHUNK);
@@ -575,32 +579,51 @@ impl AttentionTask<'_> {
         }
     }
 
-    /// A chunk's keys as panels [key panel][dim][2 LANES keys] and values as panels
-    /// [dim panel][CHUNK][2 LANES dims], zeros where there is none.
+    /// Whether keys can be transposed as vectors. A decode's products with keys that lie as columns
+    /// need no sums across lanes: worth the transposing even for one row.
     #[inline(always)]
-    unsafe fn gather<S: Simd>(
+    fn transposes<S: Simd>(&self) -> bool {
+        let cache = &self.args.k_cache;
+        S::TRANSPOSES && cache.data.dtype == DType::Bf16 && cache.head_dim.is_multiple_of(32)
+    }
+
+    /// A chunk's keys as panels [key panel][dim][2 LANES keys]; what lies beyond `len` is finite, or
+    /// a key's.
+    #[inline(always)]
+    unsafe fn gather_keys<S: Simd>(
         &self,
         s: S,
         key: usize,
         len: usize,
         keys: *mut f32,
-        values: *mut f32,
         dim_padded: usize,
     ) {
         let width = 2 * S::LANES;
-        let (dim, cache) = (self.args.k_cache.head_dim, &self.args.k_cache);
-        let (k_type, v_type) = (cache.data.dtype, self.args.v_cache.data.dtype);
+        let cache = &self.args.k_cache;
+        let (dim, dtype) = (cache.head_dim, cache.data.dtype);
         // SAFETY: the task's contract.
         unsafe {
+            if self.transposes::<S>() {
+                for first in (0..len).step_by(16) {
+                    let mut rows = [std::ptr::null(); 16];
+                    for (j, row) in rows.iter_mut().enumerate() {
+                        let (k, _) = self.locate(cache, key + (first + j).min(len - 1));
+                        *row = k.cast::<u16>();
+                    }
+                    let to = keys.add(first / width * dim_padded * width + first % width);
+                    for i in (0..dim).step_by(32) {
+                        let mut part = rows;
+                        for row in &mut part {
+                            *row = row.add(i);
+                        }
+                        s.transpose_bf16(part, to.add(i * width), width);
+                    }
+                }
+                return;
+            }
             if len < CHUNK {
                 for i in 0..CHUNK * dim_padded / S::LANES {
                     s.store(keys.add(i * S::LANES), s.zero());
-                }
-                // The tiles take keys in pairs: the odd one's values must be zeros.
-                for p in 0..dim_padded / width {
-                    let row = values.add((p * CHUNK + len) * width);
-                    s.store(row, s.zero());
-                    s.store(row.add(S::LANES), s.zero());
                 }
             } else if !dim.is_multiple_of(2) {
                 for p in 0..CHUNK / width {
@@ -611,20 +634,48 @@ impl AttentionTask<'_> {
             }
             for j in 0..len {
                 let (k, _) = self.locate(cache, key + j);
-                let (v, _) = self.locate(&self.args.v_cache, key + j);
                 let to = keys.add(j / width * dim_padded * width + j % width);
-                if k_type == DType::F32 {
+                if dtype == DType::F32 {
                     for i in 0..dim {
                         *to.add(i * width) = k.cast::<f32>().add(i).read_unaligned();
                     }
                 } else {
                     for i in 0..dim {
-                        *to.add(i * width) = load_one(k.add(i * k_type.size()), k_type);
+                        *to.add(i * width) = load_one(k.add(i * dtype.size()), dtype);
                     }
                 }
+            }
+        }
+    }
+
+    /// A chunk's values as panels [dim panel][CHUNK][2 LANES dims], zeros where there is none.
+    #[inline(always)]
+    unsafe fn gather_values<S: Simd>(
+        &self,
+        s: S,
+        key: usize,
+        len: usize,
+        values: *mut f32,
+        dim_padded: usize,
+    ) {
+        let width = 2 * S::LANES;
+        let cache = &self.args.v_cache;
+        let (dim, dtype) = (cache.head_dim, cache.data.dtype);
+        // SAFETY: the task's contract.
+        unsafe {
+            if len < CHUNK {
+                // The tiles take keys in pairs: the odd one's values must be zeros.
+                for p in 0..dim_padded / width {
+                    let row = values.add((p * CHUNK + len) * width);
+                    s.store(row, s.zero());
+                    s.store(row.add(S::LANES), s.zero());
+                }
+            }
+            for j in 0..len {
+                let (v, _) = self.locate(cache, key + j);
                 let mut i = 0;
                 while i < dim {
-                    let row = load_some(s, v.add(i * v_type.size()), v_type, dim - i);
+                    let row = load_some(s, v.add(i * dtype.size()), dtype, dim - i);
                     s.store(values.add((i / width * CHUNK + j) * width + i % width), row);
                     i += S::LANES;
                 }
@@ -632,7 +683,7 @@ impl AttentionTask<'_> {
         }
     }
 
-    /// scores[row][CHUNK], by way of `sums`' panels in the order of the keys' ones.
+    /// scores[row][len, to whole panels], by way of `sums`' panels in the order of the keys' ones.
     #[inline(always)]
     #[allow(clippy::too_many_arguments)]
     unsafe fn scores_from_panels<S: Simd>(
@@ -642,6 +693,7 @@ impl AttentionTask<'_> {
         dim_padded: usize,
         rows: usize,
         keys: *const f32,
+        len: usize,
         scores: *mut f32,
     ) {
         let width = 2 * S::LANES;
@@ -649,7 +701,7 @@ impl AttentionTask<'_> {
         // One panel's sums at a time: TILE_ROWS x 32 at most.
         let mut panel_sums = [0.0f32; TILE_ROWS * 32];
         let panel_sums = panel_sums.as_mut_ptr();
-        for p in 0..CHUNK / width {
+        for p in 0..len.div_ceil(width) {
             // SAFETY: the task's contract.
             unsafe {
                 for i in 0..2 * rows {

@@ -245,7 +245,7 @@ impl Linear {
                 return self.forward_amx(weight, x, bias, y, exact);
             }
             if quantized && !exact {
-                let floats = Activations::floats(x.rows, self.k, weight.packed);
+                let floats = Activations::floats(x.rows, self.k);
                 with_floats(0, floats, |p| {
                     let activations = Activations::quantize(level, x, weight.packed, p);
                     let tiles = weight.n.div_ceil(level.lanes());

@@ -3,13 +3,22 @@
 //! Activations get one scale per row and group of 32, the largest magnitude over 127, so that each
 //! group's dot product is an exact integer times two scales. A weight's minimum adds
 //! minimum * sum of the group's (rounded) activations, which is kept beside the scale.
+//!
+//! Rounding to int8 alone would raise a model's perplexity by half a percent, so a second part holds
+//! what the first one loses. For weights of more than 4 bits it is the first one's error in 256ths of
+//! a step, with dot products of its own: twice as many. 4-bit weights lie in pairs in a byte, low
+//! + 16 high, elements k and k + 16 of a group; one product with that byte serves both, half as many:
+//! with a byte y of the second part, element k's value is a + y / 256 and element k + 16's is
+//! b + y / 16, in steps. y = 16 h + l: l is the sixteenths of element k + 16, h those of element k
+//! less l / 256, and b takes off the whole steps that y / 16 adds too many, h. So both have 4 bits
+//! more than int8.
 
 use std::ops::Range;
 
 use super::level::Level;
 use super::linear::View;
 use super::linear_form::{Form, with_form};
-use super::linear_layout::{Packed, Shape};
+use super::linear_layout::Packed;
 use super::pool;
 use super::simd::{GROUP, Kernel, Simd};
 use super::tensor::{Rows, RowsMut, load_some, store_some};
@@ -25,67 +34,92 @@ const PREFETCH_BYTES: usize = 4096;
 /// Up to so many rows; with more the arithmetic takes longer than the memory.
 const PREFETCH_ROWS: usize = 2;
 
-/// Rows rounded to int8.
-#[derive(Clone, Copy)]
-pub struct Activations {
-    /// Per row and group `words(shape)` of them: the scale; then the scale times the sum of the
-    /// group's values; or as bits of integers, for 8-bit weights -128 times the sum, for 6-bit
-    /// ones -32 times the sums of both halves.
-    scales: *const f32,
-    /// [M, K]
-    values: *const i8,
-    k: usize,
+/// Rows of x that lie together, group by group, so that a tile finds all it needs of a group at
+/// fixed distances from one address.
+pub const ROWS: usize = 8;
+/// Steps of the first part in one of the second.
+const PART: f32 = 256.0;
+/// Largest value of the first part, in steps. With 4-bit weights up to 9 go to what the second part
+/// adds too many.
+const MOST: f32 = 127.0;
+const MOST_NIBBLES: f32 = 118.0;
+
+/// `ROWS` rows' group as the dot products read it.
+#[repr(C, align(64))]
+struct Group {
+    /// First parts.
+    first: [[i8; GROUP]; ROWS],
+    /// What multiplies `PART` times the first part's dot product plus the second one's.
+    scale: [f32; ROWS],
+    /// The sum of the rounded values; for 6- and 8-bit weights of the first part in steps, as the
+    /// integer that a dot product starts from: -128 times the sum of all (8 bits), -32 times that
+    /// of the first half (6 bits).
+    sum: [f32; ROWS],
+    /// Second parts; for 4-bit weights 16 values, twice.
+    second: [[i8; GROUP]; ROWS],
+    /// As `sum`: the second part (8 bits); the first one's other half, the second one's halves (6).
+    more: [[f32; ROWS]; 3],
 }
 
-// SAFETY: written by `quantize` before anybody reads; the buffer outlives the region.
+/// Rows rounded to int8 parts: [M / ROWS][K / 32] groups.
+#[derive(Clone, Copy)]
+pub struct Activations {
+    groups: *mut Group,
+    /// Of a row.
+    num_groups: usize,
+}
+
+// SAFETY: written by `quantize`, by disjoint blocks of rows, before anybody reads; the buffer
+// outlives the region.
 unsafe impl Sync for Activations {}
 // SAFETY: as above.
 unsafe impl Send for Activations {}
 
 impl Activations {
     /// Floats of buffer that `quantize` needs.
-    pub fn floats(rows: usize, k: usize, packed: Packed) -> usize {
-        rows * (k / GROUP * words(packed.shape()) + k / 4)
+    pub fn floats(rows: usize, k: usize) -> usize {
+        rows.div_ceil(ROWS) * (k / GROUP) * (size_of::<Group>() / size_of::<f32>())
     }
 
     /// Round x into `buffer`.
     ///
     /// # Safety
-    /// x describes valid memory with K a multiple of 32; `buffer` holds `floats(...)`.
+    /// x describes valid memory with K a multiple of 32; `buffer` holds `floats(...)` and begins
+    /// on a cache line.
     pub unsafe fn quantize(level: Level, x: Rows, packed: Packed, buffer: *mut f32) -> Activations {
-        let k = x.cols;
         let out = Activations {
-            scales: buffer,
-            // SAFETY: `floats` counts the scales first.
-            values: unsafe { buffer.add(x.rows * (k / GROUP) * words(packed.shape())) }.cast(),
-            k,
+            groups: buffer.cast(),
+            num_groups: x.cols / GROUP,
         };
-        let step = (16_384 / k.max(1)).max(1);
+        let step = (16_384 / x.cols.max(1)).max(1).next_multiple_of(ROWS);
         pool::run(x.rows.div_ceil(step), |task| {
             let rows = task * step..((task + 1) * step).min(x.rows);
-            // SAFETY: the caller's; tasks write disjoint rows.
+            // SAFETY: the caller's; tasks write disjoint blocks.
             unsafe {
                 level.run(Quantize {
                     x,
                     out,
-                    packed,
+                    bits: packed.shape().bits,
                     rows,
                 });
             }
         });
         out
     }
-}
 
-/// Floats beside a row's group of activations.
-const fn words(shape: Shape) -> usize {
-    if shape.bits == 6 { 3 } else { 2 }
+    /// # Safety
+    /// The block and the group exist.
+    unsafe fn group(&self, block: usize, g: usize) -> *mut Group {
+        // SAFETY: the caller's.
+        unsafe { self.groups.add(block * self.num_groups + g) }
+    }
 }
 
 struct Quantize {
     x: Rows,
     out: Activations,
-    packed: Packed,
+    /// Of the weights.
+    bits: usize,
     rows: Range<usize>,
 }
 
@@ -93,57 +127,130 @@ impl Kernel for Quantize {
     type Out = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) {
-        let groups = self.out.k / GROUP;
-        let size = self.x.dtype.size();
-        let bits = self.packed.shape().bits;
-        let words = words(self.packed.shape());
-        for row in self.rows {
-            // SAFETY: `Activations::quantize`'s contract.
-            unsafe {
-                let x = self.x.at(row, 0);
-                let values = self.out.values.cast_mut().add(row * self.out.k);
-                let scales = self.out.scales.cast_mut().add(row * groups * words);
-                for g in 0..groups {
-                    let at = |i: usize| x.add((g * GROUP + i) * size);
-                    let mut high = s.zero();
-                    let mut i = 0;
-                    while i < GROUP {
-                        let v = load_some(s, at(i), self.x.dtype, S::LANES);
-                        high = s.max(high, s.max(v, s.sub(s.zero(), v)));
-                        i += S::LANES;
-                    }
-                    let scale = s.hmax(high) / 127.0;
-                    // Zero, or so small that its inverse overflows.
-                    let inverse = if scale > 1e-37 { 1.0 / scale } else { 0.0 };
-                    let (inverse, limit) = (s.splat(inverse), s.splat(127.0));
-                    let mut sums = [s.zero(); 2];
-                    let mut i = 0;
-                    while i < GROUP {
-                        let v = load_some(s, at(i), self.x.dtype, S::LANES);
-                        let q = s.round(s.mul(v, inverse));
-                        let q = s.max(s.min(q, limit), s.splat(-127.0));
-                        sums[2 * i / GROUP] = s.add(sums[2 * i / GROUP], q);
-                        s.store_i8(values.add(g * GROUP + i), q);
-                        i += S::LANES;
-                    }
-                    let scales = scales.add(g * words);
-                    let integer = |x: f32| f32::from_bits((x as i32).cast_unsigned());
-                    *scales = scale;
-                    if bits == 6 {
-                        *scales.add(1) = integer(-32.0 * s.sum(sums[0]));
-                        *scales.add(2) = integer(-32.0 * s.sum(sums[1]));
+        for row in self.rows.clone() {
+            for g in 0..self.out.num_groups {
+                // SAFETY: `Activations::quantize`'s contract.
+                unsafe {
+                    let x = self.x.at(row, g * GROUP);
+                    let to = self.out.group(row / ROWS, g);
+                    if self.bits == 4 {
+                        self.nibbles(s, x, to, row % ROWS);
                     } else {
-                        let sum = s.sum(s.add(sums[0], sums[1]));
-                        *scales.add(1) = if bits == 8 {
-                            integer(-128.0 * sum)
-                        } else {
-                            scale * sum
-                        };
+                        self.bytes(s, x, to, row % ROWS);
                     }
                 }
             }
         }
     }
+}
+
+impl Quantize {
+    /// A step for the group at x, and its inverse.
+    #[inline(always)]
+    unsafe fn step<S: Simd>(&self, s: S, x: *const u8, most: f32) -> (f32, S::V) {
+        let mut high = s.zero();
+        for i in (0..GROUP).step_by(S::LANES) {
+            // SAFETY: the caller's.
+            let v = unsafe { self.load(s, x, i) };
+            high = s.max(high, s.max(v, s.sub(s.zero(), v)));
+        }
+        let step = s.hmax(high) / most;
+        // Zero, or so small that its inverse overflows.
+        let inverse = if step > 1e-37 { 1.0 / step } else { 0.0 };
+        (step, s.splat(inverse))
+    }
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(&self, s: S, x: *const u8, i: usize) -> S::V {
+        // SAFETY: the caller's.
+        unsafe { load_some(s, x.add(i * self.x.dtype.size()), self.x.dtype, S::LANES) }
+    }
+
+    /// For weights of more than 4 bits.
+    #[inline(always)]
+    unsafe fn bytes<S: Simd>(&self, s: S, x: *const u8, to: *mut Group, r: usize) {
+        // SAFETY: the caller's: a group to read, and its place.
+        unsafe {
+            let to = &mut *to;
+            let (step, inverse) = self.step(s, x, MOST);
+            let (low, high) = (s.splat(-MOST), s.splat(MOST));
+            // By halves of the group.
+            let (mut firsts, mut seconds) = ([s.zero(); 2], [s.zero(); 2]);
+            for i in (0..GROUP).step_by(S::LANES) {
+                let half = 2 * i / GROUP;
+                let v = s.mul(self.load(s, x, i), inverse);
+                let first = s.max(s.min(s.round(v), high), low);
+                let second = s.round(s.mul(s.sub(v, first), s.splat(PART)));
+                let second = s.max(s.min(second, high), low);
+                firsts[half] = s.add(firsts[half], first);
+                seconds[half] = s.add(seconds[half], second);
+                s.store_i8(to.first[r].as_mut_ptr().add(i), first);
+                s.store_i8(to.second[r].as_mut_ptr().add(i), second);
+            }
+            let [a, b] = [s.sum(firsts[0]), s.sum(firsts[1])];
+            let [c, d] = [s.sum(seconds[0]), s.sum(seconds[1])];
+            to.scale[r] = step / PART;
+            match self.bits {
+                8 => {
+                    to.sum[r] = integer(-128.0 * (a + b));
+                    to.more[0][r] = integer(-128.0 * (c + d));
+                }
+                6 => {
+                    to.sum[r] = integer(-32.0 * a);
+                    to.more[0][r] = integer(-32.0 * b);
+                    to.more[1][r] = integer(-32.0 * c);
+                    to.more[2][r] = integer(-32.0 * d);
+                }
+                _ => to.sum[r] = step / PART * (PART * (a + b) + (c + d)),
+            }
+        }
+    }
+
+    /// For 4-bit weights.
+    #[inline(always)]
+    unsafe fn nibbles<S: Simd>(&self, s: S, x: *const u8, to: *mut Group, r: usize) {
+        // SAFETY: the caller's: a group to read, and its place.
+        unsafe {
+            let to = &mut *to;
+            let (step, inverse) = self.step(s, x, MOST_NIBBLES);
+            let (sixteen, sixteenth) = (s.splat(16.0), s.splat(1.0 / 16.0));
+            let (least, most) = (s.splat(-MOST_NIBBLES), s.splat(MOST_NIBBLES));
+            let (mut firsts, mut seconds) = (s.zero(), s.zero());
+            for i in (0..GROUP / 2).step_by(S::LANES) {
+                let low = s.mul(self.load(s, x, i), inverse);
+                let high = s.mul(self.load(s, x, i + GROUP / 2), inverse);
+                let (low, high) = (
+                    s.max(s.min(low, most), least),
+                    s.max(s.min(high, most), least),
+                );
+                // In sixteenths; rounding what is 15/32 less is rounding down.
+                let high = s.round(s.mul(high, sixteen));
+                let whole = s.round(s.fma(high, sixteenth, s.splat(-15.0 / 32.0)));
+                let l = s.sub(high, s.mul(whole, sixteen));
+                let low = s.round(s.sub(s.mul(low, sixteen), s.mul(l, sixteenth)));
+                // The 1/64 sends a half up, so that h is -8 and not 8.
+                let a = s.round(s.fma(low, sixteenth, s.splat(1.0 / 64.0)));
+                let h = s.sub(low, s.mul(a, sixteen));
+                let b = s.sub(whole, h);
+                let y = s.fma(h, sixteen, l);
+                firsts = s.add(firsts, s.add(a, b));
+                seconds = s.add(seconds, y);
+                s.store_i8(to.first[r].as_mut_ptr().add(i), a);
+                s.store_i8(to.first[r].as_mut_ptr().add(i + GROUP / 2), b);
+                s.store_i8(to.second[r].as_mut_ptr().add(i), y);
+                s.store_i8(to.second[r].as_mut_ptr().add(i + GROUP / 2), y);
+            }
+            to.scale[r] = step / PART;
+            to.sum[r] =
+                step / PART * s.sum(s.fma(firsts, s.splat(PART), s.mul(seconds, s.splat(17.0))));
+        }
+    }
+}
+
+/// An integral float's integer, in a float's place.
+#[inline(always)]
+fn integer(x: f32) -> f32 {
+    f32::from_bits((x as i32).cast_unsigned())
 }
 
 /// Tiles `tiles` of the weight for rows `rows` of x.
@@ -158,7 +265,7 @@ pub struct Int8Task {
     pub y: RowsMut,
     /// Which tiles.
     pub tiles: Range<usize>,
-    /// Which rows.
+    /// Which rows; the first a multiple of `ROWS`.
     pub rows: Range<usize>,
 }
 
@@ -174,16 +281,17 @@ impl Kernel for Int8Task {
 impl Int8Task {
     #[inline(always)]
     unsafe fn tiles<S: Simd, F: Form>(&self, s: S) {
-        let words = words(F::SHAPE);
-        let row_bytes = self.weight.k + self.weight.k / GROUP * words * size_of::<f32>();
-        let block = (BLOCK_BYTES / row_bytes.max(1)).max(8) / 8 * 8;
+        let group_bytes = size_of::<[[i8; GROUP]; ROWS]>() + 2 * size_of::<[f32; ROWS]>();
+        let block_bytes = self.x.num_groups * group_bytes;
+        let block = (BLOCK_BYTES / block_bytes.max(1)).max(1) * ROWS;
         let mut row = self.rows.start;
         while row < self.rows.end {
             let end = (row + block).min(self.rows.end);
             for tile in self.tiles.clone() {
                 let mut r = row;
                 while r < end {
-                    // SAFETY: `Linear::forward`'s contract; each tile takes rows that are left.
+                    // SAFETY: `Linear::forward`'s contract; each tile takes rows that are left, of
+                    // one block.
                     unsafe {
                         match end - r {
                             left if left >= 8 && S::INT_ROWS >= 8 => {
@@ -214,20 +322,17 @@ impl Int8Task {
         }
     }
 
-    /// R rows of x times one tile of weights.
+    /// R rows of x, of one block, times one tile of weights.
     #[inline(always)]
     unsafe fn tile<S: Simd, F: Form, const R: usize>(&self, s: S, tile: usize, row: usize) {
         let w = &self.weight;
         let shape = F::SHAPE;
-        let words = words(shape);
         let blocks = w.k / shape.elements();
         let bytes = shape.block() * S::LANES;
         // SAFETY: `Linear::forward`'s contract, and the layouts in `linear_layout`'s doc.
         unsafe {
             let base = w.bytes.add(tile * blocks * bytes);
-            let x: [*const i8; R] = std::array::from_fn(|r| self.x.values.add((row + r) * w.k));
-            let scales: [*const f32; R] =
-                std::array::from_fn(|r| self.x.scales.add((row + r) * (w.k / GROUP) * words));
+            let mut x = self.x.group(row / ROWS, 0).cast_const();
             let mut acc = [s.zero(); R];
             // The next tile follows in memory, so the addresses ahead are worth asking for even
             // where they are another task's.
@@ -243,44 +348,16 @@ impl Int8Task {
                 ahead(block, shape.head() * S::LANES);
                 let head = F::head(s, block);
                 for i in 0..shape.groups {
-                    let g = b * shape.groups + i;
                     let p = F::group::<S>(block, i);
                     ahead(p, shape.group() * S::LANES);
-                    let [d, m] = F::scale(s, head, block, i, 0);
-                    let x = x.map(|x| x.add(g * GROUP));
-                    let scales = scales.map(|x| x.add(g * words));
-                    let integer = |r: usize, i: usize| (*scales[r].add(i)).to_bits().cast_signed();
-                    if shape.bits == 8 {
-                        let surplus = std::array::from_fn(|r| integer(r, 1));
-                        let dots = s.dot_bytes::<R>(p, x, surplus);
-                        for r in 0..R {
-                            let scale = s.splat(*scales[r]);
-                            acc[r] = s.fma(dots[r], s.mul(d, scale), acc[r]);
-                        }
-                        continue;
-                    }
-                    let values = F::values(s, p);
-                    if shape.bits == 6 {
-                        let [high, _] = F::scale(s, head, block, i, 1);
-                        for r in 0..R {
-                            let start = [integer(r, 1), integer(r, 2)];
-                            let [a, b] = s.dot_halves(values, x[r], start);
-                            let dot = s.fma(a, d, s.mul(b, high));
-                            acc[r] = s.fma(dot, s.splat(*scales[r]), acc[r]);
-                        }
-                        continue;
-                    }
-                    for r in 0..R {
-                        let dot = if shape.bits == 4 {
-                            s.dot::<4>(values, x[r])
-                        } else {
-                            s.dot::<5>(values, x[r])
-                        };
-                        let scale = s.splat(*scales[r]);
-                        let sum = s.splat(*scales[r].add(1));
-                        acc[r] = s.fma(dot, s.mul(d, scale), acc[r]);
-                        acc[r] = s.fma(m, sum, acc[r]);
-                    }
+                    let low = F::scale(s, head, block, i, 0);
+                    let high = if shape.bits == 6 {
+                        F::scale(s, head, block, i, 1)
+                    } else {
+                        low
+                    };
+                    group::<S, F, R>(s, p, low, high[0], &*x, row % ROWS, &mut acc);
+                    x = x.add(1);
                 }
             }
             let col = tile * S::LANES;
@@ -295,4 +372,94 @@ impl Int8Task {
             }
         }
     }
+}
+
+/// `$body` for every row $r below $rows. The compiler keeps a loop of this size rolled and its sums
+/// in memory, which takes half as long again.
+macro_rules! each_row {
+    ($r:ident < $rows:ident, $body:block) => {
+        each_row!(@ $r, $rows, $body, 0 1 2 3 4 5 6 7)
+    };
+    (@ $r:ident, $rows:ident, $body:block, $($i:literal)*) => {
+        $(
+            let $r = $i;
+            if $r < $rows $body
+        )*
+    };
+}
+const _: () = assert!(ROWS == 8);
+
+/// acc[R] += rows `at..at + R` of a group times a group of weights.
+///
+/// # Safety
+/// `p` is a group of the form, `d` and `m` its scale and minimum, `high` its second half's scale.
+#[inline(always)]
+unsafe fn group<S: Simd, F: Form, const R: usize>(
+    s: S,
+    p: *const u8,
+    [d, m]: [S::V; 2],
+    high: S::V,
+    x: &Group,
+    at: usize,
+    acc: &mut [S::V; R],
+) {
+    let bits = F::SHAPE.bits;
+    let part = s.splat(PART);
+    // SAFETY: the caller's; a row's parts have GROUP values.
+    unsafe {
+        if bits == 8 {
+            let first = s.dot_bytes::<R>(p, rows(&x.first, at), starts(&x.sum, at));
+            let second = s.dot_bytes::<R>(p, rows(&x.second, at), starts(&x.more[0], at));
+            each_row!(r < R, {
+                let dot = s.fma(first[r], part, second[r]);
+                acc[r] = s.fma(dot, s.mul(d, s.splat(x.scale[at + r])), acc[r]);
+            });
+            return;
+        }
+        let values = F::values(s, p);
+        let first: [*const i8; R] = rows(&x.first, at);
+        let second: [*const i8; R] = rows(&x.second, at);
+        if bits == 6 {
+            let [a, b]: [[i32; R]; 2] = [starts(&x.sum, at), starts(&x.more[0], at)];
+            let [c, e]: [[i32; R]; 2] = [starts(&x.more[1], at), starts(&x.more[2], at)];
+            each_row!(r < R, {
+                let first = s.dot_halves(values, first[r], [a[r], b[r]]);
+                let second = s.dot_halves(values, second[r], [c[r], e[r]]);
+                let low = s.mul(s.fma(first[0], part, second[0]), d);
+                let dot = s.fma(s.fma(first[1], part, second[1]), high, low);
+                acc[r] = s.fma(dot, s.splat(x.scale[at + r]), acc[r]);
+            });
+            return;
+        }
+        each_row!(r < R, {
+            let dot = if bits == 4 {
+                s.dot_nibbles(values, p, first[r], second[r])
+            } else {
+                let second = s.dot::<5>(values, second[r]);
+                s.fma(s.dot::<5>(values, first[r]), part, second)
+            };
+            acc[r] = s.fma(dot, s.mul(d, s.splat(x.scale[at + r])), acc[r]);
+            acc[r] = s.fma(m, s.splat(x.sum[at + r]), acc[r]);
+        });
+    }
+}
+
+/// Where rows `at..at + R` begin.
+#[inline(always)]
+fn rows<const R: usize>(part: &[[i8; GROUP]; ROWS], at: usize) -> [*const i8; R] {
+    let mut out = [std::ptr::null(); R];
+    for (r, out) in out.iter_mut().enumerate() {
+        *out = part[at + r].as_ptr();
+    }
+    out
+}
+
+/// Their integers.
+#[inline(always)]
+fn starts<const R: usize>(sums: &[f32; ROWS], at: usize) -> [i32; R] {
+    let mut out = [0; R];
+    for (r, out) in out.iter_mut().enumerate() {
+        *out = sums[at + r].to_bits().cast_signed();
+    }
+    out
 }

@@ -67,7 +67,7 @@ pub trait Simd: Copy {
     unsafe fn store_f16(self, p: *mut u16, a: Self::V);
     /// 2 * LANES bf16: those at even places, those at odd ones.
     unsafe fn load_bf16_pairs(self, p: *const u16) -> (Self::V, Self::V);
-    /// Integral values in [-127, 127] as int8.
+    /// Integral values in [-128, 127] as int8.
     unsafe fn store_i8(self, p: *mut i8, a: Self::V);
 
     /// int8 as floats.
@@ -98,6 +98,24 @@ pub trait Simd: Copy {
     fn byte<const BYTE: i32>(self, a: Self::I) -> Self::V;
     /// Dot products of one group, BITS (4 or 5) bits unsigned, with 32 activations.
     unsafe fn dot<const BITS: usize>(self, w: [Self::I; 8], x: *const i8) -> Self::V;
+    /// 256 times the dot product of one group of 4-bit weights with `first`, plus the product of
+    /// the group's bytes, low + 16 high, at `packed` with the 16 values that `second` holds twice.
+    #[inline(always)]
+    unsafe fn dot_nibbles(
+        self,
+        w: [Self::I; 8],
+        _packed: *const u8,
+        first: *const i8,
+        second: *const i8,
+    ) -> Self::V {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let first = self.dot::<4>(w, first);
+            let [low, high] = self.dot_halves(w, second, [0, 0]);
+            let second = self.fma(high, self.splat(16.0), low);
+            self.fma(first, self.splat(256.0), second)
+        }
+    }
     /// `start` plus the dot products of a group's halves, 6 bits unsigned.
     unsafe fn dot_halves(self, w: [Self::I; 8], x: *const i8, start: [i32; 2]) -> [Self::V; 2];
     /// Dot products of one group of signed bytes with R rows of 32 activations, each in
@@ -109,6 +127,14 @@ pub trait Simd: Copy {
         x: [*const i8; R],
         surplus: [i32; R],
     ) -> [Self::V; R];
+
+    /// Whether `transpose_bf16` exists.
+    const TRANSPOSES: bool = false;
+
+    /// 32 bf16 of each of 16 rows as columns: element i of row j goes to `to[i * stride + j]`.
+    unsafe fn transpose_bf16(self, _rows: [*const u16; 16], _to: *mut f32, _stride: usize) {
+        unreachable!("not of this level")
+    }
 
     /// Ask for the cache line at any address, valid or not.
     #[inline(always)]

@@ -177,6 +177,46 @@ impl Simd for Avx512 {
             _mm512_storeu_si512(p.cast(), both);
         }
     }
+    const TRANSPOSES: bool = true;
+    #[inline(always)]
+    unsafe fn transpose_bf16(self, rows: [*const u16; 16], to: *mut f32, stride: usize) {
+        isa! {
+            // A lane is a pair of elements. Three rounds of exchanges within 4 lanes and of 4 lanes
+            // bring pair p of all rows into vector p.
+            let mut a = [_mm512_setzero_si512(); 16];
+            let mut b = a;
+            for i in 0..16 {
+                a[i] = _mm512_loadu_si512(rows[i].cast());
+            }
+            for i in 0..8 {
+                b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
+                b[2 * i + 1] = _mm512_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
+            }
+            for i in 0..4 {
+                a[4 * i] = _mm512_unpacklo_epi64(b[4 * i], b[4 * i + 2]);
+                a[4 * i + 1] = _mm512_unpackhi_epi64(b[4 * i], b[4 * i + 2]);
+                a[4 * i + 2] = _mm512_unpacklo_epi64(b[4 * i + 1], b[4 * i + 3]);
+                a[4 * i + 3] = _mm512_unpackhi_epi64(b[4 * i + 1], b[4 * i + 3]);
+            }
+            // a[4 i + c]: pairs c, 4 + c, 8 + c and 12 + c of rows 4 i to 4 i + 3.
+            for c in 0..4 {
+                let low = _mm512_shuffle_i32x4::<0x88>(a[c], a[4 + c]);
+                let high = _mm512_shuffle_i32x4::<0xdd>(a[c], a[4 + c]);
+                let low2 = _mm512_shuffle_i32x4::<0x88>(a[8 + c], a[12 + c]);
+                let high2 = _mm512_shuffle_i32x4::<0xdd>(a[8 + c], a[12 + c]);
+                b[c] = _mm512_shuffle_i32x4::<0x88>(low, low2);
+                b[8 + c] = _mm512_shuffle_i32x4::<0xdd>(low, low2);
+                b[4 + c] = _mm512_shuffle_i32x4::<0x88>(high, high2);
+                b[12 + c] = _mm512_shuffle_i32x4::<0xdd>(high, high2);
+            }
+            let odd = _mm512_set1_epi32(!0xffff);
+            for p in 0..16 {
+                let to = to.add(2 * p * stride);
+                _mm512_storeu_si512(to.cast(), _mm512_slli_epi32::<16>(b[p]));
+                _mm512_storeu_si512(to.add(stride).cast(), _mm512_and_si512(b[p], odd));
+            }
+        }
+    }
     #[inline(always)]
     unsafe fn load_words(self, p: *const u8) -> __m512i {
         isa!(_mm512_loadu_si512(p.cast()))
@@ -228,6 +268,29 @@ impl Simd for Avx512 {
                 b = _mm512_dpbusd_epi32(b, w[2 * j + 1], four(2 * j + 1));
             }
             _mm512_cvtepi32_ps(_mm512_add_epi32(a, b))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_nibbles(
+        self,
+        w: [__m512i; 8],
+        packed: *const u8,
+        first: *const i8,
+        second: *const i8,
+    ) -> __m512 {
+        isa! {
+            let (first, second) = (first.cast::<i32>(), second.cast::<i32>());
+            let four = |p: *const i32, j: usize| _mm512_set1_epi32(p.add(j).read_unaligned());
+            let zero = _mm512_setzero_si512();
+            let (mut a, mut b, mut c) = (zero, zero, zero);
+            for j in 0..4 {
+                a = _mm512_dpbusd_epi32(a, w[2 * j], four(first, 2 * j));
+                b = _mm512_dpbusd_epi32(b, w[2 * j + 1], four(first, 2 * j + 1));
+                let both = _mm512_loadu_si512(packed.add(64 * j).cast());
+                c = _mm512_dpbusd_epi32(c, both, four(second, j));
+            }
+            let whole = _mm512_slli_epi32::<8>(_mm512_add_epi32(a, b));
+            _mm512_cvtepi32_ps(_mm512_add_epi32(whole, c))
         }
     }
     #[inline(always)]
