@@ -49,8 +49,9 @@ class GpuSampling:
         self._num_logprobs = np.full(n, -1, np.int64)
         self._adjusts = np.zeros(n, bool)
         self._tracks = np.zeros(n, bool)
-        # Slots that ask for more than a record tells, so that most steps need no look at any.
-        self._demanding: set[int] = set()
+        # Slots whose request, or last request, asks for more than its record tells: where there are
+        # none, which is so of most steps, no slot needs a look.
+        self.demanding: set[int] = set()
         # Slots whose bias or mask is not neutral.
         self._marked: set[int] = set()
 
@@ -116,9 +117,9 @@ class GpuSampling:
         )
         self._tracks[slot] = bool(several) or state.has_penalties
         if self._adjusts[slot] or self._tracks[slot] or params.logprobs is not None:
-            self._demanding.add(slot)
+            self.demanding.add(slot)
         else:
-            self._demanding.discard(slot)
+            self.demanding.discard(slot)
         if slot in self._marked:
             self._write_bias(slot, {})
             self._allowed[slot].fill_(-1)
@@ -198,11 +199,6 @@ class GpuSampling:
             self._token_counts[slot].index_copy_(0, at, values)
 
     # ---------------------------------------------------------------------------------- steps
-
-    @property
-    def all_plain(self) -> bool:
-        """Whether no slot's request, or last request, asks for more than its record tells."""
-        return not self._demanding
 
     def adjusts(self, slots: NDArray[np.int32]) -> bool:
         """Whether some of these slots changes its logits."""
