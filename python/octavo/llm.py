@@ -47,7 +47,6 @@ from octavo.server.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
     from octavo._core import Delta, Tokenizer
-    from octavo.engine.step_times import StepTimes
 
 Message = Mapping[str, Any]
 
@@ -75,11 +74,6 @@ class LLM:
     def get_default_sampling_params(self) -> SamplingParams:
         """What the model's generation_config.json asks for."""
         return SamplingParams(**self._engine.source.generation_defaults)
-
-    @property
-    def step_times(self) -> StepTimes:
-        """How long the phases of all steps so far took on the host."""
-        return self._engine.step_times
 
     @contextlib.contextmanager
     def trace(self, file: str | Path) -> Iterator[StepTrace]:

@@ -57,7 +57,7 @@ def test_a_trace_has_every_phase_and_leaves_the_engine_as_it_was(tmp_path: Path)
     loop = llm._engine
     assert "step" not in vars(loop)
     assert not {"launch", "collect", "wait"} & set(vars(loop.runner))
-    counts = {name: phase["count"] for name, phase in llm.step_times.snapshot().items()}
+    counts = {name: phase["count"] for name, phase in loop.step_times.snapshot().items()}
     assert counts["launch"] == counts["update"] >= 60
 
 

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from octavo.bench import offline, report
 from octavo.bench.report import Report
 from octavo.bench.summary import Figures, percentiles_ms
 from octavo.bench.workload import Workload
-
-if TYPE_CHECKING:
-    from octavo.llm import LLM
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,8 +30,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the benchmark; the process's exit status.
 
     The time to first token is that of a batch that ends there; a step is what each further token
-    of a whole batch adds. ``host_us`` is the host's share of such a step, as the engine counts it
-    at all times: planning it, launching it, accounting for it.
+    of a whole batch adds.
     """
     config = offline.engine_config(args)
     batch, output_len = args.batch_size, args.output_len
@@ -56,14 +51,9 @@ def run(args: argparse.Namespace) -> int:
     for _ in range(args.repeat):
         first_s: list[float] = []
         e2e_s: list[float] = []
-        host_s = 0.0
         for _ in range(args.num_iters):
-            before_s = _host_s(llm)
             first_s.append(offline.timed_generate(llm, workload, seed, [1] * batch)[0])
-            between_s = _host_s(llm)
             e2e_s.append(offline.timed_generate(llm, workload, seed + 1)[0])
-            # Less what the prompts took.
-            host_s += _host_s(llm) - between_s - (between_s - before_s)
             seed += 2
         figures = percentiles_ms("ttft", first_s) | percentiles_ms("e2e", e2e_s)
         if output_len > 1:
@@ -71,7 +61,6 @@ def run(args: argparse.Namespace) -> int:
                 (e2e - first) / (output_len - 1) for first, e2e in zip(first_s, e2e_s, strict=True)
             ]
             figures |= percentiles_ms("step", steps)
-            figures["host_us"] = host_s * 1e6 / (args.num_iters * (output_len - 1))
             figures["output_tokens_per_s"] = batch * 1e3 / figures["step_p50_ms"]
         runs.append(figures)
     details = {}
@@ -88,9 +77,3 @@ def run(args: argparse.Namespace) -> int:
         details=details,
     ).write(args)
     return 0
-
-
-def _host_s(llm: LLM) -> float:
-    """Seconds of work on steps so far; ``collect`` waits."""
-    phases = llm.step_times.snapshot()
-    return sum(float(phases[name]["sum"]) for name in ("schedule", "launch", "update"))
