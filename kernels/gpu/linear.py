@@ -1,6 +1,6 @@
 """linear and the fused forms that save graph nodes at small batches.
 
-Three ways, chosen by the number of rows M (``plan_linear``):
+Four ways, chosen by the number of rows M (``plan_linear``):
 
 - M = 1: ``gemv_kernel``, plain fused multiply-adds: a program owns a few weight rows and reads them
   with 16-byte loads, which is enough to reach the memory's read rate.
@@ -9,6 +9,7 @@ Three ways, chosen by the number of rows M (``plan_linear``):
   on that side but only 16 on the other. Split over K where the weight has too few rows to fill the
   GPU; the last arriver of a tile adds the partial sums in a fixed order, so that results do not
   change from run to run.
+- many rows of float32: ``linear_f32``.
 - otherwise: cuBLAS.
 
 Both kernels have the same options: a preceding rms_norm (its scale 1/rms(x) is one number a row, so
@@ -35,6 +36,7 @@ from .launch import (
     num_sms,
     pdl_options,
 )
+from .linear_f32 import MIN_ROWS, linear_f32
 from .norm import rms_norm
 
 # On an H100 skinny_kernel wins where the weight's rows alone fill the GPU many times over (343
@@ -411,14 +413,13 @@ def skinny(
 
 
 def plan_linear(rows: int, outputs: int, dtype: torch.dtype) -> str:
-    """Which way ``rows`` activations meet ``outputs`` weights: "gemv", "skinny" or "cublas".
-
-    float32 has no matrix unit of full precision, so several rows of it go to cuBLAS.
-    """
+    """How ``rows`` activations meet ``outputs`` weights: "gemv", "skinny", "f32" or "cublas"."""
     if rows == 1:
         return "gemv"
     if rows <= SKINNY_MAX_ROWS and outputs >= MANY_OUTPUTS and dtype != torch.float32:
         return "skinny"
+    if rows >= MIN_ROWS and dtype == torch.float32:
+        return "f32"
     return "cublas"
 
 
@@ -457,9 +458,11 @@ def linear(
     rows, n, _ = _check_linear(x, weight, bias, None, None)
     dtype = out_dtype or x.dtype
     way = plan_linear(rows, n, x.dtype)
-    if way != "cublas":
+    if way in ("gemv", "skinny"):
         y = torch.empty((rows, n), dtype=dtype, device=x.device)
         return (gemv if way == "gemv" else skinny)(x, weight, bias, y)
+    if way == "f32" and dtype == x.dtype:
+        return linear_f32(x, weight, bias, torch.empty((rows, n), dtype=dtype, device=x.device))
     if dtype == x.dtype:
         return F.linear(x, weight, bias)
     if x.device.type == "cuda":
@@ -480,7 +483,7 @@ def linear_add(
     rows, n, _ = _check_linear(x, weight, bias, residual, None)
     check_shape("residual", residual, rows, n)
     way = plan_linear(rows, n, x.dtype)
-    if way != "cublas":
+    if way in ("gemv", "skinny"):
         return (gemv if way == "gemv" else skinny)(x, weight, bias, residual, residual=residual)
     if bias is not None:
         residual.add_(bias)

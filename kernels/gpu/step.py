@@ -15,6 +15,7 @@ The packed plan, int32, is what one copy brings to the device::
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,7 @@ import triton.language as tl
 from .launch import cdiv, check_tensors, pdl_options
 
 HEADER_LEN = 8
+HEADER = struct.Struct("=7i")  # the header's beginning, in the order above
 RECORD_LEN = 16
 BLOCK = 256
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,7 @@ from octavo.sampling_params import InvalidParameterError, SamplingParams
 from octavo.server.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
-    from octavo._core import Tokenizer
+    from octavo._core import Delta, Tokenizer
 
 Message = Mapping[str, Any]
 
@@ -290,17 +290,19 @@ class LLM:
         tokenizer = self._engine.tokenizer
         # All at once: on several cores, and faster on one.
         encoded = iter(tokenizer.encode_batch([text or "" for text, ids in parts if ids is None]))
-        texts: list[tuple[list[int], PooledText]] = []
+        texts: list[tuple[Sequence[int], PooledText]] = []
         for text, token_ids in parts:
             if token_ids is None:
                 assert text is not None
                 token_ids = next(encoded)
                 if most is not None and len(token_ids) > most:
                     token_ids = encode_text(tokenizer, text, most)
-            texts.append((list(token_ids)[:most], PooledText()))
+            elif most is not None:
+                token_ids = token_ids[:most]
+            texts.append((token_ids, PooledText()))
         ids = self._pool(texts, use_tqdm)
         return [
-            (str(request_id), text, token_ids, pooled)
+            (str(request_id), text, list(token_ids), pooled)
             for request_id, (text, _), (token_ids, pooled) in zip(ids, parts, texts, strict=True)
         ]
 
@@ -363,27 +365,33 @@ class LLM:
             raise ValueError(f"this model does not {tasks[0]}: use {info.task}")
         return info
 
-    def _pool(self, texts: Sequence[tuple[list[int], PooledText]], use_tqdm: bool) -> list[int]:
+    def _pool(self, texts: Sequence[tuple[Sequence[int], PooledText]], use_tqdm: bool) -> list[int]:
         """Check all, then run all; their request ids."""
         prompts = [checked_ids(token_ids) for token_ids, _ in texts]
+        check = self._engine.limits.check
         for token_ids in prompts:
-            self._engine.limits.check(token_ids, NO_TOKENS)
-        outputs: dict[int, RequestOutput] = {}
-        for token_ids, (given, pooled) in zip(prompts, texts, strict=True):
-            request_id = next(self._next_id)
-            outputs[request_id] = RequestOutput(str(request_id), None, given, [CompletionOutput(0)])
+            check(token_ids, NO_TOKENS)
+        first, now_s = next(self._next_id), time.monotonic()
+        self._next_id = itertools.count(first + len(texts))
+        ids = range(first, first + len(texts))
+        for request_id, token_ids, (_, pooled) in zip(ids, prompts, texts, strict=True):
             self._engine.submit(
                 EngineRequest(
                     request_ids=range(request_id, request_id + 1),
                     prompt_token_ids=token_ids,
                     params=NO_TOKENS,
                     max_tokens=0,
-                    arrival_s=time.monotonic(),
+                    arrival_s=now_s,
                     pooled=pooled,
                 )
             )
-        self._run_to_end(outputs, use_tqdm)
-        return list(outputs)
+        with (
+            tqdm(total=len(texts), desc="requests", disable=not use_tqdm) as progress,
+            contextlib.closing(self._deltas(set(ids))) as deltas,
+        ):
+            for _ in deltas:
+                progress.update()
+        return list(ids)
 
     def _per_prompt(
         self, sampling_params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
@@ -436,27 +444,38 @@ class LLM:
         return outputs
 
     def _run_to_end(self, outputs: Mapping[int, RequestOutput], use_tqdm: bool) -> None:
+        total = len({id(output) for output in outputs.values()})
+        with (
+            tqdm(total=total, desc="requests", disable=not use_tqdm) as progress,
+            contextlib.closing(self._deltas(set(outputs))) as deltas,
+        ):
+            for delta in deltas:
+                output = outputs[delta.request_id]
+                output.apply(
+                    delta.request_id - int(output.request_id), delta, self._engine.tokenizer
+                )
+                if output.finished:
+                    progress.update()
+
+    def _deltas(self, unfinished: set[int]) -> Generator[Delta]:
+        """Step until these samples have ended; their news.
+
+        Raises:
+            RuntimeError: one of them has failed.
+        """
         engine = self._engine
-        unfinished = set(outputs)
-        progress = tqdm(
-            total=len({id(o) for o in outputs.values()}), desc="requests", disable=not use_tqdm
-        )
         try:
             while unfinished:
                 engine.step()
                 for delta in engine.core.outbox.drain():
-                    output = outputs[delta.request_id]
-                    index = delta.request_id - int(output.request_id)
-                    output.apply(index, delta, engine.tokenizer)
-                    if delta.finish_reason == "error":
-                        raise RuntimeError(f"request {output.request_id} failed; see the log")
-                    if delta.finish_reason is not None:
+                    reason = delta.finish_reason
+                    if reason is not None:
                         unfinished.discard(delta.request_id)
                         engine.requests.pop(delta.request_id, None)
-                    if output.finished:
-                        progress.update()
+                        if reason == "error":
+                            raise RuntimeError(f"request {delta.request_id} failed; see the log")
+                    yield delta
         finally:
-            progress.close()
             if unfinished:
                 # Interrupted: leave an engine that can be used again.
                 engine.abort(unfinished)

@@ -140,6 +140,11 @@ def test_linear(rows: int, n: int, k: int, dtype: torch.dtype) -> None:
     check_linear(rows, n, k, dtype)
 
 
+@pytest.mark.parametrize(("n", "k"), [(70, 33), (64, 32), (4, 100)])
+def test_linear_of_many_rows_of_float32(n: int, k: int) -> None:
+    check_linear(301, n, k, torch.float32)
+
+
 @pytest.mark.parametrize("prefetch", [False, True])
 @pytest.mark.parametrize("block_k", [128, 512])
 def test_gemv_steps_over_k(prefetch: bool, block_k: int) -> None:
@@ -596,6 +601,21 @@ LLAMA_8B, LLAMA_1B, SMOLLM2 = (32, 8, 128), (32, 8, 64), (9, 3, 64)
 )
 def test_linear_real(rows: int, n: int, k: int, dtype: torch.dtype) -> None:
     check_linear(rows, n, k, dtype)
+
+
+@needs_gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [256, 1000])
+@pytest.mark.parametrize(("n", "k"), [(1152, 384), (384, 1536), (960, 576), (4097, 1030)])
+def test_linear_of_float32_is_as_exact_as_float32(rows: int, n: int, k: int) -> None:
+    """Against float64, no further from it than cuBLAS's float32."""
+    x, weight, bias = randn(rows, k), randn(n, k) * k**-0.5, randn(n)
+    want = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
+    errors = [
+        float((found.double() - want).norm() / want.norm())
+        for found in (gpu.linear(x, weight, bias), torch.nn.functional.linear(x, weight, bias))
+    ]
+    assert errors[0] <= max(errors[1], 3e-7)
 
 
 @needs_gpu

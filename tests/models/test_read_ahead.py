@@ -74,10 +74,10 @@ def test_a_tensor_is_waited_for_until_it_was_read(
     may_read = threading.Event()
     may_read_next = ReadAhead._may_read
 
-    def slow(self: ReadAhead) -> bool:
+    def slow(self: ReadAhead, region: Any) -> bool:
         if self.num_bytes == 5 * BLOCK:
             may_read.wait(10)
-        return may_read_next(self)
+        return may_read_next(self, region)
 
     monkeypatch.setattr(ReadAhead, "_may_read", slow)
     with ReadAhead(files, 100 * BLOCK) as ahead:
@@ -89,6 +89,33 @@ def test_a_tensor_is_waited_for_until_it_was_read(
         may_read.set()
         waiter.join(10)
         assert not waiter.is_alive()
+
+
+def test_readers_of_regions_leave_no_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read_ahead_module, "REGION_BYTES", 2 * BLOCK)
+    files = write(tmp_path, 9 * BLOCK + 7, 1, 6 * BLOCK)
+    may_read = threading.Event()
+    may_read_next = ReadAhead._may_read
+
+    def stalled(self: ReadAhead, region: Any) -> bool:
+        if (region.file, region.offset, region.num_read) == (files[0], 4 * BLOCK, BLOCK):
+            may_read.wait(10)
+        return may_read_next(self, region)
+
+    monkeypatch.setattr(ReadAhead, "_may_read", stalled)
+    with ReadAhead(files, 100 * BLOCK) as ahead:
+        # All others are read, but what lies behind the gap is waited for.
+        assert settled(ahead) == 14 * BLOCK + 8
+        ahead.wait(files[0], 5 * BLOCK)
+        waiter = threading.Thread(target=lambda: ahead.wait(files[1], 1))
+        waiter.start()
+        waiter.join(0.2)
+        assert waiter.is_alive()
+        may_read.set()
+        waiter.join(10)
+        assert not waiter.is_alive()
+        ahead.wait(files[2], 6 * BLOCK)
+        assert ahead.num_bytes == 15 * BLOCK + 8
 
 
 def test_what_cannot_be_read_keeps_nobody_waiting(tmp_path: Path) -> None:

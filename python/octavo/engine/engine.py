@@ -50,8 +50,8 @@ def prompt_parts(prompt: Prompt) -> tuple[str | None, Sequence[int] | None]:
             return prompt.get("prompt"), ids
         if isinstance(text := prompt.get("prompt"), str):
             return text, None
-    elif all(issubclass(kind, int) for kind in set(map(type, prompt))):
-        return None, prompt
+    elif len(prompt) == 0 or isinstance(prompt[0], int):
+        return None, prompt  # all of them are checked where they become TokenIds
     raise InvalidParameterError("prompt must be a string or a list of token ids", "prompt")
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from octavo.engine.engine_loop import EngineLoop
+    from octavo.runner.cuda_driver import DeviceClock
 
 _HOST, _DEVICE = 1, 2
 
@@ -36,37 +37,31 @@ class _TracedCore:
 class StepTrace:
     """Host phases (schedule, launch, collect, update) and device time of an engine's steps.
 
+    A ``step`` holds its phases, and ``collect`` the ``wait`` for a device's tokens. Marks on the
+    device lie outside of ``launch``, and what the trace itself takes is counted apart, so that
+    ``host_us`` is the host's work as it is without a trace.
+
     The engine must be idle when this is made; ``detach`` leaves it as it was.
     """
 
     def __init__(self, loop: EngineLoop) -> None:
         self._loop = loop
         self._events: list[dict[str, Any]] = []
-        self._gpu_steps: list[tuple[int, Any, Any]] = []
+        self._gpu_steps: list[tuple[int, int, int]] = []  # step id, marks before and behind it
+        # Within the step that runs: waiting for the device, and the trace's own time.
+        self._waited_ns = self._own_ns = 0
+        self._host_us: list[float] = []
+        self._core = loop.core
+        runner: Any = loop.runner
+        # Only a runner with a device has these.
+        self._clock: DeviceClock | None = getattr(runner, "device_clock", lambda: None)()
         self._start_ns = time.perf_counter_ns()
-        self._base: Any = None
-        self._core, self._runner = loop.core, loop.runner
-        if hasattr(self._runner, "times_steps"):
-            import torch
-
-            self._runner.times_steps = True
-            torch.cuda.synchronize()
-            self._base = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            self._base.record()
-            torch.cuda.synchronize()
-            self._start_ns = time.perf_counter_ns()
         loop.core = _TracedCore(self._core, self)  # type: ignore[assignment]
-        runner: Any = self._runner
-        runner.launch = self.timed("launch", runner.launch)
-        collect = self.timed("collect", runner.collect)
-
-        def collect_and_keep(in_flight: Any) -> Any:
-            sampled = collect(in_flight)
-            if getattr(in_flight, "started", None) is not None:
-                self._gpu_steps.append((in_flight.step_id, in_flight.started, in_flight.ended))
-            return sampled
-
-        runner.collect = collect_and_keep
+        runner.launch = self._marked(self.timed("launch", runner.launch))
+        runner.collect = self.timed("collect", runner.collect)
+        if hasattr(runner, "wait"):
+            runner.wait = self._waiting(self.timed("wait", runner.wait))
+        loop.step = self._whole(loop.step)  # type: ignore[method-assign]
 
     def timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         """``call``, leaving an event behind each time."""
@@ -74,23 +69,65 @@ class StepTrace:
         def traced(*args: Any) -> Any:
             start_ns = time.perf_counter_ns()
             result = call(*args)
-            self._add(_HOST, name, start_ns, time.perf_counter_ns(), {})
+            end_ns = time.perf_counter_ns()
+            self._add(_HOST, name, start_ns, end_ns, {})
+            self._own_ns += time.perf_counter_ns() - end_ns
             return result
 
         return traced
 
+    def _marked(self, launch: Callable[..., Any]) -> Callable[..., Any]:
+        """``launch`` between two marks on the device."""
+        clock = self._clock
+        if clock is None:
+            return launch
+
+        def marked(*args: Any) -> Any:
+            start_ns = time.perf_counter_ns()
+            before = clock.mark()
+            self._own_ns += time.perf_counter_ns() - start_ns
+            in_flight = launch(*args)
+            start_ns = time.perf_counter_ns()
+            self._gpu_steps.append((in_flight.step_id, before, clock.mark()))
+            self._own_ns += time.perf_counter_ns() - start_ns
+            return in_flight
+
+        return marked
+
+    def _waiting(self, wait: Callable[..., Any]) -> Callable[..., Any]:
+        def waited(*args: Any) -> Any:
+            own_ns, start_ns = self._own_ns, time.perf_counter_ns()
+            result = wait(*args)
+            self._waited_ns += time.perf_counter_ns() - start_ns - (self._own_ns - own_ns)
+            return result
+
+        return waited
+
+    def _whole(self, step: Callable[[], bool]) -> Callable[[], bool]:
+        def whole() -> bool:
+            self._waited_ns = self._own_ns = 0
+            start_ns = time.perf_counter_ns()
+            did = step()
+            end_ns = time.perf_counter_ns()
+            if did:
+                self._host_us.append((end_ns - start_ns - self._waited_ns - self._own_ns) / 1e3)
+                self._add(_HOST, "step", start_ns, end_ns, {"host_us": self._host_us[-1]})
+            return did
+
+        return whole
+
     def detach(self) -> None:
         """Stop tracing."""
-        self._loop.core = self._core
-        runner: Any = self._runner
-        del runner.launch, runner.collect
-        if hasattr(runner, "times_steps"):
-            runner.times_steps = False
-        for step_id, started, ended in self._gpu_steps:
-            start_ms = self._base.elapsed_time(started)
-            end_ns = self._start_ns + round((start_ms + started.elapsed_time(ended)) * 1e6)
-            start_ns = self._start_ns + round(start_ms * 1e6)
-            self._add(_DEVICE, "step", start_ns, end_ns, {"step_id": step_id})
+        loop: Any = self._loop
+        runner: Any = loop.runner
+        loop.core = self._core
+        del loop.step, runner.launch, runner.collect
+        if "wait" in vars(runner):
+            del runner.wait
+        if self._clock is not None:
+            at_ns = [self._start_ns + ns for ns in self._clock.times_ns()]
+            for step_id, before, behind in self._gpu_steps:
+                self._add(_DEVICE, "step", at_ns[before], at_ns[behind], {"step_id": step_id})
         self._gpu_steps.clear()
 
     def write(self, file: Path) -> None:
@@ -103,8 +140,9 @@ class StepTrace:
         file.write_text(json.dumps({"traceEvents": head + self._events, "displayTimeUnit": "ns"}))
 
     def summary_us(self) -> dict[str, float]:
-        """Medians, in microseconds: each phase, and the device's step and gap between steps."""
-        found: dict[str, list[float]] = {}
+        """Medians, in microseconds: each phase, the host's work on a step, waiting left out, and
+        the device's step and gap between steps; of the gaps also the largest."""
+        found: dict[str, list[float]] = {"host": self._host_us} if self._host_us else {}
         for event in self._events:
             name = "device_step" if event["pid"] == _DEVICE else event["name"]
             found.setdefault(name, []).append(event["dur"])
@@ -112,7 +150,8 @@ class StepTrace:
         gaps = [b["ts"] - a["ts"] - a["dur"] for a, b in itertools.pairwise(steps)]
         if gaps:
             found["device_gap"] = gaps
-        return {name: statistics.median(values) for name, values in found.items()}
+        medians = {name: statistics.median(values) for name, values in found.items()}
+        return medians | ({"device_gap_max": max(gaps)} if gaps else {})
 
     def _add(self, pid: int, name: str, start_ns: int, end_ns: int, args: dict[str, Any]) -> None:
         self._events.append(

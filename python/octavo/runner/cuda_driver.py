@@ -46,25 +46,37 @@ class CudaDriver:
         self._record_event = function("cuEventRecord", c_void_p, c_void_p)
         self._query_event = function("cuEventQuery", c_void_p)
 
-    def copy_to_device(self, target: int, source: int, num_bytes: int) -> None:
-        """``source`` is pinned, and stays as it is until the copy is done."""
-        _check(self._copy_to_device(target, source, num_bytes, self._stream))
+    def run_step(
+        self,
+        plan: tuple[int, int, int],
+        graph_exec: int,
+        ids: tuple[int, int, int],
+        done: int,
+    ) -> None:
+        """A step's plan to the device, its graph, its ids to the host, and the event behind them.
 
-    def copy_to_host(self, target: int, source: int, num_bytes: int) -> None:
-        """``target`` is pinned."""
-        _check(self._copy_to_host(target, source, num_bytes, self._stream))
+        Args:
+            plan: device address, pinned host address, bytes; the host's stay as they are until
+                the copy is done.
+            graph_exec: an instantiated graph.
+            ids: pinned host address, device address, bytes.
+            done: an event's handle.
+        """
+        stream = self._stream
+        _check(
+            self._copy_to_device(*plan, stream)
+            or self._launch_graph(graph_exec, stream)
+            or self._copy_to_host(*ids, stream)
+            or self._record_event(done, stream)
+        )
 
-    def launch_graph(self, graph_exec: int) -> None:
-        """An instantiated graph."""
-        _check(self._launch_graph(graph_exec, self._stream))
+    def record_event(self, event: int) -> None:
+        """Behind everything that is queued."""
+        _check(self._record_event(event, self._stream))
 
-    def record_event(self, event: torch.cuda.Event) -> None:
-        """One that torch has recorded before: that made it."""
-        _check(self._record_event(event.cuda_event, self._stream))
-
-    def is_done(self, event: torch.cuda.Event) -> bool:
+    def is_done(self, event: int) -> bool:
         """Whether the device has come past it."""
-        status: int = self._query_event(event.cuda_event)
+        status: int = self._query_event(event)
         if status != _NOT_READY:
             _check(status)
         return status != _NOT_READY
@@ -73,6 +85,49 @@ class CudaDriver:
 def _check(status: int) -> None:
     if status:
         raise CudaDriverError(f"CUDA driver error {status}")
+
+
+def make_event(stream: torch.cuda.Stream, *, timed: bool = False) -> torch.cuda.Event:
+    """An event whose handle exists: torch makes it when it is recorded first."""
+    event = torch.cuda.Event(enable_timing=timed)  # type: ignore[no-untyped-call]
+    event.record(stream)
+    return event
+
+
+class DeviceClock:
+    """Times at which a stream comes past marks; the events are made ``BATCH`` at once, since
+    making one takes as long as several launches.
+
+    Its marks count from its making, for which the device must be idle.
+    """
+
+    BATCH = 4096
+
+    def __init__(self, driver: CudaDriver, stream: torch.cuda.Stream) -> None:
+        self._driver, self._stream = driver, stream
+        self._events: list[torch.cuda.Event] = []
+        self._num_marks = 0
+        self._grow()
+        self._start = make_event(stream, timed=True)
+        self._start.synchronize()
+
+    def mark(self) -> int:
+        """Mark the stream here: the mark's number."""
+        if self._num_marks == len(self._events):
+            self._grow()
+        number = self._num_marks
+        self._num_marks += 1
+        self._driver.record_event(self._events[number].cuda_event)
+        return number
+
+    def times_ns(self) -> list[int]:
+        """When the device came past each mark. Waits for the last."""
+        self._stream.synchronize()
+        marks = self._events[: self._num_marks]
+        return [round(self._start.elapsed_time(event) * 1e6) for event in marks]
+
+    def _grow(self) -> None:
+        self._events += [make_event(self._stream, timed=True) for _ in range(self.BATCH)]
 
 
 class CudaDriverError(RuntimeError):

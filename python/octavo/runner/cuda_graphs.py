@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 
@@ -28,9 +28,11 @@ FIRST_PREFILLS = (16, 32, 64, 128, 256, 512)
 FIRST_MIXED = ((8, 4, 64), (8, 4, 1024), (32, 64, 512), (32, 64, 1024))
 
 
-@dataclass(frozen=True, slots=True)
-class StepShape:
-    """What a step is padded to: decodes of one row each, then requests that prefill."""
+class StepShape(NamedTuple):
+    """What a step is padded to: decodes of one row each, then requests that prefill.
+
+    A tuple: it is a key that each step looks up, and a dataclass takes microseconds to hash.
+    """
 
     decode_rows: int
     prefill_reqs: int
@@ -80,6 +82,11 @@ class Shapes:
     def __init__(self, sizes: Sequence[int], rows: Sequence[int] = MIXED_ROWS) -> None:
         self._decodes = tuple(sizes)
         self._rows = tuple(rows)
+        # By the number of decodes: looked up at each step.
+        self._decode_shapes = [
+            StepShape(self._decodes[bisect_left(self._decodes, n)], 0, 0)
+            for n in range(self._decodes[-1] + 1 if self._decodes else 0)
+        ]
 
     @property
     def max_padding(self) -> int:
@@ -97,8 +104,8 @@ class Shapes:
     def find(self, num_decodes: int, num_prefills: int, num_rows: int) -> StepShape | None:
         """The smallest shape that holds the step; None where none does."""
         if not num_prefills:
-            decodes = _at_least(self._decodes, num_decodes)
-            return None if decodes is None else StepShape(decodes, 0, 0)
+            known = self._decode_shapes
+            return known[num_decodes] if num_decodes < len(known) else None
         decodes = _at_least(MIXED_DECODES, num_decodes)
         reqs, rows = _at_least(MIXED_REQS, num_prefills), _at_least(self._rows, num_rows)
         if decodes is None or reqs is None or rows is None or not self._decodes:

@@ -81,6 +81,8 @@ class EmbeddingRunner:
         )
         self._buffer = StagingBuffer(length, (), not on_cpu)
         max_blocks_per_seq = -(-self.max_model_len // self.block_size)
+        # Whether the block table and the views are those of the step that runs.
+        self._is_loaded = False
         self._batch = InputBatch(self.max_num_seqs, max_blocks_per_seq, self.device)
         self._stream: torch.cuda.Stream | None = None
         self._graphs: EmbeddingGraphs | None = None
@@ -112,23 +114,20 @@ class EmbeddingRunner:
     ) -> InFlight:
         """Compute a planned step, whose requests are whole texts."""
         array = self._buffer.array
-        pooled = [requests[request_id].pooled for request_id in batch.request_ids]
+        texts = [requests[request_id].pooled for request_id in batch.request_ids]
         starts = array[batch.query_start_loc_offset :][: batch.num_reqs + 1].copy()
-        lengths = np.diff(starts)
-        is_second = np.zeros(int(starts[-1]), bool)
-        for start, end, text in zip(starts, starts[1:], pooled, strict=False):
+        is_second = np.zeros(int(starts[-1]), np.int32)
+        for index, text in enumerate(texts):
             if text is not None and text.num_first is not None:
-                is_second[start + text.num_first : end] = True
-        with torch.inference_mode(), self._on_stream():
-            packed = self._buffer.host[: batch.packed_len].to(self.device)
-            self._batch.load(batch, packed)
-            for first, last in self._parts(starts):
-                rows = self._run_graph(batch, first, last, starts, is_second)
-                if rows is None:
-                    rows = self._compute(first, last, starts, lengths, is_second)
-                for text, row in zip(pooled[first:last], rows, strict=True):
-                    if text is not None:
-                        text.values = row
+                is_second[starts[index] + text.num_first : starts[index + 1]] = 1
+        self._is_loaded = False
+        for first, last in self._parts(starts):
+            rows = self._run_graph(batch, first, last, starts, is_second)
+            if rows is None:
+                rows = self._compute(batch, first, last, starts, is_second)
+            for text, row in zip(texts[first:last], rows, strict=True):
+                if text is not None:
+                    text.values = row
         return ComputedStep(batch.step_id, _NOTHING)
 
     def collect(self, in_flight: InFlight) -> SampledTokens:
@@ -175,7 +174,13 @@ class EmbeddingRunner:
 
     def _make_graphs(self, num_rows: Sequence[int]) -> EmbeddingGraphs:
         return EmbeddingGraphs(
-            self._model, num_rows, self.max_num_seqs, self._batch.block_table, self._stream
+            self._model,
+            num_rows,
+            self.max_num_seqs,
+            block_size=self.block_size,
+            max_len=self.max_model_len,
+            device=self.device,
+            stream=self._stream,
         )
 
     def _on_stream(self) -> Any:
@@ -190,29 +195,22 @@ class EmbeddingRunner:
         first: int,
         last: int,
         starts: NDArray[np.int32],
-        is_second: NDArray[np.bool_],
+        is_second: NDArray[np.int32],
     ) -> NDArray[np.float32] | None:
         """As ``_compute``; None where graphs are off, or hold no such step."""
         if self._graphs is None:
             return None
-        begin, end = int(starts[first]), int(starts[last])
-        staged, stride = self._buffer.array, batch.token_stride
-        ids, positions, slot_mapping = staged[: 3 * stride].reshape(3, stride)[:, begin:end]
-        seconds = is_second[begin:end]
-        rows = self._graphs.run(
+        tokens = slice(int(starts[first]), int(starts[last]))
+        ids, positions = self._buffer.array[: 2 * batch.token_stride].reshape(2, -1)[:, tokens]
+        seconds = is_second[tokens]
+        return self._graphs.run(
             TextBatch(
                 input_ids=ids,
                 positions=positions,
-                slot_mapping=slot_mapping,
-                is_second=seconds.astype(np.int32) if seconds.any() else None,
-                slots=staged[3 * stride :][first:last],
-                starts=starts[first : last + 1] - begin,
+                is_second=seconds if seconds.any() else None,
+                starts=starts[first : last + 1] - tokens.start,
             )
         )
-        if rows is None:
-            return None
-        values: NDArray[np.float32] = rows.cpu().numpy()
-        return values
 
     def _parts(self, starts: NDArray[np.int32]) -> Iterator[tuple[int, int]]:
         """Neighbours of at most ``_most_tokens``: a step may be longer, for the longest text."""
@@ -225,30 +223,35 @@ class EmbeddingRunner:
 
     def _compute(
         self,
+        batch: ScheduledBatch,
         first: int,
         last: int,
         starts: NDArray[np.int32],
-        lengths: NDArray[np.int32],
-        is_second: NDArray[np.bool_],
+        is_second: NDArray[np.int32],
     ) -> NDArray[np.float32]:
-        """Texts ``first`` to ``last`` of the loaded batch -> their values [last - first, D]."""
-        ctx, some = self._batch.context, lengths[first:last].tolist()
-        tokens = slice(int(starts[first]), int(starts[last]))
-        longest = max(some)
-        part = AttentionContext(
-            positions=ctx.positions[tokens],
-            slot_mapping=ctx.slot_mapping[tokens],
-            slots=ctx.slots[first:last],
-            seq_lens=ctx.seq_lens[first:last],
-            query_start_loc=ctx.query_start_loc[first : last + 1] - tokens.start,
-            block_table=ctx.block_table,
-            num_reqs=last - first,
-            num_decodes=0,
-            max_query_len=longest,
-            max_seq_len=longest,
-        )
-        seconds = is_second[tokens]
-        second = torch.from_numpy(seconds).to(self.device) if seconds.any() else None
-        rows = self._model(self._batch.input_ids[tokens], part, second)
-        values: NDArray[np.float32] = rows.cpu().numpy()
+        """Texts ``first`` to ``last`` of a planned batch -> their values [last - first, D]."""
+        with torch.inference_mode(), self._on_stream():
+            if not self._is_loaded:
+                packed = self._buffer.host[: batch.packed_len].to(self.device)
+                self._batch.load(batch, packed)
+                self._is_loaded = True
+            ctx = self._batch.context
+            tokens = slice(int(starts[first]), int(starts[last]))
+            longest = int(np.diff(starts[first : last + 1]).max())
+            part = AttentionContext(
+                positions=ctx.positions[tokens],
+                slot_mapping=ctx.slot_mapping[tokens],
+                slots=ctx.slots[first:last],
+                seq_lens=ctx.seq_lens[first:last],
+                query_start_loc=ctx.query_start_loc[first : last + 1] - tokens.start,
+                block_table=ctx.block_table,
+                num_reqs=last - first,
+                num_decodes=0,
+                max_query_len=longest,
+                max_seq_len=longest,
+            )
+            seconds = is_second[tokens]
+            second = torch.from_numpy(seconds).to(self.device) if seconds.any() else None
+            rows = self._model(self._batch.input_ids[tokens], part, second)
+            values: NDArray[np.float32] = rows.cpu().numpy()
         return values

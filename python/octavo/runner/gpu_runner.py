@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,11 +26,11 @@ from torch import Tensor
 from octavo._core import Staging
 from octavo.config import EngineConfig
 from octavo.kernels import gpu
-from octavo.kernels.gpu.step import HEADER_LEN, RECORD_LEN, StepBuffers, prepare_step
+from octavo.kernels.gpu.step import HEADER, HEADER_LEN, RECORD_LEN, StepBuffers, prepare_step
 from octavo.layers.context import AttentionContext
 from octavo.models.loader import DTYPES
 from octavo.models.source import ModelSource
-from octavo.runner.cuda_driver import CudaDriver, CudaDriverError
+from octavo.runner.cuda_driver import CudaDriver, CudaDriverError, DeviceClock, make_event
 from octavo.runner.cuda_graphs import (
     MIXED_ROWS,
     GraphCache,
@@ -63,52 +64,66 @@ class _Logprobs:
 
 @dataclass(slots=True, eq=False)
 class GpuInFlight(InFlight):
-    """A step on the device. ``done``: its tokens are in ``tokens``."""
+    """A step on the device, whose ``num_samples`` ids arrive in ``ids``."""
 
-    tokens: NDArray[np.int32]
-    driver: CudaDriver | None
-    done: torch.cuda.Event | None
+    ids: _Ids
+    num_samples: int
     tracked: list[tuple[int, RequestState]]
     logprobs: _Logprobs | None = None
     scored: Sequence[ScoredRows] = ()
-    # Around the step, where the runner is asked to time them.
-    started: torch.cuda.Event | None = None
-    ended: torch.cuda.Event | None = None
 
-    def wait(self) -> None:
-        """Block until the tokens are on the host; the tracked requests then have theirs."""
-        if self.driver is not None and self.done is not None and not self.driver.is_done(self.done):
-            self.done.synchronize()
-        for row, state in self.tracked:
-            state.output_token_ids.append(int(self.tokens[row]))
-        self.tracked = []
+    @property
+    def tokens(self) -> NDArray[np.int32]:
+        """[num_samples], once they are there."""
+        return self.ids.array[: self.num_samples]
 
 
 @dataclass(slots=True, eq=False)
-class _Tokens:
-    """Where one step's ids arrive; as many rotate as may be in flight, and one being read."""
+class _Ids:
+    """Where one step's ids arrive; as many rotate as may be in flight, and one being read.
+
+    ``done``: behind them on the stream, its ``handle`` the driver's name for it.
+    """
 
     host: Tensor
     array: NDArray[np.int32]
-    done: torch.cuda.Event | None
     address: int
+    done: torch.cuda.Event | None
+    handle: int
+
+
+class _Needs(NamedTuple):
+    """What a step's samples ask for together, beyond their slots' records.
+
+    ``num_logprobs``: -1 is none; ``keep_raw``: of logits as they were before they were adjusted;
+    ``tracked``: (row, request) whose ids the host must know.
+    """
+
+    adjusted: bool
+    num_logprobs: int
+    keep_raw: bool
+    tracked: list[tuple[int, RequestState]]
+
+
+# Nobody adds to it.
+_UNTRACKED: list[tuple[int, RequestState]] = []
+_PLAIN = _Needs(False, -1, False, _UNTRACKED)
 
 
 class GpuRunner(ModelRunner):
-    """A ModelRunner over the Triton op set.
-
-    ``times_steps``: whether steps carry events that tell their time on the device.
-    """
+    """A ModelRunner over the Triton op set."""
 
     max_in_flight = 2
 
     def __init__(self, config: EngineConfig, source: ModelSource) -> None:
-        self.times_steps = False
         self._on_gpu = False
         self._stream: torch.cuda.Stream | None = None
         self._driver: CudaDriver | None = None
         self._last: GpuInFlight | None = None
+        # The thread that does nothing but step, and the last on which torch has used the device:
+        # the driver's own calls need one.
         self._thread: int | None = None
+        self._device_thread: int | None = None
         self._weight_bytes = 0
         self._graph_bytes = 0
         super().__init__(config, source)
@@ -211,6 +226,9 @@ class GpuRunner(ModelRunner):
         )
         self._shapes = Shapes(sizes, rows if self._on_gpu else MIXED_ROWS)
         self._graphs: GraphCache[tuple[Tensor, Tensor]] = GraphCache(self._stream)
+        # By the number of plain decodes: their graph's handle and the address of its ids. Graphs of
+        # plain steps are never dropped.
+        self._steady: dict[int, tuple[int, int]] = {}
         reqs = self.max_num_seqs + self._shapes.max_padding
         num_rows = self.max_num_batched_tokens + self.max_num_seqs + self._shapes.max_padding
 
@@ -243,8 +261,8 @@ class GpuRunner(ModelRunner):
         self._stagings = [self._new_staging_buffer() for _ in range(self.max_in_flight)]
         self._next_staging = 0
         self._packed = torch.zeros_like(self._stagings[0].host, device=self.device)
-        self._tokens = [self._new_tokens() for _ in range(self.max_in_flight + 1)]
-        self._next_tokens = 0
+        self._packed_address = self._packed.data_ptr()
+        self._ids = itertools.cycle([self._new_ids() for _ in range(self.max_in_flight + 1)])
 
     def _new_staging_buffer(self) -> StagingBuffer:
         length = Staging.required_len(
@@ -254,13 +272,11 @@ class GpuRunner(ModelRunner):
         records = self.max_num_seqs * RECORD_LEN
         return StagingBuffer(length + records, (), pinned=self._on_gpu, header_len=HEADER_LEN)
 
-    def _new_tokens(self) -> _Tokens:
+    def _new_ids(self) -> _Ids:
         host = torch.zeros(self.max_num_seqs, dtype=torch.int32, pin_memory=self._on_gpu)
-        done = None
-        if self._on_gpu:
-            done = _event(timed=False)
-            done.record(self._stream)  # its handle exists from here on
-        return _Tokens(host, host.numpy(), done, host.data_ptr())
+        done = None if self._stream is None else make_event(self._stream)
+        handle = 0 if done is None else done.cuda_event
+        return _Ids(host, host.numpy(), host.data_ptr(), done, handle)
 
     # ----------------------------------------------------------------------------------- steps
 
@@ -297,89 +313,144 @@ class GpuRunner(ModelRunner):
             torch.cuda.set_device(self._stream.device)
             torch.cuda.set_stream(self._stream)
             torch.inference_mode().__enter__()  # for good: it costs a step 20 us
-            self._thread = threading.get_ident()
+            self._thread = get_ident()
 
     def launch(
         self, batch: ScheduledBatch, staging: Staging, requests: Mapping[int, RequestState]
     ) -> InFlight:
-        """Start a planned step and return while the device works."""
+        """Start a planned step and return while the device works.
+
+        A step of decodes that ask for nothing comes here after the host has waited milliseconds for
+        the last one: none of the code is in the caches then, and each function called costs ten
+        times what it does in a loop. So such a step runs through these lines alone.
+        """
+        num = batch.num_samples
+        known = self._steady.get(num)
+        if (
+            known is None
+            or batch.num_tokens != num
+            or batch.num_decodes != num
+            or batch.new_slots
+            or self.sampling.demanding
+            or self.prompt_scorer.unscored
+            or self._driver is None
+            or get_ident() != self._device_thread
+        ):
+            return self._launch_any(batch, staging, requests)
+        buffer = self._stagings[0]
+        if buffer.staging is not staging:
+            buffer = self._stagings[1]
+        packed_len = batch.packed_len
+        HEADER.pack_into(
+            buffer.header, 0, num, num, num, num, batch.num_block_updates, 0, packed_len
+        )
+        ids = next(self._ids)
+        self._driver.run_step(
+            (self._packed_address, buffer.address, 4 * (HEADER_LEN + packed_len)),
+            known[0],
+            (ids.address, known[1], 4 * num),
+            ids.handle,
+        )
+        self._last = in_flight = GpuInFlight(batch.step_id, ids, num, _UNTRACKED)
+        return in_flight
+
+    def _launch_any(
+        self, batch: ScheduledBatch, staging: Staging, requests: Mapping[int, RequestState]
+    ) -> InFlight:
+        """Any step, what it needs found out one by one."""
         buffer = next(s for s in self._stagings if s.staging is staging)
-        num_samples = batch.num_samples
-        slots = buffer.array[batch.sample_slots_offset :][:num_samples]
+        num_samples, num_reqs = batch.num_samples, batch.num_reqs
+        num_tokens, packed_len = batch.num_tokens, batch.packed_len
         with self._ready():
-            started = self._timed_event()
             num_records = self._write_records(batch, buffer, requests)
-            sampling = self.sampling
-            if sampling.has_words(slots):
-                # What comes next depends on what was said last.
-                if self._last is not None:
-                    self._last.wait()
-                sampling.ban_words(slots)
-            num_decodes, num_reqs = batch.num_decodes, batch.num_reqs
+            num_decodes = batch.num_decodes
             if num_decodes == num_reqs and num_samples != num_reqs:
                 num_decodes = 0  # only rows of a step that prefills are chosen from
-            buffer.header[:7] = (
-                batch.num_tokens,
+            HEADER.pack_into(
+                buffer.header,
+                0,
+                num_tokens,
                 num_reqs,
                 num_decodes,
                 num_samples,
                 batch.num_block_updates,
                 num_records,
-                batch.packed_len,
+                packed_len,
             )
-            length = HEADER_LEN + batch.packed_len + num_records * RECORD_LEN
-            adjusted = sampling.adjusts(slots)
-            num_logprobs = sampling.num_logprobs(slots)
-            # Log probabilities are of what the model said, before it was adjusted.
-            keep_raw = adjusted and num_logprobs >= 0
+            length = HEADER_LEN + packed_len + num_records * RECORD_LEN
+            needs = self._needs(batch, buffer)
             spans = self.prompt_scorer.plan(batch, buffer.array)
             scored: Sequence[ScoredRows] = ()
-            split = (num_decodes, num_reqs - num_decodes, batch.num_tokens - num_decodes)
+            split = (num_decodes, num_reqs - num_decodes, num_tokens - num_decodes)
             # Graphs keep neither raw logits nor hidden rows.
-            shape = None if keep_raw or spans else self._shapes.find(*split)
-            graph = None if shape is None else self._graphs.get((shape, adjusted))
-            self._next_tokens = (self._next_tokens + 1) % len(self._tokens)
-            tokens = self._tokens[self._next_tokens]
-            if graph is not None and self._driver is not None:
-                self._driver.copy_to_device(self._packed.data_ptr(), buffer.address, 4 * length)
-                self._driver.launch_graph(graph.handle)
+            shape = None if needs.keep_raw or spans else self._shapes.find(*split)
+            graph = None if shape is None else self._graphs.get((shape, needs.adjusted))
+            arriving = next(self._ids)
+            has_context = get_ident() == self._device_thread
+            if graph is not None and self._driver is not None and has_context:
                 ids, logits = graph.output
-                self._driver.copy_to_host(tokens.address, ids.data_ptr(), 4 * num_samples)
+                if num_decodes == num_tokens and not needs.adjusted:
+                    self._steady[num_samples] = (graph.handle, ids.data_ptr())
+                self._driver.run_step(
+                    (self._packed_address, buffer.address, 4 * length),
+                    graph.handle,
+                    (arriving.address, ids.data_ptr(), 4 * num_samples),
+                    arriving.handle,
+                )
             else:
                 self._packed[:length].copy_(buffer.host[:length], non_blocking=True)
                 if shape is not None:
-                    ids, logits = self._run(shape, adjusted)
+                    ids, logits = self._run(shape, needs.adjusted)
                 else:
                     exact = exact_shape(*split)
                     hidden = self._hidden(exact)
-                    ids, logits = self._sample(hidden, exact, adjusted, keep_raw)
+                    ids, logits = self._sample(hidden, exact, needs.adjusted, needs.keep_raw)
                     if spans:
                         moved = _moved(spans, num_decodes, exact.decode_rows)
                         scored = self.prompt_scorer.score(moved, hidden)
-                tokens.host[:num_samples].copy_(ids[:num_samples], non_blocking=True)
+                arriving.host[:num_samples].copy_(ids[:num_samples], non_blocking=True)
             logprobs = None
-            if num_logprobs >= 0:
-                logprobs = self._logprobs(logits[:num_samples], ids[:num_samples], num_logprobs)
-            ended = self._timed_event()
-            if self._driver is not None and tokens.done is not None:
-                self._driver.record_event(tokens.done)
+            if needs.num_logprobs >= 0:
+                logprobs = self._logprobs(
+                    logits[:num_samples], ids[:num_samples], needs.num_logprobs
+                )
+            self._device_thread = get_ident()
+            if self._driver is not None:
+                self._driver.record_event(arriving.handle)
         self._last = GpuInFlight(
-            batch.step_id,
-            tokens.array[:num_samples],
-            self._driver,
-            tokens.done,
-            sampling.states_of(slots) if sampling.tracks(slots) else [],
-            logprobs,
-            scored,
-            started,
-            ended,
+            batch.step_id, arriving, num_samples, needs.tracked, logprobs, scored
         )
         return self._last
+
+    def _needs(self, batch: ScheduledBatch, buffer: StagingBuffer) -> _Needs:
+        sampling = self.sampling
+        if not sampling.demanding:
+            return _PLAIN
+        slots = buffer.array[batch.sample_slots_offset :][: batch.num_samples]
+        if sampling.has_words(slots):
+            # What comes next depends on what was said last.
+            if self._last is not None:
+                self.wait(self._last)
+            sampling.ban_words(slots)
+        adjusted, num_logprobs = sampling.adjusts(slots), sampling.num_logprobs(slots)
+        tracked = sampling.states_of(slots) if sampling.tracks(slots) else []
+        # Log probabilities are of what the model said, before it was adjusted.
+        return _Needs(adjusted, num_logprobs, adjusted and num_logprobs >= 0, tracked)
+
+    def wait(self, in_flight: GpuInFlight) -> None:
+        """Block until a step's ids are on the host; the tracked requests then have theirs."""
+        ids, driver = in_flight.ids, self._driver
+        if ids.done is not None and driver is not None and not driver.is_done(ids.handle):
+            ids.done.synchronize()
+        if in_flight.tracked:
+            for row, state in in_flight.tracked:
+                state.output_token_ids.append(int(ids.array[row]))
+            in_flight.tracked = []
 
     def collect(self, in_flight: InFlight) -> SampledTokens:
         """The tokens of a launched step. Blocks until they are on the host."""
         assert isinstance(in_flight, GpuInFlight)
-        in_flight.wait()
+        self.wait(in_flight)
         for scored in in_flight.scored:
             scored.record()
         logprobs = in_flight.logprobs
@@ -392,6 +463,12 @@ class GpuRunner(ModelRunner):
             logprobs.ranks.numpy(),
         )
 
+    def device_clock(self) -> DeviceClock | None:
+        """What tells when the device comes past a step; None without one. It must be idle."""
+        if self._driver is None or self._stream is None:
+            return None
+        return DeviceClock(self._driver, self._stream)
+
     # --------------------------------------------------------------------------------- details
 
     @contextlib.contextmanager
@@ -401,7 +478,7 @@ class GpuRunner(ModelRunner):
 
     def _ready(self) -> contextlib.AbstractContextManager[None]:
         """Without autograd, on the runner's stream; the runner's own thread is so already."""
-        if threading.get_ident() == self._thread:
+        if get_ident() == self._thread:
             return contextlib.nullcontext()
         return self._entered()
 
@@ -410,13 +487,6 @@ class GpuRunner(ModelRunner):
         if self._stream is None:
             return contextlib.nullcontext()
         return torch.cuda.stream(self._stream)
-
-    def _timed_event(self) -> torch.cuda.Event | None:
-        if not (self.times_steps and self._on_gpu):
-            return None
-        event = _event(timed=True)
-        event.record()
-        return event
 
     def _write_records(
         self, batch: ScheduledBatch, buffer: StagingBuffer, requests: Mapping[int, RequestState]
@@ -504,7 +574,3 @@ def _moved(spans: list[PromptSpan], num_decodes: int, decode_rows: int) -> list[
         else dataclasses.replace(span, row=span.row - num_decodes + decode_rows)
         for span in spans
     ]
-
-
-def _event(timed: bool) -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=timed)  # type: ignore[no-untyped-call]

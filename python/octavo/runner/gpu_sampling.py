@@ -49,6 +49,9 @@ class GpuSampling:
         self._num_logprobs = np.full(n, -1, np.int64)
         self._adjusts = np.zeros(n, bool)
         self._tracks = np.zeros(n, bool)
+        # Slots whose request, or last request, asks for more than its record tells: where there are
+        # none, which is so of most steps, no slot needs a look.
+        self.demanding: set[int] = set()
         # Slots whose bias or mask is not neutral.
         self._marked: set[int] = set()
 
@@ -113,6 +116,10 @@ class GpuSampling:
             bias or several or params.allowed_token_ids or state.has_penalties
         )
         self._tracks[slot] = bool(several) or state.has_penalties
+        if self._adjusts[slot] or self._tracks[slot] or params.logprobs is not None:
+            self.demanding.add(slot)
+        else:
+            self.demanding.discard(slot)
         if slot in self._marked:
             self._write_bias(slot, {})
             self._allowed[slot].fill_(-1)

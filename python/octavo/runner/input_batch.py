@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class StagingBuffer:
     """A Staging and the memory Rust writes, int32, pinned where a GPU reads it.
 
-    ``host`` is all of it, at ``address``; ``header`` the first ``header_len`` elements, ``array``
-    Rust's rest.
+    ``host`` is all of it, at ``address``; ``header`` the first ``header_len`` elements as bytes,
+    ``array`` Rust's rest.
     """
 
     __slots__ = ("address", "array", "header", "host", "staging")
@@ -29,7 +29,7 @@ class StagingBuffer:
     ) -> None:
         self.host = torch.zeros(header_len + length, dtype=torch.int32, pin_memory=pinned)
         self.address = self.host.data_ptr()
-        self.header = self.host.numpy()[:header_len]
+        self.header = self.host.numpy()[:header_len].view(np.uint8).data
         self.array = self.host.numpy()[header_len:]
         self.staging = Staging(self.array, token_buckets)
 

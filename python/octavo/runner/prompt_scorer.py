@@ -65,26 +65,26 @@ class PromptScorer:
         self._compute_logits = compute_logits
         self._max_rows = max(1, MAX_LOGITS_BYTES // (4 * vocab_size))
         # Slot -> the request there whose prompt is not planned to its end.
-        self._unscored: dict[int, RequestState] = {}
+        self.unscored: dict[int, RequestState] = {}
 
     def admit(self, slot: int, state: RequestState) -> None:
         """A request takes this slot, or takes one again after a preemption."""
         scores = state.prompt_logprobs
         if scores is not None and scores.num_recorded < state.num_prompt_tokens - 1:
-            self._unscored[slot] = state
+            self.unscored[slot] = state
         else:
-            self._unscored.pop(slot, None)
+            self.unscored.pop(slot, None)
 
     def plan(self, batch: ScheduledBatch, staged: NDArray[np.int32]) -> list[PromptSpan]:
         """The step's rows that are to be scored, in the order of the prompts' tokens."""
-        if not self._unscored:
+        if not self.unscored:
             return []
         slots = staged[batch.slots_offset :][: batch.num_reqs]
         starts = staged[batch.query_start_loc_offset :][: batch.num_reqs + 1]
         positions = staged[batch.positions_offset :]
         spans = []
         for request, slot in enumerate(slots.tolist()):
-            if (state := self._unscored.get(slot)) is None:
+            if (state := self.unscored.get(slot)) is None:
                 continue
             row = int(starts[request])
             first = int(positions[row]) + 1
@@ -92,7 +92,7 @@ class PromptScorer:
             rest = state.num_prompt_tokens - first
             num_rows = min(int(starts[request + 1]) - row, rest)
             if num_rows == rest:
-                del self._unscored[slot]
+                del self.unscored[slot]
             if num_rows > 0:
                 spans.append(PromptSpan(state, first, row, num_rows))
         # Samples of one request share their scores: one may begin where another ends.

@@ -9,7 +9,7 @@ else is in the batch.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +23,7 @@ from octavo.runner.token_counts import TokenCounts
 _MASK64 = (1 << 64) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class SampledTokens:
+class SampledTokens(NamedTuple):
     """One step's tokens, on the host. S rows; C = 1 + the most logprobs any row asked for.
 
     ``logprob_ids`` int32 [S, C] and ``logprobs`` float32 [S, C]: the chosen token first, then the
