@@ -18,7 +18,7 @@ from harness import RunningServer, StartServer, eventually
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
-from test_streams import COMPLETION, dechunk, events, join, plain, send
+from test_streams import CHAT, COMPLETION, dechunk, events, join, plain, send
 
 from octavo._core import GgufFile, Tokenizer
 from octavo.config import EngineConfig
@@ -61,7 +61,9 @@ def core_server(
     monkeypatch.setattr(
         engine_loop, "make_runner", lambda config, source: fake.FakeRunner(config, 256, 1)
     )
-    return start_server(AsyncEngine(EngineConfig(max_num_seqs=16)))
+    return start_server(
+        AsyncEngine(EngineConfig(max_num_seqs=16)), chat_template="{{ messages[0].content }}"
+    )
 
 
 @settings(
@@ -101,6 +103,78 @@ def test_a_stream_says_what_the_whole_answer_says(
     for name in ("prompt_tokens", "completion_tokens"):
         assert last["usage"][name] == whole.json["usage"][name]
     assert last["usage"]["prompt_tokens"] == sum(map(len, prompts))
+
+
+def cut(text: str, stops: list[str], include: bool) -> tuple[str, str | None]:
+    """A text up to the stop string that is complete first, the longest of several."""
+    found = [(text.index(stop) + len(stop), -len(stop), stop) for stop in stops if stop in text]
+    if not found:
+        return text, None
+    end, _, stop = min(found)
+    return text[: end if include else end - len(stop)], stop
+
+
+# Of every script, emoji made of several characters, and what JSON and SSE must not stumble over.
+TEXTS = st.lists(
+    st.one_of(
+        st.text(max_size=8),
+        st.sampled_from(
+            ["東京", "👩‍👩‍👧", "é", "e\u0301", "\n\n", "data: ", '"', "\\", "\u2028", "<|im_end|>"]
+        ),
+    ),
+    max_size=6,
+).map("".join)
+
+
+@settings(
+    max_examples=300,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(data=st.data(), text=TEXTS, is_chat=st.booleans(), interval=st.integers(1, 12))
+def test_any_text_arrives_whole_however_it_is_stopped_and_cut(
+    core_server: RunningServer,
+    tokenizer: Tokenizer,
+    data: st.DataObject,
+    text: str,
+    is_chat: bool,
+    interval: int,
+) -> None:
+    """The model says a random text, which may hold the stop strings: pieces of it, or others."""
+    ids = tokenizer.encode(text, False)
+    piece = st.tuples(st.integers(0, len(text)), st.integers(1, 6)).map(
+        lambda at: text[at[0] : at[0] + at[1]]
+    )
+    stops = data.draw(st.lists(piece | st.text(min_size=1, max_size=3), max_size=4))
+    stops = [stop for stop in stops if stop]
+    include = data.draw(st.booleans())
+    max_tokens = data.draw(st.just(len(ids) + 1) | st.integers(1, len(ids) + 1))
+    prompt = tokenizer.encode("x", False)
+    script = [*ids, sys.modules["hash_model"].EOS]
+    body = {
+        "max_tokens": max_tokens,
+        "stop": stops,
+        "include_stop_str_in_output": include,
+        "skip_special_tokens": False,
+    }
+    path = CHAT if is_chat else COMPLETION
+    body |= {"messages": [{"role": "user", "content": "x"}]} if is_chat else {"prompt": prompt}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            sys.modules["hash_model"],
+            "next_token",
+            lambda context: script[len(context) - len(prompt)],
+        )
+        whole = core_server.post(path, body)
+        assert whole.status == 200, whole.body
+        streamed = core_server.post(path, {**body, "stream": True, "stream_interval": interval})
+    [found] = plain(whole.json, is_chat)
+    assert join(events(streamed.body), is_chat) == [found]
+    said = tokenizer.decode(ids[:max_tokens], False)
+    expected, stop = cut(said, stops, include)
+    assert (found["text"], found["stop_reason"]) == (expected, stop)
+    is_over = stop is not None or max_tokens > len(ids)
+    assert found["finish_reason"] == ("stop" if is_over else "length")
 
 
 def test_a_stream_of_larger_chunks(
@@ -309,18 +383,61 @@ def test_a_too_long_prompt_is_refused_with_both_numbers(core_server: RunningServ
     assert "300" in answer.error["message"]
 
 
-def test_every_metric_is_the_core_s(core_server: RunningServer) -> None:
-    for _ in range(3):
-        core_server.post(COMPLETION, {"prompt": [1, 2, 3], "max_tokens": 5, "ignore_eos": True})
+def test_every_metric_says_what_was_sent(core_server: RunningServer) -> None:
+    for body in (
+        {"prompt": [1, 2, 3], "max_tokens": 5},
+        {"prompt": [[7] * 20, [8] * 33], "n": 2, "max_tokens": 4},
+        # Two blocks of 16 tokens are there by now.
+        {"prompt": [8] * 33, "max_tokens": 4},
+    ):
+        assert core_server.post(COMPLETION, {**body, "ignore_eos": True}).status == 200
     text = core_server.get("/metrics").body.decode()
+    found = {
+        sample.name.removeprefix("vllm:"): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
     for rows, suffix in ((GAUGES, ""), (COUNTERS, "_total"), (HISTOGRAMS, "_bucket")):
         for name in (name for row in rows for name in row.names if row.prefix == "vllm:"):
             assert f"\n{name}{suffix}{{" in text, name
-
-    def value(name: str) -> float:
-        line = next(line for line in text.splitlines() if line.startswith(name + "{"))
-        return float(line.rpartition(" ")[2])
-
-    assert value("vllm:time_to_first_token_seconds_count") == 3
-    assert value("vllm:inter_token_latency_seconds_count") == 12
-    assert value("vllm:generation_tokens_total") == 15
+    samples, tokens = 1 + 4 + 1, 5 + 4 * 4 + 4
+    expected = {
+        "prompt_tokens_total": 3 + 2 * 20 + 2 * 33 + 33,
+        "generation_tokens_total": tokens,
+        # A request's samples ask once.
+        "prefix_cache_queries_total": 3 + 20 + 33 + 33,
+        "prefix_cache_hits_total": 32,
+        "num_preemptions_total": 0,
+        "inter_token_latency_seconds_count": tokens - samples,
+        "time_per_output_token_seconds_count": tokens - samples,
+        "request_prompt_tokens_count": samples,
+        "request_prompt_tokens_sum": 3 + 2 * 20 + 2 * 33 + 33,
+        "request_generation_tokens_count": samples,
+        "request_generation_tokens_sum": tokens,
+        "request_params_n_count": 4,
+        "request_params_n_sum": samples,
+        "request_params_max_tokens_count": samples,
+        "request_params_max_tokens_sum": tokens,
+        "request_max_num_generation_tokens_count": 4,
+        "request_max_num_generation_tokens_sum": 5 + 4 + 4 + 4,
+        # What was computed: the prompts but for what was shared, and every token but the last.
+        "iteration_tokens_total_sum": 3 + 20 + 4 + 33 + 1 + 1 + tokens - samples,
+        "num_requests_running": 0,
+        "num_requests_waiting": 0,
+        "kv_cache_usage_perc": 0,
+        "gpu_cache_usage_perc": 0,
+        "cache_config_info": 1,
+    }
+    times = ("queue", "prefill", "decode", "inference", "time_per_output_token")
+    for name in ("time_to_first_token", "e2e_request_latency"):
+        expected[f"{name}_seconds_count"] = samples
+    for name in times:
+        kind = name if name.endswith("token") else f"{name}_time"
+        expected[f"request_{kind}_seconds_count"] = samples
+    assert {name: found[name] for name in expected} == expected
+    # A request's time is that of its parts.
+    parts = [found[f"request_{part}_time_seconds_sum"] for part in ("queue", "prefill", "decode")]
+    assert found["e2e_request_latency_seconds_sum"] == pytest.approx(sum(parts))
+    assert found["time_to_first_token_seconds_sum"] == pytest.approx(parts[0] + parts[1])
+    assert found["request_inference_time_seconds_sum"] == pytest.approx(parts[1] + parts[2])
+    assert found["inter_token_latency_seconds_sum"] == pytest.approx(parts[2])
