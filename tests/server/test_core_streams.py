@@ -6,15 +6,17 @@ The model is the hash of tests/engine: any context has one next token, none of i
 from __future__ import annotations
 
 import importlib.util
+import json
 import random
 import socket
+import ssl
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import RunningServer, StartServer, eventually
+from harness import RunningServer, StartServer, eventually, make_certificate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
@@ -52,18 +54,27 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture
-def core_server(
+def start_core_server(
     start_server: StartServer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> RunningServer:
+) -> StartServer:
+    """``start_core_server(**server_flags)``."""
     fake = hash_model()
     monkeypatch.setattr(engine_loop, "resolve_model", lambda config: fake.FakeSource())
     monkeypatch.setattr(engine_loop, "load_tokenizer", lambda source, config: tokenizer)
     monkeypatch.setattr(
         engine_loop, "make_runner", lambda config, source: fake.FakeRunner(config, 256, 1)
     )
-    return start_server(
-        AsyncEngine(EngineConfig(max_num_seqs=16)), chat_template="{{ messages[0].content }}"
-    )
+
+    def start(**flags: Any) -> RunningServer:
+        engine = AsyncEngine(EngineConfig(max_num_seqs=16))
+        return start_server(engine, chat_template="{{ messages[0].content }}", **flags)
+
+    return start
+
+
+@pytest.fixture
+def core_server(start_core_server: StartServer) -> RunningServer:
+    return start_core_server()
 
 
 @settings(
@@ -206,6 +217,41 @@ def test_text_that_json_must_escape(core_server: RunningServer, tokenizer: Token
     streamed = core_server.post(COMPLETION, {**body, "stream": True})
     assert join(events(streamed.body), False)[0]["text"] == whole["text"]
     assert tokenizer.decode(whole["token_ids"]) == whole["text"]
+
+
+@pytest.mark.parametrize("way", ["tls", "uds"])
+def test_streams_over_other_connections(
+    start_core_server: StartServer, tmp_path: Path, way: str
+) -> None:
+    """The chunks in the middle go to a plain socket past the event loop, to others through it."""
+    if way == "tls":
+        key, certificate = make_certificate(tmp_path)
+        server = start_core_server(ssl_keyfile=str(key), ssl_certfile=str(certificate))
+        context = ssl.create_default_context(cafile=str(certificate))
+        plain_socket = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+        sock: socket.socket = context.wrap_socket(plain_socket, server_hostname="localhost")
+    else:
+        path = tmp_path / "octavo.sock"
+        server = start_core_server(uds=str(path))
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(20)
+        sock.connect(str(path))
+    # A step at a time, so that there are chunks in the middle.
+    server.engine._engine_loop.runner.fail = lambda batch: time.sleep(0.002)
+    body = {"prompt": [[1, 2, 3], [4]], "max_tokens": 100, "ignore_eos": True}
+    with sock:
+        send(sock, COMPLETION, {**body, "stream": True})
+        data = b""
+        while not data.endswith(b"0\r\n\r\n"):
+            data += sock.recv(65536)
+        send(sock, COMPLETION, body)
+        head, _, whole = sock.recv(65536).partition(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+        while len(whole) < length:
+            whole += sock.recv(65536)
+    streamed = events(dechunk(data.partition(b"\r\n\r\n")[2]))
+    assert len(streamed) > 10
+    assert join(streamed, False) == plain(json.loads(whole), False)
 
 
 def test_tokens_do_not_wait_for_a_task(
