@@ -57,7 +57,7 @@ def tokenizer() -> Tokenizer:
 def start_core_server(
     start_server: StartServer, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> StartServer:
-    """``start_core_server(**server_flags)``."""
+    """``start_core_server(stream_interval=1, **server_flags)``."""
     fake = hash_model()
     monkeypatch.setattr(engine_loop, "resolve_model", lambda config: fake.FakeSource())
     monkeypatch.setattr(engine_loop, "load_tokenizer", lambda source, config: tokenizer)
@@ -65,8 +65,8 @@ def start_core_server(
         engine_loop, "make_runner", lambda config, source: fake.FakeRunner(config, 256, 1)
     )
 
-    def start(**flags: Any) -> RunningServer:
-        engine = AsyncEngine(EngineConfig(max_num_seqs=16))
+    def start(*, stream_interval: int = 1, **flags: Any) -> RunningServer:
+        engine = AsyncEngine(EngineConfig(max_num_seqs=16, stream_interval=stream_interval))
         return start_server(engine, chat_template="{{ messages[0].content }}", **flags)
 
     return start
@@ -188,9 +188,12 @@ def test_any_text_arrives_whole_however_it_is_stopped_and_cut(
     assert found["finish_reason"] == ("stop" if is_over else "length")
 
 
+@pytest.mark.parametrize("by", ["flag", "request"])
 def test_a_stream_of_larger_chunks(
-    core_server: RunningServer, monkeypatch: pytest.MonkeyPatch
+    start_core_server: StartServer, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
+    # The request's own wish wins over the operator's.
+    core_server = start_core_server(stream_interval=8 if by == "flag" else 3)
     runner = core_server.engine._engine_loop.runner
     launch = runner.launch
 
@@ -200,7 +203,8 @@ def test_a_stream_of_larger_chunks(
 
     monkeypatch.setattr(runner, "launch", slow_launch)
     body = {"prompt": [1, 2], "max_tokens": 40, "ignore_eos": True, "return_token_ids": True}
-    streamed = core_server.post(COMPLETION, {**body, "stream": True, "stream_interval": 8})
+    own = {"stream_interval": 8} if by == "request" else {}
+    streamed = core_server.post(COMPLETION, {**body, "stream": True, **own})
     chunks = [chunk["choices"][0] for chunk in events(streamed.body)]
     sizes = [len(choice["token_ids"]) for choice in chunks if "token_ids" in choice]
     # A loop that is behind may join more than were asked for.
