@@ -226,3 +226,33 @@ def test_a_prompt_is_as_likely_as_transformers_finds_it(model: Any, smollm2_path
             assert logprob.logprob == pytest.approx(float(row[candidate]), abs=2e-3)
     likeliest = max(range(1, len(ids)), key=lambda i: found[i][ids[i]].logprob)
     assert found[likeliest][ids[likeliest]].rank == 1
+
+
+@pytest.mark.slow
+def test_conversations_and_prompts_offline(
+    smollm2_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from octavo.llm import LLM
+
+    llm = LLM(str(smollm2_path), max_model_len=256, threads=2)
+    params = SamplingParams(temperature=0, max_tokens=24)
+    system = {"role": "system", "content": "You are a helpful assistant."}
+    talks = [
+        [system, {"role": "user", "content": f"What is the capital of {country}?"}]
+        for country in ("France", "Germany")
+    ]
+    [paris] = llm.chat(talks[0], params)
+    assert "1/1" in capsys.readouterr().err, "there is a progress bar"
+    both = llm.chat(talks, params, use_tqdm=False)
+    assert not capsys.readouterr().err
+    assert both[0].outputs[0].text == paris.outputs[0].text
+    for output, city in zip(both, ("Paris", "Berlin"), strict=True):
+        assert city in output.outputs[0].text
+        assert output.outputs[0].finish_reason == "stop"
+    # The template's text, and its ids, are the same prompts.
+    assert paris.prompt is not None
+    ids = {"prompt_token_ids": paris.prompt_token_ids}
+    again = llm.generate([paris.prompt, ids], params, use_tqdm=False)
+    for output in again:
+        assert output.outputs[0].token_ids == paris.outputs[0].token_ids
+    assert llm.get_tokenizer().encode(paris.prompt) == paris.prompt_token_ids
