@@ -47,7 +47,7 @@ def make_parser(words: Sequence[str] = ()) -> Parser:
         kinds: Any = bench.add_subparsers(metavar="KIND", dest="kind", required=True)
         add_subcommands(kinds)
     environment = commands.add_parser("collect-env", help="versions and hardware, for bug reports")
-    environment.set_defaults(run=_collect_env, parser=environment)
+    environment.set_defaults(run=_collect_env)
     return parser
 
 
@@ -65,7 +65,7 @@ def _add_serve(commands: Any) -> None:
         "model_argument", metavar="MODEL", nargs="?", help="the same as --model", default=None
     )
     add_flags(parser, EngineConfig, ServerConfig)
-    parser.set_defaults(run=_serve, parser=parser)
+    parser.set_defaults(run=_serve)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -99,7 +99,7 @@ def _add_run_batch(commands: Any, *, is_asked: bool) -> None:
         help="answer a file of requests (OpenAI's batch format)",
         usage="octavo run-batch -i FILE -o FILE --model MODEL [flags]",
     )
-    parser.set_defaults(run=_run_batch, parser=parser)
+    parser.set_defaults(run=_run_batch)
     if is_asked:
         from octavo.batch import add_arguments
         from octavo.config import EngineConfig
@@ -128,10 +128,10 @@ def _add_clients(commands: Any) -> None:
     chat = commands.add_parser("chat", help="talk to a running server")
     chat.add_argument("--system", metavar="TEXT", help="system message")
     chat.add_argument("-q", "--quick", metavar="TEXT", help="one message, one answer")
-    chat.set_defaults(run=_chat, parser=chat)
+    chat.set_defaults(run=_chat)
     complete = commands.add_parser("complete", help="let a running server continue a text")
     complete.add_argument("prompt", nargs="?", metavar="TEXT", help="default: read lines")
-    complete.set_defaults(run=_complete, parser=complete)
+    complete.set_defaults(run=_complete)
     for parser in (chat, complete):
         parser.add_argument(
             "--url", default="http://127.0.0.1:8000", help="the server [%(default)s]"

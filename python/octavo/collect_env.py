@@ -31,7 +31,7 @@ def collect_env() -> str:
         "python": sys.version.split()[0],
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": _cpu_name(),
-        "cores": f"{len(os.sched_getaffinity(0))} of {os.cpu_count()}",
+        "cores": _cores(),
         "memory": _memory(),
     }
     for package in PACKAGES:
@@ -42,6 +42,11 @@ def collect_env() -> str:
     rows.update(_gpus())
     width = max(map(len, rows))
     return "\n".join(f"{name + ':':<{width + 1}} {value}" for name, value in rows.items())
+
+
+def _cores() -> str:
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    return f"{len(affinity(0))} of {os.cpu_count()}" if affinity else str(os.cpu_count())
 
 
 def _cpu_name() -> str:

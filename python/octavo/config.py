@@ -167,6 +167,7 @@ class EngineConfig:
             "kv_cache_memory_bytes",
             "positive",
         )
+        check(self.max_logprobs >= 0, "max_logprobs", "at least 0")
         check(self.threads is None or self.threads >= 1, "threads", "at least 1")
         check(self.tensor_parallel_size == 1, "tensor_parallel_size", "1 in this version")
         check(self.pipeline_parallel_size == 1, "pipeline_parallel_size", "1 in this version")

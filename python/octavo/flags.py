@@ -183,17 +183,27 @@ class Parser(argparse.ArgumentParser):
     ) -> argparse.Namespace:
         parsed, rest = self.parse_known_args(args, namespace)
         if rest:
-            self.refuse_unknown(rest, getattr(parsed, "parser", self))
+            parsed.parser.refuse_unknown(rest)
         return parsed
 
-    def refuse_unknown(self, rest: Sequence[str], parser: argparse.ArgumentParser) -> NoReturn:
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse's; ``parser`` in the namespace is the chosen command's own."""
+        parsed, rest = super().parse_known_args(args, namespace)
+        # A command's parser is called by that of the commands, and is there first.
+        if not hasattr(parsed, "parser"):
+            parsed.parser = self
+        return parsed, rest
+
+    def refuse_unknown(self, rest: Sequence[str]) -> NoReturn:
         """Name the flags nearest to the first unknown one."""
         unknown = next((word for word in rest if word.startswith("-")), rest[0])
-        options = list(parser._option_string_actions)
+        options = list(self._option_string_actions)
         name = unknown.partition("=")[0].replace("_", "-")
         near = difflib.get_close_matches(name, options, n=2, cutoff=0.6)
         hint = f"; did you mean {' or '.join(near)}?" if near else "; see --help"
-        parser.error(f"unknown argument {unknown!r}{hint}")
+        self.error(f"unknown argument {unknown!r}{hint}")
 
 
 def add_flags(parser: argparse.ArgumentParser, *configs: type[Any]) -> None:

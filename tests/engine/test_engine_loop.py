@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from typing import Any
 
 import pytest
 
 from octavo.config import EngineConfig
+from octavo.engine import engine_loop
 from octavo.engine.engine_loop import MAX_FAILED_STEPS, EngineLoop
 from octavo.engine.request import EngineRequest
 from octavo.errors import EngineDeadError
@@ -91,6 +93,26 @@ def test_abort_at_every_step(fake_model: Any, alone: Any, max_in_flight: int) ->
 
 
 @pytest.mark.parametrize("max_in_flight", [1, 2])
+def test_an_abort_frees_its_blocks_within_one_step(fake_model: Any, max_in_flight: int) -> None:
+    for num_steps in range(1, 8):
+        fake_model(32, max_in_flight)
+        # The prompt alone takes three steps.
+        loop = EngineLoop(
+            EngineConfig(block_size=4, max_model_len=64, max_num_seqs=4, max_num_batched_tokens=8)
+        )
+        loop.submit(request(range(3), list(range(20)), n=3, max_tokens=30, ignore_eos=True))
+        for _ in range(num_steps):
+            loop.step()
+        assert loop.core.stats()["num_free_blocks"] < 32
+        loop.abort(range(3))
+        loop.step()
+        stats = loop.core.stats()
+        assert stats["num_free_blocks"] == 32
+        assert stats["num_running"] == stats["num_waiting"] == stats["num_in_flight"] == 0
+        loop.core.check_integrity()
+
+
+@pytest.mark.parametrize("max_in_flight", [1, 2])
 def test_a_failed_step_fails_its_requests_only(
     fake_model: Any, alone: Any, max_in_flight: int
 ) -> None:
@@ -148,4 +170,36 @@ def test_an_idle_engine_does_not_step(fake_model: Any) -> None:
         time.sleep(0.3)
         assert steps == before
     finally:
+        loop.stop()
+
+
+def test_health_is_progress_while_there_is_work(
+    fake_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_loop, "STALL_S", 0.5)
+    fake_model()
+    loop = EngineLoop(EngineConfig(block_size=4, max_model_len=32, max_num_seqs=1))
+    is_stuck, may_go = threading.Event(), threading.Event()
+
+    def stick(batch: Any) -> None:
+        is_stuck.set()
+        may_go.wait(60)
+
+    loop.runner.fail = stick
+    loop.start()
+    try:
+        time.sleep(1.0)
+        assert loop.is_healthy(), "idle for longer than a step may take"
+        loop.submit(request(range(1), [1, 2], max_tokens=4, ignore_eos=True))
+        assert is_stuck.wait(10)
+        assert loop.is_healthy(), "the step has only begun, whatever came before it"
+        time.sleep(1.0)
+        assert not loop.is_healthy()
+        may_go.set()
+        deadline = time.monotonic() + 10
+        while not loop.is_healthy():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        may_go.set()
         loop.stop()

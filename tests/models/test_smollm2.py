@@ -6,6 +6,8 @@ dequantized tensors instead, un-permuted independently of the loader.
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -21,8 +23,26 @@ from octavo.sampling_params import SamplingParams
 
 # A text that rarely changes.
 TEXT = Path(__file__).resolve().parents[2] / "LICENSE"
-# The plain PyTorch ops compute one request at a time: they are given less to say.
-AMOUNTS = {"native": (10, 200), "reference": (1, 24)}
+# Keys and values of one block of 16 tokens, float32.
+BLOCK_BYTES = 16 * 2 * 30 * (3 * 64) * 4
+# How the same answers can be come by: (prompts, tokens each), and the engine's flags.
+RIDES: dict[str, tuple[int, int, dict[str, Any]]] = {
+    # The plain PyTorch ops compute one request at a time: they are given less to say.
+    "reference": (1, 24, {"attention_backend": "reference"}),
+    "one batch": (10, 200, {"max_num_seqs": 10}),
+    "alone": (1, 200, {"max_num_seqs": 1}),
+    # Ten answers come to some 150 blocks.
+    "chunks and preemption": (
+        10,
+        200,
+        {
+            "max_num_seqs": 10,
+            "max_num_batched_tokens": 16,
+            "kv_cache_memory_bytes": 60 * BLOCK_BYTES,
+        },
+    ),
+    "prefix hits": (5, 200, {"max_num_seqs": 5}),
+}
 PROMPTS = (
     "What is the capital of France?",
     "Write a short story about a lighthouse keeper.",
@@ -96,37 +116,68 @@ def model(smollm2_path: Path) -> Any:
     return module.eval()
 
 
-def generate(engine: Any, num_prompts: int, params: SamplingParams) -> list[tuple[list[int], Any]]:
-    encode = engine.source.tokenizer.encode
-    chat = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
-    prompts = [encode(chat.format(text)) for text in PROMPTS[:num_prompts]]
-    outputs = engine.generate(prompts, params)
-    return list(zip(prompts, outputs, strict=True))
+class Truth:
+    """What transformers finds of sequences; the rides' are the same, so each is computed once."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._logits: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def __call__(self, prompt: list[int], token_ids: list[int]) -> torch.Tensor:
+        """float32 [N, V]: what each of the N tokens was chosen from."""
+        ids = (*prompt, *token_ids)
+        if ids not in self._logits:
+            with torch.inference_mode():
+                out = self._model(torch.tensor([ids]), logits_to_keep=len(token_ids) + 1)
+            self._logits[ids] = out.logits[0, :-1]
+        return self._logits[ids]
+
+
+@pytest.fixture(scope="module")
+def truth(model: Any) -> Truth:
+    return Truth(model)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ride", RIDES)
 def test_float32_says_what_transformers_says(
-    model: Any, driver: Callable[..., Any], backend: str
+    truth: Truth, driver: Callable[..., Any], ride: str
 ) -> None:
     """Every token is transformers' own choice after the same beginning, so by induction the whole
     greedy answer is; and its log probabilities are transformers'."""
-    engine = driver(None, attention_backend=backend, max_num_seqs=10, max_model_len=512, threads=2)
-    num_prompts, num_tokens = AMOUNTS[backend]
+    num_prompts, num_tokens, config = RIDES[ride]
+    engine = driver(None, **{"max_model_len": 512, "threads": 2, **config})
+    encode = engine.source.tokenizer.encode
+    chat = (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    prompts = [encode(chat.format(text)) for text in PROMPTS[:num_prompts]]
     params = SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True, logprobs=3)
-    for prompt, output in generate(engine, num_prompts, params):
+    if ride == "prefix hits":
+        engine.generate(prompts, dataclasses.replace(params, max_tokens=1))
+    outputs = engine.generate(prompts, params)
+    if ride == "prefix hits":
+        assert all(output.num_cached_tokens >= 16 for output in outputs)
+    elif ride == "chunks and preemption":
+        assert engine.core.stats()["num_preemptions"] > 0
+        assert max(map(len, prompts)) > 16
+        assert any(0 < decodes < reqs for decodes, reqs in engine.batch_sizes)
+    for prompt, output in zip(prompts, outputs, strict=True):
         assert len(output.token_ids) == num_tokens
-        with torch.inference_mode():
-            ids = torch.tensor([[*prompt, *output.token_ids]])
-            logits = model(ids, logits_to_keep=num_tokens + 1).logits[0, :-1]
+        logits = truth(prompt, output.token_ids)
         for i, token in enumerate(output.token_ids):
             best = int(logits[i].argmax())
             lead = float(logits[i, best] - logits[i, token])
             # A tie in float32 may fall either way; anything else is a fault.
             assert best == token or lead < 1e-4, f"token {i}: {token}, not {best}, by {lead}"
         expected = logits.log_softmax(-1)
-        for i, entries in enumerate(output.logprobs):
-            for token, logprob, _rank in entries:
-                assert logprob == pytest.approx(float(expected[i, token]), abs=1e-3)
+        rows = [i for i, entries in enumerate(output.logprobs) for _ in entries]
+        tokens, logprobs, _ranks = zip(*itertools.chain(*output.logprobs), strict=True)
+        assert len(rows) == 4 * num_tokens
+        torch.testing.assert_close(
+            torch.tensor(logprobs), expected[rows, list(tokens)], atol=1e-3, rtol=0
+        )
 
 
 def perplexity(logits: torch.Tensor, token_ids: list[int]) -> float:
@@ -175,3 +226,33 @@ def test_a_prompt_is_as_likely_as_transformers_finds_it(model: Any, smollm2_path
             assert logprob.logprob == pytest.approx(float(row[candidate]), abs=2e-3)
     likeliest = max(range(1, len(ids)), key=lambda i: found[i][ids[i]].logprob)
     assert found[likeliest][ids[likeliest]].rank == 1
+
+
+@pytest.mark.slow
+def test_conversations_and_prompts_offline(
+    smollm2_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from octavo.llm import LLM
+
+    llm = LLM(str(smollm2_path), max_model_len=256, threads=2)
+    params = SamplingParams(temperature=0, max_tokens=24)
+    system = {"role": "system", "content": "You are a helpful assistant."}
+    talks = [
+        [system, {"role": "user", "content": f"What is the capital of {country}?"}]
+        for country in ("France", "Germany")
+    ]
+    [paris] = llm.chat(talks[0], params)
+    assert "1/1" in capsys.readouterr().err, "there is a progress bar"
+    both = llm.chat(talks, params, use_tqdm=False)
+    assert not capsys.readouterr().err
+    assert both[0].outputs[0].text == paris.outputs[0].text
+    for output, city in zip(both, ("Paris", "Berlin"), strict=True):
+        assert city in output.outputs[0].text
+        assert output.outputs[0].finish_reason == "stop"
+    # The template's text, and its ids, are the same prompts.
+    assert paris.prompt is not None
+    ids = {"prompt_token_ids": paris.prompt_token_ids}
+    again = llm.generate([paris.prompt, ids], params, use_tqdm=False)
+    for output in again:
+        assert output.outputs[0].token_ids == paris.outputs[0].token_ids
+    assert llm.get_tokenizer().encode(paris.prompt) == paris.prompt_token_ids

@@ -6,12 +6,15 @@ import asyncio
 import http.client
 import json
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from octavo.server.config import ServerConfig
 from octavo.server.lifecycle import Lifecycle
@@ -155,6 +158,24 @@ def tiny_server(folder: Path, **flags: Any) -> RunningServer:
 
 
 StartServer = Callable[..., RunningServer]
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """(key, certificate) for localhost, of its own signature."""
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"]
+    command += ["-subj", "/CN=localhost", "-keyout", str(key), "-out", str(certificate)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("openssl is not installed")
+    return key, certificate
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds that all threads of a process have taken; finer than /proc's ticks of 10 ms."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 def eventually(condition: Callable[[], Any], timeout_s: float = 5.0) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 import openai
 import pytest
+from harness import cpu_s
 
 ROOT = Path(__file__).parents[2]
 
@@ -149,7 +150,7 @@ def test_paris(client: openai.OpenAI, model: str) -> None:
     assert whole.usage is not None
     assert whole.usage.prompt_tokens_details is not None
     # The second time most of the prompt is there already.
-    assert whole.usage.prompt_tokens_details.cached_tokens or 0 > 0
+    assert (whole.usage.prompt_tokens_details.cached_tokens or 0) > 0
 
 
 def test_samples_and_seeds(client: openai.OpenAI, model: str) -> None:
@@ -238,6 +239,34 @@ def test_mistakes_are_answered_and_it_still_serves(client: openai.OpenAI, model:
         model=model, prompt="The capital of France is", max_tokens=4, temperature=0
     )
     assert answer.choices[0].text
+
+
+def test_quick_clients(url: str) -> None:
+    def octavo(*words: str, stdin: str = "") -> str:
+        command = [sys.executable, "-m", "octavo", *words, "--url", url, "--temperature", "0"]
+        env = {**os.environ, "PYTHONPATH": str(ROOT / "python")}
+        done = subprocess.run(
+            command, input=stdin, capture_output=True, text=True, env=env, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    chat = ("chat", "--system", "You are a helpful assistant.")
+    question = "What is the capital of France?"
+    first = octavo(*chat, "--quick", question)
+    assert "Paris" in first
+    lines = octavo(*chat, stdin=f"{question}\nAnd of Italy?\n").splitlines()
+    assert lines[0] + "\n" == first
+    assert len(lines) >= 2
+    assert lines[1]
+    assert "Paris" in octavo("complete", "The capital of France is", "--max-tokens", "4")
+
+
+def test_an_idle_server_takes_no_cpu(process: ServerProcess) -> None:
+    time.sleep(0.5)
+    before = cpu_s(process.process.pid)
+    time.sleep(3)
+    assert cpu_s(process.process.pid) - before < 0.01 * 3
 
 
 def test_sigterm_drains_and_ends_with_zero(

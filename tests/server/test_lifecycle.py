@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from fake_engine import FakeEngine
-from harness import StartServer, eventually
+from harness import StartServer, eventually, make_certificate
 
 from octavo.server import lifecycle
 from octavo.server.config import ServerConfig
@@ -161,15 +161,8 @@ def test_unix_sockets(start_server: StartServer, tmp_path: Path) -> None:
 
 def test_tls(start_server: StartServer, tmp_path: Path) -> None:
     import ssl
-    import subprocess
 
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"]
-    command += ["-subj", "/CN=localhost", "-keyout", str(key), "-out", str(certificate)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("openssl is not installed")
+    key, certificate = make_certificate(tmp_path)
     server = start_server(ssl_keyfile=str(key), ssl_certfile=str(certificate))
     assert server.url.startswith("https://")
     context = ssl.create_default_context(cafile=str(certificate))

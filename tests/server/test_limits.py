@@ -7,11 +7,14 @@ no schema says: sizes of HTTP messages, templates and what they write.
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
-from harness import RunningServer
+from fake_engine import FakeEngine
+from harness import RunningServer, StartServer
 
+from octavo.config import EngineConfig
 from octavo.errors import BadRequestError
 from octavo.server import limits
 from octavo.server.chat_template import ChatTemplate
@@ -89,6 +92,29 @@ def test_bodies_of_unknown_length(
         assert data.startswith(b"HTTP/1.1 413 " if past else b"HTTP/1.1 200 "), data
 
 
+@pytest.mark.parametrize("past", [False, True])
+def test_pauses_in_a_body(
+    server: RunningServer, past: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each pause has the whole limit: a body that keeps coming may take longer."""
+    monkeypatch.setattr(limits, "MAX_BODY_SILENCE_S", 1.0)
+    head = (
+        f"POST {COMPLETION} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(BODY)}\r\n\r\n"
+    )
+    began = time.monotonic()
+    with server.socket() as sock:
+        sock.sendall(head.encode())
+        for at in range(0, len(BODY), 6):
+            time.sleep(0.3)
+            if past and at:
+                break
+            sock.sendall(BODY[at : at + 6])
+        data = sock.recv(65536)
+    assert data.startswith(b"HTTP/1.1 408 " if past else b"HTTP/1.1 200 "), data
+    assert time.monotonic() - began > 1.0
+
+
 @pytest.mark.parametrize("past", [0, 1])
 @pytest.mark.parametrize("splits", [False, True])
 def test_heads(server: RunningServer, past: int, splits: bool) -> None:
@@ -124,6 +150,24 @@ def test_what_templates_write(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(render(1000)) == 1000
     with pytest.raises(BadRequestError, match="writes too much"):
         render(1001)
+
+
+@pytest.mark.parametrize("most", [3, limits.MAX_LOGPROBS + 30])
+def test_logprobs_of_an_operator_s_own(start_server: StartServer, most: int) -> None:
+    """``--max-logprobs`` lowers the table's bound and does not raise it."""
+    server = start_server(FakeEngine(EngineConfig(max_logprobs=most)))
+    most = min(most, limits.MAX_LOGPROBS)
+    chat = {"messages": [{"role": "user", "content": "x"}], "logprobs": True, "max_tokens": 1}
+    text = {"prompt": "x", "max_tokens": 1}
+    for path, body, param in (
+        ("/v1/chat/completions", chat, "top_logprobs"),
+        ("/v1/chat/completions", chat, "prompt_logprobs"),
+        (COMPLETION, text, "logprobs"),
+        (COMPLETION, text, "prompt_logprobs"),
+    ):
+        assert server.post(path, {**body, param: most}).status == 200, param
+        answer = server.post(path, {**body, param: most + 1})
+        assert (answer.status, answer.error["param"]) == (400, param)
 
 
 def test_samples_of_a_request(server: RunningServer) -> None:

@@ -121,3 +121,24 @@ def test_throughput_is_logged_unless_told_not_to(
         assert not is_logged()
     else:
         eventually(is_logged)
+
+
+@pytest.mark.parametrize("enable_log_requests", [False, True])
+def test_requests_are_logged_on_demand_without_their_text(
+    start_server: StartServer, caplog: pytest.LogCaptureFixture, enable_log_requests: bool
+) -> None:
+    caplog.set_level(logging.INFO)
+    server = start_server(enable_log_requests=enable_log_requests)
+    body = {"prompt": "a secret", "max_tokens": 1}
+    server.post("/v1/completions", body, {"X-Request-Id": "good-one"})
+    server.post("/v1/completions", {**body, "top_p": 7}, {"X-Request-Id": "bad-one"})
+    if not enable_log_requests:
+        assert "-one" not in caplog.text
+        return
+    eventually(lambda: sum("-one" in record.getMessage() for record in caplog.records) == 2)
+    lines = [record.getMessage() for record in caplog.records if "-one" in record.getMessage()]
+    assert [line.split()[:3] for line in lines] == [
+        ["POST", "/v1/completions", "200"],
+        ["POST", "/v1/completions", "400"],
+    ]
+    assert "secret" not in caplog.text

@@ -23,6 +23,18 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "monitoring"
 DASHBOARD = json.loads((EXAMPLES / "grafana.json").read_text())
 EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
 
+# What the dashboard in vLLM's own repository asks for, each by the label model_name.
+VLLM_DASHBOARD = """
+e2e_request_latency_seconds_bucket e2e_request_latency_seconds_sum e2e_request_latency_seconds_count
+prompt_tokens_total generation_tokens_total inter_token_latency_seconds_bucket
+inter_token_latency_seconds_sum inter_token_latency_seconds_count num_requests_running
+num_requests_waiting time_to_first_token_seconds_bucket time_to_first_token_seconds_sum
+time_to_first_token_seconds_count kv_cache_usage_perc request_prompt_tokens_bucket
+request_generation_tokens_bucket request_success_total request_queue_time_seconds_sum
+request_prefill_time_seconds_sum request_decode_time_seconds_sum
+request_max_num_generation_tokens_sum
+"""
+
 needs_prometheus = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")),
     reason="prometheus is not installed",
@@ -49,7 +61,9 @@ def test_the_dashboard_asks_for_what_there_is(server: RunningServer) -> None:
     }
     asked = {name for text in EXPRESSIONS for name in re.findall(r"\b(?:vllm|octavo):\w+", text)}
     assert len(asked) > 15
+    asked |= {f"vllm:{name}" for name in VLLM_DASHBOARD.split()}
     assert asked <= set(labels)
+    assert all("model_name" in labels[name] for name in asked)
     for expression in EXPRESSIONS:
         names = re.findall(r"\b(?:vllm|octavo):\w+", expression)
         for label in re.findall(r"by \((\w+)\)", expression):

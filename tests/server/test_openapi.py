@@ -276,3 +276,15 @@ def test_the_documented_errors_are_the_table_s() -> None:
         (int(status), code) for status, codes in rows for code in re.findall(r"`(\w+)`", codes)
     }
     assert found == {(kind.status, kind.code) for kind in ERROR_TABLE.values() if kind.code}
+
+
+def test_the_documented_metrics_are_the_server_s() -> None:
+    from octavo.server.metrics import COUNTERS, GAUGES, HISTOGRAMS
+
+    served = {"cache_config_info", "admission_rejections_total"}
+    for rows, suffix in ((GAUGES, ""), (COUNTERS, "_total"), (HISTOGRAMS, "")):
+        vllm = [name for row in rows if row.prefix == "vllm:" for name in row.names]
+        served |= {name.removeprefix("vllm:") + suffix for name in vllm}
+    table = re.findall(r"^\|[^|]*\|([^|]*)\|$", section("Metrics"), re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", "".join(table))) == served
+    assert "`octavo:step_seconds{phase}`" in section("Metrics")

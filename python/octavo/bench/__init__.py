@@ -12,6 +12,8 @@ from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from octavo.flags import Parser
+
 if TYPE_CHECKING:
     _Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -39,7 +41,7 @@ def add_subcommands(subparsers: _Subparsers) -> None:
 def main(name: str) -> int:
     """One benchmark as a program of its own, as the files in ``bench/`` run it."""
     module = _module(name)
-    parser = argparse.ArgumentParser(prog=f"octavo bench {name}", description=BENCHMARKS[name])
+    parser = Parser(prog=f"octavo bench {name}", description=BENCHMARKS[name])
     module.add_arguments(parser)
     return run_reporting_errors(module, parser.parse_args())
 

@@ -1,0 +1,1 @@
+"""The engine: asyncio's side, and the one thread that steps."""

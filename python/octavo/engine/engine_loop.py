@@ -96,6 +96,8 @@ class EngineLoop:
         # Putting one wakes the thread, if it waits: 7 us less than an Event, which is Python.
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._stopping = False
+        # Whether the thread waits for a command, which is as good as progress.
+        self._resting = True
         self._in_flight: deque[tuple[ScheduledBatch, InFlight]] = deque()
         self._failed_steps = 0
         self._checked_s = 0.0
@@ -123,8 +125,7 @@ class EngineLoop:
         """Alive, and stepping if there is work."""
         if self.fatal_error is not None:
             return False
-        idle = self._commands.empty() and self.core.metrics.snapshot()["num_requests_running"] == 0
-        return idle or time.monotonic() - self.last_progress_s < STALL_S
+        return self._resting or time.monotonic() - self.last_progress_s < STALL_S
 
     def start(self) -> None:
         """Step on a thread of its own until ``stop``."""
@@ -250,6 +251,15 @@ class EngineLoop:
         if ended:
             self._notify()
 
+    def _rest(self) -> None:
+        """Block until there is a command. How long that took says nothing of the next step: its
+        time begins here."""
+        self._resting = not self.core.has_work()
+        command = self._commands.get()
+        self.last_progress_s = time.monotonic()
+        self._resting = False
+        command()
+
     def _check_integrity(self) -> None:
         """While there is nothing to do, but not at every pause between two requests: it looks at
         every block there is."""
@@ -261,11 +271,13 @@ class EngineLoop:
     def _run(self) -> None:
         try:
             self.runner.enter_thread()
+            self.last_progress_s = time.monotonic()
+            self._resting = False
             while not self._stopping:
                 if not self.step():
                     if self._commands.empty():
                         self._check_integrity()
-                    self._commands.get()()
+                    self._rest()
         except BaseException as error:
             self.fatal_error = error
             logger.critical("the engine died", exc_info=error)

@@ -1,0 +1,1 @@
+"""Checkpoints on disk, and one family of models a file."""

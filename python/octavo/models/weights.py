@@ -28,9 +28,9 @@ Progress = Callable[[int], object]
 
 # Old checkpoints store these; they follow from the config.
 _DERIVED_SUFFIXES = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
-# Floats that are read as they are; everything else is a quantization.
 # Pages of a mapped file that may stay in memory while it is read.
 _RELEASE_BYTES = 32 << 20
+# Floats that are read as they are; everything else is a quantization.
 _FLOAT_KINDS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 

@@ -1,0 +1,1 @@
+"""One step, from its plan to its tokens."""
