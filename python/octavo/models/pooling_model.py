@@ -72,8 +72,10 @@ class PoolingModel:
         if config.quantization is not None:
             raise ModelLoadError(f"{source.path}: a model for embeddings cannot be quantized")
         self.config: ModelConfig = shape
-        # Rounding weights is asked for by name only: embeddings are compared with stored ones.
         dtype = DTYPES.get(config.dtype)
+        # Encoders on a CPU. auto keeps to within 1e-5 of float32's cosine: embeddings are compared
+        # with stored ones, so that what loses more (bfloat16, 8 bits) is asked for by name.
+        self._rounded = dtype is not torch.float32
         if dtype is None and device.type == "cpu":
             is_encoder = shape.architecture in ENCODERS
             # A decoder's are large: they stay in their file's form.
@@ -137,7 +139,7 @@ class PoolingModel:
             return name if name.startswith("classifier.") else prefix + name
 
         named = RenamedWeights(weights, rename)
-        encoder = BertEncoder(shape, named, ops, device)
+        encoder = BertEncoder(shape, named, ops, device, rounded=self._rounded)
         self._run: Callable[..., Tensor] = encoder
         self._bind: Callable[[Tensor, Tensor], None] = encoder.bind_kv_cache
         if not family.classifies:
