@@ -97,7 +97,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--dtype", choices=["auto", "float32", "float16", "bfloat16"], default="auto")
+    parser.add_argument(
+        "--dtype", choices=["auto", "float32", "float16", "bfloat16"], default="auto"
+    )
     parser.add_argument("--model", type=Path, help="a sentence-transformers folder")
     parser.add_argument("--random", action="store_true", help="random weights and token ids")
     parser.add_argument("--batch", type=int, default=64)

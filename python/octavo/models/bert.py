@@ -102,7 +102,6 @@ class _Layer:
         self.down = linear(["output.dense"], d, f)
         self.mlp_norm = _norm(f"{prefix}.output.LayerNorm", config, weights, ops)
 
-
     def spec(self) -> EncoderLayerSpec:
         """As ``kernels.encoder`` takes it."""
         return EncoderLayerSpec(
