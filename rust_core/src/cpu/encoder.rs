@@ -427,3 +427,39 @@ fn is_even(groups: &[Range<usize>], starts: &[usize], threads: usize) -> bool {
     let longest = busy.iter().copied().max().unwrap_or(0);
     (longest * threads) as f64 <= UNEVEN * tokens as f64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn starts(lengths: &[usize]) -> Vec<usize> {
+        let mut out = vec![0];
+        for &length in lengths {
+            out.push(out[out.len() - 1] + length);
+        }
+        out
+    }
+
+    #[test]
+    fn groups_are_all_texts_in_order_and_even_where_texts_are() {
+        let some: [&[usize]; 6] = [&[], &[1], &[128; 16], &[10; 64], &[500, 1, 1], &[0, 0, 7]];
+        for lengths in some {
+            let starts = starts(lengths);
+            for threads in 1..5 {
+                let groups = group(&starts, threads);
+                let texts: Vec<usize> = groups.iter().cloned().flatten().collect();
+                assert_eq!(texts, (0..lengths.len()).collect::<Vec<_>>());
+                assert!(groups.iter().all(|g| !g.is_empty()));
+            }
+        }
+        for lengths in [&[128; 16][..], &[10; 64]] {
+            let starts = starts(lengths);
+            assert!(is_even(&group(&starts, 2), &starts, 2));
+        }
+        for lengths in [&[500, 1, 1][..], &[300]] {
+            let starts = starts(lengths);
+            assert!(!is_even(&group(&starts, 2), &starts, 2));
+            assert!(is_even(&group(&starts, 1), &starts, 1));
+        }
+    }
+}
