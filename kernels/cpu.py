@@ -16,6 +16,7 @@ from octavo import _core
 
 from . import reference
 from .decoder import Decoder, DecoderSpec
+from .encoder import Encoder, EncoderSpec
 from .packed import PackedLinear, QuantTensor, stack_shape
 
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -578,6 +579,17 @@ def make_decoder(spec: DecoderSpec) -> Decoder | None:
     from .cpu_decoder import make_decoder
 
     return make_decoder(spec)
+
+
+def make_encoder(spec: EncoderSpec) -> Encoder | None:
+    """As ``make_decoder``, of an encoder.
+
+    Raises:
+        ValueError: tensors that do not fit each other.
+    """
+    from .cpu_encoder import make_encoder
+
+    return make_encoder(spec)
 
 
 def _logits(logits: Tensor) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from typing_extensions import Buffer
 
 __all__ = [
     "CpuDecoder",
+    "CpuEncoder",
     "CpuLinear",
     "Delta",
     "Detokenizer",
@@ -29,6 +30,7 @@ __all__ = [
     "cpu_norm",
     "cpu_num_threads",
     "cpu_rope",
+    "cpu_rounds_fast",
     "cpu_selected_logprobs",
     "cpu_set_num_threads",
 ]
@@ -480,6 +482,28 @@ class CpuDecoder:
         out: int,
     ) -> None: ...
 
+@final
+class CpuEncoder:
+    """All layers of an encoder, for any thread.
+
+    layers: objects with the attributes qkv, o, up, down (CpuLinear, bias) and o_norm, mlp_norm
+    (weight, bias), vectors as (address, dtype code), (0, 0) for None. rounded: factors of products
+    are rounded to int16."""
+
+    def __new__(
+        cls,
+        layers: Sequence[object],
+        hidden_size: int,
+        num_heads: int,
+        eps: float,
+        scale: float,
+        kind: str,
+        rounded: bool,
+    ) -> CpuEncoder: ...
+    @property
+    def nbytes(self) -> int: ...
+    def forward(self, hidden: int, tokens: int, starts: int, num_starts: int) -> None: ...
+
 def cpu_norm(
     x: int,
     x_code: int,
@@ -553,6 +577,9 @@ def cpu_set_num_threads(n: int) -> None:
 def cpu_num_threads() -> int: ...
 def cpu_level() -> str:
     """The instruction set in use. Raises ValueError if OCTAVO_CPU_LEVEL asks for another."""
+
+def cpu_rounds_fast() -> bool:
+    """Whether products of factors rounded to int16 are faster than exact ones here."""
 
 def cpu_levels() -> list[str]:
     """All of this machine's, the fastest last."""

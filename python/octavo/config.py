@@ -44,7 +44,7 @@ class EngineConfig:
     # auto: on a GPU what the checkpoint was trained in. On a CPU weights stay in their file's form
     # (quantized ones packed) and activations are float32; float32 then means exact arithmetic,
     # where auto may round the activations that meet quantized weights to 8 bits, which is three
-    # times as fast.
+    # times as fast, and both factors of an encoder's products to 14 bits, twice as fast.
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = _flag(
         "auto",
         "model",

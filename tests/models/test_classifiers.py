@@ -34,7 +34,13 @@ def test_a_classifier_is_what_transformers_computes(
     architecture: str, backend: str, tmp_path: Path
 ) -> None:
     model = save_encoder(tmp_path, architecture, num_labels=5)
-    llm = LLM(str(tmp_path), threads=1, attention_backend=backend, max_num_batched_tokens=64)
+    llm = LLM(
+        str(tmp_path),
+        threads=1,
+        dtype="float32",
+        attention_backend=backend,
+        max_num_batched_tokens=64,
+    )
     outputs = llm.classify(TEXTS, use_tqdm=False)
     for text, output in zip(TEXTS, outputs, strict=True):
         expected = logits_of(model, text).softmax(0).tolist()
@@ -56,7 +62,7 @@ def test_the_activation_is_that_of_the_training(problem: str, tmp_path: Path) ->
     model = save_encoder(
         tmp_path, "BertForSequenceClassification", num_labels=3, problem_type=problem
     )
-    [output] = LLM(str(tmp_path), threads=1).classify(TEXTS[0], use_tqdm=False)
+    [output] = LLM(str(tmp_path), threads=1, dtype="float32").classify(TEXTS[0], use_tqdm=False)
     logits = logits_of(model, TEXTS[0])
     expected = logits if problem == "regression" else logits.sigmoid()
     assert output.outputs.probs == pytest.approx(expected.tolist(), abs=1e-4)
@@ -64,7 +70,7 @@ def test_the_activation_is_that_of_the_training(problem: str, tmp_path: Path) ->
 
 def test_encode_gives_an_embedding_models_vectors(tmp_path: Path) -> None:
     save_encoder(tmp_path)
-    llm = LLM(str(tmp_path), threads=1)
+    llm = LLM(str(tmp_path), threads=1, dtype="float32")
     vectors = llm.embed(TEXTS, use_tqdm=False)
     for task in (None, "embed"):
         found = llm.encode(TEXTS, pooling_task=task, use_tqdm=False)

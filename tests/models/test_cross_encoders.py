@@ -48,7 +48,13 @@ def test_a_family_is_what_transformers_computes(
     architecture: str, backend: str, tmp_path: Path
 ) -> None:
     model = save_encoder(tmp_path, architecture)
-    llm = LLM(str(tmp_path), threads=1, attention_backend=backend, max_num_batched_tokens=64)
+    llm = LLM(
+        str(tmp_path),
+        threads=1,
+        dtype="float32",
+        attention_backend=backend,
+        max_num_batched_tokens=64,
+    )
     firsts, seconds = zip(*PAIRS, strict=True)
     outputs = llm.score(firsts, seconds, use_activation=False, use_tqdm=False)
     expected = [logit_of(model, *pair) for pair in PAIRS]
@@ -76,7 +82,7 @@ def test_the_function_behind_a_score_is_the_models(tmp_path: Path) -> None:
         ("sentence_transformers", {"activation_fn": "torch.nn.modules.linear.Identity"}),
     ):
         file.write_text(json.dumps({**raw, key: value}))
-        [output] = LLM(str(tmp_path), threads=1).score(*PAIRS[0], use_tqdm=False)
+        [output] = LLM(str(tmp_path), threads=1, dtype="float32").score(*PAIRS[0], use_tqdm=False)
         assert output.outputs.score == pytest.approx(logit_of(model, *PAIRS[0]), abs=1e-4)
     file.write_text(json.dumps({**raw, "sentence_transformers": {"activation_fn": "a.Softmax"}}))
     with pytest.raises(ModelLoadError, match="activation 'Softmax' of scores is not supported"):
@@ -85,7 +91,7 @@ def test_the_function_behind_a_score_is_the_models(tmp_path: Path) -> None:
 
 def test_the_longer_text_of_a_pair_is_cut(tmp_path: Path) -> None:
     save_encoder(tmp_path, "BertForSequenceClassification")
-    llm = LLM(str(tmp_path), threads=1)
+    llm = LLM(str(tmp_path), threads=1, dtype="float32")
     a, b = [f"w{n}" for n in range(9)], [f"w{n}" for n in range(50, 55)]
 
     def cut(first: list[str], second: list[str], most: int) -> list[int]:

@@ -43,7 +43,7 @@ def hidden_of(model: Any) -> list[torch.Tensor]:
 
 
 def embed(path: Path, texts: Any = None, **config: Any) -> torch.Tensor:
-    llm = LLM(str(path), **{"threads": 1, **config})
+    llm = LLM(str(path), **{"threads": 1, "dtype": "float32", **config})
     outputs = llm.embed(prompts() if texts is None else texts, use_tqdm=False)
     return torch.tensor([output.outputs.embedding for output in outputs])
 
@@ -94,7 +94,7 @@ def test_the_layouts_of_published_models(name: str, dtype: torch.dtype, tmp_path
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     texts = ["w5 W6 w7", "", "w8 " * 30]
-    llm = LLM(str(tmp_path), threads=1)
+    llm = LLM(str(tmp_path), threads=1, dtype="float32")
     for text, output in zip(texts, llm.embed(texts, use_tqdm=False), strict=True):
         ids = tokenizer.encode(text).ids
         assert output.prompt_token_ids == ids
@@ -216,13 +216,19 @@ TEXTS = [
 ]
 
 
-def test_all_minilm_l6_v2_is_what_transformers_computes() -> None:
+# auto rounds to 14 bits, the 16-bit types their weights before that; measured on more texts: 0.999996
+# with auto, 0.99997 with bfloat16.
+@pytest.mark.parametrize(
+    ("dtype", "least"),
+    [("auto", 0.99999), ("float32", 0.999999), ("bfloat16", 0.9999), ("float16", 0.99999)],
+)
+def test_all_minilm_l6_v2_is_what_transformers_computes(dtype: Any, least: float) -> None:
     import transformers
 
     minilm_path = minilm_folder()
     tokenizer = transformers.AutoTokenizer.from_pretrained(minilm_path)
     model = transformers.AutoModel.from_pretrained(minilm_path).eval()
-    llm = LLM(str(minilm_path), threads=1)
+    llm = LLM(str(minilm_path), threads=1, dtype=dtype)
     outputs = llm.embed(TEXTS, truncate_prompt_tokens=-1, use_tqdm=False)
     for text, output in zip(TEXTS, outputs, strict=True):
         ids = tokenizer(text, truncation=True, max_length=256)["input_ids"]
@@ -231,6 +237,7 @@ def test_all_minilm_l6_v2_is_what_transformers_computes() -> None:
             mean = model(torch.tensor([ids])).last_hidden_state[0].mean(0)
         found = torch.tensor(output.outputs.embedding)
         assert float(found.norm()) == pytest.approx(1, abs=1e-5)
-        assert float(torch.cosine_similarity(found, mean, dim=0)) >= 0.9999
+        cosine = torch.cosine_similarity(found.double(), mean.double(), dim=0)
+        assert float(cosine) >= least
     with pytest.raises(RequestTooLongError):
         llm.embed(TEXTS)

@@ -52,3 +52,7 @@ class LayerNorm:
         """(norm(x + residual), x + residual); may write the sum into ``residual``."""
         pair = self._layer_norm(x, self.weight, self.bias, self.eps, residual=residual)
         return cast(tuple[Tensor, Tensor], pair)
+
+    def spec(self) -> tuple[Tensor, Tensor | None]:
+        """(weight, bias), as ``kernels.encoder`` takes them."""
+        return self.weight, self.bias

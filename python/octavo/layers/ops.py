@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.decoder import Decoder, DecoderSpec
+from octavo.kernels.encoder import Encoder, EncoderSpec
 from octavo.kernels.packed import PackedLinear, QuantTensor
 
 Backend: TypeAlias = Literal["auto", "native", "reference"]
@@ -188,4 +189,10 @@ def get_ops(device: torch.device, backend: Backend) -> Ops:
 def make_decoder(ops: Ops, spec: DecoderSpec) -> Decoder | None:
     """All layers in one call, where the op set offers that for these weights."""
     make: Callable[[DecoderSpec], Decoder | None] | None = getattr(ops, "make_decoder", None)
+    return None if make is None else make(spec)
+
+
+def make_encoder(ops: Ops, spec: EncoderSpec) -> Encoder | None:
+    """As ``make_decoder``, of an encoder."""
+    make: Callable[[EncoderSpec], Encoder | None] | None = getattr(ops, "make_encoder", None)
     return None if make is None else make(spec)

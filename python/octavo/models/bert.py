@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from octavo.kernels.encoder import EncoderLayerSpec, EncoderSpec
 from octavo.layers.context import AttentionContext
 from octavo.layers.linear import Linear
 from octavo.layers.norm import LayerNorm
-from octavo.layers.ops import Ops
+from octavo.layers.ops import Ops, make_encoder
 from octavo.layers.rope import RopeConfig, identity_table
 from octavo.models.config import ModelConfig
 from octavo.models.errors import ModelLoadError
@@ -101,6 +102,17 @@ class _Layer:
         self.down = linear(["output.dense"], d, f)
         self.mlp_norm = _norm(f"{prefix}.output.LayerNorm", config, weights, ops)
 
+    def spec(self) -> EncoderLayerSpec:
+        """As ``kernels.encoder`` takes it."""
+        return EncoderLayerSpec(
+            qkv=self.qkv.spec(),
+            o=self.o.spec(),
+            o_norm=self.o_norm.spec(),
+            up=self.up.spec(),
+            down=self.down.spec(),
+            mlp_norm=self.mlp_norm.spec(),
+        )
+
 
 def _norm(name: str, config: ModelConfig, weights: RenamedWeights, ops: Ops) -> LayerNorm:
     weight = weights.vector(f"{name}.weight", config.hidden_size)
@@ -112,12 +124,20 @@ def _norm(name: str, config: ModelConfig, weights: RenamedWeights, ops: Ops) -> 
 class BertEncoder:
     """Weights are pulled from ``weights`` while it is built.
 
+    ``rounded``: factors of matrix products may be rounded to 16 bits where that is faster.
+
     Raises:
         ModelLoadError: a weight is missing or has another shape.
     """
 
     def __init__(
-        self, config: ModelConfig, weights: RenamedWeights, ops: Ops, device: torch.device
+        self,
+        config: ModelConfig,
+        weights: RenamedWeights,
+        ops: Ops,
+        device: torch.device,
+        *,
+        rounded: bool = False,
     ) -> None:
         self.config = config
         self._ops = ops
@@ -138,6 +158,18 @@ class BertEncoder:
         self._second = types[1] - types[0] if types.shape[0] > 1 else None
         self._norm = _norm("embeddings.LayerNorm", config, weights, ops)
         self._layers = [_Layer(config, i, weights, ops) for i in range(config.num_layers)]
+        # All layers in one call, where the op set has that; rounded weights are its own then.
+        spec = EncoderSpec(
+            layers=[layer.spec() for layer in self._layers],
+            num_heads=config.num_heads,
+            eps=config.rms_norm_eps,
+            scale=config.head_dim**-0.5,
+            act=config.hidden_act,
+            rounded=rounded,
+        )
+        self._encoder = make_encoder(ops, spec)
+        if self._encoder is not None:
+            self._layers = []
         self._no_rope = identity_table(config.max_position_embeddings, device)
         self._k_cache, self._v_cache = torch.empty(0), torch.empty(0)
 
@@ -156,6 +188,8 @@ class BertEncoder:
         if is_second is not None and self._second is not None:
             x += is_second[:, None] * self._second
         x = self._norm(x)
+        if self._encoder is not None:
+            return self._encoder(x, ctx.query_start_loc)
         for layer in self._layers:
             attended = self._attend(layer.qkv(x), ctx)
             x, _ = layer.o_norm.add(layer.o(attended), x)

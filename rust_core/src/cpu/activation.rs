@@ -39,7 +39,7 @@ impl Activation {
     }
 
     #[inline(always)]
-    fn apply<S: Simd>(self, s: S, x: S::V) -> S::V {
+    pub(super) fn apply<S: Simd>(self, s: S, x: S::V) -> S::V {
         let half = s.splat(0.5);
         match self {
             Activation::Silu => s.mul(x, s.sigmoid(x)),

@@ -123,6 +123,17 @@ impl Level {
         self.0 == Kind::Amx
     }
 
+    /// Whether products of int16 are faster than those of float32: twice with AVX-512 and up to
+    /// that with AVX2. The tile unit does float32's, in parts, faster than vectors do int16's;
+    /// the other levels have no instruction for it.
+    pub fn rounds_fast(self) -> bool {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 | Kind::Avx512 => true,
+            _ => false,
+        }
+    }
+
     /// Run `kernel` compiled for this level.
     ///
     /// # Safety

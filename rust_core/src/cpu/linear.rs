@@ -79,6 +79,11 @@ impl Linear {
         Ok(linear)
     }
 
+    /// What it is packed for.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
     /// Output features.
     pub fn n(&self) -> usize {
         self.n
@@ -361,8 +366,8 @@ type Range = std::ops::Range<usize>;
 
 /// Cut `units` columns of work times `rows` into tasks, several a thread so that a thread that
 /// loses its core does not hold up the rest.
-fn split(units: usize, rows: usize, run: &(dyn Fn(Range, Range) + Sync)) {
-    let threads = pool::num_threads();
+pub(super) fn split(units: usize, rows: usize, run: &(dyn Fn(Range, Range) + Sync)) {
+    let threads = pool::free_threads();
     if threads == 1 {
         return run(0..units, 0..rows);
     }

@@ -8,6 +8,8 @@
 pub mod activation;
 pub mod attention;
 pub mod decoder;
+pub mod encoder;
+mod encoder_attention;
 pub mod float;
 pub mod level;
 pub mod linear;
@@ -17,6 +19,7 @@ mod linear_float;
 mod linear_form;
 mod linear_int8;
 mod linear_layout;
+pub mod linear_words;
 pub mod logits;
 pub mod norm;
 pub mod pool;

@@ -249,6 +249,21 @@ pub fn num_threads() -> usize {
         .map_or_else(default_num_threads, Pool::num_threads)
 }
 
+/// Threads that a region opened now would have: one where the pool is taken, as inside a task.
+pub fn free_threads() -> usize {
+    match POOL.try_lock() {
+        Ok(pool) => pool
+            .as_ref()
+            .map_or_else(default_num_threads, Pool::num_threads),
+        Err(TryLockError::Poisoned(pool)) => {
+            let pool = pool.into_inner();
+            pool.as_ref()
+                .map_or_else(default_num_threads, Pool::num_threads)
+        }
+        Err(TryLockError::WouldBlock) => 1,
+    }
+}
+
 /// Run tasks 0..tasks on the process's pool. While another thread is in a region, alone.
 pub fn run(tasks: usize, task: impl Fn(usize) + Sync) {
     let free = match POOL.try_lock() {

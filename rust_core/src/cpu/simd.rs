@@ -86,6 +86,14 @@ pub trait Simd: Copy {
         }
     }
 
+    /// Integral values within an int16's range.
+    unsafe fn store_i16(self, p: *mut i16, a: Self::V);
+    /// `sum` plus the products of each word's two int16 with those of x, as signed numbers.
+    fn dot_pairs(self, sum: Self::I, w: Self::I, x: i32) -> Self::I;
+    /// Words as signed numbers.
+    fn to_floats(self, a: Self::I) -> Self::V;
+    fn zero_words(self) -> Self::I;
+
     unsafe fn load_words(self, p: *const u8) -> Self::I;
     fn and(self, a: Self::I, mask: u32) -> Self::I;
     fn or(self, a: Self::I, b: Self::I) -> Self::I;
@@ -372,6 +380,29 @@ impl Simd for Scalar {
     unsafe fn load_i8(self, p: *const i8) -> Self::V {
         // SAFETY: the trait's contract.
         unsafe { p.cast::<[i8; L]>().read_unaligned() }.map(f32::from)
+    }
+    #[inline(always)]
+    unsafe fn store_i16(self, p: *mut i16, a: Self::V) {
+        // SAFETY: the trait's contract.
+        unsafe { p.cast::<[i16; L]>().write_unaligned(a.map(|x| x as i16)) }
+    }
+    #[inline(always)]
+    fn dot_pairs(self, sum: Self::I, w: Self::I, x: i32) -> Self::I {
+        let halves = |word: i32| (word << 16 >> 16, word >> 16);
+        let (x0, x1) = halves(x);
+        each(|i| {
+            let (w0, w1) = halves(w[i].cast_signed());
+            let pair = (w0 * x0).wrapping_add(w1 * x1);
+            sum[i].wrapping_add(pair.cast_unsigned())
+        })
+    }
+    #[inline(always)]
+    fn to_floats(self, a: Self::I) -> Self::V {
+        a.map(|x| x.cast_signed() as f32)
+    }
+    #[inline(always)]
+    fn zero_words(self) -> Self::I {
+        [0; L]
     }
     #[inline(always)]
     unsafe fn load_words(self, p: *const u8) -> Self::I {

@@ -175,6 +175,30 @@ impl Simd for Avx2 {
         ))))
     }
     #[inline(always)]
+    unsafe fn store_i16(self, p: *mut i16, a: __m256) {
+        isa! {
+            let words = _mm256_cvtps_epi32(a);
+            let low = _mm256_castsi256_si128(words);
+            let high = _mm256_extracti128_si256::<1>(words);
+            _mm_storeu_si128(p.cast(), _mm_packs_epi32(low, high));
+        }
+    }
+    #[inline(always)]
+    fn dot_pairs(self, sum: __m256i, w: __m256i, x: i32) -> __m256i {
+        isa!(_mm256_add_epi32(
+            sum,
+            _mm256_madd_epi16(w, _mm256_set1_epi32(x))
+        ))
+    }
+    #[inline(always)]
+    fn to_floats(self, a: __m256i) -> __m256 {
+        isa!(_mm256_cvtepi32_ps(a))
+    }
+    #[inline(always)]
+    fn zero_words(self) -> __m256i {
+        isa!(_mm256_setzero_si256())
+    }
+    #[inline(always)]
     unsafe fn load_words(self, p: *const u8) -> __m256i {
         isa!(_mm256_loadu_si256(p.cast()))
     }

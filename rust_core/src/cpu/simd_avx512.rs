@@ -218,6 +218,25 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn store_i16(self, p: *mut i16, a: __m512) {
+        isa!(_mm256_storeu_si256(
+            p.cast(),
+            _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(a))
+        ))
+    }
+    #[inline(always)]
+    fn dot_pairs(self, sum: __m512i, w: __m512i, x: i32) -> __m512i {
+        isa!(_mm512_dpwssd_epi32(sum, w, _mm512_set1_epi32(x)))
+    }
+    #[inline(always)]
+    fn to_floats(self, a: __m512i) -> __m512 {
+        isa!(_mm512_cvtepi32_ps(a))
+    }
+    #[inline(always)]
+    fn zero_words(self) -> __m512i {
+        isa!(_mm512_setzero_si512())
+    }
+    #[inline(always)]
     unsafe fn load_words(self, p: *const u8) -> __m512i {
         isa!(_mm512_loadu_si512(p.cast()))
     }

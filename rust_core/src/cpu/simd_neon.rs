@@ -87,6 +87,18 @@ fn byte_half<const BYTE: i32>(words: uint32x4_t) -> float32x4_t {
     }
 }
 
+/// Four words plus the products of their weights' pairs of int16 with x's.
+#[inline(always)]
+fn dot_pairs_half(sum: uint32x4_t, w: uint32x4_t, x: i32) -> uint32x4_t {
+    isa! {
+        let x = vreinterpret_s16_s32(vdup_n_s32(x));
+        let w = vreinterpretq_s16_u32(w);
+        let low = vmull_s16(vget_low_s16(w), x);
+        let high = vmull_s16(vget_high_s16(w), x);
+        vaddq_u32(sum, vreinterpretq_u32_s32(vpaddq_s32(low, high)))
+    }
+}
+
 /// Four vectors of unsigned weights, below 128, times 16 activations, added to `start`.
 ///
 /// # Safety
@@ -255,6 +267,31 @@ impl Simd for Neon {
                 vcvtq_f32_s32(vmovl_s16(vget_high_s16(wide))),
             )
         }
+    }
+    #[inline(always)]
+    unsafe fn store_i16(self, p: *mut i16, a: V) {
+        isa!(vst1q_s16(
+            p,
+            vcombine_s16(
+                vqmovn_s32(vcvtnq_s32_f32(a.0)),
+                vqmovn_s32(vcvtnq_s32_f32(a.1)),
+            )
+        ))
+    }
+    #[inline(always)]
+    fn dot_pairs(self, sum: Self::I, w: Self::I, x: i32) -> Self::I {
+        (dot_pairs_half(sum.0, w.0, x), dot_pairs_half(sum.1, w.1, x))
+    }
+    #[inline(always)]
+    fn to_floats(self, a: Self::I) -> V {
+        isa!((
+            vcvtq_f32_s32(vreinterpretq_s32_u32(a.0)),
+            vcvtq_f32_s32(vreinterpretq_s32_u32(a.1)),
+        ))
+    }
+    #[inline(always)]
+    fn zero_words(self) -> Self::I {
+        isa!((vdupq_n_u32(0), vdupq_n_u32(0)))
     }
     #[inline(always)]
     unsafe fn load_words(self, p: *const u8) -> Self::I {

@@ -12,9 +12,11 @@ use pyo3::prelude::*;
 use crate::cpu::activation::{Activation, activation};
 use crate::cpu::attention::{AttentionArgs, paged_attention};
 use crate::cpu::decoder::{Decoder, Layer, Projection, Step};
+use crate::cpu::encoder::{self, Encoder};
 use crate::cpu::float::DType;
 use crate::cpu::level::Level;
 use crate::cpu::linear::{Linear, Packed};
+use crate::cpu::linear_words::Words;
 use crate::cpu::norm::{Norm, norm};
 use crate::cpu::rope::{Cache, RopeArgs, qk_norm_rope_store_kv};
 use crate::cpu::tensor::{Rows, RowsMut, load_one};
@@ -29,6 +31,7 @@ const BYTES_PER_US: usize = 15_000;
 pub(super) fn register_cpu(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<CpuLinear>()?;
     m.add_class::<CpuDecoder>()?;
+    m.add_class::<CpuEncoder>()?;
     m.add_function(wrap_pyfunction!(cpu_norm, m)?)?;
     m.add_function(wrap_pyfunction!(cpu_activation, m)?)?;
     m.add_function(wrap_pyfunction!(cpu_rope, m)?)?;
@@ -38,6 +41,7 @@ pub(super) fn register_cpu(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(cpu_set_num_threads, m)?)?;
     m.add_function(wrap_pyfunction!(cpu_num_threads, m)?)?;
     m.add_function(wrap_pyfunction!(cpu_level, m)?)?;
+    m.add_function(wrap_pyfunction!(cpu_rounds_fast, m)?)?;
     m.add_function(wrap_pyfunction!(cpu_levels, m)?)
 }
 
@@ -567,6 +571,126 @@ impl CpuDecoder {
     }
 }
 
+/// A weight, and its bias (address and dtype code) or (0, 0).
+type DenseSpec = (Py<CpuLinear>, (usize, u8));
+/// A norm's weight and bias, each as a vector's (address, dtype code).
+type NormSpec = ((usize, u8), (usize, u8));
+
+/// One layer, by attribute.
+#[derive(FromPyObject)]
+struct EncoderLayerSpec {
+    qkv: DenseSpec,
+    o: DenseSpec,
+    o_norm: NormSpec,
+    up: DenseSpec,
+    down: DenseSpec,
+    mlp_norm: NormSpec,
+}
+
+fn dense(py: Python<'_>, spec: &DenseSpec, rounded: bool) -> PyResult<encoder::Projection> {
+    let linear = &spec.0.get().inner;
+    let weight = if rounded {
+        encoder::Weight::Rounded(py.detach(|| Words::new(linear)))
+    } else {
+        encoder::Weight::Plain(Arc::clone(linear))
+    };
+    Ok(encoder::Projection {
+        weight,
+        bias: floats(spec.1, linear.n())?,
+    })
+}
+
+fn layer_norm(spec: NormSpec, size: usize) -> PyResult<encoder::LayerNorm> {
+    Ok(encoder::LayerNorm {
+        weight: required(spec.0, size)?,
+        bias: floats(spec.1, size)?,
+    })
+}
+
+#[pyclass(frozen, module = "octavo._core")]
+pub(crate) struct CpuEncoder {
+    inner: Encoder,
+    /// For the estimate of how long a call takes.
+    ops_per_row: usize,
+    nbytes: usize,
+}
+
+#[pymethods]
+impl CpuEncoder {
+    #[new]
+    #[allow(clippy::too_many_arguments)]
+    fn new(
+        py: Python<'_>,
+        layers: Vec<EncoderLayerSpec>,
+        hidden_size: usize,
+        num_heads: usize,
+        eps: f32,
+        scale: f32,
+        kind: &str,
+        rounded: bool,
+    ) -> PyResult<Self> {
+        let layers = layers
+            .iter()
+            .map(|l| {
+                Ok(encoder::Layer {
+                    qkv: dense(py, &l.qkv, rounded)?,
+                    o: dense(py, &l.o, rounded)?,
+                    o_norm: layer_norm(l.o_norm, hidden_size)?,
+                    up: dense(py, &l.up, rounded)?,
+                    down: dense(py, &l.down, rounded)?,
+                    mlp_norm: layer_norm(l.mlp_norm, hidden_size)?,
+                })
+            })
+            .collect::<PyResult<Vec<_>>>()?;
+        let inner = Encoder {
+            level: level()?,
+            layers,
+            size: hidden_size,
+            num_heads,
+            eps,
+            scale,
+            activation: Activation::parse(kind)
+                .ok_or_else(|| invalid(format!("unknown activation {kind:?}")))?,
+        };
+        inner.check().map_err(invalid)?;
+        let sum = |of: fn(&encoder::Projection) -> usize| -> usize {
+            let parts = |l: &encoder::Layer| [&l.qkv, &l.o, &l.up, &l.down].map(of);
+            inner.layers.iter().flat_map(parts).sum()
+        };
+        Ok(Self {
+            ops_per_row: sum(encoder::Projection::ops_per_row),
+            nbytes: sum(encoder::Projection::nbytes),
+            inner,
+        })
+    }
+
+    /// Bytes of the weights.
+    #[getter]
+    fn nbytes(&self) -> usize {
+        self.nbytes
+    }
+
+    fn forward(
+        &self,
+        py: Python<'_>,
+        hidden: usize,
+        tokens: usize,
+        starts: usize,
+        num_starts: usize,
+    ) -> PyResult<()> {
+        // SAFETY: `kernels/cpu_encoder.py` gives addresses of tensors of these shapes, hidden its
+        // own.
+        unsafe {
+            let starts = slice(starts, num_starts)?;
+            let hidden = slice_mut::<f32>(hidden, tokens * self.inner.size)?;
+            run(py, self.ops_per_row * tokens, self.nbytes, || {
+                self.inner.forward(hidden.as_mut_ptr(), tokens, starts)
+            })
+            .map_err(invalid)
+        }
+    }
+}
+
 #[pyfunction]
 fn cpu_argmax(py: Python<'_>, x: usize, num_rows: usize, vocab: usize, out: usize) -> PyResult<()> {
     let level = level()?;
@@ -626,6 +750,12 @@ fn cpu_num_threads() -> usize {
 #[pyfunction]
 fn cpu_level() -> PyResult<&'static str> {
     Ok(level()?.name())
+}
+
+/// Whether products of rounded factors are faster than exact ones here.
+#[pyfunction]
+fn cpu_rounds_fast() -> PyResult<bool> {
+    Ok(level()?.rounds_fast())
 }
 
 #[pyfunction]

@@ -1,0 +1,52 @@
+"""What an encoder tells an op set of its layers, so that it can run them all in one call.
+
+Optional, as ``decoder``: where an op set has no ``make_encoder``, the model calls the ops itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import Tensor
+
+from .packed import PackedLinear
+
+Dense: TypeAlias = tuple[Tensor | PackedLinear, Tensor | None]
+Norm: TypeAlias = tuple[Tensor, Tensor | None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncoderLayerSpec:
+    """x = o_norm(x + o(attention(qkv(x)))), then x = mlp_norm(x + down(act(up(x)))).
+
+    qkv [3D, D], o [D, D], up [F, D], down [D, F]: prepared weights, each with a bias or None.
+    o_norm, mlp_norm: layer norms' weights [D] and biases [D] or None.
+    """
+
+    qkv: Dense
+    o: Dense
+    o_norm: Norm
+    up: Dense
+    down: Dense
+    mlp_norm: Norm
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncoderSpec:
+    """All layers; the rest is what the single ops take.
+
+    rounded: factors of products may be rounded to 16 bits, where that is faster.
+    """
+
+    layers: Sequence[EncoderLayerSpec]
+    num_heads: int
+    eps: float
+    scale: float
+    act: str
+    rounded: bool = False
+
+
+# (hidden [T, D], overwritten; query_start_loc int32 [R + 1]) -> the last layer's states, [T, D].
+Encoder: TypeAlias = Callable[[Tensor, Tensor], Tensor]
