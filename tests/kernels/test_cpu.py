@@ -117,7 +117,11 @@ def test_linear_int8_mode_is_the_rounded_product() -> None:
         for kind in ("Q8_0", "Q5_1", "Q6_K"):
             x = torch.randint(-127 * 256, 127 * 256 + 1, (rows, 256)).float() / 256
             x[:, ::32] = 127
-            q = packed.quantize(torch.randn(24, 256), kind) if kind == "Q8_0" else random_blocks(kind, 24, 256)
+            q = (
+                packed.quantize(torch.randn(24, 256), kind)
+                if kind == "Q8_0"
+                else random_blocks(kind, 24, 256)
+            )
             close(cpu.linear(x, cpu.prepare_linear(q)), ref.linear(x, q.dequantize()), 1e-5)
 
 

@@ -205,6 +205,28 @@ def test_perplexity_is_within_a_thousandth(
 
 
 @pytest.mark.slow
+def test_rounded_products_keep_the_perplexity(model: Any, smollm2_path: Path) -> None:
+    """The default arithmetic of a quantized file, beside its dequantized weights' float32."""
+    from octavo.llm import LLM
+
+    llm = LLM(str(smollm2_path), kv_cache_dtype="float32", max_model_len=576, threads=2)
+    ids = llm.get_tokenizer().encode(TEXT.read_text())
+    loss, expected = 0.0, 0.0
+    params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+    for start in range(0, 2048, 512):
+        part = ids[start : start + 512]
+        [output] = llm.generate([{"prompt_token_ids": part}], params, use_tqdm=False)
+        assert output.prompt_logprobs is not None
+        for token, entry in zip(part[1:], output.prompt_logprobs[1:], strict=True):
+            assert entry is not None
+            loss -= entry[token].logprob
+        with torch.inference_mode():
+            expected += math.log(perplexity(model(torch.tensor([part])).logits[0], part)) * 511
+    assert len(ids) >= 2048
+    assert abs(math.exp((loss - expected) / (4 * 511)) - 1) < 1e-3
+
+
+@pytest.mark.slow
 def test_a_prompt_is_as_likely_as_transformers_finds_it(model: Any, smollm2_path: Path) -> None:
     from octavo.llm import LLM
 

@@ -202,7 +202,7 @@ impl Linear {
 
     /// y [M, N] = x [M, K] W^T + bias [N].
     ///
-    /// Quantized weights meet activations rounded to int8 per group of 32, or float32 ones if
+    /// Quantized weights meet activations rounded to int8 parts per group of 32, or float32 ones if
     /// `exact`.
     ///
     /// # Safety

@@ -6,9 +6,9 @@
 //!
 //! Rounding to int8 alone would raise a model's perplexity by half a percent, so a second part holds
 //! what the first one loses. For weights of more than 4 bits it is the first one's error in 256ths of
-//! a step, with dot products of its own: twice as many. 4-bit weights lie in pairs in a byte, low
-//! + 16 high, elements k and k + 16 of a group; one product with that byte serves both, half as many:
-//! with a byte y of the second part, element k's value is a + y / 256 and element k + 16's is
+//! a step, with dot products of its own: twice as many. 4-bit weights lie in pairs in a byte, 16
+//! times one and the other, elements k and k + 16 of a group; one product with that byte serves both,
+//! half as many: with a byte y of the second part, element k's value is a + y / 256 and element k + 16's is
 //! b + y / 16, in steps. y = 16 h + l: l is the sixteenths of element k + 16, h those of element k
 //! less l / 256, and b takes off the whole steps that y / 16 adds too many, h. So both have 4 bits
 //! more than int8.

@@ -210,10 +210,10 @@ impl Simd for Avx512 {
                 b[12 + c] = _mm512_shuffle_i32x4::<0xdd>(high, high2);
             }
             let odd = _mm512_set1_epi32(!0xffff);
-            for p in 0..16 {
+            for (p, pair) in b.into_iter().enumerate() {
                 let to = to.add(2 * p * stride);
-                _mm512_storeu_si512(to.cast(), _mm512_slli_epi32::<16>(b[p]));
-                _mm512_storeu_si512(to.add(stride).cast(), _mm512_and_si512(b[p], odd));
+                _mm512_storeu_si512(to.cast(), _mm512_slli_epi32::<16>(pair));
+                _mm512_storeu_si512(to.add(stride).cast(), _mm512_and_si512(pair, odd));
             }
         }
     }
