@@ -120,9 +120,9 @@ class CpuLinear(PackedLinear):
     """A weight in the Rust core's memory, laid out for this machine's instruction set.
 
     exact: quantized weights meet float32 activations, and products are float32's. Otherwise
-    activations are rounded per group of 32 to two int8 parts, 12 bits with 4-bit weights and 16 with
-    others (relative errors of 4e-4 and 2e-5, two to three times as fast) or, where many rows meet
-    AMX, weights are rounded to bfloat16 and activations to two such parts (1e-3).
+    activations are rounded per group of 32 to two int8 parts, 12 bits with 4-bit weights and 16
+    with others (relative errors of 4e-4 and 2e-5, two to three times as fast) or, where many rows
+    meet AMX, weights are rounded to bfloat16 and activations to two such parts (1e-3).
     """
 
     def __init__(
