@@ -99,10 +99,13 @@ pub unsafe fn paged_attention(level: Level, args: AttentionArgs) -> Result<(), S
     let (items, merges) = plan(&args, group)?;
     let partial_floats = group * (dim + 2);
     let partials = merges.last().map_or(0, |m| m.partial + m.parts);
+    let threads = pool::num_threads();
     with_floats(0, partials * partial_floats, |partial| {
         let partial = Partial(partial);
         pool::run(items.len(), |i| {
             let item = items[i];
+            // What this thread will probably take next.
+            let next = items.get(i + threads);
             with_floats(1, scratch_floats(group, dim), |scratch| {
                 // SAFETY: the caller's; `plan` checked every index; items write disjoint parts.
                 unsafe {
@@ -110,6 +113,7 @@ pub unsafe fn paged_attention(level: Level, args: AttentionArgs) -> Result<(), S
                         args,
                         group,
                         item,
+                        next: next.copied(),
                         scratch,
                         partial: partial.at(item.partial.unwrap_or(0) * partial_floats),
                     });
@@ -276,6 +280,7 @@ struct AttentionTask<'a> {
     args: AttentionArgs<'a>,
     group: usize,
     item: Item,
+    next: Option<Item>,
     scratch: *mut f32,
     partial: *mut f32,
 }
@@ -323,13 +328,24 @@ impl Kernel for AttentionTask<'_> {
             let mut key = self.item.low;
             while key < self.item.high {
                 let len = (self.item.high - key).min(CHUNK);
+                if decode {
+                    self.ask_for(s, &a.v_cache, &self.item, key, len);
+                }
                 if decode && !self.transposes::<S>() {
                     self.scores_in_place(s, q, l.dim, key, len, scores);
                 } else {
                     self.gather_keys(s, key, len, keys, l.dim);
                     self.scores_from_panels(s, q, l.dim, rows, keys, len, scores);
                 }
-                if !decode {
+                if decode {
+                    let left = self.item.high - key - len;
+                    if left > 0 {
+                        self.ask_for(s, &a.k_cache, &self.item, key + len, left.min(CHUNK));
+                    } else if let Some(next) = self.next.filter(|next| next.tokens == 1) {
+                        let len = (next.high - next.low).min(CHUNK);
+                        self.ask_for(s, &a.k_cache, &next, next.low, len);
+                    }
+                } else {
                     self.gather_values(s, key, len, values, l.dim);
                 }
                 for r in 0..rows {
@@ -395,12 +411,36 @@ impl AttentionTask<'_> {
     /// Address of a key's row and how many follow it in its block.
     #[inline(always)]
     unsafe fn locate(&self, cache: &Cache, key: usize) -> (*const u8, usize) {
+        // SAFETY: the caller's.
+        unsafe { self.locate_of(&self.item, cache, key) }
+    }
+
+    /// The same of any item.
+    #[inline(always)]
+    unsafe fn locate_of(&self, item: &Item, cache: &Cache, key: usize) -> (*const u8, usize) {
         let (index, offset) = (key / cache.block_size, key % cache.block_size);
-        let slot = self.args.slots[self.item.request] as usize;
+        let slot = self.args.slots[item.request] as usize;
         let block = self.args.block_table[slot * self.args.max_blocks + index] as usize;
         // SAFETY: `plan` checked the table's entries.
-        let at = unsafe { cache.at(block, self.item.kv_head, offset) };
+        let at = unsafe { cache.at(block, item.kv_head, offset) };
         (at.cast_const(), cache.block_size - offset)
+    }
+
+    /// Ask for rows that will be needed soon: blocks lie anywhere in memory, so that what the
+    /// processor fetches ahead by itself ends with each of them.
+    #[inline(always)]
+    unsafe fn ask_for<S: Simd>(&self, s: S, cache: &Cache, item: &Item, key: usize, len: usize) {
+        let row = cache.head_dim * cache.data.dtype.size();
+        let mut done = 0;
+        while done < len {
+            // SAFETY: the task's contract.
+            let (at, run) = unsafe { self.locate_of(item, cache, key + done) };
+            let run = run.min(len - done);
+            for line in (0..run * row).step_by(64) {
+                s.prefetch(at.wrapping_add(line));
+            }
+            done += run;
+        }
     }
 
     /// scores[row][key] of the one token's heads.
