@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from levels import OTHER_LEVELS, run_at_level
 from octavo import _core
 from octavo.kernels import cpu, packed
 from octavo.kernels import reference as ref
@@ -646,17 +647,9 @@ def test_argmax_and_logprobs() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("level", [name for name in _core.cpu_levels() if name != cpu.level()])
+@pytest.mark.parametrize("level", OTHER_LEVELS)
 def test_whole_file_at_level(level: str) -> None:
-    if os.environ.get("OCTAVO_CPU_LEVEL"):
-        pytest.skip("already a child")
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
-        env={**os.environ, "OCTAVO_CPU_LEVEL": level},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    run = run_at_level(__file__, level)
     assert run.returncode == 0, run.stdout[-3000:]
 
 

@@ -6,9 +6,6 @@ The same file runs at the other levels in child processes, as test_cpu.py does.
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -16,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from levels import OTHER_LEVELS, run_at_level
 from octavo import _core
 from octavo.kernels import cpu
 from octavo.kernels import reference as ref
@@ -209,15 +207,7 @@ def test_layers_that_do_not_fit_are_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("level", [name for name in _core.cpu_levels() if name != cpu.level()])
+@pytest.mark.parametrize("level", OTHER_LEVELS)
 def test_whole_file_at_level(level: str) -> None:
-    if os.environ.get("OCTAVO_CPU_LEVEL"):
-        pytest.skip("already a child")
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
-        env={**os.environ, "OCTAVO_CPU_LEVEL": level},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    run = run_at_level(__file__, level)
     assert run.returncode == 0, run.stdout[-3000:]

@@ -65,7 +65,7 @@ impl Activation {
 /// y [T, F] = f(x [T, F]), or f(x[:, ..F]) * x[:, F..] for x [T, 2F] if `gated`.
 ///
 /// # Safety
-/// x and y describe valid memory that does not overlap.
+/// x and y describe valid memory that does not overlap, or, unless `gated`, is the same.
 pub unsafe fn activation(level: Level, kind: Activation, gated: bool, x: Rows, y: RowsMut) {
     assert!(x.rows == y.rows && x.cols == y.cols * (1 + usize::from(gated)));
     // Short rows go several to a task, long ones are cut.

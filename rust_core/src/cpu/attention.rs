@@ -13,7 +13,7 @@
 
 use super::float::DType;
 use super::level::Level;
-use super::linear_float::panel_tiles_f32;
+use super::linear_float::{panel_product_f32, panel_tiles_f32};
 use super::pool;
 use super::rope::{Cache, MAX_HEAD_DIM};
 use super::scratch::with_floats;
@@ -744,11 +744,8 @@ impl AttentionTask<'_> {
         for p in 0..len.div_ceil(width) {
             // SAFETY: the task's contract.
             unsafe {
-                for i in 0..2 * rows {
-                    s.store(panel_sums.add(i * S::LANES), s.zero());
-                }
                 let panel = keys.add(p * dim_padded * width);
-                panel_tiles_f32(s, q, dim_padded, rows, panel, pairs, panel_sums);
+                panel_product_f32(s, q, dim_padded, rows, panel, pairs, panel_sums);
                 for r in 0..rows {
                     let to = scores.add(r * CHUNK + p * width);
                     let from = panel_sums.add(r * width);

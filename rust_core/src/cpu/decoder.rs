@@ -15,7 +15,7 @@ use super::level::Level;
 use super::linear::Linear;
 use super::norm::{Norm, norm};
 use super::rope::{Cache, RopeArgs, qk_norm_rope_store_kv};
-use super::scratch::with_floats;
+use super::scratch::with_parts;
 use super::tensor::{Rows, RowsMut};
 
 /// Rows that pass through a layer together: enough for the matrix products, few enough that
@@ -42,7 +42,7 @@ impl Projection {
         // SAFETY: the caller's; the bias was checked to have N elements.
         unsafe {
             self.weight
-                .forward(x, self.bias.as_deref().map(row), y, self.exact);
+                .forward(x, self.bias.as_deref().map(Rows::vector), y, self.exact);
         }
     }
 
@@ -122,10 +122,6 @@ pub struct Step<'a> {
     pub seq_lens: &'a [i32],
     /// [R + 1]
     pub query_start_loc: &'a [i32],
-}
-
-fn row(values: &[f32]) -> Rows {
-    Rows::new(values.as_ptr().cast(), DType::F32, 1, values.len())
 }
 
 /// Rows `start..start + rows` of contiguous floats.
@@ -214,7 +210,6 @@ impl Decoder {
         let (qkv, q) = (most(|l| l.qkv.weight.n()), most(|l| l.o.weight.k()));
         let f = most(|l| l.down.weight.k());
         let block = tokens.min(ROW_BLOCK + MIN_LAST_BLOCK - 1);
-        // Rounded up so that every part begins on a cache line.
         let sizes = [
             block * d,
             block * qkv,
@@ -223,28 +218,24 @@ impl Decoder {
             block * d,
             tokens * q,
             tokens * q,
-        ]
-        .map(|size| size.next_multiple_of(16));
-        with_floats(2, sizes.iter().sum(), |base| {
-            let mut at = 0;
-            // SAFETY: the buffer holds the sum of the sizes.
-            let [normed, qkv, gate_up, gated, delta, q, attended] = sizes.map(|size| unsafe {
-                let start = base.add(at);
-                at += size;
-                start
-            });
-            let buffers = Buffers {
-                normed,
-                qkv,
-                gate_up,
-                gated,
-                delta,
-                q,
-                attended,
-            };
-            // SAFETY: the caller's, and the buffers are of the sizes that `run` asks for.
-            unsafe { self.run(hidden, out, tokens, step, &buffers) }
-        })
+        ];
+        with_parts(
+            2,
+            sizes,
+            |[normed, qkv, gate_up, gated, delta, q, attended]| {
+                let buffers = Buffers {
+                    normed,
+                    qkv,
+                    gate_up,
+                    gated,
+                    delta,
+                    q,
+                    attended,
+                };
+                // SAFETY: the caller's, and the buffers are of the sizes that `run` asks for.
+                unsafe { self.run(hidden, out, tokens, step, &buffers) }
+            },
+        )
     }
 
     /// # Safety
@@ -329,7 +320,17 @@ impl Decoder {
             weight_offset: self.weight_offset,
         };
         // SAFETY: the caller's.
-        unsafe { norm(self.level, x, residual, row(weight), kind, self.eps, y) }
+        unsafe {
+            norm(
+                self.level,
+                x,
+                residual,
+                Rows::vector(weight),
+                kind,
+                self.eps,
+                y,
+            )
+        }
     }
 
     /// Queries of the rows from `start` on into the buffer, their keys and values into the cache.
@@ -359,8 +360,8 @@ impl Decoder {
                     k_cache: layer.k_cache,
                     v_cache: layer.v_cache,
                     num_heads: self.num_heads,
-                    q_norm: layer.q_norm.as_deref().map(row),
-                    k_norm: layer.k_norm.as_deref().map(row),
+                    q_norm: layer.q_norm.as_deref().map(Rows::vector),
+                    k_norm: layer.k_norm.as_deref().map(Rows::vector),
                     eps: self.eps,
                     weight_offset: self.weight_offset,
                     interleaved: false,

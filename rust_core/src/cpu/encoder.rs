@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 
-use super::activation::Activation;
+use super::activation::{Activation, activation};
 use super::encoder_attention::{Heads, attention};
 use super::float::DType;
 use super::level::Level;
@@ -17,8 +17,7 @@ use super::linear::Linear;
 use super::linear_words::{Rounded, Shared, Words};
 use super::norm::{Norm, norm};
 use super::pool;
-use super::scratch::with_floats;
-use super::simd::{Kernel, Simd};
+use super::scratch::with_parts;
 use super::tensor::{Rows, RowsMut};
 
 use std::sync::Arc;
@@ -101,60 +100,13 @@ impl Projection {
                 Weight::Plain(w) => {
                     let x = Rows::new(x.cast(), DType::F32, rows, k);
                     let out = RowsMut::new(y.cast(), DType::F32, rows, n);
-                    w.forward(x, self.bias.as_deref().map(row), out, true);
+                    w.forward(x, self.bias.as_deref().map(Rows::vector), out, true);
                     if let Some(f) = f {
-                        apply(level, f, y, rows * n);
+                        let y = Rows::new(out.ptr, DType::F32, rows, n);
+                        activation(level, f, false, y, out);
                     }
                 }
             }
-        }
-    }
-}
-
-fn row(values: &[f32]) -> Rows {
-    Rows::new(values.as_ptr().cast(), DType::F32, 1, values.len())
-}
-
-/// x [len] = f(x).
-///
-/// # Safety
-/// They exist.
-unsafe fn apply(level: Level, f: Activation, x: *mut f32, len: usize) {
-    /// Elements a task.
-    const STEP: usize = 1 << 14;
-    let x = Shared(x);
-    pool::run(len.div_ceil(STEP), |task| {
-        let (start, end) = (task * STEP, ((task + 1) * STEP).min(len));
-        // SAFETY: the caller's; tasks take disjoint parts.
-        unsafe {
-            level.run(Apply {
-                f,
-                x: x.at(start),
-                len: end - start,
-            });
-        }
-    });
-}
-
-struct Apply {
-    f: Activation,
-    x: *mut f32,
-    len: usize,
-}
-
-impl Kernel for Apply {
-    type Out = ();
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self, s: S) {
-        let mut i = 0;
-        while i < self.len {
-            // SAFETY: `apply`'s contract.
-            unsafe {
-                let x = self.x.add(i);
-                let left = self.len - i;
-                s.store_first(x, self.f.apply(s, s.load_first(x, left)), left);
-            }
-            i += S::LANES;
         }
     }
 }
@@ -298,16 +250,8 @@ impl Encoder {
             block * d,
             block * f,
             Rounded::floats(block, d).max(Rounded::floats(block, f)),
-        ]
-        .map(|size| size.next_multiple_of(16));
-        with_floats(3, sizes.iter().sum(), |base| {
-            let mut at = 0;
-            // SAFETY: the buffer holds the sum of the sizes.
-            let [qkv, attended, mid, delta, act, rounded] = sizes.map(|size| unsafe {
-                let start = base.add(at);
-                at += size;
-                start
-            });
+        ];
+        with_parts(3, sizes, |[qkv, attended, mid, delta, act, rounded]| {
             let b = Buffers {
                 qkv,
                 attended,
@@ -378,7 +322,7 @@ impl Encoder {
     ) {
         let of = |p: *mut f32| RowsMut::new(p.cast(), DType::F32, rows, self.size);
         let kind = Norm::Layer {
-            bias: weights.bias.as_deref().map(row),
+            bias: weights.bias.as_deref().map(Rows::vector),
         };
         // SAFETY: the caller's.
         unsafe {
@@ -386,7 +330,7 @@ impl Encoder {
                 self.level,
                 Rows::new(x.cast(), DType::F32, rows, self.size),
                 Some(of(residual)),
-                row(&weights.weight),
+                Rows::vector(&weights.weight),
                 kind,
                 self.eps,
                 of(y),

@@ -5,7 +5,7 @@
 //! the softmax needs one pass and no running state.
 
 use super::level::Level;
-use super::linear_float::panel_tiles_f32;
+use super::linear_float::panel_product_f32;
 use super::linear_words::Shared;
 use super::pool;
 use super::scratch::with_floats;
@@ -137,11 +137,8 @@ impl Kernel for Item {
                     }
                 }
                 for p in 0..whole_rows / width {
-                    for i in 0..2 * tile {
-                        s.store(sums.add(i * S::LANES), s.zero());
-                    }
                     let panel = keys.add(p * even_dim * width);
-                    panel_tiles_f32(s, queries, even_dim, tile, panel, even_dim / 2, sums);
+                    panel_product_f32(s, queries, even_dim, tile, panel, even_dim / 2, sums);
                     for i in 0..2 * tile {
                         let (r, half) = (i / 2, i % 2);
                         let to = probs.add(r * whole_rows + p * width + half * S::LANES);
@@ -153,11 +150,8 @@ impl Kernel for Item {
                     *total = softmax(s, probs.add(r * whole_rows), rows, whole_rows);
                 }
                 for p in 0..whole_dim / width {
-                    for i in 0..2 * tile {
-                        s.store(sums.add(i * S::LANES), s.zero());
-                    }
                     let panel = values.add(p * even_rows * width);
-                    panel_tiles_f32(s, probs, whole_rows, tile, panel, even_rows / 2, sums);
+                    panel_product_f32(s, probs, whole_rows, tile, panel, even_rows / 2, sums);
                     for i in 0..2 * tile {
                         let (r, col) = (i / 2, p * width + i % 2 * S::LANES);
                         if col < dim {

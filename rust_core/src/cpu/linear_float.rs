@@ -158,6 +158,29 @@ pub(super) unsafe fn panel_tiles_f32<S: Simd>(
     unsafe { panel_tiles(s, x, stride, rows, F32Panel(panel), pairs, sums) }
 }
 
+/// `panel_tiles_f32` with sums that begin at zero.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+pub(super) unsafe fn panel_product_f32<S: Simd>(
+    s: S,
+    x: *const f32,
+    stride: usize,
+    rows: usize,
+    panel: *const f32,
+    pairs: usize,
+    sums: *mut f32,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        for i in 0..2 * rows {
+            s.store(sums.add(i * S::LANES), s.zero());
+        }
+        panel_tiles_f32(s, x, stride, rows, panel, pairs, sums);
+    }
+}
+
 #[inline(always)]
 unsafe fn panel_tiles<S: Simd, P: Panel>(
     s: S,

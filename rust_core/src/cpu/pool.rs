@@ -242,24 +242,21 @@ pub fn set_num_threads(n: usize) {
     }
 }
 
+/// Threads of the pool, or of the one that would be made.
+fn threads_of(pool: Option<&Pool>) -> usize {
+    pool.map_or_else(default_num_threads, Pool::num_threads)
+}
+
 /// Threads that regions use.
 pub fn num_threads() -> usize {
-    lock()
-        .as_ref()
-        .map_or_else(default_num_threads, Pool::num_threads)
+    threads_of(lock().as_ref())
 }
 
 /// Threads that a region opened now would have: one where the pool is taken, as inside a task.
 pub fn free_threads() -> usize {
     match POOL.try_lock() {
-        Ok(pool) => pool
-            .as_ref()
-            .map_or_else(default_num_threads, Pool::num_threads),
-        Err(TryLockError::Poisoned(pool)) => {
-            let pool = pool.into_inner();
-            pool.as_ref()
-                .map_or_else(default_num_threads, Pool::num_threads)
-        }
+        Ok(pool) => threads_of(pool.as_ref()),
+        Err(TryLockError::Poisoned(pool)) => threads_of(pool.into_inner().as_ref()),
         Err(TryLockError::WouldBlock) => 1,
     }
 }

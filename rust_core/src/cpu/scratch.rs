@@ -60,6 +60,24 @@ pub fn with_floats<T>(which: usize, floats: usize, f: impl FnOnce(*mut f32) -> T
     })
 }
 
+/// As `with_floats`, cut into parts of at least these sizes that begin on cache lines.
+pub fn with_parts<T, const N: usize>(
+    which: usize,
+    sizes: [usize; N],
+    f: impl FnOnce([*mut f32; N]) -> T,
+) -> T {
+    let sizes = sizes.map(|size| size.next_multiple_of(size_of::<Line>() / size_of::<f32>()));
+    with_floats(which, sizes.iter().sum(), |base| {
+        let mut at = 0;
+        // SAFETY: the buffer holds the sum of the sizes.
+        f(sizes.map(|size| unsafe {
+            let start = base.add(at);
+            at += size;
+            start
+        }))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -45,6 +45,11 @@ unsafe impl Sync for RowsMut {}
 unsafe impl Send for RowsMut {}
 
 impl Rows {
+    /// One row of floats.
+    pub fn vector(values: &[f32]) -> Rows {
+        Rows::new(values.as_ptr().cast(), DType::F32, 1, values.len())
+    }
+
     /// Contiguous rows.
     pub fn new(ptr: *const u8, dtype: DType, rows: usize, cols: usize) -> Rows {
         Rows {

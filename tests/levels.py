@@ -1,0 +1,27 @@
+"""A test file once more, in a process whose CPU kernels use another instruction set."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from octavo import _core
+from octavo.kernels import cpu
+
+OTHER_LEVELS = [name for name in _core.cpu_levels() if name != cpu.level()]
+
+
+def run_at_level(file: str, level: str) -> subprocess.CompletedProcess[str]:
+    """Skips where this process is such a one already."""
+    if os.environ.get("OCTAVO_CPU_LEVEL"):
+        pytest.skip("already a child")
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file],
+        env={**os.environ, "OCTAVO_CPU_LEVEL": level},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
