@@ -200,7 +200,7 @@ def set_to(value: torch.Tensor, name: str = NAME) -> Callable[[dict[str, torch.T
     [
         (lambda t: t.pop(NAME), f"model.safetensors: tensor {NAME} is missing"),
         (set_to(torch.zeros(64, 95)), r"has shape \[64, 95\], the config says \[64, 96\]"),
-        (set_to(torch.zeros(64, 96, dtype=torch.int8)), "has type torch.int8, not supported"),
+        (set_to(torch.zeros(64, 96, dtype=torch.int8)), "has type I8, not supported"),
         (set_to(torch.zeros(3), "model.other"), "tensor model.other is not part of this model"),
     ],
 )

@@ -1,4 +1,7 @@
-"""Files are read before they are needed, in order, and never too far."""
+"""Tensors are read before they are asked for, in order, whole, and never too far.
+
+Without a GPU they are copied to the CPU's memory; threads, blocks and regions are the same.
+"""
 
 from __future__ import annotations
 
@@ -9,28 +12,37 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from octavo.config import EngineConfig
+from octavo.layers.ops import get_ops
 from octavo.models import loader as loader_module
 from octavo.models import read_ahead as read_ahead_module
+from octavo.models.errors import ModelLoadError
 from octavo.models.read_ahead import ReadAhead
 from octavo.models.source import resolve_model
-from octavo.models.weights import SafetensorsWeights
+from octavo.models.weights import SafetensorsWeights, read_entries
 
+CPU = torch.device("cpu")
 BLOCK = 1024
 
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(read_ahead_module, "BLOCK_BYTES", BLOCK)
+    monkeypatch.setattr(read_ahead_module, "REGION_BYTES", 4 * BLOCK)
 
 
-def write(folder: Path, *sizes: int) -> list[Path]:
-    files = [folder / f"{i}.bin" for i in range(len(sizes))]
-    for file, size in zip(files, sizes, strict=True):
-        file.write_bytes(bytes(size))
-    return files
+def write(folder: Path, *files: dict[str, Tensor]) -> list[Path]:
+    paths = [folder / f"{i}.safetensors" for i in range(len(files))]
+    for path, tensors in zip(paths, files, strict=True):
+        save_file(tensors, path)
+    return paths
+
+
+def rows(num_blocks: int) -> Tensor:
+    return torch.randn(num_blocks, BLOCK // 4)
 
 
 def settled(ahead: ReadAhead) -> int:
@@ -42,121 +54,174 @@ def settled(ahead: ReadAhead) -> int:
     return count
 
 
-def test_reads_everything(tmp_path: Path) -> None:
-    files = write(tmp_path, 3 * BLOCK, 0, BLOCK + 1)
-    with ReadAhead(files, 100 * BLOCK) as ahead:
-        ahead.wait(files[2], BLOCK + 1)
-        assert ahead.num_bytes == 4 * BLOCK + 1
-        ahead.wait(files[1], 0)
+@pytest.mark.parametrize("region_blocks", [1, 3, 1000])
+def test_tensors_are_what_they_are_in_their_files(
+    tmp_path: Path, region_blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read_ahead_module, "REGION_BYTES", region_blocks * BLOCK)
+    saved = [
+        {
+            "a": torch.randn(3, 701).bfloat16(),
+            "b": torch.randn(1),
+            "c": torch.randn(7, 0, 2),
+            "d": torch.tensor(2.5),
+            "e": torch.randn(4001).half(),
+            "f": torch.arange(5000, dtype=torch.int32),
+            "g": torch.randn(90, 11),
+        },
+        {},
+        {"a": torch.randn(2, 2)},
+    ]
+    files = write(tmp_path, *saved)
+    with ReadAhead(files, CPU) as ahead:
+        for file, tensors in reversed(list(zip(files, saved, strict=True))):
+            for name, tensor in tensors.items():
+                if tensor.is_floating_point():
+                    taken = ahead.take(file, name)
+                    assert (taken.dtype, taken.shape) == (tensor.dtype, tensor.shape)
+                    assert torch.equal(taken, tensor)
 
 
 def test_reads_no_further_than_it_may(tmp_path: Path) -> None:
-    files = write(tmp_path, 20 * BLOCK, 20 * BLOCK)
-    with ReadAhead(files, 4 * BLOCK) as ahead:
-        assert settled(ahead) == 4 * BLOCK
-        ahead.wait(files[0], 3 * BLOCK)
-        assert settled(ahead) == 7 * BLOCK
-        # Further than it may read on its own.
-        ahead.wait(files[1], BLOCK)
-        assert settled(ahead) == 25 * BLOCK
-        ahead.wait(files[0], BLOCK)
-        assert settled(ahead) == 25 * BLOCK
-    # Leaving ends a thread that waits, and whoever waits for it.
+    names = [f"{i:02}" for i in range(20)]
+    files = write(tmp_path, *({name: rows(1) for name in names} for _ in range(2)))
+    header = read_entries(files[0])[0].begin  # counts as ahead, and is not read
+    assert header < 2 * BLOCK
+    with ReadAhead(files, CPU, max_ahead=8 * BLOCK) as ahead:
+        first = settled(ahead)
+        assert 6 * BLOCK < first <= 8 * BLOCK
+        ahead.take(files[0], names[5])
+        assert 6 * BLOCK <= settled(ahead) - first <= 8 * BLOCK
+        # Further than it may read on its own; what lies before it is read as well.
+        ahead.take(files[1], names[9])
+        far = settled(ahead)
+        assert 38 * BLOCK - header <= far <= 40 * BLOCK
+        ahead.take(files[0], names[0])
+        assert settled(ahead) == far
+    # Leaving ends threads that wait.
     assert not [t for t in threading.enumerate() if t.name == "octavo-read-ahead"]
-    ahead.wait(files[1], 20 * BLOCK)
-    assert ahead.num_bytes == 25 * BLOCK
+    assert ahead.num_bytes == far
 
 
-def test_a_tensor_is_waited_for_until_it_was_read(
+def test_a_tensor_is_waited_for_until_all_of_it_was_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = write(tmp_path, 8 * BLOCK)
-    may_read = threading.Event()
-    may_read_next = ReadAhead._may_read
+    tensors = {"a": rows(2), "b": rows(30), "c": rows(2)}
+    [file] = write(tmp_path, tensors)
+    gap = read_entries(file)[0].begin + 16 * BLOCK  # where a block of b begins
+    may_read, may_read_next = threading.Event(), ReadAhead._may_read
 
-    def slow(self: ReadAhead, region: Any) -> bool:
-        if self.num_bytes == 5 * BLOCK:
+    def stalled(self: ReadAhead, at: int) -> bool:
+        if at == gap:
             may_read.wait(10)
-        return may_read_next(self, region)
-
-    monkeypatch.setattr(ReadAhead, "_may_read", slow)
-    with ReadAhead(files, 100 * BLOCK) as ahead:
-        ahead.wait(files[0], 5 * BLOCK)
-        waiter = threading.Thread(target=lambda: ahead.wait(files[0], 5 * BLOCK + 1))
-        waiter.start()
-        waiter.join(0.2)
-        assert waiter.is_alive()
-        may_read.set()
-        waiter.join(10)
-        assert not waiter.is_alive()
-
-
-def test_readers_of_regions_leave_no_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read_ahead_module, "REGION_BYTES", 2 * BLOCK)
-    files = write(tmp_path, 9 * BLOCK + 7, 1, 6 * BLOCK)
-    may_read = threading.Event()
-    may_read_next = ReadAhead._may_read
-
-    def stalled(self: ReadAhead, region: Any) -> bool:
-        if (region.file, region.offset, region.num_read) == (files[0], 4 * BLOCK, BLOCK):
-            may_read.wait(10)
-        return may_read_next(self, region)
+        return may_read_next(self, at)
 
     monkeypatch.setattr(ReadAhead, "_may_read", stalled)
-    with ReadAhead(files, 100 * BLOCK) as ahead:
-        # All others are read, but what lies behind the gap is waited for.
-        assert settled(ahead) == 14 * BLOCK + 8
-        ahead.wait(files[0], 5 * BLOCK)
-        waiter = threading.Thread(target=lambda: ahead.wait(files[1], 1))
+    with ReadAhead([file], CPU) as ahead:
+        settled(ahead)
+        # What lies before and behind the gap is there.
+        for name in ("a", "c"):
+            assert torch.equal(ahead.take(file, name), tensors[name])
+        taken: list[Tensor] = []
+        waiter = threading.Thread(target=lambda: taken.append(ahead.take(file, "b")))
         waiter.start()
         waiter.join(0.2)
         assert waiter.is_alive()
         may_read.set()
         waiter.join(10)
-        assert not waiter.is_alive()
-        ahead.wait(files[2], 6 * BLOCK)
-        assert ahead.num_bytes == 15 * BLOCK + 8
+    assert torch.equal(taken[0], tensors["b"])
 
 
-def test_what_cannot_be_read_keeps_nobody_waiting(tmp_path: Path) -> None:
-    files = write(tmp_path, BLOCK, BLOCK)
-    ahead = ReadAhead(files, 100 * BLOCK)
-    files[0].unlink()
+def test_a_file_that_becomes_shorter_is_named_with_its_tensor(tmp_path: Path) -> None:
+    files = write(tmp_path, {"a": rows(3)}, {"b": rows(2), "c": rows(20), "d": rows(2)})
+    ahead = ReadAhead(files, CPU)
+    with files[1].open("r+b") as stream:
+        stream.truncate(9 * BLOCK)
     with ahead:
-        ahead.wait(files[1], BLOCK)
-        assert ahead.num_bytes == 0
+        with pytest.raises(ModelLoadError) as error:
+            ahead.take(files[1], "d")
+        assert str(error.value) == f"{files[1]}: tensor c: the file has become shorter"
 
 
-def test_a_gpus_files_are_read_ahead_and_a_cpus_are_not(save_tiny: Any) -> None:
-    path, _model = save_tiny("Llama")
-    file = path / "model.safetensors"
-    source = resolve_model(EngineConfig(model=str(path)))
-    with loader_module._read_ahead(source, torch.device("cpu")) as wait:
-        assert wait is None
-    with loader_module._read_ahead(source, torch.device("cuda")) as wait:
-        assert wait is not None
-        wait(file, file.stat().st_size)
+def test_a_file_that_is_gone_keeps_nobody_waiting(tmp_path: Path) -> None:
+    files = write(tmp_path, {"a": rows(1)}, {"b": rows(1)})
+    ahead = ReadAhead(files, CPU)
+    files[0].unlink()
+    with ahead, pytest.raises(ModelLoadError, match=r"0\.safetensors: tensor a: .*No such file"):
+        ahead.take(files[0], "a")
 
 
-def test_tensors_are_waited_for(save_tiny: Any) -> None:
-    path, _model = save_tiny("Llama")
-    file = path / "model.safetensors"
-    waits: list[tuple[Path, int]] = []
-    weights = SafetensorsWeights(
-        [file],
-        device=torch.device("cpu"),
-        dtype=None,
-        act_dtype=torch.float32,
-        wait=lambda *asked: waits.append(asked),
+def test_a_device_without_room_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [file] = write(tmp_path, {"a": rows(1)})
+
+    def no_room(*_: Any) -> Tensor:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(ReadAhead, "_place", no_room)
+    with ReadAhead([file], CPU) as ahead, pytest.raises(torch.OutOfMemoryError, match="no room"):
+        ahead.take(file, "a")
+
+
+def test_a_damaged_header_is_refused(tmp_path: Path) -> None:
+    [file] = write(tmp_path, {"a": rows(1)})
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ModelLoadError, match="not a whole safetensors file"):
+        ReadAhead([file], CPU)
+
+
+def test_a_gpus_files_are_read_ahead_and_a_cpus_are_not(
+    save_tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = resolve_model(EngineConfig(model=str(save_tiny("Llama")[0])))
+    monkeypatch.setattr(loader_module, "ReadAhead", lambda files, _: ReadAhead(files, CPU))
+    with loader_module._read_ahead(source, CPU) as take:
+        assert take is None
+    with loader_module._read_ahead(source, torch.device("cuda")) as take:
+        assert take is not None
+
+
+@pytest.mark.parametrize("max_shard_size", ["5GB", "50KB"])
+def test_a_model_is_the_same_however_it_is_read(
+    save_tiny: Any, max_shard_size: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_tiny("Llama", max_shard_size=max_shard_size)[0]
+    config = EngineConfig(model=str(path), attention_backend="reference")
+    source = resolve_model(config)
+    read_ahead = loader_module._read_ahead
+
+    def load() -> Any:
+        dtypes = loader_module.resolve_dtypes(config, source.model_config, source, CPU)
+        ops = get_ops(CPU, "reference")
+        return loader_module.load_model(
+            config, source, source.model_config, dtypes, ops, max_model_len=64, device=CPU
+        )
+
+    first = load()
+    monkeypatch.setattr(loader_module, "ReadAhead", lambda files, _: ReadAhead(files, CPU))
+    monkeypatch.setattr(
+        loader_module, "_read_ahead", lambda given, _: read_ahead(given, torch.device("cuda"))
     )
+    second = load()
+    assert torch.equal(first.embed_tokens.weight, second.embed_tokens.weight)
+    for layer in range(len(first.layers)):
+        old, new = first.layers[layer], second.layers[layer]
+        assert torch.equal(old.self_attn.qkv_proj.weight, new.self_attn.qkv_proj.weight)
+        assert torch.equal(old.mlp.down_proj.weight, new.mlp.down_proj.weight)
+
+
+def test_tensors_are_taken_from_whoever_reads_them(save_tiny: Any) -> None:
+    file = save_tiny("Llama")[0] / "model.safetensors"
+    asked: list[tuple[Path, str]] = []
     saved = load_file(file)
-    for name, tensor in saved.items():
-        shape = tuple(tensor.shape)
-        if len(shape) == 2:
-            assert torch.equal(weights.matrix(name, shape), tensor)
-        # Its last bytes are the ones before that offset.
-        end = waits[-1][1] if len(shape) == 2 else 0
-        raw = tensor.contiguous().view(torch.uint8).flatten()[-64:].numpy().tobytes()
-        if end:
-            assert file.read_bytes()[end - len(raw) : end] == raw
-    assert max(end for _, end in waits) <= file.stat().st_size
+
+    def take(*which: Any) -> Tensor:
+        asked.append(which)
+        return saved[which[1]]
+
+    weights = SafetensorsWeights([file], device=CPU, dtype=None, act_dtype=torch.float32, take=take)
+    name, tensor = next((name, tensor) for name, tensor in saved.items() if tensor.ndim == 2)
+    rows, columns = tensor.shape
+    assert weights.matrix(name, (rows, columns)) is tensor
+    with pytest.raises(ModelLoadError, match="the config says"):
+        weights.matrix(name, (rows, columns + 1))
+    assert asked == [(file, name)]

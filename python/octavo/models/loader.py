@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from octavo.config import EngineConfig
 from octavo.layers.ops import Ops
 from octavo.models.config import ModelConfig
 from octavo.models.errors import ModelLoadError
-from octavo.models.host_memory import available_cpu_bytes
 from octavo.models.quantized import QuantizedWeights
-from octavo.models.read_ahead import MEMORY_FRACTION, ReadAhead
+from octavo.models.read_ahead import ReadAhead
 from octavo.models.registry import ARCHITECTURES, CausalLM, model_class
 from octavo.models.source import ModelSource, load_tokenizer, resolve_model
 from octavo.models.weights import (
@@ -120,11 +120,11 @@ def load_model(
         return _load_foreign(source, model_config, dtypes, ops, max_model_len, device)
     build = model_class(model_config.architecture)
     with (
+        _read_ahead(source, device) as take,
         _progress_bar(source) as progress,
-        _read_ahead(source, device) as wait,
         torch.inference_mode(),
     ):
-        weights = _open_weights(source, model_config, dtypes, device, progress, wait)
+        weights = _open_weights(source, model_config, dtypes, device, progress, take)
         if dtypes.quantize is not None:
             weights = QuantizedWeights(weights, dtypes.quantize, exact=dtypes.exact)
         try:
@@ -167,7 +167,7 @@ def _open_weights(
     dtypes: ModelDtypes,
     device: torch.device,
     progress: Progress,
-    wait: Callable[[Path, int], None] | None,
+    take: Callable[[Path, str], Tensor] | None,
 ) -> Weights:
     act = dtypes.activations
     match source.kind:
@@ -196,7 +196,7 @@ def _open_weights(
                 act_dtype=act,
                 ignored=["lm_head.weight"] if model_config.tie_word_embeddings else [],
                 progress=progress,
-                wait=wait,
+                take=take,
             )
 
 
@@ -223,14 +223,13 @@ def _progress_bar(source: ModelSource) -> Iterator[Progress]:
 @contextlib.contextmanager
 def _read_ahead(
     source: ModelSource, device: torch.device
-) -> Iterator[Callable[[Path, int], None] | None]:
-    """What waits for a part of a file, where reading ahead pays: for a GPU.
+) -> Iterator[Callable[[Path, str], Tensor] | None]:
+    """What hands out tensors that are read ahead, where that pays: for a GPU.
 
     A CPU has no cores to spare, and what it maps stays mapped.
     """
     if device.type == "cpu" or source.kind != "safetensors":
         yield None
         return
-    most = int(available_cpu_bytes() * MEMORY_FRACTION)
-    with ReadAhead(safetensors_files(source.path), most) as ahead:
-        yield ahead.wait
+    with ReadAhead(safetensors_files(source.path), device) as ahead:
+        yield ahead.take

@@ -1,82 +1,119 @@
-"""ReadAhead: threads that read checkpoint files into the page cache before they are asked for.
+"""ReadAhead: threads that bring a checkpoint's tensors onto a GPU before they are asked for.
 
-A copy from a mapped file to a GPU waits for the disk, then the disk waits for the copy, and a
-page that is missed costs a small read. So the files are read from end to end, and who wants a
-tensor waits until all before it has been read. Several readers, each in a region of its own: on a
-virtual disk four of them read 1.81 GB/s where one reads 1.63; regions of 64 MB, or readers that
-take turns, break up what the system reads ahead of each, and past the page cache (O_DIRECT) even
-sixteen read no more than 1.2.
+Each reads a block into page-locked memory and copies it to wherever on the device its bytes belong,
+so that the disk never waits for a copy, nor the last tensor for its own. Several readers, each in a
+region of its own: on a virtual disk four of them read 1.81 GB/s where one reads 1.63; regions of
+64 MB, or readers that take turns, break up what the system reads ahead of each, and past the page
+cache (O_DIRECT) even sixteen read no more than 1.2.
 """
 
 from __future__ import annotations
 
+import bisect
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+import torch
+from torch import Tensor
+
+from octavo.models.errors import ModelLoadError
+from octavo.models.weights import FLOAT_KINDS, TensorEntry, read_entries
+
 NUM_READERS = 4
 REGION_BYTES = 256 << 20
-# One read: large enough that the calls cost nothing, small enough that nobody waits long.
+# One read and one copy: large enough that the calls cost nothing, small enough that the disk
+# hardly waits for the last copy, and that page-locked memory is no matter.
 BLOCK_BYTES = 8 << 20
-# Of the memory that is free: what is read ahead must still be there when it is needed.
-MEMORY_FRACTION = 0.5
+# Past the last tensor that was asked for, on the device: every reader may be two regions ahead.
+MAX_AHEAD_BYTES = 2 * NUM_READERS * REGION_BYTES
 
 
+class _Tensor:
+    """One tensor on its way: its place in the file, and on the device once that is needed."""
+
+    __slots__ = ("data", "entry", "num_missing")
+
+    def __init__(self, entry: TensorEntry) -> None:
+        self.entry = entry
+        self.data: Tensor | None = None
+        self.num_missing = entry.end - entry.begin
+
+
+@dataclass(frozen=True, slots=True)
 class _Region:
-    """Bytes [offset, offset + size) of a file, the first ``num_read`` of them read; they begin at
-    ``start`` where all files are one behind the other."""
+    """Bytes [begin, end) of a file, whose first byte is number ``start`` of all files'."""
 
-    __slots__ = ("file", "num_read", "offset", "size", "start")
-
-    def __init__(self, file: Path, offset: int, size: int, start: int) -> None:
-        self.file, self.offset, self.size, self.start = file, offset, size, start
-        self.num_read = 0
+    file: Path
+    begin: int
+    end: int
+    start: int
 
 
 class ReadAhead:
-    """Reads ``files`` in order, at most ``max_ahead`` bytes past the last that was waited for.
+    """Reads the floating-point tensors of safetensors ``files`` in order.
 
-    A context manager: its threads end with it, read to the end or not. What cannot be read is
-    left to whoever needs it, who can say why.
+    At most ``max_ahead`` bytes past the last that was asked for. A context manager: its threads end
+    with it, read to the end or not.
+
+    Raises:
+        ModelLoadError: a file is cut short, or of another kind.
     """
 
-    def __init__(self, files: Sequence[Path], max_ahead: int) -> None:
+    def __init__(
+        self, files: Sequence[Path], device: torch.device, max_ahead: int = MAX_AHEAD_BYTES
+    ) -> None:
+        self._device, self._max_ahead = device, max_ahead
+        on_gpu = device.type == "cuda"
+        # Threads begin on the default stream; memory that a model frees is used again in the
+        # order of the stream it was allocated on.
+        self._stream = torch.cuda.current_stream(device) if on_gpu else None
         self._starts: dict[Path, int] = {}  # of each file, where all are one behind the other
+        self._tensors: dict[Path, list[_Tensor]] = {}  # as they lie in their files
+        self._by_name: dict[tuple[Path, str], _Tensor] = {}
         self._regions: list[_Region] = []
         total = 0
         for file in files:
+            tensors = [_Tensor(entry) for entry in read_entries(file)]
             self._starts[file] = total
-            size = file.stat().st_size
-            for offset in range(0, size, REGION_BYTES):
-                length = min(REGION_BYTES, size - offset)
-                self._regions.append(_Region(file, offset, length, total + offset))
+            self._tensors[file] = [tensor for tensor in tensors if tensor.num_missing]
+            self._by_name.update(((file, tensor.entry.name), tensor) for tensor in tensors)
+            if not tensors:
+                continue
+            size = tensors[-1].entry.end
+            for begin in range(tensors[0].entry.begin, size, REGION_BYTES):
+                end = min(begin + REGION_BYTES, size)
+                self._regions.append(_Region(file, begin, end, total + begin))
             total += size
-        self._num_bytes = total
-        self._max_ahead = max(max_ahead, BLOCK_BYTES)
         self._moved = threading.Condition()
         self._next = 0  # the first region that no reader has taken
-        self._first = 0  # the first region that is not read
         self._wanted = 0
-        self._ended = not self._regions
+        self._ended = False
+        self._error: Exception | None = None
+        self.num_bytes = 0  # that have been read, wherever they are
         self._threads = [
             threading.Thread(target=self._run, name="octavo-read-ahead", daemon=True)
             for _ in range(min(NUM_READERS, len(self._regions)))
         ]
 
-    @property
-    def num_bytes(self) -> int:
-        """How many bytes have been read, wherever they are."""
-        return sum(region.num_read for region in self._regions)
+    def take(self, file: Path, name: str) -> Tensor:
+        """A tensor on the device, once it is there; it is handed out once.
 
-    def wait(self, file: Path, end: int) -> None:
-        """Until the first ``end`` bytes of a file, and what comes before it, have been read."""
-        wanted = self._starts[file] + end
+        Raises:
+            ModelLoadError: its file, or what comes before it, could not be read; names which.
+        """
+        tensor = self._by_name.pop((file, name))
         with self._moved:
-            self._wanted = max(self._wanted, wanted)
+            self._wanted = max(self._wanted, self._starts[file] + tensor.entry.end)
             self._moved.notify_all()
-            while self._num_behind() < wanted and not self._ended:
+            while tensor.num_missing and not self._ended:
                 self._moved.wait()
+            if tensor.num_missing:
+                raise self._error or RuntimeError("reading has ended")
+            data, tensor.data = self._place(tensor), None
+        return data
 
     def __enter__(self) -> ReadAhead:
         for thread in self._threads:
@@ -89,54 +126,95 @@ class ReadAhead:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._end()
+        self._end(None)
         for thread in self._threads:
             thread.join()
+        self._tensors.clear()
+        self._by_name.clear()
+        if self._stream is not None:
+            # What parts of fused matrices took is the KV cache's now.
+            torch.cuda.empty_cache()
 
-    def _num_behind(self) -> int:
-        """How many bytes have been read without a gap."""
-        while self._first < len(self._regions):
-            region = self._regions[self._first]
-            if region.num_read < region.size:
-                return region.start + region.num_read
-            self._first += 1
-        return self._num_bytes
+    def _place(self, tensor: _Tensor) -> Tensor:
+        """Where a tensor's bytes go. Under the lock: two readers may meet in one tensor."""
+        if tensor.data is None:
+            entry = tensor.entry
+            tensor.data = torch.empty(
+                entry.shape, dtype=FLOAT_KINDS[entry.dtype], device=self._device
+            )
+        return tensor.data
 
     def _run(self) -> None:
-        buffer = memoryview(bytearray(BLOCK_BYTES))
         try:
-            while (region := self._take()) is not None:
-                self._read(region, buffer)
-        except OSError:
-            self._end()  # whoever needs it will fail as well, and say why
+            with torch.inference_mode(), torch.cuda.stream(self._stream):
+                buffer = torch.empty(
+                    BLOCK_BYTES, dtype=torch.uint8, pin_memory=self._stream is not None
+                )
+                while (region := self._take_region()) is not None:
+                    self._read(region, buffer)
+        except Exception as error:
+            self._end(error)  # take raises it
 
-    def _take(self) -> _Region | None:
+    def _take_region(self) -> _Region | None:
         with self._moved:
             if self._next == len(self._regions):
                 return None
             self._next += 1
             return self._regions[self._next - 1]
 
-    def _read(self, region: _Region, buffer: memoryview) -> None:
-        with region.file.open("rb", buffering=0) as stream:
-            stream.seek(region.offset)
-            while region.num_read < region.size and self._may_read(region):
-                num_bytes = stream.readinto(buffer[: region.size - region.num_read])
-                if not num_bytes:
-                    raise OSError(f"{region.file} has become shorter")
-                with self._moved:
-                    region.num_read += num_bytes
-                    self._moved.notify_all()
+    def _read(self, region: _Region, buffer: Tensor) -> None:
+        view = buffer.numpy().data
+        at = region.begin
+        try:
+            with region.file.open("rb", buffering=0) as stream:
+                stream.seek(at)
+                while at < region.end and self._may_read(region.start + at - region.begin):
+                    num_bytes = stream.readinto(view[: region.end - at])
+                    if not num_bytes:
+                        raise OSError("the file has become shorter")
+                    self._copy(region.file, at, buffer[:num_bytes])
+                    at += num_bytes
+        except OSError as error:
+            name = self._overlapping(region.file, at, at + 1)[0].entry.name
+            raise ModelLoadError(f"{region.file}: tensor {name}: {error}") from error
 
-    def _may_read(self, region: _Region) -> bool:
-        """Waits until the region's next block is within bounds; False at the end."""
+    def _may_read(self, at: int) -> bool:
+        """Waits until byte ``at`` of all is within bounds; False at the end."""
         with self._moved:
-            at = region.start + region.num_read
             while not self._ended and at >= self._wanted + self._max_ahead:
                 self._moved.wait()
             return not self._ended
 
-    def _end(self) -> None:
+    def _copy(self, file: Path, at: int, block: Tensor) -> None:
+        """Bytes of a file from ``at`` on, to all the tensors they are of."""
+        end = at + len(block)
+        filled: list[tuple[_Tensor, int]] = []
+        for tensor in self._overlapping(file, at, end):
+            entry = tensor.entry
+            if entry.dtype not in FLOAT_KINDS:
+                continue  # nobody takes it
+            first, last = max(at, entry.begin), min(end, entry.end)
+            with self._moved:
+                data = self._place(tensor)
+            target = data.view(-1).view(torch.uint8)[first - entry.begin : last - entry.begin]
+            target.copy_(block[first - at : last - at], non_blocking=True)
+            filled.append((tensor, last - first))
+        if self._stream is not None:
+            self._stream.synchronize()  # the block is written to again
+        with self._moved:
+            for tensor, num_bytes in filled:
+                tensor.num_missing -= num_bytes
+            self.num_bytes += len(block)
+            self._moved.notify_all()
+
+    def _overlapping(self, file: Path, begin: int, end: int) -> list[_Tensor]:
+        tensors = self._tensors[file]
+        first = bisect.bisect_right(tensors, begin, key=lambda tensor: tensor.entry.end)
+        last = bisect.bisect_left(tensors, end, key=lambda tensor: tensor.entry.begin)
+        return tensors[first:last]
+
+    def _end(self, error: Exception | None) -> None:
         with self._moved:
             self._ended = True
+            self._error = self._error or error
             self._moved.notify_all()

@@ -10,6 +10,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,7 +32,7 @@ _DERIVED_SUFFIXES = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
 # Pages of a mapped file that may stay in memory while it is read.
 _RELEASE_BYTES = 32 << 20
 # Floats that are read as they are; everything else is a quantization.
-_FLOAT_KINDS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+FLOAT_KINDS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class Weights(Protocol):
@@ -66,8 +67,8 @@ class SafetensorsWeights:
     """Tensors of one or more mapped safetensors files.
 
     ``dtype``: of matrices; None keeps the file's. ``act_dtype``: of vectors. ``ignored``: names
-    that may be there unused (a tied output head). ``wait``: called with a file and an offset
-    before what ends there is read.
+    that may be there unused (a tied output head). ``take``: gives a file's tensor of that name on
+    the device, in place of the mapped file.
     """
 
     def __init__(
@@ -79,11 +80,11 @@ class SafetensorsWeights:
         act_dtype: torch.dtype,
         ignored: Iterable[str] = (),
         progress: Progress = lambda _: None,
-        wait: Callable[[Path, int], None] | None = None,
+        take: Callable[[Path, str], Tensor] | None = None,
     ) -> None:
         self._device, self._dtype, self.act_dtype = device, dtype, act_dtype
         self.exact = False
-        self._progress, self._wait = progress, wait
+        self._progress, self._take = progress, take
         self._ignored = set(ignored)
         self._where: dict[str, tuple[Path, Any]] = {}
         for file in files:
@@ -92,7 +93,6 @@ class SafetensorsWeights:
                 self._where[name] = (file, handle)
         self._unused = set(self._where)
         self._files = files
-        self._ends = {} if wait is None else {file: tensor_ends(file) for file in files}
 
     def matrix(self, name: str, shape: tuple[int, int]) -> Tensor | QuantTensor:
         return self._read(name, shape, self._dtype)
@@ -116,16 +116,14 @@ class SafetensorsWeights:
         if name not in self._where:
             raise ModelLoadError(f"{_names(self._files)}: tensor {name} is missing")
         file, handle = self._where[name]
-        found = tuple(handle.get_slice(name).get_shape())
-        _check_shape(file, name, found, shape)
-        if self._wait is not None:
-            self._wait(file, self._ends[file][name])
+        found = handle.get_slice(name)
+        _check_shape(file, name, tuple(found.get_shape()), shape)
+        if (kind := found.get_dtype()) not in FLOAT_KINDS:
+            raise ModelLoadError(f"{file}: tensor {name} has type {kind}, not supported")
         try:
-            tensor: Tensor = handle.get_tensor(name)
+            tensor: Tensor = self._take(file, name) if self._take else handle.get_tensor(name)
         except SafetensorError as error:
             raise ModelLoadError(f"{file}: tensor {name}: {error}") from error
-        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            raise ModelLoadError(f"{file}: tensor {name} has type {tensor.dtype}, not supported")
         self._unused.discard(name)
         self._progress(tensor.nbytes)
         return tensor if dtype is None else tensor.to(dtype)
@@ -189,7 +187,7 @@ class GgufWeights:
     def matrix(self, name: str, shape: tuple[int, int]) -> Tensor | QuantTensor:
         gguf_name, kind, nbytes = self._take(name, shape)
         order = self._row_order(name, shape[0])
-        if self._packed and kind not in _FLOAT_KINDS:
+        if self._packed and kind not in FLOAT_KINDS:
             data = self._bytes(gguf_name)
             self._progress(nbytes)
             return QuantTensor(data=data, kind=kind, shape=shape, row_permutation=order)
@@ -242,7 +240,7 @@ class GgufWeights:
         nbytes: int,
     ) -> Tensor:
         if dtype is None:
-            dtype = _FLOAT_KINDS.get(kind, self.act_dtype)
+            dtype = FLOAT_KINDS.get(kind, self.act_dtype)
         out = torch.empty(math.prod(shape), dtype=torch.float32)
         self._file.dequantize(gguf_name, out.numpy())
         out = out.view(shape)
@@ -326,16 +324,33 @@ def safetensors_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("consolidated"))
 
 
-def tensor_ends(file: Path) -> dict[str, int]:
-    """Where each tensor of a safetensors file ends, in bytes from the file's beginning.
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """A tensor of a safetensors file: bytes [begin, end), counted from the file's beginning."""
 
-    The file has been opened before: its header is whole.
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def read_entries(file: Path) -> list[TensorEntry]:
+    """The tensors of a safetensors file as they lie in it, without gaps.
+
+    Raises:
+        ModelLoadError: it is cut short, or of another kind.
     """
+    open_safetensors(file, torch.device("cpu"))  # checks the header
     with file.open("rb") as stream:
         header_len = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(header_len))
     header.pop("__metadata__", None)
-    return {name: 8 + header_len + entry["data_offsets"][1] for name, entry in header.items()}
+    entries = []
+    for name, entry in header.items():
+        begin, end = (8 + header_len + offset for offset in entry["data_offsets"])
+        entries.append(TensorEntry(name, entry["dtype"], tuple(entry["shape"]), begin, end))
+    return sorted(entries, key=lambda entry: (entry.begin, entry.end))
 
 
 def open_safetensors(file: Path, device: torch.device) -> Any:
