@@ -6,8 +6,9 @@ some microseconds, where launching its kernels one by one costs milliseconds.
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_left
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
@@ -119,6 +120,14 @@ def exact_shape(num_decodes: int, num_prefills: int, num_rows: int) -> StepShape
     if not num_prefills:
         return StepShape(num_decodes, 0, 0)
     return StepShape(-(-num_decodes // 4) * 4, num_prefills, num_rows)
+
+
+@contextlib.contextmanager
+def computing(stream: torch.cuda.Stream | None) -> Iterator[None]:
+    """Without autograd, all on ``stream``, which can be captured; None is a CPU."""
+    on_stream = contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
+    with torch.inference_mode(), on_stream:
+        yield
 
 
 def _at_least(sizes: Sequence[int], n: int) -> int | None:

@@ -7,11 +7,10 @@ the vectors back.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from octavo.layers.context import AttentionContext
 from octavo.runner.cuda_driver import CudaDriver, make_event
-from octavo.runner.cuda_graphs import CapturedGraph, GraphCache
+from octavo.runner.cuda_graphs import CapturedGraph, GraphCache, computing
 
 # Texts of a step: empty ones cost a lane of the attention kernel's search each.
 _NUM_TEXTS = (1, 4, 16, 64, 256)
@@ -95,7 +94,7 @@ class EmbeddingGraphs:
         graph = self._graphs.get(key)
         if graph is not None and self._thread == threading.get_ident():
             return self._replay(graph, length, num_texts)
-        with torch.inference_mode(), self._on_stream():
+        with computing(self._stream):
             self._device_ints[:length].copy_(self._host[:length], non_blocking=True)
             vectors = self._graphs.run(key, lambda: self._compute(*key))
             values: NDArray[np.float32] = vectors[:num_texts].cpu().numpy()
@@ -122,9 +121,6 @@ class EmbeddingGraphs:
         # A copy: the next step's vectors arrive in the same place.
         values: NDArray[np.float32] = self._result.numpy()[:count].reshape(num_texts, -1).copy()
         return values
-
-    def _on_stream(self) -> Any:
-        return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def _fill(self, batch: TextBatch, rows: int, texts: int) -> int:
         """The batch and its padding, in the order that ``_compute`` reads; how many integers."""

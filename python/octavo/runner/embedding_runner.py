@@ -6,10 +6,9 @@ all layers take turns with the same keys and values, and nothing is left when th
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from octavo.layers.context import AttentionContext
 from octavo.layers.ops import get_ops
 from octavo.models.pooling_model import PoolingModel
 from octavo.models.source import ModelSource
-from octavo.runner.cuda_graphs import mixed_rows
+from octavo.runner.cuda_graphs import computing, mixed_rows
 from octavo.runner.embedding_graphs import EmbeddingGraphs, TextBatch
 from octavo.runner.input_batch import InputBatch, StagingBuffer
 from octavo.runner.model_runner import ComputedStep, InFlight, resolve_device, set_num_threads
@@ -153,7 +152,7 @@ class EmbeddingRunner:
             max_query_len=1,
             max_seq_len=1,
         )
-        with torch.inference_mode(), self._on_stream():
+        with computing(self._stream):
             self._model(ints(0), context)
 
     def memory_table(self) -> list[tuple[str, str]]:
@@ -182,12 +181,6 @@ class EmbeddingRunner:
             device=self.device,
             stream=self._stream,
         )
-
-    def _on_stream(self) -> Any:
-        """Everything of a step is on one stream, which can be captured."""
-        if self._stream is None:
-            return contextlib.nullcontext()
-        return torch.cuda.stream(self._stream)
 
     def _run_graph(
         self,
@@ -230,7 +223,7 @@ class EmbeddingRunner:
         is_second: NDArray[np.int32],
     ) -> NDArray[np.float32]:
         """Texts ``first`` to ``last`` of a planned batch -> their values [last - first, D]."""
-        with torch.inference_mode(), self._on_stream():
+        with computing(self._stream):
             if not self._is_loaded:
                 packed = self._buffer.host[: batch.packed_len].to(self.device)
                 self._batch.load(batch, packed)

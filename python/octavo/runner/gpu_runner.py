@@ -13,10 +13,10 @@ import dataclasses
 import itertools
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from octavo.runner.cuda_graphs import (
     GraphCache,
     Shapes,
     StepShape,
+    computing,
     decode_sizes,
     exact_shape,
     mixed_rows,
@@ -145,7 +146,7 @@ class GpuRunner(ModelRunner):
         self._driver = CudaDriver(self._stream.cuda_stream)
         gpu.set_pdl(torch.cuda.get_device_capability(self.device) >= (9, 0))
         self._make_sampling()
-        with self._on_stream():
+        with computing(self._stream):
             with gpu.compile_only():
                 self._run_largest_step()
             self._run_largest_step()
@@ -471,22 +472,11 @@ class GpuRunner(ModelRunner):
 
     # --------------------------------------------------------------------------------- details
 
-    @contextlib.contextmanager
-    def _entered(self) -> Iterator[None]:
-        with torch.inference_mode(), self._on_stream():
-            yield
-
     def _ready(self) -> contextlib.AbstractContextManager[None]:
         """Without autograd, on the runner's stream; the runner's own thread is so already."""
         if get_ident() == self._thread:
             return contextlib.nullcontext()
-        return self._entered()
-
-    def _on_stream(self) -> Any:
-        """Everything of a step is on one stream, which can be captured."""
-        if self._stream is None:
-            return contextlib.nullcontext()
-        return torch.cuda.stream(self._stream)
+        return computing(self._stream)
 
     def _write_records(
         self, batch: ScheduledBatch, buffer: StagingBuffer, requests: Mapping[int, RequestState]
