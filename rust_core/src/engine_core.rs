@@ -106,7 +106,7 @@ struct Sample {
     arrival_s: f64,
     max_tokens: u32,
     num_logprobs: Option<u32>,
-    // Boxed: large, and absent where nobody wants text.
+    // Boxed: large, and only there to look for stop strings; other text is made in the outbox.
     detokenizer: Option<Box<Detokenizer>>,
     rules: Arc<StopRules>,
 }
@@ -276,7 +276,12 @@ impl EngineCore {
             };
             let max_len = request.max_len;
             let max_tokens = max_len - request.num_prompt;
-            let stream_key = outbox.open(delta, delivery);
+            // Text in which nothing is looked for is made when it is fetched.
+            let (detokenizer, makes_text) = match new.stop {
+                [] => (None, detokenizer),
+                _ => (detokenizer, None),
+            };
+            let stream_key = outbox.open(delta, delivery, makes_text);
             if self.samples.len() <= index as usize {
                 self.samples.resize_with(index as usize + 1, || None);
             }

@@ -236,3 +236,40 @@ fn events_are_valid_json_and_whole_characters() {
         assert_eq!(said, "é o");
     }
 }
+
+#[test]
+fn text_without_stop_strings_is_the_same_however_it_is_drained() {
+    for drains in [0, u64::MAX, 0x5555, 0x1248] {
+        for delivery in [Delivery::Final, Delivery::Delta] {
+            let said = spell("héllo wé!");
+            let deltas = run(wish(&[], delivery.clone()), &said, drains);
+            assert_eq!(text(&deltas), "héllo wé");
+            let last = deltas.last().unwrap();
+            assert_eq!(last.finish_reason, Some(FinishReason::Stop));
+            let ids = deltas.iter().flat_map(|delta| &delta.token_ids);
+            assert!(ids.eq(&said));
+            // Cut in the middle of a character.
+            let new = AddRequest {
+                max_tokens: 2,
+                ..wish(&[], delivery)
+            };
+            assert_eq!(text(&run(new, &said, drains)), "h\u{fffd}");
+        }
+    }
+}
+
+#[test]
+fn half_a_character_is_no_event_and_the_rest_does_not_wait_for_the_interval() {
+    let template = Arc::new(SseTemplate::default());
+    for (interval, expected) in [(1, ["a", "b", "é", "c", ""]), (3, ["a", "bé", "c", "", ""])] {
+        let new = AddRequest {
+            stream_interval: Some(interval),
+            ..wish(&[], Delivery::Sse(template.clone()))
+        };
+        let deltas = run(new, &spell("abéc!"), u64::MAX);
+        let texts: Vec<&str> = deltas.iter().map(|delta| delta.text.as_str()).collect();
+        let expected: Vec<&str> = expected[..texts.len()].to_vec();
+        assert_eq!(texts, expected);
+        assert!(deltas.iter().all(|delta| !delta.token_ids.is_empty()));
+    }
+}

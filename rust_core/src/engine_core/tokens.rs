@@ -137,10 +137,14 @@ impl EngineCore {
             let num_tokens = self.scheduler.requests()[index as usize].num_tokens;
             finish = (num_tokens >= sample.max_len).then_some((FinishReason::Length, None));
         }
-        match finish {
-            Some((reason, stop)) => self.finish(index, reason, stop, now_s, outbox, metrics),
-            None if sample.streams => outbox.token_added(sample.stream_key, sample.stream_interval),
-            None => {}
+        if finish.is_none()
+            && sample.streams
+            && !outbox.token_added(sample.stream_key, sample.stream_interval)
+        {
+            finish = Some((FinishReason::Error, None));
+        }
+        if let Some((reason, stop)) = finish {
+            self.finish(index, reason, stop, now_s, outbox, metrics);
         }
     }
 
