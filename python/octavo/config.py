@@ -122,7 +122,7 @@ class EngineConfig:
     # None: every core this process may use.
     threads: int | None = _flag(None, "execution", "CPU threads of the kernels")
     enforce_eager: bool = _flag(False, "execution", "no CUDA graphs")
-    # None: 1, 2, 4, 8, 16, 24, ... max_num_seqs.
+    # None: 1, 2, 4, 8, 16, 24, 32, 48, 64, 96, ... max_num_seqs.
     cuda_graph_sizes: tuple[int, ...] | None = _flag(
         None, "execution", "batch sizes of the decode graphs", many=True
     )

@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -28,6 +28,7 @@ from octavo.models.dummy_tokenizer import dummy_tokenizer_json
 from octavo.runner import model_runner
 from octavo.runner.cuda_graphs import (
     MIXED_ROWS,
+    GraphCache,
     Shapes,
     StepShape,
     decode_sizes,
@@ -125,6 +126,7 @@ def test_steps_are_padded_to_the_smallest_shape() -> None:
     shapes = Shapes(decode_sizes(20))
     assert decode_sizes(20) == (1, 2, 4, 8, 16, 20)
     assert decode_sizes(64, (3, 100)) == (3, 64)
+    assert decode_sizes(256) == (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
     assert shapes.find(5, 0, 0) == StepShape(8, 0, 0)
     assert shapes.find(0, 1, 128) == StepShape(0, 1, 128)
     assert shapes.find(9, 2, 129) == StepShape(32, 4, 192)
@@ -143,6 +145,39 @@ def test_small_models_have_graphs_of_long_prefills() -> None:
     shapes = Shapes(decode_sizes(64), small)
     assert shapes.find(3, 9, 8000) == StepShape(8, 16, 8192)
     assert shapes.max_padding == 8192
+
+
+@pytest.mark.parametrize("max_num_seqs", [3, 20, 64, 200, 256, 1024])
+@pytest.mark.parametrize(("num_layers", "num_weights"), [(32, 8_000_000_000), (30, 135_000_000)])
+def test_a_captured_shape_stands_in_for_every_mixed_step(
+    max_num_seqs: int, num_layers: int, num_weights: int
+) -> None:
+    rows = mixed_rows(num_layers, num_weights, 8192)
+    shapes = Shapes(decode_sizes(max_num_seqs), rows)
+    first = shapes.first()
+    assert len(set(first)) == len(first)
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        num_prefills = int(rng.integers(1, min(max_num_seqs, 64) + 1))
+        num_decodes = int(rng.integers(0, max_num_seqs - num_prefills + 1))
+        num_rows = int(rng.integers(num_prefills, rows[-1] + 1))
+        wanted = shapes.find(num_decodes, num_prefills, num_rows)
+        assert wanted is not None
+        held = shapes.stand_in(wanted)
+        assert held in first
+        assert held is not None
+        assert held.decode_rows >= num_decodes
+        assert held.prefill_reqs >= num_prefills
+        assert held.prefill_rows >= num_rows
+        assert held.prefill_rows <= max(64, 4 * num_rows)
+
+
+def test_a_shape_gets_its_own_graph_once_padding_has_cost_as_much() -> None:
+    graphs: GraphCache[int] = GraphCache(None)
+    assert not graphs.stand_in("a", "b", 3, 10)  # there is no b
+    graphs._graphs["b"] = cast(Any, None)
+    assert [graphs.stand_in("a", "b", 3, 10) for _ in range(5)] == [True, True, True, False, False]
+    assert graphs.stand_in("c", "b", 0, 10)
 
 
 # ----------------------------------------------------------------------------------- interpreted

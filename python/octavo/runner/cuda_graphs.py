@@ -22,11 +22,14 @@ MIXED_ROWS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024)
 MIXED_ROWS_STEP = 1024
 MIXED_REQS = (1, 4, 16, 64)
 MIXED_DECODES = (0, 8, 32, 64, 128, 192, 256, 384, 512, 768, 1024)
-# What a server meets first: captured before it is ready, the rest at their second use.
-FIRST_DECODES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+# Captured before a server is ready, beside all sizes of decodes: what one prompt alone takes, one
+# of each kind of mixed step, so that no kernel is compiled while requests wait, and shapes that
+# stand in for all others. A wave of 64 new requests met five to eight shapes never seen before, at
+# 20 to 40 ms each: a quarter of 135M's time.
 FIRST_PREFILLS = (16, 32, 64, 128, 256, 512)
-# One of each kind of mixed step, so that no kernel is compiled while requests wait.
-FIRST_MIXED = ((8, 4, 64), (8, 4, 1024), (32, 64, 512), (32, 64, 1024))
+FIRST_MIXED = ((8, 4, 64), (8, 4, 1024))
+STAND_IN_ROWS = (64, 256, 512, 1024, 2048, 3072, 4096, 6144, 8192)
+STAND_IN_DECODES = 64
 
 
 class StepShape(NamedTuple):
@@ -51,15 +54,28 @@ class StepShape(NamedTuple):
 
 
 def decode_sizes(max_num_seqs: int, asked: Sequence[int] | None = None) -> tuple[int, ...]:
-    """Sizes of the decode graphs: ``asked``, else 1, 2, 4, 8 and multiples of 8."""
-    sizes = asked if asked is not None else (1, 2, 4, *range(8, max_num_seqs + 8, 8))
-    return tuple(sorted({min(size, max_num_seqs) for size in sizes if size > 0}))
+    """Sizes of the decode graphs: ``asked``, else powers of two, and from 16 on what lies between.
+
+    Padding costs a decode little: its weights are read all the same, and it attends to nothing.
+    """
+    if asked is None:
+        powers = [1 << n for n in range(max_num_seqs.bit_length())]
+        asked = (*powers, *(3 * n // 2 for n in powers if n >= 16), max_num_seqs)
+    return tuple(sorted({min(size, max_num_seqs) for size in asked if size > 0}))
 
 
-# Launching a layer's ten kernels one by one takes the host about this long, or longer under load.
-LAUNCH_LAYER_S = 250e-6
+# Launching a layer's ten kernels one by one takes the host so long on a server that is loaded, a
+# quarter of it on one that is not.
+LAUNCH_LAYER_S = 1e-3
 # What an H100 makes of the matrix products of a thousand rows and more.
 DEVICE_FLOPS = 5e14
+# A run kernel by kernel, which compiles what it meets, and a capture.
+CAPTURE_S = 0.05
+
+
+def rows_in(seconds: float, num_weights: int) -> int:
+    """How many rows the device computes meanwhile."""
+    return int(seconds * DEVICE_FLOPS / (2 * max(num_weights, 1)))
 
 
 def mixed_rows(num_layers: int, num_weights: int, max_rows: int) -> tuple[int, ...]:
@@ -68,8 +84,7 @@ def mixed_rows(num_layers: int, num_weights: int, max_rows: int) -> tuple[int, .
     A graph pads, so it pays while the host would take longer to launch the step's kernels than the
     device to run them: up to 1,024 rows of an 8B model, 8,192 of one of 135M.
     """
-    launch_rows = int(num_layers * LAUNCH_LAYER_S * DEVICE_FLOPS / (2 * max(num_weights, 1)))
-    last = min(launch_rows, max_rows)
+    last = min(rows_in(num_layers * LAUNCH_LAYER_S, num_weights), max_rows)
     wider = range(MIXED_ROWS[-1] + MIXED_ROWS_STEP, last + 1, MIXED_ROWS_STEP)
     return (*MIXED_ROWS, *wider)
 
@@ -88,6 +103,7 @@ class Shapes:
             StepShape(self._decodes[bisect_left(self._decodes, n)], 0, 0)
             for n in range(self._decodes[-1] + 1 if self._decodes else 0)
         ]
+        self._wide = self._stand_ins() if self._decodes else []
 
     @property
     def max_padding(self) -> int:
@@ -96,11 +112,27 @@ class Shapes:
 
     def first(self) -> list[StepShape]:
         """What to capture before the first request."""
-        decodes = [StepShape(n, 0, 0) for n in FIRST_DECODES if n in self._decodes]
-        if not decodes:
+        if not self._decodes:
             return []
+        decodes = [StepShape(n, 0, 0) for n in self._decodes]
+        prefills = [StepShape(0, 1, rows) for rows in FIRST_PREFILLS]
         mixed = [StepShape(*shape) for shape in FIRST_MIXED]
-        return decodes + [StepShape(0, 1, rows) for rows in FIRST_PREFILLS] + mixed
+        return decodes + prefills + mixed + self._wide
+
+    def _stand_ins(self) -> list[StepShape]:
+        """Shapes of which one holds any step that ``find`` has a shape for, narrow ones first."""
+        most = self._decodes[-1]
+        decodes = {_at_least(MIXED_DECODES, n) for n in (min(STAND_IN_DECODES, most), most)}
+        return [
+            StepShape(n, MIXED_REQS[-1], rows)
+            for rows in STAND_IN_ROWS
+            if rows in self._rows
+            for n in sorted(n for n in decodes if n is not None)
+        ]
+
+    def stand_in(self, shape: StepShape) -> StepShape | None:
+        """The smallest of ``first`` that holds a mixed step's shape; None where none does."""
+        return next((other for other in self._wide if _holds(other, shape)), None)
 
     def find(self, num_decodes: int, num_prefills: int, num_rows: int) -> StepShape | None:
         """The smallest shape that holds the step; None where none does."""
@@ -120,6 +152,10 @@ def exact_shape(num_decodes: int, num_prefills: int, num_rows: int) -> StepShape
     if not num_prefills:
         return StepShape(num_decodes, 0, 0)
     return StepShape(-(-num_decodes // 4) * 4, num_prefills, num_rows)
+
+
+def _holds(shape: StepShape, other: StepShape) -> bool:
+    return all(size >= wanted for size, wanted in zip(shape, other, strict=True))
 
 
 @contextlib.contextmanager
@@ -155,6 +191,7 @@ class GraphCache(Generic[T]):
         self._pool = None if stream is None else torch.cuda.graph_pool_handle()
         self._graphs: dict[Hashable, CapturedGraph[T]] = {}
         self._seen: set[Hashable] = set()
+        self._wasted: dict[Hashable, int] = {}
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -162,6 +199,17 @@ class GraphCache(Generic[T]):
     def get(self, key: Hashable) -> CapturedGraph[T] | None:
         """A graph that exists. Its output holds until the next run of any graph."""
         return self._graphs.get(key)
+
+    def stand_in(self, key: Hashable, other: Hashable, waste: int, limit: int) -> bool:
+        """Whether to run ``other``'s graph in place of ``key``'s, which there is none of.
+
+        It costs ``waste`` each time; once that adds up to ``limit``, a graph of its own pays.
+        """
+        wasted = self._wasted.get(key, 0) + waste
+        if other not in self._graphs or wasted > limit:
+            return False
+        self._wasted[key] = wasted
+        return True
 
     def run(self, key: Hashable, forward: Callable[[], T]) -> T:
         """What ``forward`` computes, in memory that holds until the next run of any graph."""

@@ -32,6 +32,8 @@ from octavo.models.loader import DTYPES
 from octavo.models.source import ModelSource
 from octavo.runner.cuda_driver import CudaDriver, CudaDriverError, DeviceClock, make_event
 from octavo.runner.cuda_graphs import (
+    CAPTURE_S,
+    LAUNCH_LAYER_S,
     MIXED_ROWS,
     GraphCache,
     Shapes,
@@ -40,6 +42,7 @@ from octavo.runner.cuda_graphs import (
     decode_sizes,
     exact_shape,
     mixed_rows,
+    rows_in,
 )
 from octavo.runner.gpu_sampling import GpuSampling
 from octavo.runner.input_batch import StagingBuffer
@@ -220,11 +223,12 @@ class GpuRunner(ModelRunner):
             if self.config.enforce_eager
             else decode_sizes(self.max_num_seqs, self.config.cuda_graph_sizes)
         )
-        rows = mixed_rows(
-            self.model.config.num_layers,
-            self._weight_bytes // self._act_dtype.itemsize,
-            self.max_num_batched_tokens,
-        )
+        num_layers = self.model.config.num_layers
+        num_weights = self._weight_bytes // self._act_dtype.itemsize
+        rows = mixed_rows(num_layers, num_weights, self.max_num_batched_tokens)
+        # Rows that may be padding: at a time, and until a shape is worth a graph of its own.
+        self._most_padding = rows_in(num_layers * LAUNCH_LAYER_S, num_weights)
+        self._capture_rows = rows_in(CAPTURE_S, num_weights)
         self._shapes = Shapes(sizes, rows if self._on_gpu else MIXED_ROWS)
         self._graphs: GraphCache[tuple[Tensor, Tensor]] = GraphCache(self._stream)
         # By the number of plain decodes: their graph's handle and the address of its ids. Graphs of
@@ -385,6 +389,8 @@ class GpuRunner(ModelRunner):
             split = (num_decodes, num_reqs - num_decodes, num_tokens - num_decodes)
             # Graphs keep neither raw logits nor hidden rows.
             shape = None if needs.keep_raw or spans else self._shapes.find(*split)
+            if shape is not None:
+                shape = self._captured(shape, needs.adjusted)
             graph = None if shape is None else self._graphs.get((shape, needs.adjusted))
             arriving = next(self._ids)
             has_context = get_ident() == self._device_thread
@@ -422,6 +428,19 @@ class GpuRunner(ModelRunner):
             batch.step_id, arriving, num_samples, needs.tracked, logprobs, scored
         )
         return self._last
+
+    def _captured(self, shape: StepShape, adjusted: bool) -> StepShape:
+        """The shape, or one that is captured and holds it, while its own graph would not pay."""
+        if self._graphs.get((shape, adjusted)) is None and shape.prefill_rows:
+            other = self._shapes.stand_in(shape)
+            if other is not None:
+                waste = other.rows + other.reqs - shape.rows - shape.reqs
+                keys = (shape, adjusted), (other, adjusted)
+                if waste <= self._most_padding and self._graphs.stand_in(
+                    *keys, waste, self._capture_rows
+                ):
+                    return other
+        return shape
 
     def _needs(self, batch: ScheduledBatch, buffer: StagingBuffer) -> _Needs:
         sampling = self.sampling
