@@ -148,8 +148,8 @@ def test_small_models_have_graphs_of_long_prefills() -> None:
 
 
 @pytest.mark.parametrize("max_num_seqs", [3, 20, 64, 200, 256, 1024])
-@pytest.mark.parametrize(("num_layers", "num_weights"), [(32, 8_000_000_000), (30, 135_000_000)])
-def test_a_captured_shape_stands_in_for_every_mixed_step(
+@pytest.mark.parametrize(("num_layers", "num_weights"), [(16, 1_240_000_000), (30, 135_000_000)])
+def test_a_captured_shape_stands_in_for_every_mixed_step_of_a_small_model(
     max_num_seqs: int, num_layers: int, num_weights: int
 ) -> None:
     rows = mixed_rows(num_layers, num_weights, 8192)
@@ -170,6 +170,13 @@ def test_a_captured_shape_stands_in_for_every_mixed_step(
         assert held.prefill_reqs >= num_prefills
         assert held.prefill_rows >= num_rows
         assert held.prefill_rows <= max(64, 4 * num_rows)
+
+
+def test_a_large_models_first_shapes_are_few() -> None:
+    shapes = Shapes(decode_sizes(256), mixed_rows(32, 8_000_000_000, 8192))
+    assert len(shapes.first()) < 25
+    assert shapes.stand_in(StepShape(8, 16, 256)) == StepShape(32, 64, 512)
+    assert shapes.stand_in(StepShape(64, 16, 256)) is None
 
 
 def test_a_shape_gets_its_own_graph_once_padding_has_cost_as_much() -> None:

@@ -22,13 +22,14 @@ MIXED_ROWS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024)
 MIXED_ROWS_STEP = 1024
 MIXED_REQS = (1, 4, 16, 64)
 MIXED_DECODES = (0, 8, 32, 64, 128, 192, 256, 384, 512, 768, 1024)
-# Captured before a server is ready, beside all sizes of decodes: what one prompt alone takes, one
-# of each kind of mixed step, so that no kernel is compiled while requests wait, and shapes that
-# stand in for all others. A wave of 64 new requests met five to eight shapes never seen before, at
-# 20 to 40 ms each: a quarter of 135M's time.
+# Captured before a server is ready, beside all sizes of decodes: what one prompt alone takes, and
+# one of each kind of mixed step, so that no kernel is compiled while requests wait.
 FIRST_PREFILLS = (16, 32, 64, 128, 256, 512)
-FIRST_MIXED = ((8, 4, 64), (8, 4, 1024))
-STAND_IN_ROWS = (64, 256, 512, 1024, 2048, 3072, 4096, 6144, 8192)
+FIRST_MIXED = ((8, 4, 64), (8, 4, 1024), (32, 64, 512), (32, 64, 1024))
+# And where a model is small, shapes that stand in for all others: a wave of 64 new requests met
+# five to eight that were not captured, at 20 to 40 ms each, a quarter of 135M's time. A large model
+# computes meanwhile, and each graph takes a twentieth of a second of its start.
+STAND_IN_ROWS = (64, 256, 512, 1024, 2048, 4096, 8192)
 STAND_IN_DECODES = 64
 
 
@@ -103,7 +104,9 @@ class Shapes:
             StepShape(self._decodes[bisect_left(self._decodes, n)], 0, 0)
             for n in range(self._decodes[-1] + 1 if self._decodes else 0)
         ]
-        self._wide = self._stand_ins() if self._decodes else []
+        mixed = {*(StepShape(*shape) for shape in FIRST_MIXED), *self._stand_ins()}
+        # The cheapest first.
+        self._mixed = sorted(mixed, key=lambda s: (s.rows, s.reqs)) if self._decodes else []
 
     @property
     def max_padding(self) -> int:
@@ -115,24 +118,25 @@ class Shapes:
         if not self._decodes:
             return []
         decodes = [StepShape(n, 0, 0) for n in self._decodes]
-        prefills = [StepShape(0, 1, rows) for rows in FIRST_PREFILLS]
-        mixed = [StepShape(*shape) for shape in FIRST_MIXED]
-        return decodes + prefills + mixed + self._wide
+        return decodes + [StepShape(0, 1, rows) for rows in FIRST_PREFILLS] + self._mixed
 
     def _stand_ins(self) -> list[StepShape]:
-        """Shapes of which one holds any step that ``find`` has a shape for, narrow ones first."""
+        """Shapes of which one holds any mixed step that ``find`` has a shape for."""
+        if not self._decodes or self._rows[-1] <= MIXED_ROWS[-1]:
+            return []
         most = self._decodes[-1]
         decodes = {_at_least(MIXED_DECODES, n) for n in (min(STAND_IN_DECODES, most), most)}
         return [
             StepShape(n, MIXED_REQS[-1], rows)
-            for rows in STAND_IN_ROWS
+            for rows in sorted({*STAND_IN_ROWS, self._rows[-1]})
             if rows in self._rows
-            for n in sorted(n for n in decodes if n is not None)
+            for n in decodes
+            if n is not None
         ]
 
     def stand_in(self, shape: StepShape) -> StepShape | None:
-        """The smallest of ``first`` that holds a mixed step's shape; None where none does."""
-        return next((other for other in self._wide if _holds(other, shape)), None)
+        """The cheapest of ``first`` that holds a mixed step's shape; None where none does."""
+        return next((other for other in self._mixed if _holds(other, shape)), None)
 
     def find(self, num_decodes: int, num_prefills: int, num_rows: int) -> StepShape | None:
         """The smallest shape that holds the step; None where none does."""

@@ -297,7 +297,9 @@ class GpuRunner(ModelRunner):
             if self._on_gpu:
                 with gpu.compile_only():
                     for shape in shapes:
-                        self._forward(shape, adjusted=False)
+                        # The others' kernels are those of their neighbours.
+                        if shape.prefill_rows or shape.rows.bit_count() == 1:
+                            self._forward(shape, adjusted=False)
             for shape in shapes:
                 for _ in range(2):
                     self._run(shape, adjusted=False)
