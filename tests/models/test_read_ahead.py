@@ -54,9 +54,10 @@ def settled(ahead: ReadAhead) -> int:
     return count
 
 
+@pytest.mark.parametrize("max_ahead", [0, 5 * BLOCK, None])
 @pytest.mark.parametrize("region_blocks", [1, 3, 1000])
 def test_tensors_are_what_they_are_in_their_files(
-    tmp_path: Path, region_blocks: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, region_blocks: int, max_ahead: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(read_ahead_module, "REGION_BYTES", region_blocks * BLOCK)
     saved = [
@@ -73,7 +74,7 @@ def test_tensors_are_what_they_are_in_their_files(
         {"a": torch.randn(2, 2)},
     ]
     files = write(tmp_path, *saved)
-    with ReadAhead(files, CPU) as ahead:
+    with ReadAhead(files, CPU, max_ahead) as ahead:
         for file, tensors in reversed(list(zip(files, saved, strict=True))):
             for name, tensor in tensors.items():
                 if tensor.is_floating_point():
@@ -149,6 +150,16 @@ def test_a_file_that_is_gone_keeps_nobody_waiting(tmp_path: Path) -> None:
     files[0].unlink()
     with ahead, pytest.raises(ModelLoadError, match=r"0\.safetensors: tensor a: .*No such file"):
         ahead.take(files[0], "a")
+
+
+@pytest.mark.parametrize(
+    ("free", "expected"), [(80 << 30, 2 << 30), (17 << 30, 1 << 29), (15 << 30, 0)]
+)
+def test_what_waits_on_the_device_leaves_room_for_the_weights(
+    free: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 80 << 30))
+    assert read_ahead_module._room(torch.device("cuda"), 16 << 30) == expected
 
 
 def test_a_device_without_room_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

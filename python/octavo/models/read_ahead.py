@@ -55,17 +55,17 @@ class _Region:
 class ReadAhead:
     """Reads the floating-point tensors of safetensors ``files`` in order.
 
-    At most ``max_ahead`` bytes past the last that was asked for. A context manager: its threads end
-    with it, read to the end or not.
+    At most ``max_ahead`` bytes past the last that was asked for; None is what the device has room
+    for. A context manager: its threads end with it, read to the end or not.
 
     Raises:
         ModelLoadError: a file is cut short, or of another kind.
     """
 
     def __init__(
-        self, files: Sequence[Path], device: torch.device, max_ahead: int = MAX_AHEAD_BYTES
+        self, files: Sequence[Path], device: torch.device, max_ahead: int | None = None
     ) -> None:
-        self._device, self._max_ahead = device, max_ahead
+        self._device = device
         on_gpu = device.type == "cuda"
         # Threads begin on the default stream; memory that a model frees is used again in the
         # order of the stream it was allocated on.
@@ -87,6 +87,7 @@ class ReadAhead:
                 end = min(begin + REGION_BYTES, size)
                 self._regions.append(_Region(file, begin, end, total + begin))
             total += size
+        self._max_ahead = _room(device, total) if max_ahead is None else max_ahead
         self._moved = threading.Condition()
         self._next = 0  # the first region that no reader has taken
         self._wanted = 0
@@ -218,3 +219,11 @@ class ReadAhead:
             self._ended = True
             self._error = self._error or error
             self._moved.notify_all()
+
+
+def _room(device: torch.device, num_bytes: int) -> int:
+    """What may wait on the device: at most half of what ``num_bytes`` of weights leave free."""
+    if device.type != "cuda":
+        return MAX_AHEAD_BYTES
+    free, _total = torch.cuda.mem_get_info(device)
+    return max(0, min(MAX_AHEAD_BYTES, (free - num_bytes) // 2))
