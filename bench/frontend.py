@@ -5,8 +5,8 @@
 
 Serves with bench/instant_server.py in a process of its own and reads its threads' CPU time from
 /proc, so that the client beside it does not count. The server's main thread is the front end: HTTP,
-templates, tokenizing of short prompts, writing streams. Its other threads are the engine's loop
-(scheduler, detokenizer, the bytes of each chunk) and the tokenizer's worker.
+templates, tokenizing of short prompts, text and its chunks, writing streams. Its other threads are
+the engine's loop (scheduler, stop rules) and the tokenizer's worker.
 """
 
 from __future__ import annotations
