@@ -74,7 +74,8 @@ class CpuDecoder:
         ).forward
 
     def __call__(self, hidden: Tensor, ctx: Any) -> Tensor:
-        """hidden float32 [T, D], overwritten -> [T, D].
+        """hidden float32 [T, D], overwritten -> [T, D]; of requests of several tokens only the
+        last row where ``ctx.ends_only``.
 
         Raises:
             ValueError: an index of the step is out of range, or tensors do not fit.
@@ -98,6 +99,7 @@ class CpuDecoder:
             _ints(ctx.seq_lens, "seq_lens", requests),
             _ints(ctx.query_start_loc, "query_start_loc", requests + 1),
             requests,
+            ctx.ends_only,
             out.data_ptr(),
         )
         return out

@@ -479,6 +479,7 @@ class CpuDecoder:
         seq_lens: int,
         query_start_loc: int,
         num_reqs: int,
+        ends_only: bool,
         out: int,
     ) -> None: ...
 

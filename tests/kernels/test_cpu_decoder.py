@@ -88,6 +88,7 @@ def make_step(past: list[int], new: list[int]) -> SimpleNamespace:
         seq_lens=ints([a + b for a, b in zip(past, new, strict=True)]),
         query_start_loc=ints([0, *itertools.accumulate(new)]),
         block_table=table,
+        ends_only=False,
     )
 
 
@@ -162,10 +163,47 @@ def test_equals_the_ops_one_by_one(kind: str | None, extras: bool, kv_dtype: tor
         assert torch.equal(layer.v_cache.nan_to_num(), other.v_cache.nan_to_num())
 
 
+@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize("kv_dtype", [torch.float32, torch.bfloat16])
+def test_last_rows_alone_are_those_of_all(num_layers: int, kv_dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    spec = make_spec("Q4_1", extras=True, kv_dtype=kv_dtype, num_layers=num_layers)
+    twin = replace(
+        spec,
+        layers=[
+            replace(layer, k_cache=layer.k_cache.clone(), v_cache=layer.v_cache.clone())
+            for layer in spec.layers
+        ],
+    )
+    all_rows, last_rows = cpu.make_decoder(spec), cpu.make_decoder(twin)
+    assert all_rows is not None and last_rows is not None
+    # The request between the others has nothing to say.
+    for past, new in [
+        ([0, 0, 0], [140, 0, 3]),
+        ([140, 0, 3], [1, 0, 9]),
+        ([141, 0, 12], [1, 0, 1]),
+    ]:
+        ctx = make_step(past, new)
+        hidden = torch.randn(sum(new), D)
+        want = all_rows(hidden.clone(), ctx)
+        ctx.ends_only = True
+        got = last_rows(hidden, ctx)
+        ends = [end - 1 for end, n in zip(itertools.accumulate(new), new, strict=True) if n]
+        # A lone query's keys are summed up in another order.
+        torch.testing.assert_close(got[ends], want[ends], atol=2e-2, rtol=2e-2)
+        assert (got[ends] - want[ends]).abs().mean() < 1e-3
+    for layer, other in zip(spec.layers, twin.layers, strict=True):
+        assert torch.equal(layer.k_cache.nan_to_num(), other.k_cache.nan_to_num())
+        assert torch.equal(layer.v_cache.nan_to_num(), other.v_cache.nan_to_num())
+
+
 def test_no_tokens() -> None:
     decoder = cpu.make_decoder(make_spec(None, extras=False, num_layers=1))
     assert decoder is not None
-    assert decoder(torch.empty(0, D), make_step([], [])).shape == (0, D)
+    ctx = make_step([], [])
+    assert decoder(torch.empty(0, D), ctx).shape == (0, D)
+    ctx.ends_only = True
+    assert decoder(torch.empty(0, D), ctx).shape == (0, D)
 
 
 def test_bad_steps_are_refused() -> None:
@@ -180,9 +218,10 @@ def test_bad_steps_are_refused() -> None:
         ("query_start_loc", ints([0, 5]), "query rows"),
         ("positions", ints([0, 1]), "positions"),
     ]:
-        bad = SimpleNamespace(**{**vars(good), name: value})
-        with pytest.raises(ValueError, match=message):
-            decoder(torch.randn(4, D), bad)
+        for ends_only in (False, True):
+            bad = SimpleNamespace(**{**vars(good), name: value, "ends_only": ends_only})
+            with pytest.raises(ValueError, match=message):
+                decoder(torch.randn(4, D), bad)
     for hidden in (
         torch.randn(4, D - 1),
         torch.randn(4, D).bfloat16(),

@@ -26,3 +26,6 @@ class AttentionContext:
     num_decodes: int
     max_query_len: int
     max_seq_len: int
+    # Of what the model returns only each request's last row is read: an op set may leave out the
+    # rest of its last layer.
+    ends_only: bool = False

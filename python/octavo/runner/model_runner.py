@@ -134,6 +134,7 @@ class ModelRunner:
         buffer = next(s for s in self._stagings if s.staging is staging)
         with torch.inference_mode():
             self.batch.load(batch, self._upload(buffer, batch.packed_len))
+            self.batch.context.ends_only = not self.prompt_scorer.unscored
             hidden = self.model(self.batch.input_ids, self.batch.context)
             if spans := self.prompt_scorer.plan(batch, buffer.array):
                 for scored in self.prompt_scorer.score(spans, hidden):

@@ -2,18 +2,22 @@
 //!
 //! The ops are the op set's own, in the order of `models/llama.py`; what is saved is the way from
 //! op to op, which for a small model costs as much as its weights. Between two attentions nothing
-//! mixes rows, so from one's output projection to the next one's queries a block of `ROW_BLOCK`
-//! rows passes through every op while it is in the cache: memory for what is in between does not
-//! grow with the prompt. Results are those of the single ops, bit for bit.
+//! mixes rows, so from one's output projection to the next one's queries a block of rows passes
+//! through every op while it is in the cache, and where there are rows enough each thread takes
+//! blocks of its own: a layer then has two regions and not thirteen. Results are those of the
+//! single ops.
 
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::activation::{Activation, activation};
 use super::attention::{AttentionArgs, paged_attention};
 use super::float::DType;
 use super::level::Level;
 use super::linear::Linear;
+use super::linear_int8::ROWS;
 use super::norm::{Norm, norm};
+use super::pool;
 use super::rope::{Cache, RopeArgs, qk_norm_rope_store_kv};
 use super::scratch::with_parts;
 use super::tensor::{Rows, RowsMut};
@@ -21,9 +25,10 @@ use super::tensor::{Rows, RowsMut};
 /// Rows that pass through a layer together: enough for the matrix products, few enough that
 /// 2 * intermediate_size floats of each stay near the core.
 const ROW_BLOCK: usize = 128;
-/// A last block of fewer rows joins the one before: its products would be slower, and rounded as
-/// those of a few rows.
-const MIN_LAST_BLOCK: usize = 32;
+/// The same of a thread that has them for itself, and a second-level cache for them.
+const TASK_ROWS: usize = 64;
+/// Fewer rows would be multiplied in another order, and more slowly, on the tile unit.
+const MIN_BLOCK: usize = 32;
 
 /// A projection and its bias.
 pub struct Projection {
@@ -122,6 +127,8 @@ pub struct Step<'a> {
     pub seq_lens: &'a [i32],
     /// [R + 1]
     pub query_start_loc: &'a [i32],
+    /// Only the last row of each request is wanted.
+    pub ends_only: bool,
 }
 
 /// Rows `start..start + rows` of contiguous floats.
@@ -142,22 +149,26 @@ fn read(r: RowsMut) -> Rows {
     Rows::new(r.ptr, r.dtype, r.rows, r.cols)
 }
 
-/// Floats of a block of rows between two attentions.
-struct Buffers {
-    normed: *mut f32,
-    qkv: *mut f32,
-    gate_up: *mut f32,
-    gated: *mut f32,
-    delta: *mut f32,
+/// All tokens' rows.
+#[derive(Clone, Copy)]
+struct States {
+    hidden: *mut f32,
+    out: *mut f32,
     q: *mut f32,
     attended: *mut f32,
 }
+
+// SAFETY: every thread touches rows of its own.
+unsafe impl Sync for States {}
 
 impl Decoder {
     /// # Errors
     /// When sizes do not fit each other.
     pub fn check(&self) -> Result<(), String> {
         let d = self.final_norm.len();
+        if self.layers.is_empty() {
+            return Err("there are no layers".to_owned());
+        }
         if self.cos_sin.dtype != DType::F32 {
             return Err("cos_sin must be float32".to_owned());
         }
@@ -189,7 +200,8 @@ impl Decoder {
         Ok(())
     }
 
-    /// hidden [T, D], float32: the embeddings, overwritten; out [T, D]: after the final norm.
+    /// hidden [T, D], float32: the embeddings, overwritten; out [T, D]: after the final norm;
+    /// anything in rows that are not wanted.
     ///
     /// # Errors
     /// When an index of the step is out of range.
@@ -205,112 +217,208 @@ impl Decoder {
         step: Step,
     ) -> Result<(), String> {
         assert!(step.positions.len() == tokens && step.slot_mapping.len() == tokens);
-        let d = self.final_norm.len();
-        let most = |size: fn(&Layer) -> usize| self.layers.iter().map(size).max().unwrap_or(0);
-        let (qkv, q) = (most(|l| l.qkv.weight.n()), most(|l| l.o.weight.k()));
-        let f = most(|l| l.down.weight.k());
-        let block = tokens.min(ROW_BLOCK + MIN_LAST_BLOCK - 1);
-        let sizes = [
-            block * d,
-            block * qkv,
-            block * 2 * f,
-            block * f,
-            block * d,
-            tokens * q,
-            tokens * q,
-        ];
-        with_parts(
-            2,
-            sizes,
-            |[normed, qkv, gate_up, gated, delta, q, attended]| {
-                let buffers = Buffers {
-                    normed,
-                    qkv,
-                    gate_up,
-                    gated,
-                    delta,
-                    q,
-                    attended,
-                };
-                // SAFETY: the caller's, and the buffers are of the sizes that `run` asks for.
-                unsafe { self.run(hidden, out, tokens, step, &buffers) }
-            },
-        )
+        let q = self.most(|l| l.o.weight.k());
+        with_parts(2, [tokens * q, tokens * q], |[q, attended]| {
+            let states = States {
+                hidden,
+                out,
+                q,
+                attended,
+            };
+            let last = self.layers.len() - 1;
+            let ends = if step.ends_only {
+                ends(&step, tokens)?
+            } else {
+                Vec::new()
+            };
+            // SAFETY: the caller's, and the buffers hold all tokens' rows.
+            unsafe {
+                self.rows(0, tokens, &step, states)?;
+                for i in 0..last {
+                    self.attend(i, tokens, &step, states)?;
+                    self.rows(i + 1, tokens, &step, states)?;
+                }
+                if step.ends_only && ends.len() < tokens {
+                    return self.finish(&ends, &step, states);
+                }
+                self.attend(last, tokens, &step, states)?;
+                self.rows(last + 1, tokens, &step, states)
+            }
+        })
     }
 
+    fn most(&self, size: fn(&Layer) -> usize) -> usize {
+        self.layers.iter().map(size).max().unwrap_or(0)
+    }
+
+    /// Layer i's attention.
+    ///
     /// # Safety
-    /// As `forward`; the buffers hold a block's rows, `q` and `attended` all tokens'.
-    unsafe fn run(
+    /// As `forward`; the states hold `tokens` rows.
+    unsafe fn attend(
         &self,
-        hidden: *mut f32,
-        out: *mut f32,
+        i: usize,
         tokens: usize,
-        step: Step,
-        b: &Buffers,
+        step: &Step,
+        states: States,
+    ) -> Result<(), String> {
+        let layer = &self.layers[i];
+        let cols = layer.o.weight.k();
+        // SAFETY: the caller's.
+        unsafe {
+            paged_attention(
+                self.level,
+                AttentionArgs {
+                    q: read(part(states.q, 0, tokens, cols)),
+                    k_cache: layer.k_cache,
+                    v_cache: layer.v_cache,
+                    block_table: step.block_table,
+                    max_blocks: step.max_blocks,
+                    slots: step.slots,
+                    seq_lens: step.seq_lens,
+                    query_start_loc: step.query_start_loc,
+                    scale: self.scale,
+                    sliding_window: layer.sliding_window,
+                    softcap: self.softcap,
+                    causal: true,
+                    out: part(states.attended, 0, tokens, cols),
+                },
+            )
+        }
+    }
+
+    /// All rows from layer `i - 1`'s attention, or the embeddings, to layer i's, or the end.
+    ///
+    /// # Safety
+    /// As `attend`.
+    unsafe fn rows(
+        &self,
+        i: usize,
+        tokens: usize,
+        step: &Step,
+        states: States,
+    ) -> Result<(), String> {
+        let min_rows = if self.level.has_amx() {
+            MIN_BLOCK
+        } else {
+            ROWS
+        };
+        let threads = pool::free_threads();
+        let blocks = task_blocks(tokens, threads, min_rows);
+        if blocks.is_empty() {
+            for rows in shared_blocks(tokens) {
+                // SAFETY: the caller's.
+                unsafe { self.between(i, rows, step, &states)? };
+            }
+            return Ok(());
+        }
+        let failed = Mutex::new(None);
+        pool::run(blocks.len(), |task| {
+            // SAFETY: the caller's; blocks are disjoint rows.
+            let done = unsafe { self.between(i, blocks[task].clone(), step, &states) };
+            if let Err(message) = done {
+                *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(message);
+            }
+        });
+        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(message) => Err(message),
+            None => Ok(()),
+        }
+    }
+
+    /// The last layer's attention and all behind it, for rows `ends` alone: a request's last keys and
+    /// values are in the cache by now, and nobody wants its other rows.
+    ///
+    /// # Safety
+    /// As `forward`; `ends` are ascending rows, one of each request that has any.
+    unsafe fn finish(&self, ends: &[usize], step: &Step, states: States) -> Result<(), String> {
+        let last = self.layers.len() - 1;
+        let (d, q) = (self.final_norm.len(), self.layers[last].o.weight.k());
+        let has_rows = |r: &usize| step.query_start_loc[*r] < step.query_start_loc[r + 1];
+        let requests: Vec<_> = (0..step.slots.len()).filter(has_rows).collect();
+        let pick = |from: &[i32]| requests.iter().map(|&r| from[r]).collect::<Vec<_>>();
+        let (slots, seq_lens) = (pick(step.slots), pick(step.seq_lens));
+        let starts: Vec<_> = (0..=ends.len()).map(|r| r as i32).collect();
+        let step = Step {
+            slots: &slots,
+            seq_lens: &seq_lens,
+            query_start_loc: &starts,
+            ..*step
+        };
+        // SAFETY: the caller's. Since ends[row] >= row, no move writes to what a later one reads.
+        unsafe {
+            let copy = |p: *mut f32, to: usize, from: usize, cols: usize| {
+                std::ptr::copy(p.add(from * cols), p.add(to * cols), cols);
+            };
+            for (row, &end) in ends.iter().enumerate() {
+                copy(states.hidden, row, end, d);
+                copy(states.q, row, end, q);
+            }
+            self.attend(last, ends.len(), &step, states)?;
+            self.rows(last + 1, ends.len(), &step, states)?;
+            for (row, &end) in ends.iter().enumerate().rev() {
+                copy(states.out, end, row, d);
+            }
+        }
+        Ok(())
+    }
+
+    /// `rows` of these rows.
+    ///
+    /// # Safety
+    /// As `attend`; nobody else has these rows.
+    unsafe fn between(
+        &self,
+        i: usize,
+        rows: Range<usize>,
+        step: &Step,
+        states: &States,
     ) -> Result<(), String> {
         let d = self.final_norm.len();
-        let num_blocks = (tokens + ROW_BLOCK - MIN_LAST_BLOCK) / ROW_BLOCK;
-        let blocks = || {
-            (0..num_blocks.max(1)).map(|i| {
-                let start = i * ROW_BLOCK;
-                let last = i + 1 >= num_blocks;
-                (start, if last { tokens - start } else { ROW_BLOCK })
-            })
-        };
-        // SAFETY: the caller's; parts are inside the buffers.
-        unsafe {
-            for (i, layer) in self.layers.iter().enumerate() {
-                if i == 0 {
-                    for (start, rows) in blocks() {
-                        let normed = part(b.normed, 0, rows, d);
-                        let x = read(part(hidden, start, rows, d));
-                        self.norm(x, None, &layer.input_norm, normed);
-                        self.queries(layer, start, read(normed), &step, b)?;
-                    }
-                }
-                let q_cols = layer.o.weight.k();
-                paged_attention(
-                    self.level,
-                    AttentionArgs {
-                        q: read(part(b.q, 0, tokens, q_cols)),
-                        k_cache: layer.k_cache,
-                        v_cache: layer.v_cache,
-                        block_table: step.block_table,
-                        max_blocks: step.max_blocks,
-                        slots: step.slots,
-                        seq_lens: step.seq_lens,
-                        query_start_loc: step.query_start_loc,
-                        scale: self.scale,
-                        sliding_window: layer.sliding_window,
-                        softcap: self.softcap,
-                        causal: true,
-                        out: part(b.attended, 0, tokens, q_cols),
-                    },
-                )?;
-                for (start, rows) in blocks() {
-                    let residual = part(hidden, start, rows, d);
-                    let (normed, delta) = (part(b.normed, 0, rows, d), part(b.delta, 0, rows, d));
-                    let f = layer.down.weight.k();
-                    let (gate_up, gated) =
-                        (part(b.gate_up, 0, rows, 2 * f), part(b.gated, 0, rows, f));
-                    layer
-                        .o
-                        .forward(read(part(b.attended, start, rows, q_cols)), delta);
+        let (start, num_rows) = (rows.start, rows.len());
+        let f = self.most(|l| l.down.weight.k());
+        let sizes = [
+            num_rows * d,
+            num_rows * self.most(|l| l.qkv.weight.n()),
+            num_rows * 2 * f,
+            num_rows * f,
+            num_rows * d,
+        ];
+        with_parts(3, sizes, |[normed, qkv, gate_up, gated, delta]| {
+            // SAFETY: the caller's; the buffers have these sizes.
+            unsafe {
+                let residual = part(states.hidden, start, num_rows, d);
+                let (normed, delta) = (part(normed, 0, num_rows, d), part(delta, 0, num_rows, d));
+                let mut x = read(residual);
+                let mut added = None;
+                if let Some(layer) = i.checked_sub(1).map(|i| &self.layers[i]) {
+                    let (q_cols, f) = (layer.o.weight.k(), layer.down.weight.k());
+                    let gate_up = part(gate_up, 0, num_rows, 2 * f);
+                    let gated = part(gated, 0, num_rows, f);
+                    let attended = part(states.attended, start, num_rows, q_cols);
+                    layer.o.forward(read(attended), delta);
                     self.norm(read(delta), Some(residual), &layer.post_norm, normed);
                     layer.gate_up.forward(read(normed), gate_up);
                     activation(self.level, self.activation, true, read(gate_up), gated);
                     layer.down.forward(read(gated), delta);
-                    if let Some(next) = self.layers.get(i + 1) {
-                        self.norm(read(delta), Some(residual), &next.input_norm, normed);
-                        self.queries(next, start, read(normed), &step, b)?;
-                    } else {
-                        let out = part(out, start, rows, d);
-                        self.norm(read(delta), Some(residual), &self.final_norm, out);
-                    }
+                    (x, added) = (read(delta), Some(residual));
                 }
+                let Some(layer) = self.layers.get(i) else {
+                    self.norm(
+                        x,
+                        added,
+                        &self.final_norm,
+                        part(states.out, start, num_rows, d),
+                    );
+                    return Ok(());
+                };
+                self.norm(x, added, &layer.input_norm, normed);
+                let qkv = part(qkv, 0, num_rows, layer.qkv.weight.n());
+                layer.qkv.forward(read(normed), qkv);
+                let q = part(states.q, start, num_rows, layer.o.weight.k());
+                self.rotate(layer, rows, read(qkv), q, step)
             }
-        }
-        Ok(())
+        })
     }
 
     /// # Safety
@@ -333,27 +441,24 @@ impl Decoder {
         }
     }
 
-    /// Queries of the rows from `start` on into the buffer, their keys and values into the cache.
+    /// Queries of these rows into `q`, their keys and values into the cache.
     ///
     /// # Safety
     /// As `forward`.
-    unsafe fn queries(
+    unsafe fn rotate(
         &self,
         layer: &Layer,
-        start: usize,
-        x: Rows,
+        rows: Range<usize>,
+        qkv: Rows,
+        q: RowsMut,
         step: &Step,
-        b: &Buffers,
     ) -> Result<(), String> {
-        let rows = start..start + x.rows;
         // SAFETY: the caller's.
         unsafe {
-            let qkv = part(b.qkv, 0, x.rows, layer.qkv.weight.n());
-            layer.qkv.forward(x, qkv);
             qk_norm_rope_store_kv(
                 self.level,
                 RopeArgs {
-                    qkv: read(qkv),
+                    qkv,
                     positions: &step.positions[rows.clone()],
                     cos_sin: self.cos_sin,
                     slot_mapping: &step.slot_mapping[rows],
@@ -365,9 +470,67 @@ impl Decoder {
                     eps: self.eps,
                     weight_offset: self.weight_offset,
                     interleaved: false,
-                    q: part(b.q, start, x.rows, layer.o.weight.k()),
+                    q,
                 },
             )
         }
+    }
+}
+
+/// Blocks of rows, all of which all threads share.
+fn shared_blocks(tokens: usize) -> impl Iterator<Item = Range<usize>> {
+    // A last block that is too small joins the one before.
+    let count = ((tokens + ROW_BLOCK - MIN_BLOCK) / ROW_BLOCK).max(1);
+    (0..count).map(move |i| {
+        let end = if i + 1 == count {
+            tokens
+        } else {
+            (i + 1) * ROW_BLOCK
+        };
+        i * ROW_BLOCK..end
+    })
+}
+
+/// Blocks of rows, each for one thread; none where threads had better share rows.
+///
+/// A thread that has rows for itself reads all weights for them, so T threads of r rows read 4-bit
+/// ones at T / r * 160 GB/s (`linear_int8`: 8 rows of 16 times 32 weights, 320 bytes, in 16 ns). r is
+/// such that this stays below 40, which two cores of a server have.
+fn task_blocks(tokens: usize, threads: usize, min_rows: usize) -> Vec<Range<usize>> {
+    let min_rows = min_rows.max(4 * threads);
+    if threads < 2 || tokens < threads * min_rows {
+        return Vec::new();
+    }
+    let count = tokens.div_ceil(TASK_ROWS * threads) * threads;
+    // Whole groups of ROWS, the larger blocks first.
+    let groups = tokens.div_ceil(ROWS);
+    let cut = |i: usize| ((i * groups).div_ceil(count) * ROWS).min(tokens);
+    (0..count)
+        .map(|i| cut(i)..cut(i + 1))
+        .filter(|b| !b.is_empty())
+        .collect()
+}
+
+/// The last row of every request that has rows.
+///
+/// # Errors
+/// When requests do not follow each other, or have more rows than tokens.
+fn ends(step: &Step, tokens: usize) -> Result<Vec<usize>, String> {
+    let mut ends = Vec::with_capacity(step.slots.len());
+    for (r, pair) in step.query_start_loc.windows(2).enumerate() {
+        let (start, end, seq_len) = (pair[0], pair[1], step.seq_lens[r]);
+        if start < 0 || end < start || end as usize > tokens || end - start > seq_len {
+            return Err(format!(
+                "request {r}: query rows {start}..{end} of {tokens} with seq_len {seq_len}"
+            ));
+        }
+        if end > start {
+            ends.push(end as usize - 1);
+        }
+    }
+    if ends.is_sorted_by(|a, b| a < b) {
+        Ok(ends)
+    } else {
+        Err("query_start_loc does not ascend".to_owned())
     }
 }

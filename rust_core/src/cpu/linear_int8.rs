@@ -32,7 +32,7 @@ const BLOCK_BYTES: usize = 16 << 10;
 /// AVX-512 cores without, 41 with 1 KiB, 47 with 2, 52 with 4, where a plain sweep reads 48 to 55.
 const PREFETCH_BYTES: usize = 4096;
 /// Up to so many rows; with more the arithmetic takes longer than the memory.
-const PREFETCH_ROWS: usize = 2;
+const PREFETCH_ROWS: usize = 8;
 
 /// Rows of x that lie together, group by group, so that a tile finds all it needs of a group at
 /// fixed distances from one address.

@@ -545,6 +545,7 @@ impl CpuDecoder {
         seq_lens: usize,
         query_start_loc: usize,
         num_reqs: usize,
+        ends_only: bool,
         out: usize,
     ) -> PyResult<()> {
         let size = tokens * self.inner.final_norm.len();
@@ -559,6 +560,7 @@ impl CpuDecoder {
                 slots: slice(slots, num_reqs)?,
                 seq_lens: slice(seq_lens, num_reqs)?,
                 query_start_loc: slice(query_start_loc, num_reqs + 1)?,
+                ends_only,
             };
             let hidden = slice_mut::<f32>(hidden, size)?;
             let out = slice_mut::<f32>(out, size)?;
