@@ -313,8 +313,9 @@ proptest! {
                 let weighted: f64 = (0..seen).map(|key| weights[key] * values.get(at(key), column)).sum();
                 weighted / sum
             });
-            // Wide heads' scores may be rounded to bfloat16 pairs.
-            prop_assert!(error < 1e-3, "{}: {error}", level.name());
+            // Queries and probabilities may be rounded to what the cache holds.
+            let bound = if cache_type == DType::Bf16 { 2e-2 } else { 1e-5 };
+            prop_assert!(error < bound, "{}: {error}", level.name());
         }
     }
 }

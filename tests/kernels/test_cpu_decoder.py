@@ -176,7 +176,8 @@ def test_last_rows_alone_are_those_of_all(num_layers: int, kv_dtype: torch.dtype
         ],
     )
     all_rows, last_rows = cpu.make_decoder(spec), cpu.make_decoder(twin)
-    assert all_rows is not None and last_rows is not None
+    assert all_rows is not None
+    assert last_rows is not None
     # The request between the others has nothing to say.
     for past, new in [
         ([0, 0, 0], [140, 0, 3]),

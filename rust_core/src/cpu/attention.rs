@@ -109,7 +109,7 @@ pub unsafe fn paged_attention(level: Level, args: AttentionArgs) -> Result<(), S
             with_floats(1, scratch_floats(group, dim), |scratch| {
                 // SAFETY: the caller's; `plan` checked every index; items write disjoint parts.
                 unsafe {
-                    level.run(AttentionTask {
+                    level.run_dots(AttentionTask {
                         args,
                         group,
                         item,
@@ -293,6 +293,11 @@ impl Kernel for AttentionTask<'_> {
         let dim = a.k_cache.head_dim;
         let l = layout(self.group, dim);
         let rows = self.item.tokens * self.group;
+        let decode = self.item.tokens == 1;
+        let pairs = self.has_pairs::<S>();
+        // Decode keeps a row's sums together, panels keep a panel's.
+        let in_place = decode && !pairs;
+        let width = 2 * S::LANES;
         // SAFETY: `paged_attention`'s contract, `plan`'s checks and `scratch_floats`.
         unsafe {
             let q = self.scratch;
@@ -314,7 +319,12 @@ impl Kernel for AttentionTask<'_> {
                     let left = dim.saturating_sub(i);
                     let at = from.wrapping_add(i * a.q.dtype.size());
                     let v = load_some(s, at, a.q.dtype, left);
-                    s.store(q.add(r * l.dim + i), s.mul(v, scale));
+                    if pairs {
+                        // Its scores are scaled: a query of bfloat16 stays what it is.
+                        s.store_bf16(q.cast::<u16>().add(r * l.dim + i), v);
+                    } else {
+                        s.store(q.add(r * l.dim + i), s.mul(v, scale));
+                    }
                     i += S::LANES;
                 }
                 *high.add(r) = f32::NEG_INFINITY;
@@ -324,14 +334,15 @@ impl Kernel for AttentionTask<'_> {
                 s.store(sums.add(i * S::LANES), s.zero());
             }
 
-            let decode = self.item.tokens == 1;
             let mut key = self.item.low;
             while key < self.item.high {
                 let len = (self.item.high - key).min(CHUNK);
                 if decode {
                     self.ask_for(s, &a.v_cache, &self.item, key, len);
                 }
-                if decode && !self.transposes::<S>() {
+                if pairs {
+                    self.scores_of_pairs(s, q.cast(), rows, key, len, keys.cast(), scores);
+                } else if decode && !self.transposes::<S>() {
                     self.scores_in_place(s, q, l.dim, key, len, scores);
                 } else {
                     self.gather_keys(s, key, len, keys, l.dim);
@@ -345,8 +356,6 @@ impl Kernel for AttentionTask<'_> {
                         let len = (next.high - next.low).min(CHUNK);
                         self.ask_for(s, &a.k_cache, &next, next.low, len);
                     }
-                } else {
-                    self.gather_values(s, key, len, values, l.dim);
                 }
                 for r in 0..rows {
                     let scores = scores.add(r * CHUNK);
@@ -356,10 +365,8 @@ impl Kernel for AttentionTask<'_> {
                     let shrink = self.softmax(s, scores, from, to, len, probs, state, sum);
                     if shrink != 1.0 {
                         let shrink = s.splat(shrink);
-                        // Decode keeps a row's sums together, prefill a panel's.
-                        let width = 2 * S::LANES;
                         for i in (0..l.dim).step_by(S::LANES) {
-                            let at = if decode {
+                            let at = if in_place {
                                 r * l.dim + i
                             } else {
                                 i / width * (width * rows) + r * width + i % width
@@ -368,10 +375,12 @@ impl Kernel for AttentionTask<'_> {
                         }
                     }
                 }
-                if decode {
+                if pairs {
+                    self.add_values_of_pairs(s, probs, rows, key, len, values.cast(), sums);
+                } else if decode {
                     self.values_in_place(s, probs, l.dim, key, len, sums);
                 } else {
-                    let width = 2 * S::LANES;
+                    self.gather_values(s, key, len, values, l.dim);
                     for p in 0..dim.div_ceil(width) {
                         panel_tiles_f32(
                             s,
@@ -386,7 +395,7 @@ impl Kernel for AttentionTask<'_> {
                 }
                 key += len;
             }
-            self.finish(s, rows, l.dim, sums, high, total);
+            self.finish(s, rows, l.dim, in_place, sums, high, total);
         }
     }
 }
@@ -619,6 +628,107 @@ impl AttentionTask<'_> {
         }
     }
 
+    /// Whether both products can be of bfloat16 pairs, as keys and values are kept: queries and
+    /// probabilities are rounded to it, sums stay float32. Then decode and prefill are one.
+    #[inline(always)]
+    fn has_pairs<S: Simd>(&self) -> bool {
+        let (keys, values) = (&self.args.k_cache.data, &self.args.v_cache.data);
+        let is_bf16 = keys.dtype == DType::Bf16 && values.dtype == DType::Bf16;
+        S::DOTS_BF16 && is_bf16 && self.args.k_cache.head_dim.is_multiple_of(32)
+    }
+
+    /// scores[row][len, to whole panels] of q [rows][dim]; `keys`: memory for the chunk, as panels
+    /// [key panel][dim / 2][2 LANES keys].
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn scores_of_pairs<S: Simd>(
+        &self,
+        s: S,
+        q: *const u16,
+        rows: usize,
+        key: usize,
+        len: usize,
+        keys: *mut u32,
+        scores: *mut f32,
+    ) {
+        let width = 2 * S::LANES;
+        let dim = self.args.k_cache.head_dim;
+        // SAFETY: the task's contract.
+        unsafe {
+            for first in (0..len).step_by(16) {
+                let to = keys.add(first / width * (dim / 2) * width + first % width);
+                let rows = self.sixteen_keys(key, first, len);
+                for i in (0..dim).step_by(32) {
+                    s.transpose_pairs(shifted(rows, i), to.add(i / 2 * width), width);
+                }
+            }
+            for p in 0..len.div_ceil(width) {
+                let panel = keys.add(p * (dim / 2) * width);
+                let to = scores.add(p * width);
+                let scale = Some(s.splat(self.args.scale));
+                pair_tiles(s, q.cast(), dim / 2, rows, panel, dim / 2, to, CHUNK, scale);
+            }
+        }
+    }
+
+    /// sums[dim panel][row][2 LANES] += probabilities, which are overwritten by their bfloat16, times
+    /// values; `values`: memory for the chunk, as panels [dim panel][CHUNK / 2][2 LANES dims].
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn add_values_of_pairs<S: Simd>(
+        &self,
+        s: S,
+        probs: *mut f32,
+        rows: usize,
+        key: usize,
+        len: usize,
+        values: *mut u32,
+        sums: *mut f32,
+    ) {
+        let width = 2 * S::LANES;
+        let dim = self.args.v_cache.head_dim;
+        let none = [0u16; MAX_HEAD_DIM];
+        // SAFETY: the task's contract; a row's halves move to where its floats have been read.
+        unsafe {
+            for r in 0..rows {
+                let row = probs.add(r * CHUNK);
+                for i in (0..len.next_multiple_of(S::LANES)).step_by(S::LANES) {
+                    s.store_bf16(row.cast::<u16>().add(i), s.load(row.add(i)));
+                }
+            }
+            for j in (0..len).step_by(2) {
+                let (a, _) = self.locate(&self.args.v_cache, key + j);
+                let b = if j + 1 < len {
+                    self.locate(&self.args.v_cache, key + j + 1).0.cast()
+                } else {
+                    none.as_ptr()
+                };
+                for i in (0..dim).step_by(width) {
+                    let to = values.add((i / width * (CHUNK / 2) + j / 2) * width);
+                    s.interleave_bf16(a.cast::<u16>().add(i), b.add(i), to);
+                }
+            }
+            for p in 0..dim / width {
+                let panel = values.add(p * (CHUNK / 2) * width);
+                let to = sums.add(p * width * rows);
+                let pairs = len.div_ceil(2);
+                pair_tiles(s, probs.cast(), CHUNK, rows, panel, pairs, to, width, None);
+            }
+        }
+    }
+
+    /// Where keys `first..first + 16` of a chunk are; the last one's again for those beyond `len`.
+    #[inline(always)]
+    unsafe fn sixteen_keys(&self, key: usize, first: usize, len: usize) -> [*const u16; 16] {
+        let mut rows = [std::ptr::null(); 16];
+        for (j, row) in rows.iter_mut().enumerate() {
+            // SAFETY: the task's contract.
+            let (k, _) = unsafe { self.locate(&self.args.k_cache, key + (first + j).min(len - 1)) };
+            *row = k.cast::<u16>();
+        }
+        rows
+    }
+
     /// Whether keys can be transposed as vectors. A decode's products with keys that lie as columns
     /// need no sums across lanes: worth the transposing even for one row.
     #[inline(always)]
@@ -645,18 +755,10 @@ impl AttentionTask<'_> {
         unsafe {
             if self.transposes::<S>() {
                 for first in (0..len).step_by(16) {
-                    let mut rows = [std::ptr::null(); 16];
-                    for (j, row) in rows.iter_mut().enumerate() {
-                        let (k, _) = self.locate(cache, key + (first + j).min(len - 1));
-                        *row = k.cast::<u16>();
-                    }
+                    let rows = self.sixteen_keys(key, first, len);
                     let to = keys.add(first / width * dim_padded * width + first % width);
                     for i in (0..dim).step_by(32) {
-                        let mut part = rows;
-                        for row in &mut part {
-                            *row = row.add(i);
-                        }
-                        s.transpose_bf16(part, to.add(i * width), width);
+                        s.transpose_bf16(shifted(rows, i), to.add(i * width), width);
                     }
                 }
                 return;
@@ -825,11 +927,13 @@ impl AttentionTask<'_> {
 
     /// Write the item's rows: divided by their totals, or unfinished with their state.
     #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
     unsafe fn finish<S: Simd>(
         &self,
         s: S,
         rows: usize,
         dim_padded: usize,
+        in_place: bool,
         sums: *const f32,
         high: *const f32,
         total: *const f32,
@@ -846,7 +950,7 @@ impl AttentionTask<'_> {
                 let state = self.partial.wrapping_add(r * (dim + 2));
                 let mut i = 0;
                 while i < dim {
-                    let at = if self.item.tokens == 1 {
+                    let at = if in_place {
                         r * dim_padded + i
                     } else {
                         i / width * (width * rows) + r * width + i % width
@@ -867,6 +971,102 @@ impl AttentionTask<'_> {
             }
         }
     }
+}
+
+/// All rows from element `by` on.
+///
+/// # Safety
+/// It exists.
+#[inline(always)]
+unsafe fn shifted(mut rows: [*const u16; 16], by: usize) -> [*const u16; 16] {
+    for row in &mut rows {
+        // SAFETY: the caller's.
+        *row = unsafe { row.add(by) };
+    }
+    rows
+}
+
+/// sums[row][2 LANES], `to_stride` apart, of rows of x [rows][pairs], `stride` pairs apart, times a
+/// panel [pairs][2 LANES]; added to what is there, or in its place and times `scale`.
+///
+/// # Safety
+/// All of it exists; `to` overlaps nothing.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn pair_tiles<S: Simd>(
+    s: S,
+    x: *const u32,
+    stride: usize,
+    rows: usize,
+    panel: *const u32,
+    pairs: usize,
+    to: *mut f32,
+    to_stride: usize,
+    scale: Option<S::V>,
+) {
+    let mut r = 0;
+    while r < rows {
+        // SAFETY: the caller's; each tile takes at most the rows that are left.
+        unsafe {
+            let (x, to) = (x.add(r * stride), to.add(r * to_stride));
+            r += match rows - r {
+                12.. => pair_tile::<S, 12>(s, x, stride, panel, pairs, to, to_stride, scale),
+                6.. => pair_tile::<S, 6>(s, x, stride, panel, pairs, to, to_stride, scale),
+                4.. => pair_tile::<S, 4>(s, x, stride, panel, pairs, to, to_stride, scale),
+                3 => pair_tile::<S, 3>(s, x, stride, panel, pairs, to, to_stride, scale),
+                2 => pair_tile::<S, 2>(s, x, stride, panel, pairs, to, to_stride, scale),
+                _ => pair_tile::<S, 1>(s, x, stride, panel, pairs, to, to_stride, scale),
+            };
+        }
+    }
+}
+
+/// R rows of `pair_tiles`, their sums in registers; returns R.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn pair_tile<S: Simd, const R: usize>(
+    s: S,
+    x: *const u32,
+    stride: usize,
+    panel: *const u32,
+    pairs: usize,
+    to: *mut f32,
+    to_stride: usize,
+    scale: Option<S::V>,
+) -> usize {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut acc = [[s.zero(); 2]; R];
+        if scale.is_none() {
+            for (r, acc) in acc.iter_mut().enumerate() {
+                acc[0] = s.load(to.add(r * to_stride));
+                acc[1] = s.load(to.add(r * to_stride + S::LANES));
+            }
+        }
+        for pair in 0..pairs {
+            let at = panel.add(pair * 2 * S::LANES);
+            let a = s.load_words(at.cast());
+            let b = s.load_words(at.add(S::LANES).cast());
+            for (r, acc) in acc.iter_mut().enumerate() {
+                let x = *x.add(r * stride + pair);
+                acc[0] = s.dot_bf16(acc[0], a, x);
+                acc[1] = s.dot_bf16(acc[1], b, x);
+            }
+        }
+        if let Some(scale) = scale {
+            for acc in acc.as_flattened_mut() {
+                *acc = s.mul(*acc, scale);
+            }
+        }
+        for (r, acc) in acc.iter().enumerate() {
+            s.store(to.add(r * to_stride), acc[0]);
+            s.store(to.add(r * to_stride + S::LANES), acc[1]);
+        }
+    }
+    R
 }
 
 /// Combine the parts of one decode token's KV head.

@@ -134,6 +134,25 @@ impl Level {
         }
     }
 
+    /// As `run`, with the dot products of bfloat16 where this machine has them: for the few kernels
+    /// that use them.
+    ///
+    /// # Safety
+    /// As `run`.
+    #[inline]
+    pub unsafe fn run_dots<K: Kernel>(self, kernel: K) -> K::Out {
+        // SAFETY: the caller's; the feature is detected here.
+        unsafe {
+            match self.0 {
+                #[cfg(target_arch = "x86_64")]
+                Kind::Avx512 | Kind::Amx if std::arch::is_x86_feature_detected!("avx512bf16") => {
+                    super::simd_avx512::run_dots(kernel)
+                }
+                _ => self.run(kernel),
+            }
+        }
+    }
+
     /// Run `kernel` compiled for this level.
     ///
     /// # Safety

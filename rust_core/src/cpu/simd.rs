@@ -144,6 +144,25 @@ pub trait Simd: Copy {
         unreachable!("not of this level")
     }
 
+    /// Whether the next three exist: for each word, dot products of pairs of bf16, rounded once in a
+    /// while between them.
+    const DOTS_BF16: bool = false;
+
+    /// `sum` plus the products of each word's two bf16 with those of b.
+    fn dot_bf16(self, _sum: Self::V, _a: Self::I, _b: u32) -> Self::V {
+        unreachable!("not of this level")
+    }
+
+    /// 16 pairs of bf16 of each of 16 rows as columns: pair i of row j goes to `to[i * stride + j]`.
+    unsafe fn transpose_pairs(self, _rows: [*const u16; 16], _to: *mut u32, _stride: usize) {
+        unreachable!("not of this level")
+    }
+
+    /// 32 bf16 of two rows as 32 pairs.
+    unsafe fn interleave_bf16(self, _a: *const u16, _b: *const u16, _to: *mut u32) {
+        unreachable!("not of this level")
+    }
+
     /// Ask for the cache line at any address, valid or not.
     #[inline(always)]
     fn prefetch(self, _p: *const u8) {}

@@ -1,12 +1,12 @@
-//! Avx512: AVX-512 F, BW, VL, DQ and VNNI, 16 lanes.
+//! Avx512: AVX-512 F, BW, VL, DQ and VNNI, 16 lanes; with DOTS the dot products of bfloat16 as well.
 
 use std::arch::x86_64::*;
 
 use super::simd::{Kernel, Simd};
 
-/// Exists only inside [`run`].
+/// Exists only inside [`run`], with `DOTS` inside [`run_dots`].
 #[derive(Clone, Copy)]
-pub struct Avx512(());
+pub struct Avx512<const DOTS: bool>(());
 
 /// Run a kernel with the features on.
 ///
@@ -15,7 +15,17 @@ pub struct Avx512(());
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 pub unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
     // SAFETY: the caller's.
-    unsafe { kernel.run(Avx512(())) }
+    unsafe { kernel.run(Avx512::<false>(())) }
+}
+
+/// As `run`, on a CPU that has AVX-512 BF16.
+///
+/// # Safety
+/// As there.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16")]
+pub unsafe fn run_dots<K: Kernel>(kernel: K) -> K::Out {
+    // SAFETY: the caller's.
+    unsafe { kernel.run(Avx512::<true>(())) }
 }
 
 /// An intrinsic call in a method of `Avx512`.
@@ -29,7 +39,7 @@ macro_rules! isa {
 
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
-impl Simd for Avx512 {
+impl<const DOTS: bool> Simd for Avx512<DOTS> {
     type V = __m512;
     const LANES: usize = 16;
     const ROWS: usize = 12;
@@ -115,6 +125,12 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn store_bf16(self, p: *mut u16, a: __m512) {
+        if DOTS {
+            return isa! {
+                let half = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(a));
+                _mm256_storeu_si256(p.cast(), half);
+            };
+        }
         isa! {
             let bits = _mm512_castps_si512(a);
             let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
@@ -177,43 +193,46 @@ impl Simd for Avx512 {
             _mm512_storeu_si512(p.cast(), both);
         }
     }
+    const DOTS_BF16: bool = DOTS;
+    #[inline(always)]
+    fn dot_bf16(self, sum: __m512, a: __m512i, b: u32) -> __m512 {
+        isa! {
+            let b = _mm512_set1_epi32(b.cast_signed());
+            let (a, b) = (
+                std::mem::transmute::<__m512i, __m512bh>(a),
+                std::mem::transmute::<__m512i, __m512bh>(b),
+            );
+            _mm512_dpbf16_ps(sum, a, b)
+        }
+    }
+    #[inline(always)]
+    unsafe fn interleave_bf16(self, a: *const u16, b: *const u16, to: *mut u32) {
+        isa! {
+            let (a, b) = (_mm512_loadu_si512(a.cast()), _mm512_loadu_si512(b.cast()));
+            // Place 2 i is a's element i, the next one b's, which begin at 32.
+            let low = _mm512_loadu_si512(PAIRS[0].as_ptr().cast());
+            let high = _mm512_loadu_si512(PAIRS[1].as_ptr().cast());
+            _mm512_storeu_si512(to.cast(), _mm512_permutex2var_epi16(a, low, b));
+            _mm512_storeu_si512(to.add(16).cast(), _mm512_permutex2var_epi16(a, high, b));
+        }
+    }
     const TRANSPOSES: bool = true;
     #[inline(always)]
     unsafe fn transpose_bf16(self, rows: [*const u16; 16], to: *mut f32, stride: usize) {
         isa! {
-            // A lane is a pair of elements. Three rounds of exchanges within 4 lanes and of 4 lanes
-            // bring pair p of all rows into vector p.
-            let mut a = [_mm512_setzero_si512(); 16];
-            let mut b = a;
-            for i in 0..16 {
-                a[i] = _mm512_loadu_si512(rows[i].cast());
-            }
-            for i in 0..8 {
-                b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
-                b[2 * i + 1] = _mm512_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
-            }
-            for i in 0..4 {
-                a[4 * i] = _mm512_unpacklo_epi64(b[4 * i], b[4 * i + 2]);
-                a[4 * i + 1] = _mm512_unpackhi_epi64(b[4 * i], b[4 * i + 2]);
-                a[4 * i + 2] = _mm512_unpacklo_epi64(b[4 * i + 1], b[4 * i + 3]);
-                a[4 * i + 3] = _mm512_unpackhi_epi64(b[4 * i + 1], b[4 * i + 3]);
-            }
-            // a[4 i + c]: pairs c, 4 + c, 8 + c and 12 + c of rows 4 i to 4 i + 3.
-            for c in 0..4 {
-                let low = _mm512_shuffle_i32x4::<0x88>(a[c], a[4 + c]);
-                let high = _mm512_shuffle_i32x4::<0xdd>(a[c], a[4 + c]);
-                let low2 = _mm512_shuffle_i32x4::<0x88>(a[8 + c], a[12 + c]);
-                let high2 = _mm512_shuffle_i32x4::<0xdd>(a[8 + c], a[12 + c]);
-                b[c] = _mm512_shuffle_i32x4::<0x88>(low, low2);
-                b[8 + c] = _mm512_shuffle_i32x4::<0xdd>(low, low2);
-                b[4 + c] = _mm512_shuffle_i32x4::<0x88>(high, high2);
-                b[12 + c] = _mm512_shuffle_i32x4::<0xdd>(high, high2);
-            }
             let odd = _mm512_set1_epi32(!0xffff);
-            for (p, pair) in b.into_iter().enumerate() {
+            for (p, pair) in self.pairs_of(rows).into_iter().enumerate() {
                 let to = to.add(2 * p * stride);
                 _mm512_storeu_si512(to.cast(), _mm512_slli_epi32::<16>(pair));
                 _mm512_storeu_si512(to.add(stride).cast(), _mm512_and_si512(pair, odd));
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn transpose_pairs(self, rows: [*const u16; 16], to: *mut u32, stride: usize) {
+        isa! {
+            for (p, pair) in self.pairs_of(rows).into_iter().enumerate() {
+                _mm512_storeu_si512(to.add(p * stride).cast(), pair);
             }
         }
     }
@@ -349,6 +368,57 @@ impl Simd for Avx512 {
                 out[r] = _mm512_cvtepi32_ps(sums[r]);
             }
             out
+        }
+    }
+}
+
+/// Elements of two rows of 32, in turns.
+const PAIRS: [[u16; 32]; 2] = {
+    let mut pairs = [[0; 32]; 2];
+    let mut i = 0;
+    while i < 32 {
+        let half = i as u16 / 2 + (i as u16 % 2) * 32;
+        pairs[0][i] = half;
+        pairs[1][i] = half + 16;
+        i += 1;
+    }
+    pairs
+};
+
+impl<const DOTS: bool> Avx512<DOTS> {
+    /// 16 pairs of bf16 of each of 16 rows, as columns.
+    #[inline(always)]
+    unsafe fn pairs_of(self, rows: [*const u16; 16]) -> [__m512i; 16] {
+        isa! {
+            // A lane is a pair of elements. Three rounds of exchanges within 4 lanes and of 4 lanes
+            // bring pair p of all rows into vector p.
+            let mut a = [_mm512_setzero_si512(); 16];
+            let mut b = a;
+            for i in 0..16 {
+                a[i] = _mm512_loadu_si512(rows[i].cast());
+            }
+            for i in 0..8 {
+                b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
+                b[2 * i + 1] = _mm512_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
+            }
+            for i in 0..4 {
+                a[4 * i] = _mm512_unpacklo_epi64(b[4 * i], b[4 * i + 2]);
+                a[4 * i + 1] = _mm512_unpackhi_epi64(b[4 * i], b[4 * i + 2]);
+                a[4 * i + 2] = _mm512_unpacklo_epi64(b[4 * i + 1], b[4 * i + 3]);
+                a[4 * i + 3] = _mm512_unpackhi_epi64(b[4 * i + 1], b[4 * i + 3]);
+            }
+            // a[4 i + c]: pairs c, 4 + c, 8 + c and 12 + c of rows 4 i to 4 i + 3.
+            for c in 0..4 {
+                let low = _mm512_shuffle_i32x4::<0x88>(a[c], a[4 + c]);
+                let high = _mm512_shuffle_i32x4::<0xdd>(a[c], a[4 + c]);
+                let low2 = _mm512_shuffle_i32x4::<0x88>(a[8 + c], a[12 + c]);
+                let high2 = _mm512_shuffle_i32x4::<0xdd>(a[8 + c], a[12 + c]);
+                b[c] = _mm512_shuffle_i32x4::<0x88>(low, low2);
+                b[8 + c] = _mm512_shuffle_i32x4::<0xdd>(low, low2);
+                b[4 + c] = _mm512_shuffle_i32x4::<0x88>(high, high2);
+                b[12 + c] = _mm512_shuffle_i32x4::<0xdd>(high, high2);
+            }
+            b
         }
     }
 }
