@@ -8,10 +8,7 @@
 //! what the first one loses. For weights of more than 4 bits it is the first one's error in 256ths of
 //! a step, with dot products of its own: twice as many. 4-bit weights lie in pairs in a byte, 16
 //! times one and the other, elements k and k + 16 of a group; one product with that byte serves both,
-//! half as many: with a byte y of the second part, element k's value is a + y / 256 and element k + 16's is
-//! b + y / 16, in steps. y = 16 h + l: l is the sixteenths of element k + 16, h those of element k
-//! less l / 256, and b takes off the whole steps that y / 16 adds too many, h. So both have 4 bits
-//! more than int8.
+//! half as many (`Simd::store_nibble_parts`), and gives both 4 bits more than int8.
 
 use std::ops::Range;
 
@@ -154,10 +151,10 @@ impl Quantize {
             let v = unsafe { self.load(s, x, i) };
             high = s.max(high, s.max(v, s.sub(s.zero(), v)));
         }
-        let step = s.hmax(high) / most;
+        let high = s.hmax(high);
         // Zero, or so small that its inverse overflows.
-        let inverse = if step > 1e-37 { 1.0 / step } else { 0.0 };
-        (step, s.splat(inverse))
+        let inverse = if high > 1e-35 { most / high } else { 0.0 };
+        (high * (1.0 / most), s.splat(inverse))
     }
 
     #[inline(always)]
@@ -213,36 +210,18 @@ impl Quantize {
         unsafe {
             let to = &mut *to;
             let (step, inverse) = self.step(s, x, MOST_NIBBLES);
-            let (sixteen, sixteenth) = (s.splat(16.0), s.splat(1.0 / 16.0));
-            let (least, most) = (s.splat(-MOST_NIBBLES), s.splat(MOST_NIBBLES));
-            let (mut firsts, mut seconds) = (s.zero(), s.zero());
+            let (first, second) = (to.first[r].as_mut_ptr(), to.second[r].as_mut_ptr());
+            let mut sum = s.zero();
             for i in (0..GROUP / 2).step_by(S::LANES) {
                 let low = s.mul(self.load(s, x, i), inverse);
                 let high = s.mul(self.load(s, x, i + GROUP / 2), inverse);
-                let (low, high) = (
-                    s.max(s.min(low, most), least),
-                    s.max(s.min(high, most), least),
+                sum = s.add(
+                    sum,
+                    s.store_nibble_parts(first.add(i), second.add(i), low, high),
                 );
-                // In sixteenths; rounding what is 15/32 less is rounding down.
-                let high = s.round(s.mul(high, sixteen));
-                let whole = s.round(s.fma(high, sixteenth, s.splat(-15.0 / 32.0)));
-                let l = s.sub(high, s.mul(whole, sixteen));
-                let low = s.round(s.sub(s.mul(low, sixteen), s.mul(l, sixteenth)));
-                // The 1/64 sends a half up, so that h is -8 and not 8.
-                let a = s.round(s.fma(low, sixteenth, s.splat(1.0 / 64.0)));
-                let h = s.sub(low, s.mul(a, sixteen));
-                let b = s.sub(whole, h);
-                let y = s.fma(h, sixteen, l);
-                firsts = s.add(firsts, s.add(a, b));
-                seconds = s.add(seconds, y);
-                s.store_i8(to.first[r].as_mut_ptr().add(i), a);
-                s.store_i8(to.first[r].as_mut_ptr().add(i + GROUP / 2), b);
-                s.store_i8(to.second[r].as_mut_ptr().add(i), y);
-                s.store_i8(to.second[r].as_mut_ptr().add(i + GROUP / 2), y);
             }
             to.scale[r] = step / PART;
-            to.sum[r] =
-                step / PART * s.sum(s.fma(firsts, s.splat(PART), s.mul(seconds, s.splat(17.0))));
+            to.sum[r] = step / PART * s.sum(sum);
         }
     }
 }

@@ -70,6 +70,42 @@ pub trait Simd: Copy {
     /// Integral values in [-128, 127] as int8.
     unsafe fn store_i8(self, p: *mut i8, a: Self::V);
 
+    /// Cut elements k (`low`) and k + 16 (`high`) of a group, at most 118, into bytes that `dot_nibbles`
+    /// multiplies: a at `first`, b 16 behind it, y at `second` and 16 behind it, so that k's value is
+    /// a + y / 256 and that of k + 16 is b + y / 16. Returns 256 (a + b) + 17 y.
+    ///
+    /// y = 16 h + l: l is the sixteenths of element k + 16, h those of element k less l / 256, and b
+    /// takes off the whole steps that y / 16 adds too many, h: up to 9, hence the 118.
+    #[inline(always)]
+    unsafe fn store_nibble_parts(
+        self,
+        first: *mut i8,
+        second: *mut i8,
+        low: Self::V,
+        high: Self::V,
+    ) -> Self::V {
+        let (sixteen, sixteenth) = (self.splat(16.0), self.splat(1.0 / 16.0));
+        // In sixteenths; rounding what is 15/32 less is rounding down.
+        let high = self.round(self.mul(high, sixteen));
+        let whole = self.round(self.fma(high, sixteenth, self.splat(-15.0 / 32.0)));
+        let l = self.sub(high, self.mul(whole, sixteen));
+        let low = self.round(self.sub(self.mul(low, sixteen), self.mul(l, sixteenth)));
+        // The 1/64 sends a half up, so that h is -8 and not 8.
+        let a = self.round(self.fma(low, sixteenth, self.splat(1.0 / 64.0)));
+        let h = self.sub(low, self.mul(a, sixteen));
+        let b = self.sub(whole, h);
+        let y = self.fma(h, sixteen, l);
+        // SAFETY: the trait's contract.
+        unsafe {
+            self.store_i8(first, a);
+            self.store_i8(first.add(GROUP / 2), b);
+            self.store_i8(second, y);
+            self.store_i8(second.add(GROUP / 2), y);
+        }
+        let firsts = self.add(a, b);
+        self.fma(firsts, self.splat(256.0), self.mul(y, self.splat(17.0)))
+    }
+
     /// int8 as floats.
     unsafe fn load_i8(self, p: *const i8) -> Self::V;
     /// Two vectors to the nearest bf16, ties either way: `a` to even places, `b` to odd ones.
