@@ -24,6 +24,8 @@ use super::tensor::{Rows, RowsMut, load_one, load_some, store_some};
 const CHUNK: usize = 64;
 /// Keys a decode item takes at most.
 const SPLIT: usize = 512;
+/// What stands beside the last of an odd number of values.
+static NOTHING: [u16; MAX_HEAD_DIM] = [0; MAX_HEAD_DIM];
 /// Rows (query tokens times heads) of a prefill item.
 const TILE_ROWS: usize = 96;
 
@@ -97,26 +99,40 @@ pub unsafe fn paged_attention(level: Level, args: AttentionArgs) -> Result<(), S
     }
     let group = heads / kv_heads;
     let (items, merges) = plan(&args, group)?;
+    let requests_alone = items.iter().all(|item| item.tokens == 1);
     let partial_floats = group * (dim + 2);
     let partials = merges.last().map_or(0, |m| m.partial + m.parts);
     let threads = pool::num_threads();
+    // Heads of one request's keys lie together: a thread takes them all where there is enough to do.
+    let per_task = if requests_alone && items.len() >= 8 * threads * kv_heads {
+        kv_heads
+    } else {
+        1
+    };
     with_floats(0, partials * partial_floats, |partial| {
         let partial = Partial(partial);
-        pool::run(items.len(), |i| {
-            let item = items[i];
-            // What this thread will probably take next.
-            let next = items.get(i + threads);
+        pool::run(items.len().div_ceil(per_task), |task| {
+            let own = task * per_task..((task + 1) * per_task).min(items.len());
             with_floats(1, scratch_floats(group, dim), |scratch| {
-                // SAFETY: the caller's; `plan` checked every index; items write disjoint parts.
-                unsafe {
-                    level.run_dots(AttentionTask {
-                        args,
-                        group,
-                        item,
-                        next: next.copied(),
-                        scratch,
-                        partial: partial.at(item.partial.unwrap_or(0) * partial_floats),
-                    });
+                for i in own.clone() {
+                    let item = items[i];
+                    // What this thread will probably take next.
+                    let next = if i + 1 < own.end {
+                        i + 1
+                    } else {
+                        i + 1 + (threads - 1) * per_task
+                    };
+                    // SAFETY: the caller's; `plan` checked every index; items write disjoint parts.
+                    unsafe {
+                        level.run_dots(AttentionTask {
+                            args,
+                            group,
+                            item,
+                            next: items.get(next).copied(),
+                            scratch,
+                            partial: partial.at(item.partial.unwrap_or(0) * partial_floats),
+                        });
+                    }
                 }
             });
         });
@@ -687,7 +703,6 @@ impl AttentionTask<'_> {
     ) {
         let width = 2 * S::LANES;
         let dim = self.args.v_cache.head_dim;
-        let none = [0u16; MAX_HEAD_DIM];
         // SAFETY: the task's contract; a row's halves move to where its floats have been read.
         unsafe {
             for r in 0..rows {
@@ -696,16 +711,24 @@ impl AttentionTask<'_> {
                     s.store_bf16(row.cast::<u16>().add(i), s.load(row.add(i)));
                 }
             }
+            let row_bytes = dim * self.args.v_cache.data.dtype.size();
+            let mut next = (std::ptr::null::<u8>(), 0);
+            let mut take = |j: usize| {
+                if j >= len {
+                    return NOTHING.as_ptr();
+                }
+                if next.1 == 0 {
+                    next = self.locate(&self.args.v_cache, key + j);
+                }
+                let at = next.0;
+                next = (at.wrapping_add(row_bytes), next.1 - 1);
+                at.cast::<u16>()
+            };
             for j in (0..len).step_by(2) {
-                let (a, _) = self.locate(&self.args.v_cache, key + j);
-                let b = if j + 1 < len {
-                    self.locate(&self.args.v_cache, key + j + 1).0.cast()
-                } else {
-                    none.as_ptr()
-                };
+                let (a, b) = (take(j), take(j + 1));
                 for i in (0..dim).step_by(width) {
                     let to = values.add((i / width * (CHUNK / 2) + j / 2) * width);
-                    s.interleave_bf16(a.cast::<u16>().add(i), b.add(i), to);
+                    s.interleave_bf16(a.add(i), b.add(i), to);
                 }
             }
             for p in 0..dim / width {
@@ -720,11 +743,20 @@ impl AttentionTask<'_> {
     /// Where keys `first..first + 16` of a chunk are; the last one's again for those beyond `len`.
     #[inline(always)]
     unsafe fn sixteen_keys(&self, key: usize, first: usize, len: usize) -> [*const u16; 16] {
+        let row_bytes = self.args.k_cache.head_dim * self.args.k_cache.data.dtype.size();
         let mut rows = [std::ptr::null(); 16];
+        let (mut at, mut left) = (std::ptr::null::<u8>(), 0);
         for (j, row) in rows.iter_mut().enumerate() {
-            // SAFETY: the task's contract.
-            let (k, _) = unsafe { self.locate(&self.args.k_cache, key + (first + j).min(len - 1)) };
-            *row = k.cast::<u16>();
+            if first + j < len {
+                if left == 0 {
+                    // SAFETY: the task's contract.
+                    (at, left) = unsafe { self.locate(&self.args.k_cache, key + first + j) };
+                } else {
+                    at = at.wrapping_add(row_bytes);
+                }
+                left -= 1;
+            }
+            *row = at.cast::<u16>();
         }
         rows
     }
