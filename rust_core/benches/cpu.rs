@@ -68,6 +68,46 @@ fn random_bytes(len: usize) -> Vec<u8> {
         .collect()
 }
 
+/// A weight of so many rows, of small numbers of every kind, none of them subnormal: those take many
+/// times as long.
+fn weight(level: Level, kind: Packed, n: usize, k: usize) -> Linear {
+    let mut source = random_bytes(kind.file_row_bytes(k) * n);
+    source.iter_mut().for_each(|b| *b = *b & 0x0b | 0x30);
+    let mut w = Linear::new(level, k, &[(kind, n)]).expect("a valid shape");
+    // SAFETY: `source` holds n rows.
+    unsafe { w.pack_rows(0, n, source.as_ptr(), kind, None) }.expect("it fits");
+    w
+}
+
+/// What a token reads of SmolLM2-135M's Q4_1 file, once for one row: all its matrices.
+fn one_token(level: Level) {
+    const LAYER: [(usize, usize); 4] = [(960, 576), (576, 576), (3072, 576), (576, 1536)];
+    let layers = (0..30).flat_map(|_| LAYER.map(|(n, k)| weight(level, Packed::Q4_1, n, k)));
+    let head = weight(level, Packed::Q8_0, 49_152, 576);
+    let weights: Vec<_> = layers.chain([head]).collect();
+    let x = vec![0.5f32; 1536];
+    let mut y = vec![0f32; 49_152];
+    let t = best(|| {
+        for w in &weights {
+            // SAFETY: x and y hold the largest of these sizes.
+            unsafe {
+                w.forward(
+                    Rows::new(x.as_ptr().cast(), DType::F32, 1, w.k()),
+                    None,
+                    RowsMut::new(y.as_mut_ptr().cast(), DType::F32, 1, w.n()),
+                    false,
+                );
+            }
+        }
+    });
+    let nbytes: usize = weights.iter().map(Linear::nbytes).sum();
+    println!(
+        "all matrices of SmolLM2-135M, Q4_1, one row: {:.2} ms, {:.1} GB/s",
+        t * 1e3,
+        nbytes as f64 / t / 1e9
+    );
+}
+
 fn main() {
     let level = Level::preferred().expect("a level of this machine");
     println!("level {}, threads {}", level.name(), pool::num_threads());
@@ -87,6 +127,7 @@ fn main() {
         let speed = read_bandwidth(level, mib << 20);
         println!("read {mib} MiB: {speed:.1} GB/s");
     }
+    one_token(level);
     let only: Vec<String> = std::env::args().skip(1).collect();
     let only: Vec<&String> = only.iter().filter(|name| !name.starts_with('-')).collect();
     for (name, kind) in [
@@ -109,17 +150,7 @@ fn main() {
             let k = k.next_multiple_of(kind.elements());
             // Enough copies that they do not fit the last-level cache.
             let copies = (96 << 20) / (kind.file_row_bytes(k) * n) + 1;
-            let mut source = random_bytes(kind.file_row_bytes(k) * n);
-            // Small numbers of every kind, none of them subnormal: those take many times as long.
-            source.iter_mut().for_each(|b| *b = *b & 0x0b | 0x30);
-            let weights: Vec<_> = (0..copies)
-                .map(|_| {
-                    let mut w = Linear::new(level, k, &[(kind, n)]).expect("a valid shape");
-                    // SAFETY: `source` holds n rows.
-                    unsafe { w.pack_rows(0, n, source.as_ptr(), kind, None) }.expect("it fits");
-                    w
-                })
-                .collect();
+            let weights: Vec<_> = (0..copies).map(|_| weight(level, kind, n, k)).collect();
             for exact in [false, true] {
                 if exact && !name.starts_with('Q') {
                     continue;
