@@ -534,3 +534,70 @@ fn ends(step: &Step, tokens: usize) -> Result<Vec<usize>, String> {
         Err("query_start_loc does not ascend".to_owned())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn covers(blocks: &[Range<usize>], tokens: usize) -> bool {
+        let mut at = 0;
+        for block in blocks {
+            if block.start != at || block.is_empty() {
+                return false;
+            }
+            at = block.end;
+        }
+        at == tokens
+    }
+
+    #[test]
+    fn blocks_are_all_rows_in_order() {
+        for tokens in 1..700 {
+            let shared: Vec<_> = shared_blocks(tokens).collect();
+            assert!(covers(&shared, tokens));
+            assert!(shared.len() == 1 || shared.iter().all(|b| b.len() >= MIN_BLOCK));
+            for threads in 1..9 {
+                let blocks = task_blocks(tokens, threads, ROWS);
+                let enough = threads > 1 && tokens >= threads * ROWS.max(4 * threads);
+                assert_eq!(blocks.is_empty(), !enough);
+                if enough {
+                    assert!(covers(&blocks, tokens));
+                    assert!(blocks.iter().all(|b| b.start % ROWS == 0));
+                    // None is left idle, and none has two groups of rows more than another.
+                    assert!(blocks.len() >= threads);
+                    let sizes = blocks.iter().map(|b| b.len().div_ceil(ROWS));
+                    let (least, most) = (sizes.clone().min(), sizes.max());
+                    assert!(most <= least.map(|least| least + 1));
+                    assert!(most <= Some(TASK_ROWS.div_ceil(ROWS) + 1));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn ends_are_last_rows_of_requests_that_have_some() {
+        let find = |starts: &[i32], seq_lens: &[i32], tokens| {
+            let step = Step {
+                positions: &[],
+                slot_mapping: &[],
+                block_table: &[],
+                max_blocks: 0,
+                slots: seq_lens,
+                seq_lens,
+                query_start_loc: starts,
+                ends_only: true,
+            };
+            ends(&step, tokens)
+        };
+        assert_eq!(find(&[0, 3, 3, 4], &[3, 0, 9], 4), Ok(vec![2, 3]));
+        assert_eq!(find(&[0], &[], 0), Ok(vec![]));
+        for (starts, seq_lens) in [
+            (&[0, 5][..], &[5][..]),
+            (&[0, 3], &[2]),
+            (&[-1, 2], &[4]),
+            (&[0, 2, 1], &[2, 2]),
+        ] {
+            assert!(find(starts, seq_lens, 4).is_err());
+        }
+    }
+}
