@@ -68,11 +68,16 @@ fn random_bytes(len: usize) -> Vec<u8> {
         .collect()
 }
 
-/// A weight of so many rows, of small numbers of every kind, none of them subnormal: those take many
-/// times as long.
-fn weight(level: Level, kind: Packed, n: usize, k: usize) -> Linear {
-    let mut source = random_bytes(kind.file_row_bytes(k) * n);
-    source.iter_mut().for_each(|b| *b = *b & 0x0b | 0x30);
+/// A weight's rows as a file has them: small numbers of every kind, none of them subnormal: those
+/// take many times as long.
+fn file_rows(kind: Packed, n: usize, k: usize) -> Vec<u8> {
+    let mut rows = random_bytes(kind.file_row_bytes(k) * n);
+    rows.iter_mut().for_each(|b| *b = *b & 0x0b | 0x30);
+    rows
+}
+
+fn weight(level: Level, kind: Packed, n: usize, k: usize, source: &[u8]) -> Linear {
+    assert_eq!(source.len(), kind.file_row_bytes(k) * n);
     let mut w = Linear::new(level, k, &[(kind, n)]).expect("a valid shape");
     // SAFETY: `source` holds n rows.
     unsafe { w.pack_rows(0, n, source.as_ptr(), kind, None) }.expect("it fits");
@@ -82,11 +87,17 @@ fn weight(level: Level, kind: Packed, n: usize, k: usize) -> Linear {
 /// What a token reads of SmolLM2-135M's Q4_1 file, once for one row: all its matrices.
 fn one_token(level: Level) {
     const LAYER: [(usize, usize); 4] = [(960, 576), (576, 576), (3072, 576), (576, 1536)];
-    let layers = (0..30).flat_map(|_| LAYER.map(|(n, k)| weight(level, Packed::Q4_1, n, k)));
-    let head = weight(level, Packed::Q8_0, 49_152, 576);
-    let weights: Vec<_> = layers.chain([head]).collect();
+    const HEAD: (usize, usize) = (49_152, 576);
+    let sources = LAYER.map(|(n, k)| file_rows(Packed::Q4_1, n, k));
+    let layer = LAYER.iter().zip(&sources);
+    let layers = layer.cycle().take(30 * LAYER.len());
+    let mut weights: Vec<_> = layers
+        .map(|(&(n, k), source)| weight(level, Packed::Q4_1, n, k, source))
+        .collect();
+    let source = file_rows(Packed::Q8_0, HEAD.0, HEAD.1);
+    weights.push(weight(level, Packed::Q8_0, HEAD.0, HEAD.1, &source));
     let x = vec![0.5f32; 1536];
-    let mut y = vec![0f32; 49_152];
+    let mut y = vec![0f32; HEAD.0];
     let t = best(|| {
         for w in &weights {
             // SAFETY: x and y hold the largest of these sizes.
@@ -150,7 +161,10 @@ fn main() {
             let k = k.next_multiple_of(kind.elements());
             // Enough copies that they do not fit the last-level cache.
             let copies = (96 << 20) / (kind.file_row_bytes(k) * n) + 1;
-            let weights: Vec<_> = (0..copies).map(|_| weight(level, kind, n, k)).collect();
+            let source = file_rows(kind, n, k);
+            let weights: Vec<_> = (0..copies)
+                .map(|_| weight(level, kind, n, k, &source))
+                .collect();
             for exact in [false, true] {
                 if exact && !name.starts_with('Q') {
                     continue;

@@ -326,6 +326,7 @@ mod tests {
         }
         assert_eq!(sizes, [1, 3, 3]);
     }
+
     #[test]
     fn a_panic_over_text_ends_that_sample_alone() {
         let json = r#"{"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel",

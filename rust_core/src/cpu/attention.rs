@@ -711,18 +711,13 @@ impl AttentionTask<'_> {
                     s.store_bf16(row.cast::<u16>().add(i), s.load(row.add(i)));
                 }
             }
-            let row_bytes = dim * self.args.v_cache.data.dtype.size();
-            let mut next = (std::ptr::null::<u8>(), 0);
+            let mut walk = Walk::START;
             let mut take = |j: usize| {
                 if j >= len {
                     return NOTHING.as_ptr();
                 }
-                if next.1 == 0 {
-                    next = self.locate(&self.args.v_cache, key + j);
-                }
-                let at = next.0;
-                next = (at.wrapping_add(row_bytes), next.1 - 1);
-                at.cast::<u16>()
+                walk.to(self, &self.args.v_cache, key + j);
+                walk.at.cast::<u16>()
             };
             for j in (0..len).step_by(2) {
                 let (a, b) = (take(j), take(j + 1));
@@ -743,20 +738,14 @@ impl AttentionTask<'_> {
     /// Where keys `first..first + 16` of a chunk are; the last one's again for those beyond `len`.
     #[inline(always)]
     unsafe fn sixteen_keys(&self, key: usize, first: usize, len: usize) -> [*const u16; 16] {
-        let row_bytes = self.args.k_cache.head_dim * self.args.k_cache.data.dtype.size();
+        let mut walk = Walk::START;
         let mut rows = [std::ptr::null(); 16];
-        let (mut at, mut left) = (std::ptr::null::<u8>(), 0);
         for (j, row) in rows.iter_mut().enumerate() {
             if first + j < len {
-                if left == 0 {
-                    // SAFETY: the task's contract.
-                    (at, left) = unsafe { self.locate(&self.args.k_cache, key + first + j) };
-                } else {
-                    at = at.wrapping_add(row_bytes);
-                }
-                left -= 1;
+                // SAFETY: the task's contract.
+                unsafe { walk.to(self, &self.args.k_cache, key + first + j) };
             }
-            *row = at.cast::<u16>();
+            *row = walk.at.cast::<u16>();
         }
         rows
     }
@@ -1002,6 +991,36 @@ impl AttentionTask<'_> {
                 }
             }
         }
+    }
+}
+
+/// A way along the rows of a cache, which are looked up a block at a time.
+struct Walk {
+    at: *const u8,
+    /// Rows behind it in its block.
+    left: usize,
+}
+
+impl Walk {
+    const START: Walk = Walk {
+        at: std::ptr::null(),
+        left: 0,
+    };
+
+    /// On to `key`'s row; the keys of a walk follow each other.
+    ///
+    /// # Safety
+    /// The task's contract; it sees the key.
+    #[inline(always)]
+    unsafe fn to(&mut self, task: &AttentionTask, cache: &Cache, key: usize) {
+        if self.left == 0 {
+            // SAFETY: the caller's.
+            (self.at, self.left) = unsafe { task.locate(cache, key) };
+        } else {
+            let row_bytes = cache.head_dim * cache.data.dtype.size();
+            self.at = self.at.wrapping_add(row_bytes);
+        }
+        self.left -= 1;
     }
 }
 

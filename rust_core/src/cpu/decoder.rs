@@ -156,6 +156,9 @@ struct States {
     out: *mut f32,
     q: *mut f32,
     attended: *mut f32,
+    /// Of the widest layer.
+    qkv_cols: usize,
+    gated_cols: usize,
 }
 
 // SAFETY: every thread touches rows of its own.
@@ -224,7 +227,10 @@ impl Decoder {
                 out,
                 q,
                 attended,
+                qkv_cols: self.most(|l| l.qkv.weight.n()),
+                gated_cols: self.most(|l| l.down.weight.k()),
             };
+            let blocks = self.blocks(tokens);
             let last = self.layers.len() - 1;
             let ends = if step.ends_only {
                 ends(&step, tokens)?
@@ -233,22 +239,42 @@ impl Decoder {
             };
             // SAFETY: the caller's, and the buffers hold all tokens' rows.
             unsafe {
-                self.rows(0, tokens, &step, states)?;
+                self.rows(0, &blocks, &step, states)?;
                 for i in 0..last {
                     self.attend(i, tokens, &step, states)?;
-                    self.rows(i + 1, tokens, &step, states)?;
+                    self.rows(i + 1, &blocks, &step, states)?;
                 }
                 if step.ends_only && ends.len() < tokens {
                     return self.finish(&ends, &step, states);
                 }
                 self.attend(last, tokens, &step, states)?;
-                self.rows(last + 1, tokens, &step, states)
+                self.rows(last + 1, &blocks, &step, states)
             }
         })
     }
 
     fn most(&self, size: fn(&Layer) -> usize) -> usize {
         self.layers.iter().map(size).max().unwrap_or(0)
+    }
+
+    fn blocks(&self, tokens: usize) -> Blocks {
+        let min_rows = if self.level.has_amx() {
+            MIN_BLOCK
+        } else {
+            ROWS
+        };
+        let rows = task_blocks(tokens, pool::free_threads(), min_rows);
+        if rows.is_empty() {
+            Blocks {
+                rows: shared_blocks(tokens).collect(),
+                are_tasks: false,
+            }
+        } else {
+            Blocks {
+                rows,
+                are_tasks: true,
+            }
+        }
     }
 
     /// Layer i's attention.
@@ -294,29 +320,18 @@ impl Decoder {
     unsafe fn rows(
         &self,
         i: usize,
-        tokens: usize,
+        blocks: &Blocks,
         step: &Step,
         states: States,
     ) -> Result<(), String> {
-        let min_rows = if self.level.has_amx() {
-            MIN_BLOCK
-        } else {
-            ROWS
-        };
-        let threads = pool::free_threads();
-        let blocks = task_blocks(tokens, threads, min_rows);
-        if blocks.is_empty() {
-            for rows in shared_blocks(tokens) {
-                // SAFETY: the caller's.
-                unsafe { self.between(i, rows, step, &states)? };
-            }
-            return Ok(());
+        // SAFETY: the caller's; blocks are disjoint rows.
+        let run = |rows: &Range<usize>| unsafe { self.between(i, rows.clone(), step, &states) };
+        if !blocks.are_tasks {
+            return blocks.rows.iter().try_for_each(run);
         }
         let failed = Mutex::new(None);
-        pool::run(blocks.len(), |task| {
-            // SAFETY: the caller's; blocks are disjoint rows.
-            let done = unsafe { self.between(i, blocks[task].clone(), step, &states) };
-            if let Err(message) = done {
+        pool::run(blocks.rows.len(), |task| {
+            if let Err(message) = run(&blocks.rows[task]) {
                 *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(message);
             }
         });
@@ -355,7 +370,7 @@ impl Decoder {
                 copy(states.q, row, end, q);
             }
             self.attend(last, ends.len(), &step, states)?;
-            self.rows(last + 1, ends.len(), &step, states)?;
+            self.rows(last + 1, &self.blocks(ends.len()), &step, states)?;
             for (row, &end) in ends.iter().enumerate().rev() {
                 copy(states.out, end, row, d);
             }
@@ -376,12 +391,11 @@ impl Decoder {
     ) -> Result<(), String> {
         let d = self.final_norm.len();
         let (start, num_rows) = (rows.start, rows.len());
-        let f = self.most(|l| l.down.weight.k());
         let sizes = [
             num_rows * d,
-            num_rows * self.most(|l| l.qkv.weight.n()),
-            num_rows * 2 * f,
-            num_rows * f,
+            num_rows * states.qkv_cols,
+            num_rows * 2 * states.gated_cols,
+            num_rows * states.gated_cols,
             num_rows * d,
         ];
         with_parts(3, sizes, |[normed, qkv, gate_up, gated, delta]| {
@@ -475,6 +489,13 @@ impl Decoder {
             )
         }
     }
+}
+
+/// A step's rows.
+struct Blocks {
+    rows: Vec<Range<usize>>,
+    /// Each is one thread's; else all threads share every one.
+    are_tasks: bool,
 }
 
 /// Blocks of rows, all of which all threads share.
