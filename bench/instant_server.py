@@ -80,6 +80,10 @@ class InstantRunner:
     def warm_up(self) -> None:
         """Nothing to warm."""
 
+    def capture_next(self) -> bool:
+        """Nothing to capture."""
+        return False
+
     def enter_thread(self) -> None:
         """Nothing belongs to a thread."""
 

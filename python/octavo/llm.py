@@ -65,6 +65,7 @@ class LLM:
     def __init__(self, model: str | None = None, **config: Any) -> None:
         self.config = EngineConfig(model=model, **config)
         self._engine = EngineLoop(self.config)
+        self._engine.finish_warm_up()
         self._next_id = itertools.count()
 
     def get_tokenizer(self) -> Tokenizer:

@@ -73,9 +73,18 @@ class FakeRunner:
         self.last_token = np.full(self.max_num_seqs + 1, -1, np.int64)
         self.fail: Callable[[Any], None] = lambda batch: None
         self.num_launches = 0
+        self.num_uncaptured = 0
+        self.on_capture: Callable[[], None] = lambda: None
 
     def warm_up(self) -> None:
         pass
+
+    def capture_next(self) -> bool:
+        if not self.num_uncaptured:
+            return False
+        self.num_uncaptured -= 1
+        self.on_capture()
+        return True
 
     def enter_thread(self) -> None:
         pass

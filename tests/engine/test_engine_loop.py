@@ -173,6 +173,55 @@ def test_an_idle_engine_does_not_step(fake_model: Any) -> None:
         loop.stop()
 
 
+def test_pauses_are_used_but_nobody_waits_for_what_is_left(fake_model: Any) -> None:
+    fake_model()
+    loop = EngineLoop(EngineConfig(block_size=4, max_model_len=32, max_num_seqs=1))
+    runner = loop.runner
+    runner.num_uncaptured = 5
+    served_at: list[int] = []
+
+    def come_in_between() -> None:
+        if runner.num_uncaptured == 3:
+            loop.submit(request(range(1), [1, 2], max_tokens=4, ignore_eos=True))
+
+    runner.on_capture = come_in_between
+    runner.fail = lambda batch: served_at.append(runner.num_uncaptured)
+    loop.start()
+    try:
+        deadline = time.monotonic() + 10
+        while runner.num_uncaptured or len(served_at) < 4:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        loop.stop()
+    assert served_at == [3, 3, 3, 3]
+
+
+def test_a_failure_in_a_pause_fails_nobody(fake_model: Any) -> None:
+    fake_model()
+    loop = EngineLoop(EngineConfig(block_size=4, max_model_len=32, max_num_seqs=1))
+    runner = loop.runner
+    runner.num_uncaptured = 1
+
+    def break_down() -> None:
+        raise RuntimeError("broken")
+
+    runner.on_capture = break_down
+    loop.start()
+    try:
+        deadline = time.monotonic() + 10
+        while runner.num_uncaptured:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        loop.submit(request(range(1), [1, 2], max_tokens=4, ignore_eos=True))
+        while loop.core.metrics.snapshot()["generation_tokens"] < 4:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert loop.is_healthy()
+    finally:
+        loop.stop()
+
+
 def test_health_is_progress_while_there_is_work(
     fake_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -139,6 +139,12 @@ class EngineLoop:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
+    def finish_warm_up(self) -> None:
+        """Do at once what ``start`` leaves to moments with nothing to do: for a caller that steps
+        by itself, and has none."""
+        while self.runner.capture_next():
+            pass
+
     # -------------------------------------------------------------- the engine thread
 
     def step(self) -> bool:
@@ -251,6 +257,18 @@ class EngineLoop:
         if ended:
             self._notify()
 
+    def _use_pause(self) -> bool:
+        """Nothing runs or waits: let the runner get ahead by one piece; whether it had one."""
+        if self.core.has_work():
+            return False
+        try:
+            return self.runner.capture_next()
+        except Exception as error:
+            logger.exception("nothing more is prepared", exc_info=error)
+            if self.runner.is_fatal(error):
+                raise EngineDeadError from error
+            return False
+
     def _rest(self) -> None:
         """Block until there is a command. How long that took says nothing of the next step: its
         time begins here."""
@@ -277,6 +295,8 @@ class EngineLoop:
                 if not self.step():
                     if self._commands.empty():
                         self._check_integrity()
+                        if self._use_pause():
+                            continue
                     self._rest()
         except BaseException as error:
             self.fatal_error = error

@@ -22,13 +22,14 @@ MIXED_ROWS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024)
 MIXED_ROWS_STEP = 1024
 MIXED_REQS = (1, 4, 16, 64)
 MIXED_DECODES = (0, 8, 32, 64, 128, 192, 256, 384, 512, 768, 1024)
-# Captured before a server is ready, beside all sizes of decodes: what one prompt alone takes, and
-# one of each kind of mixed step, so that no kernel is compiled while requests wait.
+# Compiled before a server is ready and captured while it has nothing to do, beside all sizes of
+# decodes: what one prompt alone takes, and one of each kind of mixed step, so that no kernel is
+# compiled while requests wait.
 FIRST_PREFILLS = (16, 32, 64, 128, 256, 512)
 FIRST_MIXED = ((8, 4, 64), (8, 4, 1024), (32, 64, 512), (32, 64, 1024))
 # And where a model is small, shapes that stand in for all others: a wave of 64 new requests met
 # five to eight that were not captured, at 20 to 40 ms each, a quarter of 135M's time. A large model
-# computes meanwhile, and each graph takes a twentieth of a second of its start.
+# computes meanwhile.
 STAND_IN_ROWS = (64, 256, 512, 1024, 2048, 4096, 8192)
 STAND_IN_DECODES = 64
 
@@ -114,11 +115,17 @@ class Shapes:
         return max(self._rows[-1], MIXED_DECODES[-1])
 
     def first(self) -> list[StepShape]:
-        """What to capture before the first request."""
+        """What to capture once there is time."""
         if not self._decodes:
             return []
         decodes = [StepShape(n, 0, 0) for n in self._decodes]
         return decodes + [StepShape(0, 1, rows) for rows in FIRST_PREFILLS] + self._mixed
+
+    def widest(self) -> list[StepShape]:
+        """Of ``first``, those with the most rows of each kind: no other needs more memory."""
+        if not self._decodes:
+            return []
+        return [StepShape(self._decodes[-1], 0, 0), self._mixed[-1]]
 
     def _stand_ins(self) -> list[StepShape]:
         """Shapes of which one holds any mixed step that ``find`` has a shape for."""

@@ -155,6 +155,10 @@ class EmbeddingRunner:
         with computing(self._stream):
             self._model(ints(0), context)
 
+    def capture_next(self) -> bool:
+        """Nothing is left to do in advance: graphs are made of what texts come."""
+        return False
+
     def memory_table(self) -> list[tuple[str, str]]:
         """What takes how much memory, for people to read."""
         return [

@@ -11,8 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import logging
-import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from threading import get_ident
@@ -53,8 +52,6 @@ from octavo.runner.sampler import SampledTokens
 
 if TYPE_CHECKING:
     from octavo._core import ScheduledBatch
-
-logger = logging.getLogger("octavo.runner")
 
 
 @dataclass(slots=True)
@@ -130,6 +127,8 @@ class GpuRunner(ModelRunner):
         self._device_thread: int | None = None
         self._weight_bytes = 0
         self._graph_bytes = 0
+        # Shapes whose graphs are captured while there is nothing to do.
+        self._uncaptured: deque[StepShape] = deque()
         super().__init__(config, source)
 
     # ---------------------------------------------------------------------------------- memory
@@ -205,7 +204,11 @@ class GpuRunner(ModelRunner):
             table[1:1] = [
                 ("weights", f"{self._weight_bytes / gib:,.2f} GiB"),
                 ("activations", f"{activations / gib:,.2f} GiB"),
-                ("CUDA graphs", f"{len(self._graphs)}, {self._graph_bytes / gib:,.2f} GiB"),
+                (
+                    "CUDA graphs",
+                    f"{len(self._graphs)}, {self._graph_bytes / gib:,.2f} GiB; "
+                    f"{len(self._uncaptured)} more when idle",
+                ),
                 ("free", f"{free / gib:,.2f} of {total / gib:,.2f} GiB"),
             ]
         return table
@@ -286,29 +289,41 @@ class GpuRunner(ModelRunner):
     # ----------------------------------------------------------------------------------- steps
 
     def warm_up(self) -> None:
-        """Compile what decodes and short prompts need, and capture their graphs."""
-        before = torch.cuda.memory_reserved(self.device) if self._on_gpu else 0
-        start_s = time.monotonic()
-        self._stagings[0].host[:HEADER_LEN].zero_()
+        """Compile all kernels that the first steps need, and capture the widest graphs."""
+        shapes = self._shapes.first()
         with self._ready():
             # An empty plan: every row is padding, nothing is stored.
             self._packed.zero_()
-            shapes = self._shapes.first() or [StepShape(1, 0, 0)]
-            if self._on_gpu:
-                with gpu.compile_only():
-                    for shape in shapes:
-                        # The others' kernels are those of their neighbours.
-                        if shape.prefill_rows or shape.rows.bit_count() == 1:
-                            self._forward(shape, adjusted=False)
-            for shape in shapes:
-                for _ in range(2):
-                    self._run(shape, adjusted=False)
-        if self._on_gpu:
-            torch.cuda.synchronize(self.device)
-            self._graph_bytes = torch.cuda.memory_reserved(self.device) - before
-            logger.info(
-                "%d CUDA graphs captured in %.1f s", len(self._graphs), time.monotonic() - start_s
-            )
+            if not self._on_gpu or not shapes:
+                self._forward(StepShape(1, 0, 0), adjusted=False)
+                return
+            before = torch.cuda.memory_reserved(self.device)
+            with gpu.compile_only():
+                for shape in shapes:
+                    # The others' kernels are those of their neighbours.
+                    if shape.prefill_rows or shape.rows.bit_count() == 1:
+                        self._forward(shape, adjusted=False)
+        # What the widest need the pool holds for the others: they all share it.
+        widest = self._shapes.widest()
+        self._uncaptured.extend(widest)
+        self._uncaptured.extend(shape for shape in shapes if shape not in widest)
+        for _ in widest:
+            self.capture_next()
+        torch.cuda.synchronize(self.device)
+        self._graph_bytes = torch.cuda.memory_reserved(self.device) - before
+
+    def capture_next(self) -> bool:
+        """Capture one more graph, some 50 ms while nothing is in flight; False if none is left."""
+        if not self._uncaptured:
+            return False
+        shape = self._uncaptured.popleft()
+        with self._ready():
+            # The last step's plan must not be carried out again.
+            self._packed.zero_()
+            # It is captured at its second run.
+            for _ in range(2):
+                self._run(shape, adjusted=False)
+        return True
 
     def is_fatal(self, error: BaseException) -> bool:
         """Whether no later step can succeed: the device's context is broken."""

@@ -177,6 +177,10 @@ class ModelRunner:
         with torch.inference_mode():
             self.model.compute_logits(self.model(ints(0), context))
 
+    def capture_next(self) -> bool:
+        """Use a moment with nothing to do to make later steps faster; whether there is more."""
+        return False
+
     # ------------------------------------------------------------------------------- accounts
 
     def memory_table(self) -> list[tuple[str, str]]:
