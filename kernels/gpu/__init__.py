@@ -22,10 +22,11 @@ from .linear import linear, linear_add, norm_gated_linear, norm_linear
 from .moe import moe
 from .norm import layer_norm, rms_norm
 from .rope import qk_norm_rope_store_kv
-from .sample import SamplingState, sample
+from .sample import HostIds, SamplingState, sample
 from .step import StepBuffers, prepare_step
 
 __all__ = [
+    "HostIds",
     "SamplingState",
     "StepBuffers",
     "activation",

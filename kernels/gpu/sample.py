@@ -62,6 +62,18 @@ class SamplingState:
     allowed_mask: torch.Tensor | None = None  # [N, ceil(V / 32)] int32, a bit a token
 
 
+@dataclass(frozen=True)
+class HostIds:
+    """Where the host finds a step's ids, written by the kernel that chooses them.
+
+    A copy of its own would be one more call of the driver for the host, and one more wait for the
+    device. Several steps' ids may be on their way, so each has a row.
+    """
+
+    ids: torch.Tensor  # [T, >= S] int32, pinned
+    turn: torch.Tensor  # [1] int32 on the device: which row
+
+
 @triton.jit
 def mix(h):
     """A bijection of uint32 in which every input bit flips every output bit half the time."""
@@ -219,7 +231,7 @@ def count_from(held, values, count, key, BLOCK: tl.constexpr):
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["host_stride"], do_not_specialize_on_alignment=["host_ids", "turn"])
 def pick_kernel(
     logits,  # [S, V]
     slots,  # [S]
@@ -239,9 +251,13 @@ def pick_kernel(
     values,  # [S, V] float32 scratch: gathered logits in vocabulary order
     value_ids,  # [S, V] int32 scratch: their ids
     ids,  # [S] int32
+    host_ids,  # [T, host_stride] int32
+    turn,  # [1] int32
+    host_stride,
     V,
     C,
     NUM_GROUPS,
+    HAS_HOST: tl.constexpr,
     HAS_LAST: tl.constexpr,
     HAS_COUNTS: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -413,6 +429,8 @@ def pick_kernel(
         drawn = tl.where(found < V, found, last)
         chosen = tl.where((drawn >= 0) & (drawn < V), drawn, greedy)
     tl.store(ids + row, chosen)
+    if HAS_HOST:
+        tl.store(host_ids + tl.load(turn).to(tl.int64) * host_stride + row, chosen)
     tl.store(output_positions + slot, position + 1)
     if HAS_LAST:
         tl.store(last_tokens + slot, chosen)
@@ -422,7 +440,12 @@ def pick_kernel(
         tl.store(counter, tl.where((old & 0x3FFF) < 0x3FFF, old + 1, old).to(tl.int16))
 
 
-def sample(logits: torch.Tensor, slots: torch.Tensor, state: SamplingState) -> torch.Tensor:
+def sample(
+    logits: torch.Tensor,
+    slots: torch.Tensor,
+    state: SamplingState,
+    host: HostIds | None = None,
+) -> torch.Tensor:
     """One token a row, by its slot's parameters; updates the state for the next step.
 
     Order: bias, allowed ids, penalties, temperature, min-p, top-k, top-p. Equals of the k-th and of
@@ -432,6 +455,7 @@ def sample(logits: torch.Tensor, slots: torch.Tensor, state: SamplingState) -> t
         logits: [S, V] float32 or 16-bit; changed in place by bias, allowed ids and penalties
             (take raw log probabilities before).
         slots: [S] int32, distinct except for padding rows.
+        host: where the ids go besides; they are there once the stream has come past this.
 
     Returns:
         ids [S] int32. output_positions, last_tokens and token_counts are advanced.
@@ -442,6 +466,8 @@ def sample(logits: torch.Tensor, slots: torch.Tensor, state: SamplingState) -> t
     check_tensors(logits=logits, slots=slots, **vars(state))
     rows, vocab = logits.shape
     check_shape("slots", slots, rows)
+    if host is not None and host.ids.shape[1] < rows:
+        raise ValueError(f"{rows} ids do not fit {host.ids.shape[1]} places on the host")
     device = logits.device
     ids = torch.empty(rows, dtype=torch.int32, device=device)
     if not rows:
@@ -512,9 +538,13 @@ def sample(logits: torch.Tensor, slots: torch.Tensor, state: SamplingState) -> t
         values,
         value_ids,
         ids,
+        ids if host is None else host.ids,
+        ids if host is None else host.turn,
+        0 if host is None else host.ids.stride(0),
         vocab,
         num_chunks,
         num_groups,
+        HAS_HOST=host is not None,
         HAS_LAST=state.last_tokens is not None,
         HAS_COUNTS=state.token_counts is not None,
         BLOCK_C=next_power_of_2(num_chunks),

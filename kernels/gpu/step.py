@@ -6,7 +6,8 @@ updates) is read from a header in memory, so one graph serves every step that fi
 The packed plan, int32, is what one copy brings to the device::
 
     header   [HEADER_LEN]  num_tokens, num_reqs, num_decodes, num_samples, num_block_updates,
-                           num_records, offset of the records behind the header, 0 ...
+                           num_records, offset of the records behind the header, and which of
+                           HostIds' rows the step's ids go to
     plan     the sections of a Staging, unpadded
     records  [num_records, RECORD_LEN]  sampling parameters of requests that just got a slot: slot,
                            temperature, top_k, top_p, min_p, seed (low, high), num_prompt_tokens,
@@ -25,7 +26,8 @@ import triton.language as tl
 from .launch import cdiv, check_tensors, pdl_options
 
 HEADER_LEN = 8
-HEADER = struct.Struct("=7i")  # the header's beginning, in the order above
+HEADER = struct.Struct("=8i")  # in the order above
+HEADER_TURN = 7
 RECORD_LEN = 16
 BLOCK = 256
 

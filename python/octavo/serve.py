@@ -53,9 +53,12 @@ def serve(engine_config: EngineConfig, server_config: ServerConfig) -> int:
 async def _run(
     engine_config: EngineConfig, server_config: ServerConfig, began: float
 ) -> tuple[int, bool]:
+    from octavo.runner.open_device import open_device
     from octavo.server.lifecycle import Lifecycle
 
     def load() -> AsyncEngine:
+        if engine_config.device != "cpu":
+            open_device()
         # Here and not above: torch loads while the port already answers.
         from octavo.engine.engine import AsyncEngine
 

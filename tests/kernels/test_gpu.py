@@ -539,6 +539,29 @@ def test_sample_greedy_ties_give_the_lowest_id() -> None:
     assert gpu.sample(logits, slots, state).tolist() == [0, 4500]
 
 
+@pytest.mark.parametrize("turn", [0, 2])
+def test_sample_tells_the_host(turn: int) -> None:
+    rows, width = 5, 9
+    logits = randn(rows, 700)
+    state, slots, _ = make_state([(0.0, 0, 1.0, 0.0)] * rows)
+    ids = torch.full((3, width), -7, dtype=torch.int32, pin_memory=DEVICE == "cuda")
+    # As in a step's header, at an address that is no multiple of 16.
+    host = gpu.HostIds(ids, int32([9, 9, 9, turn])[3:])
+    chosen = gpu.sample(logits, slots, state, host)
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    assert chosen.tolist() == logits.argmax(1).tolist()
+    assert ids[turn, :rows].tolist() == chosen.tolist()
+    ids[turn, :rows] = -7
+    assert (ids == -7).all(), "nothing else was written"
+
+
+def test_sample_wants_room_on_the_host() -> None:
+    state, slots, _ = make_state([(0.0, 0, 1.0, 0.0)] * 3)
+    with pytest.raises(ValueError, match="3 ids do not fit 2"):
+        gpu.sample(randn(3, 50), slots, state, gpu.HostIds(int32([[0, 0]]), int32([0])))
+
+
 def test_sample_keeps_the_equals_of_the_kth() -> None:
     logits = torch.full((64, 600), -5.0, device=DEVICE)
     logits[:, [7, 300, 599]] = 2.0

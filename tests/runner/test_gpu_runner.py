@@ -255,6 +255,26 @@ def test_no_switch_changes_a_token(
 
 @pytest.mark.gpu
 @on_gpu
+def test_graphs_captured_in_pauses_change_no_token(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pause comes after every few requests, whose keys and values stay cached meanwhile."""
+    kinds = KINDS + ADJUSTED
+    expected = tokens(make(folder), kinds)
+    monkeypatch.setattr(engine_loop.EngineLoop, "finish_warm_up", lambda self: None)
+    llm = make(folder)
+    runner = llm._engine.runner
+    assert isinstance(runner, GpuRunner)
+    at_once = len(runner._graphs)
+    while runner.capture_next():
+        assert tokens(llm, kinds) == expected
+        runner.capture_next()
+    assert len(runner._graphs) > at_once
+    assert tokens(llm, kinds) == expected
+
+
+@pytest.mark.gpu
+@on_gpu
 def test_experts_in_a_graph_choose_the_same_tokens(tmp_path: Path) -> None:
     experts = {"architectures": ["MixtralForCausalLM"], "num_local_experts": 4}
     (tmp_path / "config.json").write_text(

@@ -50,23 +50,23 @@ class CudaDriver:
         self,
         plan: tuple[int, int, int],
         graph_exec: int,
-        ids: tuple[int, int, int],
         done: int,
+        result: tuple[int, int, int] | None = None,
     ) -> None:
-        """A step's plan to the device, its graph, its ids to the host, and the event behind them.
+        """A step's plan to the device, its graph, what it computed to the host, an event behind.
 
         Args:
             plan: device address, pinned host address, bytes; the host's stay as they are until
                 the copy is done.
             graph_exec: an instantiated graph.
-            ids: pinned host address, device address, bytes.
             done: an event's handle.
+            result: pinned host address, device address, bytes; None where the graph writes it.
         """
         stream = self._stream
         _check(
             self._copy_to_device(*plan, stream)
             or self._launch_graph(graph_exec, stream)
-            or self._copy_to_host(*ids, stream)
+            or (result is not None and self._copy_to_host(*result, stream))
             or self._record_event(done, stream)
         )
 

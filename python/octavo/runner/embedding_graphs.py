@@ -114,8 +114,8 @@ class EmbeddingGraphs:
         self._driver.run_step(
             (self._device_ints.data_ptr(), self._host.data_ptr(), 4 * length),
             graph.handle,
-            (self._result.data_ptr(), vectors.data_ptr(), 4 * count),
             self._done.cuda_event,
+            (self._result.data_ptr(), vectors.data_ptr(), 4 * count),
         )
         self._done.synchronize()
         # A copy: the next step's vectors arrive in the same place.

@@ -1,9 +1,10 @@
 """GpuRunner: steps as CUDA graphs, one ahead of the host.
 
-A step is one copy of its packed plan to the device, one graph from input ids to sampled ids, and
-one copy of the ids back. Everything a request carries from step to step (last token, block table
-row, sampling parameters) lives on the device by slot, so that step n + 1 is launched before step
-n's tokens are known. Steps that no captured shape holds run the same code kernel by kernel.
+A step is one copy of its packed plan to the device and one graph from input ids to sampled ids,
+which its last kernel writes on the device and on the host. Everything a request carries from step
+to step (last token, block table row, sampling parameters) lives on the device by slot, so that step
+n + 1 is launched before step n's tokens are known. Steps that no captured shape holds run the same
+code kernel by kernel.
 """
 
 from __future__ import annotations
@@ -25,7 +26,14 @@ from torch import Tensor
 from octavo._core import Staging
 from octavo.config import EngineConfig
 from octavo.kernels import gpu
-from octavo.kernels.gpu.step import HEADER, HEADER_LEN, RECORD_LEN, StepBuffers, prepare_step
+from octavo.kernels.gpu.step import (
+    HEADER,
+    HEADER_LEN,
+    HEADER_TURN,
+    RECORD_LEN,
+    StepBuffers,
+    prepare_step,
+)
 from octavo.layers.context import AttentionContext
 from octavo.models.loader import DTYPES
 from octavo.models.source import ModelSource
@@ -83,12 +91,12 @@ class GpuInFlight(InFlight):
 class _Ids:
     """Where one step's ids arrive; as many rotate as may be in flight, and one being read.
 
-    ``done``: behind them on the stream, its ``handle`` the driver's name for it.
+    ``turn``: which row of HostIds; ``done``: behind them on the stream, its ``handle`` the driver's
+    name for it.
     """
 
-    host: Tensor
+    turn: int
     array: NDArray[np.int32]
-    address: int
     done: torch.cuda.Event | None
     handle: int
 
@@ -186,7 +194,8 @@ class GpuRunner(ModelRunner):
         rows = min(self.max_num_seqs, tokens)
         logits = self.model.compute_logits(hidden[:rows])
         spare = ints(rows, fill=self.max_num_seqs)
-        gpu.sample(logits, spare, self.sampling.adjusted)
+        host = torch.zeros((1, rows), dtype=torch.int32, pin_memory=True)
+        gpu.sample(logits, spare, self.sampling.adjusted, gpu.HostIds(host, ints(1)))
 
     def memory_table(self) -> list[tuple[str, str]]:
         """What takes how much memory, for people to read."""
@@ -234,9 +243,9 @@ class GpuRunner(ModelRunner):
         self._capture_rows = rows_in(CAPTURE_S, num_weights)
         self._shapes = Shapes(sizes, rows if self._on_gpu else MIXED_ROWS)
         self._graphs: GraphCache[tuple[Tensor, Tensor]] = GraphCache(self._stream)
-        # By the number of plain decodes: their graph's handle and the address of its ids. Graphs of
-        # plain steps are never dropped.
-        self._steady: dict[int, tuple[int, int]] = {}
+        # By the number of plain decodes: their graph's handle. Graphs of plain steps are never
+        # dropped.
+        self._steady: dict[int, int] = {}
         reqs = self.max_num_seqs + self._shapes.max_padding
         num_rows = self.max_num_batched_tokens + self.max_num_seqs + self._shapes.max_padding
 
@@ -270,7 +279,10 @@ class GpuRunner(ModelRunner):
         self._next_staging = 0
         self._packed = torch.zeros_like(self._stagings[0].host, device=self.device)
         self._packed_address = self._packed.data_ptr()
-        self._ids = itertools.cycle([self._new_ids() for _ in range(self.max_in_flight + 1)])
+        turns = self.max_in_flight + 1
+        host = torch.zeros((turns, reqs), dtype=torch.int32, pin_memory=self._on_gpu)
+        self._host_ids = gpu.HostIds(host, self._packed[HEADER_TURN : HEADER_TURN + 1])
+        self._ids = itertools.cycle([self._new_ids(turn) for turn in range(turns)])
 
     def _new_staging_buffer(self) -> StagingBuffer:
         length = Staging.required_len(
@@ -280,11 +292,10 @@ class GpuRunner(ModelRunner):
         records = self.max_num_seqs * RECORD_LEN
         return StagingBuffer(length + records, (), pinned=self._on_gpu, header_len=HEADER_LEN)
 
-    def _new_ids(self) -> _Ids:
-        host = torch.zeros(self.max_num_seqs, dtype=torch.int32, pin_memory=self._on_gpu)
+    def _new_ids(self, turn: int) -> _Ids:
         done = None if self._stream is None else make_event(self._stream)
         handle = 0 if done is None else done.cuda_event
-        return _Ids(host, host.numpy(), host.data_ptr(), done, handle)
+        return _Ids(turn, self._host_ids.ids[turn].numpy(), done, handle)
 
     # ----------------------------------------------------------------------------------- steps
 
@@ -299,7 +310,8 @@ class GpuRunner(ModelRunner):
                 return
             before = torch.cuda.memory_reserved(self.device)
             with gpu.compile_only():
-                for shape in shapes:
+                # Those that prefill first: their kernels take the longest to compile.
+                for shape in reversed(shapes):
                     # The others' kernels are those of their neighbours.
                     if shape.prefill_rows or shape.rows.bit_count() == 1:
                         self._forward(shape, adjusted=False)
@@ -347,9 +359,9 @@ class GpuRunner(ModelRunner):
         times what it does in a loop. So such a step runs through these lines alone.
         """
         num = batch.num_samples
-        known = self._steady.get(num)
+        graph = self._steady.get(num)
         if (
-            known is None
+            graph is None
             or batch.num_tokens != num
             or batch.num_decodes != num
             or batch.new_slots
@@ -363,14 +375,13 @@ class GpuRunner(ModelRunner):
         if buffer.staging is not staging:
             buffer = self._stagings[1]
         packed_len = batch.packed_len
-        HEADER.pack_into(
-            buffer.header, 0, num, num, num, num, batch.num_block_updates, 0, packed_len
-        )
         ids = next(self._ids)
+        HEADER.pack_into(
+            buffer.header, 0, num, num, num, num, batch.num_block_updates, 0, packed_len, ids.turn
+        )
         self._driver.run_step(
             (self._packed_address, buffer.address, 4 * (HEADER_LEN + packed_len)),
-            known[0],
-            (ids.address, known[1], 4 * num),
+            graph,
             ids.handle,
         )
         self._last = in_flight = GpuInFlight(batch.step_id, ids, num, _UNTRACKED)
@@ -388,6 +399,7 @@ class GpuRunner(ModelRunner):
             num_decodes = batch.num_decodes
             if num_decodes == num_reqs and num_samples != num_reqs:
                 num_decodes = 0  # only rows of a step that prefills are chosen from
+            arriving = next(self._ids)
             HEADER.pack_into(
                 buffer.header,
                 0,
@@ -398,6 +410,7 @@ class GpuRunner(ModelRunner):
                 batch.num_block_updates,
                 num_records,
                 packed_len,
+                arriving.turn,
             )
             length = HEADER_LEN + packed_len + num_records * RECORD_LEN
             needs = self._needs(batch, buffer)
@@ -409,16 +422,14 @@ class GpuRunner(ModelRunner):
             if shape is not None:
                 shape = self._captured(shape, needs.adjusted)
             graph = None if shape is None else self._graphs.get((shape, needs.adjusted))
-            arriving = next(self._ids)
             has_context = get_ident() == self._device_thread
             if graph is not None and self._driver is not None and has_context:
                 ids, logits = graph.output
                 if num_decodes == num_tokens and not needs.adjusted:
-                    self._steady[num_samples] = (graph.handle, ids.data_ptr())
+                    self._steady[num_samples] = graph.handle
                 self._driver.run_step(
                     (self._packed_address, buffer.address, 4 * length),
                     graph.handle,
-                    (arriving.address, ids.data_ptr(), 4 * num_samples),
                     arriving.handle,
                 )
             else:
@@ -432,7 +443,6 @@ class GpuRunner(ModelRunner):
                     if spans:
                         moved = _moved(spans, num_decodes, exact.decode_rows)
                         scored = self.prompt_scorer.score(moved, hidden)
-                arriving.host[:num_samples].copy_(ids[:num_samples], non_blocking=True)
             logprobs = None
             if needs.num_logprobs >= 0:
                 logprobs = self._logprobs(
@@ -576,7 +586,8 @@ class GpuRunner(ModelRunner):
         logits = self.model.compute_logits(hidden)
         raw = logits.clone() if keep_raw else logits
         state = self.sampling.adjusted if adjusted else self.sampling.plain
-        return gpu.sample(logits, buffers.sample_slots[: shape.reqs], state), raw
+        slots = buffers.sample_slots[: shape.reqs]
+        return gpu.sample(logits, slots, state, self._host_ids), raw
 
     def _logprobs(self, logits: Tensor, ids: Tensor, most: int) -> _Logprobs:
         """Of the raw logits [S, V]: the chosen token, then the ``most`` best."""
