@@ -5,9 +5,9 @@
 #                  [startup] [tests] [embeddings] [latency] [context] [loading]
 #
 # MODELS="llama-3.1-8b ..." chooses the configs, REPEAT the runs of each load, ONE_STREAM=1 only one
-# of serve's loads. The default takes about 445 s of an H100 whose host is slow, by the times its
-# parts took there. Everything is written to $OUT (default: bench/out). A part that fails does not
-# stop the next; the exit status tells. Weights are random; nothing is downloaded.
+# of serve's loads. The default took 415 s of an H100, tests 180. Everything is written to $OUT
+# (default: bench/out). A part that fails does not stop the next; the exit status tells. Weights are
+# random; nothing is downloaded.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-bench/out}

@@ -173,28 +173,36 @@ def test_an_idle_engine_does_not_step(fake_model: Any) -> None:
         loop.stop()
 
 
-def test_pauses_are_used_but_nobody_waits_for_what_is_left(fake_model: Any) -> None:
+def test_pauses_are_used_but_nobody_waits_for_what_is_left(
+    fake_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_loop, "QUIET_S", 0.2)
     fake_model()
     loop = EngineLoop(EngineConfig(block_size=4, max_model_len=32, max_num_seqs=1))
     runner = loop.runner
     runner.num_uncaptured = 5
     served_at: list[int] = []
+    captured_s: list[float] = []
 
     def come_in_between() -> None:
+        captured_s.append(time.monotonic())
         if runner.num_uncaptured == 3:
             loop.submit(request(range(1), [1, 2], max_tokens=4, ignore_eos=True))
 
     runner.on_capture = come_in_between
     runner.fail = lambda batch: served_at.append(runner.num_uncaptured)
+    started_s = time.monotonic()
     loop.start()
     try:
-        deadline = time.monotonic() + 10
+        deadline = started_s + 10
         while runner.num_uncaptured or len(served_at) < 4:
             assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:
         loop.stop()
     assert served_at == [3, 3, 3, 3]
+    assert captured_s[0] - started_s >= 0.2, "it was quiet first"
+    assert captured_s[2] - captured_s[1] >= 0.2, "and again after the request"
 
 
 def test_a_failure_in_a_pause_fails_nobody(fake_model: Any) -> None:

@@ -6,13 +6,14 @@ which queue a command and wake it. With no work it blocks: an idle engine costs 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from octavo._core import EngineCore
@@ -38,6 +39,10 @@ MAX_FAILED_STEPS = 3
 # The longest step that is still progress: a CPU prefill of max_num_batched_tokens of an 8B model
 # takes about 20 s on two cores.
 STALL_S = 60.0
+
+# How long nothing must have come before a pause is used to capture graphs: the next request of a
+# client follows its last within milliseconds, and each would wait 50 ms for a capture.
+QUIET_S = 0.1
 
 # The least time between two looks at all of the core's accounts.
 CHECK_INTERVAL_S = 1.0
@@ -98,6 +103,7 @@ class EngineLoop:
         self._stopping = False
         # Whether the thread waits for a command, which is as good as progress.
         self._resting = True
+        self._has_uncaptured = True
         self._in_flight: deque[tuple[ScheduledBatch, InFlight]] = deque()
         self._failed_steps = 0
         self._checked_s = 0.0
@@ -257,26 +263,32 @@ class EngineLoop:
         if ended:
             self._notify()
 
-    def _use_pause(self) -> bool:
-        """Nothing runs or waits: let the runner get ahead by one piece; whether it had one."""
-        if self.core.has_work():
-            return False
+    def _use_pause(self) -> None:
+        """Let the runner get ahead piece by piece, until there is a command or nothing left."""
         try:
-            return self.runner.capture_next()
+            while self._commands.empty() and self._has_uncaptured:
+                self._has_uncaptured = self.runner.capture_next()
         except Exception as error:
-            logger.exception("nothing more is prepared", exc_info=error)
+            logger.exception("nothing more is captured in pauses", exc_info=error)
+            self._has_uncaptured = False
             if self.runner.is_fatal(error):
                 raise EngineDeadError from error
-            return False
 
     def _rest(self) -> None:
         """Block until there is a command. How long that took says nothing of the next step: its
         time begins here."""
         self._resting = not self.core.has_work()
-        command = self._commands.get()
+        command = self._next_command()
         self.last_progress_s = time.monotonic()
         self._resting = False
         command()
+
+    def _next_command(self) -> Callable[[], None]:
+        if self._has_uncaptured and self._resting:
+            with contextlib.suppress(Empty):
+                return self._commands.get(timeout=QUIET_S)
+            self._use_pause()
+        return self._commands.get()
 
     def _check_integrity(self) -> None:
         """While there is nothing to do, but not at every pause between two requests: it looks at
@@ -295,8 +307,6 @@ class EngineLoop:
                 if not self.step():
                     if self._commands.empty():
                         self._check_integrity()
-                        if self._use_pause():
-                            continue
                     self._rest()
         except BaseException as error:
             self.fatal_error = error
