@@ -19,6 +19,7 @@ from octavo._core import Staging
 from octavo.config import EngineConfig
 from octavo.layers.context import AttentionContext
 from octavo.layers.ops import get_ops
+from octavo.models.library_pages import drop_library_pages
 from octavo.models.pooling_model import PoolingModel
 from octavo.models.source import ModelSource
 from octavo.runner.cuda_graphs import computing, mixed_rows
@@ -136,6 +137,8 @@ class EmbeddingRunner:
 
     def warm_up(self) -> None:
         """One text of one token: threads start, weights are paged in."""
+        if self.device.type == "cpu":
+            drop_library_pages()
 
         def ints(*values: int) -> Tensor:
             return torch.tensor(values, dtype=torch.int32, device=self.device)

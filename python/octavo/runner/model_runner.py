@@ -15,6 +15,7 @@ from octavo.layers.context import AttentionContext
 from octavo.layers.ops import Ops, get_ops
 from octavo.models.errors import ModelLoadError
 from octavo.models.host_memory import available_cpu_bytes
+from octavo.models.library_pages import drop_library_pages
 from octavo.models.loader import DTYPES, load_model, resolve_dtypes
 from octavo.models.source import ModelSource
 from octavo.pooling import PoolingInfo
@@ -158,6 +159,7 @@ class ModelRunner:
 
     def warm_up(self) -> None:
         """One decode that stores nothing: threads start, weights are paged in."""
+        drop_library_pages()
 
         def ints(*values: int) -> torch.Tensor:
             return torch.tensor(values, dtype=torch.int32, device=self.device)
