@@ -49,8 +49,9 @@ FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 FORBIDDEN_METHODS = {
     ("torch", "load"), ("torch", "compile"), ("yaml", "load"), ("yaml", "unsafe_load"),
     ("yaml", "full_load"), ("os", "system"), ("os", "popen"), ("jinja2", "Environment"),
-    ("ctypes", "CDLL"),
 }  # fmt: skip
+# Only by a name that is written there: the system's own libraries.
+LIBRARY_LOADERS = {("ctypes", "CDLL"), ("ctypes", "PyDLL")}
 
 
 def _sources() -> list[Path]:
@@ -164,7 +165,7 @@ def _unsafe(tree: ast.Module, module: str) -> Iterator[tuple[int, str]]:
                     yield node.lineno, f"import of {name}"
         if isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
-                if (node.module, alias.name) in FORBIDDEN_METHODS:
+                if (node.module, alias.name) in FORBIDDEN_METHODS | LIBRARY_LOADERS:
                     yield node.lineno, f"import of {node.module}.{alias.name}"
         if not isinstance(node, ast.Call):
             continue
@@ -173,6 +174,8 @@ def _unsafe(tree: ast.Module, module: str) -> Iterator[tuple[int, str]]:
         dotted = _dotted(node.func)
         if dotted in FORBIDDEN_METHODS:
             yield node.lineno, f"call of {'.'.join(dotted)}"
+        if dotted in LIBRARY_LOADERS and not isinstance(node.args[0], ast.Constant):
+            yield node.lineno, f"call of {'.'.join(dotted)} with a name made at run time"
         for keyword in node.keywords:
             refused = isinstance(keyword.value, ast.Constant) and not keyword.value.value
             if keyword.arg in {"trust_remote_code", "allow_pickle", "shell"} and not refused:
@@ -199,6 +202,8 @@ def test_no_pickle_eval_or_remote_code() -> None:
         "yaml.load(text)",
         "f(trust_remote_code=config.trust)",
         "np.load(p, allow_pickle=True)",
+        "ctypes.PyDLL(path)",
+        "from ctypes import CDLL",
     ],
 )
 def test_the_check_sees(source: str) -> None:
@@ -206,7 +211,14 @@ def test_the_check_sees(source: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["model.eval()", "re.compile('x')", "f(trust_remote_code=False)"]
+    "source",
+    [
+        "model.eval()",
+        "re.compile('x')",
+        "f(trust_remote_code=False)",
+        "ctypes.CDLL(None, use_errno=True)",
+        "ctypes.PyDLL('libcuda.so.1')",
+    ],
 )
 def test_the_check_lets_pass(source: str) -> None:
     assert not list(_unsafe(ast.parse(source), "models.loader"))
