@@ -1,8 +1,8 @@
 //! Int8Task: quantized weights times activations rounded to int8, in integer arithmetic.
 //!
-//! Activations get one scale per row and group of 32, the largest magnitude over 127, so that each
-//! group's dot product is an exact integer times two scales. A weight's minimum adds
-//! minimum * sum of the group's (rounded) activations, which is kept beside the scale.
+//! Activations get one scale per row and `SPAN` groups of 32, the largest magnitude over 127, so that
+//! each group's dot product is an exact integer, in steps of that scale, times the weights' one. A
+//! weight's minimum adds minimum * sum of the group's (rounded) activations, which is kept beside.
 //!
 //! Rounding to int8 alone would raise a model's perplexity by half a percent, so a second part holds
 //! what the first one loses. For weights of more than 4 bits it is the first one's error in 256ths of
@@ -34,6 +34,9 @@ const PREFETCH_BYTES: usize = 4096;
 /// Rows of x that lie together, group by group, so that a tile finds all it needs of a group at
 /// fixed distances from one address.
 pub const ROWS: usize = 8;
+/// Groups with one scale. Six save five sixths of a multiplication by it for each group, one of 15
+/// instructions that the multipliers take for 4-bit weights.
+const SPAN: usize = 6;
 /// Steps of the first part in one of the second.
 const PART: f32 = 256.0;
 /// Largest value of the first part, in steps. With 4-bit weights up to 9 go to what the second part
@@ -41,14 +44,30 @@ const PART: f32 = 256.0;
 const MOST: f32 = 127.0;
 const MOST_NIBBLES: f32 = 118.0;
 
+/// `$body` for every row $r below $rows. The compiler keeps a loop of this size rolled and its sums
+/// in memory, which takes half as long again.
+macro_rules! each_row {
+    ($r:ident < $rows:ident, $body:block) => {
+        each_row!(@ $r, $rows, $body, 0 1 2 3 4 5 6 7)
+    };
+    (@ $r:ident, $rows:ident, $body:block, $($i:literal)*) => {
+        $(
+            let $r = $i;
+            if $r < $rows $body
+        )*
+    };
+}
+const _: () = assert!(ROWS == 8);
+
 /// `ROWS` rows' group as the dot products read it.
 #[repr(C, align(64))]
 struct Group {
     /// First parts.
     first: [[i8; GROUP]; ROWS],
-    /// What multiplies `PART` times the first part's dot product plus the second one's.
+    /// What multiplies `PART` times the first part's dot product plus the second one's, the same in all
+    /// groups of a span.
     scale: [f32; ROWS],
-    /// The sum of the rounded values; for 6- and 8-bit weights of the first part in steps, as the
+    /// `PART` times the sum of the rounded values in steps; for 6- and 8-bit weights of the first part in steps, as the
     /// integer that a dot product starts from: -128 times the sum of all (8 bits), -32 times that
     /// of the first half (6 bits).
     sum: [f32; ROWS],
@@ -124,16 +143,24 @@ impl Kernel for Quantize {
     type Out = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) {
+        let num_groups = self.out.num_groups;
+        let most = if self.bits == 4 { MOST_NIBBLES } else { MOST };
         for row in self.rows.clone() {
-            for g in 0..self.out.num_groups {
+            for first in (0..num_groups).step_by(SPAN) {
+                let span = first..num_groups.min(first + SPAN);
                 // SAFETY: `Activations::quantize`'s contract.
                 unsafe {
-                    let x = self.x.at(row, g * GROUP);
-                    let to = self.out.group(row / ROWS, g);
-                    if self.bits == 4 {
-                        self.nibbles(s, x, to, row % ROWS);
-                    } else {
-                        self.bytes(s, x, to, row % ROWS);
+                    let x = self.x.at(row, first * GROUP);
+                    let (step, inverse) = self.step(s, x, span.len() * GROUP, most);
+                    for g in span {
+                        let x = self.x.at(row, g * GROUP);
+                        let to = &mut *self.out.group(row / ROWS, g);
+                        to.scale[row % ROWS] = step / PART;
+                        if self.bits == 4 {
+                            self.nibbles(s, x, inverse, to, row % ROWS);
+                        } else {
+                            self.bytes(s, x, inverse, to, row % ROWS);
+                        }
                     }
                 }
             }
@@ -142,11 +169,11 @@ impl Kernel for Quantize {
 }
 
 impl Quantize {
-    /// A step for the group at x, and its inverse.
+    /// A step for `len` values at x, and its inverse.
     #[inline(always)]
-    unsafe fn step<S: Simd>(&self, s: S, x: *const u8, most: f32) -> (f32, S::V) {
+    unsafe fn step<S: Simd>(&self, s: S, x: *const u8, len: usize, most: f32) -> (f32, S::V) {
         let mut high = s.zero();
-        for i in (0..GROUP).step_by(S::LANES) {
+        for i in (0..len).step_by(S::LANES) {
             // SAFETY: the caller's.
             let v = unsafe { self.load(s, x, i) };
             high = s.max(high, s.max(v, s.sub(s.zero(), v)));
@@ -165,11 +192,9 @@ impl Quantize {
 
     /// For weights of more than 4 bits.
     #[inline(always)]
-    unsafe fn bytes<S: Simd>(&self, s: S, x: *const u8, to: *mut Group, r: usize) {
-        // SAFETY: the caller's: a group to read, and its place.
+    unsafe fn bytes<S: Simd>(&self, s: S, x: *const u8, inverse: S::V, to: &mut Group, r: usize) {
+        // SAFETY: the caller's: a group to read.
         unsafe {
-            let to = &mut *to;
-            let (step, inverse) = self.step(s, x, MOST);
             let (low, high) = (s.splat(-MOST), s.splat(MOST));
             // By halves of the group.
             let (mut firsts, mut seconds) = ([s.zero(); 2], [s.zero(); 2]);
@@ -186,7 +211,6 @@ impl Quantize {
             }
             let [a, b] = [s.sum(firsts[0]), s.sum(firsts[1])];
             let [c, d] = [s.sum(seconds[0]), s.sum(seconds[1])];
-            to.scale[r] = step / PART;
             match self.bits {
                 8 => {
                     to.sum[r] = integer(-128.0 * (a + b));
@@ -198,18 +222,16 @@ impl Quantize {
                     to.more[1][r] = integer(-32.0 * c);
                     to.more[2][r] = integer(-32.0 * d);
                 }
-                _ => to.sum[r] = step / PART * (PART * (a + b) + (c + d)),
+                _ => to.sum[r] = PART * (a + b) + (c + d),
             }
         }
     }
 
     /// For 4-bit weights.
     #[inline(always)]
-    unsafe fn nibbles<S: Simd>(&self, s: S, x: *const u8, to: *mut Group, r: usize) {
-        // SAFETY: the caller's: a group to read, and its place.
+    unsafe fn nibbles<S: Simd>(&self, s: S, x: *const u8, inverse: S::V, to: &mut Group, r: usize) {
+        // SAFETY: the caller's: a group to read.
         unsafe {
-            let to = &mut *to;
-            let (step, inverse) = self.step(s, x, MOST_NIBBLES);
             let (first, second) = (to.first[r].as_mut_ptr(), to.second[r].as_mut_ptr());
             let mut sum = s.zero();
             for i in (0..GROUP / 2).step_by(S::LANES) {
@@ -220,8 +242,7 @@ impl Quantize {
                     s.store_nibble_parts(first.add(i), second.add(i), low, high),
                 );
             }
-            to.scale[r] = step / PART;
-            to.sum[r] = step / PART * s.sum(sum);
+            to.sum[r] = s.sum(sum);
         }
     }
 }
@@ -312,7 +333,8 @@ impl Int8Task {
         unsafe {
             let base = w.bytes.add(tile * blocks * bytes);
             let mut x = self.x.group(row / ROWS, 0).cast_const();
-            let mut acc = [s.zero(); R];
+            let (mut acc, mut span) = ([s.zero(); R], [s.zero(); R]);
+            let mut left = SPAN;
             // The next tile follows in memory, so the addresses ahead are worth asking for even
             // where they are another task's.
             let ahead = |p: *const u8, bytes: usize| {
@@ -333,7 +355,16 @@ impl Int8Task {
                     } else {
                         low
                     };
-                    group::<S, F, R>(s, p, low, high[0], &*x, row % ROWS, &mut acc);
+                    group::<S, F, R>(s, p, low, high[0], &*x, row % ROWS, &mut span);
+                    left -= 1;
+                    if left == 0 || (b + 1 == blocks && i + 1 == shape.groups) {
+                        each_row!(r < R, {
+                            let scale = s.splat((*x).scale[row % ROWS + r]);
+                            acc[r] = s.fma(span[r], scale, acc[r]);
+                            span[r] = s.zero();
+                        });
+                        left = SPAN;
+                    }
                     x = x.add(1);
                 }
             }
@@ -351,22 +382,7 @@ impl Int8Task {
     }
 }
 
-/// `$body` for every row $r below $rows. The compiler keeps a loop of this size rolled and its sums
-/// in memory, which takes half as long again.
-macro_rules! each_row {
-    ($r:ident < $rows:ident, $body:block) => {
-        each_row!(@ $r, $rows, $body, 0 1 2 3 4 5 6 7)
-    };
-    (@ $r:ident, $rows:ident, $body:block, $($i:literal)*) => {
-        $(
-            let $r = $i;
-            if $r < $rows $body
-        )*
-    };
-}
-const _: () = assert!(ROWS == 8);
-
-/// acc[R] += rows `at..at + R` of a group times a group of weights.
+/// acc[R] += rows `at..at + R` of a group, in steps of their scales, times a group of weights.
 ///
 /// # Safety
 /// `p` is a group of the form, `d` and `m` its scale and minimum, `high` its second half's scale.
@@ -389,7 +405,7 @@ unsafe fn group<S: Simd, F: Form, const R: usize>(
             let second = s.dot_bytes::<R>(p, rows(&x.second, at), starts(&x.more[0], at));
             each_row!(r < R, {
                 let dot = s.fma(first[r], part, second[r]);
-                acc[r] = s.fma(dot, s.mul(d, s.splat(x.scale[at + r])), acc[r]);
+                acc[r] = s.fma(dot, d, acc[r]);
             });
             return;
         }
@@ -404,7 +420,7 @@ unsafe fn group<S: Simd, F: Form, const R: usize>(
                 let second = s.dot_halves(values, second[r], [c[r], e[r]]);
                 let low = s.mul(s.fma(first[0], part, second[0]), d);
                 let dot = s.fma(s.fma(first[1], part, second[1]), high, low);
-                acc[r] = s.fma(dot, s.splat(x.scale[at + r]), acc[r]);
+                acc[r] = s.add(dot, acc[r]);
             });
             return;
         }
@@ -415,7 +431,7 @@ unsafe fn group<S: Simd, F: Form, const R: usize>(
                 let second = s.dot::<5>(values, second[r]);
                 s.fma(s.dot::<5>(values, first[r]), part, second)
             };
-            acc[r] = s.fma(dot, s.mul(d, s.splat(x.scale[at + r])), acc[r]);
+            acc[r] = s.fma(dot, d, acc[r]);
             acc[r] = s.fma(m, s.splat(x.sum[at + r]), acc[r]);
         });
     }
