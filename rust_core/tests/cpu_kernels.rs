@@ -287,6 +287,7 @@ proptest! {
                 sliding_window: 0,
                 softcap: 0.0,
                 causal: true,
+                shares: &[],
                 out: out.write(),
             };
             // SAFETY: everything is of these sizes.

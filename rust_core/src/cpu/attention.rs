@@ -11,6 +11,8 @@
 //! `linear_float`, whose tiles then do both products. Where keys can be transposed as vectors decode
 //! gathers them as well.
 
+use std::ops::Range;
+
 use super::float::DType;
 use super::level::Level;
 use super::linear_float::{panel_product_f32, panel_tiles_f32};
@@ -28,6 +30,8 @@ const SPLIT: usize = 512;
 static NOTHING: [u16; MAX_HEAD_DIM] = [0; MAX_HEAD_DIM];
 /// Rows (query tokens times heads) of a prefill item.
 const TILE_ROWS: usize = 96;
+/// Rows whose state is reckoned together.
+const STATE_ROWS: usize = 16;
 
 /// The op's inputs and output.
 #[derive(Clone, Copy)]
@@ -56,6 +60,8 @@ pub struct AttentionArgs<'a> {
     pub softcap: f32,
     /// A query sees nothing behind itself.
     pub causal: bool,
+    /// Rows whose queries lie near each thread, ascending, and whose results it wants; may be empty.
+    pub shares: &'a [Range<usize>],
     /// [T, Hq Dh]
     pub out: RowsMut,
 }
@@ -109,9 +115,11 @@ pub unsafe fn paged_attention(level: Level, args: AttentionArgs) -> Result<(), S
     } else {
         1
     };
+    let shares = shares_of(&items, per_task, args.shares);
+    let step = if shares.len() > 1 { 1 } else { threads };
     with_floats(0, partials * partial_floats, |partial| {
         let partial = Partial(partial);
-        pool::run(items.len().div_ceil(per_task), |task| {
+        pool::run_shares(&shares, |task| {
             let own = task * per_task..((task + 1) * per_task).min(items.len());
             with_floats(1, scratch_floats(group, dim), |scratch| {
                 for i in own.clone() {
@@ -120,7 +128,7 @@ pub unsafe fn paged_attention(level: Level, args: AttentionArgs) -> Result<(), S
                     let next = if i + 1 < own.end {
                         i + 1
                     } else {
-                        i + 1 + (threads - 1) * per_task
+                        i + 1 + (step - 1) * per_task
                     };
                     // SAFETY: the caller's; `plan` checked every index; items write disjoint parts.
                     unsafe {
@@ -151,6 +159,16 @@ pub unsafe fn paged_attention(level: Level, args: AttentionArgs) -> Result<(), S
     Ok(())
 }
 
+/// Whether attention over such a cache rounds queries to bfloat16: they may as well come so.
+pub fn rounds_queries(level: Level, keys: &Cache, values: &Cache) -> bool {
+    level.has_dots() && are_pairs(keys, values)
+}
+
+fn are_pairs(keys: &Cache, values: &Cache) -> bool {
+    let are_bf16 = keys.data.dtype == DType::Bf16 && values.data.dtype == DType::Bf16;
+    are_bf16 && keys.head_dim.is_multiple_of(32)
+}
+
 /// Memory for unfinished results, written in disjoint parts.
 struct Partial(*mut f32);
 
@@ -174,7 +192,27 @@ struct Merge {
     parts: usize,
 }
 
-/// Check every index and cut the work into items.
+/// Tasks of `per_task` items, by whose rows they begin with.
+fn shares_of(items: &[Item], per_task: usize, rows: &[Range<usize>]) -> Vec<Range<usize>> {
+    let count = items.len().div_ceil(per_task);
+    let mut from = 0;
+    let mut shares: Vec<_> = rows
+        .iter()
+        .map(|rows| {
+            let of_others = (from..count).find(|task| items[task * per_task].row >= rows.end);
+            let share = from..of_others.unwrap_or(count);
+            from = share.end;
+            share
+        })
+        .collect();
+    match shares.last_mut() {
+        Some(last) => last.end = count,
+        None => shares.push(0..count),
+    }
+    shares
+}
+
+/// Check every index and cut the work into items, in the order of their rows.
 fn plan(args: &AttentionArgs, group: usize) -> Result<(Vec<Item>, Vec<Merge>), String> {
     let cache = &args.k_cache;
     let requests = args.slots.len();
@@ -226,8 +264,8 @@ fn plan(args: &AttentionArgs, group: usize) -> Result<(Vec<Item>, Vec<Merge>), S
                 cache.num_blocks
             ));
         }
-        for kv_head in 0..cache.num_kv_heads {
-            for row in (start..end).step_by(if end - start == 1 { 1 } else { tile }) {
+        for row in (start..end).step_by(if end - start == 1 { 1 } else { tile }) {
+            for kv_head in 0..cache.num_kv_heads {
                 let tokens = (end - row).min(tile);
                 let position = past + row - start;
                 let low = first_key(position);
@@ -281,7 +319,7 @@ struct Layout {
 
 fn layout(group: usize, dim: usize) -> Layout {
     Layout {
-        rows: TILE_ROWS.max(group),
+        rows: TILE_ROWS.max(group).next_multiple_of(STATE_ROWS),
         dim: dim.next_multiple_of(32),
     }
 }
@@ -289,7 +327,7 @@ fn layout(group: usize, dim: usize) -> Layout {
 fn scratch_floats(group: usize, dim: usize) -> usize {
     let l = layout(group, dim);
     // q, sums, probabilities, scores, state, and a chunk of keys and of values.
-    l.rows * (2 * l.dim + 2 * CHUNK + 2) + 2 * CHUNK * l.dim
+    l.rows * (2 * l.dim + 2 * CHUNK + 3) + 2 * CHUNK * l.dim
 }
 
 struct AttentionTask<'a> {
@@ -320,12 +358,15 @@ impl Kernel for AttentionTask<'_> {
             let sums = q.add(l.rows * l.dim);
             let scores = sums.add(l.rows * l.dim);
             let probs = scores.add(l.rows * CHUNK);
-            let high = probs.add(l.rows * CHUNK);
-            let total = high.add(l.rows);
-            let keys = total.add(l.rows);
+            let state = State {
+                high: probs.add(l.rows * CHUNK),
+                total: probs.add(l.rows * (CHUNK + 1)),
+                shrink: probs.add(l.rows * (CHUNK + 2)),
+            };
+            let keys = state.shrink.add(l.rows);
             let values = keys.add(CHUNK * l.dim);
 
-            let scale = s.splat(a.scale);
+            let scale = s.splat(self.score_scale());
             for r in 0..rows {
                 let (token, head) = (r / self.group, r % self.group);
                 let head = self.item.kv_head * self.group + head;
@@ -343,8 +384,10 @@ impl Kernel for AttentionTask<'_> {
                     }
                     i += S::LANES;
                 }
-                *high.add(r) = f32::NEG_INFINITY;
-                *total.add(r) = 0.0;
+            }
+            for r in 0..l.rows {
+                *state.high.add(r) = f32::NEG_INFINITY;
+                *state.total.add(r) = 0.0;
             }
             for i in 0..rows * l.dim / S::LANES {
                 s.store(sums.add(i * S::LANES), s.zero());
@@ -373,12 +416,12 @@ impl Kernel for AttentionTask<'_> {
                         self.ask_for(s, &a.k_cache, &next, next.low, len);
                     }
                 }
+                for first in (0..rows).step_by(STATE_ROWS) {
+                    let end = rows.min(first + STATE_ROWS);
+                    self.softmax(s, scores, first..end, key, len, probs, state, pairs);
+                }
                 for r in 0..rows {
-                    let scores = scores.add(r * CHUNK);
-                    let probs = probs.add(r * CHUNK);
-                    let (from, to) = self.visible(r, key, len);
-                    let (state, sum) = (&mut *high.add(r), &mut *total.add(r));
-                    let shrink = self.softmax(s, scores, from, to, len, probs, state, sum);
+                    let shrink = *state.shrink.add(r);
                     if shrink != 1.0 {
                         let shrink = s.splat(shrink);
                         for i in (0..l.dim).step_by(S::LANES) {
@@ -411,12 +454,23 @@ impl Kernel for AttentionTask<'_> {
                 }
                 key += len;
             }
-            self.finish(s, rows, l.dim, in_place, sums, high, total);
+            self.finish(s, rows, l.dim, in_place, sums, state);
         }
     }
 }
 
 impl AttentionTask<'_> {
+    /// What products of queries and keys are multiplied by: exponentials are of 2, which saves a
+    /// multiplication and a half of the range's reduction each; a cap comes first.
+    #[inline(always)]
+    fn score_scale(&self) -> f32 {
+        if self.args.softcap > 0.0 {
+            self.args.scale
+        } else {
+            self.args.scale * std::f32::consts::LOG2_E
+        }
+    }
+
     /// Keys of a chunk that row r sees, as offsets in it.
     #[inline(always)]
     fn visible(&self, r: usize, key: usize, len: usize) -> (usize, usize) {
@@ -648,9 +702,7 @@ impl AttentionTask<'_> {
     /// probabilities are rounded to it, sums stay float32. Then decode and prefill are one.
     #[inline(always)]
     fn has_pairs<S: Simd>(&self) -> bool {
-        let (keys, values) = (&self.args.k_cache.data, &self.args.v_cache.data);
-        let is_bf16 = keys.dtype == DType::Bf16 && values.dtype == DType::Bf16;
-        S::DOTS_BF16 && is_bf16 && self.args.k_cache.head_dim.is_multiple_of(32)
+        S::DOTS_BF16 && are_pairs(&self.args.k_cache, &self.args.v_cache)
     }
 
     /// scores[row][len, to whole panels] of q [rows][dim]; `keys`: memory for the chunk, as panels
@@ -681,14 +733,14 @@ impl AttentionTask<'_> {
             for p in 0..len.div_ceil(width) {
                 let panel = keys.add(p * (dim / 2) * width);
                 let to = scores.add(p * width);
-                let scale = Some(s.splat(self.args.scale));
+                let scale = Some(s.splat(self.score_scale()));
                 pair_tiles(s, q.cast(), dim / 2, rows, panel, dim / 2, to, CHUNK, scale);
             }
         }
     }
 
-    /// sums[dim panel][row][2 LANES] += probabilities, which are overwritten by their bfloat16, times
-    /// values; `values`: memory for the chunk, as panels [dim panel][CHUNK / 2][2 LANES dims].
+    /// sums[dim panel][row][2 LANES] += probabilities, bfloat16, times values; `values`: memory for
+    /// the chunk, as panels [dim panel][CHUNK / 2][2 LANES dims].
     #[inline(always)]
     #[allow(clippy::too_many_arguments)]
     unsafe fn add_values_of_pairs<S: Simd>(
@@ -703,14 +755,8 @@ impl AttentionTask<'_> {
     ) {
         let width = 2 * S::LANES;
         let dim = self.args.v_cache.head_dim;
-        // SAFETY: the task's contract; a row's halves move to where its floats have been read.
+        // SAFETY: the task's contract.
         unsafe {
-            for r in 0..rows {
-                let row = probs.add(r * CHUNK);
-                for i in (0..len.next_multiple_of(S::LANES)).step_by(S::LANES) {
-                    s.store_bf16(row.cast::<u16>().add(i), s.load(row.add(i)));
-                }
-            }
             let mut walk = Walk::START;
             let mut take = |j: usize| {
                 if j >= len {
@@ -879,70 +925,91 @@ impl AttentionTask<'_> {
         }
     }
 
-    /// One row's probabilities, relative to its running maximum; returns what earlier sums shrink
-    /// by. Keys outside from..to get zero.
+    /// The probabilities of at most STATE_ROWS rows, relative to their running maxima, as bfloat16 or
+    /// float32 in place of the first half or all of a row of `probs`; zero for keys a row does not see.
+    ///
+    /// The rows' maxima and sums are taken together: one row after the other would wait for its own.
     #[inline(always)]
     #[allow(clippy::too_many_arguments)]
     unsafe fn softmax<S: Simd>(
         &self,
         s: S,
         scores: *mut f32,
-        from: usize,
-        to: usize,
+        rows: Range<usize>,
+        key: usize,
         len: usize,
         probs: *mut f32,
-        high: &mut f32,
-        total: &mut f32,
-    ) -> f32 {
+        state: State,
+        as_bf16: bool,
+    ) {
         let whole = len.next_multiple_of(2 * S::LANES);
-        // SAFETY: rows are CHUNK long, which is a multiple of every level's vectors.
+        let first = rows.start;
+        // SAFETY: rows are CHUNK long, which is a multiple of every level's vectors, and states are
+        // of whole STATE_ROWS.
         unsafe {
-            if self.args.softcap > 0.0 {
-                let (cap, inverse) = (s.splat(self.args.softcap), 1.0 / self.args.softcap);
-                let mut i = 0;
-                while i < whole {
-                    let x = s.mul(s.load(scores.add(i)), s.splat(inverse));
+            let mut most = [s.splat(f32::NEG_INFINITY); STATE_ROWS];
+            for (r, most) in rows.clone().zip(&mut most) {
+                let scores = scores.add(r * CHUNK);
+                self.cap(s, scores, whole);
+                let (from, to) = self.visible(r, key, len);
+                for i in (0..from).chain(to..whole) {
+                    *scores.add(i) = f32::NEG_INFINITY;
+                }
+                for i in (0..whole).step_by(S::LANES) {
+                    *most = s.max(*most, s.load(scores.add(i)));
+                }
+            }
+            let mut centers = [0.0f32; STATE_ROWS];
+            s.hmaxes(most, centers.as_mut_ptr());
+            for i in (0..STATE_ROWS).step_by(S::LANES) {
+                let before = s.load(state.high.add(first + i));
+                let now = s.max(before, s.load(centers.as_ptr().add(i)));
+                s.store(state.high.add(first + i), now);
+                // A row that has seen nothing: its probabilities are zeros, of which none is NaN.
+                let center = s.max(now, s.splat(f32::MIN));
+                s.store(centers.as_mut_ptr().add(i), center);
+                s.store(state.shrink.add(first + i), s.exp2(s.sub(before, center)));
+            }
+            let mut sums = [s.zero(); STATE_ROWS];
+            for ((r, sum), center) in rows.zip(&mut sums).zip(centers) {
+                let (scores, probs) = (scores.add(r * CHUNK), probs.add(r * CHUNK));
+                let center = s.splat(center);
+                for i in (0..whole).step_by(S::LANES) {
+                    let p = s.exp2(s.sub(s.load(scores.add(i)), center));
+                    if as_bf16 {
+                        s.store_bf16(probs.cast::<u16>().add(i), p);
+                    } else {
+                        s.store(probs.add(i), p);
+                    }
+                    *sum = s.add(*sum, p);
+                }
+            }
+            let mut added = [0.0f32; STATE_ROWS];
+            s.sums(sums, added.as_mut_ptr());
+            for i in (0..STATE_ROWS).step_by(S::LANES) {
+                let total = state.total.add(first + i);
+                let shrink = s.load(state.shrink.add(first + i));
+                s.store(
+                    total,
+                    s.fma(s.load(total), shrink, s.load(added.as_ptr().add(i))),
+                );
+            }
+        }
+    }
+
+    /// Scores' soft cap, and what `score_scale` leaves to it.
+    #[inline(always)]
+    unsafe fn cap<S: Simd>(&self, s: S, scores: *mut f32, len: usize) {
+        if self.args.softcap > 0.0 {
+            let inverse = s.splat(1.0 / self.args.softcap);
+            let cap = s.splat(self.args.softcap * std::f32::consts::LOG2_E);
+            for i in (0..len).step_by(S::LANES) {
+                // SAFETY: the caller's.
+                unsafe {
+                    let x = s.mul(s.load(scores.add(i)), inverse);
                     s.store(scores.add(i), s.mul(cap, s.tanh(x)));
-                    i += S::LANES;
                 }
             }
-            for i in (0..from).chain(to..whole) {
-                *scores.add(i) = f32::NEG_INFINITY;
-            }
-            let mut most = s.load(scores);
-            let mut i = S::LANES;
-            while i < whole {
-                most = s.max(most, s.load(scores.add(i)));
-                i += S::LANES;
-            }
-            let before = *high;
-            let now = before.max(s.hmax(most));
-            if now == f32::NEG_INFINITY {
-                // Nothing seen so far.
-                let mut i = 0;
-                while i < whole {
-                    s.store(probs.add(i), s.zero());
-                    i += S::LANES;
-                }
-                return 1.0;
-            }
-            let center = s.splat(now);
-            let mut sum = s.zero();
-            let mut i = 0;
-            while i < whole {
-                let p = s.exp(s.sub(s.load(scores.add(i)), center));
-                s.store(probs.add(i), p);
-                sum = s.add(sum, p);
-                i += S::LANES;
-            }
-            let shrink = if before == now {
-                1.0
-            } else {
-                (before - now).exp()
-            };
-            *high = now;
-            *total = *total * shrink + s.sum(sum);
-            shrink
         }
     }
 
@@ -956,8 +1023,7 @@ impl AttentionTask<'_> {
         dim_padded: usize,
         in_place: bool,
         sums: *const f32,
-        high: *const f32,
-        total: *const f32,
+        state: State,
     ) {
         let dim = self.args.k_cache.head_dim;
         let width = 2 * S::LANES;
@@ -967,8 +1033,8 @@ impl AttentionTask<'_> {
             unsafe {
                 let (token, head) = (r / self.group, r % self.group);
                 let head = self.item.kv_head * self.group + head;
-                let inverse = s.splat(1.0 / *total.add(r));
-                let state = self.partial.wrapping_add(r * (dim + 2));
+                let inverse = s.splat(1.0 / *state.total.add(r));
+                let unfinished = self.partial.wrapping_add(r * (dim + 2));
                 let mut i = 0;
                 while i < dim {
                     let at = if in_place {
@@ -978,7 +1044,7 @@ impl AttentionTask<'_> {
                     };
                     let v = s.load(sums.add(at));
                     if self.item.partial.is_some() {
-                        s.store_first(state.add(2 + i), v, dim - i);
+                        s.store_first(unfinished.add(2 + i), v, dim - i);
                     } else {
                         let to = out.at(self.item.row + token, head * dim + i);
                         store_some(s, to, out.dtype, s.mul(v, inverse), dim - i);
@@ -986,12 +1052,21 @@ impl AttentionTask<'_> {
                     i += S::LANES;
                 }
                 if self.item.partial.is_some() {
-                    *state = *high.add(r);
-                    *state.add(1) = *total.add(r);
+                    *unfinished = *state.high.add(r);
+                    *unfinished.add(1) = *state.total.add(r);
                 }
             }
         }
     }
+}
+
+/// Of each row: its largest score, the sum of its probabilities relative to that, and what the last
+/// chunk has shrunk earlier sums by.
+#[derive(Clone, Copy)]
+struct State {
+    high: *mut f32,
+    total: *mut f32,
+    shrink: *mut f32,
 }
 
 /// A way along the rows of a cache, which are looked up a block at a time.
@@ -1145,7 +1220,7 @@ impl Kernel for MergeTask<'_> {
                 }
                 let mut total = 0.0;
                 for p in 0..self.merge.parts {
-                    total += *part(p).add(1) * (*part(p) - high).exp();
+                    total += *part(p).add(1) * (*part(p) - high).exp2();
                 }
                 let head = self.merge.kv_head * self.group + r;
                 let mut i = 0;
@@ -1153,7 +1228,7 @@ impl Kernel for MergeTask<'_> {
                     let mut acc = s.zero();
                     for p in 0..self.merge.parts {
                         let v = s.load_first(part(p).add(2 + i), dim - i);
-                        acc = s.fma(v, s.splat((*part(p) - high).exp() / total), acc);
+                        acc = s.fma(v, s.splat((*part(p) - high).exp2() / total), acc);
                     }
                     let to = out.at(self.merge.row, head * dim + i);
                     store_some(s, to, out.dtype, acc, dim - i);

@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::activation::{Activation, activation};
-use super::attention::{AttentionArgs, paged_attention};
+use super::attention::{AttentionArgs, paged_attention, rounds_queries};
 use super::float::DType;
 use super::level::Level;
 use super::linear::Linear;
@@ -137,12 +137,17 @@ pub struct Step<'a> {
 /// They exist.
 unsafe fn part(base: *mut f32, start: usize, rows: usize, cols: usize) -> RowsMut {
     // SAFETY: the caller's.
-    RowsMut::new(
-        unsafe { base.add(start * cols) }.cast(),
-        DType::F32,
-        rows,
-        cols,
-    )
+    unsafe { part_of(base, DType::F32, start, rows, cols) }
+}
+
+/// Rows `start..start + rows` of contiguous elements.
+///
+/// # Safety
+/// They exist.
+unsafe fn part_of(base: *mut f32, dtype: DType, start: usize, rows: usize, cols: usize) -> RowsMut {
+    // SAFETY: the caller's.
+    let ptr = unsafe { base.cast::<u8>().add(start * cols * dtype.size()) };
+    RowsMut::new(ptr, dtype, rows, cols)
 }
 
 fn read(r: RowsMut) -> Rows {
@@ -154,6 +159,7 @@ fn read(r: RowsMut) -> Rows {
 struct States {
     hidden: *mut f32,
     out: *mut f32,
+    /// Elements of `Decoder::query_dtype`.
     q: *mut f32,
     attended: *mut f32,
     /// Of the widest layer.
@@ -241,13 +247,13 @@ impl Decoder {
             unsafe {
                 self.rows(0, &blocks, &step, states)?;
                 for i in 0..last {
-                    self.attend(i, tokens, &step, states)?;
+                    self.attend(i, &blocks, &step, states)?;
                     self.rows(i + 1, &blocks, &step, states)?;
                 }
                 if step.ends_only && ends.len() < tokens {
                     return self.finish(&ends, &step, states);
                 }
-                self.attend(last, tokens, &step, states)?;
+                self.attend(last, &blocks, &step, states)?;
                 self.rows(last + 1, &blocks, &step, states)
             }
         })
@@ -263,17 +269,37 @@ impl Decoder {
         } else {
             ROWS
         };
-        let rows = task_blocks(tokens, pool::free_threads(), min_rows);
+        let threads = pool::free_threads();
+        let rows = task_blocks(tokens, threads, min_rows);
         if rows.is_empty() {
-            Blocks {
+            return Blocks {
                 rows: shared_blocks(tokens).collect(),
-                are_tasks: false,
-            }
+                shares: Vec::new(),
+                row_shares: Vec::new(),
+            };
+        }
+        let shares: Vec<_> = (0..threads)
+            .map(|i| i * rows.len() / threads..(i + 1) * rows.len() / threads)
+            .collect();
+        let row_shares = shares
+            .iter()
+            .filter(|share| !share.is_empty())
+            .map(|share| rows[share.start].start..rows[share.end - 1].end)
+            .collect();
+        Blocks {
+            rows,
+            shares,
+            row_shares,
+        }
+    }
+
+    /// What queries are kept in: the cores pass them to each other, so half as much is better where
+    /// attention makes it that anyway.
+    fn query_dtype(&self, layer: &Layer) -> DType {
+        if rounds_queries(self.level, &layer.k_cache, &layer.v_cache) {
+            DType::Bf16
         } else {
-            Blocks {
-                rows,
-                are_tasks: true,
-            }
+            DType::F32
         }
     }
 
@@ -284,18 +310,19 @@ impl Decoder {
     unsafe fn attend(
         &self,
         i: usize,
-        tokens: usize,
+        blocks: &Blocks,
         step: &Step,
         states: States,
     ) -> Result<(), String> {
         let layer = &self.layers[i];
+        let tokens = blocks.rows.last().map_or(0, |last| last.end);
         let cols = layer.o.weight.k();
         // SAFETY: the caller's.
         unsafe {
             paged_attention(
                 self.level,
                 AttentionArgs {
-                    q: read(part(states.q, 0, tokens, cols)),
+                    q: read(part_of(states.q, self.query_dtype(layer), 0, tokens, cols)),
                     k_cache: layer.k_cache,
                     v_cache: layer.v_cache,
                     block_table: step.block_table,
@@ -307,6 +334,7 @@ impl Decoder {
                     sliding_window: layer.sliding_window,
                     softcap: self.softcap,
                     causal: true,
+                    shares: &blocks.row_shares,
                     out: part(states.attended, 0, tokens, cols),
                 },
             )
@@ -326,11 +354,11 @@ impl Decoder {
     ) -> Result<(), String> {
         // SAFETY: the caller's; blocks are disjoint rows.
         let run = |rows: &Range<usize>| unsafe { self.between(i, rows.clone(), step, &states) };
-        if !blocks.are_tasks {
+        if blocks.shares.is_empty() {
             return blocks.rows.iter().try_for_each(run);
         }
         let failed = Mutex::new(None);
-        pool::run(blocks.rows.len(), |task| {
+        pool::run_shares(&blocks.shares, |task| {
             if let Err(message) = run(&blocks.rows[task]) {
                 *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(message);
             }
@@ -362,17 +390,21 @@ impl Decoder {
         };
         // SAFETY: the caller's. Since ends[row] >= row, no move writes to what a later one reads.
         unsafe {
-            let copy = |p: *mut f32, to: usize, from: usize, cols: usize| {
-                std::ptr::copy(p.add(from * cols), p.add(to * cols), cols);
+            let copy = |p: *mut f32, to: usize, from: usize, bytes: usize| {
+                let p = p.cast::<u8>();
+                std::ptr::copy(p.add(from * bytes), p.add(to * bytes), bytes);
             };
+            let row_bytes = d * DType::F32.size();
+            let query_bytes = q * self.query_dtype(&self.layers[last]).size();
             for (row, &end) in ends.iter().enumerate() {
-                copy(states.hidden, row, end, d);
-                copy(states.q, row, end, q);
+                copy(states.hidden, row, end, row_bytes);
+                copy(states.q, row, end, query_bytes);
             }
-            self.attend(last, ends.len(), &step, states)?;
-            self.rows(last + 1, &self.blocks(ends.len()), &step, states)?;
+            let blocks = self.blocks(ends.len());
+            self.attend(last, &blocks, &step, states)?;
+            self.rows(last + 1, &blocks, &step, states)?;
             for (row, &end) in ends.iter().enumerate().rev() {
-                copy(states.out, end, row, d);
+                copy(states.out, end, row, row_bytes);
             }
         }
         Ok(())
@@ -429,7 +461,8 @@ impl Decoder {
                 self.norm(x, added, &layer.input_norm, normed);
                 let qkv = part(qkv, 0, num_rows, layer.qkv.weight.n());
                 layer.qkv.forward(read(normed), qkv);
-                let q = part(states.q, start, num_rows, layer.o.weight.k());
+                let dtype = self.query_dtype(layer);
+                let q = part_of(states.q, dtype, start, num_rows, layer.o.weight.k());
                 self.rotate(layer, rows, read(qkv), q, step)
             }
         })
@@ -494,8 +527,10 @@ impl Decoder {
 /// A step's rows.
 struct Blocks {
     rows: Vec<Range<usize>>,
-    /// Each is one thread's; else all threads share every one.
-    are_tasks: bool,
+    /// Which of them are each thread's; empty: all threads share every one.
+    shares: Vec<Range<usize>>,
+    /// The same in rows.
+    row_shares: Vec<Range<usize>>,
 }
 
 /// Blocks of rows, all of which all threads share.

@@ -134,6 +134,15 @@ impl Level {
         }
     }
 
+    /// Whether `run_dots` has the dot products of bfloat16.
+    pub fn has_dots(self) -> bool {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 | Kind::Amx => std::arch::is_x86_feature_detected!("avx512bf16"),
+            _ => false,
+        }
+    }
+
     /// As `run`, with the dot products of bfloat16 where this machine has them: for the few kernels
     /// that use them.
     ///
@@ -145,9 +154,7 @@ impl Level {
         unsafe {
             match self.0 {
                 #[cfg(target_arch = "x86_64")]
-                Kind::Avx512 | Kind::Amx if std::arch::is_x86_feature_detected!("avx512bf16") => {
-                    super::simd_avx512::run_dots(kernel)
-                }
+                Kind::Avx512 | Kind::Amx if self.has_dots() => super::simd_avx512::run_dots(kernel),
                 _ => self.run(kernel),
             }
         }

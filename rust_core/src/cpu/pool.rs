@@ -5,6 +5,9 @@
 //! nothing but its help: the caller never waits for one that has not begun. Which thread runs a
 //! task has no influence on results, as every task's arithmetic is its own.
 //!
+//! `run_shares` gives each thread a share of the tasks, which it claims before any of another's: what
+//! one region leaves in a core's cache the next one then finds there.
+//!
 //! Workers spin for `SPIN` after a region, since the next one of a model's step comes within
 //! microseconds, then sleep until woken; idle costs no CPU time. A region costs one atomic
 //! increment per task, two to open and close it, and, if a worker sleeps, its wake-up.
@@ -16,6 +19,7 @@
 //! sees the worker active. Hence the job's borrow outlives every use of it.
 
 use std::cell::UnsafeCell;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -30,13 +34,18 @@ type Task = dyn Fn(usize) + Sync;
 
 struct Job {
     task: *const Task,
-    tasks: usize,
+    /// At most one a thread.
+    shares: *const [Range<usize>],
 }
+
+/// How many tasks of a share are claimed; alone in its cache line.
+#[repr(align(64))]
+struct Claimed(AtomicUsize);
 
 struct Shared {
     epoch: AtomicUsize,
     active: AtomicUsize,
-    next: AtomicUsize,
+    claimed: Vec<Claimed>,
     sleeping: AtomicUsize,
     stop: AtomicBool,
     panicked: AtomicBool,
@@ -46,29 +55,31 @@ struct Shared {
 // SAFETY: `job` is written only by the thread that holds the pool's lock, with the region closed
 // and nobody active, and read only by threads counted in `active` while it is open.
 unsafe impl Sync for Shared {}
-// SAFETY: the raw pointer in `job` is used only as above.
+// SAFETY: the raw pointers in `job` are used only as above.
 unsafe impl Send for Shared {}
 
 impl Shared {
-    /// Claim and run tasks until none is left.
-    fn work(&self, task: &Task, tasks: usize) {
+    /// Claim and run tasks until none is left, beginning with a thread's own.
+    fn work(&self, thread: usize, task: &Task, shares: &[Range<usize>]) {
         let done = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                let i = self.next.fetch_add(1, SeqCst);
-                if i >= tasks {
-                    break;
+            for i in 0..shares.len() {
+                let share = (thread + i) % shares.len();
+                let claimed = &self.claimed[share].0;
+                while let Some(i) = shares[share].clone().nth(claimed.fetch_add(1, SeqCst)) {
+                    task(i);
                 }
-                task(i);
             }
         }));
         if done.is_err() {
             self.panicked.store(true, SeqCst);
             // The others need not go on.
-            self.next.store(tasks, SeqCst);
+            for (claimed, share) in self.claimed.iter().zip(shares) {
+                claimed.0.store(share.len(), SeqCst);
+            }
         }
     }
 
-    fn worker(&self) {
+    fn worker(&self, thread: usize) {
         let mut seen = 0;
         loop {
             let Some(epoch) = self.wait_for_region(seen) else {
@@ -77,11 +88,11 @@ impl Shared {
             self.active.fetch_add(1, SeqCst);
             if self.epoch.load(SeqCst) == epoch {
                 // SAFETY: the region is open and this thread is active: see the protocol.
-                let (task, tasks) = unsafe {
+                let (task, shares) = unsafe {
                     let job = &*self.job.get();
-                    (&*job.task, job.tasks)
+                    (&*job.task, &*job.shares)
                 };
-                self.work(task, tasks);
+                self.work(thread, task, shares);
             }
             self.active.fetch_sub(1, SeqCst);
             seen = epoch;
@@ -135,13 +146,15 @@ impl Pool {
         let shared = Arc::new(Shared {
             epoch: AtomicUsize::new(0),
             active: AtomicUsize::new(0),
-            next: AtomicUsize::new(0),
+            claimed: (0..num_threads.max(1))
+                .map(|_| Claimed(AtomicUsize::new(0)))
+                .collect(),
             sleeping: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             panicked: AtomicBool::new(false),
             job: UnsafeCell::new(Job {
                 task: &nothing,
-                tasks: 0,
+                shares: &[],
             }),
         });
         // A worker that cannot be started is done without: the caller does its share.
@@ -150,7 +163,7 @@ impl Pool {
                 let shared = Arc::clone(&shared);
                 std::thread::Builder::new()
                     .name(format!("octavo-cpu-{i}"))
-                    .spawn(move || shared.worker())
+                    .spawn(move || shared.worker(i))
                     .ok()
             })
             .collect();
@@ -167,10 +180,12 @@ impl Pool {
         self.threads.len() + 1
     }
 
-    /// Run all tasks; panics if one of them did.
-    pub fn run(&mut self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        if self.threads.is_empty() || tasks <= 1 {
-            (0..tasks).for_each(task);
+    /// Run the tasks of all shares, of which thread i takes the i-th before any other; panics if a
+    /// task did.
+    pub fn run_shares(&mut self, shares: &[Range<usize>], task: &(dyn Fn(usize) + Sync)) {
+        let tasks = shares.iter().map(Range::len).sum::<usize>();
+        if self.threads.is_empty() || tasks <= 1 || shares.len() > self.num_threads() {
+            shares.iter().cloned().flatten().for_each(task);
             return;
         }
         let shared = &*self.shared;
@@ -182,16 +197,18 @@ impl Pool {
         unsafe {
             *shared.job.get() = Job {
                 task: erased,
-                tasks,
+                shares,
             };
         }
-        shared.next.store(0, SeqCst);
+        for claimed in &shared.claimed[..shares.len()] {
+            claimed.0.store(0, SeqCst);
+        }
         shared.epoch.fetch_add(1, SeqCst);
         if shared.sleeping.load(SeqCst) > 0 {
             let wanted = self.handles.len().min(tasks - 1);
             self.handles[..wanted].iter().for_each(Thread::unpark);
         }
-        shared.work(erased, tasks);
+        shared.work(0, erased, shares);
         shared.epoch.fetch_add(1, SeqCst);
         let mut spins = 0u32;
         while shared.active.load(SeqCst) != 0 {
@@ -263,8 +280,13 @@ pub fn free_threads() -> usize {
 
 /// Run tasks 0..tasks on the process's pool. While another thread is in a region, alone.
 pub fn run(tasks: usize, task: impl Fn(usize) + Sync) {
+    run_shares(std::slice::from_ref(&(0..tasks)), task);
+}
+
+/// The same for tasks of which each thread takes its share first; at most as many as threads.
+pub fn run_shares(shares: &[Range<usize>], task: impl Fn(usize) + Sync) {
     let free = match POOL.try_lock() {
-        _ if tasks <= 1 => None,
+        _ if shares.iter().all(|share| share.len() <= 1) && shares.len() <= 1 => None,
         Ok(pool) => Some(pool),
         // Left by a task's panic, which has been reported; the pool itself is whole.
         Err(TryLockError::Poisoned(pool)) => Some(pool.into_inner()),
@@ -273,8 +295,8 @@ pub fn run(tasks: usize, task: impl Fn(usize) + Sync) {
     match free {
         Some(mut pool) => pool
             .get_or_insert_with(|| Pool::new(default_num_threads()))
-            .run(tasks, &task),
-        None => (0..tasks).for_each(task),
+            .run_shares(shares, &task),
+        None => shares.iter().cloned().flatten().for_each(task),
     }
 }
 
@@ -290,7 +312,12 @@ mod tests {
             for round in 0..rounds {
                 let tasks = round % 37;
                 let counts: Vec<_> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
-                pool.run(tasks, &|i| {
+                // One share, or a few that are uneven.
+                let cut = |i: usize| i * i * tasks / (round % threads + 1).pow(2);
+                let shares: Vec<_> = (0..round % threads + 1)
+                    .map(|i| cut(i)..cut(i + 1))
+                    .collect();
+                pool.run_shares(&shares, &|i| {
                     counts[i].fetch_add(1, SeqCst);
                 });
                 assert!(counts.iter().all(|c| c.load(SeqCst) == 1), "{threads}");
@@ -306,11 +333,11 @@ mod tests {
     fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
         let mut pool = Pool::new(3);
         let failed = catch_unwind(AssertUnwindSafe(|| {
-            pool.run(16, &|i| assert!(i != 7, "task 7"));
+            pool.run_shares(&[0..5, 5..16], &|i| assert!(i != 7, "task 7"));
         }));
         assert!(failed.is_err());
         let sum = AtomicUsize::new(0);
-        pool.run(16, &|i| {
+        pool.run_shares(std::slice::from_ref(&(0..16)), &|i| {
             sum.fetch_add(i, SeqCst);
         });
         assert_eq!(sum.load(SeqCst), 120);

@@ -1,6 +1,6 @@
 //! qk_norm_rope_store_kv: split a QKV row, norm and rotate its heads, store keys and values.
 //!
-//! Memory-bound. Each head passes through a float32 buffer once.
+//! Memory-bound. Elements go from row to row by way of registers alone.
 
 use std::ops::Range;
 
@@ -8,7 +8,7 @@ use super::float::DType;
 use super::level::Level;
 use super::pool;
 use super::simd::{Kernel, Simd};
-use super::tensor::{Rows, RowsMut, load_one, load_some, store_some};
+use super::tensor::{Rows, RowsMut, load_one, load_some, store_one, store_some};
 
 /// Largest head.
 pub const MAX_HEAD_DIM: usize = 512;
@@ -112,7 +112,7 @@ pub unsafe fn qk_norm_rope_store_kv(level: Level, args: RopeArgs) -> Result<(), 
     pool::run(tokens.div_ceil(step), |task| {
         let rows = task * step..((task + 1) * step).min(tokens);
         // SAFETY: the caller's; tasks take disjoint tokens.
-        unsafe { level.run(RopeTask { args, rows }) };
+        unsafe { level.run_dots(RopeTask { args, rows }) };
     });
     Ok(())
 }
@@ -178,62 +178,109 @@ impl RopeTask<'_> {
     ) {
         let a = &self.args;
         let dim = a.k_cache.head_dim;
-        let dtype = a.qkv.dtype;
         let half = a.cos_sin.cols / 2;
-        // Room for a whole vector behind the last element.
-        let mut head = [0.0f32; MAX_HEAD_DIM + 16];
-        let head = head.as_mut_ptr();
         // SAFETY: `qk_norm_rope_store_kv`'s contract; dim <= MAX_HEAD_DIM.
         unsafe {
+            let head = Head::new(s, a, from, norm);
+            let put = |i: usize, v: S::V, left: usize| {
+                store_some(s, to.add(i * to_dtype.size()), to_dtype, v, left);
+            };
+            let put_one = |i: usize, x: f32| store_one(to.add(i * to_dtype.size()), to_dtype, x);
+            let mut i = 0;
+            while !a.interleaved && i + S::LANES <= half {
+                let (cos, sin) = (s.load(table.add(i)), s.load(table.add(half + i)));
+                let (x, y) = (head.some(s, i, S::LANES), head.some(s, half + i, S::LANES));
+                put(i, s.sub(s.mul(x, cos), s.mul(y, sin)), S::LANES);
+                put(half + i, s.fma(y, cos, s.mul(x, sin)), S::LANES);
+                i += S::LANES;
+            }
+            for i in i..half {
+                let (cos, sin) = (*table.add(i), *table.add(half + i));
+                let [first, second] = if a.interleaved {
+                    [2 * i, 2 * i + 1]
+                } else {
+                    [i, half + i]
+                };
+                let (x, y) = (head.one(first), head.one(second));
+                put_one(first, x * cos - y * sin);
+                put_one(second, y * cos + x * sin);
+            }
+            for i in (2 * half..dim).step_by(S::LANES) {
+                put(i, head.some(s, i, dim - i), dim - i);
+            }
+        }
+    }
+}
+
+/// A head's elements, normed.
+struct Head {
+    at: *const u8,
+    dtype: DType,
+    norm: Option<Rows>,
+    offset: f32,
+    /// One over the root of the mean square.
+    scale: f32,
+}
+
+impl Head {
+    /// # Safety
+    /// `at` is a head, `norm` as long, both outlive this.
+    #[inline(always)]
+    unsafe fn new<S: Simd>(s: S, args: &RopeArgs, at: *const u8, norm: Option<Rows>) -> Head {
+        let dim = args.k_cache.head_dim;
+        let mut head = Head {
+            at,
+            dtype: args.qkv.dtype,
+            norm: None,
+            offset: args.weight_offset,
+            scale: 1.0,
+        };
+        if norm.is_some() {
             let mut squares = s.zero();
-            let mut i = 0;
-            while i < dim {
-                let v = load_some(s, from.add(i * dtype.size()), dtype, dim - i);
+            for i in (0..dim).step_by(S::LANES) {
+                // SAFETY: the caller's.
+                let v = unsafe { head.some(s, i, dim - i) };
                 squares = s.fma(v, v, squares);
-                s.store(head.add(i), v);
-                i += S::LANES;
             }
-            if let Some(weight) = norm {
-                let scale = 1.0 / (s.sum(squares) / dim as f32 + a.eps).sqrt();
-                let (scale, offset) = (s.splat(scale), s.splat(a.weight_offset));
-                let mut i = 0;
-                while i < dim {
-                    let w = load_some(s, weight.at(0, i), weight.dtype, dim - i);
-                    let v = s.mul(s.mul(s.load(head.add(i)), scale), s.add(w, offset));
-                    s.store(head.add(i), v);
-                    i += S::LANES;
-                }
-            }
-            if a.interleaved {
-                for i in 0..half {
-                    let (cos, sin) = (*table.add(i), *table.add(half + i));
-                    let (x, y) = (*head.add(2 * i), *head.add(2 * i + 1));
-                    *head.add(2 * i) = x * cos - y * sin;
-                    *head.add(2 * i + 1) = y * cos + x * sin;
-                }
-            } else {
-                let mut i = 0;
-                while i + S::LANES <= half {
-                    let (cos, sin) = (s.load(table.add(i)), s.load(table.add(half + i)));
-                    let (x, y) = (s.load(head.add(i)), s.load(head.add(half + i)));
-                    s.store(head.add(i), s.sub(s.mul(x, cos), s.mul(y, sin)));
-                    s.store(head.add(half + i), s.fma(y, cos, s.mul(x, sin)));
-                    i += S::LANES;
-                }
-                for i in i..half {
-                    let cos = load_one(table.add(i).cast(), DType::F32);
-                    let sin = load_one(table.add(half + i).cast(), DType::F32);
-                    let (x, y) = (*head.add(i), *head.add(half + i));
-                    *head.add(i) = x * cos - y * sin;
-                    *head.add(half + i) = y * cos + x * sin;
-                }
-            }
-            let mut i = 0;
-            while i < dim {
-                let at = to.add(i * to_dtype.size());
-                store_some(s, at, to_dtype, s.load(head.add(i)), dim - i);
-                i += S::LANES;
-            }
+            head.scale = 1.0 / (s.sum(squares) / dim as f32 + args.eps).sqrt();
+            head.norm = norm;
+        }
+        head
+    }
+
+    /// The first min(n, LANES) from element i on, zeros behind.
+    ///
+    /// # Safety
+    /// They exist.
+    #[inline(always)]
+    unsafe fn some<S: Simd>(&self, s: S, i: usize, n: usize) -> S::V {
+        // SAFETY: the caller's.
+        unsafe {
+            let v = load_some(s, self.at.add(i * self.dtype.size()), self.dtype, n);
+            let Some(weight) = self.norm else {
+                return v;
+            };
+            let w = load_some(s, weight.at(0, i), weight.dtype, n);
+            s.mul(
+                s.mul(v, s.splat(self.scale)),
+                s.add(w, s.splat(self.offset)),
+            )
+        }
+    }
+
+    /// Element i.
+    ///
+    /// # Safety
+    /// It exists.
+    #[inline(always)]
+    unsafe fn one(&self, i: usize) -> f32 {
+        // SAFETY: the caller's.
+        unsafe {
+            let x = load_one(self.at.add(i * self.dtype.size()), self.dtype);
+            let Some(weight) = self.norm else {
+                return x;
+            };
+            x * self.scale * (load_one(weight.at(0, i), weight.dtype) + self.offset)
         }
     }
 }

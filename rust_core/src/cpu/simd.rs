@@ -58,6 +58,22 @@ pub trait Simd: Copy {
     fn select_lt(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
     fn sum(self, a: Self::V) -> f32;
     fn hmax(self, a: Self::V) -> f32;
+    /// to[i] = sum(rows[i])
+    #[inline(always)]
+    unsafe fn sums(self, rows: [Self::V; 16], to: *mut f32) {
+        for (i, row) in rows.into_iter().enumerate() {
+            // SAFETY: 16 floats, the trait's contract.
+            unsafe { *to.add(i) = self.sum(row) };
+        }
+    }
+    /// to[i] = hmax(rows[i])
+    #[inline(always)]
+    unsafe fn hmaxes(self, rows: [Self::V; 16], to: *mut f32) {
+        for (i, row) in rows.into_iter().enumerate() {
+            // SAFETY: as above.
+            unsafe { *to.add(i) = self.hmax(row) };
+        }
+    }
 
     unsafe fn load(self, p: *const f32) -> Self::V;
     unsafe fn store(self, p: *mut f32, a: Self::V);
@@ -260,6 +276,26 @@ pub trait Simd: Copy {
         self.select_lt(a, low, self.zero(), y)
     }
 
+    /// 2 to the a, for a up to 127; relative error below 3e-7, 0 below -126.
+    #[inline(always)]
+    fn exp2(self, a: Self::V) -> Self::V {
+        let low = self.splat(-126.0);
+        let x = self.max(a, low);
+        let n = self.round(x);
+        let y = self.mul(self.exp2_fraction(self.sub(x, n)), self.pow2(n));
+        self.select_lt(a, low, self.zero(), y)
+    }
+
+    /// 2 to the a, for a in [-1/2, 1/2].
+    #[inline(always)]
+    fn exp2_fraction(self, a: Self::V) -> Self::V {
+        let mut p = self.splat(EXP2[5]);
+        for c in [EXP2[4], EXP2[3], EXP2[2], EXP2[1], EXP2[0]] {
+            p = self.fma(p, a, self.splat(c));
+        }
+        p
+    }
+
     /// Hyperbolic tangent; absolute error below 3e-7.
     #[inline(always)]
     fn tanh(self, a: Self::V) -> Self::V {
@@ -272,7 +308,12 @@ pub trait Simd: Copy {
     #[inline(always)]
     fn sigmoid(self, a: Self::V) -> Self::V {
         let one = self.splat(1.0);
-        self.div(one, self.add(one, self.exp(self.sub(self.zero(), a))))
+        // Twice as fast as `exp`, and as exact where the sum is not 1 or too large to matter.
+        let x = self.min(
+            self.mul(a, self.splat(-std::f32::consts::LOG2_E)),
+            self.splat(127.0),
+        );
+        self.div(one, self.add(one, self.exp2(x)))
     }
 
     /// The error function; absolute error below 5e-7 (Abramowitz and Stegun 7.1.26).
@@ -291,6 +332,17 @@ pub trait Simd: Copy {
         self.select_lt(a, zero, self.sub(zero, y), y)
     }
 }
+
+/// 2 to the a on [-1/2, 1/2], by powers of a; the last four are fitted to the least relative error,
+/// 1e-7.
+const EXP2: [f32; 6] = [
+    1.0,
+    std::f32::consts::LN_2,
+    0.240_222_81,
+    5.550_56e-2,
+    9.669_71e-3,
+    1.330_026_7e-3,
+];
 
 /// Plain Rust, 8 lanes, so that its packed layouts are AVX2's.
 #[derive(Clone, Copy)]
@@ -526,5 +578,81 @@ impl Simd for Scalar {
                 })
             })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::level::Level;
+    use super::*;
+
+    fn at_every_level<K: Kernel<Out = ()> + Copy>(kernel: K) {
+        for level in Level::available() {
+            // SAFETY: the kernels below need nothing.
+            unsafe {
+                level.run(kernel);
+                level.run_dots(kernel);
+            }
+        }
+    }
+
+    #[derive(Clone, Copy)]
+    struct PowersOfTwo;
+
+    impl Kernel for PowersOfTwo {
+        type Out = ();
+        #[inline(always)]
+        unsafe fn run<S: Simd>(self, s: S) {
+            let of = |x: f32| s.hmax(s.exp2(s.splat(x)));
+            for i in -125i16..127 {
+                assert_eq!(of(f32::from(i)), 2f32.powi(i32::from(i)), "{i}");
+                for part in [0.013, 0.25, 0.499, 0.5, 0.501, 0.75, 0.987] {
+                    let x = f32::from(i) + part;
+                    let error = f64::from(of(x)) / f64::from(x).exp2() - 1.0;
+                    assert!(error.abs() < 3e-7, "{x}: {error}");
+                }
+            }
+            for x in [-150.0, -1e9, f32::MIN, f32::NEG_INFINITY] {
+                assert_eq!(of(x), 0.0, "{x}");
+            }
+        }
+    }
+
+    #[test]
+    fn powers_of_two() {
+        at_every_level(PowersOfTwo);
+    }
+
+    #[derive(Clone, Copy)]
+    struct SixteenRows;
+
+    impl Kernel for SixteenRows {
+        type Out = ();
+        #[inline(always)]
+        unsafe fn run<S: Simd>(self, s: S) {
+            let value = |row: usize, lane: usize| ((7 * row + 5 * lane) % 31) as f32 - 15.0;
+            let mut rows = [s.zero(); 16];
+            for (r, row) in rows.iter_mut().enumerate() {
+                let lanes: Vec<_> = (0..S::LANES).map(|lane| value(r, lane)).collect();
+                // SAFETY: it has LANES elements.
+                *row = unsafe { s.load(lanes.as_ptr()) };
+            }
+            let (mut sums, mut most) = ([0.0; 16], [0.0; 16]);
+            // SAFETY: 16 floats each.
+            unsafe {
+                s.sums(rows, sums.as_mut_ptr());
+                s.hmaxes(rows, most.as_mut_ptr());
+            }
+            for r in 0..16 {
+                let lanes = (0..S::LANES).map(|lane| value(r, lane));
+                assert_eq!(sums[r], lanes.clone().sum::<f32>(), "row {r}");
+                assert_eq!(most[r], lanes.fold(f32::MIN, f32::max), "row {r}");
+            }
+        }
+    }
+
+    #[test]
+    fn sixteen_rows_at_once() {
+        at_every_level(SixteenRows);
     }
 }

@@ -110,6 +110,26 @@ impl<const DOTS: bool> Simd for Avx512<DOTS> {
     }
 
     #[inline(always)]
+    unsafe fn sums(self, rows: [__m512; 16], to: *mut f32) {
+        // SAFETY: the trait's contract.
+        unsafe { self.store(to, self.of_each(rows, |a, b| self.add(a, b))) }
+    }
+    #[inline(always)]
+    unsafe fn hmaxes(self, rows: [__m512; 16], to: *mut f32) {
+        // SAFETY: the trait's contract.
+        unsafe { self.store(to, self.of_each(rows, |a, b| self.max(a, b))) }
+    }
+    #[inline(always)]
+    fn exp2(self, a: __m512) -> __m512 {
+        isa! {
+            // Far below what is still a float.
+            let x = _mm512_max_ps(a, _mm512_set1_ps(-200.0));
+            let n = self.round(x);
+            _mm512_scalef_ps(self.exp2_fraction(_mm512_sub_ps(x, n)), n)
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load(self, p: *const f32) -> __m512 {
         isa!(_mm512_loadu_ps(p))
     }
@@ -417,6 +437,37 @@ const PAIRS: [[u16; 32]; 2] = {
 };
 
 impl<const DOTS: bool> Avx512<DOTS> {
+    /// Lane i: all lanes of row i together, by an operation that has no order. Each round halves the
+    /// vectors, exchanging within 4 lanes, then 4 lanes.
+    #[inline(always)]
+    fn of_each(self, rows: [__m512; 16], op: impl Fn(__m512, __m512) -> __m512) -> __m512 {
+        isa! {
+            let mut a = rows;
+            for i in 0..8 {
+                let (x, y) = (a[2 * i], a[2 * i + 1]);
+                a[i] = op(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y));
+            }
+            for i in 0..4 {
+                let x = _mm512_castps_pd(a[2 * i]);
+                let y = _mm512_castps_pd(a[2 * i + 1]);
+                a[i] = op(
+                    _mm512_castpd_ps(_mm512_unpacklo_pd(x, y)),
+                    _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)),
+                );
+            }
+            for count in [2, 1] {
+                for i in 0..count {
+                    let (x, y) = (a[2 * i], a[2 * i + 1]);
+                    a[i] = op(
+                        _mm512_shuffle_f32x4::<0x88>(x, y),
+                        _mm512_shuffle_f32x4::<0xdd>(x, y),
+                    );
+                }
+            }
+            a[0]
+        }
+    }
+
     /// 16 pairs of bf16 of each of 16 rows, as columns.
     #[inline(always)]
     unsafe fn pairs_of(self, rows: [*const u16; 16]) -> [__m512i; 16] {

@@ -408,6 +408,7 @@ fn cpu_attention(
             sliding_window,
             softcap,
             causal,
+            shares: &[],
             out: rows_mut(out, code, tokens, cols)?,
         };
         let ops = 8 * tokens * cols * max_seq_len;
