@@ -1,9 +1,12 @@
-"""available_cpu_bytes: how much memory the host has left."""
+"""How much memory the host has left, and a heap that keeps little of it."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
+
+_M_ARENA_MAX = -8
 
 
 def available_cpu_bytes() -> int:
@@ -19,3 +22,15 @@ def available_cpu_bytes() -> int:
     if limit.exists() and current.exists() and (text := limit.read_text().strip()) != "max":
         available = min(available, int(text) - int(current.read_text()))
     return max(available, 0)
+
+
+def limit_heaps() -> None:
+    """From now on threads share the heaps that there are; does nothing without glibc.
+
+    Else each thread gets its own and keeps there what it has freed: a served 135M model came to
+    805 to 874 MB in place of 792 to 797, and was no faster for it, since what allocates much holds
+    Python's lock.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)

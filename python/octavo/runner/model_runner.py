@@ -14,7 +14,7 @@ from octavo.config import EngineConfig
 from octavo.layers.context import AttentionContext
 from octavo.layers.ops import Ops, get_ops
 from octavo.models.errors import ModelLoadError
-from octavo.models.host_memory import available_cpu_bytes
+from octavo.models.host_memory import available_cpu_bytes, limit_heaps
 from octavo.models.library_pages import drop_library_pages
 from octavo.models.loader import DTYPES, load_model, resolve_dtypes
 from octavo.models.source import ModelSource
@@ -73,6 +73,7 @@ class ModelRunner:
         dtypes = resolve_dtypes(config, model_config, source, self.device)
         ops = get_ops(self.device, config.attention_backend)
         if on_cpu:
+            limit_heaps()
             set_num_threads(ops, config.threads)
         limit = _check_max_model_len(config.max_model_len, source)
         self.model = load_model(
