@@ -366,7 +366,6 @@ impl Kernel for AttentionTask<'_> {
             let keys = state.shrink.add(l.rows);
             let values = keys.add(CHUNK * l.dim);
 
-            let scale = s.splat(self.score_scale());
             for r in 0..rows {
                 let (token, head) = (r / self.group, r % self.group);
                 let head = self.item.kv_head * self.group + head;
@@ -377,10 +376,9 @@ impl Kernel for AttentionTask<'_> {
                     let at = from.wrapping_add(i * a.q.dtype.size());
                     let v = load_some(s, at, a.q.dtype, left);
                     if pairs {
-                        // Its scores are scaled: a query of bfloat16 stays what it is.
                         s.store_bf16(q.cast::<u16>().add(r * l.dim + i), v);
                     } else {
-                        s.store(q.add(r * l.dim + i), s.mul(v, scale));
+                        s.store(q.add(r * l.dim + i), v);
                     }
                     i += S::LANES;
                 }
@@ -461,7 +459,8 @@ impl Kernel for AttentionTask<'_> {
 
 impl AttentionTask<'_> {
     /// What products of queries and keys are multiplied by: exponentials are of 2, which saves a
-    /// multiplication and a half of the range's reduction each; a cap comes first.
+    /// multiplication and a half of the range's reduction each; a cap comes first. Queries stay what
+    /// they are, which no factor but a power of two would leave them.
     #[inline(always)]
     fn score_scale(&self) -> f32 {
         if self.args.softcap > 0.0 {
@@ -592,7 +591,7 @@ impl AttentionTask<'_> {
                     i += S::LANES;
                 }
                 for (r, sum) in sums.into_iter().enumerate() {
-                    *scores.add(r * CHUNK + j) = s.sum(sum);
+                    *scores.add(r * CHUNK + j) = self.score_scale() * s.sum(sum);
                 }
             }
         }
@@ -906,6 +905,7 @@ impl AttentionTask<'_> {
         scores: *mut f32,
     ) {
         let width = 2 * S::LANES;
+        let scale = s.splat(self.score_scale());
         let pairs = self.args.k_cache.head_dim.div_ceil(2);
         // One panel's sums at a time: TILE_ROWS x 32 at most.
         let mut panel_sums = [0.0f32; TILE_ROWS * 32];
@@ -918,8 +918,9 @@ impl AttentionTask<'_> {
                 for r in 0..rows {
                     let to = scores.add(r * CHUNK + p * width);
                     let from = panel_sums.add(r * width);
-                    s.store(to, s.load(from));
-                    s.store(to.add(S::LANES), s.load(from.add(S::LANES)));
+                    s.store(to, s.mul(s.load(from), scale));
+                    let more = s.load(from.add(S::LANES));
+                    s.store(to.add(S::LANES), s.mul(more, scale));
                 }
             }
         }
