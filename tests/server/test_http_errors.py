@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 from typing import Any
 
 import pytest
 from harness import RunningServer, StartServer
 
 from octavo.server import limits
+from octavo.server.routes import ROUTES
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -245,6 +247,26 @@ def test_unknown_routes_and_methods(server: RunningServer) -> None:
         assert answer.headers["allow"] == allow
         assert answer.error["code"] == "method_not_allowed"
     assert server.request("HEAD", "/v1/models").status == 200
+
+
+def test_an_answer_to_head_is_the_head_of_the_answer_to_get(server: RunningServer) -> None:
+    """A body behind it would be taken for the next answer on the connection."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    for entry in ROUTES:
+        if "GET" not in entry.methods:
+            continue
+        path = entry.path.replace("{name:path}", "octavo")
+        found = []
+        for method in ("HEAD", "GET"):
+            connection.request(method, path)
+            response = connection.getresponse()
+            response.read()
+            ignored = {"date", "x-request-id", "content-length"}
+            headers = {k.lower(): v for k, v in response.getheaders()}
+            found.append((response.status, {k: headers[k] for k in headers.keys() - ignored}))
+            assert ("content-length" in headers) or ("transfer-encoding" in headers), path
+        assert found[0] == found[1], path
+    connection.close()
 
 
 def test_routes_to_come(server: RunningServer) -> None:
