@@ -12,7 +12,7 @@ from octavo.models.errors import ModelLoadError
 
 # A CPU's cache unless told otherwise, or one request of max_model_len needs more: 10,200 tokens of
 # a 135M model in bfloat16. Pages are touched only when blocks are first used, but cached prefixes
-# use them all in time: a served 135M model stays under 800 MB, where it took 1.3 GB with 512 MiB.
+# use them all in time: a 135M model's process peaks at 743 MB, where it took 1.3 GB with 512 MiB.
 DEFAULT_CPU_KV_BYTES = 224 << 20
 # Of the memory that is free after loading, what a CPU engine may plan to use.
 MAX_CPU_MEMORY_FRACTION = 0.5

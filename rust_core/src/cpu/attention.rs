@@ -116,7 +116,12 @@ pub unsafe fn paged_attention(level: Level, args: AttentionArgs) -> Result<(), S
         1
     };
     let shares = shares_of(&items, per_task, args.shares);
-    let step = if shares.len() > 1 { 1 } else { threads };
+    // Items of others between two tasks of a thread, where all claim from one share.
+    let others = if shares.len() > 1 {
+        0
+    } else {
+        (threads - 1) * per_task
+    };
     with_floats(0, partials * partial_floats, |partial| {
         let partial = Partial(partial);
         pool::run_shares(&shares, |task| {
@@ -128,7 +133,7 @@ pub unsafe fn paged_attention(level: Level, args: AttentionArgs) -> Result<(), S
                     let next = if i + 1 < own.end {
                         i + 1
                     } else {
-                        i + 1 + (step - 1) * per_task
+                        i + 1 + others
                     };
                     // SAFETY: the caller's; `plan` checked every index; items write disjoint parts.
                     unsafe {

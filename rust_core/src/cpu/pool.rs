@@ -132,6 +132,10 @@ impl Shared {
     }
 }
 
+fn num_tasks(shares: &[Range<usize>]) -> usize {
+    shares.iter().map(Range::len).sum()
+}
+
 /// Worker threads, stopped when dropped.
 pub struct Pool {
     shared: Arc<Shared>,
@@ -183,7 +187,7 @@ impl Pool {
     /// Run the tasks of all shares, of which thread i takes the i-th before any other; panics if a
     /// task did.
     pub fn run_shares(&mut self, shares: &[Range<usize>], task: &(dyn Fn(usize) + Sync)) {
-        let tasks = shares.iter().map(Range::len).sum::<usize>();
+        let tasks = num_tasks(shares);
         if self.threads.is_empty() || tasks <= 1 || shares.len() > self.num_threads() {
             shares.iter().cloned().flatten().for_each(task);
             return;
@@ -286,7 +290,7 @@ pub fn run(tasks: usize, task: impl Fn(usize) + Sync) {
 /// The same for tasks of which each thread takes its share first; at most as many as threads.
 pub fn run_shares(shares: &[Range<usize>], task: impl Fn(usize) + Sync) {
     let free = match POOL.try_lock() {
-        _ if shares.iter().all(|share| share.len() <= 1) && shares.len() <= 1 => None,
+        _ if num_tasks(shares) <= 1 => None,
         Ok(pool) => Some(pool),
         // Left by a task's panic, which has been reported; the pool itself is whole.
         Err(TryLockError::Poisoned(pool)) => Some(pool.into_inner()),

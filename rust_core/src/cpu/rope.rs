@@ -179,7 +179,7 @@ impl RopeTask<'_> {
         let a = &self.args;
         let dim = a.k_cache.head_dim;
         let half = a.cos_sin.cols / 2;
-        // SAFETY: `qk_norm_rope_store_kv`'s contract; dim <= MAX_HEAD_DIM.
+        // SAFETY: `qk_norm_rope_store_kv`'s contract.
         unsafe {
             let head = Head::new(s, a, from, norm);
             let put = |i: usize, v: S::V, left: usize| {
