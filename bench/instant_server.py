@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from octavo._core import GgufFile, Staging, Tokenizer
+from octavo.cli.serve import serve
 from octavo.config import EngineConfig
 from octavo.engine import engine_loop
 from octavo.flags import add_flags, resolve
 from octavo.runner.sampler import SampledTokens
-from octavo.serve import serve
 from octavo.server.config import ServerConfig
 
 TEXT = (

@@ -139,9 +139,11 @@ def test_installed_commands(
 ) -> None:
     target, env = installed
     [entry] = target.glob("*.dist-info/entry_points.txt")
-    assert "octavo=octavo.cli:main" in entry.read_text().replace(" ", "")
+    assert "octavo=octavo.cli.main:main" in entry.read_text().replace(" ", "")
     # What the script `octavo` that an installer writes does.
-    script = "import sys; from octavo.cli import main; sys.argv[0] = 'octavo'; sys.exit(main())"
+    script = (
+        "import sys; from octavo.cli.main import main; sys.argv[0] = 'octavo'; sys.exit(main())"
+    )
     version = _run([sys.executable, "-c", script, "--version"], tmp_path, env)
     assert str(project["version"]) in version
     usage = _run([sys.executable, "-m", "octavo.serve", "--help"], tmp_path, env)

@@ -43,7 +43,7 @@ from octavo.pooling import (
     vector,
 )
 from octavo.sampling_params import InvalidParameterError, SamplingParams
-from octavo.server.chat_template import ChatTemplate
+from octavo.text.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
     from octavo._core import Delta, Tokenizer

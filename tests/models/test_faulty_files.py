@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from octavo.checkpoints.dummy_tokenizer import dummy_tokenizer_json
 from octavo.config import EngineConfig
-from octavo.models.dummy_tokenizer import dummy_tokenizer_json
 from octavo.models.errors import ModelLoadError
 from octavo.models.loader import load_tokenizer, resolve_model
 

@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from octavo._core import GgufFile
+from octavo.checkpoints.weights import DummyWeights, GgufWeights
 from octavo.config import EngineConfig
 from octavo.kernels.packed import QuantTensor
 from octavo.models import source as source_module
 from octavo.models.errors import ModelLoadError
 from octavo.models.loader import load_tokenizer, resolve_dtypes, resolve_model
 from octavo.models.source import DEFAULT_MODEL
-from octavo.models.weights import DummyWeights, GgufWeights
 
 CPU = torch.device("cpu")
 

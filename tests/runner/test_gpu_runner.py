@@ -21,10 +21,10 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 pytest.importorskip("triton")
+from octavo.checkpoints.dummy_tokenizer import dummy_tokenizer_json
 from octavo.engine import engine_loop
 from octavo.kernels import gpu
 from octavo.llm import LLM
-from octavo.models.dummy_tokenizer import dummy_tokenizer_json
 from octavo.runner import model_runner
 from octavo.runner.cuda_graphs import (
     MIXED_ROWS,

@@ -16,10 +16,10 @@ from harness import RunningServer, StartServer
 
 from octavo.config import EngineConfig
 from octavo.errors import BadRequestError
-from octavo.server import limits
-from octavo.server.chat_template import ChatTemplate
-from octavo.server.openapi import describe
+from octavo.server.http import limits
+from octavo.server.http.openapi import describe
 from octavo.server.routes import ROUTES
+from octavo.text.chat_template import ChatTemplate
 
 COMPLETION = "/v1/completions"
 BODY = b'{"prompt":"x","max_tokens":1}'

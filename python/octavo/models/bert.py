@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from octavo.checkpoints.weights import RenamedWeights
 from octavo.kernels.encoder import EncoderLayerSpec, EncoderSpec
 from octavo.layers.context import AttentionContext
 from octavo.layers.linear import Linear
@@ -21,7 +22,6 @@ from octavo.layers.rope import RopeConfig, identity_table
 from octavo.models.config import ModelConfig
 from octavo.models.errors import ModelLoadError
 from octavo.models.hf_config import HfConfig, architecture_of
-from octavo.models.weights import RenamedWeights
 
 
 class Family(NamedTuple):

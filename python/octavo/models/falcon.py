@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from octavo.checkpoints.weights import Weights
 from octavo.kernels.packed import QuantTensor
 from octavo.layers.context import AttentionContext
 from octavo.layers.linear import Linear
@@ -27,7 +28,6 @@ from octavo.models.layer_norm_decoder import (
     load_norm,
     make_attention,
 )
-from octavo.models.weights import Weights
 
 
 def _rows_in_order(config: ModelConfig) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from octavo.checkpoints.weights import Weights
 from octavo.layers.context import AttentionContext
 from octavo.layers.ops import Ops
 from octavo.models.config import ModelConfig
@@ -19,7 +20,6 @@ from octavo.models.llama import (
     LlamaMLP,
     layer_norms,
 )
-from octavo.models.weights import Weights
 
 
 class Gemma2DecoderLayer:

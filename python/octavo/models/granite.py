@@ -7,12 +7,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from octavo.checkpoints.weights import Weights
 from octavo.layers.context import AttentionContext
 from octavo.layers.ops import Ops
 from octavo.models.config import ModelConfig
 from octavo.models.hf_config import HfConfig
 from octavo.models.llama import DecoderLayer, LlamaDecoderLayer, LlamaForCausalLM
-from octavo.models.weights import Weights
 
 
 class GraniteDecoderLayer(LlamaDecoderLayer):

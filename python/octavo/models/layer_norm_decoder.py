@@ -12,6 +12,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from octavo.checkpoints.weights import Weights
 from octavo.layers.attention import Attention
 from octavo.layers.context import AttentionContext
 from octavo.layers.embedding import Embedding, LMHead
@@ -20,7 +21,6 @@ from octavo.layers.norm import LayerNorm
 from octavo.layers.ops import Ops
 from octavo.models.config import ModelConfig
 from octavo.models.llama import rope_tables
-from octavo.models.weights import Weights
 
 
 class Layer(Protocol):

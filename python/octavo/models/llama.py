@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol, cast
 import torch
 from torch import Tensor
 
+from octavo.checkpoints.weights import Weights
 from octavo.kernels.decoder import Decoder, DecoderSpec, LayerSpec
 from octavo.layers.attention import Attention
 from octavo.layers.context import AttentionContext
@@ -23,7 +24,6 @@ from octavo.layers.ops import Ops, has_fused_ops, make_decoder
 from octavo.layers.rope import RopeConfig, cos_sin_table, identity_table
 from octavo.models.config import ModelConfig
 from octavo.models.hf_config import HfConfig
-from octavo.models.weights import Weights
 
 # A norm fused into the projection behind it is computed again by every program of it. Up to this
 # size that costs less than the launch it saves (on an H100, gate and up of one row: 4.3 against 6.6

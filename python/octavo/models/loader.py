@@ -11,15 +11,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from octavo.config import EngineConfig
-from octavo.layers.ops import Ops
-from octavo.models.config import ModelConfig
-from octavo.models.errors import ModelLoadError
-from octavo.models.quantized import QuantizedWeights
-from octavo.models.read_ahead import ReadAhead
-from octavo.models.registry import ARCHITECTURES, CausalLM, model_class
-from octavo.models.source import ModelSource, load_tokenizer, resolve_model
-from octavo.models.weights import (
+from octavo.checkpoints.quantize import QuantizedWeights
+from octavo.checkpoints.read_ahead import ReadAhead
+from octavo.checkpoints.weights import (
     DummyWeights,
     GgufWeights,
     Progress,
@@ -27,6 +21,12 @@ from octavo.models.weights import (
     Weights,
     safetensors_files,
 )
+from octavo.config import EngineConfig
+from octavo.layers.ops import Ops
+from octavo.models.config import ModelConfig
+from octavo.models.errors import ModelLoadError
+from octavo.models.registry import ARCHITECTURES, CausalLM, model_class
+from octavo.models.source import ModelSource, load_tokenizer, resolve_model
 
 __all__ = ["ModelDtypes", "load_model", "load_tokenizer", "resolve_dtypes", "resolve_model"]
 

@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from octavo.checkpoints.weights import Weights
 from octavo.layers.context import AttentionContext
 from octavo.layers.norm import RMSNorm
 from octavo.layers.ops import Ops
@@ -22,7 +23,6 @@ from octavo.models.llama import (
     LlamaMLP,
     layer_norms,
 )
-from octavo.models.weights import Weights
 
 
 class Olmo2Attention(LlamaAttention):

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from octavo.checkpoints.weights import Weights
 from octavo.layers.context import AttentionContext
 from octavo.layers.ops import Ops
 from octavo.models.config import ModelConfig
@@ -22,7 +23,6 @@ from octavo.models.layer_norm_decoder import (
     load_norm,
     make_attention,
 )
-from octavo.models.weights import Weights
 
 
 class PhiDecoderLayer:

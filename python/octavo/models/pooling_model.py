@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from octavo.checkpoints.weights import RenamedWeights, SafetensorsWeights, safetensors_files
 from octavo.config import EngineConfig
 from octavo.layers.context import AttentionContext
 from octavo.layers.ops import Ops
@@ -17,10 +18,9 @@ from octavo.models.config import ModelConfig
 from octavo.models.errors import ModelLoadError
 from octavo.models.hf_config import architecture_of
 from octavo.models.loader import DTYPES
-from octavo.models.pooling import Pooler, first_rows
+from octavo.models.pooler import Pooler, first_rows
 from octavo.models.registry import ARCHITECTURES, TRUNKS, CausalLM, model_class
 from octavo.models.source import ModelSource
-from octavo.models.weights import RenamedWeights, SafetensorsWeights, safetensors_files
 from octavo.pooling import Activation, PoolingInfo
 
 # Tensors of an encoder's checkpoint that vectors do not need.

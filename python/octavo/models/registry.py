@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from octavo.checkpoints.weights import Weights
 from octavo.layers.context import AttentionContext
 from octavo.layers.ops import Ops
 from octavo.models.bert import ENCODERS, read_encoder_config
@@ -30,7 +31,6 @@ from octavo.models.qwen3 import Qwen3ForCausalLM
 from octavo.models.qwen3_moe import Qwen3MoeForCausalLM
 from octavo.models.smollm3 import SmolLM3ForCausalLM
 from octavo.models.stablelm import StableLmForCausalLM
-from octavo.models.weights import Weights
 
 
 class CausalLM(Protocol):

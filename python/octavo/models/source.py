@@ -18,14 +18,14 @@ from typing import Any, Literal
 import numpy as np
 
 from octavo._core import GgufFile, Tokenizer
+from octavo.checkpoints import gguf_names
+from octavo.checkpoints.dummy_tokenizer import make_dummy_tokenizer
+from octavo.checkpoints.weights import safetensors_files
 from octavo.config import EngineConfig
-from octavo.models import gguf_names
 from octavo.models.config import ModelConfig, token_ids
-from octavo.models.dummy_tokenizer import make_dummy_tokenizer
 from octavo.models.errors import ModelLoadError
 from octavo.models.gguf_config import GgufFacts, config_from_gguf
 from octavo.models.registry import config_from_hf
-from octavo.models.weights import safetensors_files
 
 # The newcomer's model: from this package where it is installed, else from the hub.
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"

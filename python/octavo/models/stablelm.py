@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from octavo.checkpoints.weights import Weights
 from octavo.layers.context import AttentionContext
 from octavo.layers.norm import LayerNorm
 from octavo.layers.ops import Ops
@@ -24,7 +25,6 @@ from octavo.models.layer_norm_decoder import (
     make_attention,
 )
 from octavo.models.llama import LlamaMLP
-from octavo.models.weights import Weights
 
 
 class HeadNorm:

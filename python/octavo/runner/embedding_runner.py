@@ -19,12 +19,12 @@ from octavo._core import Staging
 from octavo.config import EngineConfig
 from octavo.layers.context import AttentionContext
 from octavo.layers.ops import get_ops
-from octavo.models.library_pages import drop_library_pages
 from octavo.models.pooling_model import PoolingModel
 from octavo.models.source import ModelSource
 from octavo.runner.cuda_graphs import computing, mixed_rows
 from octavo.runner.embedding_graphs import EmbeddingGraphs, TextBatch
 from octavo.runner.input_batch import InputBatch, StagingBuffer
+from octavo.runner.library_pages import drop_library_pages
 from octavo.runner.model_runner import ComputedStep, InFlight, resolve_device, set_num_threads
 from octavo.runner.request_state import RequestState
 from octavo.runner.sampler import SampledTokens

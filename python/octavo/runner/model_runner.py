@@ -14,11 +14,10 @@ from octavo.config import EngineConfig
 from octavo.layers.context import AttentionContext
 from octavo.layers.ops import Ops, get_ops
 from octavo.models.errors import ModelLoadError
-from octavo.models.host_memory import available_cpu_bytes, limit_heaps
-from octavo.models.library_pages import drop_library_pages
 from octavo.models.loader import DTYPES, load_model, resolve_dtypes
 from octavo.models.source import ModelSource
 from octavo.pooling import PoolingInfo
+from octavo.runner.host_memory import available_cpu_bytes, limit_heaps
 from octavo.runner.input_batch import InputBatch, StagingBuffer
 from octavo.runner.kv_cache import (
     DEFAULT_CPU_KV_BYTES,
@@ -26,6 +25,7 @@ from octavo.runner.kv_cache import (
     allocate_kv_cache,
     plan_kv_cache,
 )
+from octavo.runner.library_pages import drop_library_pages
 from octavo.runner.prompt_scorer import PromptScorer
 from octavo.runner.request_state import RequestState
 from octavo.runner.sampler import SampledTokens, Sampler
