@@ -14,8 +14,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "python" / "octavo"
 
-# Which parts of octavo a part may import: server -> engine -> {_core, runner} -> models -> layers
-# -> kernels. The leaves import nothing but one another, and anyone but the kernels may use them.
+# Which parts of octavo a part may import: server -> engine -> {_core, runner} -> models ->
+# {layers, checkpoints} -> kernels, with text beside the engine. The leaves import nothing but one
+# another, and anyone but the kernels may use them.
 LEAVES = {
     "beam_search",
     "_core",
@@ -30,16 +31,17 @@ LEAVES = {
 BELOW = {
     "kernels": {"_core"},
     "layers": {"kernels"},
-    "models": {"layers", "kernels"},
-    "runner": {"models", "layers", "kernels"},
-    "engine": {"runner", "models", "layers", "kernels"},
-    # The chat template is the server's and the offline API's; it knows neither.
-    "llm": {"engine", "runner", "models", "layers", "kernels", "server.chat_template"},
-    "server": {"engine", "runner", "models", "layers", "kernels"},
+    "checkpoints": {"kernels"},
+    "models": {"checkpoints", "layers", "kernels"},
+    "runner": {"models", "checkpoints", "layers", "kernels"},
+    "engine": {"runner", "models", "checkpoints", "layers", "kernels"},
+    "text": set(),
+    "llm": {"engine", "runner", "models", "text"},
+    "server": {"engine", "runner", "models", "text"},
     "bench": {"llm", "engine"},
 }
 # What stands above everything: entry points.
-TOP = {"batch", "cli", "serve", "client", "collect_env", "__main__", "__init__"}
+TOP = {"cli", "serve", "__main__", "__init__"}
 # What kernels may use besides the standard library.
 KERNEL_LIBRARIES = {"torch", "triton", "numpy"}
 
@@ -231,14 +233,15 @@ def test_the_check_lets_pass(source: str) -> None:
         ("layers.linear", "models.llama", False),
         ("models.llama", "runner.model_runner", False),
         ("runner.sampler", "engine.engine", False),
-        ("engine.engine_loop", "server.app", False),
+        ("engine.engine_loop", "server.http.app", False),
         ("engine.engine_loop", "_core.EngineCore", True),
         ("kernels.reference", "config.EngineConfig", False),
         ("config", "models.registry", False),
         ("models.loader", "_core.GgufFile", True),
-        ("server.app", "engine.engine.AsyncEngine", True),
-        ("llm", "server.chat_template.ChatTemplate", True),
-        ("llm", "server.app", False),
+        ("server.http.app", "engine.engine.AsyncEngine", True),
+        ("llm", "text.chat_template.ChatTemplate", True),
+        ("llm", "server.http.app", False),
+        ("checkpoints.weights", "models.llama", False),
     ],
 )
 def test_the_order(module: str, target: str, allowed: bool) -> None:

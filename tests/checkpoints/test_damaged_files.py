@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from octavo.checkpoints.weights import SafetensorsWeights
-from octavo.models.errors import ModelLoadError
+from octavo.errors import ModelLoadError
 
 NUM_CASES = 3000
 # In a process of its own, whose memory is limited: a size believed from the file would end it.
@@ -60,7 +60,7 @@ from pathlib import Path
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from octavo._core import GgufFile, Tokenizer
-from octavo.models.errors import ModelLoadError
+from octavo.errors import ModelLoadError
 from octavo.checkpoints.weights import SafetensorsWeights
 
 file, cases, seen = Path(sys.argv[1]), int(sys.argv[2]), [0, 0]

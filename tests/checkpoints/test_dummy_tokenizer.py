@@ -9,7 +9,7 @@ import pytest
 
 from octavo.checkpoints.dummy_tokenizer import make_dummy_tokenizer
 from octavo.config import EngineConfig
-from octavo.models.errors import ModelLoadError
+from octavo.errors import ModelLoadError
 from octavo.models.loader import resolve_model
 
 

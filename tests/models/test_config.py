@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from octavo.models.errors import ModelLoadError
+from octavo.errors import ModelLoadError
 from octavo.models.gguf_config import GgufFacts, config_from_gguf
 from octavo.models.registry import config_from_hf
 

@@ -18,8 +18,8 @@ import pytest
 import torch
 from fidelity import logits_of, make_prompt, prove_greedy
 
+from octavo.errors import ModelLoadError
 from octavo.models.bert import ENCODERS
-from octavo.models.errors import ModelLoadError
 from octavo.models.gguf_config import GGUF_ARCHITECTURES
 from octavo.models.registry import ARCHITECTURES, TRUNKS, ModelRegistry
 

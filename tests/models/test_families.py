@@ -15,7 +15,7 @@ import pytest
 import torch
 from fidelity import assert_greedy, logits_of, make_prompt, prove_greedy, tiny_config
 
-from octavo.models.errors import ModelLoadError
+from octavo.errors import ModelLoadError
 from octavo.models.registry import ARCHITECTURES, config_from_hf
 
 # What HF calls a family, and the config that differs from ``save_tiny``'s.

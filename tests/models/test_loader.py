@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from octavo._core import GgufFile
 from octavo.checkpoints.weights import DummyWeights, GgufWeights
 from octavo.config import EngineConfig
+from octavo.errors import ModelLoadError
 from octavo.kernels.packed import QuantTensor
 from octavo.models import source as source_module
-from octavo.models.errors import ModelLoadError
 from octavo.models.loader import load_tokenizer, resolve_dtypes, resolve_model
 from octavo.models.source import DEFAULT_MODEL
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from octavo.models.errors import ModelLoadError
+from octavo.errors import ModelLoadError
 from octavo.models.registry import config_from_hf
 from octavo.runner.host_memory import available_cpu_bytes
 from octavo.runner.kv_cache import (

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from octavo.config import EngineConfig
-from octavo.models.errors import ModelLoadError
+from octavo.errors import ModelLoadError
 from octavo.models.loader import resolve_model
 from octavo.runner.input_batch import InputBatch
 from octavo.runner.model_runner import ModelRunner, RequestState

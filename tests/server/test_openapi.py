@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from harness import RunningServer, StartServer
 
-from octavo.sampling_params import InvalidParameterError
+from octavo.errors import InvalidParameterError
 from octavo.server.http import limits
 from octavo.server.http.openapi import body_schema
 from octavo.server.openai import protocol

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from octavo.errors import BadRequestError
-from octavo.server.http import limits
+from octavo.text import chat_template
 from octavo.text.chat_template import ChatTemplate
 
 CHATML = """\
@@ -172,7 +172,7 @@ def test_a_bad_template_names_its_line() -> None:
     ],
 )
 def test_endless_templates_are_cut_off(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "MAX_RENDER_S", 0.1)
+    monkeypatch.setattr(chat_template, "MAX_RENDER_S", 0.1)
     began = time.monotonic()
     with pytest.raises(BadRequestError, match="too long"):
         ChatTemplate(template, {}).render([HELLO])
@@ -180,7 +180,7 @@ def test_endless_templates_are_cut_off(template: str, monkeypatch: pytest.Monkey
 
 
 def test_output_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "MAX_RENDERED_CHARS", 1000)
+    monkeypatch.setattr(chat_template, "MAX_RENDERED_CHARS", 1000)
     with pytest.raises(BadRequestError, match="too much"):
         ChatTemplate("{% for i in range(500) %}abc{% endfor %}", {}).render([HELLO])
 

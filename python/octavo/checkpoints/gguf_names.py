@@ -34,6 +34,8 @@ _FOUR_NORMS = {
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
+# Architectures whose queries and keys llama.cpp stores with the halves of a head interleaved.
+INTERLEAVED = frozenset({"llama"})
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
 # Read with the config (see RopeConfig), not by the model.
 ROPE_FREQS = "rope_freqs.weight"

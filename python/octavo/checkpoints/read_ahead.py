@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from octavo.checkpoints.weights import FLOAT_KINDS, TensorEntry, read_entries
-from octavo.models.errors import ModelLoadError
+from octavo.errors import ModelLoadError
 
 NUM_READERS = 4
 REGION_BYTES = 256 << 20

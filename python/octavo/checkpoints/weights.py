@@ -20,9 +20,8 @@ from torch import Tensor
 
 from octavo._core import GgufFile
 from octavo.checkpoints import gguf_names
+from octavo.errors import ModelLoadError
 from octavo.kernels.packed import BLOCK_FORMATS, QuantTensor
-from octavo.models.errors import ModelLoadError
-from octavo.models.gguf_config import INTERLEAVED
 
 # Told of every tensor read: its bytes in the file.
 Progress = Callable[[int], object]
@@ -179,7 +178,7 @@ class GgufWeights:
         self._tensors = file.tensors()
         # llama.cpp stores Llama's queries and keys with the two halves of a head interleaved.
         self._arch = str(file.metadata().get("general.architecture"))
-        interleaved = self._arch in INTERLEAVED
+        interleaved = self._arch in gguf_names.INTERLEAVED
         self._heads = {"q_proj": heads[0], "k_proj": heads[1]} if interleaved else {}
         self._unused = set(self._tensors) - gguf_names.IGNORED
         self._read_bytes = 0

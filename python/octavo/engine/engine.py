@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from octavo._core import TokenIds
 from octavo.engine.engine_loop import STALL_S, EngineLoop
 from octavo.engine.request import Delivery, EngineRequest
-from octavo.errors import EngineDeadError, QueueFullError
+from octavo.errors import EngineDeadError, InvalidParameterError, QueueFullError
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.prompt_logprobs import PromptLogprobs
-from octavo.sampling_params import InvalidParameterError, SamplingParams
+from octavo.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from octavo._core import Delta, Metrics, SseTemplate, SseWriter, Tokenizer

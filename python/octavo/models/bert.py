@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from octavo.checkpoints.weights import RenamedWeights
+from octavo.errors import ModelLoadError
 from octavo.kernels.encoder import EncoderLayerSpec, EncoderSpec
 from octavo.layers.context import AttentionContext
 from octavo.layers.linear import Linear
@@ -20,7 +21,6 @@ from octavo.layers.norm import LayerNorm
 from octavo.layers.ops import Ops, make_encoder
 from octavo.layers.rope import RopeConfig, identity_table
 from octavo.models.config import ModelConfig
-from octavo.models.errors import ModelLoadError
 from octavo.models.hf_config import HfConfig, architecture_of
 
 

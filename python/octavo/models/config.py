@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from octavo.errors import ModelLoadError
 from octavo.layers.rope import RopeConfig
-from octavo.models.errors import ModelLoadError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from octavo.checkpoints.weights import open_safetensors, safetensors_files
+from octavo.errors import ModelLoadError
 from octavo.layers.context import AttentionContext
 from octavo.layers.ops import Ops
 from octavo.layers.rope import RopeConfig, identity_table
 from octavo.models.config import ModelConfig, first, token_ids
-from octavo.models.errors import ModelLoadError
 from octavo.models.hf_config import architecture_of
 
 PAGED, SHAPES = "octavo", "octavo_shapes"

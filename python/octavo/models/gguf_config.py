@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from octavo.errors import ModelLoadError
 from octavo.layers.rope import RopeConfig
 from octavo.models.config import Getter, ModelConfig, first, token_ids
-from octavo.models.errors import ModelLoadError
 from octavo.models.hf_config import max_context_len
 
 
@@ -149,8 +149,6 @@ GGUF_ARCHITECTURES: dict[str, tuple[str, _Family]] = {
     "gemma3": ("Gemma3ForCausalLM", _gemma3),
     "phi3": ("Phi3ForCausalLM", _phi3),
 }
-# Those whose queries and keys llama.cpp stores with the two halves of a head interleaved.
-INTERLEAVED = frozenset({"llama"})
 
 
 def _rope(get: Getter, head_dim: int, max_positions: int, facts: GgufFacts) -> RopeConfig:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from octavo.errors import ModelLoadError
 from octavo.layers.rope import RopeConfig
 from octavo.models.config import Getter, ModelConfig, first, token_ids
-from octavo.models.errors import ModelLoadError
 
 # HF's name of an activation -> the op set's.
 ACTIVATIONS = {

@@ -22,9 +22,9 @@ from octavo.checkpoints.weights import (
     safetensors_files,
 )
 from octavo.config import EngineConfig
+from octavo.errors import ModelLoadError
 from octavo.layers.ops import Ops
 from octavo.models.config import ModelConfig
-from octavo.models.errors import ModelLoadError
 from octavo.models.registry import ARCHITECTURES, CausalLM, model_class
 from octavo.models.source import ModelSource, load_tokenizer, resolve_model
 

@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from octavo.checkpoints.weights import Weights
+from octavo.errors import ModelLoadError
 from octavo.layers.context import AttentionContext
 from octavo.layers.ops import Ops
 from octavo.models.config import ModelConfig
-from octavo.models.errors import ModelLoadError
 from octavo.models.hf_config import HfConfig
 from octavo.models.layer_norm_decoder import (
     Layer,

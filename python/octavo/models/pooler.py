@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from octavo.checkpoints.weights import SafetensorsWeights, safetensors_files
-from octavo.models.errors import ModelLoadError
+from octavo.errors import ModelLoadError
 
 _MODES = {
     "pooling_mode_cls_token": "cls",

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from octavo.checkpoints.weights import RenamedWeights, SafetensorsWeights, safetensors_files
 from octavo.config import EngineConfig
+from octavo.errors import ModelLoadError
 from octavo.layers.context import AttentionContext
 from octavo.layers.ops import Ops
 from octavo.models.bert import ENCODERS, BertEncoder, make_class_head
 from octavo.models.config import ModelConfig
-from octavo.models.errors import ModelLoadError
 from octavo.models.hf_config import architecture_of
 from octavo.models.loader import DTYPES
 from octavo.models.pooler import Pooler, first_rows

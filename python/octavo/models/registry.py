@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from octavo.checkpoints.weights import Weights
+from octavo.errors import ModelLoadError
 from octavo.layers.context import AttentionContext
 from octavo.layers.ops import Ops
 from octavo.models.bert import ENCODERS, read_encoder_config
 from octavo.models.config import ModelConfig
-from octavo.models.errors import ModelLoadError
 from octavo.models.falcon import FalconForCausalLM
 from octavo.models.gemma import GemmaForCausalLM
 from octavo.models.gemma2 import Gemma2ForCausalLM

@@ -22,8 +22,8 @@ from octavo.checkpoints import gguf_names
 from octavo.checkpoints.dummy_tokenizer import make_dummy_tokenizer
 from octavo.checkpoints.weights import safetensors_files
 from octavo.config import EngineConfig
+from octavo.errors import ModelLoadError
 from octavo.models.config import ModelConfig, token_ids
-from octavo.models.errors import ModelLoadError
 from octavo.models.gguf_config import GgufFacts, config_from_gguf
 from octavo.models.registry import config_from_hf
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from octavo.errors import ModelLoadError
 from octavo.models.config import ModelConfig
-from octavo.models.errors import ModelLoadError
 
 # A CPU's cache unless told otherwise, or one request of max_model_len needs more: 10,200 tokens of
 # a 135M model in bfloat16. Pages are touched only when blocks are first used, but cached prefixes

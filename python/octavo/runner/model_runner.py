@@ -11,9 +11,9 @@ import torch
 
 from octavo._core import Staging
 from octavo.config import EngineConfig
+from octavo.errors import ModelLoadError
 from octavo.layers.context import AttentionContext
 from octavo.layers.ops import Ops, get_ops
-from octavo.models.errors import ModelLoadError
 from octavo.models.loader import DTYPES, load_model, resolve_dtypes
 from octavo.models.source import ModelSource
 from octavo.pooling import PoolingInfo

@@ -27,7 +27,6 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from octavo.errors import BadRequestError
-from octavo.server.http import limits
 
 # What a template may call on a string that a request's template brought: nothing that multiplies.
 _HARMLESS_STR_METHODS_TEXT = (
@@ -42,6 +41,10 @@ _HARMLESS_FILTERS_TEXT = (
     "string sum title tojson trim unique upper"
 )
 _HARMLESS_FILTERS: Final = frozenset(_HARMLESS_FILTERS_TEXT.split())
+# Far above honest templates and texts, far below what harms a server.
+MAX_TEMPLATE_CHARS: Final = 256 * 1024
+MAX_RENDERED_CHARS: Final = 64 * 1024 * 1024
+MAX_RENDER_S: Final = 2.0
 _MAX_OPERAND: Final = 1_000_000
 _MAX_INDENT: Final = 16
 
@@ -201,8 +204,8 @@ class ChatTemplate:
     def __init__(
         self, source: str, special_tokens: Mapping[str, str], *, untrusted: bool = False
     ) -> None:
-        if len(source) > limits.MAX_TEMPLATE_CHARS:
-            raise ValueError(f"a chat template has at most {limits.MAX_TEMPLATE_CHARS} characters")
+        if len(source) > MAX_TEMPLATE_CHARS:
+            raise ValueError(f"a chat template has at most {MAX_TEMPLATE_CHARS} characters")
         environment = _UntrustedEnvironment() if untrusted else _Environment()
         try:
             tree = environment.parse(source)
@@ -279,7 +282,7 @@ class ChatTemplate:
         return plain
 
     def _run(self, variables: dict[str, Any]) -> str:
-        _budget.deadline = time.monotonic() + limits.MAX_RENDER_S
+        _budget.deadline = time.monotonic() + MAX_RENDER_S
         try:
             context = self._template.new_context(variables)
             return _collect(self._template.root_render_func(context))
@@ -305,7 +308,7 @@ def _collect(pieces: Iterable[str]) -> str:
     for piece in pieces:
         parts.append(piece)
         num_chars += len(piece)
-        if num_chars > limits.MAX_RENDERED_CHARS:
+        if num_chars > MAX_RENDERED_CHARS:
             raise _OutOfBudget("writes too much")
     if time.monotonic() > _budget.deadline:
         raise _OutOfBudget("takes too long")

@@ -28,7 +28,6 @@ from octavo.errors import (
     error_body,
     error_kind,
 )
-from octavo.sampling_params import InvalidParameterError
 from octavo.server.http import limits
 from octavo.server.http.access import Access, route_path
 from octavo.server.http.exchange import JsonResponse, header
@@ -173,7 +172,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     request_id: str = request.scope["state"]["request_id"]
     if isinstance(error, HTTPException):
         error = _routing_error(request, error)
-    if not isinstance(error, OctavoError | InvalidParameterError):
+    if not isinstance(error, OctavoError):
         logger.error("request %s failed", request_id, exc_info=error)
     elif isinstance(error, BadRequestError) and error.__cause__ is not None:
         # A template that meets data it was not written for may need its operator's eye.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo._core import TokenIds
-from octavo.sampling_params import InvalidParameterError
+from octavo.errors import InvalidParameterError
 
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1

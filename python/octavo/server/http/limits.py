@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Sized
 from typing import Final
 
-from octavo.errors import BodyTooLargeError
-from octavo.sampling_params import InvalidParameterError
+from octavo.errors import BodyTooLargeError, InvalidParameterError
 
-# The one table. Each number is far above honest use and far below what harms the server.
+# The one table of the wire; text/chat_template.py has the templates'. Each number is far above
+# honest use and far below what harms the server.
 MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 MAX_HEADER_BYTES: Final = 16 * 1024
 MAX_PROMPTS: Final = 1024
@@ -28,9 +28,6 @@ MAX_ALLOWED_TOKEN_IDS: Final = 4096
 MAX_LOGPROBS: Final = 20
 MAX_REQUEST_ID_CHARS: Final = 256
 MAX_CACHE_SALT_CHARS: Final = 1024
-MAX_RENDERED_CHARS: Final = 64 * 1024 * 1024
-MAX_RENDER_S: Final = 2.0
-MAX_TEMPLATE_CHARS: Final = 256 * 1024
 # A client that stops in the middle of its body holds memory and a connection.
 MAX_BODY_SILENCE_S: Final = 60.0
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from octavo.errors import UnsupportedParameterError
-from octavo.sampling_params import InvalidParameterError
+from octavo.errors import InvalidParameterError, UnsupportedParameterError
 from octavo.server.http import limits
 from octavo.server.http.fields import invalid
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, NamedTuple
 
 from octavo._core import TokenIds
-from octavo.errors import UnsupportedParameterError
-from octavo.sampling_params import InvalidParameterError, SamplingParams
+from octavo.errors import InvalidParameterError, UnsupportedParameterError
+from octavo.sampling_params import SamplingParams
 from octavo.server.http import fields, limits
 from octavo.server.openai.messages import MESSAGES_SCHEMA, parse_messages
-from octavo.text.chat_template import RESERVED_VARIABLES
+from octavo.text.chat_template import MAX_TEMPLATE_CHARS, RESERVED_VARIABLES
 
 Prompt = str | TokenIds
 
@@ -238,7 +238,7 @@ TEMPLATE_FIELDS: Final[dict[str, fields.Check]] = {
     "messages": fields.Check(MESSAGES_SCHEMA, parse_messages),
     "add_generation_prompt": _boolean,
     "continue_final_message": _boolean,
-    "chat_template": fields.string(limits.MAX_TEMPLATE_CHARS, least_chars=1),
+    "chat_template": fields.string(MAX_TEMPLATE_CHARS, least_chars=1),
     "chat_template_kwargs": _template_kwargs,
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from octavo.sampling_params import InvalidParameterError
+from octavo.errors import InvalidParameterError
 from octavo.server.openai.protocol import parse_detokenize, parse_tokenize
 from octavo.server.work.prompts import INLINE_CHARS, encode, encode_chat
 

@@ -12,8 +12,8 @@ import numpy as np
 import orjson
 from starlette.responses import Response
 
+from octavo.errors import InvalidParameterError
 from octavo.pooling import vector
-from octavo.sampling_params import InvalidParameterError
 from octavo.server.http.exchange import JSON
 from octavo.server.pooling.pool import encoded_inputs, pool, usage
 from octavo.server.pooling.protocol import EmbeddingRequest, parse_embedding

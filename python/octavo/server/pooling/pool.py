@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from octavo._core import TokenIds
-from octavo.errors import RequestTooLongError, UnsupportedParameterError
+from octavo.errors import InvalidParameterError, RequestTooLongError, UnsupportedParameterError
 from octavo.pooling import NO_TOKENS, PooledText, encode_text, max_text_len
-from octavo.sampling_params import InvalidParameterError
 from octavo.server.work.generation import Generation
 from octavo.server.work.prompts import INLINE_CHARS, MAX_CHARS_PER_TOKEN
 
@@ -34,7 +33,7 @@ async def pool(
     """Fill every text; the number of their tokens. ``param``: the field that they came in.
 
     Raises:
-        OctavoError, InvalidParameterError: nothing has been written yet.
+        OctavoError: nothing has been written yet.
         ClientDisconnect: there is nobody to write to; what is left is aborted.
     """
     if request.priority and engine.config.scheduling_policy != "priority":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from octavo.sampling_params import InvalidParameterError
+from octavo.errors import InvalidParameterError
 from octavo.server.http import fields, limits
 from octavo.server.openai.protocol import Body, Prompt, checked, require, truncation
 

@@ -83,7 +83,7 @@ async def answer(
     """Generate ``n`` samples of each prompt and answer with them.
 
     Raises:
-        OctavoError, InvalidParameterError: nothing has been written yet.
+        OctavoError: nothing has been written yet.
         ClientDisconnect: there is nobody to write to; the samples are aborted.
     """
     request = wire.request

@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from octavo.errors import RequestTooLongError, UnsupportedParameterError
-from octavo.sampling_params import InvalidParameterError
+from octavo.errors import InvalidParameterError, RequestTooLongError, UnsupportedParameterError
 
 if TYPE_CHECKING:
     from octavo._core import TokenIds

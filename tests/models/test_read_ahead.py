@@ -19,9 +19,9 @@ from octavo.checkpoints import read_ahead as read_ahead_module
 from octavo.checkpoints.read_ahead import ReadAhead
 from octavo.checkpoints.weights import SafetensorsWeights, read_entries
 from octavo.config import EngineConfig
+from octavo.errors import ModelLoadError
 from octavo.layers.ops import get_ops
 from octavo.models import loader as loader_module
-from octavo.models.errors import ModelLoadError
 from octavo.models.source import resolve_model
 
 CPU = torch.device("cpu")
