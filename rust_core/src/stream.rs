@@ -2,6 +2,8 @@
 //!
 //! Nothing here allocates but the growth of `out`. O(bytes).
 
+use crate::request::StopReason;
+
 /// The fixed bytes around a stream's changing parts. See `SseTemplate` in `_core.pyi`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SseTemplate {
@@ -11,15 +13,6 @@ pub struct SseTemplate {
     pub first: Box<[u8]>,
     /// After the last one.
     pub last: Box<[u8]>,
-}
-
-/// What ended a text besides EOS and its length.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StopReason<'a> {
-    /// A stop string.
-    Text(&'a str),
-    /// A stop token.
-    Token(u32),
 }
 
 /// Append `text` as the inside of a JSON string, without its quotes.
@@ -68,7 +61,7 @@ pub fn write_chunk(
     template: &SseTemplate,
     text: &str,
     finish: Option<&str>,
-    stop_reason: Option<StopReason<'_>>,
+    stop_reason: Option<&StopReason>,
     out: &mut Vec<u8>,
 ) {
     const NULL: &[u8] = b"null";
@@ -83,7 +76,7 @@ pub fn write_chunk(
     out.extend_from_slice(after_finish);
     match stop_reason {
         Some(StopReason::Text(stop)) => write_json_string(stop, out),
-        Some(StopReason::Token(id)) => write_decimal(id, out),
+        Some(StopReason::Token(id)) => write_decimal(*id, out),
         None => out.extend_from_slice(NULL),
     }
     out.extend_from_slice(after_stop);

@@ -1,6 +1,7 @@
 //! Streamed chunks are JSON that reads back as what was put in.
 
-use octavo_core::stream::{SseTemplate, StopReason, escape_json, write_chunk, write_json_string};
+use octavo_core::request::StopReason;
+use octavo_core::stream::{SseTemplate, escape_json, write_chunk, write_json_string};
 use proptest::prelude::*;
 
 fn template() -> SseTemplate {
@@ -32,12 +33,12 @@ proptest! {
     fn a_chunk_reads_back(text in any::<String>(), stop in any::<String>(), id in any::<u32>()) {
         for (finish, reason) in [
             (None, None),
-            (Some("stop"), Some(StopReason::Text(&stop))),
+            (Some("stop"), Some(StopReason::Text(stop.as_str().into()))),
             (Some("stop"), Some(StopReason::Token(id))),
             (Some("length"), None),
         ] {
             let mut out = b"before".to_vec();
-            write_chunk(&template(), &text, finish, reason, &mut out);
+            write_chunk(&template(), &text, finish, reason.as_ref(), &mut out);
             let chunk = out.strip_prefix(b"beforedata: ").unwrap();
             let chunk = chunk.strip_suffix(b"\n\n").unwrap();
             let chunk: serde_json::Value = serde_json::from_slice(chunk).unwrap();
@@ -45,7 +46,7 @@ proptest! {
             prop_assert_eq!(chunk["finish_reason"].as_str(), finish);
             match reason {
                 Some(StopReason::Text(stop)) => {
-                    prop_assert_eq!(chunk["stop_reason"].as_str(), Some(stop));
+                    prop_assert_eq!(chunk["stop_reason"].as_str(), Some(&*stop));
                 }
                 Some(StopReason::Token(id)) => {
                     prop_assert_eq!(chunk["stop_reason"].as_u64(), Some(id.into()));

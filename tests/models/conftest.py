@@ -61,14 +61,16 @@ class Driver:
         """Queue a request of one sample; its id."""
         request_id, self._next_id = self._next_id, self._next_id + 1
         eos = () if params.ignore_eos else self.source.eos_token_ids
+        assert params.max_tokens is not None
         self.requests[request_id] = RequestState(
+            request_id=request_id,
             params=params,
-            num_prompt_tokens=len(prompt),
+            prompt_token_ids=prompt,
+            max_tokens=params.max_tokens,
+            arrival_s=0.0,
             seed=params.seed,
             eos_token_ids=eos,
-            prompt_token_ids=prompt,
         )
-        assert params.max_tokens is not None
         self.core.add_request(
             [request_id],
             list(prompt),

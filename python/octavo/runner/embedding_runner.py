@@ -38,11 +38,11 @@ _CPU_TOKENS, _GPU_TOKENS = 2048, 16384
 _MAX_NUM_SEQS = 256
 # The scheduler keeps a hundredth of its blocks back for requests that grow.
 _SPARE_BLOCKS = 1.02
-_NOTHING = SampledTokens(np.empty(0, np.int32), None, None, None)
+_NO_TOKENS = np.empty(0, np.int32)
 
 
 class EmbeddingRunner:
-    """See ModelRunner; what it computes goes into each request's PooledText.
+    """See ModelRunner; a step's results are one vector a request, float32 [D], as extras.
 
     Raises:
         ModelLoadError: the model cannot be read, or a setting that such models do not have.
@@ -79,7 +79,7 @@ class EmbeddingRunner:
         length = Staging.required_len(
             self.max_num_batched_tokens, self.max_num_seqs, self.max_model_len, self.block_size
         )
-        self._buffer = StagingBuffer(length, (), not on_cpu)
+        self._buffer = StagingBuffer(length, not on_cpu)
         max_blocks_per_seq = -(-self.max_model_len // self.block_size)
         # Whether the block table and the views are those of the step that runs.
         self._is_loaded = False
@@ -114,26 +114,30 @@ class EmbeddingRunner:
     ) -> InFlight:
         """Compute a planned step, whose requests are whole texts."""
         array = self._buffer.array
-        texts = [requests[request_id].pooled for request_id in batch.request_ids]
+        request_ids = batch.request_ids
         starts = array[batch.query_start_loc_offset :][: batch.num_reqs + 1].copy()
         is_second = np.zeros(int(starts[-1]), np.int32)
-        for index, text in enumerate(texts):
-            if text is not None and text.num_first is not None:
-                is_second[starts[index] + text.num_first : starts[index + 1]] = 1
+        for index, request_id in enumerate(request_ids):
+            if (num_first := requests[request_id].num_first) is not None:
+                is_second[starts[index] + num_first : starts[index + 1]] = 1
         self._is_loaded = False
+        extras: list[tuple[int, object]] = []
         for first, last in self._parts(starts):
             rows = self._run_graph(batch, first, last, starts, is_second)
             if rows is None:
                 rows = self._compute(batch, first, last, starts, is_second)
-            for text, row in zip(texts[first:last], rows, strict=True):
-                if text is not None:
-                    text.values = row
-        return ComputedStep(batch.step_id, _NOTHING)
+            extras += zip(request_ids[first:last], rows, strict=True)
+        return ComputedStep(batch.step_id, SampledTokens(_NO_TOKENS, extras=extras))
 
     def collect(self, in_flight: InFlight) -> SampledTokens:
-        """No tokens: vectors were handed over already."""
+        """A launched step's results: no tokens, one vector a request."""
         assert isinstance(in_flight, ComputedStep)
         return in_flight.sampled
+
+    def abandon(self) -> None:
+        """See ModelRunner."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def warm_up(self) -> None:
         """One text of one token: threads start, weights are paged in."""
@@ -201,7 +205,7 @@ class EmbeddingRunner:
         if self._graphs is None:
             return None
         tokens = slice(int(starts[first]), int(starts[last]))
-        ids, positions = self._buffer.array[: 2 * batch.token_stride].reshape(2, -1)[:, tokens]
+        ids, positions = self._buffer.array[: 2 * batch.num_tokens].reshape(2, -1)[:, tokens]
         seconds = is_second[tokens]
         return self._graphs.run(
             TextBatch(

@@ -54,7 +54,7 @@ from octavo.runner.cuda_graphs import (
 from octavo.runner.gpu_sampling import GpuSampling
 from octavo.runner.input_batch import StagingBuffer
 from octavo.runner.model_runner import InFlight, ModelRunner
-from octavo.runner.prompt_scorer import PromptSpan, ScoredRows, to_host
+from octavo.runner.prompt_scorer import PromptSpan, ScoredRows, collected, to_host
 from octavo.runner.request_state import RequestState
 from octavo.runner.sampler import SampledTokens
 
@@ -290,7 +290,7 @@ class GpuRunner(ModelRunner):
         )
         # The header stays in front of what Rust writes, new requests' records come behind it.
         records = self.max_num_seqs * RECORD_LEN
-        return StagingBuffer(length + records, (), pinned=self._on_gpu, header_len=HEADER_LEN)
+        return StagingBuffer(length + records, pinned=self._on_gpu, header_len=HEADER_LEN)
 
     def _new_ids(self, turn: int) -> _Ids:
         done = None if self._stream is None else make_event(self._stream)
@@ -498,17 +498,21 @@ class GpuRunner(ModelRunner):
         """The tokens of a launched step. Blocks until they are on the host."""
         assert isinstance(in_flight, GpuInFlight)
         self.wait(in_flight)
-        for scored in in_flight.scored:
-            scored.record()
+        extras = collected(in_flight.scored) if in_flight.scored else None
         logprobs = in_flight.logprobs
         if logprobs is None:
-            return SampledTokens(in_flight.tokens)
+            return SampledTokens(in_flight.tokens, extras=extras)
         return SampledTokens(
             in_flight.tokens,
             logprobs.ids.numpy(),
             logprobs.values.numpy(),
             logprobs.ranks.numpy(),
+            extras,
         )
+
+    def abandon(self) -> None:
+        super().abandon()
+        self._last = None
 
     def device_clock(self) -> DeviceClock | None:
         """What tells when the device comes past a step; None without one. It must be idle."""

@@ -24,14 +24,12 @@ class StagingBuffer:
 
     __slots__ = ("address", "array", "header", "host", "staging")
 
-    def __init__(
-        self, length: int, token_buckets: tuple[int, ...], pinned: bool, header_len: int = 0
-    ) -> None:
+    def __init__(self, length: int, pinned: bool, header_len: int = 0) -> None:
         self.host = torch.zeros(header_len + length, dtype=torch.int32, pin_memory=pinned)
         self.address = self.host.data_ptr()
         self.header = self.host.numpy()[:header_len].view(np.uint8).data
         self.array = self.host.numpy()[header_len:]
-        self.staging = Staging(self.array, token_buckets)
+        self.staging = Staging(self.array)
 
 
 class InputBatch:
@@ -59,7 +57,7 @@ class InputBatch:
 
     def load(self, batch: ScheduledBatch, packed: Tensor) -> None:
         """Take a step: ``packed``, int32 [packed_len], is its staged buffer on the device."""
-        tokens, reqs = batch.token_stride, batch.req_stride
+        tokens, reqs = batch.num_tokens, batch.num_reqs
         # Sections follow one another without gaps: one call makes every view.
         (
             self.input_ids,

@@ -26,7 +26,7 @@ from octavo.runner.kv_cache import (
     plan_kv_cache,
 )
 from octavo.runner.library_pages import drop_library_pages
-from octavo.runner.prompt_scorer import PromptScorer
+from octavo.runner.prompt_scorer import PromptScorer, collected
 from octavo.runner.request_state import RequestState
 from octavo.runner.sampler import SampledTokens, Sampler
 
@@ -138,9 +138,8 @@ class ModelRunner:
             self.batch.load(batch, self._upload(buffer, batch.packed_len))
             self.batch.context.ends_only = not self.prompt_scorer.unscored
             hidden = self.model(self.batch.input_ids, self.batch.context)
-            if spans := self.prompt_scorer.plan(batch, buffer.array):
-                for scored in self.prompt_scorer.score(spans, hidden):
-                    scored.record()
+            spans = self.prompt_scorer.plan(batch, buffer.array)
+            extras = collected(self.prompt_scorer.score(spans, hidden)) if spans else None
             num_samples = batch.num_samples
             # A prefill chunk that is not its prompt's last samples nothing; a step of decodes
             # samples every row.
@@ -151,12 +150,22 @@ class ModelRunner:
             rows = array[batch.sample_rows_offset :][:num_samples]
             slots = array[batch.sample_slots_offset :][:num_samples]
             positions = array[batch.positions_offset :][rows]
-            return ComputedStep(batch.step_id, self.sampler.sample(logits, slots, positions))
+            sampled = self.sampler.sample(logits, slots, positions)
+            if extras:
+                sampled = sampled._replace(extras=extras)
+            return ComputedStep(batch.step_id, sampled)
 
     def collect(self, in_flight: InFlight) -> SampledTokens:
-        """The tokens of a launched step, in the order of its samples. Blocks until they exist."""
+        """A launched step's results, in the order of its samples. Blocks until they exist."""
         assert isinstance(in_flight, ComputedStep)
         return in_flight.sampled
+
+    def abandon(self) -> None:
+        """Forget the steps that were launched and not collected; their requests are gone."""
+        if self.device.type == "cuda":
+            # It may still read what the next steps are staged in.
+            torch.cuda.synchronize(self.device)
+        self.prompt_scorer.unscored.clear()
 
     def warm_up(self) -> None:
         """One decode that stores nothing: threads start, weights are paged in."""
@@ -218,7 +227,7 @@ class ModelRunner:
         length = Staging.required_len(
             self.max_num_batched_tokens, self.max_num_seqs, self.max_model_len, self.block_size
         )
-        return StagingBuffer(length, (), self.device.type != "cpu")
+        return StagingBuffer(length, self.device.type != "cpu")
 
     def _available_bytes(self) -> int:
         """What the KV cache may take, with the weights in place."""

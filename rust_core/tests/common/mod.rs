@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use octavo_core::batch::{ScheduledBatch, Staging};
 use octavo_core::engine_core::{AddRequest, EngineCore, Sampled};
-use octavo_core::outbox::{Delivery, Delta};
+use octavo_core::outbox::{Delivery, Delta, Extra};
 use octavo_core::request::{FinishReason, StopReason};
 use octavo_core::scheduler::{Policy, SchedulerConfig};
 
@@ -85,6 +85,8 @@ pub struct Expected {
     pub finished: Option<(FinishReason, Option<StopReason>)>,
     pub num_cached_tokens: u32,
     may_end_early: bool,
+    /// What its next delta carries.
+    extra: Option<Extra>,
 }
 
 /// A step on the device.
@@ -102,7 +104,6 @@ pub struct World {
     pub in_flight: VecDeque<Launched>,
     pub samples: BTreeMap<u64, Expected>,
     config: SchedulerConfig,
-    buckets: Vec<u32>,
     buffer: Vec<i32>,
     /// Per cell of the cache, the fingerprint of the sequence up to its token.
     cache: Vec<u64>,
@@ -128,14 +129,13 @@ pub fn config(num_blocks: usize, block_size: usize) -> SchedulerConfig {
 }
 
 impl World {
-    pub fn new(config: SchedulerConfig, buckets: &[u32]) -> Self {
+    pub fn new(config: SchedulerConfig) -> Self {
         let core = EngineCore::new(config.clone(), 1, None).expect("a valid config");
         let rows = config.max_num_seqs + 1;
         let columns = config.max_model_len.div_ceil(config.block_size);
         Self {
             in_flight: VecDeque::new(),
             samples: BTreeMap::new(),
-            buckets: buckets.to_vec(),
             buffer: vec![i32::MIN; core.scheduler().limits().required_len()],
             cache: vec![GARBAGE; config.num_blocks * config.block_size],
             block_table: vec![-1; rows * columns],
@@ -188,6 +188,7 @@ impl World {
                 finished: None,
                 num_cached_tokens: 0,
                 may_end_early: false,
+                extra: None,
             };
             self.samples.insert(id, expected);
         }
@@ -201,7 +202,6 @@ impl World {
         self.buffer.fill(i32::MIN);
         let mut staging = Staging {
             buffer: &mut self.buffer,
-            token_buckets: &self.buckets,
         };
         let batch = self
             .core
@@ -224,6 +224,12 @@ impl World {
             return;
         };
         self.now_s += 0.001;
+        // Some steps bring extras: for one sample twice, and for one that may be over.
+        if step.batch.step_id % 3 == 0 {
+            for &id in step.request_ids.iter().chain(step.request_ids.first()) {
+                self.attach(id);
+            }
+        }
         let was_empty = self.core.outbox().lock().is_empty();
         let sampled = Sampled {
             token_ids: &step.tokens,
@@ -236,6 +242,18 @@ impl World {
         let is_empty = self.core.outbox().lock().is_empty();
         assert_eq!(wake_up, was_empty && !is_empty);
         self.check();
+    }
+
+    /// Gives a sample's next delta something to carry; what that replaces comes back.
+    fn attach(&mut self, id: u64) {
+        let sample = self.samples.get_mut(&id).expect("known");
+        let extra = Extra::new((id, self.num_steps));
+        let left = self.core.attach(id, extra.clone());
+        let expected = match self.core.token_ids(id) {
+            Ok(_) => sample.extra.replace(extra),
+            Err(_) => Some(extra),
+        };
+        assert_eq!(left, expected, "request {id}");
     }
 
     /// The step at `at` failed: what it wrote is garbage.
@@ -336,6 +354,7 @@ impl World {
         );
         sample.received.extend(&delta.token_ids);
         sample.num_cached_tokens = delta.num_cached_tokens;
+        assert_eq!(delta.extra, sample.extra.take(), "request {id}");
         assert_eq!(delta.num_output_tokens as usize, sample.received.len());
         let (tokens, reason, stop) = sample.wish.truth(id, sample.max_len);
         assert!(
@@ -372,40 +391,19 @@ impl World {
         let staged = self.buffer[..batch.packed_len].to_vec();
         assert!(!staged.contains(&i32::MIN), "an element was not written");
         let section = |offset: usize, len: usize| &staged[offset..offset + len];
-        let input_ids = section(batch.input_ids_offset, batch.token_stride);
-        let positions = section(batch.positions_offset, batch.token_stride);
-        let slot_mapping = section(batch.slot_mapping_offset, batch.token_stride);
-        let slots = section(batch.slots_offset, batch.req_stride);
-        let seq_lens = section(batch.seq_lens_offset, batch.req_stride);
-        let query_start_loc = section(batch.query_start_loc_offset, batch.req_stride + 1);
-        let sample_rows = section(batch.sample_rows_offset, batch.req_stride);
-        let sample_slots = section(batch.sample_slots_offset, batch.req_stride);
+        let input_ids = section(batch.input_ids_offset, batch.num_tokens);
+        let positions = section(batch.positions_offset, batch.num_tokens);
+        let slot_mapping = section(batch.slot_mapping_offset, batch.num_tokens);
+        let slots = section(batch.slots_offset, batch.num_reqs);
+        let seq_lens = section(batch.seq_lens_offset, batch.num_reqs);
+        let query_start_loc = section(batch.query_start_loc_offset, batch.num_reqs + 1);
+        let sample_rows = section(batch.sample_rows_offset, batch.num_reqs);
+        let sample_slots = section(batch.sample_slots_offset, batch.num_reqs);
         let updates = section(batch.block_updates_offset, 2 * batch.num_block_updates);
 
-        let is_decode_only = batch.num_decodes == batch.num_reqs;
-        let bucket = self.buckets.iter().find(|&&b| b as usize >= batch.num_reqs);
-        match bucket.filter(|_| is_decode_only) {
-            Some(&bucket) => {
-                assert_eq!(
-                    (batch.token_stride, batch.req_stride),
-                    (bucket as usize, bucket as usize)
-                );
-            }
-            None => assert_eq!(
-                (batch.token_stride, batch.req_stride),
-                (batch.num_tokens, batch.num_reqs)
-            ),
-        }
         assert!(batch.num_tokens <= self.config.max_num_batched_tokens);
         assert_eq!(query_start_loc[0], 0);
-        assert!(
-            query_start_loc[batch.num_reqs..]
-                .iter()
-                .all(|&q| q == batch.num_tokens as i32)
-        );
-        assert!(slot_mapping[batch.num_tokens..].iter().all(|&m| m == -1));
-        assert!(slots[batch.num_reqs..].iter().all(|&s| s as usize == spare));
-        assert!(seq_lens[batch.num_reqs..].iter().all(|&len| len == 0));
+        assert_eq!(query_start_loc[batch.num_reqs], batch.num_tokens as i32);
         assert!(
             sample_slots[batch.num_samples..]
                 .iter()
@@ -414,7 +412,7 @@ impl World {
         assert!(
             sample_rows
                 .iter()
-                .all(|&row| (row as usize) < batch.token_stride)
+                .all(|&row| (row as usize) < batch.num_tokens)
         );
 
         let (rows, ids) = updates.split_at(batch.num_block_updates);

@@ -13,7 +13,6 @@ import orjson
 from starlette.responses import Response
 
 from octavo.errors import InvalidParameterError
-from octavo.pooling import vector
 from octavo.server.http.exchange import JSON
 from octavo.server.pooling.pool import encoded_inputs, pool, usage
 from octavo.server.pooling.protocol import EmbeddingRequest, parse_embedding
@@ -40,10 +39,10 @@ async def embeddings(state: ServerState, exchange: Exchange) -> None:
             "dimensions",
         )
     texts = await encoded_inputs(engine, request)
-    num_tokens = await pool(state, exchange, engine, request, texts, "input")
+    vectors = await pool(state, exchange, engine, request, texts, "input")
 
     def render() -> bytes:
-        rows = np.stack([vector(pooled)[:size] for _, pooled in texts])
+        rows = np.stack([vector[:size] for vector in vectors])
         if info.normalizes and size < info.size:
             # What is left of a vector is shorter than 1.
             rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
@@ -56,7 +55,7 @@ async def embeddings(state: ServerState, exchange: Exchange) -> None:
                 {"object": "embedding", "index": index, "embedding": _written(row, request)}
                 for index, row in enumerate(rows)
             ],
-            "usage": usage(num_tokens),
+            "usage": usage(texts),
         }
         return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 

@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Final
 import orjson
 from starlette.requests import ClientDisconnect
 
-from octavo.errors import RequestTooLongError, UnsupportedParameterError, error_body
-from octavo.prompt_logprobs import PromptLogprobs
+from octavo.errors import RequestTooLongError, error_body
 from octavo.server.work.generation import Generation
 from octavo.server.work.usage import Usage
 from octavo.server.work.wire import DONE, add_timings, sse_event
 
 if TYPE_CHECKING:
     from octavo._core import Delta, SseTemplate, SseWriter, TokenIds
-    from octavo.engine.request import Delivery
+    from octavo.runner.request_state import Delivery
     from octavo.sampling_params import SamplingParams
     from octavo.server.http.exchange import Exchange
     from octavo.server.work.state import ServerState
@@ -88,10 +87,6 @@ async def answer(
     """
     request = wire.request
     engine = state.engine_for_work()
-    if request.priority and engine.config.scheduling_policy != "priority":
-        raise UnsupportedParameterError(
-            "priority needs a server with --scheduling-policy priority", "priority"
-        )
     delivery: Delivery = "final"
     templates: list[SseTemplate] | None = None
     if request.stream:
@@ -99,8 +94,6 @@ async def answer(
         if wire.is_plain:
             delivery = "sse"
             templates = [wire.sse_template(i) for i in range(len(prompts) * params.n)]
-    if params.prompt_logprobs is not None:
-        wire.scores = [PromptLogprobs(params.prompt_logprobs) for _ in prompts]
     with Generation(state, engine, exchange.connection) as generation:
         try:
             generation.submit(
@@ -110,7 +103,6 @@ async def answer(
                 sse=templates,
                 priority=request.priority,
                 cache_salt=request.cache_salt,
-                scores=wire.scores,
             )
         except RequestTooLongError as error:
             error.param = wire.prompt_field
@@ -119,7 +111,9 @@ async def answer(
             await _stream(exchange, generation, wire)
             return
         deltas = await generation.collect()
-    if sum(scores.num_recorded for scores in wire.scores) > INLINE_SCORES:
+    for index, delta in enumerate(deltas):
+        wire.take_extra(index, delta)
+    if sum(map(len, wire.scores.values())) > INLINE_SCORES:
         body = await asyncio.to_thread(lambda: orjson.dumps(wire.answer(deltas)))
         await exchange.respond_body(body)
     else:
@@ -201,6 +195,7 @@ def _decorated_events(
     events = []
     for delta in news:
         index = generation.index(delta)
+        wire.take_extra(index, delta)
         if index not in opened:
             opened.add(index)
             events.append(wire.first_event(index))

@@ -55,8 +55,8 @@ class Wire(ABC):
         self.model = model
         self.id = f"{self.id_prefix}-{request.request_id or request_id}"
         self.created = int(time.time())
-        # One per prompt, where the request asks for them; complete when its first delta comes.
-        self.scores: list[PromptLogprobs] = []
+        # By prompt, where the request asks for them: the first delta of each sample brings them.
+        self.scores: dict[int, PromptLogprobs] = {}
 
     # ------------------------------------------------------------- what routes differ in
 
@@ -79,6 +79,11 @@ class Wire(ABC):
         """The choice of a whole answer. ``delta`` holds all of the sample's output."""
 
     # ------------------------------------------------------------------ what they share
+
+    def take_extra(self, index: int, delta: Delta) -> None:
+        """Keep what sample ``index`` brings of its prompt."""
+        if delta.extra is not None:
+            self.scores[index // self.request.n] = delta.extra
 
     @property
     def is_plain(self) -> bool:
