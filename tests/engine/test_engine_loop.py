@@ -32,6 +32,7 @@ def run_to_end(loop: EngineLoop, max_steps: int = 5000) -> dict[int, Any]:
         loop.core.check_integrity()
         finals.update({delta.request_id: delta for delta in loop.core.outbox.drain()})
         if not busy and not loop.core.has_work():
+            assert loop._requests == {}, "what is over is forgotten"
             return finals
     raise AssertionError("the engine did not become idle")
 
