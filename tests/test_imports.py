@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -142,11 +143,15 @@ def test_kernels_use_tensors_alone() -> None:
 
 def test_pyo3_is_named_in_the_binding_alone() -> None:
     """``cargo test`` and the Rust benches need no Python because of this."""
-    source = ROOT / "rust_core" / "src"
-    named = [p for p in source.rglob("*.rs") if re.search(r"\bpyo3::", p.read_text())]
+    crates = ROOT / "rust_core"
+    named = [p for p in crates.rglob("*.rs") if re.search(r"\bpyo3\b", p.read_text())]
+    named += [p for p in crates.rglob("Cargo.toml") if "pyo3" in p.read_text()]
     assert named
-    binding = [p for p in named if p.relative_to(source).parts[0] in {"python.rs", "python"}]
-    assert named == binding
+    assert {p.relative_to(crates).parts[0] for p in named} == {"python"}
+    assert tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["default-members"] == [
+        "rust_core/core",
+        "rust_core/cpu",
+    ]
 
 
 def _dotted(node: ast.expr) -> tuple[str, str] | None:
