@@ -4,8 +4,8 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use octavo_core::files::formats::dequantize;
-use octavo_core::files::gguf::{GgufFile, TENSOR_KINDS};
+use octavo_core::files::formats::{TENSOR_KINDS, dequantize};
+use octavo_core::files::gguf::GgufFile;
 use octavo_core::text::detokenizer::Detokenizer;
 use octavo_core::text::sse::{SseTemplate, write_chunk};
 use octavo_core::text::tokenizer::Tokenizer;

@@ -3,7 +3,8 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use octavo_core::files::gguf::{GgufFile, TENSOR_KINDS, Value};
+use octavo_core::files::formats::TENSOR_KINDS;
+use octavo_core::files::gguf::{GgufFile, Value};
 use octavo_core::text::tokenizer::Tokenizer;
 use proptest::prelude::*;
 use proptest::sample::Index;

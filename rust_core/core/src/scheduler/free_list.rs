@@ -38,12 +38,6 @@ impl FreeList {
         self.len
     }
 
-    /// Whether the list holds nothing.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     /// Whether `index` is in the list. O(1).
     #[must_use]
     pub fn contains(&self, index: u32) -> bool {
@@ -88,7 +82,8 @@ impl FreeList {
     }
 
     /// The indices from first to last.
-    pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
+    #[cfg(test)]
+    fn iter(&self) -> impl Iterator<Item = u32> + '_ {
         let sentinel = self.sentinel();
         let first = Some(self.next[sentinel as usize]).filter(|&i| i != sentinel);
         std::iter::successors(first, move |&i| {
@@ -158,7 +153,7 @@ mod tests {
             std::iter::from_fn(|| list.pop_front()).collect::<Vec<_>>(),
             [0, 1, 2]
         );
-        assert!(list.is_empty());
+        assert_eq!(list.len(), 0);
         list.check_integrity().unwrap();
     }
 

@@ -16,14 +16,6 @@ use siphasher::sip128::{Hasher128, SipHasher13};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockHash(u128);
 
-impl BlockHash {
-    /// The half that serves as the hash map's key hash: it is uniform already.
-    #[must_use]
-    pub fn low_bits(self) -> u64 {
-        self.0 as u64
-    }
-}
-
 /// Computes block names under one secret key.
 #[derive(Debug, Clone)]
 pub struct BlockHasher {
