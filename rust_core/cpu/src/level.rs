@@ -1,5 +1,9 @@
 //! Level: which instructions a kernel may use, found at run time.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::asm;
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::sync::OnceLock;
 
 use crate::simd::{Kernel, Scalar};
@@ -52,7 +56,7 @@ impl Level {
                 && std::arch::is_x86_feature_detected!("avx512vnni")
             {
                 levels.push(Level(Kind::Avx512));
-                if crate::linear::amx::is_available() {
+                if tiles_are_available() {
                     levels.push(Level(Kind::Amx));
                 }
             }
@@ -182,4 +186,40 @@ impl Level {
             }
         }
     }
+}
+
+/// Whether this process may use the tile unit with bfloat16; asks the kernel once.
+#[cfg(target_arch = "x86_64")]
+fn tiles_are_available() -> bool {
+    static FOUND: OnceLock<bool> = OnceLock::new();
+    *FOUND.get_or_init(|| {
+        const AMX_BF16: u32 = 1 << 22;
+        const AMX_TILE: u32 = 1 << 24;
+        let both = AMX_BF16 | AMX_TILE;
+        let known = __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & both == both;
+        known && cfg!(all(target_os = "linux", not(miri))) && request_tiles()
+    })
+}
+
+/// Linux keeps the tiles' 8 KiB of every thread only for processes that asked.
+#[cfg(target_arch = "x86_64")]
+fn request_tiles() -> bool {
+    const ARCH_PRCTL: usize = 158;
+    const ARCH_REQ_XCOMP_PERM: usize = 0x1023;
+    const XFEATURE_XTILEDATA: usize = 18;
+    let mut result: isize = ARCH_PRCTL.cast_signed();
+    // SAFETY: the call takes two integers and touches no memory of ours; the kernel overwrites
+    // rcx and r11.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") result,
+            in("rdi") ARCH_REQ_XCOMP_PERM,
+            in("rsi") XFEATURE_XTILEDATA,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    result == 0
 }

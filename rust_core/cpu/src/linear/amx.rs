@@ -19,14 +19,12 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
-use std::sync::OnceLock;
 
 use crate::float::DType;
 use crate::level::Level;
-use crate::linear::View;
 use crate::linear::float::{Emit, K_BLOCK, Unpack};
 use crate::linear::form::{Form, Out, with_form};
-use crate::linear::layout::Packed;
+use crate::linear::layout::{Packed, View};
 use crate::pool;
 use crate::scratch::with_floats;
 use crate::simd::{Kernel, Simd};
@@ -45,40 +43,6 @@ const PANEL: usize = 2 * TILE;
 const PANEL_BYTES: usize = 1 << 20;
 /// Up to so many rows x is read from the first-level cache, and so had the panel better be.
 const ONE_PANEL_ROWS: usize = 32;
-
-/// Whether this process may use the tile unit with bfloat16; asks the kernel once.
-pub fn is_available() -> bool {
-    static FOUND: OnceLock<bool> = OnceLock::new();
-    *FOUND.get_or_init(|| {
-        const AMX_BF16: u32 = 1 << 22;
-        const AMX_TILE: u32 = 1 << 24;
-        let both = AMX_BF16 | AMX_TILE;
-        let known = __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & both == both;
-        known && cfg!(all(target_os = "linux", not(miri))) && ask_for_tiles()
-    })
-}
-
-/// Linux keeps the tiles' 8 KiB of every thread only for processes that asked.
-fn ask_for_tiles() -> bool {
-    const ARCH_PRCTL: usize = 158;
-    const ARCH_REQ_XCOMP_PERM: usize = 0x1023;
-    const XFEATURE_XTILEDATA: usize = 18;
-    let mut result: isize = ARCH_PRCTL.cast_signed();
-    // SAFETY: the call takes two integers and touches no memory of ours; the kernel overwrites
-    // rcx and r11.
-    unsafe {
-        asm!(
-            "syscall",
-            inlateout("rax") result,
-            in("rdi") ARCH_REQ_XCOMP_PERM,
-            in("rsi") XFEATURE_XTILEDATA,
-            lateout("rcx") _,
-            lateout("r11") _,
-            options(nostack),
-        );
-    }
-    result == 0
-}
 
 /// bfloat16 parts of (x, weights): as many as their types have bits for, except that without
 /// `exact` quantized weights are rounded to one and what they meet to two. One for both changes a

@@ -7,9 +7,8 @@
 
 use std::ops::Range;
 
-use crate::linear::View;
 use crate::linear::form::{Form, Out, with_form};
-use crate::linear::layout::Packed;
+use crate::linear::layout::{Packed, View};
 use crate::simd::{Kernel, Simd};
 use crate::tensor::{Rows, RowsMut, load_some, store_some};
 

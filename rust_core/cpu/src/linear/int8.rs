@@ -13,9 +13,8 @@
 use std::ops::Range;
 
 use crate::level::Level;
-use crate::linear::View;
 use crate::linear::form::{Form, with_form};
-use crate::linear::layout::Packed;
+use crate::linear::layout::{Packed, View};
 use crate::pool;
 use crate::simd::{GROUP, Kernel, Simd};
 use crate::tensor::{Rows, RowsMut, load_some, store_some};

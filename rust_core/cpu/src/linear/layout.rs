@@ -408,6 +408,34 @@ fn decode(words: &[u32; 8], bits: usize) -> [u8; GROUP] {
     out
 }
 
+/// Packed rows of one kind as the kernels see them.
+#[derive(Clone, Copy)]
+pub struct View {
+    /// The packed bytes.
+    pub bytes: *const u8,
+    /// Their layout.
+    pub packed: Packed,
+    /// Rows, without padding.
+    pub n: usize,
+    /// Columns, without padding.
+    pub k: usize,
+}
+
+impl View {
+    /// Where a panel's element `k0`, even, begins in bfloat16 weights, for panels `width` wide.
+    ///
+    /// # Safety
+    /// The element exists.
+    pub unsafe fn bf16_panel(&self, panel: usize, k0: usize, width: usize) -> *const u16 {
+        let pairs = panel * self.k.div_ceil(2) + k0 / 2;
+        // SAFETY: the caller's.
+        unsafe { self.bytes.cast::<u16>().add(pairs * 2 * width) }
+    }
+}
+
+// SAFETY: a View's bytes are read only, and outlive the region that uses it.
+unsafe impl Sync for View {}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,7 +6,7 @@
 //! Cost: 2 M N K operations; the weights are read once per 64 to 128 rows of x.
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) mod amx;
+mod amx;
 pub(crate) mod float;
 mod form;
 pub mod int16;
@@ -16,6 +16,7 @@ mod layout;
 use self::float::{FloatTask, ROW_BLOCK, SCRATCH_FLOATS};
 use self::int8::{Activations, Int8Task};
 pub use self::layout::Packed;
+use self::layout::View;
 use crate::float::DType;
 use crate::level::Level;
 use crate::pool;
@@ -343,31 +344,6 @@ impl Section {
     }
 }
 
-/// A section as the kernels see it.
-#[derive(Clone, Copy)]
-pub struct View {
-    /// The packed bytes.
-    pub bytes: *const u8,
-    /// Their layout.
-    pub packed: Packed,
-    /// Rows, without padding.
-    pub n: usize,
-    /// Columns, without padding.
-    pub k: usize,
-}
-
-impl View {
-    /// Where a panel's element `k0`, even, begins in bfloat16 weights, for panels `width` wide.
-    ///
-    /// # Safety
-    /// The element exists.
-    pub unsafe fn bf16_panel(&self, panel: usize, k0: usize, width: usize) -> *const u16 {
-        let pairs = panel * self.k.div_ceil(2) + k0 / 2;
-        // SAFETY: the caller's.
-        unsafe { self.bytes.cast::<u16>().add(pairs * 2 * width) }
-    }
-}
-
 type Range = std::ops::Range<usize>;
 
 /// Up to so many rows wait for the memory. It reads one stretch a thread faster than pieces that
@@ -396,6 +372,3 @@ pub(super) fn split(units: usize, rows: usize, run: &(dyn Fn(Range, Range) + Syn
         run(u..(u + unit_step).min(units), r..(r + row_step).min(rows));
     });
 }
-
-// SAFETY: a View's bytes are read only, and outlive the region that uses it.
-unsafe impl Sync for View {}
