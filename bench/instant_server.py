@@ -55,7 +55,7 @@ class _Source:
 
 
 class InstantRunner:
-    """ModelRunner's interface, and no model."""
+    """EagerRunner's interface, and no model."""
 
     max_in_flight = 1
     keeps_kv = True

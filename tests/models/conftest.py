@@ -16,8 +16,8 @@ import torch
 from octavo import _core
 from octavo.config import EngineConfig
 from octavo.layers.context import AttentionContext
-from octavo.models.loader import resolve_model
-from octavo.runner.model_runner import ModelRunner, RequestState
+from octavo.models.source import resolve_model
+from octavo.runner.eager import EagerRunner, RequestState
 from octavo.sampling_params import SamplingParams
 
 # Modules that tests share; importlib mode does not put this folder on the path.
@@ -43,7 +43,7 @@ class Driver:
         config = {"dtype": "float32", "threads": 1, **config}
         self.config = EngineConfig(model=None if model is None else str(model), **config)
         self.source = resolve_model(self.config)
-        self.runner = ModelRunner(self.config, self.source)
+        self.runner = EagerRunner(self.config, self.source)
         self.core = _core.EngineCore(
             num_blocks=self.runner.num_blocks,
             block_size=self.runner.block_size,

@@ -20,8 +20,8 @@ from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
 from octavo.kernels.packed import QuantTensor
 from octavo.models import source as source_module
-from octavo.models.loader import load_tokenizer, resolve_dtypes, resolve_model
-from octavo.models.source import DEFAULT_MODEL
+from octavo.models.source import DEFAULT_MODEL, load_tokenizer, resolve_model
+from octavo.runner.loading import load_model, resolve_dtypes
 
 CPU = torch.device("cpu")
 
@@ -29,7 +29,6 @@ CPU = torch.device("cpu")
 def load(path: Path | str | None, **config: Any) -> Any:
     """The model alone, computed with by the reference ops."""
     from octavo.layers.ops import get_ops
-    from octavo.models.loader import load_model
 
     engine = EngineConfig(
         model=None if path is None else str(path), attention_backend="reference", **config

@@ -1,6 +1,6 @@
 """EngineLoop: the one thread that steps.
 
-It owns the EngineCore and the ModelRunner. Others reach it only through ``submit`` and ``abort``,
+It owns the EngineCore and the EagerRunner. Others reach it only through ``submit`` and ``abort``,
 which queue a command and wake it. With no work it blocks: an idle engine costs nothing.
 """
 
@@ -20,7 +20,7 @@ from octavo._core import EngineCore
 from octavo.engine.request import RequestLimits
 from octavo.engine.step_times import StepTimes
 from octavo.errors import EngineDeadError
-from octavo.models.loader import load_tokenizer, resolve_model
+from octavo.models.source import load_tokenizer, resolve_model
 from octavo.runner.create import make_runner
 from octavo.runner.request_state import RequestState, encode_bad_words
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from octavo.config import EngineConfig
     from octavo.engine.request import EngineRequest
     from octavo.models.source import ModelSource
-    from octavo.runner.model_runner import InFlight
+    from octavo.runner.eager import InFlight
 
 logger = logging.getLogger("octavo.engine")
 

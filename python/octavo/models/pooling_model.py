@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 
 from octavo.checkpoints.weights import RenamedWeights, SafetensorsWeights, safetensors_files
-from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
 from octavo.layers.context import AttentionContext
 from octavo.layers.ops import Ops
 from octavo.models.bert import ENCODERS, BertEncoder, make_class_head
 from octavo.models.config import ModelConfig
 from octavo.models.hf_config import architecture_of
-from octavo.models.loader import DTYPES
 from octavo.models.pooler import Pooler, first_rows
 from octavo.models.registry import ARCHITECTURES, TRUNKS, CausalLM, model_class
 from octavo.models.source import ModelSource
@@ -59,31 +57,38 @@ def is_pooling_model(source: ModelSource) -> bool:
 
 
 class PoolingModel:
-    """``max_len``: the most tokens of a text, special ones included.
+    """A model that computes one vector or score a text.
+
+    ``max_len``: the most tokens of a text, special ones included.
+
+    Args:
+        dtype: of matrices; None leaves each in its file's form.
+        act_dtype: of everything that flows.
+        rounded: an encoder on a CPU may round the factors of products to 14 bits, twice as fast.
+            Embeddings are compared with stored ones; all-MiniLM-L6-v2's keep a cosine of 0.999996
+            with float32's, where one bfloat16 part of each factor would leave 0.99993 and 8 bits
+            0.998.
+        max_model_len: tokens of the longest text, where that is less than the model's own limit.
 
     Raises:
         ModelLoadError: the files cannot be read or do not fit together; one line.
     """
 
     def __init__(
-        self, config: EngineConfig, source: ModelSource, ops: Ops, device: torch.device
+        self,
+        source: ModelSource,
+        ops: Ops,
+        device: torch.device,
+        *,
+        dtype: torch.dtype | None,
+        act_dtype: torch.dtype,
+        rounded: bool,
+        max_model_len: int | None,
     ) -> None:
         shape = source.model_config
-        if config.quantization is not None:
-            raise ModelLoadError(f"{source.path}: a model for embeddings cannot be quantized")
         self.config: ModelConfig = shape
-        dtype = DTYPES.get(config.dtype)
-        # Encoders on a CPU: factors of products in 14 bits, twice as fast. Embeddings are compared
-        # with stored ones; all-MiniLM-L6-v2's keep a cosine of 0.999996 with float32's, where one
-        # bfloat16 part of each factor would leave 0.99993 and 8 bits 0.998.
-        self._rounded = dtype is not torch.float32
-        if dtype is None and device.type == "cpu":
-            is_encoder = shape.architecture in ENCODERS
-            # A decoder's are large: they stay in their file's form.
-            dtype = torch.float32 if is_encoder else None
-        elif dtype is None:
-            dtype = DTYPES.get(shape.dtype, torch.float32)
-        self.act_dtype = torch.float32 if device.type == "cpu" or dtype is None else dtype
+        self._rounded = rounded
+        self.act_dtype = act_dtype
         weights = SafetensorsWeights(
             safetensors_files(source.path),
             device=device,
@@ -104,9 +109,8 @@ class PoolingModel:
             else:
                 self._load_decoder(source, weights, ops, device)
             weights.finish()
-        if config.max_model_len not in (None, -1):
-            assert config.max_model_len is not None
-            self.max_len = min(self.max_len, config.max_model_len)
+        if max_model_len is not None:
+            self.max_len = min(self.max_len, max_model_len)
 
     def bind_kv_cache(self, k_cache: Tensor, v_cache: Tensor) -> None:
         """[num_blocks, num_kv_heads, block_size, head_dim]: of whichever layer runs.

@@ -6,11 +6,11 @@ from octavo.config import EngineConfig
 from octavo.models.pooling_model import is_pooling_model
 from octavo.models.registry import ARCHITECTURES
 from octavo.models.source import ModelSource
-from octavo.runner.embedding_runner import EmbeddingRunner
-from octavo.runner.model_runner import ModelRunner, resolve_device
+from octavo.runner.eager import EagerRunner, resolve_device
+from octavo.runner.pooling import PoolingRunner
 
 
-def make_runner(config: EngineConfig, source: ModelSource) -> ModelRunner | EmbeddingRunner:
+def make_runner(config: EngineConfig, source: ModelSource) -> EagerRunner | PoolingRunner:
     """CUDA graphs where Triton's kernels run, the plain runner on a CPU or with the reference ops.
 
     A model that gives vectors gets a runner of its own. One of no family here gets the plain runner
@@ -20,11 +20,11 @@ def make_runner(config: EngineConfig, source: ModelSource) -> ModelRunner | Embe
         ModelLoadError: the model does not fit or cannot be read.
     """
     if is_pooling_model(source):
-        return EmbeddingRunner(config, source)
+        return PoolingRunner(config, source)
     own = source.model_config.architecture in ARCHITECTURES
     if own and resolve_device(config).type == "cuda" and config.attention_backend != "reference":
         # Imported here: Triton is not needed, and may be missing, on a CPU.
-        from octavo.runner.gpu_runner import GpuRunner
+        from octavo.runner.graphs import GraphRunner
 
-        return GpuRunner(config, source)
-    return ModelRunner(config, source)
+        return GraphRunner(config, source)
+    return EagerRunner(config, source)

@@ -1,4 +1,4 @@
-"""EmbeddingRunner: a model that gives vectors, and the scheduler's batches of texts through it.
+"""PoolingRunner: a model that gives vectors, and the scheduler's batches of texts through it.
 
 The scheduler's blocks are real, but of one layer: a text is computed whole in one step, so that
 all layers take turns with the same keys and values, and nothing is left when the step is over.
@@ -19,13 +19,13 @@ from octavo._core import Staging
 from octavo.config import EngineConfig
 from octavo.layers.context import AttentionContext
 from octavo.layers.ops import get_ops
-from octavo.models.pooling_model import PoolingModel
 from octavo.models.source import ModelSource
 from octavo.runner.cuda_graphs import computing, mixed_rows
-from octavo.runner.embedding_graphs import EmbeddingGraphs, TextBatch
+from octavo.runner.eager import ComputedStep, InFlight, resolve_device, set_num_threads
 from octavo.runner.input_batch import InputBatch, StagingBuffer
 from octavo.runner.library_pages import drop_library_pages
-from octavo.runner.model_runner import ComputedStep, InFlight, resolve_device, set_num_threads
+from octavo.runner.loading import load_pooling_model
+from octavo.runner.pooling_graphs import PoolingGraphs, TextBatch
 from octavo.runner.request_state import RequestState
 from octavo.runner.sampler import SampledTokens
 
@@ -41,8 +41,8 @@ _SPARE_BLOCKS = 1.02
 _NOTHING = SampledTokens(np.empty(0, np.int32), None, None, None)
 
 
-class EmbeddingRunner:
-    """See ModelRunner; what it computes goes into each request's PooledText.
+class PoolingRunner:
+    """See EagerRunner; what it computes goes into each request's PooledText.
 
     Raises:
         ModelLoadError: the model cannot be read, or a setting that such models do not have.
@@ -57,7 +57,7 @@ class EmbeddingRunner:
         ops = get_ops(self.device, config.attention_backend)
         if on_cpu:
             set_num_threads(ops, config.threads)
-        self._model = model = PoolingModel(config, source, ops, self.device)
+        self._model = model = load_pooling_model(config, source, ops, self.device)
         self.pooling = model.info
         self.max_model_len = model.max_len
         self.block_size = config.block_size
@@ -85,7 +85,7 @@ class EmbeddingRunner:
         self._is_loaded = False
         self._batch = InputBatch(self.max_num_seqs, max_blocks_per_seq, self.device)
         self._stream: torch.cuda.Stream | None = None
-        self._graphs: EmbeddingGraphs | None = None
+        self._graphs: PoolingGraphs | None = None
         if not on_cpu and config.attention_backend != "reference" and not config.enforce_eager:
             # Imported here: Triton may be missing on a CPU.
             from octavo.kernels import gpu
@@ -178,8 +178,8 @@ class EmbeddingRunner:
         broken = getattr(torch, "AcceleratorError", None)
         return broken is not None and isinstance(error, broken)
 
-    def _make_graphs(self, num_rows: Sequence[int]) -> EmbeddingGraphs:
-        return EmbeddingGraphs(
+    def _make_graphs(self, num_rows: Sequence[int]) -> PoolingGraphs:
+        return PoolingGraphs(
             self._model,
             num_rows,
             self.max_num_seqs,

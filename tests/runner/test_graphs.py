@@ -1,4 +1,4 @@
-"""GpuRunner: no switch and no interleaving changes a token.
+"""GraphRunner: no switch and no interleaving changes a token.
 
 Without a GPU the kernels run in Triton's interpreter and nothing is captured: slow, so there is one
 small comparison with the plain runner. The rest needs a CUDA device.
@@ -25,7 +25,7 @@ from octavo.checkpoints.dummy_tokenizer import dummy_tokenizer_json
 from octavo.engine import engine_loop
 from octavo.kernels import gpu
 from octavo.llm import LLM
-from octavo.runner import model_runner
+from octavo.runner import eager
 from octavo.runner.cuda_graphs import (
     MIXED_ROWS,
     GraphCache,
@@ -35,8 +35,8 @@ from octavo.runner.cuda_graphs import (
     exact_shape,
     mixed_rows,
 )
-from octavo.runner.gpu_runner import GpuRunner
-from octavo.runner.model_runner import ModelRunner
+from octavo.runner.eager import EagerRunner
+from octavo.runner.graphs import GraphRunner
 from octavo.sampling_params import SamplingParams
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -200,10 +200,10 @@ def test_interpreted_steps_choose_the_plain_runners_tokens(
     sampling.append({"bad_words": ["\x01\x02"], "min_tokens": 2, "stop_token_ids": [5]})
     sampling += [{"prompt_logprobs": 2}, {"prompt_logprobs": 0, "repetition_penalty": 1.2}]
     found = []
-    for runner in (ModelRunner, GpuRunner):
+    for runner in (EagerRunner, GraphRunner):
         monkeypatch.setattr(engine_loop, "make_runner", runner)
-        if runner is GpuRunner:
-            monkeypatch.setattr(model_runner, "get_ops", lambda device, backend: gpu)
+        if runner is GraphRunner:
+            monkeypatch.setattr(eager, "get_ops", lambda device, backend: gpu)
         llm = make(
             tmp_path,
             device="cpu",
@@ -239,7 +239,7 @@ def test_no_switch_changes_a_token(
     folder: Path, monkeypatch: pytest.MonkeyPatch, kinds: list[dict[str, Any]]
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(GpuRunner, "max_in_flight", 1)
+        patch.setattr(GraphRunner, "max_in_flight", 1)
         expected = tokens(make(folder, enforce_eager=True), kinds)
         assert tokens(make(folder), kinds) == expected, "graphs"
     assert tokens(make(folder, enforce_eager=True), kinds) == expected, "run-ahead"
@@ -264,7 +264,7 @@ def test_graphs_captured_in_pauses_change_no_token(
     monkeypatch.setattr(engine_loop.EngineLoop, "finish_warm_up", lambda self: None)
     llm = make(folder)
     runner = llm._engine.runner
-    assert isinstance(runner, GpuRunner)
+    assert isinstance(runner, GraphRunner)
     at_once = len(runner._graphs)
     while runner.capture_next():
         assert tokens(llm, kinds) == expected
@@ -283,7 +283,7 @@ def test_experts_in_a_graph_choose_the_same_tokens(tmp_path: Path) -> None:
     llm = make(tmp_path)
     assert tokens(llm, KINDS) == tokens(make(tmp_path, enforce_eager=True), KINDS)
     runner = llm._engine.runner
-    assert isinstance(runner, GpuRunner)
+    assert isinstance(runner, GraphRunner)
     assert len(runner._graphs) > 0
 
 

@@ -17,8 +17,8 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from octavo import LLM
-from octavo.runner import embedding_runner
-from octavo.runner.embedding_runner import EmbeddingRunner
+from octavo.runner import pooling
+from octavo.runner.pooling import PoolingRunner
 from tiny_encoders import save_encoder, save_tokenizer, write_modules
 
 LENGTHS = (5, 1, 40, 16, 17, 33)
@@ -37,7 +37,7 @@ def op_by_op(monkeypatch: pytest.MonkeyPatch) -> None:
 def padded(llm: LLM) -> LLM:
     """Steps of at most 96 tokens go through padded shapes; longer ones fit none."""
     runner = llm._engine.runner
-    assert isinstance(runner, EmbeddingRunner)
+    assert isinstance(runner, PoolingRunner)
     runner._graphs = runner._make_graphs((16, 64, 96))
     return llm
 
@@ -101,7 +101,7 @@ def test_the_gpus_kernels_leave_padding_alone(
     save(tmp_path)
     prompts = texts()[:3]
     expected = vectors(LLM(str(tmp_path), threads=1, dtype="float32"), prompts)
-    monkeypatch.setattr(embedding_runner, "get_ops", lambda device, backend: gpu)
+    monkeypatch.setattr(pooling, "get_ops", lambda device, backend: gpu)
     llm = padded(LLM(str(tmp_path), threads=1, dtype="float32"))
     torch.testing.assert_close(vectors(llm, prompts), expected, atol=1e-5, rtol=1e-4)
 

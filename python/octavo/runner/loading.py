@@ -24,11 +24,11 @@ from octavo.checkpoints.weights import (
 from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
 from octavo.layers.ops import Ops
+from octavo.models.bert import ENCODERS
 from octavo.models.config import ModelConfig
+from octavo.models.pooling_model import PoolingModel
 from octavo.models.registry import ARCHITECTURES, CausalLM, model_class
-from octavo.models.source import ModelSource, load_tokenizer, resolve_model
-
-__all__ = ["ModelDtypes", "load_model", "load_tokenizer", "resolve_dtypes", "resolve_model"]
+from octavo.models.source import ModelSource
 
 DTYPES = {
     "float32": torch.float32,
@@ -133,6 +133,37 @@ def load_model(
             raise ModelLoadError(f"{source.path}: no tensor for {error.args[0]}") from error
         weights.finish()
     return model
+
+
+def load_pooling_model(
+    config: EngineConfig, source: ModelSource, ops: Ops, device: torch.device
+) -> PoolingModel:
+    """A model that computes vectors or scores, with its weights on ``device``.
+
+    On a CPU an encoder's weights are float32 unless another type was asked for; a decoder's are
+    large, and stay in their file's form.
+
+    Raises:
+        ModelLoadError: the model cannot be read, or is to be quantized.
+    """
+    if config.quantization is not None:
+        raise ModelLoadError(f"{source.path}: a model for embeddings cannot be quantized")
+    shape = source.model_config
+    asked = dtype = DTYPES.get(config.dtype)
+    on_cpu = device.type == "cpu"
+    if dtype is None and not on_cpu:
+        dtype = DTYPES.get(shape.dtype, torch.float32)
+    elif dtype is None and shape.architecture in ENCODERS:
+        dtype = torch.float32
+    return PoolingModel(
+        source,
+        ops,
+        device,
+        dtype=dtype,
+        act_dtype=torch.float32 if on_cpu or dtype is None else dtype,
+        rounded=asked is not torch.float32,
+        max_model_len=None if config.max_model_len == -1 else config.max_model_len,
+    )
 
 
 def _load_foreign(

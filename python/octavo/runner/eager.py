@@ -1,4 +1,4 @@
-"""ModelRunner: the model in memory, its KV cache, and one step from plan to tokens."""
+"""EagerRunner: the model in memory, its KV cache, and one step from plan to tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
 from octavo.layers.context import AttentionContext
 from octavo.layers.ops import Ops, get_ops
-from octavo.models.loader import DTYPES, load_model, resolve_dtypes
 from octavo.models.source import ModelSource
 from octavo.pooling import PoolingInfo
 from octavo.runner.host_memory import available_cpu_bytes, limit_heaps
@@ -26,6 +25,7 @@ from octavo.runner.kv_cache import (
     plan_kv_cache,
 )
 from octavo.runner.library_pages import drop_library_pages
+from octavo.runner.loading import DTYPES, load_model, resolve_dtypes
 from octavo.runner.prompt_scorer import PromptScorer
 from octavo.runner.request_state import RequestState
 from octavo.runner.sampler import SampledTokens, Sampler
@@ -33,7 +33,7 @@ from octavo.runner.sampler import SampledTokens, Sampler
 if TYPE_CHECKING:
     from octavo._core import ScheduledBatch
 
-__all__ = ["ComputedStep", "InFlight", "ModelRunner", "RequestState", "SampledTokens"]
+__all__ = ["ComputedStep", "EagerRunner", "InFlight", "RequestState", "SampledTokens"]
 
 
 @dataclass(slots=True, eq=False)
@@ -50,11 +50,11 @@ class ComputedStep(InFlight):
     sampled: SampledTokens
 
 
-class ModelRunner:
+class EagerRunner:
     """Computes steps, one after another.
 
-    ``launch`` computes at once here, and samples on the host. GpuRunner runs ahead; loading, sizing
-    and staging are these.
+    ``launch`` computes at once here, and samples on the host. GraphRunner runs ahead; loading,
+    sizing and staging are these.
 
     Raises:
         ModelLoadError: the model, or one request of max_model_len, does not fit or cannot be read.

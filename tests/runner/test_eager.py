@@ -1,4 +1,4 @@
-"""ModelRunner's sizes, limits and staging, around a model of random numbers."""
+"""EagerRunner's sizes, limits and staging, around a model of random numbers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 
 from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
-from octavo.models.loader import resolve_model
+from octavo.models.source import resolve_model
+from octavo.runner.eager import EagerRunner, RequestState
 from octavo.runner.input_batch import InputBatch
-from octavo.runner.model_runner import ModelRunner, RequestState
 from octavo.runner.request_state import encode_bad_words
 from octavo.sampling_params import SamplingParams
 
@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def runner(folder: Path, **config: Any) -> ModelRunner:
+def runner(folder: Path, **config: Any) -> EagerRunner:
     engine = EngineConfig(
         model=str(folder),
         load_format="dummy",
@@ -48,7 +48,7 @@ def runner(folder: Path, **config: Any) -> ModelRunner:
         threads=1,
         **config,
     )
-    return ModelRunner(engine, resolve_model(engine))
+    return EagerRunner(engine, resolve_model(engine))
 
 
 def test_defaults_of_a_cpu(folder: Path) -> None:
@@ -105,7 +105,7 @@ def test_without_a_gpu_cuda_is_refused(folder: Path) -> None:
         pytest.skip("there is a GPU")
     engine = EngineConfig(model=str(folder), load_format="dummy", device="cuda")
     with pytest.raises(ModelLoadError, match="device cuda"):
-        ModelRunner(engine, resolve_model(engine))
+        EagerRunner(engine, resolve_model(engine))
 
 
 def test_stagings_rotate_and_warm_up_stores_nothing(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""GpuRunner: steps as CUDA graphs, one ahead of the host.
+"""GraphRunner: steps as CUDA graphs, one ahead of the host.
 
 A step is one copy of its packed plan to the device and one graph from input ids to sampled ids,
 which its last kernel writes on the device and on the host. Everything a request carries from step
@@ -35,7 +35,6 @@ from octavo.kernels.gpu.step import (
     prepare_step,
 )
 from octavo.layers.context import AttentionContext
-from octavo.models.loader import DTYPES
 from octavo.models.source import ModelSource
 from octavo.runner.cuda_driver import CudaDriver, CudaDriverError, DeviceClock, make_event
 from octavo.runner.cuda_graphs import (
@@ -51,9 +50,10 @@ from octavo.runner.cuda_graphs import (
     mixed_rows,
     rows_in,
 )
+from octavo.runner.eager import EagerRunner, InFlight
 from octavo.runner.gpu_sampling import GpuSampling
 from octavo.runner.input_batch import StagingBuffer
-from octavo.runner.model_runner import InFlight, ModelRunner
+from octavo.runner.loading import DTYPES
 from octavo.runner.prompt_scorer import PromptSpan, ScoredRows, to_host
 from octavo.runner.request_state import RequestState
 from octavo.runner.sampler import SampledTokens
@@ -72,7 +72,7 @@ class _Logprobs:
 
 
 @dataclass(slots=True, eq=False)
-class GpuInFlight(InFlight):
+class GraphInFlight(InFlight):
     """A step on the device, whose ``num_samples`` ids arrive in ``ids``."""
 
     ids: _Ids
@@ -119,8 +119,8 @@ _UNTRACKED: list[tuple[int, RequestState]] = []
 _PLAIN = _Needs(False, -1, False, _UNTRACKED)
 
 
-class GpuRunner(ModelRunner):
-    """A ModelRunner over the Triton op set."""
+class GraphRunner(EagerRunner):
+    """A EagerRunner over the Triton op set."""
 
     max_in_flight = 2
 
@@ -128,7 +128,7 @@ class GpuRunner(ModelRunner):
         self._on_gpu = False
         self._stream: torch.cuda.Stream | None = None
         self._driver: CudaDriver | None = None
-        self._last: GpuInFlight | None = None
+        self._last: GraphInFlight | None = None
         # The thread that does nothing but step, and the last on which torch has used the device:
         # the driver's own calls need one.
         self._thread: int | None = None
@@ -384,7 +384,7 @@ class GpuRunner(ModelRunner):
             graph,
             ids.handle,
         )
-        self._last = in_flight = GpuInFlight(batch.step_id, ids, num, _UNTRACKED)
+        self._last = in_flight = GraphInFlight(batch.step_id, ids, num, _UNTRACKED)
         return in_flight
 
     def _launch_any(
@@ -451,7 +451,7 @@ class GpuRunner(ModelRunner):
             self._device_thread = get_ident()
             if self._driver is not None:
                 self._driver.record_event(arriving.handle)
-        self._last = GpuInFlight(
+        self._last = GraphInFlight(
             batch.step_id, arriving, num_samples, needs.tracked, logprobs, scored
         )
         return self._last
@@ -484,7 +484,7 @@ class GpuRunner(ModelRunner):
         # Log probabilities are of what the model said, before it was adjusted.
         return _Needs(adjusted, num_logprobs, adjusted and num_logprobs >= 0, tracked)
 
-    def wait(self, in_flight: GpuInFlight) -> None:
+    def wait(self, in_flight: GraphInFlight) -> None:
         """Block until a step's ids are on the host; the tracked requests then have theirs."""
         ids, driver = in_flight.ids, self._driver
         if ids.done is not None and driver is not None and not driver.is_done(ids.handle):
@@ -496,7 +496,7 @@ class GpuRunner(ModelRunner):
 
     def collect(self, in_flight: InFlight) -> SampledTokens:
         """The tokens of a launched step. Blocks until they are on the host."""
-        assert isinstance(in_flight, GpuInFlight)
+        assert isinstance(in_flight, GraphInFlight)
         self.wait(in_flight)
         for scored in in_flight.scored:
             scored.record()
