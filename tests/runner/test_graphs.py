@@ -25,7 +25,7 @@ from octavo.checkpoints.dummy_tokenizer import dummy_tokenizer_json
 from octavo.engine import engine_loop
 from octavo.kernels import gpu
 from octavo.llm import LLM
-from octavo.runner import eager
+from octavo.runner import loading
 from octavo.runner.cuda_graphs import (
     MIXED_ROWS,
     GraphCache,
@@ -201,9 +201,13 @@ def test_interpreted_steps_choose_the_plain_runners_tokens(
     sampling += [{"prompt_logprobs": 2}, {"prompt_logprobs": 0, "repetition_penalty": 1.2}]
     found = []
     for runner in (EagerRunner, GraphRunner):
-        monkeypatch.setattr(engine_loop, "make_runner", runner)
+        monkeypatch.setattr(
+            engine_loop,
+            "make_runner",
+            lambda config, source, runner=runner: runner(loading.load(config, source)),
+        )
         if runner is GraphRunner:
-            monkeypatch.setattr(eager, "get_ops", lambda device, backend: gpu)
+            monkeypatch.setattr(loading, "get_ops", lambda device, backend: gpu)
         llm = make(
             tmp_path,
             device="cpu",
@@ -265,11 +269,11 @@ def test_graphs_captured_in_pauses_change_no_token(
     llm = make(folder)
     runner = llm._engine.runner
     assert isinstance(runner, GraphRunner)
-    at_once = len(runner._graphs)
-    while runner.capture_next():
+    at_once = len(runner.mesh.lead.graphs)
+    while runner.idle_work():
         assert tokens(llm, kinds) == expected
-        runner.capture_next()
-    assert len(runner._graphs) > at_once
+        runner.idle_work()
+    assert len(runner.mesh.lead.graphs) > at_once
     assert tokens(llm, kinds) == expected
 
 
@@ -284,7 +288,7 @@ def test_experts_in_a_graph_choose_the_same_tokens(tmp_path: Path) -> None:
     assert tokens(llm, KINDS) == tokens(make(tmp_path, enforce_eager=True), KINDS)
     runner = llm._engine.runner
     assert isinstance(runner, GraphRunner)
-    assert len(runner._graphs) > 0
+    assert len(runner.mesh.lead.graphs) > 0
 
 
 @pytest.mark.gpu

@@ -250,3 +250,35 @@ class GraphCache(Generic[T]):
         finally:
             graph.capture_end()
         return CapturedGraph(graph, graph.raw_cuda_graph_exec(), output)
+
+
+class Padding:
+    """The shape that each step is padded to, given the graphs that exist.
+
+    A mixed step may run as a wider graph while capturing one of its own would not pay.
+    """
+
+    def __init__(self, shapes: Shapes, num_layers: int, num_weights: int) -> None:
+        self._shapes = shapes
+        # Rows that may be padding: at a time, and until a shape is worth a graph of its own.
+        self._most_padding = rows_in(num_layers * LAUNCH_LAYER_S, num_weights)
+        self._capture_rows = rows_in(CAPTURE_S, num_weights)
+
+    def choose(
+        self, split: tuple[int, int, int], adjusted: bool, graphs: GraphCache[T]
+    ) -> StepShape | None:
+        """The shape of a step of ``split`` decodes, prefills and prefilled rows.
+
+        ``graphs``: by (shape, adjusted). None: no shape holds the step.
+        """
+        shape = self._shapes.find(*split)
+        if shape is None or not shape.prefill_rows or graphs.get((shape, adjusted)) is not None:
+            return shape
+        other = self._shapes.stand_in(shape)
+        if other is None:
+            return shape
+        waste = other.rows + other.reqs - shape.rows - shape.reqs
+        keys = (shape, adjusted), (other, adjusted)
+        if waste <= self._most_padding and graphs.stand_in(*keys, waste, self._capture_rows):
+            return other
+        return shape
