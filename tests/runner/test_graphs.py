@@ -37,7 +37,9 @@ from octavo.runner.cuda_graphs import (
 )
 from octavo.runner.eager import EagerRunner
 from octavo.runner.graphs import GraphRunner
+from octavo.runner.mesh import LockstepExchange, NoExchange
 from octavo.sampling_params import SamplingParams
+from toy_shards import assert_same, generate_with
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -231,6 +233,16 @@ def test_interpreted_steps_choose_the_plain_runners_tokens(
         assert_close(output.prompt_logprobs, plain.prompt_logprobs)
     scored = [output.prompt_logprobs for output in found[0][-2:]]
     assert [len(rows) for rows in scored] == [len(o.prompt_token_ids) for o in found[0][-2:]]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the toy model is on a CPU")
+def test_interpreted_shards_choose_the_tokens_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One plan for every shard; ids and log probabilities are read from rank 0."""
+    expected = generate_with(GraphRunner, NoExchange(), tmp_path, monkeypatch)
+    assert_same(generate_with(GraphRunner, LockstepExchange(2), tmp_path, monkeypatch), expected)
 
 
 # -------------------------------------------------------------------------------------- switches

@@ -113,8 +113,9 @@ class _Round:
         self.turns = [threading.Semaphore(0) for _ in range(size)]
         self.parts: list[Tensor | None] = [None] * size
         self.result: Tensor | None = None
+        self.num_met = 0  # exchanges that are complete
         self.num_ended = 0
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
 
 class _OtherRankFailed(Exception):
@@ -173,7 +174,7 @@ class LockstepExchange:
             return [] if round_.error is not None else [program()]
         except _OtherRankFailed:
             return []
-        except Exception as error:
+        except BaseException as error:  # raised again by ``run``
             round_.error = round_.error or error
             return []
         finally:
@@ -185,16 +186,20 @@ class LockstepExchange:
 
     def _meet(self, tensor: Tensor, rank: int, combine: Callable[[list[Tensor]], Tensor]) -> Tensor:
         round_ = self._round
-        if round_.num_ended and round_.error is None:
-            raise RuntimeError(f"rank {rank} exchanges more often than others")
+        if round_.num_ended:
+            raise RuntimeError(f"rank {rank} begins an exchange, and others have ended")
+        met_before = round_.num_met
         round_.parts[rank] = tensor
         is_last = rank == self.size - 1
         if is_last:
             round_.result = combine([part for part in round_.parts if part is not None])
+            round_.num_met += 1
         self._give_turn(rank)
         round_.turns[rank].acquire()
         if round_.error is not None:
             raise _OtherRankFailed
+        if round_.num_met == met_before:
+            raise RuntimeError(f"rank {rank} waits in an exchange, and others have ended")
         assert round_.result is not None
         # The others' copies are made before the last rank, which has its turn after them.
         return round_.result if is_last else round_.result.clone()
