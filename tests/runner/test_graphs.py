@@ -231,6 +231,13 @@ def test_interpreted_steps_choose_the_plain_runners_tokens(
         assert output.outputs[0].token_ids == plain.outputs[0].token_ids
         assert_close(output.outputs[0].logprobs, plain.outputs[0].logprobs)
         assert_close(output.prompt_logprobs, plain.prompt_logprobs)
+    with llm.trace(tmp_path / "trace.json") as trace:
+        again = llm.generate(prompts(len(sampling), 20, 190)[:1], params[0], use_tqdm=False)
+    assert again[0].outputs[0].token_ids == found[1][0].outputs[0].token_ids
+    waits = [event for event in trace._events if event["name"] == "wait"]
+    assert len(waits) >= params[0].max_tokens  # one a step
+    assert isinstance(llm._engine.runner, GraphRunner)
+    assert llm._engine.runner._observer is None
     scored = [output.prompt_logprobs for output in found[0][-2:]]
     assert [len(rows) for rows in scored] == [len(o.prompt_token_ids) for o in found[0][-2:]]
 
