@@ -33,7 +33,7 @@ from octavo.runner.staging import StagingBuffer
 if TYPE_CHECKING:
     from octavo._core import ScheduledBatch
 
-# Activations of more tokens leave the processor's caches; a GPU wants many.
+# Activations of more tokens leave a processor's caches; a GPU is busy with no fewer.
 _CPU_TOKENS, _GPU_TOKENS = 2048, 16384
 # Texts hold no memory between steps, so that there may be many in one.
 _MAX_NUM_SEQS = 256

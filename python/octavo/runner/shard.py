@@ -35,7 +35,7 @@ from octavo.runner.sizing import StepSizes, max_num_seqs, max_step_tokens
 
 @dataclass(slots=True, eq=False)
 class StepIds:
-    """Where one step's ids arrive; as many rotate as may be in flight, and one being read.
+    """The place where a step's ids arrive; as many rotate as may be in flight, and one being read.
 
     ``turn``: the row of HostIds; ``done``: an event recorded after them on the stream, ``handle``
     the driver's name for it.
