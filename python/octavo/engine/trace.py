@@ -42,6 +42,8 @@ class _TracedRunner:
         launch = trace.timed("launch", runner.launch)
         self.launch = launch if clock is None else trace.marked(launch, clock)
         self.collect = trace.timed("collect", runner.collect)
+        # Every step reads these: found here, they cost it no more than without a trace.
+        self.next_staging, self.max_in_flight = runner.next_staging, runner.max_in_flight
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runner, name)
