@@ -104,12 +104,11 @@ class GraphRunner:
         self._on_gpu = loaded.device.type == "cuda"
         self._observer: Observer | None = None
         self._last: GraphInFlight | None = None
-        # The thread that does nothing but step, and the last on which torch has used the device:
-        # the driver's own calls need one.
+        # The last thread on which torch has used the device: the driver's own calls need such a one.
         self._device_thread: int | None = None
         self._weight_bytes = torch.cuda.memory_allocated(loaded.device) if self._on_gpu else 0
         self._graph_bytes = 0
-        # Before the largest step binds a cache of its own.
+        # Counted before the largest step binds a cache of its own.
         weights = num_weights(loaded.model)
 
         parts = loaded.mesh.shards
