@@ -104,7 +104,7 @@ class GraphRunner:
         self._on_gpu = loaded.device.type == "cuda"
         self._observer: Observer | None = None
         self._last: GraphInFlight | None = None
-        # The last thread on which torch has used the device: the driver's own calls need such a one.
+        # The last thread on which torch has used the device: the driver's own calls need that.
         self._device_thread: int | None = None
         self._weight_bytes = torch.cuda.memory_allocated(loaded.device) if self._on_gpu else 0
         self._graph_bytes = 0
