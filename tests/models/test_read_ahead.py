@@ -21,8 +21,8 @@ from octavo.checkpoints.weights import SafetensorsWeights, read_entries
 from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
 from octavo.layers.ops import get_ops
-from octavo.models import loader as loader_module
 from octavo.models.source import resolve_model
+from octavo.runner import loading
 
 CPU = torch.device("cpu")
 BLOCK = 1024
@@ -184,10 +184,10 @@ def test_a_gpus_files_are_read_ahead_and_a_cpus_are_not(
     save_tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = resolve_model(EngineConfig(model=str(save_tiny("Llama")[0])))
-    monkeypatch.setattr(loader_module, "ReadAhead", lambda files, _: ReadAhead(files, CPU))
-    with loader_module._read_ahead(source, CPU) as take:
+    monkeypatch.setattr(loading, "ReadAhead", lambda files, _: ReadAhead(files, CPU))
+    with loading._read_ahead(source, CPU) as take:
         assert take is None
-    with loader_module._read_ahead(source, torch.device("cuda")) as take:
+    with loading._read_ahead(source, torch.device("cuda")) as take:
         assert take is not None
 
 
@@ -198,19 +198,19 @@ def test_a_model_is_the_same_however_it_is_read(
     path = save_tiny("Llama", max_shard_size=max_shard_size)[0]
     config = EngineConfig(model=str(path), attention_backend="reference")
     source = resolve_model(config)
-    read_ahead = loader_module._read_ahead
+    read_ahead = loading._read_ahead
 
     def load() -> Any:
-        dtypes = loader_module.resolve_dtypes(config, source.model_config, source, CPU)
+        dtypes = loading.resolve_dtypes(config, source.model_config, source, CPU)
         ops = get_ops(CPU, "reference")
-        return loader_module.load_model(
+        return loading.load_model(
             config, source, source.model_config, dtypes, ops, max_model_len=64, device=CPU
         )
 
     first = load()
-    monkeypatch.setattr(loader_module, "ReadAhead", lambda files, _: ReadAhead(files, CPU))
+    monkeypatch.setattr(loading, "ReadAhead", lambda files, _: ReadAhead(files, CPU))
     monkeypatch.setattr(
-        loader_module, "_read_ahead", lambda given, _: read_ahead(given, torch.device("cuda"))
+        loading, "_read_ahead", lambda given, _: read_ahead(given, torch.device("cuda"))
     )
     second = load()
     assert torch.equal(first.embed_tokens.weight, second.embed_tokens.weight)

@@ -25,7 +25,7 @@ from octavo.checkpoints.dummy_tokenizer import dummy_tokenizer_json
 from octavo.engine import engine_loop
 from octavo.kernels import gpu
 from octavo.llm import LLM
-from octavo.runner import eager
+from octavo.runner import loading
 from octavo.runner.cuda_graphs import (
     MIXED_ROWS,
     GraphCache,
@@ -37,7 +37,9 @@ from octavo.runner.cuda_graphs import (
 )
 from octavo.runner.eager import EagerRunner
 from octavo.runner.graphs import GraphRunner
+from octavo.runner.mesh import LockstepExchange, NoExchange
 from octavo.sampling_params import SamplingParams
+from toy_shards import assert_same, generate_with
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -201,9 +203,13 @@ def test_interpreted_steps_choose_the_plain_runners_tokens(
     sampling += [{"prompt_logprobs": 2}, {"prompt_logprobs": 0, "repetition_penalty": 1.2}]
     found = []
     for runner in (EagerRunner, GraphRunner):
-        monkeypatch.setattr(engine_loop, "make_runner", runner)
+        monkeypatch.setattr(
+            engine_loop,
+            "make_runner",
+            lambda config, source, runner=runner: runner(loading.load(config, source)),
+        )
         if runner is GraphRunner:
-            monkeypatch.setattr(eager, "get_ops", lambda device, backend: gpu)
+            monkeypatch.setattr(loading, "get_ops", lambda device, backend: gpu)
         llm = make(
             tmp_path,
             device="cpu",
@@ -225,8 +231,25 @@ def test_interpreted_steps_choose_the_plain_runners_tokens(
         assert output.outputs[0].token_ids == plain.outputs[0].token_ids
         assert_close(output.outputs[0].logprobs, plain.outputs[0].logprobs)
         assert_close(output.prompt_logprobs, plain.prompt_logprobs)
+    with llm.trace(tmp_path / "trace.json") as trace:
+        again = llm.generate(prompts(len(sampling), 20, 190)[:1], params[0], use_tqdm=False)
+    assert again[0].outputs[0].token_ids == found[1][0].outputs[0].token_ids
+    waits = [event for event in trace._events if event["name"] == "wait"]
+    assert len(waits) >= params[0].max_tokens  # one a step
+    assert isinstance(llm._engine.runner, GraphRunner)
+    assert llm._engine.runner._observer is None
     scored = [output.prompt_logprobs for output in found[0][-2:]]
     assert [len(rows) for rows in scored] == [len(o.prompt_token_ids) for o in found[0][-2:]]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the toy model is on a CPU")
+def test_interpreted_shards_choose_the_tokens_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One plan for every shard; ids and log probabilities are read from rank 0."""
+    expected = generate_with(GraphRunner, NoExchange(), tmp_path, monkeypatch)
+    assert_same(generate_with(GraphRunner, LockstepExchange(2), tmp_path, monkeypatch), expected)
 
 
 # -------------------------------------------------------------------------------------- switches
@@ -265,11 +288,11 @@ def test_graphs_captured_in_pauses_change_no_token(
     llm = make(folder)
     runner = llm._engine.runner
     assert isinstance(runner, GraphRunner)
-    at_once = len(runner._graphs)
-    while runner.capture_next():
+    at_once = len(runner.mesh.lead.graphs)
+    while runner.idle_work():
         assert tokens(llm, kinds) == expected
-        runner.capture_next()
-    assert len(runner._graphs) > at_once
+        runner.idle_work()
+    assert len(runner.mesh.lead.graphs) > at_once
     assert tokens(llm, kinds) == expected
 
 
@@ -284,7 +307,7 @@ def test_experts_in_a_graph_choose_the_same_tokens(tmp_path: Path) -> None:
     assert tokens(llm, KINDS) == tokens(make(tmp_path, enforce_eager=True), KINDS)
     runner = llm._engine.runner
     assert isinstance(runner, GraphRunner)
-    assert len(runner._graphs) > 0
+    assert len(runner.mesh.lead.graphs) > 0
 
 
 @pytest.mark.gpu

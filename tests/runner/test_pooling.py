@@ -17,7 +17,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from octavo import LLM
-from octavo.runner import pooling
+from octavo.runner import loading
 from octavo.runner.pooling import PoolingRunner
 from tiny_encoders import save_encoder, save_tokenizer, write_modules
 
@@ -101,7 +101,7 @@ def test_the_gpus_kernels_leave_padding_alone(
     save(tmp_path)
     prompts = texts()[:3]
     expected = vectors(LLM(str(tmp_path), threads=1, dtype="float32"), prompts)
-    monkeypatch.setattr(pooling, "get_ops", lambda device, backend: gpu)
+    monkeypatch.setattr(loading, "get_ops", lambda device, backend: gpu)
     llm = padded(LLM(str(tmp_path), threads=1, dtype="float32"))
     torch.testing.assert_close(vectors(llm, prompts), expected, atol=1e-5, rtol=1e-4)
 

@@ -1,11 +1,19 @@
-"""From a ModelSource to a model in memory: types, weights, progress."""
+"""LoadedModel: a model in memory, on a device, with the types it computes in: given to a runner.
+
+``load`` and ``load_pooling`` make one of an EngineConfig and a ModelSource: they choose the device,
+the op set and the types, and build each rank's part of the model from the checkpoint. The KV cache
+comes after that (sizing.py), when the runner knows how much memory its steps need.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,12 +31,15 @@ from octavo.checkpoints.weights import (
 )
 from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
-from octavo.layers.ops import Ops
+from octavo.layers.ops import Ops, get_ops
 from octavo.models.bert import ENCODERS
 from octavo.models.config import ModelConfig
 from octavo.models.pooling_model import PoolingModel
 from octavo.models.registry import ARCHITECTURES, CausalLM, model_class
 from octavo.models.source import ModelSource
+from octavo.runner.mesh import Mesh, NoExchange
+
+M = TypeVar("M")
 
 DTYPES = {
     "float32": torch.float32,
@@ -42,7 +53,7 @@ QUANTIZATIONS = {"w4": "Q4_1", "w8": "Q8_0"}
 
 @dataclass(frozen=True)
 class ModelDtypes:
-    """How numbers are held.
+    """Types of a model's numbers.
 
     ``weights``: of matrices, None where each keeps the form it has in the file. ``activations``:
     of everything that flows. ``packed``: quantized matrices stay quantized. ``exact``: and are
@@ -58,10 +69,148 @@ class ModelDtypes:
     quantize: str | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelPart(Generic[M]):
+    """One rank's part of a model; in a mesh of one, the whole."""
+
+    rank: int
+    device: torch.device
+    model: M
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedModel(Generic[M]):
+    """A model in memory, not yet able to step. ``shape``: of the whole model."""
+
+    config: EngineConfig
+    shape: ModelConfig
+    dtypes: ModelDtypes
+    ops: Ops
+    mesh: Mesh[ModelPart[M]]
+
+    @property
+    def device(self) -> torch.device:
+        """Rank 0's."""
+        return self.mesh.lead.device
+
+    @property
+    def model(self) -> M:
+        """Rank 0's part: the whole model in a mesh of one."""
+        return self.mesh.lead.model
+
+    @property
+    def kv_dtype(self) -> torch.dtype:
+        """Of keys and values."""
+        return DTYPES.get(self.config.kv_cache_dtype) or self.dtypes.kv_cache
+
+
+def load(config: EngineConfig, source: ModelSource) -> LoadedModel[CausalLM]:
+    """Read a model that generates text.
+
+    Raises:
+        ModelLoadError: the model cannot be read, or max_model_len is beyond its limit.
+    """
+    device = resolve_device(config)
+    dtypes = resolve_dtypes(config, source.model_config, source, device)
+    ops = _open_ops(config, device)
+    limit = _check_max_model_len(config.max_model_len, source)
+    model = load_model(
+        config, source, source.model_config, dtypes, ops, max_model_len=limit, device=device
+    )
+    mesh = Mesh([ModelPart(0, device, model)], NoExchange())
+    return LoadedModel(config, source.model_config, dtypes, ops, mesh)
+
+
+def load_pooling(config: EngineConfig, source: ModelSource) -> LoadedModel[PoolingModel]:
+    """Read a model that computes vectors or scores.
+
+    Raises:
+        ModelLoadError: the model cannot be read, or a setting that such models do not have.
+    """
+    device = resolve_device(config)
+    ops = _open_ops(config, device)
+    model = load_pooling_model(config, source, ops, device)
+    act = model.act_dtype
+    dtypes = ModelDtypes(act, act, packed=False, kv_cache=act)
+    mesh = Mesh([ModelPart(0, device, model)], NoExchange())
+    return LoadedModel(config, model.config, dtypes, ops, mesh)
+
+
+def num_weights(model: object) -> int:
+    """Elements of all tensors that a model's layers hold, each memory counted once."""
+    tensors: dict[int, int] = {}
+    seen: set[int] = set()
+    rest = [model]
+    while rest:
+        held = rest.pop()
+        if id(held) in seen:
+            continue
+        seen.add(id(held))
+        if isinstance(held, Tensor):
+            tensors[held.data_ptr()] = max(held.numel(), tensors.get(held.data_ptr(), 0))
+        elif isinstance(held, Mapping):
+            rest += held.values()
+        elif isinstance(held, list | tuple):
+            rest += held
+        elif not isinstance(held, type | ModuleType | FunctionType):
+            rest += vars(held).values() if hasattr(held, "__dict__") else ()
+            slots = (name for kind in type(held).__mro__ for name in getattr(kind, "__slots__", ()))
+            rest += [getattr(held, name) for name in slots if hasattr(held, name)]
+    return sum(tensors.values())
+
+
+def resolve_device(config: EngineConfig) -> torch.device:
+    """The device that ``--device`` means here.
+
+    Raises:
+        ModelLoadError: a GPU is asked for and there is none.
+    """
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ModelLoadError("device cuda: there is no GPU that torch can use")
+    return torch.device(config.device)
+
+
+def _open_ops(config: EngineConfig, device: torch.device) -> Ops:
+    """The device's op set, on a CPU with its threads."""
+    ops = get_ops(device, config.attention_backend)
+    if device.type == "cpu":
+        _set_num_threads(ops, config.threads)
+    return ops
+
+
+def _set_num_threads(ops: Ops, asked: int | None) -> None:
+    """Threads of the kernels: as many as asked for, else every core this process may use."""
+    if asked is None:
+        affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+        asked = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    own_pool = getattr(ops, "set_num_threads", None)
+    if own_pool is None:
+        torch.set_num_threads(asked)
+    else:
+        own_pool(asked)
+        # torch's threads spin for a while after each of its ops, on cores the kernels need.
+        torch.set_num_threads(1)
+
+
+def _check_max_model_len(max_model_len: int | None, source: ModelSource) -> int:
+    """The most positions a request may reach."""
+    model_config = source.model_config
+    limit = model_config.max_context_len
+    if max_model_len in (None, -1):
+        return limit
+    assert max_model_len is not None
+    limit = model_config.context_limit
+    if max_model_len > limit:
+        raise ModelLoadError(f"max_model_len {max_model_len} is beyond the model's own {limit}")
+    return max_model_len
+
+
 def resolve_dtypes(
     config: EngineConfig, model_config: ModelConfig, source: ModelSource, device: torch.device
 ) -> ModelDtypes:
-    """What ``--dtype`` means for this model on this device.
+    """The types that ``--dtype`` means for this model on this device.
 
     On a GPU, weights and activations share one type: the one asked for, else the checkpoint's,
     else (a GGUF file) bfloat16; quantized files are dequantized to it. On a CPU activations are
@@ -174,7 +323,7 @@ def _load_foreign(
     max_model_len: int,
     device: torch.device,
 ) -> CausalLM:
-    """A model of no family here: transformers' module. The import takes a second."""
+    """A model without a native implementation: transformers' module. The import takes a second."""
     from octavo.models.fallback import TransformersModel
 
     if dtypes.quantize is not None:
@@ -255,9 +404,9 @@ def _progress_bar(source: ModelSource) -> Iterator[Progress]:
 def _read_ahead(
     source: ModelSource, device: torch.device
 ) -> Iterator[Callable[[Path, str], Tensor] | None]:
-    """What hands out tensors that are read ahead, where that pays: for a GPU.
+    """A function that hands out tensors read ahead of their use, where that pays: for a GPU.
 
-    A CPU has no cores to spare, and what it maps stays mapped.
+    A CPU has no cores to spare, and its weights stay mapped.
     """
     if device.type == "cpu" or source.kind != "safetensors":
         yield None
