@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from .packed import PackedLinear
+from .weights import Weight
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,10 +26,10 @@ class LayerSpec:
 
     input_norm: Tensor
     post_norm: Tensor
-    qkv: tuple[Tensor | PackedLinear, Tensor | None]
-    o: tuple[Tensor | PackedLinear, Tensor | None]
-    gate_up: tuple[Tensor | PackedLinear, Tensor | None]
-    down: tuple[Tensor | PackedLinear, Tensor | None]
+    qkv: tuple[Weight, Tensor | None]
+    o: tuple[Weight, Tensor | None]
+    gate_up: tuple[Weight, Tensor | None]
+    down: tuple[Weight, Tensor | None]
     q_norm: Tensor | None
     k_norm: Tensor | None
     k_cache: Tensor

@@ -11,10 +11,10 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from .packed import PackedLinear
+from .weights import Weight
 
-Dense: TypeAlias = tuple[Tensor | PackedLinear, Tensor | None]
-Norm: TypeAlias = tuple[Tensor, Tensor | None]
+Dense: TypeAlias = tuple[Weight, Tensor | None]
+NormWeights: TypeAlias = tuple[Tensor, Tensor | None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,10 +27,10 @@ class EncoderLayerSpec:
 
     qkv: Dense
     o: Dense
-    o_norm: Norm
+    o_norm: NormWeights
     up: Dense
     down: Dense
-    mlp_norm: Norm
+    mlp_norm: NormWeights
 
 
 @dataclass(frozen=True, slots=True, eq=False)

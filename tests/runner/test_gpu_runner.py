@@ -23,7 +23,7 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton")
 from octavo.checkpoints.dummy_tokenizer import dummy_tokenizer_json
 from octavo.engine import engine_loop
-from octavo.kernels import gpu
+from octavo.kernels.gpu import ops as gpu
 from octavo.llm import LLM
 from octavo.runner import model_runner
 from octavo.runner.cuda_graphs import (
@@ -203,7 +203,7 @@ def test_interpreted_steps_choose_the_plain_runners_tokens(
     for runner in (ModelRunner, GpuRunner):
         monkeypatch.setattr(engine_loop, "make_runner", runner)
         if runner is GpuRunner:
-            monkeypatch.setattr(model_runner, "get_ops", lambda device, backend: gpu)
+            monkeypatch.setattr(model_runner, "get_ops", lambda device, backend: gpu.OPS)
         llm = make(
             tmp_path,
             device="cpu",

@@ -19,7 +19,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from octavo.checkpoints.weights import FLOAT_KINDS, TensorEntry, read_entries
+from octavo.checkpoints.safetensors import TENSOR_KINDS, TensorEntry, read_entries
 from octavo.errors import ModelLoadError
 
 NUM_READERS = 4
@@ -53,7 +53,7 @@ class _Region:
 
 
 class ReadAhead:
-    """Reads the floating-point tensors of safetensors ``files`` in order.
+    """Reads the tensors of safetensors ``files`` in order.
 
     At most ``max_ahead`` bytes past the last that was asked for; None is what the device has room
     for. A context manager: its threads end with it, read to the end or not.
@@ -141,7 +141,7 @@ class ReadAhead:
         if tensor.data is None:
             entry = tensor.entry
             tensor.data = torch.empty(
-                entry.shape, dtype=FLOAT_KINDS[entry.dtype], device=self._device
+                entry.shape, dtype=TENSOR_KINDS[entry.dtype], device=self._device
             )
         return tensor.data
 
@@ -192,8 +192,8 @@ class ReadAhead:
         filled: list[tuple[_Tensor, int]] = []
         for tensor in self._overlapping(file, at, end):
             entry = tensor.entry
-            if entry.dtype not in FLOAT_KINDS:
-                continue  # nobody takes it
+            if entry.dtype not in TENSOR_KINDS:
+                continue  # of a dtype that is not read
             first, last = max(at, entry.begin), min(end, entry.end)
             with self._moved:
                 data = self._place(tensor)

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.checkpoints.weights import open_safetensors, safetensors_files
+from octavo.checkpoints.safetensors import open_safetensors, safetensors_files
 from octavo.errors import ModelLoadError
+from octavo.kernels.opset import OpSet
 from octavo.layers.context import AttentionContext
-from octavo.layers.ops import Ops
 from octavo.layers.rope import RopeConfig, identity_table
 from octavo.models.config import ModelConfig, first, token_ids
 from octavo.models.hf_config import architecture_of
@@ -300,7 +300,7 @@ class TransformersModel:
         self,
         config: ModelConfig,
         folder: Path | None,
-        ops: Ops,
+        ops: OpSet,
         *,
         dtype: torch.dtype,
         max_model_len: int,
@@ -312,10 +312,9 @@ class TransformersModel:
         # Whether the module returns what its head computes, whatever scales the config names.
         self._head_is_last = False
         self.no_rope = identity_table(max(max_model_len, 32), device)
-        threads = getattr(ops, "num_threads", None)
-        if threads is not None:
+        if ops.threads is not None:
             # The module's matrix products are torch's, not the kernels'.
-            torch.set_num_threads(threads())
+            torch.set_num_threads(ops.threads.size())
         self.module = _load_module(config, folder, dtype).to(device)
         self.head = self.module.get_output_embeddings()
         if self.head is None:

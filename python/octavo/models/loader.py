@@ -11,19 +11,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from octavo.checkpoints.dummy import DummyWeights
+from octavo.checkpoints.gguf import GgufWeights
 from octavo.checkpoints.quantize import QuantizedWeights
 from octavo.checkpoints.read_ahead import ReadAhead
-from octavo.checkpoints.weights import (
-    DummyWeights,
-    GgufWeights,
-    Progress,
-    SafetensorsWeights,
-    Weights,
-    safetensors_files,
-)
+from octavo.checkpoints.safetensors import SafetensorsWeights, safetensors_files
+from octavo.checkpoints.weights import Progress, Weights
 from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
-from octavo.layers.ops import Ops
+from octavo.kernels.opset import OpSet
 from octavo.models.config import ModelConfig
 from octavo.models.registry import ARCHITECTURES, CausalLM, model_class
 from octavo.models.source import ModelSource, load_tokenizer, resolve_model
@@ -103,7 +99,7 @@ def load_model(
     source: ModelSource,
     model_config: ModelConfig,
     dtypes: ModelDtypes,
-    ops: Ops,
+    ops: OpSet,
     *,
     max_model_len: int,
     device: torch.device,
@@ -119,6 +115,8 @@ def load_model(
     if model_config.architecture not in ARCHITECTURES:
         return _load_foreign(source, model_config, dtypes, ops, max_model_len, device)
     build = model_class(model_config.architecture)
+    if dtypes.exact:
+        ops = ops.exactly()
     with (
         _read_ahead(source, device) as take,
         _progress_bar(source) as progress,
@@ -126,7 +124,7 @@ def load_model(
     ):
         weights = _open_weights(source, model_config, dtypes, device, progress, take)
         if dtypes.quantize is not None:
-            weights = QuantizedWeights(weights, dtypes.quantize, exact=dtypes.exact)
+            weights = QuantizedWeights(weights, dtypes.quantize)
         try:
             model = build(model_config, weights, ops, max_model_len=max_model_len, device=device)
         except KeyError as error:
@@ -139,7 +137,7 @@ def _load_foreign(
     source: ModelSource,
     model_config: ModelConfig,
     dtypes: ModelDtypes,
-    ops: Ops,
+    ops: OpSet,
     max_model_len: int,
     device: torch.device,
 ) -> CausalLM:
@@ -185,7 +183,6 @@ def _open_weights(
                 dtype=dtypes.weights,
                 act_dtype=act,
                 packed=dtypes.packed,
-                exact=dtypes.exact,
                 progress=progress,
             )
         case "safetensors":
@@ -194,6 +191,7 @@ def _open_weights(
                 device=device,
                 dtype=dtypes.weights,
                 act_dtype=act,
+                scheme=source.scheme,
                 ignored=["lm_head.weight"] if model_config.tie_word_embeddings else [],
                 progress=progress,
                 take=take,

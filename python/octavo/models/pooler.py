@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.checkpoints.weights import SafetensorsWeights, safetensors_files
+from octavo.checkpoints.safetensors import SafetensorsWeights, safetensors_files
 from octavo.errors import ModelLoadError
 
 _MODES = {
@@ -113,7 +113,7 @@ class Pooler:
             dtype=torch.float32,
             act_dtype=torch.float32,
         )
-        weight = weights.matrix("linear.weight", (n, k))
+        weight = weights.linear("linear", (n, k))
         assert isinstance(weight, Tensor)
         bias = weights.vector("linear.bias", n) if values.get("bias", True) else None
         weights.finish()

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.checkpoints.weights import RenamedWeights, SafetensorsWeights, safetensors_files
+from octavo.checkpoints.safetensors import SafetensorsWeights, safetensors_files
+from octavo.checkpoints.weights import RenamedWeights
 from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
+from octavo.kernels.opset import OpSet
 from octavo.layers.context import AttentionContext
-from octavo.layers.ops import Ops
 from octavo.models.bert import ENCODERS, BertEncoder, make_class_head
 from octavo.models.config import ModelConfig
 from octavo.models.hf_config import architecture_of
@@ -66,7 +67,7 @@ class PoolingModel:
     """
 
     def __init__(
-        self, config: EngineConfig, source: ModelSource, ops: Ops, device: torch.device
+        self, config: EngineConfig, source: ModelSource, ops: OpSet, device: torch.device
     ) -> None:
         shape = source.model_config
         if config.quantization is not None:
@@ -128,7 +129,7 @@ class PoolingModel:
         return self._pool(self._run(input_ids, ctx, is_second), ctx.query_start_loc)
 
     def _load_encoder(
-        self, source: ModelSource, weights: SafetensorsWeights, ops: Ops, device: torch.device
+        self, source: ModelSource, weights: SafetensorsWeights, ops: OpSet, device: torch.device
     ) -> None:
         shape = self.config
         family = ENCODERS[shape.architecture]
@@ -157,7 +158,7 @@ class PoolingModel:
         )
 
     def _load_decoder(
-        self, source: ModelSource, weights: SafetensorsWeights, ops: Ops, device: torch.device
+        self, source: ModelSource, weights: SafetensorsWeights, ops: OpSet, device: torch.device
     ) -> None:
         # There is no output head to be read: any weight will do in its place.
         shape = self.config.replace(tie_word_embeddings=True)

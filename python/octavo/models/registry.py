@@ -10,8 +10,8 @@ from torch import Tensor
 
 from octavo.checkpoints.weights import Weights
 from octavo.errors import ModelLoadError
+from octavo.kernels.opset import OpSet
 from octavo.layers.context import AttentionContext
-from octavo.layers.ops import Ops
 from octavo.models.bert import ENCODERS, read_encoder_config
 from octavo.models.config import ModelConfig
 from octavo.models.falcon import FalconForCausalLM
@@ -57,7 +57,7 @@ class CausalLMClass(CausalLM, Protocol):
         self,
         config: ModelConfig,
         weights: Weights,
-        ops: Ops,
+        ops: OpSet,
         *,
         max_model_len: int,
         device: torch.device,

@@ -20,7 +20,9 @@ import numpy as np
 from octavo._core import GgufFile, Tokenizer
 from octavo.checkpoints import gguf_names
 from octavo.checkpoints.dummy_tokenizer import make_dummy_tokenizer
-from octavo.checkpoints.weights import safetensors_files
+from octavo.checkpoints.safetensors import safetensors_files
+from octavo.checkpoints.schemes.registry import find_scheme
+from octavo.checkpoints.schemes.scheme import Scheme
 from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
 from octavo.models.config import ModelConfig, token_ids
@@ -98,16 +100,19 @@ class ModelSource:
         """The model's shape."""
         if self.gguf is not None:
             return _config_from_gguf(self.gguf, self.config.hf_overrides or {})
-        raw = self.hf_config
-        method = (raw.get("quantization_config") or {}).get("quant_method")
-        if method:
-            raise ModelLoadError(
-                f"{self.path / 'config.json'}: quantization method {method!r} is not supported"
-            )
+        _ = self.scheme  # refuses an unknown one
         try:
-            return config_from_hf(raw)
+            return config_from_hf(self.hf_config)
         except ModelLoadError as error:
             raise ModelLoadError(f"{self.path}: {error}") from error
+
+    @cached_property
+    def scheme(self) -> Scheme:
+        """How a folder's files store projections."""
+        try:
+            return find_scheme(self.hf_config.get("quantization_config"))
+        except ModelLoadError as error:
+            raise ModelLoadError(f"{self.path / 'config.json'}: {error}") from error
 
     @cached_property
     def generation_config(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from octavo._core import Staging
 from octavo.config import EngineConfig
-from octavo.kernels import gpu
+from octavo.kernels.gpu import ops as gpu
 from octavo.kernels.gpu.step import (
     HEADER,
     HEADER_LEN,

@@ -12,8 +12,9 @@ import torch
 from octavo._core import Staging
 from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
+from octavo.kernels.opset import OpSet
 from octavo.layers.context import AttentionContext
-from octavo.layers.ops import Ops, get_ops
+from octavo.layers.ops import get_ops
 from octavo.models.loader import DTYPES, load_model, resolve_dtypes
 from octavo.models.source import ModelSource
 from octavo.pooling import PoolingInfo
@@ -254,16 +255,15 @@ def resolve_device(config: EngineConfig) -> torch.device:
     return torch.device(config.device)
 
 
-def set_num_threads(ops: Ops, asked: int | None) -> None:
+def set_num_threads(ops: OpSet, asked: int | None) -> None:
     """Threads of the kernels: what was asked for, else every core this process may use."""
     if asked is None:
         affinity = getattr(os, "sched_getaffinity", None)  # Linux only
         asked = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-    own_pool = getattr(ops, "set_num_threads", None)
-    if own_pool is None:
+    if ops.threads is None:
         torch.set_num_threads(asked)
     else:
-        own_pool(asked)
+        ops.threads.resize(asked)
         # torch's threads spin for a while after each of its ops, on cores the kernels need.
         torch.set_num_threads(1)
 
