@@ -1,7 +1,7 @@
 """compile_only: kernels compiled on all cores at once, before the first is launched.
 
-A start without a kernel cache otherwise compiles 25 kernels one after the other, and the C function
-that launches each: 17 seconds of one core for an 8B Llama on an H100's host.
+A start without a kernel cache otherwise compiles some 25 kernels one after the other, and the C
+function that launches each, on one core: bench/NOTES.md, "Start-up on an H100".
 """
 
 from __future__ import annotations

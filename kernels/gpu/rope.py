@@ -13,8 +13,8 @@ import triton.language as tl
 from .launch import cdiv, check_shape, check_tensors, next_power_of_2, pdl_options
 
 BLOCK_VALUES = 1024  # of a program's heads: 8 a thread in 4 warps
-# A token of so few values is one program's: two, the second of which has little to do, took 31 us
-# a layer for 8,192 tokens of 36 heads of 32, where their bytes take 12.
+# A token of so few values is one program's: of two, the second would have little to do
+# (bench/NOTES.md, "Encoders").
 MAX_TOKEN_VALUES = 2048
 
 

@@ -2,9 +2,9 @@
 
 Each reads a block into page-locked memory and copies it to wherever on the device its bytes belong,
 so that the disk never waits for a copy, nor the last tensor for its own. Several readers, each in a
-region of its own: on a virtual disk four of them read 1.81 GB/s where one reads 1.63; regions of
-64 MB, or readers that take turns, break up what the system reads ahead of each, and past the page
-cache (O_DIRECT) even sixteen read no more than 1.2.
+large region of its own, read more than one: small regions, or readers that take turns, break up the
+system's own read-ahead, and O_DIRECT is slower than the page cache (``bench/load.py``;
+bench/NOTES.md, "Four readers").
 """
 
 from __future__ import annotations

@@ -316,6 +316,7 @@ class TransformersModel:
             # The module's matrix products are torch's, not the kernels'.
             torch.set_num_threads(ops.threads.size())
         self.module = _load_module(config, folder, dtype).to(device)
+        self.num_weights = sum(parameter.numel() for parameter in self.module.parameters())
         self.head = self.module.get_output_embeddings()
         if self.head is None:
             raise _refusal(config.architecture, "it has no output head")

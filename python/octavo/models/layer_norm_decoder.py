@@ -56,6 +56,7 @@ class LayerNormDecoder:
         device: torch.device,
     ) -> None:
         self.config = config
+        self.num_weights = 0
         shape = (config.vocab_size, config.hidden_size)
         embedding = weights.embedding(self.embedding_name, shape)
         self.embed_tokens = Embedding(ops, embedding, weights.act_dtype)

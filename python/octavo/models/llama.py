@@ -215,6 +215,7 @@ class LlamaForCausalLM:
         device: torch.device,
     ) -> None:
         self.config = config
+        self.num_weights = 0
         self._ops = ops
         self._decoder: Decoder | None = None
         shape = (config.vocab_size, config.hidden_size)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from octavo.checkpoints.weights import Progress, Weights
 from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
 from octavo.kernels.opset import OpSet
+from octavo.kernels.weights import Experts, Stored, Weight
 from octavo.models.config import ModelConfig
 from octavo.models.registry import ARCHITECTURES, CausalLM, model_class
 from octavo.models.source import ModelSource, load_tokenizer, resolve_model
@@ -117,6 +118,7 @@ def load_model(
     build = model_class(model_config.architecture)
     if dtypes.exact:
         ops = ops.exactly()
+    counter = _WeightCounter(ops)
     with (
         _read_ahead(source, device) as take,
         _progress_bar(source) as progress,
@@ -126,11 +128,35 @@ def load_model(
         if dtypes.quantize is not None:
             weights = QuantizedWeights(weights, dtypes.quantize)
         try:
-            model = build(model_config, weights, ops, max_model_len=max_model_len, device=device)
+            model = build(
+                model_config, weights, counter.ops, max_model_len=max_model_len, device=device
+            )
         except KeyError as error:
             raise ModelLoadError(f"{source.path}: no tensor for {error.args[0]}") from error
         weights.finish()
+    model.num_weights = counter.total
     return model
+
+
+class _WeightCounter:
+    """Adds up the elements of all weights that ``ops`` prepares."""
+
+    def __init__(self, ops: OpSet) -> None:
+        self.total = 0
+        self._prepare, self._prepare_experts = ops.prepare, ops.prepare_experts
+        self.ops = replace(ops, prepare=self._count, prepare_experts=self._count_experts)
+
+    def _count(self, parts: Sequence[Stored], *, exact: bool = False) -> Weight:
+        weight = self._prepare(parts, exact=exact)
+        self.total += weight.num_elements
+        return weight
+
+    def _count_experts(
+        self, gate_up: Sequence[Sequence[Stored]], down: Sequence[Stored], *, exact: bool = False
+    ) -> Experts:
+        experts = self._prepare_experts(gate_up, down, exact=exact)
+        self.total += experts.num_elements
+        return experts
 
 
 def _load_foreign(

@@ -34,9 +34,13 @@ from octavo.models.stablelm import StableLmForCausalLM
 
 
 class CausalLM(Protocol):
-    """What the runner asks of a model."""
+    """A model as the runner sees it.
+
+    ``num_weights``: elements of all its matrices, however many bits each takes; set by the loader.
+    """
 
     config: ModelConfig
+    num_weights: int
 
     def bind_kv_cache(self, caches: Sequence[tuple[Tensor, Tensor]]) -> None: ...
 

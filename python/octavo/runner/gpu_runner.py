@@ -236,7 +236,7 @@ class GpuRunner(ModelRunner):
             else decode_sizes(self.max_num_seqs, self.config.cuda_graph_sizes)
         )
         num_layers = self.model.config.num_layers
-        num_weights = self._weight_bytes // self._act_dtype.itemsize
+        num_weights = self.model.num_weights
         rows = mixed_rows(num_layers, num_weights, self.max_num_batched_tokens)
         # Rows that may be padding: at a time, and until a shape is worth a graph of its own.
         self._most_padding = rows_in(num_layers * LAUNCH_LAYER_S, num_weights)
