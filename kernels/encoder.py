@@ -1,6 +1,6 @@
-"""What an encoder tells an op set of its layers, so that it can run them all in one call.
+"""An encoder's layers as data, for an op set that runs all of them in one call.
 
-Optional, as ``decoder``: where an op set has no ``make_encoder``, the model calls the ops itself.
+Optional, as ``decoder``: where ``OpSet.make_encoder`` is None, the model calls the ops itself.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class EncoderLayerSpec:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncoderSpec:
-    """All layers; the rest is what the single ops take.
+    """All layers; other fields are the single ops' arguments.
 
     rounded: factors of products may be rounded to 16 bits, where that is faster.
     """

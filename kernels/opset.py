@@ -1,4 +1,4 @@
-"""OpSet: what a model computes with; ``reference``, ``cpu`` and ``gpu`` each build one.
+"""OpSet: the ops of one backend; ``reference``, ``cpu`` and ``gpu`` each build one.
 
 Shapes and meanings of every op: ``reference``. Optional members are None where a backend has no
 such op, and the layers then compose others.
@@ -132,7 +132,7 @@ class RopeDecode(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FusedDecode:
-    """A RopeDecode, and for which steps it pays: ``max_rows(head_dim)`` decodes at most."""
+    """A RopeDecode, and the largest step it pays for: ``max_rows(head_dim)`` decodes."""
 
     attend: RopeDecode
     max_rows: Callable[[int], int]

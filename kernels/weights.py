@@ -1,4 +1,4 @@
-"""Weights: what a checkpoint stores of one (Planes), and what a backend computes with (Weight).
+"""Weights: as a checkpoint stores them (Planes), and as a backend computes with them (Weight).
 
 A loader makes dense tensors or Planes, ``OpSet.weight`` turns them into a Weight in the layout that
 is fastest on its device, and the checkpoint's tensors may then be freed.
@@ -188,7 +188,7 @@ def part_of(weight: Stored, part: Part) -> Stored:
 
 
 class Norm(NamedTuple):
-    """An rms_norm before a projection: its weight [K], eps, and what is added to the weight."""
+    """An rms_norm before a projection: weight [K], eps, and the offset added to the weight."""
 
     weight: Tensor
     eps: float
@@ -236,7 +236,7 @@ class Weight(ABC):
         """
 
     def adds_residual(self, rows: int) -> bool:
-        """Whether ``linear`` of so many rows adds a residual for less than the next norm would."""
+        """True if ``linear`` of so many rows adds a residual for less than the next norm would."""
         return False
 
     @abstractmethod

@@ -14,7 +14,7 @@ F32 = DTYPE_CODES[torch.float32]
 
 
 def refuse(t: object, name: str, want: str) -> ValueError:
-    """The error of a tensor that is not what a call wants."""
+    """The error for a tensor that does not meet a call's requirement."""
     if not isinstance(t, Tensor):
         return ValueError(f"{name} must be a tensor, not {type(t).__name__}")
     layout = "contiguous" if t.is_contiguous() else "not contiguous"

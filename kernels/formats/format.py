@@ -33,7 +33,7 @@ class Format(ABC):
 
     @abstractmethod
     def dequantize(self, planes: PlaneMap, shape: tuple[int, int]) -> Tensor:
-        """The reference decoder: float32 [N, K], exactly as the format defines it."""
+        """Decode, as the reference: float32 [N, K], exactly as the format defines it."""
 
     @abstractmethod
     def columns(self, planes: PlaneMap, begin: int, end: int) -> dict[str, Tensor]:

@@ -117,7 +117,7 @@ def prefill_steps(
 
 @triton.jit(
     do_not_specialize=["num_reqs"],
-    # Views that begin behind the decodes.
+    # Views that begin after the decodes.
     do_not_specialize_on_alignment=["slots", "seq_lens", "query_start_loc"],
 )
 def prefill_kernel(

@@ -1,4 +1,4 @@
-"""linear: x W^T of a dense weight, with what comes before and after it, by the number of rows.
+"""linear: a dense projection with its prologue and epilogue, by the number of rows.
 
 - one row: ``gemv``; with the norm, the gate and the residual inside it where the weight is small;
 - up to skinny.MAX_ROWS and very many weight rows (an output head): ``skinny``;

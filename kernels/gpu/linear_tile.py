@@ -1,4 +1,4 @@
-"""finish_tile: what the few-row linear kernels do with a tile of sums, in one place for both."""
+"""finish_tile: the epilogue of gemv_kernel and skinny_kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""qk_norm_rope_store_kv: all that happens between the QKV projection and attention, in one kernel.
+"""qk_norm_rope_store_kv: every step between the QKV projection and attention, in one kernel.
 
 A program takes one token and a few heads. Which of them are query, key and value heads only
 changes masks and addresses, so the grid is (tokens, ceil(heads / BLOCK_H)) for every model.

@@ -105,7 +105,7 @@ class GgufWeights:
 
     def _bytes(self, gguf_name: str) -> Tensor:
         with warnings.catch_warnings():
-            # torch has no read-only tensors and says so; nothing writes to these.
+            # torch has no read-only tensors and warns; nothing writes to these.
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
             return torch.frombuffer(self._file.data(gguf_name), dtype=torch.uint8)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from octavo.checkpoints.weights import Weights
 from octavo.kernels.weights import Part, Planes, Rows, Stored, quantize, stack
 
-# Every logit comes from these, and every token's first state: they keep 8 bits.
+# Of embeddings and the output head: every token's first state and every logit depends on them.
 _WIDE_FORMAT = "Q8_0"
 _OUTPUT_HEAD = "lm_head"
 # Rows rounded at once: bounds the float32 copies.

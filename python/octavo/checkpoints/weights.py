@@ -1,7 +1,7 @@
-"""Weights: where a model's constructor pulls its tensors from, by the module's name in HF's files.
+"""Weights: a checkpoint's weights for a model's constructor, by their module's name in HF's files.
 
-A model asks for each weight once, with the shape it expects; ``finish`` then reports what the files
-hold and nobody asked for. Implementations: safetensors, gguf and dummy, and quantize over them.
+A model asks for each weight once, with the shape it expects; ``finish`` then reports tensors that
+were never asked for. Implementations: safetensors, gguf and dummy, and quantize over them.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Weights(Protocol):
 
 
 class NamedWeights(Weights, Protocol):
-    """A checkpoint that can be asked for what no config tells."""
+    """A checkpoint that also gives sizes which no config holds."""
 
     def num_rows(self, name: str) -> int:
         """The first size of the tensor ``name``.
@@ -76,7 +76,7 @@ class NamedWeights(Weights, Protocol):
 
 
 class RenamedWeights:
-    """A checkpoint that spells its modules another way.
+    """A checkpoint with other names for its modules.
 
     ``rename``: the name that a model asks for -> the file's.
     """
@@ -109,7 +109,7 @@ class RenamedWeights:
 def check_shape(
     file: Path | str, name: str, found: Sequence[int], expected: tuple[int, ...]
 ) -> None:
-    """Refuse a tensor of another shape than the config gives it.
+    """Refuse a tensor whose shape is not the config's.
 
     Raises:
         ModelLoadError: naming the tensor and its file.

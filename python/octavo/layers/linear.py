@@ -17,8 +17,8 @@ class Linear:
     ``parts``: [N1, K], [N2, K], ... of the same input, stacked into one [N, K] (a fused QKV);
     ``bias``: [N] or None.
 
-    A block's sum may be left to the norm that follows it: ``add`` returns what is still to be added
-    (or None) beside the residual, and ``normed`` and ``RMSNorm.add`` take the two.
+    A block's sum may be left to the norm after it: ``add`` returns an addend (or None) beside the
+    residual, and ``normed`` and ``RMSNorm.add`` take the two.
     """
 
     __slots__ = ("_linear", "bias", "weight")
@@ -35,7 +35,7 @@ class Linear:
     def normed(
         self, x: Tensor | None, residual: Tensor, norm: RMSNorm, gate: str = ""
     ) -> tuple[Tensor, Tensor]:
-        """This of norm(residual + x), and the sum; may write the sum into ``residual``.
+        """(projection of norm(residual + x), residual + x); may write the sum into ``residual``.
 
         ``gate``: activation of a gated MLP, whose gate and up rows this stacks; "": none.
         """
@@ -45,9 +45,9 @@ class Linear:
         return self._linear(normed, self.bias, gate=gate), residual
 
     def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor | None, Tensor]:
-        """(what is to be added to the residual, the residual): [T, N] each.
+        """(addend, residual), [T, N] each: the projection, still to be added to the residual.
 
-        Nothing is, where the sum costs less inside this than in the norm after it.
+        The addend is None where the projection itself adds it, for less than the next norm would.
         """
         if self.weight.adds_residual(x.shape[0]):
             return None, self._linear(x, self.bias, residual=residual)

@@ -47,10 +47,10 @@ class MoE:
     def normed(
         self, x: Tensor | None, residual: Tensor, norm: RMSNorm
     ) -> tuple[Tensor | None, Tensor]:
-        """This of norm(residual + x): (what it adds, the residual), see ``Linear``."""
+        """(addend, residual) after norm(residual + x) has gone through this; see ``Linear``."""
         normed, residual = norm.add(x, residual)
         return self(normed), residual
 
     def spec(self) -> None:
-        """None: no op set runs experts in its call of all layers."""
+        """None: no op set has experts in its call of all layers."""
         return None

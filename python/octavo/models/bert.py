@@ -25,7 +25,7 @@ from octavo.models.parts import load_layer_norm, load_linear
 
 
 class Family(NamedTuple):
-    """``prefix``: of the tensors, in checkpoints with a head. ``offsets``: positions start behind
+    """``prefix``: of the tensors, in checkpoints with a head. ``offsets``: positions start after
     the padding id, as RoBERTa's do. ``classifies``: the checkpoint has a classification head."""
 
     prefix: str
@@ -101,7 +101,7 @@ class _Layer:
         self.mlp_norm = load_layer_norm(f"{prefix}.output.LayerNorm", config, weights, ops)
 
     def spec(self) -> EncoderLayerSpec:
-        """As ``kernels.encoder`` takes it."""
+        """This layer as ``kernels.encoder`` describes one."""
         return EncoderLayerSpec(
             qkv=self.qkv.spec(),
             o=self.o.spec(),
@@ -165,7 +165,7 @@ class BertEncoder:
         self._k_cache, self._v_cache = torch.empty(0), torch.empty(0)
 
     def bind_kv_cache(self, k_cache: Tensor, v_cache: Tensor) -> None:
-        """[num_blocks, num_heads, block_size, head_dim] of the layer that runs, whichever it is."""
+        """Take the cache [num_blocks, num_heads, block_size, head_dim], shared by all layers."""
         self._k_cache, self._v_cache = k_cache, v_cache
 
     def __call__(

@@ -48,7 +48,7 @@ def _load_qkv(prefix: str, config: ModelConfig, weights: Weights, ops: OpSet) ->
 
 
 class FalconDecoderLayer:
-    """x + attention(norm(x)) + mlp(norm(x)), or with a norm of the MLP's own; or one by one."""
+    """Attention and MLP side by side, on one norm or on one each; or one after the other."""
 
     __slots__ = (
         "attention",

@@ -30,9 +30,9 @@ from octavo.models.config import ModelConfig, first, token_ids
 from octavo.models.hf_config import architecture_of
 
 PAGED, SHAPES = "octavo", "octavo_shapes"
-# Layers whose memory is keys and values; "attention" is what hybrids call theirs.
+# Layers whose memory is keys and values; hybrids name theirs "attention".
 _KV_LAYERS = {"full_attention", "sliding_attention", "attention"}
-# Arguments of an attention call that say nothing when they are absent.
+# Arguments of an attention call that are refused unless they are None.
 _UNKNOWN_ARGUMENTS = ("s_aux", "position_bias", "head_mask", "cu_seqlens", "alibi", "indices")
 # How far a module may be from itself, relative, when it runs over the paged cache.
 _TOLERANCE = {torch.float32: 1e-3}
@@ -40,7 +40,7 @@ _HALF_TOLERANCE = 0.1
 
 
 class _Active(threading.local):
-    """Who answers attention calls on this thread."""
+    """The handler of attention calls on this thread."""
 
     handler: Any = None
 
@@ -49,7 +49,7 @@ _active = _Active()
 
 
 class _Mask:
-    """In place of a mask: how far back queries see, 0 for everything; or None: of another form."""
+    """A stand-in for a mask: its window, 0 for everything, or None if it has another form."""
 
     __slots__ = ("window",)
 
@@ -137,7 +137,7 @@ class _ShapeRecorder:
 
 
 def read_config(raw: Mapping[str, Any]) -> ModelConfig:
-    """The shape of the cache that a transformers decoder needs, found by running it on nothing.
+    """The shape of a transformers decoder's cache, found by running it on the meta device.
 
     Raises:
         ModelLoadError: transformers has no such decoder, or it cannot run here; the reason.
@@ -309,7 +309,7 @@ class TransformersModel:
         self.config = config
         self.ops = ops
         self.caches: list[tuple[Tensor, Tensor]] = []
-        # Whether the module returns what its head computes, whatever scales the config names.
+        # True if the module returns its head's output, whatever scales the config names.
         self._head_is_last = False
         self.no_rope = identity_table(max(max_model_len, 32), device)
         if ops.threads is not None:

@@ -22,10 +22,7 @@ from octavo.models.parts import load_layer_norm, load_linear, rope_tables
 
 
 class Layer(Protocol):
-    """One block: takes and returns (what is to be added to the residual, the residual).
-
-    Both are [T, D]; the first is None before the first layer.
-    """
+    """One block: takes and returns (addend, residual), both [T, D]; no addend at first."""
 
     attention: Attention
 

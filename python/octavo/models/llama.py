@@ -1,7 +1,7 @@
 """LlamaForCausalLM: RMSNorm, grouped-query attention with rope, SwiGLU.
 
-Llama 2, 3, 3.1, 3.2 and SmolLM2 as they are; most other families are this model with other switches
-in their ModelConfig, or with another decoder layer. Layers are plain callables over the op set:
+Llama 2, 3, 3.1, 3.2 and SmolLM2; most other families are this model with other switches in their
+ModelConfig, or with another decoder layer. Layers are plain callables over the op set:
 there is no autograd, no hook, and little Python between two ops.
 """
 
@@ -70,7 +70,7 @@ class LlamaAttention:
     def normed(
         self, x: Tensor | None, residual: Tensor, norm: RMSNorm, ctx: AttentionContext
     ) -> tuple[Tensor | None, Tensor]:
-        """This of norm(residual + x): (what it adds, the residual), see ``Linear``."""
+        """(addend, residual) after norm(residual + x) has gone through this; see ``Linear``."""
         qkv, residual = self.qkv_proj.normed(x, residual, norm)
         return self.o_proj.add(self.attention(qkv, ctx), residual)
 
@@ -98,7 +98,7 @@ class LlamaMLP:
     def normed(
         self, x: Tensor | None, residual: Tensor, norm: RMSNorm
     ) -> tuple[Tensor | None, Tensor]:
-        """This of norm(residual + x): (what it adds, the residual), see ``Linear``."""
+        """(addend, residual) after norm(residual + x) has gone through this; see ``Linear``."""
         hidden, residual = self.gate_up_proj.normed(x, residual, norm, self.act)
         return self.down_proj.add(hidden, residual)
 
@@ -108,7 +108,7 @@ class LlamaMLP:
 
 
 class FeedForward(Protocol):
-    """What follows attention in a block: an MLP, or experts."""
+    """A block's second half: an MLP, or experts."""
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
@@ -135,7 +135,7 @@ class LlamaDecoderLayer:
 
     @staticmethod
     def make_mlp(config: ModelConfig, layer: int, weights: Weights, ops: OpSet) -> FeedForward:
-        """What follows attention."""
+        """The block's second half."""
         return LlamaMLP(config, layer, weights, ops)
 
     def __call__(
@@ -166,10 +166,10 @@ class LlamaDecoderLayer:
 
 
 class DecoderLayer(Protocol):
-    """One block: takes and returns (what is to be added to the residual, the residual).
+    """One block: takes and returns (addend, residual), both [T, D].
 
-    Both are [T, D]; the first is None where nothing is, as before the first layer. A residual that
-    is passed in may be overwritten.
+    The addend is None where there is nothing to add, as before the first layer. A residual that is
+    passed in may be overwritten.
     """
 
     self_attn: Any

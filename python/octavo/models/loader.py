@@ -1,4 +1,4 @@
-"""From a ModelSource to a model in memory: types, weights, progress."""
+"""Loading a model: dtypes, weights, progress."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ QUANTIZATIONS = {"w4": "Q4_1", "w8": "Q8_0"}
 
 @dataclass(frozen=True)
 class ModelDtypes:
-    """How numbers are held.
+    """The dtypes of a model in memory.
 
     ``weights``: of matrices, None where each keeps the form it has in the file. ``activations``:
     of everything that flows. ``packed``: quantized matrices stay quantized. ``exact``: and are
@@ -58,7 +58,7 @@ class ModelDtypes:
 def resolve_dtypes(
     config: EngineConfig, model_config: ModelConfig, source: ModelSource, device: torch.device
 ) -> ModelDtypes:
-    """What ``--dtype`` means for this model on this device.
+    """The meaning of ``--dtype`` for this model on this device.
 
     On a GPU, weights and activations share one type: the one asked for, else the checkpoint's,
     else (a GGUF file) bfloat16; quantized files are dequantized to it. On a CPU activations are
@@ -167,7 +167,7 @@ def _load_foreign(
     max_model_len: int,
     device: torch.device,
 ) -> CausalLM:
-    """A model of no family here: transformers' module. The import takes a second."""
+    """A model without a native implementation: transformers' module. Its import takes a second."""
     from octavo.models.fallback import TransformersModel
 
     if dtypes.quantize is not None:
@@ -248,9 +248,9 @@ def _progress_bar(source: ModelSource) -> Iterator[Progress]:
 def _read_ahead(
     source: ModelSource, device: torch.device
 ) -> Iterator[Callable[[Path, str], Tensor] | None]:
-    """What hands out tensors that are read ahead, where that pays: for a GPU.
+    """A function that hands out tensors read ahead, for a GPU; None for a CPU.
 
-    A CPU has no cores to spare, and what it maps stays mapped.
+    A CPU has no cores to spare, and its mapped files stay mapped.
     """
     if device.type == "cpu" or source.kind != "safetensors":
         yield None

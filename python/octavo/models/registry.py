@@ -1,4 +1,4 @@
-"""Which class runs which architecture."""
+"""Architectures and their classes."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ TRUNKS: dict[str, str] = {
 
 
 class ModelRegistry:
-    """What can be served."""
+    """The architectures that can be served."""
 
     @staticmethod
     def get_supported_archs() -> list[str]:
@@ -111,7 +111,7 @@ def model_class(architecture: str) -> type[CausalLMClass]:
     """The class for an architecture.
 
     Raises:
-        ModelLoadError: nobody runs it; the message lists what is run.
+        ModelLoadError: there is none; the message lists those that exist.
     """
     if architecture not in ARCHITECTURES:
         known = ", ".join(ModelRegistry.get_supported_archs())

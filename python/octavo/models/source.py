@@ -1,6 +1,6 @@
-"""ModelSource: where a model's files are, and the small ones' contents.
+"""ModelSource: the place of a model's files, and the small ones' contents.
 
-``resolve_model`` turns what the user typed (nothing, a folder, a .gguf file, a hub id) into local
+``resolve_model`` turns the user's argument (nothing, a folder, a .gguf file, a hub id) into local
 files, downloading where it must. Weights are not touched here.
 """
 
@@ -77,7 +77,7 @@ class ModelSource:
 
     @property
     def folder(self) -> Path:
-        """Where the small files are."""
+        """The folder of the small files."""
         return self.path if self.path.is_dir() else self.path.parent
 
     @cached_property
@@ -108,7 +108,7 @@ class ModelSource:
 
     @cached_property
     def scheme(self) -> Scheme:
-        """How a folder's files store projections."""
+        """The quantization scheme of a folder's files."""
         try:
             return find_scheme(self.hf_config.get("quantization_config"))
         except ModelLoadError as error:
@@ -247,7 +247,7 @@ def load_tokenizer(source: ModelSource, config: EngineConfig) -> Tokenizer:
 
 
 def _local(path: Path, name: str, config: EngineConfig) -> ModelSource:
-    """What kind of model a path is."""
+    """The source of a local path, by its kind."""
     load_format = config.load_format
     if path.is_file():
         if path.suffix != ".gguf":
