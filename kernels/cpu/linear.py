@@ -147,7 +147,8 @@ def _as_blocks(weight: Stored) -> Planes:
         data = weight.detach().contiguous().view(-1).view(torch.uint8)
         return Planes(name, {"blocks": data.view(n, k * weight.itemsize)}, (n, k))
     if weight.format not in BLOCK_FORMATS:
-        raise ValueError(f"weights of format {weight.format} are not packed on a CPU")
+        # Without a packed form of its own: the same numbers in more memory.
+        return _as_blocks(weight.dequantize())
     if not weight.planes["blocks"].is_cpu:
         raise refuse(weight.planes["blocks"], "blocks", "a CPU tensor")
     order = weight.row_order

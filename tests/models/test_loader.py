@@ -351,6 +351,17 @@ def test_what_dtype_means_on_a_gpu(smollm2_path: Path) -> None:
         assert (dtypes.weights, dtypes.activations, dtypes.packed) == (expected, expected, False)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_are_counted_by_their_elements(
+    tied: bool, save_tiny: Callable[..., Any], driver: Callable[..., Any]
+) -> None:
+    path, _ = save_tiny("Llama", tie_word_embeddings=tied)
+    tensors = load_file(path / "model.safetensors")
+    expected = sum(tensor.numel() for tensor in tensors.values() if tensor.ndim == 2)
+    for options in ({}, {"quantization": "w4"}):
+        assert driver(path, **options).runner.model.num_weights == expected
+
+
 @pytest.mark.parametrize(("quantization", "kind"), [("w4", "Q4_1"), ("w8", "Q8_0")])
 def test_quantization_at_load(
     quantization: str, kind: str, save_tiny: Callable[..., Any], driver: Callable[..., Any]

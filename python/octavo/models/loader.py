@@ -16,6 +16,7 @@ from octavo.checkpoints.gguf import GgufWeights
 from octavo.checkpoints.quantize import QuantizedWeights
 from octavo.checkpoints.read_ahead import ReadAhead
 from octavo.checkpoints.safetensors import SafetensorsWeights, safetensors_files
+from octavo.checkpoints.schemes.dense import DenseScheme
 from octavo.checkpoints.weights import Progress, Weights
 from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
@@ -170,6 +171,10 @@ def _load_foreign(
     """A model without a native implementation: transformers' module. Its import takes a second."""
     from octavo.models.fallback import TransformersModel
 
+    if source.kind == "safetensors" and not isinstance(source.scheme, DenseScheme):
+        raise ModelLoadError(
+            f"{source.path}: architecture {model_config.architecture!r} is not supported quantized"
+        )
     if dtypes.quantize is not None:
         raise ModelLoadError(
             f"{source.path}: architecture {model_config.architecture!r} cannot be quantized"

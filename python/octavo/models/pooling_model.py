@@ -90,6 +90,7 @@ class PoolingModel:
             device=device,
             dtype=dtype,
             act_dtype=self.act_dtype,
+            scheme=source.scheme,
             ignored=[
                 *_UNUSED,
                 *(f"bert.{name}" for name in _UNUSED),
