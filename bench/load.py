@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 
 from octavo.checkpoints.read_ahead import ReadAhead
-from octavo.checkpoints.weights import read_entries
+from octavo.checkpoints.safetensors import read_entries
 from octavo.config import EngineConfig
 from octavo.layers.ops import get_ops
 from octavo.models.source import resolve_model

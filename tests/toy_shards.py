@@ -76,6 +76,7 @@ class ToyPart:
         self._caches: Sequence[tuple[Tensor, Tensor]] = ()
         self._cos_sin = identity_table(64, CPU)
         self._weights = {name: self._part(name, tensor) for name, tensor in weights().items()}
+        self.num_weights = sum(tensor.numel() for tensor in self._weights.values())
 
     def _part(self, name: str, tensor: Tensor) -> Tensor:
         """Columns of the product are rows of [N, K]."""

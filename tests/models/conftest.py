@@ -192,7 +192,10 @@ def save_tiny(tmp_path: Path) -> Callable[..., tuple[Path, Any]]:
 
 
 @pytest.fixture(
-    params=["reference", *(["native"] if importlib.util.find_spec("octavo.kernels.cpu") else [])]
+    params=[
+        "reference",
+        *(["native"] if importlib.util.find_spec("octavo.kernels.cpu.ops") else []),
+    ]
 )
 def backend(request: pytest.FixtureRequest) -> str:
     """Each implementation of the ops on a CPU."""

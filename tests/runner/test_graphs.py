@@ -23,7 +23,7 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton")
 from octavo.checkpoints.dummy_tokenizer import dummy_tokenizer_json
 from octavo.engine import engine_loop
-from octavo.kernels import gpu
+from octavo.kernels.gpu import ops as gpu
 from octavo.llm import LLM
 from octavo.runner import loading
 from octavo.runner.cuda_graphs import (
@@ -209,7 +209,7 @@ def test_interpreted_steps_choose_the_plain_runners_tokens(
             lambda config, source, runner=runner: runner(loading.load(config, source)),
         )
         if runner is GraphRunner:
-            monkeypatch.setattr(loading, "get_ops", lambda device, backend: gpu)
+            monkeypatch.setattr(loading, "get_ops", lambda device, backend: gpu.OPS)
         llm = make(
             tmp_path,
             device="cpu",

@@ -5,6 +5,7 @@ Without a GPU nothing is captured, and Triton's kernels run in its interpreter.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 from pathlib import Path
@@ -17,6 +18,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from octavo import LLM
+from octavo.layers.ops import get_ops
 from octavo.runner import loading
 from octavo.runner.pooling import PoolingRunner
 from tiny_encoders import save_encoder, save_tokenizer, write_modules
@@ -31,7 +33,8 @@ def texts() -> list[list[int]]:
 @pytest.fixture
 def op_by_op(monkeypatch: pytest.MonkeyPatch) -> None:
     """Padded shapes are a GPU's, where no call takes an encoder's layers as a whole."""
-    monkeypatch.setattr("octavo.models.bert.make_encoder", lambda ops, spec: None)
+    ops = dataclasses.replace(get_ops(torch.device("cpu"), "native"), make_encoder=None)
+    monkeypatch.setattr(loading, "get_ops", lambda device, backend: ops)
 
 
 def padded(llm: LLM) -> LLM:
@@ -97,11 +100,11 @@ def save_decoder(path: Path) -> None:
 def test_the_gpus_kernels_leave_padding_alone(
     save: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpu = pytest.importorskip("octavo.kernels.gpu")
+    gpu = pytest.importorskip("octavo.kernels.gpu.ops")
     save(tmp_path)
     prompts = texts()[:3]
     expected = vectors(LLM(str(tmp_path), threads=1, dtype="float32"), prompts)
-    monkeypatch.setattr(loading, "get_ops", lambda device, backend: gpu)
+    monkeypatch.setattr(loading, "get_ops", lambda device, backend: gpu.OPS)
     llm = padded(LLM(str(tmp_path), threads=1, dtype="float32"))
     torch.testing.assert_close(vectors(llm, prompts), expected, atol=1e-5, rtol=1e-4)
 

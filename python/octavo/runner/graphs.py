@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from octavo._core import Staging
-from octavo.kernels import gpu
+from octavo.kernels.gpu import ops as gpu
 from octavo.kernels.gpu.step import HEADER, HEADER_LEN, RECORD_LEN
 from octavo.models.registry import CausalLM
 from octavo.pooling import PoolingInfo
@@ -42,7 +42,7 @@ from octavo.runner.cuda_graphs import (
     mixed_rows,
 )
 from octavo.runner.gpu_sampling import GpuSampling
-from octavo.runner.loading import LoadedModel, num_weights
+from octavo.runner.loading import LoadedModel
 from octavo.runner.logprobs import TokenLogprobs, copy_logprobs
 from octavo.runner.prompt_scorer import PromptSpan, ScoredRows
 from octavo.runner.request_state import RequestState
@@ -108,8 +108,7 @@ class GraphRunner:
         self._device_thread: int | None = None
         self._weight_bytes = torch.cuda.memory_allocated(loaded.device) if self._on_gpu else 0
         self._graph_bytes = 0
-        # Counted before the largest step binds a cache of its own.
-        weights = num_weights(loaded.model)
+        weights = loaded.model.num_weights
 
         parts = loaded.mesh.shards
         streams = [open_stream(part.device) for part in parts]

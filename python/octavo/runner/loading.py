@@ -9,29 +9,27 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FunctionType, ModuleType
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from octavo.checkpoints.dummy import DummyWeights
+from octavo.checkpoints.gguf import GgufWeights
 from octavo.checkpoints.quantize import QuantizedWeights
 from octavo.checkpoints.read_ahead import ReadAhead
-from octavo.checkpoints.weights import (
-    DummyWeights,
-    GgufWeights,
-    Progress,
-    SafetensorsWeights,
-    Weights,
-    safetensors_files,
-)
+from octavo.checkpoints.safetensors import SafetensorsWeights, safetensors_files
+from octavo.checkpoints.schemes.dense import DenseScheme
+from octavo.checkpoints.weights import Progress, Weights
 from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
-from octavo.layers.ops import Ops, get_ops
+from octavo.kernels.opset import OpSet
+from octavo.kernels.weights import Experts, Stored, Weight
+from octavo.layers.ops import get_ops
 from octavo.models.bert import ENCODERS
 from octavo.models.config import ModelConfig
 from octavo.models.pooling_model import PoolingModel
@@ -53,7 +51,7 @@ QUANTIZATIONS = {"w4": "Q4_1", "w8": "Q8_0"}
 
 @dataclass(frozen=True)
 class ModelDtypes:
-    """Types of a model's numbers.
+    """The dtypes of a model in memory.
 
     ``weights``: of matrices, None where each keeps the form it has in the file. ``activations``:
     of everything that flows. ``packed``: quantized matrices stay quantized. ``exact``: and are
@@ -85,7 +83,7 @@ class LoadedModel(Generic[M]):
     config: EngineConfig
     shape: ModelConfig
     dtypes: ModelDtypes
-    ops: Ops
+    ops: OpSet
     mesh: Mesh[ModelPart[M]]
 
     @property
@@ -136,29 +134,6 @@ def load_pooling(config: EngineConfig, source: ModelSource) -> LoadedModel[Pooli
     return LoadedModel(config, model.config, dtypes, ops, mesh)
 
 
-def num_weights(model: object) -> int:
-    """Elements of all tensors that a model's layers hold, each memory counted once."""
-    tensors: dict[int, int] = {}
-    seen: set[int] = set()
-    rest = [model]
-    while rest:
-        held = rest.pop()
-        if id(held) in seen:
-            continue
-        seen.add(id(held))
-        if isinstance(held, Tensor):
-            tensors[held.data_ptr()] = max(held.numel(), tensors.get(held.data_ptr(), 0))
-        elif isinstance(held, Mapping):
-            rest += held.values()
-        elif isinstance(held, list | tuple):
-            rest += held
-        elif not isinstance(held, type | ModuleType | FunctionType):
-            rest += vars(held).values() if hasattr(held, "__dict__") else ()
-            slots = (name for kind in type(held).__mro__ for name in getattr(kind, "__slots__", ()))
-            rest += [getattr(held, name) for name in slots if hasattr(held, name)]
-    return sum(tensors.values())
-
-
 def resolve_device(config: EngineConfig) -> torch.device:
     """The device that ``--device`` means here.
 
@@ -172,7 +147,7 @@ def resolve_device(config: EngineConfig) -> torch.device:
     return torch.device(config.device)
 
 
-def _open_ops(config: EngineConfig, device: torch.device) -> Ops:
+def _open_ops(config: EngineConfig, device: torch.device) -> OpSet:
     """The device's op set, on a CPU with its threads."""
     ops = get_ops(device, config.attention_backend)
     if device.type == "cpu":
@@ -180,16 +155,15 @@ def _open_ops(config: EngineConfig, device: torch.device) -> Ops:
     return ops
 
 
-def _set_num_threads(ops: Ops, asked: int | None) -> None:
+def _set_num_threads(ops: OpSet, asked: int | None) -> None:
     """Threads of the kernels: as many as asked for, else every core this process may use."""
     if asked is None:
         affinity = getattr(os, "sched_getaffinity", None)  # Linux only
         asked = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-    own_pool = getattr(ops, "set_num_threads", None)
-    if own_pool is None:
+    if ops.threads is None:
         torch.set_num_threads(asked)
     else:
-        own_pool(asked)
+        ops.threads.resize(asked)
         # torch's threads spin for a while after each of its ops, on cores the kernels need.
         torch.set_num_threads(1)
 
@@ -210,7 +184,7 @@ def _check_max_model_len(max_model_len: int | None, source: ModelSource) -> int:
 def resolve_dtypes(
     config: EngineConfig, model_config: ModelConfig, source: ModelSource, device: torch.device
 ) -> ModelDtypes:
-    """The types that ``--dtype`` means for this model on this device.
+    """The meaning of ``--dtype`` for this model on this device.
 
     On a GPU, weights and activations share one type: the one asked for, else the checkpoint's,
     else (a GGUF file) bfloat16; quantized files are dequantized to it. On a CPU activations are
@@ -252,7 +226,7 @@ def load_model(
     source: ModelSource,
     model_config: ModelConfig,
     dtypes: ModelDtypes,
-    ops: Ops,
+    ops: OpSet,
     *,
     max_model_len: int,
     device: torch.device,
@@ -268,6 +242,9 @@ def load_model(
     if model_config.architecture not in ARCHITECTURES:
         return _load_foreign(source, model_config, dtypes, ops, max_model_len, device)
     build = model_class(model_config.architecture)
+    if dtypes.exact:
+        ops = ops.exactly()
+    counter = _WeightCounter(ops)
     with (
         _read_ahead(source, device) as take,
         _progress_bar(source) as progress,
@@ -275,17 +252,20 @@ def load_model(
     ):
         weights = _open_weights(source, model_config, dtypes, device, progress, take)
         if dtypes.quantize is not None:
-            weights = QuantizedWeights(weights, dtypes.quantize, exact=dtypes.exact)
+            weights = QuantizedWeights(weights, dtypes.quantize)
         try:
-            model = build(model_config, weights, ops, max_model_len=max_model_len, device=device)
+            model = build(
+                model_config, weights, counter.ops, max_model_len=max_model_len, device=device
+            )
         except KeyError as error:
             raise ModelLoadError(f"{source.path}: no tensor for {error.args[0]}") from error
         weights.finish()
+    model.num_weights = counter.total
     return model
 
 
 def load_pooling_model(
-    config: EngineConfig, source: ModelSource, ops: Ops, device: torch.device
+    config: EngineConfig, source: ModelSource, ops: OpSet, device: torch.device
 ) -> PoolingModel:
     """A model that computes vectors or scores, with its weights on ``device``.
 
@@ -315,17 +295,42 @@ def load_pooling_model(
     )
 
 
+class _WeightCounter:
+    """Adds up the elements of all weights that ``ops`` prepares."""
+
+    def __init__(self, ops: OpSet) -> None:
+        self.total = 0
+        self._prepare, self._prepare_experts = ops.prepare, ops.prepare_experts
+        self.ops = replace(ops, prepare=self._count, prepare_experts=self._count_experts)
+
+    def _count(self, parts: Sequence[Stored], *, exact: bool = False) -> Weight:
+        weight = self._prepare(parts, exact=exact)
+        self.total += weight.num_elements
+        return weight
+
+    def _count_experts(
+        self, gate_up: Sequence[Sequence[Stored]], down: Sequence[Stored], *, exact: bool = False
+    ) -> Experts:
+        experts = self._prepare_experts(gate_up, down, exact=exact)
+        self.total += experts.num_elements
+        return experts
+
+
 def _load_foreign(
     source: ModelSource,
     model_config: ModelConfig,
     dtypes: ModelDtypes,
-    ops: Ops,
+    ops: OpSet,
     max_model_len: int,
     device: torch.device,
 ) -> CausalLM:
-    """A model without a native implementation: transformers' module. The import takes a second."""
+    """A model without a native implementation: transformers' module. Its import takes a second."""
     from octavo.models.fallback import TransformersModel
 
+    if source.kind == "safetensors" and not isinstance(source.scheme, DenseScheme):
+        raise ModelLoadError(
+            f"{source.path}: architecture {model_config.architecture!r} is not supported quantized"
+        )
     if dtypes.quantize is not None:
         raise ModelLoadError(
             f"{source.path}: architecture {model_config.architecture!r} cannot be quantized"
@@ -365,7 +370,6 @@ def _open_weights(
                 dtype=dtypes.weights,
                 act_dtype=act,
                 packed=dtypes.packed,
-                exact=dtypes.exact,
                 progress=progress,
             )
         case "safetensors":
@@ -374,6 +378,7 @@ def _open_weights(
                 device=device,
                 dtype=dtypes.weights,
                 act_dtype=act,
+                scheme=source.scheme,
                 ignored=["lm_head.weight"] if model_config.tie_word_embeddings else [],
                 progress=progress,
                 take=take,

@@ -85,7 +85,7 @@ class PoolingRunner:
         self._graphs: PoolingGraphs | None = None
         if not on_cpu and config.attention_backend != "reference" and not config.enforce_eager:
             # Imported here: Triton may be missing on a CPU.
-            from octavo.kernels import gpu
+            from octavo.kernels.gpu import ops as gpu
 
             gpu.set_pdl(torch.cuda.get_device_capability(self.device) >= (9, 0))
             # Legacy streams cannot be captured.

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from octavo.kernels import gpu
+from octavo.kernels.gpu import ops as gpu
 from octavo.kernels.gpu.step import HEADER_TURN, StepBuffers, prepare_step
 from octavo.layers.context import AttentionContext
 from octavo.models.registry import CausalLM
