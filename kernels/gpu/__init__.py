@@ -15,14 +15,15 @@ from ..reference import prepare_linear as _dequantize
 from .activation import activation, gated_activation
 from .attention import paged_attention
 from .compile_only import compile_only
-from .decode_attention import max_rope_decodes, rope_decode_attention
 from .embedding import embedding
 from .launch import set_pdl
 from .linear import linear, linear_add, norm_gated_linear, norm_linear
 from .moe import moe
 from .norm import layer_norm, rms_norm
 from .rope import qk_norm_rope_store_kv
-from .sample import HostIds, SamplingState, sample
+from .rope_decode_attention import max_rope_decodes, rope_decode_attention
+from .sample import sample
+from .slots import HostIds, SamplingState
 from .step import StepBuffers, prepare_step
 
 __all__ = [

@@ -19,6 +19,7 @@ if not torch.cuda.is_available():
 
 gpu = pytest.importorskip("octavo.kernels.gpu")
 from octavo.kernels import reference  # noqa: E402
+from octavo.kernels import slots as slots_module  # noqa: E402
 
 # The modules, whose names the package gives to their functions.
 linear_module = importlib.import_module("octavo.kernels.gpu.linear")
@@ -485,44 +486,62 @@ def hash_uniform(seed: int, position: int) -> float:
     return (mix(h ^ position) >> 8) * 2**-24
 
 
+def make_table(count: int) -> torch.Tensor:
+    """A slot table [count, RECORD_LEN] of neutral records."""
+    table = torch.zeros(count, slots_module.RECORD_LEN, dtype=torch.int32)
+    for column in slots_module.COLUMNS:
+        set_column(table, column, column.neutral)
+    return table
+
+
+def set_column(table: torch.Tensor, column: Any, values: Any) -> None:
+    typed = table.view(torch.float32) if column.is_float else table
+    typed[:, column.index] = torch.as_tensor(values, dtype=typed.dtype, device=table.device)
+
+
+def get_column(table: torch.Tensor, column: Any) -> torch.Tensor:
+    return (table.view(torch.float32) if column.is_float else table)[:, column.index]
+
+
 def make_state(
     settings: list[tuple[float, int, float, float]], **extra: Any
 ) -> tuple[Any, torch.Tensor, torch.Tensor]:
     """(state, slots, uniform): settings are (temperature, top_k, top_p, min_p) of each row."""
     count = len(settings)
     slots = torch.randperm(count)
+    table = make_table(count)
 
-    def by_slot(column: int, dtype: torch.dtype) -> torch.Tensor:
-        values = torch.zeros(count, dtype=dtype)
-        values[slots] = torch.tensor([row[column] for row in settings], dtype=dtype)
-        return values.to(DEVICE)
+    def by_slot(column: Any, values: list[float]) -> None:
+        placed = torch.zeros(count, dtype=torch.float32 if column.is_float else torch.int64)
+        placed[slots] = torch.tensor(values, dtype=placed.dtype)
+        set_column(table, column, placed)
 
+    for i, name in enumerate(("TEMPERATURE", "TOP_K", "TOP_P", "MIN_P")):
+        by_slot(getattr(slots_module, name), [row[i] for row in settings])
     seeds = torch.randint(-(2**62), 2**62, (count,))
-    positions = torch.randint(0, 1000, (count,)).to(torch.int32)
+    table[:, slots_module.SEED_LOW.index : slots_module.SEED_HIGH.index + 1] = seeds.view(
+        torch.int32
+    ).view(count, 2)
+    positions = torch.randint(0, 1000, (count,))
+    set_column(table, slots_module.OUTPUT_POSITION, positions)
     uniform = [hash_uniform(int(seeds[s]), int(positions[s])) for s in slots.tolist()]
-    state = gpu.SamplingState(
-        by_slot(0, torch.float32),
-        by_slot(1, torch.int32),
-        by_slot(2, torch.float32),
-        by_slot(3, torch.float32),
-        seeds.to(DEVICE),
-        positions.to(DEVICE),
-        **extra,
-    )
+    state = gpu.SamplingState(table.to(DEVICE), **extra)
     return state, slots.to(DEVICE, torch.int32), torch.tensor(uniform, device=DEVICE)
 
 
 def check_sample(vocab: int, settings: list[tuple[float, int, float, float]]) -> None:
     logits = randn(len(settings), vocab) * 3
     state, slots, uniform = make_state(settings)
-    before = state.output_positions.clone()
+    before = get_column(state.slot_table, slots_module.OUTPUT_POSITION).clone()
     columns = [torch.tensor([row[c] for row in settings]) for c in range(4)]
     want = reference.sample(logits.cpu(), *columns, uniform.cpu()).tolist()
     got = gpu.sample(logits.clone(), slots, state).tolist()
     # A sum's rounding may tip a draw that falls between two tokens.
     wrong = [(s, g, w) for s, g, w in zip(settings, got, want, strict=True) if g != w]
     assert len(wrong) <= len(settings) // 50, wrong
-    assert (state.output_positions == before + 1).all()
+    assert (get_column(state.slot_table, slots_module.OUTPUT_POSITION) == before + 1).all()
+    last = get_column(state.slot_table, slots_module.LAST_TOKEN)
+    assert last[slots.long()].tolist() == got
 
 
 SETTINGS = list(itertools.product((0.0, 0.7, 2.0), (0, 1, 50, 3000), (1.0, 0.9, 0.3), (0.0, 0.05)))
@@ -580,21 +599,19 @@ def test_sample_of_masked_rows_gives_an_allowed_token() -> None:
 
 def test_sample_adjusts_logits() -> None:
     vocab, rows = 5000, 2
-    neutral = torch.zeros(rows, device=DEVICE)
     counts = torch.zeros(rows, vocab, dtype=torch.int16, device=DEVICE)
     allowed = torch.full((rows, -(-vocab // 32)), -1, dtype=torch.int32, device=DEVICE)
     state, slots, _ = make_state(
         [(0.0, 0, 1.0, 0.0)] * rows,
-        last_tokens=int32([0] * rows),
-        repetition_penalty=neutral + 2.0,
-        presence_penalty=neutral + 0.25,
-        frequency_penalty=neutral + 0.5,
         token_counts=counts,
         bias_ids=int32([[17, -1, 4100]] * rows),
         bias_values=torch.tensor([[1.5, 9.0, 7.0]] * rows, device=DEVICE),
         bias_until=int32([[2**31 - 1, 2**31 - 1, 0]] * rows),
         allowed_mask=allowed,
     )
+    set_column(state.slot_table, slots_module.REPETITION_PENALTY, 2.0)
+    set_column(state.slot_table, slots_module.PRESENCE_PENALTY, 0.25)
+    set_column(state.slot_table, slots_module.FREQUENCY_PENALTY, 0.5)
     counts[:, 3] = 2  # generated twice
     counts[:, 4] = 0x4000  # in the prompt
     allowed[:, 0] &= ~(1 << 5)
@@ -606,7 +623,7 @@ def test_sample_adjusts_logits() -> None:
     assert [row[i].item() for i in (3, 4, 17, 4100)] == [0.75, 2.0, 1.75, -1.0]
     assert row[5].item() == float("-inf")
     assert out.tolist() == [4, 4]
-    assert state.last_tokens.tolist() == [4, 4]
+    assert get_column(state.slot_table, slots_module.LAST_TOKEN).tolist() == [4, 4]
     assert counts[:, 4].tolist() == [0x4001, 0x4001]
 
 

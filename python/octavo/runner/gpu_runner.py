@@ -30,10 +30,10 @@ from octavo.kernels.gpu.step import (
     HEADER,
     HEADER_LEN,
     HEADER_TURN,
-    RECORD_LEN,
     StepBuffers,
     prepare_step,
 )
+from octavo.kernels.slots import RECORD_LEN
 from octavo.layers.context import AttentionContext
 from octavo.models.loader import DTYPES
 from octavo.models.source import ModelSource
@@ -252,7 +252,6 @@ class GpuRunner(ModelRunner):
         def ints(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.int32, device=self.device)
 
-        plain, (repetition, presence, frequency) = self.sampling.plain, self.sampling.penalties
         self.buffers = StepBuffers(
             input_ids=ints(num_rows),
             positions=ints(num_rows),
@@ -263,17 +262,7 @@ class GpuRunner(ModelRunner):
             sample_rows=ints(reqs),
             sample_slots=ints(reqs),
             block_table=ints(self.max_num_seqs + 1, max_blocks_per_seq),
-            last_tokens=self.sampling.last_tokens,
-            output_positions=plain.output_positions,
-            num_prompt_tokens=self.sampling.num_prompt_tokens,
-            temperature=plain.temperature,
-            top_k=plain.top_k,
-            top_p=plain.top_p,
-            min_p=plain.min_p,
-            seeds=plain.seeds,
-            repetition_penalty=repetition,
-            presence_penalty=presence,
-            frequency_penalty=frequency,
+            slot_table=self.sampling.slot_table,
         )
         self._stagings = [self._new_staging_buffer() for _ in range(self.max_in_flight)]
         self._next_staging = 0
