@@ -23,10 +23,11 @@ and needs neither torch nor Triton.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 
-class Column(NamedTuple):
+@dataclass(frozen=True)
+class Column:
     """One int32 of a record, or with ``is_float`` the bits of a float32.
 
     ``neutral``: its value in the padding's row, with which it changes nothing.

@@ -13,6 +13,7 @@ from ..packed import PackedLinear, QuantTensor
 from ..reference import argmax, prepare_experts, selected_logprobs
 from ..reference import prepare_linear as _dequantize
 from .activation import activation, gated_activation
+from .adjust_logits import adjust_logits
 from .attention import paged_attention
 from .compile_only import compile_only
 from .embedding import embedding
@@ -31,6 +32,7 @@ __all__ = [
     "SamplingState",
     "StepBuffers",
     "activation",
+    "adjust_logits",
     "argmax",
     "compile_only",
     "embedding",

@@ -627,6 +627,68 @@ def test_sample_adjusts_logits() -> None:
     assert counts[:, 4].tolist() == [0x4001, 0x4001]
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab", [37, 4099])
+@pytest.mark.parametrize("parts", ["bias", "allowed", "penalties", "all"])
+def test_adjust_logits(dtype: torch.dtype, vocab: int, parts: str) -> None:
+    """Each part alone and all of them, with rows in other slots and one slot without any."""
+    rows, num_slots, width = 3, 5, 45
+    slots = torch.randperm(num_slots)[:rows].to(DEVICE, torch.int32)
+    table = make_table(num_slots).to(DEVICE)
+    logits = randn(rows, vocab, dtype=dtype) * 3
+    counts = torch.randint(0, 3, (num_slots, vocab), dtype=torch.int16, device=DEVICE)
+    counts[:, ::3] |= 0x4000
+    bits = torch.randint(-(2**31), 2**31, (num_slots, -(-vocab // 32)), device=DEVICE).int()
+    penalties = torch.rand(3, num_slots, device=DEVICE) + 0.5
+    penalties[:, slots[0]] = torch.tensor([1.0, 0.0, 0.0], device=DEVICE)
+    ids = torch.full((num_slots, width), -1, dtype=torch.int32, device=DEVICE)
+    named = min(vocab, 40)
+    ids[:, :named] = torch.stack([torch.randperm(vocab)[:named] for _ in range(num_slots)])
+    values = randn(num_slots, width)
+    until = torch.randint(0, 2, (num_slots, width), device=DEVICE).int()
+
+    extra: dict[str, Any] = {}
+    want: dict[str, Any] = {
+        "bias": torch.zeros(rows, vocab, device=DEVICE),
+        "allowed": torch.ones(rows, vocab, dtype=torch.bool, device=DEVICE),
+        "generated": torch.zeros(rows, vocab, dtype=torch.int32, device=DEVICE),
+        "in_prompt": torch.zeros(rows, vocab, dtype=torch.bool, device=DEVICE),
+        "repetition_penalty": torch.ones(rows, device=DEVICE),
+        "presence_penalty": torch.zeros(rows, device=DEVICE),
+        "frequency_penalty": torch.zeros(rows, device=DEVICE),
+    }
+    at = slots.long()
+    if parts in ("bias", "all"):
+        extra |= {"bias_ids": ids, "bias_values": values, "bias_until": until}
+        # Every request is at its token 0.
+        active = (ids[at] >= 0) & (until[at] > 0)
+        for row in range(rows):
+            want["bias"][row, ids[at][row][active[row]].long()] = values[at][row][active[row]]
+    if parts in ("allowed", "all"):
+        extra["allowed_mask"] = bits
+        cols = torch.arange(vocab, device=DEVICE)
+        want["allowed"] = bits[at][:, cols // 32] >> (cols % 32) & 1 != 0
+    if parts in ("penalties", "all"):
+        extra["token_counts"] = counts
+        want["generated"] = counts[at].int() & 0x3FFF
+        want["in_prompt"] = counts[at] & 0x4000 != 0
+        for i, name in enumerate(("repetition", "presence", "frequency")):
+            set_column(table, getattr(slots_module, f"{name.upper()}_PENALTY"), penalties[i])
+            want[f"{name}_penalty"] = penalties[i][at]
+    expected = reference.adjust_logits(logits, **want)
+    got = logits.clone()
+    gpu.adjust_logits(got, slots, gpu.SamplingState(table, **extra))
+    allowed = want["allowed"]
+    assert (got[~allowed] == float("-inf")).all()
+    assert_close(got[allowed], expected[allowed], dtype)
+
+
+def test_a_part_of_the_bias_is_refused() -> None:
+    state = gpu.SamplingState(make_table(1).to(DEVICE), bias_ids=int32([[1]]))
+    with pytest.raises(ValueError, match="come together"):
+        gpu.sample(randn(1, 9), int32([0]), state)
+
+
 # ------------------------------------------------------------------------ real shapes, on a GPU
 
 LLAMA_8B, LLAMA_1B, SMOLLM2 = (32, 8, 128), (32, 8, 64), (9, 3, 64)

@@ -41,17 +41,18 @@ class SlotRecords:
     def write(self, slot: int, state: RequestState) -> NDArray[np.int32]:
         """Write the record of a request whose seed is set; returns the row, a view."""
         assert state.seed is not None
-        row, floats, bits = self.rows[slot], self._floats[slot], self._bits[slot]
+        row: NDArray[np.int32] = self.rows[slot]
+        floats, bits = self._floats[slot], self._bits[slot]
         row[SLOT.index] = slot
         row[NUM_PROMPT_TOKENS.index] = state.num_prompt_tokens
         bits[SEED_LOW.index] = state.seed & _MASK32
         bits[SEED_HIGH.index] = state.seed >> 32 & _MASK32
-        for name, index, is_float, _neutral in PARAMETERS:
-            value = getattr(state.params, name)
-            if is_float:
-                floats[index] = value
+        for column in PARAMETERS:
+            value = getattr(state.params, column.name)
+            if column.is_float:
+                floats[column.index] = value
             else:
-                row[index] = min(value, _MAX_INT32)
+                row[column.index] = min(value, _MAX_INT32)
         if state.params.greedy:
             floats[TEMPERATURE.index] = 0.0
         return row
