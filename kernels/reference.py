@@ -8,11 +8,12 @@ vocabulary. Index tensors are int32. A KV cache is [num_blocks, num_kv_heads, bl
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from . import slots as columns
 from .formats.dense import DENSE_FORMATS
 from .opset import OpSet
 from .weights import Experts, Norm, Stored, Weight, dense, stacked_shape
@@ -363,6 +364,34 @@ def prepare_experts(
 # --------------------------------------------------------------------------------------- sampling
 
 
+def adjust_logits(
+    logits: Tensor,
+    *,
+    bias: Tensor,
+    allowed: Tensor,
+    generated: Tensor,
+    in_prompt: Tensor,
+    repetition_penalty: Tensor,
+    presence_penalty: Tensor,
+    frequency_penalty: Tensor,
+) -> Tensor:
+    """logits [S, V] + bias, only of allowed ids, after the penalties: [S, V] in logits' dtype.
+
+    bias [S, V], rounded in logits' dtype once added; allowed [S, V] bool: others become -inf.
+    generated [S, V] int: how often a row has generated each id; in_prompt [S, V] bool. The three
+    penalties are [S]: a positive logit of an id that was generated or is in the prompt is divided
+    by the repetition penalty, a negative one multiplied with it; an id that was generated n times
+    loses n times the frequency penalty, and once the presence penalty.
+    """
+    z = (logits.float() + bias).to(logits.dtype).float()
+    z = torch.where(allowed, z, -math.inf)
+    repetition = repetition_penalty[:, None]
+    repeated = torch.where(z > 0, z / repetition, z * repetition)
+    z = torch.where(in_prompt | (generated > 0), repeated, z)
+    z = z - generated * frequency_penalty[:, None] - (generated > 0) * presence_penalty[:, None]
+    return z.to(logits.dtype)
+
+
 def sample(
     logits: Tensor,
     temperature: Tensor,
@@ -417,6 +446,72 @@ def selected_logprobs(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     logprobs = logits.float().log_softmax(-1).gather(-1, index)
     rank = (logits > logits.gather(-1, index[:, :1])).sum(-1) + 1
     return logprobs, rank.to(torch.int32)
+
+
+# ------------------------------------------------------------------------------ a step's buffers
+
+
+def prepare_step(
+    packed: Tensor,
+    buffers: Mapping[str, Tensor],
+    *,
+    decode_rows: int,
+    prefill_reqs: int,
+    prefill_rows: int,
+) -> None:
+    """Spread a packed plan over the buffers, padded to a shape; see gpu/step.py for both.
+
+    Rows and requests come as ``decode_rows`` decodes, then ``prefill_reqs`` requests of together
+    ``prefill_rows`` tokens; the rest is padding: slot N - 1, sequence length 0, nothing stored.
+    """
+    header, values = packed[:8].tolist(), iter(packed[8:].tolist())
+    num_tokens, num_reqs, num_decodes, num_samples, num_updates, num_records, offset, _ = header
+
+    def take(count: int) -> list[int]:
+        return [next(values) for _ in range(count)]
+
+    ids, positions, mapping = take(num_tokens), take(num_tokens), take(num_tokens)
+    slots, seq_lens, starts = take(num_reqs), take(num_reqs), take(num_reqs + 1)
+    sample_rows, sample_slots = take(num_reqs), take(num_reqs)
+    places, blocks = take(num_updates), take(num_updates)
+    table = buffers["slot_table"]
+    spare = table.shape[0] - 1
+
+    for row in range(decode_rows + prefill_rows):
+        token = row if row < decode_rows else row - decode_rows + num_decodes
+        used = token < (num_decodes if row < decode_rows else num_tokens)
+        token_id = ids[token] if used else 0
+        if token_id < 0:
+            token_id = int(table[slots[token], columns.LAST_TOKEN.index])
+        buffers["input_ids"][row] = token_id
+        buffers["positions"][row] = positions[token] if used else 0
+        buffers["slot_mapping"][row] = mapping[token] if used else -1
+    for place, block in zip(places, blocks, strict=True):
+        buffers["block_table"].view(-1)[place] = block
+    for n in range(num_records):
+        begin = 8 + offset + n * columns.RECORD_LEN
+        record = packed[begin : begin + columns.NUM_HOST_COLUMNS]
+        table[int(record[columns.SLOT.index]), : columns.NUM_HOST_COLUMNS] = record
+
+    def padded(row: int) -> int:
+        return row if row < num_decodes else row - num_decodes + decode_rows
+
+    total_reqs = decode_rows + prefill_reqs
+    for r in range(total_reqs):
+        req = r if r < decode_rows else r - decode_rows + num_decodes
+        used = req < (num_decodes if r < decode_rows else num_reqs)
+        buffers["slots"][r] = slots[req] if used else spare
+        buffers["seq_lens"][r] = seq_lens[req] if used else 0
+        begin = starts[req] if used else num_tokens
+        buffers["query_start_loc"][r] = r if r < decode_rows else padded(begin)
+        sampled = r < num_samples
+        buffers["sample_rows"][r] = padded(sample_rows[r]) if sampled else 0
+        buffers["sample_slots"][r] = sample_slots[r] if sampled else spare
+        if sampled:
+            state = table[sample_slots[r]]
+            prompt = int(state[columns.NUM_PROMPT_TOKENS.index])
+            state[columns.OUTPUT_POSITION.index] = positions[sample_rows[r]] + 1 - prompt
+    buffers["query_start_loc"][total_reqs] = num_tokens - num_decodes + decode_rows
 
 
 OPS = OpSet(

@@ -8,16 +8,18 @@ from __future__ import annotations
 from ..opset import FusedDecode, OpSet
 from ..reference import argmax, selected_logprobs
 from .activation import activation, gated_activation
+from .adjust_logits import adjust_logits
 from .attention import paged_attention
 from .compile_only import compile_only
-from .decode_attention import max_rope_decodes, rope_decode_attention
 from .embedding import embedding
 from .launch import set_pdl
 from .linear import linear, prepare
 from .moe import moe, prepare_experts
 from .norm import layer_norm, rms_norm
 from .rope import qk_norm_rope_store_kv
-from .sample import HostIds, SamplingState, sample
+from .rope_decode_attention import max_rope_decodes, rope_decode_attention
+from .sample import sample
+from .slots import HostIds, SamplingState
 from .step import StepBuffers, prepare_step
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "SamplingState",
     "StepBuffers",
     "activation",
+    "adjust_logits",
     "argmax",
     "compile_only",
     "embedding",

@@ -19,6 +19,7 @@ if not torch.cuda.is_available():
 
 gpu = pytest.importorskip("octavo.kernels.gpu.ops")
 from octavo.kernels import reference  # noqa: E402
+from octavo.kernels import slots as slots_module  # noqa: E402
 from octavo.kernels.weights import Norm  # noqa: E402
 
 # The modules, whose names the package gives to their functions.
@@ -519,44 +520,62 @@ def hash_uniform(seed: int, position: int) -> float:
     return (mix(h ^ position) >> 8) * 2**-24
 
 
+def make_table(count: int) -> torch.Tensor:
+    """A slot table [count, RECORD_LEN] of neutral records."""
+    table = torch.zeros(count, slots_module.RECORD_LEN, dtype=torch.int32)
+    for column in slots_module.COLUMNS:
+        set_column(table, column, column.neutral)
+    return table
+
+
+def set_column(table: torch.Tensor, column: Any, values: Any) -> None:
+    typed = table.view(torch.float32) if column.is_float else table
+    typed[:, column.index] = torch.as_tensor(values, dtype=typed.dtype, device=table.device)
+
+
+def get_column(table: torch.Tensor, column: Any) -> torch.Tensor:
+    return (table.view(torch.float32) if column.is_float else table)[:, column.index]
+
+
 def make_state(
     settings: list[tuple[float, int, float, float]], **extra: Any
 ) -> tuple[Any, torch.Tensor, torch.Tensor]:
     """(state, slots, uniform): settings are (temperature, top_k, top_p, min_p) of each row."""
     count = len(settings)
     slots = torch.randperm(count)
+    table = make_table(count)
 
-    def by_slot(column: int, dtype: torch.dtype) -> torch.Tensor:
-        values = torch.zeros(count, dtype=dtype)
-        values[slots] = torch.tensor([row[column] for row in settings], dtype=dtype)
-        return values.to(DEVICE)
+    def by_slot(column: Any, values: list[float]) -> None:
+        placed = torch.zeros(count, dtype=torch.float32 if column.is_float else torch.int64)
+        placed[slots] = torch.tensor(values, dtype=placed.dtype)
+        set_column(table, column, placed)
 
+    for i, name in enumerate(("TEMPERATURE", "TOP_K", "TOP_P", "MIN_P")):
+        by_slot(getattr(slots_module, name), [row[i] for row in settings])
     seeds = torch.randint(-(2**62), 2**62, (count,))
-    positions = torch.randint(0, 1000, (count,)).to(torch.int32)
+    table[:, slots_module.SEED_LOW.index : slots_module.SEED_HIGH.index + 1] = seeds.view(
+        torch.int32
+    ).view(count, 2)
+    positions = torch.randint(0, 1000, (count,))
+    set_column(table, slots_module.OUTPUT_POSITION, positions)
     uniform = [hash_uniform(int(seeds[s]), int(positions[s])) for s in slots.tolist()]
-    state = gpu.SamplingState(
-        by_slot(0, torch.float32),
-        by_slot(1, torch.int32),
-        by_slot(2, torch.float32),
-        by_slot(3, torch.float32),
-        seeds.to(DEVICE),
-        positions.to(DEVICE),
-        **extra,
-    )
+    state = gpu.SamplingState(table.to(DEVICE), **extra)
     return state, slots.to(DEVICE, torch.int32), torch.tensor(uniform, device=DEVICE)
 
 
 def check_sample(vocab: int, settings: list[tuple[float, int, float, float]]) -> None:
     logits = randn(len(settings), vocab) * 3
     state, slots, uniform = make_state(settings)
-    before = state.output_positions.clone()
+    before = get_column(state.slot_table, slots_module.OUTPUT_POSITION).clone()
     columns = [torch.tensor([row[c] for row in settings]) for c in range(4)]
     want = reference.sample(logits.cpu(), *columns, uniform.cpu()).tolist()
     got = gpu.sample(logits.clone(), slots, state).tolist()
     # A sum's rounding may tip a draw that falls between two tokens.
     wrong = [(s, g, w) for s, g, w in zip(settings, got, want, strict=True) if g != w]
     assert len(wrong) <= len(settings) // 50, wrong
-    assert (state.output_positions == before + 1).all()
+    assert (get_column(state.slot_table, slots_module.OUTPUT_POSITION) == before + 1).all()
+    last = get_column(state.slot_table, slots_module.LAST_TOKEN)
+    assert last[slots.long()].tolist() == got
 
 
 SETTINGS = list(itertools.product((0.0, 0.7, 2.0), (0, 1, 50, 3000), (1.0, 0.9, 0.3), (0.0, 0.05)))
@@ -614,21 +633,19 @@ def test_sample_of_masked_rows_gives_an_allowed_token() -> None:
 
 def test_sample_adjusts_logits() -> None:
     vocab, rows = 5000, 2
-    neutral = torch.zeros(rows, device=DEVICE)
     counts = torch.zeros(rows, vocab, dtype=torch.int16, device=DEVICE)
     allowed = torch.full((rows, -(-vocab // 32)), -1, dtype=torch.int32, device=DEVICE)
     state, slots, _ = make_state(
         [(0.0, 0, 1.0, 0.0)] * rows,
-        last_tokens=int32([0] * rows),
-        repetition_penalty=neutral + 2.0,
-        presence_penalty=neutral + 0.25,
-        frequency_penalty=neutral + 0.5,
         token_counts=counts,
         bias_ids=int32([[17, -1, 4100]] * rows),
         bias_values=torch.tensor([[1.5, 9.0, 7.0]] * rows, device=DEVICE),
         bias_until=int32([[2**31 - 1, 2**31 - 1, 0]] * rows),
         allowed_mask=allowed,
     )
+    set_column(state.slot_table, slots_module.REPETITION_PENALTY, 2.0)
+    set_column(state.slot_table, slots_module.PRESENCE_PENALTY, 0.25)
+    set_column(state.slot_table, slots_module.FREQUENCY_PENALTY, 0.5)
     counts[:, 3] = 2  # generated twice
     counts[:, 4] = 0x4000  # in the prompt
     allowed[:, 0] &= ~(1 << 5)
@@ -640,8 +657,70 @@ def test_sample_adjusts_logits() -> None:
     assert [row[i].item() for i in (3, 4, 17, 4100)] == [0.75, 2.0, 1.75, -1.0]
     assert row[5].item() == float("-inf")
     assert out.tolist() == [4, 4]
-    assert state.last_tokens.tolist() == [4, 4]
+    assert get_column(state.slot_table, slots_module.LAST_TOKEN).tolist() == [4, 4]
     assert counts[:, 4].tolist() == [0x4001, 0x4001]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab", [37, 4099])
+@pytest.mark.parametrize("parts", ["bias", "allowed", "penalties", "all"])
+def test_adjust_logits(dtype: torch.dtype, vocab: int, parts: str) -> None:
+    """Each part alone and all of them, with rows in other slots and one slot without any."""
+    rows, num_slots, width = 3, 5, 45
+    slots = torch.randperm(num_slots)[:rows].to(DEVICE, torch.int32)
+    table = make_table(num_slots).to(DEVICE)
+    logits = randn(rows, vocab, dtype=dtype) * 3
+    counts = torch.randint(0, 3, (num_slots, vocab), dtype=torch.int16, device=DEVICE)
+    counts[:, ::3] |= 0x4000
+    bits = torch.randint(-(2**31), 2**31, (num_slots, -(-vocab // 32)), device=DEVICE).int()
+    penalties = torch.rand(3, num_slots, device=DEVICE) + 0.5
+    penalties[:, slots[0]] = torch.tensor([1.0, 0.0, 0.0], device=DEVICE)
+    ids = torch.full((num_slots, width), -1, dtype=torch.int32, device=DEVICE)
+    named = min(vocab, 40)
+    ids[:, :named] = torch.stack([torch.randperm(vocab)[:named] for _ in range(num_slots)])
+    values = randn(num_slots, width)
+    until = torch.randint(0, 2, (num_slots, width), device=DEVICE).int()
+
+    extra: dict[str, Any] = {}
+    want: dict[str, Any] = {
+        "bias": torch.zeros(rows, vocab, device=DEVICE),
+        "allowed": torch.ones(rows, vocab, dtype=torch.bool, device=DEVICE),
+        "generated": torch.zeros(rows, vocab, dtype=torch.int32, device=DEVICE),
+        "in_prompt": torch.zeros(rows, vocab, dtype=torch.bool, device=DEVICE),
+        "repetition_penalty": torch.ones(rows, device=DEVICE),
+        "presence_penalty": torch.zeros(rows, device=DEVICE),
+        "frequency_penalty": torch.zeros(rows, device=DEVICE),
+    }
+    at = slots.long()
+    if parts in ("bias", "all"):
+        extra |= {"bias_ids": ids, "bias_values": values, "bias_until": until}
+        # Every request is at its token 0.
+        active = (ids[at] >= 0) & (until[at] > 0)
+        for row in range(rows):
+            want["bias"][row, ids[at][row][active[row]].long()] = values[at][row][active[row]]
+    if parts in ("allowed", "all"):
+        extra["allowed_mask"] = bits
+        cols = torch.arange(vocab, device=DEVICE)
+        want["allowed"] = bits[at][:, cols // 32] >> (cols % 32) & 1 != 0
+    if parts in ("penalties", "all"):
+        extra["token_counts"] = counts
+        want["generated"] = counts[at].int() & 0x3FFF
+        want["in_prompt"] = counts[at] & 0x4000 != 0
+        for i, name in enumerate(("repetition", "presence", "frequency")):
+            set_column(table, getattr(slots_module, f"{name.upper()}_PENALTY"), penalties[i])
+            want[f"{name}_penalty"] = penalties[i][at]
+    expected = reference.adjust_logits(logits, **want)
+    got = logits.clone()
+    gpu.adjust_logits(got, slots, gpu.SamplingState(table, **extra))
+    allowed = want["allowed"]
+    assert (got[~allowed] == float("-inf")).all()
+    assert_close(got[allowed], expected[allowed], dtype)
+
+
+def test_a_part_of_the_bias_is_refused() -> None:
+    state = gpu.SamplingState(make_table(1).to(DEVICE), bias_ids=int32([[1]]))
+    with pytest.raises(ValueError, match="come together"):
+        gpu.sample(randn(1, 9), int32([0]), state)
 
 
 # ------------------------------------------------------------------------ real shapes, on a GPU

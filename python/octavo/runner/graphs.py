@@ -28,7 +28,8 @@ from torch import Tensor
 
 from octavo._core import Staging
 from octavo.kernels.gpu import ops as gpu
-from octavo.kernels.gpu.step import HEADER, HEADER_LEN, RECORD_LEN
+from octavo.kernels.gpu.step import HEADER, HEADER_LEN
+from octavo.kernels.slots import RECORD_LEN
 from octavo.models.registry import CausalLM
 from octavo.pooling import PoolingInfo
 from octavo.runner.cuda_driver import CudaDriverError, DeviceClock

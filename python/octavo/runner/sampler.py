@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from octavo.kernels.slots import NUM_PROMPT_TOKENS, TEMPERATURE
 from octavo.runner.draw import Floats, Ints, draw, uniforms
 from octavo.runner.request_state import RequestState
+from octavo.runner.slots import SlotRecords, column_of, seeds_of
 from octavo.runner.token_counts import TokenCounts
-
-_MASK64 = (1 << 64) - 1
 
 
 class SampledTokens(NamedTuple):
@@ -82,12 +82,7 @@ class Sampler:
         self._special = np.zeros(n, bool)
         self._processes = np.zeros(n, bool)
         self._tracks = np.zeros(n, bool)
-        self._temperature = np.zeros(n, np.float32)
-        self._top_k = np.zeros(n, np.int64)
-        self._top_p = np.ones(n, np.float64)
-        self._min_p = np.zeros(n, np.float32)
-        self._seed = np.zeros(n, np.uint64)
-        self._num_prompt_tokens = np.zeros(n, np.int64)
+        self._records = SlotRecords(n)
         self._num_logprobs = np.full(n, -1, np.int64)
 
     def admit(self, slot: int, state: RequestState) -> None:
@@ -97,12 +92,7 @@ class Sampler:
         params = state.params
         slot_state = _SlotState(state)
         self._slots[slot] = slot_state
-        self._temperature[slot] = 0.0 if params.greedy else params.temperature
-        self._top_k[slot] = max(params.top_k, 0)
-        self._top_p[slot] = params.top_p
-        self._min_p[slot] = params.min_p
-        self._seed[slot] = np.uint64(state.seed & _MASK64)
-        self._num_prompt_tokens[slot] = state.num_prompt_tokens
+        self._records.write(slot, state)
         self._num_logprobs[slot] = -1 if params.logprobs is None else params.logprobs
         self._processes[slot] = slot_state.processes
         self._tracks[slot] = slot_state.tracks_output
@@ -121,28 +111,23 @@ class Sampler:
         raw: Floats = logits.cpu().numpy()
         if not self._special[slots].any():
             return SampledTokens(raw.argmax(-1).astype(np.int32))
-        num_outputs = positions + 1 - self._num_prompt_tokens[slots]
+        records = self._records.rows[slots]
+        num_outputs: Ints = positions + np.int64(1) - column_of(records, NUM_PROMPT_TOKENS)
         wanted = self._num_logprobs[slots]
         processed = raw
         if self._processes[slots].any():
             # Log probabilities are of the model's own logits.
             processed = raw.copy() if wanted.max() >= 0 else raw
             self._process(processed, slots, num_outputs)
-        drawn = np.flatnonzero(self._temperature[slots] > 0)
+        drawn = np.flatnonzero(column_of(records, TEMPERATURE) > 0)
         if len(drawn) < len(slots):
             token_ids = processed.argmax(-1).astype(np.int32)
         else:
             token_ids = np.empty(len(slots), np.int32)
         if len(drawn):
-            which = slots[drawn]
-            token_ids[drawn] = draw(
-                processed[drawn],
-                self._temperature[which],
-                self._top_k[which],
-                self._top_p[which],
-                self._min_p[which],
-                uniforms(self._seed[which], num_outputs[drawn]),
-            )
+            chosen = records[drawn]
+            uniform = uniforms(seeds_of(chosen), num_outputs[drawn])
+            token_ids[drawn] = draw(processed[drawn], chosen, uniform)
         for row in np.flatnonzero(self._tracks[slots]).tolist():
             self._track(slots[row], int(token_ids[row]))
         if wanted.max() < 0:

@@ -99,7 +99,6 @@ class GpuShard:
         def ints(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.int32, device=self.device)
 
-        plain, (repetition, presence, frequency) = self.sampling.plain, self.sampling.penalties
         return StepBuffers(
             input_ids=ints(num_rows),
             positions=ints(num_rows),
@@ -110,17 +109,7 @@ class GpuShard:
             sample_rows=ints(reqs),
             sample_slots=ints(reqs),
             block_table=ints(sizes.max_num_seqs + 1, sizes.max_blocks_per_seq),
-            last_tokens=self.sampling.last_tokens,
-            output_positions=plain.output_positions,
-            num_prompt_tokens=self.sampling.num_prompt_tokens,
-            temperature=plain.temperature,
-            top_k=plain.top_k,
-            top_p=plain.top_p,
-            min_p=plain.min_p,
-            seeds=plain.seeds,
-            repetition_penalty=repetition,
-            presence_penalty=presence,
-            frequency_penalty=frequency,
+            slot_table=self.sampling.slot_table,
         )
 
     def _make_ids(self, turn: int) -> StepIds:
