@@ -240,7 +240,7 @@ class SamplingParams:
 
     def _real(self, param: str, value: object, must: str) -> float:
         # numpy's numbers are registered as Real; strings of digits are not.
-        if isinstance(value, numbers.Real) and type(value) is not bool:
+        if type(value) is not bool and isinstance(value, numbers.Real):
             try:
                 return float(value)
             except OverflowError:

@@ -1,4 +1,4 @@
-"""Pooler: from hidden states to one vector a text, as a sentence-transformers folder says."""
+"""Pooler: one vector a text from hidden states, as a sentence-transformers folder defines it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.checkpoints.weights import SafetensorsWeights, safetensors_files
+from octavo.checkpoints.safetensors import SafetensorsWeights, safetensors_files
 from octavo.errors import ModelLoadError
 
 _MODES = {
@@ -24,7 +24,7 @@ Step = Callable[[Tensor], Tensor]
 
 
 class Pooler:
-    """The modules behind the encoder: pooling, dense layers, normalization.
+    """The modules after the encoder: pooling, dense layers, normalization.
 
     ``default_mode``: for a folder without modules.json; the mean is sentence-transformers' own.
     ``max_len``: the most tokens of a text, None where only the model limits it. ``size``: of the
@@ -76,7 +76,7 @@ class Pooler:
     def __call__(self, hidden: Tensor, starts: Tensor) -> Tensor:
         """hidden [T, D] of texts end to end, starts int32 [R + 1] from 0 -> float32 [R, D'].
 
-        Rows behind the last text belong to none, and an empty text's result means nothing.
+        Rows after the last text belong to none, and an empty text's result is meaningless.
         Everything can be captured into a CUDA graph.
         """
         num_rows = hidden.shape[0]
@@ -113,7 +113,7 @@ class Pooler:
             dtype=torch.float32,
             act_dtype=torch.float32,
         )
-        weight = weights.matrix("linear.weight", (n, k))
+        weight = weights.linear("linear", (n, k))
         assert isinstance(weight, Tensor)
         bias = weights.vector("linear.bias", n) if values.get("bias", True) else None
         weights.finish()
@@ -127,7 +127,7 @@ class Pooler:
 
 
 def first_rows(starts: Tensor, num_rows: int) -> Tensor:
-    """Each text's first row [R]; an empty text behind all others gets one that exists."""
+    """Each text's first row [R]; an empty text after all others gets an existing row."""
     return starts[:-1].clamp_max(num_rows - 1)
 
 
