@@ -26,7 +26,7 @@ from octavo.config import EngineConfig
 from octavo.engine import engine_loop
 from octavo.flags import add_flags, resolve
 from octavo.runner.sampler import SampledTokens
-from octavo.server.config import ServerConfig
+from octavo.server.http.config import ServerConfig
 
 TEXT = (
     " The quick brown fox jumps over the lazy dog, and then it walks home; nobody saw it go, but "

@@ -53,7 +53,7 @@ def make_parser(words: Sequence[str] = ()) -> Parser:
 
 def _add_serve(commands: Any) -> None:
     from octavo.config import EngineConfig
-    from octavo.server.config import ServerConfig
+    from octavo.server.http.config import ServerConfig
 
     parser = commands.add_parser(
         "serve",
@@ -71,7 +71,7 @@ def _add_serve(commands: Any) -> None:
 def _serve(arguments: argparse.Namespace) -> int:
     from octavo.config import EngineConfig
     from octavo.errors import OctavoError
-    from octavo.server.config import ServerConfig
+    from octavo.server.http.config import ServerConfig
 
     given = vars(arguments)
     model = given.pop("model_argument")

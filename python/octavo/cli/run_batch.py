@@ -13,8 +13,8 @@ from tqdm import tqdm
 from octavo.config import EngineConfig
 from octavo.engine.engine import AsyncEngine
 from octavo.server.batch_file import BatchCounts, run_batch
-from octavo.server.config import ServerConfig
 from octavo.server.http.app import App
+from octavo.server.http.config import ServerConfig
 from octavo.server.work.state import ServerState
 
 

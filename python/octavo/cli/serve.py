@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from octavo.config import EngineConfig
     from octavo.engine.engine import AsyncEngine
-    from octavo.server.config import ServerConfig
+    from octavo.server.http.config import ServerConfig
 
 # How long a thread may keep the GIL while another waits for it. The engine thread hands over
 # tokens in the middle of the event loop's work: at the default 5 ms each of them comes 5 ms late,

@@ -16,7 +16,7 @@ from octavo.server.work.state import ServerState
 
 if TYPE_CHECKING:
     from octavo.engine.engine import AsyncEngine
-    from octavo.server.config import ServerConfig
+    from octavo.server.http.config import ServerConfig
 
 logger = logging.getLogger("octavo.server")
 

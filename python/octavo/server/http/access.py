@@ -16,7 +16,7 @@ from octavo.errors import AuthenticationError, ForbiddenHostError
 from octavo.server.http.exchange import header
 
 if TYPE_CHECKING:
-    from octavo.server.config import ServerConfig
+    from octavo.server.http.config import ServerConfig
 
 # Orchestrators ask these without a key; they tell nothing but the server's health.
 OPEN_PATHS: Final = frozenset({"/health", "/ready", "/ping"})

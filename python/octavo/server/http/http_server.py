@@ -23,8 +23,8 @@ from octavo.errors import BadRequestError, HeaderTooLargeError, error_body, erro
 from octavo.server.http import limits
 
 if TYPE_CHECKING:
-    from octavo.server.config import ServerConfig
     from octavo.server.http.app import App
+    from octavo.server.http.config import ServerConfig
 
 # Clients keep pools of idle connections; one that the server closes first loses a race and a
 # request. Longer than the usual 60 s of proxies and client libraries.

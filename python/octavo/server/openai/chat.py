@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from octavo.server.openai.dialect import Wire, sse_event
 from octavo.server.openai.logprobs import chat_logprobs, prompt_logprobs
 from octavo.server.openai.protocol import ChatRequest, parse_chat
 from octavo.server.work.answer import answer
 from octavo.server.work.prompts import encode_chat, truncate
-from octavo.server.work.wire import Wire, sse_event
 
 if TYPE_CHECKING:
     from octavo._core import Delta, TokenIds

@@ -6,12 +6,12 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from octavo.errors import RequestTooLongError
+from octavo.server.openai.dialect import DONE, Wire, sse_event
 from octavo.server.openai.logprobs import CompletionLogprobs, prompt_logprobs
 from octavo.server.openai.protocol import CompletionRequest, parse_completion
 from octavo.server.work.answer import answer
 from octavo.server.work.prompts import INLINE_CHARS, encode_prompts, truncate
 from octavo.server.work.usage import Usage
-from octavo.server.work.wire import DONE, Wire, sse_event
 
 if TYPE_CHECKING:
     from octavo._core import Delta, TokenIds

@@ -12,17 +12,17 @@ from starlette.requests import ClientDisconnect
 
 from octavo.errors import RequestTooLongError, UnsupportedParameterError, error_body
 from octavo.prompt_logprobs import PromptLogprobs
+from octavo.server.openai.dialect import DONE, add_timings, sse_event
 from octavo.server.work.generation import Generation
 from octavo.server.work.usage import Usage
-from octavo.server.work.wire import DONE, add_timings, sse_event
 
 if TYPE_CHECKING:
     from octavo._core import Delta, SseTemplate, SseWriter, TokenIds
     from octavo.engine.request import Delivery
     from octavo.sampling_params import SamplingParams
     from octavo.server.http.exchange import Exchange
+    from octavo.server.openai.dialect import Wire
     from octavo.server.work.state import ServerState
-    from octavo.server.work.wire import Wire
 
 logger = logging.getLogger("octavo.server")
 

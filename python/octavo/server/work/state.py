@@ -15,7 +15,7 @@ from octavo.errors import (
     StalledError,
     UnsupportedParameterError,
 )
-from octavo.server.config import ServerConfig
+from octavo.server.http.config import ServerConfig
 from octavo.text.chat_template import ChatTemplate, load_chat_template
 
 if TYPE_CHECKING:
