@@ -13,8 +13,8 @@ from tqdm import tqdm
 from octavo.config import EngineConfig
 from octavo.engine.engine import AsyncEngine
 from octavo.server.batch_file import BatchCounts, run_batch
-from octavo.server.http.app import App
 from octavo.server.http.config import ServerConfig
+from octavo.server.routes import make_app
 from octavo.server.work.state import ServerState
 
 
@@ -57,7 +57,7 @@ async def _run(
         state.set_engine(engine)
         with tqdm(unit=" requests", desc="batch") as progress:
             return await run_batch(
-                App(state), lines, output, concurrency=concurrency, on_done=progress.update
+                make_app(state), lines, output, concurrency=concurrency, on_done=progress.update
             )
     finally:
         await engine.stop()

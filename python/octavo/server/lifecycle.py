@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from octavo.errors import EngineDeadError
-from octavo.server.http.app import App
 from octavo.server.http.http_server import HttpServer
+from octavo.server.routes import make_app
 from octavo.server.stats_log import log_stats
 from octavo.server.work.state import ServerState
 
@@ -39,7 +39,7 @@ class Lifecycle:
     def __init__(self, config: ServerConfig, load: Callable[[], AsyncEngine]) -> None:
         self.config = config
         self.state = ServerState(config)
-        self.http = HttpServer(App(self.state), config)
+        self.http = HttpServer(make_app(self.state), config)
         # Whether the loading thread still runs: then the process cannot end in an orderly way.
         self.is_loading = False
         self._load = load

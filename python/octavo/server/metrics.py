@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Row(NamedTuple):
-    """One metric: its key in the snapshot, what it says, and the label of a labelled one."""
+    """One metric: its key in the snapshot, its help text, and the label of a labelled one."""
 
     key: str
     help: str
@@ -81,13 +81,13 @@ class EngineCollector:
 
     def __init__(self, state: ServerState) -> None:
         self._state = state
-        self._labels = {"model_name": state.engine.served_model_names[0], "engine": "0"}
+        self._labels = {"model_name": state.model().names[0], "engine": "0"}
 
     def collect(self) -> Iterable[Metric]:
-        """Every metric the core knows, and those of the front end."""
+        """Every metric of the core, and those of the front end."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        engine = self._state.engine
+        engine = self._state.model().engine
         snapshot = {**engine.metrics.snapshot(), "step_seconds": engine.step_times.snapshot()}
         for row in GAUGES:
             yield from self._families(GaugeMetricFamily, row, snapshot)
@@ -133,7 +133,7 @@ class EngineCollector:
     def _cache_config(self) -> Metric:
         from prometheus_client.core import GaugeMetricFamily
 
-        config = self._state.engine.config
+        config = self._state.model().engine.config
         labels = {
             **self._labels,
             "block_size": str(config.block_size),

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo._core import TokenIds
-from octavo.errors import InvalidParameterError
+from octavo.errors import InvalidParameterError, clip
+from octavo.server.http import limits
+
+Prompt = str | TokenIds
 
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
@@ -39,9 +42,15 @@ def check(**schema: Any) -> Callable[[Callable[[str, Any], Any]], Check]:
 
 
 def shorten(value: object) -> str:
-    """A value as it may appear in a message."""
-    text = repr(value) if not isinstance(value, str) else repr(value[:100])
-    return text if len(text) <= 100 else text[:97] + "..."
+    """A value as it may appear in a message; of a container the kind alone.
+
+    A container may be nested as deeply as JSON allows, which is deeper than ``repr`` can go.
+    """
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    return clip(repr(clip(value) if isinstance(value, str) else value))
 
 
 def invalid(name: str, must: str, value: object) -> InvalidParameterError:
@@ -130,7 +139,7 @@ def is_token_ids(value: Any) -> bool:
 
 def texts_or_ids(
     name: str, value: Any, check_count: Callable[[str, list[Any]], None]
-) -> list[str | TokenIds]:
+) -> list[Prompt]:
     """str, [str], [int] or [[int]] as a list of texts or of token ids.
 
     Raises:
@@ -160,6 +169,15 @@ def texts_or_ids(
     raise invalid(
         name, "a string, a list of strings, of token ids, or of lists of token ids", value
     )
+
+
+@check(type="integer", minimum=-1, maximum=INT32_MAX, **{"not": {"const": 0}})
+def truncation(name: str, value: Any) -> int:
+    """A number of tokens to keep; -1 keeps what fits."""
+    most: int = integer(-1)(name, value)
+    if most == 0:
+        raise InvalidParameterError(f"{name} must be -1 or positive", name)
+    return most
 
 
 def token_ids(most: int) -> Check:
@@ -211,10 +229,11 @@ def json_objects(name: str, value: Any) -> list[dict[str, Any]]:
 _BIAS = number()
 
 
-def logit_bias(name: str, value: Any) -> dict[int, float]:
-    """Token id, as JSON's string key -> bias."""
+def logit_bias(name: str, value: Any, most: int) -> dict[int, float]:
+    """Token id, as JSON's string key -> bias; at most ``most`` of them."""
     if not isinstance(value, dict):
         raise invalid(name, "an object of token id -> bias", value)
+    limits.check_count(name, value, most)
     bias: dict[int, float] = {}
     for key, entry in value.items():
         # Not int(key): it takes " 1_0", and digits of other scripts.

@@ -1,4 +1,4 @@
-"""HttpServer: uvicorn with a bound on request heads, JSON errors, and no hands on our signals."""
+"""HttpServer: uvicorn with bounded request heads, JSON errors, and signals left to the caller."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import os
 import secrets
 import socket
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-import orjson
 import uvicorn
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
@@ -19,11 +19,10 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from octavo._core import SseWriter
-from octavo.errors import BadRequestError, HeaderTooLargeError, error_body, error_kind
+from octavo.errors import BadRequestError, HeaderTooLargeError, error_kind
 from octavo.server.http import limits
 
 if TYPE_CHECKING:
-    from octavo.server.http.app import App
     from octavo.server.http.config import ServerConfig
 
 # Clients keep pools of idle connections; one that the server closes first loses a race and a
@@ -31,6 +30,15 @@ if TYPE_CHECKING:
 KEEP_ALIVE_S: Final = 75
 # What a closing server grants answers that are already written but not yet read.
 FLUSH_S: Final = 2
+
+
+class Application(Protocol):
+    """The ASGI application behind the connections."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+    def error_body(self, path: str, error: BaseException, request_id: str | None) -> bytes:
+        """An error's body in the form of the API that ``path`` belongs to."""
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -46,6 +54,7 @@ class HttpProtocol(HttpToolsProtocol):
     # When the last answer was written; None: one is due.
     _idle_since_s: float | None = None
     _idle_timer: asyncio.TimerHandle | None = None
+    url = b""
 
     def data_received(self, data: bytes) -> None:
         self._read_bytes = len(data)
@@ -170,17 +179,21 @@ class HttpProtocol(HttpToolsProtocol):
             self._idle_timer = None
 
     def send_400_response(self, msg: str) -> None:
-        """The answer to what is not HTTP, or not acceptable as such, in OpenAI's shape."""
+        """Answer a head that is not HTTP, or not acceptable as such, and close."""
         error = (
             HeaderTooLargeError(f"the head is larger than {limits.MAX_HEADER_BYTES} bytes")
             if self._head_is_too_large
             else BadRequestError("invalid HTTP request")
         )
-        body = orjson.dumps(error_body(error))
+        request_id = secrets.token_hex(16)
+        # As much of the head as was understood: the path says which API's form the error takes.
+        path = (self.url or b"").partition(b"?")[0].decode("latin-1")
+        app = cast(Application, self.app)
+        body = app.error_body(path, error, request_id)
         self.transport.write(
             STATUS_LINE[error_kind(error).status]
             + b"content-type: application/json\r\nconnection: close\r\nx-request-id: "
-            + secrets.token_hex(16).encode()
+            + request_id.encode()
             + b"\r\ncontent-length: "
             + str(len(body)).encode()
             + b"\r\n\r\n"
@@ -249,7 +262,7 @@ class _Uvicorn(uvicorn.Server):
 class HttpServer:
     """Listens from ``start`` to ``stop``. ``url`` is where, once started."""
 
-    def __init__(self, app: App, config: ServerConfig) -> None:
+    def __init__(self, app: Application, config: ServerConfig) -> None:
         self._config = config
         self._socket: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None

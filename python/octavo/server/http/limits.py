@@ -1,4 +1,4 @@
-"""What one request may ask for. Checked before anything is allocated on its behalf."""
+"""Limits on one request, checked before anything is allocated on its behalf."""
 
 from __future__ import annotations
 
@@ -86,8 +86,7 @@ def check_bad_words(words: Sequence[str]) -> None:
 
 
 def check_logit_bias(bias: Mapping[int, float]) -> None:
-    """As many biases as MAX_LOGIT_BIAS, each in OpenAI's range."""
-    check_count("logit_bias", bias, MAX_LOGIT_BIAS)
+    """Biases in OpenAI's range."""
     for token_id, value in bias.items():
         if not -100 <= value <= 100:
             raise InvalidParameterError(

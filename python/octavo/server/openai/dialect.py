@@ -1,33 +1,33 @@
-"""Wire: how one generation route writes its answers, whole or as a stream of chunks."""
+"""OpenAI's dialect: server-sent events of JSON chunks, as chat and completions share them."""
 
 from __future__ import annotations
 
 import secrets
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import orjson
 
 from octavo import __version__
-from octavo.server.work import usage
-from octavo.server.work.usage import Usage
+from octavo.server.openai.errors import error_body, error_object
+from octavo.server.work.usage import Usage, slowest_timings, timings_object, usage_object
 
 if TYPE_CHECKING:
-    from octavo._core import Delta, SseTemplate
+    from octavo._core import SseTemplate, TokenIds
     from octavo.prompt_logprobs import PromptLogprobs
-    from octavo.server.openai.protocol import GenerationRequest
-    from octavo.server.work.state import ServerState
+    from octavo.server.openai.protocol import OpenAiRequest
+    from octavo.server.work.news import News
+    from octavo.server.work.served_model import ServedModel
 
 FINGERPRINT: Final = f"octavo-{__version__}"
 
 DONE: Final = b"data: [DONE]\n\n"
 
-# Stand in the places that the core fills. Random: a model's name or a request's id may hold any
-# text, but not these.
+# Stands where the core puts a piece of text. Random: a model's name or a request's id may hold any
+# text, but not this one.
 _TEXT: Final = secrets.token_hex(16)
-_FINISH: Final = secrets.token_hex(16)
-_STOP: Final = secrets.token_hex(16)
 
 
 def sse_event(value: Any) -> bytes:
@@ -35,8 +35,17 @@ def sse_event(value: Any) -> bytes:
     return b"data: " + orjson.dumps(value) + b"\n\n"
 
 
-class Wire(ABC):
-    """The answer to one request, apart from what the model says.
+class OpenAiDialect:
+    """What OpenAI's generation routes share of ``Dialect``."""
+
+    media_type = "text/event-stream; charset=utf-8"
+    # A comment, which is no event.
+    ping = b": ping\n\n"
+    error_body = staticmethod(error_body)
+
+
+class OpenAiReply(ABC):
+    """What OpenAI's generation routes share of ``Reply``.
 
     ``id`` and ``created`` are the same in every chunk.
     """
@@ -44,24 +53,32 @@ class Wire(ABC):
     object_name: ClassVar[str]
     chunk_object_name: ClassVar[str]
     id_prefix: ClassVar[str]
-    # The field that holds the prompt.
     prompt_field: ClassVar[str]
 
     def __init__(
-        self, state: ServerState, request: GenerationRequest, model: str, request_id: str
+        self,
+        request: OpenAiRequest,
+        model: ServedModel,
+        request_id: str,
+        prompts: Sequence[TokenIds],
     ) -> None:
-        self.state = state
         self.request = request
-        self.model = model
-        self.id = f"{self.id_prefix}-{request.request_id or request_id}"
-        self.created = int(time.time())
-        # One per prompt, where the request asks for them; complete when its first delta comes.
-        self.scores: list[PromptLogprobs] = []
+        self.prompts = prompts
+        self.scores: Sequence[PromptLogprobs] = ()
+        self._texts = model.token_texts
+        self._request_id = request_id
+        self._chunk: dict[str, Any] = {
+            "id": f"{self.id_prefix}-{request.request_id or request_id}",
+            "object": self.chunk_object_name,
+            "created": int(time.time()),
+            "model": request.model or model.names[0],
+            "system_fingerprint": FINGERPRINT,
+        }
 
-    # ------------------------------------------------------------- what routes differ in
+    # ------------------------------------------------------------- where the routes differ
 
     @abstractmethod
-    def first_event(self, index: int) -> bytes:
+    def start(self, index: int) -> bytes:
         """The event that opens a sample's stream; empty: it opens with its text."""
 
     @abstractmethod
@@ -71,94 +88,80 @@ class Wire(ABC):
         """The choice of a chunk that carries text."""
 
     @abstractmethod
-    def decorate_choice(self, choice: dict[str, Any], index: int, delta: Delta) -> None:
-        """Add what a plain stream does not carry: logprobs, token ids."""
+    def decorate(self, choice: dict[str, Any], index: int, news: News) -> None:
+        """Add to a choice what a plain stream does not carry: logprobs, token ids."""
 
     @abstractmethod
-    def final_choice(self, index: int, delta: Delta) -> dict[str, Any]:
-        """The choice of a whole answer. ``delta`` holds all of the sample's output."""
+    def whole_choice(self, index: int, news: News) -> dict[str, Any]:
+        """The choice of a whole answer. ``news`` holds all of the sample's output."""
 
-    # ------------------------------------------------------------------ what they share
+    # ------------------------------------------------------------------------ the stream
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether the core can write the chunks by itself."""
+    def templates(self) -> list[SseTemplate] | None:
+        """One per sample, unless chunks carry more than text."""
         request = self.request
-        return not (
+        if (
             request.sampling.get("logprobs") is not None
             or request.return_token_ids
             or request.continuous_usage_stats
-        )
+        ):
+            return None
+        return [self._template(index) for index in range(len(self.prompts) * request.n)]
 
-    def chunk(self, choices: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
+    def _template(self, index: int) -> SseTemplate:
+        from octavo._core import SseTemplate
+
+        event = self.chunk_event([self.text_choice(index, _TEXT, None, None)])
+        before, _, after = event.partition(_TEXT.encode())
+        return SseTemplate(before, after, self.start(index))
+
+    def chunk_event(self, choices: list[dict[str, Any]], **fields: Any) -> bytes:
         """One chunk of a stream."""
-        chunk = {
-            "id": self.id,
-            "object": self.chunk_object_name,
-            "created": self.created,
-            "model": self.model,
-            "system_fingerprint": FINGERPRINT,
-            "choices": choices,
-            **fields,
-        }
+        chunk = {**self._chunk, "choices": choices, **fields}
         if self.request.include_usage:
             # Null until the last chunk, as OpenAI has it.
             chunk.setdefault("usage", None)
-        return chunk
+        return sse_event(chunk)
 
-    def sse_template(self, index: int) -> SseTemplate:
-        """The chunks of choice ``index``, for the core to fill."""
-        from octavo._core import SseTemplate
-
-        event = sse_event(self.chunk([self.text_choice(index, _TEXT, _FINISH, _STOP)]))
-        before, _, rest = event.partition(_TEXT.encode())
-        between, _, rest = rest.partition(f'"{_FINISH}"'.encode())
-        after, _, end = rest.partition(f'"{_STOP}"'.encode())
-        return SseTemplate((before, between, after, end), first=self.first_event(index))
-
-    def delta_event(self, index: int, delta: Delta) -> bytes:
+    def text(self, index: int, news: News) -> bytes:
         """A chunk with all its decorations."""
-        choice = self.text_choice(index, delta.text, delta.finish_reason, delta.stop_reason)
-        self.decorate_choice(choice, index, delta)
-        fields: dict[str, Any] = {}
+        return self._text_event(index, news)
+
+    def end(self, index: int, news: News) -> bytes:
+        """The chunk with the finish reason, and the sample's timings."""
+        return self._text_event(index, news, timings=timings_object(news))
+
+    def _text_event(self, index: int, news: News, **fields: Any) -> bytes:
+        choice = self.text_choice(index, news.text, news.finish_reason, news.stop_reason)
+        self.decorate(choice, index, news)
         if self.request.continuous_usage_stats:
-            fields["usage"] = usage.usage_object(
-                delta.num_prompt_tokens, delta.num_cached_tokens, delta.num_output_tokens
+            fields["usage"] = usage_object(
+                news.num_prompt_tokens, news.num_cached_tokens, news.num_output_tokens
             )
-        if delta.finish_reason is not None:
-            fields["timings"] = usage.timings_object(delta)
-        return sse_event(self.chunk([choice], **fields))
+        return self.chunk_event([choice], **fields)
 
-    def usage_event(self, tally: Usage) -> bytes:
-        """The extra chunk of ``include_usage``."""
-        return sse_event(self.chunk([], usage=tally.to_object()))
+    def close(self, usage: Usage) -> bytes:
+        """The extra chunk of ``include_usage``, and the end mark."""
+        if self.request.include_usage:
+            return self.chunk_event([], usage=usage.to_object()) + DONE
+        return DONE
 
-    def answer(self, deltas: list[Delta]) -> dict[str, Any]:
-        """The whole answer, from every choice's one Delta in order."""
-        tally = Usage(self.request.n)
-        choices = []
-        for index, delta in enumerate(deltas):
-            tally.add(index, delta)
-            choices.append(self.final_choice(index, delta))
+    def error(self, error: BaseException) -> bytes:
+        """The error's object as an event, and the end mark."""
+        return sse_event(error_object(error, self._request_id)) + DONE
+
+    # ------------------------------------------------------------------ the whole answer
+
+    def whole(self, news: Sequence[News], usage: Usage) -> bytes:
+        """All choices, usage, and the timings of the slowest sample."""
+        return orjson.dumps(self.whole_object(news, usage))
+
+    def whole_object(self, news: Sequence[News], usage: Usage) -> dict[str, Any]:
+        """The whole answer before it is written down."""
         return {
-            **self.envelope(choices),
-            "usage": tally.to_object(),
-            "timings": usage.slowest_timings(deltas),
-        }
-
-    def envelope(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        """A whole answer but for its usage."""
-        return {
-            "id": self.id,
+            **self._chunk,
             "object": self.object_name,
-            "created": self.created,
-            "model": self.model,
-            "system_fingerprint": FINGERPRINT,
-            "choices": choices,
+            "choices": [self.whole_choice(index, one) for index, one in enumerate(news)],
+            "usage": usage.to_object(),
+            "timings": slowest_timings(news),
         }
-
-
-def add_timings(event: bytes, delta: Delta) -> bytes:
-    """Put ``timings`` into the core's last chunk of a sample, which ends with ``}`` and a blank."""
-    timings = orjson.dumps(usage.timings_object(delta))
-    return event[:-3] + b',"timings":' + timings + b"}\n\n"
