@@ -25,6 +25,7 @@ pub mod dequantize;
 pub mod detokenizer;
 pub mod gguf;
 mod gguf_tokenizer;
+pub mod json_size;
 mod splitting;
 mod stop_strings;
 pub mod stream;

@@ -4,6 +4,7 @@
 mod cpu;
 mod delivery;
 mod engine;
+mod json;
 mod token_ids;
 
 use std::borrow::Cow;
@@ -28,6 +29,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("__version__", env!("CARGO_PKG_VERSION"))?;
     engine::register(m)?;
     delivery::register(m)?;
+    json::register(m)?;
     token_ids::register(m)?;
     register_text(m)?;
     register_gguf(m)?;

@@ -322,7 +322,7 @@ def _plain_tool_call(call: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(function, Mapping) and isinstance(function.get("arguments"), str):
         try:
             arguments = json.loads(function["arguments"] or "{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             # A model's own broken call, played back: the template writes it as it was.
             return plain
         plain["function"] = {**function, "arguments": arguments}

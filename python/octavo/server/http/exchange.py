@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from octavo._core import json_size
 from octavo.errors import BadRequestError, BodyTimeoutError, ContentTypeError
 from octavo.server.http import limits
 from octavo.server.http.http_server import take_body, write_answer, write_stream_head
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 JSON: Final = "application/json"
 _JSON: Final = JSON.encode()
-# Parsing and checking less takes milliseconds.
-MAX_INLINE_BODY_BYTES: Final = 1 << 20
+# Parsing and checking less takes milliseconds, whatever it holds.
+MAX_INLINE_BODY_BYTES: Final = 1 << 18
 T = TypeVar("T")
 
 
@@ -61,6 +62,11 @@ def _json_object(body: bytes | bytearray) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadRequestError("the request body must be a JSON object")
     return value
+
+
+def _parse_large(body: bytes, parse: Callable[[dict[str, Any]], T]) -> T:
+    limits.check_json_size(*json_size(body))
+    return parse(_json_object(body))
 
 
 class Exchange(Request):
@@ -98,7 +104,7 @@ class Exchange(Request):
         body = await self._read_body()
         if len(body) <= MAX_INLINE_BODY_BYTES:
             return parse(_json_object(body))
-        return await asyncio.to_thread(lambda: parse(_json_object(body)))
+        return await asyncio.to_thread(_parse_large, bytes(body), parse)
 
     async def _read_body(self) -> bytes | bytearray:
         length = header(self.scope, b"content-length") or b""
@@ -113,12 +119,13 @@ class Exchange(Request):
     async def _wait_for_body(self) -> bytes:
         body = bytearray()
         loop = asyncio.get_running_loop()
+        latest = loop.time() + limits.MAX_BODY_S
         try:
-            async with asyncio.timeout(limits.MAX_BODY_SILENCE_S) as silence:
+            async with asyncio.timeout(limits.MAX_BODY_SILENCE_S) as deadline:
                 async for part in self.stream():
                     body += part
                     limits.check_body_size(len(body))
-                    silence.reschedule(loop.time() + limits.MAX_BODY_SILENCE_S)
+                    deadline.reschedule(min(latest, loop.time() + limits.MAX_BODY_SILENCE_S))
         except TimeoutError:
             raise BodyTimeoutError("the request body did not arrive in time") from None
         return bytes(body)

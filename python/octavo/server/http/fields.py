@@ -112,29 +112,27 @@ def string(most_chars: int = INT32_MAX, *, least_chars: int = 0) -> Check:
     return checked
 
 
-def string_or_strings(name: str, value: Any) -> tuple[str, ...]:
-    """One string or a list of them."""
+def string_or_strings(name: str, value: Any, most: int) -> tuple[str, ...]:
+    """One string or a list of at most ``most``."""
     if isinstance(value, str):
         return (value,)
-    return strings(name, value)
+    return strings(name, value, most)
 
 
-def strings(name: str, value: Any) -> tuple[str, ...]:
-    """A list of strings."""
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise invalid(name, "a list of strings", value)
-    return tuple(value)
+def strings(name: str, value: Any, most: int) -> tuple[str, ...]:
+    """A list of at most ``most`` strings."""
+    if isinstance(value, list):
+        # Before each is looked at.
+        limits.check_count(name, value, most, "strings")
+        if all(isinstance(item, str) for item in value):
+            return tuple(value)
+    raise invalid(name, "a list of strings", value)
 
 
 def strings_schema(most: int, most_chars: int) -> dict[str, Any]:
     """The schema of at most ``most`` strings that are not empty."""
     item = {"type": "string", "minLength": 1, "maxLength": most_chars}
     return {"type": "array", "items": item, "maxItems": most}
-
-
-def is_token_ids(value: Any) -> bool:
-    """Whether it is a list of integers; ``true`` is none."""
-    return isinstance(value, list) and set(map(type, value)) <= {int}
 
 
 def texts_or_ids(
@@ -152,11 +150,11 @@ def texts_or_ids(
             # An int first: a list of token ids, and if not, nothing.
             if type(value[0]) is int:
                 return [TokenIds(value)]
+            # Before each is looked at.
+            check_count(name, value)
             if all(isinstance(item, str) for item in value):
-                check_count(name, value)
                 return value
             if all(isinstance(item, list) for item in value):
-                check_count(name, value)
                 if [] in value:
                     raise InvalidParameterError(f"{name} must not hold empty lists", name)
                 return [TokenIds(item) for item in value]
@@ -187,10 +185,13 @@ def token_ids(most: int) -> Check:
         type="array", maxItems=most, items={"type": "integer", "minimum": 0, "maximum": INT32_MAX}
     )
     def checked(name: str, value: Any) -> tuple[int, ...]:
-        if not is_token_ids(value):
+        if not isinstance(value, list):
             raise invalid(name, "a list of token ids", value)
-        if len(value) > most:
-            raise InvalidParameterError(f"{name} must have at most {most} entries", name)
+        # Before each is looked at.
+        limits.check_count(name, value, most)
+        # true is no integer.
+        if not set(map(type, value)) <= {int}:
+            raise invalid(name, "a list of token ids", value)
         if value and not 0 <= min(value) <= max(value) <= INT32_MAX:
             raise InvalidParameterError(f"{name} must hold token ids, which are positive", name)
         return tuple(value)

@@ -84,14 +84,14 @@ class DetokenizeRequest:
     ]
 )
 def _stop(name: str, value: Any) -> tuple[str, ...]:
-    stop = fields.string_or_strings(name, value)
+    stop = fields.string_or_strings(name, value, limits.MAX_STOP_STRINGS)
     limits.check_stop(stop)
     return stop
 
 
 @fields.check(**fields.strings_schema(limits.MAX_BAD_WORDS, limits.MAX_BAD_WORD_CHARS))
 def _bad_words(name: str, value: Any) -> tuple[str, ...]:
-    words = fields.strings(name, value)
+    words = fields.strings(name, value, limits.MAX_BAD_WORDS)
     limits.check_bad_words(words)
     return words
 

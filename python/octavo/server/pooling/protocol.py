@@ -105,10 +105,9 @@ def _check_inputs(name: str, value: list[Any]) -> None:
 def _texts(name: str, value: Any) -> list[str]:
     if isinstance(value, str):
         return [value]
-    if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
+    if not value:
         raise fields.invalid(name, "a string or a list of strings", value)
-    limits.check_count(name, value, limits.MAX_EMBEDDING_INPUTS, "texts")
-    return value
+    return list(fields.strings(name, value, limits.MAX_EMBEDDING_INPUTS))
 
 
 @fields.check(**_input_list(_DOCUMENT))
