@@ -123,7 +123,7 @@ class MethodNotAllowedError(OctavoError):
         self.allowed = allowed
 
 
-class BodyTimeoutError(OctavoError):
+class RequestTimeoutError(OctavoError):
     """The client stopped sending in the middle of its request."""
 
 
@@ -133,6 +133,10 @@ class BodyTooLargeError(OctavoError):
 
 class ContentTypeError(OctavoError):
     """The body is not declared to be JSON."""
+
+
+class TransferCodingError(OctavoError):
+    """The body is coded in a way the server does not know."""
 
 
 class HeaderTooLargeError(OctavoError):
@@ -203,10 +207,13 @@ ERROR_TABLE: dict[type[BaseException], ErrorKind] = {
     ModelNotFoundError: ErrorKind(404, _INVALID, "model_not_found"),
     RouteNotFoundError: ErrorKind(404, _INVALID, "not_found"),
     MethodNotAllowedError: ErrorKind(405, _INVALID, "method_not_allowed"),
-    BodyTimeoutError: ErrorKind(408, _INVALID, "request_timeout", {"Connection": "close"}),
+    RequestTimeoutError: ErrorKind(408, _INVALID, "request_timeout", {"Connection": "close"}),
     BodyTooLargeError: ErrorKind(413, _INVALID, "body_too_large"),
     ContentTypeError: ErrorKind(415, _INVALID, "unsupported_content_type"),
     HeaderTooLargeError: ErrorKind(431, _INVALID, "header_too_large", {"Connection": "close"}),
+    TransferCodingError: ErrorKind(
+        501, _INVALID, "unsupported_transfer_coding", {"Connection": "close"}
+    ),
     QueueFullError: ErrorKind(503, "service_unavailable", "queue_full", _RETRY),
     LoadingError: ErrorKind(503, "service_unavailable", "loading", _RETRY),
     DrainingError: ErrorKind(503, "service_unavailable", "draining", _RETRY_LATER),

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from octavo._core import json_size
-from octavo.errors import BadRequestError, BodyTimeoutError, ContentTypeError
+from octavo.errors import BadRequestError, ContentTypeError, RequestTimeoutError
 from octavo.server.http import limits
 from octavo.server.http.http_server import take_body, write_answer, write_stream_head
 
@@ -94,7 +94,7 @@ class Exchange(Request):
         """``parse`` of the body, which must be a JSON object. Large ones leave the event loop.
 
         Raises:
-            ContentTypeError, BodyTooLargeError, BodyTimeoutError, BadRequestError: bad requests.
+            ContentTypeError, BodyTooLargeError, RequestTimeoutError, BadRequestError: bad requests.
             ClientDisconnect: the client went away in the middle.
             InvalidRequestError: from ``parse``.
         """
@@ -127,7 +127,7 @@ class Exchange(Request):
                     limits.check_body_size(len(body))
                     deadline.reschedule(min(latest, loop.time() + limits.MAX_BODY_SILENCE_S))
         except TimeoutError:
-            raise BodyTimeoutError("the request body did not arrive in time") from None
+            raise RequestTimeoutError("the request body did not arrive in time") from None
         return bytes(body)
 
     # ------------------------------------------------------------------- the answer
