@@ -22,6 +22,7 @@ import numpy as np
 
 from octavo._core import GgufFile, Staging, Tokenizer
 from octavo.cli.serve import serve
+from octavo.cli.terminal import Terminal
 from octavo.config import EngineConfig
 from octavo.engine import engine_loop
 from octavo.flags import add_flags, resolve
@@ -139,7 +140,8 @@ def main() -> int:
     replaced.make_runner = lambda config, source: InstantRunner(
         config, tokens, arguments.pace_ms / 1000
     )
-    return serve(engine_config, server_config)
+    with Terminal():
+        return serve(engine_config, server_config)
 
 
 if __name__ == "__main__":

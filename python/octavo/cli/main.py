@@ -84,13 +84,15 @@ def _serve(arguments: argparse.Namespace) -> int:
     except FlagError as error:
         arguments.parser.error(str(error))
     from octavo.cli.serve import serve
+    from octavo.cli.terminal import Terminal
 
-    try:
-        return serve(engine_config, server_config)
-    except (OSError, ValueError, OctavoError) as error:
-        # What an operator can set right needs no traceback.
-        print(f"octavo: error: {error}", file=sys.stderr)
-        return 1
+    with Terminal():
+        try:
+            return serve(engine_config, server_config)
+        except (OSError, ValueError, OctavoError) as error:
+            # What an operator can set right needs no traceback.
+            print(f"octavo: error: {error}", file=sys.stderr)
+            return 1
 
 
 def _add_run_batch(commands: Any, *, is_asked: bool) -> None:
@@ -117,11 +119,14 @@ def _run_batch(arguments: argparse.Namespace) -> int:
         [engine_config] = resolve(vars(arguments), (EngineConfig,))
     except FlagError as error:
         arguments.parser.error(str(error))
-    try:
-        return run(arguments, engine_config)
-    except (OSError, ValueError, OctavoError) as error:
-        print(f"octavo: error: {error}", file=sys.stderr)
-        return 1
+    from octavo.cli.terminal import Terminal
+
+    with Terminal():
+        try:
+            return run(arguments, engine_config)
+        except (OSError, ValueError, OctavoError) as error:
+            print(f"octavo: error: {error}", file=sys.stderr)
+            return 1
 
 
 def _add_clients(commands: Any) -> None:
