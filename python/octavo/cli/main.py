@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser(words: Sequence[str] = ()) -> Parser:
-    """The parser of every command. ``words`` tells which commands' own modules are needed."""
+    """The parser of every command. Only the modules of the command in ``words`` are imported."""
     parser = Parser(
         prog="octavo", description="A server for language models: vLLM's interface, one process."
     )

@@ -1,7 +1,7 @@
 """The HTTP server as a process.
 
-What belongs to the process and not to the server is here: the event loop's kind, the interpreter's
-switch interval, the garbage collector, signals, the lines on the terminal.
+The process's own part: the event loop's kind, the interpreter's switch interval, the garbage
+collector, signals, log, the lines on the terminal.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _exit_now(status: int) -> NoReturn:
 
 
 def process_start() -> float:
-    """When this process began, in seconds since the epoch; now where the system does not say."""
+    """Start of this process, in seconds since the epoch; now where the system does not know."""
     try:
         with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
             # The second field is the program's name in parentheses, which may hold anything.

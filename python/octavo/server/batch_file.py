@@ -16,7 +16,7 @@ from typing import Any, Final, TextIO
 import orjson
 from starlette.types import ASGIApp, Message, Scope
 
-# What a batch may ask for.
+# Routes that a batch may use.
 URLS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 RETRY_S: Final = 0.2
 
@@ -137,7 +137,7 @@ class _Asker:
             finally:
                 self._num_asked -= 1
             is_full = status == 503 and body["error"]["code"] == "queue_full"
-            # With nobody else there it will never be emptier.
+            # With no other request under way it will never be emptier.
             if not is_full or not self._num_asked:
                 return status, body
             await asyncio.sleep(RETRY_S)

@@ -47,7 +47,7 @@ class Lifecycle:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether ``stop`` was called."""
+        """True once ``stop`` was called."""
         return self._stop.is_set()
 
     def stop(self) -> None:
@@ -131,11 +131,11 @@ class Lifecycle:
                 if task is not None:
                     task.cancel()
             await engine.stop(0.0)
-            # What stop() aborted still tells its clients so.
+            # The clients of what stop() aborts are still answered.
             await self._wait_idle(DEATH_NOTICE_S)
 
     async def _drain(self, dead: asyncio.Task[None]) -> None:
-        """Take no new work; let what runs end, up to the timeout."""
+        """Take no new work; let running requests finish, up to the timeout."""
         self.state.phase = "draining"
         running = len(self.state.generations)
         if running:
@@ -147,7 +147,7 @@ class Lifecycle:
             logger.warning("%d requests are cut off", len(self.state.generations))
 
     async def _die(self) -> None:
-        """The engine is gone: say so to all who wait, then let the process end."""
+        """Fail all that waits for the dead engine, then let the process end."""
         self.state.phase = "dead"
         for generation in list(self.state.generations):
             generation.fail(EngineDeadError())

@@ -21,7 +21,7 @@ class Row(NamedTuple):
     key: str
     help: str
     label: str | None = None
-    # Further names it is published under: dashboards made for older versions ask for them.
+    # Further names it is published under, for dashboards made for older versions.
     aliases: tuple[str, ...] = ()
     prefix: str = "vllm:"
     # Its published name where that is not the key.
@@ -70,7 +70,7 @@ HISTOGRAMS: Final = (
     Row("request_params_n", "The n of a request."),
     Row("request_params_max_tokens", "The max_tokens of a request."),
     Row("request_max_num_generation_tokens", "The longest sample of a request, in tokens."),
-    # A histogram whose name ends like a counter's: dashboards know it so.
+    # A histogram whose name ends like a counter's, as dashboards have it.
     Row("iteration_tokens", "Tokens in one step.", name="iteration_tokens_total"),
     Row("step_seconds", "One step of the engine, by phase.", label="phase", prefix="octavo:"),
 )
@@ -163,7 +163,7 @@ def make_registry(state: ServerState) -> CollectorRegistry:
     """The engine's metrics and the process's (memory, CPU, file descriptors)."""
     from prometheus_client import CollectorRegistry, ProcessCollector
 
-    # auto_describe off: describing would ask an engine that may not be there yet.
+    # auto_describe off: describing needs an engine, which may not be loaded yet.
     registry = CollectorRegistry(auto_describe=False)
     registry.register(EngineCollector(state))
     ProcessCollector(registry=registry)

@@ -119,7 +119,7 @@ class Endpoint:
         try:
             await self._handler(self._state, Exchange(scope, receive, send))
         except ClientDisconnect:
-            # Whatever ran for it has been aborted; there is nobody to tell.
+            # Its samples have been aborted, and there is nobody to answer.
             return
         except _COUNTED as error:
             if self._admits:

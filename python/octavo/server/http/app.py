@@ -120,7 +120,7 @@ class App:
         began = time.monotonic()
         request_id = _request_id(header(scope, _REQUEST_ID))
         id_header = (_REQUEST_ID, request_id.encode())
-        # Nobody was answered: what a proxy would log for a client that closed its connection.
+        # Without an answer: as proxies log a client that closed its connection.
         status = 499
 
         # Not a coroutine of its own: it is called for every chunk of a stream.
@@ -148,7 +148,7 @@ class App:
 
 
 class Dispatch:
-    """Finds the route: those with a fixed path by a look into a table, all else by Starlette."""
+    """Finds the route: fixed paths in a table, all others by Starlette."""
 
     def __init__(self, routes: Sequence[Route]) -> None:
         # A path with a slash too many is a mistake; a redirect would hide it from a POST's sender.
@@ -161,7 +161,7 @@ class Dispatch:
         }
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Hand on.
+        """Pass the request on.
 
         Raises:
             HTTPException: no such route, or not by this method.
@@ -178,7 +178,7 @@ class ErrorAnswers:
         self._answer_error = answer_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand on.
+        """Pass the request on.
 
         Raises:
             RuntimeError: the answer had begun; the server closes the connection.

@@ -23,7 +23,7 @@ class Body:
         fields: those that the route supports.
         required: names that must be there.
         one_of: names of which exactly one must be there.
-        refused: fields of the API without an implementation: name -> the values that ask for
+        refused: fields of the API without an implementation: name -> the values that change
             nothing, which pass. null passes everywhere.
         ignored: fields that change no answer.
     """

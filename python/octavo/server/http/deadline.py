@@ -9,7 +9,7 @@ from collections.abc import Callable
 class Deadline:
     """Calls back when a time has passed, unless it was put off or lifted by then.
 
-    One timer, which looks at the clock when it rings: setting and cancelling one for each request
+    One timer, which checks the clock when it rings: setting and cancelling one for each request
     of a connection would cost as much as its head does.
 
     Args:

@@ -1,7 +1,7 @@
 """Checks of single JSON values: each takes a field's name and value and returns the clean value.
 
-Every refusal is an InvalidParameterError that names the field; none quotes more than a little of
-the value.
+Every refusal is an InvalidParameterError that names the field; none quotes more than a hundred
+characters of the value.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ INT64_MAX = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A check, and what it lets pass as a JSON schema."""
+    """A check of one value, and the JSON schema of the values that pass."""
 
     schema: dict[str, Any]
     run: Callable[[str, Any], Any]
@@ -37,7 +37,7 @@ class Check:
 
 
 def check(**schema: Any) -> Callable[[Callable[[str, Any], Any]], Check]:
-    """Makes a function a Check with this schema."""
+    """Turn a function into a Check with this schema."""
     return lambda run: Check(schema, run)
 
 
@@ -122,7 +122,7 @@ def string_or_strings(name: str, value: Any, most: int) -> tuple[str, ...]:
 def strings(name: str, value: Any, most: int) -> tuple[str, ...]:
     """A list of at most ``most`` strings."""
     if isinstance(value, list):
-        # Before each is looked at.
+        # Before each entry is checked.
         limits.check_count(name, value, most, "strings")
         if all(isinstance(item, str) for item in value):
             return tuple(value)
@@ -147,10 +147,10 @@ def texts_or_ids(
         return [value]
     if isinstance(value, list) and value:
         try:
-            # An int first: a list of token ids, and if not, nothing.
+            # An int first: a list of token ids or nothing valid.
             if type(value[0]) is int:
                 return [TokenIds(value)]
-            # Before each is looked at.
+            # Before each entry is checked.
             check_count(name, value)
             if all(isinstance(item, str) for item in value):
                 return value
@@ -187,7 +187,7 @@ def token_ids(most: int) -> Check:
     def checked(name: str, value: Any) -> tuple[int, ...]:
         if not isinstance(value, list):
             raise invalid(name, "a list of token ids", value)
-        # Before each is looked at.
+        # Before each entry is checked.
         limits.check_count(name, value, most)
         # true is no integer.
         if not set(map(type, value)) <= {int}:

@@ -44,7 +44,7 @@ _HOST: Final = re.compile(rb"[\w.~%!$&'()*+;=:\[\]-]*")
 
 
 class Application(Protocol):
-    """The ASGI application behind the connections."""
+    """The ASGI application that connections serve."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
 
@@ -65,7 +65,7 @@ class HttpProtocol(HttpToolsProtocol):
     _refusal: OctavoError | None = None
     _writer: SseWriter | None = None
     _on_lost: Callable[[], None] | None = None
-    # What waits for the client to read, when it was last looked at.
+    # Bytes that waited for the client to read when this was last checked.
     _num_unread = 0
     url = b""
 
@@ -124,7 +124,7 @@ class HttpProtocol(HttpToolsProtocol):
             raise _too_large()
 
     def _unset_keepalive_if_required(self) -> None:
-        """Nothing: a byte of the next head is no head."""
+        """Do nothing: a byte of the next head is no head."""
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
@@ -141,7 +141,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _on_silence(self) -> None:
         """End a connection whose client has sent no head in time."""
         if self.cycle is not None and not self.cycle.response_complete:
-            # Half a head behind a request that is still being answered.
+            # Half a head after a request that is still being answered.
             self._deadline.set(limits.MAX_HEAD_S)
         elif self.transport.is_closing() or self.transport.get_write_buffer_size():
             # Closing waits for what has not been read, and would wait for ever.
@@ -149,12 +149,11 @@ class HttpProtocol(HttpToolsProtocol):
         elif self._in_head and self.url:
             self._refusal = RequestTimeoutError("the request's head did not arrive in time")
             self.send_400_response("")
-            self._deadline.set(limits.MAX_UNREAD_S)
         else:
             self.transport.close()
 
     def _on_unread(self) -> None:
-        """End a connection whose client has read nothing since this was last looked at."""
+        """End a connection whose client has read nothing since this was last checked."""
         num_unread = self.transport.get_write_buffer_size()
         if num_unread >= self._num_unread:
             self.transport.abort()
@@ -162,7 +161,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._num_unread = num_unread
         self._read_deadline.set(limits.MAX_UNREAD_S)
 
-    # Past ASGI, for Exchange.
+    # ---------------------------------------------------------- past ASGI, for Exchange
 
     def on_lost(self, callback: Callable[[], None] | None) -> None:
         """Call back when the connection is lost: once, and only the last one given."""
@@ -222,7 +221,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Answer a head that is not HTTP, or not acceptable as such, and close."""
         error = self._refusal or BadRequestError("invalid HTTP request")
         request_id = secrets.token_hex(16)
-        # As much of the head as was understood: the path says which API's form the error takes.
+        # By as much of the head as was understood: the error takes the form of the path's API.
         path = (self.url or b"").partition(b"?")[0].decode("latin-1")
         app = cast(Application, self.app)
         body = app.error_body(path, error, request_id)
@@ -236,6 +235,7 @@ class HttpProtocol(HttpToolsProtocol):
             + body
         )
         self.transport.close()
+        self._deadline.set(limits.MAX_UNREAD_S)
 
 
 def _too_large() -> HeaderTooLargeError:

@@ -103,7 +103,7 @@ def check_stop(stop: Sequence[str]) -> None:
 
 
 def check_bad_words(words: Sequence[str]) -> None:
-    """Bad words: each becomes a token sequence that the sampler looks for."""
+    """Bad words: each becomes token sequences that the sampler bans."""
     check_strings("bad_words", words, MAX_BAD_WORDS, MAX_BAD_WORD_CHARS)
 
 

@@ -25,8 +25,8 @@ FINGERPRINT: Final = f"octavo-{__version__}"
 
 DONE: Final = b"data: [DONE]\n\n"
 
-# Stands where the core puts a piece of text. Random: a model's name or a request's id may hold any
-# text, but not this one.
+# Placeholder of the text that the core puts in. Random: a model's name or a request's id may hold
+# any text, but not this one.
 _TEXT: Final = secrets.token_hex(16)
 
 
@@ -36,7 +36,7 @@ def sse_event(value: Any) -> bytes:
 
 
 class OpenAiDialect:
-    """What OpenAI's generation routes share of ``Dialect``."""
+    """Base of the generation routes' dialects."""
 
     media_type = "text/event-stream; charset=utf-8"
     # A comment, which is no event.
@@ -45,7 +45,7 @@ class OpenAiDialect:
 
 
 class OpenAiReply(ABC):
-    """What OpenAI's generation routes share of ``Reply``.
+    """Base of the generation routes' replies.
 
     ``id`` and ``created`` are the same in every chunk.
     """

@@ -29,14 +29,14 @@ _RESERVED_KWARGS: Final = RESERVED_VARIABLES | {"continue_final_message", "self"
 
 @dataclass(slots=True, kw_only=True)
 class OpenAiRequest(GenerationRequest):
-    """What chat and completion requests share."""
+    """Fields of both chat and completion requests."""
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
     truncate_prompt_tokens: int | None = None
-    # What the answer reports; echo with logprobs asks the engine for them too.
+    # For the answer; echo with logprobs has the engine compute them too.
     prompt_logprobs: int | None = None
 
 
@@ -301,7 +301,7 @@ def _split(clean: dict[str, Any]) -> dict[str, Any]:
 
 
 def _num_logprobs(clean: Mapping[str, Any], *names: str) -> dict[str, int]:
-    """The fields of ``names`` that ask for alternatives."""
+    """Numbers of alternatives a token, by field."""
     if clean.get("prompt_logprobs") is not None and clean.get("stream"):
         raise InvalidParameterError(
             "prompt_logprobs belongs to whole answers, without stream", "prompt_logprobs"
@@ -385,7 +385,7 @@ def parse_tokenize(body: Mapping[str, Any]) -> TokenizeRequest:
     if "messages" in clean:
         clean["conversation"] = _conversation(clean)
     for name in TEMPLATE_FIELDS:
-        # They say how to render, and there is nothing to render.
+        # There is nothing to render.
         clean.pop(name, None)
     return TokenizeRequest(**clean)
 

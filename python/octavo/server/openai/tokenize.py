@@ -42,7 +42,7 @@ async def detokenize(state: ServerState, exchange: Exchange) -> None:
     request = await exchange.read(parse_detokenize)
     engine = state.model(request.model).engine
     tokenizer, tokens = engine.tokenizer, request.tokens
-    # No more than a model can say and read is anybody's text.
+    # No text of the model's is longer.
     limits.check_count("tokens", tokens, engine.max_model_len)
     if tokens and max(tokens) >= tokenizer.vocab_size:
         raise InvalidParameterError(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from starlette.requests import ClientDisconnect
 
-from octavo.errors import RequestTooLongError
+from octavo.errors import OctavoError, RequestTooLongError
 from octavo.prompt_logprobs import PromptLogprobs
 from octavo.server.work.dialect import Request
 from octavo.server.work.generation import Generation
@@ -180,7 +180,11 @@ async def _stream(
     except Exception as error:
         if not exchange.is_answered:
             raise
-        logger.exception("request %s failed in its stream", exchange.request_id)
+        # A drain or the engine's death explains itself; what is unforeseen needs its traceback.
+        unforeseen = None if isinstance(error, OctavoError) else error
+        logger.error(
+            "request %s failed in its stream: %r", exchange.request_id, error, exc_info=unforeseen
+        )
         await exchange.end_stream(reply.error(error))
     finally:
         silence.close()
@@ -223,7 +227,7 @@ async def _answer_untouched(
     reply: Reply,
     max_model_len: int,
 ) -> None:
-    """``max_tokens: 0``: the answer is the prompt, and nobody asks how likely it was."""
+    """Answer ``max_tokens: 0`` without prompt logprobs: nothing is to be computed."""
     for prompt in reply.prompts:
         if len(prompt) > max_model_len:
             raise RequestTooLongError(len(prompt), max_model_len, reply.prompt_field)

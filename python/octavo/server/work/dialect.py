@@ -1,4 +1,4 @@
-"""Dialect: how one API asks for text and writes its answers.
+"""Dialect: one API's requests for text, and the form of its answers.
 
 The server has one way from a request for text to its last byte, ``work/answer.py``. An API is a
 file that implements two protocols on it, ``Dialect`` and ``Reply``; openai/chat.py and
@@ -88,7 +88,7 @@ class Reply(Protocol):
 
 
 class Dialect(Protocol[Request]):
-    """One API's way to ask for text.
+    """One API's requests for text.
 
     Attributes:
         media_type: of streams.

@@ -108,7 +108,7 @@ class Generation:
 
     @property
     def is_open(self) -> bool:
-        """Whether ``news`` has anything left to give, be it an error."""
+        """True while ``news`` has anything left to give, be it an error."""
         return bool(self._running) or self._error is not None
 
     def index(self, delta: Delta) -> int:

@@ -43,7 +43,7 @@ class GenerationRequest:
         return int(self.sampling.get("n", 1))
 
     def check(self, config: EngineConfig) -> None:
-        """What the model's operator allows.
+        """Check against the limits of the model's operator.
 
         Raises:
             InvalidParameterError, UnsupportedParameterError: naming the field.

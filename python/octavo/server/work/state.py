@@ -64,7 +64,7 @@ class ServerState:
             self.phase = "ready"
 
     def models(self) -> dict[str, ServedModel]:
-        """Every served name.
+        """The models, by every name they are served under.
 
         Raises:
             LoadingError, EngineDeadError: there is none, or no longer.
