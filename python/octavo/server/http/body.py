@@ -41,12 +41,13 @@ class Body:
             UnsupportedParameterError, InvalidParameterError: naming the field.
         """
         clean: dict[str, Any] = {}
+        fields, ignored = self.fields, self.ignored
         for name, value in body.items():
-            if value is None or name in self.ignored:
+            if value is None or name in ignored:
                 continue
-            check = self.fields.get(name)
+            check = fields.get(name)
             if check is not None:
-                clean[name] = check(name, value)
+                clean[name] = check.run(name, value)
                 continue
             neutral = self.refused.get(name)
             if neutral is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import re
 import secrets
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 KEEP_ALIVE_S: Final = 75
 # What a closing server grants answers that are already written but not yet read.
 FLUSH_S: Final = 2
-# A name or an address, and a port.
-_HOST: Final = re.compile(rb"[\w.~%!$&'()*+;=:\[\]-]*")
 
 
 class Application(Protocol):
@@ -249,21 +248,33 @@ def check_framing(headers: list[tuple[bytes, bytes]], http_version: str) -> None
         BadRequestError: not exactly one Host, or a body whose end is in doubt.
         TransferCodingError: a coding that the server does not know.
     """
-    hosts = [value for name, value in headers if name == b"host"]
-    # HTTP/1.0 knows no Host.
-    if len(hosts) > 1 or (not hosts and http_version != "1.0"):
-        raise BadRequestError("a request must have one Host header")
-    if hosts and not _HOST.fullmatch(hosts[0]):
+    host: bytes | None = None
+    codings: list[bytes] = []
+    # One pass: this is done for every request.
+    for name, value in headers:
+        if name == b"host":
+            if host is not None:
+                raise BadRequestError("a request must have one Host header")
+            host = value
+        elif name == b"transfer-encoding":
+            codings += [coding.strip().lower() for coding in value.split(b",")]
+    if host is None:
+        # HTTP/1.0 knows no Host.
+        if http_version != "1.0":
+            raise BadRequestError("a request must have one Host header")
+    elif not _is_host(host):
         raise BadRequestError("the Host header is not a host")
-    values = [value for name, value in headers if name == b"transfer-encoding"]
-    if not values:
-        return
-    codings = [coding.strip().lower() for value in values for coding in value.split(b",")]
-    if codings == [b"chunked"] and http_version != "1.0":
+    if not codings or (codings == [b"chunked"] and http_version != "1.0"):
         return
     if codings.count(b"chunked") != 1 or codings[-1] != b"chunked" or http_version == "1.0":
         raise BadRequestError("the Transfer-Encoding leaves the end of the body in doubt")
     raise TransferCodingError("no transfer coding but chunked is supported")
+
+
+@functools.lru_cache(maxsize=64)
+def _is_host(value: bytes) -> bool:
+    """A name or an address, and a port."""
+    return re.fullmatch(rb"[\w.~%!$&'()*+;=:\[\]-]*", value) is not None
 
 
 def take_body(cycle: RequestResponseCycle) -> bytearray | None:

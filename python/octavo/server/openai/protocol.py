@@ -199,6 +199,12 @@ TEMPLATE_FIELDS: Final[dict[str, fields.Check]] = {
     "chat_template_kwargs": _template_kwargs,
 }
 
+_CONVERSATION_FIELDS: Final = TEMPLATE_FIELDS.keys() | {
+    "documents",
+    "reasoning_effort",
+    "add_special_tokens",
+}
+
 CHAT_FIELDS: Final[dict[str, fields.Check]] = {
     **SAMPLING_FIELDS,
     **COMMON_FIELDS,
@@ -300,19 +306,23 @@ def _split(clean: dict[str, Any]) -> dict[str, Any]:
     return {**clean, "sampling": sampling}
 
 
-def _num_logprobs(clean: Mapping[str, Any], *names: str) -> dict[str, int]:
-    """Numbers of alternatives a token, by field."""
-    if clean.get("prompt_logprobs") is not None and clean.get("stream"):
-        raise InvalidParameterError(
-            "prompt_logprobs belongs to whole answers, without stream", "prompt_logprobs"
-        )
-    return {name: clean[name] for name in (*names, "prompt_logprobs") if name in clean}
+def _num_logprobs(clean: Mapping[str, Any], name: str) -> dict[str, int]:
+    """Numbers of alternatives a token, by field: ``name`` and prompt_logprobs."""
+    found = {}
+    if name in clean:
+        found[name] = clean[name]
+    if "prompt_logprobs" in clean:
+        found["prompt_logprobs"] = clean["prompt_logprobs"]
+        if clean.get("stream"):
+            raise InvalidParameterError(
+                "prompt_logprobs belongs to whole answers, without stream", "prompt_logprobs"
+            )
+    return found
 
 
 def _conversation(clean: dict[str, Any]) -> Conversation:
     """Move the template's fields into a Conversation."""
-    names = (*TEMPLATE_FIELDS, "documents", "reasoning_effort", "add_special_tokens")
-    own = {name: clean.pop(name) for name in names if name in clean}
+    own = {name: clean.pop(name) for name in _CONVERSATION_FIELDS & clean.keys()}
     if own.get("continue_final_message"):
         if own.get("add_generation_prompt"):
             raise InvalidParameterError(

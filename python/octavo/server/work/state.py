@@ -45,8 +45,9 @@ class ServerState:
         )
         if self._template_source is not None:
             ChatTemplate(self._template_source, {})
-        # By every name it is served under; the first is the default.
+        # By every name it is served under, and the one of requests without a name.
         self._models: dict[str, ServedModel] = {}
+        self._default: ServedModel | None = None
 
     def set_engine(self, engine: AsyncEngine) -> None:
         """Serve a loaded and started engine.
@@ -60,6 +61,7 @@ class ServerState:
             trusts_request_templates=self.config.trust_request_chat_template,
         )
         self._models = dict.fromkeys(model.names, model)
+        self._default = model
         if self.phase == "loading":
             self.phase = "ready"
 
@@ -71,8 +73,8 @@ class ServerState:
         """
         if not self._models:
             raise LoadingError
-        if self.phase == "dead" or not all(m.engine.is_alive for m in self._models.values()):
-            raise EngineDeadError
+        for model in set(self._models.values()):
+            self._check_alive(model)
         return self._models
 
     def model(self, name: str | None = None) -> ServedModel:
@@ -82,12 +84,12 @@ class ServerState:
             LoadingError, EngineDeadError: there is none, or no longer.
             ModelNotFoundError: no served model has the name.
         """
-        models = self.models()
-        if name is None:
-            return next(iter(models.values()))
-        model = models.get(name)
+        if self._default is None:
+            raise LoadingError
+        model = self._default if name is None else self._models.get(name)
         if model is None:
-            raise ModelNotFoundError(name)
+            raise ModelNotFoundError(name or "")
+        self._check_alive(model)
         return model
 
     def model_for_work(self, name: str | None) -> ServedModel:
@@ -97,8 +99,13 @@ class ServerState:
             LoadingError, EngineDeadError, ModelNotFoundError: as ``model``.
             DrainingError: the server takes no new work.
         """
+        model = self.model(name)
         self._check_open()
-        return self.model(name)
+        return model
+
+    def _check_alive(self, model: ServedModel) -> None:
+        if self.phase == "dead" or not model.engine.is_alive:
+            raise EngineDeadError
 
     def check_health(self) -> None:
         """Raises LoadingError, EngineDeadError or StalledError if the server is not well."""
