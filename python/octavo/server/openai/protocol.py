@@ -12,7 +12,7 @@ A field is in exactly one of a ``Body``'s tables:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
@@ -199,11 +199,9 @@ TEMPLATE_FIELDS: Final[dict[str, fields.Check]] = {
     "chat_template_kwargs": _template_kwargs,
 }
 
-_CONVERSATION_FIELDS: Final = TEMPLATE_FIELDS.keys() | {
-    "documents",
-    "reasoning_effort",
-    "add_special_tokens",
-}
+_CONVERSATION_FIELDS: Final = frozenset(
+    {*TEMPLATE_FIELDS, "documents", "reasoning_effort", "add_special_tokens"}
+)
 
 CHAT_FIELDS: Final[dict[str, fields.Check]] = {
     **SAMPLING_FIELDS,
@@ -300,10 +298,9 @@ def _stream_options(clean: dict[str, Any]) -> None:
             raise UnsupportedParameterError(f"{name} is not supported by this server", name)
 
 
-def _split(clean: dict[str, Any]) -> dict[str, Any]:
-    """Move SamplingParams' fields into ``sampling``."""
-    sampling = {name: clean.pop(name) for name in SAMPLING_FIELDS.keys() & clean.keys()}
-    return {**clean, "sampling": sampling}
+def _take(clean: dict[str, Any], names: Container[str]) -> dict[str, Any]:
+    """Move the fields of ``names`` out of ``clean``."""
+    return {name: clean.pop(name) for name in [*clean] if name in names}
 
 
 def _num_logprobs(clean: Mapping[str, Any], name: str) -> dict[str, int]:
@@ -322,7 +319,7 @@ def _num_logprobs(clean: Mapping[str, Any], name: str) -> dict[str, int]:
 
 def _conversation(clean: dict[str, Any]) -> Conversation:
     """Move the template's fields into a Conversation."""
-    own = {name: clean.pop(name) for name in _CONVERSATION_FIELDS & clean.keys()}
+    own = _take(clean, _CONVERSATION_FIELDS)
     if own.get("continue_final_message"):
         if own.get("add_generation_prompt"):
             raise InvalidParameterError(
@@ -350,13 +347,14 @@ def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
     if max_tokens is not None:
         clean["max_tokens"] = max_tokens
     conversation = _conversation(clean)
-    split = _split(clean)
-    sampling = split["sampling"]
+    sampling = _take(clean, SAMPLING_FIELDS)
     if wants_logprobs:
         sampling["logprobs"] = num_top
-    sampling["prompt_logprobs"] = split.get("prompt_logprobs")
+    sampling["prompt_logprobs"] = clean.get("prompt_logprobs")
     limits.check_samples(1, sampling.get("n", 1))
-    return ChatRequest(conversation=conversation, num_logprobs=num_logprobs, **split)
+    return ChatRequest(
+        conversation=conversation, num_logprobs=num_logprobs, sampling=sampling, **clean
+    )
 
 
 def parse_completion(body: Mapping[str, Any]) -> CompletionRequest:
@@ -369,20 +367,19 @@ def parse_completion(body: Mapping[str, Any]) -> CompletionRequest:
     _stream_options(clean)
     num_logprobs = _num_logprobs(clean, "logprobs")
     num_top = clean.pop("logprobs", None)
-    split = _split(clean)
-    sampling = split["sampling"]
-    split["prompts"] = split.pop("prompt")
-    wanted = [split.get("prompt_logprobs")]
+    sampling = _take(clean, SAMPLING_FIELDS)
+    prompts = clean.pop("prompt")
+    wanted = [clean.get("prompt_logprobs")]
     if num_top is not None:
         sampling["logprobs"] = num_top
-        if split.get("echo"):
+        if clean.get("echo"):
             # The prompt is part of the text whose tokens are reported.
             wanted.append(num_top)
     sampling["prompt_logprobs"] = max((k for k in wanted if k is not None), default=None)
-    if sampling.get("max_tokens") == 0 and not split.get("echo"):
+    if sampling.get("max_tokens") == 0 and not clean.get("echo"):
         raise InvalidParameterError("max_tokens must be at least 1 without echo", "max_tokens")
-    limits.check_samples(len(split["prompts"]), sampling.get("n", 1))
-    return CompletionRequest(num_logprobs=num_logprobs, **split)
+    limits.check_samples(len(prompts), sampling.get("n", 1))
+    return CompletionRequest(prompts=prompts, num_logprobs=num_logprobs, sampling=sampling, **clean)
 
 
 def parse_tokenize(body: Mapping[str, Any]) -> TokenizeRequest:
