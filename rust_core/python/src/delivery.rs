@@ -32,16 +32,11 @@ pub(crate) struct PySseTemplate {
 #[pymethods]
 impl PySseTemplate {
     #[new]
-    #[pyo3(
-        signature = (parts, first=Vec::new(), last=Vec::new()),
-        text_signature = "(parts, first=b'', last=b'')"
-    )]
-    fn new(parts: (Vec<u8>, Vec<u8>, Vec<u8>, Vec<u8>), first: Vec<u8>, last: Vec<u8>) -> Self {
-        let (a, b, c, d) = parts;
+    #[pyo3(signature = (before, after, first=Vec::new()), text_signature = "(before, after, first=b'')")]
+    fn new(before: Vec<u8>, after: Vec<u8>, first: Vec<u8>) -> Self {
         let inner = SseTemplate {
-            parts: [a, b, c, d].map(Vec::into_boxed_slice),
+            around_text: [before.into(), after.into()],
             first: first.into(),
-            last: last.into(),
         };
         Self {
             inner: Arc::new(inner),

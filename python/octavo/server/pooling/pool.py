@@ -1,4 +1,4 @@
-"""Texts through a model that gives vectors: batched with those of every other client."""
+"""Texts through a pooling model, batched with those of every other client."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from octavo._core import TokenIds
-from octavo.errors import InvalidParameterError, RequestTooLongError, UnsupportedParameterError
+from octavo.errors import InvalidParameterError, RequestTooLongError
 from octavo.pooling import NO_TOKENS, PooledText, encode_text, max_text_len
 from octavo.server.work.generation import Generation
 from octavo.server.work.prompts import INLINE_CHARS, MAX_CHARS_PER_TOKEN
+from octavo.server.work.request import check_priority
 
 if TYPE_CHECKING:
     from octavo.engine.engine import AsyncEngine
@@ -30,20 +31,17 @@ async def pool(
     texts: Sequence[Text],
     param: str,
 ) -> int:
-    """Fill every text; the number of their tokens. ``param``: the field that they came in.
+    """Fill every text, and return the number of their tokens. ``param``: the field of the texts.
 
     Raises:
         OctavoError: nothing has been written yet.
         ClientDisconnect: there is nobody to write to; what is left is aborted.
     """
-    if request.priority and engine.config.scheduling_policy != "priority":
-        raise UnsupportedParameterError(
-            "priority needs a server with --scheduling-policy priority", "priority"
-        )
+    check_priority(request.priority, engine.config)
     for token_ids, _ in texts:
         if len(token_ids) > engine.max_model_len:
             raise RequestTooLongError(len(token_ids), engine.max_model_len, param)
-    with Generation(state, engine, exchange.connection) as generation:
+    with Generation(engine, exchange.connection, state.generations) as generation:
         try:
             generation.submit(
                 [TokenIds(token_ids) for token_ids, _ in texts],
