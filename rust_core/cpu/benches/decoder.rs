@@ -98,6 +98,9 @@ fn decoder(level: Level, num_layers: usize, cos_sin: &[f32]) -> Decoder {
 }
 
 /// Time of a step of `requests` requests of `queries` tokens after `past` others, in milliseconds.
+///
+/// Never inlined, so that a simulator can count by its name.
+#[inline(never)]
 fn step(model: &Decoder, requests: usize, queries: usize, past: usize, once: bool) -> f64 {
     let tokens = requests * queries;
     let seq_len = past + queries;
