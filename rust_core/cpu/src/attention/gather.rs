@@ -1,0 +1,169 @@
+//! Keys and values of a chunk, gathered from their blocks.
+
+use crate::float::DType;
+use crate::rope::Cache;
+use crate::simd::Simd;
+use crate::tensor::{load_one, load_some};
+
+use super::{AttentionTask, CHUNK};
+
+impl AttentionTask<'_> {
+    /// Where keys `first..first + 16` of a chunk are; the last one's again for those beyond `len`.
+    #[inline(always)]
+    pub(super) unsafe fn sixteen_keys(
+        &self,
+        key: usize,
+        first: usize,
+        len: usize,
+    ) -> [*const u16; 16] {
+        let mut walk = Walk::START;
+        let mut rows = [std::ptr::null(); 16];
+        for (j, row) in rows.iter_mut().enumerate() {
+            if first + j < len {
+                // SAFETY: the task's contract.
+                unsafe { walk.to(self, &self.args.k_cache, key + first + j) };
+            }
+            *row = walk.at.cast::<u16>();
+        }
+        rows
+    }
+
+    /// Whether keys can be transposed as vectors. A decode's products with keys that lie as columns
+    /// need no sums across lanes: worth the transposing even for one row.
+    #[inline(always)]
+    pub(super) fn transposes<S: Simd>(&self) -> bool {
+        let cache = &self.args.k_cache;
+        S::TRANSPOSES && cache.data.dtype == DType::Bf16 && cache.head_dim.is_multiple_of(32)
+    }
+
+    /// A chunk's keys as panels [key panel][dim][2 LANES keys]; what lies beyond `len` is finite, or
+    /// a key's.
+    #[inline(always)]
+    pub(super) unsafe fn gather_keys<S: Simd>(
+        &self,
+        s: S,
+        key: usize,
+        len: usize,
+        keys: *mut f32,
+        dim_padded: usize,
+    ) {
+        let width = 2 * S::LANES;
+        let cache = &self.args.k_cache;
+        let (dim, dtype) = (cache.head_dim, cache.data.dtype);
+        // SAFETY: the task's contract.
+        unsafe {
+            if self.transposes::<S>() {
+                for first in (0..len).step_by(16) {
+                    let rows = self.sixteen_keys(key, first, len);
+                    let to = keys.add(first / width * dim_padded * width + first % width);
+                    for i in (0..dim).step_by(32) {
+                        s.transpose_bf16(shifted(rows, i), to.add(i * width), width);
+                    }
+                }
+                return;
+            }
+            if len < CHUNK {
+                for i in 0..CHUNK * dim_padded / S::LANES {
+                    s.store(keys.add(i * S::LANES), s.zero());
+                }
+            } else if !dim.is_multiple_of(2) {
+                for p in 0..CHUNK / width {
+                    let row = keys.add((p * dim_padded + dim) * width);
+                    s.store(row, s.zero());
+                    s.store(row.add(S::LANES), s.zero());
+                }
+            }
+            for j in 0..len {
+                let (k, _) = self.locate(cache, key + j);
+                let to = keys.add(j / width * dim_padded * width + j % width);
+                if dtype == DType::F32 {
+                    for i in 0..dim {
+                        *to.add(i * width) = k.cast::<f32>().add(i).read_unaligned();
+                    }
+                } else {
+                    for i in 0..dim {
+                        *to.add(i * width) = load_one(k.add(i * dtype.size()), dtype);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A chunk's values as panels [dim panel][CHUNK][2 LANES dims], zeros where there is none.
+    #[inline(always)]
+    pub(super) unsafe fn gather_values<S: Simd>(
+        &self,
+        s: S,
+        key: usize,
+        len: usize,
+        values: *mut f32,
+        dim_padded: usize,
+    ) {
+        let width = 2 * S::LANES;
+        let cache = &self.args.v_cache;
+        let (dim, dtype) = (cache.head_dim, cache.data.dtype);
+        // SAFETY: the task's contract.
+        unsafe {
+            if len < CHUNK {
+                // The tiles take keys in pairs: the odd one's values must be zeros.
+                for p in 0..dim_padded / width {
+                    let row = values.add((p * CHUNK + len) * width);
+                    s.store(row, s.zero());
+                    s.store(row.add(S::LANES), s.zero());
+                }
+            }
+            for j in 0..len {
+                let (v, _) = self.locate(cache, key + j);
+                let mut i = 0;
+                while i < dim {
+                    let row = load_some(s, v.add(i * dtype.size()), dtype, dim - i);
+                    s.store(values.add((i / width * CHUNK + j) * width + i % width), row);
+                    i += S::LANES;
+                }
+            }
+        }
+    }
+}
+
+/// A way along the rows of a cache, which are looked up a block at a time.
+pub(super) struct Walk {
+    pub(super) at: *const u8,
+    /// Rows behind it in its block.
+    pub(super) left: usize,
+}
+
+impl Walk {
+    pub(super) const START: Walk = Walk {
+        at: std::ptr::null(),
+        left: 0,
+    };
+
+    /// On to `key`'s row; the keys of a walk follow each other.
+    ///
+    /// # Safety
+    /// The task's contract; it sees the key.
+    #[inline(always)]
+    pub(super) unsafe fn to(&mut self, task: &AttentionTask, cache: &Cache, key: usize) {
+        if self.left == 0 {
+            // SAFETY: the caller's.
+            (self.at, self.left) = unsafe { task.locate(cache, key) };
+        } else {
+            let row_bytes = cache.head_dim * cache.data.dtype.size();
+            self.at = self.at.wrapping_add(row_bytes);
+        }
+        self.left -= 1;
+    }
+}
+
+/// All rows from element `by` on.
+///
+/// # Safety
+/// It exists.
+#[inline(always)]
+pub(super) unsafe fn shifted(mut rows: [*const u16; 16], by: usize) -> [*const u16; 16] {
+    for row in &mut rows {
+        // SAFETY: the caller's.
+        *row = unsafe { row.add(by) };
+    }
+    rows
+}

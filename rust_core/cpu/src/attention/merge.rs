@@ -1,0 +1,100 @@
+//! An item's result, and the merging of results that share a token.
+
+use crate::simd::{Kernel, Simd};
+use crate::tensor::store_some;
+
+use super::plan::Merge;
+use super::softmax::State;
+use super::{AttentionArgs, AttentionTask};
+
+impl AttentionTask<'_> {
+    /// Write the item's rows: divided by their totals, or unfinished with their state.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    pub(super) unsafe fn finish<S: Simd>(
+        &self,
+        s: S,
+        rows: usize,
+        dim_padded: usize,
+        in_place: bool,
+        sums: *const f32,
+        state: State,
+    ) {
+        let dim = self.args.k_cache.head_dim;
+        let width = 2 * S::LANES;
+        let out = &self.args.out;
+        for r in 0..rows {
+            // SAFETY: the task's contract.
+            unsafe {
+                let (token, head) = (r / self.group, r % self.group);
+                let head = self.item.kv_head * self.group + head;
+                let inverse = s.splat(1.0 / *state.total.add(r));
+                let unfinished = self.partial.wrapping_add(r * (dim + 2));
+                let mut i = 0;
+                while i < dim {
+                    let at = if in_place {
+                        r * dim_padded + i
+                    } else {
+                        i / width * (width * rows) + r * width + i % width
+                    };
+                    let v = s.load(sums.add(at));
+                    if self.item.partial.is_some() {
+                        s.store_first(unfinished.add(2 + i), v, dim - i);
+                    } else {
+                        let to = out.at(self.item.row + token, head * dim + i);
+                        store_some(s, to, out.dtype, s.mul(v, inverse), dim - i);
+                    }
+                    i += S::LANES;
+                }
+                if self.item.partial.is_some() {
+                    *unfinished = *state.high.add(r);
+                    *unfinished.add(1) = *state.total.add(r);
+                }
+            }
+        }
+    }
+}
+
+/// Combine the parts of one decode token's KV head.
+pub(super) struct MergeTask<'a> {
+    pub(super) args: AttentionArgs<'a>,
+    pub(super) group: usize,
+    pub(super) merge: Merge,
+    pub(super) partial: *const f32,
+}
+
+impl Kernel for MergeTask<'_> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self, s: S) {
+        let dim = self.args.k_cache.head_dim;
+        let out = &self.args.out;
+        let part_floats = self.group * (dim + 2);
+        for r in 0..self.group {
+            // SAFETY: `paged_attention` gave the parts' memory, and every part is written.
+            unsafe {
+                let part = |p: usize| self.partial.add(p * part_floats + r * (dim + 2));
+                let mut high = f32::NEG_INFINITY;
+                for p in 0..self.merge.parts {
+                    high = high.max(*part(p));
+                }
+                let mut total = 0.0;
+                for p in 0..self.merge.parts {
+                    total += *part(p).add(1) * (*part(p) - high).exp2();
+                }
+                let head = self.merge.kv_head * self.group + r;
+                let mut i = 0;
+                while i < dim {
+                    let mut acc = s.zero();
+                    for p in 0..self.merge.parts {
+                        let v = s.load_first(part(p).add(2 + i), dim - i);
+                        acc = s.fma(v, s.splat((*part(p) - high).exp2() / total), acc);
+                    }
+                    let to = out.at(self.merge.row, head * dim + i);
+                    store_some(s, to, out.dtype, acc, dim - i);
+                    i += S::LANES;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! A call's work: items of one request and KV head, and the merges of those that share a token.
+
+use std::ops::Range;
+
+use super::{AttentionArgs, SPLIT, TILE_ROWS};
+
+#[derive(Clone, Copy)]
+pub(super) struct Item {
+    pub(super) request: usize,
+    pub(super) kv_head: usize,
+    /// First row of q, and how many.
+    pub(super) row: usize,
+    pub(super) tokens: usize,
+    /// Position of the first.
+    pub(super) position: usize,
+    /// Keys.
+    pub(super) low: usize,
+    pub(super) high: usize,
+    /// Where the item's unfinished result goes, if it is one of several.
+    pub(super) partial: Option<usize>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Merge {
+    pub(super) row: usize,
+    pub(super) kv_head: usize,
+    pub(super) partial: usize,
+    pub(super) parts: usize,
+}
+
+/// Tasks of `per_task` items, by whose rows they begin with.
+pub(super) fn shares_of(
+    items: &[Item],
+    per_task: usize,
+    rows: &[Range<usize>],
+) -> Vec<Range<usize>> {
+    let count = items.len().div_ceil(per_task);
+    let mut from = 0;
+    let mut shares: Vec<_> = rows
+        .iter()
+        .map(|rows| {
+            let of_others = (from..count).find(|task| items[task * per_task].row >= rows.end);
+            let share = from..of_others.unwrap_or(count);
+            from = share.end;
+            share
+        })
+        .collect();
+    match shares.last_mut() {
+        Some(last) => last.end = count,
+        None => shares.push(0..count),
+    }
+    shares
+}
+
+/// Check every index and cut the work into items, in the order of their rows.
+pub(super) fn plan(args: &AttentionArgs, group: usize) -> Result<(Vec<Item>, Vec<Merge>), String> {
+    let cache = &args.k_cache;
+    let requests = args.slots.len();
+    assert!(args.seq_lens.len() == requests && args.query_start_loc.len() == requests + 1);
+    let table_rows = args
+        .block_table
+        .len()
+        .checked_div(args.max_blocks)
+        .unwrap_or(0);
+    let mut items = Vec::with_capacity(requests * cache.num_kv_heads);
+    let mut merges = Vec::new();
+    let mut partials = 0;
+    let tile = (TILE_ROWS / group).max(1);
+    for request in 0..requests {
+        let (start, end) = (
+            args.query_start_loc[request],
+            args.query_start_loc[request + 1],
+        );
+        let (seq_len, slot) = (args.seq_lens[request], args.slots[request]);
+        if start == end || seq_len == 0 {
+            continue;
+        }
+        if start < 0 || end < start || end as usize > args.q.rows || end - start > seq_len {
+            return Err(format!(
+                "request {request}: query rows {start}..{end} with seq_len {seq_len}"
+            ));
+        }
+        let (start, end, seq_len) = (start as usize, end as usize, seq_len as usize);
+        let blocks = seq_len.div_ceil(cache.block_size);
+        if slot < 0 || slot as usize >= table_rows || blocks > args.max_blocks {
+            return Err(format!(
+                "request {request}: slot {slot} with {blocks} blocks is outside the block table"
+            ));
+        }
+        let past = seq_len - (end - start);
+        let first_key = |position: usize| match args.sliding_window {
+            0 => 0,
+            window => (position + 1).saturating_sub(window),
+        };
+        let table = &args.block_table[slot as usize * args.max_blocks..][..blocks];
+        // Blocks before the window may have been given back; their ids are not looked at.
+        let used = first_key(past) / cache.block_size;
+        if let Some(id) = table[used..]
+            .iter()
+            .find(|&&id| id < 0 || id as usize >= cache.num_blocks)
+        {
+            return Err(format!(
+                "request {request}: block {id} of {}",
+                cache.num_blocks
+            ));
+        }
+        for row in (start..end).step_by(if end - start == 1 { 1 } else { tile }) {
+            for kv_head in 0..cache.num_kv_heads {
+                let tokens = (end - row).min(tile);
+                let position = past + row - start;
+                let low = first_key(position);
+                let high = if args.causal {
+                    position + tokens
+                } else {
+                    seq_len
+                };
+                let item = Item {
+                    request,
+                    kv_head,
+                    row,
+                    tokens,
+                    position,
+                    low,
+                    high,
+                    partial: None,
+                };
+                if end - start > 1 || high - low <= SPLIT {
+                    items.push(item);
+                    continue;
+                }
+                let parts = (high - low).div_ceil(SPLIT);
+                for part in 0..parts {
+                    let low = low + part * SPLIT;
+                    items.push(Item {
+                        low,
+                        high: high.min(low + SPLIT),
+                        partial: Some(partials + part),
+                        ..item
+                    });
+                }
+                merges.push(Merge {
+                    row,
+                    kv_head,
+                    partial: partials,
+                    parts,
+                });
+                partials += parts;
+            }
+        }
+    }
+    Ok((items, merges))
+}
