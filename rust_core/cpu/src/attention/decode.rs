@@ -3,12 +3,45 @@
 use crate::simd::Simd;
 use crate::tensor::load_some;
 
-use super::{AttentionTask, CHUNK};
+use super::CHUNK;
+use super::task::{AttentionTask, Sums};
 
 impl AttentionTask<'_> {
+    /// A decode token's item. Keys that can be transposed as vectors are gathered; values, and other
+    /// keys, are read in place. A row's sums lie together.
+    ///
+    /// # Safety
+    /// The task's contract.
+    #[inline(always)]
+    pub(super) unsafe fn run_decode<S: Simd>(&self, s: S) {
+        // SAFETY: the caller's.
+        unsafe {
+            let mut b = self.buffers::<S>();
+            b.sums = Sums {
+                row: b.dim,
+                panel: 2 * S::LANES,
+                ..b.sums
+            };
+            self.begin::<S, false>(s, &b);
+            for (key, len) in self.item.chunks() {
+                self.prefetch_values(s, key, len);
+                if self.transposes::<S>() {
+                    self.gather_keys(s, &b, key, len);
+                    self.scores_from_panels(s, &b, len);
+                } else {
+                    self.scores_in_place(s, b.q, b.dim, key, len, b.scores);
+                }
+                self.prefetch_keys(s, key + len);
+                self.softmax::<S, false>(s, &b, key, len);
+                self.values_in_place(s, b.probs, b.dim, key, len, b.sums.ptr);
+            }
+            self.finish(s, &b);
+        }
+    }
+
     /// scores[row][key] of the one token's heads.
     #[inline(always)]
-    pub(super) unsafe fn scores_in_place<S: Simd>(
+    unsafe fn scores_in_place<S: Simd>(
         &self,
         s: S,
         q: *const f32,
@@ -52,7 +85,7 @@ impl AttentionTask<'_> {
 
     /// R rows of q with `run` keys that lie one after another.
     #[inline(always)]
-    pub(super) unsafe fn dots<S: Simd, const R: usize>(
+    unsafe fn dots<S: Simd, const R: usize>(
         &self,
         s: S,
         q: *const f32,
@@ -84,7 +117,7 @@ impl AttentionTask<'_> {
 
     /// sums[row] += probabilities times values, of the one token's heads.
     #[inline(always)]
-    pub(super) unsafe fn values_in_place<S: Simd>(
+    unsafe fn values_in_place<S: Simd>(
         &self,
         s: S,
         probs: *const f32,
@@ -124,7 +157,7 @@ impl AttentionTask<'_> {
 
     /// The same for R rows and `run` values that lie one after another.
     #[inline(always)]
-    pub(super) unsafe fn weigh<S: Simd, const R: usize>(
+    unsafe fn weigh<S: Simd, const R: usize>(
         &self,
         s: S,
         probs: *const f32,

@@ -5,10 +5,11 @@ use crate::rope::Cache;
 use crate::simd::Simd;
 use crate::tensor::{load_one, load_some};
 
-use super::{AttentionTask, CHUNK};
+use super::CHUNK;
+use super::task::{AttentionTask, Buffers};
 
 impl AttentionTask<'_> {
-    /// Where keys `first..first + 16` of a chunk are; the last one's again for those beyond `len`.
+    /// Addresses of keys `first..first + 16` of a chunk; the last one's again for those beyond `len`.
     #[inline(always)]
     pub(super) unsafe fn sixteen_keys(
         &self,
@@ -28,25 +29,18 @@ impl AttentionTask<'_> {
         rows
     }
 
-    /// Whether keys can be transposed as vectors. A decode's products with keys that lie as columns
-    /// need no sums across lanes: worth the transposing even for one row.
+    /// True where keys can be transposed as vectors. A decode's products with keys that lie as columns
+    /// need no sums across lanes: worth the transpose even for one row.
     #[inline(always)]
     pub(super) fn transposes<S: Simd>(&self) -> bool {
         let cache = &self.args.k_cache;
         S::TRANSPOSES && cache.data.dtype == DType::Bf16 && cache.head_dim.is_multiple_of(32)
     }
 
-    /// A chunk's keys as panels [key panel][dim][2 LANES keys]; what lies beyond `len` is finite, or
-    /// a key's.
+    /// A chunk's keys into b.keys, as panels [key panel][dim][2 LANES keys]. Elements beyond `len` are
+    /// finite, or a key's.
     #[inline(always)]
-    pub(super) unsafe fn gather_keys<S: Simd>(
-        &self,
-        s: S,
-        key: usize,
-        len: usize,
-        keys: *mut f32,
-        dim_padded: usize,
-    ) {
+    pub(super) unsafe fn gather_keys<S: Simd>(&self, s: S, b: &Buffers, key: usize, len: usize) {
         let width = 2 * S::LANES;
         let cache = &self.args.k_cache;
         let (dim, dtype) = (cache.head_dim, cache.data.dtype);
@@ -55,7 +49,7 @@ impl AttentionTask<'_> {
             if self.transposes::<S>() {
                 for first in (0..len).step_by(16) {
                     let rows = self.sixteen_keys(key, first, len);
-                    let to = keys.add(first / width * dim_padded * width + first % width);
+                    let to = b.keys.add(first / width * b.dim * width + first % width);
                     for i in (0..dim).step_by(32) {
                         s.transpose_bf16(shifted(rows, i), to.add(i * width), width);
                     }
@@ -63,19 +57,19 @@ impl AttentionTask<'_> {
                 return;
             }
             if len < CHUNK {
-                for i in 0..CHUNK * dim_padded / S::LANES {
-                    s.store(keys.add(i * S::LANES), s.zero());
+                for i in 0..CHUNK * b.dim / S::LANES {
+                    s.store(b.keys.add(i * S::LANES), s.zero());
                 }
             } else if !dim.is_multiple_of(2) {
                 for p in 0..CHUNK / width {
-                    let row = keys.add((p * dim_padded + dim) * width);
+                    let row = b.keys.add((p * b.dim + dim) * width);
                     s.store(row, s.zero());
                     s.store(row.add(S::LANES), s.zero());
                 }
             }
             for j in 0..len {
                 let (k, _) = self.locate(cache, key + j);
-                let to = keys.add(j / width * dim_padded * width + j % width);
+                let to = b.keys.add(j / width * b.dim * width + j % width);
                 if dtype == DType::F32 {
                     for i in 0..dim {
                         *to.add(i * width) = k.cast::<f32>().add(i).read_unaligned();
@@ -89,16 +83,10 @@ impl AttentionTask<'_> {
         }
     }
 
-    /// A chunk's values as panels [dim panel][CHUNK][2 LANES dims], zeros where there is none.
+    /// A chunk's values into b.values, as panels [dim panel][CHUNK][2 LANES dims], with a zero partner
+    /// for an odd last one.
     #[inline(always)]
-    pub(super) unsafe fn gather_values<S: Simd>(
-        &self,
-        s: S,
-        key: usize,
-        len: usize,
-        values: *mut f32,
-        dim_padded: usize,
-    ) {
+    pub(super) unsafe fn gather_values<S: Simd>(&self, s: S, b: &Buffers, key: usize, len: usize) {
         let width = 2 * S::LANES;
         let cache = &self.args.v_cache;
         let (dim, dtype) = (cache.head_dim, cache.data.dtype);
@@ -106,8 +94,8 @@ impl AttentionTask<'_> {
         unsafe {
             if len < CHUNK {
                 // The tiles take keys in pairs: the odd one's values must be zeros.
-                for p in 0..dim_padded / width {
-                    let row = values.add((p * CHUNK + len) * width);
+                for p in 0..b.dim / width {
+                    let row = b.values.add((p * CHUNK + len) * width);
                     s.store(row, s.zero());
                     s.store(row.add(S::LANES), s.zero());
                 }
@@ -117,7 +105,10 @@ impl AttentionTask<'_> {
                 let mut i = 0;
                 while i < dim {
                     let row = load_some(s, v.add(i * dtype.size()), dtype, dim - i);
-                    s.store(values.add((i / width * CHUNK + j) * width + i % width), row);
+                    s.store(
+                        b.values.add((i / width * CHUNK + j) * width + i % width),
+                        row,
+                    );
                     i += S::LANES;
                 }
             }
@@ -125,10 +116,10 @@ impl AttentionTask<'_> {
     }
 }
 
-/// A way along the rows of a cache, which are looked up a block at a time.
+/// A walk along the rows of a cache, with one look-up a block.
 pub(super) struct Walk {
     pub(super) at: *const u8,
-    /// Rows behind it in its block.
+    /// Rows left in its block.
     pub(super) left: usize,
 }
 
@@ -138,10 +129,10 @@ impl Walk {
         left: 0,
     };
 
-    /// On to `key`'s row; the keys of a walk follow each other.
+    /// Advance to `key`'s row; the keys of a walk follow each other.
     ///
     /// # Safety
-    /// The task's contract; it sees the key.
+    /// The task's contract; the key is one of its item's.
     #[inline(always)]
     pub(super) unsafe fn to(&mut self, task: &AttentionTask, cache: &Cache, key: usize) {
         if self.left == 0 {

@@ -1,45 +1,33 @@
-//! An item's result, and the merging of results that share a token.
+//! Results of items: finished rows, or partial ones with their state, and the merge of those.
 
 use crate::simd::{Kernel, Simd};
 use crate::tensor::store_some;
 
+use super::AttentionArgs;
 use super::plan::Merge;
-use super::softmax::State;
-use super::{AttentionArgs, AttentionTask};
+use super::task::{AttentionTask, Buffers};
 
 impl AttentionTask<'_> {
-    /// Write the item's rows: divided by their totals, or unfinished with their state.
+    /// Write the item's rows: divided by their totals, or as partial results with their state.
+    ///
+    /// # Safety
+    /// The task's contract.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments)]
-    pub(super) unsafe fn finish<S: Simd>(
-        &self,
-        s: S,
-        rows: usize,
-        dim_padded: usize,
-        in_place: bool,
-        sums: *const f32,
-        state: State,
-    ) {
+    pub(super) unsafe fn finish<S: Simd>(&self, s: S, b: &Buffers) {
         let dim = self.args.k_cache.head_dim;
-        let width = 2 * S::LANES;
         let out = &self.args.out;
-        for r in 0..rows {
+        for r in 0..self.rows() {
             // SAFETY: the task's contract.
             unsafe {
                 let (token, head) = (r / self.group, r % self.group);
                 let head = self.item.kv_head * self.group + head;
-                let inverse = s.splat(1.0 / *state.total.add(r));
-                let unfinished = self.partial.wrapping_add(r * (dim + 2));
+                let inverse = s.splat(1.0 / *b.state.total.add(r));
+                let partial = self.partial.wrapping_add(r * (dim + 2));
                 let mut i = 0;
                 while i < dim {
-                    let at = if in_place {
-                        r * dim_padded + i
-                    } else {
-                        i / width * (width * rows) + r * width + i % width
-                    };
-                    let v = s.load(sums.add(at));
+                    let v = s.load(b.sums.at::<S>(r, i));
                     if self.item.partial.is_some() {
-                        s.store_first(unfinished.add(2 + i), v, dim - i);
+                        s.store_first(partial.add(2 + i), v, dim - i);
                     } else {
                         let to = out.at(self.item.row + token, head * dim + i);
                         store_some(s, to, out.dtype, s.mul(v, inverse), dim - i);
@@ -47,8 +35,8 @@ impl AttentionTask<'_> {
                     i += S::LANES;
                 }
                 if self.item.partial.is_some() {
-                    *unfinished = *state.high.add(r);
-                    *unfinished.add(1) = *state.total.add(r);
+                    *partial = *b.state.high.add(r);
+                    *partial.add(1) = *b.state.total.add(r);
                 }
             }
         }

@@ -4,11 +4,12 @@ use crate::float::DType;
 use crate::rope::{Cache, MAX_HEAD_DIM};
 use crate::simd::Simd;
 
+use super::CHUNK;
 use super::gather::{Walk, shifted};
-use super::{AttentionTask, CHUNK};
+use super::task::{AttentionTask, Buffers};
 
-/// What stands beside the last of an odd number of values.
-static NOTHING: [u16; MAX_HEAD_DIM] = [0; MAX_HEAD_DIM];
+/// Zero partner for an odd last value.
+static ZEROS: [u16; MAX_HEAD_DIM] = [0; MAX_HEAD_DIM];
 
 pub(super) fn are_pairs(keys: &Cache, values: &Cache) -> bool {
     let are_bf16 = keys.data.dtype == DType::Bf16 && values.data.dtype == DType::Bf16;
@@ -16,27 +17,47 @@ pub(super) fn are_pairs(keys: &Cache, values: &Cache) -> bool {
 }
 
 impl AttentionTask<'_> {
-    /// Whether both products can be of bfloat16 pairs, as keys and values are kept: queries and
-    /// probabilities are rounded to it, sums stay float32. Then decode and prefill are one.
+    /// True where both products can be of bfloat16 pairs, as keys and values are kept: queries and
+    /// probabilities are rounded to it, sums stay float32.
     #[inline(always)]
     pub(super) fn has_pairs<S: Simd>(&self) -> bool {
         S::DOTS_BF16 && are_pairs(&self.args.k_cache, &self.args.v_cache)
     }
 
-    /// scores[row][len, to whole panels] of q [rows][dim]; `keys`: memory for the chunk, as panels
-    /// [key panel][dim / 2][2 LANES keys].
+    /// An item of one token or several.
+    ///
+    /// # Safety
+    /// The task's contract; `has_pairs`.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments)]
-    pub(super) unsafe fn scores_of_pairs<S: Simd>(
-        &self,
-        s: S,
-        q: *const u16,
-        rows: usize,
-        key: usize,
-        len: usize,
-        keys: *mut u32,
-        scores: *mut f32,
-    ) {
+    pub(super) unsafe fn run_pairs<S: Simd>(&self, s: S) {
+        let decode = self.item.tokens == 1;
+        // SAFETY: the caller's.
+        unsafe {
+            let b = self.buffers::<S>();
+            self.begin::<S, true>(s, &b);
+            for (key, len) in self.item.chunks() {
+                if decode {
+                    self.prefetch_values(s, key, len);
+                }
+                self.scores_of_pairs(s, &b, key, len);
+                if decode {
+                    self.prefetch_keys(s, key + len);
+                }
+                self.softmax::<S, true>(s, &b, key, len);
+                self.add_values_of_pairs(s, &b, key, len);
+            }
+            self.finish(s, &b);
+        }
+    }
+
+    /// b.scores[row][len, to whole panels] of b.q [rows][dim]. b.keys takes the chunk as panels
+    /// [key panel][dim / 2][2 LANES keys].
+    ///
+    /// # Safety
+    /// The task's contract.
+    #[inline(always)]
+    unsafe fn scores_of_pairs<S: Simd>(&self, s: S, b: &Buffers, key: usize, len: usize) {
+        let keys = b.keys.cast::<u32>();
         let width = 2 * S::LANES;
         let dim = self.args.k_cache.head_dim;
         // SAFETY: the task's contract.
@@ -50,27 +71,22 @@ impl AttentionTask<'_> {
             }
             for p in 0..len.div_ceil(width) {
                 let panel = keys.add(p * (dim / 2) * width);
-                let to = scores.add(p * width);
+                let to = b.scores.add(p * width);
                 let scale = Some(s.splat(self.score_scale()));
-                pair_tiles(s, q.cast(), dim / 2, rows, panel, dim / 2, to, CHUNK, scale);
+                let q = b.q.cast();
+                pair_tiles(s, q, dim / 2, self.rows(), panel, dim / 2, to, CHUNK, scale);
             }
         }
     }
 
-    /// sums[dim panel][row][2 LANES] += probabilities, bfloat16, times values; `values`: memory for
-    /// the chunk, as panels [dim panel][CHUNK / 2][2 LANES dims].
+    /// b.sums[dim panel][row][2 LANES] += b.probs, bfloat16, times values. b.values takes the chunk as
+    /// panels [dim panel][CHUNK / 2][2 LANES dims].
+    ///
+    /// # Safety
+    /// The task's contract.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments)]
-    pub(super) unsafe fn add_values_of_pairs<S: Simd>(
-        &self,
-        s: S,
-        probs: *mut f32,
-        rows: usize,
-        key: usize,
-        len: usize,
-        values: *mut u32,
-        sums: *mut f32,
-    ) {
+    unsafe fn add_values_of_pairs<S: Simd>(&self, s: S, b: &Buffers, key: usize, len: usize) {
+        let values = b.values.cast::<u32>();
         let width = 2 * S::LANES;
         let dim = self.args.v_cache.head_dim;
         // SAFETY: the task's contract.
@@ -78,30 +94,31 @@ impl AttentionTask<'_> {
             let mut walk = Walk::START;
             let mut take = |j: usize| {
                 if j >= len {
-                    return NOTHING.as_ptr();
+                    return ZEROS.as_ptr();
                 }
                 walk.to(self, &self.args.v_cache, key + j);
                 walk.at.cast::<u16>()
             };
             for j in (0..len).step_by(2) {
-                let (a, b) = (take(j), take(j + 1));
+                let (even, odd) = (take(j), take(j + 1));
                 for i in (0..dim).step_by(width) {
                     let to = values.add((i / width * (CHUNK / 2) + j / 2) * width);
-                    s.interleave_bf16(a.add(i), b.add(i), to);
+                    s.interleave_bf16(even.add(i), odd.add(i), to);
                 }
             }
             for p in 0..dim / width {
                 let panel = values.add(p * (CHUNK / 2) * width);
-                let to = sums.add(p * width * rows);
+                let to = b.sums.ptr.add(p * b.sums.panel);
                 let pairs = len.div_ceil(2);
-                pair_tiles(s, probs.cast(), CHUNK, rows, panel, pairs, to, width, None);
+                let probs = b.probs.cast();
+                pair_tiles(s, probs, CHUNK, self.rows(), panel, pairs, to, width, None);
             }
         }
     }
 }
 
 /// sums[row][2 LANES], `to_stride` apart, of rows of x [rows][pairs], `stride` pairs apart, times a
-/// panel [pairs][2 LANES]; added to what is there, or in its place and times `scale`.
+/// panel [pairs][2 LANES]; added to the sums, or times `scale` in their place.
 ///
 /// # Safety
 /// All of it exists; `to` overlaps nothing.

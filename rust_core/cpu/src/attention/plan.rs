@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
-use super::{AttentionArgs, SPLIT, TILE_ROWS};
+use super::{AttentionArgs, CHUNK, SPLIT, TILE_ROWS};
 
+/// One request's query rows of one KV head, and the range of keys they attend to.
 #[derive(Clone, Copy)]
 pub(super) struct Item {
     pub(super) request: usize,
@@ -13,13 +14,25 @@ pub(super) struct Item {
     pub(super) tokens: usize,
     /// Position of the first.
     pub(super) position: usize,
-    /// Keys.
+    /// Range of keys.
     pub(super) low: usize,
     pub(super) high: usize,
-    /// Where the item's unfinished result goes, if it is one of several.
+    /// Index of the item's partial result, where it is one of several.
     pub(super) partial: Option<usize>,
 }
 
+impl Item {
+    /// The item's chunks of at most `CHUNK` keys: the first key and the number of keys.
+    #[inline(always)]
+    pub(super) fn chunks(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let high = self.high;
+        (self.low..high)
+            .step_by(CHUNK)
+            .map(move |key| (key, (high - key).min(CHUNK)))
+    }
+}
+
+/// One decode token's KV head, whose result is merged from partial ones.
 #[derive(Clone, Copy)]
 pub(super) struct Merge {
     pub(super) row: usize,
@@ -28,7 +41,8 @@ pub(super) struct Merge {
     pub(super) parts: usize,
 }
 
-/// Tasks of `per_task` items, by whose rows they begin with.
+/// Ranges of tasks of `per_task` items, one for each range of `rows`: a task goes with the rows of its
+/// first item.
 pub(super) fn shares_of(
     items: &[Item],
     per_task: usize,

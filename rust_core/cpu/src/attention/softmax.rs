@@ -4,21 +4,41 @@ use std::ops::Range;
 
 use crate::simd::Simd;
 
-use super::{AttentionTask, CHUNK, STATE_ROWS};
+use super::task::{AttentionTask, Buffers};
+use super::{CHUNK, STATE_ROWS};
 
-/// Of each row: its largest score, the sum of its probabilities relative to that, and what the last
-/// chunk has shrunk earlier sums by.
+/// The running softmax of each row.
 #[derive(Clone, Copy)]
 pub(super) struct State {
+    /// Largest score so far.
     pub(super) high: *mut f32,
+    /// Sum of the probabilities relative to it.
     pub(super) total: *mut f32,
+    /// Factor of the last chunk to the sums before it.
     pub(super) shrink: *mut f32,
 }
 
+impl State {
+    /// Rows without keys.
+    ///
+    /// # Safety
+    /// All hold `rows` floats.
+    #[inline(always)]
+    pub(super) unsafe fn reset(&self, rows: usize) {
+        for r in 0..rows {
+            // SAFETY: the caller's.
+            unsafe {
+                *self.high.add(r) = f32::NEG_INFINITY;
+                *self.total.add(r) = 0.0;
+            }
+        }
+    }
+}
+
 impl AttentionTask<'_> {
-    /// What products of queries and keys are multiplied by: exponentials are of 2, which saves a
-    /// multiplication and a half of the range's reduction each; a cap comes first. Queries stay what
-    /// they are, which no factor but a power of two would leave them.
+    /// Factor of the products of queries and keys. Exponentials are powers of 2, which saves a
+    /// multiplication and half of the range reduction each, so the factor includes log2(e) unless a
+    /// cap follows. Scaling the queries in its place would round them.
     #[inline(always)]
     pub(super) fn score_scale(&self) -> f32 {
         if self.args.softcap > 0.0 {
@@ -28,9 +48,9 @@ impl AttentionTask<'_> {
         }
     }
 
-    /// Keys of a chunk that row r sees, as offsets in it.
+    /// Keys of a chunk that row r attends to, as offsets in it.
     #[inline(always)]
-    pub(super) fn visible(&self, r: usize, key: usize, len: usize) -> (usize, usize) {
+    fn visible(&self, r: usize, key: usize, len: usize) -> (usize, usize) {
         let position = self.item.position + r / self.group;
         let end = if self.args.causal {
             (position + 1).saturating_sub(key).min(len)
@@ -44,23 +64,58 @@ impl AttentionTask<'_> {
         (begin, end)
     }
 
-    /// The probabilities of at most STATE_ROWS rows, relative to their running maxima, as bfloat16 or
-    /// float32 in place of the first half or all of a row of `probs`; zero for keys a row does not see.
+    /// One chunk's step of the running softmax: `b.scores` become probabilities relative to the rows'
+    /// running maxima, in `b.probs`, and earlier sums are scaled to these maxima.
+    ///
+    /// # Safety
+    /// The task's contract.
+    #[inline(always)]
+    pub(super) unsafe fn softmax<S: Simd, const BF16: bool>(
+        &self,
+        s: S,
+        b: &Buffers,
+        key: usize,
+        len: usize,
+    ) {
+        let rows = self.rows();
+        // SAFETY: the caller's.
+        unsafe {
+            for first in (0..rows).step_by(STATE_ROWS) {
+                let end = rows.min(first + STATE_ROWS);
+                self.softmax_rows::<S, BF16>(s, b, first..end, key, len);
+            }
+            for r in 0..rows {
+                let shrink = *b.state.shrink.add(r);
+                if shrink != 1.0 {
+                    let shrink = s.splat(shrink);
+                    for i in (0..b.dim).step_by(S::LANES) {
+                        let at = b.sums.at::<S>(r, i);
+                        s.store(at, s.mul(s.load(at), shrink));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Probabilities and state of at most STATE_ROWS rows, as bfloat16 in the first half of a row of
+    /// `b.probs` or float32 in all of it; zero for keys a row does not attend to.
     ///
     /// The rows' maxima and sums are taken together: one row after the other would wait for its own.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments)]
-    pub(super) unsafe fn softmax<S: Simd>(
+    unsafe fn softmax_rows<S: Simd, const BF16: bool>(
         &self,
         s: S,
-        scores: *mut f32,
+        b: &Buffers,
         rows: Range<usize>,
         key: usize,
         len: usize,
-        probs: *mut f32,
-        state: State,
-        as_bf16: bool,
     ) {
+        let Buffers {
+            scores,
+            probs,
+            state,
+            ..
+        } = *b;
         let whole = len.next_multiple_of(2 * S::LANES);
         let first = rows.start;
         // SAFETY: rows are CHUNK long, which is a multiple of every level's vectors, and states are
@@ -84,7 +139,7 @@ impl AttentionTask<'_> {
                 let before = s.load(state.high.add(first + i));
                 let now = s.max(before, s.load(centers.as_ptr().add(i)));
                 s.store(state.high.add(first + i), now);
-                // A row that has seen nothing: its probabilities are zeros, of which none is NaN.
+                // A row without keys so far: its probabilities are zeros, none of them NaN.
                 let center = s.max(now, s.splat(f32::MIN));
                 s.store(centers.as_mut_ptr().add(i), center);
                 s.store(state.shrink.add(first + i), s.exp2(s.sub(before, center)));
@@ -95,7 +150,7 @@ impl AttentionTask<'_> {
                 let center = s.splat(center);
                 for i in (0..whole).step_by(S::LANES) {
                     let p = s.exp2(s.sub(s.load(scores.add(i)), center));
-                    if as_bf16 {
+                    if BF16 {
                         s.store_bf16(probs.cast::<u16>().add(i), p);
                     } else {
                         s.store(probs.add(i), p);
@@ -116,9 +171,9 @@ impl AttentionTask<'_> {
         }
     }
 
-    /// Scores' soft cap, and what `score_scale` leaves to it.
+    /// Soft cap of the scores, and log2(e), which `score_scale` then leaves out.
     #[inline(always)]
-    pub(super) unsafe fn cap<S: Simd>(&self, s: S, scores: *mut f32, len: usize) {
+    unsafe fn cap<S: Simd>(&self, s: S, scores: *mut f32, len: usize) {
         if self.args.softcap > 0.0 {
             let inverse = s.splat(1.0 / self.args.softcap);
             let cap = s.splat(self.args.softcap * std::f32::consts::LOG2_E);
