@@ -7,6 +7,8 @@
 //! blocks of its own: a layer then has two regions and not thirteen. Results are those of the
 //! single ops.
 
+mod blocks;
+
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,20 +17,13 @@ use crate::attention::{AttentionArgs, paged_attention, rounds_queries};
 use crate::float::DType;
 use crate::level::Level;
 use crate::linear::Linear;
-use crate::linear::int8::ROWS;
 use crate::norm::{Norm, norm};
 use crate::pool;
 use crate::rope::{Cache, RopeArgs, qk_norm_rope_store_kv};
 use crate::scratch::with_parts;
 use crate::tensor::{Rows, RowsMut};
 
-/// Rows that pass through a layer together: enough for the matrix products, few enough that
-/// 2 * intermediate_size floats of each stay near the core.
-const ROW_BLOCK: usize = 128;
-/// The same of a thread that has them for itself, and a second-level cache for them.
-const TASK_ROWS: usize = 64;
-/// Fewer rows would be multiplied in another order, and more slowly, on the tile unit.
-const MIN_BLOCK: usize = 32;
+use self::blocks::{Blocks, ends};
 
 /// A projection and its bias.
 pub struct Projection {
@@ -236,7 +231,7 @@ impl Decoder {
                 qkv_cols: self.most(|l| l.qkv.weight.n()),
                 gated_cols: self.most(|l| l.down.weight.k()),
             };
-            let blocks = self.blocks(tokens);
+            let blocks = Blocks::new(self.level, tokens);
             let last = self.layers.len() - 1;
             let ends = if step.ends_only {
                 ends(&step, tokens)?
@@ -261,36 +256,6 @@ impl Decoder {
 
     fn most(&self, size: fn(&Layer) -> usize) -> usize {
         self.layers.iter().map(size).max().unwrap_or(0)
-    }
-
-    fn blocks(&self, tokens: usize) -> Blocks {
-        let min_rows = if self.level.has_amx() {
-            MIN_BLOCK
-        } else {
-            ROWS
-        };
-        let threads = pool::free_threads();
-        let rows = task_blocks(tokens, threads, min_rows);
-        if rows.is_empty() {
-            return Blocks {
-                rows: shared_blocks(tokens).collect(),
-                shares: Vec::new(),
-                row_shares: Vec::new(),
-            };
-        }
-        let shares: Vec<_> = (0..threads)
-            .map(|i| i * rows.len() / threads..(i + 1) * rows.len() / threads)
-            .collect();
-        let row_shares = shares
-            .iter()
-            .filter(|share| !share.is_empty())
-            .map(|share| rows[share.start].start..rows[share.end - 1].end)
-            .collect();
-        Blocks {
-            rows,
-            shares,
-            row_shares,
-        }
     }
 
     /// What queries are kept in: the cores pass them to each other, so half as much is better where
@@ -400,7 +365,7 @@ impl Decoder {
                 copy(states.hidden, row, end, row_bytes);
                 copy(states.q, row, end, query_bytes);
             }
-            let blocks = self.blocks(ends.len());
+            let blocks = Blocks::new(self.level, ends.len());
             self.attend(last, &blocks, &step, states)?;
             self.rows(last + 1, &blocks, &step, states)?;
             for (row, &end) in ends.iter().enumerate().rev() {
@@ -520,140 +485,6 @@ impl Decoder {
                     q,
                 },
             )
-        }
-    }
-}
-
-/// A step's rows.
-struct Blocks {
-    rows: Vec<Range<usize>>,
-    /// Which of them are each thread's; empty: all threads share every one.
-    shares: Vec<Range<usize>>,
-    /// The same in rows.
-    row_shares: Vec<Range<usize>>,
-}
-
-/// Blocks of rows, all of which all threads share.
-fn shared_blocks(tokens: usize) -> impl Iterator<Item = Range<usize>> {
-    // A last block that is too small joins the one before.
-    let count = ((tokens + ROW_BLOCK - MIN_BLOCK) / ROW_BLOCK).max(1);
-    (0..count).map(move |i| {
-        let end = if i + 1 == count {
-            tokens
-        } else {
-            (i + 1) * ROW_BLOCK
-        };
-        i * ROW_BLOCK..end
-    })
-}
-
-/// Blocks of rows, each for one thread; none where threads had better share rows.
-///
-/// A thread that has rows for itself reads all weights for them, so T threads of r rows read 4-bit
-/// ones at T / r * 160 GB/s (`linear::int8`: 8 rows of 16 times 32 weights, 320 bytes, in 16 ns). r is
-/// such that this stays below 40, which two cores of a server have.
-fn task_blocks(tokens: usize, threads: usize, min_rows: usize) -> Vec<Range<usize>> {
-    let min_rows = min_rows.max(4 * threads);
-    if threads < 2 || tokens < threads * min_rows {
-        return Vec::new();
-    }
-    let count = tokens.div_ceil(TASK_ROWS * threads) * threads;
-    // Whole groups of ROWS, the larger blocks first.
-    let groups = tokens.div_ceil(ROWS);
-    let cut = |i: usize| ((i * groups).div_ceil(count) * ROWS).min(tokens);
-    (0..count)
-        .map(|i| cut(i)..cut(i + 1))
-        .filter(|b| !b.is_empty())
-        .collect()
-}
-
-/// The last row of every request that has rows.
-///
-/// # Errors
-/// When requests do not follow each other, or have more rows than tokens.
-fn ends(step: &Step, tokens: usize) -> Result<Vec<usize>, String> {
-    let mut ends = Vec::with_capacity(step.slots.len());
-    for (r, pair) in step.query_start_loc.windows(2).enumerate() {
-        let (start, end, seq_len) = (pair[0], pair[1], step.seq_lens[r]);
-        if start < 0 || end < start || end as usize > tokens || end - start > seq_len {
-            return Err(format!(
-                "request {r}: query rows {start}..{end} of {tokens} with seq_len {seq_len}"
-            ));
-        }
-        if end > start {
-            ends.push(end as usize - 1);
-        }
-    }
-    if ends.is_sorted_by(|a, b| a < b) {
-        Ok(ends)
-    } else {
-        Err("query_start_loc does not ascend".to_owned())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn covers(blocks: &[Range<usize>], tokens: usize) -> bool {
-        let mut at = 0;
-        for block in blocks {
-            if block.start != at || block.is_empty() {
-                return false;
-            }
-            at = block.end;
-        }
-        at == tokens
-    }
-
-    #[test]
-    fn blocks_are_all_rows_in_order() {
-        for tokens in 1..700 {
-            let shared: Vec<_> = shared_blocks(tokens).collect();
-            assert!(covers(&shared, tokens));
-            assert!(shared.len() == 1 || shared.iter().all(|b| b.len() >= MIN_BLOCK));
-            for threads in 1..9 {
-                let blocks = task_blocks(tokens, threads, ROWS);
-                let enough = threads > 1 && tokens >= threads * ROWS.max(4 * threads);
-                assert_eq!(blocks.is_empty(), !enough);
-                if enough {
-                    assert!(covers(&blocks, tokens));
-                    assert!(blocks.iter().all(|b| b.start % ROWS == 0));
-                    // None is left idle, and none has two groups of rows more than another.
-                    assert!(blocks.len() >= threads);
-                    let sizes = blocks.iter().map(|b| b.len().div_ceil(ROWS));
-                    let (least, most) = (sizes.clone().min(), sizes.max());
-                    assert!(most <= least.map(|least| least + 1));
-                    assert!(most <= Some(TASK_ROWS.div_ceil(ROWS) + 1));
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn ends_are_last_rows_of_requests_that_have_some() {
-        let find = |starts: &[i32], seq_lens: &[i32], tokens| {
-            let step = Step {
-                positions: &[],
-                slot_mapping: &[],
-                block_table: &[],
-                max_blocks: 0,
-                slots: seq_lens,
-                seq_lens,
-                query_start_loc: starts,
-                ends_only: true,
-            };
-            ends(&step, tokens)
-        };
-        assert_eq!(find(&[0, 3, 3, 4], &[3, 0, 9], 4), Ok(vec![2, 3]));
-        assert_eq!(find(&[0], &[], 0), Ok(vec![]));
-        for (starts, seq_lens) in [
-            (&[0, 5][..], &[5][..]),
-            (&[0, 3], &[2]),
-            (&[-1, 2], &[4]),
-            (&[0, 2, 1], &[2, 2]),
-        ] {
-            assert!(find(starts, seq_lens, 4).is_err());
         }
     }
 }
