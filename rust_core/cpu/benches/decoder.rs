@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use octavo_cpu::activation::Activation;
-use octavo_cpu::decoder::{Decoder, Layer, Projection, Step};
+use octavo_cpu::decoder::{Decoder, Layer, Step};
 use octavo_cpu::float::DType;
 use octavo_cpu::level::Level;
 use octavo_cpu::linear::{Linear, Packed};
 use octavo_cpu::pool;
+use octavo_cpu::projection::{Projection, Weight};
 use octavo_cpu::rope::Cache;
 use octavo_cpu::tensor::{Rows, RowsMut};
 
@@ -41,9 +42,11 @@ fn projection(level: Level, n: usize, k: usize) -> Projection {
     // SAFETY: `source` holds n rows.
     unsafe { weight.pack_rows(0, n, source.as_ptr(), kind, None) }.expect("it fits");
     Projection {
-        weight: Arc::new(weight),
+        weight: Weight::Packed {
+            linear: Arc::new(weight),
+            exact: false,
+        },
         bias: None,
-        exact: false,
     }
 }
 

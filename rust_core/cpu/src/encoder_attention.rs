@@ -6,10 +6,10 @@
 
 use crate::level::Level;
 use crate::linear::float::panel_product_f32;
-use crate::linear::int16::Shared;
 use crate::pool;
 use crate::scratch::with_floats;
 use crate::simd::{Kernel, Simd};
+use crate::tensor::Shared;
 
 /// Queries that meet the keys together: a tile's rows at the widest level.
 const TILE_ROWS: usize = 12;

@@ -26,7 +26,7 @@ use crate::level::Level;
 use crate::pool;
 use crate::rope::{Cache, MAX_HEAD_DIM};
 use crate::scratch::with_floats;
-use crate::tensor::{Rows, RowsMut};
+use crate::tensor::{Rows, RowsMut, Shared};
 
 use self::merge::MergeTask;
 use self::pairs::are_pairs;
@@ -116,7 +116,7 @@ pub unsafe fn paged_attention(level: Level, args: AttentionArgs) -> Result<(), S
         (threads - 1) * per_task
     };
     with_floats(0, partials * partial_floats, |partial| {
-        let partial = Partial(partial);
+        let partial = Shared(partial);
         pool::run_shares(&shares, |task| {
             let own = task * per_task..((task + 1) * per_task).min(items.len());
             with_floats(1, scratch_floats(group, dim), |scratch| {
@@ -161,18 +161,3 @@ pub unsafe fn paged_attention(level: Level, args: AttentionArgs) -> Result<(), S
 pub fn rounds_queries(level: Level, keys: &Cache, values: &Cache) -> bool {
     level.has_dots() && are_pairs(keys, values)
 }
-
-/// Memory for unfinished results, written in disjoint parts.
-struct Partial(*mut f32);
-
-impl Partial {
-    /// # Safety
-    /// `offset` is inside.
-    unsafe fn at(&self, offset: usize) -> *mut f32 {
-        // SAFETY: the caller's.
-        unsafe { self.0.add(offset) }
-    }
-}
-
-// SAFETY: every item writes a part of its own.
-unsafe impl Sync for Partial {}

@@ -10,50 +10,20 @@
 mod blocks;
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use crate::activation::{Activation, activation};
 use crate::attention::{AttentionArgs, paged_attention, rounds_queries};
 use crate::float::DType;
 use crate::level::Level;
-use crate::linear::Linear;
 use crate::norm::{Norm, norm};
 use crate::pool;
+use crate::projection::Projection;
 use crate::rope::{Cache, RopeArgs, qk_norm_rope_store_kv};
 use crate::scratch::with_parts;
 use crate::tensor::{Rows, RowsMut};
 
 use self::blocks::{Blocks, ends};
-
-/// A projection and its bias.
-pub struct Projection {
-    /// [N, K]
-    pub weight: Arc<Linear>,
-    /// [N]
-    pub bias: Option<Vec<f32>>,
-    /// Quantized weights meet float activations.
-    pub exact: bool,
-}
-
-impl Projection {
-    /// # Safety
-    /// As [`Linear::forward`].
-    unsafe fn forward(&self, x: Rows, y: RowsMut) {
-        // SAFETY: the caller's; the bias was checked to have N elements.
-        unsafe {
-            self.weight
-                .forward(x, self.bias.as_deref().map(Rows::vector), y, self.exact);
-        }
-    }
-
-    fn check(&self, name: &str, n: usize, k: usize) -> Result<(), String> {
-        let (found_n, found_k) = (self.weight.n(), self.weight.k());
-        if (found_n, found_k) != (n, k) || self.bias.as_ref().is_some_and(|b| b.len() != n) {
-            return Err(format!("{name} is {found_n} x {found_k}, not {n} x {k}"));
-        }
-        Ok(())
-    }
-}
 
 /// One layer.
 pub struct Layer {
@@ -145,10 +115,6 @@ unsafe fn part_of(base: *mut f32, dtype: DType, start: usize, rows: usize, cols:
     RowsMut::new(ptr, dtype, rows, cols)
 }
 
-fn read(r: RowsMut) -> Rows {
-    Rows::new(r.ptr, r.dtype, r.rows, r.cols)
-}
-
 /// All tokens' rows.
 #[derive(Clone, Copy)]
 struct States {
@@ -188,7 +154,7 @@ impl Decoder {
             let q = self.num_heads * dim;
             layer.qkv.check("qkv", q + 2 * kv_heads * dim, d)?;
             layer.o.check("o", d, q)?;
-            let f = layer.down.weight.k();
+            let f = layer.down.k();
             layer.gate_up.check("gate_up", 2 * f, d)?;
             layer.down.check("down", d, f)?;
             let heads = [&layer.q_norm, &layer.k_norm];
@@ -221,15 +187,15 @@ impl Decoder {
         step: Step,
     ) -> Result<(), String> {
         assert!(step.positions.len() == tokens && step.slot_mapping.len() == tokens);
-        let q = self.most(|l| l.o.weight.k());
+        let q = self.most(|l| l.o.k());
         with_parts(2, [tokens * q, tokens * q], |[q, attended]| {
             let states = States {
                 hidden,
                 out,
                 q,
                 attended,
-                qkv_cols: self.most(|l| l.qkv.weight.n()),
-                gated_cols: self.most(|l| l.down.weight.k()),
+                qkv_cols: self.most(|l| l.qkv.n()),
+                gated_cols: self.most(|l| l.down.k()),
             };
             let blocks = Blocks::new(self.level, tokens);
             let last = self.layers.len() - 1;
@@ -281,13 +247,13 @@ impl Decoder {
     ) -> Result<(), String> {
         let layer = &self.layers[i];
         let tokens = blocks.rows.last().map_or(0, |last| last.end);
-        let cols = layer.o.weight.k();
+        let cols = layer.o.k();
         // SAFETY: the caller's.
         unsafe {
             paged_attention(
                 self.level,
                 AttentionArgs {
-                    q: read(part_of(states.q, self.query_dtype(layer), 0, tokens, cols)),
+                    q: part_of(states.q, self.query_dtype(layer), 0, tokens, cols).read(),
                     k_cache: layer.k_cache,
                     v_cache: layer.v_cache,
                     block_table: step.block_table,
@@ -341,7 +307,7 @@ impl Decoder {
     /// As `forward`; `ends` are ascending rows, one of each request that has any.
     unsafe fn finish(&self, ends: &[usize], step: &Step, states: States) -> Result<(), String> {
         let last = self.layers.len() - 1;
-        let (d, q) = (self.final_norm.len(), self.layers[last].o.weight.k());
+        let (d, q) = (self.final_norm.len(), self.layers[last].o.k());
         let has_rows = |r: &usize| step.query_start_loc[*r] < step.query_start_loc[r + 1];
         let requests: Vec<_> = (0..step.slots.len()).filter(has_rows).collect();
         let pick = |from: &[i32]| requests.iter().map(|&r| from[r]).collect::<Vec<_>>();
@@ -400,19 +366,19 @@ impl Decoder {
             unsafe {
                 let residual = part(states.hidden, start, num_rows, d);
                 let (normed, delta) = (part(normed, 0, num_rows, d), part(delta, 0, num_rows, d));
-                let mut x = read(residual);
+                let mut x = residual.read();
                 let mut added = None;
                 if let Some(layer) = i.checked_sub(1).map(|i| &self.layers[i]) {
-                    let (q_cols, f) = (layer.o.weight.k(), layer.down.weight.k());
+                    let (q_cols, f) = (layer.o.k(), layer.down.k());
                     let gate_up = part(gate_up, 0, num_rows, 2 * f);
                     let gated = part(gated, 0, num_rows, f);
                     let attended = part(states.attended, start, num_rows, q_cols);
-                    layer.o.forward(read(attended), delta);
-                    self.norm(read(delta), Some(residual), &layer.post_norm, normed);
-                    layer.gate_up.forward(read(normed), gate_up);
-                    activation(self.level, self.activation, true, read(gate_up), gated);
-                    layer.down.forward(read(gated), delta);
-                    (x, added) = (read(delta), Some(residual));
+                    layer.o.forward(attended.read(), None, delta);
+                    self.norm(delta.read(), Some(residual), &layer.post_norm, normed);
+                    layer.gate_up.forward(normed.read(), None, gate_up);
+                    activation(self.level, self.activation, true, gate_up.read(), gated);
+                    layer.down.forward(gated.read(), None, delta);
+                    (x, added) = (delta.read(), Some(residual));
                 }
                 let Some(layer) = self.layers.get(i) else {
                     self.norm(
@@ -424,11 +390,11 @@ impl Decoder {
                     return Ok(());
                 };
                 self.norm(x, added, &layer.input_norm, normed);
-                let qkv = part(qkv, 0, num_rows, layer.qkv.weight.n());
-                layer.qkv.forward(read(normed), qkv);
+                let qkv = part(qkv, 0, num_rows, layer.qkv.n());
+                layer.qkv.forward(normed.read(), None, qkv);
                 let dtype = self.query_dtype(layer);
-                let q = part_of(states.q, dtype, start, num_rows, layer.o.weight.k());
-                self.rotate(layer, rows, read(qkv), q, step)
+                let q = part_of(states.q, dtype, start, num_rows, layer.o.k());
+                self.rotate(layer, rows, qkv.read(), q, step)
             }
         })
     }
