@@ -29,7 +29,7 @@ const BLOCKS: usize = 64;
 const REQUESTS: usize = 16;
 
 fn projection(level: Level, n: usize, k: usize) -> Projection {
-    let kind = Packed::Q4_1;
+    let kind = Packed::parse("Q4_1").expect("a kind that is read");
     let mut state = 1u32;
     let source: Vec<u8> = (0..kind.file_row_bytes(k) * n)
         .map(|_| {

@@ -16,8 +16,8 @@ use std::ops::Range;
 use std::path::Path;
 
 use memmap2::Mmap;
-
-use crate::files::formats::{self, TENSOR_KINDS, TensorKind};
+use octavo_formats::dequantize::dequantize;
+use octavo_formats::kinds::{TENSOR_KINDS, TensorKind};
 
 /// Nested arrays deeper than this are refused: parsing recurses once a level.
 const MAX_ARRAY_DEPTH: usize = 4;
@@ -278,7 +278,7 @@ impl GgufFile {
                 tensor.num_elements
             )));
         }
-        formats::dequantize(tensor.kind, self.data(name)?, out)
+        dequantize(tensor.kind, self.data(name)?, out)
             .map_err(|what| self.error(format!("tensor {}: {what}", shown(name))))
     }
 

@@ -3,7 +3,7 @@
 use crate::simd::Simd;
 use crate::tensor::load_some;
 
-use super::CHUNK;
+use super::plan::CHUNK;
 use super::task::{AttentionTask, Sums};
 
 impl AttentionTask<'_> {

@@ -3,8 +3,7 @@
 use crate::simd::{Kernel, Simd};
 use crate::tensor::store_some;
 
-use super::AttentionArgs;
-use super::plan::Merge;
+use super::plan::{AttentionArgs, Merge};
 use super::task::{AttentionTask, Buffers};
 
 impl AttentionTask<'_> {

@@ -7,9 +7,10 @@
 //! `SPLIT` keys an item and merged afterwards, in order, so that results do not depend on the
 //! number of threads.
 //!
-//! Decode reads keys and values where they lie; prefill first gathers a chunk into the panels of
-//! `linear::float`, whose tiles then do both products. Where keys can be transposed as vectors decode
-//! gathers them as well.
+//! An item goes one of three ways. Decode reads keys and values in place, and gathers keys where they
+//! can be transposed as vectors; prefill gathers a chunk into the panels of `linear::float`, whose
+//! tiles then do both products. Processors with dot products of bfloat16 take pairs for either,
+//! wherever the cache is bfloat16.
 
 mod decode;
 mod gather;
@@ -20,60 +21,18 @@ mod prefill;
 mod softmax;
 mod task;
 
-use std::ops::Range;
-
 use crate::level::Level;
 use crate::pool;
 use crate::rope::{Cache, MAX_HEAD_DIM};
 use crate::scratch::with_floats;
-use crate::tensor::{Rows, RowsMut, Shared};
+use crate::simd::{Kernel, Simd};
+use crate::tensor::Shared;
 
 use self::merge::MergeTask;
 use self::pairs::are_pairs;
+pub use self::plan::AttentionArgs;
 use self::plan::{plan, shares_of};
 use self::task::{AttentionTask, scratch_floats};
-
-/// Keys in a chunk.
-const CHUNK: usize = 64;
-/// Keys a decode item takes at most.
-const SPLIT: usize = 512;
-/// Rows (query tokens times heads) of a prefill item.
-const TILE_ROWS: usize = 96;
-/// Rows per softmax pass.
-const STATE_ROWS: usize = 16;
-
-/// The op's inputs and output.
-#[derive(Clone, Copy)]
-pub struct AttentionArgs<'a> {
-    /// [T, Hq Dh]
-    pub q: Rows,
-    /// Keys.
-    pub k_cache: Cache,
-    /// Values.
-    pub v_cache: Cache,
-    /// [table_rows, max_blocks]
-    pub block_table: &'a [i32],
-    /// Columns of block_table.
-    pub max_blocks: usize,
-    /// [R]
-    pub slots: &'a [i32],
-    /// [R]
-    pub seq_lens: &'a [i32],
-    /// [R + 1]
-    pub query_start_loc: &'a [i32],
-    /// Of the scores.
-    pub scale: f32,
-    /// 0: none.
-    pub sliding_window: usize,
-    /// 0: none.
-    pub softcap: f32,
-    /// A query sees nothing behind itself.
-    pub causal: bool,
-    /// Rows whose queries lie near each thread, ascending, and whose results it wants; may be empty.
-    pub shares: &'a [Range<usize>],
-    /// [T, Hq Dh]
-    pub out: RowsMut,
-}
 
 /// See `kernels/reference.py`. Rows of no request are left as they are.
 ///
@@ -160,4 +119,21 @@ pub unsafe fn paged_attention(level: Level, args: AttentionArgs) -> Result<(), S
 /// Whether attention over such a cache rounds queries to bfloat16: they may as well come so.
 pub fn rounds_queries(level: Level, keys: &Cache, values: &Cache) -> bool {
     level.has_dots() && are_pairs(keys, values)
+}
+
+impl Kernel for AttentionTask<'_> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self, s: S) {
+        // SAFETY: `paged_attention`'s contract, `plan`'s checks and `scratch_floats`.
+        unsafe {
+            if self.has_pairs::<S>() {
+                self.run_pairs(s);
+            } else if self.item.tokens == 1 {
+                self.run_decode(s);
+            } else {
+                self.run_prefill(s);
+            }
+        }
+    }
 }

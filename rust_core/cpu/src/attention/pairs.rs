@@ -4,8 +4,8 @@ use crate::float::DType;
 use crate::rope::{Cache, MAX_HEAD_DIM};
 use crate::simd::Simd;
 
-use super::CHUNK;
 use super::gather::{Walk, shifted};
+use super::plan::CHUNK;
 use super::task::{AttentionTask, Buffers};
 
 /// Zero partner for an odd last value.

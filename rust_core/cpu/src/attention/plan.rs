@@ -1,8 +1,49 @@
-//! A call's work: items of one request and KV head, and the merges of those that share a token.
+//! A call's arguments and its work: items of one request and KV head, and the merges of those that share a token.
 
 use std::ops::Range;
 
-use super::{AttentionArgs, CHUNK, SPLIT, TILE_ROWS};
+use crate::rope::Cache;
+use crate::tensor::{Rows, RowsMut};
+
+/// Keys in a chunk.
+pub(super) const CHUNK: usize = 64;
+/// Keys a decode item takes at most.
+const SPLIT: usize = 512;
+/// Rows (query tokens times heads) of a prefill item.
+pub(super) const TILE_ROWS: usize = 96;
+
+/// The op's inputs and output.
+#[derive(Clone, Copy)]
+pub struct AttentionArgs<'a> {
+    /// [T, Hq Dh]
+    pub q: Rows,
+    /// Keys.
+    pub k_cache: Cache,
+    /// Values.
+    pub v_cache: Cache,
+    /// [table_rows, max_blocks]
+    pub block_table: &'a [i32],
+    /// Columns of block_table.
+    pub max_blocks: usize,
+    /// [R]
+    pub slots: &'a [i32],
+    /// [R]
+    pub seq_lens: &'a [i32],
+    /// [R + 1]
+    pub query_start_loc: &'a [i32],
+    /// Of the scores.
+    pub scale: f32,
+    /// 0: none.
+    pub sliding_window: usize,
+    /// 0: none.
+    pub softcap: f32,
+    /// A query sees nothing behind itself.
+    pub causal: bool,
+    /// Rows whose queries lie near each thread, ascending, and whose results it wants; may be empty.
+    pub shares: &'a [Range<usize>],
+    /// [T, Hq Dh]
+    pub out: RowsMut,
+}
 
 /// One request's query rows of one KV head, and the range of keys they attend to.
 #[derive(Clone, Copy)]

@@ -4,36 +4,8 @@ use std::ops::Range;
 
 use crate::simd::Simd;
 
-use super::task::{AttentionTask, Buffers};
-use super::{CHUNK, STATE_ROWS};
-
-/// The running softmax of each row.
-#[derive(Clone, Copy)]
-pub(super) struct State {
-    /// Largest score so far.
-    pub(super) high: *mut f32,
-    /// Sum of the probabilities relative to it.
-    pub(super) total: *mut f32,
-    /// Factor of the last chunk to the sums before it.
-    pub(super) shrink: *mut f32,
-}
-
-impl State {
-    /// Rows without keys.
-    ///
-    /// # Safety
-    /// All hold `rows` floats.
-    #[inline(always)]
-    pub(super) unsafe fn reset(&self, rows: usize) {
-        for r in 0..rows {
-            // SAFETY: the caller's.
-            unsafe {
-                *self.high.add(r) = f32::NEG_INFINITY;
-                *self.total.add(r) = 0.0;
-            }
-        }
-    }
-}
+use super::plan::CHUNK;
+use super::task::{AttentionTask, Buffers, STATE_ROWS};
 
 impl AttentionTask<'_> {
     /// Factor of the products of queries and keys. Exponentials are powers of 2, which saves a

@@ -1,15 +1,13 @@
-//! AttentionTask: one item's work, and what its three paths share.
-//!
-//! Processors with dot products of bfloat16 take `pairs` wherever the cache is bfloat16. Elsewhere
-//! one token goes by `decode` and several by `prefill`.
+//! AttentionTask: one item's work, its buffers, and its way to the cache.
 
 use crate::rope::Cache;
-use crate::simd::{Kernel, Simd};
+use crate::simd::Simd;
 use crate::tensor::load_some;
 
-use super::plan::Item;
-use super::softmax::State;
-use super::{AttentionArgs, CHUNK, STATE_ROWS, TILE_ROWS};
+use super::plan::{AttentionArgs, CHUNK, Item, TILE_ROWS};
+
+/// Rows per softmax pass.
+pub(super) const STATE_ROWS: usize = 16;
 
 /// One item, on one thread.
 pub(super) struct AttentionTask<'a> {
@@ -23,23 +21,6 @@ pub(super) struct AttentionTask<'a> {
     pub(super) scratch: *mut f32,
     /// Memory for the result of an item with `partial`.
     pub(super) partial: *mut f32,
-}
-
-impl Kernel for AttentionTask<'_> {
-    type Out = ();
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self, s: S) {
-        // SAFETY: `paged_attention`'s contract, `plan`'s checks and `scratch_floats`.
-        unsafe {
-            if self.has_pairs::<S>() {
-                self.run_pairs(s);
-            } else if self.item.tokens == 1 {
-                self.run_decode(s);
-            } else {
-                self.run_prefill(s);
-            }
-        }
-    }
 }
 
 /// Rows and columns of an item's buffers, rounded up, the same at every level.
@@ -98,6 +79,34 @@ impl Sums {
         unsafe {
             self.ptr
                 .add(i / width * self.panel + r * self.row + i % width)
+        }
+    }
+}
+
+/// The running softmax of each row.
+#[derive(Clone, Copy)]
+pub(super) struct State {
+    /// Largest score so far.
+    pub(super) high: *mut f32,
+    /// Sum of the probabilities relative to it.
+    pub(super) total: *mut f32,
+    /// Factor of the last chunk to the sums before it.
+    pub(super) shrink: *mut f32,
+}
+
+impl State {
+    /// Rows without keys.
+    ///
+    /// # Safety
+    /// All hold `rows` floats.
+    #[inline(always)]
+    pub(super) unsafe fn reset(&self, rows: usize) {
+        for r in 0..rows {
+            // SAFETY: the caller's.
+            unsafe {
+                *self.high.add(r) = f32::NEG_INFINITY;
+                *self.total.add(r) = 0.0;
+            }
         }
     }
 }

@@ -8,6 +8,7 @@
 //! single ops.
 
 mod blocks;
+mod step;
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -23,7 +24,9 @@ use crate::rope::{Cache, RopeArgs, qk_norm_rope_store_kv};
 use crate::scratch::with_parts;
 use crate::tensor::{Rows, RowsMut};
 
-use self::blocks::{Blocks, ends};
+use self::blocks::Blocks;
+pub use self::step::Step;
+use self::step::ends;
 
 /// One layer.
 pub struct Layer {
@@ -73,27 +76,6 @@ pub struct Decoder {
     pub softcap: f32,
     /// Of the gate.
     pub activation: Activation,
-}
-
-/// One step's tokens; see [`AttentionArgs`] and [`RopeArgs`].
-#[derive(Clone, Copy)]
-pub struct Step<'a> {
-    /// [T]
-    pub positions: &'a [i32],
-    /// [T]
-    pub slot_mapping: &'a [i32],
-    /// [table_rows, max_blocks]
-    pub block_table: &'a [i32],
-    /// Columns of block_table.
-    pub max_blocks: usize,
-    /// [R]
-    pub slots: &'a [i32],
-    /// [R]
-    pub seq_lens: &'a [i32],
-    /// [R + 1]
-    pub query_start_loc: &'a [i32],
-    /// Only the last row of each request is wanted.
-    pub ends_only: bool,
 }
 
 /// Rows `start..start + rows` of contiguous floats.

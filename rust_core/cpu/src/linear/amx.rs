@@ -20,10 +20,13 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+use octavo_formats::blocks::Format;
+use octavo_formats::with_format;
+
 use crate::float::DType;
 use crate::level::Level;
 use crate::linear::float::{Emit, K_BLOCK, Unpack};
-use crate::linear::form::{Form, Out, with_form};
+use crate::linear::form::{Form, Out};
 use crate::linear::layout::{Packed, View};
 use crate::pool;
 use crate::scratch::with_floats;
@@ -214,14 +217,14 @@ impl Kernel for RoundPanel {
         let w = self.weight;
         // SAFETY: the panel exists; offsets are those of the layout.
         unsafe {
-            with_form!(w.packed, F => {
+            with_format!(w.packed.blocks(), F => {
                 let elements = F::SHAPE.elements();
                 let blocks = w.k / elements;
                 for half in 0..2 {
                     let first = (2 * self.panel + half) * blocks;
                     for b in 0..blocks {
                         let to = self.to.add((b * elements * 2 + 2 * half) * S::LANES);
-                        let block = w.bytes.add((first + b) * F::SHAPE.block() * S::LANES);
+                        let block = w.bytes.add((first + b) * F::LAYOUT.block * S::LANES);
                         F::weights(s, block, &Pairs(to));
                     }
                 }
@@ -430,7 +433,8 @@ impl AmxTask {
         let steps = self.weight.k.div_ceil(STEP);
         // Elements of a panel's parts.
         let size = steps * STEP * PANEL * self.x.weight_parts;
-        let direct = self.weight.packed == Packed::Bf16 && self.weight.k.is_multiple_of(STEP);
+        let direct =
+            self.weight.packed == Packed::Plain(DType::Bf16) && self.weight.k.is_multiple_of(STEP);
         let group = if self.rows.len() <= ONE_PANEL_ROWS {
             1
         } else {

@@ -12,9 +12,12 @@
 
 use std::ops::Range;
 
+use octavo_formats::blocks::BlockFormat;
+use octavo_formats::with_format;
+
 use crate::level::Level;
-use crate::linear::form::{Form, with_form};
-use crate::linear::layout::{Packed, View};
+use crate::linear::form::Form;
+use crate::linear::layout::View;
 use crate::pool;
 use crate::simd::{GROUP, Kernel, Simd};
 use crate::tensor::{Rows, RowsMut, load_some, store_some};
@@ -101,7 +104,12 @@ impl Activations {
     /// # Safety
     /// x describes valid memory with K a multiple of 32; `buffer` holds `floats(...)` and begins
     /// on a cache line.
-    pub unsafe fn quantize(level: Level, x: Rows, packed: Packed, buffer: *mut f32) -> Activations {
+    pub unsafe fn quantize(
+        level: Level,
+        x: Rows,
+        weights: BlockFormat,
+        buffer: *mut f32,
+    ) -> Activations {
         let out = Activations {
             groups: buffer.cast(),
             num_groups: x.cols / GROUP,
@@ -114,7 +122,7 @@ impl Activations {
                 level.run(Quantize {
                     x,
                     out,
-                    bits: packed.shape().bits,
+                    bits: weights.shape().bits,
                     rows,
                 });
             }
@@ -273,7 +281,7 @@ impl Kernel for Int8Task {
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) {
         // SAFETY: the caller's.
-        unsafe { with_form!(self.weight.packed, F => self.tiles::<S, F>(s)) }
+        unsafe { with_format!(self.weight.packed.blocks(), F => self.tiles::<S, F>(s)) }
     }
 }
 
@@ -325,9 +333,9 @@ impl Int8Task {
     #[inline(always)]
     unsafe fn tile<S: Simd, F: Form, const R: usize>(&self, s: S, tile: usize, row: usize) {
         let w = &self.weight;
-        let shape = F::SHAPE;
+        let (shape, layout) = (F::SHAPE, F::LAYOUT);
         let blocks = w.k / shape.elements();
-        let bytes = shape.block() * S::LANES;
+        let bytes = layout.block * S::LANES;
         // SAFETY: `Linear::forward`'s contract, and the layouts in `layout`'s doc.
         unsafe {
             let base = w.bytes.add(tile * blocks * bytes);
@@ -343,13 +351,13 @@ impl Int8Task {
             };
             for b in 0..blocks {
                 let block = base.add(b * bytes);
-                ahead(block, shape.head() * S::LANES);
+                ahead(block, layout.head * S::LANES);
                 let head = F::head(s, block);
                 for i in 0..shape.groups {
                     let p = F::group::<S>(block, i);
-                    ahead(p, shape.group() * S::LANES);
+                    ahead(p, layout.group * S::LANES);
                     let low = F::scale(s, head, block, i, 0);
-                    let high = if shape.bits == 6 {
+                    let high = if shape.has_half_groups() {
                         F::scale(s, head, block, i, 1)
                     } else {
                         low

@@ -19,8 +19,7 @@ use std::ops::Range;
 
 use crate::float::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 
-/// Elements of K that share a scale.
-pub const GROUP: usize = 32;
+pub use octavo_formats::blocks::GROUP;
 
 /// Work that is compiled per level. `run` must be `inline(always)`.
 pub trait Kernel {
