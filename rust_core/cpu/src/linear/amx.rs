@@ -262,50 +262,43 @@ static ALL_TILES: TileConfig = TileConfig {
     rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
 };
 
-/// Load part p of both tiles of x.
-macro_rules! x {
-    (0) => {
-        "tileloadd tmm4, [{x} + 1*{row}]\ntileloadd tmm5, [{x2} + 1*{row}]\n"
-    };
-    (1) => {
-        "tileloadd tmm4, [{x} + 1*{row} + 1024]\ntileloadd tmm5, [{x2} + 1*{row} + 1024]\n"
-    };
-    (2) => {
-        "tileloadd tmm4, [{x} + 1*{row} + 2048]\ntileloadd tmm5, [{x2} + 1*{row} + 2048]\n"
-    };
-}
-
-/// Load part p of both tiles of weights.
-macro_rules! w {
-    (0) => {
-        "tileloadd tmm6, [{w} + 1*{line}]\ntileloadd tmm7, [{w} + 1*{line} + 64]\n"
-    };
-    (1) => {
-        "tileloadd tmm6, [{w} + 1*{line} + 2048]\ntileloadd tmm7, [{w} + 1*{line} + 2112]\n"
-    };
-    (2) => {
-        "tileloadd tmm6, [{w} + 1*{line} + 4096]\ntileloadd tmm7, [{w} + 1*{line} + 4160]\n"
-    };
-}
-
-/// Add the four products of what is loaded.
-macro_rules! m {
-    () => {
+/// One instruction of a step: `x0` to `x2` load that part of both tiles of x, `w0` to `w2` that of both
+/// tiles of weights, `m` adds the four products of the parts that are loaded.
+macro_rules! step {
+    (x0) => { step!(@x "") };
+    (x1) => { step!(@x " + 1024") };
+    (x2) => { step!(@x " + 2048") };
+    (w0) => { step!(@w "" "64") };
+    (w1) => { step!(@w " + 2048" "2112") };
+    (w2) => { step!(@w " + 4096" "4160") };
+    (m) => {
         "tdpbf16ps tmm0, tmm4, tmm6\ntdpbf16ps tmm1, tmm4, tmm7\n\
          tdpbf16ps tmm2, tmm5, tmm6\ntdpbf16ps tmm3, tmm5, tmm7\n"
     };
+    (@x $part:literal) => {
+        concat!(
+            "tileloadd tmm4, [{x} + 1*{row}", $part, "]\n",
+            "tileloadd tmm5, [{x2} + 1*{row}", $part, "]\n",
+        )
+    };
+    (@w $first:literal $second:literal) => {
+        concat!(
+            "tileloadd tmm6, [{w} + 1*{line}", $first, "]\n",
+            "tileloadd tmm7, [{w} + 1*{line} + ", $second, "]\n",
+        )
+    };
 }
 
-/// `multiply` with one step's loads and products; the smallest come first.
+/// A product with these instructions a step; the smallest products come first.
 macro_rules! multiply {
-    ($args:ident, $($step:expr),+) => {
+    ($args:ident, $($step:ident)+) => {
         asm!(
             "tilezero tmm0",
             "tilezero tmm1",
             "tilezero tmm2",
             "tilezero tmm3",
             "2:",
-            concat!($($step),+),
+            concat!($(step!($step)),+),
             "add {x}, {x_step}",
             "add {x2}, {x_step}",
             "add {w}, {w_step}",
@@ -352,57 +345,15 @@ impl Multiply {
         // SAFETY: the caller's; only tile registers, `sums` and the operands change.
         unsafe {
             match (self.x_parts, self.weight_parts) {
-                (1, 1) => multiply!(self, x!(0), w!(0), m!()),
-                (1, 2) => multiply!(self, x!(0), w!(1), m!(), w!(0), m!()),
-                (1, _) => multiply!(self, x!(0), w!(2), m!(), w!(1), m!(), w!(0), m!()),
-                (2, 1) => multiply!(self, w!(0), x!(1), m!(), x!(0), m!()),
-                (2, 2) => multiply!(self, x!(0), w!(1), m!(), w!(0), m!(), x!(1), m!()),
-                (2, _) => multiply!(
-                    self,
-                    x!(0),
-                    w!(2),
-                    m!(),
-                    x!(1),
-                    w!(1),
-                    m!(),
-                    w!(0),
-                    m!(),
-                    x!(0),
-                    m!(),
-                    w!(1),
-                    m!()
-                ),
-                (_, 1) => multiply!(self, w!(0), x!(2), m!(), x!(1), m!(), x!(0), m!()),
-                (_, 2) => multiply!(
-                    self,
-                    w!(0),
-                    x!(2),
-                    m!(),
-                    x!(1),
-                    m!(),
-                    w!(1),
-                    m!(),
-                    x!(0),
-                    m!(),
-                    w!(0),
-                    m!()
-                ),
-                (_, _) => multiply!(
-                    self,
-                    w!(0),
-                    x!(2),
-                    m!(),
-                    x!(1),
-                    m!(),
-                    w!(1),
-                    m!(),
-                    x!(0),
-                    m!(),
-                    w!(2),
-                    m!(),
-                    w!(0),
-                    m!()
-                ),
+                (1, 1) => multiply!(self, x0 w0 m),
+                (1, 2) => multiply!(self, x0 w1 m w0 m),
+                (1, _) => multiply!(self, x0 w2 m w1 m w0 m),
+                (2, 1) => multiply!(self, w0 x1 m x0 m),
+                (2, 2) => multiply!(self, x0 w1 m w0 m x1 m),
+                (2, _) => multiply!(self, x0 w2 m x1 w1 m w0 m x0 m w1 m),
+                (_, 1) => multiply!(self, w0 x2 m x1 m x0 m),
+                (_, 2) => multiply!(self, w0 x2 m x1 m w1 m x0 m w0 m),
+                (_, _) => multiply!(self, w0 x2 m x1 m w1 m x0 m w2 m w0 m),
             }
         }
     }
