@@ -140,7 +140,7 @@ impl<T> Shared<T> {
     /// # Safety
     /// The element, or one past the last, exists.
     #[inline(always)]
-    pub unsafe fn at(self, i: usize) -> *mut T {
+    pub(crate) unsafe fn at(self, i: usize) -> *mut T {
         // SAFETY: the caller's.
         unsafe { self.0.add(i) }
     }

@@ -35,7 +35,7 @@ use crate::tensor::{Convert, Rows, RowsMut};
 
 /// Fewer rows are faster as int8 or float32 vectors: 16 rows of 3072 x 576 Q4_1 weights take 80 us
 /// in int8 and 103 here, 24 would take 120 and 115.
-pub const MIN_ROWS: usize = 20;
+pub(super) const MIN_ROWS: usize = 20;
 /// Rows of a tile of x and columns of a tile of weights.
 const TILE: usize = 16;
 /// Elements of K that a tile product takes.
@@ -64,7 +64,7 @@ fn parts(packed: Packed, x: DType, exact: bool) -> (usize, usize) {
 
 /// x as bfloat16 parts; see the module doc.
 #[derive(Clone, Copy)]
-pub struct Activations {
+pub(super) struct Activations {
     values: *const u16,
     num_parts: usize,
     /// Of the weights that they will meet.
@@ -89,7 +89,7 @@ impl Activations {
     }
 
     /// Floats of buffer that `split` needs: whole pairs of tiles.
-    pub fn floats(x: Rows, weight: View, exact: bool) -> usize {
+    pub(super) fn floats(x: Rows, weight: View, exact: bool) -> usize {
         let (num_parts, _) = parts(weight.packed, x.dtype, exact);
         num_parts * x.rows.next_multiple_of(2 * TILE) * weight.k.next_multiple_of(STEP) / 2
     }
@@ -98,7 +98,7 @@ impl Activations {
     ///
     /// # Safety
     /// `level` has AMX; x describes valid memory of K columns; `buffer` holds `floats(...)`.
-    pub unsafe fn split(
+    pub(super) unsafe fn split(
         level: Level,
         x: Rows,
         weight: View,
@@ -360,7 +360,7 @@ impl Multiply {
 }
 
 /// Panels `panels` of the weight for rows `rows` of x.
-pub struct AmxTask {
+pub(super) struct AmxTask {
     /// One that has AMX.
     pub level: Level,
     /// The weight, packed for it.
@@ -380,7 +380,7 @@ pub struct AmxTask {
 impl AmxTask {
     /// # Safety
     /// `Linear::forward`'s contract, and `x` is the split of its x.
-    pub unsafe fn run(&self) {
+    pub(super) unsafe fn run(&self) {
         let steps = self.weight.k.div_ceil(STEP);
         // Elements of a panel's parts.
         let size = steps * STEP * PANEL * self.x.weight_parts;

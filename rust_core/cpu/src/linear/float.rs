@@ -17,16 +17,16 @@ use crate::simd::{Kernel, Simd};
 use crate::tensor::{Rows, RowsMut, load_some, store_some};
 
 /// Elements of K in one block: a panel slice is 16 KiB (32 with 16 lanes).
-pub const K_BLOCK: usize = 256;
+pub(crate) const K_BLOCK: usize = 256;
 /// Rows of x in one block: their sums stay in the first-level cache.
-pub const ROW_BLOCK: usize = 96;
+pub(crate) const ROW_BLOCK: usize = 96;
 /// What a task needs at any level: a panel slice and a block of sums.
-pub const SCRATCH_FLOATS: usize = (K_BLOCK + ROW_BLOCK) * 32;
+pub(crate) const SCRATCH_FLOATS: usize = (K_BLOCK + ROW_BLOCK) * 32;
 /// Up to so many rows 16-bit weights are read without unpacking.
 const DIRECT_ROWS: usize = 4;
 
 /// Panels `panels` of the weight for rows `rows` of x.
-pub struct FloatTask {
+pub(crate) struct FloatTask {
     /// The weight.
     pub weight: View,
     /// float32, stride even and at least K.
@@ -314,7 +314,7 @@ impl FloatTask {
 }
 
 /// Part of a panel as float32 [len][2 LANES].
-pub struct Unpack {
+pub(crate) struct Unpack {
     /// The weight.
     pub weight: View,
     /// Which panel.
@@ -393,7 +393,7 @@ impl Kernel for Unpack {
 }
 
 /// Sums [rows][2 LANES] plus bias, as y's elements.
-pub struct Emit {
+pub(crate) struct Emit {
     /// Columns of y.
     pub n: usize,
     /// [1, N]

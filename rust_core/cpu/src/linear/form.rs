@@ -6,7 +6,7 @@ use crate::linear::layout::BlockLayout;
 use crate::simd::{GROUP, Simd};
 
 /// A block format's reads in vectors.
-pub trait Form: Format {
+pub(super) trait Form: Format {
     /// Sizes of a block.
     const LAYOUT: BlockLayout = BlockLayout::of(Self::SHAPE);
 
@@ -188,7 +188,7 @@ unsafe fn put<S: Simd, O: Out<S>>(
 }
 
 /// A destination of a tile's weights.
-pub trait Out<S: Simd> {
+pub(super) trait Out<S: Simd> {
     /// Write elements k, even, and k + 1.
     ///
     /// # Safety

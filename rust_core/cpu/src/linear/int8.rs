@@ -35,7 +35,7 @@ const PREFETCH_BYTES: usize = 4096;
 
 /// Rows of x that lie together, group by group, so that a tile finds all it needs of a group at
 /// fixed distances from one address.
-pub const ROWS: usize = 8;
+pub(crate) const ROWS: usize = 8;
 /// Groups with one scale. Six save five sixths of a multiplication by it for each group, one of 15
 /// instructions that the multipliers take for 4-bit weights.
 const SPAN: usize = 6;
@@ -81,7 +81,7 @@ struct Group {
 
 /// Rows rounded to int8 parts: [M / ROWS][K / 32] groups.
 #[derive(Clone, Copy)]
-pub struct Activations {
+pub(crate) struct Activations {
     groups: *mut Group,
     /// Of a row.
     num_groups: usize,
@@ -95,7 +95,7 @@ unsafe impl Send for Activations {}
 
 impl Activations {
     /// Floats of buffer that `quantize` needs.
-    pub fn floats(rows: usize, k: usize) -> usize {
+    pub(crate) fn floats(rows: usize, k: usize) -> usize {
         rows.div_ceil(ROWS) * (k / GROUP) * (size_of::<Group>() / size_of::<f32>())
     }
 
@@ -104,7 +104,7 @@ impl Activations {
     /// # Safety
     /// x describes valid memory with K a multiple of 32; `buffer` holds `floats(...)` and begins
     /// on a cache line.
-    pub unsafe fn quantize(
+    pub(crate) unsafe fn quantize(
         level: Level,
         x: Rows,
         weights: BlockFormat,
@@ -261,7 +261,7 @@ fn integer(x: f32) -> f32 {
 }
 
 /// Tiles `tiles` of the weight for rows `rows` of x.
-pub struct Int8Task {
+pub(crate) struct Int8Task {
     /// Of a quantized kind.
     pub weight: View,
     /// [M, K]

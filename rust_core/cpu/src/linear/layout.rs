@@ -311,7 +311,7 @@ fn decode(words: &[u32; 8], bits: usize) -> [u8; GROUP] {
 
 /// Packed rows of one kind as the kernels see them.
 #[derive(Clone, Copy)]
-pub struct View {
+pub(crate) struct View {
     /// The packed bytes.
     pub bytes: *const u8,
     /// Their layout.
@@ -327,7 +327,7 @@ impl View {
     ///
     /// # Safety
     /// The element exists.
-    pub unsafe fn bf16_panel(&self, panel: usize, k0: usize, width: usize) -> *const u16 {
+    pub(crate) unsafe fn bf16_panel(&self, panel: usize, k0: usize, width: usize) -> *const u16 {
         let pairs = panel * self.k.div_ceil(2) + k0 / 2;
         // SAFETY: the caller's.
         unsafe { self.bytes.cast::<u16>().add(pairs * 2 * width) }

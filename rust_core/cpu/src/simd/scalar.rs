@@ -7,7 +7,7 @@ use crate::float::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 
 /// Plain Rust, 8 lanes, so that its packed layouts are AVX2's.
 #[derive(Clone, Copy)]
-pub struct Scalar;
+pub(crate) struct Scalar;
 
 const L: usize = 8;
 
