@@ -55,7 +55,7 @@ class _Source:
 
 
 class InstantRunner:
-    """ModelRunner's interface, and no model."""
+    """A Runner without a model."""
 
     max_in_flight = 1
     keeps_kv = True
@@ -80,20 +80,23 @@ class InstantRunner:
     def warm_up(self) -> None:
         """Nothing to warm."""
 
-    def capture_next(self) -> bool:
-        """Nothing to capture."""
+    def idle_work(self) -> bool:
+        """There is none."""
         return False
 
     def enter_thread(self) -> None:
         """Nothing belongs to a thread."""
 
-    def memory_table(self) -> list[tuple[str, str]]:
+    def memory(self) -> list[tuple[str, str]]:
         """Nothing to show."""
         return []
 
     def is_fatal(self, error: BaseException) -> bool:
         """No device can break."""
         return False
+
+    def observe(self, observer: object) -> None:
+        """Nothing waits for a device."""
 
     def next_staging(self) -> Staging:
         """The one there is."""

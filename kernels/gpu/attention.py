@@ -16,8 +16,17 @@ import torch
 import triton
 import triton.language as tl
 
-from .decode_attention import block_r, decode_attention, find_request, to_log2_scores
+from .decode_attention import decode_attention
 from .launch import check_shape, check_tensors, next_power_of_2, pdl_options
+from .online_softmax import attend, empty_softmax, normalized, to_log2_scores
+from .paged_kv import (
+    PagedKV,
+    block_r,
+    find_request,
+    kv_shape,
+    load_all_keys_and_values,
+    load_keys_and_values,
+)
 
 # Matrix units take float32 as sums of two tf32 numbers: an error of 1e-7 in products of 384 terms,
 # where plain float32 sums them to 2.5e-7.
@@ -40,8 +49,7 @@ def prefill_steps(
     row_sum,
     query,  # [BLOCK_M, BLOCK_D]
     q_position,  # [BLOCK_M]
-    k_cache,
-    v_cache,
+    kv,  # PagedKV
     table,  # the request's row of the block table
     kv_head,
     begin,
@@ -49,49 +57,24 @@ def prefill_steps(
     seq_len,
     scale,
     softcap,
-    NUM_KV_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
+    KV: tl.constexpr,
     WINDOW: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
     CAUSAL: tl.constexpr,
     MASKED: tl.constexpr,  # False: every query of the tile sees every key of [begin, end)
-    BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """The online softmax over keys [begin, end), BLOCK_N at a time."""
-    d = tl.arange(0, BLOCK_D)
     n = tl.arange(0, BLOCK_N)
     for start in range(begin, end, BLOCK_N):
         position = start + n
         if MASKED:
             valid = position < seq_len
-            block = tl.load(table + position // BLOCK_SIZE, mask=valid, other=0).to(tl.int64)
-            row = (block * NUM_KV_HEADS + kv_head) * BLOCK_SIZE + position % BLOCK_SIZE
-            keys = tl.load(
-                k_cache + row[None, :] * HEAD_DIM + d[:, None],
-                mask=valid[None, :] & (d[:, None] < HEAD_DIM),
-                other=0.0,
-            )
-            values = tl.load(
-                v_cache + row[:, None] * HEAD_DIM + d[None, :],
-                mask=valid[:, None] & (d[None, :] < HEAD_DIM),
-                other=0.0,
-            )
+            keys, values = load_keys_and_values(kv, table, kv_head, position, valid, KV)
         else:
-            block = tl.load(table + position // BLOCK_SIZE).to(tl.int64)
-            row = (block * NUM_KV_HEADS + kv_head) * BLOCK_SIZE + position % BLOCK_SIZE
-            k_at = k_cache + row[None, :] * HEAD_DIM + d[:, None]
-            v_at = v_cache + row[:, None] * HEAD_DIM + d[None, :]
-            if HEAD_DIM == BLOCK_D:
-                keys = tl.load(k_at)
-                values = tl.load(v_at)
-            else:
-                keys = tl.load(k_at, mask=d[:, None] < HEAD_DIM, other=0.0)
-                values = tl.load(v_at, mask=d[None, :] < HEAD_DIM, other=0.0)
+            keys, values = load_all_keys_and_values(kv, table, kv_head, position, KV)
         scores = tl.dot(query, keys.to(query.dtype), input_precision=PRECISION)
-        scores = to_log2_scores(scores, scale, softcap, HAS_SOFTCAP)
+        scores = to_log2_scores(scores, scale, softcap)
         if MASKED:
             seen = valid[None, :]
             if CAUSAL:
@@ -99,55 +82,65 @@ def prefill_steps(
             if WINDOW > 0:
                 seen = seen & (q_position[:, None] - position[None, :] < WINDOW)
             scores = tl.where(seen, scores, float("-inf"))
-        new_max = tl.maximum(row_max, tl.max(scores, 1))
-        # A row may see no key yet: subtract 0 then, so that exp2(-inf) gives 0 and not NaN.
-        shift = tl.where(new_max == float("-inf"), 0.0, new_max)
-        p = tl.exp2(scores - shift[:, None])
-        alpha = tl.exp2(row_max - shift)
-        row_sum = row_sum * alpha + tl.sum(p, 1)
-        acc = tl.dot(
-            p.to(query.dtype),
-            values.to(query.dtype),
-            acc * alpha[:, None],
-            input_precision=PRECISION,
+        acc, row_max, row_sum = attend(
+            acc, row_max, row_sum, query, scores, values, True, PRECISION
         )
-        row_max = new_max
     return acc, row_max, row_sum
+
+
+@triton.jit
+def keys_to_see(
+    context,
+    q_begin,
+    last,
+    seq_len,
+    WINDOW: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """(begin, all_seen, end) of a tile's keys: every query sees those before all_seen.
+
+    ``last`` is one past the last query's position.
+    """
+    if CAUSAL:
+        end = tl.minimum(last, seq_len)
+        # Keys up to the first query's position are seen by every query of the tile.
+        all_seen = (context + q_begin + 1) // BLOCK_N * BLOCK_N
+    else:
+        end = seq_len
+        all_seen = seq_len // BLOCK_N * BLOCK_N
+    begin = 0
+    if WINDOW > 0:
+        begin = tl.maximum(context + q_begin - WINDOW + 1, 0) // BLOCK_N * BLOCK_N
+        all_seen = begin
+    return begin, all_seen, end
 
 
 @triton.jit(
     do_not_specialize=["num_reqs"],
-    # Views that begin behind the decodes.
+    # Views that begin after the decodes.
     do_not_specialize_on_alignment=["slots", "seq_lens", "query_start_loc"],
 )
 def prefill_kernel(
     q,  # [T, Hq, Dh]
-    k_cache,  # [num_blocks, Hkv, BLOCK_SIZE, Dh]
-    v_cache,
-    block_table,  # [slots, max_blocks]
+    kv,  # PagedKV
     slots,  # [R]
     seq_lens,  # [R]
     query_start_loc,  # [R + 1]
     out,  # [T, Hq, Dh]
     scale,
-    softcap,
-    table_stride,
+    softcap,  # None: none
     num_reqs,
-    NUM_KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    WINDOW: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr,
+    KV: tl.constexpr,  # KVShape
+    WINDOW: tl.constexpr,  # 0: none
     CAUSAL: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    BLOCK_Q: tl.constexpr = BLOCK_M // GROUP  # query tokens of a tile
+    BLOCK_Q: tl.constexpr = BLOCK_M // KV.group  # query tokens of a tile
     # Later tiles see more keys and start first: the short ones fill the gaps at the end.
     unit = tl.num_programs(1) - 1 - tl.program_id(1)
     kv_head = tl.program_id(0)
@@ -171,57 +164,39 @@ def prefill_kernel(
     if PDL:
         tl.extra.cuda.gdc_wait()
 
-    # Row i of the tile is query token q_begin + i // GROUP, head i % GROUP of the group.
+    # Row i of the tile is query token q_begin + i // group, head i % group of the group.
     i = tl.arange(0, BLOCK_M)
-    d = tl.arange(0, BLOCK_D)
-    token = q_begin + i // GROUP
-    in_rows = (i < BLOCK_Q * GROUP) & (token < q_len)
-    head = kv_head * GROUP + i % GROUP
-    rows = (q_start + token).to(tl.int64) * (NUM_KV_HEADS * GROUP) + head
-    offsets = rows[:, None] * HEAD_DIM + d[None, :]
-    mask = in_rows[:, None] & (d[None, :] < HEAD_DIM)
+    d = tl.arange(0, KV.block_d)
+    token = q_begin + i // KV.group
+    in_rows = (i < BLOCK_Q * KV.group) & (token < q_len)
+    head = kv_head * KV.group + i % KV.group
+    rows = (q_start + token).to(tl.int64) * (KV.num_kv_heads * KV.group) + head
+    offsets = rows[:, None] * KV.head_dim + d[None, :]
+    mask = in_rows[:, None] & (d[None, :] < KV.head_dim)
     query = tl.load(q + offsets, mask=mask, other=0.0)
     q_position = context + token
 
-    row_max = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
-    row_sum = tl.zeros([BLOCK_M], dtype=tl.float32)
-    acc = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
-    table = block_table + slot * table_stride
-    last = context + tl.minimum(q_begin + BLOCK_Q, q_len)  # one past the last query's position
-    if CAUSAL:
-        end = tl.minimum(last, seq_len)
-        # Keys up to the first query's position are seen by every query of the tile.
-        all_seen = (context + q_begin + 1) // BLOCK_N * BLOCK_N
-    else:
-        end = seq_len
-        all_seen = seq_len // BLOCK_N * BLOCK_N
-    begin = 0
-    if WINDOW > 0:
-        begin = tl.maximum(context + q_begin - WINDOW + 1, 0) // BLOCK_N * BLOCK_N
-        all_seen = begin
+    acc, row_max, row_sum = empty_softmax(BLOCK_M, KV.block_d)
+    table = kv.block_table + slot * kv.table_stride
+    last = context + tl.minimum(q_begin + BLOCK_Q, q_len)
+    begin, all_seen, end = keys_to_see(context, q_begin, last, seq_len, WINDOW, CAUSAL, BLOCK_N)
     if WINDOW == 0:
         acc, row_max, row_sum = prefill_steps(
-            acc, row_max, row_sum, query, q_position, k_cache, v_cache, table, kv_head,
-            begin, all_seen, seq_len, scale, softcap,
-            NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, WINDOW, HAS_SOFTCAP, CAUSAL, False,
-            BLOCK_D, BLOCK_N, PRECISION,
+            acc, row_max, row_sum, query, q_position, kv, table, kv_head, begin, all_seen, seq_len,
+            scale, softcap, KV, WINDOW, CAUSAL, False, BLOCK_N, PRECISION,
         )  # fmt: skip
     acc, row_max, row_sum = prefill_steps(
-        acc, row_max, row_sum, query, q_position, k_cache, v_cache, table, kv_head,
-        all_seen, end, seq_len, scale, softcap,
-        NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE, WINDOW, HAS_SOFTCAP, CAUSAL, True,
-        BLOCK_D, BLOCK_N, PRECISION,
+        acc, row_max, row_sum, query, q_position, kv, table, kv_head, all_seen, end, seq_len,
+        scale, softcap, KV, WINDOW, CAUSAL, True, BLOCK_N, PRECISION,
     )  # fmt: skip
-    acc = acc / tl.where(row_sum > 0.0, row_sum, 1.0)[:, None]
-    tl.store(out + offsets, acc.to(out.dtype.element_ty), mask=mask)
+    tl.store(out + offsets, normalized(acc, row_sum).to(out.dtype.element_ty), mask=mask)
 
 
 def plan_prefill(rows: int, group: int, head_dim: int, dtype: torch.dtype) -> PrefillConfig:
     """The tile for ``rows`` query tokens of ``group`` heads each."""
     least = next_power_of_2(group)
     if dtype == torch.float32:
-        # On an H100: 64 texts of 128 tokens and 12 heads of 32 take 52 us instead of 104 with the
-        # last of these, 4 of 1,024 and 32 heads of 128 take 0.97 ms instead of 1.45.
+        # Small tiles: bench/NOTES.md, "float32 products".
         if head_dim <= 64:
             return PrefillConfig(max(64, least), 32, 4, 2)
         return PrefillConfig(max(32, least), 32 if head_dim <= 128 else 16, 4, 2)
@@ -294,22 +269,10 @@ def paged_attention(
         check_shape(name, cache, num_blocks, num_kv_heads, block_size, head_dim)
     check_shape("seq_lens", seq_lens, num_reqs)
     check_shape("query_start_loc", query_start_loc, num_reqs + 1)
-    if num_heads % num_kv_heads:
-        raise ValueError(f"{num_heads} query heads do not divide among {num_kv_heads} KV heads")
+    kv = kv_shape(k_cache, num_heads)
     if not 0 <= num_decodes <= min(num_reqs, rows):
         raise ValueError(f"num_decodes {num_decodes}: there are {num_reqs} requests, {rows} rows")
-    group = num_heads // num_kv_heads
     out = torch.empty((rows, num_heads * head_dim), dtype=q.dtype, device=q.device)
-    shared = {
-        "NUM_KV_HEADS": num_kv_heads,
-        "GROUP": group,
-        "HEAD_DIM": head_dim,
-        "BLOCK_SIZE": block_size,
-        "WINDOW": sliding_window,
-        "HAS_SOFTCAP": softcap > 0,
-        "BLOCK_D": max(next_power_of_2(head_dim), 16),
-        **pdl_options(),
-    }
     if num_decodes:
         decode_attention(
             q,
@@ -325,31 +288,29 @@ def paged_attention(
             config=decode_config,
         )
     if num_decodes < num_reqs:
-        config = prefill_config or plan_prefill(rows - num_decodes, group, head_dim, q.dtype)
-        block_q = config.block_m // group
+        tile = prefill_config or plan_prefill(rows - num_decodes, kv.group, head_dim, q.dtype)
         rest = num_reqs - num_decodes
         # Rounding up costs at most one tile a request.
-        tiles = (rows - num_decodes) // block_q + rest
+        tiles = (rows - num_decodes) // (tile.block_m // kv.group) + rest
         prefill_kernel[(num_kv_heads, tiles)](
             q,
-            k_cache,
-            v_cache,
-            block_table,
+            PagedKV(k_cache, v_cache, block_table, block_table.stride(0)),
             slots[num_decodes:],
             seq_lens[num_decodes:],
             query_start_loc[num_decodes:],
             out,
             scale,
-            softcap,
-            block_table.stride(0),
+            softcap if softcap > 0 else None,
             rest,
+            KV=kv,
+            WINDOW=sliding_window,
             CAUSAL=causal,
             BLOCK_R=block_r(rest),
-            BLOCK_M=config.block_m,
-            BLOCK_N=config.block_n,
+            BLOCK_M=tile.block_m,
+            BLOCK_N=tile.block_n,
             PRECISION=FLOAT32_PRECISION if q.dtype == torch.float32 else "ieee",
-            num_warps=config.num_warps,
-            num_stages=config.num_stages,
-            **shared,
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
+            **pdl_options(),
         )
     return out

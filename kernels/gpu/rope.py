@@ -1,4 +1,4 @@
-"""qk_norm_rope_store_kv: all that happens between the QKV projection and attention, in one kernel.
+"""qk_norm_rope_store_kv: every step between the QKV projection and attention, in one kernel.
 
 A program takes one token and a few heads. Which of them are query, key and value heads only
 changes masks and addresses, so the grid is (tokens, ceil(heads / BLOCK_H)) for every model.
@@ -13,8 +13,8 @@ import triton.language as tl
 from .launch import cdiv, check_shape, check_tensors, next_power_of_2, pdl_options
 
 BLOCK_VALUES = 1024  # of a program's heads: 8 a thread in 4 warps
-# A token of so few values is one program's: two, the second of which has little to do, took 31 us
-# a layer for 8,192 tokens of 36 heads of 32, where their bytes take 12.
+# A token of so few values is one program's: of two, the second would have little to do
+# (bench/NOTES.md, "Encoders").
 MAX_TOKEN_VALUES = 2048
 
 
@@ -32,6 +32,46 @@ def rotation_lanes(d, ROT: tl.constexpr, INTERLEAVED: tl.constexpr):
         angle = tl.where(d < HALF, d, d - HALF)
         sign = tl.where(d < HALF, -1.0, 1.0)
     return partner, angle, sign
+
+
+@triton.jit
+def load_rotation(cos_sin, position, d, ROT: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """(partner, cos, signed sin) of each element d of a head: out = x * cos + partner * sin."""
+    rotated = d < ROT
+    partner, angle, sign = rotation_lanes(d, ROT, INTERLEAVED)
+    turn = cos_sin + position.to(tl.int64) * ROT + angle
+    cos = tl.load(turn, mask=rotated, other=1.0)
+    sin = tl.load(turn + ROT // 2, mask=rotated, other=0.0) * sign
+    return partner, cos, sin
+
+
+@triton.jit
+def load_rotated(
+    heads,  # begin of the first head
+    offsets,  # [N, BLOCK_D] of the heads' elements
+    partners,  # [N, BLOCK_D] of those that each is rotated with
+    mask,
+    cos,  # [BLOCK_D]
+    sin,  # [BLOCK_D], signed
+    norm,  # [Dh]; None: heads are not normed
+    partner,  # [BLOCK_D]
+    eps,
+    weight_offset,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Heads of the projection, normed and rotated, in float32."""
+    x = tl.load(heads + offsets, mask=mask, other=0.0).to(tl.float32)
+    other = tl.load(heads + partners, mask=mask, other=0.0).to(tl.float32)
+    if norm is not None:
+        d = tl.arange(0, BLOCK_D)
+        in_head = d < HEAD_DIM
+        w = tl.load(norm + d, mask=in_head, other=0.0).to(tl.float32) + weight_offset
+        wp = tl.load(norm + partner, mask=in_head, other=0.0).to(tl.float32) + weight_offset
+        rstd = tl.rsqrt(tl.sum(x * x, 1) / HEAD_DIM + eps)[:, None]
+        x = x * rstd * w[None, :]
+        other = other * rstd * wp[None, :]
+    return x * cos[None, :] + other * sin[None, :]
 
 
 @triton.jit
@@ -60,7 +100,6 @@ def qk_norm_rope_store_kv_kernel(
     PDL: tl.constexpr,
 ):
     NUM_ALL: tl.constexpr = NUM_HEADS + 2 * NUM_KV_HEADS
-    HALF: tl.constexpr = ROT // 2
     token = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     d = tl.arange(0, BLOCK_D)
@@ -68,15 +107,11 @@ def qk_norm_rope_store_kv_kernel(
     is_key = (heads >= NUM_HEADS) & (heads < NUM_HEADS + NUM_KV_HEADS)
     is_value = (heads >= NUM_HEADS + NUM_KV_HEADS) & (heads < NUM_ALL)
 
-    rotated = d < ROT
-    partner, angle, sign = rotation_lanes(d, ROT, INTERLEAVED)
-
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-    position = tl.load(positions + token).to(tl.int64)
+    position = tl.load(positions + token)
     slot = tl.load(slot_mapping + token).to(tl.int64)
-    cos = tl.load(cos_sin + position * ROT + angle, mask=rotated, other=1.0)
-    sin = tl.load(cos_sin + position * ROT + HALF + angle, mask=rotated, other=0.0)
+    partner, cos, sin = load_rotation(cos_sin, position, d, ROT, INTERLEAVED)
     if PDL:
         tl.extra.cuda.gdc_wait()
 
@@ -98,7 +133,7 @@ def qk_norm_rope_store_kv_kernel(
             wp = tl.load(k_norm + partner, mask=in_head, other=0.0).to(tl.float32) + weight_offset
             x = tl.where(is_key[:, None], x * rstd * w[None, :], x)
             other = tl.where(is_key[:, None], other * rstd * wp[None, :], other)
-    out = x * cos[None, :] + other * (sin * sign)[None, :]
+    out = x * cos[None, :] + other * sin[None, :]
 
     tl.store(
         q_out + token * (NUM_HEADS * HEAD_DIM) + heads[:, None] * HEAD_DIM + d[None, :],

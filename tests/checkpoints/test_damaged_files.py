@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from octavo.checkpoints.weights import SafetensorsWeights
+from octavo.checkpoints.safetensors import SafetensorsWeights
 from octavo.errors import ModelLoadError
 
 NUM_CASES = 3000
@@ -61,7 +61,7 @@ import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from octavo._core import GgufFile, Tokenizer
 from octavo.errors import ModelLoadError
-from octavo.checkpoints.weights import SafetensorsWeights
+from octavo.checkpoints.safetensors import SafetensorsWeights
 
 file, cases, seen = Path(sys.argv[1]), int(sys.argv[2]), [0, 0]
 config = settings(
@@ -226,8 +226,8 @@ def test_safetensors_headers(tmp_path: Path) -> None:
                 dtype=torch.float32,
                 act_dtype=torch.float32,
             )
-            for name, shape in (("a.weight", (3, 32)), ("b.weight", (32, 3))):
-                found = weights.matrix(name, shape)
+            for name, shape in (("a", (3, 32)), ("b", (32, 3))):
+                found = weights.linear(name, shape)
                 assert tuple(found.shape) == shape
             weights.finish()
         except ModelLoadError as error:

@@ -10,7 +10,7 @@ import pytest
 from octavo.checkpoints.dummy_tokenizer import make_dummy_tokenizer
 from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
-from octavo.models.loader import resolve_model
+from octavo.models.source import resolve_model
 
 
 def test_bytes_are_tokens_and_every_other_id_is_a_word() -> None:

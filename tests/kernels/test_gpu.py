@@ -17,11 +17,15 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-gpu = pytest.importorskip("octavo.kernels.gpu")
+gpu = pytest.importorskip("octavo.kernels.gpu.ops")
 from octavo.kernels import reference  # noqa: E402
+from octavo.kernels import slots as slots_module  # noqa: E402
+from octavo.kernels.weights import Norm  # noqa: E402
 
 # The modules, whose names the package gives to their functions.
 linear_module = importlib.import_module("octavo.kernels.gpu.linear")
+gemv_module = importlib.import_module("octavo.kernels.gpu.gemv")
+skinny_module = importlib.import_module("octavo.kernels.gpu.skinny")
 decode_module = importlib.import_module("octavo.kernels.gpu.decode_attention")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -118,26 +122,57 @@ def check_linear(rows: int, n: int, k: int, dtype: torch.dtype) -> None:
     x, bias = randn(rows, k, dtype=dtype), randn(n, dtype=dtype)
     weight = (randn(n, k) * k**-0.5).to(dtype)
     norm, residual = randn(k, dtype=dtype), randn(rows, n, dtype=dtype)
+    gated = randn(rows, n // 2, dtype=dtype)
     for b in (None, bias):
         assert_close(gpu.linear(x, weight, b), reference.linear(x, weight, b), dtype)
         wide = gpu.linear(x, weight, b, out_dtype=torch.float32)
         assert wide.dtype == torch.float32
         assert_close(wide, reference.linear(x, weight, b, out_dtype=torch.float32), dtype)
-        out = gpu.linear_add(x, weight, residual.clone(), b)
-        assert_close(out, reference.linear_add(x, weight, residual, b), dtype)
+        want = reference.linear(x, weight, b, residual=residual)
+        assert_close(gpu.linear(x, weight, b, residual=residual.clone()), want, dtype)
         for offset in (0.0, 1.0):
-            args = (x, norm, 1e-5, weight, b)
-            out = gpu.norm_linear(*args, weight_offset=offset)
-            assert_close(out, reference.norm_linear(*args, weight_offset=offset), dtype)
-    for kind in ("silu", "gelu_tanh"):
-        args = (x, norm, 1e-5, weight, kind)
-        assert_close(gpu.norm_gated_linear(*args), reference.norm_gated_linear(*args), dtype)
+            before = Norm(norm, 1e-5, offset)
+            want = reference.linear(x, weight, b, norm=before)
+            assert_close(gpu.linear(x, weight, b, norm=before), want, dtype)
+        for kind in ("silu", "gelu_tanh"):
+            for options in ({"gate": kind}, {"gate": kind, "norm": Norm(norm, 1e-5)}):
+                want = reference.linear(x, weight, b, **options)
+                assert_close(gpu.linear(x, weight, b, **options), want, dtype)
+                want = reference.linear(x, weight, b, residual=gated, **options)
+                out = gpu.linear(x, weight, b, residual=gated.clone(), **options)
+                assert_close(out, want, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "n", "k"), [(1, 36, 80), (2, 18, 48), (5, 70, 33), (65, 12, 16)])
 def test_linear(rows: int, n: int, k: int, dtype: torch.dtype) -> None:
     check_linear(rows, n, k, dtype)
+
+
+def test_one_row_is_fused_where_the_weight_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One kernel then; else a norm, a product and a gate, and the next norm adds the residual."""
+    launched: list[str] = []
+    for name in ("gemv", "rms_norm", "gated_activation"):
+        run = getattr(linear_module, name)
+
+        def note(*args: Any, _name: str = name, _run: Any = run, **options: Any) -> Any:
+            launched.append(_name)
+            return _run(*args, **options)
+
+        monkeypatch.setattr(linear_module, name, note)
+    limit = linear_module.MAX_FUSED_SIZE
+    for k, expected in ((limit, ["gemv"]), (limit + 1, ["rms_norm", "gemv", "gated_activation"])):
+        weight = gpu.prepare([randn(8, k)])
+        weight.linear(randn(1, k), norm=Norm(randn(k), 1e-5), gate="silu")
+        assert launched == expected
+        launched.clear()
+        weight.linear(randn(1, k))
+        assert launched == ["gemv"]
+        launched.clear()
+    for n, fused in ((limit, True), (limit + 1, False)):
+        weight = gpu.prepare([randn(n, 8)])
+        assert weight.adds_residual(1) is fused
+        assert not weight.adds_residual(2)
 
 
 @pytest.mark.parametrize(("n", "k"), [(70, 33), (64, 32), (4, 100)])
@@ -149,8 +184,8 @@ def test_linear_of_many_rows_of_float32(n: int, k: int) -> None:
 @pytest.mark.parametrize("block_k", [128, 512])
 def test_gemv_steps_over_k(prefetch: bool, block_k: int) -> None:
     x, weight, y = randn(1, 300), randn(10, 300), torch.empty(1, 10, device=DEVICE)
-    config = linear_module.GemvConfig(4, block_k, 4, prefetch)
-    linear_module.gemv(x, weight, None, y, config=config)
+    config = gemv_module.GemvConfig(4, block_k, 4, prefetch)
+    gemv_module.gemv(x, weight, None, y, config=config)
     assert_close(y, reference.linear(x, weight), torch.float32)
 
 
@@ -159,13 +194,13 @@ def test_gemv_steps_over_k(prefetch: bool, block_k: int) -> None:
 def test_skinny_splits_k(split_k: int, gate: str) -> None:
     """Also more parts than K has steps; the counters are zero again after each launch."""
     x, weight, norm = randn(3, 100, dtype=HALF), randn(38, 100, dtype=HALF), randn(100, dtype=HALF)
-    config = linear_module.SkinnyConfig(16, 32, split_k, 4, 3)
-    want = reference.norm_linear(x, norm, 1e-5, weight)
+    config = skinny_module.SkinnyConfig(16, 32, split_k, 4, 3)
+    want = reference.linear(x, weight, norm=Norm(norm, 1e-5))
     if gate:
         want = reference.gated_activation(want, gate)
     for _ in range(2):
         y = torch.empty(3, 19 if gate else 38, dtype=HALF, device=DEVICE)
-        linear_module.skinny(
+        skinny_module.skinny(
             x, weight, None, y, norm_weight=norm, eps=1e-5, gate=gate, config=config
         )
         assert_close(y, want, HALF)
@@ -485,44 +520,62 @@ def hash_uniform(seed: int, position: int) -> float:
     return (mix(h ^ position) >> 8) * 2**-24
 
 
+def make_table(count: int) -> torch.Tensor:
+    """A slot table [count, RECORD_LEN] of neutral records."""
+    table = torch.zeros(count, slots_module.RECORD_LEN, dtype=torch.int32)
+    for column in slots_module.COLUMNS:
+        set_column(table, column, column.neutral)
+    return table
+
+
+def set_column(table: torch.Tensor, column: Any, values: Any) -> None:
+    typed = table.view(torch.float32) if column.is_float else table
+    typed[:, column.index] = torch.as_tensor(values, dtype=typed.dtype, device=table.device)
+
+
+def get_column(table: torch.Tensor, column: Any) -> torch.Tensor:
+    return (table.view(torch.float32) if column.is_float else table)[:, column.index]
+
+
 def make_state(
     settings: list[tuple[float, int, float, float]], **extra: Any
 ) -> tuple[Any, torch.Tensor, torch.Tensor]:
     """(state, slots, uniform): settings are (temperature, top_k, top_p, min_p) of each row."""
     count = len(settings)
     slots = torch.randperm(count)
+    table = make_table(count)
 
-    def by_slot(column: int, dtype: torch.dtype) -> torch.Tensor:
-        values = torch.zeros(count, dtype=dtype)
-        values[slots] = torch.tensor([row[column] for row in settings], dtype=dtype)
-        return values.to(DEVICE)
+    def by_slot(column: Any, values: list[float]) -> None:
+        placed = torch.zeros(count, dtype=torch.float32 if column.is_float else torch.int64)
+        placed[slots] = torch.tensor(values, dtype=placed.dtype)
+        set_column(table, column, placed)
 
+    for i, name in enumerate(("TEMPERATURE", "TOP_K", "TOP_P", "MIN_P")):
+        by_slot(getattr(slots_module, name), [row[i] for row in settings])
     seeds = torch.randint(-(2**62), 2**62, (count,))
-    positions = torch.randint(0, 1000, (count,)).to(torch.int32)
+    table[:, slots_module.SEED_LOW.index : slots_module.SEED_HIGH.index + 1] = seeds.view(
+        torch.int32
+    ).view(count, 2)
+    positions = torch.randint(0, 1000, (count,))
+    set_column(table, slots_module.OUTPUT_POSITION, positions)
     uniform = [hash_uniform(int(seeds[s]), int(positions[s])) for s in slots.tolist()]
-    state = gpu.SamplingState(
-        by_slot(0, torch.float32),
-        by_slot(1, torch.int32),
-        by_slot(2, torch.float32),
-        by_slot(3, torch.float32),
-        seeds.to(DEVICE),
-        positions.to(DEVICE),
-        **extra,
-    )
+    state = gpu.SamplingState(table.to(DEVICE), **extra)
     return state, slots.to(DEVICE, torch.int32), torch.tensor(uniform, device=DEVICE)
 
 
 def check_sample(vocab: int, settings: list[tuple[float, int, float, float]]) -> None:
     logits = randn(len(settings), vocab) * 3
     state, slots, uniform = make_state(settings)
-    before = state.output_positions.clone()
+    before = get_column(state.slot_table, slots_module.OUTPUT_POSITION).clone()
     columns = [torch.tensor([row[c] for row in settings]) for c in range(4)]
     want = reference.sample(logits.cpu(), *columns, uniform.cpu()).tolist()
     got = gpu.sample(logits.clone(), slots, state).tolist()
     # A sum's rounding may tip a draw that falls between two tokens.
     wrong = [(s, g, w) for s, g, w in zip(settings, got, want, strict=True) if g != w]
     assert len(wrong) <= len(settings) // 50, wrong
-    assert (state.output_positions == before + 1).all()
+    assert (get_column(state.slot_table, slots_module.OUTPUT_POSITION) == before + 1).all()
+    last = get_column(state.slot_table, slots_module.LAST_TOKEN)
+    assert last[slots.long()].tolist() == got
 
 
 SETTINGS = list(itertools.product((0.0, 0.7, 2.0), (0, 1, 50, 3000), (1.0, 0.9, 0.3), (0.0, 0.05)))
@@ -580,21 +633,19 @@ def test_sample_of_masked_rows_gives_an_allowed_token() -> None:
 
 def test_sample_adjusts_logits() -> None:
     vocab, rows = 5000, 2
-    neutral = torch.zeros(rows, device=DEVICE)
     counts = torch.zeros(rows, vocab, dtype=torch.int16, device=DEVICE)
     allowed = torch.full((rows, -(-vocab // 32)), -1, dtype=torch.int32, device=DEVICE)
     state, slots, _ = make_state(
         [(0.0, 0, 1.0, 0.0)] * rows,
-        last_tokens=int32([0] * rows),
-        repetition_penalty=neutral + 2.0,
-        presence_penalty=neutral + 0.25,
-        frequency_penalty=neutral + 0.5,
         token_counts=counts,
         bias_ids=int32([[17, -1, 4100]] * rows),
         bias_values=torch.tensor([[1.5, 9.0, 7.0]] * rows, device=DEVICE),
         bias_until=int32([[2**31 - 1, 2**31 - 1, 0]] * rows),
         allowed_mask=allowed,
     )
+    set_column(state.slot_table, slots_module.REPETITION_PENALTY, 2.0)
+    set_column(state.slot_table, slots_module.PRESENCE_PENALTY, 0.25)
+    set_column(state.slot_table, slots_module.FREQUENCY_PENALTY, 0.5)
     counts[:, 3] = 2  # generated twice
     counts[:, 4] = 0x4000  # in the prompt
     allowed[:, 0] &= ~(1 << 5)
@@ -606,8 +657,70 @@ def test_sample_adjusts_logits() -> None:
     assert [row[i].item() for i in (3, 4, 17, 4100)] == [0.75, 2.0, 1.75, -1.0]
     assert row[5].item() == float("-inf")
     assert out.tolist() == [4, 4]
-    assert state.last_tokens.tolist() == [4, 4]
+    assert get_column(state.slot_table, slots_module.LAST_TOKEN).tolist() == [4, 4]
     assert counts[:, 4].tolist() == [0x4001, 0x4001]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab", [37, 4099])
+@pytest.mark.parametrize("parts", ["bias", "allowed", "penalties", "all"])
+def test_adjust_logits(dtype: torch.dtype, vocab: int, parts: str) -> None:
+    """Each part alone and all of them, with rows in other slots and one slot without any."""
+    rows, num_slots, width = 3, 5, 45
+    slots = torch.randperm(num_slots)[:rows].to(DEVICE, torch.int32)
+    table = make_table(num_slots).to(DEVICE)
+    logits = randn(rows, vocab, dtype=dtype) * 3
+    counts = torch.randint(0, 3, (num_slots, vocab), dtype=torch.int16, device=DEVICE)
+    counts[:, ::3] |= 0x4000
+    bits = torch.randint(-(2**31), 2**31, (num_slots, -(-vocab // 32)), device=DEVICE).int()
+    penalties = torch.rand(3, num_slots, device=DEVICE) + 0.5
+    penalties[:, slots[0]] = torch.tensor([1.0, 0.0, 0.0], device=DEVICE)
+    ids = torch.full((num_slots, width), -1, dtype=torch.int32, device=DEVICE)
+    named = min(vocab, 40)
+    ids[:, :named] = torch.stack([torch.randperm(vocab)[:named] for _ in range(num_slots)])
+    values = randn(num_slots, width)
+    until = torch.randint(0, 2, (num_slots, width), device=DEVICE).int()
+
+    extra: dict[str, Any] = {}
+    want: dict[str, Any] = {
+        "bias": torch.zeros(rows, vocab, device=DEVICE),
+        "allowed": torch.ones(rows, vocab, dtype=torch.bool, device=DEVICE),
+        "generated": torch.zeros(rows, vocab, dtype=torch.int32, device=DEVICE),
+        "in_prompt": torch.zeros(rows, vocab, dtype=torch.bool, device=DEVICE),
+        "repetition_penalty": torch.ones(rows, device=DEVICE),
+        "presence_penalty": torch.zeros(rows, device=DEVICE),
+        "frequency_penalty": torch.zeros(rows, device=DEVICE),
+    }
+    at = slots.long()
+    if parts in ("bias", "all"):
+        extra |= {"bias_ids": ids, "bias_values": values, "bias_until": until}
+        # Every request is at its token 0.
+        active = (ids[at] >= 0) & (until[at] > 0)
+        for row in range(rows):
+            want["bias"][row, ids[at][row][active[row]].long()] = values[at][row][active[row]]
+    if parts in ("allowed", "all"):
+        extra["allowed_mask"] = bits
+        cols = torch.arange(vocab, device=DEVICE)
+        want["allowed"] = bits[at][:, cols // 32] >> (cols % 32) & 1 != 0
+    if parts in ("penalties", "all"):
+        extra["token_counts"] = counts
+        want["generated"] = counts[at].int() & 0x3FFF
+        want["in_prompt"] = counts[at] & 0x4000 != 0
+        for i, name in enumerate(("repetition", "presence", "frequency")):
+            set_column(table, getattr(slots_module, f"{name.upper()}_PENALTY"), penalties[i])
+            want[f"{name}_penalty"] = penalties[i][at]
+    expected = reference.adjust_logits(logits, **want)
+    got = logits.clone()
+    gpu.adjust_logits(got, slots, gpu.SamplingState(table, **extra))
+    allowed = want["allowed"]
+    assert (got[~allowed] == float("-inf")).all()
+    assert_close(got[allowed], expected[allowed], dtype)
+
+
+def test_a_part_of_the_bias_is_refused() -> None:
+    state = gpu.SamplingState(make_table(1).to(DEVICE), bias_ids=int32([[1]]))
+    with pytest.raises(ValueError, match="come together"):
+        gpu.sample(randn(1, 9), int32([0]), state)
 
 
 # ------------------------------------------------------------------------ real shapes, on a GPU
@@ -678,7 +791,7 @@ def test_graph_replays_like_eager(pdl: bool) -> None:
     head = randn(5000, hidden, dtype=HALF)
 
     def step() -> tuple[torch.Tensor, torch.Tensor]:
-        qkv = gpu.norm_linear(x, norm, 1e-5, weights[0])
+        qkv = gpu.linear(x, weights[0], norm=Norm(norm, 1e-5))
         q = gpu.qk_norm_rope_store_kv(
             qkv,
             positions,
@@ -701,7 +814,7 @@ def test_graph_replays_like_eager(pdl: bool) -> None:
             max_query_len=1,
             max_seq_len=1024,
         )
-        hidden_states = gpu.linear_add(out, weights[1], x.clone())
+        hidden_states = gpu.linear(out, weights[1], residual=x.clone())
         logits = gpu.linear(hidden_states, head, out_dtype=torch.float32)
         return hidden_states, gpu.sample(logits, slots, state)
 
@@ -762,11 +875,6 @@ def test_moe(
     router[:, 1] -= 100  # nobody's first choice: an expert without rows when top_k allows it
     w13 = (randn(num_experts, 2 * inner, hidden) / hidden**0.5).to(dtype)
     w2 = (randn(num_experts, hidden, inner) / inner**0.5).to(dtype)
-    out = gpu.moe(x, router, w13, w2, top_k, renormalize)
+    experts = gpu.prepare_experts([w.chunk(2) for w in w13], list(w2))
+    out = experts.mix(x, router, top_k, renormalize)
     assert_close(out, reference.moe(x, router, w13, w2, top_k, renormalize), dtype)
-
-
-def test_moe_wants_stacked_experts() -> None:
-    weights = [randn(8, 4), randn(8, 4)]
-    with pytest.raises(ValueError, match="stacked"):
-        gpu.moe(randn(2, 4), randn(2, 2), weights, weights, 1, True)

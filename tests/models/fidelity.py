@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from octavo.config import EngineConfig
-from octavo.models.loader import resolve_model
+from octavo.models.source import resolve_model
 
 
 def make_prompt(length: int, seed: int = 0) -> list[int]:

@@ -1,4 +1,4 @@
-"""GGUF's tensor names and row order against HF's."""
+"""GGUF's tensor names and row order, from HF's."""
 
 from __future__ import annotations
 

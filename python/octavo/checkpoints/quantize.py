@@ -2,42 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from octavo.checkpoints.weights import Weights
-from octavo.kernels.packed import QuantTensor, quantize
+from octavo.kernels.weights import Part, Planes, Rows, Stored, quantize, stack
 
-# Every logit comes from these, and every token's first state: they keep 8 bits.
-_WIDE = ("embed_tokens.weight", "lm_head.weight")
+# Of embeddings and the output head: every token's first state and every logit depends on them.
+_WIDE_FORMAT = "Q8_0"
+_OUTPUT_HEAD = "lm_head"
 # Rows rounded at once: bounds the float32 copies.
 _ROWS = 4096
 _GROUP = 32
 
 
 class QuantizedWeights:
-    """``inner``'s matrices as ``kind`` (Q4_1 or Q8_0), embeddings and output head as Q8_0.
+    """``inner``'s matrices in ``format`` (Q4_1 or Q8_0), embeddings and output head in Q8_0.
 
     Matrices that are quantized already, or whose rows are not whole groups of 32, stay as they
     are. Only one matrix at a time is held as floats.
     """
 
-    def __init__(self, inner: Weights, kind: str, *, exact: bool) -> None:
+    def __init__(self, inner: Weights, format: str) -> None:
         self._inner = inner
-        self._kind = kind
+        self._format = format
         self.act_dtype = inner.act_dtype
-        self.exact = exact
 
-    def matrix(self, name: str, shape: tuple[int, int]) -> Tensor | QuantTensor:
-        weight = self._inner.matrix(name, shape)
-        if isinstance(weight, QuantTensor) or shape[1] % _GROUP:
-            return weight
-        kind = "Q8_0" if name.endswith(_WIDE) else self._kind
-        chunks = [quantize(rows, kind).data for rows in torch.split(weight, _ROWS)]
-        return QuantTensor(torch.cat(chunks), kind, shape)
+    def linear(self, prefix: str, shape: tuple[int, int], part: Part = None) -> Stored:
+        format = _WIDE_FORMAT if prefix == _OUTPUT_HEAD else self._format
+        return _rounded(self._inner.linear(prefix, shape, part), format)
 
-    def vector(self, name: str, size: int) -> Tensor:
-        return self._inner.vector(name, size)
+    def embedding(self, prefix: str, shape: tuple[int, int], part: Part = None) -> Stored:
+        return _rounded(self._inner.embedding(prefix, shape, part), _WIDE_FORMAT)
+
+    def experts(
+        self, prefix: str, count: int, name: str, shape: tuple[int, int], part: Part = None
+    ) -> Iterator[Stored]:
+        for weight in self._inner.experts(prefix, count, name, shape, part):
+            yield _rounded(weight, self._format)
+
+    def vector(self, name: str, size: int, part: Rows | None = None) -> Tensor:
+        return self._inner.vector(name, size, part)
 
     def finish(self) -> None:
         self._inner.finish()
+
+
+def _rounded(weight: Stored, format: str) -> Stored:
+    if isinstance(weight, Planes) or weight.shape[1] % _GROUP:
+        return weight
+    return stack([quantize(rows, format) for rows in torch.split(weight, _ROWS)])

@@ -1,10 +1,10 @@
-"""ReadAhead: threads that bring a checkpoint's tensors onto a GPU before they are asked for.
+"""ReadAhead: threads that prefetch a checkpoint's tensors onto a GPU.
 
 Each reads a block into page-locked memory and copies it to wherever on the device its bytes belong,
 so that the disk never waits for a copy, nor the last tensor for its own. Several readers, each in a
-region of its own: on a virtual disk four of them read 1.81 GB/s where one reads 1.63; regions of
-64 MB, or readers that take turns, break up what the system reads ahead of each, and past the page
-cache (O_DIRECT) even sixteen read no more than 1.2.
+large region of its own, read more than one: small regions, or readers that take turns, break up the
+system's own read-ahead, and O_DIRECT is slower than the page cache (``bench/load.py``;
+bench/NOTES.md, "Four readers").
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from octavo.checkpoints.weights import FLOAT_KINDS, TensorEntry, read_entries
+from octavo.checkpoints.safetensors import TENSOR_KINDS, TensorEntry, read_entries
 from octavo.errors import ModelLoadError
 
 NUM_READERS = 4
@@ -32,7 +32,7 @@ MAX_AHEAD_BYTES = 2 * NUM_READERS * REGION_BYTES
 
 
 class _Tensor:
-    """One tensor on its way: its place in the file, and on the device once that is needed."""
+    """One tensor in transfer: its place in the file, and on the device once allocated."""
 
     __slots__ = ("data", "entry", "num_missing")
 
@@ -53,7 +53,7 @@ class _Region:
 
 
 class ReadAhead:
-    """Reads the floating-point tensors of safetensors ``files`` in order.
+    """Reads the tensors of safetensors ``files`` in order.
 
     At most ``max_ahead`` bytes past the last that was asked for; None is what the device has room
     for. A context manager: its threads end with it, read to the end or not.
@@ -70,7 +70,7 @@ class ReadAhead:
         # Threads begin on the default stream; memory that a model frees is used again in the
         # order of the stream it was allocated on.
         self._stream = torch.cuda.current_stream(device) if on_gpu else None
-        self._starts: dict[Path, int] = {}  # of each file, where all are one behind the other
+        self._starts: dict[Path, int] = {}  # of each file, in all files end to end
         self._tensors: dict[Path, list[_Tensor]] = {}  # as they lie in their files
         self._by_name: dict[tuple[Path, str], _Tensor] = {}
         self._regions: list[_Region] = []
@@ -137,11 +137,11 @@ class ReadAhead:
             torch.cuda.empty_cache()
 
     def _place(self, tensor: _Tensor) -> Tensor:
-        """Where a tensor's bytes go. Under the lock: two readers may meet in one tensor."""
+        """A tensor's memory on the device. Under the lock: two readers may meet in one tensor."""
         if tensor.data is None:
             entry = tensor.entry
             tensor.data = torch.empty(
-                entry.shape, dtype=FLOAT_KINDS[entry.dtype], device=self._device
+                entry.shape, dtype=TENSOR_KINDS[entry.dtype], device=self._device
             )
         return tensor.data
 
@@ -180,20 +180,20 @@ class ReadAhead:
             raise ModelLoadError(f"{region.file}: tensor {name}: {error}") from error
 
     def _may_read(self, at: int) -> bool:
-        """Waits until byte ``at`` of all is within bounds; False at the end."""
+        """Wait until byte ``at`` of all files is within bounds; False at the end."""
         with self._moved:
             while not self._ended and at >= self._wanted + self._max_ahead:
                 self._moved.wait()
             return not self._ended
 
     def _copy(self, file: Path, at: int, block: Tensor) -> None:
-        """Bytes of a file from ``at`` on, to all the tensors they are of."""
+        """Copy a file's bytes from ``at`` on to all the tensors they belong to."""
         end = at + len(block)
         filled: list[tuple[_Tensor, int]] = []
         for tensor in self._overlapping(file, at, end):
             entry = tensor.entry
-            if entry.dtype not in FLOAT_KINDS:
-                continue  # nobody takes it
+            if entry.dtype not in TENSOR_KINDS:
+                continue  # of a dtype that is not read
             first, last = max(at, entry.begin), min(end, entry.end)
             with self._moved:
                 data = self._place(tensor)
@@ -222,7 +222,7 @@ class ReadAhead:
 
 
 def _room(device: torch.device, num_bytes: int) -> int:
-    """What may wait on the device: at most half of what ``num_bytes`` of weights leave free."""
+    """Bytes that may wait on the device: half of those that ``num_bytes`` of weights leave free."""
     if device.type != "cuda":
         return MAX_AHEAD_BYTES
     free, _total = torch.cuda.mem_get_info(device)

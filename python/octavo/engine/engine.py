@@ -100,7 +100,7 @@ class AsyncEngine:
         self.served_model_names: tuple[str, ...] = config.served_model_name or (source.name,)
         self.metrics: Metrics = self._engine_loop.core.metrics
         self.step_times: StepTimes = self._engine_loop.step_times
-        self.memory_table: list[tuple[str, str]] = self._engine_loop.runner.memory_table()
+        self.memory_table: list[tuple[str, str]] = self._engine_loop.runner.memory()
         self.created_s = int(time.time())
         # Sample id -> where its news goes.
         self._sinks: dict[int, Sink] = {}

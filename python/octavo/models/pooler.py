@@ -1,4 +1,4 @@
-"""Pooler: from hidden states to one vector a text, as a sentence-transformers folder says."""
+"""Pooler: one vector a text from hidden states, as a sentence-transformers folder defines it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.checkpoints.weights import SafetensorsWeights, safetensors_files
+from octavo.checkpoints.safetensors import SafetensorsWeights, safetensors_files
 from octavo.errors import ModelLoadError
+from octavo.kernels.weights import dense
 
 _MODES = {
     "pooling_mode_cls_token": "cls",
@@ -24,7 +25,7 @@ Step = Callable[[Tensor], Tensor]
 
 
 class Pooler:
-    """The modules behind the encoder: pooling, dense layers, normalization.
+    """The modules after the encoder: pooling, dense layers, normalization.
 
     ``default_mode``: for a folder without modules.json; the mean is sentence-transformers' own.
     ``max_len``: the most tokens of a text, None where only the model limits it. ``size``: of the
@@ -76,7 +77,7 @@ class Pooler:
     def __call__(self, hidden: Tensor, starts: Tensor) -> Tensor:
         """hidden [T, D] of texts end to end, starts int32 [R + 1] from 0 -> float32 [R, D'].
 
-        Rows behind the last text belong to none, and an empty text's result means nothing.
+        Rows after the last text belong to none, and an empty text's result is meaningless.
         Everything can be captured into a CUDA graph.
         """
         num_rows = hidden.shape[0]
@@ -113,21 +114,20 @@ class Pooler:
             dtype=torch.float32,
             act_dtype=torch.float32,
         )
-        weight = weights.matrix("linear.weight", (n, k))
-        assert isinstance(weight, Tensor)
+        weight = dense(weights.linear("linear", (n, k)))
         bias = weights.vector("linear.bias", n) if values.get("bias", True) else None
         weights.finish()
         self.size = n
 
-        def dense(x: Tensor) -> Tensor:
+        def apply(x: Tensor) -> Tensor:
             y = torch.nn.functional.linear(x, weight, bias)
             return y.tanh() if activation == "Tanh" else y
 
-        return dense
+        return apply
 
 
 def first_rows(starts: Tensor, num_rows: int) -> Tensor:
-    """Each text's first row [R]; an empty text behind all others gets one that exists."""
+    """Each text's first row [R]; an empty text after all others gets an existing row."""
     return starts[:-1].clamp_max(num_rows - 1)
 
 

@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from octavo.kernels.slots import MIN_P, TEMPERATURE, TOP_K, TOP_P
+from octavo.runner.slots import column_of
+
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -34,20 +37,16 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def draw(
-    logits: Floats,
-    temperature: Floats,
-    top_k: Ints,
-    top_p: Doubles,
-    min_p: Floats,
-    uniform: Doubles,
-) -> Ints:
-    """What ``kernels.reference.sample`` defines, for temperatures above 0: int64 [R].
+def draw(logits: Floats, records: NDArray[np.int32], uniform: Doubles) -> Ints:
+    """One token per row, as ``kernels.reference.sample`` defines: int64 [R].
 
-    logits: [R, V], overwritten. The filters apply in the order min_p, top_k (0: off), top_p (1:
-    off); tokens with equal logits are in or out together. uniform [R] in [0, 1): the token is the
-    first, in vocabulary order, at which the running sum of what is left exceeds that part of it.
+    logits: [R, V], overwritten. records: [R, RECORD_LEN], with temperatures above 0. The filters
+    apply in the order min_p, top_k (0: off), top_p (1: off); tokens with equal logits are in or out
+    together. uniform [R] in [0, 1): the token is the first, in vocabulary order, at which the
+    running sum of the kept weights exceeds that part of it.
     """
+    temperature, min_p = column_of(records, TEMPERATURE), column_of(records, MIN_P)
+    top_k, top_p = column_of(records, TOP_K), column_of(records, TOP_P)
     x = torch.from_numpy(logits)
     x.sub_(x.amax(-1, keepdim=True)).div_(torch.from_numpy(temperature)[:, None]).exp_()
     weights = logits  # [R, V]: relative to the largest, which is 1
@@ -68,8 +67,8 @@ def draw(
     return tokens
 
 
-def _cutoffs(weights: Floats, top_k: Ints, top_p: Doubles, num: int) -> Floats:
-    """The smallest weight each row keeps, [R]; ``num``: how many of the largest to look at."""
+def _cutoffs(weights: Floats, top_k: NDArray[np.int32], top_p: Floats, num: int) -> Floats:
+    """The smallest weight each row keeps, [R]; ``num``: candidates, the largest of the row."""
     vocab_size = weights.shape[1]
     num = min(num, vocab_size)
     if num < vocab_size:

@@ -1,9 +1,9 @@
-"""GpuSampling: how each slot's tokens are chosen, in tensors that captured graphs read.
+"""GpuSampling: each slot's way of choosing tokens, in tensors that captured graphs read.
 
-The parameters of a request are written once, when it gets its slot: the common ones travel in the
-step's own copy (``admit`` returns their record), biases, masks and counts by copies of their own.
-Logits are changed by bias, allowed ids, bad words and penalties only in steps where some request
-asks for that (``adjusts``): those have graphs of their own.
+The parameters of a request are written once, when it gets its slot: its record travels in the
+step's own copy (``admit`` returns it), biases, masks and counts by copies of their own. Logits are
+changed by bias, allowed ids, bad words and penalties only in steps where some request asks for that
+(``adjusts``): those have graphs of their own.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from octavo.kernels.gpu import SamplingState
-from octavo.kernels.gpu.sample import IN_PROMPT, MAX_COUNT
-from octavo.kernels.gpu.step import RECORD_LEN
+from octavo.kernels.gpu.adjust_logits import IN_PROMPT, MAX_COUNT
+from octavo.kernels.gpu.ops import SamplingState
 from octavo.runner.request_state import RequestState
+from octavo.runner.slots import SlotRecords
 
 FOREVER = 2**31 - 1
 # Biased tokens a request may have before the tables grow.
@@ -30,10 +30,10 @@ BIAS_WIDTH = 64
 
 @dataclasses.dataclass(slots=True)
 class _Slot:
-    """What a slot's request needs beyond its record."""
+    """A slot's request, and its needs beyond the record."""
 
     state: RequestState
-    # token -> (bias, until how many output tokens)
+    # token -> (bias, number of output tokens until which it holds)
     bias: dict[int, tuple[float, int]]
     words: tuple[tuple[int, ...], ...]  # bad words of several tokens
 
@@ -45,47 +45,30 @@ class GpuSampling:
         n = max_num_seqs + 1
         self._random = random.Random(seed)
         self._device = device
+        self._records = SlotRecords(n)
         self._slots: dict[int, _Slot] = {}
         self._num_logprobs = np.full(n, -1, np.int64)
         self._adjusts = np.zeros(n, bool)
         self._tracks = np.zeros(n, bool)
-        # Slots whose request, or last request, asks for more than its record tells: where there are
-        # none, which is so of most steps, no slot needs a look.
+        # Slots whose request, or last request, asks for more than its record holds: most steps have
+        # none, and then no slot is examined.
         self.demanding: set[int] = set()
         # Slots whose bias or mask is not neutral.
         self._marked: set[int] = set()
 
-        def full(value: float, dtype: torch.dtype, *shape: int) -> Tensor:
+        def full(value: int, dtype: torch.dtype, *shape: int) -> Tensor:
             return torch.full((n, *shape), value, dtype=dtype, device=device)
 
-        self.num_prompt_tokens = full(0, torch.int32)
-        self.last_tokens = full(0, torch.int32)
-        self.plain = SamplingState(
-            temperature=full(0.0, torch.float32),
-            top_k=full(0, torch.int32),
-            top_p=full(1.0, torch.float32),
-            min_p=full(0.0, torch.float32),
-            seeds=full(0, torch.int64),
-            output_positions=full(0, torch.int32),
-            last_tokens=self.last_tokens,
-        )
-        self.penalties = (
-            full(1.0, torch.float32),
-            full(0.0, torch.float32),
-            full(0.0, torch.float32),
-        )
+        self.slot_table = torch.tensor(self._records.rows, device=device)
+        self.plain = SamplingState(self.slot_table)
         self._token_counts = full(0, torch.int16, vocab_size)
         self._allowed = full(-1, torch.int32, -(-vocab_size // 32))
         self.adjusted = self._with_bias(BIAS_WIDTH)
 
     def _with_bias(self, width: int) -> SamplingState:
         shape = (len(self._adjusts), width)
-        repetition, presence, frequency = self.penalties
-        return dataclasses.replace(
-            self.plain,
-            repetition_penalty=repetition,
-            presence_penalty=presence,
-            frequency_penalty=frequency,
+        return SamplingState(
+            self.slot_table,
             token_counts=self._token_counts,
             allowed_mask=self._allowed,
             bias_ids=torch.full(shape, -1, dtype=torch.int32, device=self._device),
@@ -96,7 +79,11 @@ class GpuSampling:
     # ------------------------------------------------------------------------------ admission
 
     def admit(self, slot: int, state: RequestState) -> NDArray[np.int32]:
-        """A request gets this slot, for the first time or after a preemption: its record."""
+        """Give a request this slot, for the first time or after a preemption.
+
+        Returns:
+            its record [RECORD_LEN], a view that the slot's next request overwrites.
+        """
         if state.seed is None:
             state.seed = self._random.getrandbits(64)
         params = state.params
@@ -132,24 +119,7 @@ class GpuSampling:
             self._marked.add(slot)
         if state.has_penalties:
             self._write_counts(slot, held.state)
-        return self._record(slot, state)
-
-    def _record(self, slot: int, state: RequestState) -> NDArray[np.int32]:
-        params = state.params
-        assert state.seed is not None
-        record = np.zeros(RECORD_LEN, np.int32)
-        floats = record.view(np.float32)
-        record[0] = slot
-        floats[1] = 0.0 if params.greedy else params.temperature
-        record[2] = max(params.top_k, 0)
-        floats[3] = params.top_p
-        floats[4] = params.min_p
-        record[5:7] = np.array([state.seed & (1 << 64) - 1], np.uint64).view(np.int32)
-        record[7] = state.num_prompt_tokens
-        floats[8] = params.repetition_penalty
-        floats[9] = params.presence_penalty
-        floats[10] = params.frequency_penalty
-        return record
+        return self._records.write(slot, state)
 
     def _write_bias(self, slot: int, bias: dict[int, tuple[float, int]]) -> None:
         state = self.adjusted
@@ -188,7 +158,7 @@ class GpuSampling:
     def _write_counts(self, slot: int, state: RequestState) -> None:
         ids, counts = np.unique(np.asarray(state.output_token_ids, np.int64), return_counts=True)
         row = dict(zip(ids.tolist(), np.minimum(counts, MAX_COUNT).tolist(), strict=True))
-        # Only a repetition penalty looks at the prompt.
+        # Only a repetition penalty counts the prompt's tokens.
         if state.params.repetition_penalty != 1.0:
             for token in np.unique(np.asarray(state.prompt_token_ids, np.int64)).tolist():
                 row[token] = row.get(token, 0) | IN_PROMPT
@@ -201,28 +171,30 @@ class GpuSampling:
     # ---------------------------------------------------------------------------------- steps
 
     def adjusts(self, slots: NDArray[np.int32]) -> bool:
-        """Whether some of these slots changes its logits."""
+        """True if the logits of some of these slots are changed before sampling."""
         return bool(self._adjusts[slots].any())
 
     def tracks(self, slots: NDArray[np.int32]) -> bool:
-        """Whether the host must know what some of these slots have said."""
+        """True if the host needs the output tokens of some of these slots."""
         return bool(self._tracks[slots].any())
 
     def num_logprobs(self, slots: NDArray[np.int32]) -> int:
-        """The most log probabilities that some of these slots wants; -1: none wants any."""
+        """The most log probabilities asked for by one of these slots; -1: by none."""
         return int(self._num_logprobs[slots].max(initial=-1))
 
     def has_words(self, slots: NDArray[np.int32]) -> bool:
-        """Whether some of these slots has bad words of several tokens."""
+        """True if some of these slots have bad words of several tokens."""
         return any(self._slots[slot].words for slot in slots[self._tracks[slots]].tolist())
 
     def ban_words(self, slots: NDArray[np.int32]) -> None:
-        """Ban what would complete a bad word; the tokens said so far must be tracked."""
+        """Ban tokens that would complete a bad word; the output tokens must be tracked."""
         for slot in slots[self._tracks[slots]].tolist():
             held = self._slots[slot]
             if held.words:
-                said = held.state.output_token_ids
-                banned = {w[-1]: (-np.inf, FOREVER) for w in held.words if _ends_with(said, w[:-1])}
+                output = held.state.output_token_ids
+                banned = {
+                    w[-1]: (-np.inf, FOREVER) for w in held.words if _ends_with(output, w[:-1])
+                }
                 self._write_bias(slot, held.bias | banned)
                 self._marked.add(slot)
 

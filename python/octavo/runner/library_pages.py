@@ -21,7 +21,7 @@ def drop_library_pages() -> None:
 
     Nothing is lost: what is used again comes back from the page cache. Pages that relocation has
     changed are kept, and so is every mapping that may still be written. Takes some 20 ms; does
-    nothing where the kernel does not tell what has been changed (other than Linux).
+    nothing where the kernel does not report changed pages (other than Linux).
 
     Raises:
         OSError: the kernel refuses.

@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from octavo.kernels.slots import NUM_PROMPT_TOKENS, TEMPERATURE
 from octavo.runner.draw import Floats, Ints, draw, uniforms
 from octavo.runner.request_state import RequestState
+from octavo.runner.slots import SlotRecords, column_of, seeds_of
 from octavo.runner.token_counts import TokenCounts
-
-_MASK64 = (1 << 64) - 1
 
 
 class SampledTokens(NamedTuple):
@@ -38,7 +38,7 @@ class SampledTokens(NamedTuple):
 
 
 class _SlotState:
-    """What one slot's logits go through, as arrays where they are used every step."""
+    """One slot's changes to its logits, as arrays where they are used every step."""
 
     __slots__ = ("allowed", "banned_early", "bias", "counts", "state")
 
@@ -54,20 +54,20 @@ class _SlotState:
         )
         self.counts: TokenCounts | None = None
         if state.has_penalties:
-            # Only a repetition penalty looks at the prompt.
+            # Only a repetition penalty counts the prompt.
             repeats = params.repetition_penalty != 1.0
             prompt = state.prompt_token_ids if repeats else ()
             self.counts = TokenCounts(prompt, state.output_token_ids)
 
     @property
     def processes(self) -> bool:
-        """Whether anything but temperature and its kind touches the logits."""
+        """True if anything but temperature and its kind changes the logits."""
         arrays = (self.allowed, self.banned_early, self.bias[0])
         return any(len(a) for a in arrays) or self.tracks_output
 
     @property
     def tracks_output(self) -> bool:
-        """Whether the tokens sampled so far matter."""
+        """True if the tokens sampled so far matter."""
         return self.counts is not None or bool(self.state.bad_words_token_ids)
 
 
@@ -78,16 +78,11 @@ class Sampler:
         self._random = random.Random(seed)
         n = max_num_seqs
         self._slots: list[_SlotState | None] = [None] * n
-        # Not plain greedy: the one look a step of greedy requests takes.
+        # Not plain greedy: the one test that a step of greedy requests takes.
         self._special = np.zeros(n, bool)
         self._processes = np.zeros(n, bool)
         self._tracks = np.zeros(n, bool)
-        self._temperature = np.zeros(n, np.float32)
-        self._top_k = np.zeros(n, np.int64)
-        self._top_p = np.ones(n, np.float64)
-        self._min_p = np.zeros(n, np.float32)
-        self._seed = np.zeros(n, np.uint64)
-        self._num_prompt_tokens = np.zeros(n, np.int64)
+        self._records = SlotRecords(n)
         self._num_logprobs = np.full(n, -1, np.int64)
 
     def admit(self, slot: int, state: RequestState) -> None:
@@ -97,12 +92,7 @@ class Sampler:
         params = state.params
         slot_state = _SlotState(state)
         self._slots[slot] = slot_state
-        self._temperature[slot] = 0.0 if params.greedy else params.temperature
-        self._top_k[slot] = max(params.top_k, 0)
-        self._top_p[slot] = params.top_p
-        self._min_p[slot] = params.min_p
-        self._seed[slot] = np.uint64(state.seed & _MASK64)
-        self._num_prompt_tokens[slot] = state.num_prompt_tokens
+        self._records.write(slot, state)
         self._num_logprobs[slot] = -1 if params.logprobs is None else params.logprobs
         self._processes[slot] = slot_state.processes
         self._tracks[slot] = slot_state.tracks_output
@@ -121,28 +111,23 @@ class Sampler:
         raw: Floats = logits.cpu().numpy()
         if not self._special[slots].any():
             return SampledTokens(raw.argmax(-1).astype(np.int32))
-        num_outputs = positions + 1 - self._num_prompt_tokens[slots]
+        records = self._records.rows[slots]
+        num_outputs: Ints = positions + np.int64(1) - column_of(records, NUM_PROMPT_TOKENS)
         wanted = self._num_logprobs[slots]
         processed = raw
         if self._processes[slots].any():
-            # Log probabilities are of what the model said.
+            # Log probabilities are of the model's own logits.
             processed = raw.copy() if wanted.max() >= 0 else raw
             self._process(processed, slots, num_outputs)
-        drawn = np.flatnonzero(self._temperature[slots] > 0)
+        drawn = np.flatnonzero(column_of(records, TEMPERATURE) > 0)
         if len(drawn) < len(slots):
             token_ids = processed.argmax(-1).astype(np.int32)
         else:
             token_ids = np.empty(len(slots), np.int32)
         if len(drawn):
-            which = slots[drawn]
-            token_ids[drawn] = draw(
-                processed[drawn],
-                self._temperature[which],
-                self._top_k[which],
-                self._top_p[which],
-                self._min_p[which],
-                uniforms(self._seed[which], num_outputs[drawn]),
-            )
+            chosen = records[drawn]
+            uniform = uniforms(seeds_of(chosen), num_outputs[drawn])
+            token_ids[drawn] = draw(processed[drawn], chosen, uniform)
         for row in np.flatnonzero(self._tracks[slots]).tolist():
             self._track(slots[row], int(token_ids[row]))
         if wanted.max() < 0:
@@ -206,7 +191,7 @@ def _penalize(row: Floats, slot: _SlotState) -> None:
 
 
 def _with_logprobs(raw: Floats, token_ids: NDArray[np.int32], wanted: Ints) -> SampledTokens:
-    """Log probabilities of the rows that want them, scattered among all rows."""
+    """Log probabilities of the rows that ask for them, scattered among all rows."""
     num_rows, most = len(token_ids), int(wanted.max())
     rows = np.flatnonzero(wanted >= 0)
     if len(rows) < num_rows:

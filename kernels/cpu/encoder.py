@@ -12,8 +12,9 @@ from torch import Tensor
 
 from octavo import _core
 
-from .cpu import CpuLinear, _float, _ints, _refuse, _vector
-from .encoder import Dense, EncoderSpec, Norm
+from ..encoder import Dense, EncoderSpec, NormWeights
+from .linear import packed
+from .tensors import F32, float_code, int_address, refuse, vector
 
 
 class CpuEncoder:
@@ -54,32 +55,29 @@ class CpuEncoder:
         Raises:
             ValueError: texts that are not all rows in order, or tensors that do not fit.
         """
-        if _float(hidden, "hidden") != 0 or hidden.dim() != 2 or hidden.shape[1] != self._size:
-            raise _refuse(hidden, "hidden", f"float32 (T, {self._size})")
+        code = float_code(hidden, "hidden")
+        if code != F32 or hidden.dim() != 2 or hidden.shape[1] != self._size:
+            raise refuse(hidden, "hidden", f"float32 (T, {self._size})")
         num_starts = query_start_loc.numel()
-        starts = _ints(query_start_loc, "query_start_loc", num_starts)
+        starts = int_address(query_start_loc, "query_start_loc", num_starts)
         self._forward(hidden.data_ptr(), hidden.shape[0], starts, num_starts)
         return hidden
 
 
 def _dense(part: Dense) -> tuple[_core.CpuLinear, tuple[int, int]]:
+    weight, bias = packed(part[0]), part[1]
+    return weight.handle, vector(bias, "bias", weight.shape[0])
+
+
+def _norm(part: NormWeights, name: str, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
     weight, bias = part
-    assert isinstance(weight, CpuLinear)
-    return weight.handle, _vector(bias, "bias", weight.shape[0])
+    return vector(weight, f"{name}'s weight", size), vector(bias, f"{name}'s bias", size)
 
 
-def _norm(part: Norm, name: str, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    weight, bias = part
-    return _vector(weight, f"{name}'s weight", size), _vector(bias, f"{name}'s bias", size)
-
-
-def make_encoder(spec: EncoderSpec) -> CpuEncoder | None:
-    """The layers in one call; None where there is none, or a weight is not packed.
+def make_encoder(spec: EncoderSpec) -> CpuEncoder:
+    """The layers in one call.
 
     Raises:
-        ValueError: tensors that do not fit each other.
+        ValueError: tensors that do not fit each other, or a weight of another backend.
     """
-    parts = [part for la in spec.layers for part in (la.qkv, la.o, la.up, la.down)]
-    if not parts or not all(isinstance(weight, CpuLinear) for weight, _ in parts):
-        return None
     return CpuEncoder(spec)

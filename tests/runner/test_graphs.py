@@ -1,4 +1,4 @@
-"""GpuRunner: no switch and no interleaving changes a token.
+"""GraphRunner: no switch and no interleaving changes a token.
 
 Without a GPU the kernels run in Triton's interpreter and nothing is captured: slow, so there is one
 small comparison with the plain runner. The rest needs a CUDA device.
@@ -23,9 +23,9 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton")
 from octavo.checkpoints.dummy_tokenizer import dummy_tokenizer_json
 from octavo.engine import engine_loop
-from octavo.kernels import gpu
+from octavo.kernels.gpu import ops as gpu
 from octavo.llm import LLM
-from octavo.runner import model_runner
+from octavo.runner import loading
 from octavo.runner.cuda_graphs import (
     MIXED_ROWS,
     GraphCache,
@@ -35,9 +35,11 @@ from octavo.runner.cuda_graphs import (
     exact_shape,
     mixed_rows,
 )
-from octavo.runner.gpu_runner import GpuRunner
-from octavo.runner.model_runner import ModelRunner
+from octavo.runner.eager import EagerRunner
+from octavo.runner.graphs import GraphRunner
+from octavo.runner.mesh import LockstepExchange, NoExchange
 from octavo.sampling_params import SamplingParams
+from toy_shards import assert_same, generate_with
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -200,10 +202,14 @@ def test_interpreted_steps_choose_the_plain_runners_tokens(
     sampling.append({"bad_words": ["\x01\x02"], "min_tokens": 2, "stop_token_ids": [5]})
     sampling += [{"prompt_logprobs": 2}, {"prompt_logprobs": 0, "repetition_penalty": 1.2}]
     found = []
-    for runner in (ModelRunner, GpuRunner):
-        monkeypatch.setattr(engine_loop, "make_runner", runner)
-        if runner is GpuRunner:
-            monkeypatch.setattr(model_runner, "get_ops", lambda device, backend: gpu)
+    for runner in (EagerRunner, GraphRunner):
+        monkeypatch.setattr(
+            engine_loop,
+            "make_runner",
+            lambda config, source, runner=runner: runner(loading.load(config, source)),
+        )
+        if runner is GraphRunner:
+            monkeypatch.setattr(loading, "get_ops", lambda device, backend: gpu.OPS)
         llm = make(
             tmp_path,
             device="cpu",
@@ -225,8 +231,25 @@ def test_interpreted_steps_choose_the_plain_runners_tokens(
         assert output.outputs[0].token_ids == plain.outputs[0].token_ids
         assert_close(output.outputs[0].logprobs, plain.outputs[0].logprobs)
         assert_close(output.prompt_logprobs, plain.prompt_logprobs)
+    with llm.trace(tmp_path / "trace.json") as trace:
+        again = llm.generate(prompts(len(sampling), 20, 190)[:1], params[0], use_tqdm=False)
+    assert again[0].outputs[0].token_ids == found[1][0].outputs[0].token_ids
+    waits = [event for event in trace._events if event["name"] == "wait"]
+    assert len(waits) >= params[0].max_tokens  # one a step
+    assert isinstance(llm._engine.runner, GraphRunner)
+    assert llm._engine.runner._observer is None
     scored = [output.prompt_logprobs for output in found[0][-2:]]
     assert [len(rows) for rows in scored] == [len(o.prompt_token_ids) for o in found[0][-2:]]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the toy model is on a CPU")
+def test_interpreted_shards_choose_the_tokens_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One plan for every shard; ids and log probabilities are read from rank 0."""
+    expected = generate_with(GraphRunner, NoExchange(), tmp_path, monkeypatch)
+    assert_same(generate_with(GraphRunner, LockstepExchange(2), tmp_path, monkeypatch), expected)
 
 
 # -------------------------------------------------------------------------------------- switches
@@ -239,7 +262,7 @@ def test_no_switch_changes_a_token(
     folder: Path, monkeypatch: pytest.MonkeyPatch, kinds: list[dict[str, Any]]
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(GpuRunner, "max_in_flight", 1)
+        patch.setattr(GraphRunner, "max_in_flight", 1)
         expected = tokens(make(folder, enforce_eager=True), kinds)
         assert tokens(make(folder), kinds) == expected, "graphs"
     assert tokens(make(folder, enforce_eager=True), kinds) == expected, "run-ahead"
@@ -264,12 +287,12 @@ def test_graphs_captured_in_pauses_change_no_token(
     monkeypatch.setattr(engine_loop.EngineLoop, "finish_warm_up", lambda self: None)
     llm = make(folder)
     runner = llm._engine.runner
-    assert isinstance(runner, GpuRunner)
-    at_once = len(runner._graphs)
-    while runner.capture_next():
+    assert isinstance(runner, GraphRunner)
+    at_once = len(runner.mesh.lead.graphs)
+    while runner.idle_work():
         assert tokens(llm, kinds) == expected
-        runner.capture_next()
-    assert len(runner._graphs) > at_once
+        runner.idle_work()
+    assert len(runner.mesh.lead.graphs) > at_once
     assert tokens(llm, kinds) == expected
 
 
@@ -283,8 +306,8 @@ def test_experts_in_a_graph_choose_the_same_tokens(tmp_path: Path) -> None:
     llm = make(tmp_path)
     assert tokens(llm, KINDS) == tokens(make(tmp_path, enforce_eager=True), KINDS)
     runner = llm._engine.runner
-    assert isinstance(runner, GpuRunner)
-    assert len(runner._graphs) > 0
+    assert isinstance(runner, GraphRunner)
+    assert len(runner.mesh.lead.graphs) > 0
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""ModelRunner's sizes, limits and staging, around a model of random numbers."""
+"""EagerRunner: sizes, limits and staging, around a model of random numbers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import torch
 
 from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
-from octavo.models.loader import resolve_model
+from octavo.models.source import resolve_model
+from octavo.runner.eager import EagerRunner
 from octavo.runner.input_batch import InputBatch
-from octavo.runner.model_runner import ModelRunner, RequestState
-from octavo.runner.request_state import encode_bad_words
+from octavo.runner.loading import load
+from octavo.runner.request_state import RequestState, encode_bad_words
 from octavo.sampling_params import SamplingParams
 
 CONFIG: dict[str, Any] = {
@@ -39,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def runner(folder: Path, **config: Any) -> ModelRunner:
+def runner(folder: Path, **config: Any) -> EagerRunner:
     engine = EngineConfig(
         model=str(folder),
         load_format="dummy",
@@ -48,7 +49,7 @@ def runner(folder: Path, **config: Any) -> ModelRunner:
         threads=1,
         **config,
     )
-    return ModelRunner(engine, resolve_model(engine))
+    return EagerRunner(load(engine, resolve_model(engine)))
 
 
 def test_defaults_of_a_cpu(folder: Path) -> None:
@@ -58,8 +59,8 @@ def test_defaults_of_a_cpu(folder: Path) -> None:
     assert made.max_in_flight == 1
     # 64 requests of 256 tokens need less than the default gigabyte.
     assert made.num_blocks == 64 * 16
-    assert len(made.kv_caches) == 2
-    table = dict(made.memory_table())
+    assert len(made.mesh.lead.kv_caches) == 2
+    table = dict(made.memory())
     assert table["KV blocks"] == "1,024 of 16 tokens"
     assert "float32" in table["KV cache"]
     assert torch.get_num_threads() == 1
@@ -76,8 +77,8 @@ def test_what_the_user_says_is_kept(folder: Path) -> None:
     )
     assert (made.max_num_seqs, made.max_num_batched_tokens, made.block_size) == (3, 40, 8)
     assert (made.max_model_len, made.num_blocks) == (100, 3 * 13)
-    assert made.kv_caches[0][0].dtype == torch.bfloat16
-    assert made.batch.block_table.shape == (4, 13)
+    assert made.mesh.lead.kv_caches[0][0].dtype == torch.bfloat16
+    assert made.mesh.lead.batch.block_table.shape == (4, 13)
 
 
 def test_limits_that_cannot_be_met_are_refused(folder: Path) -> None:
@@ -105,18 +106,16 @@ def test_without_a_gpu_cuda_is_refused(folder: Path) -> None:
         pytest.skip("there is a GPU")
     engine = EngineConfig(model=str(folder), load_format="dummy", device="cuda")
     with pytest.raises(ModelLoadError, match="device cuda"):
-        ModelRunner(engine, resolve_model(engine))
+        EagerRunner(load(engine, resolve_model(engine)))
 
 
-def test_stagings_rotate_and_warm_up_stores_nothing(folder: Path) -> None:
+def test_warm_up_stores_nothing(folder: Path) -> None:
     made = runner(folder)
-    assert made.next_staging() is made.next_staging()
-    assert made.new_staging() is not made.next_staging()
-    for k_cache, v_cache in made.kv_caches:
+    for k_cache, v_cache in made.mesh.lead.kv_caches:
         k_cache.fill_(7.0)
         v_cache.fill_(7.0)
     made.warm_up()
-    assert all(bool((cache == 7.0).all()) for pair in made.kv_caches for cache in pair)
+    assert all(bool((cache == 7.0).all()) for pair in made.mesh.lead.kv_caches for cache in pair)
 
 
 def test_only_a_broken_device_is_fatal(folder: Path) -> None:

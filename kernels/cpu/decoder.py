@@ -14,13 +14,14 @@ from torch import Tensor
 
 from octavo import _core
 
-from .cpu import CpuLinear, _caches, _float, _ints, _matrix, _refuse, _vector
-from .decoder import DecoderSpec
-from .packed import PackedLinear
+from ..decoder import DecoderSpec
+from ..weights import Weight
+from .linear import packed
+from .tensors import F32, caches, float_code, int_address, matrix, refuse, vector
 
 
 class CpuDecoder:
-    """See ``decoder.DecoderSpec``. Activations are float32."""
+    """All layers of a decoder in one call. Activations are float32."""
 
     def __init__(self, spec: DecoderSpec) -> None:
         """
@@ -28,26 +29,26 @@ class CpuDecoder:
             ValueError: tensors that do not fit each other.
         """
         first = spec.layers[0]
-        cache_code, cache_shape = _caches(first.k_cache, first.v_cache)
+        cache_code, cache_shape = caches(first.k_cache, first.v_cache)
         size = spec.final_norm.numel()
-        code, max_pos, rot = _matrix(spec.cos_sin, "cos_sin")
-        if code != 0:
-            raise _refuse(spec.cos_sin, "cos_sin", "float32")
+        code, max_pos, rot = matrix(spec.cos_sin, "cos_sin")
+        if code != F32:
+            raise refuse(spec.cos_sin, "cos_sin", "float32")
         head_dim = cache_shape[3]
         layers = []
         for layer in spec.layers:
-            if _caches(layer.k_cache, layer.v_cache) != (cache_code, cache_shape):
-                raise _refuse(layer.k_cache, "k_cache", "like the first layer's")
+            if caches(layer.k_cache, layer.v_cache) != (cache_code, cache_shape):
+                raise refuse(layer.k_cache, "k_cache", "like the first layer's")
             layers.append(
                 SimpleNamespace(
-                    input_norm=_vector(layer.input_norm, "input_norm", size),
-                    post_norm=_vector(layer.post_norm, "post_norm", size),
+                    input_norm=vector(layer.input_norm, "input_norm", size),
+                    post_norm=vector(layer.post_norm, "post_norm", size),
                     qkv=_projection(layer.qkv),
                     o=_projection(layer.o),
                     gate_up=_projection(layer.gate_up),
                     down=_projection(layer.down),
-                    q_norm=_vector(layer.q_norm, "q_norm", head_dim),
-                    k_norm=_vector(layer.k_norm, "k_norm", head_dim),
+                    q_norm=vector(layer.q_norm, "q_norm", head_dim),
+                    k_norm=vector(layer.k_norm, "k_norm", head_dim),
                     k_cache=layer.k_cache.data_ptr(),
                     v_cache=layer.v_cache.data_ptr(),
                     sliding_window=layer.sliding_window,
@@ -59,7 +60,7 @@ class CpuDecoder:
         self._forward = _core.CpuDecoder(
             layers,
             size,
-            _vector(spec.final_norm, "final_norm", size),
+            vector(spec.final_norm, "final_norm", size),
             spec.num_heads,
             cache_code,
             cache_shape,
@@ -80,8 +81,9 @@ class CpuDecoder:
         Raises:
             ValueError: an index of the step is out of range, or tensors do not fit.
         """
-        if _float(hidden, "hidden") != 0 or hidden.dim() != 2 or hidden.shape[1] != self._size:
-            raise _refuse(hidden, "hidden", f"float32 (T, {self._size})")
+        code = float_code(hidden, "hidden")
+        if code != F32 or hidden.dim() != 2 or hidden.shape[1] != self._size:
+            raise refuse(hidden, "hidden", f"float32 (T, {self._size})")
         tokens = hidden.shape[0]
         table = ctx.block_table
         table_rows, max_blocks = table.shape
@@ -90,14 +92,14 @@ class CpuDecoder:
         self._forward(
             hidden.data_ptr(),
             tokens,
-            _ints(ctx.positions, "positions", tokens),
-            _ints(ctx.slot_mapping, "slot_mapping", tokens),
-            _ints(table.view(-1), "block_table", table_rows * max_blocks),
+            int_address(ctx.positions, "positions", tokens),
+            int_address(ctx.slot_mapping, "slot_mapping", tokens),
+            int_address(table.view(-1), "block_table", table_rows * max_blocks),
             table_rows,
             max_blocks,
-            _ints(ctx.slots, "slots", requests),
-            _ints(ctx.seq_lens, "seq_lens", requests),
-            _ints(ctx.query_start_loc, "query_start_loc", requests + 1),
+            int_address(ctx.slots, "slots", requests),
+            int_address(ctx.seq_lens, "seq_lens", requests),
+            int_address(ctx.query_start_loc, "query_start_loc", requests + 1),
             requests,
             ctx.ends_only,
             out.data_ptr(),
@@ -106,21 +108,16 @@ class CpuDecoder:
 
 
 def _projection(
-    part: tuple[Tensor | PackedLinear, Tensor | None],
+    part: tuple[Weight, Tensor | None],
 ) -> tuple[_core.CpuLinear, tuple[int, int], bool]:
-    weight, bias = part
-    assert isinstance(weight, CpuLinear)
-    return weight.handle, _vector(bias, "bias", weight.shape[0]), weight.exact
+    weight, bias = packed(part[0]), part[1]
+    return weight.handle, vector(bias, "bias", weight.shape[0]), weight.exact
 
 
-def make_decoder(spec: DecoderSpec) -> CpuDecoder | None:
-    """The layers in one call; None where a weight is not packed.
+def make_decoder(spec: DecoderSpec) -> CpuDecoder:
+    """The layers in one call.
 
     Raises:
-        ValueError: tensors that do not fit each other.
+        ValueError: tensors that do not fit each other, or a weight of another backend.
     """
-    parts = [part for layer in spec.layers for part in (layer.qkv, layer.o, layer.gate_up)]
-    parts += [layer.down for layer in spec.layers]
-    if not parts or not all(isinstance(weight, CpuLinear) for weight, _ in parts):
-        return None
     return CpuDecoder(spec)

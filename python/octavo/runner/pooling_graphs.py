@@ -1,4 +1,4 @@
-"""EmbeddingGraphs: steps of an embedding model as CUDA graphs, padded to a few shapes.
+"""PoolingGraphs: steps of an embedding model as CUDA graphs, padded to a few shapes.
 
 An encoder of 22M parameters computes a batch in less time than the host needs to launch its
 kernels one by one. A step that is captured is one copy to the device, one graph, and one copy of
@@ -36,7 +36,7 @@ class TextBatch(NamedTuple):
     starts: NDArray[np.int32]  # [R + 1], from 0
 
 
-class EmbeddingGraphs:
+class PoolingGraphs:
     """Runs ``forward(input_ids, ctx, is_second)`` -> float32 [R, D] for padded batches.
 
     Nothing of a text is left when its step is over, so that its keys and values need no blocks of

@@ -1,4 +1,4 @@
-"""EmbeddingRunner: a model that gives vectors, and the scheduler's batches of texts through it.
+"""PoolingRunner: a pooling model, and the scheduler's batches of texts through it.
 
 The scheduler's blocks are real, but of one layer: a text is computed whole in one step, so that
 all layers take turns with the same keys and values, and nothing is left when the step is over.
@@ -16,23 +16,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from octavo._core import Staging
-from octavo.config import EngineConfig
 from octavo.layers.context import AttentionContext
-from octavo.layers.ops import get_ops
 from octavo.models.pooling_model import PoolingModel
-from octavo.models.source import ModelSource
+from octavo.pooling import PoolingInfo
 from octavo.runner.cuda_graphs import computing, mixed_rows
-from octavo.runner.embedding_graphs import EmbeddingGraphs, TextBatch
-from octavo.runner.input_batch import InputBatch, StagingBuffer
+from octavo.runner.input_batch import InputBatch
 from octavo.runner.library_pages import drop_library_pages
-from octavo.runner.model_runner import ComputedStep, InFlight, resolve_device, set_num_threads
+from octavo.runner.loading import LoadedModel
+from octavo.runner.pooling_graphs import PoolingGraphs, TextBatch
 from octavo.runner.request_state import RequestState
+from octavo.runner.runner import ComputedStep, InFlight, Observer, is_device_error
 from octavo.runner.sampler import SampledTokens
+from octavo.runner.sizing import StepSizes
+from octavo.runner.staging import StagingBuffer
 
 if TYPE_CHECKING:
     from octavo._core import ScheduledBatch
 
-# Activations of more tokens leave the processor's caches; a GPU wants many.
+# Activations of more tokens leave a processor's caches; a GPU is busy with no fewer.
 _CPU_TOKENS, _GPU_TOKENS = 2048, 16384
 # Texts hold no memory between steps, so that there may be many in one.
 _MAX_NUM_SEQS = 256
@@ -41,54 +42,50 @@ _SPARE_BLOCKS = 1.02
 _NOTHING = SampledTokens(np.empty(0, np.int32), None, None, None)
 
 
-class EmbeddingRunner:
-    """See ModelRunner; what it computes goes into each request's PooledText.
-
-    Raises:
-        ModelLoadError: the model cannot be read, or a setting that such models do not have.
-    """
+class PoolingRunner:
+    """See Runner; what it computes goes into each request's PooledText."""
 
     max_in_flight = 1
     keeps_kv = False
 
-    def __init__(self, config: EngineConfig, source: ModelSource) -> None:
-        self.device = resolve_device(config)
+    def __init__(self, loaded: LoadedModel[PoolingModel]) -> None:
+        config, self.device = loaded.config, loaded.device
         on_cpu = self.device.type == "cpu"
-        ops = get_ops(self.device, config.attention_backend)
-        if on_cpu:
-            set_num_threads(ops, config.threads)
-        self._model = model = PoolingModel(config, source, ops, self.device)
-        self.pooling = model.info
-        self.max_model_len = model.max_len
-        self.block_size = config.block_size
+        self._model = model = loaded.model
+        self.pooling: PoolingInfo | None = model.info
         self._most_tokens = config.max_num_batched_tokens or (
             _CPU_TOKENS if on_cpu else _GPU_TOKENS
         )
+        self.max_model_len = model.max_len
+        self.block_size = config.block_size
         self.max_num_batched_tokens = max(self._most_tokens, self.max_model_len)
         most_seqs = config.max_num_seqs or _MAX_NUM_SEQS
         self.max_num_seqs = min(most_seqs, self.max_num_batched_tokens)
         blocks = self.max_num_batched_tokens // self.block_size + self.max_num_seqs
         self.num_blocks = math.ceil(blocks * _SPARE_BLOCKS) + 1
-        shape = model.config
+        self._sizes = StepSizes(
+            num_blocks=self.num_blocks,
+            block_size=self.block_size,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            max_model_len=self.max_model_len,
+        )
+        shape = loaded.shape
         cache = (self.num_blocks, shape.num_kv_heads, self.block_size, shape.head_dim)
         k_cache, v_cache = (
             torch.zeros(cache, dtype=model.act_dtype, device=self.device) for _ in range(2)
         )
         self._cache_bytes = 2 * k_cache.nbytes
         model.bind_kv_cache(k_cache, v_cache)
-        length = Staging.required_len(
-            self.max_num_batched_tokens, self.max_num_seqs, self.max_model_len, self.block_size
-        )
-        self._buffer = StagingBuffer(length, (), not on_cpu)
-        max_blocks_per_seq = -(-self.max_model_len // self.block_size)
-        # Whether the block table and the views are those of the step that runs.
+        self._buffer = StagingBuffer(self._sizes.plan_len, pinned=not on_cpu)
+        # True while the block table and the views are those of the step that runs.
         self._is_loaded = False
-        self._batch = InputBatch(self.max_num_seqs, max_blocks_per_seq, self.device)
+        self._batch = InputBatch(self.max_num_seqs, self._sizes.max_blocks_per_seq, self.device)
         self._stream: torch.cuda.Stream | None = None
-        self._graphs: EmbeddingGraphs | None = None
+        self._graphs: PoolingGraphs | None = None
         if not on_cpu and config.attention_backend != "reference" and not config.enforce_eager:
             # Imported here: Triton may be missing on a CPU.
-            from octavo.kernels import gpu
+            from octavo.kernels.gpu import ops as gpu
 
             gpu.set_pdl(torch.cuda.get_device_capability(self.device) >= (9, 0))
             # Legacy streams cannot be captured.
@@ -107,7 +104,7 @@ class EmbeddingRunner:
         return self._buffer.staging
 
     def enter_thread(self) -> None:
-        """Called once on a thread that does nothing but step."""
+        """Nothing belongs to a thread."""
 
     def launch(
         self, batch: ScheduledBatch, staging: Staging, requests: Mapping[int, RequestState]
@@ -131,12 +128,12 @@ class EmbeddingRunner:
         return ComputedStep(batch.step_id, _NOTHING)
 
     def collect(self, in_flight: InFlight) -> SampledTokens:
-        """No tokens: vectors were handed over already."""
+        """No tokens: ``launch`` has handed the vectors over."""
         assert isinstance(in_flight, ComputedStep)
         return in_flight.sampled
 
     def warm_up(self) -> None:
-        """One text of one token: threads start, weights are paged in."""
+        """One text of one token: starts threads and pages in weights."""
         if self.device.type == "cpu":
             drop_library_pages()
 
@@ -158,15 +155,16 @@ class EmbeddingRunner:
         with computing(self._stream):
             self._model(ints(0), context)
 
-    def capture_next(self) -> bool:
-        """Nothing is left to do in advance: graphs are made of what texts come."""
+    def idle_work(self) -> bool:
+        """There is none: graphs are captured for the shapes that come."""
         return False
 
-    def memory_table(self) -> list[tuple[str, str]]:
-        """What takes how much memory, for people to read."""
+    def memory(self) -> list[tuple[str, str]]:
+        """Sizes and memory use by purpose."""
+        info = self._model.info
         return [
             ("device", str(self.device)),
-            ("task", f"{self.pooling.task}, {self.pooling.size} values a text"),
+            ("task", f"{info.task}, {info.size} values a text"),
             ("keys and values", f"{self._cache_bytes / (1 << 20):,.1f} MiB, of one layer"),
             ("longest text", f"{self.max_model_len:,} tokens"),
             ("texts in a step", f"{self.max_num_seqs:,}"),
@@ -174,12 +172,14 @@ class EmbeddingRunner:
         ]
 
     def is_fatal(self, error: BaseException) -> bool:
-        """Whether no later step can succeed: the device's context is broken."""
-        broken = getattr(torch, "AcceleratorError", None)
-        return broken is not None and isinstance(error, broken)
+        """True if the device's context is broken."""
+        return is_device_error(error)
 
-    def _make_graphs(self, num_rows: Sequence[int]) -> EmbeddingGraphs:
-        return EmbeddingGraphs(
+    def observe(self, observer: Observer | None) -> None:
+        """Nothing to report: a step is computed within ``launch``."""
+
+    def _make_graphs(self, num_rows: Sequence[int]) -> PoolingGraphs:
+        return PoolingGraphs(
             self._model,
             num_rows,
             self.max_num_seqs,
@@ -197,7 +197,7 @@ class EmbeddingRunner:
         starts: NDArray[np.int32],
         is_second: NDArray[np.int32],
     ) -> NDArray[np.float32] | None:
-        """As ``_compute``; None where graphs are off, or hold no such step."""
+        """As ``_compute``; None where graphs are off, or none holds the step."""
         if self._graphs is None:
             return None
         tokens = slice(int(starts[first]), int(starts[last]))

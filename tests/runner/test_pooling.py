@@ -5,6 +5,7 @@ Without a GPU nothing is captured, and Triton's kernels run in its interpreter.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 from pathlib import Path
@@ -17,8 +18,9 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 from octavo import LLM
-from octavo.runner import embedding_runner
-from octavo.runner.embedding_runner import EmbeddingRunner
+from octavo.layers.ops import get_ops
+from octavo.runner import loading
+from octavo.runner.pooling import PoolingRunner
 from tiny_encoders import save_encoder, save_tokenizer, write_modules
 
 LENGTHS = (5, 1, 40, 16, 17, 33)
@@ -31,13 +33,14 @@ def texts() -> list[list[int]]:
 @pytest.fixture
 def op_by_op(monkeypatch: pytest.MonkeyPatch) -> None:
     """Padded shapes are a GPU's, where no call takes an encoder's layers as a whole."""
-    monkeypatch.setattr("octavo.models.bert.make_encoder", lambda ops, spec: None)
+    ops = dataclasses.replace(get_ops(torch.device("cpu"), "native"), make_encoder=None)
+    monkeypatch.setattr(loading, "get_ops", lambda device, backend: ops)
 
 
 def padded(llm: LLM) -> LLM:
     """Steps of at most 96 tokens go through padded shapes; longer ones fit none."""
     runner = llm._engine.runner
-    assert isinstance(runner, EmbeddingRunner)
+    assert isinstance(runner, PoolingRunner)
     runner._graphs = runner._make_graphs((16, 64, 96))
     return llm
 
@@ -97,11 +100,11 @@ def save_decoder(path: Path) -> None:
 def test_the_gpus_kernels_leave_padding_alone(
     save: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpu = pytest.importorskip("octavo.kernels.gpu")
+    gpu = pytest.importorskip("octavo.kernels.gpu.ops")
     save(tmp_path)
     prompts = texts()[:3]
     expected = vectors(LLM(str(tmp_path), threads=1, dtype="float32"), prompts)
-    monkeypatch.setattr(embedding_runner, "get_ops", lambda device, backend: gpu)
+    monkeypatch.setattr(loading, "get_ops", lambda device, backend: gpu.OPS)
     llm = padded(LLM(str(tmp_path), threads=1, dtype="float32"))
     torch.testing.assert_close(vectors(llm, prompts), expected, atol=1e-5, rtol=1e-4)
 
