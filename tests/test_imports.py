@@ -152,6 +152,7 @@ def test_pyo3_is_named_in_the_binding_alone() -> None:
     assert named
     assert {p.relative_to(crates).parts[0] for p in named} == {"python"}
     assert tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["default-members"] == [
+        "rust_core/formats",
         "rust_core/core",
         "rust_core/cpu",
     ]
@@ -224,7 +225,7 @@ def _rooms(graph: dict[str, set[str]]) -> dict[str, set[str]]:
     return rooms
 
 
-@pytest.mark.parametrize("crate", ["core", "cpu", "python"])
+@pytest.mark.parametrize("crate", ["formats", "core", "cpu", "python"])
 def test_no_circle_in_a_crate(crate: str) -> None:
     graph = _crate_graph(ROOT / "rust_core" / crate / "src")
     assert sum(len(wanted) for wanted in graph.values()) >= len(graph) - 1, "imports were not found"

@@ -4,11 +4,12 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use octavo_core::files::formats::{TENSOR_KINDS, dequantize};
 use octavo_core::files::gguf::GgufFile;
 use octavo_core::text::detokenizer::Detokenizer;
 use octavo_core::text::sse::{SseTemplate, write_chunk};
 use octavo_core::text::tokenizer::Tokenizer;
+use octavo_formats::dequantize::dequantize;
+use octavo_formats::kinds::TENSOR_KINDS;
 
 const TEXT: &str = "The octavo is a book of sixteen pages: \"eight leaves\", folded 3 times. \
     Das Wörterbuch, 漢字かな交じり文 and 😀 emoji take more bytes a token.\n";

@@ -3,6 +3,7 @@
 #![allow(dead_code)] // each test binary uses its part
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Range;
 
 use octavo_core::engine::outbox::{Delivery, Delta};
 use octavo_core::engine::{AddRequest, EngineCore, Sampled};
@@ -11,7 +12,7 @@ use octavo_core::scheduler::request::{FinishReason, StopReason};
 use octavo_core::scheduler::{Policy, SchedulerConfig};
 
 /// Token ids are below this, so that EOS and equal prefixes happen.
-pub const VOCABULARY: u64 = 13;
+pub(crate) const VOCABULARY: u64 = 13;
 
 /// The fingerprint of a sequence is this one extended token by token.
 const EMPTY: u64 = 0x1234_5678_9abc_def1;
@@ -28,7 +29,7 @@ fn next_token(fingerprint: u64, seed: u64) -> i32 {
 
 /// What a request asks for.
 #[derive(Debug, Clone)]
-pub struct Wish {
+pub(crate) struct Wish {
     pub prompt: Vec<u32>,
     pub num_samples: usize,
     pub max_tokens: usize,
@@ -41,7 +42,7 @@ pub struct Wish {
 }
 
 impl Wish {
-    pub fn new(prompt: &[u32], max_tokens: usize) -> Self {
+    pub(crate) fn new(prompt: &[u32], max_tokens: usize) -> Self {
         Self {
             prompt: prompt.to_vec(),
             num_samples: 1,
@@ -78,7 +79,7 @@ impl Wish {
 
 /// One sample's expected and received output.
 #[derive(Debug)]
-pub struct Expected {
+pub(crate) struct Expected {
     wish: Wish,
     max_len: usize,
     pub received: Vec<u32>,
@@ -89,7 +90,7 @@ pub struct Expected {
 
 /// A step on the device.
 #[derive(Debug)]
-pub struct Launched {
+pub(crate) struct Launched {
     pub batch: ScheduledBatch,
     pub request_ids: Vec<u64>,
     pub new_slots: Vec<(u32, u64)>,
@@ -97,7 +98,7 @@ pub struct Launched {
     writes: Vec<(usize, u64)>,
 }
 
-pub struct World {
+pub(crate) struct World {
     pub core: EngineCore,
     pub in_flight: VecDeque<Launched>,
     pub samples: BTreeMap<u64, Expected>,
@@ -114,7 +115,7 @@ pub struct World {
     pub num_steps: usize,
 }
 
-pub fn config(num_blocks: usize, block_size: usize) -> SchedulerConfig {
+pub(crate) fn config(num_blocks: usize, block_size: usize) -> SchedulerConfig {
     SchedulerConfig {
         num_blocks,
         block_size,
@@ -128,7 +129,7 @@ pub fn config(num_blocks: usize, block_size: usize) -> SchedulerConfig {
 }
 
 impl World {
-    pub fn new(config: SchedulerConfig, buckets: &[u32]) -> Self {
+    pub(crate) fn new(config: SchedulerConfig, buckets: &[u32]) -> Self {
         let core = EngineCore::new(config.clone(), 1, None).expect("a valid config");
         let rows = config.max_num_seqs + 1;
         let columns = config.max_model_len.div_ceil(config.block_size);
@@ -150,7 +151,7 @@ impl World {
     }
 
     /// Queues a request; None if the core refuses it, as it must where it can never run.
-    pub fn add(&mut self, wish: &Wish) -> Option<Vec<u64>> {
+    pub(crate) fn add(&mut self, wish: &Wish) -> Option<Vec<u64>> {
         let first = self.next_id;
         self.next_id += wish.num_samples as u64;
         let ids: Vec<u64> = (first..self.next_id).collect();
@@ -196,7 +197,7 @@ impl World {
     }
 
     /// Plans a step and runs it on the device. False if there was nothing to plan.
-    pub fn schedule(&mut self) -> bool {
+    pub(crate) fn schedule(&mut self) -> bool {
         self.now_s += 0.001;
         self.buffer.fill(i32::MIN);
         let mut staging = Staging {
@@ -219,7 +220,7 @@ impl World {
     }
 
     /// Takes back the oldest step.
-    pub fn update(&mut self) {
+    pub(crate) fn update(&mut self) {
         let Some(step) = self.in_flight.pop_front() else {
             return;
         };
@@ -239,7 +240,7 @@ impl World {
     }
 
     /// The step at `at` failed: what it wrote is garbage.
-    pub fn fail(&mut self, at: usize) {
+    pub(crate) fn fail(&mut self, at: usize) {
         let Some(step) = self.in_flight.remove(at) else {
             return;
         };
@@ -257,7 +258,7 @@ impl World {
         self.check();
     }
 
-    pub fn abort(&mut self, id: u64) -> bool {
+    pub(crate) fn abort(&mut self, id: u64) -> bool {
         let known = self.core.abort(id, self.now_s);
         if known {
             self.samples.get_mut(&id).expect("known").may_end_early = true;
@@ -267,14 +268,14 @@ impl World {
     }
 
     /// Reads the outbox and compares every sample with the truth.
-    pub fn drain(&mut self) {
+    pub(crate) fn drain(&mut self) {
         for delta in self.core.outbox().drain() {
             self.receive(delta);
         }
     }
 
     /// Runs until nothing is left; panics if that takes more than `max_steps`.
-    pub fn finish(&mut self, depth: usize, max_steps: usize) {
+    pub(crate) fn finish(&mut self, depth: usize, max_steps: usize) {
         let last = self.num_steps + max_steps;
         while self.core.has_work() {
             let planned = self.in_flight.len() < depth && self.schedule();
@@ -366,58 +367,11 @@ impl World {
         request_ids: Vec<u64>,
         new_slots: Vec<(u32, u64)>,
     ) -> Launched {
-        let block_size = self.config.block_size;
-        let columns = self.config.max_model_len.div_ceil(block_size);
-        let spare = self.config.max_num_seqs;
         let staged = self.buffer[..batch.packed_len].to_vec();
         assert!(!staged.contains(&i32::MIN), "an element was not written");
-        let section = |offset: usize, len: usize| &staged[offset..offset + len];
-        let input_ids = section(batch.input_ids_offset, batch.token_stride);
-        let positions = section(batch.positions_offset, batch.token_stride);
-        let slot_mapping = section(batch.slot_mapping_offset, batch.token_stride);
-        let slots = section(batch.slots_offset, batch.req_stride);
-        let seq_lens = section(batch.seq_lens_offset, batch.req_stride);
-        let query_start_loc = section(batch.query_start_loc_offset, batch.req_stride + 1);
-        let sample_rows = section(batch.sample_rows_offset, batch.req_stride);
-        let sample_slots = section(batch.sample_slots_offset, batch.req_stride);
-        let updates = section(batch.block_updates_offset, 2 * batch.num_block_updates);
-
-        let is_decode_only = batch.num_decodes == batch.num_reqs;
-        let bucket = self.buckets.iter().find(|&&b| b as usize >= batch.num_reqs);
-        match bucket.filter(|_| is_decode_only) {
-            Some(&bucket) => {
-                assert_eq!(
-                    (batch.token_stride, batch.req_stride),
-                    (bucket as usize, bucket as usize)
-                );
-            }
-            None => assert_eq!(
-                (batch.token_stride, batch.req_stride),
-                (batch.num_tokens, batch.num_reqs)
-            ),
-        }
-        assert!(batch.num_tokens <= self.config.max_num_batched_tokens);
-        assert_eq!(query_start_loc[0], 0);
-        assert!(
-            query_start_loc[batch.num_reqs..]
-                .iter()
-                .all(|&q| q == batch.num_tokens as i32)
-        );
-        assert!(slot_mapping[batch.num_tokens..].iter().all(|&m| m == -1));
-        assert!(slots[batch.num_reqs..].iter().all(|&s| s as usize == spare));
-        assert!(seq_lens[batch.num_reqs..].iter().all(|&len| len == 0));
-        assert!(
-            sample_slots[batch.num_samples..]
-                .iter()
-                .all(|&s| s as usize == spare)
-        );
-        assert!(
-            sample_rows
-                .iter()
-                .all(|&row| (row as usize) < batch.token_stride)
-        );
-
-        let (rows, ids) = updates.split_at(batch.num_block_updates);
+        let arrays = Arrays::of(&staged, &batch);
+        self.check_shape(&batch, &arrays);
+        let (rows, ids) = arrays.updates.split_at(batch.num_block_updates);
         for (&row, &id) in rows.iter().zip(ids) {
             self.block_table[row as usize] = id;
         }
@@ -425,69 +379,30 @@ impl World {
             self.seed[slot as usize] = id;
             self.last_token[slot as usize] = -1;
         }
-
         let mut writes = Vec::new();
         let mut fingerprints = HashMap::new();
         let mut max_query_len = 0;
-        for r in 0..batch.num_reqs {
-            let (slot, seq_len) = (slots[r] as usize, seq_lens[r] as usize);
-            let query = query_start_loc[r] as usize..query_start_loc[r + 1] as usize;
+        for (r, &id) in request_ids.iter().enumerate().take(batch.num_reqs) {
+            let query = arrays.query(r);
             assert!(!query.is_empty() && (r >= batch.num_decodes || query.len() == 1));
             max_query_len = max_query_len.max(query.len());
-            let table = &self.block_table[slot * columns..(slot + 1) * columns];
-            let cell = |position: usize| {
-                table[position / block_size] as usize * block_size + position % block_size
-            };
-            let first = seq_len - query.len();
-            assert_eq!(
-                self.seed[slot], request_ids[r],
-                "slot {slot} belongs to another"
-            );
-            for (k, row) in query.enumerate() {
-                let position = first + k;
-                assert_eq!(positions[row] as usize, position);
-                assert_eq!(slot_mapping[row] as usize, cell(position));
-                let token = match input_ids[row] {
-                    -1 => self.last_token[slot],
-                    token => token,
-                };
-                assert!(token >= 0, "no token in slot {slot}");
-                let before = match position {
-                    0 => EMPTY,
-                    _ => self.cache[cell(position - 1)],
-                };
-                let fingerprint = extend(before, token);
-                self.cache[cell(position)] = fingerprint;
-                writes.push((cell(position), fingerprint));
+            let slot = arrays.slots[r] as usize;
+            assert_eq!(self.seed[slot], id, "slot {slot} belongs to another");
+            for row in query {
+                let (cell, fingerprint) = self.compute(&arrays, r, row);
+                writes.push((cell, fingerprint));
                 fingerprints.insert(row as i32, fingerprint);
             }
-            // The whole context must be the request's own.
-            let sample = &self.samples[&request_ids[r]];
-            let (outputs, ..) = Wish {
-                eos: None,
-                stop: None,
-                ..sample.wish.clone()
-            }
-            .truth(request_ids[r], sample.max_len);
-            let truth = sample.wish.prompt.iter().chain(&outputs);
-            let mut expected = EMPTY;
-            for (position, &token) in truth.take(seq_len).enumerate() {
-                expected = extend(expected, token as i32);
-                assert_eq!(
-                    self.cache[cell(position)],
-                    expected,
-                    "request {}, position {position} of {seq_len}",
-                    request_ids[r]
-                );
-            }
+            self.check_context(id, slot, arrays.seq_lens[r] as usize);
         }
         assert_eq!(batch.max_query_len, max_query_len);
         assert_eq!(
             batch.max_seq_len as i32,
-            seq_lens.iter().copied().max().expect("some request")
+            arrays.seq_lens.iter().copied().max().expect("some request")
         );
-        let sampled = sample_rows.iter().zip(sample_slots).take(batch.num_samples);
+        let sampled = arrays.sample_rows.iter().zip(arrays.sample_slots);
         let tokens: Vec<i32> = sampled
+            .take(batch.num_samples)
             .map(|(row, &slot)| {
                 let token = next_token(fingerprints[row], self.seed[slot as usize]);
                 self.last_token[slot as usize] = token;
@@ -501,5 +416,125 @@ impl World {
             tokens,
             writes,
         }
+    }
+
+    /// The arrays have the strides that the buckets ask for, and padding that does nothing.
+    fn check_shape(&self, batch: &ScheduledBatch, arrays: &Arrays) {
+        let spare = self.config.max_num_seqs;
+        let is_decode_only = batch.num_decodes == batch.num_reqs;
+        let bucket = self.buckets.iter().find(|&&b| b as usize >= batch.num_reqs);
+        let strides = match bucket.filter(|_| is_decode_only) {
+            Some(&bucket) => (bucket as usize, bucket as usize),
+            None => (batch.num_tokens, batch.num_reqs),
+        };
+        assert_eq!((batch.token_stride, batch.req_stride), strides);
+        assert!(batch.num_tokens <= self.config.max_num_batched_tokens);
+        let Arrays {
+            query_start_loc,
+            slot_mapping,
+            slots,
+            seq_lens,
+            sample_slots,
+            sample_rows,
+            ..
+        } = arrays;
+        assert_eq!(query_start_loc[0], 0);
+        let ends = &query_start_loc[batch.num_reqs..];
+        assert!(ends.iter().all(|&q| q == batch.num_tokens as i32));
+        assert!(slot_mapping[batch.num_tokens..].iter().all(|&m| m == -1));
+        assert!(slots[batch.num_reqs..].iter().all(|&s| s as usize == spare));
+        assert!(seq_lens[batch.num_reqs..].iter().all(|&len| len == 0));
+        let padding = &sample_slots[batch.num_samples..];
+        assert!(padding.iter().all(|&s| s as usize == spare));
+        let in_step = |&row: &i32| (row as usize) < batch.token_stride;
+        assert!(sample_rows.iter().all(in_step));
+    }
+
+    /// The place in the cache of a slot's position.
+    fn cell(&self, slot: usize, position: usize) -> usize {
+        let block_size = self.config.block_size;
+        let columns = self.config.max_model_len.div_ceil(block_size);
+        let block = self.block_table[slot * columns + position / block_size] as usize;
+        block * block_size + position % block_size
+    }
+
+    /// Computes row `row` of the step's request `r`: where its fingerprint went, and which it is.
+    fn compute(&mut self, arrays: &Arrays, r: usize, row: usize) -> (usize, u64) {
+        let (slot, query) = (arrays.slots[r] as usize, arrays.query(r));
+        let position = arrays.seq_lens[r] as usize - query.len() + row - query.start;
+        let cell = self.cell(slot, position);
+        assert_eq!(arrays.positions[row] as usize, position);
+        assert_eq!(arrays.slot_mapping[row] as usize, cell);
+        let token = match arrays.input_ids[row] {
+            -1 => self.last_token[slot],
+            token => token,
+        };
+        assert!(token >= 0, "no token in slot {slot}");
+        let before = match position {
+            0 => EMPTY,
+            _ => self.cache[self.cell(slot, position - 1)],
+        };
+        let fingerprint = extend(before, token);
+        self.cache[cell] = fingerprint;
+        (cell, fingerprint)
+    }
+
+    /// The whole context in a slot is the request's own.
+    fn check_context(&self, id: u64, slot: usize, seq_len: usize) {
+        let sample = &self.samples[&id];
+        let endless = Wish {
+            eos: None,
+            stop: None,
+            ..sample.wish.clone()
+        };
+        let (outputs, ..) = endless.truth(id, sample.max_len);
+        let truth = sample.wish.prompt.iter().chain(&outputs);
+        let mut expected = EMPTY;
+        for (position, &token) in truth.take(seq_len).enumerate() {
+            expected = extend(expected, token as i32);
+            assert_eq!(
+                self.cache[self.cell(slot, position)],
+                expected,
+                "request {id}, position {position} of {seq_len}"
+            );
+        }
+    }
+}
+
+/// A step's arrays, as kernels read them.
+struct Arrays<'a> {
+    input_ids: &'a [i32],
+    positions: &'a [i32],
+    slot_mapping: &'a [i32],
+    slots: &'a [i32],
+    seq_lens: &'a [i32],
+    query_start_loc: &'a [i32],
+    sample_rows: &'a [i32],
+    sample_slots: &'a [i32],
+    /// Rows of the block table, then their blocks.
+    updates: &'a [i32],
+}
+
+impl<'a> Arrays<'a> {
+    fn of(staged: &'a [i32], batch: &ScheduledBatch) -> Self {
+        let section = |offset: usize, len: usize| &staged[offset..offset + len];
+        let tokens = |offset| section(offset, batch.token_stride);
+        let requests = |offset| section(offset, batch.req_stride);
+        Self {
+            input_ids: tokens(batch.input_ids_offset),
+            positions: tokens(batch.positions_offset),
+            slot_mapping: tokens(batch.slot_mapping_offset),
+            slots: requests(batch.slots_offset),
+            seq_lens: requests(batch.seq_lens_offset),
+            query_start_loc: section(batch.query_start_loc_offset, batch.req_stride + 1),
+            sample_rows: requests(batch.sample_rows_offset),
+            sample_slots: requests(batch.sample_slots_offset),
+            updates: section(batch.block_updates_offset, 2 * batch.num_block_updates),
+        }
+    }
+
+    /// Rows of request `r`.
+    fn query(&self, r: usize) -> Range<usize> {
+        self.query_start_loc[r] as usize..self.query_start_loc[r + 1] as usize
     }
 }
