@@ -26,6 +26,9 @@ import torch
 from octavo.kernels import reference
 from octavo.kernels.gpu import ops as gpu
 from octavo.kernels.weights import Norm
+from octavo.runner.request_state import RequestState
+from octavo.runner.slots import SlotRecords
+from octavo.sampling_params import SamplingParams
 
 # The modules, whose names the package gives to their functions.
 attention = importlib.import_module("octavo.kernels.gpu.attention")
@@ -462,17 +465,11 @@ def sample_case(
     """The error is the share of rows whose id a sort says was not to be kept."""
     count, vocab = logits.shape
 
-    def full(value: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.full((count,), value, device="cuda", dtype=dtype)
-
-    state = gpu.SamplingState(
-        full(temperature),
-        full(top_k, torch.int32),
-        full(top_p),
-        full(0.0),
-        torch.arange(count, device="cuda"),
-        full(0, torch.int32),
-    )
+    records = SlotRecords(count)
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p)
+    for slot in range(count):
+        records.write(slot, RequestState(params=params, num_prompt_tokens=1, seed=slot))
+    state = gpu.SamplingState(torch.tensor(records.rows, device="cuda"))
     slots = int32(range(count))
     ids = poisoned(lambda: gpu.sample(logits, slots, state)).long()
     # Greedy rows keep one token; ranks and masses come from a sort.

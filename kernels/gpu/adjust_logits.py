@@ -60,7 +60,7 @@ def penalize(
     slot_table,
     token_counts,  # [N, V] int16
     slot,
-    V: tl.constexpr,
+    V,
     BLOCK: tl.constexpr,
 ):
     """Logits ``cols`` of one row after the repetition, frequency and presence penalties."""
@@ -86,7 +86,7 @@ def adjust_kernel(
     slot_table,  # [N, RECORD_LEN]
     token_counts,  # [N, V] int16; None: no penalties
     allowed_mask,  # [N, ceil(V / 32)] int32; None: all ids are allowed
-    V: tl.constexpr,
+    V,
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):

@@ -81,11 +81,13 @@ def attend_newest(
     BLOCK_G: tl.constexpr,
 ):
     """Stores the newest key and value; returns the softmax's state after them alone."""
-    d = tl.arange(0, KV.block_d)
+    # A name for it: Triton 3.6 takes no attribute inside a shape.
+    BLOCK_D: tl.constexpr = KV.block_d
+    d = tl.arange(0, BLOCK_D)
     in_head = d < KV.head_dim
     key = load_rotated(
         key_at, d[None, :], partner[None, :], in_head[None, :],
-        cos, sin, k_norm, partner, eps, weight_offset, KV.head_dim, KV.block_d,
+        cos, sin, k_norm, partner, eps, weight_offset, KV.head_dim, BLOCK_D,
     ).to(kv.k_cache.dtype.element_ty)  # fmt: skip
     value_at = key_at + KV.num_kv_heads * KV.head_dim
     value = tl.load(value_at + d[None, :], mask=in_head[None, :], other=0.0)
@@ -93,7 +95,7 @@ def attend_newest(
     row = cache_row(newest // KV.block_size, newest % KV.block_size, kv_head, KV)
     to_cache = row * KV.head_dim + d[None, :]
     # Compared as a tile: the interpreter's masks cannot be joined with a scalar.
-    stored = in_head[None, :] & (tl.zeros([1, KV.block_d], dtype=tl.int64) <= newest)
+    stored = in_head[None, :] & (tl.zeros([1, BLOCK_D], dtype=tl.int64) <= newest)
     tl.store(kv.k_cache + to_cache, key, mask=stored)
     tl.store(kv.v_cache + to_cache, value, mask=stored)
     # As a later step will read them from the cache.

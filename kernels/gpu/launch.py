@@ -17,14 +17,14 @@ import triton
 # last arriver resets its own. 64k tiles cover 1,024 requests x 64 KV heads.
 NUM_COUNTERS = 65536
 
-# What a CPU tensor pretends to run on under the interpreter: few, so that splits stay few.
+# Multiprocessors assumed under the interpreter: few, so that splits stay few.
 INTERPRETED_SMS = 4
 
 _pdl_enabled = False
 
 
 def set_pdl(enabled: bool) -> None:
-    """Turns programmatic dependent launch on or off for every later launch (Hopper and later).
+    """Turn programmatic dependent launch on or off for every later launch (Hopper and later).
 
     With it a kernel starts while its predecessor on the stream still drains; each kernel waits
     (``gdc_wait``) before it touches anything an earlier kernel wrote. Only weights, which no
@@ -85,7 +85,7 @@ def cdiv(a: int, b: int) -> int:
 
 
 def check_tensors(**tensors: torch.Tensor | None) -> None:
-    """Refuses tensors that are not contiguous or not on one device.
+    """Refuse tensors that are not contiguous or not on one device.
 
     Raises:
         ValueError: naming the tensor.

@@ -32,7 +32,7 @@ def load_column(slot_table, slot, COLUMN: tl.constexpr):
 
 @dataclass(frozen=True)
 class SamplingState:
-    """What ``sample`` reads and advances, by slot; N slots, vocabulary V, one device.
+    """Tensors that ``sample`` reads and advances, by slot; N slots, vocabulary V, one device.
 
     A None tensor switches its feature off for the whole graph; a neutral value for one slot.
     """

@@ -33,6 +33,7 @@ __all__ = [
     "cpu_rounds_fast",
     "cpu_selected_logprobs",
     "cpu_set_num_threads",
+    "json_size",
 ]
 
 __version__: str
@@ -100,23 +101,20 @@ class ScheduledBatch:
 
 @final
 class SseTemplate:
-    """The fixed bytes around a stream's changing parts.
+    """The fixed bytes around a stream's text: ``before + json_escaped(text) + after`` per piece.
 
-    A chunk is ``parts[0] + json_escaped(text) + parts[1] + finish_reason + parts[2] + stop_reason +
-    parts[3]`` where finish_reason and stop_reason are JSON values (null until the end). ``first``
-    is sent once before the first chunk (the role chunk), ``last`` after the final one.
+    ``first`` precedes a sample's first frame. The text that a sample ends with has no frame: the
+    last Delta holds it, for the frame of the end.
     """
 
-    def __new__(
-        cls, parts: tuple[bytes, bytes, bytes, bytes], first: bytes = b"", last: bytes = b""
-    ) -> Self: ...
+    def __new__(cls, before: bytes, after: bytes, first: bytes = b"") -> Self: ...
 
 @final
 class Delta:
     """What happened to one sample since it was last drained. Getters build on access."""
 
     request_id: int
-    # The ready bytes of an ``sse`` sample; None for the other deliveries.
+    # The ready frames of an ``sse`` sample; None for the other deliveries.
     sse: bytes | None
     text: str
     token_ids: list[int]
@@ -367,6 +365,12 @@ class Tokenizer:
 
         Empty for ids that are not in the vocabulary.
         """
+
+def json_size(text: bytes) -> tuple[int, int]:
+    """(objects, arrays and members of objects; commas) of a JSON text, strings left out.
+
+    Releases the GIL. What is no JSON is counted all the same.
+    """
 
 @final
 class Detokenizer:

@@ -98,17 +98,16 @@ class ByteTokenizer:
 class FakeTemplate:
     """In place of _core.SseTemplate, whose parts only the core can read."""
 
-    parts: tuple[bytes, bytes, bytes, bytes]
+    before: bytes
+    after: bytes
     first: bytes = b""
-    last: bytes = b""
 
     def render(self, delta: FakeDelta, is_first: bool) -> bytes:
-        text = orjson.dumps(delta.text)[1:-1]
-        finish, stop = orjson.dumps(delta.finish_reason), orjson.dumps(delta.stop_reason)
-        a, b, c, d = self.parts
-        event = a + text + b + finish + c + stop + d
-        over = delta.finish_reason is not None
-        return (self.first if is_first else b"") + event + (self.last if over else b"")
+        """The frames of a delta but for its end's, which holds the last text."""
+        frames = self.first if is_first else b""
+        if delta.text and delta.finish_reason is None:
+            frames += self.before + orjson.dumps(delta.text)[1:-1] + self.after
+        return frames
 
 
 @dataclass

@@ -16,6 +16,7 @@ from octavo.checkpoints.weights import RenamedWeights
 from octavo.errors import ModelLoadError
 from octavo.kernels.encoder import EncoderLayerSpec, EncoderSpec
 from octavo.kernels.opset import OpSet
+from octavo.kernels.weights import dense
 from octavo.layers.context import AttentionContext
 from octavo.layers.linear import Linear
 from octavo.layers.rope import RopeConfig, identity_table
@@ -135,8 +136,7 @@ class BertEncoder:
 
         def table(name: str, rows: int) -> Tensor:
             found = weights.embedding(f"embeddings.{name}", (rows, config.hidden_size))
-            assert isinstance(found, Tensor), "encoders are read from safetensors"
-            return found.to(weights.act_dtype)
+            return dense(found).to(weights.act_dtype)
 
         self._words = table("word_embeddings", config.vocab_size)
         types = table(
@@ -234,8 +234,7 @@ def make_class_head(
     num_labels = weights.num_rows(f"{names[1]}.weight")
     layers = []
     for name, rows in zip(names, (hidden_size, num_labels), strict=True):
-        weight = weights.linear(name, (rows, hidden_size))
-        assert isinstance(weight, Tensor), "encoders are read from safetensors"
+        weight = dense(weights.linear(name, (rows, hidden_size)))
         layers.append((weight.float(), weights.vector(f"{name}.bias", rows).float()))
 
     def classify(hidden: Tensor, rows: Tensor) -> Tensor:

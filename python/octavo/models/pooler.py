@@ -12,6 +12,7 @@ from torch import Tensor
 
 from octavo.checkpoints.safetensors import SafetensorsWeights, safetensors_files
 from octavo.errors import ModelLoadError
+from octavo.kernels.weights import dense
 
 _MODES = {
     "pooling_mode_cls_token": "cls",
@@ -113,17 +114,16 @@ class Pooler:
             dtype=torch.float32,
             act_dtype=torch.float32,
         )
-        weight = weights.linear("linear", (n, k))
-        assert isinstance(weight, Tensor)
+        weight = dense(weights.linear("linear", (n, k)))
         bias = weights.vector("linear.bias", n) if values.get("bias", True) else None
         weights.finish()
         self.size = n
 
-        def dense(x: Tensor) -> Tensor:
+        def apply(x: Tensor) -> Tensor:
             y = torch.nn.functional.linear(x, weight, bias)
             return y.tanh() if activation == "Tanh" else y
 
-        return dense
+        return apply
 
 
 def first_rows(starts: Tensor, num_rows: int) -> Tensor:

@@ -4,11 +4,12 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use octavo_core::files::formats::{TENSOR_KINDS, dequantize};
 use octavo_core::files::gguf::GgufFile;
 use octavo_core::text::detokenizer::Detokenizer;
 use octavo_core::text::sse::{SseTemplate, write_chunk};
 use octavo_core::text::tokenizer::Tokenizer;
+use octavo_formats::dequantize::dequantize;
+use octavo_formats::kinds::TENSOR_KINDS;
 
 const TEXT: &str = "The octavo is a book of sixteen pages: \"eight leaves\", folded 3 times. \
     Das Wörterbuch, 漢字かな交じり文 and 😀 emoji take more bytes a token.\n";
@@ -66,14 +67,14 @@ fn tokens(c: &mut Criterion) {
 fn chunks(c: &mut Criterion) {
     let part = |len: usize| vec![b'x'; len].into();
     let template = SseTemplate {
-        parts: [part(150), part(40), part(20), part(30)],
+        around_text: [part(150), part(90)],
         ..SseTemplate::default()
     };
     let mut out = Vec::new();
     c.bench_function("write_chunk", |b| {
         b.iter(|| {
             out.clear();
-            write_chunk(&template, black_box(" \"token\"\n"), None, None, &mut out);
+            write_chunk(&template, black_box(" \"token\"\n"), &mut out);
         });
     });
 }

@@ -3,9 +3,9 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use octavo_core::files::formats::TENSOR_KINDS;
 use octavo_core::files::gguf::{GgufFile, Value};
 use octavo_core::text::tokenizer::Tokenizer;
+use octavo_formats::kinds::TENSOR_KINDS;
 use proptest::prelude::*;
 use proptest::sample::Index;
 

@@ -68,6 +68,10 @@ fn random_bytes(len: usize) -> Vec<u8> {
         .collect()
 }
 
+fn kind(name: &str) -> Packed {
+    Packed::parse(name).expect("a kind that is read")
+}
+
 /// A weight's rows as a file has them: small numbers of every kind, none of them subnormal: those
 /// take many times as long.
 fn file_rows(kind: Packed, n: usize, k: usize) -> Vec<u8> {
@@ -88,14 +92,14 @@ fn weight(level: Level, kind: Packed, n: usize, k: usize, source: &[u8]) -> Line
 fn one_token(level: Level) {
     const LAYER: [(usize, usize); 4] = [(960, 576), (576, 576), (3072, 576), (576, 1536)];
     const HEAD: (usize, usize) = (49_152, 576);
-    let sources = LAYER.map(|(n, k)| file_rows(Packed::Q4_1, n, k));
+    let sources = LAYER.map(|(n, k)| file_rows(kind("Q4_1"), n, k));
     let layer = LAYER.iter().zip(&sources);
     let layers = layer.cycle().take(30 * LAYER.len());
     let mut weights: Vec<_> = layers
-        .map(|(&(n, k), source)| weight(level, Packed::Q4_1, n, k, source))
+        .map(|(&(n, k), source)| weight(level, kind("Q4_1"), n, k, source))
         .collect();
-    let source = file_rows(Packed::Q8_0, HEAD.0, HEAD.1);
-    weights.push(weight(level, Packed::Q8_0, HEAD.0, HEAD.1, &source));
+    let source = file_rows(kind("Q8_0"), HEAD.0, HEAD.1);
+    weights.push(weight(level, kind("Q8_0"), HEAD.0, HEAD.1, &source));
     let x = vec![0.5f32; 1536];
     let mut y = vec![0f32; HEAD.0];
     let t = best(|| {
@@ -141,18 +145,10 @@ fn main() {
     one_token(level);
     let only: Vec<String> = std::env::args().skip(1).collect();
     let only: Vec<&String> = only.iter().filter(|name| !name.starts_with('-')).collect();
-    for (name, kind) in [
-        ("Q4_0", Packed::Q4_0),
-        ("Q4_1", Packed::Q4_1),
-        ("Q4_K", Packed::Q4_K),
-        ("Q5_0", Packed::Q5_0),
-        ("Q5_K", Packed::Q5_K),
-        ("Q6_K", Packed::Q6_K),
-        ("Q8_0", Packed::Q8_0),
-        ("BF16", Packed::Bf16),
-        ("F16", Packed::F16),
-        ("F32", Packed::F32),
+    for name in [
+        "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_K", "Q6_K", "Q8_0", "BF16", "F16", "F32",
     ] {
+        let kind = kind(name);
         if !only.is_empty() && !only.iter().any(|o| *o == name) {
             continue;
         }

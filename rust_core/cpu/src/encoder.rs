@@ -9,18 +9,15 @@
 
 use std::ops::Range;
 
-use crate::activation::{Activation, activation};
+use crate::activation::Activation;
 use crate::encoder_attention::{Heads, attention};
 use crate::float::DType;
 use crate::level::Level;
-use crate::linear::Linear;
-use crate::linear::int16::{Rounded, Shared, Words};
 use crate::norm::{Norm, norm};
 use crate::pool;
+use crate::projection::Projection;
 use crate::scratch::with_parts;
-use crate::tensor::{Rows, RowsMut};
-
-use std::sync::Arc;
+use crate::tensor::{Rows, RowsMut, Shared};
 
 /// Rows of a group, unless a text has more, and of a block that passes through an MLP: enough for
 /// the products to read weights from the third-level cache, few enough that
@@ -29,87 +26,6 @@ const GROUP_ROWS: usize = 128;
 /// How much longer than an even share a thread may work before all threads share every op: they
 /// gain about so much less than their number.
 const UNEVEN: f64 = 1.25;
-
-/// A weight as given, or rounded to int16.
-pub enum Weight {
-    /// Exact.
-    Plain(Arc<Linear>),
-    /// See `linear::int16`.
-    Rounded(Words),
-}
-
-/// A projection and its bias.
-pub struct Projection {
-    /// [N, K]
-    pub weight: Weight,
-    /// [N]
-    pub bias: Option<Vec<f32>>,
-}
-
-impl Projection {
-    fn shape(&self) -> (usize, usize) {
-        match &self.weight {
-            Weight::Plain(w) => (w.n(), w.k()),
-            Weight::Rounded(w) => (w.n(), w.k()),
-        }
-    }
-
-    /// Operations of one row.
-    pub fn ops_per_row(&self) -> usize {
-        let (n, k) = self.shape();
-        2 * n * k
-    }
-
-    /// Bytes of the weight.
-    pub fn nbytes(&self) -> usize {
-        match &self.weight {
-            Weight::Plain(w) => w.nbytes(),
-            Weight::Rounded(w) => w.nbytes(),
-        }
-    }
-
-    fn check(&self, name: &str, n: usize, k: usize) -> Result<(), String> {
-        if self.shape() != (n, k) || self.bias.as_ref().is_some_and(|b| b.len() != n) {
-            let (found_n, found_k) = self.shape();
-            return Err(format!("{name} is {found_n} x {found_k}, not {n} x {k}"));
-        }
-        Ok(())
-    }
-
-    /// y [rows, N] = f(x [rows, K] W^T + bias).
-    ///
-    /// # Safety
-    /// Both exist and do not overlap; `rounded` holds `Rounded::floats(rows, K)`.
-    unsafe fn forward(
-        &self,
-        level: Level,
-        x: *const f32,
-        rows: usize,
-        f: Option<Activation>,
-        y: *mut f32,
-        rounded: *mut f32,
-    ) {
-        let (n, k) = self.shape();
-        // SAFETY: the caller's; `check` compared the bias.
-        unsafe {
-            match &self.weight {
-                Weight::Rounded(w) => {
-                    let x = Rounded::round(level, x, k, rows, k, rounded);
-                    w.forward(x, self.bias.as_deref(), f, y, n);
-                }
-                Weight::Plain(w) => {
-                    let x = Rows::new(x.cast(), DType::F32, rows, k);
-                    let out = RowsMut::new(y.cast(), DType::F32, rows, n);
-                    w.forward(x, self.bias.as_deref().map(Rows::vector), out, true);
-                    if let Some(f) = f {
-                        let y = Rows::new(out.ptr, DType::F32, rows, n);
-                        activation(level, f, false, y, out);
-                    }
-                }
-            }
-        }
-    }
-}
 
 /// A norm's weight and bias, [D] each.
 pub struct LayerNorm {
@@ -160,7 +76,6 @@ struct Buffers {
     mid: *mut f32,
     delta: *mut f32,
     act: *mut f32,
-    rounded: *mut f32,
 }
 
 impl Encoder {
@@ -172,7 +87,7 @@ impl Encoder {
             return Err(format!("{d} is not {} heads", self.num_heads));
         }
         for layer in &self.layers {
-            let (f, _) = layer.up.shape();
+            let f = layer.up.n();
             layer.qkv.check("qkv", 3 * d, d)?;
             layer.o.check("o", d, d)?;
             layer.up.check("up", f, d)?;
@@ -237,28 +152,15 @@ impl Encoder {
         let d = self.size;
         let rows = starts.last().copied().unwrap_or(0);
         let block = rows.min(2 * GROUP_ROWS - 1);
-        let f = self
-            .layers
-            .iter()
-            .map(|l| l.up.shape().0)
-            .max()
-            .unwrap_or(0);
-        let sizes = [
-            rows * 3 * d,
-            rows * d,
-            block * d,
-            block * d,
-            block * f,
-            Rounded::floats(block, d).max(Rounded::floats(block, f)),
-        ];
-        with_parts(3, sizes, |[qkv, attended, mid, delta, act, rounded]| {
+        let f = self.layers.iter().map(|l| l.up.n()).max().unwrap_or(0);
+        let sizes = [rows * 3 * d, rows * d, block * d, block * d, block * f];
+        with_parts(3, sizes, |[qkv, attended, mid, delta, act]| {
             let b = Buffers {
                 qkv,
                 attended,
                 mid,
                 delta,
                 act,
-                rounded,
             };
             for layer in &self.layers {
                 // SAFETY: the caller's; the buffers hold the group's rows, or a block's.
@@ -281,8 +183,9 @@ impl Encoder {
         // SAFETY: the caller's.
         unsafe {
             for (start, rows) in blocks.clone() {
-                let (x, y) = (hidden.add(start * d), b.qkv.add(start * 3 * d));
-                layer.qkv.forward(level, x, rows, None, y, b.rounded);
+                let x = part(hidden.add(start * d), rows, d);
+                let y = part(b.qkv.add(start * 3 * d), rows, 3 * d);
+                layer.qkv.forward(x.read(), None, y);
             }
             let heads = Heads {
                 qkv: b.qkv,
@@ -293,17 +196,15 @@ impl Encoder {
             };
             attention(level, heads, starts);
             for (start, rows) in blocks {
-                let (hidden, attended) = (hidden.add(start * d), b.attended.add(start * d));
-                layer
-                    .o
-                    .forward(level, attended, rows, None, b.delta, b.rounded);
-                self.norm(&layer.o_norm, b.delta, hidden, b.mid, rows);
-                let f = Some(self.activation);
-                layer.up.forward(level, b.mid, rows, f, b.act, b.rounded);
-                layer
-                    .down
-                    .forward(level, b.act, rows, None, b.delta, b.rounded);
-                self.norm(&layer.mlp_norm, b.delta, b.mid, hidden, rows);
+                let hidden = part(hidden.add(start * d), rows, d);
+                let attended = part(b.attended.add(start * d), rows, d);
+                let (mid, delta) = (part(b.mid, rows, d), part(b.delta, rows, d));
+                let act = part(b.act, rows, layer.up.n());
+                layer.o.forward(attended.read(), None, delta);
+                self.norm(&layer.o_norm, delta.read(), hidden, mid);
+                layer.up.forward(mid.read(), Some(self.activation), act);
+                layer.down.forward(act.read(), None, delta);
+                self.norm(&layer.mlp_norm, delta.read(), mid, hidden);
             }
         }
     }
@@ -311,32 +212,19 @@ impl Encoder {
     /// y = norm(x + residual); the residual is overwritten.
     ///
     /// # Safety
-    /// All hold `rows` rows, and none overlaps another.
-    unsafe fn norm(
-        &self,
-        weights: &LayerNorm,
-        x: *const f32,
-        residual: *mut f32,
-        y: *mut f32,
-        rows: usize,
-    ) {
-        let of = |p: *mut f32| RowsMut::new(p.cast(), DType::F32, rows, self.size);
-        let kind = Norm::Layer {
-            bias: weights.bias.as_deref().map(Rows::vector),
-        };
+    /// As [`norm`].
+    unsafe fn norm(&self, weights: &LayerNorm, x: Rows, residual: RowsMut, y: RowsMut) {
+        let bias = weights.bias.as_deref().map(Rows::vector);
+        let weight = Rows::vector(&weights.weight);
+        let kind = Norm::Layer { bias };
         // SAFETY: the caller's.
-        unsafe {
-            norm(
-                self.level,
-                Rows::new(x.cast(), DType::F32, rows, self.size),
-                Some(of(residual)),
-                Rows::vector(&weights.weight),
-                kind,
-                self.eps,
-                of(y),
-            );
-        }
+        unsafe { norm(self.level, x, Some(residual), weight, kind, self.eps, y) };
     }
+}
+
+/// Contiguous float32 rows.
+fn part(base: *mut f32, rows: usize, cols: usize) -> RowsMut {
+    RowsMut::new(base.cast(), DType::F32, rows, cols)
 }
 
 /// Neighbouring texts in groups of about equal size, a multiple of the threads where that leaves

@@ -6,10 +6,10 @@
 
 use crate::level::Level;
 use crate::linear::float::panel_product_f32;
-use crate::linear::int16::Shared;
 use crate::pool;
 use crate::scratch::with_floats;
 use crate::simd::{Kernel, Simd};
+use crate::tensor::Shared;
 
 /// Queries that meet the keys together: a tile's rows at the widest level.
 const TILE_ROWS: usize = 12;
@@ -18,7 +18,7 @@ const MAX_WIDTH: usize = 32;
 
 /// The queries, keys and values of some texts.
 #[derive(Clone, Copy)]
-pub struct Heads {
+pub(crate) struct Heads {
     /// float32 [T, 3 H Dh]: queries, keys, values.
     pub qkv: *const f32,
     /// H
@@ -38,7 +38,7 @@ unsafe impl Sync for Heads {}
 ///
 /// # Safety
 /// The memory of these rows exists, and `out` does not overlap `qkv`.
-pub unsafe fn attention(level: Level, heads: Heads, starts: &[usize]) {
+pub(crate) unsafe fn attention(level: Level, heads: Heads, starts: &[usize]) {
     let texts = starts.len().saturating_sub(1);
     pool::run(texts * heads.num_heads, |i| {
         let (text, head) = (i / heads.num_heads, i % heads.num_heads);

@@ -6,7 +6,8 @@ use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::sync::OnceLock;
 
-use crate::simd::{Kernel, Scalar};
+use crate::simd::Kernel;
+use crate::simd::scalar::Scalar;
 
 /// An instruction set the kernels are written for.
 ///

@@ -16,6 +16,7 @@ pub mod linear;
 pub mod logits;
 pub mod norm;
 pub mod pool;
+pub mod projection;
 pub mod rope;
 mod scratch;
 pub mod simd;

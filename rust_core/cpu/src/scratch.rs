@@ -9,14 +9,14 @@ struct Line([u8; 64]);
 
 /// Bytes that begin on a cache line.
 #[derive(Default)]
-pub struct AlignedBytes {
+pub(crate) struct AlignedBytes {
     lines: Vec<Line>,
     len: usize,
 }
 
 impl AlignedBytes {
     /// `len` zero bytes.
-    pub fn zeroed(len: usize) -> AlignedBytes {
+    pub(crate) fn zeroed(len: usize) -> AlignedBytes {
         AlignedBytes {
             lines: vec![Line([0; 64]); len.div_ceil(64)],
             len,
@@ -24,17 +24,17 @@ impl AlignedBytes {
     }
 
     /// Bytes asked for.
-    pub fn num_bytes(&self) -> usize {
+    pub(crate) fn num_bytes(&self) -> usize {
         self.len
     }
 
     /// The first byte; null-free even when empty.
-    pub fn as_ptr(&self) -> *const u8 {
+    pub(crate) fn as_ptr(&self) -> *const u8 {
         self.lines.as_ptr().cast()
     }
 
     /// The first byte, to write.
-    pub fn as_mut_ptr(&mut self) -> *mut u8 {
+    pub(crate) fn as_mut_ptr(&mut self) -> *mut u8 {
         self.lines.as_mut_ptr().cast()
     }
 }
@@ -48,7 +48,7 @@ thread_local! {
 ///
 /// Call `f` with at least `floats` float32 of this thread's buffer number `which` (0..4). Contents
 /// are whatever was left there, initialized.
-pub fn with_floats<T>(which: usize, floats: usize, f: impl FnOnce(*mut f32) -> T) -> T {
+pub(crate) fn with_floats<T>(which: usize, floats: usize, f: impl FnOnce(*mut f32) -> T) -> T {
     BUFFERS.with(|buffers| {
         let mut buffer = buffers[which].take();
         if buffer.len < floats * 4 {
@@ -61,7 +61,7 @@ pub fn with_floats<T>(which: usize, floats: usize, f: impl FnOnce(*mut f32) -> T
 }
 
 /// As `with_floats`, cut into parts of at least these sizes that begin on cache lines.
-pub fn with_parts<T, const N: usize>(
+pub(crate) fn with_parts<T, const N: usize>(
     which: usize,
     sizes: [usize; N],
     f: impl FnOnce([*mut f32; N]) -> T,

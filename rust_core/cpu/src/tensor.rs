@@ -99,6 +99,17 @@ impl Rows {
 }
 
 impl RowsMut {
+    /// The same matrix, to read.
+    pub fn read(self) -> Rows {
+        Rows {
+            ptr: self.ptr,
+            dtype: self.dtype,
+            rows: self.rows,
+            cols: self.cols,
+            stride: self.stride,
+        }
+    }
+
     /// Contiguous rows.
     pub fn new(ptr: *mut u8, dtype: DType, rows: usize, cols: usize) -> RowsMut {
         RowsMut {
@@ -120,6 +131,25 @@ impl RowsMut {
         unsafe { self.ptr.add((row * self.stride + col) * self.dtype.size()) }
     }
 }
+
+/// Memory of which every task writes a part of its own.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared<T>(pub *mut T);
+
+impl<T> Shared<T> {
+    /// # Safety
+    /// The element, or one past the last, exists.
+    #[inline(always)]
+    pub(crate) unsafe fn at(self, i: usize) -> *mut T {
+        // SAFETY: the caller's.
+        unsafe { self.0.add(i) }
+    }
+}
+
+// SAFETY: it only names memory; whoever writes it vouches that no other task does.
+unsafe impl<T> Sync for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T> Send for Shared<T> {}
 
 /// Rows of x as float32 rows of `out`, zeros behind each.
 pub struct Convert {

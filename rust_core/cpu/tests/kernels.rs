@@ -11,6 +11,7 @@ use octavo_cpu::linear::{Linear, Packed};
 use octavo_cpu::norm::{Norm, norm};
 use octavo_cpu::rope::Cache;
 use octavo_cpu::tensor::{Rows, RowsMut, load_one};
+use octavo_formats::blocks::BlockFormat;
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -129,8 +130,8 @@ fn weight_rows(kind: Packed, n: usize, k: usize, random: &mut Random) -> Box<[u8
         .map(|_| random.bits() as u8)
         .collect();
     let halves: &[usize] = match kind {
-        Packed::Q6_K => &[208],
-        Packed::Q4_0 | Packed::Q5_0 | Packed::Q8_0 => &[0],
+        Packed::Blocks(BlockFormat::Q6_K) => &[208],
+        Packed::Blocks(format) if format.shape().halves == 1 => &[0],
         _ => &[0, 2],
     };
     for block in bytes.chunks_exact_mut(kind.file_row_bytes(kind.elements())) {
@@ -140,6 +141,12 @@ fn weight_rows(kind: Packed, n: usize, k: usize, random: &mut Random) -> Box<[u8
         }
     }
     bytes
+}
+
+fn kinds() -> impl Strategy<Value = Packed> {
+    let plain = [DType::F32, DType::Bf16, DType::F16].map(Packed::Plain);
+    let blocks = BlockFormat::ALL.iter().copied().map(Packed::Blocks);
+    select(plain.into_iter().chain(blocks).collect::<Vec<_>>())
 }
 
 fn dtypes() -> impl Strategy<Value = DType> {
@@ -159,10 +166,7 @@ proptest! {
 
     #[test]
     fn linear(
-        kind in select(vec![
-            Packed::F32, Packed::Bf16, Packed::F16, Packed::Q4_0, Packed::Q4_1, Packed::Q5_0,
-            Packed::Q5_1, Packed::Q8_0, Packed::Q4_K, Packed::Q5_K, Packed::Q6_K,
-        ]),
+        kind in kinds(),
         (m, n, groups, odd) in (0usize..20, 1usize..70, 1usize..12, 0usize..32),
         (x_type, y_type, bias_type) in (dtypes(), dtypes(), dtypes()),
         (gap, offset, exact) in (0usize..5, 0usize..8, any::<bool>()),

@@ -8,13 +8,14 @@ use std::sync::Arc;
 
 use octavo_cpu::activation::{Activation, activation};
 use octavo_cpu::attention::{AttentionArgs, paged_attention};
-use octavo_cpu::decoder::{Decoder, Layer, Projection, Step};
+use octavo_cpu::decoder::{Decoder, Layer, Step};
 use octavo_cpu::encoder::{self, Encoder};
 use octavo_cpu::float::DType;
 use octavo_cpu::level::Level;
 use octavo_cpu::linear::int16::Words;
 use octavo_cpu::linear::{Linear, Packed};
 use octavo_cpu::norm::{Norm, norm};
+use octavo_cpu::projection::{Projection, Weight};
 use octavo_cpu::rope::{Cache, RopeArgs, qk_norm_rope_store_kv};
 use octavo_cpu::tensor::{Rows, RowsMut, load_one};
 use octavo_cpu::{logits, pool};
@@ -449,13 +450,13 @@ fn required(vector: (usize, u8), len: usize) -> PyResult<Vec<f32>> {
 }
 
 fn projection(spec: &ProjectionSpec) -> PyResult<Projection> {
-    let weight = Arc::clone(&spec.0.get().inner);
-    let bias = floats(spec.1, weight.n())?;
-    Ok(Projection {
-        weight,
-        bias,
+    let linear = Arc::clone(&spec.0.get().inner);
+    let bias = floats(spec.1, linear.n())?;
+    let weight = Weight::Packed {
+        linear,
         exact: spec.2,
-    })
+    };
+    Ok(Projection { weight, bias })
 }
 
 #[pyclass(frozen, module = "octavo._core")]
@@ -519,13 +520,13 @@ impl CpuDecoder {
                 .ok_or_else(|| invalid(format!("unknown activation {kind:?}")))?,
         };
         inner.check().map_err(invalid)?;
-        let weights = |size: fn(&Linear) -> usize| -> usize {
-            let of = |l: &Layer| [&l.qkv, &l.o, &l.gate_up, &l.down].map(|p| size(&p.weight));
-            inner.layers.iter().flat_map(of).sum()
+        let sum = |of: fn(&Projection) -> usize| -> usize {
+            let parts = |l: &Layer| [&l.qkv, &l.o, &l.gate_up, &l.down].map(of);
+            inner.layers.iter().flat_map(parts).sum()
         };
         Ok(Self {
-            ops_per_row: weights(|w| 2 * w.n() * w.k()),
-            nbytes: weights(Linear::nbytes),
+            ops_per_row: sum(Projection::ops_per_row),
+            nbytes: sum(Projection::nbytes),
             inner,
         })
     }
@@ -589,17 +590,18 @@ struct EncoderLayerSpec {
     mlp_norm: NormSpec,
 }
 
-fn dense(py: Python<'_>, spec: &DenseSpec, rounded: bool) -> PyResult<encoder::Projection> {
-    let linear = &spec.0.get().inner;
+fn dense(py: Python<'_>, spec: &DenseSpec, rounded: bool) -> PyResult<Projection> {
+    let linear = Arc::clone(&spec.0.get().inner);
+    let bias = floats(spec.1, linear.n())?;
     let weight = if rounded {
-        encoder::Weight::Rounded(py.detach(|| Words::new(linear)))
+        Weight::Rounded(py.detach(|| Words::new(&linear)))
     } else {
-        encoder::Weight::Plain(Arc::clone(linear))
+        Weight::Packed {
+            linear,
+            exact: true,
+        }
     };
-    Ok(encoder::Projection {
-        weight,
-        bias: floats(spec.1, linear.n())?,
-    })
+    Ok(Projection { weight, bias })
 }
 
 fn layer_norm(spec: NormSpec, size: usize) -> PyResult<encoder::LayerNorm> {
@@ -655,13 +657,13 @@ impl CpuEncoder {
                 .ok_or_else(|| invalid(format!("unknown activation {kind:?}")))?,
         };
         inner.check().map_err(invalid)?;
-        let sum = |of: fn(&encoder::Projection) -> usize| -> usize {
+        let sum = |of: fn(&Projection) -> usize| -> usize {
             let parts = |l: &encoder::Layer| [&l.qkv, &l.o, &l.up, &l.down].map(of);
             inner.layers.iter().flat_map(parts).sum()
         };
         Ok(Self {
-            ops_per_row: sum(encoder::Projection::ops_per_row),
-            nbytes: sum(encoder::Projection::nbytes),
+            ops_per_row: sum(Projection::ops_per_row),
+            nbytes: sum(Projection::nbytes),
             inner,
         })
     }

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use octavo_core::engine::outbox::{Delta, Logprob, Outbox};
-use octavo_core::scheduler::request::FinishReason;
-use octavo_core::text::sse::{SseTemplate, StopReason};
+use octavo_core::scheduler::request::{FinishReason, StopReason};
+use octavo_core::text::sse::SseTemplate;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
@@ -32,16 +32,11 @@ pub(crate) struct PySseTemplate {
 #[pymethods]
 impl PySseTemplate {
     #[new]
-    #[pyo3(
-        signature = (parts, first=Vec::new(), last=Vec::new()),
-        text_signature = "(parts, first=b'', last=b'')"
-    )]
-    fn new(parts: (Vec<u8>, Vec<u8>, Vec<u8>, Vec<u8>), first: Vec<u8>, last: Vec<u8>) -> Self {
-        let (a, b, c, d) = parts;
+    #[pyo3(signature = (before, after, first=Vec::new()), text_signature = "(before, after, first=b'')")]
+    fn new(before: Vec<u8>, after: Vec<u8>, first: Vec<u8>) -> Self {
         let inner = SseTemplate {
-            parts: [a, b, c, d].map(Vec::into_boxed_slice),
+            around_text: [before.into(), after.into()],
             first: first.into(),
-            last: last.into(),
         };
         Self {
             inner: Arc::new(inner),

@@ -1,4 +1,4 @@
-"""POST /classify: which of a model's labels fit a text."""
+"""POST /classify: probabilities of a model's labels for a text."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 async def classify(state: ServerState, exchange: Exchange) -> None:
     """Each text's likeliest label, and the probabilities of all."""
-    engine, info = state.engine_for_pooling("classify", "score")
-    request = parse_classify(await exchange.read_json())
-    model = state.model_name(request.model)
+    request = await exchange.read(parse_classify)
+    model = state.model_for_work(request.model)
+    engine, info = model.engine, model.pooling("classify", "score")
     texts = await encoded_inputs(engine, request)
     vectors = await pool(state, exchange, engine, request, texts, "input")
     activation = info.activation if request.use_activation else "identity"
@@ -33,7 +33,7 @@ async def classify(state: ServerState, exchange: Exchange) -> None:
             "id": f"classify-{secrets.token_hex(16)}",
             "object": "list",
             "created": int(time.time()),
-            "model": model,
+            "model": request.model or model.names[0],
             "data": data,
             "usage": usage(texts),
         }

@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import orjson
-from starlette.responses import Response
 
 from octavo.errors import InvalidParameterError
-from octavo.server.http.exchange import JSON
 from octavo.server.pooling.pool import encoded_inputs, pool, usage
 from octavo.server.pooling.protocol import EmbeddingRequest, parse_embedding
 
@@ -29,9 +27,9 @@ _INLINE_VALUES: Final = 20_000
 
 async def embeddings(state: ServerState, exchange: Exchange) -> None:
     """One vector a text."""
-    engine, info = state.engine_for_pooling("embed")
-    request = parse_embedding(await exchange.read_json())
-    model = state.model_name(request.model)
+    request = await exchange.read(parse_embedding)
+    model = state.model_for_work(request.model)
+    engine, info = model.engine, model.pooling("embed")
     size = request.dimensions or info.size
     if size > info.size:
         raise InvalidParameterError(
@@ -50,7 +48,7 @@ async def embeddings(state: ServerState, exchange: Exchange) -> None:
             "id": f"embd-{secrets.token_hex(16)}",
             "object": "list",
             "created": int(time.time()),
-            "model": model,
+            "model": request.model or model.names[0],
             "data": [
                 {"object": "embedding", "index": index, "embedding": _written(row, request)}
                 for index, row in enumerate(rows)
@@ -61,11 +59,11 @@ async def embeddings(state: ServerState, exchange: Exchange) -> None:
 
     inline = len(texts) * size <= _INLINE_VALUES
     body = render() if inline else await asyncio.to_thread(render)
-    await exchange.respond(Response(body, media_type=JSON))
+    await exchange.respond_body(body)
 
 
 def _written(row: NDArray[np.float32], request: EmbeddingRequest) -> Any:
-    """A vector as the client wants it; base64 is of little-endian float32."""
+    """A vector in the format asked for; base64 is of little-endian float32."""
     if request.encoding_format == "base64":
         return base64.b64encode(row.astype("<f4").tobytes()).decode()
     return row

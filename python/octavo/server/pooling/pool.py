@@ -39,7 +39,7 @@ async def pool(
     for text in texts:
         if len(text.token_ids) > engine.max_model_len:
             raise RequestTooLongError(len(text.token_ids), engine.max_model_len, param)
-    with Generation(state, engine, exchange.connection) as generation:
+    with Generation(engine, exchange.connection, state.generations) as generation:
         try:
             generation.submit(
                 [TokenIds(text.token_ids) for text in texts],

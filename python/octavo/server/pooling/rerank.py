@@ -1,4 +1,4 @@
-"""POST /v1/score and /v1/rerank: how well texts fit each other."""
+"""POST /v1/score and /v1/rerank: scores of pairs of texts."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from octavo.server.pooling.protocol import (
 
 if TYPE_CHECKING:
     from octavo.server.http.exchange import Exchange
+    from octavo.server.work.served_model import ServedModel
     from octavo.server.work.state import ServerState
 
 
 async def score(state: ServerState, exchange: Exchange) -> None:
     """One score a pair of texts: a cross-encoder's, or the cosine of their vectors."""
-    state.engine_for_pooling("embed", "score")
-    request = parse_score(await exchange.read_json())
-    model = state.model_name(request.model)
+    request = await exchange.read(parse_score)
+    model = state.model_for_work(request.model)
     scores, texts = await _scores(
-        state, exchange, request, request.text_1, request.text_2, "text_2"
+        state, exchange, model, request, request.text_1, request.text_2, "text_2"
     )
     await exchange.respond_json(
         {
             "id": f"score-{secrets.token_hex(16)}",
             "object": "list",
             "created": int(time.time()),
-            "model": model,
+            "model": request.model or model.names[0],
             "data": [
                 {"index": index, "object": "score", "score": value}
                 for index, value in enumerate(scores)
@@ -46,12 +46,11 @@ async def score(state: ServerState, exchange: Exchange) -> None:
 
 async def rerank(state: ServerState, exchange: Exchange) -> None:
     """Documents by how well they fit a query, the best first."""
-    state.engine_for_pooling("embed", "score")
-    request = parse_rerank(await exchange.read_json())
-    model = state.model_name(request.model)
+    request = await exchange.read(parse_rerank)
+    model = state.model_for_work(request.model)
     documents = request.documents
     queries = [request.query] * len(documents)
-    scores, texts = await _scores(state, exchange, request, queries, documents, "documents")
+    scores, texts = await _scores(state, exchange, model, request, queries, documents, "documents")
     order = sorted(range(len(documents)), key=lambda index: -scores[index])
     results = []
     for index in order[: request.top_n or None]:
@@ -62,7 +61,7 @@ async def rerank(state: ServerState, exchange: Exchange) -> None:
     await exchange.respond_json(
         {
             "id": f"rerank-{secrets.token_hex(16)}",
-            "model": model,
+            "model": request.model or model.names[0],
             "results": results,
             "usage": usage(texts),
         }
@@ -72,13 +71,14 @@ async def rerank(state: ServerState, exchange: Exchange) -> None:
 async def _scores(
     state: ServerState,
     exchange: Exchange,
+    model: ServedModel,
     request: ScoreRequest | RerankRequest,
     firsts: Sequence[str],
     seconds: Sequence[str],
     param: str,
 ) -> tuple[list[float], list[EncodedText]]:
     """The pairs' scores, and the texts that the model read for them."""
-    engine, info = state.engine_for_pooling("embed", "score")
+    engine, info = model.engine, model.pooling("embed", "score")
     tokenizer = engine.tokenizer
     most = max_text_len(request.truncate_prompt_tokens, engine.max_model_len)
     # A text that is paired several times is computed once where it is computed alone.

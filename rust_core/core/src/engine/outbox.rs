@@ -12,14 +12,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use slab::Slab;
 
-use crate::scheduler::request::FinishReason;
+use crate::scheduler::request::{FinishReason, StopReason};
 use crate::text::detokenizer::Detokenizer;
-use crate::text::sse::{SseTemplate, StopReason, write_chunk};
+use crate::text::sse::{SseTemplate, write_chunk};
 
 /// How a sample's output is delivered.
 #[derive(Debug, Clone)]
 pub enum Delivery {
-    /// As the ready bytes of server-sent events.
+    /// As ready frames, but for each sample's last.
     Sse(Arc<SseTemplate>),
     /// As text and ids, when they come.
     Delta,
@@ -169,13 +169,10 @@ impl Stream {
             if !std::mem::replace(&mut self.has_sent_first, true) {
                 bytes.extend_from_slice(&template.first);
             }
-            let finish = taken.finish_reason.map(FinishReason::as_str);
-            if !taken.text.is_empty() || finish.is_some() {
-                let stop = taken.stop_reason.as_ref();
-                write_chunk(template, &taken.text, finish, stop, &mut bytes);
-            }
-            if finish.is_some() {
-                bytes.extend_from_slice(&template.last);
+            // The text that a sample ends with leaves in the frame of its end, which the front end
+            // writes: it holds what only the end knows.
+            if !taken.text.is_empty() && taken.finish_reason.is_none() {
+                write_chunk(template, &taken.text, &mut bytes);
             }
             taken.sse = Some(bytes);
         }
@@ -292,9 +289,8 @@ mod tests {
     fn template() -> Arc<SseTemplate> {
         let part = |text: &str| text.as_bytes().into();
         Arc::new(SseTemplate {
-            parts: [part("<"), part("|"), part("|"), part(">")],
+            around_text: [part("<"), part(">")],
             first: part("[first]"),
-            last: part("[last]"),
         })
     }
 
@@ -304,6 +300,11 @@ mod tests {
         delta.token_ids.push(7);
         delta.num_output_tokens += 1;
         outbox.token_added(key, interval);
+    }
+
+    fn end(outbox: &mut OutboxData, key: u32) {
+        outbox.stream(key).delta.finish_reason = Some(FinishReason::Stop);
+        outbox.finish(key);
     }
 
     fn sse(outbox: &mut OutboxData) -> Vec<String> {
@@ -318,19 +319,33 @@ mod tests {
         let mut outbox = OutboxData::default();
         let key = outbox.open(Delta::default(), Delivery::Sse(template()), None);
         add(&mut outbox, key, "a", 1);
-        assert_eq!(sse(&mut outbox), ["[first]<a|null|null>"]);
+        assert_eq!(sse(&mut outbox), ["[first]<a>"]);
         add(&mut outbox, key, "b", 1);
         add(&mut outbox, key, "", 1);
         add(&mut outbox, key, "c\"", 1);
-        assert_eq!(sse(&mut outbox), ["<bc\\\"|null|null>"]);
+        assert_eq!(sse(&mut outbox), ["<bc\\\">"]);
         add(&mut outbox, key, "", 1);
         assert!(outbox.is_empty());
-        let delta = &mut outbox.stream(key).delta;
-        delta.finish_reason = Some(FinishReason::Stop);
-        delta.stop_reason = Some(StopReason::Text("x".into()));
-        outbox.finish(key);
-        assert_eq!(sse(&mut outbox), ["<|\"stop\"|\"x\">[last]"]);
+        add(&mut outbox, key, "d", 1);
+        end(&mut outbox, key);
+        let [delta] = &outbox.drain()[..] else {
+            panic!("one sample ended")
+        };
+        // The end's own frame holds its text.
+        assert_eq!(
+            (delta.text.as_str(), delta.sse.as_deref()),
+            ("d", Some(&b""[..]))
+        );
         assert!(outbox.streams.is_empty());
+    }
+
+    #[test]
+    fn a_sample_that_ends_with_its_first_token_is_opened_all_the_same() {
+        let mut outbox = OutboxData::default();
+        let key = outbox.open(Delta::default(), Delivery::Sse(template()), None);
+        add(&mut outbox, key, "a", 1);
+        end(&mut outbox, key);
+        assert_eq!(sse(&mut outbox), ["[first]"]);
     }
 
     #[test]

@@ -4,8 +4,7 @@ use super::{Cursor, EngineCore, Sampled, SampledLogprobs, Step};
 use crate::engine::metrics::{LatencyBatch, MetricsData};
 use crate::engine::outbox::{Delta, OutboxData};
 use crate::scheduler::Landed;
-use crate::scheduler::request::FinishReason;
-use crate::text::sse::StopReason;
+use crate::scheduler::request::{FinishReason, StopReason};
 
 impl EngineCore {
     pub(super) fn take_tokens(

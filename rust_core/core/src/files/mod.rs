@@ -1,4 +1,3 @@
 //! Checkpoint files that are read without Python.
 
-pub mod formats;
 pub mod gguf;

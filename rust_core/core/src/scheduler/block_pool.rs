@@ -17,7 +17,7 @@ use crate::scheduler::free_list::FreeList;
 use crate::scheduler::prefix_cache::BlockHash;
 
 /// Index of a physical block.
-pub type BlockId = u32;
+pub(super) type BlockId = u32;
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Block {

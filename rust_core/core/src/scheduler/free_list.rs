@@ -10,7 +10,7 @@ const ABSENT: u32 = u32::MAX;
 
 /// See the module doc. The sentinel node is at index `capacity`.
 #[derive(Debug, Clone)]
-pub struct FreeList {
+pub(super) struct FreeList {
     next: Vec<u32>,
     prev: Vec<u32>,
     len: usize,
@@ -22,7 +22,7 @@ impl FreeList {
     /// # Panics
     /// If `capacity` does not leave room for the two reserved index values.
     #[must_use]
-    pub fn full(capacity: usize) -> Self {
+    pub(super) fn full(capacity: usize) -> Self {
         assert!(capacity < ABSENT as usize - 1, "free list of {capacity}");
         let nodes = capacity as u32 + 1;
         Self {
@@ -34,18 +34,18 @@ impl FreeList {
 
     /// How many indices are in the list.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.len
     }
 
     /// Whether `index` is in the list. O(1).
     #[must_use]
-    pub fn contains(&self, index: u32) -> bool {
+    pub(super) fn contains(&self, index: u32) -> bool {
         self.next[index as usize] != ABSENT
     }
 
     /// Takes the first index. O(1).
-    pub fn pop_front(&mut self) -> Option<u32> {
+    pub(super) fn pop_front(&mut self) -> Option<u32> {
         let first = self.next[self.sentinel() as usize];
         if first == self.sentinel() {
             return None;
@@ -55,12 +55,12 @@ impl FreeList {
     }
 
     /// Adds an index at the end. O(1).
-    pub fn push_back(&mut self, index: u32) {
+    pub(super) fn push_back(&mut self, index: u32) {
         self.link(index, self.prev[self.sentinel() as usize], self.sentinel());
     }
 
     /// Adds an index at the start. O(1).
-    pub fn push_front(&mut self, index: u32) {
+    pub(super) fn push_front(&mut self, index: u32) {
         self.link(index, self.sentinel(), self.next[self.sentinel() as usize]);
     }
 
@@ -68,7 +68,7 @@ impl FreeList {
     ///
     /// # Panics
     /// If it is not in the list.
-    pub fn remove(&mut self, index: u32) {
+    pub(super) fn remove(&mut self, index: u32) {
         assert!(
             self.contains(index),
             "index {index} is not in the free list"
@@ -92,7 +92,7 @@ impl FreeList {
     }
 
     /// Checks the links both ways. O(capacity).
-    pub fn check_integrity(&self) -> Result<()> {
+    pub(super) fn check_integrity(&self) -> Result<()> {
         let mut seen = 0;
         let mut at = self.sentinel();
         loop {

@@ -44,6 +44,15 @@ impl FinishReason {
     }
 }
 
+/// What made a sample stop, where that is not EOS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StopReason {
+    /// One of the request's stop tokens.
+    Token(u32),
+    /// One of the request's stop strings.
+    Text(Arc<str>),
+}
+
 /// The order of service: lower priority values first, then by arrival. Unique per request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rank {

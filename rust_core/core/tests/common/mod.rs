@@ -3,16 +3,16 @@
 #![allow(dead_code)] // each test binary uses its part
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Range;
 
 use octavo_core::engine::outbox::{Delivery, Delta, Extra};
 use octavo_core::engine::{AddRequest, EngineCore, Sampled};
 use octavo_core::scheduler::batch::{ScheduledBatch, Staging};
-use octavo_core::scheduler::request::FinishReason;
+use octavo_core::scheduler::request::{FinishReason, StopReason};
 use octavo_core::scheduler::{Policy, SchedulerConfig};
-use octavo_core::text::sse::StopReason;
 
 /// Token ids are below this, so that EOS and equal prefixes happen.
-pub const VOCABULARY: u64 = 13;
+pub(crate) const VOCABULARY: u64 = 13;
 
 /// The fingerprint of a sequence is this one extended token by token.
 const EMPTY: u64 = 0x1234_5678_9abc_def1;
@@ -29,7 +29,7 @@ fn next_token(fingerprint: u64, seed: u64) -> i32 {
 
 /// What a request asks for.
 #[derive(Debug, Clone)]
-pub struct Wish {
+pub(crate) struct Wish {
     pub prompt: Vec<u32>,
     pub num_samples: usize,
     pub max_tokens: usize,
@@ -42,7 +42,7 @@ pub struct Wish {
 }
 
 impl Wish {
-    pub fn new(prompt: &[u32], max_tokens: usize) -> Self {
+    pub(crate) fn new(prompt: &[u32], max_tokens: usize) -> Self {
         Self {
             prompt: prompt.to_vec(),
             num_samples: 1,
@@ -79,7 +79,7 @@ impl Wish {
 
 /// One sample's expected and received output.
 #[derive(Debug)]
-pub struct Expected {
+pub(crate) struct Expected {
     wish: Wish,
     max_len: usize,
     pub received: Vec<u32>,
@@ -92,7 +92,7 @@ pub struct Expected {
 
 /// A step on the device.
 #[derive(Debug)]
-pub struct Launched {
+pub(crate) struct Launched {
     pub batch: ScheduledBatch,
     pub request_ids: Vec<u64>,
     pub new_slots: Vec<(u32, u64)>,
@@ -100,7 +100,7 @@ pub struct Launched {
     writes: Vec<(usize, u64)>,
 }
 
-pub struct World {
+pub(crate) struct World {
     pub core: EngineCore,
     pub in_flight: VecDeque<Launched>,
     pub samples: BTreeMap<u64, Expected>,
@@ -116,7 +116,7 @@ pub struct World {
     pub num_steps: usize,
 }
 
-pub fn config(num_blocks: usize, block_size: usize) -> SchedulerConfig {
+pub(crate) fn config(num_blocks: usize, block_size: usize) -> SchedulerConfig {
     SchedulerConfig {
         num_blocks,
         block_size,
@@ -130,7 +130,7 @@ pub fn config(num_blocks: usize, block_size: usize) -> SchedulerConfig {
 }
 
 impl World {
-    pub fn new(config: SchedulerConfig) -> Self {
+    pub(crate) fn new(config: SchedulerConfig) -> Self {
         let core = EngineCore::new(config.clone(), 1, None).expect("a valid config");
         let rows = config.max_num_seqs + 1;
         let columns = config.max_model_len.div_ceil(config.block_size);
@@ -151,7 +151,7 @@ impl World {
     }
 
     /// Queues a request; None if the core refuses it, as it must where it can never run.
-    pub fn add(&mut self, wish: &Wish) -> Option<Vec<u64>> {
+    pub(crate) fn add(&mut self, wish: &Wish) -> Option<Vec<u64>> {
         let first = self.next_id;
         self.next_id += wish.num_samples as u64;
         let ids: Vec<u64> = (first..self.next_id).collect();
@@ -198,7 +198,7 @@ impl World {
     }
 
     /// Plans a step and runs it on the device. False if there was nothing to plan.
-    pub fn schedule(&mut self) -> bool {
+    pub(crate) fn schedule(&mut self) -> bool {
         self.now_s += 0.001;
         self.buffer.fill(i32::MIN);
         let mut staging = Staging {
@@ -220,7 +220,7 @@ impl World {
     }
 
     /// Takes back the oldest step.
-    pub fn update(&mut self) {
+    pub(crate) fn update(&mut self) {
         let Some(step) = self.in_flight.pop_front() else {
             return;
         };
@@ -258,7 +258,7 @@ impl World {
     }
 
     /// The step at `at` failed: what it wrote is garbage.
-    pub fn fail(&mut self, at: usize) {
+    pub(crate) fn fail(&mut self, at: usize) {
         let Some(step) = self.in_flight.remove(at) else {
             return;
         };
@@ -276,7 +276,7 @@ impl World {
         self.check();
     }
 
-    pub fn abort(&mut self, id: u64) -> bool {
+    pub(crate) fn abort(&mut self, id: u64) -> bool {
         let known = self.core.abort(id, self.now_s);
         if known {
             self.samples.get_mut(&id).expect("known").may_end_early = true;
@@ -286,14 +286,14 @@ impl World {
     }
 
     /// Reads the outbox and compares every sample with the truth.
-    pub fn drain(&mut self) {
+    pub(crate) fn drain(&mut self) {
         for delta in self.core.outbox().drain() {
             self.receive(delta);
         }
     }
 
     /// Runs until nothing is left; panics if that takes more than `max_steps`.
-    pub fn finish(&mut self, depth: usize, max_steps: usize) {
+    pub(crate) fn finish(&mut self, depth: usize, max_steps: usize) {
         let last = self.num_steps + max_steps;
         while self.core.has_work() {
             let planned = self.in_flight.len() < depth && self.schedule();
@@ -386,37 +386,11 @@ impl World {
         request_ids: Vec<u64>,
         new_slots: Vec<(u32, u64)>,
     ) -> Launched {
-        let block_size = self.config.block_size;
-        let columns = self.config.max_model_len.div_ceil(block_size);
-        let spare = self.config.max_num_seqs;
         let staged = self.buffer[..batch.packed_len].to_vec();
         assert!(!staged.contains(&i32::MIN), "an element was not written");
-        let section = |offset: usize, len: usize| &staged[offset..offset + len];
-        let input_ids = section(batch.input_ids_offset, batch.num_tokens);
-        let positions = section(batch.positions_offset, batch.num_tokens);
-        let slot_mapping = section(batch.slot_mapping_offset, batch.num_tokens);
-        let slots = section(batch.slots_offset, batch.num_reqs);
-        let seq_lens = section(batch.seq_lens_offset, batch.num_reqs);
-        let query_start_loc = section(batch.query_start_loc_offset, batch.num_reqs + 1);
-        let sample_rows = section(batch.sample_rows_offset, batch.num_reqs);
-        let sample_slots = section(batch.sample_slots_offset, batch.num_reqs);
-        let updates = section(batch.block_updates_offset, 2 * batch.num_block_updates);
-
-        assert!(batch.num_tokens <= self.config.max_num_batched_tokens);
-        assert_eq!(query_start_loc[0], 0);
-        assert_eq!(query_start_loc[batch.num_reqs], batch.num_tokens as i32);
-        assert!(
-            sample_slots[batch.num_samples..]
-                .iter()
-                .all(|&s| s as usize == spare)
-        );
-        assert!(
-            sample_rows
-                .iter()
-                .all(|&row| (row as usize) < batch.num_tokens)
-        );
-
-        let (rows, ids) = updates.split_at(batch.num_block_updates);
+        let arrays = Arrays::of(&staged, &batch);
+        self.check_shape(&batch, &arrays);
+        let (rows, ids) = arrays.updates.split_at(batch.num_block_updates);
         for (&row, &id) in rows.iter().zip(ids) {
             self.block_table[row as usize] = id;
         }
@@ -424,69 +398,30 @@ impl World {
             self.seed[slot as usize] = id;
             self.last_token[slot as usize] = -1;
         }
-
         let mut writes = Vec::new();
         let mut fingerprints = HashMap::new();
         let mut max_query_len = 0;
-        for r in 0..batch.num_reqs {
-            let (slot, seq_len) = (slots[r] as usize, seq_lens[r] as usize);
-            let query = query_start_loc[r] as usize..query_start_loc[r + 1] as usize;
+        for (r, &id) in request_ids.iter().enumerate().take(batch.num_reqs) {
+            let query = arrays.query(r);
             assert!(!query.is_empty() && (r >= batch.num_decodes || query.len() == 1));
             max_query_len = max_query_len.max(query.len());
-            let table = &self.block_table[slot * columns..(slot + 1) * columns];
-            let cell = |position: usize| {
-                table[position / block_size] as usize * block_size + position % block_size
-            };
-            let first = seq_len - query.len();
-            assert_eq!(
-                self.seed[slot], request_ids[r],
-                "slot {slot} belongs to another"
-            );
-            for (k, row) in query.enumerate() {
-                let position = first + k;
-                assert_eq!(positions[row] as usize, position);
-                assert_eq!(slot_mapping[row] as usize, cell(position));
-                let token = match input_ids[row] {
-                    -1 => self.last_token[slot],
-                    token => token,
-                };
-                assert!(token >= 0, "no token in slot {slot}");
-                let before = match position {
-                    0 => EMPTY,
-                    _ => self.cache[cell(position - 1)],
-                };
-                let fingerprint = extend(before, token);
-                self.cache[cell(position)] = fingerprint;
-                writes.push((cell(position), fingerprint));
+            let slot = arrays.slots[r] as usize;
+            assert_eq!(self.seed[slot], id, "slot {slot} belongs to another");
+            for row in query {
+                let (cell, fingerprint) = self.compute(&arrays, r, row);
+                writes.push((cell, fingerprint));
                 fingerprints.insert(row as i32, fingerprint);
             }
-            // The whole context must be the request's own.
-            let sample = &self.samples[&request_ids[r]];
-            let (outputs, ..) = Wish {
-                eos: None,
-                stop: None,
-                ..sample.wish.clone()
-            }
-            .truth(request_ids[r], sample.max_len);
-            let truth = sample.wish.prompt.iter().chain(&outputs);
-            let mut expected = EMPTY;
-            for (position, &token) in truth.take(seq_len).enumerate() {
-                expected = extend(expected, token as i32);
-                assert_eq!(
-                    self.cache[cell(position)],
-                    expected,
-                    "request {}, position {position} of {seq_len}",
-                    request_ids[r]
-                );
-            }
+            self.check_context(id, slot, arrays.seq_lens[r] as usize);
         }
         assert_eq!(batch.max_query_len, max_query_len);
         assert_eq!(
             batch.max_seq_len as i32,
-            seq_lens.iter().copied().max().expect("some request")
+            arrays.seq_lens.iter().copied().max().expect("some request")
         );
-        let sampled = sample_rows.iter().zip(sample_slots).take(batch.num_samples);
+        let sampled = arrays.sample_rows.iter().zip(arrays.sample_slots);
         let tokens: Vec<i32> = sampled
+            .take(batch.num_samples)
             .map(|(row, &slot)| {
                 let token = next_token(fingerprints[row], self.seed[slot as usize]);
                 self.last_token[slot as usize] = token;
@@ -500,5 +435,111 @@ impl World {
             tokens,
             writes,
         }
+    }
+
+    /// The arrays are those of the step, and what is no sample does nothing.
+    fn check_shape(&self, batch: &ScheduledBatch, arrays: &Arrays) {
+        let spare = self.config.max_num_seqs;
+        assert!(batch.num_tokens <= self.config.max_num_batched_tokens);
+        let Arrays {
+            query_start_loc,
+            sample_slots,
+            sample_rows,
+            ..
+        } = arrays;
+        assert_eq!(query_start_loc[0], 0);
+        assert_eq!(query_start_loc[batch.num_reqs], batch.num_tokens as i32);
+        let padding = &sample_slots[batch.num_samples..];
+        assert!(padding.iter().all(|&s| s as usize == spare));
+        let in_step = |&row: &i32| (row as usize) < batch.num_tokens;
+        assert!(sample_rows.iter().all(in_step));
+    }
+
+    /// The place in the cache of a slot's position.
+    fn cell(&self, slot: usize, position: usize) -> usize {
+        let block_size = self.config.block_size;
+        let columns = self.config.max_model_len.div_ceil(block_size);
+        let block = self.block_table[slot * columns + position / block_size] as usize;
+        block * block_size + position % block_size
+    }
+
+    /// Computes row `row` of the step's request `r`: where its fingerprint went, and which it is.
+    fn compute(&mut self, arrays: &Arrays, r: usize, row: usize) -> (usize, u64) {
+        let (slot, query) = (arrays.slots[r] as usize, arrays.query(r));
+        let position = arrays.seq_lens[r] as usize - query.len() + row - query.start;
+        let cell = self.cell(slot, position);
+        assert_eq!(arrays.positions[row] as usize, position);
+        assert_eq!(arrays.slot_mapping[row] as usize, cell);
+        let token = match arrays.input_ids[row] {
+            -1 => self.last_token[slot],
+            token => token,
+        };
+        assert!(token >= 0, "no token in slot {slot}");
+        let before = match position {
+            0 => EMPTY,
+            _ => self.cache[self.cell(slot, position - 1)],
+        };
+        let fingerprint = extend(before, token);
+        self.cache[cell] = fingerprint;
+        (cell, fingerprint)
+    }
+
+    /// The whole context in a slot is the request's own.
+    fn check_context(&self, id: u64, slot: usize, seq_len: usize) {
+        let sample = &self.samples[&id];
+        let endless = Wish {
+            eos: None,
+            stop: None,
+            ..sample.wish.clone()
+        };
+        let (outputs, ..) = endless.truth(id, sample.max_len);
+        let truth = sample.wish.prompt.iter().chain(&outputs);
+        let mut expected = EMPTY;
+        for (position, &token) in truth.take(seq_len).enumerate() {
+            expected = extend(expected, token as i32);
+            assert_eq!(
+                self.cache[self.cell(slot, position)],
+                expected,
+                "request {id}, position {position} of {seq_len}"
+            );
+        }
+    }
+}
+
+/// A step's arrays, as kernels read them.
+struct Arrays<'a> {
+    input_ids: &'a [i32],
+    positions: &'a [i32],
+    slot_mapping: &'a [i32],
+    slots: &'a [i32],
+    seq_lens: &'a [i32],
+    query_start_loc: &'a [i32],
+    sample_rows: &'a [i32],
+    sample_slots: &'a [i32],
+    /// Rows of the block table, then their blocks.
+    updates: &'a [i32],
+}
+
+impl<'a> Arrays<'a> {
+    fn of(staged: &'a [i32], batch: &ScheduledBatch) -> Self {
+        let section = |offset: usize, len: usize| &staged[offset..offset + len];
+        let tokens = |offset| section(offset, batch.num_tokens);
+        let requests = |offset| section(offset, batch.num_reqs);
+        Self {
+            input_ids: tokens(batch.input_ids_offset),
+            positions: tokens(batch.positions_offset),
+            slot_mapping: tokens(batch.slot_mapping_offset),
+            slots: requests(batch.slots_offset),
+            seq_lens: requests(batch.seq_lens_offset),
+            query_start_loc: section(batch.query_start_loc_offset, batch.num_reqs + 1),
+            sample_rows: requests(batch.sample_rows_offset),
+            sample_slots: requests(batch.sample_slots_offset),
+            updates: section(batch.block_updates_offset, 2 * batch.num_block_updates),
+        }
+    }
+
+    /// Rows of request `r`.
+    fn query(&self, r: usize) -> Range<usize> {
+        self.query_start_loc[r] as usize..self.query_start_loc[r + 1] as usize
     }
 }

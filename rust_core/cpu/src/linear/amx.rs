@@ -20,10 +20,13 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+use octavo_formats::blocks::Format;
+use octavo_formats::with_format;
+
 use crate::float::DType;
 use crate::level::Level;
 use crate::linear::float::{Emit, K_BLOCK, Unpack};
-use crate::linear::form::{Form, Out, with_form};
+use crate::linear::form::{Form, Out};
 use crate::linear::layout::{Packed, View};
 use crate::pool;
 use crate::scratch::with_floats;
@@ -32,7 +35,7 @@ use crate::tensor::{Convert, Rows, RowsMut};
 
 /// Fewer rows are faster as int8 or float32 vectors: 16 rows of 3072 x 576 Q4_1 weights take 80 us
 /// in int8 and 103 here, 24 would take 120 and 115.
-pub const MIN_ROWS: usize = 20;
+pub(super) const MIN_ROWS: usize = 20;
 /// Rows of a tile of x and columns of a tile of weights.
 const TILE: usize = 16;
 /// Elements of K that a tile product takes.
@@ -61,7 +64,7 @@ fn parts(packed: Packed, x: DType, exact: bool) -> (usize, usize) {
 
 /// x as bfloat16 parts; see the module doc.
 #[derive(Clone, Copy)]
-pub struct Activations {
+pub(super) struct Activations {
     values: *const u16,
     num_parts: usize,
     /// Of the weights that they will meet.
@@ -86,7 +89,7 @@ impl Activations {
     }
 
     /// Floats of buffer that `split` needs: whole pairs of tiles.
-    pub fn floats(x: Rows, weight: View, exact: bool) -> usize {
+    pub(super) fn floats(x: Rows, weight: View, exact: bool) -> usize {
         let (num_parts, _) = parts(weight.packed, x.dtype, exact);
         num_parts * x.rows.next_multiple_of(2 * TILE) * weight.k.next_multiple_of(STEP) / 2
     }
@@ -95,7 +98,7 @@ impl Activations {
     ///
     /// # Safety
     /// `level` has AMX; x describes valid memory of K columns; `buffer` holds `floats(...)`.
-    pub unsafe fn split(
+    pub(super) unsafe fn split(
         level: Level,
         x: Rows,
         weight: View,
@@ -214,14 +217,14 @@ impl Kernel for RoundPanel {
         let w = self.weight;
         // SAFETY: the panel exists; offsets are those of the layout.
         unsafe {
-            with_form!(w.packed, F => {
+            with_format!(w.packed.blocks(), F => {
                 let elements = F::SHAPE.elements();
                 let blocks = w.k / elements;
                 for half in 0..2 {
                     let first = (2 * self.panel + half) * blocks;
                     for b in 0..blocks {
                         let to = self.to.add((b * elements * 2 + 2 * half) * S::LANES);
-                        let block = w.bytes.add((first + b) * F::SHAPE.block() * S::LANES);
+                        let block = w.bytes.add((first + b) * F::LAYOUT.block * S::LANES);
                         F::weights(s, block, &Pairs(to));
                     }
                 }
@@ -259,50 +262,43 @@ static ALL_TILES: TileConfig = TileConfig {
     rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
 };
 
-/// Load part p of both tiles of x.
-macro_rules! x {
-    (0) => {
-        "tileloadd tmm4, [{x} + 1*{row}]\ntileloadd tmm5, [{x2} + 1*{row}]\n"
-    };
-    (1) => {
-        "tileloadd tmm4, [{x} + 1*{row} + 1024]\ntileloadd tmm5, [{x2} + 1*{row} + 1024]\n"
-    };
-    (2) => {
-        "tileloadd tmm4, [{x} + 1*{row} + 2048]\ntileloadd tmm5, [{x2} + 1*{row} + 2048]\n"
-    };
-}
-
-/// Load part p of both tiles of weights.
-macro_rules! w {
-    (0) => {
-        "tileloadd tmm6, [{w} + 1*{line}]\ntileloadd tmm7, [{w} + 1*{line} + 64]\n"
-    };
-    (1) => {
-        "tileloadd tmm6, [{w} + 1*{line} + 2048]\ntileloadd tmm7, [{w} + 1*{line} + 2112]\n"
-    };
-    (2) => {
-        "tileloadd tmm6, [{w} + 1*{line} + 4096]\ntileloadd tmm7, [{w} + 1*{line} + 4160]\n"
-    };
-}
-
-/// Add the four products of what is loaded.
-macro_rules! m {
-    () => {
+/// One instruction of a step: `x0` to `x2` load that part of both tiles of x, `w0` to `w2` that of both
+/// tiles of weights, `m` adds the four products of the parts that are loaded.
+macro_rules! step {
+    (x0) => { step!(@x "") };
+    (x1) => { step!(@x " + 1024") };
+    (x2) => { step!(@x " + 2048") };
+    (w0) => { step!(@w "" "64") };
+    (w1) => { step!(@w " + 2048" "2112") };
+    (w2) => { step!(@w " + 4096" "4160") };
+    (m) => {
         "tdpbf16ps tmm0, tmm4, tmm6\ntdpbf16ps tmm1, tmm4, tmm7\n\
          tdpbf16ps tmm2, tmm5, tmm6\ntdpbf16ps tmm3, tmm5, tmm7\n"
     };
+    (@x $part:literal) => {
+        concat!(
+            "tileloadd tmm4, [{x} + 1*{row}", $part, "]\n",
+            "tileloadd tmm5, [{x2} + 1*{row}", $part, "]\n",
+        )
+    };
+    (@w $first:literal $second:literal) => {
+        concat!(
+            "tileloadd tmm6, [{w} + 1*{line}", $first, "]\n",
+            "tileloadd tmm7, [{w} + 1*{line} + ", $second, "]\n",
+        )
+    };
 }
 
-/// `multiply` with one step's loads and products; the smallest come first.
+/// A product with these instructions a step; the smallest products come first.
 macro_rules! multiply {
-    ($args:ident, $($step:expr),+) => {
+    ($args:ident, $($step:ident)+) => {
         asm!(
             "tilezero tmm0",
             "tilezero tmm1",
             "tilezero tmm2",
             "tilezero tmm3",
             "2:",
-            concat!($($step),+),
+            concat!($(step!($step)),+),
             "add {x}, {x_step}",
             "add {x2}, {x_step}",
             "add {w}, {w_step}",
@@ -349,64 +345,22 @@ impl Multiply {
         // SAFETY: the caller's; only tile registers, `sums` and the operands change.
         unsafe {
             match (self.x_parts, self.weight_parts) {
-                (1, 1) => multiply!(self, x!(0), w!(0), m!()),
-                (1, 2) => multiply!(self, x!(0), w!(1), m!(), w!(0), m!()),
-                (1, _) => multiply!(self, x!(0), w!(2), m!(), w!(1), m!(), w!(0), m!()),
-                (2, 1) => multiply!(self, w!(0), x!(1), m!(), x!(0), m!()),
-                (2, 2) => multiply!(self, x!(0), w!(1), m!(), w!(0), m!(), x!(1), m!()),
-                (2, _) => multiply!(
-                    self,
-                    x!(0),
-                    w!(2),
-                    m!(),
-                    x!(1),
-                    w!(1),
-                    m!(),
-                    w!(0),
-                    m!(),
-                    x!(0),
-                    m!(),
-                    w!(1),
-                    m!()
-                ),
-                (_, 1) => multiply!(self, w!(0), x!(2), m!(), x!(1), m!(), x!(0), m!()),
-                (_, 2) => multiply!(
-                    self,
-                    w!(0),
-                    x!(2),
-                    m!(),
-                    x!(1),
-                    m!(),
-                    w!(1),
-                    m!(),
-                    x!(0),
-                    m!(),
-                    w!(0),
-                    m!()
-                ),
-                (_, _) => multiply!(
-                    self,
-                    w!(0),
-                    x!(2),
-                    m!(),
-                    x!(1),
-                    m!(),
-                    w!(1),
-                    m!(),
-                    x!(0),
-                    m!(),
-                    w!(2),
-                    m!(),
-                    w!(0),
-                    m!()
-                ),
+                (1, 1) => multiply!(self, x0 w0 m),
+                (1, 2) => multiply!(self, x0 w1 m w0 m),
+                (1, _) => multiply!(self, x0 w2 m w1 m w0 m),
+                (2, 1) => multiply!(self, w0 x1 m x0 m),
+                (2, 2) => multiply!(self, x0 w1 m w0 m x1 m),
+                (2, _) => multiply!(self, x0 w2 m x1 w1 m w0 m x0 m w1 m),
+                (_, 1) => multiply!(self, w0 x2 m x1 m x0 m),
+                (_, 2) => multiply!(self, w0 x2 m x1 m w1 m x0 m w0 m),
+                (_, _) => multiply!(self, w0 x2 m x1 m w1 m x0 m w2 m w0 m),
             }
         }
     }
 }
 
 /// Panels `panels` of the weight for rows `rows` of x.
-pub struct AmxTask {
+pub(super) struct AmxTask {
     /// One that has AMX.
     pub level: Level,
     /// The weight, packed for it.
@@ -426,11 +380,12 @@ pub struct AmxTask {
 impl AmxTask {
     /// # Safety
     /// `Linear::forward`'s contract, and `x` is the split of its x.
-    pub unsafe fn run(&self) {
+    pub(super) unsafe fn run(&self) {
         let steps = self.weight.k.div_ceil(STEP);
         // Elements of a panel's parts.
         let size = steps * STEP * PANEL * self.x.weight_parts;
-        let direct = self.weight.packed == Packed::Bf16 && self.weight.k.is_multiple_of(STEP);
+        let direct =
+            self.weight.packed == Packed::Plain(DType::Bf16) && self.weight.k.is_multiple_of(STEP);
         let group = if self.rows.len() <= ONE_PANEL_ROWS {
             1
         } else {

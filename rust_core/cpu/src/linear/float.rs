@@ -7,22 +7,26 @@
 
 use std::ops::Range;
 
-use crate::linear::form::{Form, Out, with_form};
+use octavo_formats::blocks::Format;
+use octavo_formats::with_format;
+
+use crate::float::DType;
+use crate::linear::form::{Form, Out};
 use crate::linear::layout::{Packed, View};
 use crate::simd::{Kernel, Simd};
 use crate::tensor::{Rows, RowsMut, load_some, store_some};
 
 /// Elements of K in one block: a panel slice is 16 KiB (32 with 16 lanes).
-pub const K_BLOCK: usize = 256;
+pub(crate) const K_BLOCK: usize = 256;
 /// Rows of x in one block: their sums stay in the first-level cache.
-pub const ROW_BLOCK: usize = 96;
+pub(crate) const ROW_BLOCK: usize = 96;
 /// What a task needs at any level: a panel slice and a block of sums.
-pub const SCRATCH_FLOATS: usize = (K_BLOCK + ROW_BLOCK) * 32;
+pub(crate) const SCRATCH_FLOATS: usize = (K_BLOCK + ROW_BLOCK) * 32;
 /// Up to so many rows 16-bit weights are read without unpacking.
 const DIRECT_ROWS: usize = 4;
 
 /// Panels `panels` of the weight for rows `rows` of x.
-pub struct FloatTask {
+pub(crate) struct FloatTask {
     /// The weight.
     pub weight: View,
     /// float32, stride even and at least K.
@@ -286,11 +290,11 @@ impl FloatTask {
             let x = self.x.at(row, k0).cast::<f32>();
             let stride = self.x.stride;
             if rows <= DIRECT_ROWS && k0 + len <= w.k {
-                if w.packed == Packed::Bf16 {
+                if w.packed == Packed::Plain(DType::Bf16) {
                     let p = w.bf16_panel(panel, k0, width);
                     return panel_tiles(s, x, stride, rows, Bf16Panel(p), pairs, sums);
                 }
-                if w.packed == Packed::F16 {
+                if w.packed == Packed::Plain(DType::F16) {
                     let p = w.bytes.cast::<u16>().add((panel * w.k + k0) * width);
                     return panel_tiles(s, x, stride, rows, F16Panel(p), pairs, sums);
                 }
@@ -310,7 +314,7 @@ impl FloatTask {
 }
 
 /// Part of a panel as float32 [len][2 LANES].
-pub struct Unpack {
+pub(crate) struct Unpack {
     /// The weight.
     pub weight: View,
     /// Which panel.
@@ -339,7 +343,7 @@ impl Kernel for Unpack {
         // SAFETY: the layouts in `linear`'s doc.
         unsafe {
             match w.packed {
-                Packed::F32 => {
+                Packed::Plain(DType::F32) => {
                     let p = w.bytes.cast::<f32>().add((panel * w.k + k0) * width);
                     if k0 + len <= w.k {
                         return p;
@@ -349,7 +353,7 @@ impl Kernel for Unpack {
                         *slice.add(i) = 0.0;
                     }
                 }
-                Packed::Bf16 => {
+                Packed::Plain(DType::Bf16) => {
                     let p = w.bf16_panel(panel, k0, width);
                     for pair in 0..len / 2 {
                         let v = Bf16Panel(p).load(s, pair);
@@ -358,7 +362,7 @@ impl Kernel for Unpack {
                         }
                     }
                 }
-                Packed::F16 => {
+                Packed::Plain(DType::F16) => {
                     let p = w.bytes.cast::<u16>().add((panel * w.k + k0) * width);
                     for i in 0..2 * len {
                         let inside = k0 + i / 2 < w.k;
@@ -370,9 +374,9 @@ impl Kernel for Unpack {
                         s.store(slice.add(i * S::LANES), v);
                     }
                 }
-                packed => with_form!(packed, F => {
+                Packed::Blocks(format) => with_format!(format, F => {
                     let elements = F::SHAPE.elements();
-                    let bytes = F::SHAPE.block() * S::LANES;
+                    let bytes = F::LAYOUT.block * S::LANES;
                     for half in 0..2 {
                         let tile = 2 * panel + half;
                         let first = tile * (w.k / elements) + k0 / elements;
@@ -389,7 +393,7 @@ impl Kernel for Unpack {
 }
 
 /// Sums [rows][2 LANES] plus bias, as y's elements.
-pub struct Emit {
+pub(crate) struct Emit {
     /// Columns of y.
     pub n: usize,
     /// [1, N]

@@ -1,19 +1,16 @@
-//! Form: a quantized kind as the vector kernels read it, a group of a tile at a time.
-//!
-//! Every kind's weight is scale * q + minimum with q an integer, the two the same for 32 elements
-//! of K, or for 16; which numbers of a block they are made of is all that kinds differ in.
+//! Form: a block format as the vector kernels read it, a group of a tile at a time.
 
-use crate::linear::layout::{Packed, Shape};
-use crate::simd::Simd;
+use octavo_formats::blocks::Format;
 
-/// Compile-time name of a quantized kind.
-pub trait Form {
-    /// Which.
-    const PACKED: Packed;
-    /// Its block.
-    const SHAPE: Shape = Self::PACKED.shape();
+use crate::linear::layout::BlockLayout;
+use crate::simd::{GROUP, Simd};
 
-    /// What a block's groups share: d, and m or dmin (else zero).
+/// A block format's reads in vectors.
+pub(super) trait Form: Format {
+    /// Sizes of a block.
+    const LAYOUT: BlockLayout = BlockLayout::of(Self::SHAPE);
+
+    /// The block's halves: d, and m or dmin (else zero).
     ///
     /// # Safety
     /// `block` is one of a tile of this kind, here and below.
@@ -29,7 +26,8 @@ pub trait Form {
         }
     }
 
-    /// Scale and minimum of half `half` of group `g`. Q8_0's minimum is zero.
+    /// Scale and minimum of half `half` of group `g`: an element is scale * q + minimum, with the
+    /// format's offset in the minimum. See [`octavo_formats::blocks::Shape::scale`].
     ///
     /// # Safety
     /// As `head`, which gave `d` and `m`.
@@ -43,32 +41,31 @@ pub trait Form {
     ) -> [S::V; 2] {
         // SAFETY: the caller's.
         unsafe {
-            let bytes = block.add(2 * Self::SHAPE.halves * S::LANES).cast::<i8>();
-            match Self::PACKED {
-                Packed::Q4_0 => [d, s.mul(d, s.splat(-8.0))],
-                Packed::Q5_0 => [d, s.mul(d, s.splat(-16.0))],
-                Packed::Q4_K | Packed::Q5_K => {
-                    let min = s.load_i8(bytes.add((8 + g) * S::LANES));
-                    let d = s.mul(d, s.load_i8(bytes.add(g * S::LANES)));
-                    [d, s.sub(s.zero(), s.mul(m, min))]
-                }
-                Packed::Q6_K => {
-                    let d = s.mul(d, s.load_i8(bytes.add((2 * g + half) * S::LANES)));
-                    [d, s.mul(d, s.splat(-32.0))]
-                }
-                _ => [d, m],
-            }
+            let shape = Self::SHAPE;
+            let scales = block.add(2 * shape.halves * S::LANES).cast::<i8>();
+            let scale = |i: usize| s.load_i8(scales.add(i * S::LANES));
+            let scaled = match (shape.scales > 0, shape.halves) {
+                (false, _) => d,
+                (true, 1) => s.mul(d, scale(2 * g + half)),
+                (true, _) => s.mul(d, scale(g)),
+            };
+            let minimum = match (shape.scales > 0, shape.halves) {
+                (true, 2) => s.sub(s.zero(), s.mul(m, scale(shape.groups + g))),
+                _ if shape.offset > 0 => s.mul(scaled, s.splat(-f32::from(shape.offset))),
+                _ => m,
+            };
+            [scaled, minimum]
         }
     }
 
-    /// Where group `g` begins.
+    /// Address of group `g`.
     ///
     /// # Safety
     /// As `head`.
     #[inline(always)]
     unsafe fn group<S: Simd>(block: *const u8, g: usize) -> *const u8 {
         // SAFETY: the caller's.
-        unsafe { block.add((Self::SHAPE.head() + g * Self::SHAPE.group()) * S::LANES) }
+        unsafe { block.add((Self::LAYOUT.head + g * Self::LAYOUT.group) * S::LANES) }
     }
 
     /// The group at `p`: byte b of vector j has elements 4j + b.
@@ -130,7 +127,7 @@ pub trait Form {
         }
     }
 
-    /// Give `out` the weights of a block, as float32.
+    /// Put the weights of a block, as float32, into `out`.
     ///
     /// # Safety
     /// As `head`; `out` takes them all.
@@ -142,12 +139,12 @@ pub trait Form {
             for g in 0..Self::SHAPE.groups {
                 let p = Self::group::<S>(block, g);
                 let low = Self::scale(s, head, block, g, 0);
-                let high = if matches!(Self::PACKED, Packed::Q6_K) {
+                let high = if Self::SHAPE.has_half_groups() {
                     Self::scale(s, head, block, g, 1)
                 } else {
                     low
                 };
-                let k = g * crate::simd::GROUP;
+                let k = g * GROUP;
                 if Self::SHAPE.bits == 4 {
                     for j in 0..4 {
                         let w = s.load_words(p.add(4 * j * S::LANES));
@@ -190,43 +187,13 @@ unsafe fn put<S: Simd, O: Out<S>>(
     }
 }
 
-/// Takes a tile's weights of elements k, even, and k + 1.
-pub trait Out<S: Simd> {
+/// A destination of a tile's weights.
+pub(super) trait Out<S: Simd> {
+    /// Write elements k, even, and k + 1.
+    ///
     /// # Safety
     /// There is room for them.
     unsafe fn put(&self, s: S, k: usize, even: S::V, odd: S::V);
 }
 
-macro_rules! forms {
-    ($($name:ident)*) => {
-        $(
-            /// See `Packed`.
-            #[allow(non_camel_case_types)]
-            pub struct $name;
-            impl Form for $name {
-                const PACKED: Packed = Packed::$name;
-            }
-        )*
-    };
-}
-
-forms!(Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q4_K Q5_K Q6_K);
-
-/// `$body` with the type `$form` that stands for a quantized kind.
-macro_rules! with_form {
-    (@each $packed:expr, $form:ident, $body:expr, $($name:ident)*) => {
-        match $packed {
-            $($crate::linear::layout::Packed::$name => {
-                type $form = $crate::linear::form::$name;
-                $body
-            })*
-            _ => unreachable!("a plain kind"),
-        }
-    };
-    ($packed:expr, $form:ident => $body:expr) => {
-        $crate::linear::form::with_form!(
-            @each $packed, $form, $body, Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q4_K Q5_K Q6_K
-        )
-    };
-}
-pub(super) use with_form;
+impl<F: Format> Form for F {}

@@ -17,6 +17,7 @@ use crate::linear::Linear;
 use crate::pool;
 use crate::scratch::{AlignedBytes, with_floats};
 use crate::simd::{Kernel, Simd};
+use crate::tensor::Shared;
 
 /// Elements of K that share scales, and stay in a first-level cache of 48 KiB: 24 KiB of a panel
 /// beside 9 KiB of a tile of activations.
@@ -95,6 +96,11 @@ impl Words {
         out
     }
 
+    /// The instruction set it is packed for.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
     /// Output features.
     pub fn n(&self) -> usize {
         self.n
@@ -142,25 +148,6 @@ impl Words {
         });
     }
 }
-
-/// Memory of which every task writes a part of its own.
-#[derive(Clone, Copy)]
-pub(crate) struct Shared<T>(pub *mut T);
-
-impl<T> Shared<T> {
-    /// # Safety
-    /// The element, or one past the last, exists.
-    #[inline(always)]
-    pub unsafe fn at(self, i: usize) -> *mut T {
-        // SAFETY: the caller's.
-        unsafe { self.0.add(i) }
-    }
-}
-
-// SAFETY: it only names memory; whoever writes it vouches that no other task does.
-unsafe impl<T> Sync for Shared<T> {}
-// SAFETY: as above.
-unsafe impl<T> Send for Shared<T> {}
 
 /// Activations [M, K] rounded to int16.
 #[derive(Clone, Copy)]

@@ -12,9 +12,12 @@
 
 use std::ops::Range;
 
+use octavo_formats::blocks::BlockFormat;
+use octavo_formats::with_format;
+
 use crate::level::Level;
-use crate::linear::form::{Form, with_form};
-use crate::linear::layout::{Packed, View};
+use crate::linear::form::Form;
+use crate::linear::layout::View;
 use crate::pool;
 use crate::simd::{GROUP, Kernel, Simd};
 use crate::tensor::{Rows, RowsMut, load_some, store_some};
@@ -32,7 +35,7 @@ const PREFETCH_BYTES: usize = 4096;
 
 /// Rows of x that lie together, group by group, so that a tile finds all it needs of a group at
 /// fixed distances from one address.
-pub const ROWS: usize = 8;
+pub(crate) const ROWS: usize = 8;
 /// Groups with one scale. Six save five sixths of a multiplication by it for each group, one of 15
 /// instructions that the multipliers take for 4-bit weights.
 const SPAN: usize = 6;
@@ -78,7 +81,7 @@ struct Group {
 
 /// Rows rounded to int8 parts: [M / ROWS][K / 32] groups.
 #[derive(Clone, Copy)]
-pub struct Activations {
+pub(crate) struct Activations {
     groups: *mut Group,
     /// Of a row.
     num_groups: usize,
@@ -92,7 +95,7 @@ unsafe impl Send for Activations {}
 
 impl Activations {
     /// Floats of buffer that `quantize` needs.
-    pub fn floats(rows: usize, k: usize) -> usize {
+    pub(crate) fn floats(rows: usize, k: usize) -> usize {
         rows.div_ceil(ROWS) * (k / GROUP) * (size_of::<Group>() / size_of::<f32>())
     }
 
@@ -101,7 +104,12 @@ impl Activations {
     /// # Safety
     /// x describes valid memory with K a multiple of 32; `buffer` holds `floats(...)` and begins
     /// on a cache line.
-    pub unsafe fn quantize(level: Level, x: Rows, packed: Packed, buffer: *mut f32) -> Activations {
+    pub(crate) unsafe fn quantize(
+        level: Level,
+        x: Rows,
+        weights: BlockFormat,
+        buffer: *mut f32,
+    ) -> Activations {
         let out = Activations {
             groups: buffer.cast(),
             num_groups: x.cols / GROUP,
@@ -114,7 +122,7 @@ impl Activations {
                 level.run(Quantize {
                     x,
                     out,
-                    bits: packed.shape().bits,
+                    bits: weights.shape().bits,
                     rows,
                 });
             }
@@ -253,7 +261,7 @@ fn integer(x: f32) -> f32 {
 }
 
 /// Tiles `tiles` of the weight for rows `rows` of x.
-pub struct Int8Task {
+pub(crate) struct Int8Task {
     /// Of a quantized kind.
     pub weight: View,
     /// [M, K]
@@ -273,7 +281,7 @@ impl Kernel for Int8Task {
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) {
         // SAFETY: the caller's.
-        unsafe { with_form!(self.weight.packed, F => self.tiles::<S, F>(s)) }
+        unsafe { with_format!(self.weight.packed.blocks(), F => self.tiles::<S, F>(s)) }
     }
 }
 
@@ -325,9 +333,9 @@ impl Int8Task {
     #[inline(always)]
     unsafe fn tile<S: Simd, F: Form, const R: usize>(&self, s: S, tile: usize, row: usize) {
         let w = &self.weight;
-        let shape = F::SHAPE;
+        let (shape, layout) = (F::SHAPE, F::LAYOUT);
         let blocks = w.k / shape.elements();
-        let bytes = shape.block() * S::LANES;
+        let bytes = layout.block * S::LANES;
         // SAFETY: `Linear::forward`'s contract, and the layouts in `layout`'s doc.
         unsafe {
             let base = w.bytes.add(tile * blocks * bytes);
@@ -343,13 +351,13 @@ impl Int8Task {
             };
             for b in 0..blocks {
                 let block = base.add(b * bytes);
-                ahead(block, shape.head() * S::LANES);
+                ahead(block, layout.head * S::LANES);
                 let head = F::head(s, block);
                 for i in 0..shape.groups {
                     let p = F::group::<S>(block, i);
-                    ahead(p, shape.group() * S::LANES);
+                    ahead(p, layout.group * S::LANES);
                     let low = F::scale(s, head, block, i, 0);
-                    let high = if shape.bits == 6 {
+                    let high = if shape.has_half_groups() {
                         F::scale(s, head, block, i, 1)
                     } else {
                         low

@@ -249,17 +249,18 @@ impl Linear {
         exact: bool,
     ) {
         let level = self.level;
-        let quantized = weight.packed.dtype().is_none();
         // SAFETY: the caller's contract; the tasks below write disjoint parts of y.
         unsafe {
             #[cfg(target_arch = "x86_64")]
             if level.has_amx() && x.rows >= amx::MIN_ROWS && self.k > 0 {
                 return self.forward_amx(weight, x, bias, y, exact);
             }
-            if quantized && !exact {
+            if let Packed::Blocks(format) = weight.packed
+                && !exact
+            {
                 let floats = Activations::floats(x.rows, self.k);
                 with_floats(0, floats, |p| {
-                    let activations = Activations::quantize(level, x, weight.packed, p);
+                    let activations = Activations::quantize(level, x, format, p);
                     let tiles = weight.n.div_ceil(level.lanes());
                     split(tiles, x.rows, &|tiles, rows| {
                         level.run(Int8Task {

@@ -6,14 +6,14 @@ use crate::simd::{Kernel, Simd};
 
 /// Exists only inside [`run`].
 #[derive(Clone, Copy)]
-pub struct Avx2(());
+pub(crate) struct Avx2(());
 
 /// Run a kernel with the features on.
 ///
 /// # Safety
 /// The CPU has avx2, fma and f16c; the kernel's own contract.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
+pub(crate) unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
     // SAFETY: the caller's.
     unsafe { kernel.run(Avx2(())) }
 }

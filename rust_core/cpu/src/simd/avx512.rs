@@ -6,14 +6,14 @@ use crate::simd::{Kernel, Simd};
 
 /// Exists only inside [`run`], with `DOTS` inside [`run_dots`].
 #[derive(Clone, Copy)]
-pub struct Avx512<const DOTS: bool>(());
+pub(crate) struct Avx512<const DOTS: bool>(());
 
 /// Run a kernel with the features on.
 ///
 /// # Safety
 /// The CPU has the features listed; the kernel's own contract.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-pub unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
+pub(crate) unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
     // SAFETY: the caller's.
     unsafe { kernel.run(Avx512::<false>(())) }
 }
@@ -23,7 +23,7 @@ pub unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
 /// # Safety
 /// As there.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16")]
-pub unsafe fn run_dots<K: Kernel>(kernel: K) -> K::Out {
+pub(crate) unsafe fn run_dots<K: Kernel>(kernel: K) -> K::Out {
     // SAFETY: the caller's.
     unsafe { kernel.run(Avx512::<true>(())) }
 }

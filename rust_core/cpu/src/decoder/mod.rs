@@ -7,58 +7,26 @@
 //! blocks of its own: a layer then has two regions and not thirteen. Results are those of the
 //! single ops.
 
+mod blocks;
+mod step;
+
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use crate::activation::{Activation, activation};
 use crate::attention::{AttentionArgs, paged_attention, rounds_queries};
 use crate::float::DType;
 use crate::level::Level;
-use crate::linear::Linear;
-use crate::linear::int8::ROWS;
 use crate::norm::{Norm, norm};
 use crate::pool;
+use crate::projection::Projection;
 use crate::rope::{Cache, RopeArgs, qk_norm_rope_store_kv};
 use crate::scratch::with_parts;
 use crate::tensor::{Rows, RowsMut};
 
-/// Rows that pass through a layer together: enough for the matrix products, few enough that
-/// 2 * intermediate_size floats of each stay near the core.
-const ROW_BLOCK: usize = 128;
-/// The same of a thread that has them for itself, and a second-level cache for them.
-const TASK_ROWS: usize = 64;
-/// Fewer rows would be multiplied in another order, and more slowly, on the tile unit.
-const MIN_BLOCK: usize = 32;
-
-/// A projection and its bias.
-pub struct Projection {
-    /// [N, K]
-    pub weight: Arc<Linear>,
-    /// [N]
-    pub bias: Option<Vec<f32>>,
-    /// Quantized weights meet float activations.
-    pub exact: bool,
-}
-
-impl Projection {
-    /// # Safety
-    /// As [`Linear::forward`].
-    unsafe fn forward(&self, x: Rows, y: RowsMut) {
-        // SAFETY: the caller's; the bias was checked to have N elements.
-        unsafe {
-            self.weight
-                .forward(x, self.bias.as_deref().map(Rows::vector), y, self.exact);
-        }
-    }
-
-    fn check(&self, name: &str, n: usize, k: usize) -> Result<(), String> {
-        let (found_n, found_k) = (self.weight.n(), self.weight.k());
-        if (found_n, found_k) != (n, k) || self.bias.as_ref().is_some_and(|b| b.len() != n) {
-            return Err(format!("{name} is {found_n} x {found_k}, not {n} x {k}"));
-        }
-        Ok(())
-    }
-}
+use self::blocks::Blocks;
+pub use self::step::Step;
+use self::step::ends;
 
 /// One layer.
 pub struct Layer {
@@ -110,27 +78,6 @@ pub struct Decoder {
     pub activation: Activation,
 }
 
-/// One step's tokens; see [`AttentionArgs`] and [`RopeArgs`].
-#[derive(Clone, Copy)]
-pub struct Step<'a> {
-    /// [T]
-    pub positions: &'a [i32],
-    /// [T]
-    pub slot_mapping: &'a [i32],
-    /// [table_rows, max_blocks]
-    pub block_table: &'a [i32],
-    /// Columns of block_table.
-    pub max_blocks: usize,
-    /// [R]
-    pub slots: &'a [i32],
-    /// [R]
-    pub seq_lens: &'a [i32],
-    /// [R + 1]
-    pub query_start_loc: &'a [i32],
-    /// Only the last row of each request is wanted.
-    pub ends_only: bool,
-}
-
 /// Rows `start..start + rows` of contiguous floats.
 ///
 /// # Safety
@@ -148,10 +95,6 @@ unsafe fn part_of(base: *mut f32, dtype: DType, start: usize, rows: usize, cols:
     // SAFETY: the caller's.
     let ptr = unsafe { base.cast::<u8>().add(start * cols * dtype.size()) };
     RowsMut::new(ptr, dtype, rows, cols)
-}
-
-fn read(r: RowsMut) -> Rows {
-    Rows::new(r.ptr, r.dtype, r.rows, r.cols)
 }
 
 /// All tokens' rows.
@@ -193,7 +136,7 @@ impl Decoder {
             let q = self.num_heads * dim;
             layer.qkv.check("qkv", q + 2 * kv_heads * dim, d)?;
             layer.o.check("o", d, q)?;
-            let f = layer.down.weight.k();
+            let f = layer.down.k();
             layer.gate_up.check("gate_up", 2 * f, d)?;
             layer.down.check("down", d, f)?;
             let heads = [&layer.q_norm, &layer.k_norm];
@@ -226,17 +169,17 @@ impl Decoder {
         step: Step,
     ) -> Result<(), String> {
         assert!(step.positions.len() == tokens && step.slot_mapping.len() == tokens);
-        let q = self.most(|l| l.o.weight.k());
+        let q = self.most(|l| l.o.k());
         with_parts(2, [tokens * q, tokens * q], |[q, attended]| {
             let states = States {
                 hidden,
                 out,
                 q,
                 attended,
-                qkv_cols: self.most(|l| l.qkv.weight.n()),
-                gated_cols: self.most(|l| l.down.weight.k()),
+                qkv_cols: self.most(|l| l.qkv.n()),
+                gated_cols: self.most(|l| l.down.k()),
             };
-            let blocks = self.blocks(tokens);
+            let blocks = Blocks::new(self.level, tokens);
             let last = self.layers.len() - 1;
             let ends = if step.ends_only {
                 ends(&step, tokens)?
@@ -263,36 +206,6 @@ impl Decoder {
         self.layers.iter().map(size).max().unwrap_or(0)
     }
 
-    fn blocks(&self, tokens: usize) -> Blocks {
-        let min_rows = if self.level.has_amx() {
-            MIN_BLOCK
-        } else {
-            ROWS
-        };
-        let threads = pool::free_threads();
-        let rows = task_blocks(tokens, threads, min_rows);
-        if rows.is_empty() {
-            return Blocks {
-                rows: shared_blocks(tokens).collect(),
-                shares: Vec::new(),
-                row_shares: Vec::new(),
-            };
-        }
-        let shares: Vec<_> = (0..threads)
-            .map(|i| i * rows.len() / threads..(i + 1) * rows.len() / threads)
-            .collect();
-        let row_shares = shares
-            .iter()
-            .filter(|share| !share.is_empty())
-            .map(|share| rows[share.start].start..rows[share.end - 1].end)
-            .collect();
-        Blocks {
-            rows,
-            shares,
-            row_shares,
-        }
-    }
-
     /// What queries are kept in: the cores pass them to each other, so half as much is better where
     /// attention makes it that anyway.
     fn query_dtype(&self, layer: &Layer) -> DType {
@@ -316,13 +229,13 @@ impl Decoder {
     ) -> Result<(), String> {
         let layer = &self.layers[i];
         let tokens = blocks.rows.last().map_or(0, |last| last.end);
-        let cols = layer.o.weight.k();
+        let cols = layer.o.k();
         // SAFETY: the caller's.
         unsafe {
             paged_attention(
                 self.level,
                 AttentionArgs {
-                    q: read(part_of(states.q, self.query_dtype(layer), 0, tokens, cols)),
+                    q: part_of(states.q, self.query_dtype(layer), 0, tokens, cols).read(),
                     k_cache: layer.k_cache,
                     v_cache: layer.v_cache,
                     block_table: step.block_table,
@@ -376,7 +289,7 @@ impl Decoder {
     /// As `forward`; `ends` are ascending rows, one of each request that has any.
     unsafe fn finish(&self, ends: &[usize], step: &Step, states: States) -> Result<(), String> {
         let last = self.layers.len() - 1;
-        let (d, q) = (self.final_norm.len(), self.layers[last].o.weight.k());
+        let (d, q) = (self.final_norm.len(), self.layers[last].o.k());
         let has_rows = |r: &usize| step.query_start_loc[*r] < step.query_start_loc[r + 1];
         let requests: Vec<_> = (0..step.slots.len()).filter(has_rows).collect();
         let pick = |from: &[i32]| requests.iter().map(|&r| from[r]).collect::<Vec<_>>();
@@ -400,7 +313,7 @@ impl Decoder {
                 copy(states.hidden, row, end, row_bytes);
                 copy(states.q, row, end, query_bytes);
             }
-            let blocks = self.blocks(ends.len());
+            let blocks = Blocks::new(self.level, ends.len());
             self.attend(last, &blocks, &step, states)?;
             self.rows(last + 1, &blocks, &step, states)?;
             for (row, &end) in ends.iter().enumerate().rev() {
@@ -435,19 +348,19 @@ impl Decoder {
             unsafe {
                 let residual = part(states.hidden, start, num_rows, d);
                 let (normed, delta) = (part(normed, 0, num_rows, d), part(delta, 0, num_rows, d));
-                let mut x = read(residual);
+                let mut x = residual.read();
                 let mut added = None;
                 if let Some(layer) = i.checked_sub(1).map(|i| &self.layers[i]) {
-                    let (q_cols, f) = (layer.o.weight.k(), layer.down.weight.k());
+                    let (q_cols, f) = (layer.o.k(), layer.down.k());
                     let gate_up = part(gate_up, 0, num_rows, 2 * f);
                     let gated = part(gated, 0, num_rows, f);
                     let attended = part(states.attended, start, num_rows, q_cols);
-                    layer.o.forward(read(attended), delta);
-                    self.norm(read(delta), Some(residual), &layer.post_norm, normed);
-                    layer.gate_up.forward(read(normed), gate_up);
-                    activation(self.level, self.activation, true, read(gate_up), gated);
-                    layer.down.forward(read(gated), delta);
-                    (x, added) = (read(delta), Some(residual));
+                    layer.o.forward(attended.read(), None, delta);
+                    self.norm(delta.read(), Some(residual), &layer.post_norm, normed);
+                    layer.gate_up.forward(normed.read(), None, gate_up);
+                    activation(self.level, self.activation, true, gate_up.read(), gated);
+                    layer.down.forward(gated.read(), None, delta);
+                    (x, added) = (delta.read(), Some(residual));
                 }
                 let Some(layer) = self.layers.get(i) else {
                     self.norm(
@@ -459,11 +372,11 @@ impl Decoder {
                     return Ok(());
                 };
                 self.norm(x, added, &layer.input_norm, normed);
-                let qkv = part(qkv, 0, num_rows, layer.qkv.weight.n());
-                layer.qkv.forward(read(normed), qkv);
+                let qkv = part(qkv, 0, num_rows, layer.qkv.n());
+                layer.qkv.forward(normed.read(), None, qkv);
                 let dtype = self.query_dtype(layer);
-                let q = part_of(states.q, dtype, start, num_rows, layer.o.weight.k());
-                self.rotate(layer, rows, read(qkv), q, step)
+                let q = part_of(states.q, dtype, start, num_rows, layer.o.k());
+                self.rotate(layer, rows, qkv.read(), q, step)
             }
         })
     }
@@ -520,140 +433,6 @@ impl Decoder {
                     q,
                 },
             )
-        }
-    }
-}
-
-/// A step's rows.
-struct Blocks {
-    rows: Vec<Range<usize>>,
-    /// Which of them are each thread's; empty: all threads share every one.
-    shares: Vec<Range<usize>>,
-    /// The same in rows.
-    row_shares: Vec<Range<usize>>,
-}
-
-/// Blocks of rows, all of which all threads share.
-fn shared_blocks(tokens: usize) -> impl Iterator<Item = Range<usize>> {
-    // A last block that is too small joins the one before.
-    let count = ((tokens + ROW_BLOCK - MIN_BLOCK) / ROW_BLOCK).max(1);
-    (0..count).map(move |i| {
-        let end = if i + 1 == count {
-            tokens
-        } else {
-            (i + 1) * ROW_BLOCK
-        };
-        i * ROW_BLOCK..end
-    })
-}
-
-/// Blocks of rows, each for one thread; none where threads had better share rows.
-///
-/// A thread that has rows for itself reads all weights for them, so T threads of r rows read 4-bit
-/// ones at T / r * 160 GB/s (`linear::int8`: 8 rows of 16 times 32 weights, 320 bytes, in 16 ns). r is
-/// such that this stays below 40, which two cores of a server have.
-fn task_blocks(tokens: usize, threads: usize, min_rows: usize) -> Vec<Range<usize>> {
-    let min_rows = min_rows.max(4 * threads);
-    if threads < 2 || tokens < threads * min_rows {
-        return Vec::new();
-    }
-    let count = tokens.div_ceil(TASK_ROWS * threads) * threads;
-    // Whole groups of ROWS, the larger blocks first.
-    let groups = tokens.div_ceil(ROWS);
-    let cut = |i: usize| ((i * groups).div_ceil(count) * ROWS).min(tokens);
-    (0..count)
-        .map(|i| cut(i)..cut(i + 1))
-        .filter(|b| !b.is_empty())
-        .collect()
-}
-
-/// The last row of every request that has rows.
-///
-/// # Errors
-/// When requests do not follow each other, or have more rows than tokens.
-fn ends(step: &Step, tokens: usize) -> Result<Vec<usize>, String> {
-    let mut ends = Vec::with_capacity(step.slots.len());
-    for (r, pair) in step.query_start_loc.windows(2).enumerate() {
-        let (start, end, seq_len) = (pair[0], pair[1], step.seq_lens[r]);
-        if start < 0 || end < start || end as usize > tokens || end - start > seq_len {
-            return Err(format!(
-                "request {r}: query rows {start}..{end} of {tokens} with seq_len {seq_len}"
-            ));
-        }
-        if end > start {
-            ends.push(end as usize - 1);
-        }
-    }
-    if ends.is_sorted_by(|a, b| a < b) {
-        Ok(ends)
-    } else {
-        Err("query_start_loc does not ascend".to_owned())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn covers(blocks: &[Range<usize>], tokens: usize) -> bool {
-        let mut at = 0;
-        for block in blocks {
-            if block.start != at || block.is_empty() {
-                return false;
-            }
-            at = block.end;
-        }
-        at == tokens
-    }
-
-    #[test]
-    fn blocks_are_all_rows_in_order() {
-        for tokens in 1..700 {
-            let shared: Vec<_> = shared_blocks(tokens).collect();
-            assert!(covers(&shared, tokens));
-            assert!(shared.len() == 1 || shared.iter().all(|b| b.len() >= MIN_BLOCK));
-            for threads in 1..9 {
-                let blocks = task_blocks(tokens, threads, ROWS);
-                let enough = threads > 1 && tokens >= threads * ROWS.max(4 * threads);
-                assert_eq!(blocks.is_empty(), !enough);
-                if enough {
-                    assert!(covers(&blocks, tokens));
-                    assert!(blocks.iter().all(|b| b.start % ROWS == 0));
-                    // None is left idle, and none has two groups of rows more than another.
-                    assert!(blocks.len() >= threads);
-                    let sizes = blocks.iter().map(|b| b.len().div_ceil(ROWS));
-                    let (least, most) = (sizes.clone().min(), sizes.max());
-                    assert!(most <= least.map(|least| least + 1));
-                    assert!(most <= Some(TASK_ROWS.div_ceil(ROWS) + 1));
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn ends_are_last_rows_of_requests_that_have_some() {
-        let find = |starts: &[i32], seq_lens: &[i32], tokens| {
-            let step = Step {
-                positions: &[],
-                slot_mapping: &[],
-                block_table: &[],
-                max_blocks: 0,
-                slots: seq_lens,
-                seq_lens,
-                query_start_loc: starts,
-                ends_only: true,
-            };
-            ends(&step, tokens)
-        };
-        assert_eq!(find(&[0, 3, 3, 4], &[3, 0, 9], 4), Ok(vec![2, 3]));
-        assert_eq!(find(&[0], &[], 0), Ok(vec![]));
-        for (starts, seq_lens) in [
-            (&[0, 5][..], &[5][..]),
-            (&[0, 3], &[2]),
-            (&[-1, 2], &[4]),
-            (&[0, 2, 1], &[2, 2]),
-        ] {
-            assert!(find(starts, seq_lens, 4).is_err());
         }
     }
 }

@@ -1,0 +1,217 @@
+//! One token's products with keys and values that are read where they lie.
+
+use crate::simd::Simd;
+use crate::tensor::load_some;
+
+use super::plan::CHUNK;
+use super::task::{AttentionTask, Sums};
+
+impl AttentionTask<'_> {
+    /// A decode token's item. Keys that can be transposed as vectors are gathered; values, and other
+    /// keys, are read in place. A row's sums lie together.
+    ///
+    /// # Safety
+    /// The task's contract.
+    #[inline(always)]
+    pub(super) unsafe fn run_decode<S: Simd>(&self, s: S) {
+        // SAFETY: the caller's.
+        unsafe {
+            let mut b = self.buffers::<S>();
+            b.sums = Sums {
+                row: b.dim,
+                panel: 2 * S::LANES,
+                ..b.sums
+            };
+            self.begin::<S, false>(s, &b);
+            for (key, len) in self.item.chunks() {
+                self.prefetch_values(s, key, len);
+                if self.transposes::<S>() {
+                    self.gather_keys(s, &b, key, len);
+                    self.scores_from_panels(s, &b, len);
+                } else {
+                    self.scores_in_place(s, b.q, b.dim, key, len, b.scores);
+                }
+                self.prefetch_keys(s, key + len);
+                self.softmax::<S, false>(s, &b, key, len);
+                self.values_in_place(s, b.probs, b.dim, key, len, b.sums.ptr);
+            }
+            self.finish(s, &b);
+        }
+    }
+
+    /// scores[row][key] of the one token's heads.
+    #[inline(always)]
+    unsafe fn scores_in_place<S: Simd>(
+        &self,
+        s: S,
+        q: *const f32,
+        q_stride: usize,
+        key: usize,
+        len: usize,
+        scores: *mut f32,
+    ) {
+        let mut done = 0;
+        while done < len {
+            // SAFETY: the task's contract.
+            unsafe {
+                let (at, run) = self.locate(&self.args.k_cache, key + done);
+                let run = run.min(len - done);
+                let mut r = 0;
+                while r < self.group {
+                    let (q, to) = (q.add(r * q_stride), scores.add(r * CHUNK + done));
+                    match self.group - r {
+                        4.. => {
+                            self.dots::<S, 4>(s, q, q_stride, at, run, to);
+                            r += 4;
+                        }
+                        3 => {
+                            self.dots::<S, 3>(s, q, q_stride, at, run, to);
+                            r += 3;
+                        }
+                        2 => {
+                            self.dots::<S, 2>(s, q, q_stride, at, run, to);
+                            r += 2;
+                        }
+                        _ => {
+                            self.dots::<S, 1>(s, q, q_stride, at, run, to);
+                            r += 1;
+                        }
+                    }
+                }
+                done += run;
+            }
+        }
+    }
+
+    /// R rows of q with `run` keys that lie one after another.
+    #[inline(always)]
+    unsafe fn dots<S: Simd, const R: usize>(
+        &self,
+        s: S,
+        q: *const f32,
+        q_stride: usize,
+        keys: *const u8,
+        run: usize,
+        scores: *mut f32,
+    ) {
+        let (dim, dtype) = (self.args.k_cache.head_dim, self.args.k_cache.data.dtype);
+        for j in 0..run {
+            // SAFETY: the task's contract; q's rows are zero from dim to the vector's end.
+            unsafe {
+                let key = keys.add(j * dim * dtype.size());
+                let mut sums = [s.zero(); R];
+                let mut i = 0;
+                while i < dim {
+                    let k = load_some(s, key.add(i * dtype.size()), dtype, dim - i);
+                    for (r, sum) in sums.iter_mut().enumerate() {
+                        *sum = s.fma(k, s.load(q.add(r * q_stride + i)), *sum);
+                    }
+                    i += S::LANES;
+                }
+                for (r, sum) in sums.into_iter().enumerate() {
+                    *scores.add(r * CHUNK + j) = self.score_scale() * s.sum(sum);
+                }
+            }
+        }
+    }
+
+    /// sums[row] += probabilities times values, of the one token's heads.
+    #[inline(always)]
+    unsafe fn values_in_place<S: Simd>(
+        &self,
+        s: S,
+        probs: *const f32,
+        stride: usize,
+        key: usize,
+        len: usize,
+        sums: *mut f32,
+    ) {
+        let mut done = 0;
+        while done < len {
+            // SAFETY: the task's contract.
+            unsafe {
+                let (at, run) = self.locate(&self.args.v_cache, key + done);
+                let run = run.min(len - done);
+                let mut r = 0;
+                while r < self.group {
+                    let (probs, to) = (probs.add(r * CHUNK + done), sums.add(r * stride));
+                    match self.group - r {
+                        3.. => {
+                            self.weigh::<S, 3>(s, probs, at, run, to, stride);
+                            r += 3;
+                        }
+                        2 => {
+                            self.weigh::<S, 2>(s, probs, at, run, to, stride);
+                            r += 2;
+                        }
+                        _ => {
+                            self.weigh::<S, 1>(s, probs, at, run, to, stride);
+                            r += 1;
+                        }
+                    }
+                }
+                done += run;
+            }
+        }
+    }
+
+    /// The same for R rows and `run` values that lie one after another.
+    #[inline(always)]
+    unsafe fn weigh<S: Simd, const R: usize>(
+        &self,
+        s: S,
+        probs: *const f32,
+        values: *const u8,
+        run: usize,
+        sums: *mut f32,
+        stride: usize,
+    ) {
+        let (dim, dtype) = (self.args.v_cache.head_dim, self.args.v_cache.data.dtype);
+        let size = dtype.size();
+        // SAFETY: the task's contract; sums' rows are whole vectors.
+        unsafe {
+            let mut i = 0;
+            while i + 4 * S::LANES <= dim {
+                let mut acc = [[s.zero(); 4]; R];
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    for (v, acc) in acc.iter_mut().enumerate() {
+                        *acc = s.load(sums.add(r * stride + i + v * S::LANES));
+                    }
+                }
+                for j in 0..run {
+                    let at = values.add((j * dim + i) * size);
+                    let row = [
+                        load_some(s, at, dtype, S::LANES),
+                        load_some(s, at.add(S::LANES * size), dtype, S::LANES),
+                        load_some(s, at.add(2 * S::LANES * size), dtype, S::LANES),
+                        load_some(s, at.add(3 * S::LANES * size), dtype, S::LANES),
+                    ];
+                    for (r, acc) in acc.iter_mut().enumerate() {
+                        let p = s.splat(*probs.add(r * CHUNK + j));
+                        for (acc, &v) in acc.iter_mut().zip(&row) {
+                            *acc = s.fma(p, v, *acc);
+                        }
+                    }
+                }
+                for (r, acc) in acc.iter().enumerate() {
+                    for (v, &acc) in acc.iter().enumerate() {
+                        s.store(sums.add(r * stride + i + v * S::LANES), acc);
+                    }
+                }
+                i += 4 * S::LANES;
+            }
+            while i < dim {
+                for r in 0..R {
+                    let to = sums.add(r * stride + i);
+                    let mut acc = s.load(to);
+                    for j in 0..run {
+                        let v = load_some(s, values.add((j * dim + i) * size), dtype, dim - i);
+                        acc = s.fma(s.splat(*probs.add(r * CHUNK + j)), v, acc);
+                    }
+                    s.store(to, acc);
+                }
+                i += S::LANES;
+            }
+        }
+    }
+}

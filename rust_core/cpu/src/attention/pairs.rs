@@ -1,0 +1,201 @@
+//! Products of bfloat16 pairs, where the processor has them.
+
+use crate::float::DType;
+use crate::rope::{Cache, MAX_HEAD_DIM};
+use crate::simd::Simd;
+
+use super::gather::{Walk, shifted};
+use super::plan::CHUNK;
+use super::task::{AttentionTask, Buffers};
+
+/// Zero partner for an odd last value.
+static ZEROS: [u16; MAX_HEAD_DIM] = [0; MAX_HEAD_DIM];
+
+pub(super) fn are_pairs(keys: &Cache, values: &Cache) -> bool {
+    let are_bf16 = keys.data.dtype == DType::Bf16 && values.data.dtype == DType::Bf16;
+    are_bf16 && keys.head_dim.is_multiple_of(32)
+}
+
+impl AttentionTask<'_> {
+    /// True where both products can be of bfloat16 pairs, as keys and values are kept: queries and
+    /// probabilities are rounded to it, sums stay float32.
+    #[inline(always)]
+    pub(super) fn has_pairs<S: Simd>(&self) -> bool {
+        S::DOTS_BF16 && are_pairs(&self.args.k_cache, &self.args.v_cache)
+    }
+
+    /// An item of one token or several.
+    ///
+    /// # Safety
+    /// The task's contract; `has_pairs`.
+    #[inline(always)]
+    pub(super) unsafe fn run_pairs<S: Simd>(&self, s: S) {
+        let decode = self.item.tokens == 1;
+        // SAFETY: the caller's.
+        unsafe {
+            let b = self.buffers::<S>();
+            self.begin::<S, true>(s, &b);
+            for (key, len) in self.item.chunks() {
+                if decode {
+                    self.prefetch_values(s, key, len);
+                }
+                self.scores_of_pairs(s, &b, key, len);
+                if decode {
+                    self.prefetch_keys(s, key + len);
+                }
+                self.softmax::<S, true>(s, &b, key, len);
+                self.add_values_of_pairs(s, &b, key, len);
+            }
+            self.finish(s, &b);
+        }
+    }
+
+    /// b.scores[row][len, to whole panels] of b.q [rows][dim]. b.keys takes the chunk as panels
+    /// [key panel][dim / 2][2 LANES keys].
+    ///
+    /// # Safety
+    /// The task's contract.
+    #[inline(always)]
+    unsafe fn scores_of_pairs<S: Simd>(&self, s: S, b: &Buffers, key: usize, len: usize) {
+        let keys = b.keys.cast::<u32>();
+        let width = 2 * S::LANES;
+        let dim = self.args.k_cache.head_dim;
+        // SAFETY: the task's contract.
+        unsafe {
+            for first in (0..len).step_by(16) {
+                let to = keys.add(first / width * (dim / 2) * width + first % width);
+                let rows = self.sixteen_keys(key, first, len);
+                for i in (0..dim).step_by(32) {
+                    s.transpose_pairs(shifted(rows, i), to.add(i / 2 * width), width);
+                }
+            }
+            for p in 0..len.div_ceil(width) {
+                let panel = keys.add(p * (dim / 2) * width);
+                let to = b.scores.add(p * width);
+                let scale = Some(s.splat(self.score_scale()));
+                let q = b.q.cast();
+                pair_tiles(s, q, dim / 2, self.rows(), panel, dim / 2, to, CHUNK, scale);
+            }
+        }
+    }
+
+    /// b.sums[dim panel][row][2 LANES] += b.probs, bfloat16, times values. b.values takes the chunk as
+    /// panels [dim panel][CHUNK / 2][2 LANES dims].
+    ///
+    /// # Safety
+    /// The task's contract.
+    #[inline(always)]
+    unsafe fn add_values_of_pairs<S: Simd>(&self, s: S, b: &Buffers, key: usize, len: usize) {
+        let values = b.values.cast::<u32>();
+        let width = 2 * S::LANES;
+        let dim = self.args.v_cache.head_dim;
+        // SAFETY: the task's contract.
+        unsafe {
+            let mut walk = Walk::START;
+            let mut take = |j: usize| {
+                if j >= len {
+                    return ZEROS.as_ptr();
+                }
+                walk.to(self, &self.args.v_cache, key + j);
+                walk.at.cast::<u16>()
+            };
+            for j in (0..len).step_by(2) {
+                let (even, odd) = (take(j), take(j + 1));
+                for i in (0..dim).step_by(width) {
+                    let to = values.add((i / width * (CHUNK / 2) + j / 2) * width);
+                    s.interleave_bf16(even.add(i), odd.add(i), to);
+                }
+            }
+            for p in 0..dim / width {
+                let panel = values.add(p * (CHUNK / 2) * width);
+                let to = b.sums.ptr.add(p * b.sums.panel);
+                let pairs = len.div_ceil(2);
+                let probs = b.probs.cast();
+                pair_tiles(s, probs, CHUNK, self.rows(), panel, pairs, to, width, None);
+            }
+        }
+    }
+}
+
+/// sums[row][2 LANES], `to_stride` apart, of rows of x [rows][pairs], `stride` pairs apart, times a
+/// panel [pairs][2 LANES]; added to the sums, or times `scale` in their place.
+///
+/// # Safety
+/// All of it exists; `to` overlaps nothing.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn pair_tiles<S: Simd>(
+    s: S,
+    x: *const u32,
+    stride: usize,
+    rows: usize,
+    panel: *const u32,
+    pairs: usize,
+    to: *mut f32,
+    to_stride: usize,
+    scale: Option<S::V>,
+) {
+    let mut r = 0;
+    while r < rows {
+        // SAFETY: the caller's; each tile takes at most the rows that are left.
+        unsafe {
+            let (x, to) = (x.add(r * stride), to.add(r * to_stride));
+            r += match rows - r {
+                12.. => pair_tile::<S, 12>(s, x, stride, panel, pairs, to, to_stride, scale),
+                6.. => pair_tile::<S, 6>(s, x, stride, panel, pairs, to, to_stride, scale),
+                4.. => pair_tile::<S, 4>(s, x, stride, panel, pairs, to, to_stride, scale),
+                3 => pair_tile::<S, 3>(s, x, stride, panel, pairs, to, to_stride, scale),
+                2 => pair_tile::<S, 2>(s, x, stride, panel, pairs, to, to_stride, scale),
+                _ => pair_tile::<S, 1>(s, x, stride, panel, pairs, to, to_stride, scale),
+            };
+        }
+    }
+}
+
+/// R rows of `pair_tiles`, their sums in registers; returns R.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn pair_tile<S: Simd, const R: usize>(
+    s: S,
+    x: *const u32,
+    stride: usize,
+    panel: *const u32,
+    pairs: usize,
+    to: *mut f32,
+    to_stride: usize,
+    scale: Option<S::V>,
+) -> usize {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut acc = [[s.zero(); 2]; R];
+        if scale.is_none() {
+            for (r, acc) in acc.iter_mut().enumerate() {
+                acc[0] = s.load(to.add(r * to_stride));
+                acc[1] = s.load(to.add(r * to_stride + S::LANES));
+            }
+        }
+        for pair in 0..pairs {
+            let at = panel.add(pair * 2 * S::LANES);
+            let a = s.load_words(at.cast());
+            let b = s.load_words(at.add(S::LANES).cast());
+            for (r, acc) in acc.iter_mut().enumerate() {
+                let x = *x.add(r * stride + pair);
+                acc[0] = s.dot_bf16(acc[0], a, x);
+                acc[1] = s.dot_bf16(acc[1], b, x);
+            }
+        }
+        if let Some(scale) = scale {
+            for acc in acc.as_flattened_mut() {
+                *acc = s.mul(*acc, scale);
+            }
+        }
+        for (r, acc) in acc.iter().enumerate() {
+            s.store(to.add(r * to_stride), acc[0]);
+            s.store(to.add(r * to_stride + S::LANES), acc[1]);
+        }
+    }
+    R
+}
