@@ -57,8 +57,8 @@ T = TypeVar("T")
 class LLM:
     """A model in this process.
 
-    Calls from several threads wait for one another. A call that is interrupted leaves nothing
-    behind. A forked child has to make an LLM of its own: threads do not survive a fork.
+    Calls from several threads take turns. An interrupted call leaves an engine that can be used
+    again. A forked child needs an LLM of its own: threads do not survive a fork.
 
     Args:
         model: folder, .gguf file or hub id; None is SmolLM2-135M-Instruct.
@@ -73,10 +73,10 @@ class LLM:
         self._engine = EngineLoop(self.config)
         self._engine.finish_warm_up()
         self._pid = os.getpid()
-        # One call at a time steps the engine; the thread that it runs on.
+        # Held by the call that steps the engine, on the thread ``_owner``.
         self._lock = threading.Lock()
         self._owner: int | None = None
-        # Whether a call has come to its end, so that the engine is empty.
+        # True while the engine is known to be empty.
         self._is_clean = True
 
     def get_tokenizer(self) -> Tokenizer:
@@ -84,12 +84,12 @@ class LLM:
         return self._engine.tokenizer
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """What the model's generation_config.json asks for."""
+        """The defaults of the model's generation_config.json."""
         return SamplingParams(**self._engine.source.generation_defaults)
 
     @contextlib.contextmanager
     def trace(self, file: str | Path) -> Iterator[StepTrace]:
-        """Trace the steps of the block; then write them to a file that Perfetto shows."""
+        """Trace the steps of the block, and write them to a file for Perfetto."""
         trace = StepTrace(self._engine)
         try:
             yield trace
@@ -205,7 +205,7 @@ class LLM:
         truncate_prompt_tokens: int | None = None,
         use_tqdm: bool = True,
     ) -> list[EmbeddingRequestOutput]:
-        """One vector a text, in the prompts' order.
+        """One vector per text, in the prompts' order.
 
         Args:
             prompts: one prompt or several: text, token ids, or ``{"prompt_token_ids": [...]}``.
@@ -298,7 +298,7 @@ class LLM:
         most = max_text_len(truncate_prompt_tokens, self._engine.limits.max_model_len)
         parts = [prompt_parts(prompt) for prompt in as_batch(prompts)]
         tokenizer = self._engine.tokenizer
-        # All at once: on several cores, and faster on one.
+        # In one call: it uses several cores.
         encoded = iter(tokenizer.encode_batch([text or "" for text, ids in parts if ids is None]))
         texts = []
         for text, token_ids in parts:
@@ -325,7 +325,7 @@ class LLM:
         use_activation: bool = True,
         use_tqdm: bool = True,
     ) -> list[ScoringRequestOutput]:
-        """How well each text of ``text_2`` fits its partner in ``text_1``, or the only one there.
+        """Scores of pairs: each text of ``text_2`` with its partner, or the only text, of ``text_1``.
 
         A cross-encoder reads both at once; its score passes through the function it was trained
         with unless ``use_activation`` is off. Other models' scores are cosines of their vectors.
@@ -418,7 +418,7 @@ class LLM:
             raise ValueError(f"this model generates no text: use {info.task}")
         requests: list[list[RequestState]] = []
         outputs: list[RequestOutput] = []
-        # Sample id -> its request's output, and which of the samples there it is.
+        # Sample id -> its request's output, and its index there.
         places: dict[int, tuple[RequestOutput, int]] = {}
         for prompt, sampling in zip(prompts, params, strict=True):
             text, given_ids = prompt_parts(prompt)
@@ -486,7 +486,7 @@ class LLM:
         if self._owner == threading.get_ident():
             raise RuntimeError("this LLM is at work on this thread already")
         with self._lock:
-            # An interrupt may come anywhere, here too: what a call cannot clean up, the next does.
+            # An interrupt may come anywhere, here too: the next call cleans up what this one cannot.
             try:
                 self._owner = threading.get_ident()
                 if not self._is_clean:

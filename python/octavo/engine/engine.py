@@ -32,7 +32,7 @@ Sink = Callable[["Delta | EngineDeadError"], None]
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 
-# Below this an encode costs less than a hop to a worker thread and back (about 0.3 ms).
+# Below this an encode costs less than a hop to a worker thread and back.
 INLINE_ENCODE_CHARS = 2048
 
 
@@ -102,13 +102,13 @@ class AsyncEngine:
         self.step_times: StepTimes = self._engine_loop.step_times
         self.memory_table: list[tuple[str, str]] = self._engine_loop.runner.memory()
         self.created_s = int(time.time())
-        # Sample id -> where its news goes.
+        # Sample id -> the receiver of its deltas.
         self._sinks: dict[int, Sink] = {}
-        # Sample id -> what writes its chunks past the sink.
+        # Sample id -> the writer of its chunks, past the sink.
         self._writers: dict[int, SseWriter] = {}
         self._dead: asyncio.Event | None = None
         self._is_stopped = False
-        # Set when the last sample ends, once somebody waits for that.
+        # Made by whoever waits for the last sample to end; set then.
         self._idle: asyncio.Event | None = None
 
     async def start(self) -> None:
@@ -168,7 +168,8 @@ class AsyncEngine:
         await self._dead.wait()
 
     def _check_caller(self) -> None:
-        """Refuse who would wait for a loop, a thread or a process that is not there."""
+        """Raises RuntimeError where no delivery would ever come: elsewhere than on the event loop
+        that started the engine."""
         if os.getpid() != self._pid:
             raise RuntimeError("this AsyncEngine belongs to the process that forked this one")
         if self._loop is None:
@@ -251,7 +252,7 @@ class AsyncEngine:
         *,
         priority: int = 0,
     ) -> AsyncIterator[RequestOutput]:
-        """Everything produced so far, each time there is more. Leaving the iteration aborts.
+        """Yield the request's output so far, each time there is more. Leaving the loop aborts it.
 
         Raises:
             QueueFullError, RequestTooLongError, InvalidParameterError, UnsupportedParameterError,

@@ -47,7 +47,7 @@ STALL_S = 60.0
 # its last within milliseconds, and each would wait for the piece of work in hand.
 QUIET_S = 0.1
 
-# The least time between two looks at all of the core's accounts.
+# The least time between two audits of the core.
 CHECK_INTERVAL_S = 1.0
 
 
@@ -80,7 +80,7 @@ class EngineLoop:
             max_num_seqs=self.runner.max_num_seqs,
             max_num_batched_tokens=self.runner.max_num_batched_tokens,
             max_model_len=self.runner.max_model_len,
-            # What keeps no keys and values computes a prompt whole, in one step.
+            # Without keys and values from earlier steps, a prompt is computed in one.
             enable_prefix_caching=config.enable_prefix_caching and self.runner.keeps_kv,
             enable_chunked_prefill=config.enable_chunked_prefill and self.runner.keeps_kv,
             policy=config.scheduling_policy,
@@ -99,7 +99,7 @@ class EngineLoop:
         self.fatal_error: BaseException | None = None
         self.last_progress_s = time.monotonic()
         self._notify = notify
-        # Putting one wakes the thread, if it waits: 7 us less than an Event, which is Python.
+        # Putting one wakes the thread, if it waits; an Event would cost more, being Python code.
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._stopping = False
         self._next_id = 0
@@ -147,8 +147,8 @@ class EngineLoop:
         rows = None
         if params.prompt_logprobs is not None:
             rows = PromptRows(ids, len(prompt_token_ids) - 1, params.prompt_logprobs)
-            # Every position has to be computed: a salt of its own finds nothing in the cache but
-            # what the request itself left there, and scored, before it was preempted.
+            # Every position has to be computed. With a salt of its own, all that a request finds in
+            # the cache is its own blocks from before a preemption, whose rows are scored already.
             cache_salt = secrets.token_hex(16)
         return [
             RequestState(
@@ -342,7 +342,7 @@ class EngineLoop:
             self._forget_ended()
 
     def _use_pause(self) -> None:
-        """Let the runner get ahead piece by piece, until there is a command or nothing left."""
+        """Do idle work piece by piece, until there is a command or nothing left."""
         try:
             while self._commands.empty() and self._has_idle_work:
                 self._has_idle_work = self.runner.idle_work()
