@@ -325,7 +325,9 @@ class LLM:
         use_activation: bool = True,
         use_tqdm: bool = True,
     ) -> list[ScoringRequestOutput]:
-        """Scores of pairs: each text of ``text_2`` with its partner, or the only text, of ``text_1``.
+        """The scores of pairs: each text of ``text_2`` with its partner in ``text_1``.
+
+        A single text in ``text_1`` is the partner of all.
 
         A cross-encoder reads both at once; its score passes through the function it was trained
         with unless ``use_activation`` is off. Other models' scores are cosines of their vectors.
@@ -486,7 +488,7 @@ class LLM:
         if self._owner == threading.get_ident():
             raise RuntimeError("this LLM is at work on this thread already")
         with self._lock:
-            # An interrupt may come anywhere, here too: the next call cleans up what this one cannot.
+            # An interrupt may come here too: the next call cleans up what this one cannot.
             try:
                 self._owner = threading.get_ident()
                 if not self._is_clean:
