@@ -122,11 +122,9 @@ check: lint types rust-test sanitize pytest ## every check
 
 lint: rust-lint python-lint ## formatting and lints of both languages
 
-# Twice, because the code behind the feature `python` is not in the plain crate's build.
 rust-lint:
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --locked --quiet --all-targets -- -D warnings
-	$(CARGO) clippy --locked --quiet --all-targets --features python -- -D warnings
+	$(CARGO) clippy --locked --quiet --workspace --all-targets -- -D warnings
 
 python-lint: $(STAMPS)/dev
 	$(BIN)/ruff format --check .
@@ -142,10 +140,10 @@ HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 sanitize: ## the CPU kernels at every level with AddressSanitizer
 	@if ls "$$(rustc --print sysroot)/lib/rustlib/$(HOST)/lib/"librustc-*asan* >/dev/null 2>&1; then \
 	  RUSTC_BOOTSTRAP=1 RUSTFLAGS="$${RUSTFLAGS:-} -Zsanitizer=address" $(CARGO) test --locked --quiet \
-	    --target $(HOST) --lib --test cpu_kernels -- cpu:: linear attention norms; \
+	    --target $(HOST) -p octavo-cpu --lib --test kernels; \
 	else echo "this Rust has no AddressSanitizer: the CPU kernels run without it" >&2; fi
 
-rust-test: ## the core's own tests, without Python
+rust-test: ## the tests of the core and the CPU kernels, without Python
 	$(CARGO) test --locked --quiet
 
 pytest: dev ## the Python tests that need no GPU (PYTEST_ARGS="-k ...")

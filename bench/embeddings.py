@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from octavo import LLM
-from octavo.models.dummy_tokenizer import dummy_tokenizer_json
+from octavo.checkpoints.dummy_tokenizer import dummy_tokenizer_json
 
 Run = Callable[[], Any]  # what the library gives: vectors as an array, or lists of numbers
 CONFIG = Path(__file__).parent / "configs" / "all-minilm-l6-v2" / "config.json"

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from octavo._core import GgufFile, Staging, Tokenizer
+from octavo.cli.serve import serve
 from octavo.config import EngineConfig
 from octavo.engine import engine_loop
 from octavo.flags import add_flags, resolve
 from octavo.runner.sampler import SampledTokens
-from octavo.serve import serve
 from octavo.server.config import ServerConfig
 
 TEXT = (
@@ -55,7 +55,7 @@ class _Source:
 
 
 class InstantRunner:
-    """ModelRunner's interface, and no model."""
+    """A Runner without a model."""
 
     max_in_flight = 1
     keeps_kv = True
@@ -80,20 +80,23 @@ class InstantRunner:
     def warm_up(self) -> None:
         """Nothing to warm."""
 
-    def capture_next(self) -> bool:
-        """Nothing to capture."""
+    def idle_work(self) -> bool:
+        """There is none."""
         return False
 
     def enter_thread(self) -> None:
         """Nothing belongs to a thread."""
 
-    def memory_table(self) -> list[tuple[str, str]]:
+    def memory(self) -> list[tuple[str, str]]:
         """Nothing to show."""
         return []
 
     def is_fatal(self, error: BaseException) -> bool:
         """No device can break."""
         return False
+
+    def observe(self, observer: object) -> None:
+        """Nothing waits for a device."""
 
     def next_staging(self) -> Staging:
         """The one there is."""

@@ -23,11 +23,15 @@ from typing import Any
 
 import torch
 
-from octavo.kernels import gpu, reference
+from octavo.kernels import reference
+from octavo.kernels.gpu import ops as gpu
+from octavo.kernels.weights import Norm
 
 # The modules, whose names the package gives to their functions.
 attention = importlib.import_module("octavo.kernels.gpu.attention")
+gemv = importlib.import_module("octavo.kernels.gpu.gemv")
 linear = importlib.import_module("octavo.kernels.gpu.linear")
+skinny = importlib.import_module("octavo.kernels.gpu.skinny")
 
 # (hidden, heads, kv_heads, head_dim, intermediate, vocab)
 MODELS = {
@@ -183,21 +187,20 @@ def linear_case(shape: str, name: str, m: int, weights: list[torch.Tensor]) -> N
     time_op(f"linear {way}", want, lambda w: gpu.linear(x, w))
     if way != "cublas":
         time_op("  cublas", want, lambda w: torch.nn.functional.linear(x, w))
-    if m > linear.FUSED_NORM_MAX_ROWS or name == "head":
+    if m > 1 or name == "head":
         return
-    if name == "gate_up":
-        want = reference.norm_gated_linear(x, norm, 1e-5, weights[0], "silu")
-        time_op(
-            "norm_gated_linear", want, lambda w: gpu.norm_gated_linear(x, norm, 1e-5, w, "silu")
-        )
-    elif name == "qkv":
-        want = reference.norm_linear(x, norm, 1e-5, weights[0])
-        time_op("norm_linear", want, lambda w: gpu.norm_linear(x, norm, 1e-5, w))
+    if name in ("gate_up", "qkv"):
+        # Fused at every size, so that both sides of MAX_FUSED_SIZE are seen.
+        before, gate = Norm(norm, 1e-5), "silu" if name == "gate_up" else ""
+        want = reference.linear(x, weights[0], norm=before, gate=gate)
+        y = torch.empty_like(want)
+        fused = {"norm_weight": norm, "eps": 1e-5, "gate": gate}
+        time_op("gemv of a norm", want, lambda w: gemv.gemv(x, w, None, y, **fused))
     else:
-        want = reference.linear_add(x, weights[0], residual)
-        error = error_of(gpu.linear_add(x, weights[0], residual.clone()), want)
-        calls = [functools.partial(gpu.linear_add, x, w, residual) for w in weights]
-        report("linear_add", shape, error, calls, amount, unit)
+        want = reference.linear(x, weights[0], residual=residual)
+        error = error_of(gpu.linear(x, weights[0], residual=residual.clone()), want)
+        calls = [functools.partial(gpu.linear, x, w, residual=residual) for w in weights]
+        report("linear and residual", shape, error, calls, amount, unit)
 
 
 def sweep_linear(shape: str, m: int, weights: list[torch.Tensor]) -> None:
@@ -210,7 +213,7 @@ def sweep_linear(shape: str, m: int, weights: list[torch.Tensor]) -> None:
             (2, 4, 8), (512, 1024, 2048), (4, 8), (False, True)
         ):
             if block_n * block_k // (32 * warps) in (16, 32, 64) and block_k < 2 * k:
-                configs.append(linear.GemvConfig(block_n, block_k, warps, prefetch))
+                configs.append(gemv.GemvConfig(block_n, block_k, warps, prefetch))
     else:
         for block_n, block_k, split, stages in itertools.product(
             (16, 32, 64, 128), (64, 128, 256), (1, 2, 4, 8), (3, 5)
@@ -218,9 +221,9 @@ def sweep_linear(shape: str, m: int, weights: list[torch.Tensor]) -> None:
             programs = -(-n // block_n) * split
             shared = block_k * (block_n + max(m, 16)) * 2 * (stages - 1)
             if 64 <= programs <= 1200 and split * block_k * 2 <= k and shared < 150_000:
-                configs.append(linear.SkinnyConfig(block_n, block_k, split, 4, stages))
+                configs.append(skinny.SkinnyConfig(block_n, block_k, split, 4, stages))
     configs = configs[:: -(-len(configs) // SWEEP_TILES)]
-    run = linear.gemv if m == 1 else linear.skinny
+    run = gemv.gemv if m == 1 else skinny.skinny
     found = []
     for config in configs:
         calls = [functools.partial(run, x, w, None, y, config=config) for w in weights]

@@ -21,11 +21,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from octavo.checkpoints.read_ahead import ReadAhead
+from octavo.checkpoints.safetensors import read_entries
 from octavo.config import EngineConfig
 from octavo.layers.ops import get_ops
-from octavo.models.loader import load_model, resolve_dtypes, resolve_model
-from octavo.models.read_ahead import ReadAhead
-from octavo.models.weights import read_entries
+from octavo.models.source import resolve_model
+from octavo.runner.loading import load_model, resolve_dtypes
 
 CONFIG = Path(__file__).parent / "configs" / "llama-3.1-8b" / "config.json"
 INDEX = "model.safetensors.index.json"

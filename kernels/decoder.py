@@ -1,7 +1,7 @@
-"""What a model tells an op set of its layers, so that it can run them all in one call.
+"""A decoder's layers as data, for an op set that runs all of them in one call.
 
-Optional: an op set that offers ``make_decoder(spec)`` saves the way from op to op; where it has
-none, or returns None, the model calls the ops itself. Both give the same results.
+``OpSet.make_decoder`` takes such a description and saves the cost of going from op to op. Without
+it, or for layers of another build, the model calls the ops itself, with the same results.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from .packed import PackedLinear
+from .weights import Weight
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,10 +26,10 @@ class LayerSpec:
 
     input_norm: Tensor
     post_norm: Tensor
-    qkv: tuple[Tensor | PackedLinear, Tensor | None]
-    o: tuple[Tensor | PackedLinear, Tensor | None]
-    gate_up: tuple[Tensor | PackedLinear, Tensor | None]
-    down: tuple[Tensor | PackedLinear, Tensor | None]
+    qkv: tuple[Weight, Tensor | None]
+    o: tuple[Weight, Tensor | None]
+    gate_up: tuple[Weight, Tensor | None]
+    down: tuple[Weight, Tensor | None]
     q_norm: Tensor | None
     k_norm: Tensor | None
     k_cache: Tensor
@@ -39,7 +39,7 @@ class LayerSpec:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecoderSpec:
-    """All layers and the final norm [D]; the rest is what the single ops take."""
+    """All layers and the final norm [D]; other fields are the single ops' arguments."""
 
     layers: Sequence[LayerSpec]
     final_norm: Tensor

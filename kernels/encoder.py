@@ -1,6 +1,6 @@
-"""What an encoder tells an op set of its layers, so that it can run them all in one call.
+"""An encoder's layers as data, for an op set that runs all of them in one call.
 
-Optional, as ``decoder``: where an op set has no ``make_encoder``, the model calls the ops itself.
+Optional, as ``decoder``: where ``OpSet.make_encoder`` is None, the model calls the ops itself.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from .packed import PackedLinear
+from .weights import Weight
 
-Dense: TypeAlias = tuple[Tensor | PackedLinear, Tensor | None]
-Norm: TypeAlias = tuple[Tensor, Tensor | None]
+Dense: TypeAlias = tuple[Weight, Tensor | None]
+NormWeights: TypeAlias = tuple[Tensor, Tensor | None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,15 +27,15 @@ class EncoderLayerSpec:
 
     qkv: Dense
     o: Dense
-    o_norm: Norm
+    o_norm: NormWeights
     up: Dense
     down: Dense
-    mlp_norm: Norm
+    mlp_norm: NormWeights
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncoderSpec:
-    """All layers; the rest is what the single ops take.
+    """All layers; other fields are the single ops' arguments.
 
     rounded: factors of products may be rounded to 16 bits, where that is faster.
     """

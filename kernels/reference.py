@@ -13,59 +13,98 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .packed import PackedLinear, QuantTensor, stack_shape
+from .formats.dense import DENSE_FORMATS
+from .opset import OpSet
+from .weights import Experts, Norm, Stored, Weight, dense, stacked_shape
 
 # ---------------------------------------------------------------------------------------- weights
 
 
-def prepare_linear(
-    weight: Tensor | QuantTensor | Sequence[Tensor | QuantTensor], *, exact: bool = False
-) -> Tensor | PackedLinear:
-    """What ``linear`` computes with: here the dense weight [N, K].
-
-    weight: one weight, or several to be stacked along N (a fused QKV).
-    exact: quantized weights meet float activations instead of int8 ones; always so here.
-    """
-    if isinstance(weight, Tensor):
-        return weight
-    if isinstance(weight, QuantTensor):
-        return weight.dequantize()
-    stack_shape(weight)
-    return torch.cat([_dense(w) for w in weight])
-
-
-def _dense(weight: Tensor | QuantTensor | PackedLinear) -> Tensor:
-    return weight if isinstance(weight, Tensor) else weight.dequantize()
-
-
 def linear(
     x: Tensor,
-    weight: Tensor | PackedLinear,
+    weight: Tensor,
     bias: Tensor | None = None,
     *,
+    norm: Norm | None = None,
+    gate: str = "",
+    residual: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """x [T, K] times weight [N, K] transposed, plus bias [N]: [T, N] in out_dtype or x's dtype."""
-    y = x.float() @ _dense(weight).float().T
+    """residual + gate(norm(x) W^T + bias) of a dense weight [N, K]; see Weight.linear.
+
+    What a separate norm would have written is rounded to x's dtype here too.
+    """
+    if norm is not None:
+        x = _rms(x, norm.weight, norm.eps, norm.weight_offset).to(x.dtype)
+    y = x.float() @ weight.float().T
     if bias is not None:
         y = y + bias.float()
+    if gate:
+        y = gated_activation(y.to(x.dtype), gate)
+    if residual is not None:
+        return (residual.float() + y.float()).to(residual.dtype)
     return y.to(out_dtype or x.dtype)
 
 
 def embedding(
-    ids: Tensor,
-    weight: Tensor | PackedLinear,
-    *,
-    scale: float = 1.0,
-    out_dtype: torch.dtype | None = None,
+    ids: Tensor, weight: Tensor, *, scale: float = 1.0, out_dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Rows ``ids`` [T] of weight [V, D], times scale: [T, D].
+    """Rows ``ids`` [T] of a dense weight [V, D], times scale: [T, D] in out_dtype or its dtype."""
+    return (weight[ids.long()].float() * scale).to(out_dtype or weight.dtype)
 
-    out_dtype: the weight's dtype if it is None; a packed weight gives float32.
+
+class DenseWeight(Weight):
+    """A dense weight; quantized ones are float32 here."""
+
+    __slots__ = ("format", "nbytes", "shape", "tensor")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self.shape = (tensor.shape[0], tensor.shape[1])
+        self.format = DENSE_FORMATS[tensor.dtype]
+        self.nbytes = tensor.nbytes
+
+    def linear(
+        self,
+        x: Tensor,
+        bias: Tensor | None = None,
+        *,
+        norm: Norm | None = None,
+        gate: str = "",
+        residual: Tensor | None = None,
+        out_dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        return linear(
+            x, self.tensor, bias, norm=norm, gate=gate, residual=residual, out_dtype=out_dtype
+        )
+
+    def rows(self, ids: Tensor, scale: float = 1.0, out_dtype: torch.dtype | None = None) -> Tensor:
+        return embedding(ids, self.tensor, scale=scale, out_dtype=out_dtype)
+
+    def dequantize(self) -> Tensor:
+        return self.tensor.float()
+
+
+def prepare(parts: Sequence[Stored], *, exact: bool = False) -> DenseWeight:
+    """A weight of one part, or of several stacked along N (a fused QKV).
+
+    exact: quantized weights meet float activations instead of int8 ones; always so here.
+
+    Raises:
+        ValueError: parts that do not stack.
     """
-    y = _dense(weight)[ids.long()]
-    default = weight.dtype if isinstance(weight, Tensor) else torch.float32
-    return (y.float() * scale).to(out_dtype or default)
+    return DenseWeight(stack_dense(parts))
+
+
+def stack_dense(parts: Sequence[Stored]) -> Tensor:
+    """Parts stacked along N as one dense tensor.
+
+    Raises:
+        ValueError: parts that do not stack.
+    """
+    stacked_shape(parts)
+    tensors = [dense(part) for part in parts]
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
 # ------------------------------------------------------------------------------------------ norms
@@ -271,18 +310,11 @@ def paged_attention(
 # ------------------------------------------------------------------------------------------- moe
 
 
-def prepare_experts(
-    experts: Sequence[Sequence[Tensor | QuantTensor]], *, exact: bool = False
-) -> Tensor:
-    """What ``moe`` computes with: here [E, N, K]. experts: each one's weights, stacked along N."""
-    return torch.stack([_dense(prepare_linear(parts, exact=exact)) for parts in experts])
-
-
 def moe(
     x: Tensor,
     router_logits: Tensor,
-    w13: Tensor | Sequence[Tensor | PackedLinear],
-    w2: Tensor | Sequence[Tensor | PackedLinear],
+    w13: Tensor,
+    w2: Tensor,
     top_k: int,
     renormalize: bool,
     *,
@@ -290,8 +322,8 @@ def moe(
 ) -> Tensor:
     """Mixture of E gated MLPs: each row of x [T, D] goes to the top_k experts of softmax(logits).
 
-    router_logits [T, E]; w13 [E, 2F, D] (gate rows, then up rows) and w2 [E, D, F], or one weight
-    per expert. renormalize: the chosen experts' weights sum to one. Returns [T, D].
+    router_logits [T, E]; w13 [E, 2F, D] (gate rows, then up rows) and w2 [E, D, F]. renormalize:
+    the chosen experts' weights sum to one. Returns [T, D].
     """
     probs, experts = router_logits.float().softmax(-1).topk(top_k, -1)
     if renormalize:
@@ -300,51 +332,32 @@ def moe(
     for e in range(router_logits.shape[1]):
         rows, which = (experts == e).nonzero(as_tuple=True)
         if rows.numel():
-            hidden = gated_activation(linear(x[rows].float(), w13[e]), kind)
+            hidden = linear(x[rows].float(), w13[e], gate=kind)
             out.index_add_(0, rows, linear(hidden, w2[e]) * probs[rows, which, None])
     return out.to(x.dtype)
 
 
-# ------------------------------------------------- fused forms: what the GPU joins at small batches
+class DenseExperts(Experts):
+    """w13 [E, 2F, D] and w2 [E, D, F], both dense."""
+
+    __slots__ = ("num_elements", "w2", "w13")
+
+    def __init__(self, gate_up: Sequence[Sequence[Stored]], down: Sequence[Stored]) -> None:
+        self.w13 = torch.stack([stack_dense(parts) for parts in gate_up])
+        self.w2 = torch.stack([dense(part) for part in down])
+        self.num_elements = self.w13.numel() + self.w2.numel()
+
+    def mix(
+        self, x: Tensor, router_logits: Tensor, top_k: int, renormalize: bool, *, kind: str = "silu"
+    ) -> Tensor:
+        return moe(x, router_logits, self.w13, self.w2, top_k, renormalize, kind=kind)
 
 
-def linear_add(
-    x: Tensor, weight: Tensor | PackedLinear, residual: Tensor, bias: Tensor | None = None
-) -> Tensor:
-    """residual [T, N] + linear(x [T, K], weight, bias) in residual's dtype.
-
-    A kernel may write the sum into ``residual``; callers use the returned one.
-    """
-    y = linear(x, weight, bias, out_dtype=torch.float32)
-    return (residual.float() + y).to(residual.dtype)
-
-
-def norm_linear(
-    x: Tensor,
-    norm_weight: Tensor,
-    eps: float,
-    weight: Tensor | PackedLinear,
-    bias: Tensor | None = None,
-    *,
-    weight_offset: float = 0.0,
-) -> Tensor:
-    """linear(rms_norm(x [T, K], norm_weight [K], eps), weight [N, K], bias): [T, N]."""
-    normed = _rms(x, norm_weight, eps, weight_offset).to(x.dtype)
-    return linear(normed, weight, bias)
-
-
-def norm_gated_linear(
-    x: Tensor,
-    norm_weight: Tensor,
-    eps: float,
-    weight: Tensor | PackedLinear,
-    kind: str,
-    *,
-    weight_offset: float = 0.0,
-) -> Tensor:
-    """gated_activation(norm_linear(x [T, K], ..., weight [2F, K]), kind): [T, F]."""
-    y = norm_linear(x, norm_weight, eps, weight, weight_offset=weight_offset)
-    return gated_activation(y, kind)
+def prepare_experts(
+    gate_up: Sequence[Sequence[Stored]], down: Sequence[Stored], *, exact: bool = False
+) -> DenseExperts:
+    """Experts of each one's gate and up parts [F, D], and of each one's down part [D, F]."""
+    return DenseExperts(gate_up, down)
 
 
 # --------------------------------------------------------------------------------------- sampling
@@ -404,3 +417,15 @@ def selected_logprobs(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     logprobs = logits.float().log_softmax(-1).gather(-1, index)
     rank = (logits > logits.gather(-1, index[:, :1])).sum(-1) + 1
     return logprobs, rank.to(torch.int32)
+
+
+OPS = OpSet(
+    prepare=prepare,
+    prepare_experts=prepare_experts,
+    rms_norm=rms_norm,
+    layer_norm=layer_norm,
+    activation=activation,
+    gated_activation=gated_activation,
+    qk_norm_rope_store_kv=qk_norm_rope_store_kv,
+    paged_attention=paged_attention,
+)

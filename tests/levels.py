@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from octavo import _core
-from octavo.kernels import cpu
+from octavo.kernels.cpu import ops as cpu
 
 OTHER_LEVELS = [name for name in _core.cpu_levels() if name != cpu.level()]
 

@@ -7,14 +7,17 @@ import inspect
 import pytest
 
 from octavo import errors
-from octavo.sampling_params import InvalidParameterError, SamplingParams
+from octavo.errors import InvalidParameterError
+from octavo.sampling_params import SamplingParams
 
 
 def subclasses() -> list[type[errors.OctavoError]]:
+    """All but ModelLoadError, which ends a start and is answered to nobody."""
     return [
         cls
         for _, cls in inspect.getmembers(errors, inspect.isclass)
-        if issubclass(cls, errors.OctavoError) and cls is not errors.OctavoError
+        if issubclass(cls, errors.OctavoError)
+        and cls not in (errors.OctavoError, errors.ModelLoadError)
     ]
 
 
@@ -39,6 +42,17 @@ def test_a_wrong_value_is_named_in_param() -> None:
     assert errors.error_kind(caught.value).status == 400
     assert body["param"] == "max_tokens"
     assert body["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("cls", [c for c in subclasses() if errors.ERROR_TABLE[c].status == 400])
+def test_a_request_that_cannot_be_answered_is_a_value_error(cls: type[errors.OctavoError]) -> None:
+    """vLLM raises ValueError for these, and callers of LLM catch that."""
+    assert issubclass(cls, ValueError)
+
+
+def test_a_path_in_a_load_error_is_answered_to_nobody() -> None:
+    body = errors.error_body(errors.ModelLoadError("/home/someone/model: no such file"))["error"]
+    assert body["message"] == "internal error"
 
 
 def test_an_unforeseen_error_shows_nothing_but_the_request_id() -> None:

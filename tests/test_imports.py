@@ -6,7 +6,9 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "python" / "octavo"
 
-# Which parts of octavo a part may import: server -> engine -> {_core, runner} -> models -> layers
-# -> kernels. The leaves import nothing but one another, and anyone but the kernels may use them.
+# Which parts of octavo a part may import: server -> engine -> {_core, runner} -> models ->
+# {layers, checkpoints} -> kernels, with text beside the engine. The leaves import nothing but one
+# another, and anyone but the kernels may use them.
 LEAVES = {
     "beam_search",
     "_core",
@@ -30,16 +33,17 @@ LEAVES = {
 BELOW = {
     "kernels": {"_core"},
     "layers": {"kernels"},
-    "models": {"layers", "kernels"},
-    "runner": {"models", "layers", "kernels"},
-    "engine": {"runner", "models", "layers", "kernels"},
-    # The chat template is the server's and the offline API's; it knows neither.
-    "llm": {"engine", "runner", "models", "layers", "kernels", "server.chat_template"},
-    "server": {"engine", "runner", "models", "layers", "kernels"},
+    "checkpoints": {"kernels"},
+    "models": {"checkpoints", "layers", "kernels"},
+    "runner": {"models", "checkpoints", "layers", "kernels"},
+    "engine": {"runner", "models", "checkpoints", "layers", "kernels"},
+    "text": set(),
+    "llm": {"engine", "runner", "models", "text"},
+    "server": {"engine", "runner", "models", "text"},
     "bench": {"llm", "engine"},
 }
 # What stands above everything: entry points.
-TOP = {"batch", "cli", "serve", "client", "collect_env", "__main__", "__init__"}
+TOP = {"cli", "serve", "__main__", "__init__"}
 # What kernels may use besides the standard library.
 KERNEL_LIBRARIES = {"torch", "triton", "numpy"}
 
@@ -142,11 +146,120 @@ def test_kernels_use_tensors_alone() -> None:
 
 def test_pyo3_is_named_in_the_binding_alone() -> None:
     """``cargo test`` and the Rust benches need no Python because of this."""
-    source = ROOT / "rust_core" / "src"
-    named = [p for p in source.rglob("*.rs") if re.search(r"\bpyo3::", p.read_text())]
+    crates = ROOT / "rust_core"
+    named = [p for p in crates.rglob("*.rs") if re.search(r"\bpyo3\b", p.read_text())]
+    named += [p for p in crates.rglob("Cargo.toml") if "pyo3" in p.read_text()]
     assert named
-    binding = [p for p in named if p.relative_to(source).parts[0] in {"python.rs", "python"}]
-    assert named == binding
+    assert {p.relative_to(crates).parts[0] for p in named} == {"python"}
+    assert tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["default-members"] == [
+        "rust_core/core",
+        "rust_core/cpu",
+    ]
+
+
+def _use_paths(tree: str) -> Iterator[str]:
+    """Every path of a ``use`` declaration: ``a::{b, c::{d, self}}`` is a::b, a::c::d, a::c::self."""
+    head, brace, inner = tree.partition("{")
+    if not brace:
+        yield tree.partition(" as ")[0]
+        return
+    depth, start = 0, 0
+    inner = inner.rpartition("}")[0] + ","
+    for at, char in enumerate(inner):
+        depth += (char == "{") - (char == "}")
+        if char == "," and depth == 0:
+            if item := inner[start:at].strip():
+                yield from (head + path for path in _use_paths(item))
+            start = at + 1
+
+
+def _crate_graph(source: Path) -> dict[str, set[str]]:
+    """Which modules each module of a crate needs, by their paths (``linear::amx``; "" is lib.rs).
+
+    A ``mod`` declaration is no need, and inline tests are left out. A file that adds to the type of
+    its folder (``impl Scheduler`` beside scheduler/mod.rs) is one with the folder's mod.rs.
+    """
+    files: dict[str, str] = {}
+    for path in sorted(source.rglob("*.rs")):
+        parts = path.relative_to(source).with_suffix("").parts
+        parts = parts[:-1] if parts[-1] in {"mod", "lib"} else parts
+        text = re.sub(r"//.*", "", path.read_text())
+        text = re.sub(r"^#\[cfg\(test\)\]\nmod \w+ \{\n.*?^\}$", "", text, flags=re.M | re.S)
+        files["::".join(parts)] = text
+    node = {module: module for module in files}
+    needs: dict[str, set[str]] = {module: set() for module in files}
+    for module, text in files.items():
+        here = module.split("::") if module else []
+        use = re.compile(r"\buse\s+([^;]+);")
+        paths = [path for tree in use.findall(text) for path in _use_paths(tree)]
+        # In code; a folder's own modules need neither ``use`` nor ``self``.
+        paths += re.findall(r"(?<![:\w])\w+(?:::\w+)+", use.sub("", text))
+        for path in paths:
+            steps = path.split("::")
+            base = [] if steps[0] == "crate" else here
+            while steps and steps[0] in {"crate", "self", "super"}:
+                base = base[:-1] if steps[0] == "super" else base
+                steps = steps[1:]
+            target = [*base, *steps]
+            while "::".join(target) not in files:
+                target.pop()
+            if len(target) < len(base) or target == here:
+                continue
+            wanted = "::".join(target)
+            needs[module].add(wanted)
+            if target == here[:-1] and re.search(rf"^impl {steps[-1]}\b(?! for)", text, re.M):
+                node[module] = wanted
+    graph: dict[str, set[str]] = {node[module]: set() for module in files}
+    for module, wanted_by in needs.items():
+        graph[node[module]] |= {node[wanted] for wanted in wanted_by} - {node[module]}
+    return graph
+
+
+def _rooms(graph: dict[str, set[str]]) -> dict[str, set[str]]:
+    """The same for a crate's top-level files and folders."""
+    rooms: dict[str, set[str]] = {}
+    for module, wanted in graph.items():
+        room = module.partition("::")[0]
+        rooms.setdefault(room, set()).update({w.partition("::")[0] for w in wanted} - {room})
+    return rooms
+
+
+@pytest.mark.parametrize("crate", ["core", "cpu", "python"])
+def test_no_circle_in_a_crate(crate: str) -> None:
+    graph = _crate_graph(ROOT / "rust_core" / crate / "src")
+    assert sum(len(wanted) for wanted in graph.values()) >= len(graph) - 1, "imports were not found"
+    for each in (graph, _rooms(graph)):
+        TopologicalSorter(each).prepare()  # CycleError names the circle
+
+
+@pytest.mark.parametrize(
+    ("files", "circle"),
+    [
+        ({"a.rs": "use crate::b::{C, d::{self, E}};", "b.rs": "fn f() { crate::a::g() }"}, True),
+        ({"a/mod.rs": "mod b;\nfn f() { b::g() }", "a/b.rs": "use super::f;"}, True),
+        ({"a/b.rs": "use crate::c::X;", "a/d.rs": "", "c.rs": "use crate::a::d;"}, True),
+        ({"a/mod.rs": "mod b;\nuse self::b::B;", "a/b.rs": "use super::A;\nimpl A {}"}, False),
+        (
+            {"a.rs": "use crate::b;", "b.rs": "#[cfg(test)]\nmod tests {\n    use crate::a;\n}"},
+            False,
+        ),
+    ],
+)
+def test_the_check_sees_circles(tmp_path: Path, files: dict[str, str], circle: bool) -> None:
+    for name, text in {"lib.rs": "", "a/mod.rs": "", **files}.items():
+        if name == "a/mod.rs" and "a.rs" in files:
+            continue
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text + "\n")
+    graph = _crate_graph(tmp_path)
+    found = False
+    for each in (graph, _rooms(graph)):
+        try:
+            TopologicalSorter(each).prepare()
+        except CycleError:
+            found = True
+    assert found is circle
 
 
 def _dotted(node: ast.expr) -> tuple[str, str] | None:
@@ -207,7 +320,7 @@ def test_no_pickle_eval_or_remote_code() -> None:
     ],
 )
 def test_the_check_sees(source: str) -> None:
-    assert list(_unsafe(ast.parse(source), "models.loader"))
+    assert list(_unsafe(ast.parse(source), "runner.loading"))
 
 
 @pytest.mark.parametrize(
@@ -221,7 +334,7 @@ def test_the_check_sees(source: str) -> None:
     ],
 )
 def test_the_check_lets_pass(source: str) -> None:
-    assert not list(_unsafe(ast.parse(source), "models.loader"))
+    assert not list(_unsafe(ast.parse(source), "runner.loading"))
 
 
 @pytest.mark.parametrize(
@@ -229,16 +342,17 @@ def test_the_check_lets_pass(source: str) -> None:
     [
         ("kernels.gpu.norm", "layers.norm", False),
         ("layers.linear", "models.llama", False),
-        ("models.llama", "runner.model_runner", False),
+        ("models.llama", "runner.eager", False),
         ("runner.sampler", "engine.engine", False),
-        ("engine.engine_loop", "server.app", False),
+        ("engine.engine_loop", "server.http.app", False),
         ("engine.engine_loop", "_core.EngineCore", True),
         ("kernels.reference", "config.EngineConfig", False),
         ("config", "models.registry", False),
-        ("models.loader", "_core.GgufFile", True),
-        ("server.app", "engine.engine.AsyncEngine", True),
-        ("llm", "server.chat_template.ChatTemplate", True),
-        ("llm", "server.app", False),
+        ("runner.loading", "_core.GgufFile", True),
+        ("server.http.app", "engine.engine.AsyncEngine", True),
+        ("llm", "text.chat_template.ChatTemplate", True),
+        ("llm", "server.http.app", False),
+        ("checkpoints.weights", "models.llama", False),
     ],
 )
 def test_the_order(module: str, target: str, allowed: bool) -> None:

@@ -98,7 +98,7 @@ def test_sdist_can_be_built_from(built: tuple[Path, Path]) -> None:
     """It holds the kernels as files, the Rust sources and the lock file."""
     with tarfile.open(built[1]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    wanted = [n for n in _tracked("rust_core/src") if n.endswith(".rs")]
+    wanted = [n for n in _tracked("rust_core/*.rs") if "/src/" in n]
     wanted += [f"python/octavo/{n}" for n in _tracked("kernels")]
     missing = [n for n in [*wanted, "Cargo.lock", "pyproject.toml"] if n not in names]
     assert not missing
@@ -139,9 +139,11 @@ def test_installed_commands(
 ) -> None:
     target, env = installed
     [entry] = target.glob("*.dist-info/entry_points.txt")
-    assert "octavo=octavo.cli:main" in entry.read_text().replace(" ", "")
+    assert "octavo=octavo.cli.main:main" in entry.read_text().replace(" ", "")
     # What the script `octavo` that an installer writes does.
-    script = "import sys; from octavo.cli import main; sys.argv[0] = 'octavo'; sys.exit(main())"
+    script = (
+        "import sys; from octavo.cli.main import main; sys.argv[0] = 'octavo'; sys.exit(main())"
+    )
     version = _run([sys.executable, "-c", script, "--version"], tmp_path, env)
     assert str(project["version"]) in version
     usage = _run([sys.executable, "-m", "octavo.serve", "--help"], tmp_path, env)
@@ -189,8 +191,8 @@ def test_versions_agree(project: dict[str, object]) -> None:
     import octavo
     import octavo._core
 
-    crate = tomllib.loads((ROOT / "rust_core" / "Cargo.toml").read_text())["package"]["version"]
-    assert project["version"] == octavo.__version__ == octavo._core.__version__ == crate
+    crates = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["package"]["version"]
+    assert project["version"] == octavo.__version__ == octavo._core.__version__ == crates
 
 
 def test_dependencies_are_few_and_ranges(project: dict[str, object]) -> None:

@@ -117,7 +117,7 @@ def prefill_steps(
 
 @triton.jit(
     do_not_specialize=["num_reqs"],
-    # Views that begin behind the decodes.
+    # Views that begin after the decodes.
     do_not_specialize_on_alignment=["slots", "seq_lens", "query_start_loc"],
 )
 def prefill_kernel(
@@ -220,8 +220,7 @@ def plan_prefill(rows: int, group: int, head_dim: int, dtype: torch.dtype) -> Pr
     """The tile for ``rows`` query tokens of ``group`` heads each."""
     least = next_power_of_2(group)
     if dtype == torch.float32:
-        # On an H100: 64 texts of 128 tokens and 12 heads of 32 take 52 us instead of 104 with the
-        # last of these, 4 of 1,024 and 32 heads of 128 take 0.97 ms instead of 1.45.
+        # Small tiles: bench/NOTES.md, "float32 products".
         if head_dim <= 64:
             return PrefillConfig(max(64, least), 32, 4, 2)
         return PrefillConfig(max(32, least), 32 if head_dim <= 128 else 16, 4, 2)

@@ -1,7 +1,7 @@
 """compile_only: kernels compiled on all cores at once, before the first is launched.
 
-A start without a kernel cache otherwise compiles 25 kernels one after the other, and the C function
-that launches each: 17 seconds of one core for an 8B Llama on an H100's host.
+A start without a kernel cache otherwise compiles some 25 kernels one after the other, and the C
+function that launches each, on one core: bench/NOTES.md, "Start-up on an H100".
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_THREADS = 16
 
 
 class _Compilers(ThreadPoolExecutor):
-    """Threads on which kernels become what a launch needs, on this thread's device."""
+    """Threads that compile kernels and load them, on this thread's device."""
 
     def __init__(self) -> None:
         threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
@@ -44,12 +44,12 @@ class _Compilers(ThreadPoolExecutor):
 
 @contextmanager
 def compile_only() -> Iterator[None]:
-    """Launches inside compile and load their kernels, on several threads, and run nothing.
+    """Make launches compile and load their kernels, on several threads, and run nothing.
 
     At the end all are ready.
 
-    torch's own operations run as ever, on whatever the memory holds, so what is computed means
-    nothing. For use before a device's first step, on one thread: it is not for a serving engine.
+    torch's own operations still run, on uninitialized memory, so results are meaningless. For use
+    before a device's first step, on one thread, and never in a serving engine.
 
     Raises:
         triton.CompilationError: at the end, if a kernel does not compile.

@@ -1,4 +1,4 @@
-"""What every kernel's launch shares: device checks, PDL, the counters of last arrivers.
+"""Shared by every kernel's launch: device checks, PDL, the counters of last arrivers.
 
 The kernels run on one stream a device. They synchronize nothing with the host and allocate only
 through torch.empty, so all of them can be captured into a CUDA graph; run each shape once eagerly

@@ -1,9 +1,8 @@
 """linear_f32: many rows of float32 on the matrix units.
 
 They take no float32, but a float32 is the sum of two tf32 numbers to 22 bits, so that three of
-their products make one (tf32x3). Its error is below that of cuBLAS's float32 sums, 1.1e-7 against
-2.5e-7 for K = 384, and it takes half the time: 106 against 202 us for 8,192 rows to 1,152, 139
-against 256 for 1,536 to 384, on an H100. Infinities become NaN.
+their products make one (tf32x3). Its error is below that of cuBLAS's float32 sums and it takes half
+the time: bench/NOTES.md, "float32 products". Infinities become NaN.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ..packed import PackedLinear
+from ..reference import stack_dense
+from ..weights import Experts, Stored, dense
 from .activation import gated_activation
 from .launch import cdiv, check_shape, check_tensors, pdl_options
 
@@ -94,8 +95,8 @@ def _sort_by_expert(
 def moe(
     x: torch.Tensor,
     router_logits: torch.Tensor,
-    w13: torch.Tensor | Sequence[torch.Tensor | PackedLinear],
-    w2: torch.Tensor | Sequence[torch.Tensor | PackedLinear],
+    w13: torch.Tensor,
+    w2: torch.Tensor,
     top_k: int,
     renormalize: bool,
     *,
@@ -116,8 +117,6 @@ def moe(
     Raises:
         ValueError: on a wrong shape, layout or device.
     """
-    if not isinstance(w13, torch.Tensor) or not isinstance(w2, torch.Tensor):
-        raise ValueError("expert weights must be stacked: prepare_experts makes them")
     check_tensors(x=x, router_logits=router_logits, w13=w13, w2=w2)
     tokens, hidden = x.shape
     num_experts, double, _ = w13.shape
@@ -162,3 +161,32 @@ def moe(
     gated = gated_activation(grouped(x, w13, top_k, False), kind)
     out = grouped(gated, w2, 1, True)
     return out.view(tokens, top_k, hidden).float().sum(1).to(x.dtype)
+
+
+class GpuExperts(Experts):
+    """w13 [E, 2F, D] (gate rows, then up rows) and w2 [E, D, F], both dense."""
+
+    __slots__ = ("num_elements", "w2", "w13")
+
+    def __init__(self, gate_up: Sequence[Sequence[Stored]], down: Sequence[Stored]) -> None:
+        self.w13 = torch.stack([stack_dense(parts) for parts in gate_up])
+        self.w2 = torch.stack([dense(part) for part in down])
+        self.num_elements = self.w13.numel() + self.w2.numel()
+
+    def mix(
+        self,
+        x: torch.Tensor,
+        router_logits: torch.Tensor,
+        top_k: int,
+        renormalize: bool,
+        *,
+        kind: str = "silu",
+    ) -> torch.Tensor:
+        return moe(x, router_logits, self.w13, self.w2, top_k, renormalize, kind=kind)
+
+
+def prepare_experts(
+    gate_up: Sequence[Sequence[Stored]], down: Sequence[Stored], *, exact: bool = False
+) -> GpuExperts:
+    """Experts of each one's gate and up parts [F, D], and of each one's down part [D, F]."""
+    return GpuExperts(gate_up, down)

@@ -1,4 +1,4 @@
-"""qk_norm_rope_store_kv: all that happens between the QKV projection and attention, in one kernel.
+"""qk_norm_rope_store_kv: every step between the QKV projection and attention, in one kernel.
 
 A program takes one token and a few heads. Which of them are query, key and value heads only
 changes masks and addresses, so the grid is (tokens, ceil(heads / BLOCK_H)) for every model.
@@ -13,8 +13,8 @@ import triton.language as tl
 from .launch import cdiv, check_shape, check_tensors, next_power_of_2, pdl_options
 
 BLOCK_VALUES = 1024  # of a program's heads: 8 a thread in 4 warps
-# A token of so few values is one program's: two, the second of which has little to do, took 31 us
-# a layer for 8,192 tokens of 36 heads of 32, where their bytes take 12.
+# A token of so few values is one program's: of two, the second would have little to do
+# (bench/NOTES.md, "Encoders").
 MAX_TOKEN_VALUES = 2048
 
 

@@ -406,7 +406,7 @@ class GgufFile:
         """
 
 # ------------------------------------------------------------------------------------ CPU kernels
-# For kernels/cpu.py only, which validates: arguments are addresses (0: none), element type codes
+# For kernels/cpu/ only, which validates: arguments are addresses (0: none), element type codes
 # (0 float32, 1 bfloat16, 2 float16) and sizes of contiguous tensors. cache_shape is (blocks, heads,
 # block_size, head_dim, elements from block to block). Each raises ValueError on sizes or indices
 # that do not fit, and lets go of the GIL where it takes long.

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
+from octavo.errors import InvalidParameterError
 from octavo.outputs import RequestOutput
-from octavo.sampling_params import InvalidParameterError, SamplingParams
+from octavo.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

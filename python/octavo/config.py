@@ -1,7 +1,7 @@
 """EngineConfig: every switch of the engine, frozen, each default with its reason.
 
 The command line, the YAML file and the environment are all generated from these fields
-(``octavo.cli``): a field's name is its flag, its metadata the group and the help text.
+(``octavo.cli.main``): a field's name is its flag, its metadata the group and the help text.
 """
 
 from __future__ import annotations

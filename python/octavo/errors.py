@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from octavo.sampling_params import InvalidParameterError
-
 
 class OctavoError(Exception):
     """Base of the errors octavo raises on purpose.
@@ -15,6 +13,26 @@ class OctavoError(Exception):
     """
 
     param: str | None = None
+
+
+class InvalidRequestError(OctavoError, ValueError):
+    """A request that can never be answered as it stands; the client has to change it."""
+
+
+class InvalidParameterError(InvalidRequestError):
+    """A request's value is out of range. ``param`` names the field, as OpenAI's errors do."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class ModelLoadError(OctavoError, ValueError):
+    """The model cannot be loaded.
+
+    The message is one line that names the file and what is wrong: it is for whoever starts the
+    server and goes into no answer.
+    """
 
 
 class QueueFullError(OctavoError):
@@ -27,7 +45,7 @@ class QueueFullError(OctavoError):
         self.max_num_queued_reqs = max_num_queued_reqs
 
 
-class RequestTooLongError(OctavoError):
+class RequestTooLongError(InvalidRequestError):
     """The prompt leaves no room for a token in the model's context.
 
     ``at_least``: the prompt was not counted to its end.
@@ -51,7 +69,7 @@ class RequestTooLongError(OctavoError):
         self.param = param
 
 
-class UnsupportedParameterError(OctavoError):
+class UnsupportedParameterError(InvalidRequestError):
     """A field octavo knows of but does not implement, or does not know at all."""
 
     def __init__(self, message: str, param: str) -> None:
@@ -59,7 +77,7 @@ class UnsupportedParameterError(OctavoError):
         self.param = param
 
 
-class BadRequestError(OctavoError):
+class BadRequestError(InvalidRequestError):
     """A request that cannot be understood: its JSON, its shape, its chat template."""
 
     def __init__(self, message: str, param: str | None = None) -> None:
@@ -168,6 +186,7 @@ _RETRY_LATER = {"Retry-After": "5"}
 
 # Looked up along the exception's MRO, so that subclasses inherit their base's answer.
 ERROR_TABLE: dict[type[BaseException], ErrorKind] = {
+    InvalidRequestError: ErrorKind(400, _INVALID, None),
     InvalidParameterError: ErrorKind(400, _INVALID, "invalid_value"),
     RequestTooLongError: ErrorKind(400, _INVALID, "context_length_exceeded"),
     UnsupportedParameterError: ErrorKind(400, _INVALID, "unsupported_parameter"),
@@ -212,10 +231,7 @@ def error_body(error: BaseException, request_id: str | None = None) -> dict[str,
     ``request_id`` is named in a 500's message, so that its log entry can be found.
     """
     kind = error_kind(error)
-    if isinstance(error, OctavoError | InvalidParameterError):
-        message = str(error)
-    else:
-        message = "internal error"
+    message = "internal error" if kind is ERROR_TABLE[Exception] else str(error)
     if kind.status == 500 and request_id is not None:
         message = f"{message} (request id {request_id})"
     if len(message) > MAX_MESSAGE_CHARS:

@@ -18,6 +18,7 @@ from octavo.engine.engine import Prompt, checked_ids, make_scores, prompt_parts
 from octavo.engine.engine_loop import EngineLoop
 from octavo.engine.request import EngineRequest
 from octavo.engine.trace import StepTrace
+from octavo.errors import InvalidParameterError
 from octavo.outputs import (
     ClassificationOutput,
     ClassificationRequestOutput,
@@ -42,8 +43,8 @@ from octavo.pooling import (
     squash,
     vector,
 )
-from octavo.sampling_params import InvalidParameterError, SamplingParams
-from octavo.server.chat_template import ChatTemplate
+from octavo.sampling_params import SamplingParams
+from octavo.text.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
     from octavo._core import Delta, Tokenizer

@@ -7,7 +7,8 @@ import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from octavo.sampling_params import InvalidParameterError, SamplingParams
+from octavo.errors import InvalidParameterError
+from octavo.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     import numpy as np

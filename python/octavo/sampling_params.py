@@ -5,13 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-
-class InvalidParameterError(ValueError):
-    """A request's value is out of range. ``param`` names the field, as OpenAI's errors do."""
-
-    def __init__(self, message: str, param: str) -> None:
-        super().__init__(message)
-        self.param = param
+from octavo.errors import InvalidParameterError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

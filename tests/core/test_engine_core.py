@@ -1,6 +1,6 @@
 """The scheduling half of octavo._core through its binding: buffers, deliveries, errors, metrics.
 
-What the scheduler decides is tested in rust_core/tests; here that Python sees it right.
+What the scheduler decides is tested in rust_core/core/tests; here that Python sees it right.
 """
 
 from __future__ import annotations

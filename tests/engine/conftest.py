@@ -79,7 +79,7 @@ class FakeRunner:
     def warm_up(self) -> None:
         pass
 
-    def capture_next(self) -> bool:
+    def idle_work(self) -> bool:
         if not self.num_uncaptured:
             return False
         self.num_uncaptured -= 1
@@ -89,11 +89,14 @@ class FakeRunner:
     def enter_thread(self) -> None:
         pass
 
-    def memory_table(self) -> list[tuple[str, str]]:
+    def memory(self) -> list[tuple[str, str]]:
         return []
 
     def is_fatal(self, error: BaseException) -> bool:
         return False
+
+    def observe(self, observer: Any) -> None:
+        pass
 
     def next_staging(self) -> Staging:
         self.turn = (self.turn + 1) % len(self.stagings)

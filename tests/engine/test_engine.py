@@ -14,9 +14,14 @@ from octavo._core import TokenIds
 from octavo.config import EngineConfig
 from octavo.engine.engine import AsyncEngine
 from octavo.engine.request import RequestLimits
-from octavo.errors import EngineDeadError, QueueFullError, RequestTooLongError
+from octavo.errors import (
+    EngineDeadError,
+    InvalidParameterError,
+    QueueFullError,
+    RequestTooLongError,
+)
 from octavo.llm import LLM
-from octavo.sampling_params import InvalidParameterError, SamplingParams
+from octavo.sampling_params import SamplingParams
 
 CONFIG: dict[str, Any] = {"block_size": 4, "max_model_len": 64, "max_num_seqs": 4}
 

@@ -1,4 +1,4 @@
-"""kernels/cpu.py against reference.py: every op and kind at odd shapes, at this process's level.
+"""kernels/cpu against reference.py: every op and kind at odd shapes, at this process's level.
 
 The same file runs at the other levels in child processes (OCTAVO_CPU_LEVEL), since a process reads
 it once. Outputs are new memory, which torch fills with NaN here, so what is not written shows.
@@ -10,15 +10,19 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
 
 from levels import OTHER_LEVELS, run_at_level
 from octavo import _core
-from octavo.kernels import cpu, packed
 from octavo.kernels import reference as ref
+from octavo.kernels.cpu import ops as cpu
+from octavo.kernels.cpu.linear import CpuWeight
+from octavo.kernels.formats.gguf import BLOCK_FORMATS
+from octavo.kernels.weights import Norm, Planes, Stored, quantize
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -49,6 +53,21 @@ def close(got: torch.Tensor, want: torch.Tensor, tol: float | None = None) -> No
     assert error <= tol, f"error {error:.2e}"
 
 
+def prepare(weight: Stored | Sequence[Stored], **options: Any) -> CpuWeight:
+    """One weight, or several stacked."""
+    return cpu.prepare([weight] if isinstance(weight, Stored) else weight, **options)
+
+
+def linear(x: torch.Tensor, weight: CpuWeight, *args: Any, **options: Any) -> torch.Tensor:
+    return weight.linear(x, *args, **options)
+
+
+def make_blocks(
+    data: torch.Tensor, name: str, shape: tuple[int, int], order: torch.Tensor | None = None
+) -> Planes:
+    return Planes(name, {"blocks": data.reshape(shape[0], -1)}, shape, order)
+
+
 def odd_address(t: torch.Tensor) -> torch.Tensor:
     """The same values one element further than an aligned address."""
     return torch.cat([t.new_zeros(1), t.reshape(-1)])[1:].view(t.shape)
@@ -63,31 +82,31 @@ def test_linear_plain(dtype: torch.dtype, rows: int) -> None:
     for n, k in [(1, 1), (7, 33), (40, 64), (97, 300), (16, 1031)]:
         w = torch.randn(n, k).to(dtype)
         bias = torch.randn(n)
-        weight = cpu.prepare_linear(w)
+        weight = prepare(w)
         assert torch.equal(weight.dequantize(), w.float())
         for x_dtype, with_bias in itertools.product(FLOATS, [True, False]):
             x = odd_address(torch.randn(rows, k).to(x_dtype))
             b = bias if with_bias else None
-            got = cpu.linear(x, weight, b, out_dtype=torch.float32)
+            got = linear(x, weight, b, out_dtype=torch.float32)
             close(got, ref.linear(x, w, b, out_dtype=torch.float32), 2e-6 * k**0.5 + 1e-6)
-            close(cpu.linear(x, weight, b), ref.linear(x, w, b), 1e-5 + TOLERANCE[x_dtype])
+            close(linear(x, weight, b), ref.linear(x, w, b), 1e-5 + TOLERANCE[x_dtype])
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 3, 4, 5, 17, 64, 131])
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
 def test_linear_quantized(kind: str, rows: int) -> None:
     for n, k in [(1, 32), (9, 96), (40, 576), (97, 320)]:
-        q = packed.quantize(torch.randn(n, k) + 0.1, kind)
+        q = quantize(torch.randn(n, k) + 0.1, kind)
         perm = torch.randperm(n)
-        q = packed.QuantTensor(odd_address(q.data), kind, (n, k), perm)
+        q = make_blocks(odd_address(q.planes["blocks"]), kind, (n, k), perm)
         w, bias = q.dequantize(), torch.randn(n)
-        weight, exact = cpu.prepare_linear(q), cpu.prepare_linear(q, exact=True)
+        weight, exact = prepare(q), prepare(q, exact=True)
         close(weight.dequantize(), w, 1e-3 if kind == "Q4_0" else 1e-6)
         for dtype in FLOATS:
             x = odd_address(torch.randn(rows, k).to(dtype))
             want = ref.linear(x, w, bias, out_dtype=torch.float32)
-            close(cpu.linear(x, exact, bias, out_dtype=torch.float32), want, 1e-5)
-            got = cpu.linear(x, weight, bias, out_dtype=torch.float32)
+            close(linear(x, exact, bias, out_dtype=torch.float32), want, 1e-5)
+            got = linear(x, weight, bias, out_dtype=torch.float32)
             assert got.isfinite().all()
             if rows and n > 1:
                 # x keeps 12 bits of a group's largest with 4-bit weights, 16 with others; tiles
@@ -96,7 +115,7 @@ def test_linear_quantized(kind: str, rows: int) -> None:
                 if kind == "Q8_0" and bound == 1e-3:
                     bound = 1e-4
                 assert (got - want).norm() / want.norm() < bound
-            assert cpu.linear(x, weight, bias).dtype == dtype
+            assert linear(x, weight, bias).dtype == dtype
 
 
 def test_linear_int8_mode_is_the_rounded_product() -> None:
@@ -107,23 +126,23 @@ def test_linear_int8_mode_is_the_rounded_product() -> None:
         x = torch.randint(-118, 119, (rows, 2, 2, 16)).float()
         x[:, :, 0] = torch.randint(-118 * 16, 118 * 16 + 1, (rows, 2, 16)) / 16
         x[:, :, 0, 0] = 118
-        q = packed.quantize(torch.randn(24, 64), "Q4_1")
-        got = cpu.linear(x.flatten(1), cpu.prepare_linear(q))
+        q = quantize(torch.randn(24, 64), "Q4_1")
+        got = linear(x.flatten(1), prepare(q))
         close(got, ref.linear(x.flatten(1), q.dequantize()), 1e-5)
         x[:, :, 1] = torch.randint(-118 * 16, 118 * 16 + 1, (rows, 2, 16)) / 16
         x[:, :, 0, 1:] = torch.randint(-117, 118, (rows, 2, 15)) + x[:, :, 1, 1:] % 1 / 16
         x[:, :, 1, 0] = 7
-        got = cpu.linear(x.flatten(1), cpu.prepare_linear(q))
+        got = linear(x.flatten(1), prepare(q))
         close(got, ref.linear(x.flatten(1), q.dequantize()), 1e-5)
         for kind in ("Q8_0", "Q5_1", "Q6_K"):
             x = torch.randint(-127 * 256, 127 * 256 + 1, (rows, 256)).float() / 256
             x[:, ::32] = 127
             q = (
-                packed.quantize(torch.randn(24, 256), kind)
+                quantize(torch.randn(24, 256), kind)
                 if kind == "Q8_0"
                 else random_blocks(kind, 24, 256)
             )
-            close(cpu.linear(x, cpu.prepare_linear(q)), ref.linear(x, q.dequantize()), 1e-5)
+            close(linear(x, prepare(q)), ref.linear(x, q.dequantize()), 1e-5)
 
 
 @pytest.mark.parametrize("extreme", [-128, 127])
@@ -132,60 +151,60 @@ def test_linear_extreme_bytes(extreme: int) -> None:
     for n in (8, 16):
         blocks = torch.full((n, 34), extreme, dtype=torch.int8).view(torch.uint8)
         blocks[:, :2] = torch.ones(1, dtype=torch.float16).view(torch.uint8)
-        q = packed.QuantTensor(blocks.reshape(-1), "Q8_0", (n, 32))
+        q = make_blocks(blocks.reshape(-1), "Q8_0", (n, 32))
         for x in (torch.full((3, 32), 127.0), torch.full((3, 32), -127.0)):
-            close(cpu.linear(x, cpu.prepare_linear(q)), ref.linear(x, q.dequantize()), 1e-6)
+            close(linear(x, prepare(q)), ref.linear(x, q.dequantize()), 1e-6)
         blocks = torch.full((n, 20), 255, dtype=torch.uint8)
         blocks[:, :4] = torch.ones(2, dtype=torch.float16).view(torch.uint8)
-        q = packed.QuantTensor(blocks.reshape(-1), "Q4_1", (n, 32))
+        q = make_blocks(blocks.reshape(-1), "Q4_1", (n, 32))
         for x in (torch.full((3, 32), 127.0), torch.full((3, 32), -127.0)):
-            close(cpu.linear(x, cpu.prepare_linear(q)), ref.linear(x, q.dequantize()), 1e-6)
+            close(linear(x, prepare(q)), ref.linear(x, q.dequantize()), 1e-6)
 
 
 def test_linear_zero_and_tiny_activations() -> None:
-    weight = cpu.prepare_linear(packed.quantize(torch.randn(8, 32), "Q8_0"))
+    weight = prepare(quantize(torch.randn(8, 32), "Q8_0"))
     for value in (0.0, 1e-45, 1e-38):
-        assert cpu.linear(torch.full((2, 32), value), weight).abs().max() < 1e-30
+        assert linear(torch.full((2, 32), value), weight).abs().max() < 1e-30
 
 
-QUANTIZED = [kind for kind in packed.BLOCK_FORMATS if kind.startswith("Q")]
+QUANTIZED = [kind for kind in BLOCK_FORMATS if kind.startswith("Q")]
 # What a weight takes beyond the file: Q4_K's and Q5_K's 6-bit scales are bytes.
 SURPLUS = {"Q4_K": 4 / 144, "Q5_K": 4 / 176}
 
 
-def random_blocks(kind: str, n: int, k: int) -> packed.QuantTensor:
+def random_blocks(kind: str, n: int, k: int) -> Planes:
     """Any bytes, with scales of ordinary size."""
-    elements, nbytes = packed.BLOCK_FORMATS[kind]
+    elements, nbytes = BLOCK_FORMATS[kind].block, BLOCK_FORMATS[kind].nbytes
     raw = torch.randint(0, 256, (n * k // elements, nbytes), dtype=torch.uint8)
     one = {"Q4_0": [0], "Q5_0": [0], "Q8_0": [0], "Q6_K": [208]}
     for at in one.get(kind, [0, 2]):
         half = (torch.rand(raw.shape[0], 1) * 0.1 + 0.01).to(torch.float16)
         raw[:, at : at + 2] = half.view(torch.uint8)
-    return packed.QuantTensor(raw.reshape(-1), kind, (n, k), torch.randperm(n))
+    return make_blocks(raw.reshape(-1), kind, (n, k), torch.randperm(n))
 
 
 @pytest.mark.parametrize("kind", QUANTIZED)
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 45])
 def test_every_kind_is_computed_with_as_it_is(kind: str, rows: int) -> None:
-    step = packed.BLOCK_FORMATS[kind][0]
+    step = BLOCK_FORMATS[kind].block
     for n, k in [(1, step), (19, 3 * step), (97, 2 * step)]:
         q = random_blocks(kind, n, k)
         want, x = q.dequantize(), torch.randn(rows, k)
         for level in _core.cpu_levels():
-            weight = cpu.prepare_linear(q, level=level)
-            exact = cpu.prepare_linear(q, exact=True, level=level)
+            weight = prepare(q, level=level)
+            exact = prepare(q, exact=True, level=level)
             # One rounding of float32: fused or not.
             close(weight.dequantize(), want, 2e-7)
             y = ref.linear(x, want)
             if n > 1:
-                assert (cpu.linear(x, weight) - y).norm() < 0.02 * y.norm()
-            close(cpu.linear(x, exact), y, 1e-5)
+                assert (linear(x, weight) - y).norm() < 0.02 * y.norm()
+            close(linear(x, exact), y, 1e-5)
 
 
 @pytest.mark.parametrize("kind", QUANTIZED)
 def test_a_weight_takes_what_the_file_takes(kind: str) -> None:
     q = random_blocks(kind, 64, 512)
-    found = cpu.prepare_linear(q).nbytes / q.data.numel()
+    found = prepare(q).nbytes / q.nbytes
     assert found == pytest.approx(1 + SURPLUS.get(kind, 0), abs=1e-9)
 
 
@@ -193,59 +212,59 @@ def test_a_weight_takes_what_the_file_takes(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"])
 def test_all_ones_do_not_overflow(kind: str, level: str) -> None:
     """Every product at its largest; activations on the int8 grid make the sums exact."""
-    step = packed.BLOCK_FORMATS[kind][0]
+    step = BLOCK_FORMATS[kind].block
     q = random_blocks(kind, 16, step)
-    raw = q.data.view(16, -1).clone()
+    raw = q.planes["blocks"].clone()
     raw[:] = 255
     for at in {"Q5_0": [0], "Q6_K": [208]}.get(kind, [0, 2]):
         raw[:, at : at + 2] = torch.ones(1, dtype=torch.float16).view(torch.uint8)
-    q = packed.QuantTensor(raw.reshape(-1), kind, (16, step))
-    weight = cpu.prepare_linear(q, level=level)
+    q = make_blocks(raw.reshape(-1), kind, (16, step))
+    weight = prepare(q, level=level)
     for value in (127.0, -127.0):
         x = torch.full((3, step), value)
-        close(cpu.linear(x, weight), ref.linear(x, q.dequantize()), 1e-6)
+        close(linear(x, weight), ref.linear(x, q.dequantize()), 1e-6)
 
 
 def test_prepare_stacked() -> None:
     a, b = torch.randn(5, 64), torch.randn(14, 64)
     x = torch.randn(3, 64)
-    q4, q8 = packed.quantize(a, "Q4_1"), packed.quantize(b, "Q8_0")
+    q4, q8 = quantize(a, "Q4_1"), quantize(b, "Q8_0")
     for parts in (
         [a, b],
-        [q4, packed.quantize(b, "Q4_0")],
+        [q4, quantize(b, "Q4_0")],
         [q4, q8],
         [q8, q8, q4, q8],
         [a, q8],
         [a.bfloat16(), b],
     ):
-        weight = cpu.prepare_linear(parts, exact=True)
+        weight = prepare(parts, exact=True)
         dense = torch.cat([p if isinstance(p, torch.Tensor) else p.dequantize() for p in parts])
         close(weight.dequantize(), dense.float(), 2e-7)
-        close(cpu.linear(x, weight), ref.linear(x, dense.float()), 1e-5)
-        assert cpu.linear(x[:0], weight).shape == (0, len(dense))
+        close(linear(x, weight), ref.linear(x, dense.float()), 1e-5)
+        assert linear(x[:0], weight).shape == (0, len(dense))
 
 
 @pytest.mark.parametrize("level", _core.cpu_levels())
 def test_linear_at_every_level(level: str) -> None:
     x, many = torch.randn(3, 160), torch.randn(45, 160)
     for kind in ("Q4_0", "Q4_1", "Q8_0"):
-        q = packed.quantize(torch.randn(41, 160), kind)
-        weight = cpu.prepare_linear(q, level=level)
+        q = quantize(torch.randn(41, 160), kind)
+        weight = prepare(q, level=level)
         # A few rows meet the same integers everywhere; many may be rounded otherwise.
-        close(cpu.linear(x, weight), cpu.linear(x, cpu.prepare_linear(q)), 1e-5)
+        close(linear(x, weight), linear(x, prepare(q)), 1e-5)
         want = ref.linear(many, q.dequantize())
-        assert (cpu.linear(many, weight) - want).norm() / want.norm() < 0.01
-        exact = cpu.prepare_linear(q, exact=True, level=level)
-        close(cpu.linear(many, exact), want, 1e-5)
+        assert (linear(many, weight) - want).norm() / want.norm() < 0.01
+        exact = prepare(q, exact=True, level=level)
+        close(linear(many, exact), want, 1e-5)
     x = many
     for dtype in FLOATS:
         w = torch.randn(41, 160).to(dtype)
-        close(cpu.linear(x, cpu.prepare_linear(w, level=level)), ref.linear(x, w), 1e-5)
+        close(linear(x, prepare(w, level=level)), ref.linear(x, w), 1e-5)
 
 
 def test_results_do_not_depend_on_the_thread_count() -> None:
-    x, q = torch.randn(70, 320), packed.quantize(torch.randn(200, 320), "Q4_1")
-    weight, exact = cpu.prepare_linear(q), cpu.prepare_linear(q, exact=True)
+    x, q = torch.randn(70, 320), quantize(torch.randn(200, 320), "Q4_1")
+    weight, exact = prepare(q), prepare(q, exact=True)
     args, kwargs = attention_case([1500, 700], [1, 40], 4, 2, 64, 16, torch.float32)
     results = []
     try:
@@ -253,12 +272,33 @@ def test_results_do_not_depend_on_the_thread_count() -> None:
             cpu.set_num_threads(threads)
             assert cpu.num_threads() == threads
             results.append(
-                (cpu.linear(x, weight), cpu.linear(x, exact), cpu.paged_attention(*args, **kwargs))
+                (linear(x, weight), linear(x, exact), cpu.paged_attention(*args, **kwargs))
             )
     finally:
         cpu.set_num_threads(0)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_linear_with_what_comes_before_and_after(dtype: torch.dtype) -> None:
+    x, w, bias = torch.randn(5, 64).to(dtype), torch.randn(40, 64).to(dtype), torch.randn(40)
+    weight, norm = prepare(w), Norm(torch.randn(64), 1e-5, 1.0)
+    assert not weight.adds_residual(1)
+    for gate, width in (("", 40), ("silu", 20)):
+        residual = torch.randn(5, width).to(dtype)
+        for options in (
+            {"norm": norm},
+            {"gate": gate},
+            {"residual": residual},
+            {"norm": norm, "gate": gate, "residual": residual},
+        ):
+            if "residual" in options and "gate" not in options and gate:
+                continue
+            want = ref.linear(x, w, bias, **options)
+            if "residual" in options:
+                options = {**options, "residual": residual.clone()}
+            close(weight.linear(x, bias, **options), want, 2 * TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize(
@@ -271,42 +311,38 @@ def test_results_do_not_depend_on_the_thread_count() -> None:
         ({"x": torch.randn(2, 32, device="meta")}, "meta"),
         ({"bias": torch.randn(7)}, r"bias must be of shape \(8,\)"),
         ({"out_dtype": torch.int32}, "out_dtype"),
-        ({"weight": packed.PackedLinear()}, "another device"),
-        ({"weight": torch.randn(8, 33)}, "weight must be"),
+        ({"norm": Norm(torch.randn(31), 1e-5)}, "weight must be"),
     ],
 )
 def test_linear_refuses(change: dict[str, object], message: str) -> None:
-    args = {"x": torch.randn(2, 32), "weight": cpu.prepare_linear(torch.randn(8, 32)), **change}
+    args = {"x": torch.randn(2, 32), "weight": prepare(torch.randn(8, 32)), **change}
     with pytest.raises(ValueError, match=message):
-        cpu.linear(**args)  # type: ignore[arg-type]
+        linear(**args)  # type: ignore[arg-type]
 
 
 # -------------------------------------------------------------------------------------- embedding
 
 
-def test_embedding() -> None:
+def test_rows() -> None:
     ids = torch.tensor([3, 0, 10, 3], dtype=torch.int32)
     w = torch.randn(11, 64)
     for dtype in FLOATS:
-        for weight in (w.to(dtype), cpu.prepare_linear(w.to(dtype))):
-            got = cpu.embedding(ids, weight, scale=3.0)
-            close(
-                got,
-                ref.embedding(ids, w.to(dtype), scale=3.0),
-                0 if dtype == torch.float32 else 1e-2,
-            )
+        got = prepare(w.to(dtype)).rows(ids, 3.0)
+        want = ref.embedding(ids, w.to(dtype), scale=3.0)
+        close(got, want, 0 if dtype == torch.float32 else 1e-2)
     for kind in ("Q4_0", "Q4_1", "Q8_0"):
-        q = packed.quantize(w, kind)
+        q = quantize(w, kind)
         for dtype in FLOATS:
-            got = cpu.embedding(ids, cpu.prepare_linear(q), out_dtype=dtype)
-            close(got, ref.embedding(ids, q.dequantize(), out_dtype=dtype), 1e-3 + TOLERANCE[dtype])
-    assert cpu.embedding(ids[:0], cpu.prepare_linear(w)).shape == (0, 64)
+            got = prepare(q).rows(ids, out_dtype=dtype)
+            want = ref.embedding(ids, q.dequantize(), out_dtype=dtype)
+            close(got, want, 1e-3 + TOLERANCE[dtype])
+    weight = prepare(w)
+    assert weight.rows(ids[:0]).shape == (0, 64)
     for bad in (-1, 11):
-        for weight in (w, cpu.prepare_linear(w)):
-            with pytest.raises(ValueError, match="outside the vocabulary of 11"):
-                cpu.embedding(torch.tensor([bad], dtype=torch.int32), weight)
+        with pytest.raises(ValueError, match="outside the vocabulary of 11"):
+            weight.rows(torch.tensor([bad], dtype=torch.int32))
     with pytest.raises(ValueError, match="int32"):
-        cpu.embedding(ids.long(), w)
+        weight.rows(ids.long())
 
 
 # ------------------------------------------------------------------------------- norms, activations
@@ -627,12 +663,11 @@ def test_moe() -> None:
     t, d, f, e = 13, 64, 32, 5
     x, logits = torch.randn(t, d), torch.randn(t, e)
     w13, w2 = torch.randn(e, 2 * f, d), torch.randn(e, d, f)
-    packed13 = [cpu.prepare_linear(w) for w in w13]
-    packed2 = [cpu.prepare_linear(w) for w in w2]
+    experts = cpu.prepare_experts([[w[:f], w[f:]] for w in w13], list(w2))
+    assert experts.num_elements == w13.numel() + w2.numel()
     for renormalize in (False, True):
         want = ref.moe(x, logits, w13, w2, 2, renormalize)
-        close(cpu.moe(x, logits, w13, w2, 2, renormalize), want)
-        close(cpu.moe(x, logits, packed13, packed2, 2, renormalize), want)
+        close(experts.mix(x, logits, 2, renormalize), want)
 
 
 def test_argmax_and_logprobs() -> None:
@@ -666,7 +701,7 @@ def test_whole_file_at_level(level: str) -> None:
 
 def test_unknown_level_is_refused() -> None:
     run = subprocess.run(
-        [sys.executable, "-c", "from octavo.kernels import cpu; cpu.level()"],
+        [sys.executable, "-c", "from octavo.kernels.cpu import ops; ops.level()"],
         env={**os.environ, "OCTAVO_CPU_LEVEL": "sse9"},
         capture_output=True,
         text=True,

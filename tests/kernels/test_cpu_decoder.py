@@ -10,17 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.kernels import cpu
-from octavo.kernels.cpu_decoder import CpuDecoder
+from octavo.kernels.cpu import ops as cpu
+from octavo.kernels.cpu.decoder import CpuDecoder
 from octavo.kernels.decoder import DecoderSpec, LayerSpec
-from octavo.kernels.packed import quantize
+from octavo.kernels.reference import DenseWeight
+from octavo.kernels.weights import Weight, quantize
 
 D, F, HEADS, KV_HEADS, DIM, BLOCK = 96, 160, 6, 2, 32, 8
 
 
-def weight(n: int, k: int, kind: str | None) -> cpu.CpuLinear:
+def weight(n: int, k: int, kind: str | None) -> Weight:
     w = torch.randn(n, k) * k**-0.5
-    return cpu.prepare_linear(w if kind is None else quantize(w, kind))
+    return cpu.prepare([w if kind is None else quantize(w, kind)])
 
 
 def make_spec(
@@ -31,7 +32,7 @@ def make_spec(
     def vector(n: int) -> Tensor:
         return torch.rand(n) + 0.5
 
-    def projection(n: int, k: int) -> tuple[cpu.CpuLinear, Tensor | None]:
+    def projection(n: int, k: int) -> tuple[Weight, Tensor | None]:
         return weight(n, k, kind), torch.randn(n) if extras else None
 
     def cache() -> Tensor:
@@ -92,6 +93,10 @@ def make_step(past: list[int], new: list[int]) -> SimpleNamespace:
     )
 
 
+def linear(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+    return weight.linear(x, bias)
+
+
 def one_by_one(spec: DecoderSpec, x: Tensor, ctx: SimpleNamespace) -> Tensor:
     residual: Tensor | None = None
     for layer in spec.layers:
@@ -100,7 +105,7 @@ def one_by_one(spec: DecoderSpec, x: Tensor, ctx: SimpleNamespace) -> Tensor:
         else:
             x, residual = cpu.rms_norm(x, layer.input_norm, spec.eps, residual=residual)
         q = cpu.qk_norm_rope_store_kv(
-            cpu.linear(x, *layer.qkv),
+            linear(x, *layer.qkv),
             ctx.positions,
             spec.cos_sin,
             ctx.slot_mapping,
@@ -128,9 +133,9 @@ def one_by_one(spec: DecoderSpec, x: Tensor, ctx: SimpleNamespace) -> Tensor:
             sliding_window=layer.sliding_window,
             softcap=spec.softcap,
         )
-        x = cpu.linear(attended, *layer.o)
+        x = linear(attended, *layer.o)
         x, residual = cpu.rms_norm(x, layer.post_norm, spec.eps, residual=residual)
-        x = cpu.linear(cpu.gated_activation(cpu.linear(x, *layer.gate_up), spec.act), *layer.down)
+        x = linear(cpu.gated_activation(linear(x, *layer.gate_up), spec.act), *layer.down)
     return cpu.rms_norm(x, spec.final_norm, spec.eps, residual=residual)[0]
 
 
@@ -243,5 +248,6 @@ def test_layers_that_do_not_fit_are_refused() -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             cpu.make_decoder(replace(spec, layers=[replace(layer, **change)]))
-    plain = replace(layer, down=(torch.randn(D, F), None))
-    assert cpu.make_decoder(replace(spec, layers=[plain])) is None
+    foreign = replace(layer, down=(DenseWeight(torch.randn(D, F)), None))
+    with pytest.raises(ValueError, match="another device"):
+        cpu.make_decoder(replace(spec, layers=[foreign]))

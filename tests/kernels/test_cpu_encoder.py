@@ -15,9 +15,9 @@ from torch import Tensor
 
 from levels import OTHER_LEVELS, run_at_level
 from octavo import _core
-from octavo.kernels import cpu
 from octavo.kernels import reference as ref
-from octavo.kernels.cpu_encoder import CpuEncoder
+from octavo.kernels.cpu import ops as cpu
+from octavo.kernels.cpu.encoder import CpuEncoder
 from octavo.kernels.encoder import EncoderLayerSpec, EncoderSpec
 
 # (hidden_size, intermediate_size, num_heads): odd heads, K of no whole group or block, and of
@@ -60,7 +60,7 @@ def packed(spec: EncoderSpec, *, rounded: bool) -> CpuEncoder:
         replace(
             layer,
             **{
-                name: (cpu.prepare_linear(weight), bias)
+                name: (cpu.prepare([weight]), bias)
                 for name in ("qkv", "o", "up", "down")
                 for weight, bias in [getattr(layer, name)]
             },
@@ -202,8 +202,8 @@ def test_layers_that_do_not_fit_are_refused() -> None:
         packed(replace(spec, num_heads=7), rounded=False)
     with pytest.raises(ValueError, match="swish"):
         packed(replace(spec, act="swish"), rounded=False)
-    assert cpu.make_encoder(spec) is None
-    assert cpu.make_encoder(replace(spec, layers=[])) is None
+    with pytest.raises(ValueError, match="another device"):
+        cpu.make_encoder(spec)
 
 
 @pytest.mark.slow

@@ -17,11 +17,14 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-gpu = pytest.importorskip("octavo.kernels.gpu")
+gpu = pytest.importorskip("octavo.kernels.gpu.ops")
 from octavo.kernels import reference  # noqa: E402
+from octavo.kernels.weights import Norm  # noqa: E402
 
 # The modules, whose names the package gives to their functions.
 linear_module = importlib.import_module("octavo.kernels.gpu.linear")
+gemv_module = importlib.import_module("octavo.kernels.gpu.gemv")
+skinny_module = importlib.import_module("octavo.kernels.gpu.skinny")
 decode_module = importlib.import_module("octavo.kernels.gpu.decode_attention")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -118,26 +121,57 @@ def check_linear(rows: int, n: int, k: int, dtype: torch.dtype) -> None:
     x, bias = randn(rows, k, dtype=dtype), randn(n, dtype=dtype)
     weight = (randn(n, k) * k**-0.5).to(dtype)
     norm, residual = randn(k, dtype=dtype), randn(rows, n, dtype=dtype)
+    gated = randn(rows, n // 2, dtype=dtype)
     for b in (None, bias):
         assert_close(gpu.linear(x, weight, b), reference.linear(x, weight, b), dtype)
         wide = gpu.linear(x, weight, b, out_dtype=torch.float32)
         assert wide.dtype == torch.float32
         assert_close(wide, reference.linear(x, weight, b, out_dtype=torch.float32), dtype)
-        out = gpu.linear_add(x, weight, residual.clone(), b)
-        assert_close(out, reference.linear_add(x, weight, residual, b), dtype)
+        want = reference.linear(x, weight, b, residual=residual)
+        assert_close(gpu.linear(x, weight, b, residual=residual.clone()), want, dtype)
         for offset in (0.0, 1.0):
-            args = (x, norm, 1e-5, weight, b)
-            out = gpu.norm_linear(*args, weight_offset=offset)
-            assert_close(out, reference.norm_linear(*args, weight_offset=offset), dtype)
-    for kind in ("silu", "gelu_tanh"):
-        args = (x, norm, 1e-5, weight, kind)
-        assert_close(gpu.norm_gated_linear(*args), reference.norm_gated_linear(*args), dtype)
+            before = Norm(norm, 1e-5, offset)
+            want = reference.linear(x, weight, b, norm=before)
+            assert_close(gpu.linear(x, weight, b, norm=before), want, dtype)
+        for kind in ("silu", "gelu_tanh"):
+            for options in ({"gate": kind}, {"gate": kind, "norm": Norm(norm, 1e-5)}):
+                want = reference.linear(x, weight, b, **options)
+                assert_close(gpu.linear(x, weight, b, **options), want, dtype)
+                want = reference.linear(x, weight, b, residual=gated, **options)
+                out = gpu.linear(x, weight, b, residual=gated.clone(), **options)
+                assert_close(out, want, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "n", "k"), [(1, 36, 80), (2, 18, 48), (5, 70, 33), (65, 12, 16)])
 def test_linear(rows: int, n: int, k: int, dtype: torch.dtype) -> None:
     check_linear(rows, n, k, dtype)
+
+
+def test_one_row_is_fused_where_the_weight_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One kernel then; else a norm, a product and a gate, and the next norm adds the residual."""
+    launched: list[str] = []
+    for name in ("gemv", "rms_norm", "gated_activation"):
+        run = getattr(linear_module, name)
+
+        def note(*args: Any, _name: str = name, _run: Any = run, **options: Any) -> Any:
+            launched.append(_name)
+            return _run(*args, **options)
+
+        monkeypatch.setattr(linear_module, name, note)
+    limit = linear_module.MAX_FUSED_SIZE
+    for k, expected in ((limit, ["gemv"]), (limit + 1, ["rms_norm", "gemv", "gated_activation"])):
+        weight = gpu.prepare([randn(8, k)])
+        weight.linear(randn(1, k), norm=Norm(randn(k), 1e-5), gate="silu")
+        assert launched == expected
+        launched.clear()
+        weight.linear(randn(1, k))
+        assert launched == ["gemv"]
+        launched.clear()
+    for n, fused in ((limit, True), (limit + 1, False)):
+        weight = gpu.prepare([randn(n, 8)])
+        assert weight.adds_residual(1) is fused
+        assert not weight.adds_residual(2)
 
 
 @pytest.mark.parametrize(("n", "k"), [(70, 33), (64, 32), (4, 100)])
@@ -149,8 +183,8 @@ def test_linear_of_many_rows_of_float32(n: int, k: int) -> None:
 @pytest.mark.parametrize("block_k", [128, 512])
 def test_gemv_steps_over_k(prefetch: bool, block_k: int) -> None:
     x, weight, y = randn(1, 300), randn(10, 300), torch.empty(1, 10, device=DEVICE)
-    config = linear_module.GemvConfig(4, block_k, 4, prefetch)
-    linear_module.gemv(x, weight, None, y, config=config)
+    config = gemv_module.GemvConfig(4, block_k, 4, prefetch)
+    gemv_module.gemv(x, weight, None, y, config=config)
     assert_close(y, reference.linear(x, weight), torch.float32)
 
 
@@ -159,13 +193,13 @@ def test_gemv_steps_over_k(prefetch: bool, block_k: int) -> None:
 def test_skinny_splits_k(split_k: int, gate: str) -> None:
     """Also more parts than K has steps; the counters are zero again after each launch."""
     x, weight, norm = randn(3, 100, dtype=HALF), randn(38, 100, dtype=HALF), randn(100, dtype=HALF)
-    config = linear_module.SkinnyConfig(16, 32, split_k, 4, 3)
-    want = reference.norm_linear(x, norm, 1e-5, weight)
+    config = skinny_module.SkinnyConfig(16, 32, split_k, 4, 3)
+    want = reference.linear(x, weight, norm=Norm(norm, 1e-5))
     if gate:
         want = reference.gated_activation(want, gate)
     for _ in range(2):
         y = torch.empty(3, 19 if gate else 38, dtype=HALF, device=DEVICE)
-        linear_module.skinny(
+        skinny_module.skinny(
             x, weight, None, y, norm_weight=norm, eps=1e-5, gate=gate, config=config
         )
         assert_close(y, want, HALF)
@@ -678,7 +712,7 @@ def test_graph_replays_like_eager(pdl: bool) -> None:
     head = randn(5000, hidden, dtype=HALF)
 
     def step() -> tuple[torch.Tensor, torch.Tensor]:
-        qkv = gpu.norm_linear(x, norm, 1e-5, weights[0])
+        qkv = gpu.linear(x, weights[0], norm=Norm(norm, 1e-5))
         q = gpu.qk_norm_rope_store_kv(
             qkv,
             positions,
@@ -701,7 +735,7 @@ def test_graph_replays_like_eager(pdl: bool) -> None:
             max_query_len=1,
             max_seq_len=1024,
         )
-        hidden_states = gpu.linear_add(out, weights[1], x.clone())
+        hidden_states = gpu.linear(out, weights[1], residual=x.clone())
         logits = gpu.linear(hidden_states, head, out_dtype=torch.float32)
         return hidden_states, gpu.sample(logits, slots, state)
 
@@ -762,11 +796,6 @@ def test_moe(
     router[:, 1] -= 100  # nobody's first choice: an expert without rows when top_k allows it
     w13 = (randn(num_experts, 2 * inner, hidden) / hidden**0.5).to(dtype)
     w2 = (randn(num_experts, hidden, inner) / inner**0.5).to(dtype)
-    out = gpu.moe(x, router, w13, w2, top_k, renormalize)
+    experts = gpu.prepare_experts([w.chunk(2) for w in w13], list(w2))
+    out = experts.mix(x, router, top_k, renormalize)
     assert_close(out, reference.moe(x, router, w13, w2, top_k, renormalize), dtype)
-
-
-def test_moe_wants_stacked_experts() -> None:
-    weights = [randn(8, 4), randn(8, 4)]
-    with pytest.raises(ValueError, match="stacked"):
-        gpu.moe(randn(2, 4), randn(2, 2), weights, weights, 1, True)

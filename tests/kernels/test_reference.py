@@ -1,4 +1,4 @@
-"""reference.py and packed.py against torch's own functions and against element-by-element decoders.
+"""reference.py and formats/ against torch's own functions and against element-by-element decoders.
 
 They are the truth for the other kernels' tests, so here they meet independent code.
 """
@@ -11,8 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from octavo.kernels import packed
 from octavo.kernels import reference as ops
+from octavo.kernels.formats.gguf import BLOCK_FORMATS
+from octavo.kernels.weights import Norm, Planes, quantize
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +74,7 @@ def _element(kind: str, raw: bytes, i: int) -> float:
 
 def _random_blocks(kind: str, n: int, k: int) -> torch.Tensor:
     """Random bytes whose halves are small finite numbers."""
-    elements, nbytes = packed.BLOCK_FORMATS[kind]
+    elements, nbytes = BLOCK_FORMATS[kind].block, BLOCK_FORMATS[kind].nbytes
     raw = torch.randint(0, 256, (n * k // elements, nbytes), dtype=torch.uint8)
     halves = {"Q4_0": [0], "Q5_0": [0], "Q8_0": [0], "Q6_K": [208]}.get(kind, [0, 2])
     for at in halves:
@@ -83,11 +84,11 @@ def _random_blocks(kind: str, n: int, k: int) -> torch.Tensor:
     return raw.reshape(-1)
 
 
-@pytest.mark.parametrize("kind", [k for k in packed.BLOCK_FORMATS if k.startswith("Q")])
+@pytest.mark.parametrize("kind", [k for k in BLOCK_FORMATS if k.startswith("Q")])
 def test_dequantize_matches_the_format(kind: str) -> None:
     n, k = 3, 512
     data = _random_blocks(kind, n, k)
-    elements, nbytes = packed.BLOCK_FORMATS[kind]
+    elements, nbytes = BLOCK_FORMATS[kind].block, BLOCK_FORMATS[kind].nbytes
     raw = bytes(data.tolist())
     want = torch.tensor(
         [
@@ -95,7 +96,7 @@ def test_dequantize_matches_the_format(kind: str) -> None:
             for i in range(n * k)
         ]
     ).reshape(n, k)
-    got = packed.QuantTensor(data, kind, (n, k)).dequantize()
+    got = Planes(kind, {"blocks": data.view(n, -1)}, (n, k)).dequantize()
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
 
 
@@ -105,7 +106,7 @@ def test_dequantize_matches_the_format(kind: str) -> None:
 def test_dequantize_plain_floats_at_an_odd_address(kind: str, dtype: torch.dtype) -> None:
     w = torch.randn(3, 7).to(dtype)
     data = torch.cat([torch.zeros(1, dtype=torch.uint8), w.reshape(-1).view(torch.uint8)])[1:]
-    got = packed.QuantTensor(data, kind, (3, 7)).dequantize()
+    got = Planes(kind, {"blocks": data.view(3, -1)}, (3, 7)).dequantize()
     assert torch.equal(got, w.float())
 
 
@@ -114,38 +115,44 @@ def test_quantize_round_trip(kind: str, bound: float) -> None:
     w = torch.randn(5, 96)
     w[0] = 0
     w[1] = 2.5
-    q = packed.quantize(w, kind)
+    q = quantize(w, kind)
     got = q.dequantize()
     assert (got - w).norm() / w.norm() < bound
     assert torch.equal(got[0], torch.zeros(96))
     # What is already on the grid stays there.
-    again = packed.quantize(got, kind).dequantize()
+    again = quantize(got, kind).dequantize()
     torch.testing.assert_close(again, got, rtol=2e-3, atol=2e-3)
 
 
 def test_row_permutation() -> None:
-    q = packed.quantize(torch.randn(4, 32), "Q8_0")
+    q = quantize(torch.randn(4, 32), "Q8_0")
     perm = torch.tensor([2, 0, 3, 1])
-    moved = packed.QuantTensor(q.data, q.kind, q.shape, perm)
+    moved = Planes(q.format, q.planes, q.shape, perm)
     assert torch.equal(moved.dequantize(), q.dequantize()[perm])
 
 
 @pytest.mark.parametrize(
-    ("data", "kind", "shape", "perm", "message"),
+    ("blocks", "name", "shape", "order", "message"),
     [
-        (torch.zeros(34, dtype=torch.uint8), "Q9", (1, 32), None, "unknown kind"),
-        (torch.zeros(34, dtype=torch.uint8), "Q8_0", (1, 33), None, "multiple of 32"),
-        (torch.zeros(33, dtype=torch.uint8), "Q8_0", (1, 32), None, "takes 34 bytes"),
-        (torch.zeros(34, dtype=torch.int8), "Q8_0", (1, 32), None, "uint8"),
-        (torch.zeros(68, dtype=torch.uint8)[::2], "Q8_0", (1, 32), None, "contiguous"),
-        (torch.zeros(68, dtype=torch.uint8), "Q8_0", (2, 32), torch.tensor([0, 0]), "permutation"),
+        (torch.zeros(1, 34, dtype=torch.uint8), "Q9", (1, 32), None, "unknown format"),
+        (torch.zeros(1, 34, dtype=torch.uint8), "Q8_0", (1, 33), None, "multiple of 32"),
+        (torch.zeros(1, 33, dtype=torch.uint8), "Q8_0", (1, 32), None, "1 rows of 34 bytes"),
+        (torch.zeros(1, 34, dtype=torch.int8), "Q8_0", (1, 32), None, "uint8"),
+        (torch.zeros(2, 68, dtype=torch.uint8)[:, ::2], "Q8_0", (2, 32), None, "contiguous"),
+        (torch.zeros(2, 34, dtype=torch.uint8), "Q8_0", (2, 32), torch.tensor([0, 0]), "permut"),
     ],
 )
-def test_quant_tensor_refuses(
-    data: torch.Tensor, kind: str, shape: tuple[int, int], perm: torch.Tensor | None, message: str
+def test_planes_refuse(
+    blocks: torch.Tensor,
+    name: str,
+    shape: tuple[int, int],
+    order: torch.Tensor | None,
+    message: str,
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        packed.QuantTensor(data, kind, shape, perm)
+        Planes(name, {"blocks": blocks}, shape, order)
+    with pytest.raises(ValueError, match="one plane, blocks"):
+        Planes("Q8_0", {"q": blocks}, (1, 32))
 
 
 # -------------------------------------------------------------------------------------------- ops
@@ -154,11 +161,22 @@ def test_quant_tensor_refuses(
 def test_linear_and_embedding() -> None:
     x, w, b = torch.randn(3, 64), torch.randn(10, 64), torch.randn(10)
     torch.testing.assert_close(ops.linear(x, w, b), F.linear(x, w, b))
-    stacked = ops.prepare_linear([w, packed.quantize(w, "Q8_0")])
-    assert isinstance(stacked, torch.Tensor)
-    assert torch.equal(stacked[:10], w)
+    stacked = ops.prepare([w, quantize(w, "Q8_0")])
+    assert stacked.shape == (20, 64)
+    assert torch.equal(stacked.dequantize()[:10], w)
     ids = torch.tensor([4, 0, 4], dtype=torch.int32)
     assert torch.equal(ops.embedding(ids, w, scale=2.0), w[[4, 0, 4]] * 2)
+
+
+def test_linear_with_what_comes_before_and_after() -> None:
+    x, w, b = torch.randn(3, 64), torch.randn(10, 64), torch.randn(10)
+    norm = Norm(torch.randn(64), 1e-5, 1.0)
+    y = F.linear(F.rms_norm(x, (64,), norm.weight + 1, 1e-5), w, b)
+    torch.testing.assert_close(ops.linear(x, w, b, norm=norm), y)
+    gated = F.silu(y[:, :5]) * y[:, 5:]
+    torch.testing.assert_close(ops.linear(x, w, b, norm=norm, gate="silu"), gated)
+    r = torch.randn(3, 10)
+    torch.testing.assert_close(ops.linear(x, w, b, residual=r), r + F.linear(x, w, b))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -16,8 +16,10 @@ import torch
 from octavo import _core
 from octavo.config import EngineConfig
 from octavo.layers.context import AttentionContext
-from octavo.models.loader import resolve_model
-from octavo.runner.model_runner import ModelRunner, RequestState
+from octavo.models.source import resolve_model
+from octavo.runner.eager import EagerRunner
+from octavo.runner.loading import load
+from octavo.runner.request_state import RequestState
 from octavo.sampling_params import SamplingParams
 
 # Modules that tests share; importlib mode does not put this folder on the path.
@@ -43,7 +45,7 @@ class Driver:
         config = {"dtype": "float32", "threads": 1, **config}
         self.config = EngineConfig(model=None if model is None else str(model), **config)
         self.source = resolve_model(self.config)
-        self.runner = ModelRunner(self.config, self.source)
+        self.runner = EagerRunner(load(self.config, self.source))
         self.core = _core.EngineCore(
             num_blocks=self.runner.num_blocks,
             block_size=self.runner.block_size,
@@ -132,7 +134,7 @@ class Driver:
 
         # The blocks in reverse, so that an identity mapping would be wrong.
         blocks = list(range(num_blocks))[::-1]
-        table = torch.zeros_like(runner.batch.block_table)
+        table = torch.zeros_like(runner.mesh.lead.batch.block_table)
         table[1, :num_blocks] = ints(blocks)
         size = runner.block_size
         context = AttentionContext(
@@ -192,7 +194,10 @@ def save_tiny(tmp_path: Path) -> Callable[..., tuple[Path, Any]]:
 
 
 @pytest.fixture(
-    params=["reference", *(["native"] if importlib.util.find_spec("octavo.kernels.cpu") else [])]
+    params=[
+        "reference",
+        *(["native"] if importlib.util.find_spec("octavo.kernels.cpu.ops") else []),
+    ]
 )
 def backend(request: pytest.FixtureRequest) -> str:
     """Each implementation of the ops on a CPU."""

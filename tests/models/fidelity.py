@@ -13,7 +13,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from octavo.config import EngineConfig
-from octavo.models.loader import resolve_model
+from octavo.models.source import resolve_model
 
 
 def make_prompt(length: int, seed: int = 0) -> list[int]:

@@ -12,8 +12,7 @@ import torch
 from fidelity import make_prompt
 
 from octavo import LLM, BeamSearchParams
-from octavo.errors import RequestTooLongError
-from octavo.sampling_params import InvalidParameterError
+from octavo.errors import InvalidParameterError, RequestTooLongError
 
 
 @pytest.fixture

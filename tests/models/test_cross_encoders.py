@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from octavo import LLM
-from octavo.models.errors import ModelLoadError
-from octavo.sampling_params import InvalidParameterError
+from octavo.errors import InvalidParameterError, ModelLoadError
 from tiny_encoders import minilm_folder, save_encoder
 
 CROSS_ENCODERS = (

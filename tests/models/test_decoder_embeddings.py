@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from octavo import LLM, ModelRegistry
-from octavo.models.errors import ModelLoadError
+from octavo.errors import ModelLoadError
 from octavo.models.registry import TRUNKS
 from tiny_encoders import save_tokenizer, write_modules
 

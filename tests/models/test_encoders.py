@@ -13,9 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from octavo import LLM
-from octavo.errors import RequestTooLongError
-from octavo.models.errors import ModelLoadError
-from octavo.sampling_params import InvalidParameterError
+from octavo.errors import InvalidParameterError, ModelLoadError, RequestTooLongError
 from tiny_encoders import minilm_folder, write_modules
 from tiny_encoders import save_encoder as save
 

@@ -18,8 +18,8 @@ import pytest
 import torch
 from fidelity import logits_of, make_prompt, prove_greedy
 
+from octavo.errors import ModelLoadError
 from octavo.models.bert import ENCODERS
-from octavo.models.errors import ModelLoadError
 from octavo.models.gguf_config import GGUF_ARCHITECTURES
 from octavo.models.registry import ARCHITECTURES, TRUNKS, ModelRegistry
 
@@ -181,8 +181,8 @@ def test_only_this_path_imports_transformers(tmp_path: Path) -> None:
     path, _model = save("GPTNeoXForCausalLM", tmp_path)
     code = (
         "import sys; from octavo.config import EngineConfig;"
-        "from octavo.models.loader import resolve_model;"
-        "import octavo.runner.model_runner;"
+        "from octavo.models.source import resolve_model;"
+        "import octavo.runner.eager;"
         "assert 'transformers' not in sys.modules;"
         f"resolve_model(EngineConfig(model={str(path)!r})).model_config;"
         "assert 'transformers' in sys.modules"
@@ -251,7 +251,7 @@ kernels: vectors within 1e-4 of transformers', in folders laid out as those of E
 all-distilroberta too; and all-MiniLM-L6-v2's within a cosine of 0.9999 with every `--dtype`, `auto`
 included, which on most x86 CPUs rounds the factors of products to 14 bits
 (`tests/models/test_encoders.py`). On an H100 `BertModel` alone is proven, in float32, bfloat16 and
-float16 (`tests/runner/test_embedding_graphs.py`).
+float16 (`tests/runner/test_pooling.py`).
 
 {encoders}
 

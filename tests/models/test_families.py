@@ -16,7 +16,7 @@ import torch
 from fidelity import assert_greedy, logits_of, make_prompt, prove_greedy, tiny_config
 from levels import OTHER_LEVELS, run_at_level
 
-from octavo.models.errors import ModelLoadError
+from octavo.errors import ModelLoadError
 from octavo.models.registry import ARCHITECTURES, config_from_hf
 
 # What HF calls a family, and the config that differs from ``save_tiny``'s.

@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from octavo.checkpoints.dummy_tokenizer import dummy_tokenizer_json
 from octavo.config import EngineConfig
-from octavo.models.dummy_tokenizer import dummy_tokenizer_json
-from octavo.models.errors import ModelLoadError
-from octavo.models.loader import load_tokenizer, resolve_model
+from octavo.errors import ModelLoadError
+from octavo.models.source import load_tokenizer, resolve_model
 
 HIDDEN, FFN, VOCAB = 32, 64, 300
 

@@ -16,8 +16,9 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 
-from octavo.kernels import packed
-from octavo.kernels.cpu import CpuLinear
+from octavo.kernels.cpu.linear import CpuWeight
+from octavo.kernels.formats.gguf import BLOCK_FORMATS
+from octavo.kernels.weights import Planes
 
 # A whole number of super-blocks everywhere.
 HIDDEN, INTERMEDIATE, LAYERS, HEADS, KV_HEADS, VOCAB = 256, 512, 2, 4, 2, 300
@@ -39,10 +40,10 @@ MIDDLE = {"Q4_1": 7.5, "Q5_1": 15.5, "Q4_K": 7.5, "Q5_K": 15.5}
 SPREAD = {"Q4_0": 5, "Q4_1": 5, "Q5_0": 9, "Q5_1": 9, "Q8_0": 74, "Q4_K": 180, "Q5_K": 340}
 
 
-def random_tensor(kind: str, shape: tuple[int, int], seed: int) -> packed.QuantTensor:
+def random_tensor(kind: str, shape: tuple[int, int], seed: int) -> Planes:
     """Any integers, scaled to weights of a standard deviation of about 0.05 and a mean near 0."""
     rng = np.random.default_rng(seed)
-    elements, nbytes = packed.BLOCK_FORMATS[kind]
+    elements, nbytes = BLOCK_FORMATS[kind].block, BLOCK_FORMATS[kind].nbytes
     blocks = rng.integers(0, 256, (shape[0] * shape[1] // elements, nbytes), dtype=np.uint8)
     d = 0.05 / SPREAD.get(kind, 18 * 74) * rng.uniform(0.5, 1.5, (len(blocks), 1))
     if kind == "Q6_K":
@@ -52,7 +53,7 @@ def random_tensor(kind: str, shape: tuple[int, int], seed: int) -> packed.QuantT
     if kind in MIDDLE:
         m = d * MIDDLE[kind] * (1 if kind.endswith("K") else -1)
         blocks[:, 2:4] = m.astype(np.float16).view(np.uint8)
-    return packed.QuantTensor(torch.from_numpy(blocks.reshape(-1)), kind, shape)
+    return Planes(kind, {"blocks": torch.from_numpy(blocks.reshape(shape[0], -1))}, shape)
 
 
 def write(file: Path, kinds: Mapping[str, str], default: str, plain: bool) -> int:
@@ -71,11 +72,11 @@ def write(file: Path, kinds: Mapping[str, str], default: str, plain: bool) -> in
     for seed, (name, shape) in enumerate(names.items()):
         kind = kinds.get(name.split(".")[-1], default)
         tensor = random_tensor(kind, shape, seed)
-        nbytes += tensor.data.numel()
+        nbytes += tensor.nbytes
         if plain:
             writer.add_tensor(f"{name}.weight", tensor.dequantize().numpy())
         else:
-            data = tensor.data.view(shape[0], -1).numpy()
+            data = tensor.planes["blocks"].numpy()
             writer.add_tensor(f"{name}.weight", data, raw_dtype=Kind[kind])
     norms = ["output_norm"] + [
         f"blk.{i}.{name}" for i in range(LAYERS) for name in ("attn_norm", "ffn_norm")
@@ -100,16 +101,16 @@ def test_a_file_is_its_dequantized_weights(
     expected = driver(tmp_path / "plain.gguf").logits(token_ids)
     assert 0.3 < expected.std() < 10
     weights = []
-    init = CpuLinear.__init__
+    init = CpuWeight.__init__
 
-    def remember(self: CpuLinear, *args: Any) -> None:
+    def remember(self: CpuWeight, *args: Any) -> None:
         init(self, *args)
         weights.append(self)
 
-    monkeypatch.setattr(CpuLinear, "__init__", remember)
+    monkeypatch.setattr(CpuWeight, "__init__", remember)
     found = driver(tmp_path / "quantized.gguf").logits(token_ids)
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
     taken = sum(weight.nbytes for weight in weights)
     # The surplus: 6-bit scales as bytes, and rows rounded up to whole panels.
     assert nbytes <= taken < 1.04 * nbytes
-    assert any("+" in weight.kind for weight in weights) == (case == "Q4_K_M")
+    assert any("+" in weight.format for weight in weights) == (case == "Q4_K_M")

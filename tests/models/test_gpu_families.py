@@ -20,8 +20,8 @@ import torch
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
+from octavo.checkpoints.dummy_tokenizer import dummy_tokenizer_json
 from octavo.llm import LLM
-from octavo.models.dummy_tokenizer import dummy_tokenizer_json
 from octavo.models.registry import ARCHITECTURES
 from octavo.sampling_params import SamplingParams
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from octavo.models.dummy_tokenizer import dummy_tokenizer_json
+from octavo.checkpoints.dummy_tokenizer import dummy_tokenizer_json
 
 COMMIT = "1" * 40
 

@@ -15,13 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from octavo._core import GgufFile
+from octavo.checkpoints.dummy import DummyWeights
+from octavo.checkpoints.gguf import GgufWeights
 from octavo.config import EngineConfig
-from octavo.kernels.packed import QuantTensor
+from octavo.errors import ModelLoadError
+from octavo.kernels.weights import Planes
 from octavo.models import source as source_module
-from octavo.models.errors import ModelLoadError
-from octavo.models.loader import load_tokenizer, resolve_dtypes, resolve_model
-from octavo.models.source import DEFAULT_MODEL
-from octavo.models.weights import DummyWeights, GgufWeights
+from octavo.models.source import DEFAULT_MODEL, load_tokenizer, resolve_model
+from octavo.runner.loading import load_model, resolve_dtypes
 
 CPU = torch.device("cpu")
 
@@ -29,7 +30,6 @@ CPU = torch.device("cpu")
 def load(path: Path | str | None, **config: Any) -> Any:
     """The model alone, computed with by the reference ops."""
     from octavo.layers.ops import get_ops
-    from octavo.models.loader import load_model
 
     engine = EngineConfig(
         model=None if path is None else str(path), attention_backend="reference", **config
@@ -274,18 +274,18 @@ def gguf_weights(path: Path, packed: bool) -> GgufWeights:
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
-        ("model.layers.3.self_attn.q_proj.weight", (576, 576)),
-        ("model.layers.3.self_attn.k_proj.weight", (192, 576)),
-        ("model.layers.3.self_attn.v_proj.weight", (192, 576)),
-        ("model.embed_tokens.weight", (49152, 576)),
+        ("model.layers.3.self_attn.q_proj", (576, 576)),
+        ("model.layers.3.self_attn.k_proj", (192, 576)),
+        ("model.layers.3.self_attn.v_proj", (192, 576)),
+        ("model.embed_tokens", (49152, 576)),
     ],
 )
 def test_packed_and_dequantized_weights_are_the_same(
     smollm2_path: Path, name: str, shape: tuple[int, int]
 ) -> None:
-    packed = gguf_weights(smollm2_path, packed=True).matrix(name, shape)
-    floats = gguf_weights(smollm2_path, packed=False).matrix(name, shape)
-    assert isinstance(packed, QuantTensor)
+    packed = gguf_weights(smollm2_path, packed=True).linear(name, shape)
+    floats = gguf_weights(smollm2_path, packed=False).linear(name, shape)
+    assert isinstance(packed, Planes)
     assert isinstance(floats, torch.Tensor)
     assert torch.equal(packed.dequantize(), floats)
 
@@ -293,16 +293,16 @@ def test_packed_and_dequantized_weights_are_the_same(
 def test_gguf_faults_are_named(smollm2_path: Path) -> None:
     weights = gguf_weights(smollm2_path, packed=True)
     with pytest.raises(ModelLoadError, match=r"tensor blk\.40\.ffn_up\.weight is missing"):
-        weights.matrix("model.layers.40.mlp.up_proj.weight", (1536, 576))
+        weights.linear("model.layers.40.mlp.up_proj", (1536, 576))
     with pytest.raises(ModelLoadError, match=r"blk\.0\.ffn_up\.weight has shape \[1536, 576\]"):
-        weights.matrix("model.layers.0.mlp.up_proj.weight", (1536, 500))
+        weights.linear("model.layers.0.mlp.up_proj", (1536, 500))
     with pytest.raises(ModelLoadError, match=r"blk\.0\.attn_k\.weight is not part of this model"):
         weights.finish()
 
 
 def test_dummy_weights_differ_between_rows_and_tensors() -> None:
     weights = DummyWeights(device=CPU, dtype=torch.bfloat16, act_dtype=torch.float32)
-    first, second = (weights.matrix(name, (3000, 1000)) for name in ("a", "b"))
+    first, second = (weights.linear(name, (3000, 1000)) for name in ("a", "b"))
     assert isinstance(first, torch.Tensor)
     assert isinstance(second, torch.Tensor)
     assert first.dtype == torch.bfloat16
@@ -350,6 +350,17 @@ def test_what_dtype_means_on_a_gpu(smollm2_path: Path) -> None:
         assert (dtypes.weights, dtypes.activations, dtypes.packed) == (expected, expected, False)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_are_counted_by_their_elements(
+    tied: bool, save_tiny: Callable[..., Any], driver: Callable[..., Any]
+) -> None:
+    path, _ = save_tiny("Llama", tie_word_embeddings=tied)
+    tensors = load_file(path / "model.safetensors")
+    expected = sum(tensor.numel() for tensor in tensors.values() if tensor.ndim == 2)
+    for options in ({}, {"quantization": "w4"}):
+        assert driver(path, **options).runner.model.num_weights == expected
+
+
 @pytest.mark.parametrize(("quantization", "kind"), [("w4", "Q4_1"), ("w8", "Q8_0")])
 def test_quantization_at_load(
     quantization: str, kind: str, save_tiny: Callable[..., Any], driver: Callable[..., Any]
@@ -358,8 +369,8 @@ def test_quantization_at_load(
     exact = driver(path)
     engine = driver(path, quantization=quantization)
     layer = engine.runner.model.layers[0]
-    assert layer.mlp.down_proj.weight.kind == kind
-    assert engine.runner.model.embed_tokens.weight.kind == "Q8_0"
+    assert layer.mlp.down_proj.weight.format == kind
+    assert engine.runner.model.embed_tokens.weight.format == "Q8_0"
     dense = exact.runner.model.layers[0].mlp.down_proj.weight.dequantize()
     rounded = layer.mlp.down_proj.weight.dequantize()
     step = (dense.amax() - dense.amin()) / (15 if quantization == "w4" else 127)

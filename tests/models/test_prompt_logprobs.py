@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from octavo.checkpoints.dummy_tokenizer import dummy_tokenizer_json
 from octavo.llm import LLM
-from octavo.models.dummy_tokenizer import dummy_tokenizer_json
 from octavo.outputs import RequestOutput
 from octavo.prompt_logprobs import PromptLogprobs
 from octavo.runner import prompt_scorer

@@ -15,14 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from octavo.checkpoints import read_ahead as read_ahead_module
+from octavo.checkpoints.read_ahead import ReadAhead
+from octavo.checkpoints.safetensors import SafetensorsWeights, read_entries
 from octavo.config import EngineConfig
+from octavo.errors import ModelLoadError
 from octavo.layers.ops import get_ops
-from octavo.models import loader as loader_module
-from octavo.models import read_ahead as read_ahead_module
-from octavo.models.errors import ModelLoadError
-from octavo.models.read_ahead import ReadAhead
 from octavo.models.source import resolve_model
-from octavo.models.weights import SafetensorsWeights, read_entries
+from octavo.runner import loading
 
 CPU = torch.device("cpu")
 BLOCK = 1024
@@ -184,10 +184,10 @@ def test_a_gpus_files_are_read_ahead_and_a_cpus_are_not(
     save_tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = resolve_model(EngineConfig(model=str(save_tiny("Llama")[0])))
-    monkeypatch.setattr(loader_module, "ReadAhead", lambda files, _: ReadAhead(files, CPU))
-    with loader_module._read_ahead(source, CPU) as take:
+    monkeypatch.setattr(loading, "ReadAhead", lambda files, _: ReadAhead(files, CPU))
+    with loading._read_ahead(source, CPU) as take:
         assert take is None
-    with loader_module._read_ahead(source, torch.device("cuda")) as take:
+    with loading._read_ahead(source, torch.device("cuda")) as take:
         assert take is not None
 
 
@@ -198,26 +198,30 @@ def test_a_model_is_the_same_however_it_is_read(
     path = save_tiny("Llama", max_shard_size=max_shard_size)[0]
     config = EngineConfig(model=str(path), attention_backend="reference")
     source = resolve_model(config)
-    read_ahead = loader_module._read_ahead
+    read_ahead = loading._read_ahead
 
     def load() -> Any:
-        dtypes = loader_module.resolve_dtypes(config, source.model_config, source, CPU)
+        dtypes = loading.resolve_dtypes(config, source.model_config, source, CPU)
         ops = get_ops(CPU, "reference")
-        return loader_module.load_model(
+        return loading.load_model(
             config, source, source.model_config, dtypes, ops, max_model_len=64, device=CPU
         )
 
+    def numbers(layer: Any) -> Tensor:
+        found: Tensor = layer.weight.dequantize()
+        return found
+
     first = load()
-    monkeypatch.setattr(loader_module, "ReadAhead", lambda files, _: ReadAhead(files, CPU))
+    monkeypatch.setattr(loading, "ReadAhead", lambda files, _: ReadAhead(files, CPU))
     monkeypatch.setattr(
-        loader_module, "_read_ahead", lambda given, _: read_ahead(given, torch.device("cuda"))
+        loading, "_read_ahead", lambda given, _: read_ahead(given, torch.device("cuda"))
     )
     second = load()
-    assert torch.equal(first.embed_tokens.weight, second.embed_tokens.weight)
+    assert torch.equal(numbers(first.embed_tokens), numbers(second.embed_tokens))
     for layer in range(len(first.layers)):
         old, new = first.layers[layer], second.layers[layer]
-        assert torch.equal(old.self_attn.qkv_proj.weight, new.self_attn.qkv_proj.weight)
-        assert torch.equal(old.mlp.down_proj.weight, new.mlp.down_proj.weight)
+        assert torch.equal(numbers(old.self_attn.qkv_proj), numbers(new.self_attn.qkv_proj))
+        assert torch.equal(numbers(old.mlp.down_proj), numbers(new.mlp.down_proj))
 
 
 def test_tensors_are_taken_from_whoever_reads_them(save_tiny: Any) -> None:
@@ -232,7 +236,8 @@ def test_tensors_are_taken_from_whoever_reads_them(save_tiny: Any) -> None:
     weights = SafetensorsWeights([file], device=CPU, dtype=None, act_dtype=torch.float32, take=take)
     name, tensor = next((name, tensor) for name, tensor in saved.items() if tensor.ndim == 2)
     rows, columns = tensor.shape
-    assert weights.matrix(name, (rows, columns)) is tensor
+    prefix = name.removesuffix(".weight")
+    assert weights.linear(prefix, (rows, columns)) is tensor
     with pytest.raises(ModelLoadError, match="the config says"):
-        weights.matrix(name, (rows, columns + 1))
+        weights.linear(prefix, (rows, columns + 1))
     assert asked == [(file, name)]

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from octavo.models.errors import ModelLoadError
-from octavo.models.host_memory import available_cpu_bytes
+from octavo.errors import ModelLoadError
 from octavo.models.registry import config_from_hf
+from octavo.runner.host_memory import available_cpu_bytes
 from octavo.runner.kv_cache import (
     KVCachePlan,
     allocate_kv_cache,
@@ -43,13 +43,31 @@ def plan(**changes: Any) -> KVCachePlan:
         "available_bytes": 1024 * MIB,
         **changes,
     }
-    return plan_kv_cache(CONFIG, torch.float32, **arguments)
+    return plan_kv_cache([CONFIG], torch.float32, **arguments)
 
 
 def test_the_default_holds_what_it_says() -> None:
     assert bytes_per_token(CONFIG, torch.float32) == 8192
     got = plan()
     assert (got.num_blocks, got.max_model_len, got.nbytes) == (256, 2048, 32 * MIB)
+
+
+def test_parts_on_one_device_share_its_memory() -> None:
+    halves = [CONFIG.replace(num_kv_heads=1)] * 2
+    whole, split = (
+        plan_kv_cache(
+            parts,
+            torch.float32,
+            block_size=16,
+            max_num_seqs=4,
+            max_model_len=None,
+            kv_cache_memory_bytes=None,
+            default_bytes=32 * MIB,
+            available_bytes=1024 * MIB,
+        )
+        for parts in ([CONFIG], halves)
+    )
+    assert split == whole
 
 
 def test_no_more_than_all_requests_can_use() -> None:

@@ -22,9 +22,14 @@ import orjson
 
 from octavo.config import EngineConfig
 from octavo.engine.step_times import StepTimes
-from octavo.errors import EngineDeadError, QueueFullError, RequestTooLongError
+from octavo.errors import (
+    EngineDeadError,
+    InvalidParameterError,
+    QueueFullError,
+    RequestTooLongError,
+)
 from octavo.prompt_logprobs import PromptLogprobs
-from octavo.sampling_params import InvalidParameterError, SamplingParams
+from octavo.sampling_params import SamplingParams
 
 VOCAB_SIZE = 260
 BOS, EOS, IM_START, IM_END = 256, 257, 258, 259

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from harness import RunningServer, StartServer, eventually
 
-from octavo.server import exchange, http_server
+from octavo.server.http import exchange, http_server
 
 COMPLETION = "/v1/completions"
 

@@ -26,8 +26,8 @@ from octavo._core import GgufFile, Tokenizer
 from octavo.config import EngineConfig
 from octavo.engine import engine_loop
 from octavo.engine.engine import AsyncEngine
-from octavo.server.exchange import Exchange
-from octavo.server.http_server import HttpProtocol
+from octavo.server.http.exchange import Exchange
+from octavo.server.http.http_server import HttpProtocol
 from octavo.server.metrics import COUNTERS, GAUGES, HISTOGRAMS
 
 VOCAB_SIZE = 1000

@@ -13,7 +13,7 @@ from fake_engine import BOS, IM_START, SPECIAL, FakeEngine
 from harness import RunningServer, StartServer
 
 from octavo.sampling_params import SamplingParams
-from octavo.server import protocol
+from octavo.server.openai import protocol
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 MESSAGES = [{"role": "user", "content": "hi"}]

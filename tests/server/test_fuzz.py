@@ -15,7 +15,7 @@ from harness import RunningServer, eventually, tiny_server
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from octavo.server import protocol
+from octavo.server.openai import protocol
 from octavo.server.routes import ROUTES
 
 NUM_EXAMPLES, PER_EXAMPLE, NUM_BAD = 230, 25, 5000

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from harness import RunningServer, StartServer
 
-from octavo.server import limits
+from octavo.server.http import limits
 from octavo.server.routes import ROUTES
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"

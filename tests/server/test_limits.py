@@ -16,10 +16,11 @@ from harness import RunningServer, StartServer
 
 from octavo.config import EngineConfig
 from octavo.errors import BadRequestError
-from octavo.server import limits
-from octavo.server.chat_template import ChatTemplate
-from octavo.server.openapi import describe
+from octavo.server.http import limits
+from octavo.server.http.openapi import describe
 from octavo.server.routes import ROUTES
+from octavo.text import chat_template
+from octavo.text.chat_template import ChatTemplate
 
 COMPLETION = "/v1/completions"
 BODY = b'{"prompt":"x","max_tokens":1}'
@@ -134,13 +135,13 @@ def test_request_ids(server: RunningServer, length: int) -> None:
 
 
 def test_template_sizes() -> None:
-    ChatTemplate("x" * limits.MAX_TEMPLATE_CHARS, {})
+    ChatTemplate("x" * chat_template.MAX_TEMPLATE_CHARS, {})
     with pytest.raises(ValueError, match="at most"):
-        ChatTemplate("x" * (limits.MAX_TEMPLATE_CHARS + 1), {})
+        ChatTemplate("x" * (chat_template.MAX_TEMPLATE_CHARS + 1), {})
 
 
 def test_what_templates_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "MAX_RENDERED_CHARS", 1000)
+    monkeypatch.setattr(chat_template, "MAX_RENDERED_CHARS", 1000)
     template = ChatTemplate("{{ messages[0].content }}", {})
 
     def render(num_chars: int) -> str:

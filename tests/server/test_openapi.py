@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from harness import RunningServer, StartServer
 
-from octavo.sampling_params import InvalidParameterError
-from octavo.server import limits, pooling_protocol, protocol
-from octavo.server.openapi import body_schema
+from octavo.errors import InvalidParameterError
+from octavo.server.http import limits
+from octavo.server.http.openapi import body_schema
+from octavo.server.openai import protocol
+from octavo.server.pooling import protocol as pooling_protocol
 from octavo.server.routes import ROUTES
 
 DOCS = (Path(__file__).parents[2] / "docs" / "api.md").read_text()

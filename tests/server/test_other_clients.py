@@ -16,9 +16,9 @@ import pytest
 import torch
 from harness import RunningServer
 
+from octavo.checkpoints.dummy_tokenizer import dummy_tokenizer_json
 from octavo.config import EngineConfig
 from octavo.engine.engine import AsyncEngine
-from octavo.models.dummy_tokenizer import dummy_tokenizer_json
 from octavo.server.config import ServerConfig
 
 pytestmark = pytest.mark.slow

@@ -31,7 +31,7 @@ def make(config):
     return engine
 
 sys.modules["octavo.engine.engine"] = types.SimpleNamespace(AsyncEngine=make)
-from octavo.serve import main
+from octavo.cli.serve import main
 sys.exit(main(["--port", "0", *{flags!r}]))
 """
 

@@ -12,7 +12,7 @@ from harness import RunningServer, StartServer, eventually
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from octavo.server import answer as answer_module
+from octavo.server.work import answer as answer_module
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from octavo._core import TokenIds
 from octavo.engine.engine_loop import STALL_S, EngineLoop
 from octavo.engine.request import Delivery, EngineRequest
-from octavo.errors import EngineDeadError, QueueFullError
+from octavo.errors import EngineDeadError, InvalidParameterError, QueueFullError
 from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.prompt_logprobs import PromptLogprobs
-from octavo.sampling_params import InvalidParameterError, SamplingParams
+from octavo.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from octavo._core import Delta, Metrics, SseTemplate, SseWriter, Tokenizer
@@ -100,7 +100,7 @@ class AsyncEngine:
         self.served_model_names: tuple[str, ...] = config.served_model_name or (source.name,)
         self.metrics: Metrics = self._engine_loop.core.metrics
         self.step_times: StepTimes = self._engine_loop.step_times
-        self.memory_table: list[tuple[str, str]] = self._engine_loop.runner.memory_table()
+        self.memory_table: list[tuple[str, str]] = self._engine_loop.runner.memory()
         self.created_s = int(time.time())
         # Sample id -> where its news goes.
         self._sinks: dict[int, Sink] = {}

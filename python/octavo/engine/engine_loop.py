@@ -1,6 +1,6 @@
 """EngineLoop: the one thread that steps.
 
-It owns the EngineCore and the ModelRunner. Others reach it only through ``submit`` and ``abort``,
+It owns the EngineCore and the Runner. Others reach it only through ``submit`` and ``abort``,
 which queue a command and wake it. With no work it blocks: an idle engine costs nothing.
 """
 
@@ -20,7 +20,7 @@ from octavo._core import EngineCore
 from octavo.engine.request import RequestLimits
 from octavo.engine.step_times import StepTimes
 from octavo.errors import EngineDeadError
-from octavo.models.loader import load_tokenizer, resolve_model
+from octavo.models.source import load_tokenizer, resolve_model
 from octavo.runner.create import make_runner
 from octavo.runner.request_state import RequestState, encode_bad_words
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from octavo.config import EngineConfig
     from octavo.engine.request import EngineRequest
     from octavo.models.source import ModelSource
-    from octavo.runner.model_runner import InFlight
+    from octavo.runner.runner import InFlight, Runner
 
 logger = logging.getLogger("octavo.engine")
 
@@ -40,8 +40,8 @@ MAX_FAILED_STEPS = 3
 # takes about 20 s on two cores.
 STALL_S = 60.0
 
-# How long nothing must have come before a pause is used to capture graphs: the next request of a
-# client follows its last within milliseconds, and each would wait 50 ms for a capture.
+# The shortest pause that is used for the runner's idle work: the next request of a client follows
+# its last within milliseconds, and each would wait for the piece of work in hand.
 QUIET_S = 0.1
 
 # The least time between two looks at all of the core's accounts.
@@ -70,7 +70,7 @@ class EngineLoop:
         self.config = config
         self.source = source or resolve_model(config)
         self.tokenizer = load_tokenizer(self.source, config)
-        self.runner = make_runner(config, self.source)
+        self.runner: Runner = make_runner(config, self.source)
         self.core = EngineCore(
             num_blocks=self.runner.num_blocks,
             block_size=self.runner.block_size,
@@ -103,7 +103,7 @@ class EngineLoop:
         self._stopping = False
         # Whether the thread waits for a command, which is as good as progress.
         self._resting = True
-        self._has_uncaptured = True
+        self._has_idle_work = True
         self._in_flight: deque[tuple[ScheduledBatch, InFlight]] = deque()
         self._failed_steps = 0
         self._checked_s = 0.0
@@ -148,7 +148,7 @@ class EngineLoop:
     def finish_warm_up(self) -> None:
         """Do at once what ``start`` leaves to moments with nothing to do: for a caller that steps
         by itself, and has none."""
-        while self.runner.capture_next():
+        while self.runner.idle_work():
             pass
 
     # -------------------------------------------------------------- the engine thread
@@ -266,11 +266,11 @@ class EngineLoop:
     def _use_pause(self) -> None:
         """Let the runner get ahead piece by piece, until there is a command or nothing left."""
         try:
-            while self._commands.empty() and self._has_uncaptured:
-                self._has_uncaptured = self.runner.capture_next()
+            while self._commands.empty() and self._has_idle_work:
+                self._has_idle_work = self.runner.idle_work()
         except Exception as error:
-            logger.exception("nothing more is captured in pauses", exc_info=error)
-            self._has_uncaptured = False
+            logger.exception("no more idle work is done", exc_info=error)
+            self._has_idle_work = False
             if self.runner.is_fatal(error):
                 raise EngineDeadError from error
 
@@ -284,7 +284,7 @@ class EngineLoop:
         command()
 
     def _next_command(self) -> Callable[[], None]:
-        if self._has_uncaptured and self._resting:
+        if self._has_idle_work and self._resting:
             with contextlib.suppress(Empty):
                 return self._commands.get(timeout=QUIET_S)
             self._use_pause()

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from octavo.errors import RequestTooLongError
-from octavo.sampling_params import InvalidParameterError
+from octavo.errors import InvalidParameterError, RequestTooLongError
 
 if TYPE_CHECKING:
     from octavo._core import SseTemplate, TokenIds, Tokenizer

@@ -1,7 +1,7 @@
-"""StepTrace: what the host and the device did in each step, as a file Perfetto can show.
+"""StepTrace: the host's and the device's time in each step, as a file for Perfetto.
 
-It wraps the verbs of one EngineLoop while it is attached; an engine that is not traced runs no line
-of this.
+While it is attached, one EngineLoop steps through a core and a runner that time the calls to its
+own; an engine that is not traced runs no line of this.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from octavo.engine.engine_loop import EngineLoop
-    from octavo.runner.cuda_driver import DeviceClock
+    from octavo.runner.runner import Runner, StreamClock
 
 _HOST, _DEVICE = 1, 2
 
@@ -34,12 +34,27 @@ class _TracedCore:
         return getattr(self._core, name)
 
 
+class _TracedRunner:
+    """A Runner whose launch() and collect() are timed."""
+
+    def __init__(self, runner: Runner, trace: StepTrace, clock: StreamClock | None) -> None:
+        self._runner = runner
+        launch = trace.timed("launch", runner.launch)
+        self.launch = launch if clock is None else trace.marked(launch, clock)
+        self.collect = trace.timed("collect", runner.collect)
+        # Every step reads these: found here, they cost it no more than without a trace.
+        self.next_staging, self.max_in_flight = runner.next_staging, runner.max_in_flight
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
+
+
 class StepTrace:
     """Host phases (schedule, launch, collect, update) and device time of an engine's steps.
 
     A ``step`` holds its phases, and ``collect`` the ``wait`` for a device's tokens. Marks on the
-    device lie outside of ``launch``, and what the trace itself takes is counted apart, so that
-    ``host_us`` is the host's work as it is without a trace.
+    device lie outside of ``launch``, and the trace's own time is counted apart, so that ``host_us``
+    is the host's work as it is without a trace.
 
     The engine must be idle when this is made; ``detach`` leaves it as it was.
     """
@@ -47,24 +62,19 @@ class StepTrace:
     def __init__(self, loop: EngineLoop) -> None:
         self._loop = loop
         self._events: list[dict[str, Any]] = []
-        self._gpu_steps: list[tuple[int, int, int]] = []  # step id, marks before and behind it
+        self._gpu_steps: list[tuple[int, int, int]] = []  # step id, marks before and after it
         # Within the step that runs: waiting for the device, and the trace's own time.
         self._waited_ns = self._own_ns = 0
         self._host_us: list[float] = []
-        self._core = loop.core
-        runner: Any = loop.runner
-        # Only a runner with a device has these.
-        self._clock: DeviceClock | None = getattr(runner, "device_clock", lambda: None)()
+        self._core, self._runner = loop.core, loop.runner
+        self._clock = self._runner.observe(self._observe)
         self._start_ns = time.perf_counter_ns()
         loop.core = _TracedCore(self._core, self)  # type: ignore[assignment]
-        runner.launch = self._marked(self.timed("launch", runner.launch))
-        runner.collect = self.timed("collect", runner.collect)
-        if hasattr(runner, "wait"):
-            runner.wait = self._waiting(self.timed("wait", runner.wait))
+        loop.runner = _TracedRunner(self._runner, self, self._clock)
         loop.step = self._whole(loop.step)  # type: ignore[method-assign]
 
     def timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """``call``, leaving an event behind each time."""
+        """``call``, recording an event each time."""
 
         def traced(*args: Any) -> Any:
             start_ns = time.perf_counter_ns()
@@ -76,11 +86,8 @@ class StepTrace:
 
         return traced
 
-    def _marked(self, launch: Callable[..., Any]) -> Callable[..., Any]:
+    def marked(self, launch: Callable[..., Any], clock: StreamClock) -> Callable[..., Any]:
         """``launch`` between two marks on the device."""
-        clock = self._clock
-        if clock is None:
-            return launch
 
         def marked(*args: Any) -> Any:
             start_ns = time.perf_counter_ns()
@@ -94,14 +101,12 @@ class StepTrace:
 
         return marked
 
-    def _waiting(self, wait: Callable[..., Any]) -> Callable[..., Any]:
-        def waited(*args: Any) -> Any:
-            own_ns, start_ns = self._own_ns, time.perf_counter_ns()
-            result = wait(*args)
-            self._waited_ns += time.perf_counter_ns() - start_ns - (self._own_ns - own_ns)
-            return result
-
-        return waited
+    def _observe(self, name: str, start_ns: int, end_ns: int) -> None:
+        """The runner has waited for the device."""
+        began_ns = time.perf_counter_ns()
+        self._waited_ns += end_ns - start_ns
+        self._add(_HOST, name, start_ns, end_ns, {})
+        self._own_ns += time.perf_counter_ns() - began_ns
 
     def _whole(self, step: Callable[[], bool]) -> Callable[[], bool]:
         def whole() -> bool:
@@ -119,15 +124,13 @@ class StepTrace:
     def detach(self) -> None:
         """Stop tracing."""
         loop: Any = self._loop
-        runner: Any = loop.runner
-        loop.core = self._core
-        del loop.step, runner.launch, runner.collect
-        if "wait" in vars(runner):
-            del runner.wait
+        loop.core, loop.runner = self._core, self._runner
+        del loop.step
+        self._runner.observe(None)
         if self._clock is not None:
             at_ns = [self._start_ns + ns for ns in self._clock.times_ns()]
-            for step_id, before, behind in self._gpu_steps:
-                self._add(_DEVICE, "step", at_ns[before], at_ns[behind], {"step_id": step_id})
+            for step_id, before, after in self._gpu_steps:
+                self._add(_DEVICE, "step", at_ns[before], at_ns[after], {"step_id": step_id})
         self._gpu_steps.clear()
 
     def write(self, file: Path) -> None:

@@ -1,1 +1,1 @@
-"""What models are made of, over one op set."""
+"""The building blocks of models, over one op set."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from octavo.kernels.opset import OpSet
 from octavo.layers.context import AttentionContext
-from octavo.layers.ops import Ops, fused_decode
 
 
 class Attention:
@@ -39,7 +39,7 @@ class Attention:
 
     def __init__(
         self,
-        ops: Ops,
+        ops: OpSet,
         *,
         num_heads: int,
         num_kv_heads: int,
@@ -55,7 +55,9 @@ class Attention:
     ) -> None:
         self._rope_store = ops.qk_norm_rope_store_kv
         self._paged_attention = ops.paged_attention
-        self._rope_decode, self._max_rope_decodes = fused_decode(ops, head_dim)
+        fused = ops.fused_decode
+        self._rope_decode = None if fused is None else fused.attend
+        self._max_rope_decodes = 0 if fused is None else fused.max_rows(head_dim)
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
         self.head_dim = head_dim

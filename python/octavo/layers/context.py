@@ -1,4 +1,4 @@
-"""AttentionContext: what one step tells every attention layer."""
+"""AttentionContext: the metadata of one step that every attention layer reads."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ class AttentionContext:
     num_decodes: int
     max_query_len: int
     max_seq_len: int
-    # Of what the model returns only each request's last row is read: an op set may leave out the
-    # rest of its last layer.
+    # Only each request's last row of the result is read: an op set may skip the others in its last
+    # layer.
     ends_only: bool = False

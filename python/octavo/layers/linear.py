@@ -3,59 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 from torch import Tensor
 
-from octavo.kernels.packed import QuantTensor
+from octavo.kernels.opset import OpSet
+from octavo.kernels.weights import Stored, Weight
 from octavo.layers.norm import RMSNorm
-from octavo.layers.ops import FusedOps, Ops, Weight
 
 
 class Linear:
     """A projection whose weight is prepared for the device.
 
-    ``weights``: [N1, K], [N2, K], ... of the same input, stacked into one [N, K] (a fused QKV);
-    ``bias``: [N] or None; ``exact``: quantized weights meet float activations, never int8 ones.
+    ``parts``: [N1, K], [N2, K], ... of the same input, stacked into one [N, K] (a fused QKV);
+    ``bias``: [N] or None.
+
+    A block's sum may be left to the norm after it: ``add`` returns an addend (or None) beside the
+    residual, and ``normed`` and ``RMSNorm.add`` take the two.
     """
 
-    __slots__ = ("_fused", "_linear", "bias", "weight")
+    __slots__ = ("_linear", "bias", "weight")
 
-    def __init__(
-        self,
-        ops: Ops,
-        weights: Sequence[Tensor | QuantTensor],
-        bias: Tensor | None = None,
-        *,
-        exact: bool = False,
-    ) -> None:
-        self._linear = ops.linear
-        self._fused = cast(FusedOps, ops)
-        one = weights[0] if len(weights) == 1 else weights
-        self.weight: Weight = ops.prepare_linear(one, exact=exact)
+    def __init__(self, ops: OpSet, parts: Sequence[Stored], bias: Tensor | None = None) -> None:
+        self.weight: Weight = ops.weight(parts)
+        self._linear = self.weight.linear
         self.bias = bias
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, K] -> [T, N]."""
-        return self._linear(x, self.weight, self.bias)
+        return self._linear(x, self.bias)
 
-    # Only over an op set that has_fused_ops.
+    def normed(
+        self, x: Tensor | None, residual: Tensor, norm: RMSNorm, gate: str = ""
+    ) -> tuple[Tensor, Tensor]:
+        """(projection of norm(residual + x), residual + x); may write the sum into ``residual``.
 
-    def add(self, x: Tensor, residual: Tensor) -> Tensor:
-        """residual [T, N] + this of x, in residual's memory."""
-        return self._fused.linear_add(x, self.weight, residual, self.bias)
+        ``gate``: activation of a gated MLP, whose gate and up rows this stacks; "": none.
+        """
+        if x is None:
+            return self._linear(residual, self.bias, norm=norm.spec, gate=gate), residual
+        normed, residual = norm.add(x, residual)
+        return self._linear(normed, self.bias, gate=gate), residual
 
-    def normed(self, x: Tensor, norm: RMSNorm) -> Tensor:
-        """This of norm(x)."""
-        return self._fused.norm_linear(
-            x, norm.weight, norm.eps, self.weight, self.bias, weight_offset=norm.weight_offset
-        )
+    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor | None, Tensor]:
+        """(addend, residual), [T, N] each: the projection, still to be added to the residual.
 
-    def normed_gated(self, x: Tensor, norm: RMSNorm, kind: str) -> Tensor:
-        """act(gate) * up of norm(x), where this is gate and up stacked, without bias."""
-        return self._fused.norm_gated_linear(
-            x, norm.weight, norm.eps, self.weight, kind, weight_offset=norm.weight_offset
-        )
+        The addend is None where the projection itself adds it, for less than the next norm would.
+        """
+        if self.weight.adds_residual(x.shape[0]):
+            return None, self._linear(x, self.bias, residual=residual)
+        return self._linear(x, self.bias), residual
 
     def spec(self) -> tuple[Weight, Tensor | None]:
         """(weight, bias), as ``kernels.decoder`` takes them."""

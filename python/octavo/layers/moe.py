@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from octavo.kernels.packed import QuantTensor
-from octavo.layers.ops import Ops
+from octavo.kernels.opset import OpSet
+from octavo.kernels.weights import Stored
+from octavo.layers.norm import RMSNorm
 
 
 class MoE:
@@ -18,31 +19,38 @@ class MoE:
     expert. ``top_k`` experts a token; ``renormalize``: their weights sum to one.
     """
 
-    __slots__ = ("_linear", "_moe", "act", "renormalize", "router", "top_k", "w2", "w13")
+    __slots__ = ("act", "experts", "renormalize", "router", "top_k")
 
     def __init__(
         self,
-        ops: Ops,
-        router: Tensor | QuantTensor,
-        gate_up: Sequence[Sequence[Tensor | QuantTensor]],
-        down: Sequence[Tensor | QuantTensor],
+        ops: OpSet,
+        router: Stored,
+        gate_up: Sequence[Sequence[Stored]],
+        down: Sequence[Stored],
         *,
         top_k: int,
         renormalize: bool,
         act: str,
-        exact: bool = False,
     ) -> None:
-        self._linear = ops.linear
-        self._moe = ops.moe
         # A router's rounding decides which experts run: it is never computed with int8.
-        self.router = ops.prepare_linear(router, exact=True)
-        self.w13 = ops.prepare_experts(gate_up, exact=exact)
-        self.w2 = ops.prepare_experts([[weight] for weight in down], exact=exact)
+        self.router = ops.weight([router], exact=True)
+        self.experts = ops.experts(gate_up, down)
         self.top_k = top_k
         self.renormalize = renormalize
         self.act = act
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, D] -> [T, D]."""
-        logits = self._linear(x, self.router, out_dtype=torch.float32)
-        return self._moe(x, logits, self.w13, self.w2, self.top_k, self.renormalize, kind=self.act)
+        logits = self.router.linear(x, out_dtype=torch.float32)
+        return self.experts.mix(x, logits, self.top_k, self.renormalize, kind=self.act)
+
+    def normed(
+        self, x: Tensor | None, residual: Tensor, norm: RMSNorm
+    ) -> tuple[Tensor | None, Tensor]:
+        """(addend, residual) after norm(residual + x) has gone through this; see ``Linear``."""
+        normed, residual = norm.add(x, residual)
+        return self(normed), residual
+
+    def spec(self) -> None:
+        """None: no op set has experts in its call of all layers."""
+        return None

@@ -6,30 +6,34 @@ from typing import cast
 
 from torch import Tensor
 
-from octavo.layers.ops import Ops
+from octavo.kernels.opset import OpSet
+from octavo.kernels.weights import Norm
 
 
 class RMSNorm:
     """y = x / rms(x) * (weight_offset + weight). ``weight``: [D]."""
 
-    __slots__ = ("_rms_norm", "eps", "weight", "weight_offset")
+    __slots__ = ("_rms_norm", "spec")
 
-    def __init__(self, ops: Ops, weight: Tensor, eps: float, weight_offset: float = 0.0) -> None:
+    def __init__(self, ops: OpSet, weight: Tensor, eps: float, weight_offset: float = 0.0) -> None:
         self._rms_norm = ops.rms_norm
-        self.weight = weight
-        self.eps = eps
-        self.weight_offset = weight_offset
+        # As a projection takes a norm before it.
+        self.spec = Norm(weight, eps, weight_offset)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, D] -> [T, D]."""
-        y = self._rms_norm(x, self.weight, self.eps, weight_offset=self.weight_offset)
-        return cast(Tensor, y)
+        weight, eps, offset = self.spec
+        return cast(Tensor, self._rms_norm(x, weight, eps, weight_offset=offset))
 
-    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """(norm(x + residual), x + residual); may write the sum into ``residual``."""
-        pair = self._rms_norm(
-            x, self.weight, self.eps, residual=residual, weight_offset=self.weight_offset
-        )
+    def add(self, x: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """(norm(residual + x), residual + x); may write the sum into ``residual``.
+
+        Without an x there is nothing to add.
+        """
+        if x is None:
+            return self(residual), residual
+        weight, eps, offset = self.spec
+        pair = self._rms_norm(x, weight, eps, residual=residual, weight_offset=offset)
         return cast(tuple[Tensor, Tensor], pair)
 
 
@@ -38,7 +42,7 @@ class LayerNorm:
 
     __slots__ = ("_layer_norm", "bias", "eps", "weight")
 
-    def __init__(self, ops: Ops, weight: Tensor, bias: Tensor | None, eps: float) -> None:
+    def __init__(self, ops: OpSet, weight: Tensor, bias: Tensor | None, eps: float) -> None:
         self._layer_norm = ops.layer_norm
         self.weight = weight
         self.bias = bias
@@ -48,8 +52,10 @@ class LayerNorm:
         """x [T, D] -> [T, D]."""
         return cast(Tensor, self._layer_norm(x, self.weight, self.bias, self.eps))
 
-    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """(norm(x + residual), x + residual); may write the sum into ``residual``."""
+    def add(self, x: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """(norm(residual + x), residual + x), as ``RMSNorm.add``."""
+        if x is None:
+            return self(residual), residual
         pair = self._layer_norm(x, self.weight, self.bias, self.eps, residual=residual)
         return cast(tuple[Tensor, Tensor], pair)
 

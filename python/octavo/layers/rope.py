@@ -1,4 +1,4 @@
-"""Rotary position embedding: the table of cosines and sines, for each way of stretching it.
+"""Rotary position embedding: the table of cosines and sines, for each kind of scaling.
 
 Frequencies are those of transformers' ``modeling_rope_utils``; tests compare them.
 """
@@ -16,11 +16,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class RopeConfig:
-    """Rotary embedding: which dimensions turn, how fast.
+    """A rotary embedding's dimensions and frequencies.
 
-    ``rot_dim`` is how many of a head's dimensions turn (all of them unless partial). ``scaling``
-    holds the keys of HF's ``rope_scaling`` (``rope_type`` removed). ``freq_factors``, rot_dim / 2
-    long, divide the frequencies: GGUF files carry Llama 3's scaling so.
+    ``rot_dim``: number of a head's dimensions that rotate (all of them unless partial).
+    ``scaling``: the keys of HF's ``rope_scaling``, without ``rope_type``. ``freq_factors``,
+    rot_dim / 2 long, divide the frequencies: the form of Llama 3's scaling in GGUF files.
     """
 
     theta: float
@@ -33,11 +33,11 @@ class RopeConfig:
 def rope_frequencies(
     rope: RopeConfig, max_position_embeddings: int, seq_len: int | None = None
 ) -> tuple[Tensor, float]:
-    """Radians per position of each turning pair, and the factor on cosines and sines.
+    """Radians per position of each rotating pair, and the factor on cosines and sines.
 
     ``seq_len``, the longest sequence served, matters to ``dynamic`` and ``longrope`` alone: beyond
-    the length of their training they turn all positions otherwise. (transformers chooses anew for
-    each forward pass; a cache whose keys are turned already must choose once.)
+    their training length they rotate all positions differently. (transformers chooses again in each
+    forward pass; a cache of rotated keys must choose once.)
 
     Returns:
         float32 [rot_dim / 2] on the CPU, and a number.
@@ -87,7 +87,7 @@ def cos_sin_table(
 
 
 def identity_table(max_model_len: int, device: torch.device) -> Tensor:
-    """float32 [max_model_len, 2]: what layers without a rotary embedding turn by, nothing."""
+    """float32 [max_model_len, 2]: the identity rotation, for layers without a rotary embedding."""
     return torch.tensor([[1.0, 0.0]]).repeat(max_model_len, 1).to(device)
 
 
@@ -149,7 +149,7 @@ def _yarn(
         attention = attention_factor()
 
     def dimension_of(rotations: float) -> float:
-        """The dimension that turns this often over the original context."""
+        """The dimension that makes this many rotations over the original context."""
         return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
     low = dimension_of(scaling.get("beta_fast") or 32)

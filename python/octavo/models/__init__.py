@@ -1,1 +1,1 @@
-"""Checkpoints on disk, and one family of models a file."""
+"""Model families, one a file; their configs, and how they are found and loaded."""

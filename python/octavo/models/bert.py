@@ -12,20 +12,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from octavo.checkpoints.weights import RenamedWeights
+from octavo.errors import ModelLoadError
 from octavo.kernels.encoder import EncoderLayerSpec, EncoderSpec
+from octavo.kernels.opset import OpSet
 from octavo.layers.context import AttentionContext
 from octavo.layers.linear import Linear
-from octavo.layers.norm import LayerNorm
-from octavo.layers.ops import Ops, make_encoder
 from octavo.layers.rope import RopeConfig, identity_table
 from octavo.models.config import ModelConfig
-from octavo.models.errors import ModelLoadError
 from octavo.models.hf_config import HfConfig, architecture_of
-from octavo.models.weights import RenamedWeights
+from octavo.models.parts import load_layer_norm, load_linear
 
 
 class Family(NamedTuple):
-    """``prefix``: of the tensors, in checkpoints with a head. ``offsets``: positions start behind
+    """``prefix``: of the tensors, in checkpoints with a head. ``offsets``: positions start after
     the padding id, as RoBERTa's do. ``classifies``: the checkpoint has a classification head."""
 
     prefix: str
@@ -84,26 +84,24 @@ class _Layer:
 
     __slots__ = ("down", "mlp_norm", "o", "o_norm", "qkv", "up")
 
-    def __init__(self, config: ModelConfig, layer: int, weights: RenamedWeights, ops: Ops) -> None:
+    def __init__(
+        self, config: ModelConfig, layer: int, weights: RenamedWeights, ops: OpSet
+    ) -> None:
         prefix, d, f = f"encoder.layer.{layer}", config.hidden_size, config.intermediate_size
 
         def linear(names: Sequence[str], n: int, k: int) -> Linear:
-            return Linear(
-                ops,
-                [weights.matrix(f"{prefix}.{name}.weight", (n, k)) for name in names],
-                torch.cat([weights.vector(f"{prefix}.{name}.bias", n) for name in names]),
-                exact=weights.exact,
-            )
+            return load_linear({f"{prefix}.{name}": n for name in names}, k, True, weights, ops)
 
         self.qkv = linear([f"attention.self.{name}" for name in ("query", "key", "value")], d, d)
         self.o = linear(["attention.output.dense"], d, d)
-        self.o_norm = _norm(f"{prefix}.attention.output.LayerNorm", config, weights, ops)
+        o_norm = f"{prefix}.attention.output.LayerNorm"
+        self.o_norm = load_layer_norm(o_norm, config, weights, ops)
         self.up = linear(["intermediate.dense"], f, d)
         self.down = linear(["output.dense"], d, f)
-        self.mlp_norm = _norm(f"{prefix}.output.LayerNorm", config, weights, ops)
+        self.mlp_norm = load_layer_norm(f"{prefix}.output.LayerNorm", config, weights, ops)
 
     def spec(self) -> EncoderLayerSpec:
-        """As ``kernels.encoder`` takes it."""
+        """This layer as ``kernels.encoder`` describes one."""
         return EncoderLayerSpec(
             qkv=self.qkv.spec(),
             o=self.o.spec(),
@@ -112,13 +110,6 @@ class _Layer:
             down=self.down.spec(),
             mlp_norm=self.mlp_norm.spec(),
         )
-
-
-def _norm(name: str, config: ModelConfig, weights: RenamedWeights, ops: Ops) -> LayerNorm:
-    weight = weights.vector(f"{name}.weight", config.hidden_size)
-    return LayerNorm(
-        ops, weight, weights.vector(f"{name}.bias", config.hidden_size), config.rms_norm_eps
-    )
 
 
 class BertEncoder:
@@ -134,7 +125,7 @@ class BertEncoder:
         self,
         config: ModelConfig,
         weights: RenamedWeights,
-        ops: Ops,
+        ops: OpSet,
         device: torch.device,
         *,
         rounded: bool = False,
@@ -143,7 +134,7 @@ class BertEncoder:
         self._ops = ops
 
         def table(name: str, rows: int) -> Tensor:
-            found = weights.matrix(f"embeddings.{name}.weight", (rows, config.hidden_size))
+            found = weights.embedding(f"embeddings.{name}", (rows, config.hidden_size))
             assert isinstance(found, Tensor), "encoders are read from safetensors"
             return found.to(weights.act_dtype)
 
@@ -156,7 +147,7 @@ class BertEncoder:
         # The first text's type is part of every position; a second text adds the difference.
         self._positions = positions + types[0]
         self._second = types[1] - types[0] if types.shape[0] > 1 else None
-        self._norm = _norm("embeddings.LayerNorm", config, weights, ops)
+        self._norm = load_layer_norm("embeddings.LayerNorm", config, weights, ops)
         self._layers = [_Layer(config, i, weights, ops) for i in range(config.num_layers)]
         # All layers in one call, where the op set has that; rounded weights are its own then.
         spec = EncoderSpec(
@@ -167,14 +158,14 @@ class BertEncoder:
             act=config.hidden_act,
             rounded=rounded,
         )
-        self._encoder = make_encoder(ops, spec)
+        self._encoder = None if ops.make_encoder is None else ops.make_encoder(spec)
         if self._encoder is not None:
             self._layers = []
         self._no_rope = identity_table(config.max_position_embeddings, device)
         self._k_cache, self._v_cache = torch.empty(0), torch.empty(0)
 
     def bind_kv_cache(self, k_cache: Tensor, v_cache: Tensor) -> None:
-        """[num_blocks, num_heads, block_size, head_dim] of the layer that runs, whichever it is."""
+        """Take the cache [num_blocks, num_heads, block_size, head_dim], shared by all layers."""
         self._k_cache, self._v_cache = k_cache, v_cache
 
     def __call__(
@@ -243,7 +234,7 @@ def make_class_head(
     num_labels = weights.num_rows(f"{names[1]}.weight")
     layers = []
     for name, rows in zip(names, (hidden_size, num_labels), strict=True):
-        weight = weights.matrix(f"{name}.weight", (rows, hidden_size))
+        weight = weights.linear(name, (rows, hidden_size))
         assert isinstance(weight, Tensor), "encoders are read from safetensors"
         layers.append((weight.float(), weights.vector(f"{name}.bias", rows).float()))
 

@@ -1,8 +1,8 @@
-"""ModelConfig: one decoder's shape, whatever file it was described in.
+"""ModelConfig: a decoder's shape, from any kind of file.
 
 Built from a ``config.json`` (hf_config.py) or from GGUF metadata (gguf_config.py), without
-importing transformers. What every family computes alike is a field here; how a family's own file
-spells it is told by the family's class.
+importing transformers. Whatever several families compute is a field here; a family's class maps its
+own config keys to these fields.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from octavo.errors import ModelLoadError
 from octavo.layers.rope import RopeConfig
-from octavo.models.errors import ModelLoadError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +23,8 @@ class ModelConfig:
     """The shape of a decoder-only model.
 
     ``sliding_windows`` and ``rope_layers`` have one entry a layer, or none: 0 where attention sees
-    everything, False where it has no rotary embedding. ``dtype`` is what the checkpoint says its
-    weights were trained in. ``max_position_embeddings`` is the length the rotary embedding starts
+    everything, False where it has no rotary embedding. ``dtype`` is the one the checkpoint was
+    trained in. ``max_position_embeddings`` is the length the rotary embedding starts
     from; ``max_context_len`` the longest context that leaves short ones as they are.
 
     Raises:
@@ -119,9 +119,9 @@ class ModelConfig:
 
     @property
     def context_limit(self) -> int:
-        """The longest context that may be asked for.
+        """The longest context that may be configured.
 
-        Beyond ``max_context_len`` the rotary embedding of short texts, too, turns otherwise.
+        Beyond ``max_context_len`` the rotary embedding of short texts changes, too.
         """
         match self.rope.rope_type:
             case "dynamic":
@@ -132,7 +132,7 @@ class ModelConfig:
         return self.max_context_len
 
     def sliding_window(self, layer: int) -> int:
-        """How far back layer ``layer`` sees; 0: everything."""
+        """The window of layer ``layer`` in tokens; 0: everything."""
         return self.sliding_windows[layer] if self.sliding_windows else 0
 
     def replace(self, **changes: Any) -> ModelConfig:
@@ -141,7 +141,7 @@ class ModelConfig:
 
 
 def token_ids(value: Any) -> tuple[int, ...]:
-    """``eos_token_id`` and its kind may be absent, one id or a list; here always a tuple."""
+    """A tuple of an ``eos_token_id`` and the like, which may be absent, one id or a list."""
     if value is None:
         return ()
     if isinstance(value, (list, tuple)):
@@ -150,7 +150,7 @@ def token_ids(value: Any) -> tuple[int, ...]:
 
 
 def first(ids: tuple[int, ...]) -> int | None:
-    """The first of some ids, None of none."""
+    """The first of the ids, or None."""
     return ids[0] if ids else None
 
 

@@ -6,28 +6,27 @@ grouped heads and one or two. The checkpoints without rope (falcon-rw, ALiBi) ar
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from octavo.kernels.packed import QuantTensor
+from octavo.checkpoints.weights import Weights
+from octavo.errors import ModelLoadError
+from octavo.kernels.opset import OpSet
+from octavo.kernels.weights import reordered
 from octavo.layers.context import AttentionContext
 from octavo.layers.linear import Linear
-from octavo.layers.ops import Ops
 from octavo.models.config import ModelConfig
-from octavo.models.errors import ModelLoadError
 from octavo.models.hf_config import HfConfig
 from octavo.models.layer_norm_decoder import (
     Layer,
     LayerNormDecoder,
-    load_linear,
-    load_norm,
+    UngatedMLP,
     make_attention,
 )
-from octavo.models.weights import Weights
+from octavo.models.parts import load_layer_norm, load_linear
 
 
 def _rows_in_order(config: ModelConfig) -> Tensor:
@@ -38,41 +37,34 @@ def _rows_in_order(config: ModelConfig) -> Tensor:
     return torch.cat([part.reshape(-1) for part in heads.split_with_sizes([group, 1, 1], dim=1)])
 
 
-def _load_qkv(prefix: str, config: ModelConfig, weights: Weights, ops: Ops) -> Linear:
+def _load_qkv(prefix: str, config: ModelConfig, weights: Weights, ops: OpSet) -> Linear:
     order = _rows_in_order(config)
-    weight = weights.matrix(f"{prefix}.weight", (order.numel(), config.hidden_size))
-    if isinstance(weight, QuantTensor):
-        weight = dataclasses.replace(weight, row_permutation=order)
-    else:
-        weight = weight[order.to(weight.device)]
+    weight = weights.linear(prefix, (order.numel(), config.hidden_size))
     bias = None
     if config.attention_bias:
         bias = weights.vector(f"{prefix}.bias", order.numel())
         bias = bias[order.to(bias.device)]
-    return Linear(ops, [weight], bias, exact=weights.exact)
+    return Linear(ops, [reordered(weight, order)], bias)
 
 
 class FalconDecoderLayer:
-    """x + attention(norm(x)) + mlp(norm(x)), or with a norm of the MLP's own; or one by one."""
+    """Attention and MLP side by side, on one norm or on one each; or one after the other."""
 
     __slots__ = (
-        "_activation",
-        "act",
         "attention",
         "dense",
-        "down",
+        "mlp",
         "mlp_norm",
         "norm",
         "parallel",
         "qkv",
-        "up",
     )
 
     def __init__(
-        self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: Ops
+        self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: OpSet
     ) -> None:
         prefix = f"transformer.h.{layer}"
-        d, f, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        d, bias = config.hidden_size, config.mlp_bias
         new = bool(config.raw.get("new_decoder_architecture"))
         self.parallel = new or bool(config.raw.get("parallel_attn", True))
         names = ["input_layernorm"]
@@ -80,35 +72,27 @@ class FalconDecoderLayer:
             names = ["input_layernorm", "post_attention_layernorm"]
         elif new and config.raw.get("num_ln_in_parallel_attn") in (None, 2):
             names = ["ln_attn", "ln_mlp"]
-        norms = [load_norm(f"{prefix}.{name}", config, weights, ops) for name in names]
+        norms = [load_layer_norm(f"{prefix}.{name}", config, weights, ops) for name in names]
         self.norm, self.mlp_norm = norms[0], norms[1] if len(norms) == 2 else None
         self.qkv = _load_qkv(f"{prefix}.self_attention.query_key_value", config, weights, ops)
         self.attention = make_attention(config, cos_sin, ops)
         dense = {f"{prefix}.self_attention.dense": d}
         self.dense = load_linear(dense, config.q_size, bias, weights, ops)
-        self.up = load_linear({f"{prefix}.mlp.dense_h_to_4h": f}, d, bias, weights, ops)
-        self.down = load_linear({f"{prefix}.mlp.dense_4h_to_h": d}, f, bias, weights, ops)
-        self._activation = ops.activation
-        self.act = config.hidden_act
+        mlp = (f"{prefix}.mlp.dense_h_to_4h", f"{prefix}.mlp.dense_4h_to_h")
+        self.mlp = UngatedMLP(mlp, config, bias, weights, ops)
 
     def __call__(
-        self, x: Tensor, residual: Tensor | None, ctx: AttentionContext
-    ) -> tuple[Tensor, Tensor]:
-        if residual is None:
-            x, residual = self.norm(x), x
-        else:
-            x, residual = self.norm.add(x, residual)
+        self, x: Tensor | None, residual: Tensor, ctx: AttentionContext
+    ) -> tuple[Tensor | None, Tensor]:
+        x, residual = self.norm.add(x, residual)
         attended = self.dense(self.attention(self.qkv(x), ctx))
         if not self.parallel:
             assert self.mlp_norm is not None
             x, residual = self.mlp_norm.add(attended, residual)
-            return self._mlp(x), residual
+            return self.mlp(x), residual
         if self.mlp_norm is not None:
             x = self.mlp_norm(residual)
-        return attended + self._mlp(x), residual
-
-    def _mlp(self, x: Tensor) -> Tensor:
-        return self.down(self._activation(self.up(x), self.act))
+        return attended + self.mlp(x), residual
 
 
 class FalconForCausalLM(LayerNormDecoder):

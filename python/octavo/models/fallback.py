@@ -21,18 +21,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from octavo.checkpoints.safetensors import open_safetensors, safetensors_files
+from octavo.errors import ModelLoadError
+from octavo.kernels.opset import OpSet
 from octavo.layers.context import AttentionContext
-from octavo.layers.ops import Ops
 from octavo.layers.rope import RopeConfig, identity_table
 from octavo.models.config import ModelConfig, first, token_ids
-from octavo.models.errors import ModelLoadError
 from octavo.models.hf_config import architecture_of
-from octavo.models.weights import open_safetensors, safetensors_files
 
 PAGED, SHAPES = "octavo", "octavo_shapes"
-# Layers whose memory is keys and values; "attention" is what hybrids call theirs.
+# Layers whose memory is keys and values; hybrids name theirs "attention".
 _KV_LAYERS = {"full_attention", "sliding_attention", "attention"}
-# Arguments of an attention call that say nothing when they are absent.
+# Arguments of an attention call that are refused unless they are None.
 _UNKNOWN_ARGUMENTS = ("s_aux", "position_bias", "head_mask", "cu_seqlens", "alibi", "indices")
 # How far a module may be from itself, relative, when it runs over the paged cache.
 _TOLERANCE = {torch.float32: 1e-3}
@@ -40,7 +40,7 @@ _HALF_TOLERANCE = 0.1
 
 
 class _Active(threading.local):
-    """Who answers attention calls on this thread."""
+    """The handler of attention calls on this thread."""
 
     handler: Any = None
 
@@ -49,7 +49,7 @@ _active = _Active()
 
 
 class _Mask:
-    """In place of a mask: how far back queries see, 0 for everything; or None: of another form."""
+    """A stand-in for a mask: its window, 0 for everything, or None if it has another form."""
 
     __slots__ = ("window",)
 
@@ -137,7 +137,7 @@ class _ShapeRecorder:
 
 
 def read_config(raw: Mapping[str, Any]) -> ModelConfig:
-    """The shape of the cache that a transformers decoder needs, found by running it on nothing.
+    """The shape of a transformers decoder's cache, found by running it on the meta device.
 
     Raises:
         ModelLoadError: transformers has no such decoder, or it cannot run here; the reason.
@@ -300,7 +300,7 @@ class TransformersModel:
         self,
         config: ModelConfig,
         folder: Path | None,
-        ops: Ops,
+        ops: OpSet,
         *,
         dtype: torch.dtype,
         max_model_len: int,
@@ -309,14 +309,14 @@ class TransformersModel:
         self.config = config
         self.ops = ops
         self.caches: list[tuple[Tensor, Tensor]] = []
-        # Whether the module returns what its head computes, whatever scales the config names.
+        # True if the module returns its head's output, whatever scales the config names.
         self._head_is_last = False
         self.no_rope = identity_table(max(max_model_len, 32), device)
-        threads = getattr(ops, "num_threads", None)
-        if threads is not None:
+        if ops.threads is not None:
             # The module's matrix products are torch's, not the kernels'.
-            torch.set_num_threads(threads())
+            torch.set_num_threads(ops.threads.size())
         self.module = _load_module(config, folder, dtype).to(device)
+        self.num_weights = sum(parameter.numel() for parameter in self.module.parameters())
         self.head = self.module.get_output_embeddings()
         if self.head is None:
             raise _refusal(config.architecture, "it has no output head")

@@ -21,8 +21,8 @@ class GemmaForCausalLM(LlamaForCausalLM):
 
 
 def gemma_fields(hf: HfConfig) -> dict[str, Any]:
-    """What all generations of Gemma have in common."""
-    # The first release said "gelu" and meant its approximation.
+    """Config fields common to all generations of Gemma."""
+    # The first release's "gelu" is its approximation.
     act = str(hf.values.get("hidden_activation") or hf.values.get("hidden_act") or "gelu")
     bias = hf.bool("attention_bias")
     return {

@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from octavo.checkpoints.weights import Weights
+from octavo.kernels.opset import OpSet
 from octavo.layers.context import AttentionContext
-from octavo.layers.ops import Ops
 from octavo.models.config import ModelConfig
 from octavo.models.gemma import gemma_fields
 from octavo.models.hf_config import HfConfig
@@ -17,9 +18,8 @@ from octavo.models.llama import (
     LlamaAttention,
     LlamaForCausalLM,
     LlamaMLP,
-    layer_norms,
 )
-from octavo.models.weights import Weights
+from octavo.models.parts import layer_norms
 
 
 class Gemma2DecoderLayer:
@@ -35,7 +35,7 @@ class Gemma2DecoderLayer:
     )
 
     def __init__(
-        self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: Ops
+        self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: OpSet
     ) -> None:
         norm = layer_norms(config, layer, weights, ops)
         self.input_layernorm = norm("input_layernorm")
@@ -46,15 +46,16 @@ class Gemma2DecoderLayer:
         self.post_feedforward_layernorm = norm("post_feedforward_layernorm")
 
     def __call__(
-        self, x: Tensor, residual: Tensor | None, ctx: AttentionContext
-    ) -> tuple[Tensor, Tensor]:
-        if residual is None:
-            x, residual = self.input_layernorm(x), x
-        else:
-            x, residual = self.input_layernorm.add(x, residual)
+        self, x: Tensor | None, residual: Tensor, ctx: AttentionContext
+    ) -> tuple[Tensor | None, Tensor]:
+        x, residual = self.input_layernorm.add(x, residual)
         x = self.post_attention_layernorm(self.self_attn(x, ctx))
         x, residual = self.pre_feedforward_layernorm.add(x, residual)
         return self.post_feedforward_layernorm(self.mlp(x)), residual
+
+    def spec(self) -> None:
+        """None: no op set runs such layers in one call."""
+        return None
 
 
 class Gemma2ForCausalLM(LlamaForCausalLM):

@@ -1,4 +1,4 @@
-"""From a GGUF file's metadata, and what only its tensors tell, to a ModelConfig."""
+"""ModelConfig from a GGUF file's metadata and its tensors' shapes."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from octavo.errors import ModelLoadError
 from octavo.layers.rope import RopeConfig
 from octavo.models.config import Getter, ModelConfig, first, token_ids
-from octavo.models.errors import ModelLoadError
 from octavo.models.hf_config import max_context_len
 
 
 @dataclass(frozen=True, kw_only=True)
 class GgufFacts:
-    """What is read off the tensors.
+    """Facts that only the tensors hold.
 
     ``vocab_size``: rows of ``token_embd``; ``tied``: there is no ``output.weight``; ``biases``:
     the first layer's modules that have one; ``freq_factors``: the tensor ``rope_freqs.weight``;
@@ -61,7 +61,7 @@ def config_from_gguf(metadata: Mapping[str, Any], facts: GgufFacts) -> ModelConf
         "num_heads": num_heads,
         "num_kv_heads": get.int("attention.head_count_kv", num_heads),
         "head_dim": head_dim,
-        # Files hold the float32 nearest to what config.json says in decimal.
+        # Files hold the float32 nearest to config.json's decimal.
         "rms_norm_eps": float(f"{get.float('attention.layer_norm_rms_epsilon', 1e-6):.6g}"),
         "rope": rope,
         "max_position_embeddings": max_positions,
@@ -132,7 +132,7 @@ def _gemma3(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _gemma_scale(fields: Mapping[str, Any], largest: int) -> float:
-    """Files do not say it: the 27B models (known by their layers) scale by another width."""
+    """The scale of scores, which files omit: 27B models, known by their layers, have another."""
     if fields["num_layers"] == largest:
         return float((fields["hidden_size"] / fields["num_heads"]) ** -0.5)
     return float(fields["head_dim"] ** -0.5)
@@ -149,8 +149,6 @@ GGUF_ARCHITECTURES: dict[str, tuple[str, _Family]] = {
     "gemma3": ("Gemma3ForCausalLM", _gemma3),
     "phi3": ("Phi3ForCausalLM", _phi3),
 }
-# Those whose queries and keys llama.cpp stores with the two halves of a head interleaved.
-INTERLEAVED = frozenset({"llama"})
 
 
 def _rope(get: Getter, head_dim: int, max_positions: int, facts: GgufFacts) -> RopeConfig:

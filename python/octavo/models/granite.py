@@ -7,12 +7,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from octavo.checkpoints.weights import Weights
+from octavo.kernels.opset import OpSet
 from octavo.layers.context import AttentionContext
-from octavo.layers.ops import Ops
 from octavo.models.config import ModelConfig
 from octavo.models.hf_config import HfConfig
 from octavo.models.llama import DecoderLayer, LlamaDecoderLayer, LlamaForCausalLM
-from octavo.models.weights import Weights
 
 
 class GraniteDecoderLayer(LlamaDecoderLayer):
@@ -21,21 +21,22 @@ class GraniteDecoderLayer(LlamaDecoderLayer):
     __slots__ = ("scale",)
 
     def __init__(
-        self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: Ops
+        self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: OpSet
     ) -> None:
         super().__init__(config, layer, cos_sin, weights, ops)
         self.scale = config.residual_scale
 
     def __call__(
-        self, x: Tensor, residual: Tensor | None, ctx: AttentionContext
-    ) -> tuple[Tensor, Tensor]:
-        if residual is None:
-            x, residual = self.input_layernorm(x), x
-        else:
-            x, residual = self.input_layernorm.add(x, residual)
+        self, x: Tensor | None, residual: Tensor, ctx: AttentionContext
+    ) -> tuple[Tensor | None, Tensor]:
+        x, residual = self.input_layernorm.add(x, residual)
         x = self.self_attn(x, ctx) * self.scale
         x, residual = self.post_attention_layernorm.add(x, residual)
         return self.mlp(x) * self.scale, residual
+
+    def spec(self) -> None:
+        """None: no op set runs such layers in one call."""
+        return None
 
 
 class GraniteForCausalLM(LlamaForCausalLM):

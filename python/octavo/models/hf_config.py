@@ -1,4 +1,4 @@
-"""HfConfig: a config.json, and what it says of any decoder.
+"""HfConfig: a config.json, read into the fields common to all decoders.
 
 A family's class calls ``HfConfig.config`` with what is its own. Both spellings are read: what
 transformers 4 wrote (``rope_theta``, ``rope_scaling``) and 5 writes (``rope_parameters``).
@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from octavo.errors import ModelLoadError
 from octavo.layers.rope import RopeConfig
 from octavo.models.config import Getter, ModelConfig, first, token_ids
-from octavo.models.errors import ModelLoadError
 
 # HF's name of an activation -> the op set's.
 ACTIVATIONS = {
@@ -51,7 +51,7 @@ class HfConfig(Getter):
 
     @property
     def head_dim(self) -> int:
-        """Given, or what the hidden size leaves for each head."""
+        """As given, else the hidden size divided by the heads."""
         num_heads = self.int("num_attention_heads")
         if num_heads < 1:
             raise ModelLoadError(f"config: num_heads must be positive, not {num_heads}")
@@ -106,7 +106,7 @@ class HfConfig(Getter):
         )
 
     def config(self, **fields: Any) -> ModelConfig:
-        """What all decoders say alike, and ``fields``, which win."""
+        """The fields common to all decoders, overridden by ``fields``."""
         rope = fields["rope"] if "rope" in fields else self.rope()
         act = str(self.values.get("hidden_act") or "silu")
         act = str(fields.pop("hidden_act", None) or act)

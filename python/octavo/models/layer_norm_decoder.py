@@ -1,36 +1,34 @@
 """LayerNormDecoder: embedding, layers, a final LayerNorm and a head, for Phi, Falcon and StableLM.
 
-What they share beside: every layer is called with what the one before adds to the residual, and
-adds it inside its own norm.
+Every layer is called with what the one before adds to the residual, and adds it inside its own
+norm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from octavo.checkpoints.weights import Weights
+from octavo.kernels.opset import OpSet
 from octavo.layers.attention import Attention
 from octavo.layers.context import AttentionContext
 from octavo.layers.embedding import Embedding, LMHead
-from octavo.layers.linear import Linear
-from octavo.layers.norm import LayerNorm
-from octavo.layers.ops import Ops
 from octavo.models.config import ModelConfig
-from octavo.models.llama import rope_tables
-from octavo.models.weights import Weights
+from octavo.models.parts import load_layer_norm, load_linear, rope_tables
 
 
 class Layer(Protocol):
-    """One block: takes and returns (what it adds, residual), both [T, D]; no residual at first."""
+    """One block: takes and returns (addend, residual), both [T, D]; no addend at first."""
 
     attention: Attention
 
     def __call__(
-        self, x: Tensor, residual: Tensor | None, ctx: AttentionContext
-    ) -> tuple[Tensor, Tensor]: ...
+        self, x: Tensor | None, residual: Tensor, ctx: AttentionContext
+    ) -> tuple[Tensor | None, Tensor]: ...
 
 
 class LayerNormDecoder:
@@ -49,31 +47,26 @@ class LayerNormDecoder:
         self,
         config: ModelConfig,
         weights: Weights,
-        ops: Ops,
+        ops: OpSet,
         *,
         max_model_len: int,
         device: torch.device,
     ) -> None:
         self.config = config
+        self.num_weights = 0
         shape = (config.vocab_size, config.hidden_size)
-        self.embed_tokens = Embedding(
-            ops,
-            weights.matrix(f"{self.embedding_name}.weight", shape),
-            weights.act_dtype,
-            exact=weights.exact,
-        )
+        embedding = weights.embedding(self.embedding_name, shape)
+        self.embed_tokens = Embedding(ops, embedding, weights.act_dtype)
         self.layers = [
             self.layer_class(config, layer, table, weights, ops)
             for layer, table in enumerate(rope_tables(config, max_model_len, device))
         ]
-        self.norm = load_norm(self.norm_name, config, weights, ops)
-        head = (
-            self.embed_tokens.weight
-            if config.tie_word_embeddings
-            else ops.prepare_linear(weights.matrix("lm_head.weight", shape), exact=weights.exact)
-        )
+        self.norm = load_layer_norm(self.norm_name, config, weights, ops)
+        head = self.embed_tokens.weight
+        if not config.tie_word_embeddings:
+            head = ops.weight([weights.linear("lm_head", shape)])
         bias = weights.vector("lm_head.bias", config.vocab_size) if self.head_bias else None
-        self.lm_head = LMHead(ops, head, bias=bias)
+        self.lm_head = LMHead(head, bias=bias)
 
     def bind_kv_cache(self, caches: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Hand each layer its keys and values."""
@@ -83,40 +76,18 @@ class LayerNormDecoder:
 
     def __call__(self, input_ids: Tensor, ctx: AttentionContext) -> Tensor:
         """input_ids int32 [T] -> hidden states [T, D] after the final norm."""
-        x = self.embed_tokens(input_ids)
-        residual: Tensor | None = None
+        x: Tensor | None = None
+        residual = self.embed_tokens(input_ids)
         for layer in self.layers:
             x, residual = layer(x, residual, ctx)
-        assert residual is not None
-        x, _ = self.norm.add(x, residual)
-        return x
+        return self.norm.add(x, residual)[0]
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """hidden [S, D] -> float32 [S, V]."""
         return self.lm_head(hidden)
 
 
-def load_norm(name: str, config: ModelConfig, weights: Weights, ops: Ops) -> LayerNorm:
-    """The LayerNorm [D] with a bias that the checkpoint calls ``name``."""
-    weight = weights.vector(f"{name}.weight", config.hidden_size)
-    bias = weights.vector(f"{name}.bias", config.hidden_size)
-    return LayerNorm(ops, weight, bias, config.rms_norm_eps)
-
-
-def load_linear(
-    parts: Mapping[str, int], inputs: int, bias: bool, weights: Weights, ops: Ops
-) -> Linear:
-    """One projection of ``inputs`` values, its rows stacked from ``parts``: name -> rows."""
-    biases = [weights.vector(f"{name}.bias", rows) for name, rows in parts.items() if bias]
-    return Linear(
-        ops,
-        [weights.matrix(f"{name}.weight", (rows, inputs)) for name, rows in parts.items()],
-        torch.cat(biases) if biases else None,
-        exact=weights.exact,
-    )
-
-
-def make_attention(config: ModelConfig, cos_sin: Tensor, ops: Ops) -> Attention:
+def make_attention(config: ModelConfig, cos_sin: Tensor, ops: OpSet) -> Attention:
     """Attention over the config's heads, without windows or norms."""
     return Attention(
         ops,
@@ -125,3 +96,28 @@ def make_attention(config: ModelConfig, cos_sin: Tensor, ops: Ops) -> Attention:
         head_dim=config.head_dim,
         cos_sin=cos_sin,
     )
+
+
+class UngatedMLP:
+    """down(act(up(x)))."""
+
+    __slots__ = ("_activation", "act", "down", "up")
+
+    def __init__(
+        self,
+        names: tuple[str, str],
+        config: ModelConfig,
+        bias: bool,
+        weights: Weights,
+        ops: OpSet,
+    ) -> None:
+        """``names``: the prefixes of the two projections; ``bias``: both have one."""
+        d, f = config.hidden_size, config.intermediate_size
+        self.up = load_linear({names[0]: f}, d, bias, weights, ops)
+        self.down = load_linear({names[1]: d}, f, bias, weights, ops)
+        self._activation = ops.activation
+        self.act = config.hidden_act
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [T, D] -> [T, D]."""
+        return self.down(self._activation(self.up(x), self.act))

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from torch import Tensor
-
+from octavo.checkpoints.weights import Weights
+from octavo.kernels.opset import OpSet
 from octavo.layers.moe import MoE
-from octavo.layers.ops import Ops
 from octavo.models.config import ModelConfig
 from octavo.models.hf_config import HfConfig
-from octavo.models.llama import DecoderLayer, LlamaDecoderLayer, LlamaForCausalLM
-from octavo.models.weights import Weights
+from octavo.models.llama import (
+    DecoderLayer,
+    FeedForward,
+    LlamaDecoderLayer,
+    LlamaForCausalLM,
+)
 
 
 class MixtralDecoderLayer(LlamaDecoderLayer):
@@ -21,9 +24,7 @@ class MixtralDecoderLayer(LlamaDecoderLayer):
     __slots__ = ()
 
     @staticmethod
-    def make_mlp(
-        config: ModelConfig, layer: int, weights: Weights, ops: Ops
-    ) -> Callable[[Tensor], Tensor]:
+    def make_mlp(config: ModelConfig, layer: int, weights: Weights, ops: OpSet) -> FeedForward:
         prefix = f"model.layers.{layer}.block_sparse_moe"
         return load_experts(config, prefix, ("w1", "w3", "w2"), weights, ops)
 
@@ -45,22 +46,20 @@ class MixtralForCausalLM(LlamaForCausalLM):
 
 
 def load_experts(
-    config: ModelConfig, prefix: str, names: tuple[str, str, str], weights: Weights, ops: Ops
+    config: ModelConfig, prefix: str, names: tuple[str, str, str], weights: Weights, ops: OpSet
 ) -> MoE:
     """The router and experts below ``prefix``; ``names``: of an expert's gate, up and down."""
-    d, f, experts = config.hidden_size, config.moe_intermediate_size, range(config.num_experts)
+    d, f, count = config.hidden_size, config.moe_intermediate_size, config.num_experts
     gate, up, down = names
-
-    def matrix(expert: int, name: str, shape: tuple[int, int]) -> Any:
-        return weights.matrix(f"{prefix}.experts.{expert}.{name}.weight", shape)
-
+    experts = f"{prefix}.experts"
+    gates = weights.experts(experts, count, gate, (f, d))
+    ups = weights.experts(experts, count, up, (f, d))
     return MoE(
         ops,
-        weights.matrix(f"{prefix}.gate.weight", (config.num_experts, d)),
-        [[matrix(e, gate, (f, d)), matrix(e, up, (f, d))] for e in experts],
-        [matrix(e, down, (d, f)) for e in experts],
+        weights.linear(f"{prefix}.gate", (count, d)),
+        list(zip(gates, ups, strict=True)),
+        list(weights.experts(experts, count, down, (d, f))),
         top_k=config.num_experts_per_token,
         renormalize=config.renormalize_experts,
         act=config.hidden_act,
-        exact=weights.exact,
     )

@@ -11,18 +11,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from octavo.checkpoints.weights import Weights
+from octavo.kernels.opset import OpSet
 from octavo.layers.context import AttentionContext
 from octavo.layers.norm import RMSNorm
-from octavo.layers.ops import Ops
 from octavo.models.config import ModelConfig
 from octavo.models.llama import (
     DecoderLayer,
     LlamaAttention,
     LlamaForCausalLM,
     LlamaMLP,
-    layer_norms,
 )
-from octavo.models.weights import Weights
+from octavo.models.parts import layer_norms
 
 
 class Olmo2Attention(LlamaAttention):
@@ -31,7 +31,7 @@ class Olmo2Attention(LlamaAttention):
     __slots__ = ("k_norm", "q_norm", "sizes")
 
     def __init__(
-        self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: Ops
+        self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: OpSet
     ) -> None:
         super().__init__(config, layer, cos_sin, weights, ops)
         prefix = f"model.layers.{layer}.self_attn"
@@ -53,7 +53,7 @@ class Olmo2DecoderLayer:
     __slots__ = ("mlp", "post_attention_layernorm", "post_feedforward_layernorm", "self_attn")
 
     def __init__(
-        self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: Ops
+        self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: OpSet
     ) -> None:
         norm = layer_norms(config, layer, weights, ops)
         self.self_attn = Olmo2Attention(config, layer, cos_sin, weights, ops)
@@ -62,11 +62,15 @@ class Olmo2DecoderLayer:
         self.post_feedforward_layernorm = norm("post_feedforward_layernorm")
 
     def __call__(
-        self, x: Tensor, residual: Tensor | None, ctx: AttentionContext
-    ) -> tuple[Tensor, Tensor]:
-        residual = x if residual is None else residual + x
+        self, x: Tensor | None, residual: Tensor, ctx: AttentionContext
+    ) -> tuple[Tensor | None, Tensor]:
+        residual = residual if x is None else residual + x
         residual = residual + self.post_attention_layernorm(self.self_attn(residual, ctx))
         return self.post_feedforward_layernorm(self.mlp(residual)), residual
+
+    def spec(self) -> None:
+        """None: no op set runs such layers in one call."""
+        return None
 
 
 class Olmo2ForCausalLM(LlamaForCausalLM):

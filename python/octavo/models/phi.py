@@ -10,52 +10,47 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from octavo.checkpoints.weights import Weights
+from octavo.errors import ModelLoadError
+from octavo.kernels.opset import OpSet
 from octavo.layers.context import AttentionContext
-from octavo.layers.ops import Ops
 from octavo.models.config import ModelConfig
-from octavo.models.errors import ModelLoadError
 from octavo.models.hf_config import HfConfig
 from octavo.models.layer_norm_decoder import (
     Layer,
     LayerNormDecoder,
-    load_linear,
-    load_norm,
+    UngatedMLP,
     make_attention,
 )
-from octavo.models.weights import Weights
+from octavo.models.parts import load_layer_norm, load_linear
 
 
 class PhiDecoderLayer:
     """x + attention(norm(x)) + mlp(norm(x))."""
 
-    __slots__ = ("_activation", "act", "attention", "dense", "fc1", "fc2", "norm", "qkv_proj")
+    __slots__ = ("attention", "dense", "mlp", "norm", "qkv_proj")
 
     def __init__(
-        self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: Ops
+        self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: OpSet
     ) -> None:
         prefix = f"model.layers.{layer}"
-        d, f = config.hidden_size, config.intermediate_size
-        self.norm = load_norm(f"{prefix}.input_layernorm", config, weights, ops)
+        d = config.hidden_size
+        self.norm = load_layer_norm(f"{prefix}.input_layernorm", config, weights, ops)
         qkv = {"q_proj": config.q_size, "k_proj": config.kv_size, "v_proj": config.kv_size}
         named = {f"{prefix}.self_attn.{name}": rows for name, rows in qkv.items()}
         self.qkv_proj = load_linear(named, d, True, weights, ops)
         self.attention = make_attention(config, cos_sin, ops)
         dense = {f"{prefix}.self_attn.dense": d}
         self.dense = load_linear(dense, config.q_size, True, weights, ops)
-        self.fc1 = load_linear({f"{prefix}.mlp.fc1": f}, d, True, weights, ops)
-        self.fc2 = load_linear({f"{prefix}.mlp.fc2": d}, f, True, weights, ops)
-        self._activation = ops.activation
-        self.act = config.hidden_act
+        mlp = (f"{prefix}.mlp.fc1", f"{prefix}.mlp.fc2")
+        self.mlp = UngatedMLP(mlp, config, True, weights, ops)
 
     def __call__(
-        self, x: Tensor, residual: Tensor | None, ctx: AttentionContext
-    ) -> tuple[Tensor, Tensor]:
-        if residual is None:
-            x, residual = self.norm(x), x
-        else:
-            x, residual = self.norm.add(x, residual)
+        self, x: Tensor | None, residual: Tensor, ctx: AttentionContext
+    ) -> tuple[Tensor | None, Tensor]:
+        x, residual = self.norm.add(x, residual)
         attended = self.dense(self.attention(self.qkv_proj(x), ctx))
-        return attended + self.fc2(self._activation(self.fc1(x), self.act)), residual
+        return attended + self.mlp(x), residual
 
 
 class PhiForCausalLM(LayerNormDecoder):

@@ -1,4 +1,4 @@
-"""PoolingModel: an encoder or a decoder, and what makes one vector or one score of its states."""
+"""PoolingModel: an encoder or a decoder whose states are pooled to one vector or score a text."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.config import EngineConfig
+from octavo.checkpoints.safetensors import SafetensorsWeights, safetensors_files
+from octavo.checkpoints.weights import RenamedWeights
+from octavo.errors import ModelLoadError
+from octavo.kernels.opset import OpSet
 from octavo.layers.context import AttentionContext
-from octavo.layers.ops import Ops
 from octavo.models.bert import ENCODERS, BertEncoder, make_class_head
 from octavo.models.config import ModelConfig
-from octavo.models.errors import ModelLoadError
 from octavo.models.hf_config import architecture_of
-from octavo.models.loader import DTYPES
-from octavo.models.pooling import Pooler, first_rows
+from octavo.models.pooler import Pooler, first_rows
 from octavo.models.registry import ARCHITECTURES, TRUNKS, CausalLM, model_class
 from octavo.models.source import ModelSource
-from octavo.models.weights import RenamedWeights, SafetensorsWeights, safetensors_files
 from octavo.pooling import Activation, PoolingInfo
 
 # Tensors of an encoder's checkpoint that vectors do not need.
@@ -43,13 +42,13 @@ _MASKED_LM_HEADS = (
         for kind in ("weight", "bias")
     ),
 )
-# A sign of every kind that a tokenizer in lower case may have forgotten.
+# Letters of every script that a lower-casing tokenizer may leave as they are.
 _CAPITALS = "A Word, É Ž Σ Ж"
 
 
 def is_pooling_model(source: ModelSource) -> bool:
-    """Whether a model gives vectors: an encoder, or a decoder saved without its output head or
-    with sentence-transformers' modules.json."""
+    """True for an encoder, and for a decoder saved without its output head or with
+    sentence-transformers' modules.json."""
     if source.kind != "safetensors":
         return False
     architecture = architecture_of(source.hf_config)
@@ -59,36 +58,44 @@ def is_pooling_model(source: ModelSource) -> bool:
 
 
 class PoolingModel:
-    """``max_len``: the most tokens of a text, special ones included.
+    """A model that computes one vector or score a text.
+
+    ``max_len``: the most tokens of a text, special ones included.
+
+    Args:
+        dtype: of matrices; None leaves each in its file's form.
+        act_dtype: of everything that flows.
+        rounded: an encoder on a CPU may round the factors of products to 14 bits, twice as fast.
+            Embeddings are compared with stored ones; all-MiniLM-L6-v2's keep a cosine of 0.999996
+            with float32's, where one bfloat16 part of each factor would leave 0.99993 and 8 bits
+            0.998.
+        max_model_len: tokens of the longest text, where that is less than the model's own limit.
 
     Raises:
         ModelLoadError: the files cannot be read or do not fit together; one line.
     """
 
     def __init__(
-        self, config: EngineConfig, source: ModelSource, ops: Ops, device: torch.device
+        self,
+        source: ModelSource,
+        ops: OpSet,
+        device: torch.device,
+        *,
+        dtype: torch.dtype | None,
+        act_dtype: torch.dtype,
+        rounded: bool,
+        max_model_len: int | None,
     ) -> None:
         shape = source.model_config
-        if config.quantization is not None:
-            raise ModelLoadError(f"{source.path}: a model for embeddings cannot be quantized")
         self.config: ModelConfig = shape
-        dtype = DTYPES.get(config.dtype)
-        # Encoders on a CPU: factors of products in 14 bits, twice as fast. Embeddings are compared
-        # with stored ones; all-MiniLM-L6-v2's keep a cosine of 0.999996 with float32's, where one
-        # bfloat16 part of each factor would leave 0.99993 and 8 bits 0.998.
-        self._rounded = dtype is not torch.float32
-        if dtype is None and device.type == "cpu":
-            is_encoder = shape.architecture in ENCODERS
-            # A decoder's are large: they stay in their file's form.
-            dtype = torch.float32 if is_encoder else None
-        elif dtype is None:
-            dtype = DTYPES.get(shape.dtype, torch.float32)
-        self.act_dtype = torch.float32 if device.type == "cpu" or dtype is None else dtype
+        self._rounded = rounded
+        self.act_dtype = act_dtype
         weights = SafetensorsWeights(
             safetensors_files(source.path),
             device=device,
             dtype=dtype,
             act_dtype=self.act_dtype,
+            scheme=source.scheme,
             ignored=[
                 *_UNUSED,
                 *(f"bert.{name}" for name in _UNUSED),
@@ -104,12 +111,11 @@ class PoolingModel:
             else:
                 self._load_decoder(source, weights, ops, device)
             weights.finish()
-        if config.max_model_len not in (None, -1):
-            assert config.max_model_len is not None
-            self.max_len = min(self.max_len, config.max_model_len)
+        if max_model_len is not None:
+            self.max_len = min(self.max_len, max_model_len)
 
     def bind_kv_cache(self, k_cache: Tensor, v_cache: Tensor) -> None:
-        """[num_blocks, num_kv_heads, block_size, head_dim]: of whichever layer runs.
+        """Take the cache [num_blocks, num_kv_heads, block_size, head_dim], shared by all layers.
 
         A text is computed whole, so that no layer needs its keys once the next one runs.
         """
@@ -128,7 +134,7 @@ class PoolingModel:
         return self._pool(self._run(input_ids, ctx, is_second), ctx.query_start_loc)
 
     def _load_encoder(
-        self, source: ModelSource, weights: SafetensorsWeights, ops: Ops, device: torch.device
+        self, source: ModelSource, weights: SafetensorsWeights, ops: OpSet, device: torch.device
     ) -> None:
         shape = self.config
         family = ENCODERS[shape.architecture]
@@ -137,7 +143,7 @@ class PoolingModel:
             prefix = ""
 
         def rename(name: str) -> str:
-            return name if name.startswith("classifier.") else prefix + name
+            return name if name.split(".")[0] == "classifier" else prefix + name
 
         named = RenamedWeights(weights, rename)
         encoder = BertEncoder(shape, named, ops, device, rounded=self._rounded)
@@ -157,7 +163,7 @@ class PoolingModel:
         )
 
     def _load_decoder(
-        self, source: ModelSource, weights: SafetensorsWeights, ops: Ops, device: torch.device
+        self, source: ModelSource, weights: SafetensorsWeights, ops: OpSet, device: torch.device
     ) -> None:
         # There is no output head to be read: any weight will do in its place.
         shape = self.config.replace(tie_word_embeddings=True)
@@ -187,7 +193,7 @@ class PoolingModel:
 
 
 def _activation(raw: Any, num_labels: int) -> Activation:
-    """What a classifier of this config.json was trained with, as transformers' losses have it."""
+    """The activation that transformers' loss for this config.json trains a classifier with."""
     match raw.get("problem_type"):
         case "regression":
             return "identity"
@@ -205,7 +211,7 @@ def _labels(raw: Any, num_labels: int) -> tuple[str, ...]:
 
 
 def _squashes(folder: Path, raw: Any) -> bool:
-    """Whether sentence-transformers would put a sigmoid behind a cross-encoder of this config.json.
+    """True if sentence-transformers would put a sigmoid after a cross-encoder of this config.json.
 
     Raises:
         ModelLoadError: another function than that or none.

@@ -1,6 +1,6 @@
 """Qwen2ForCausalLM, Qwen2 and 2.5: Llama with biases on queries, keys and values alone.
 
-The config does not speak of those biases: they are always there.
+No config key switches those biases: they are always there.
 """
 
 from __future__ import annotations

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from torch import Tensor
-
-from octavo.layers.ops import Ops
+from octavo.checkpoints.weights import Weights
+from octavo.kernels.opset import OpSet
 from octavo.models.config import ModelConfig
 from octavo.models.hf_config import HfConfig
-from octavo.models.llama import DecoderLayer, LlamaDecoderLayer, LlamaForCausalLM, LlamaMLP
+from octavo.models.llama import (
+    DecoderLayer,
+    FeedForward,
+    LlamaDecoderLayer,
+    LlamaForCausalLM,
+    LlamaMLP,
+)
 from octavo.models.mixtral import load_experts
-from octavo.models.weights import Weights
 
 
 class Qwen3MoeDecoderLayer(LlamaDecoderLayer):
@@ -21,9 +25,7 @@ class Qwen3MoeDecoderLayer(LlamaDecoderLayer):
     __slots__ = ()
 
     @staticmethod
-    def make_mlp(
-        config: ModelConfig, layer: int, weights: Weights, ops: Ops
-    ) -> Callable[[Tensor], Tensor]:
+    def make_mlp(config: ModelConfig, layer: int, weights: Weights, ops: OpSet) -> FeedForward:
         if not config.moe_layers[layer]:
             return LlamaMLP(config, layer, weights, ops)
         prefix = f"model.layers.{layer}.mlp"

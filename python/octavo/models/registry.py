@@ -1,4 +1,4 @@
-"""Which class runs which architecture."""
+"""Architectures and their classes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from octavo.checkpoints.weights import Weights
+from octavo.errors import ModelLoadError
+from octavo.kernels.opset import OpSet
 from octavo.layers.context import AttentionContext
-from octavo.layers.ops import Ops
 from octavo.models.bert import ENCODERS, read_encoder_config
 from octavo.models.config import ModelConfig
-from octavo.models.errors import ModelLoadError
 from octavo.models.falcon import FalconForCausalLM
 from octavo.models.gemma import GemmaForCausalLM
 from octavo.models.gemma2 import Gemma2ForCausalLM
@@ -30,13 +31,16 @@ from octavo.models.qwen3 import Qwen3ForCausalLM
 from octavo.models.qwen3_moe import Qwen3MoeForCausalLM
 from octavo.models.smollm3 import SmolLM3ForCausalLM
 from octavo.models.stablelm import StableLmForCausalLM
-from octavo.models.weights import Weights
 
 
 class CausalLM(Protocol):
-    """What the runner asks of a model."""
+    """A model as the runner sees it.
+
+    ``num_weights``: elements of all its matrices, however many bits each takes; set by the loader.
+    """
 
     config: ModelConfig
+    num_weights: int
 
     def bind_kv_cache(self, caches: Sequence[tuple[Tensor, Tensor]]) -> None: ...
 
@@ -57,7 +61,7 @@ class CausalLMClass(CausalLM, Protocol):
         self,
         config: ModelConfig,
         weights: Weights,
-        ops: Ops,
+        ops: OpSet,
         *,
         max_model_len: int,
         device: torch.device,
@@ -95,7 +99,7 @@ TRUNKS: dict[str, str] = {
 
 
 class ModelRegistry:
-    """What can be served."""
+    """The architectures that can be served."""
 
     @staticmethod
     def get_supported_archs() -> list[str]:
@@ -107,7 +111,7 @@ def model_class(architecture: str) -> type[CausalLMClass]:
     """The class for an architecture.
 
     Raises:
-        ModelLoadError: nobody runs it; the message lists what is run.
+        ModelLoadError: there is none; the message lists those that exist.
     """
     if architecture not in ARCHITECTURES:
         known = ", ".join(ModelRegistry.get_supported_archs())

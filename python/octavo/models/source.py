@@ -1,6 +1,6 @@
-"""ModelSource: where a model's files are, and the small ones' contents.
+"""ModelSource: the place of a model's files, and the small ones' contents.
 
-``resolve_model`` turns what the user typed (nothing, a folder, a .gguf file, a hub id) into local
+``resolve_model`` turns the user's argument (nothing, a folder, a .gguf file, a hub id) into local
 files, downloading where it must. Weights are not touched here.
 """
 
@@ -18,14 +18,16 @@ from typing import Any, Literal
 import numpy as np
 
 from octavo._core import GgufFile, Tokenizer
+from octavo.checkpoints import gguf_names
+from octavo.checkpoints.dummy_tokenizer import make_dummy_tokenizer
+from octavo.checkpoints.safetensors import safetensors_files
+from octavo.checkpoints.schemes.registry import find_scheme
+from octavo.checkpoints.schemes.scheme import Scheme
 from octavo.config import EngineConfig
-from octavo.models import gguf_names
+from octavo.errors import ModelLoadError
 from octavo.models.config import ModelConfig, token_ids
-from octavo.models.dummy_tokenizer import make_dummy_tokenizer
-from octavo.models.errors import ModelLoadError
 from octavo.models.gguf_config import GgufFacts, config_from_gguf
 from octavo.models.registry import config_from_hf
-from octavo.models.weights import safetensors_files
 
 # The newcomer's model: from this package where it is installed, else from the hub.
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -75,7 +77,7 @@ class ModelSource:
 
     @property
     def folder(self) -> Path:
-        """Where the small files are."""
+        """The folder of the small files."""
         return self.path if self.path.is_dir() else self.path.parent
 
     @cached_property
@@ -98,16 +100,19 @@ class ModelSource:
         """The model's shape."""
         if self.gguf is not None:
             return _config_from_gguf(self.gguf, self.config.hf_overrides or {})
-        raw = self.hf_config
-        method = (raw.get("quantization_config") or {}).get("quant_method")
-        if method:
-            raise ModelLoadError(
-                f"{self.path / 'config.json'}: quantization method {method!r} is not supported"
-            )
+        _ = self.scheme  # refuses an unknown one
         try:
-            return config_from_hf(raw)
+            return config_from_hf(self.hf_config)
         except ModelLoadError as error:
             raise ModelLoadError(f"{self.path}: {error}") from error
+
+    @cached_property
+    def scheme(self) -> Scheme:
+        """The quantization scheme of a folder's files."""
+        try:
+            return find_scheme(self.hf_config.get("quantization_config"))
+        except ModelLoadError as error:
+            raise ModelLoadError(f"{self.path / 'config.json'}: {error}") from error
 
     @cached_property
     def generation_config(self) -> dict[str, Any]:
@@ -242,7 +247,7 @@ def load_tokenizer(source: ModelSource, config: EngineConfig) -> Tokenizer:
 
 
 def _local(path: Path, name: str, config: EngineConfig) -> ModelSource:
-    """What kind of model a path is."""
+    """The source of a local path, by its kind."""
     load_format = config.load_format
     if path.is_file():
         if path.suffix != ".gguf":

@@ -11,20 +11,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from octavo.checkpoints.weights import Weights
+from octavo.kernels.opset import OpSet
 from octavo.layers.context import AttentionContext
 from octavo.layers.norm import LayerNorm
-from octavo.layers.ops import Ops
 from octavo.models.config import ModelConfig
 from octavo.models.hf_config import HfConfig
-from octavo.models.layer_norm_decoder import (
-    Layer,
-    LayerNormDecoder,
-    load_linear,
-    load_norm,
-    make_attention,
-)
+from octavo.models.layer_norm_decoder import Layer, LayerNormDecoder, make_attention
 from octavo.models.llama import LlamaMLP
-from octavo.models.weights import Weights
+from octavo.models.parts import load_layer_norm, load_linear
 
 
 class HeadNorm:
@@ -33,7 +28,7 @@ class HeadNorm:
     __slots__ = ("norm", "weight")
 
     def __init__(
-        self, prefix: str, num_heads: int, config: ModelConfig, weights: Weights, ops: Ops
+        self, prefix: str, num_heads: int, config: ModelConfig, weights: Weights, ops: OpSet
     ) -> None:
         rows = [
             weights.vector(f"{prefix}.norms.{head}.weight", config.head_dim)
@@ -66,14 +61,15 @@ class StableLmDecoderLayer:
     )
 
     def __init__(
-        self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: Ops
+        self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: OpSet
     ) -> None:
         prefix = f"model.layers.{layer}"
         d = config.hidden_size
-        self.norm = load_norm(f"{prefix}.input_layernorm", config, weights, ops)
+        self.norm = load_layer_norm(f"{prefix}.input_layernorm", config, weights, ops)
         self.mlp_norm = None
         if not config.raw.get("use_parallel_residual"):
-            self.mlp_norm = load_norm(f"{prefix}.post_attention_layernorm", config, weights, ops)
+            mlp_norm = f"{prefix}.post_attention_layernorm"
+            self.mlp_norm = load_layer_norm(mlp_norm, config, weights, ops)
         self.sizes = [config.q_size, config.kv_size, config.kv_size]
         names = [f"{prefix}.self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj")]
         qkv = dict(zip(names, self.sizes, strict=True))
@@ -89,12 +85,9 @@ class StableLmDecoderLayer:
         self.mlp = LlamaMLP(config, layer, weights, ops)
 
     def __call__(
-        self, x: Tensor, residual: Tensor | None, ctx: AttentionContext
-    ) -> tuple[Tensor, Tensor]:
-        if residual is None:
-            x, residual = self.norm(x), x
-        else:
-            x, residual = self.norm.add(x, residual)
+        self, x: Tensor | None, residual: Tensor, ctx: AttentionContext
+    ) -> tuple[Tensor | None, Tensor]:
+        x, residual = self.norm.add(x, residual)
         qkv = self.qkv_proj(x)
         if self.q_norm is not None and self.k_norm is not None:
             q, k, v = qkv.split_with_sizes(self.sizes, dim=1)

@@ -1,1 +1,1 @@
-"""One step, from its plan to its tokens."""
+"""One step, from its plan to its tokens. Start with runner.py."""

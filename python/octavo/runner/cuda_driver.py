@@ -1,6 +1,6 @@
-"""The driver calls of a captured step, made without letting go of the interpreter's lock.
+"""The driver calls of a captured step, made without releasing the interpreter's lock.
 
-torch lets go of it around every call. On a loaded server the event loop takes it each time, and the
+torch releases it around every call. On a loaded server the event loop takes it each time, and the
 engine thread then waits a switch interval or more to get it back: launching a step of 64 requests
 took 1.0 ms instead of 0.1. These calls only queue work and return within microseconds.
 """
@@ -53,14 +53,14 @@ class CudaDriver:
         done: int,
         result: tuple[int, int, int] | None = None,
     ) -> None:
-        """A step's plan to the device, its graph, what it computed to the host, an event behind.
+        """Queue a step: its plan to the device, its graph, its result to the host, an event.
 
         Args:
             plan: device address, pinned host address, bytes; the host's stay as they are until
                 the copy is done.
             graph_exec: an instantiated graph.
             done: an event's handle.
-            result: pinned host address, device address, bytes; None where the graph writes it.
+            result: pinned host address, device address, bytes; None if the graph writes it.
         """
         stream = self._stream
         _check(
@@ -71,11 +71,11 @@ class CudaDriver:
         )
 
     def record_event(self, event: int) -> None:
-        """Behind everything that is queued."""
+        """Record an event after everything that is queued."""
         _check(self._record_event(event, self._stream))
 
     def is_done(self, event: int) -> bool:
-        """Whether the device has come past it."""
+        """True once the device has come past the event."""
         status: int = self._query_event(event)
         if status != _NOT_READY:
             _check(status)

@@ -35,7 +35,7 @@ STAND_IN_DECODES = 64
 
 
 class StepShape(NamedTuple):
-    """What a step is padded to: decodes of one row each, then requests that prefill.
+    """The size of a padded step: decodes of one row each, then requests that prefill.
 
     A tuple: it is a key that each step looks up, and a dataclass takes microseconds to hash.
     """
@@ -76,7 +76,7 @@ CAPTURE_S = 0.05
 
 
 def rows_in(seconds: float, num_weights: int) -> int:
-    """How many rows the device computes meanwhile."""
+    """Rows that the device computes in that time."""
     return int(seconds * DEVICE_FLOPS / (2 * max(num_weights, 1)))
 
 
@@ -92,7 +92,7 @@ def mixed_rows(num_layers: int, num_weights: int, max_rows: int) -> tuple[int, .
 
 
 class Shapes:
-    """Which shape a step is padded to.
+    """The shapes that steps may be padded to.
 
     ``sizes``: of the decode graphs, ascending; ``rows``: prefilled tokens of those that prefill.
     """
@@ -115,7 +115,7 @@ class Shapes:
         return max(self._rows[-1], MIXED_DECODES[-1])
 
     def first(self) -> list[StepShape]:
-        """What to capture once there is time."""
+        """Shapes to capture when there is time."""
         if not self._decodes:
             return []
         decodes = [StepShape(n, 0, 0) for n in self._decodes]
@@ -184,7 +184,7 @@ def _at_least(sizes: Sequence[int], n: int) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class CapturedGraph(Generic[T]):
-    """A graph, what the driver calls it, and what a launch of it computes."""
+    """A graph, the driver's handle of it, and the tensors that a launch writes."""
 
     graph: torch.cuda.CUDAGraph
     handle: int
@@ -212,9 +212,9 @@ class GraphCache(Generic[T]):
         return self._graphs.get(key)
 
     def stand_in(self, key: Hashable, other: Hashable, waste: int, limit: int) -> bool:
-        """Whether to run ``other``'s graph in place of ``key``'s, which there is none of.
+        """True if ``other``'s graph exists and may run in place of a missing one for ``key``.
 
-        It costs ``waste`` each time; once that adds up to ``limit``, a graph of its own pays.
+        That costs ``waste`` each time; once it adds up to ``limit``, a graph of its own pays.
         """
         wasted = self._wasted.get(key, 0) + waste
         if other not in self._graphs or wasted > limit:
@@ -223,7 +223,7 @@ class GraphCache(Generic[T]):
         return True
 
     def run(self, key: Hashable, forward: Callable[[], T]) -> T:
-        """What ``forward`` computes, in memory that holds until the next run of any graph."""
+        """The result of ``forward``, valid until the next run of any graph."""
         held = self._graphs.get(key)
         if held is None:
             if self._stream is None or key not in self._seen:
@@ -250,3 +250,35 @@ class GraphCache(Generic[T]):
         finally:
             graph.capture_end()
         return CapturedGraph(graph, graph.raw_cuda_graph_exec(), output)
+
+
+class Padding:
+    """The shape that each step is padded to, given the graphs that exist.
+
+    A mixed step may run as a wider graph while capturing one of its own would not pay.
+    """
+
+    def __init__(self, shapes: Shapes, num_layers: int, num_weights: int) -> None:
+        self._shapes = shapes
+        # Rows that may be padding: at a time, and until a shape is worth a graph of its own.
+        self._most_padding = rows_in(num_layers * LAUNCH_LAYER_S, num_weights)
+        self._capture_rows = rows_in(CAPTURE_S, num_weights)
+
+    def choose(
+        self, split: tuple[int, int, int], adjusted: bool, graphs: GraphCache[T]
+    ) -> StepShape | None:
+        """The shape of a step of ``split`` decodes, prefills and prefilled rows.
+
+        ``graphs``: by (shape, adjusted). None: no shape holds the step.
+        """
+        shape = self._shapes.find(*split)
+        if shape is None or not shape.prefill_rows or graphs.get((shape, adjusted)) is not None:
+            return shape
+        other = self._shapes.stand_in(shape)
+        if other is None:
+            return shape
+        waste = other.rows + other.reqs - shape.rows - shape.reqs
+        keys = (shape, adjusted), (other, adjusted)
+        if waste <= self._most_padding and graphs.stand_in(*keys, waste, self._capture_rows):
+            return other
+        return shape

@@ -42,7 +42,7 @@ def draw(
     min_p: Floats,
     uniform: Doubles,
 ) -> Ints:
-    """What ``kernels.reference.sample`` defines, for temperatures above 0: int64 [R].
+    """Sample as ``kernels.reference.sample`` does, for temperatures above 0: int64 [R].
 
     logits: [R, V], overwritten. The filters apply in the order min_p, top_k (0: off), top_p (1:
     off); tokens with equal logits are in or out together. uniform [R] in [0, 1): the token is the
@@ -69,7 +69,7 @@ def draw(
 
 
 def _cutoffs(weights: Floats, top_k: Ints, top_p: Doubles, num: int) -> Floats:
-    """The smallest weight each row keeps, [R]; ``num``: how many of the largest to look at."""
+    """The smallest weight each row keeps, [R]; ``num``: candidates, the largest of the row."""
     vocab_size = weights.shape[1]
     num = min(num, vocab_size)
     if num < vocab_size:

@@ -18,8 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from octavo.kernels.gpu import SamplingState
-from octavo.kernels.gpu.sample import IN_PROMPT, MAX_COUNT
+from octavo.kernels.gpu.sample import IN_PROMPT, MAX_COUNT, SamplingState
 from octavo.kernels.gpu.step import RECORD_LEN
 from octavo.runner.request_state import RequestState
 

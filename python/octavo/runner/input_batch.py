@@ -8,30 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo._core import Staging
 from octavo.layers.context import AttentionContext
 
 if TYPE_CHECKING:
     from octavo._core import ScheduledBatch
-
-
-class StagingBuffer:
-    """A Staging and the memory Rust writes, int32, pinned where a GPU reads it.
-
-    ``host`` is all of it, at ``address``; ``header`` the first ``header_len`` elements as bytes,
-    ``array`` Rust's rest.
-    """
-
-    __slots__ = ("address", "array", "header", "host", "staging")
-
-    def __init__(
-        self, length: int, token_buckets: tuple[int, ...], pinned: bool, header_len: int = 0
-    ) -> None:
-        self.host = torch.zeros(header_len + length, dtype=torch.int32, pin_memory=pinned)
-        self.address = self.host.data_ptr()
-        self.header = self.host.numpy()[:header_len].view(np.uint8).data
-        self.array = self.host.numpy()[header_len:]
-        self.staging = Staging(self.array, token_buckets)
 
 
 class InputBatch:

@@ -1,26 +1,27 @@
-"""How many KV blocks there are, and the tensors they live in."""
+"""The paged KV cache: the number of its blocks, and the tensors they live in."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from octavo.errors import ModelLoadError
 from octavo.models.config import ModelConfig
-from octavo.models.errors import ModelLoadError
 
 # A CPU's cache unless told otherwise, or one request of max_model_len needs more: 10,200 tokens of
 # a 135M model in bfloat16. Pages are touched only when blocks are first used, but cached prefixes
-# use them all in time: a 135M model's process peaks at 743 MB, where it took 1.3 GB with 512 MiB.
+# use them all in time, so this is a large part of a small model's process (its peak: bench/cpu.py).
 DEFAULT_CPU_KV_BYTES = 224 << 20
-# Of the memory that is free after loading, what a CPU engine may plan to use.
+# Of the memory that is free after loading, the part that a CPU engine may plan to use.
 MAX_CPU_MEMORY_FRACTION = 0.5
 
 
 @dataclass(frozen=True)
 class KVCachePlan:
-    """The resolved sizes."""
+    """The resolved sizes, of the cache on one device."""
 
     num_blocks: int
     block_size: int
@@ -37,6 +38,16 @@ class KVCachePlan:
         """Bytes of all blocks."""
         return self.num_blocks * self.bytes_per_block
 
+    def rows(self, dtype: torch.dtype) -> list[tuple[str, str]]:
+        """Memory and tokens of the cache, as Runner.memory lists them."""
+        name = str(dtype).removeprefix("torch.")
+        return [
+            ("KV cache", f"{_mib(self.nbytes, 1)}, {name}"),
+            ("KV blocks", f"{self.num_blocks:,} of {self.block_size} tokens"),
+            ("KV tokens", f"{self.num_tokens:,}"),
+            ("context", f"{self.max_model_len:,} tokens"),
+        ]
+
 
 def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
     """Keys and values of one token in all layers."""
@@ -44,7 +55,7 @@ def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
 
 
 def plan_kv_cache(
-    config: ModelConfig,
+    parts: Sequence[ModelConfig],
     dtype: torch.dtype,
     *,
     block_size: int,
@@ -54,18 +65,21 @@ def plan_kv_cache(
     default_bytes: int,
     available_bytes: int,
 ) -> KVCachePlan:
-    """Fit the cache into memory.
+    """Fit the cache into a device's memory.
 
-    ``max_model_len``: None is the model's own limit, -1 the longest that fits.
-    ``kv_cache_memory_bytes``: what the user gave; else ``default_bytes``, raised to what one
-    request of max_model_len needs, and never more than ``available_bytes`` or than max_num_seqs
-    requests of max_model_len need.
+    Args:
+        parts: the shapes of the parts of the model that share the memory, in most cases one: the
+            whole model.
+        max_model_len: None is the model's own limit, -1 the longest that fits.
+        kv_cache_memory_bytes: the user's choice; None takes ``default_bytes``, raised to the need
+            of one request of max_model_len, but never more than ``available_bytes`` or than the
+            need of max_num_seqs requests of max_model_len.
 
     Raises:
-        ModelLoadError: a request of max_model_len would not fit; names what would.
+        ModelLoadError: a request of max_model_len would not fit; names a length that would.
     """
-    per_block = bytes_per_token(config, dtype) * block_size
-    limit = config.max_context_len if max_model_len in (None, -1) else max_model_len
+    per_block = sum(bytes_per_token(part, dtype) for part in parts) * block_size
+    limit = parts[0].max_context_len if max_model_len in (None, -1) else max_model_len
     assert limit is not None
     blocks_per_request = -(-limit // block_size)
     if kv_cache_memory_bytes is not None:
@@ -102,5 +116,5 @@ def allocate_kv_cache(
     ]
 
 
-def _mib(nbytes: int) -> str:
-    return f"{nbytes / (1 << 20):,.0f} MiB"
+def _mib(nbytes: int, digits: int = 0) -> str:
+    return f"{nbytes / (1 << 20):,.{digits}f} MiB"

@@ -14,8 +14,7 @@ import threading
 def open_device(index: int = 0) -> None:
     """Begin to make a device's primary context, which torch will find and use, on a thread.
 
-    Where there is no driver or no such device nothing happens: torch, which comes to it later, says
-    what is wrong.
+    Without a driver or such a device nothing happens: torch, which comes to it later, reports that.
     """
     threading.Thread(target=_retain_context, args=(index,), name="open-device", daemon=True).start()
 

@@ -38,7 +38,7 @@ class SampledTokens(NamedTuple):
 
 
 class _SlotState:
-    """What one slot's logits go through, as arrays where they are used every step."""
+    """One slot's changes to its logits, as arrays where they are used every step."""
 
     __slots__ = ("allowed", "banned_early", "bias", "counts", "state")
 
@@ -54,20 +54,20 @@ class _SlotState:
         )
         self.counts: TokenCounts | None = None
         if state.has_penalties:
-            # Only a repetition penalty looks at the prompt.
+            # Only a repetition penalty counts the prompt.
             repeats = params.repetition_penalty != 1.0
             prompt = state.prompt_token_ids if repeats else ()
             self.counts = TokenCounts(prompt, state.output_token_ids)
 
     @property
     def processes(self) -> bool:
-        """Whether anything but temperature and its kind touches the logits."""
+        """True if anything but temperature and its kind changes the logits."""
         arrays = (self.allowed, self.banned_early, self.bias[0])
         return any(len(a) for a in arrays) or self.tracks_output
 
     @property
     def tracks_output(self) -> bool:
-        """Whether the tokens sampled so far matter."""
+        """True if the tokens sampled so far matter."""
         return self.counts is not None or bool(self.state.bad_words_token_ids)
 
 
@@ -78,7 +78,7 @@ class Sampler:
         self._random = random.Random(seed)
         n = max_num_seqs
         self._slots: list[_SlotState | None] = [None] * n
-        # Not plain greedy: the one look a step of greedy requests takes.
+        # Not plain greedy: the one test that a step of greedy requests takes.
         self._special = np.zeros(n, bool)
         self._processes = np.zeros(n, bool)
         self._tracks = np.zeros(n, bool)
@@ -125,7 +125,7 @@ class Sampler:
         wanted = self._num_logprobs[slots]
         processed = raw
         if self._processes[slots].any():
-            # Log probabilities are of what the model said.
+            # Log probabilities are of the model's own logits.
             processed = raw.copy() if wanted.max() >= 0 else raw
             self._process(processed, slots, num_outputs)
         drawn = np.flatnonzero(self._temperature[slots] > 0)
@@ -206,7 +206,7 @@ def _penalize(row: Floats, slot: _SlotState) -> None:
 
 
 def _with_logprobs(raw: Floats, token_ids: NDArray[np.int32], wanted: Ints) -> SampledTokens:
-    """Log probabilities of the rows that want them, scattered among all rows."""
+    """Log probabilities of the rows that ask for them, scattered among all rows."""
     num_rows, most = len(token_ids), int(wanted.max())
     rows = np.flatnonzero(wanted >= 0)
     if len(rows) < num_rows:

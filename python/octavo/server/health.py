@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from octavo import __version__
 
 if TYPE_CHECKING:
-    from octavo.server.exchange import Exchange
-    from octavo.server.state import ServerState
+    from octavo.server.http.exchange import Exchange
+    from octavo.server.work.state import ServerState
 
 
 async def health(state: ServerState, exchange: Exchange) -> None:

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from octavo.errors import EngineDeadError
-from octavo.server.app import App
-from octavo.server.http_server import HttpServer
-from octavo.server.state import ServerState
+from octavo.server.http.app import App
+from octavo.server.http.http_server import HttpServer
 from octavo.server.stats_log import log_stats
+from octavo.server.work.state import ServerState
 
 if TYPE_CHECKING:
     from octavo.engine.engine import AsyncEngine

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.core import Metric
 
-    from octavo.server.exchange import Exchange
-    from octavo.server.state import ServerState
+    from octavo.server.http.exchange import Exchange
+    from octavo.server.work.state import ServerState
 
 
 class Row(NamedTuple):

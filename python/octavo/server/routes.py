@@ -17,31 +17,32 @@ from octavo.errors import (
     RouteNotImplementedError,
     error_kind,
 )
-from octavo.server import health, models
-from octavo.server.access import open_paths
-from octavo.server.chat import chat_completions
-from octavo.server.classify import classify
-from octavo.server.completions import completions
-from octavo.server.embeddings import embeddings
-from octavo.server.exchange import Exchange
+from octavo.server import health
+from octavo.server.http.access import open_paths
+from octavo.server.http.exchange import Exchange
+from octavo.server.http.openapi import describe
 from octavo.server.metrics import metrics
-from octavo.server.openapi import describe
-from octavo.server.pooling_protocol import (
-    CLASSIFY_BODY,
-    EMBEDDING_BODY,
-    RERANK_BODY,
-    SCORE_BODY,
-)
-from octavo.server.protocol import (
+from octavo.server.openai import models
+from octavo.server.openai.chat import chat_completions
+from octavo.server.openai.completions import completions
+from octavo.server.openai.protocol import (
     CHAT_BODY,
     COMPLETION_BODY,
     DETOKENIZE_BODY,
     TOKENIZE_BODY,
     Body,
 )
-from octavo.server.rerank import rerank, score
-from octavo.server.state import ServerState
-from octavo.server.tokenize import detokenize, tokenize
+from octavo.server.openai.tokenize import detokenize, tokenize
+from octavo.server.pooling.classify import classify
+from octavo.server.pooling.embeddings import embeddings
+from octavo.server.pooling.protocol import (
+    CLASSIFY_BODY,
+    EMBEDDING_BODY,
+    RERANK_BODY,
+    SCORE_BODY,
+)
+from octavo.server.pooling.rerank import rerank, score
+from octavo.server.work.state import ServerState
 
 Handler = Callable[[ServerState, Exchange], Awaitable[None]]
 

@@ -1,0 +1,213 @@
+"""CpuWeight and CpuExperts: weights in the Rust core's memory, laid out for this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from octavo import _core
+
+from ..formats.dense import DENSE_DTYPES, DENSE_FORMATS
+from ..formats.gguf import BLOCK_FORMATS
+from ..weights import Experts, Norm, Planes, Stored, Weight, stacked_shape
+from .elementwise import gated_activation, rms_norm
+from .tensors import DTYPE_CODES, float_code, int_address, refuse, vector
+
+
+class CpuWeight(Weight):
+    """A weight packed for this machine's instruction set.
+
+    dtype: of ``rows`` where none is asked for.
+    exact: quantized weights meet float32 activations, and products are float32's. Otherwise
+        activations are rounded per group of 32 to two int8 parts, 12 bits with 4-bit weights and 16
+        with others (relative errors of 4e-4 and 2e-5) or, where many rows meet AMX, weights are
+        rounded to bfloat16 and activations to two such parts (1e-3).
+    """
+
+    __slots__ = ("_forward", "dtype", "exact", "format", "handle", "nbytes", "shape")
+
+    def __init__(
+        self,
+        handle: _core.CpuLinear,
+        shape: tuple[int, int],
+        format: str,
+        dtype: torch.dtype,
+        exact: bool,
+    ) -> None:
+        self.handle = handle
+        self._forward = handle.forward
+        self.shape = shape
+        self.format = format
+        self.dtype = dtype
+        self.exact = exact
+        self.nbytes = handle.nbytes
+
+    def linear(
+        self,
+        x: Tensor,
+        bias: Tensor | None = None,
+        *,
+        norm: Norm | None = None,
+        gate: str = "",
+        residual: Tensor | None = None,
+        out_dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        if norm is not None:
+            normed = rms_norm(x, norm.weight, norm.eps, weight_offset=norm.weight_offset)
+            assert isinstance(normed, Tensor)
+            x = normed
+        if not gate and residual is None:
+            return self._product(x, bias, out_dtype)
+        y = self._product(x, bias, None)
+        if gate:
+            y = gated_activation(y, gate)
+        if residual is None:
+            return y if out_dtype is None else y.to(out_dtype)
+        return residual.add_(y)
+
+    def _product(self, x: Tensor, bias: Tensor | None, out_dtype: torch.dtype | None) -> Tensor:
+        code = DTYPE_CODES.get(x.dtype)
+        n, k = self.shape
+        if code is None or not x.is_cpu or not x.is_contiguous() or x.dim() != 2 or x.shape[1] != k:
+            raise refuse(x, "x", f"a contiguous float32, bfloat16 or float16 CPU tensor (T, {k})")
+        rows = x.shape[0]
+        if out_dtype is None:
+            out_dtype, out_code = x.dtype, code
+        else:
+            found = DTYPE_CODES.get(out_dtype)
+            if found is None:
+                raise ValueError(f"out_dtype must be float32, bfloat16 or float16, not {out_dtype}")
+            out_code = found
+        bias_ptr, bias_code = (0, 0) if bias is None else vector(bias, "bias", n)
+        out = torch.empty((rows, n), dtype=out_dtype)
+        self._forward(
+            x.data_ptr(),
+            code,
+            rows,
+            rows * k,
+            bias_ptr,
+            bias_code,
+            out.data_ptr(),
+            out_code,
+            self.exact,
+        )
+        return out
+
+    def rows(self, ids: Tensor, scale: float = 1.0, out_dtype: torch.dtype | None = None) -> Tensor:
+        tokens = ids.numel()
+        address = int_address(ids, "ids", tokens)
+        out = torch.empty((tokens, self.shape[1]), dtype=out_dtype or self.dtype)
+        self.handle.embedding(address, tokens, scale, out.data_ptr(), float_code(out, "out"))
+        return out
+
+    def dequantize(self) -> Tensor:
+        ids = torch.arange(self.shape[0], dtype=torch.int32)
+        return self.rows(ids, out_dtype=torch.float32)
+
+
+def prepare(parts: Sequence[Stored], *, exact: bool = False, level: str | None = None) -> CpuWeight:
+    """Pack parts, stacked along N.
+
+    Every format keeps its own numbers, in a layout of about the file's size, and so does each part
+    of a stack that mixes them. The inputs may be freed afterwards.
+
+    exact: see CpuWeight.
+    level: an instruction set other than this process's, for tests.
+
+    Raises:
+        ValueError: nothing to pack, parts that do not stack, an unknown dtype.
+    """
+    n, k = stacked_shape(parts)
+    blocks = [_as_blocks(part) for part in parts]
+    described = [
+        (
+            part.planes["blocks"].data_ptr(),
+            part.planes["blocks"].numel(),
+            part.shape[0],
+            part.format,
+            0 if part.row_order is None else part.row_order.data_ptr(),
+        )
+        for part in blocks
+    ]
+    handle = _core.CpuLinear(n, k, described, level)
+    formats = list(dict.fromkeys(part.format for part in blocks))
+    dtype = DENSE_DTYPES.get(formats[0], torch.float32) if len(formats) == 1 else torch.float32
+    return CpuWeight(handle, (n, k), "+".join(formats), dtype, exact)
+
+
+def _as_blocks(weight: Stored) -> Planes:
+    """The weight as rows of bytes that the Rust core reads."""
+    if isinstance(weight, Tensor):
+        name = DENSE_FORMATS.get(weight.dtype)
+        if name is None or not weight.is_cpu:
+            raise refuse(weight, "weight", "a float32, bfloat16 or float16 CPU tensor")
+        n, k = weight.shape
+        data = weight.detach().contiguous().view(-1).view(torch.uint8)
+        return Planes(name, {"blocks": data.view(n, k * weight.itemsize)}, (n, k))
+    if weight.format not in BLOCK_FORMATS:
+        # Without a packed form of its own: the same numbers in more memory.
+        return _as_blocks(weight.dequantize())
+    if not weight.planes["blocks"].is_cpu:
+        raise refuse(weight.planes["blocks"], "blocks", "a CPU tensor")
+    order = weight.row_order
+    if order is None or order.is_contiguous():
+        return weight
+    return Planes(weight.format, weight.planes, weight.shape, order.contiguous())
+
+
+def packed(weight: Weight) -> CpuWeight:
+    """A weight of this op set, for calls that hand it to Rust.
+
+    Raises:
+        ValueError: it is another backend's.
+    """
+    if not isinstance(weight, CpuWeight):
+        raise ValueError(f"a {type(weight).__name__} was prepared for another device")
+    return weight
+
+
+class CpuExperts(Experts):
+    """One packed weight for each expert's gate and up rows, and one for its down rows."""
+
+    __slots__ = ("num_elements", "w2", "w13")
+
+    def __init__(self, w13: Sequence[CpuWeight], w2: Sequence[CpuWeight]) -> None:
+        self.w13, self.w2 = w13, w2
+        self.num_elements = sum(weight.num_elements for weight in (*w13, *w2))
+
+    def mix(
+        self, x: Tensor, router_logits: Tensor, top_k: int, renormalize: bool, *, kind: str = "silu"
+    ) -> Tensor:
+        probs, experts = router_logits.float().softmax(-1).topk(top_k, -1)
+        if renormalize:
+            probs = probs / probs.sum(-1, keepdim=True)
+        # Rows in the order of their experts, so that each expert's are a slice.
+        order = experts.reshape(-1).argsort(stable=True)
+        counts = torch.bincount(experts.reshape(-1), minlength=router_logits.shape[1]).tolist()
+        out = torch.zeros(x.shape, dtype=torch.float32)
+        start = 0
+        for expert, count in enumerate(counts):
+            if count:
+                chosen = order[start : start + count]
+                start += count
+                rows = chosen // top_k
+                hidden = self.w13[expert].linear(x[rows].float(), gate=kind)
+                weights = probs.reshape(-1)[chosen, None]
+                out.index_add_(0, rows, self.w2[expert].linear(hidden) * weights)
+        return out.to(x.dtype)
+
+
+def prepare_experts(
+    gate_up: Sequence[Sequence[Stored]], down: Sequence[Stored], *, exact: bool = False
+) -> CpuExperts:
+    """Experts of each one's gate and up parts [F, D], and of each one's down part [D, F].
+
+    Raises:
+        ValueError: as ``prepare``.
+    """
+    return CpuExperts(
+        [prepare(parts, exact=exact) for parts in gate_up],
+        [prepare([part], exact=exact) for part in down],
+    )

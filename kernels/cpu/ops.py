@@ -1,0 +1,70 @@
+"""The op set on a CPU, and the threads it runs on. Semantics: ``reference``."""
+
+from __future__ import annotations
+
+from octavo import _core
+
+from ..opset import OpSet, ThreadPool
+from ..reference import sample
+from .attention import paged_attention, qk_norm_rope_store_kv
+from .decoder import make_decoder
+from .elementwise import activation, gated_activation, layer_norm, rms_norm
+from .encoder import make_encoder
+from .linear import prepare, prepare_experts
+from .logits import argmax, selected_logprobs
+
+__all__ = [
+    "OPS",
+    "activation",
+    "argmax",
+    "gated_activation",
+    "layer_norm",
+    "level",
+    "make_decoder",
+    "make_encoder",
+    "num_threads",
+    "paged_attention",
+    "prepare",
+    "prepare_experts",
+    "qk_norm_rope_store_kv",
+    "rms_norm",
+    "sample",
+    "selected_logprobs",
+    "set_num_threads",
+]
+
+
+def set_num_threads(n: int) -> None:
+    """Use n threads, the caller included; 0: every core this process may use.
+
+    Raises:
+        ValueError: n is negative.
+    """
+    if n < 0:
+        raise ValueError(f"threads must not be negative, not {n}")
+    _core.cpu_set_num_threads(n)
+
+
+def num_threads() -> int:
+    """Threads the kernels use."""
+    return _core.cpu_num_threads()
+
+
+def level() -> str:
+    """The instruction set in use: scalar, neon, avx2 or avx512 (OCTAVO_CPU_LEVEL overrides)."""
+    return _core.cpu_level()
+
+
+OPS = OpSet(
+    prepare=prepare,
+    prepare_experts=prepare_experts,
+    rms_norm=rms_norm,
+    layer_norm=layer_norm,
+    activation=activation,
+    gated_activation=gated_activation,
+    qk_norm_rope_store_kv=qk_norm_rope_store_kv,
+    paged_attention=paged_attention,
+    make_decoder=make_decoder,
+    make_encoder=make_encoder,
+    threads=ThreadPool(set_num_threads, num_threads),
+)

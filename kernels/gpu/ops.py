@@ -1,0 +1,59 @@
+"""The op set in Triton, for CUDA devices; on CPU tensors only with TRITON_INTERPRET=1.
+
+Everything here can be captured into a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from ..opset import FusedDecode, OpSet
+from ..reference import argmax, selected_logprobs
+from .activation import activation, gated_activation
+from .attention import paged_attention
+from .compile_only import compile_only
+from .decode_attention import max_rope_decodes, rope_decode_attention
+from .embedding import embedding
+from .launch import set_pdl
+from .linear import linear, prepare
+from .moe import moe, prepare_experts
+from .norm import layer_norm, rms_norm
+from .rope import qk_norm_rope_store_kv
+from .sample import HostIds, SamplingState, sample
+from .step import StepBuffers, prepare_step
+
+__all__ = [
+    "OPS",
+    "HostIds",
+    "SamplingState",
+    "StepBuffers",
+    "activation",
+    "argmax",
+    "compile_only",
+    "embedding",
+    "gated_activation",
+    "layer_norm",
+    "linear",
+    "max_rope_decodes",
+    "moe",
+    "paged_attention",
+    "prepare",
+    "prepare_experts",
+    "prepare_step",
+    "qk_norm_rope_store_kv",
+    "rms_norm",
+    "rope_decode_attention",
+    "sample",
+    "selected_logprobs",
+    "set_pdl",
+]
+
+OPS = OpSet(
+    prepare=prepare,
+    prepare_experts=prepare_experts,
+    rms_norm=rms_norm,
+    layer_norm=layer_norm,
+    activation=activation,
+    gated_activation=gated_activation,
+    qk_norm_rope_store_kv=qk_norm_rope_store_kv,
+    paged_attention=paged_attention,
+    fused_decode=FusedDecode(rope_decode_attention, max_rope_decodes),
+)

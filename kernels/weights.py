@@ -1,0 +1,279 @@
+"""Weights: as a checkpoint stores them (Planes), and as a backend computes with them (Weight).
+
+A loader makes dense tensors or Planes, ``OpSet.weight`` turns them into a Weight in the layout that
+is fastest on its device, and the checkpoint's tensors may then be freed.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .formats import gguf
+from .formats.format import PlaneMap
+from .formats.registry import find_format
+
+
+@dataclass(frozen=True)
+class Planes:
+    """A quantized weight [N, K] as its checkpoint stores it.
+
+    format: a name in formats.registry, which defines the planes.
+    row_order: int64 [N]; row i of the weight is row ``row_order[i]`` of the planes. None: the
+        planes' own order.
+
+    Raises:
+        ValueError: an unknown format, planes that do not fit it, or a row_order that is no
+            permutation.
+    """
+
+    format: str
+    planes: PlaneMap
+    shape: tuple[int, int]
+    row_order: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        find_format(self.format).check(self.planes, self.shape)
+        order, n = self.row_order, self.shape[0]
+        if order is not None and (
+            order.dtype != torch.int64
+            or order.shape != (n,)
+            or not torch.equal(order.sort().values, torch.arange(n, device=order.device))
+        ):
+            raise ValueError(f"row_order must be an int64 permutation of {n} rows")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all planes."""
+        return sum(plane.nbytes for plane in self.planes.values())
+
+    def in_order(self) -> Planes:
+        """The same weight without a row_order; copies the planes if there is one."""
+        if self.row_order is None:
+            return self
+        planes = find_format(self.format).rows(self.planes, self.row_order)
+        return Planes(self.format, planes, self.shape)
+
+    def dequantize(self) -> Tensor:
+        """The weight as float32 [N, K], exactly as the format defines it."""
+        ordered = self.in_order()
+        return find_format(self.format).dequantize(ordered.planes, self.shape)
+
+
+# One weight of a checkpoint: dense [N, K] in a float dtype, or quantized.
+Stored: TypeAlias = Tensor | Planes
+
+
+def quantize(weight: Tensor, format: str) -> Planes:
+    """Round a float weight [N, K] to Q4_0, Q4_1 or Q8_0.
+
+    Raises:
+        ValueError: another format, or K not a multiple of its block.
+    """
+    return Planes(format, gguf.quantize(weight, format), (weight.shape[0], weight.shape[1]))
+
+
+def dense(weight: Stored) -> Tensor:
+    """A stored weight as a tensor [N, K]: itself, or float32 if it is quantized."""
+    return weight if isinstance(weight, Tensor) else weight.dequantize()
+
+
+def reordered(weight: Stored, order: Tensor) -> Stored:
+    """The weight whose row i is row ``order[i]`` of the given one; order: int64 [N]."""
+    if isinstance(weight, Tensor):
+        return weight[order.to(weight.device)]
+    before = weight.row_order
+    return replace(weight, row_order=order if before is None else before[order])
+
+
+def stack(weights: Sequence[Planes]) -> Planes:
+    """Weights of one format and one K, one below the other.
+
+    Raises:
+        ValueError: none given, or formats or K that differ.
+    """
+    shape = stacked_shape(weights)
+    if len({weight.format for weight in weights}) != 1:
+        raise ValueError("weights of several formats cannot share planes")
+    name = weights[0].format
+    planes = find_format(name).stack([weight.in_order().planes for weight in weights])
+    return Planes(name, planes, shape)
+
+
+def stacked_shape(weights: Sequence[Stored]) -> tuple[int, int]:
+    """(N, K) of weights stacked along their rows (a fused QKV or gate-up projection).
+
+    Raises:
+        ValueError: none given, one is not 2-D, or their K differ.
+    """
+    if not weights:
+        raise ValueError("no weights to stack")
+    shapes = [tuple(w.shape) for w in weights]
+    if any(len(s) != 2 for s in shapes) or len({s[1] for s in shapes}) != 1:
+        raise ValueError(f"weights to stack must be [N, K] with one K, not {shapes}")
+    return sum(s[0] for s in shapes), shapes[0][1]
+
+
+# ------------------------------------------------------------------------------- parts for shards
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Part ``index`` of ``count`` along N: output features, as q, k, v, gate and up are split."""
+
+    index: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Part ``index`` of ``count`` along K: input features, as o and down are split."""
+
+    index: int
+    count: int
+
+
+Part: TypeAlias = Rows | Columns | None
+
+
+def part_bounds(size: int, part: Rows | Columns, block: int = 1) -> tuple[int, int]:
+    """[begin, end) of a part of ``size`` elements, at borders of blocks.
+
+    Parts are as equal as whole blocks allow; all of them together are the whole.
+
+    Raises:
+        ValueError: there is no such part, or ``size`` is not a whole number of blocks.
+    """
+    index, count = part.index, part.count
+    if not 0 <= index < count:
+        raise ValueError(f"there is no part {index} of {count}")
+    if size % block:
+        raise ValueError(f"{size} elements are not a whole number of blocks of {block}")
+    blocks = size // block
+    return blocks * index // count * block, blocks * (index + 1) // count * block
+
+
+def part_of(weight: Stored, part: Part) -> Stored:
+    """A shard's part of a weight; for Columns of a quantized one, between blocks.
+
+    Raises:
+        ValueError: there is no such part.
+    """
+    if part is None:
+        return weight
+    n, k = weight.shape
+    if isinstance(weight, Tensor):
+        if isinstance(part, Rows):
+            begin, end = part_bounds(n, part)
+            return weight[begin:end].contiguous()
+        begin, end = part_bounds(k, part)
+        return weight[:, begin:end].contiguous()
+    form = find_format(weight.format)
+    if isinstance(part, Rows):
+        begin, end = part_bounds(n, part)
+        order = weight.row_order
+        index = slice(begin, end) if order is None else order[begin:end]
+        return Planes(weight.format, form.rows(weight.planes, index), (end - begin, k))
+    begin, end = part_bounds(k, part, form.block)
+    planes = form.columns(weight.planes, begin, end)
+    return Planes(weight.format, planes, (n, end - begin), weight.row_order)
+
+
+# --------------------------------------------------------------------------- what is computed with
+
+
+class Norm(NamedTuple):
+    """An rms_norm before a projection: weight [K], eps, and the offset added to the weight."""
+
+    weight: Tensor
+    eps: float
+    weight_offset: float = 0.0
+
+
+class Weight(ABC):
+    """A weight [N, K] in one backend's layout.
+
+    shape: (N, K). format: what is stored ("BF16", "Q4_1", "Q4_K+Q6_K" for a stack of several).
+    nbytes: memory it takes.
+    """
+
+    __slots__ = ()
+
+    shape: tuple[int, int]
+    format: str
+    nbytes: int
+
+    @abstractmethod
+    def linear(
+        self,
+        x: Tensor,
+        bias: Tensor | None = None,
+        *,
+        norm: Norm | None = None,
+        gate: str = "",
+        residual: Tensor | None = None,
+        out_dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """residual + gate(norm(x) W^T + bias), in as few passes as pay on the device.
+
+        x: [T, K], never written to. bias: [N]. norm: applied to x first; None: none.
+        gate: activation of a gated MLP, whose gate and up rows are stacked in this weight: [T, N]
+            becomes act(first half) * second half; "": none.
+        residual: [T, N] ([T, N / 2] if gated), other memory than x. The sum is returned in its
+            dtype and may be written into it.
+        out_dtype: of the result; None: x's dtype. Not together with residual.
+
+        Returns:
+            [T, N], or [T, N / 2] if gated.
+
+        Raises:
+            ValueError: shapes, dtypes or layouts that do not fit.
+        """
+
+    def adds_residual(self, rows: int) -> bool:
+        """True if ``linear`` of so many rows adds a residual for less than the next norm would."""
+        return False
+
+    @abstractmethod
+    def rows(self, ids: Tensor, scale: float = 1.0, out_dtype: torch.dtype | None = None) -> Tensor:
+        """Rows ``ids`` (int32 [T]) of the weight, times scale: [T, K].
+
+        out_dtype: None: the dtype of a dense weight, float32 of a quantized one.
+
+        Raises:
+            ValueError: ids of another type; on a CPU also an id outside the weight's rows.
+        """
+
+    @abstractmethod
+    def dequantize(self) -> Tensor:
+        """The numbers that ``linear`` computes with: float32 [N, K]."""
+
+    @property
+    def num_elements(self) -> int:
+        """N * K, however many bits each takes."""
+        return self.shape[0] * self.shape[1]
+
+
+class Experts(ABC):
+    """The weights of a mixture of E gated MLPs, in one backend's layout."""
+
+    __slots__ = ()
+
+    num_elements: int
+
+    @abstractmethod
+    def mix(
+        self, x: Tensor, router_logits: Tensor, top_k: int, renormalize: bool, *, kind: str = "silu"
+    ) -> Tensor:
+        """Each row of x [T, D] through the top_k experts of softmax(router_logits [T, E]): [T, D].
+
+        renormalize: the chosen experts' weights sum to one. kind: of the gated activation.
+
+        Raises:
+            ValueError: shapes, dtypes or layouts that do not fit.
+        """

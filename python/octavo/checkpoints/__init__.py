@@ -1,0 +1,1 @@
+"""Checkpoint files and the tensors in them."""

@@ -1,0 +1,129 @@
+"""GgufWeights: a checkpoint in a mapped GGUF file."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from octavo._core import GgufFile
+from octavo.checkpoints import gguf_names
+from octavo.checkpoints.weights import Progress, check_shape, check_unused
+from octavo.errors import ModelLoadError
+from octavo.kernels.formats.dense import DENSE_DTYPES
+from octavo.kernels.formats.gguf import BLOCK_FORMATS
+from octavo.kernels.weights import Part, Planes, Rows, Stored, part_bounds, part_of
+
+# Pages of a mapped file that may stay in memory while it is read.
+_RELEASE_BYTES = 32 << 20
+
+
+class GgufWeights:
+    """Tensors of a mapped GGUF file, under their HF names, rows in HF's order.
+
+    ``packed``: quantized matrices come as Planes, bytes of the map, and ``dtype`` is for the rest;
+    without it everything is dequantized to ``dtype``. ``heads``: (num_heads, num_kv_heads).
+    """
+
+    def __init__(
+        self,
+        file: GgufFile,
+        *,
+        heads: tuple[int, int],
+        device: torch.device,
+        dtype: torch.dtype | None,
+        act_dtype: torch.dtype,
+        packed: bool,
+        progress: Progress = lambda _: None,
+    ) -> None:
+        self._file, self._device = file, device
+        self._dtype, self.act_dtype = dtype, act_dtype
+        self._packed = packed
+        self._progress = progress
+        self._tensors = file.tensors()
+        # llama.cpp stores Llama's queries and keys with the two halves of a head interleaved.
+        self._arch = str(file.metadata().get("general.architecture"))
+        interleaved = self._arch in gguf_names.INTERLEAVED
+        self._heads = {"q_proj": heads[0], "k_proj": heads[1]} if interleaved else {}
+        self._unused = set(self._tensors) - gguf_names.IGNORED
+        self._read_bytes = 0
+
+    def linear(self, prefix: str, shape: tuple[int, int], part: Part = None) -> Stored:
+        name = f"{prefix}.weight"
+        gguf_name, kind, nbytes = self._take(name, shape)
+        order = self._row_order(name, shape[0])
+        if self._packed and kind not in DENSE_DTYPES:
+            blocks = self._bytes(gguf_name).view(shape[0], -1)
+            self._progress(nbytes)
+            return part_of(Planes(kind, {"blocks": blocks}, shape, order), part)
+        return part_of(self._floats(gguf_name, kind, shape, order, self._dtype, nbytes), part)
+
+    def embedding(self, prefix: str, shape: tuple[int, int], part: Part = None) -> Stored:
+        return self.linear(prefix, shape, part)
+
+    def experts(
+        self, prefix: str, count: int, name: str, shape: tuple[int, int], part: Part = None
+    ) -> Iterator[Stored]:
+        for expert in range(count):
+            yield self.linear(f"{prefix}.{expert}.{name}", shape, part)
+
+    def vector(self, name: str, size: int, part: Rows | None = None) -> Tensor:
+        gguf_name, kind, nbytes = self._take(name, (size,))
+        order = self._row_order(name, size)
+        vector = self._floats(gguf_name, kind, (size,), order, self.act_dtype, nbytes)
+        return vector if part is None else vector[slice(*part_bounds(size, part))]
+
+    def finish(self) -> None:
+        self._file.release_pages()
+        check_unused(self._unused, lambda _: Path(self._file.path))
+
+    def _take(self, name: str, shape: tuple[int, ...]) -> tuple[str, str, int]:
+        gguf_name = gguf_names.from_hf(name, self._arch)
+        if gguf_name not in self._tensors:
+            raise ModelLoadError(f"{self._file.path}: tensor {gguf_name} is missing")
+        found, kind, _offset, nbytes = self._tensors[gguf_name]
+        check_shape(self._file.path, gguf_name, found, shape)
+        if kind not in BLOCK_FORMATS:
+            raise ModelLoadError(
+                f"{self._file.path}: tensor {gguf_name} has type {kind}, not supported"
+            )
+        self._unused.discard(gguf_name)
+        self._read_bytes += nbytes
+        if self._read_bytes > _RELEASE_BYTES:
+            # Earlier tensors are packed by now, and a view that is not reads the file again.
+            self._file.release_pages()
+            self._read_bytes = nbytes
+        return gguf_name, kind, nbytes
+
+    def _row_order(self, name: str, num_rows: int) -> Tensor | None:
+        num_heads = self._heads.get(name.split(".")[-2])
+        return None if num_heads is None else gguf_names.deinterleaved_rows(num_rows, num_heads)
+
+    def _bytes(self, gguf_name: str) -> Tensor:
+        with warnings.catch_warnings():
+            # torch has no read-only tensors and warns; nothing writes to these.
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+            return torch.frombuffer(self._file.data(gguf_name), dtype=torch.uint8)
+
+    def _floats(
+        self,
+        gguf_name: str,
+        kind: str,
+        shape: tuple[int, ...],
+        order: Tensor | None,
+        dtype: torch.dtype | None,
+        nbytes: int,
+    ) -> Tensor:
+        if dtype is None:
+            dtype = DENSE_DTYPES.get(kind, self.act_dtype)
+        out = torch.empty(math.prod(shape), dtype=torch.float32)
+        self._file.dequantize(gguf_name, out.numpy())
+        out = out.view(shape)
+        if order is not None:
+            out = out[order]
+        self._progress(nbytes)
+        return out.to(device=self._device, dtype=dtype)

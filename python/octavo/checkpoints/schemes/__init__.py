@@ -1,0 +1,1 @@
+"""Quantization schemes of safetensors checkpoints: one file a scheme, the registry names all."""

@@ -1,0 +1,1 @@
+"""The ``octavo`` command: serve, chat, complete, run-batch, bench, collect-env."""

@@ -1,0 +1,153 @@
+"""Pooler: one vector a text from hidden states, as a sentence-transformers folder defines it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.checkpoints.safetensors import SafetensorsWeights, safetensors_files
+from octavo.errors import ModelLoadError
+
+_MODES = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_lasttoken": "last",
+}
+# Each release of sentence-transformers called the transformer's own settings after the encoder.
+_SETTINGS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+Step = Callable[[Tensor], Tensor]
+
+
+class Pooler:
+    """The modules after the encoder: pooling, dense layers, normalization.
+
+    ``default_mode``: for a folder without modules.json; the mean is sentence-transformers' own.
+    ``max_len``: the most tokens of a text, None where only the model limits it. ``size``: of the
+    vectors. ``normalizes``: whether the last step makes their length 1. ``lowercases``: texts are
+    to be in lower case.
+
+    Raises:
+        ModelLoadError: a module that is not known, or files that do not fit; one line.
+    """
+
+    def __init__(
+        self, folder: Path, hidden_size: int, device: torch.device, default_mode: str = "mean"
+    ) -> None:
+        self.mode = default_mode
+        self.normalizes = False
+        self.max_len: int | None = None
+        self.lowercases = False
+        self.size, self._device = hidden_size, device
+        self._steps: list[Step] = []
+        file = folder / "modules.json"
+        for module in _read(file, list) if file.is_file() else []:
+            try:
+                kind = str(module["type"]).rpartition(".")[2]
+                path = folder / str(module["path"])
+            except (KeyError, TypeError) as error:
+                raise ModelLoadError(f"{file}: not a list of modules: {error!r}") from error
+            if not path.resolve().is_relative_to(folder.resolve()):
+                raise ModelLoadError(f"{file}: module {module['path']!r} is outside the folder")
+            self._add(kind, path, file)
+            self.normalizes = kind == "Normalize"
+
+    def _add(self, kind: str, path: Path, file: Path) -> None:
+        match kind:
+            case "Transformer":
+                found = (path / f"sentence_{name}_config.json" for name in _SETTINGS)
+                settings = next((file for file in found if file.is_file()), None)
+                values = _read(settings, dict) if settings is not None else {}
+                self.lowercases = bool(values.get("do_lower_case"))
+                self.max_len = values.get("max_seq_length")
+            case "Pooling":
+                self.mode = _mode(path / "config.json")
+            case "Dense":
+                self._steps.append(self._dense(path))
+            case "Normalize":
+                self._steps.append(lambda x: torch.nn.functional.normalize(x, dim=-1))
+            case _:
+                raise ModelLoadError(f"{file}: module {kind!r} is not supported")
+
+    def __call__(self, hidden: Tensor, starts: Tensor) -> Tensor:
+        """hidden [T, D] of texts end to end, starts int32 [R + 1] from 0 -> float32 [R, D'].
+
+        Rows after the last text belong to none, and an empty text's result is meaningless.
+        Everything can be captured into a CUDA graph.
+        """
+        num_rows = hidden.shape[0]
+        match self.mode:
+            case "cls":
+                x = hidden[first_rows(starts, num_rows)].float()
+            case "last":
+                x = hidden[(starts[1:] - 1).clamp_min(0)].float()
+            case _:
+                rows = torch.arange(num_rows, dtype=torch.int32, device=hidden.device)
+                owner = torch.bucketize(rows, starts[1:], right=True)
+                # One row more, for those of no text.
+                sums = hidden.new_zeros((starts.shape[0], hidden.shape[1]), dtype=torch.float32)
+                x = sums.index_add_(0, owner, hidden.float())[:-1] / starts.diff()[:, None]
+        for step in self._steps:
+            x = step(x)
+        return x
+
+    def _dense(self, path: Path) -> Step:
+        file = path / "config.json"
+        values = _read(file, dict)
+        activation = str(values.get("activation_function", "Tanh")).rpartition(".")[2]
+        if activation not in ("Tanh", "Identity"):
+            raise ModelLoadError(f"{file}: activation {activation!r} is not supported")
+        try:
+            n, k = int(values["out_features"]), int(values["in_features"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelLoadError(f"{file}: no sizes of a layer: {error!r}") from error
+        if k != self.size:
+            raise ModelLoadError(f"{file}: in_features is {k}, its input has {self.size}")
+        weights = SafetensorsWeights(
+            safetensors_files(path),
+            device=self._device,
+            dtype=torch.float32,
+            act_dtype=torch.float32,
+        )
+        weight = weights.linear("linear", (n, k))
+        assert isinstance(weight, Tensor)
+        bias = weights.vector("linear.bias", n) if values.get("bias", True) else None
+        weights.finish()
+        self.size = n
+
+        def dense(x: Tensor) -> Tensor:
+            y = torch.nn.functional.linear(x, weight, bias)
+            return y.tanh() if activation == "Tanh" else y
+
+        return dense
+
+
+def first_rows(starts: Tensor, num_rows: int) -> Tensor:
+    """Each text's first row [R]; an empty text after all others gets an existing row."""
+    return starts[:-1].clamp_max(num_rows - 1)
+
+
+def _mode(file: Path) -> str:
+    values = _read(file, dict)
+    chosen = [k for k, v in values.items() if k.startswith("pooling_mode_") and v is True]
+    if isinstance(mode := values.get("pooling_mode"), str):  # newer files name it
+        chosen = [next((k for k, v in _MODES.items() if mode in (v, k[13:])), mode)]
+    if len(chosen) != 1 or chosen[0] not in _MODES:
+        raise ModelLoadError(
+            f"{file}: pooling {', '.join(chosen) or 'of no kind'} is not supported"
+        )
+    return _MODES[chosen[0]]
+
+
+def _read(file: Path, kind: type) -> Any:
+    try:
+        value = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"{file}: {error}") from error
+    if not isinstance(value, kind):
+        raise ModelLoadError(f"{file}: not a JSON {kind.__name__}")
+    return value

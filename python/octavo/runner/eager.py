@@ -1,0 +1,194 @@
+"""EagerRunner: steps computed op by op within ``launch``, and sampled on the host.
+
+For a CPU, for the reference ops anywhere, and for models whose own code cannot be captured. Of a
+mesh of several shards each runs its part of the model; tokens are sampled from rank 0's logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from octavo._core import Staging
+from octavo.layers.context import AttentionContext
+from octavo.models.registry import CausalLM
+from octavo.pooling import PoolingInfo
+from octavo.runner.input_batch import InputBatch
+from octavo.runner.kv_cache import KVCachePlan, allocate_kv_cache
+from octavo.runner.library_pages import drop_library_pages
+from octavo.runner.loading import LoadedModel, ModelPart
+from octavo.runner.prompt_scorer import PromptScorer, PromptSpan, ScoredRows
+from octavo.runner.request_state import RequestState
+from octavo.runner.runner import ComputedStep, InFlight, Observer, is_device_error
+from octavo.runner.sampler import SampledTokens, Sampler
+from octavo.runner.sizing import StepSizes, available_bytes, fit_cache
+from octavo.runner.staging import StagingBuffer
+
+if TYPE_CHECKING:
+    from octavo._core import ScheduledBatch
+
+
+class EagerShard:
+    """One rank's part of the model, its KV cache, and the step that it computes.
+
+    ``kv_caches``: each layer's (keys, values).
+    """
+
+    def __init__(
+        self,
+        part: ModelPart[CausalLM],
+        plan: KVCachePlan,
+        sizes: StepSizes,
+        kv_dtype: torch.dtype,
+        vocab_size: int,
+    ) -> None:
+        self.device, self.model = part.device, part.model
+        self.kv_caches = allocate_kv_cache(plan, self.model.config, kv_dtype, self.device)
+        self.model.bind_kv_cache(self.kv_caches)
+        self.batch = InputBatch(sizes.max_num_seqs, sizes.max_blocks_per_seq, self.device)
+        self.prompt_scorer = PromptScorer(self.model.compute_logits, vocab_size)
+        self._spare_slot = sizes.max_num_seqs
+        # A CPU reads the plan where the core wrote it.
+        self._packed: Tensor | None = None
+        if self.device.type != "cpu":
+            self._packed = torch.zeros(sizes.plan_len, dtype=torch.int32, device=self.device)
+
+    def compute(
+        self, batch: ScheduledBatch, staged: Tensor, spans: Sequence[PromptSpan]
+    ) -> tuple[Tensor, list[ScoredRows]]:
+        """A step's logits, float32 [num_samples, V], and the scores of ``spans``.
+
+        ``staged``: the plan, int32 [packed_len], on the host.
+        """
+        with torch.inference_mode():
+            self.batch.load(batch, self._upload(staged))
+            self.batch.context.ends_only = not spans
+            hidden = self.model(self.batch.input_ids, self.batch.context)
+            scored = self.prompt_scorer.score(spans, hidden)
+            num_samples = batch.num_samples
+            # A prefill chunk that is not its prompt's last samples nothing; a step of decodes
+            # samples every row.
+            if num_samples != batch.num_tokens:
+                hidden = hidden.index_select(0, self.batch.sample_rows[:num_samples])
+            return self.model.compute_logits(hidden), scored
+
+    def warm_up(self) -> None:
+        """One decode that stores nothing."""
+
+        def ints(*values: int) -> Tensor:
+            return torch.tensor(values, dtype=torch.int32, device=self.device)
+
+        context = AttentionContext(
+            positions=ints(0),
+            slot_mapping=ints(-1),
+            slots=ints(self._spare_slot),
+            seq_lens=ints(1),
+            query_start_loc=ints(0, 1),
+            block_table=self.batch.block_table,
+            num_reqs=1,
+            num_decodes=1,
+            max_query_len=1,
+            max_seq_len=1,
+        )
+        with torch.inference_mode():
+            self.model.compute_logits(self.model(ints(0), context))
+
+    def _upload(self, staged: Tensor) -> Tensor:
+        if self._packed is None:
+            return staged
+        return self._packed[: len(staged)].copy_(staged, non_blocking=True)
+
+
+class EagerRunner:
+    """See Runner. ``model``: rank 0's part.
+
+    Raises:
+        ModelLoadError: one request of max_model_len does not fit into memory.
+    """
+
+    max_in_flight = 1
+    keeps_kv = True
+    pooling: PoolingInfo | None = None
+
+    def __init__(self, loaded: LoadedModel[CausalLM]) -> None:
+        self._loaded = loaded
+        free = available_bytes(loaded.config, loaded.device)
+        self._plan, self._sizes = fit_cache(loaded, free)
+        self.num_blocks = self._sizes.num_blocks
+        self.block_size = self._sizes.block_size
+        self.max_num_seqs = self._sizes.max_num_seqs
+        self.max_num_batched_tokens = self._sizes.max_num_batched_tokens
+        self.max_model_len = self._sizes.max_model_len
+        self.mesh = loaded.mesh.map(
+            lambda part: EagerShard(
+                part, self._plan, self._sizes, loaded.kv_dtype, loaded.shape.vocab_size
+            )
+        )
+        self.model = self.mesh.lead.model
+        self.prompt_scorer = self.mesh.lead.prompt_scorer
+        self.sampler = Sampler(self.max_num_seqs, loaded.config.seed)
+        self._buffer = StagingBuffer(self._sizes.plan_len, pinned=loaded.device.type != "cpu")
+
+    # ---------------------------------------------------------------------------------- steps
+
+    def next_staging(self) -> Staging:
+        """The one there is: steps do not overlap."""
+        return self._buffer.staging
+
+    def enter_thread(self) -> None:
+        """Nothing belongs to a thread."""
+
+    def launch(
+        self, batch: ScheduledBatch, staging: Staging, requests: Mapping[int, RequestState]
+    ) -> InFlight:
+        """Compute a planned step to its tokens."""
+        for slot, request_id in batch.new_slots:
+            self.sampler.admit(slot, requests[request_id])
+            self.prompt_scorer.admit(slot, requests[request_id])
+        array, staged = self._buffer.array, self._buffer.host[: batch.packed_len]
+        spans = self.prompt_scorer.plan(batch, array)
+        computed = self.mesh.each(lambda shard: shard.compute(batch, staged, spans))
+        logits, scored = computed[0]
+        sample_rows = array[batch.sample_rows_offset :][: batch.num_samples]
+        slots = array[batch.sample_slots_offset :][: batch.num_samples]
+        positions = array[batch.positions_offset :][sample_rows]
+        with torch.inference_mode():
+            sampled = self.sampler.sample(logits, slots, positions)
+        # The device has come past them: it has computed the logits, which came later.
+        for rows in scored:
+            rows.record()
+        return ComputedStep(batch.step_id, sampled)
+
+    def collect(self, in_flight: InFlight) -> SampledTokens:
+        """The tokens, which ``launch`` has chosen already."""
+        assert isinstance(in_flight, ComputedStep)
+        return in_flight.sampled
+
+    def warm_up(self) -> None:
+        """Start threads and page in weights."""
+        drop_library_pages()
+        self.mesh.each(EagerShard.warm_up)
+
+    def idle_work(self) -> bool:
+        """There is none."""
+        return False
+
+    # ------------------------------------------------------------------------------- accounts
+
+    def memory(self) -> list[tuple[str, str]]:
+        """Sizes and memory use by purpose."""
+        return [
+            ("device", str(self._loaded.device)),
+            *self._plan.rows(self._loaded.kv_dtype),
+            *self._sizes.rows(),
+        ]
+
+    def is_fatal(self, error: BaseException) -> bool:
+        """True if the device's context is broken."""
+        return is_device_error(error)
+
+    def observe(self, observer: Observer | None) -> None:
+        """Nothing to report: a step is computed within ``launch``, which waits for no device."""

@@ -1,0 +1,489 @@
+"""GraphRunner: steps as CUDA graphs, one ahead of the host.
+
+A step is one copy of its packed plan to the device and one graph from input ids to sampled ids,
+which its last kernel writes on the device and on the host. Everything a request carries from step
+to step (last token, block table row, sampling parameters) lives on the device by slot, so that step
+n + 1 is launched before step n's tokens are known. Steps that no captured shape holds run the same
+code kernel by kernel.
+
+The plan is packed once; every shard of the mesh gets a copy of it and launches its own graph, rank
+0 last, whose ids are the ones waited for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from threading import get_ident
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from octavo._core import Staging
+from octavo.kernels.gpu import ops as gpu
+from octavo.kernels.gpu.step import HEADER, HEADER_LEN, RECORD_LEN
+from octavo.models.registry import CausalLM
+from octavo.pooling import PoolingInfo
+from octavo.runner.cuda_driver import CudaDriverError, DeviceClock
+from octavo.runner.cuda_graphs import (
+    MIXED_ROWS,
+    Padding,
+    Shapes,
+    StepShape,
+    decode_sizes,
+    exact_shape,
+    mixed_rows,
+)
+from octavo.runner.gpu_sampling import GpuSampling
+from octavo.runner.loading import LoadedModel
+from octavo.runner.logprobs import TokenLogprobs, copy_logprobs
+from octavo.runner.prompt_scorer import PromptSpan, ScoredRows
+from octavo.runner.request_state import RequestState
+from octavo.runner.runner import InFlight, Observer, is_device_error
+from octavo.runner.sampler import SampledTokens
+from octavo.runner.shard import GpuShard, StepIds, open_stream, reserve_activations
+from octavo.runner.sizing import available_bytes, fit_cache, max_num_seqs
+from octavo.runner.staging import StagingBuffer
+
+if TYPE_CHECKING:
+    from octavo._core import ScheduledBatch
+
+
+@dataclass(slots=True, eq=False)
+class GraphInFlight(InFlight):
+    """A step on the device, whose ``num_samples`` ids arrive in ``ids``."""
+
+    ids: StepIds
+    num_samples: int
+    tracked: Sequence[tuple[int, RequestState]]
+    logprobs: TokenLogprobs | None = None
+    scored: Sequence[ScoredRows] = ()
+
+    @property
+    def tokens(self) -> NDArray[np.int32]:
+        """[num_samples], once they are there."""
+        return self.ids.array[: self.num_samples]
+
+
+class _Needs(NamedTuple):
+    """The demands of a step's samples together, beyond their slots' records.
+
+    ``num_logprobs``: -1 is none; ``keep_raw``: of logits as they were before they were adjusted;
+    ``tracked``: (row, request) whose ids the host must know.
+    """
+
+    adjusted: bool
+    num_logprobs: int
+    keep_raw: bool
+    tracked: Sequence[tuple[int, RequestState]]
+
+
+_PLAIN = _Needs(False, -1, False, ())
+
+
+class GraphRunner:
+    """See Runner. Over the Triton op set; on a CPU without graphs, in Triton's interpreter.
+
+    Raises:
+        ModelLoadError: one request of max_model_len does not fit into memory.
+    """
+
+    max_in_flight = 2
+    keeps_kv = True
+    pooling: PoolingInfo | None = None
+
+    def __init__(self, loaded: LoadedModel[CausalLM]) -> None:
+        self._loaded = loaded
+        self._on_gpu = loaded.device.type == "cuda"
+        self._observer: Observer | None = None
+        self._last: GraphInFlight | None = None
+        # The last thread on which torch has used the device: the driver's own calls need that.
+        self._device_thread: int | None = None
+        self._weight_bytes = torch.cuda.memory_allocated(loaded.device) if self._on_gpu else 0
+        self._graph_bytes = 0
+        weights = loaded.model.num_weights
+
+        parts = loaded.mesh.shards
+        streams = [open_stream(part.device) for part in parts]
+        tables = [
+            GpuSampling(
+                max_num_seqs(loaded), loaded.shape.vocab_size, loaded.config.seed, part.device
+            )
+            for part in parts
+        ]
+        if self._on_gpu:
+            gpu.set_pdl(torch.cuda.get_device_capability(loaded.device) >= (9, 0))
+            # The KV cache comes before the graphs, which hold its address; they live in the part
+            # of the free memory that gpu_memory_utilization leaves.
+            loaded.mesh.each(
+                lambda part: reserve_activations(
+                    loaded, part, streams[part.rank], tables[part.rank]
+                )
+            )
+            for part in parts:
+                torch.cuda.synchronize(part.device)
+        self._plan, self._sizes = fit_cache(loaded, available_bytes(loaded.config, loaded.device))
+        self.num_blocks = self._sizes.num_blocks
+        self.block_size = self._sizes.block_size
+        self.max_num_seqs = self._sizes.max_num_seqs
+        self.max_num_batched_tokens = self._sizes.max_num_batched_tokens
+        self.max_model_len = self._sizes.max_model_len
+
+        num_layers = loaded.shape.num_layers
+        decodes: tuple[int, ...] = ()
+        if not loaded.config.enforce_eager:
+            decodes = decode_sizes(self.max_num_seqs, loaded.config.cuda_graph_sizes)
+        rows = mixed_rows(num_layers, weights, self.max_num_batched_tokens)
+        self._shapes = Shapes(decodes, rows if self._on_gpu else MIXED_ROWS)
+        self._padding = Padding(self._shapes, num_layers, weights)
+        # Shapes whose graphs are captured while there is nothing to do.
+        self._uncaptured: deque[StepShape] = deque()
+
+        # The header stays in front of what the core writes, new requests' records come after it.
+        length = self._sizes.plan_len + self.max_num_seqs * RECORD_LEN
+        self._stagings = [
+            StagingBuffer(length, pinned=self._on_gpu, header_len=HEADER_LEN)
+            for _ in range(self.max_in_flight)
+        ]
+        self._next_staging = itertools.cycle([buffer.staging for buffer in self._stagings])
+        self.mesh = loaded.mesh.map(
+            lambda part: GpuShard(
+                loaded,
+                part,
+                streams[part.rank],
+                tables[part.rank],
+                self._plan,
+                self._sizes,
+                plan_len=HEADER_LEN + length,
+                max_padding=self._shapes.max_padding,
+                num_turns=self.max_in_flight + 1,
+            )
+        )
+        self._lead, self._followers = self.mesh.lead, self.mesh.shards[1:]
+        self.sampling, self.prompt_scorer = self._lead.sampling, self._lead.prompt_scorer
+        # For the steady path, which has no time to look them up.
+        self._driver, self._packed_address = self._lead.driver, self._lead.packed_address
+        self._ids = itertools.cycle(self._lead.ids)
+        # By the number of plain decodes: their graph's handle on the lead. Graphs of plain steps
+        # are never dropped.
+        self._steady: dict[int, int] = {}
+
+    # ---------------------------------------------------------------------------- between steps
+
+    def warm_up(self) -> None:
+        """Compile all kernels that the first steps need, and capture the widest graphs."""
+        shapes = self._shapes.first()
+
+        def compile_all(shard: GpuShard) -> None:
+            with shard.ready():
+                shard.clear_plan()
+                if not self._on_gpu or not shapes:
+                    shard.forward(StepShape(1, 0, 0), adjusted=False)
+                    return
+                with gpu.compile_only():
+                    # Those that prefill first: their kernels take the longest to compile.
+                    for shape in reversed(shapes):
+                        # The others' kernels are those of their neighbours.
+                        if shape.prefill_rows or shape.rows.bit_count() == 1:
+                            shard.forward(shape, adjusted=False)
+
+        device = self._loaded.device
+        before = torch.cuda.memory_reserved(device) if self._on_gpu else 0
+        self.mesh.each(compile_all)
+        if not self._on_gpu or not shapes:
+            return
+        # What the widest need the pool holds for the others: they all share it.
+        widest = self._shapes.widest()
+        self._uncaptured.extend(widest)
+        self._uncaptured.extend(shape for shape in shapes if shape not in widest)
+        for _ in widest:
+            self.idle_work()
+        torch.cuda.synchronize(device)
+        self._graph_bytes = torch.cuda.memory_reserved(device) - before
+
+    def idle_work(self) -> bool:
+        """Capture one more graph, some 50 ms while nothing is in flight; False if none is left."""
+        if not self._uncaptured:
+            return False
+        shape = self._uncaptured.popleft()
+
+        def capture(shard: GpuShard) -> None:
+            with shard.ready():
+                # The last step's plan must not be carried out again.
+                shard.clear_plan()
+                # It is captured at its second run.
+                for _ in range(2):
+                    shard.run(shape, adjusted=False)
+
+        self.mesh.each(capture)
+        return True
+
+    def enter_thread(self) -> None:
+        """Keep the calling thread, which does nothing but step, on the lead's stream."""
+        self._lead.enter_thread()
+
+    def is_fatal(self, error: BaseException) -> bool:
+        """True if a device's context is broken."""
+        return isinstance(error, CudaDriverError) or is_device_error(error)
+
+    def memory(self) -> list[tuple[str, str]]:
+        """Sizes and memory use by purpose, on the lead's device."""
+        device = self._loaded.device
+        rows = [*self._plan.rows(self._loaded.kv_dtype), *self._sizes.rows()]
+        if not self._on_gpu:
+            return [("device", str(device)), *rows]
+        gib = 1 << 30
+        free, total = torch.cuda.mem_get_info(device)
+        activations = (
+            torch.cuda.memory_reserved(device)
+            - self._weight_bytes
+            - self._plan.nbytes
+            - self._graph_bytes
+        )
+        return [
+            ("device", torch.cuda.get_device_name(device)),
+            ("weights", f"{self._weight_bytes / gib:,.2f} GiB"),
+            ("activations", f"{activations / gib:,.2f} GiB"),
+            (
+                "CUDA graphs",
+                f"{len(self._lead.graphs)}, {self._graph_bytes / gib:,.2f} GiB; "
+                f"{len(self._uncaptured)} more when idle",
+            ),
+            ("free", f"{free / gib:,.2f} of {total / gib:,.2f} GiB"),
+            *rows,
+        ]
+
+    def observe(self, observer: Observer | None) -> DeviceClock | None:
+        """Report to ``observer`` each wait for the device; returns a clock of the lead's stream."""
+        self._observer = observer
+        lead = self._lead
+        if observer is None or lead.driver is None or lead.stream is None:
+            return None
+        return DeviceClock(lead.driver, lead.stream)
+
+    # ------------------------------------------------------------------------------------ steps
+
+    def next_staging(self) -> Staging:
+        """The staging area of the next step; as many rotate as steps may be in flight."""
+        return next(self._next_staging)
+
+    def launch(
+        self, batch: ScheduledBatch, staging: Staging, requests: Mapping[int, RequestState]
+    ) -> InFlight:
+        """Start a planned step and return while the device works.
+
+        A step of decodes that ask for nothing comes here after the host has waited milliseconds for
+        the last one: none of the code is in the caches then, and each function called costs ten
+        times what it does in a loop. So such a step runs through these lines alone.
+        """
+        num = batch.num_samples
+        graph = self._steady.get(num)
+        if (
+            graph is None
+            or batch.num_tokens != num
+            or batch.num_decodes != num
+            or batch.new_slots
+            or self.sampling.demanding
+            or self.prompt_scorer.unscored
+            or self._driver is None
+            or get_ident() != self._device_thread
+        ):
+            return self._launch_any(batch, staging, requests)
+        buffer = self._stagings[0]
+        if buffer.staging is not staging:
+            buffer = self._stagings[1]
+        packed_len = batch.packed_len
+        ids = next(self._ids)
+        HEADER.pack_into(
+            buffer.header, 0, num, num, num, num, batch.num_block_updates, 0, packed_len, ids.turn
+        )
+        if self._followers:
+            self._replay_followers(buffer, 4 * (HEADER_LEN + packed_len), num, ids.turn)
+        self._driver.run_step(
+            (self._packed_address, buffer.address, 4 * (HEADER_LEN + packed_len)),
+            graph,
+            ids.handle,
+        )
+        self._last = in_flight = GraphInFlight(batch.step_id, ids, num, ())
+        return in_flight
+
+    def _launch_any(
+        self, batch: ScheduledBatch, staging: Staging, requests: Mapping[int, RequestState]
+    ) -> InFlight:
+        """Any step, its needs found out one by one."""
+        buffer = next(s for s in self._stagings if s.staging is staging)
+        num_samples, num_reqs = batch.num_samples, batch.num_reqs
+        num_tokens, packed_len = batch.num_tokens, batch.packed_len
+        with self._lead.ready():
+            num_records = self._write_records(batch, buffer, requests)
+            num_decodes = batch.num_decodes
+            if num_decodes == num_reqs and num_samples != num_reqs:
+                num_decodes = 0  # only rows of a step that prefills are chosen from
+            arriving = next(self._ids)
+            HEADER.pack_into(
+                buffer.header,
+                0,
+                num_tokens,
+                num_reqs,
+                num_decodes,
+                num_samples,
+                batch.num_block_updates,
+                num_records,
+                packed_len,
+                arriving.turn,
+            )
+            length = HEADER_LEN + packed_len + num_records * RECORD_LEN
+            needs = self._needs(batch, buffer)
+            spans = self.prompt_scorer.plan(batch, buffer.array)
+            scored: Sequence[ScoredRows] = ()
+            split = (num_decodes, num_reqs - num_decodes, num_tokens - num_decodes)
+            # Graphs keep neither raw logits nor hidden rows.
+            shape = None
+            if not (needs.keep_raw or spans):
+                shape = self._padding.choose(split, needs.adjusted, self._lead.graphs)
+            graph = None if shape is None else self._lead.graphs.get((shape, needs.adjusted))
+            has_context = get_ident() == self._device_thread
+            if shape is not None and graph is not None and self._driver is not None and has_context:
+                ids, logits = graph.output
+                if num_decodes == num_tokens and not needs.adjusted:
+                    self._steady[num_samples] = graph.handle
+                for shard in self._followers:
+                    shard.replay((shape, needs.adjusted), buffer.address, 4 * length, arriving.turn)
+                self._driver.run_step(
+                    (self._packed_address, buffer.address, 4 * length),
+                    graph.handle,
+                    arriving.handle,
+                )
+            else:
+                ids, logits, scored = self._compute(
+                    buffer.host[:length], shape, split, needs, spans
+                )
+            logprobs = None
+            if needs.num_logprobs >= 0:
+                logprobs = copy_logprobs(
+                    logits[:num_samples], ids[:num_samples], needs.num_logprobs
+                )
+            self._device_thread = get_ident()
+            if self._driver is not None:
+                self._driver.record_event(arriving.handle)
+        self._last = GraphInFlight(
+            batch.step_id, arriving, num_samples, needs.tracked, logprobs, scored
+        )
+        return self._last
+
+    def _compute(
+        self,
+        staged: Tensor,
+        shape: StepShape | None,
+        split: tuple[int, int, int],
+        needs: _Needs,
+        spans: list[PromptSpan],
+    ) -> tuple[Tensor, Tensor, Sequence[ScoredRows]]:
+        """The lead's (ids, logits, scores) of a step without a graph, or to be captured."""
+        if shape is not None:
+            padded = self.mesh.each(lambda shard: shard.run_padded(staged, shape, needs.adjusted))
+            return *padded[0], ()
+        exact = exact_shape(*split)
+        moved = _moved(spans, split[0], exact.decode_rows)
+        return self.mesh.each(
+            lambda shard: shard.run_exact(staged, exact, needs.adjusted, needs.keep_raw, moved)
+        )[0]
+
+    def _replay_followers(self, buffer: StagingBuffer, nbytes: int, num: int, turn: int) -> None:
+        """Launch a step of ``num`` plain decodes on all shards but the lead."""
+        shape = self._shapes.find(num, 0, 0)
+        assert shape is not None
+        for shard in self._followers:
+            shard.replay((shape, False), buffer.address, nbytes, turn)
+
+    def _needs(self, batch: ScheduledBatch, buffer: StagingBuffer) -> _Needs:
+        sampling = self.sampling
+        if not sampling.demanding:
+            return _PLAIN
+        slots = buffer.array[batch.sample_slots_offset :][: batch.num_samples]
+        if sampling.has_words(slots):
+            # The ban depends on the last step's tokens.
+            if self._last is not None:
+                self._observed_wait(self._last)
+            for shard in self.mesh.shards:
+                with shard.ready():
+                    shard.sampling.ban_words(slots)
+        adjusted, num_logprobs = sampling.adjusts(slots), sampling.num_logprobs(slots)
+        tracked = sampling.states_of(slots) if sampling.tracks(slots) else ()
+        # Log probabilities are of the model's own logits, before they were adjusted.
+        return _Needs(adjusted, num_logprobs, adjusted and num_logprobs >= 0, tracked)
+
+    def _write_records(
+        self, batch: ScheduledBatch, buffer: StagingBuffer, requests: Mapping[int, RequestState]
+    ) -> int:
+        """Append the parameters of requests that just got a slot to the plan: their number."""
+        new_slots = batch.new_slots
+        if not new_slots:
+            return 0
+        adjusted = self.sampling.adjusted
+        records = []
+        for slot, request_id in new_slots:
+            records.append(self.sampling.admit(slot, requests[request_id]))
+            for shard in self._followers:
+                with shard.ready():
+                    shard.sampling.admit(slot, requests[request_id])
+            self.prompt_scorer.admit(slot, requests[request_id])
+        if self.sampling.adjusted is not adjusted:
+            for shard in self.mesh.shards:
+                shard.graphs.drop(lambda key: isinstance(key, tuple) and key[1] is True)
+        at = batch.packed_len
+        buffer.array[at : at + len(records) * RECORD_LEN] = np.concatenate(records)
+        return len(records)
+
+    def collect(self, in_flight: InFlight) -> SampledTokens:
+        """The tokens of a launched step. Blocks until they are on the host."""
+        assert isinstance(in_flight, GraphInFlight)
+        if self._observer is None:
+            self._wait(in_flight)
+        else:
+            self._observed_wait(in_flight)
+        for scored in in_flight.scored:
+            scored.record()
+        logprobs = in_flight.logprobs
+        if logprobs is None:
+            return SampledTokens(in_flight.tokens)
+        return SampledTokens(
+            in_flight.tokens,
+            logprobs.ids.numpy(),
+            logprobs.values.numpy(),
+            logprobs.ranks.numpy(),
+        )
+
+    def _wait(self, in_flight: GraphInFlight) -> None:
+        """Block until a step's ids are on the host; the tracked requests then have theirs."""
+        ids, driver = in_flight.ids, self._driver
+        if ids.done is not None and driver is not None and not driver.is_done(ids.handle):
+            ids.done.synchronize()
+        if in_flight.tracked:
+            for row, state in in_flight.tracked:
+                state.output_token_ids.append(int(ids.array[row]))
+            in_flight.tracked = ()
+
+    def _observed_wait(self, in_flight: GraphInFlight) -> None:
+        """``_wait``, reported to the observer if there is one."""
+        began_ns = time.perf_counter_ns()
+        self._wait(in_flight)
+        if self._observer is not None:
+            self._observer("wait", began_ns, time.perf_counter_ns())
+
+
+def _moved(spans: list[PromptSpan], num_decodes: int, decode_rows: int) -> list[PromptSpan]:
+    """The plan's rows in the padded step, where prefills come after ``decode_rows``."""
+    return [
+        span
+        if span.row < num_decodes
+        else dataclasses.replace(span, row=span.row - num_decodes + decode_rows)
+        for span in spans
+    ]

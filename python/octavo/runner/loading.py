@@ -1,0 +1,420 @@
+"""LoadedModel: a model in memory, on a device, with the types it computes in: given to a runner.
+
+``load`` and ``load_pooling`` make one of an EngineConfig and a ModelSource: they choose the device,
+the op set and the types, and build each rank's part of the model from the checkpoint. The KV cache
+comes after that (sizing.py), when the runner knows how much memory its steps need.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from octavo.checkpoints.dummy import DummyWeights
+from octavo.checkpoints.gguf import GgufWeights
+from octavo.checkpoints.quantize import QuantizedWeights
+from octavo.checkpoints.read_ahead import ReadAhead
+from octavo.checkpoints.safetensors import SafetensorsWeights, safetensors_files
+from octavo.checkpoints.schemes.dense import DenseScheme
+from octavo.checkpoints.weights import Progress, Weights
+from octavo.config import EngineConfig
+from octavo.errors import ModelLoadError
+from octavo.kernels.opset import OpSet
+from octavo.kernels.weights import Experts, Stored, Weight
+from octavo.layers.ops import get_ops
+from octavo.models.bert import ENCODERS
+from octavo.models.config import ModelConfig
+from octavo.models.pooling_model import PoolingModel
+from octavo.models.registry import ARCHITECTURES, CausalLM, model_class
+from octavo.models.source import ModelSource
+from octavo.runner.mesh import Mesh, NoExchange
+
+M = TypeVar("M")
+
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+# --quantization -> what float matrices are rounded to, per group of 32 along K.
+QUANTIZATIONS = {"w4": "Q4_1", "w8": "Q8_0"}
+
+
+@dataclass(frozen=True)
+class ModelDtypes:
+    """The dtypes of a model in memory.
+
+    ``weights``: of matrices, None where each keeps the form it has in the file. ``activations``:
+    of everything that flows. ``packed``: quantized matrices stay quantized. ``exact``: and are
+    multiplied with float activations, never with rounded ones. ``kv_cache``: of keys and values
+    where nothing else is asked for. ``quantize``: GGUF kind that float matrices are rounded to.
+    """
+
+    weights: torch.dtype | None
+    activations: torch.dtype
+    packed: bool
+    kv_cache: torch.dtype
+    exact: bool = False
+    quantize: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelPart(Generic[M]):
+    """One rank's part of a model; in a mesh of one, the whole."""
+
+    rank: int
+    device: torch.device
+    model: M
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedModel(Generic[M]):
+    """A model in memory, not yet able to step. ``shape``: of the whole model."""
+
+    config: EngineConfig
+    shape: ModelConfig
+    dtypes: ModelDtypes
+    ops: OpSet
+    mesh: Mesh[ModelPart[M]]
+
+    @property
+    def device(self) -> torch.device:
+        """Rank 0's."""
+        return self.mesh.lead.device
+
+    @property
+    def model(self) -> M:
+        """Rank 0's part: the whole model in a mesh of one."""
+        return self.mesh.lead.model
+
+    @property
+    def kv_dtype(self) -> torch.dtype:
+        """Of keys and values."""
+        return DTYPES.get(self.config.kv_cache_dtype) or self.dtypes.kv_cache
+
+
+def load(config: EngineConfig, source: ModelSource) -> LoadedModel[CausalLM]:
+    """Read a model that generates text.
+
+    Raises:
+        ModelLoadError: the model cannot be read, or max_model_len is beyond its limit.
+    """
+    device = resolve_device(config)
+    dtypes = resolve_dtypes(config, source.model_config, source, device)
+    ops = _open_ops(config, device)
+    limit = _check_max_model_len(config.max_model_len, source)
+    model = load_model(
+        config, source, source.model_config, dtypes, ops, max_model_len=limit, device=device
+    )
+    mesh = Mesh([ModelPart(0, device, model)], NoExchange())
+    return LoadedModel(config, source.model_config, dtypes, ops, mesh)
+
+
+def load_pooling(config: EngineConfig, source: ModelSource) -> LoadedModel[PoolingModel]:
+    """Read a model that computes vectors or scores.
+
+    Raises:
+        ModelLoadError: the model cannot be read, or a setting that such models do not have.
+    """
+    device = resolve_device(config)
+    ops = _open_ops(config, device)
+    model = load_pooling_model(config, source, ops, device)
+    act = model.act_dtype
+    dtypes = ModelDtypes(act, act, packed=False, kv_cache=act)
+    mesh = Mesh([ModelPart(0, device, model)], NoExchange())
+    return LoadedModel(config, model.config, dtypes, ops, mesh)
+
+
+def resolve_device(config: EngineConfig) -> torch.device:
+    """The device that ``--device`` means here.
+
+    Raises:
+        ModelLoadError: a GPU is asked for and there is none.
+    """
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ModelLoadError("device cuda: there is no GPU that torch can use")
+    return torch.device(config.device)
+
+
+def _open_ops(config: EngineConfig, device: torch.device) -> OpSet:
+    """The device's op set, on a CPU with its threads."""
+    ops = get_ops(device, config.attention_backend)
+    if device.type == "cpu":
+        _set_num_threads(ops, config.threads)
+    return ops
+
+
+def _set_num_threads(ops: OpSet, asked: int | None) -> None:
+    """Threads of the kernels: as many as asked for, else every core this process may use."""
+    if asked is None:
+        affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+        asked = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    if ops.threads is None:
+        torch.set_num_threads(asked)
+    else:
+        ops.threads.resize(asked)
+        # torch's threads spin for a while after each of its ops, on cores the kernels need.
+        torch.set_num_threads(1)
+
+
+def _check_max_model_len(max_model_len: int | None, source: ModelSource) -> int:
+    """The most positions a request may reach."""
+    model_config = source.model_config
+    limit = model_config.max_context_len
+    if max_model_len in (None, -1):
+        return limit
+    assert max_model_len is not None
+    limit = model_config.context_limit
+    if max_model_len > limit:
+        raise ModelLoadError(f"max_model_len {max_model_len} is beyond the model's own {limit}")
+    return max_model_len
+
+
+def resolve_dtypes(
+    config: EngineConfig, model_config: ModelConfig, source: ModelSource, device: torch.device
+) -> ModelDtypes:
+    """The meaning of ``--dtype`` for this model on this device.
+
+    On a GPU, weights and activations share one type: the one asked for, else the checkpoint's,
+    else (a GGUF file) bfloat16; quantized files are dequantized to it. On a CPU activations are
+    float32, whatever the weights: ``auto`` leaves each weight in its file's form, packed where
+    quantized, with the fastest arithmetic the kernels have for it; ``float32`` is exact float32
+    arithmetic (quantized weights stay packed where the kernels offer that, else are dequantized);
+    ``bfloat16`` and ``float16`` round weights to that type. Keys and values are bfloat16 unless
+    float32 was asked for. ``--quantization`` rounds float matrices as they are read.
+
+    Raises:
+        ModelLoadError: a quantization that this device has no kernels for.
+    """
+    asked = DTYPES.get(config.dtype)
+    native = config.attention_backend != "reference"
+    quantize = None
+    if config.quantization is not None:
+        quantize = QUANTIZATIONS.get(config.quantization)
+        if quantize is None or device.type != "cpu" or not native:
+            known = ", ".join(QUANTIZATIONS) + " (on a CPU)"
+            raise ModelLoadError(
+                f"quantization {config.quantization!r} is not supported; known: {known}"
+            )
+    if device.type != "cpu":
+        dtype = asked or DTYPES.get(model_config.dtype, torch.bfloat16)
+        return ModelDtypes(dtype, dtype, packed=False, kv_cache=dtype)
+    exact = asked is torch.float32
+    kv_cache = torch.bfloat16 if native and not exact else torch.float32
+    if source.kind == "gguf" and native and asked in (None, torch.float32):
+        return ModelDtypes(None, torch.float32, True, kv_cache, exact, quantize)
+    if asked is None and source.kind == "dummy":
+        asked = DTYPES.get(model_config.dtype, torch.bfloat16)
+    if not native:
+        asked = asked or torch.float32
+    return ModelDtypes(asked, torch.float32, False, kv_cache, exact and bool(quantize), quantize)
+
+
+def load_model(
+    config: EngineConfig,
+    source: ModelSource,
+    model_config: ModelConfig,
+    dtypes: ModelDtypes,
+    ops: OpSet,
+    *,
+    max_model_len: int,
+    device: torch.device,
+) -> CausalLM:
+    """Build the model with its weights on ``device``; shows a progress bar on a terminal.
+
+    ``max_model_len``: positions the rotary table covers.
+
+    Raises:
+        ModelLoadError: an unknown architecture; a tensor that is missing, left over, misshapen or
+            of an unknown type; a file that is cut short.
+    """
+    if model_config.architecture not in ARCHITECTURES:
+        return _load_foreign(source, model_config, dtypes, ops, max_model_len, device)
+    build = model_class(model_config.architecture)
+    if dtypes.exact:
+        ops = ops.exactly()
+    counter = _WeightCounter(ops)
+    with (
+        _read_ahead(source, device) as take,
+        _progress_bar(source) as progress,
+        torch.inference_mode(),
+    ):
+        weights = _open_weights(source, model_config, dtypes, device, progress, take)
+        if dtypes.quantize is not None:
+            weights = QuantizedWeights(weights, dtypes.quantize)
+        try:
+            model = build(
+                model_config, weights, counter.ops, max_model_len=max_model_len, device=device
+            )
+        except KeyError as error:
+            raise ModelLoadError(f"{source.path}: no tensor for {error.args[0]}") from error
+        weights.finish()
+    model.num_weights = counter.total
+    return model
+
+
+def load_pooling_model(
+    config: EngineConfig, source: ModelSource, ops: OpSet, device: torch.device
+) -> PoolingModel:
+    """A model that computes vectors or scores, with its weights on ``device``.
+
+    On a CPU an encoder's weights are float32 unless another type was asked for; a decoder's are
+    large, and stay in their file's form.
+
+    Raises:
+        ModelLoadError: the model cannot be read, or is to be quantized.
+    """
+    if config.quantization is not None:
+        raise ModelLoadError(f"{source.path}: a model for embeddings cannot be quantized")
+    shape = source.model_config
+    asked = dtype = DTYPES.get(config.dtype)
+    on_cpu = device.type == "cpu"
+    if dtype is None and not on_cpu:
+        dtype = DTYPES.get(shape.dtype, torch.float32)
+    elif dtype is None and shape.architecture in ENCODERS:
+        dtype = torch.float32
+    return PoolingModel(
+        source,
+        ops,
+        device,
+        dtype=dtype,
+        act_dtype=torch.float32 if on_cpu or dtype is None else dtype,
+        rounded=asked is not torch.float32,
+        max_model_len=None if config.max_model_len == -1 else config.max_model_len,
+    )
+
+
+class _WeightCounter:
+    """Adds up the elements of all weights that ``ops`` prepares."""
+
+    def __init__(self, ops: OpSet) -> None:
+        self.total = 0
+        self._prepare, self._prepare_experts = ops.prepare, ops.prepare_experts
+        self.ops = replace(ops, prepare=self._count, prepare_experts=self._count_experts)
+
+    def _count(self, parts: Sequence[Stored], *, exact: bool = False) -> Weight:
+        weight = self._prepare(parts, exact=exact)
+        self.total += weight.num_elements
+        return weight
+
+    def _count_experts(
+        self, gate_up: Sequence[Sequence[Stored]], down: Sequence[Stored], *, exact: bool = False
+    ) -> Experts:
+        experts = self._prepare_experts(gate_up, down, exact=exact)
+        self.total += experts.num_elements
+        return experts
+
+
+def _load_foreign(
+    source: ModelSource,
+    model_config: ModelConfig,
+    dtypes: ModelDtypes,
+    ops: OpSet,
+    max_model_len: int,
+    device: torch.device,
+) -> CausalLM:
+    """A model without a native implementation: transformers' module. Its import takes a second."""
+    from octavo.models.fallback import TransformersModel
+
+    if source.kind == "safetensors" and not isinstance(source.scheme, DenseScheme):
+        raise ModelLoadError(
+            f"{source.path}: architecture {model_config.architecture!r} is not supported quantized"
+        )
+    if dtypes.quantize is not None:
+        raise ModelLoadError(
+            f"{source.path}: architecture {model_config.architecture!r} cannot be quantized"
+        )
+    with torch.inference_mode():
+        return TransformersModel(
+            model_config,
+            None if source.kind == "dummy" else source.folder,
+            ops,
+            dtype=dtypes.activations,
+            max_model_len=max_model_len,
+            device=device,
+        )
+
+
+def _open_weights(
+    source: ModelSource,
+    model_config: ModelConfig,
+    dtypes: ModelDtypes,
+    device: torch.device,
+    progress: Progress,
+    take: Callable[[Path, str], Tensor] | None,
+) -> Weights:
+    act = dtypes.activations
+    match source.kind:
+        case "dummy":
+            assert dtypes.weights is not None
+            return DummyWeights(
+                device=device, dtype=dtypes.weights, act_dtype=act, progress=progress
+            )
+        case "gguf":
+            assert source.gguf is not None
+            return GgufWeights(
+                source.gguf,
+                heads=(model_config.num_heads, model_config.num_kv_heads),
+                device=device,
+                dtype=dtypes.weights,
+                act_dtype=act,
+                packed=dtypes.packed,
+                progress=progress,
+            )
+        case "safetensors":
+            return SafetensorsWeights(
+                safetensors_files(source.path),
+                device=device,
+                dtype=dtypes.weights,
+                act_dtype=act,
+                scheme=source.scheme,
+                ignored=["lm_head.weight"] if model_config.tie_word_embeddings else [],
+                progress=progress,
+                take=take,
+            )
+
+
+@contextlib.contextmanager
+def _progress_bar(source: ModelSource) -> Iterator[Progress]:
+    files: list[Path] = []
+    if source.kind == "gguf":
+        files = [source.path]
+    elif source.kind == "safetensors":
+        files = safetensors_files(source.path)
+    total = sum(file.stat().st_size for file in files) or None
+    with tqdm(
+        desc="loading weights",
+        total=total,
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1024,
+        disable=None,  # shown on a terminal only
+        leave=False,
+    ) as bar:
+        yield bar.update
+
+
+@contextlib.contextmanager
+def _read_ahead(
+    source: ModelSource, device: torch.device
+) -> Iterator[Callable[[Path, str], Tensor] | None]:
+    """A function that hands out tensors read ahead of their use, where that pays: for a GPU.
+
+    A CPU has no cores to spare, and its weights stay mapped.
+    """
+    if device.type == "cpu" or source.kind != "safetensors":
+        yield None
+        return
+    with ReadAhead(safetensors_files(source.path), device) as ahead:
+        yield ahead.take

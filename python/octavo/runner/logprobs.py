@@ -1,0 +1,36 @@
+"""TokenLogprobs: log probabilities of a step's tokens, on their way from the device to the host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from octavo.runner.prompt_scorer import to_host
+
+
+@dataclass(slots=True)
+class TokenLogprobs:
+    """Host copies under way: of S tokens, each followed by the best of the vocabulary.
+
+    They are there once the device has come past them.
+    """
+
+    ids: Tensor  # [S, C] int32
+    values: Tensor  # [S, C] float32
+    ranks: Tensor  # [S] int32: of the chosen token, 1 is the best
+
+
+def copy_logprobs(logits: Tensor, ids: Tensor, most: int) -> TokenLogprobs:
+    """Of raw logits [S, V] and the tokens chosen, ids [S]: the chosen, then the ``most`` best."""
+    total = logits.logsumexp(-1, keepdim=True)
+    chosen = ids.long()[:, None]
+    logit = logits.gather(1, chosen)
+    best, best_ids = logits.topk(most, dim=-1)
+    ranks = (logits > logit).sum(-1, dtype=torch.int32) + 1
+    return TokenLogprobs(
+        to_host(torch.cat([chosen, best_ids], 1).int()),
+        to_host(torch.cat([logit, best], 1) - total),
+        to_host(ranks),
+    )

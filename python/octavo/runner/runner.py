@@ -1,0 +1,123 @@
+"""Runner: what the engine asks of whatever computes its steps. Read this one first.
+
+One step goes through a runner in four calls, all on the engine's thread::
+
+    staging = runner.next_staging()                      # memory for the plan
+    batch = core.schedule(staging)                       # the core writes the plan there
+    in_flight = runner.launch(batch, staging, requests)  # the device, or this thread, computes
+    sampled = runner.collect(in_flight)                  # its tokens
+
+A runner is given a LoadedModel (loading.py) and adds what steps need: a KV cache, staging memory,
+sampling state, CUDA graphs. There are three: EagerRunner (eager.py) runs op by op and samples on
+the host; GraphRunner (graphs.py) launches whole steps as CUDA graphs, one ahead of the host;
+PoolingRunner (pooling.py) computes vectors in place of tokens. create.py chooses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import torch
+
+from octavo.pooling import PoolingInfo
+from octavo.runner.request_state import RequestState
+from octavo.runner.sampler import SampledTokens
+
+if TYPE_CHECKING:
+    from octavo._core import ScheduledBatch, Staging
+
+# Called with a name ("wait") and when it began and ended, in time.perf_counter_ns().
+Observer: TypeAlias = Callable[[str, int, int], None]
+
+
+@dataclass(slots=True, eq=False)
+class InFlight:
+    """A launched step, for ``collect``."""
+
+    step_id: int
+
+
+@dataclass(slots=True, eq=False)
+class ComputedStep(InFlight):
+    """A step whose tokens are known already."""
+
+    sampled: SampledTokens
+
+
+class StreamClock(Protocol):
+    """Times at which a device comes past marks that are queued between its work."""
+
+    def mark(self) -> int:
+        """Queue a mark: its number, from 0."""
+
+    def times_ns(self) -> list[int]:
+        """When the device came past each mark, from the clock's start. Waits for the last."""
+
+
+class Runner(Protocol):
+    """Computes planned steps, one after another.
+
+    Steps are collected in the order in which they were launched, and at most ``max_in_flight`` of
+    them are launched and not collected. What a request carries from step to step (its keys and
+    values, its last token, its sampling state) the runner keeps by the plan's block ids and slots;
+    a slot's state is written anew whenever ``batch.new_slots`` names it.
+
+    After construction the sizes do not change. All methods belong to one thread at a time.
+    """
+
+    num_blocks: int  # of the KV cache
+    block_size: int  # tokens a block
+    max_num_seqs: int  # requests a step
+    max_num_batched_tokens: int  # tokens a step
+    max_model_len: int  # tokens a request, prompt and output
+    max_in_flight: int
+    # False: keys and values are gone when a step is over, so a prompt must be computed in one.
+    keeps_kv: bool
+    # Of a model that computes vectors; None of one that generates text.
+    pooling: PoolingInfo | None
+
+    def warm_up(self) -> None:
+        """Do what must not happen while a request waits: compile kernels, start threads."""
+
+    def enter_thread(self) -> None:
+        """Prepare the calling thread, which does nothing but step from now on. Optional."""
+
+    def next_staging(self) -> Staging:
+        """Memory for the next step's plan. Its last step has been collected by then."""
+
+    def launch(
+        self, batch: ScheduledBatch, staging: Staging, requests: Mapping[int, RequestState]
+    ) -> InFlight:
+        """Start a planned step. ``requests``: by id, at least those that this step admits."""
+
+    def collect(self, in_flight: InFlight) -> SampledTokens:
+        """A launched step's tokens, in the order of its samples. Blocks until they exist."""
+
+    def idle_work(self) -> bool:
+        """Do one piece of work, some 50 ms, that makes later steps faster; False if none is left.
+
+        Only while nothing is in flight.
+        """
+
+    def is_fatal(self, error: BaseException) -> bool:
+        """True if no step can succeed after this error, as when a device's context is broken."""
+
+    def memory(self) -> list[tuple[str, str]]:
+        """Sizes and memory use by purpose, to print: (name, value) pairs."""
+
+    def observe(self, observer: Observer | None) -> StreamClock | None:
+        """Report to ``observer`` each wait for the device, until called with None.
+
+        Only while nothing is in flight.
+
+        Returns:
+            A clock of the device's stream, starting now; None without one, or without an observer.
+        """
+
+
+def is_device_error(error: BaseException) -> bool:
+    """True if torch reports that the device's context is broken."""
+    broken = getattr(torch, "AcceleratorError", None)
+    return broken is not None and isinstance(error, broken)

@@ -1,0 +1,300 @@
+"""GpuShard: what one GPU owns of a running model, and the code of a step on it.
+
+A stream and the driver's calls on it, its part of the model with its KV cache, the packed plan and
+the buffers it is unpacked to, the sampling state of every slot, and the graphs captured over all of
+these. Every shard of a mesh runs the same steps; each samples from the whole logits with the same
+seeds, so that all know each request's last token and nothing is sent back.
+
+Without a GPU there is no stream and nothing is captured: Triton's interpreter runs the same code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import get_ident
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from octavo.kernels.gpu import ops as gpu
+from octavo.kernels.gpu.step import HEADER_TURN, StepBuffers, prepare_step
+from octavo.layers.context import AttentionContext
+from octavo.models.registry import CausalLM
+from octavo.runner.cuda_driver import CudaDriver, make_event
+from octavo.runner.cuda_graphs import GraphCache, StepShape, computing
+from octavo.runner.gpu_sampling import GpuSampling
+from octavo.runner.kv_cache import KVCachePlan, allocate_kv_cache
+from octavo.runner.loading import LoadedModel, ModelPart
+from octavo.runner.prompt_scorer import PromptScorer, PromptSpan, ScoredRows
+from octavo.runner.sizing import StepSizes, max_num_seqs, max_step_tokens
+
+
+@dataclass(slots=True, eq=False)
+class StepIds:
+    """The place where a step's ids arrive; as many rotate as may be in flight, and one being read.
+
+    ``turn``: the row of HostIds; ``done``: an event recorded after them on the stream, ``handle``
+    the driver's name for it.
+    """
+
+    turn: int
+    array: NDArray[np.int32]
+    done: torch.cuda.Event | None
+    handle: int
+
+
+class GpuShard:
+    """One rank's device state.
+
+    Args:
+        stream: where everything runs; None is Triton's interpreter.
+        sampling: every slot's sampling state, on this device.
+        plan_len: int32 elements of the packed plan, header and records included.
+        max_padding: rows, or requests, that a step's shape has at most beyond the step's own.
+        num_turns: steps whose ids may be on their way or being read.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel[CausalLM],
+        part: ModelPart[CausalLM],
+        stream: torch.cuda.Stream | None,
+        sampling: GpuSampling,
+        plan: KVCachePlan,
+        sizes: StepSizes,
+        *,
+        plan_len: int,
+        max_padding: int,
+        num_turns: int,
+    ) -> None:
+        self.device, self.model = part.device, part.model
+        self.stream, self.sampling = stream, sampling
+        self.driver = None if stream is None else CudaDriver(stream.cuda_stream)
+        self._max_model_len = sizes.max_model_len
+        # The thread that does nothing but step: it stays on this stream.
+        self._thread: int | None = None
+        caches = allocate_kv_cache(plan, self.model.config, loaded.kv_dtype, self.device)
+        self.model.bind_kv_cache(caches)
+        self.prompt_scorer = PromptScorer(self.model.compute_logits, loaded.shape.vocab_size)
+        self.graphs: GraphCache[tuple[Tensor, Tensor]] = GraphCache(stream)
+        self.packed = torch.zeros(plan_len, dtype=torch.int32, device=self.device)
+        self.packed_address = self.packed.data_ptr()
+        self.buffers = self._make_buffers(sizes, max_padding)
+        host = torch.zeros(
+            (num_turns, sizes.max_num_seqs + max_padding),
+            dtype=torch.int32,
+            pin_memory=stream is not None,
+        )
+        self._host_ids = gpu.HostIds(host, self.packed[HEADER_TURN : HEADER_TURN + 1])
+        self.ids = [self._make_ids(turn) for turn in range(num_turns)]
+
+    def _make_buffers(self, sizes: StepSizes, max_padding: int) -> StepBuffers:
+        reqs = sizes.max_num_seqs + max_padding
+        num_rows = sizes.max_num_batched_tokens + sizes.max_num_seqs + max_padding
+
+        def ints(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.int32, device=self.device)
+
+        plain, (repetition, presence, frequency) = self.sampling.plain, self.sampling.penalties
+        return StepBuffers(
+            input_ids=ints(num_rows),
+            positions=ints(num_rows),
+            slot_mapping=ints(num_rows),
+            slots=ints(reqs),
+            seq_lens=ints(reqs),
+            query_start_loc=ints(reqs + 1),
+            sample_rows=ints(reqs),
+            sample_slots=ints(reqs),
+            block_table=ints(sizes.max_num_seqs + 1, sizes.max_blocks_per_seq),
+            last_tokens=self.sampling.last_tokens,
+            output_positions=plain.output_positions,
+            num_prompt_tokens=self.sampling.num_prompt_tokens,
+            temperature=plain.temperature,
+            top_k=plain.top_k,
+            top_p=plain.top_p,
+            min_p=plain.min_p,
+            seeds=plain.seeds,
+            repetition_penalty=repetition,
+            presence_penalty=presence,
+            frequency_penalty=frequency,
+        )
+
+    def _make_ids(self, turn: int) -> StepIds:
+        done = None if self.stream is None else make_event(self.stream)
+        handle = 0 if done is None else done.cuda_event
+        return StepIds(turn, self._host_ids.ids[turn].numpy(), done, handle)
+
+    # ---------------------------------------------------------------------------------- threads
+
+    def enter_thread(self) -> None:
+        """Keep the calling thread, which does nothing but step, on this stream without autograd."""
+        if self.stream is not None:
+            torch.cuda.set_device(self.stream.device)
+            torch.cuda.set_stream(self.stream)
+            torch.inference_mode().__enter__()  # for good: it costs a step 20 us
+            self._thread = get_ident()
+
+    def ready(self) -> contextlib.AbstractContextManager[None]:
+        """Without autograd, on this stream; the shard's own thread is so already."""
+        if get_ident() == self._thread:
+            return contextlib.nullcontext()
+        return computing(self.stream)
+
+    # ------------------------------------------------------------------------- whole steps
+
+    def replay(
+        self, key: tuple[StepShape, bool], plan_address: int, nbytes: int, turn: int
+    ) -> None:
+        """Copy the plan at a pinned address to the device and launch a step that is captured.
+
+        The calling thread must have the device's context.
+        """
+        graph = self.graphs.get(key)
+        assert graph is not None
+        assert self.driver is not None
+        self.driver.run_step(
+            (self.packed_address, plan_address, nbytes), graph.handle, self.ids[turn].handle
+        )
+
+    def run_padded(self, staged: Tensor, shape: StepShape, adjusted: bool) -> tuple[Tensor, Tensor]:
+        """The step that is staged, padded to a shape which may be captured: (ids, logits)."""
+        with self.ready():
+            self._upload(staged)
+            return self.run(shape, adjusted)
+
+    def run_exact(
+        self,
+        staged: Tensor,
+        shape: StepShape,
+        adjusted: bool,
+        keep_raw: bool,
+        spans: Sequence[PromptSpan],
+    ) -> tuple[Tensor, Tensor, Sequence[ScoredRows]]:
+        """The step that is staged, kernel by kernel: (ids, logits, scores of ``spans``).
+
+        ``spans`` count rows as the shape does. The logits are as sampled from, or with
+        ``keep_raw`` as the model computed them.
+        """
+        with self.ready():
+            self._upload(staged)
+            hidden = self._hidden(shape)
+            ids, logits = self._sample(hidden, shape, adjusted, keep_raw)
+            return ids, logits, self.prompt_scorer.score(spans, hidden)
+
+    def run(self, shape: StepShape, adjusted: bool) -> tuple[Tensor, Tensor]:
+        """(ids [S], logits [S, V]) of the plan on the device; captured at its second run."""
+        return self.graphs.run((shape, adjusted), lambda: self.forward(shape, adjusted))
+
+    def clear_plan(self) -> None:
+        """Make the plan on the device empty: every row is padding, nothing is stored."""
+        self.packed.zero_()
+
+    # ------------------------------------------------------------------------- what is captured
+
+    def forward(self, shape: StepShape, adjusted: bool) -> tuple[Tensor, Tensor]:
+        """(ids [S], logits [S, V]) of the packed plan, padded to the shape."""
+        return self._sample(self._hidden(shape), shape, adjusted)
+
+    def _upload(self, staged: Tensor) -> None:
+        self.packed[: len(staged)].copy_(staged, non_blocking=True)
+
+    def _hidden(self, shape: StepShape) -> Tensor:
+        """Hidden states [rows, D] of the packed plan, padded to the shape."""
+        buffers = self.buffers
+        prepare_step(
+            self.packed,
+            buffers,
+            decode_rows=shape.decode_rows,
+            prefill_reqs=shape.prefill_reqs,
+            prefill_rows=shape.prefill_rows,
+        )
+        rows, reqs = shape.rows, shape.reqs
+        context = AttentionContext(
+            positions=buffers.positions[:rows],
+            slot_mapping=buffers.slot_mapping[:rows],
+            slots=buffers.slots[:reqs],
+            seq_lens=buffers.seq_lens[:reqs],
+            query_start_loc=buffers.query_start_loc[: reqs + 1],
+            block_table=buffers.block_table,
+            num_reqs=reqs,
+            num_decodes=shape.decode_rows,
+            # Bounds; the kernels' grids do not depend on lengths.
+            max_query_len=max(shape.prefill_rows, 1),
+            max_seq_len=self._max_model_len,
+        )
+        return self.model(buffers.input_ids[:rows], context)
+
+    def _sample(
+        self, hidden: Tensor, shape: StepShape, adjusted: bool, keep_raw: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """(ids [S], logits [S, V]); the logits are as sampled from, or with ``keep_raw`` as
+        the model computed them."""
+        buffers = self.buffers
+        if shape.prefill_reqs:
+            hidden = hidden.index_select(0, buffers.sample_rows[: shape.reqs])
+        logits = self.model.compute_logits(hidden)
+        raw = logits.clone() if keep_raw else logits
+        state = self.sampling.adjusted if adjusted else self.sampling.plain
+        slots = buffers.sample_slots[: shape.reqs]
+        return gpu.sample(logits, slots, state, self._host_ids), raw
+
+
+def open_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """A stream that can be captured, as the default one cannot; None on a CPU."""
+    if device.type == "cpu":
+        return None
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def reserve_activations(
+    loaded: LoadedModel[CausalLM],
+    part: ModelPart[CausalLM],
+    stream: torch.cuda.Stream | None,
+    sampling: GpuSampling,
+) -> None:
+    """Run the largest step once, storing nothing.
+
+    The allocator keeps what that took, and no later step needs more: once the device has come to
+    its end, the memory that is free is free for good.
+    """
+    with computing(stream):
+        with gpu.compile_only():
+            _run_largest_step(loaded, part, sampling)
+        _run_largest_step(loaded, part, sampling)
+
+
+def _run_largest_step(
+    loaded: LoadedModel[CausalLM], part: ModelPart[CausalLM], sampling: GpuSampling
+) -> None:
+    """One request of as many tokens as a step may have, and max_num_seqs samples."""
+    config, model, device = loaded.config, part.model, part.device
+    tokens, num_seqs = max_step_tokens(loaded), max_num_seqs(loaded)
+    shape = (1, model.config.num_kv_heads, config.block_size, model.config.head_dim)
+    cache = torch.zeros(shape, dtype=loaded.kv_dtype, device=device)
+    model.bind_kv_cache([(cache, cache)] * model.config.num_layers)
+
+    def ints(*shape: int, fill: int = 0) -> Tensor:
+        return torch.full(shape, fill, dtype=torch.int32, device=device)
+
+    context = AttentionContext(
+        positions=ints(tokens),
+        slot_mapping=ints(tokens, fill=-1),
+        slots=ints(1),
+        seq_lens=ints(1, fill=tokens),
+        query_start_loc=torch.tensor([0, tokens], dtype=torch.int32, device=device),
+        block_table=ints(1, -(-tokens // config.block_size)),
+        num_reqs=1,
+        num_decodes=0,
+        max_query_len=tokens,
+        max_seq_len=tokens,
+    )
+    hidden = model(ints(tokens), context)
+    rows = min(num_seqs, tokens)
+    logits = model.compute_logits(hidden[:rows])
+    spare = ints(rows, fill=num_seqs)
+    host = torch.zeros((1, rows), dtype=torch.int32, pin_memory=True)
+    gpu.sample(logits, spare, sampling.adjusted, gpu.HostIds(host, ints(1)))

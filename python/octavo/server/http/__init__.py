@@ -1,0 +1,1 @@
+"""HTTP as such: connections, access, limits, the app."""

@@ -1,0 +1,116 @@
+"""Access: who may call. API keys and the Host header."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import hmac
+import ipaddress
+from collections.abc import Awaitable, Iterable
+from typing import TYPE_CHECKING, Final
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from octavo.errors import AuthenticationError, ForbiddenHostError
+from octavo.server.http.exchange import header
+
+if TYPE_CHECKING:
+    from octavo.server.config import ServerConfig
+
+# Orchestrators ask these without a key; they tell nothing but the server's health.
+OPEN_PATHS: Final = frozenset({"/health", "/ready", "/ping"})
+
+
+def open_paths(config: ServerConfig) -> frozenset[str]:
+    """Paths that ask for no key."""
+    return OPEN_PATHS if config.metrics_need_key else OPEN_PATHS | {"/metrics"}
+
+
+class Access:
+    """Lets a request through to ``app``, or raises. Made once from the server's flags."""
+
+    def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
+        self._app = app
+        self._keys = [_digest(key.encode()) for key in config.api_key]
+        self._open_paths = open_paths(config)
+        # Without a key, being on loopback is all that protects the server: a web page that points
+        # its own host name at 127.0.0.1 must not pass for a local program.
+        self._checks_host = (
+            not config.api_key and config.uds is None and is_loopback_name(config.host)
+        )
+        self._hosts = {host.lower() for host in (config.host, *config.allowed_hosts)}
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Check the head, then hand on.
+
+        Raises:
+            ForbiddenHostError, AuthenticationError.
+        """
+        if self._checks_host:
+            self._check_host(header(scope, b"host"))
+        if self._keys and route_path(scope) not in self._open_paths:
+            self._check_key(Headers(scope=scope))
+        return self._app(scope, receive, send)
+
+    def _check_host(self, host: bytes | None) -> None:
+        # HTTP/1.0 clients send none; browsers always do.
+        if host is None:
+            return
+        name = _host_name(host.decode("latin-1")).lower()
+        if name not in self._hosts and not is_loopback_name(name):
+            raise ForbiddenHostError(
+                "the Host header does not name this machine: the server listens on loopback "
+                "without an API key; see --api-key and --allowed-hosts"
+            )
+
+    def _check_key(self, headers: Headers) -> None:
+        given = list(_given_keys(headers))
+        if not given:
+            raise AuthenticationError(
+                "no API key: send it as 'Authorization: Bearer KEY' or as 'x-api-key: KEY'"
+            )
+        ok = False
+        # Digests have one length, every key is compared to its end: time tells nothing.
+        for key in given:
+            digest = _digest(key)
+            for known in self._keys:
+                ok |= hmac.compare_digest(digest, known)
+        if not ok:
+            raise AuthenticationError("the API key is wrong")
+
+
+def route_path(scope: Scope) -> str:
+    """The path without the prefix that a proxy has stripped and the server put back."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+def _given_keys(headers: Headers) -> Iterable[bytes]:
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and key.strip():
+        yield key.strip().encode("latin-1")
+    if key_header := headers.get("x-api-key"):
+        yield key_header.encode("latin-1")
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+def _host_name(host: str) -> str:
+    """The header without its port; an IPv6 address without its brackets."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+@functools.lru_cache(maxsize=64)
+def is_loopback_name(name: str) -> bool:
+    """``localhost``, its subdomains, and loopback addresses."""
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,164 @@
+"""Exchange: one HTTP request and its answer.
+
+Starlette's request, with a body that is bounded in size and in time; its responses for whole
+answers. Streams write tens of thousands of small chunks a second, so nothing is between them and
+the protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from octavo.errors import BadRequestError, BodyTimeoutError, ContentTypeError
+from octavo.server.http import limits
+from octavo.server.http.http_server import take_body, write_answer, write_stream_head
+
+if TYPE_CHECKING:
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+    from octavo.server.http.http_server import HttpProtocol
+
+JSON: Final = "application/json"
+_JSON: Final = JSON.encode()
+_STREAM_HEADERS: Final = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    # nginx would hold chunks back until it has a buffer full.
+    (b"x-accel-buffering", b"no"),
+)
+_STREAM_HEAD: Final = b"".join(b"%b: %b\r\n" % line for line in _STREAM_HEADERS)
+
+
+def header(scope: Scope, name: bytes) -> bytes | None:
+    """The first value of a header. ``name``: in lower case, as ASGI has all names."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return bytes(value)
+    return None
+
+
+class JsonResponse(Response):
+    """A whole answer of JSON."""
+
+    media_type = JSON
+
+    def __init__(
+        self, content: Any, status_code: int = 200, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(content, status_code, headers)
+
+    def render(self, content: Any) -> bytes:
+        """The body's bytes."""
+        return orjson.dumps(content)
+
+
+class Exchange(Request):
+    """A request, and the one answer to it.
+
+    ``is_answered``: whether an answer has begun. ``request_id``: as in the header X-Request-Id.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        super().__init__(scope, receive, send)
+        self.is_answered = False
+        # What our own protocol offers past ASGI. None: called in this process, as run-batch does;
+        # such a client cannot leave.
+        self.connection: HttpProtocol | None = scope.get("octavo.connection")
+        self._cycle: RequestResponseCycle | None = scope.get("octavo.cycle")
+        # Whether nothing has to be added to a whole answer on its way: see App.
+        self._is_direct: bool = scope.get("octavo.direct", False)
+        self.request_id: str = scope["state"]["request_id"]
+
+    # ------------------------------------------------------------------ the request
+
+    async def read_json(self) -> dict[str, Any]:
+        """The body, which must be a JSON object.
+
+        Raises:
+            ContentTypeError, BodyTooLargeError, BodyTimeoutError, BadRequestError: bad requests.
+            ClientDisconnect: the client went away in the middle.
+        """
+        content_type = header(self.scope, b"content-type") or b""
+        if content_type != _JSON and content_type.partition(b";")[0].strip().lower() != _JSON:
+            raise ContentTypeError("the request's Content-Type must be application/json")
+        body = await self._read_body()
+        try:
+            value = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise BadRequestError(f"the request body is not valid JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise BadRequestError("the request body must be a JSON object")
+        return value
+
+    async def _read_body(self) -> bytes | bytearray:
+        length = header(self.scope, b"content-length") or b""
+        if length.isdigit():
+            limits.check_body_size(int(length))
+        # Where it came with the head there is nothing to wait for, and no timer.
+        if self._cycle is None or (body := take_body(self._cycle)) is None:
+            return await self._wait_for_body()
+        limits.check_body_size(len(body))
+        return body
+
+    async def _wait_for_body(self) -> bytes:
+        body = bytearray()
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(limits.MAX_BODY_SILENCE_S) as silence:
+                async for part in self.stream():
+                    body += part
+                    limits.check_body_size(len(body))
+                    silence.reschedule(loop.time() + limits.MAX_BODY_SILENCE_S)
+        except TimeoutError:
+            raise BodyTimeoutError("the request body did not arrive in time") from None
+        return bytes(body)
+
+    # ------------------------------------------------------------------- the answer
+
+    async def respond(self, response: Response) -> None:
+        """A whole answer."""
+        self.is_answered = True
+        await response(self.scope, self._receive, self._send)
+
+    async def respond_json(self, value: Any) -> None:
+        """A whole answer of JSON."""
+        await self.respond_body(orjson.dumps(value))
+
+    async def respond_body(self, body: bytes) -> None:
+        """A whole answer of JSON that is written down already."""
+        self.is_answered = True
+        if self._is_direct and self._cycle is not None:
+            lines = b"content-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
+            lines %= (_JSON, len(body), self.request_id.encode())
+            if write_answer(self._cycle, lines, body):
+                return
+        headers = [(b"content-type", _JSON), (b"content-length", b"%d" % len(body))]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def start_stream(self, data: bytes = b"") -> None:
+        """Begin an answer of server-sent events, ``data`` being the first."""
+        self.is_answered = True
+        if self._is_direct and self._cycle is not None:
+            lines = b"%bx-request-id: %b\r\n" % (_STREAM_HEAD, self.request_id.encode())
+            if write_stream_head(self._cycle, lines, data):
+                return
+        headers = list(_STREAM_HEADERS)
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        if data:
+            await self.write(data)
+
+    async def write(self, data: bytes) -> None:
+        """A part of the stream; waits while the client's buffers are full."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end_stream(self, data: bytes = b"") -> None:
+        """The stream's last part."""
+        await self._send({"type": "http.response.body", "body": data})

@@ -1,0 +1,224 @@
+"""Checks of single JSON values: each takes a field's name and value and returns the clean value.
+
+Every refusal is an InvalidParameterError that names the field; none quotes more than a little of
+the value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from octavo._core import TokenIds
+from octavo.errors import InvalidParameterError
+
+INT32_MAX = 2**31 - 1
+INT64_MAX = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A check, and what it lets pass as a JSON schema."""
+
+    schema: dict[str, Any]
+    run: Callable[[str, Any], Any]
+
+    def __call__(self, name: str, value: Any) -> Any:
+        """The clean value.
+
+        Raises:
+            InvalidParameterError: it is not what it must be.
+        """
+        return self.run(name, value)
+
+
+def check(**schema: Any) -> Callable[[Callable[[str, Any], Any]], Check]:
+    """Makes a function a Check with this schema."""
+    return lambda run: Check(schema, run)
+
+
+def shorten(value: object) -> str:
+    """A value as it may appear in a message."""
+    text = repr(value) if not isinstance(value, str) else repr(value[:100])
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def invalid(name: str, must: str, value: object) -> InvalidParameterError:
+    """The error of a value that is not what it must be."""
+    return InvalidParameterError(f"{name} must be {must}, not {shorten(value)}", name)
+
+
+@check(type="boolean")
+def boolean(name: str, value: Any) -> bool:
+    """true or false; numbers and strings are neither."""
+    if not isinstance(value, bool):
+        raise invalid(name, "true or false", value)
+    return value
+
+
+def integer(least: int = -INT32_MAX, most: int = INT32_MAX) -> Check:
+    """A whole number in [least, most]; JSON knows no difference between 1 and 1.0."""
+
+    @check(type="integer", minimum=least, maximum=most)
+    def checked(name: str, value: Any) -> int:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise invalid(name, "an integer", value)
+        if value < least:
+            raise invalid(name, f"at least {least}", value)
+        if value > most:
+            raise invalid(name, f"at most {most}", value)
+        return value
+
+    return checked
+
+
+def number(**bounds: float) -> Check:
+    """A number. ``bounds``: the schema's, which are SamplingParams' to check."""
+
+    @check(type="number", **bounds)
+    def checked(name: str, value: Any) -> float:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise invalid(name, "a number", value)
+        return float(value)
+
+    return checked
+
+
+def string(most_chars: int = INT32_MAX, *, least_chars: int = 0) -> Check:
+    """A string of bounded length."""
+
+    @check(type="string", minLength=least_chars, maxLength=most_chars)
+    def checked(name: str, value: Any) -> str:
+        if not isinstance(value, str):
+            raise invalid(name, "a string", value)
+        if not least_chars <= len(value) <= most_chars:
+            raise InvalidParameterError(
+                f"{name} must have between {least_chars} and {most_chars} characters", name
+            )
+        return value
+
+    return checked
+
+
+def string_or_strings(name: str, value: Any) -> tuple[str, ...]:
+    """One string or a list of them."""
+    if isinstance(value, str):
+        return (value,)
+    return strings(name, value)
+
+
+def strings(name: str, value: Any) -> tuple[str, ...]:
+    """A list of strings."""
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise invalid(name, "a list of strings", value)
+    return tuple(value)
+
+
+def strings_schema(most: int, most_chars: int) -> dict[str, Any]:
+    """The schema of at most ``most`` strings that are not empty."""
+    item = {"type": "string", "minLength": 1, "maxLength": most_chars}
+    return {"type": "array", "items": item, "maxItems": most}
+
+
+def is_token_ids(value: Any) -> bool:
+    """Whether it is a list of integers; ``true`` is none."""
+    return isinstance(value, list) and set(map(type, value)) <= {int}
+
+
+def texts_or_ids(
+    name: str, value: Any, check_count: Callable[[str, list[Any]], None]
+) -> list[str | TokenIds]:
+    """str, [str], [int] or [[int]] as a list of texts or of token ids.
+
+    Raises:
+        InvalidParameterError: something else, an empty list, or what ``check_count`` raises.
+    """
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value:
+        try:
+            # An int first: a list of token ids, and if not, nothing.
+            if type(value[0]) is int:
+                return [TokenIds(value)]
+            if all(isinstance(item, str) for item in value):
+                check_count(name, value)
+                return value
+            if all(isinstance(item, list) for item in value):
+                check_count(name, value)
+                if [] in value:
+                    raise InvalidParameterError(f"{name} must not hold empty lists", name)
+                return [TokenIds(item) for item in value]
+        except TypeError:
+            pass
+        except ValueError as error:
+            if isinstance(error, InvalidParameterError):
+                raise
+            raise InvalidParameterError(f"{name} must hold token ids: {error}", name) from None
+    raise invalid(
+        name, "a string, a list of strings, of token ids, or of lists of token ids", value
+    )
+
+
+def token_ids(most: int) -> Check:
+    """A list of at most ``most`` token ids; the vocabulary's bound is the engine's to check."""
+
+    @check(
+        type="array", maxItems=most, items={"type": "integer", "minimum": 0, "maximum": INT32_MAX}
+    )
+    def checked(name: str, value: Any) -> tuple[int, ...]:
+        if not is_token_ids(value):
+            raise invalid(name, "a list of token ids", value)
+        if len(value) > most:
+            raise InvalidParameterError(f"{name} must have at most {most} entries", name)
+        if value and not 0 <= min(value) <= max(value) <= INT32_MAX:
+            raise InvalidParameterError(f"{name} must hold token ids, which are positive", name)
+        return tuple(value)
+
+    return checked
+
+
+def one_of(*choices: str) -> Check:
+    """One of a few strings."""
+
+    @check(enum=list(choices))
+    def checked(name: str, value: Any) -> str:
+        if value not in choices:
+            raise invalid(name, "one of " + ", ".join(choices), value)
+        return str(value)
+
+    return checked
+
+
+@check(type="object")
+def json_object(name: str, value: Any) -> dict[str, Any]:
+    """A JSON object."""
+    if not isinstance(value, dict):
+        raise invalid(name, "an object", value)
+    return value
+
+
+@check(type="array", items={"type": "object"})
+def json_objects(name: str, value: Any) -> list[dict[str, Any]]:
+    """A list of JSON objects."""
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise invalid(name, "a list of objects", value)
+    return value
+
+
+_BIAS = number()
+
+
+def logit_bias(name: str, value: Any) -> dict[int, float]:
+    """Token id, as JSON's string key -> bias."""
+    if not isinstance(value, dict):
+        raise invalid(name, "an object of token id -> bias", value)
+    bias: dict[int, float] = {}
+    for key, entry in value.items():
+        # Not int(key): it takes " 1_0", and digits of other scripts.
+        if not (key.isascii() and key.isdigit() and len(key) <= 10):
+            raise invalid(name, "an object whose keys are token ids", key)
+        bias[int(key)] = _BIAS(name, entry)
+    return bias

@@ -1,0 +1,329 @@
+"""HttpServer: uvicorn with a bound on request heads, JSON errors, and no hands on our signals."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
+
+from octavo._core import SseWriter
+from octavo.errors import BadRequestError, HeaderTooLargeError, error_body, error_kind
+from octavo.server.http import limits
+
+if TYPE_CHECKING:
+    from octavo.server.config import ServerConfig
+    from octavo.server.http.app import App
+
+# Clients keep pools of idle connections; one that the server closes first loses a race and a
+# request. Longer than the usual 60 s of proxies and client libraries.
+KEEP_ALIVE_S: Final = 75
+# What a closing server grants answers that are already written but not yet read.
+FLUSH_S: Final = 2
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """One connection. The parser itself would gather a head of any size."""
+
+    _in_head = True
+    # Of the head so far, without what the read held that it began in.
+    _head_bytes = 0
+    _read_bytes = _first_read_bytes = 0
+    _head_is_too_large = False
+    _writer: SseWriter | None = None
+    _on_lost: Callable[[], None] | None = None
+    # When the last answer was written; None: one is due.
+    _idle_since_s: float | None = None
+    _idle_timer: asyncio.TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        self._read_bytes = len(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if (
+            self._in_head
+            and self._head_bytes > limits.MAX_HEADER_BYTES
+            and not self.transport.is_closing()
+        ):
+            self._head_is_too_large = True
+            self.send_400_response("")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+        # What this read holds beyond the head's beginning is not known; the exact count follows
+        # in on_headers_complete. This one bounds heads that never end.
+        self._head_bytes = 0
+        self._first_read_bytes = self._read_bytes
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        # Counting takes microseconds, and nearly all requests are shorter as a whole.
+        if self._first_read_bytes + self._head_bytes > limits.MAX_HEADER_BYTES:
+            self._check_head_size()
+        super().on_headers_complete()
+        if self.cycle is not None:
+            self.scope["octavo.connection"] = self  # type: ignore[typeddict-unknown-key]
+            self.scope["octavo.cycle"] = self.cycle  # type: ignore[typeddict-unknown-key]
+
+    def _check_head_size(self) -> None:
+        size = len(self.parser.get_method()) + len(self.url) + len(b"  HTTP/1.1\r\n\r\n")
+        size += sum(len(name) + len(value) + len(b": \r\n") for name, value in self.headers)
+        if size > limits.MAX_HEADER_BYTES:
+            self._head_is_too_large = True
+            # The parser turns it into its own error, which data_received answers.
+            raise HeaderTooLargeError("too large")
+
+    # One timer per idle connection, which looks at the clock when it rings: setting and cancelling
+    # one for each request costs 4 us of them all.
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._idle_since_s = None
+
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_since_s = self.loop.time()
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._check_idle)
+
+    def _check_idle(self) -> None:
+        self._idle_timer = None
+        if self._idle_since_s is None:
+            return
+        left_s = self._idle_since_s + self.timeout_keep_alive - self.loop.time()
+        if left_s > 0:
+            self._idle_timer = self.loop.call_later(left_s, self._check_idle)
+        else:
+            self.timeout_keep_alive_handler()
+
+    # What Exchange knows of its connection, past ASGI.
+
+    def on_lost(self, callback: Callable[[], None] | None) -> None:
+        """Have this called when the connection is lost; once, and only the last one given."""
+        self._on_lost = callback
+        if callback is None:
+            return
+        # A connection that is not read from does not notice its end.
+        self.flow.resume_reading()
+        if self.transport.is_closing():
+            self.loop.call_soon(self._call_on_lost)
+
+    def _call_on_lost(self) -> None:
+        callback, self._on_lost = self._on_lost, None
+        if callback is not None:
+            callback()
+
+    def make_writer(self) -> SseWriter:
+        """What writes body parts of the chunked answer that is under way, past ``cycle.send``.
+
+        The way of nearly every token: a quarter of the cost of ``send``, which needs a task's turn.
+        Not while a ``send`` is under way.
+        """
+        transport = self.transport
+        connection = transport.get_extra_info("socket")
+        is_plain = connection is not None and transport.get_extra_info("ssl_object") is None
+        self._writer = SseWriter(
+            transport.write,
+            transport.get_write_buffer_size,
+            connection.fileno() if is_plain else None,
+        )
+        self._writer.is_paused = self.flow.write_paused or self.transport.is_closing()
+        return self._writer
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._writer is not None:
+            self._writer.is_paused = True
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._writer is not None:
+            self._writer.is_paused = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._writer is not None:
+            self._writer.is_paused = True
+            self._writer = None
+        super().connection_lost(exc)
+        self._call_on_lost()
+        # Else the timer would hold all of a lost connection until it ran out.
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+
+    def send_400_response(self, msg: str) -> None:
+        """The answer to what is not HTTP, or not acceptable as such, in OpenAI's shape."""
+        error = (
+            HeaderTooLargeError(f"the head is larger than {limits.MAX_HEADER_BYTES} bytes")
+            if self._head_is_too_large
+            else BadRequestError("invalid HTTP request")
+        )
+        body = orjson.dumps(error_body(error))
+        self.transport.write(
+            STATUS_LINE[error_kind(error).status]
+            + b"content-type: application/json\r\nconnection: close\r\nx-request-id: "
+            + secrets.token_hex(16).encode()
+            + b"\r\ncontent-length: "
+            + str(len(body)).encode()
+            + b"\r\n\r\n"
+            + body
+        )
+        self.transport.close()
+
+
+def take_body(cycle: RequestResponseCycle) -> bytearray | None:
+    """The body of a request that has arrived to its end; None: the rest has to be waited for."""
+    if cycle.more_body:
+        return None
+    body, cycle.body = cycle.body, bytearray()
+    return body
+
+
+def write_answer(cycle: RequestResponseCycle, head: bytes, body: bytes) -> bool:
+    """A whole answer of status 200 in one write, past ``cycle.send``: a third of its cost.
+
+    ``head``: header lines, each with its end; they hold the body's length. The answer to a HEAD
+    ends with them. Returns whether it was written: if not, the answer has to wait, or to be
+    dropped, as ``cycle.send`` does.
+    """
+    if cycle.flow.write_paused or cycle.disconnected or cycle.response_started:
+        return False
+    cycle.response_started = cycle.response_complete = True
+    cycle.waiting_for_100_continue = False
+    if cycle.scope["method"] == "HEAD":
+        body = b""
+    cycle.transport.write(b"".join((*_head_lines(cycle, head), b"\r\n", body)))
+    cycle.message_event.set()
+    if not cycle.keep_alive:
+        cycle.transport.close()
+    cycle.on_response()
+    return True
+
+
+def write_stream_head(cycle: RequestResponseCycle, head: bytes, data: bytes) -> bool:
+    """The head of a chunked answer and its first part, as ``write_answer`` writes a whole one."""
+    if cycle.flow.write_paused or cycle.disconnected or cycle.response_started:
+        return False
+    cycle.response_started = cycle.chunked_encoding = True
+    cycle.waiting_for_100_continue = False
+    lines = [*_head_lines(cycle, head), b"transfer-encoding: chunked\r\n\r\n"]
+    if data:
+        lines.append(b"%x\r\n%b\r\n" % (len(data), data))
+    cycle.transport.write(b"".join(lines))
+    return True
+
+
+def _head_lines(cycle: RequestResponseCycle, head: bytes) -> list[bytes]:
+    """A head but for its end: what uvicorn adds is the date, and that the connection closes."""
+    lines = [STATUS_LINE[200], *(b"%b: %b\r\n" % pair for pair in cycle.default_headers), head]
+    if not cycle.keep_alive:
+        lines.append(b"connection: close\r\n")
+    return lines
+
+
+class _Uvicorn(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals belong to the life cycle: they drain, they do not just stop."""
+        yield
+
+
+class HttpServer:
+    """Listens from ``start`` to ``stop``. ``url`` is where, once started."""
+
+    def __init__(self, app: App, config: ServerConfig) -> None:
+        self._config = config
+        self._socket: socket.socket | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._server = _Uvicorn(
+            uvicorn.Config(
+                app,
+                uds=config.uds,
+                http=HttpProtocol,
+                ws="none",
+                # The loop is the caller's.
+                loop="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                root_path=config.root_path.rstrip("/"),
+                ssl_keyfile=config.ssl_keyfile,
+                ssl_certfile=config.ssl_certfile,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=FLUSH_S,
+            )
+        )
+        self.url = ""
+
+    async def start(self) -> None:
+        """Bind and listen.
+
+        Raises:
+            OSError: the address is taken, or not this machine's; the message names it.
+        """
+        config = self._config
+        sockets: list[socket.socket] | None = None
+        if config.uds is None:
+            self._socket = _bind(config.host, config.port)
+            sockets = [self._socket]
+            host, port = self._socket.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            self.url = f"{'https' if config.has_tls else 'http'}://{shown}:{port}"
+        else:
+            self.url = f"unix:{config.uds}"
+        self._task = asyncio.create_task(self._server.serve(sockets=sockets))
+        while not self._server.started:
+            if self._task.done():
+                self._task.result()
+                raise OSError(f"cannot listen on {self.url}")
+            await asyncio.sleep(0.001)
+
+    async def stop(self) -> None:
+        """Stop listening, let written answers be read, close every connection."""
+        self._server.should_exit = True
+        if self._task is not None:
+            await self._task
+        if self._config.uds is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._config.uds)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        info: Any = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except socket.gaierror as error:
+        raise OSError(f"cannot listen on {host!r}: {error.strerror}") from None
+    family, kind, proto, _, address = info[0]
+    listener = socket.socket(family, kind, proto)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise OSError(
+            f"cannot listen on {host}:{port}: {error.strerror}; see --host and --port"
+        ) from None
+    listener.setblocking(False)
+    return listener

@@ -1,0 +1,105 @@
+"""What one request may ask for. Checked before anything is allocated on its behalf."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Sized
+from typing import Final
+
+from octavo.errors import BodyTooLargeError, InvalidParameterError
+
+# The one table of the wire; text/chat_template.py has the templates'. Each number is far above
+# honest use and far below what harms the server.
+MAX_BODY_BYTES: Final = 32 * 1024 * 1024
+MAX_HEADER_BYTES: Final = 16 * 1024
+MAX_PROMPTS: Final = 1024
+MAX_N: Final = 128
+# OpenAI's; each of them is one request to the scheduler.
+MAX_EMBEDDING_INPUTS: Final = 2048
+# One request may not fill the queue alone: OpenAI's largest batch of prompts, four samples each.
+MAX_SAMPLES: Final = 4096
+MAX_MESSAGES: Final = 16 * 1024
+MAX_STOP_STRINGS: Final = 16
+MAX_STOP_STRING_CHARS: Final = 256
+MAX_STOP_TOKEN_IDS: Final = 1024
+MAX_BAD_WORDS: Final = 128
+MAX_BAD_WORD_CHARS: Final = 256
+MAX_LOGIT_BIAS: Final = 1024
+MAX_ALLOWED_TOKEN_IDS: Final = 4096
+MAX_LOGPROBS: Final = 20
+MAX_REQUEST_ID_CHARS: Final = 256
+MAX_CACHE_SALT_CHARS: Final = 1024
+# A client that stops in the middle of its body holds memory and a connection.
+MAX_BODY_SILENCE_S: Final = 60.0
+
+
+def check_body_size(num_bytes: int) -> None:
+    """Raises BodyTooLargeError over MAX_BODY_BYTES."""
+    if num_bytes > MAX_BODY_BYTES:
+        raise BodyTooLargeError(f"the request body is larger than {MAX_BODY_BYTES} bytes")
+
+
+def check_count(param: str, items: Sized, most: int, what: str = "entries") -> None:
+    """Raises InvalidParameterError if there are more than ``most``."""
+    if len(items) > most:
+        raise InvalidParameterError(
+            f"{param} must have at most {most} {what}, not {len(items)}", param
+        )
+
+
+def check_prompts(param: str, prompts: Sequence[object]) -> None:
+    """At least one prompt, at most MAX_PROMPTS."""
+    if not prompts:
+        raise InvalidParameterError(f"{param} must not be empty", param)
+    check_count(param, prompts, MAX_PROMPTS, "prompts")
+
+
+def check_samples(num_prompts: int, n: int) -> None:
+    """``n`` samples of each prompt: the product is what the engine has to hold."""
+    if n > MAX_N:
+        raise InvalidParameterError(f"n must be at most {MAX_N}, not {n}", "n")
+    if num_prompts * n > MAX_SAMPLES:
+        raise InvalidParameterError(
+            f"{num_prompts} prompts of {n} samples each are more than {MAX_SAMPLES}", "n"
+        )
+
+
+def check_strings(param: str, strings: Sequence[str], most: int, most_chars: int) -> None:
+    """A bounded number of strings of bounded length, none of them empty."""
+    check_count(param, strings, most, "strings")
+    for string in strings:
+        if not string:
+            raise InvalidParameterError(f"{param} must not hold empty strings", param)
+        if len(string) > most_chars:
+            raise InvalidParameterError(
+                f"{param} must hold strings of at most {most_chars} characters", param
+            )
+
+
+def check_stop(stop: Sequence[str]) -> None:
+    """Stop strings: each one is searched for in every step of the request."""
+    check_strings("stop", stop, MAX_STOP_STRINGS, MAX_STOP_STRING_CHARS)
+
+
+def check_bad_words(words: Sequence[str]) -> None:
+    """Bad words: each becomes a token sequence that the sampler looks for."""
+    check_strings("bad_words", words, MAX_BAD_WORDS, MAX_BAD_WORD_CHARS)
+
+
+def check_logit_bias(bias: Mapping[int, float]) -> None:
+    """As many biases as MAX_LOGIT_BIAS, each in OpenAI's range."""
+    check_count("logit_bias", bias, MAX_LOGIT_BIAS)
+    for token_id, value in bias.items():
+        if not -100 <= value <= 100:
+            raise InvalidParameterError(
+                f"logit_bias must hold values between -100 and 100, not {value} for {token_id}",
+                "logit_bias",
+            )
+
+
+def check_logprobs(param: str, num_logprobs: int, max_logprobs: int) -> None:
+    """``max_logprobs``: what the operator allows; the table's own bound holds beside it."""
+    most = min(max_logprobs, MAX_LOGPROBS)
+    if not 0 <= num_logprobs <= most:
+        raise InvalidParameterError(
+            f"{param} must be between 0 and {most}, not {num_logprobs}", param
+        )

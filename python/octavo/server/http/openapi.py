@@ -1,0 +1,124 @@
+"""GET /openapi.json: the routes and their bodies, made of the tables that check them."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable
+from typing import Any, Final, Protocol
+
+from octavo import __version__
+from octavo.server.openai.protocol import BOOKKEEPING_FIELDS, UNSUPPORTED_FIELDS, Body
+
+_ERROR: Final = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string", "maxLength": 1024},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+
+
+class Described(Protocol):
+    """What is told of a route."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def methods(self) -> tuple[str, ...]: ...
+    @property
+    def handler(self) -> Any: ...
+    @property
+    def body(self) -> Body | None: ...
+
+
+def describe(
+    routes: Iterable[Described], *, open_paths: Container[str] | None, root_path: str
+) -> dict[str, Any]:
+    """The OpenAPI 3.1 document. ``open_paths``: those that need no key; None: no route does."""
+    document: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "octavo",
+            "version": __version__,
+            "description": "OpenAI's interface with vLLM's additions. A field that would change "
+            "the answer is either honoured or refused by name; null is the same as absence.",
+        },
+        "servers": [{"url": root_path or "/"}],
+        "paths": {
+            _path(route.path): _operations(
+                route, open_paths is not None and route.path not in open_paths
+            )
+            for route in routes
+        },
+        "components": {"schemas": {"Error": _ERROR}},
+    }
+    if open_paths is not None:
+        document["components"]["securitySchemes"] = {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+        }
+    return document
+
+
+def _path(path: str) -> str:
+    """OpenAPI has no word for parameters that may hold slashes."""
+    return path.replace(":path}", "}")
+
+
+def _operations(route: Described, needs_key: bool) -> dict[str, Any]:
+    name = route.handler.__name__
+    summary, _, _ = (route.handler.__doc__ or name).partition("\n")
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    operation: dict[str, Any] = {
+        "summary": summary,
+        "responses": {
+            "200": {"description": "The answer."},
+            "default": {"description": "What went wrong.", "content": error},
+        },
+    }
+    parameters = [
+        {"name": part[1:-1], "in": "path", "required": True, "schema": {"type": "string"}}
+        for part in _path(route.path).split("/")
+        if part.startswith("{")
+    ]
+    if parameters:
+        operation["parameters"] = parameters
+    if route.body is not None:
+        content = {"application/json": {"schema": body_schema(route.body)}}
+        operation["requestBody"] = {"required": True, "content": content}
+    if needs_key:
+        operation["security"] = [{"bearer": []}, {"key": []}]
+    return {
+        method.lower(): {**operation, "operationId": f"{name}_{method.lower()}"}
+        for method in route.methods
+    }
+
+
+def body_schema(body: Body) -> dict[str, Any]:
+    """The schema of one route's body."""
+    properties: dict[str, Any] = {}
+    for name, values in UNSUPPORTED_FIELDS.items():
+        # Refused unless they ask for nothing.
+        properties[name] = {"enum": [None, *values], "description": "Not supported."}
+    for name in sorted(BOOKKEEPING_FIELDS):
+        properties[name] = {"description": "Changes no answer."}
+    for name, check in body.fields.items():
+        required = name in body.required
+        properties[name] = check.schema if required else {"anyOf": [check.schema, {"type": "null"}]}
+    schema: dict[str, Any] = {
+        "type": "object",
+        "properties": properties,
+        "required": list(body.required),
+        "additionalProperties": False,
+    }
+    if body.one_of:
+        schema["oneOf"] = [{"required": [name]} for name in body.one_of]
+    return schema

@@ -1,0 +1,1 @@
+"""OpenAI's text API: chat, completions, models, tokens."""

@@ -1,0 +1,54 @@
+"""POST /tokenize and /detokenize."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from octavo.errors import InvalidParameterError
+from octavo.server.openai.protocol import parse_detokenize, parse_tokenize
+from octavo.server.work.prompts import INLINE_CHARS, encode, encode_chat
+
+if TYPE_CHECKING:
+    from octavo.server.http.exchange import Exchange
+    from octavo.server.work.state import ServerState
+
+
+async def tokenize(state: ServerState, exchange: Exchange) -> None:
+    """The token ids of a prompt or of a rendered conversation."""
+    engine = state.engine
+    request = parse_tokenize(await exchange.read_json())
+    state.model_name(request.model)
+    if request.prompt is not None:
+        special = request.add_special_tokens is not False
+        tokens = await encode(engine, request.prompt, special)
+    else:
+        tokens = await encode_chat(state, request)
+    strings = None
+    if request.return_token_strs:
+        strings = [engine.tokenizer.id_to_token(token_id) for token_id in tokens]
+    await exchange.respond_json(
+        {
+            "count": len(tokens),
+            "max_model_len": engine.max_model_len,
+            "tokens": list(tokens),
+            "token_strs": strings,
+        }
+    )
+
+
+async def detokenize(state: ServerState, exchange: Exchange) -> None:
+    """The text of token ids, special tokens included."""
+    tokenizer = state.engine.tokenizer
+    request = parse_detokenize(await exchange.read_json())
+    state.model_name(request.model)
+    tokens = request.tokens
+    if tokens and max(tokens) >= tokenizer.vocab_size:
+        raise InvalidParameterError(
+            f"tokens must hold ids in [0, {tokenizer.vocab_size})", "tokens"
+        )
+    if len(tokens) <= INLINE_CHARS:
+        text = tokenizer.decode(tokens, False)
+    else:
+        text = await asyncio.to_thread(tokenizer.decode, tokens, False)
+    await exchange.respond_json({"prompt": text})

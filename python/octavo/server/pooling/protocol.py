@@ -1,0 +1,220 @@
+"""The shapes of requests for vectors and scores; see protocol.py for the rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from octavo.errors import InvalidParameterError
+from octavo.server.http import fields, limits
+from octavo.server.openai.protocol import Body, Prompt, checked, require, truncation
+
+_TOKEN_IDS: Final = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
+# Queries and documents may be empty: a text of special tokens alone is one.
+_TEXTS: Final = {
+    "type": "array",
+    "items": {"type": "string"},
+    "minItems": 1,
+    "maxItems": limits.MAX_EMBEDDING_INPUTS,
+}
+_DOCUMENT: Final = {
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "object",
+            "properties": {"text": {"type": "string"}},
+            "required": ["text"],
+            "additionalProperties": False,
+        },
+    ]
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class PoolingRequest:
+    """What all these requests share."""
+
+    model: str | None = None
+    truncate_prompt_tokens: int | None = None
+    priority: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class EmbeddingRequest(PoolingRequest):
+    """A checked /v1/embeddings request."""
+
+    inputs: list[Prompt]
+    encoding_format: str = "float"
+    dimensions: int | None = None
+    add_special_tokens: bool = True
+
+
+@dataclass(slots=True, kw_only=True)
+class ScoreRequest(PoolingRequest):
+    """A checked /v1/score request: as many first texts as second ones, or one."""
+
+    text_1: list[str]
+    text_2: list[str]
+    use_activation: bool = True
+
+
+@dataclass(slots=True, kw_only=True)
+class RerankRequest(PoolingRequest):
+    """A checked /v1/rerank request. ``top_n`` 0: all documents."""
+
+    query: str
+    documents: list[str]
+    top_n: int = 0
+    return_documents: bool = True
+    use_activation: bool = True
+
+
+@dataclass(slots=True, kw_only=True)
+class ClassifyRequest(PoolingRequest):
+    """A checked /classify request."""
+
+    inputs: list[Prompt]
+    add_special_tokens: bool = True
+    use_activation: bool = True
+
+
+def _input_list(item: dict[str, Any]) -> dict[str, Any]:
+    most = limits.MAX_EMBEDDING_INPUTS
+    return {"type": "array", "items": item, "minItems": 1, "maxItems": most}
+
+
+@fields.check(
+    anyOf=[
+        {"type": "string"},
+        _input_list({"type": "string"}),
+        _TOKEN_IDS,
+        _input_list(_TOKEN_IDS),
+    ]
+)
+def _inputs(name: str, value: Any) -> list[Prompt]:
+    """str, [str], [int] or [[int]] as a list of texts."""
+    return fields.texts_or_ids(name, value, _check_inputs)
+
+
+def _check_inputs(name: str, value: list[Any]) -> None:
+    limits.check_count(name, value, limits.MAX_EMBEDDING_INPUTS, "texts")
+
+
+@fields.check(anyOf=[{"type": "string"}, _TEXTS])
+def _texts(name: str, value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
+        raise fields.invalid(name, "a string or a list of strings", value)
+    limits.check_count(name, value, limits.MAX_EMBEDDING_INPUTS, "texts")
+    return value
+
+
+@fields.check(**_input_list(_DOCUMENT))
+def _documents(name: str, value: Any) -> list[str]:
+    """Each a string, or an object that holds nothing but ``text``."""
+    if not isinstance(value, list) or not value:
+        raise fields.invalid(name, "a list of at least one document", value)
+    limits.check_count(name, value, limits.MAX_EMBEDDING_INPUTS, "documents")
+    texts = []
+    for index, item in enumerate(value):
+        text = item["text"] if isinstance(item, dict) and set(item) == {"text"} else item
+        if not isinstance(text, str):
+            raise fields.invalid(f"{name}[{index}]", "a string or an object with text", item)
+        texts.append(text)
+    return texts
+
+
+_COMMON: Final[dict[str, fields.Check]] = {
+    "model": fields.string(),
+    "truncate_prompt_tokens": truncation,
+    "priority": fields.integer(),
+}
+EMBEDDING_BODY: Final = Body(
+    {
+        **_COMMON,
+        "input": _inputs,
+        "encoding_format": fields.one_of("float", "base64"),
+        "dimensions": fields.integer(1),
+        "add_special_tokens": fields.boolean,
+    },
+    ("input",),
+)
+CLASSIFY_BODY: Final = Body(
+    {
+        **_COMMON,
+        "input": _inputs,
+        "add_special_tokens": fields.boolean,
+        "use_activation": fields.boolean,
+    },
+    ("input",),
+)
+SCORE_BODY: Final = Body(
+    {**_COMMON, "text_1": _texts, "text_2": _texts, "use_activation": fields.boolean},
+    ("text_1", "text_2"),
+)
+RERANK_BODY: Final = Body(
+    {
+        **_COMMON,
+        "query": fields.string(),
+        "documents": _documents,
+        "top_n": fields.integer(0),
+        "return_documents": fields.boolean,
+        "use_activation": fields.boolean,
+    },
+    ("query", "documents"),
+)
+
+
+def parse_embedding(body: dict[str, Any]) -> EmbeddingRequest:
+    """Check a /v1/embeddings body.
+
+    Raises:
+        InvalidParameterError, UnsupportedParameterError: naming the field.
+    """
+    clean = _clean(body, EMBEDDING_BODY)
+    return EmbeddingRequest(inputs=clean.pop("input"), **clean)
+
+
+def parse_classify(body: dict[str, Any]) -> ClassifyRequest:
+    """Check a /classify body.
+
+    Raises:
+        InvalidParameterError, UnsupportedParameterError: naming the field.
+    """
+    clean = _clean(body, CLASSIFY_BODY)
+    return ClassifyRequest(inputs=clean.pop("input"), **clean)
+
+
+def parse_score(body: dict[str, Any]) -> ScoreRequest:
+    """Check a /v1/score body.
+
+    Raises:
+        InvalidParameterError, UnsupportedParameterError: naming the field.
+    """
+    request = ScoreRequest(**_clean(body, SCORE_BODY))
+    if len(request.text_1) == 1:
+        request.text_1 *= len(request.text_2)
+    if len(request.text_1) != len(request.text_2):
+        raise InvalidParameterError(
+            f"text_1 holds {len(request.text_1)} texts and text_2 {len(request.text_2)}: text_1 "
+            "must hold one, or as many",
+            "text_1",
+        )
+    return request
+
+
+def parse_rerank(body: dict[str, Any]) -> RerankRequest:
+    """Check a /v1/rerank body.
+
+    Raises:
+        InvalidParameterError, UnsupportedParameterError: naming the field.
+    """
+    return RerankRequest(**_clean(body, RERANK_BODY))
+
+
+def _clean(body: dict[str, Any], shape: Body) -> dict[str, Any]:
+    clean = checked(body, shape.fields)
+    for name in shape.required:
+        require(clean, name)
+    return clean

@@ -1,0 +1,1 @@
+"""From a checked request to its answer, whatever the API."""

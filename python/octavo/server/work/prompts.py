@@ -1,0 +1,108 @@
+"""From a request to prompt token ids. Long work leaves the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from octavo.errors import InvalidParameterError, RequestTooLongError, UnsupportedParameterError
+
+if TYPE_CHECKING:
+    from octavo._core import TokenIds
+    from octavo.engine.engine import AsyncEngine
+    from octavo.server.openai.protocol import ChatRequest, Prompt, TokenizeRequest
+    from octavo.server.work.state import ServerState
+
+# A render or an encode below this is shorter than a hop to a worker thread and back (~0.3 ms).
+INLINE_CHARS = 4096
+
+# The longest tokens of today's vocabularies (runs of spaces or dashes) have as many characters: a
+# text beyond it is refused without being encoded.
+MAX_CHARS_PER_TOKEN = 128
+
+
+async def encode_chat(state: ServerState, request: ChatRequest | TokenizeRequest) -> TokenIds:
+    """A conversation's token ids.
+
+    Raises:
+        BadRequestError: the template refuses the messages.
+        UnsupportedParameterError: the template does not know something the request asks for.
+    """
+    template = state.template(request.chat_template)
+    variables: dict[str, Any] = dict(request.chat_template_kwargs)
+    documents = getattr(request, "documents", None)
+    effort = getattr(request, "reasoning_effort", None)
+    for name, value in (("documents", documents), ("reasoning_effort", effort)):
+        if value is not None and not template.uses(name):
+            raise UnsupportedParameterError(
+                f"{name} is not supported: this model's chat template does not use it", name
+            )
+    if effort is not None:
+        variables.setdefault("reasoning_effort", effort)
+    messages = request.messages or []
+
+    def render() -> str:
+        return template.render(
+            messages,
+            add_generation_prompt=request.add_generation_prompt,
+            continue_final_message=request.continue_final_message,
+            documents=documents,
+            **variables,
+        )
+
+    num_chars = sum(len(message["content"] or "") for message in messages)
+    text = render() if num_chars <= INLINE_CHARS else await asyncio.to_thread(render)
+    # The template has written the special tokens already.
+    return await encode(state.engine, text, request.add_special_tokens or False, "messages")
+
+
+async def encode(
+    engine: AsyncEngine, text: str, add_special_tokens: bool, param: str = "prompt"
+) -> TokenIds:
+    """One text's token ids.
+
+    Raises:
+        RequestTooLongError: it is longer than any text that could fit the context.
+    """
+    least = len(text) // MAX_CHARS_PER_TOKEN
+    if least > engine.max_model_len:
+        raise RequestTooLongError(least, engine.max_model_len, param, at_least=True)
+    return await engine.encode(text, add_special_tokens)
+
+
+async def encode_prompts(
+    engine: AsyncEngine, prompts: Sequence[Prompt], add_special_tokens: bool
+) -> list[TokenIds]:
+    """Every prompt's token ids; those given as ids stay as they are.
+
+    Raises:
+        RequestTooLongError: a text is longer than any that could fit the context.
+    """
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    if len(texts) > 1:
+        num_chars = sum(map(len, texts))
+        if num_chars > INLINE_CHARS:
+            batch = engine.tokenizer.encode_batch
+            return await asyncio.to_thread(batch, texts, add_special_tokens)
+    return [
+        await encode(engine, prompt, add_special_tokens) if isinstance(prompt, str) else prompt
+        for prompt in prompts
+    ]
+
+
+def truncate(token_ids: TokenIds, most: int | None, max_model_len: int) -> TokenIds:
+    """The last ``most`` ids; -1 is the whole context, None is no truncation.
+
+    Raises:
+        InvalidParameterError: ``most`` is over the context.
+    """
+    if most is None:
+        return token_ids
+    if most > max_model_len:
+        raise InvalidParameterError(
+            f"truncate_prompt_tokens must be at most {max_model_len}, not {most}",
+            "truncate_prompt_tokens",
+        )
+    # One token of the context is the answer's.
+    return token_ids[-(max_model_len - 1 if most == -1 else most) :]

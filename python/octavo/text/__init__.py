@@ -1,0 +1,1 @@
+"""Between messages and text: what the server and LLM share."""

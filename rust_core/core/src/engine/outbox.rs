@@ -1,0 +1,360 @@
+//! What happened to each sample, on its way from the engine thread to the event loop.
+//!
+//! A sample's entry gathers tokens until it is drained, so tokens that arrive while the loop is
+//! busy leave together, as one delta and one write. Server-sent events are assembled only at the
+//! drain, for the same reason, and so is text where no stop string has to be looked for: for 256
+//! samples whose data is in no cache it was half of what a step's tokens cost the engine's thread.
+//! Appending is O(1) amortised; draining is O(what is drained).
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use slab::Slab;
+
+use crate::scheduler::request::{FinishReason, StopReason};
+use crate::text::detokenizer::Detokenizer;
+use crate::text::sse::{self, SseTemplate, write_chunk};
+
+/// How a sample's output is delivered.
+#[derive(Debug, Clone)]
+pub enum Delivery {
+    /// As the ready bytes of server-sent events.
+    Sse(Arc<SseTemplate>),
+    /// As text and ids, when they come.
+    Delta,
+    /// Once, at the end.
+    Final,
+}
+
+/// One chosen or likely token: (id, logprob, rank).
+pub type Logprob = (u32, f32, u32);
+
+/// What happened to one sample since it was last drained. See `_core.pyi`.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[allow(missing_docs)] // named and explained in _core.pyi
+pub struct Delta {
+    pub request_id: u64,
+    pub sse: Option<Vec<u8>>,
+    pub text: String,
+    pub token_ids: Vec<u32>,
+    pub logprobs: Option<Vec<Vec<Logprob>>>,
+    pub finish_reason: Option<FinishReason>,
+    pub stop_reason: Option<StopReason>,
+    pub cumulative_logprob: Option<f64>,
+    pub num_prompt_tokens: u32,
+    pub num_cached_tokens: u32,
+    pub num_output_tokens: u32,
+    pub queue_s: Option<f64>,
+    pub prefill_s: Option<f64>,
+    pub decode_s: Option<f64>,
+}
+
+/// A sample's gathered output.
+#[derive(Debug)]
+pub struct Stream {
+    /// What the next drain gives out, without its `sse`.
+    pub delta: Delta,
+    delivery: Delivery,
+    /// Makes the text of `delta.token_ids` at the drain; None where the engine makes it, or nobody.
+    // Boxed: large, and the engine's thread passes it by.
+    detokenizer: Option<Box<Detokenizer>>,
+    queued: bool,
+    has_sent_first: bool,
+    /// Tokens of `delta.token_ids` whose text is made.
+    num_spoken: usize,
+    /// Its text could not be made.
+    has_failed: bool,
+    /// Tokens since the last drain.
+    num_fresh: u32,
+}
+
+impl Stream {
+    /// Whether tokens are wanted as they come.
+    #[must_use]
+    pub fn is_streaming(&self) -> bool {
+        !matches!(self.delivery, Delivery::Final)
+    }
+
+    /// Appends the text of the gathered tokens. A panic over it is this sample's alone: it ends with
+    /// "error", at once or with its next token.
+    fn write_text(&mut self) {
+        let Some(mut detokenizer) = self.detokenizer.take() else {
+            return;
+        };
+        let Delta {
+            text,
+            token_ids,
+            finish_reason,
+            ..
+        } = &mut self.delta;
+        // The token that stopped it is not part of the text.
+        let is_stopped = *finish_reason == Some(FinishReason::Stop);
+        let num_said = token_ids.len().saturating_sub(usize::from(is_stopped));
+        let num_spoken = std::mem::replace(&mut self.num_spoken, token_ids.len());
+        let done = catch_unwind(AssertUnwindSafe(|| {
+            for &token in &token_ids[num_spoken..num_said] {
+                detokenizer.push(token, text);
+            }
+            if finish_reason.is_some() {
+                detokenizer.finish(text);
+            }
+        }));
+        if done.is_ok() {
+            self.detokenizer = Some(detokenizer);
+        } else {
+            self.has_failed = true;
+            if finish_reason.is_some() {
+                *finish_reason = Some(FinishReason::Error);
+            }
+        }
+    }
+
+    /// Whether the text that is gathered is not worth a delta: half a character is no news to a
+    /// client that reads text.
+    fn is_silent(&self) -> bool {
+        matches!(self.delivery, Delivery::Sse(_))
+            && self.delta.text.is_empty()
+            && self.has_sent_first
+            && self.delta.finish_reason.is_none()
+    }
+
+    /// Takes what is gathered, leaving the running totals.
+    fn take(&mut self) -> Delta {
+        // The engine's thread, which may be another, keeps its buffer: nothing is allocated there
+        // for a token, and nothing that was is freed here.
+        let token_ids = match self.delta.finish_reason {
+            Some(_) => std::mem::take(&mut self.delta.token_ids),
+            None => self.delta.token_ids.clone(),
+        };
+        self.delta.token_ids.clear();
+        let mut taken = Delta {
+            text: std::mem::take(&mut self.delta.text),
+            token_ids,
+            logprobs: self.delta.logprobs.as_mut().map(std::mem::take),
+            stop_reason: self.delta.stop_reason.take(),
+            sse: None,
+            ..self.delta
+        };
+        if let Delivery::Sse(template) = &self.delivery {
+            let mut bytes = Vec::with_capacity(taken.text.len() + 384);
+            if !std::mem::replace(&mut self.has_sent_first, true) {
+                bytes.extend_from_slice(&template.first);
+            }
+            let finish = taken.finish_reason.map(FinishReason::as_str);
+            if !taken.text.is_empty() || finish.is_some() {
+                let stop = taken.stop_reason.as_ref().map(|reason| match reason {
+                    StopReason::Token(id) => sse::StopReason::Token(*id),
+                    StopReason::Text(text) => sse::StopReason::Text(text),
+                });
+                write_chunk(template, &taken.text, finish, stop, &mut bytes);
+            }
+            if finish.is_some() {
+                bytes.extend_from_slice(&template.last);
+            }
+            taken.sse = Some(bytes);
+        }
+        taken
+    }
+}
+
+/// The streams of all unfinished samples, and those with news, oldest first.
+#[derive(Debug, Default)]
+pub struct OutboxData {
+    streams: Slab<Stream>,
+    order: Vec<u32>,
+}
+
+impl OutboxData {
+    /// Opens a sample's stream; the key is good until `finish`.
+    ///
+    /// `detokenizer`: makes its text, where whoever adds tokens does not.
+    pub fn open(
+        &mut self,
+        delta: Delta,
+        delivery: Delivery,
+        detokenizer: Option<Box<Detokenizer>>,
+    ) -> u32 {
+        self.streams.insert(Stream {
+            delta,
+            delivery,
+            detokenizer,
+            queued: false,
+            has_sent_first: false,
+            num_spoken: 0,
+            has_failed: false,
+            num_fresh: 0,
+        }) as u32
+    }
+
+    /// The stream of a key.
+    pub fn stream(&mut self, key: u32) -> &mut Stream {
+        &mut self.streams[key as usize]
+    }
+
+    /// A token was added. It is due if the interval is full; the first one always is. False if the
+    /// sample's text could not be made: it is to end.
+    #[inline]
+    pub fn token_added(&mut self, key: u32, stream_interval: u32) -> bool {
+        let stream = &mut self.streams[key as usize];
+        stream.num_fresh += 1;
+        if !stream.queued {
+            let due = stream.num_fresh >= stream_interval || stream.delta.num_output_tokens == 1;
+            if due && (stream.detokenizer.is_some() || !stream.is_silent()) {
+                stream.queued = true;
+                self.order.push(key);
+            }
+        }
+        !stream.has_failed
+    }
+
+    /// The sample is over: its stream closes with the next drain.
+    pub fn finish(&mut self, key: u32) {
+        let stream = &mut self.streams[key as usize];
+        debug_assert!(stream.delta.finish_reason.is_some());
+        if !std::mem::replace(&mut stream.queued, true) {
+            self.order.push(key);
+        }
+    }
+
+    /// Whether there is nothing to drain.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
+    fn drain(&mut self) -> Vec<Delta> {
+        let mut deltas = Vec::with_capacity(self.order.len());
+        for key in self.order.drain(..) {
+            let stream = &mut self.streams[key as usize];
+            stream.queued = false;
+            stream.write_text();
+            if stream.is_silent() {
+                continue; // its next token is due, whatever the interval
+            }
+            stream.num_fresh = 0;
+            stream.num_spoken = 0;
+            deltas.push(stream.take());
+            if stream.delta.finish_reason.is_some() {
+                self.streams.remove(key as usize);
+            }
+        }
+        deltas
+    }
+}
+
+/// See the module doc.
+#[derive(Debug, Default)]
+pub struct Outbox(Mutex<OutboxData>);
+
+impl Outbox {
+    /// Exclusive access, for one step's tokens.
+    pub fn lock(&self) -> MutexGuard<'_, OutboxData> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes everything since the last drain, one delta per sample, oldest change first.
+    #[must_use]
+    pub fn drain(&self) -> Vec<Delta> {
+        self.lock().drain()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn template() -> Arc<SseTemplate> {
+        let part = |text: &str| text.as_bytes().into();
+        Arc::new(SseTemplate {
+            parts: [part("<"), part("|"), part("|"), part(">")],
+            first: part("[first]"),
+            last: part("[last]"),
+        })
+    }
+
+    fn add(outbox: &mut OutboxData, key: u32, text: &str, interval: u32) {
+        let delta = &mut outbox.stream(key).delta;
+        delta.text.push_str(text);
+        delta.token_ids.push(7);
+        delta.num_output_tokens += 1;
+        outbox.token_added(key, interval);
+    }
+
+    fn sse(outbox: &mut OutboxData) -> Vec<String> {
+        let bytes = outbox.drain().into_iter().map(|delta| delta.sse.unwrap());
+        bytes
+            .map(|bytes| String::from_utf8(bytes).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn tokens_since_the_last_drain_leave_as_one_chunk() {
+        let mut outbox = OutboxData::default();
+        let key = outbox.open(Delta::default(), Delivery::Sse(template()), None);
+        add(&mut outbox, key, "a", 1);
+        assert_eq!(sse(&mut outbox), ["[first]<a|null|null>"]);
+        add(&mut outbox, key, "b", 1);
+        add(&mut outbox, key, "", 1);
+        add(&mut outbox, key, "c\"", 1);
+        assert_eq!(sse(&mut outbox), ["<bc\\\"|null|null>"]);
+        add(&mut outbox, key, "", 1);
+        assert!(outbox.is_empty());
+        let delta = &mut outbox.stream(key).delta;
+        delta.finish_reason = Some(FinishReason::Stop);
+        delta.stop_reason = Some(StopReason::Text("x".into()));
+        outbox.finish(key);
+        assert_eq!(sse(&mut outbox), ["<|\"stop\"|\"x\">[last]"]);
+        assert!(outbox.streams.is_empty());
+    }
+
+    #[test]
+    fn the_role_chunk_does_not_wait_for_text() {
+        let mut outbox = OutboxData::default();
+        let key = outbox.open(Delta::default(), Delivery::Sse(template()), None);
+        add(&mut outbox, key, "", 1);
+        assert_eq!(sse(&mut outbox), ["[first]"]);
+    }
+
+    #[test]
+    fn the_interval_holds_tokens_back_but_not_the_first() {
+        let mut outbox = OutboxData::default();
+        let key = outbox.open(Delta::default(), Delivery::Delta, None);
+        let mut sizes = Vec::new();
+        for _ in 0..7 {
+            add(&mut outbox, key, "a", 3);
+            sizes.extend(outbox.drain().iter().map(|delta| delta.token_ids.len()));
+        }
+        assert_eq!(sizes, [1, 3, 3]);
+    }
+
+    #[test]
+    fn a_panic_over_text_ends_that_sample_alone() {
+        let json = r#"{"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel",
+            "vocab": {"a": 0}, "unk_token": "a"}}"#;
+        let tokenizer = Arc::new(crate::text::tokenizer::Tokenizer::new(
+            json.parse().unwrap(),
+        ));
+        let mut outbox = OutboxData::default();
+        let keys = [Delivery::Delta, Delivery::Delta, Delivery::Final].map(|delivery| {
+            let detokenizer = Detokenizer::new(tokenizer.clone(), Vec::new(), false, true);
+            outbox.open(Delta::default(), delivery, Some(Box::new(detokenizer)))
+        });
+        let push = |outbox: &mut OutboxData, key: u32| {
+            outbox.stream(key).delta.token_ids.push(0);
+            outbox.token_added(key, 1)
+        };
+        assert!(keys.iter().all(|&key| push(&mut outbox, key)));
+        // More is said to have been made than there are tokens: making the rest trips over that.
+        outbox.stream(keys[1]).num_spoken = 9;
+        outbox.stream(keys[2]).num_spoken = 9;
+        outbox.stream(keys[2]).delta.finish_reason = Some(FinishReason::Length);
+        let reasons: Vec<_> = outbox
+            .drain()
+            .iter()
+            .map(|delta| delta.finish_reason)
+            .collect();
+        assert_eq!(reasons, [None, None, Some(FinishReason::Error)]);
+        assert!(push(&mut outbox, keys[0]));
+        assert!(!push(&mut outbox, keys[1]), "it is to end");
+    }
+}

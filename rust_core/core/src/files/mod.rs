@@ -1,0 +1,4 @@
+//! Checkpoint files that are read without Python.
+
+pub mod formats;
+pub mod gguf;

@@ -1,0 +1,373 @@
+//! One step's plan, and how it is written into a staging buffer.
+//!
+//! Writing is O(scheduled tokens + block updates) and does not allocate.
+
+use slab::Slab;
+
+use crate::error::{Error, Result};
+use crate::scheduler::block_pool::BlockId;
+use crate::scheduler::request::{Request, Slot};
+
+/// The input id of a token that is still on the device.
+pub const ON_DEVICE: i32 = -1;
+
+/// One request's part of a step.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry {
+    /// Index of the request in the scheduler's slab.
+    pub index: u32,
+    /// The caller's name for it.
+    pub request_id: u64,
+    /// Its slot.
+    pub slot: Slot,
+    /// Position of its first query token.
+    pub start: u32,
+    /// Query tokens.
+    pub count: u32,
+    /// A decode's input id.
+    pub input_id: i32,
+    /// A decode's slot_mapping.
+    pub mapping: i32,
+    /// Whether its last query token's logits are sampled.
+    pub sample: bool,
+}
+
+/// What the scheduler decided for one step; buffers keep their capacity from step to step.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// Decodes first, then prefill chunks.
+    pub entries: Vec<Entry>,
+    /// How many of the entries are decodes.
+    pub num_decodes: usize,
+    /// Query tokens in all.
+    pub num_tokens: usize,
+    /// Flat indices into `block_table[max_num_seqs, max_blocks_per_seq]`.
+    pub update_rows: Vec<u32>,
+    /// The block ids that go there.
+    pub update_ids: Vec<BlockId>,
+    /// (slot, request_id) of the requests admitted in this step.
+    pub new_slots: Vec<(Slot, u64)>,
+    /// Slab indices of the same.
+    pub admitted: Vec<u32>,
+}
+
+impl Plan {
+    /// Empties the plan, keeping its buffers.
+    pub fn clear(&mut self) {
+        self.entries.clear();
+        self.num_decodes = 0;
+        self.num_tokens = 0;
+        self.update_rows.clear();
+        self.update_ids.clear();
+        self.new_slots.clear();
+        self.admitted.clear();
+    }
+
+    /// Records that a request's logical block got a physical one.
+    pub fn update_block(&mut self, row: u32, id: BlockId) {
+        self.update_rows.push(row);
+        self.update_ids.push(id);
+    }
+}
+
+/// Limits that fix the size of a staging buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StagingLimits {
+    /// Most query tokens of one step.
+    pub max_num_batched_tokens: usize,
+    /// Most requests of one step; also the slot of padding rows.
+    pub max_num_seqs: usize,
+    /// Columns of the block table.
+    pub max_blocks_per_seq: usize,
+    /// Most block updates of one step. Admission stops before it overflows.
+    pub max_block_updates: usize,
+}
+
+impl StagingLimits {
+    /// The limits of an engine.
+    ///
+    /// Every decode may cross a block boundary and one admission may fill a whole row; beyond that
+    /// there is room for a step's worth of prefilled blocks and for a few long prefix hits, so that
+    /// a burst of short or cached prompts is not held back.
+    #[must_use]
+    pub fn new(
+        max_num_batched_tokens: usize,
+        max_num_seqs: usize,
+        max_model_len: usize,
+        block_size: usize,
+    ) -> Self {
+        let max_blocks_per_seq = max_model_len.div_ceil(block_size);
+        Self {
+            max_num_batched_tokens,
+            max_num_seqs,
+            max_blocks_per_seq,
+            max_block_updates: 2 * max_num_seqs
+                + max_num_batched_tokens.div_ceil(block_size)
+                + 4 * max_blocks_per_seq,
+        }
+    }
+
+    /// Elements of a buffer that holds any step, with decode buckets up to max_num_seqs.
+    #[must_use]
+    pub fn required_len(&self) -> usize {
+        let tokens = self.max_num_batched_tokens.max(self.max_num_seqs);
+        let requests = self.max_num_seqs;
+        3 * tokens + 5 * requests + 1 + 2 * self.max_block_updates
+    }
+}
+
+/// The counts of one step and the offsets of its sections; see `_core.pyi`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[allow(missing_docs)] // named and explained in _core.pyi
+pub struct ScheduledBatch {
+    pub step_id: u64,
+    pub num_tokens: usize,
+    pub num_reqs: usize,
+    pub num_decodes: usize,
+    pub num_samples: usize,
+    pub num_block_updates: usize,
+    pub max_query_len: usize,
+    pub max_seq_len: usize,
+    pub token_stride: usize,
+    pub req_stride: usize,
+    pub packed_len: usize,
+    pub input_ids_offset: usize,
+    pub positions_offset: usize,
+    pub slot_mapping_offset: usize,
+    pub slots_offset: usize,
+    pub seq_lens_offset: usize,
+    pub query_start_loc_offset: usize,
+    pub sample_rows_offset: usize,
+    pub sample_slots_offset: usize,
+    pub block_updates_offset: usize,
+}
+
+impl ScheduledBatch {
+    fn with_layout(mut self, token_stride: usize, req_stride: usize) -> Self {
+        let mut at = 0;
+        let mut section = |len: usize| {
+            let offset = at;
+            at += len;
+            offset
+        };
+        self.token_stride = token_stride;
+        self.req_stride = req_stride;
+        self.input_ids_offset = section(token_stride);
+        self.positions_offset = section(token_stride);
+        self.slot_mapping_offset = section(token_stride);
+        self.slots_offset = section(req_stride);
+        self.seq_lens_offset = section(req_stride);
+        self.query_start_loc_offset = section(req_stride + 1);
+        self.sample_rows_offset = section(req_stride);
+        self.sample_slots_offset = section(req_stride);
+        self.block_updates_offset = section(2 * self.num_block_updates);
+        self.packed_len = section(0);
+        self
+    }
+}
+
+/// Where a step is written: an int32 buffer and the sizes decode steps are padded to (ascending).
+#[derive(Debug)]
+pub struct Staging<'a> {
+    /// At least [`StagingLimits::required_len`] elements.
+    pub buffer: &'a mut [i32],
+    /// Empty: never padded.
+    pub token_buckets: &'a [u32],
+}
+
+impl Staging<'_> {
+    /// Checks the buffer against the engine's limits. O(1).
+    pub fn validate(&self, limits: &StagingLimits) -> Result<()> {
+        let required = limits.required_len();
+        if self.buffer.len() < required {
+            return Err(Error::invalid(format!(
+                "the staging buffer has {} elements, this engine needs {required}",
+                self.buffer.len()
+            )));
+        }
+        if let Some(&bucket) = self.token_buckets.last()
+            && bucket as usize > limits.max_num_seqs
+        {
+            return Err(Error::invalid(format!(
+                "token bucket {bucket} exceeds max_num_seqs {}",
+                limits.max_num_seqs
+            )));
+        }
+        Ok(())
+    }
+
+    /// Writes `plan` and returns its counts. The buffer must have been validated.
+    pub fn fill(
+        &mut self,
+        plan: &Plan,
+        requests: &Slab<Request>,
+        limits: &StagingLimits,
+        block_size: usize,
+    ) -> ScheduledBatch {
+        let num_reqs = plan.entries.len();
+        let batch = ScheduledBatch {
+            num_tokens: plan.num_tokens,
+            num_reqs,
+            num_decodes: plan.num_decodes,
+            num_block_updates: plan.update_ids.len(),
+            ..ScheduledBatch::default()
+        };
+        let bucket = if plan.num_decodes == num_reqs {
+            self.token_buckets
+                .iter()
+                .map(|&b| b as usize)
+                .find(|&b| b >= num_reqs)
+        } else {
+            None
+        };
+        let mut batch = batch.with_layout(
+            bucket.unwrap_or(plan.num_tokens),
+            bucket.unwrap_or(num_reqs),
+        );
+
+        let rest = &mut self.buffer[..batch.packed_len];
+        let (input_ids, rest) = rest.split_at_mut(batch.token_stride);
+        let (positions, rest) = rest.split_at_mut(batch.token_stride);
+        let (slot_mapping, rest) = rest.split_at_mut(batch.token_stride);
+        let (slots, rest) = rest.split_at_mut(batch.req_stride);
+        let (seq_lens, rest) = rest.split_at_mut(batch.req_stride);
+        let (query_start_loc, rest) = rest.split_at_mut(batch.req_stride + 1);
+        let (sample_rows, rest) = rest.split_at_mut(batch.req_stride);
+        let (sample_slots, block_updates) = rest.split_at_mut(batch.req_stride);
+
+        let mut at = 0;
+        let mut num_samples = 0;
+        query_start_loc[0] = 0;
+        for (i, entry) in plan.entries.iter().enumerate() {
+            let (start, count) = (entry.start as usize, entry.count as usize);
+            if i < plan.num_decodes {
+                input_ids[at] = entry.input_id;
+                positions[at] = entry.start as i32;
+                slot_mapping[at] = entry.mapping;
+            } else {
+                let request = &requests[entry.index as usize];
+                let table = request
+                    .seat()
+                    .map_or(&[][..], |seat| seat.table.block_ids());
+                let prompt = &request.prompt.tokens;
+                let from_prompt = prompt.get(start..).unwrap_or(&[]);
+                let from_outputs = &request.outputs[start.saturating_sub(prompt.len())..];
+                let tokens = from_prompt.iter().chain(from_outputs);
+                for (id, &token) in input_ids[at..at + count].iter_mut().zip(tokens) {
+                    *id = token as i32;
+                }
+                for (k, position) in (start..start + count).enumerate() {
+                    positions[at + k] = position as i32;
+                    let block = table[position / block_size] as usize;
+                    slot_mapping[at + k] = (block * block_size + position % block_size) as i32;
+                }
+                batch.max_query_len = batch.max_query_len.max(count);
+            }
+            at += count;
+            slots[i] = entry.slot as i32;
+            seq_lens[i] = (entry.start + entry.count) as i32;
+            query_start_loc[i + 1] = at as i32;
+            batch.max_seq_len = batch.max_seq_len.max(start + count);
+            if entry.sample {
+                sample_rows[num_samples] = at as i32 - 1;
+                sample_slots[num_samples] = entry.slot as i32;
+                num_samples += 1;
+            }
+        }
+        batch.max_query_len = batch.max_query_len.max(num_reqs.min(1));
+        batch.num_samples = num_samples;
+
+        let spare = limits.max_num_seqs as i32;
+        input_ids[at..].fill(0);
+        positions[at..].fill(0);
+        slot_mapping[at..].fill(-1);
+        slots[num_reqs..].fill(spare);
+        seq_lens[num_reqs..].fill(0);
+        query_start_loc[num_reqs + 1..].fill(at as i32);
+        sample_rows[num_samples..].fill(0);
+        sample_slots[num_samples..].fill(spare);
+
+        let (rows, ids) = block_updates.split_at_mut(plan.update_ids.len());
+        for (out, &row) in rows.iter_mut().zip(&plan.update_rows) {
+            *out = row as i32;
+        }
+        for (out, &id) in ids.iter_mut().zip(&plan.update_ids) {
+            *out = id as i32;
+        }
+        batch
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decode(slot: Slot, start: u32) -> Entry {
+        Entry {
+            index: 0,
+            request_id: 0,
+            slot,
+            start,
+            count: 1,
+            input_id: -1,
+            mapping: 7,
+            sample: true,
+        }
+    }
+
+    #[test]
+    fn decodes_are_padded_to_the_first_bucket_that_holds_them() {
+        let limits = StagingLimits::new(16, 4, 32, 4);
+        let mut buffer = vec![99; limits.required_len()];
+        let mut plan = Plan {
+            entries: vec![decode(2, 5), decode(0, 9)],
+            num_decodes: 2,
+            num_tokens: 2,
+            ..Plan::default()
+        };
+        plan.update_block(17, 3);
+        let requests = Slab::new();
+        let mut staging = Staging {
+            buffer: &mut buffer,
+            token_buckets: &[1, 3, 4],
+        };
+        staging.validate(&limits).unwrap();
+        let batch = staging.fill(&plan, &requests, &limits, 4);
+        assert_eq!((batch.token_stride, batch.req_stride), (3, 3));
+        let expected = [
+            &[-1, -1, 0][..],
+            &[5, 9, 0],
+            &[7, 7, -1],
+            &[2, 0, 4],
+            &[6, 10, 0],
+            &[0, 1, 2, 2],
+            &[0, 1, 0],
+            &[2, 0, 4],
+            &[17, 3],
+        ]
+        .concat();
+        assert_eq!(batch.packed_len, expected.len());
+        assert_eq!(buffer[..batch.packed_len], expected);
+        assert_eq!(buffer[batch.packed_len], 99);
+        assert_eq!(
+            (batch.num_samples, batch.max_query_len, batch.max_seq_len),
+            (2, 1, 10)
+        );
+    }
+
+    #[test]
+    fn short_buffers_and_large_buckets_are_refused() {
+        let limits = StagingLimits::new(16, 4, 32, 4);
+        let mut buffer = vec![0; limits.required_len()];
+        let short = Staging {
+            buffer: &mut buffer[1..],
+            token_buckets: &[],
+        };
+        assert!(short.validate(&limits).is_err());
+        let large = Staging {
+            buffer: &mut buffer,
+            token_buckets: &[5],
+        };
+        assert!(large.validate(&limits).is_err());
+    }
+}

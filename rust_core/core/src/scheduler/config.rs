@@ -1,0 +1,79 @@
+//! The scheduler's fixed settings and their ranges.
+
+use crate::error::{Error, Result};
+use crate::scheduler::batch::StagingLimits;
+
+/// Who is admitted first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Policy {
+    /// By arrival.
+    #[default]
+    Fcfs,
+    /// Lower priority values first, then by arrival.
+    Priority,
+}
+
+/// The scheduler's fixed settings.
+#[derive(Debug, Clone)]
+pub struct SchedulerConfig {
+    /// KV blocks in the pool.
+    pub num_blocks: usize,
+    /// Tokens of a block.
+    pub block_size: usize,
+    /// Most requests admitted at a time.
+    pub max_num_seqs: usize,
+    /// Most query tokens of a step.
+    pub max_num_batched_tokens: usize,
+    /// Most tokens of a request, prompt and output.
+    pub max_model_len: usize,
+    /// Reuse blocks of equal prefixes.
+    pub enable_prefix_caching: bool,
+    /// Split prompts over steps to fill them up. Off: a prompt waits for a step that holds it
+    /// whole; only one that exceeds the budget by itself is split.
+    pub enable_chunked_prefill: bool,
+    /// Order of service.
+    pub policy: Policy,
+}
+
+impl SchedulerConfig {
+    /// Checks the ranges, naming the field at fault.
+    pub fn validate(&self) -> Result<()> {
+        let positive = [
+            ("num_blocks", self.num_blocks),
+            ("block_size", self.block_size),
+            ("max_num_seqs", self.max_num_seqs),
+            ("max_num_batched_tokens", self.max_num_batched_tokens),
+            ("max_model_len", self.max_model_len),
+        ];
+        for (name, value) in positive {
+            // Positions, mappings and flat block-table indices are int32 on the device.
+            if value == 0 || value > (1 << 30) {
+                return Err(Error::invalid(format!(
+                    "{name} must be in 1..=2**30, not {value}"
+                )));
+            }
+        }
+        let columns = self.max_model_len.div_ceil(self.block_size);
+        for (name, cells) in [
+            ("num_blocks * block_size", self.num_blocks * self.block_size),
+            (
+                "max_num_seqs * blocks of max_model_len",
+                self.max_num_seqs * columns,
+            ),
+        ] {
+            if cells > i32::MAX as usize {
+                return Err(Error::invalid(format!("{name} = {cells} exceeds int32")));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn limits(&self) -> StagingLimits {
+        StagingLimits::new(
+            self.max_num_batched_tokens,
+            self.max_num_seqs,
+            self.max_model_len,
+            self.block_size,
+        )
+    }
+}

@@ -1,0 +1,563 @@
+//! Who computes what in the next step: continuous batching over a pool of KV blocks.
+//!
+//! One token budget a step. Decodes come first, then chunks of prompts already admitted, then new
+//! admissions in order of [`Rank`]: FCFS, or by priority. When a decode finds no free block, the
+//! request of the last rank is preempted and recomputed later; since only lower ranks are ever
+//! preempted and admission never skips the head of the queue, the first in rank always advances,
+//! so nothing starves under FCFS.
+//!
+//! **Run-ahead.** `schedule` may be called again before the previous step came back. What a step
+//! will have computed counts as computed from then on, and its token is a placeholder
+//! (`num_pending`); the device executes steps in order, so a block freed now may be given to a
+//! later step at once. A request that *ends* while in flight keeps its blocks and slot until the
+//! step comes back; a preempted one gives its blocks back at once and keeps its slot.
+//!
+//! **Admission** takes all blocks of the known tokens at once, so that a prefill never stops
+//! half-way for want of memory, and shares what the prefix cache holds. Contents are named, and
+//! shared, only when their step came back: a failed step poisons nobody else.
+//!
+//! **Groups** (n > 1): the first sample, the leader, computes the prompt; the others are parked
+//! until it has, then start on references to its full blocks. See `groups.rs`.
+//!
+//! Costs, with r running requests, w waiting, b blocks of the request concerned:
+//! | verb | cost |
+//! |---|---|
+//! | add | O(prompt) to copy, O(log w) to queue |
+//! | schedule, steady decode | O(r); nothing depends on w or on the size of the pool |
+//! | admission | O(b + log w + log r), hashing the prompt once |
+//! | landing an entry | O(1), one hash per full block |
+//! | end, abort, preempt | O(b + log w), and moving up to r small entries |
+
+mod admission;
+pub mod batch;
+mod block_pool;
+mod block_table;
+mod config;
+mod free_list;
+mod groups;
+mod integrity;
+mod planning;
+mod prefix_cache;
+pub mod request;
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+
+use slab::Slab;
+
+pub use self::config::{Policy, SchedulerConfig};
+use self::groups::Group;
+use crate::error::{Error, Result};
+use crate::scheduler::batch::{Entry, Plan, StagingLimits};
+use crate::scheduler::block_pool::{BlockId, SharedPool};
+use crate::scheduler::prefix_cache::BlockHasher;
+use crate::scheduler::request::{
+    NO_GROUP, NO_SLOT, Prompt, Rank, Request, RequestStatus, Seat, Slot,
+};
+
+/// What `add` needs to know.
+#[derive(Debug, Clone)]
+pub struct NewRequest<'a> {
+    /// One id per sample.
+    pub request_ids: &'a [u64],
+    /// At least one token.
+    pub prompt: &'a [u32],
+    /// Clipped to what the model's length and the pool leave.
+    pub max_tokens: usize,
+    /// Lower is served first under [`Policy::Priority`].
+    pub priority: i64,
+    /// Separates prefix caches.
+    pub cache_salt: Option<&'a str>,
+}
+
+/// What a step that came back means for one of its entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Landed {
+    /// The request ended meanwhile; the token is dropped.
+    Stale,
+    /// A chunk of a prompt; more to come.
+    Partial,
+    /// The whole prompt of a request that wants no tokens: it is to be ended.
+    Complete,
+    /// The entry's token belongs to the request.
+    Sample,
+}
+
+/// What a finished sample says about its siblings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GroupDone {
+    /// Samples asked for.
+    pub num_samples: u32,
+    /// The longest output among them.
+    pub max_output: u32,
+}
+
+/// Multiplicative hashing of ids the engine hands out itself.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(u64::from(byte));
+        }
+    }
+    fn write_u64(&mut self, value: u64) {
+        // The high bits of the product depend on all of the value; the map looks at both ends.
+        let product = (self.0 ^ value).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        self.0 = product ^ (product >> 32);
+    }
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+/// See the module doc.
+#[derive(Debug)]
+pub struct Scheduler {
+    config: SchedulerConfig,
+    limits: StagingLimits,
+    pool: SharedPool,
+    hasher: BlockHasher,
+    requests: Slab<Request>,
+    index_of: HashMap<u64, u32, BuildHasherDefault<IdHasher>>,
+    /// Admitted requests that still have tokens to schedule, by rank.
+    running: Vec<(Rank, u32)>,
+    waiting: BTreeMap<Rank, u32>,
+    groups: Slab<Group>,
+    /// Groups that hold references for samples not admitted yet.
+    sharing: Vec<u32>,
+    free_slots: Vec<Slot>,
+    next_sequence: u64,
+    num_running: usize,
+    num_parked: usize,
+    num_prefilling: usize,
+    /// Seats that only wait for a step to come back; their blocks will be free soon.
+    num_leaving: usize,
+    /// The head of the queue that found too little memory, and how little.
+    blocked: Option<(Rank, usize)>,
+    pub(crate) num_preemptions: u64,
+    pub(crate) prefix_queries: u64,
+    pub(crate) prefix_hits: u64,
+    /// Scratch of `schedule`.
+    closing: Vec<u32>,
+    hits: Vec<BlockId>,
+    /// The request being worked on, so that a caught panic can be blamed.
+    pub(crate) current: Option<u32>,
+}
+
+/// How many tokens of output a request can append before its buffers grow.
+const HEADROOM_TOKENS: usize = 4096;
+
+impl Scheduler {
+    /// A scheduler with an empty cache.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the config is out of range.
+    pub fn new(config: SchedulerConfig) -> Result<Self> {
+        config.validate()?;
+        Ok(Self {
+            limits: config.limits(),
+            pool: SharedPool::new(config.num_blocks),
+            hasher: BlockHasher::new(),
+            requests: Slab::with_capacity(config.max_num_seqs),
+            index_of: HashMap::default(),
+            running: Vec::with_capacity(config.max_num_seqs),
+            waiting: BTreeMap::new(),
+            groups: Slab::new(),
+            sharing: Vec::new(),
+            // Popped from the end: low slots first.
+            free_slots: (0..config.max_num_seqs as u32).rev().collect(),
+            next_sequence: 0,
+            num_running: 0,
+            num_parked: 0,
+            num_prefilling: 0,
+            num_leaving: 0,
+            blocked: None,
+            num_preemptions: 0,
+            prefix_queries: 0,
+            prefix_hits: 0,
+            closing: Vec::with_capacity(config.max_num_seqs),
+            hits: Vec::new(),
+            current: None,
+            config,
+        })
+    }
+
+    /// The settings.
+    #[must_use]
+    pub fn config(&self) -> &SchedulerConfig {
+        &self.config
+    }
+
+    /// The limits a staging buffer must satisfy.
+    #[must_use]
+    pub fn limits(&self) -> &StagingLimits {
+        &self.limits
+    }
+
+    /// The requests by slab index.
+    #[must_use]
+    pub fn requests(&self) -> &Slab<Request> {
+        &self.requests
+    }
+
+    /// The slab index of an unfinished request.
+    #[must_use]
+    pub fn index_of(&self, request_id: u64) -> Option<u32> {
+        self.index_of.get(&request_id).copied()
+    }
+
+    /// The pool.
+    #[must_use]
+    pub fn pool(&self) -> &SharedPool {
+        &self.pool
+    }
+
+    /// Admitted and not over.
+    #[must_use]
+    pub fn num_running(&self) -> usize {
+        self.num_running
+    }
+
+    /// Not admitted yet, or preempted.
+    #[must_use]
+    pub fn num_waiting(&self) -> usize {
+        self.waiting.len() + self.num_parked
+    }
+
+    /// Queues a request; the slab indices of its samples are appended to `indices`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`]; nothing is queued then.
+    pub fn add(&mut self, new: &NewRequest<'_>, indices: &mut Vec<u32>) -> Result<()> {
+        let num_prompt = new.prompt.len();
+        let pool_tokens = self.config.num_blocks * self.config.block_size;
+        if num_prompt == 0 {
+            return Err(Error::invalid("the prompt is empty"));
+        }
+        let least = num_prompt + new.max_tokens.min(1);
+        if least > self.config.max_model_len {
+            return Err(Error::invalid(format!(
+                "the prompt has {num_prompt} tokens; max_model_len is {}",
+                self.config.max_model_len
+            )));
+        }
+        if num_prompt > pool_tokens {
+            return Err(Error::invalid(format!(
+                "the prompt has {num_prompt} tokens; the whole KV cache holds {pool_tokens}"
+            )));
+        }
+        if new.request_ids.is_empty() {
+            return Err(Error::invalid("request_ids is empty"));
+        }
+        for (i, id) in new.request_ids.iter().enumerate() {
+            if self.index_of.contains_key(id) || new.request_ids[..i].contains(id) {
+                return Err(Error::invalid(format!("request id {id} is in use")));
+            }
+        }
+        // The last token is sampled but never computed, hence one more than the pool holds.
+        let max_len = num_prompt
+            .saturating_add(new.max_tokens)
+            .min(self.config.max_model_len)
+            .min(pool_tokens + 1);
+
+        let root = self.hasher.root(new.cache_salt);
+        let prompt = Arc::new(Prompt::new(new.prompt.into(), root));
+        let priority = match self.config.policy {
+            Policy::Fcfs => 0,
+            Policy::Priority => new.priority,
+        };
+        let first = indices.len();
+        for &request_id in new.request_ids {
+            let rank = Rank {
+                priority,
+                sequence: self.next_sequence,
+            };
+            self.next_sequence += 1;
+            let index = self.requests.insert(Request {
+                status: RequestStatus::Waiting,
+                slot: NO_SLOT,
+                num_tokens: num_prompt as u32,
+                num_pending: 0,
+                num_in_flight: 0,
+                max_len: max_len as u32,
+                last_token: 0,
+                num_prompt: num_prompt as u32,
+                prompt_done: false,
+                unparked: false,
+                group: NO_GROUP,
+                request_id,
+                rank,
+                outputs: Vec::new(),
+                prompt: prompt.clone(),
+                output_hashes: Vec::new(),
+                num_cached_tokens: 0,
+                was_admitted: false,
+            }) as u32;
+            self.index_of.insert(request_id, index);
+            indices.push(index);
+        }
+        self.queue_new(&indices[first..]);
+        Ok(())
+    }
+
+    /// Plans the next step; false if nothing can run.
+    pub fn schedule(&mut self, plan: &mut Plan) -> bool {
+        plan.clear();
+        let mut budget = self.config.max_num_batched_tokens;
+        let preempted_before = self.num_preemptions;
+        self.schedule_decodes(plan, &mut budget);
+        plan.num_decodes = plan.entries.len();
+        if self.num_prefilling > 0 {
+            self.schedule_prefills(plan, &mut budget);
+        }
+        // A step that had to preempt has no memory to admit anyone.
+        if self.num_preemptions == preempted_before {
+            self.admit(plan, &mut budget);
+        }
+        plan.num_tokens = self.config.max_num_batched_tokens - budget;
+        for i in 0..self.closing.len() {
+            let index = self.closing[i];
+            self.leave_running(index);
+        }
+        self.closing.clear();
+        self.current = None;
+        !plan.entries.is_empty()
+    }
+
+    /// Takes a request off the device; it will be recomputed. Its blocks are free at once.
+    pub(crate) fn preempt(&mut self, index: u32) {
+        self.detach(index);
+        let request = &mut self.requests[index as usize];
+        let rank = request.rank;
+        request.status = RequestStatus::Preempted;
+        self.num_preemptions += 1;
+        self.waiting.insert(rank, index);
+        if self.requests[index as usize].num_in_flight == 0 {
+            self.free_slot(index);
+        }
+    }
+
+    /// Takes an entry's step as computed. The caller then pushes the token of a sample.
+    ///
+    /// With `failed`, nothing of the step is trusted; the caller ends the request unless stale.
+    #[inline]
+    pub fn land(&mut self, entry: &Entry, failed: bool) -> Landed {
+        let index = entry.index;
+        self.current = Some(index);
+        let request = &mut self.requests[index as usize];
+        request.num_in_flight -= 1;
+        request.num_pending -= u32::from(entry.sample);
+        match &mut request.status {
+            RequestStatus::Running(seat) => {
+                if failed {
+                    return Landed::Partial;
+                }
+                seat.num_confirmed += entry.count;
+                if seat.num_confirmed >= seat.next_commit {
+                    self.name_blocks(index);
+                }
+                let request = &mut self.requests[index as usize];
+                if !request.prompt_done {
+                    let confirmed = request.seat().map_or(0, |seat| seat.num_confirmed);
+                    if confirmed < request.num_prompt {
+                        return Landed::Partial;
+                    }
+                    request.prompt_done = true;
+                    self.share_prompt(index);
+                }
+                let request = &self.requests[index as usize];
+                if entry.sample {
+                    Landed::Sample
+                } else if request.num_tokens >= request.max_len {
+                    Landed::Complete
+                } else {
+                    Landed::Partial
+                }
+            }
+            RequestStatus::Preempted => {
+                if request.num_in_flight == 0 {
+                    self.free_slot(index);
+                }
+                if entry.sample {
+                    Landed::Sample
+                } else {
+                    Landed::Partial
+                }
+            }
+            RequestStatus::Finished(_) => {
+                if request.num_in_flight == 0 {
+                    self.remove(index);
+                }
+                Landed::Stale
+            }
+            RequestStatus::Waiting | RequestStatus::Parked => {
+                unreachable!(
+                    "request {} is in flight and not admitted",
+                    request.request_id
+                )
+            }
+        }
+    }
+
+    /// Appends the token of a landed sample.
+    #[inline]
+    pub fn push_token(&mut self, index: u32, token: u32) {
+        self.requests[index as usize].push_token(token);
+    }
+
+    /// Ends a request. In flight, it keeps what it holds until its steps came back.
+    ///
+    /// Returns what is known about its siblings once the last of them has ended.
+    pub fn end(&mut self, index: u32) -> Option<GroupDone> {
+        let request = &self.requests[index as usize];
+        let (request_id, num_output) = (request.request_id, request.outputs.len() as u32);
+        self.index_of.remove(&request_id);
+        let status = std::mem::replace(
+            &mut self.requests[index as usize].status,
+            RequestStatus::Parked,
+        );
+        let seat = match status {
+            RequestStatus::Running(seat) => {
+                // Put back for detach, which needs to see the seat.
+                self.requests[index as usize].status = RequestStatus::Running(seat);
+                Some(self.detach(index))
+            }
+            RequestStatus::Waiting | RequestStatus::Preempted => {
+                self.waiting.remove(&self.requests[index as usize].rank);
+                None
+            }
+            RequestStatus::Parked => {
+                self.num_parked -= 1;
+                None
+            }
+            RequestStatus::Finished(_) => unreachable!("request {request_id} ends twice"),
+        };
+        let done = self.leave_group(index, num_output);
+        let request = &mut self.requests[index as usize];
+        if request.num_in_flight == 0 {
+            drop(seat);
+            request.status = RequestStatus::Finished(None);
+            self.remove(index);
+        } else {
+            self.num_leaving += usize::from(seat.is_some());
+            request.status = RequestStatus::Finished(seat);
+        }
+        done
+    }
+
+    /// Forgets the prefix cache; running requests keep their blocks. O(pool).
+    pub fn reset_prefix_cache(&mut self) {
+        self.pool.lock().reset_cache();
+    }
+
+    /// Undoes a half-made plan after a panic: what it touched is recomputed.
+    pub(crate) fn abandon(&mut self, plan: &mut Plan) {
+        self.closing.clear();
+        for entry in plan.entries.drain(..) {
+            let request = &mut self.requests[entry.index as usize];
+            request.num_in_flight -= 1;
+            request.num_pending -= u32::from(entry.sample);
+            if matches!(request.status, RequestStatus::Running(_)) {
+                self.preempt(entry.index);
+            }
+        }
+        // The rest were given blocks that the device has not been told about.
+        let columns = self.limits.max_blocks_per_seq;
+        for i in 0..plan.update_rows.len() {
+            let slot = plan.update_rows[i] / columns as u32;
+            let owner = self
+                .running
+                .iter()
+                .map(|&(_, index)| index)
+                .find(|&index| self.requests[index as usize].slot == slot);
+            if let Some(index) = owner {
+                self.preempt(index);
+            }
+        }
+        plan.clear();
+    }
+
+    /// For tests of recovery: breaks a waiting request.
+    #[cfg(test)]
+    pub(crate) fn claim_tokens(&mut self, index: u32, num_tokens: u32) {
+        self.requests[index as usize].num_tokens = num_tokens;
+    }
+
+    /// Takes the seat from a running request and corrects the counts.
+    fn detach(&mut self, index: u32) -> Seat {
+        let request = &mut self.requests[index as usize];
+        let rank = request.rank;
+        let RequestStatus::Running(seat) =
+            std::mem::replace(&mut request.status, RequestStatus::Parked)
+        else {
+            unreachable!("request {} has no seat to leave", request.request_id)
+        };
+        self.num_running -= 1;
+        self.num_prefilling -= usize::from(seat.prefilling);
+        if seat.closed {
+            self.num_leaving -= 1;
+        } else {
+            self.remove_from_running(rank);
+        }
+        seat
+    }
+
+    /// The last token of a running request is scheduled.
+    fn leave_running(&mut self, index: u32) {
+        let request = &mut self.requests[index as usize];
+        if let RequestStatus::Running(seat) = &mut request.status {
+            seat.closed = true;
+            self.num_leaving += 1;
+            let rank = request.rank;
+            self.remove_from_running(rank);
+        }
+    }
+
+    fn remove_from_running(&mut self, rank: Rank) {
+        match self.running.binary_search_by_key(&rank, |&(rank, _)| rank) {
+            Ok(at) => {
+                self.running.remove(at);
+            }
+            Err(_) => unreachable!("{rank:?} is not running"),
+        }
+    }
+
+    fn free_slot(&mut self, index: u32) {
+        let request = &mut self.requests[index as usize];
+        if request.slot != NO_SLOT {
+            self.free_slots
+                .push(std::mem::replace(&mut request.slot, NO_SLOT));
+        }
+    }
+
+    /// Drops a request that ended and is in flight no more.
+    fn remove(&mut self, index: u32) {
+        self.free_slot(index);
+        let request = self.requests.remove(index as usize);
+        if matches!(request.status, RequestStatus::Finished(Some(_))) {
+            self.num_leaving -= 1;
+        }
+    }
+
+    /// Names the full blocks whose computation came back.
+    fn name_blocks(&mut self, index: u32) {
+        let block_size = self.config.block_size as u32;
+        loop {
+            let request = &mut self.requests[index as usize];
+            let Some(seat) = request.seat() else { return };
+            if seat.num_confirmed < seat.next_commit {
+                return;
+            }
+            let block = (seat.next_commit / block_size - 1) as usize;
+            let id = seat.table.block_ids()[block];
+            let hash = request.block_hash(&self.hasher, self.config.block_size, block);
+            self.pool.lock().set_hash(id, hash);
+            if let RequestStatus::Running(seat) = &mut request.status {
+                seat.next_commit += block_size;
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! What the admitted requests do in a step: decodes, chunks of prefills, memory to grow into.
+
+use super::Scheduler;
+use crate::scheduler::batch::{Entry, ON_DEVICE, Plan};
+use crate::scheduler::request::{NO_GROUP, RequestStatus};
+
+impl Scheduler {
+    pub(super) fn schedule_decodes(&mut self, plan: &mut Plan, budget: &mut usize) {
+        let mut i = 0;
+        while i < self.running.len() && *budget > 0 {
+            let index = self.running[i].1;
+            self.current = Some(index);
+            let request = &mut self.requests[index as usize];
+            let RequestStatus::Running(seat) = &mut request.status else {
+                unreachable!(
+                    "request {} is in `running` without a seat",
+                    request.request_id
+                )
+            };
+            if seat.prefilling {
+                i += 1;
+                continue;
+            }
+            if seat.num_computed == seat.capacity {
+                match self.grow(index, plan) {
+                    Growth::Grown => {}
+                    // Blocks come back with a step in flight, and lower ranks want them too.
+                    Growth::Wait => return,
+                    Growth::Preempted => return,
+                }
+            }
+            let request = &mut self.requests[index as usize];
+            let RequestStatus::Running(seat) = &mut request.status else {
+                unreachable!()
+            };
+            let start = seat.num_computed;
+            seat.num_computed += 1;
+            let input_id = if request.num_pending > 0 {
+                ON_DEVICE
+            } else {
+                request.last_token as i32
+            };
+            plan.entries.push(Entry {
+                index,
+                request_id: request.request_id,
+                slot: request.slot,
+                start,
+                count: 1,
+                input_id,
+                mapping: start as i32 + seat.tail_base,
+                sample: true,
+            });
+            request.num_in_flight += 1;
+            request.num_pending += 1;
+            if request.num_tokens + request.num_pending >= request.max_len {
+                self.closing.push(index);
+            }
+            *budget -= 1;
+            i += 1;
+        }
+    }
+
+    pub(super) fn schedule_prefills(&mut self, plan: &mut Plan, budget: &mut usize) {
+        for i in 0..self.running.len() {
+            if *budget == 0 {
+                return;
+            }
+            let index = self.running[i].1;
+            if self.requests[index as usize]
+                .seat()
+                .is_some_and(|seat| seat.prefilling)
+            {
+                self.schedule_chunk(index, plan, budget);
+            }
+        }
+    }
+
+    /// Schedules as much of a prefill as the budget holds.
+    pub(super) fn schedule_chunk(&mut self, index: u32, plan: &mut Plan, budget: &mut usize) {
+        self.current = Some(index);
+        let request = &mut self.requests[index as usize];
+        let RequestStatus::Running(seat) = &mut request.status else {
+            unreachable!("request {} prefills without a seat", request.request_id)
+        };
+        let start = seat.num_computed;
+        let count = (request.num_tokens - start).min(*budget as u32);
+        seat.num_computed += count;
+        *budget -= count as usize;
+        let complete = seat.num_computed == request.num_tokens;
+        let sample = complete && request.num_tokens < request.max_len;
+        plan.entries.push(Entry {
+            index,
+            request_id: request.request_id,
+            slot: request.slot,
+            start,
+            count,
+            input_id: 0,
+            mapping: 0,
+            sample,
+        });
+        request.num_in_flight += 1;
+        if complete {
+            seat.prefilling = false;
+            self.num_prefilling -= 1;
+            request.num_pending += u32::from(sample);
+            if request.num_tokens + request.num_pending >= request.max_len {
+                self.closing.push(index);
+            }
+        }
+    }
+
+    /// Gives a decode its next block, at the cost of lower ranks if need be.
+    fn grow(&mut self, index: u32, plan: &mut Plan) -> Growth {
+        let block_size = self.config.block_size as u32;
+        loop {
+            let request = &mut self.requests[index as usize];
+            let RequestStatus::Running(seat) = &mut request.status else {
+                unreachable!()
+            };
+            if let Some(id) = seat.table.grow() {
+                seat.tail_base = (id * block_size) as i32 - seat.capacity as i32;
+                seat.capacity += block_size;
+                let column = seat.table.block_ids().len() - 1;
+                let row = request.slot as usize * self.limits.max_blocks_per_seq + column;
+                plan.update_block(row as u32, id);
+                return Growth::Grown;
+            }
+            if self.revoke_shared(NO_GROUP) {
+                continue;
+            }
+            if self.num_leaving > 0 {
+                return Growth::Wait;
+            }
+            let (_, victim) = *self
+                .running
+                .last()
+                .expect("the request that grows is running");
+            self.preempt(victim);
+            if victim == index {
+                return Growth::Preempted;
+            }
+        }
+    }
+}
+
+enum Growth {
+    Grown,
+    /// Memory comes back with a step in flight.
+    Wait,
+    /// The request itself was the last in rank.
+    Preempted,
+}

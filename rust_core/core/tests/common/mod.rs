@@ -1,0 +1,505 @@
+//! A device that checks what it is told: a KV cache of prefix fingerprints and a deterministic
+//! model. Whoever reads a wrong block, position, slot or token sees a wrong fingerprint.
+#![allow(dead_code)] // each test binary uses its part
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use octavo_core::engine::outbox::{Delivery, Delta};
+use octavo_core::engine::{AddRequest, EngineCore, Sampled};
+use octavo_core::scheduler::batch::{ScheduledBatch, Staging};
+use octavo_core::scheduler::request::{FinishReason, StopReason};
+use octavo_core::scheduler::{Policy, SchedulerConfig};
+
+/// Token ids are below this, so that EOS and equal prefixes happen.
+pub const VOCABULARY: u64 = 13;
+
+/// The fingerprint of a sequence is this one extended token by token.
+const EMPTY: u64 = 0x1234_5678_9abc_def1;
+const GARBAGE: u64 = 0xdead_dead_dead_dead;
+
+fn extend(fingerprint: u64, token: i32) -> u64 {
+    let mixed = (fingerprint ^ (token as u64 + 1)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    mixed ^ (mixed >> 29)
+}
+
+fn next_token(fingerprint: u64, seed: u64) -> i32 {
+    (extend(fingerprint, seed as i32 + 77) % VOCABULARY) as i32
+}
+
+/// What a request asks for.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    pub prompt: Vec<u32>,
+    pub num_samples: usize,
+    pub max_tokens: usize,
+    pub min_tokens: usize,
+    pub eos: Option<u32>,
+    pub stop: Option<u32>,
+    pub priority: i64,
+    pub salt: Option<&'static str>,
+    pub streams: bool,
+}
+
+impl Wish {
+    pub fn new(prompt: &[u32], max_tokens: usize) -> Self {
+        Self {
+            prompt: prompt.to_vec(),
+            num_samples: 1,
+            max_tokens,
+            min_tokens: 0,
+            eos: None,
+            stop: None,
+            priority: 0,
+            salt: None,
+            streams: false,
+        }
+    }
+
+    /// What a sample gets when it runs alone on an endless device, and why it ends.
+    fn truth(&self, seed: u64, max_len: usize) -> (Vec<u32>, FinishReason, Option<StopReason>) {
+        let mut fingerprint = self.prompt.iter().fold(EMPTY, |f, &t| extend(f, t as i32));
+        let mut outputs = Vec::new();
+        while self.prompt.len() + outputs.len() < max_len {
+            let token = next_token(fingerprint, seed) as u32;
+            fingerprint = extend(fingerprint, token as i32);
+            outputs.push(token);
+            if outputs.len() >= self.min_tokens {
+                if self.eos == Some(token) {
+                    return (outputs, FinishReason::Stop, None);
+                }
+                if self.stop == Some(token) {
+                    return (outputs, FinishReason::Stop, Some(StopReason::Token(token)));
+                }
+            }
+        }
+        (outputs, FinishReason::Length, None)
+    }
+}
+
+/// One sample's expected and received output.
+#[derive(Debug)]
+pub struct Expected {
+    wish: Wish,
+    max_len: usize,
+    pub received: Vec<u32>,
+    pub finished: Option<(FinishReason, Option<StopReason>)>,
+    pub num_cached_tokens: u32,
+    may_end_early: bool,
+}
+
+/// A step on the device.
+#[derive(Debug)]
+pub struct Launched {
+    pub batch: ScheduledBatch,
+    pub request_ids: Vec<u64>,
+    pub new_slots: Vec<(u32, u64)>,
+    pub tokens: Vec<i32>,
+    writes: Vec<(usize, u64)>,
+}
+
+pub struct World {
+    pub core: EngineCore,
+    pub in_flight: VecDeque<Launched>,
+    pub samples: BTreeMap<u64, Expected>,
+    config: SchedulerConfig,
+    buckets: Vec<u32>,
+    buffer: Vec<i32>,
+    /// Per cell of the cache, the fingerprint of the sequence up to its token.
+    cache: Vec<u64>,
+    block_table: Vec<i32>,
+    last_token: Vec<i32>,
+    seed: Vec<u64>,
+    next_id: u64,
+    pub now_s: f64,
+    pub num_steps: usize,
+}
+
+pub fn config(num_blocks: usize, block_size: usize) -> SchedulerConfig {
+    SchedulerConfig {
+        num_blocks,
+        block_size,
+        max_num_seqs: 4,
+        max_num_batched_tokens: 16,
+        max_model_len: 32,
+        enable_prefix_caching: true,
+        enable_chunked_prefill: true,
+        policy: Policy::Fcfs,
+    }
+}
+
+impl World {
+    pub fn new(config: SchedulerConfig, buckets: &[u32]) -> Self {
+        let core = EngineCore::new(config.clone(), 1, None).expect("a valid config");
+        let rows = config.max_num_seqs + 1;
+        let columns = config.max_model_len.div_ceil(config.block_size);
+        Self {
+            in_flight: VecDeque::new(),
+            samples: BTreeMap::new(),
+            buckets: buckets.to_vec(),
+            buffer: vec![i32::MIN; core.scheduler().limits().required_len()],
+            cache: vec![GARBAGE; config.num_blocks * config.block_size],
+            block_table: vec![-1; rows * columns],
+            last_token: vec![-1; rows],
+            seed: vec![u64::MAX; rows],
+            next_id: 0,
+            now_s: 0.0,
+            num_steps: 0,
+            core,
+            config,
+        }
+    }
+
+    /// Queues a request; None if the core refuses it, as it must where it can never run.
+    pub fn add(&mut self, wish: &Wish) -> Option<Vec<u64>> {
+        let first = self.next_id;
+        self.next_id += wish.num_samples as u64;
+        let ids: Vec<u64> = (first..self.next_id).collect();
+        let delivery = if wish.streams {
+            Delivery::Delta
+        } else {
+            Delivery::Final
+        };
+        let result = self.core.add_request(AddRequest {
+            request_ids: &ids,
+            prompt: &wish.prompt,
+            max_tokens: wish.max_tokens,
+            min_tokens: wish.min_tokens,
+            eos_token_ids: wish.eos.as_slice(),
+            stop_token_ids: wish.stop.as_slice(),
+            priority: wish.priority,
+            cache_salt: wish.salt,
+            arrival_s: self.now_s,
+            deliveries: vec![delivery; wish.num_samples],
+            ..AddRequest::default()
+        });
+        let pool = self.config.num_blocks * self.config.block_size;
+        let least = wish.prompt.len() + wish.max_tokens.min(1);
+        let fits = least <= self.config.max_model_len && wish.prompt.len() <= pool;
+        assert_eq!(result.is_ok(), fits, "{result:?} for {wish:?}");
+        result.ok()?;
+        let max_len = (wish.prompt.len() + wish.max_tokens)
+            .min(self.config.max_model_len)
+            .min(pool + 1);
+        for &id in &ids {
+            let expected = Expected {
+                wish: wish.clone(),
+                max_len,
+                received: Vec::new(),
+                finished: None,
+                num_cached_tokens: 0,
+                may_end_early: false,
+            };
+            self.samples.insert(id, expected);
+        }
+        self.check();
+        Some(ids)
+    }
+
+    /// Plans a step and runs it on the device. False if there was nothing to plan.
+    pub fn schedule(&mut self) -> bool {
+        self.now_s += 0.001;
+        self.buffer.fill(i32::MIN);
+        let mut staging = Staging {
+            buffer: &mut self.buffer,
+            token_buckets: &self.buckets,
+        };
+        let batch = self
+            .core
+            .schedule(&mut staging, self.now_s)
+            .expect("a valid staging");
+        self.check();
+        let Some(batch) = batch else { return false };
+        self.num_steps += 1;
+        let plan = self.core.plan(batch.step_id).expect("it is in flight");
+        let request_ids: Vec<u64> = plan.entries.iter().map(|entry| entry.request_id).collect();
+        let new_slots = plan.new_slots.clone();
+        let launched = self.launch(batch, request_ids, new_slots);
+        self.in_flight.push_back(launched);
+        true
+    }
+
+    /// Takes back the oldest step.
+    pub fn update(&mut self) {
+        let Some(step) = self.in_flight.pop_front() else {
+            return;
+        };
+        self.now_s += 0.001;
+        let was_empty = self.core.outbox().lock().is_empty();
+        let sampled = Sampled {
+            token_ids: &step.tokens,
+            logprobs: None,
+        };
+        let wake_up = self
+            .core
+            .update(step.batch.step_id, sampled, self.now_s)
+            .expect("it is its turn");
+        let is_empty = self.core.outbox().lock().is_empty();
+        assert_eq!(wake_up, was_empty && !is_empty);
+        self.check();
+    }
+
+    /// The step at `at` failed: what it wrote is garbage.
+    pub fn fail(&mut self, at: usize) {
+        let Some(step) = self.in_flight.remove(at) else {
+            return;
+        };
+        self.core
+            .fail_step(step.batch.step_id, self.now_s)
+            .expect("it is in flight");
+        for (cell, written) in step.writes {
+            if self.cache[cell] == written {
+                self.cache[cell] = GARBAGE;
+            }
+        }
+        for id in step.request_ids {
+            self.samples.get_mut(&id).expect("known").may_end_early = true;
+        }
+        self.check();
+    }
+
+    pub fn abort(&mut self, id: u64) -> bool {
+        let known = self.core.abort(id, self.now_s);
+        if known {
+            self.samples.get_mut(&id).expect("known").may_end_early = true;
+        }
+        self.check();
+        known
+    }
+
+    /// Reads the outbox and compares every sample with the truth.
+    pub fn drain(&mut self) {
+        for delta in self.core.outbox().drain() {
+            self.receive(delta);
+        }
+    }
+
+    /// Runs until nothing is left; panics if that takes more than `max_steps`.
+    pub fn finish(&mut self, depth: usize, max_steps: usize) {
+        let last = self.num_steps + max_steps;
+        while self.core.has_work() {
+            let planned = self.in_flight.len() < depth && self.schedule();
+            if !planned || self.in_flight.len() == depth {
+                assert!(
+                    !self.in_flight.is_empty(),
+                    "there is work, but nothing can run"
+                );
+                self.update();
+                self.drain();
+            }
+            assert!(self.num_steps <= last, "starved: {} steps", self.num_steps);
+        }
+        self.drain();
+        let stats = self.core.stats();
+        assert_eq!(
+            (stats.num_running, stats.num_waiting, stats.num_in_flight),
+            (0, 0, 0)
+        );
+        assert_eq!(stats.num_free_blocks, stats.num_blocks);
+        for (id, sample) in &self.samples {
+            assert!(sample.finished.is_some(), "request {id} never ended");
+        }
+        let metrics = self.core.metrics().snapshot();
+        assert_eq!(
+            (metrics.num_requests_running, metrics.num_requests_waiting),
+            (0, 0)
+        );
+        assert_eq!(metrics.kv_cache_usage_perc, 0.0);
+        let with_token = self
+            .samples
+            .values()
+            .filter(|s| !s.received.is_empty())
+            .count() as u64;
+        let num_tokens: usize = self.samples.values().map(|s| s.received.len()).sum();
+        assert_eq!(metrics.time_to_first_token_seconds.count(), with_token);
+        assert_eq!(metrics.generation_tokens, num_tokens as u64);
+        let gaps = metrics.inter_token_latency_seconds.count();
+        assert_eq!(gaps, num_tokens as u64 - with_token);
+        assert_eq!(
+            metrics.request_success.iter().sum::<u64>(),
+            self.samples.len() as u64
+        );
+    }
+
+    fn check(&self) {
+        self.core.check_integrity().unwrap();
+    }
+
+    fn receive(&mut self, delta: Delta) {
+        let id = delta.request_id;
+        let sample = self
+            .samples
+            .get_mut(&id)
+            .expect("a delta of a known request");
+        assert!(
+            sample.finished.is_none(),
+            "request {id} got a delta after its last"
+        );
+        sample.received.extend(&delta.token_ids);
+        sample.num_cached_tokens = delta.num_cached_tokens;
+        assert_eq!(delta.num_output_tokens as usize, sample.received.len());
+        let (tokens, reason, stop) = sample.wish.truth(id, sample.max_len);
+        assert!(
+            tokens.starts_with(&sample.received),
+            "request {id}: {:?} is no beginning of {tokens:?}",
+            sample.received
+        );
+        let Some(finish) = delta.finish_reason else {
+            return;
+        };
+        if matches!(finish, FinishReason::Abort | FinishReason::Error) {
+            assert!(sample.may_end_early, "request {id} ended with {finish:?}");
+        } else {
+            assert_eq!(sample.received, tokens, "request {id}");
+            assert_eq!(
+                (finish, &delta.stop_reason),
+                (reason, &stop),
+                "request {id}"
+            );
+        }
+        sample.finished = Some((finish, delta.stop_reason));
+    }
+
+    /// Runs a step the way kernels would: by the staged arrays alone.
+    fn launch(
+        &mut self,
+        batch: ScheduledBatch,
+        request_ids: Vec<u64>,
+        new_slots: Vec<(u32, u64)>,
+    ) -> Launched {
+        let block_size = self.config.block_size;
+        let columns = self.config.max_model_len.div_ceil(block_size);
+        let spare = self.config.max_num_seqs;
+        let staged = self.buffer[..batch.packed_len].to_vec();
+        assert!(!staged.contains(&i32::MIN), "an element was not written");
+        let section = |offset: usize, len: usize| &staged[offset..offset + len];
+        let input_ids = section(batch.input_ids_offset, batch.token_stride);
+        let positions = section(batch.positions_offset, batch.token_stride);
+        let slot_mapping = section(batch.slot_mapping_offset, batch.token_stride);
+        let slots = section(batch.slots_offset, batch.req_stride);
+        let seq_lens = section(batch.seq_lens_offset, batch.req_stride);
+        let query_start_loc = section(batch.query_start_loc_offset, batch.req_stride + 1);
+        let sample_rows = section(batch.sample_rows_offset, batch.req_stride);
+        let sample_slots = section(batch.sample_slots_offset, batch.req_stride);
+        let updates = section(batch.block_updates_offset, 2 * batch.num_block_updates);
+
+        let is_decode_only = batch.num_decodes == batch.num_reqs;
+        let bucket = self.buckets.iter().find(|&&b| b as usize >= batch.num_reqs);
+        match bucket.filter(|_| is_decode_only) {
+            Some(&bucket) => {
+                assert_eq!(
+                    (batch.token_stride, batch.req_stride),
+                    (bucket as usize, bucket as usize)
+                );
+            }
+            None => assert_eq!(
+                (batch.token_stride, batch.req_stride),
+                (batch.num_tokens, batch.num_reqs)
+            ),
+        }
+        assert!(batch.num_tokens <= self.config.max_num_batched_tokens);
+        assert_eq!(query_start_loc[0], 0);
+        assert!(
+            query_start_loc[batch.num_reqs..]
+                .iter()
+                .all(|&q| q == batch.num_tokens as i32)
+        );
+        assert!(slot_mapping[batch.num_tokens..].iter().all(|&m| m == -1));
+        assert!(slots[batch.num_reqs..].iter().all(|&s| s as usize == spare));
+        assert!(seq_lens[batch.num_reqs..].iter().all(|&len| len == 0));
+        assert!(
+            sample_slots[batch.num_samples..]
+                .iter()
+                .all(|&s| s as usize == spare)
+        );
+        assert!(
+            sample_rows
+                .iter()
+                .all(|&row| (row as usize) < batch.token_stride)
+        );
+
+        let (rows, ids) = updates.split_at(batch.num_block_updates);
+        for (&row, &id) in rows.iter().zip(ids) {
+            self.block_table[row as usize] = id;
+        }
+        for &(slot, id) in &new_slots {
+            self.seed[slot as usize] = id;
+            self.last_token[slot as usize] = -1;
+        }
+
+        let mut writes = Vec::new();
+        let mut fingerprints = HashMap::new();
+        let mut max_query_len = 0;
+        for r in 0..batch.num_reqs {
+            let (slot, seq_len) = (slots[r] as usize, seq_lens[r] as usize);
+            let query = query_start_loc[r] as usize..query_start_loc[r + 1] as usize;
+            assert!(!query.is_empty() && (r >= batch.num_decodes || query.len() == 1));
+            max_query_len = max_query_len.max(query.len());
+            let table = &self.block_table[slot * columns..(slot + 1) * columns];
+            let cell = |position: usize| {
+                table[position / block_size] as usize * block_size + position % block_size
+            };
+            let first = seq_len - query.len();
+            assert_eq!(
+                self.seed[slot], request_ids[r],
+                "slot {slot} belongs to another"
+            );
+            for (k, row) in query.enumerate() {
+                let position = first + k;
+                assert_eq!(positions[row] as usize, position);
+                assert_eq!(slot_mapping[row] as usize, cell(position));
+                let token = match input_ids[row] {
+                    -1 => self.last_token[slot],
+                    token => token,
+                };
+                assert!(token >= 0, "no token in slot {slot}");
+                let before = match position {
+                    0 => EMPTY,
+                    _ => self.cache[cell(position - 1)],
+                };
+                let fingerprint = extend(before, token);
+                self.cache[cell(position)] = fingerprint;
+                writes.push((cell(position), fingerprint));
+                fingerprints.insert(row as i32, fingerprint);
+            }
+            // The whole context must be the request's own.
+            let sample = &self.samples[&request_ids[r]];
+            let (outputs, ..) = Wish {
+                eos: None,
+                stop: None,
+                ..sample.wish.clone()
+            }
+            .truth(request_ids[r], sample.max_len);
+            let truth = sample.wish.prompt.iter().chain(&outputs);
+            let mut expected = EMPTY;
+            for (position, &token) in truth.take(seq_len).enumerate() {
+                expected = extend(expected, token as i32);
+                assert_eq!(
+                    self.cache[cell(position)],
+                    expected,
+                    "request {}, position {position} of {seq_len}",
+                    request_ids[r]
+                );
+            }
+        }
+        assert_eq!(batch.max_query_len, max_query_len);
+        assert_eq!(
+            batch.max_seq_len as i32,
+            seq_lens.iter().copied().max().expect("some request")
+        );
+        let sampled = sample_rows.iter().zip(sample_slots).take(batch.num_samples);
+        let tokens: Vec<i32> = sampled
+            .map(|(row, &slot)| {
+                let token = next_token(fingerprints[row], self.seed[slot as usize]);
+                self.last_token[slot as usize] = token;
+                token
+            })
+            .collect();
+        Launched {
+            batch,
+            request_ids,
+            new_slots,
+            tokens,
+            writes,
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Streamed chunks are JSON that reads back as what was put in.
+
+use octavo_core::text::sse::{
+    SseTemplate, StopReason, escape_json, write_chunk, write_json_string,
+};
+use proptest::prelude::*;
+
+fn template() -> SseTemplate {
+    let part = |text: &str| text.as_bytes().into();
+    SseTemplate {
+        parts: [
+            part("data: {\"text\":\""),
+            part("\",\"finish_reason\":"),
+            part(",\"stop_reason\":"),
+            part("}\n\n"),
+        ],
+        first: part(""),
+        last: part(""),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn escaped_text_reads_back(text in any::<String>()) {
+        let mut out = Vec::new();
+        write_json_string(&text, &mut out);
+        prop_assert_eq!(serde_json::from_slice::<String>(&out).unwrap(), text);
+        prop_assert!(!out.iter().any(|byte| *byte < 0x20), "an event must stay one line");
+    }
+
+    #[test]
+    fn a_chunk_reads_back(text in any::<String>(), stop in any::<String>(), id in any::<u32>()) {
+        for (finish, reason) in [
+            (None, None),
+            (Some("stop"), Some(StopReason::Text(&stop))),
+            (Some("stop"), Some(StopReason::Token(id))),
+            (Some("length"), None),
+        ] {
+            let mut out = b"before".to_vec();
+            write_chunk(&template(), &text, finish, reason, &mut out);
+            let chunk = out.strip_prefix(b"beforedata: ").unwrap();
+            let chunk = chunk.strip_suffix(b"\n\n").unwrap();
+            let chunk: serde_json::Value = serde_json::from_slice(chunk).unwrap();
+            prop_assert_eq!(chunk["text"].as_str(), Some(text.as_str()));
+            prop_assert_eq!(chunk["finish_reason"].as_str(), finish);
+            match reason {
+                Some(StopReason::Text(stop)) => {
+                    prop_assert_eq!(chunk["stop_reason"].as_str(), Some(stop));
+                }
+                Some(StopReason::Token(id)) => {
+                    prop_assert_eq!(chunk["stop_reason"].as_u64(), Some(id.into()));
+                }
+                None => prop_assert!(chunk["stop_reason"].is_null()),
+            }
+        }
+    }
+}
+
+#[test]
+fn every_control_character_is_escaped_as_json_says() {
+    let all: String = (0..0x80u8).map(char::from).collect();
+    let mut out = Vec::new();
+    escape_json(&all, &mut out);
+    let text = String::from_utf8(out).unwrap();
+    assert!(text.starts_with(r"\u0000\u0001"), "{text}");
+    assert!(text.contains(r#"\b\t\n\u000b\f\r\u000e"#), "{text}");
+    assert!(
+        text.contains(r##" !\"#"##) && text.contains(r"[\\]"),
+        "{text}"
+    );
+    let mut out = Vec::new();
+    escape_json("\u{2028}\u{2029}é😀", &mut out);
+    assert_eq!(out, "\u{2028}\u{2029}é😀".as_bytes(), "left as they are");
+}

@@ -1,0 +1,457 @@
+//! Int8Task: quantized weights times activations rounded to int8, in integer arithmetic.
+//!
+//! Activations get one scale per row and `SPAN` groups of 32, the largest magnitude over 127, so that
+//! each group's dot product is an exact integer, in steps of that scale, times the weights' one. A
+//! weight's minimum adds minimum * sum of the group's (rounded) activations, which is kept beside.
+//!
+//! Rounding to int8 alone would raise a model's perplexity by half a percent, so a second part holds
+//! what the first one loses. For weights of more than 4 bits it is the first one's error in 256ths of
+//! a step, with dot products of its own: twice as many. 4-bit weights lie in pairs in a byte, 16
+//! times one and the other, elements k and k + 16 of a group; one product with that byte serves both,
+//! half as many (`Simd::store_nibble_parts`), and gives both 4 bits more than int8.
+
+use std::ops::Range;
+
+use crate::level::Level;
+use crate::linear::form::{Form, with_form};
+use crate::linear::layout::{Packed, View};
+use crate::pool;
+use crate::simd::{GROUP, Kernel, Simd};
+use crate::tensor::{Rows, RowsMut, load_some, store_some};
+
+/// Bytes of x in one block of rows: half a first-level cache, so that every tile of weights finds
+/// them there; the weights of a task, read once a block, stay in the second level.
+const BLOCK_BYTES: usize = 16 << 10;
+
+/// How far ahead of a tile's reads weights are asked for. A core's window of instructions holds too
+/// few groups of 4-bit weights to keep the memory busy by itself: one row read 33 GB/s on two
+/// AVX-512 cores without, 41 with 1 KiB, 47 with 2, 52 with 4, where a plain sweep reads 48 to 55. And
+/// threads with eight rows each, whose arithmetic takes as long as the memory, a step of 10.7 ms
+/// where 12.0 passed without.
+const PREFETCH_BYTES: usize = 4096;
+
+/// Rows of x that lie together, group by group, so that a tile finds all it needs of a group at
+/// fixed distances from one address.
+pub const ROWS: usize = 8;
+/// Groups with one scale. Six save five sixths of a multiplication by it for each group, one of 15
+/// instructions that the multipliers take for 4-bit weights.
+const SPAN: usize = 6;
+/// Steps of the first part in one of the second.
+const PART: f32 = 256.0;
+/// Largest value of the first part, in steps. With 4-bit weights up to 9 go to what the second part
+/// adds too many.
+const MOST: f32 = 127.0;
+const MOST_NIBBLES: f32 = 118.0;
+
+/// `$body` for every row $r below $rows. The compiler keeps a loop of this size rolled and its sums
+/// in memory, which takes half as long again.
+macro_rules! each_row {
+    ($r:ident < $rows:ident, $body:block) => {
+        each_row!(@ $r, $rows, $body, 0 1 2 3 4 5 6 7)
+    };
+    (@ $r:ident, $rows:ident, $body:block, $($i:literal)*) => {
+        $(
+            let $r = $i;
+            if $r < $rows $body
+        )*
+    };
+}
+const _: () = assert!(ROWS == 8);
+
+/// `ROWS` rows' group as the dot products read it.
+#[repr(C, align(64))]
+struct Group {
+    /// First parts.
+    first: [[i8; GROUP]; ROWS],
+    /// What multiplies `PART` times the first part's dot product plus the second one's, the same in all
+    /// groups of a span.
+    scale: [f32; ROWS],
+    /// `PART` times the sum of the rounded values in steps; for 6- and 8-bit weights of the first part in steps, as the
+    /// integer that a dot product starts from: -128 times the sum of all (8 bits), -32 times that
+    /// of the first half (6 bits).
+    sum: [f32; ROWS],
+    /// Second parts; for 4-bit weights 16 values, twice.
+    second: [[i8; GROUP]; ROWS],
+    /// As `sum`: the second part (8 bits); the first one's other half, the second one's halves (6).
+    more: [[f32; ROWS]; 3],
+}
+
+/// Rows rounded to int8 parts: [M / ROWS][K / 32] groups.
+#[derive(Clone, Copy)]
+pub struct Activations {
+    groups: *mut Group,
+    /// Of a row.
+    num_groups: usize,
+}
+
+// SAFETY: written by `quantize`, by disjoint blocks of rows, before anybody reads; the buffer
+// outlives the region.
+unsafe impl Sync for Activations {}
+// SAFETY: as above.
+unsafe impl Send for Activations {}
+
+impl Activations {
+    /// Floats of buffer that `quantize` needs.
+    pub fn floats(rows: usize, k: usize) -> usize {
+        rows.div_ceil(ROWS) * (k / GROUP) * (size_of::<Group>() / size_of::<f32>())
+    }
+
+    /// Round x into `buffer`.
+    ///
+    /// # Safety
+    /// x describes valid memory with K a multiple of 32; `buffer` holds `floats(...)` and begins
+    /// on a cache line.
+    pub unsafe fn quantize(level: Level, x: Rows, packed: Packed, buffer: *mut f32) -> Activations {
+        let out = Activations {
+            groups: buffer.cast(),
+            num_groups: x.cols / GROUP,
+        };
+        let step = (16_384 / x.cols.max(1)).max(1).next_multiple_of(ROWS);
+        pool::run(x.rows.div_ceil(step), |task| {
+            let rows = task * step..((task + 1) * step).min(x.rows);
+            // SAFETY: the caller's; tasks write disjoint blocks.
+            unsafe {
+                level.run(Quantize {
+                    x,
+                    out,
+                    bits: packed.shape().bits,
+                    rows,
+                });
+            }
+        });
+        out
+    }
+
+    /// # Safety
+    /// The block and the group exist.
+    unsafe fn group(&self, block: usize, g: usize) -> *mut Group {
+        // SAFETY: the caller's.
+        unsafe { self.groups.add(block * self.num_groups + g) }
+    }
+}
+
+struct Quantize {
+    x: Rows,
+    out: Activations,
+    /// Of the weights.
+    bits: usize,
+    rows: Range<usize>,
+}
+
+impl Kernel for Quantize {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self, s: S) {
+        let num_groups = self.out.num_groups;
+        let most = if self.bits == 4 { MOST_NIBBLES } else { MOST };
+        for row in self.rows.clone() {
+            for first in (0..num_groups).step_by(SPAN) {
+                let span = first..num_groups.min(first + SPAN);
+                // SAFETY: `Activations::quantize`'s contract.
+                unsafe {
+                    let x = self.x.at(row, first * GROUP);
+                    let (step, inverse) = self.step(s, x, span.len() * GROUP, most);
+                    for g in span {
+                        let x = self.x.at(row, g * GROUP);
+                        let to = &mut *self.out.group(row / ROWS, g);
+                        to.scale[row % ROWS] = step / PART;
+                        if self.bits == 4 {
+                            self.nibbles(s, x, inverse, to, row % ROWS);
+                        } else {
+                            self.bytes(s, x, inverse, to, row % ROWS);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Quantize {
+    /// A step for `len` values at x, and its inverse.
+    #[inline(always)]
+    unsafe fn step<S: Simd>(&self, s: S, x: *const u8, len: usize, most: f32) -> (f32, S::V) {
+        let mut high = s.zero();
+        for i in (0..len).step_by(S::LANES) {
+            // SAFETY: the caller's.
+            let v = unsafe { self.load(s, x, i) };
+            high = s.max(high, s.max(v, s.sub(s.zero(), v)));
+        }
+        let high = s.hmax(high);
+        // Zero, or so small that its inverse overflows.
+        let inverse = if high > 1e-35 { most / high } else { 0.0 };
+        (high * (1.0 / most), s.splat(inverse))
+    }
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(&self, s: S, x: *const u8, i: usize) -> S::V {
+        // SAFETY: the caller's.
+        unsafe { load_some(s, x.add(i * self.x.dtype.size()), self.x.dtype, S::LANES) }
+    }
+
+    /// For weights of more than 4 bits.
+    #[inline(always)]
+    unsafe fn bytes<S: Simd>(&self, s: S, x: *const u8, inverse: S::V, to: &mut Group, r: usize) {
+        // SAFETY: the caller's: a group to read.
+        unsafe {
+            let (low, high) = (s.splat(-MOST), s.splat(MOST));
+            // By halves of the group.
+            let (mut firsts, mut seconds) = ([s.zero(); 2], [s.zero(); 2]);
+            for i in (0..GROUP).step_by(S::LANES) {
+                let half = 2 * i / GROUP;
+                let v = s.mul(self.load(s, x, i), inverse);
+                let first = s.max(s.min(s.round(v), high), low);
+                let second = s.round(s.mul(s.sub(v, first), s.splat(PART)));
+                let second = s.max(s.min(second, high), low);
+                firsts[half] = s.add(firsts[half], first);
+                seconds[half] = s.add(seconds[half], second);
+                s.store_i8(to.first[r].as_mut_ptr().add(i), first);
+                s.store_i8(to.second[r].as_mut_ptr().add(i), second);
+            }
+            let [a, b] = [s.sum(firsts[0]), s.sum(firsts[1])];
+            let [c, d] = [s.sum(seconds[0]), s.sum(seconds[1])];
+            match self.bits {
+                8 => {
+                    to.sum[r] = integer(-128.0 * (a + b));
+                    to.more[0][r] = integer(-128.0 * (c + d));
+                }
+                6 => {
+                    to.sum[r] = integer(-32.0 * a);
+                    to.more[0][r] = integer(-32.0 * b);
+                    to.more[1][r] = integer(-32.0 * c);
+                    to.more[2][r] = integer(-32.0 * d);
+                }
+                _ => to.sum[r] = PART * (a + b) + (c + d),
+            }
+        }
+    }
+
+    /// For 4-bit weights.
+    #[inline(always)]
+    unsafe fn nibbles<S: Simd>(&self, s: S, x: *const u8, inverse: S::V, to: &mut Group, r: usize) {
+        // SAFETY: the caller's: a group to read.
+        unsafe {
+            let (first, second) = (to.first[r].as_mut_ptr(), to.second[r].as_mut_ptr());
+            let mut sum = s.zero();
+            for i in (0..GROUP / 2).step_by(S::LANES) {
+                let low = s.mul(self.load(s, x, i), inverse);
+                let high = s.mul(self.load(s, x, i + GROUP / 2), inverse);
+                sum = s.add(
+                    sum,
+                    s.store_nibble_parts(first.add(i), second.add(i), low, high),
+                );
+            }
+            to.sum[r] = s.sum(sum);
+        }
+    }
+}
+
+/// An integral float's integer, in a float's place.
+#[inline(always)]
+fn integer(x: f32) -> f32 {
+    f32::from_bits((x as i32).cast_unsigned())
+}
+
+/// Tiles `tiles` of the weight for rows `rows` of x.
+pub struct Int8Task {
+    /// Of a quantized kind.
+    pub weight: View,
+    /// [M, K]
+    pub x: Activations,
+    /// [1, N]
+    pub bias: Option<Rows>,
+    /// [M, N]
+    pub y: RowsMut,
+    /// Which tiles.
+    pub tiles: Range<usize>,
+    /// Which rows; the first a multiple of `ROWS`.
+    pub rows: Range<usize>,
+}
+
+impl Kernel for Int8Task {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self, s: S) {
+        // SAFETY: the caller's.
+        unsafe { with_form!(self.weight.packed, F => self.tiles::<S, F>(s)) }
+    }
+}
+
+impl Int8Task {
+    #[inline(always)]
+    unsafe fn tiles<S: Simd, F: Form>(&self, s: S) {
+        let group_bytes = size_of::<[[i8; GROUP]; ROWS]>() + 2 * size_of::<[f32; ROWS]>();
+        let block_bytes = self.x.num_groups * group_bytes;
+        let block = (BLOCK_BYTES / block_bytes.max(1)).max(1) * ROWS;
+        let mut row = self.rows.start;
+        while row < self.rows.end {
+            let end = (row + block).min(self.rows.end);
+            for tile in self.tiles.clone() {
+                let mut r = row;
+                while r < end {
+                    // SAFETY: `Linear::forward`'s contract; each tile takes rows that are left, of
+                    // one block.
+                    unsafe {
+                        match end - r {
+                            left if left >= 8 && S::INT_ROWS >= 8 => {
+                                self.tile::<S, F, 8>(s, tile, r);
+                                r += 8;
+                            }
+                            4.. => {
+                                self.tile::<S, F, 4>(s, tile, r);
+                                r += 4;
+                            }
+                            3 => {
+                                self.tile::<S, F, 3>(s, tile, r);
+                                r += 3;
+                            }
+                            2 => {
+                                self.tile::<S, F, 2>(s, tile, r);
+                                r += 2;
+                            }
+                            _ => {
+                                self.tile::<S, F, 1>(s, tile, r);
+                                r += 1;
+                            }
+                        }
+                    }
+                }
+            }
+            row = end;
+        }
+    }
+
+    /// R rows of x, of one block, times one tile of weights.
+    #[inline(always)]
+    unsafe fn tile<S: Simd, F: Form, const R: usize>(&self, s: S, tile: usize, row: usize) {
+        let w = &self.weight;
+        let shape = F::SHAPE;
+        let blocks = w.k / shape.elements();
+        let bytes = shape.block() * S::LANES;
+        // SAFETY: `Linear::forward`'s contract, and the layouts in `layout`'s doc.
+        unsafe {
+            let base = w.bytes.add(tile * blocks * bytes);
+            let mut x = self.x.group(row / ROWS, 0).cast_const();
+            let (mut acc, mut span) = ([s.zero(); R], [s.zero(); R]);
+            let mut left = SPAN;
+            // The next tile follows in memory, so the addresses ahead are worth asking for even
+            // where they are another task's.
+            let ahead = |p: *const u8, bytes: usize| {
+                for line in (0..bytes).step_by(64) {
+                    s.prefetch(p.wrapping_add(PREFETCH_BYTES + line));
+                }
+            };
+            for b in 0..blocks {
+                let block = base.add(b * bytes);
+                ahead(block, shape.head() * S::LANES);
+                let head = F::head(s, block);
+                for i in 0..shape.groups {
+                    let p = F::group::<S>(block, i);
+                    ahead(p, shape.group() * S::LANES);
+                    let low = F::scale(s, head, block, i, 0);
+                    let high = if shape.bits == 6 {
+                        F::scale(s, head, block, i, 1)
+                    } else {
+                        low
+                    };
+                    group::<S, F, R>(s, p, low, high[0], &*x, row % ROWS, &mut span);
+                    left -= 1;
+                    if left == 0 || (b + 1 == blocks && i + 1 == shape.groups) {
+                        each_row!(r < R, {
+                            let scale = s.splat((*x).scale[row % ROWS + r]);
+                            acc[r] = s.fma(span[r], scale, acc[r]);
+                            span[r] = s.zero();
+                        });
+                        left = SPAN;
+                    }
+                    x = x.add(1);
+                }
+            }
+            let col = tile * S::LANES;
+            let valid = w.n.saturating_sub(col).min(S::LANES);
+            let bias = match self.bias {
+                Some(b) => load_some(s, b.at(0, col), b.dtype, valid),
+                None => s.zero(),
+            };
+            for (r, acc) in acc.into_iter().enumerate() {
+                let to = self.y.at(row + r, col);
+                store_some(s, to, self.y.dtype, s.add(acc, bias), valid);
+            }
+        }
+    }
+}
+
+/// acc[R] += rows `at..at + R` of a group, in steps of their scales, times a group of weights.
+///
+/// # Safety
+/// `p` is a group of the form, `d` and `m` its scale and minimum, `high` its second half's scale.
+#[inline(always)]
+unsafe fn group<S: Simd, F: Form, const R: usize>(
+    s: S,
+    p: *const u8,
+    [d, m]: [S::V; 2],
+    high: S::V,
+    x: &Group,
+    at: usize,
+    acc: &mut [S::V; R],
+) {
+    let bits = F::SHAPE.bits;
+    let part = s.splat(PART);
+    // SAFETY: the caller's; a row's parts have GROUP values.
+    unsafe {
+        if bits == 8 {
+            let first = s.dot_bytes::<R>(p, rows(&x.first, at), starts(&x.sum, at));
+            let second = s.dot_bytes::<R>(p, rows(&x.second, at), starts(&x.more[0], at));
+            each_row!(r < R, {
+                let dot = s.fma(first[r], part, second[r]);
+                acc[r] = s.fma(dot, d, acc[r]);
+            });
+            return;
+        }
+        let values = F::values(s, p);
+        let first: [*const i8; R] = rows(&x.first, at);
+        let second: [*const i8; R] = rows(&x.second, at);
+        if bits == 6 {
+            let [a, b]: [[i32; R]; 2] = [starts(&x.sum, at), starts(&x.more[0], at)];
+            let [c, e]: [[i32; R]; 2] = [starts(&x.more[1], at), starts(&x.more[2], at)];
+            each_row!(r < R, {
+                let first = s.dot_halves(values, first[r], [a[r], b[r]]);
+                let second = s.dot_halves(values, second[r], [c[r], e[r]]);
+                let low = s.mul(s.fma(first[0], part, second[0]), d);
+                let dot = s.fma(s.fma(first[1], part, second[1]), high, low);
+                acc[r] = s.add(dot, acc[r]);
+            });
+            return;
+        }
+        each_row!(r < R, {
+            let dot = if bits == 4 {
+                s.dot_nibbles(values, p, first[r], second[r])
+            } else {
+                let second = s.dot::<5>(values, second[r]);
+                s.fma(s.dot::<5>(values, first[r]), part, second)
+            };
+            acc[r] = s.fma(dot, d, acc[r]);
+            acc[r] = s.fma(m, s.splat(x.sum[at + r]), acc[r]);
+        });
+    }
+}
+
+/// Where rows `at..at + R` begin.
+#[inline(always)]
+fn rows<const R: usize>(part: &[[i8; GROUP]; ROWS], at: usize) -> [*const i8; R] {
+    let mut out = [std::ptr::null(); R];
+    for (r, out) in out.iter_mut().enumerate() {
+        *out = part[at + r].as_ptr();
+    }
+    out
+}
+
+/// Their integers.
+#[inline(always)]
+fn starts<const R: usize>(sums: &[f32; ROWS], at: usize) -> [i32; R] {
+    let mut out = [0; R];
+    for (r, out) in out.iter_mut().enumerate() {
+        *out = sums[at + r].to_bits().cast_signed();
+    }
+    out
+}

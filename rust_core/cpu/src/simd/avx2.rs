@@ -1,0 +1,307 @@
+//! Avx2: AVX2 with FMA and F16C, 8 lanes.
+
+use std::arch::x86_64::*;
+
+use crate::simd::{Kernel, Simd};
+
+/// Exists only inside [`run`].
+#[derive(Clone, Copy)]
+pub struct Avx2(());
+
+/// Run a kernel with the features on.
+///
+/// # Safety
+/// The CPU has avx2, fma and f16c; the kernel's own contract.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
+    // SAFETY: the caller's.
+    unsafe { kernel.run(Avx2(())) }
+}
+
+/// An intrinsic call in a method of `Avx2`.
+macro_rules! isa {
+    ($($body:tt)*) => {
+        // SAFETY: a value of Avx2 exists only where its features do; memory is the trait's contract.
+        unsafe { $($body)* }
+    };
+}
+
+impl Simd for Avx2 {
+    type V = __m256;
+    const LANES: usize = 8;
+    const ROWS: usize = 6;
+    const INT_ROWS: usize = 4;
+    type I = __m256i;
+
+    #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        isa!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
+    }
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m256 {
+        isa!(_mm256_set1_ps(x))
+    }
+    #[inline(always)]
+    fn add(self, a: __m256, b: __m256) -> __m256 {
+        isa!(_mm256_add_ps(a, b))
+    }
+    #[inline(always)]
+    fn sub(self, a: __m256, b: __m256) -> __m256 {
+        isa!(_mm256_sub_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: __m256, b: __m256) -> __m256 {
+        isa!(_mm256_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn div(self, a: __m256, b: __m256) -> __m256 {
+        isa!(_mm256_div_ps(a, b))
+    }
+    #[inline(always)]
+    fn fma(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        isa!(_mm256_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn max(self, a: __m256, b: __m256) -> __m256 {
+        isa!(_mm256_max_ps(a, b))
+    }
+    #[inline(always)]
+    fn min(self, a: __m256, b: __m256) -> __m256 {
+        isa!(_mm256_min_ps(a, b))
+    }
+    #[inline(always)]
+    fn round(self, a: __m256) -> __m256 {
+        isa!(_mm256_round_ps::<
+            { _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC },
+        >(a))
+    }
+    #[inline(always)]
+    fn pow2(self, a: __m256) -> __m256 {
+        isa!(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(
+            _mm256_add_epi32(_mm256_cvtps_epi32(a), _mm256_set1_epi32(127))
+        )))
+    }
+    #[inline(always)]
+    fn select_lt(self, a: __m256, b: __m256, yes: __m256, no: __m256) -> __m256 {
+        isa!(_mm256_blendv_ps(no, yes, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b)))
+    }
+    #[inline(always)]
+    fn sum(self, a: __m256) -> f32 {
+        isa! {
+            let half = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let pair = _mm_add_ps(half, _mm_movehl_ps(half, half));
+            _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)))
+        }
+    }
+    #[inline(always)]
+    fn hmax(self, a: __m256) -> f32 {
+        isa! {
+            let half = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let pair = _mm_max_ps(half, _mm_movehl_ps(half, half));
+            _mm_cvtss_f32(_mm_max_ss(pair, _mm_movehdup_ps(pair)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> __m256 {
+        isa!(_mm256_loadu_ps(p))
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, a: __m256) {
+        isa!(_mm256_storeu_ps(p, a))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u16) -> __m256 {
+        isa!(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(
+            _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()))
+        )))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut u16, a: __m256) {
+        isa! {
+            let bits = _mm256_castps_si256(a);
+            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            let up = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+            let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+            let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(a, a));
+            let kept = _mm256_srli_epi32::<16>(_mm256_blendv_epi8(up, quiet, nan));
+            let packed = _mm_packus_epi32(
+                _mm256_castsi256_si128(kept),
+                _mm256_extracti128_si256::<1>(kept),
+            );
+            _mm_storeu_si128(p.cast(), packed);
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u16) -> __m256 {
+        isa!(_mm256_cvtph_ps(_mm_loadu_si128(p.cast())))
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, p: *mut u16, a: __m256) {
+        isa!(_mm_storeu_si128(
+            p.cast(),
+            _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a)
+        ))
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_pairs(self, p: *const u16) -> (__m256, __m256) {
+        isa! {
+            let both = _mm256_loadu_si256(p.cast());
+            (
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(both)),
+                _mm256_and_ps(
+                    _mm256_castsi256_ps(both),
+                    _mm256_castsi256_ps(_mm256_set1_epi32(0xffff_0000u32 as i32)),
+                ),
+            )
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_i8(self, p: *mut i8, a: __m256) {
+        isa! {
+            let wide = _mm256_cvtps_epi32(a);
+            let half = _mm_packs_epi32(
+                _mm256_castsi256_si128(wide),
+                _mm256_extracti128_si256::<1>(wide),
+            );
+            _mm_storel_epi64(p.cast(), _mm_packs_epi16(half, half));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(self, p: *const i8) -> __m256 {
+        isa!(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(
+            p.cast()
+        ))))
+    }
+    #[inline(always)]
+    unsafe fn store_i16(self, p: *mut i16, a: __m256) {
+        isa! {
+            let words = _mm256_cvtps_epi32(a);
+            let low = _mm256_castsi256_si128(words);
+            let high = _mm256_extracti128_si256::<1>(words);
+            _mm_storeu_si128(p.cast(), _mm_packs_epi32(low, high));
+        }
+    }
+    #[inline(always)]
+    fn dot_pairs(self, sum: __m256i, w: __m256i, x: i32) -> __m256i {
+        isa!(_mm256_add_epi32(
+            sum,
+            _mm256_madd_epi16(w, _mm256_set1_epi32(x))
+        ))
+    }
+    #[inline(always)]
+    fn to_floats(self, a: __m256i) -> __m256 {
+        isa!(_mm256_cvtepi32_ps(a))
+    }
+    #[inline(always)]
+    fn zero_words(self) -> __m256i {
+        isa!(_mm256_setzero_si256())
+    }
+    #[inline(always)]
+    unsafe fn load_words(self, p: *const u8) -> __m256i {
+        isa!(_mm256_loadu_si256(p.cast()))
+    }
+    #[inline(always)]
+    fn and(self, a: __m256i, mask: u32) -> __m256i {
+        isa!(_mm256_and_si256(a, _mm256_set1_epi32(mask.cast_signed())))
+    }
+    #[inline(always)]
+    fn or(self, a: __m256i, b: __m256i) -> __m256i {
+        isa!(_mm256_or_si256(a, b))
+    }
+    #[inline(always)]
+    fn shift_left<const N: i32>(self, a: __m256i) -> __m256i {
+        isa!(_mm256_slli_epi32::<N>(a))
+    }
+    #[inline(always)]
+    fn shift_right<const N: i32>(self, a: __m256i) -> __m256i {
+        isa!(_mm256_srli_epi32::<N>(a))
+    }
+    #[inline(always)]
+    fn nibble<const SHIFT: i32>(self, a: __m256i) -> __m256 {
+        isa! {
+            let words = _mm256_srli_epi32::<SHIFT>(a);
+            _mm256_cvtepi32_ps(_mm256_and_si256(words, _mm256_set1_epi32(15)))
+        }
+    }
+    #[inline(always)]
+    fn byte<const BYTE: i32>(self, a: __m256i) -> __m256 {
+        isa! {
+            let up = _mm256_sll_epi32(a, _mm_cvtsi32_si128(24 - 8 * BYTE));
+            _mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(up))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot<const BITS: usize>(self, w: [__m256i; 8], x: *const i8) -> __m256 {
+        isa! {
+            let x = x.cast::<i32>();
+            let pair = |j: usize| {
+                _mm256_maddubs_epi16(w[j], _mm256_set1_epi32(x.add(j).read_unaligned()))
+            };
+            // Two chains, so that one's latency hides behind the other.
+            let mut a = pair(0);
+            let mut b = pair(1);
+            for j in 1..4 {
+                a = _mm256_add_epi16(a, pair(2 * j));
+                b = _mm256_add_epi16(b, pair(2 * j + 1));
+            }
+            let ones = _mm256_set1_epi16(1);
+            // A pair of nibbles is at most 2 * 15 * 127, and eight of them still fit 16 bits; of
+            // 5 bits four do.
+            let sum = if BITS == 4 {
+                _mm256_madd_epi16(_mm256_add_epi16(a, b), ones)
+            } else {
+                _mm256_add_epi32(_mm256_madd_epi16(a, ones), _mm256_madd_epi16(b, ones))
+            };
+            _mm256_cvtepi32_ps(sum)
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_halves(self, w: [__m256i; 8], x: *const i8, start: [i32; 2]) -> [__m256; 2] {
+        isa! {
+            let x = x.cast::<i32>();
+            let pair = |j: usize| {
+                _mm256_maddubs_epi16(w[j], _mm256_set1_epi32(x.add(j).read_unaligned()))
+            };
+            let ones = _mm256_set1_epi16(1);
+            // A pair is at most 2 * 63 * 127: two fit 16 bits.
+            let two = |j| _mm256_madd_epi16(_mm256_add_epi16(pair(j), pair(j + 1)), ones);
+            let mut out = [_mm256_setzero_ps(); 2];
+            for half in 0..2 {
+                let sum = _mm256_add_epi32(two(4 * half), two(4 * half + 2));
+                let start = _mm256_set1_epi32(start[half]);
+                out[half] = _mm256_cvtepi32_ps(_mm256_add_epi32(sum, start));
+            }
+            out
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes<const R: usize>(
+        self,
+        w: *const u8,
+        x: [*const i8; R],
+        _surplus: [i32; R],
+    ) -> [__m256; R] {
+        isa! {
+            let ones = _mm256_set1_epi16(1);
+            let mut sums = [_mm256_setzero_si256(); R];
+            for j in 0..8 {
+                let weight = _mm256_loadu_si256(w.add(32 * j).cast());
+                // |w| is at most 128 as an unsigned byte, its sign goes to x: a pair fits 16 bits.
+                let magnitude = _mm256_abs_epi8(weight);
+                for r in 0..R {
+                    let four = x[r].cast::<i32>().add(j).read_unaligned();
+                    let signed = _mm256_sign_epi8(_mm256_set1_epi32(four), weight);
+                    let pair = _mm256_maddubs_epi16(magnitude, signed);
+                    sums[r] = _mm256_add_epi32(sums[r], _mm256_madd_epi16(pair, ones));
+                }
+            }
+            let mut out = [_mm256_setzero_ps(); R];
+            for r in 0..R {
+                out[r] = _mm256_cvtepi32_ps(sums[r]);
+            }
+            out
+        }
+    }
+}

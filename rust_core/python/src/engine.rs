@@ -1,0 +1,471 @@
+//! EngineCore, Staging, ScheduledBatch, Metrics. See `_core.pyi`.
+//!
+//! No Python code runs while a lock of the core is held: it could hand the GIL to a thread that
+//! waits for the same lock.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use octavo_core::engine::metrics::Metrics;
+use octavo_core::engine::outbox::Delivery;
+use octavo_core::engine::{AddRequest, EngineCore, Sampled, SampledLogprobs};
+use octavo_core::error::Error;
+use octavo_core::scheduler::batch::{self, StagingLimits};
+use octavo_core::scheduler::request::FinishReason;
+use octavo_core::scheduler::{Policy, SchedulerConfig};
+use pyo3::buffer::{Element, PyBuffer};
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::delivery::{PyOutbox, PySseTemplate};
+use crate::error::engine_error;
+use crate::text::PyTokenizer;
+use crate::token_ids::token_ids;
+
+pub(crate) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_class::<PyStaging>()?;
+    m.add_class::<PyScheduledBatch>()?;
+    m.add_class::<PyMetrics>()?;
+    m.add_class::<PyEngineCore>()
+}
+
+/// Runs a verb; a panic that the core did not catch itself becomes a RuntimeError, where pyo3 would
+/// raise a BaseException that ends the engine's thread.
+fn guarded<T>(verb: impl FnOnce() -> Result<T, Error>) -> PyResult<T> {
+    match catch_unwind(AssertUnwindSafe(verb)) {
+        Ok(result) => result.map_err(engine_error),
+        Err(payload) => {
+            let text = payload.downcast_ref::<String>().map(String::as_str);
+            let text = text.or(payload.downcast_ref::<&str>().copied());
+            let text = text.unwrap_or("a panic without a message");
+            Err(engine_error(Error::Panic(text.into())))
+        }
+    }
+}
+
+fn buffer<T: Element>(object: &Bound<'_, PyAny>, what: &str, kind: &str) -> PyResult<PyBuffer<T>> {
+    let buffer = PyBuffer::<T>::get(object)
+        .map_err(|_| PyTypeError::new_err(format!("{what} is not a buffer of {kind}")))?;
+    if buffer.is_c_contiguous() {
+        Ok(buffer)
+    } else {
+        Err(PyValueError::new_err(format!("{what} is not C-contiguous")))
+    }
+}
+
+/// The elements of a C-contiguous buffer.
+fn elements<T: Element>(buffer: &PyBuffer<T>) -> &[T] {
+    match buffer.as_slice_ptr() {
+        // SAFETY: the exporter keeps the memory alive and in place while `buffer` is held; PyBuffer
+        // has checked format and alignment, and `as_slice_ptr` contiguity. The GIL is held while
+        // the slice is used, so no Python code writes to it meanwhile.
+        Some(slice) => unsafe { slice.as_ref() },
+        None => &[],
+    }
+}
+
+// --------------------------------------------------------------------------------- staging
+
+#[pyclass(frozen, name = "Staging", module = "octavo._core")]
+struct PyStaging {
+    buffer: PyBuffer<i32>,
+    token_buckets: Vec<u32>,
+}
+
+#[pymethods]
+impl PyStaging {
+    #[new]
+    #[pyo3(
+        signature = (buffer, token_buckets=Vec::new()),
+        text_signature = "(buffer, token_buckets=())"
+    )]
+    fn new(buffer: &Bound<'_, PyAny>, token_buckets: Vec<u32>) -> PyResult<Self> {
+        let buffer = self::buffer::<i32>(buffer, "buffer", "int32")?;
+        if buffer.readonly() || buffer.dimensions() != 1 {
+            return Err(PyValueError::new_err(
+                "buffer is not writable and of one dimension",
+            ));
+        }
+        if !token_buckets.is_sorted() {
+            return Err(PyValueError::new_err("token_buckets is not ascending"));
+        }
+        Ok(Self {
+            buffer,
+            token_buckets,
+        })
+    }
+
+    #[staticmethod]
+    fn required_len(
+        max_num_batched_tokens: usize,
+        max_num_seqs: usize,
+        max_model_len: usize,
+        block_size: usize,
+    ) -> PyResult<usize> {
+        if block_size == 0 {
+            return Err(PyValueError::new_err("block_size must be at least 1"));
+        }
+        let limits = StagingLimits::new(
+            max_num_batched_tokens,
+            max_num_seqs,
+            max_model_len,
+            block_size,
+        );
+        Ok(limits.required_len())
+    }
+}
+
+macro_rules! scheduled_batch {
+    ($($field:ident)*) => {
+        #[pyclass(frozen, get_all, name = "ScheduledBatch", module = "octavo._core")]
+        struct PyScheduledBatch {
+            step_id: u64,
+            $($field: usize,)*
+            new_slots: Vec<(u32, u64)>,
+            request_ids: Vec<u64>,
+        }
+
+        impl PyScheduledBatch {
+            fn new(batch: &batch::ScheduledBatch, plan: &batch::Plan) -> Self {
+                Self {
+                    step_id: batch.step_id,
+                    $($field: batch.$field,)*
+                    new_slots: plan.new_slots.clone(),
+                    request_ids: plan.entries.iter().map(|entry| entry.request_id).collect(),
+                }
+            }
+        }
+    };
+}
+
+scheduled_batch! {
+    num_tokens num_reqs num_decodes num_samples num_block_updates max_query_len max_seq_len
+    token_stride req_stride packed_len
+    input_ids_offset positions_offset slot_mapping_offset slots_offset seq_lens_offset
+    query_start_loc_offset sample_rows_offset sample_slots_offset block_updates_offset
+}
+
+#[pymethods]
+impl PyScheduledBatch {
+    fn __repr__(&self) -> String {
+        format!(
+            "ScheduledBatch(step_id={}, num_tokens={}, num_reqs={}, num_decodes={})",
+            self.step_id, self.num_tokens, self.num_reqs, self.num_decodes
+        )
+    }
+}
+
+// --------------------------------------------------------------------------------- metrics
+
+#[pyclass(frozen, name = "Metrics", module = "octavo._core")]
+struct PyMetrics {
+    inner: Arc<Metrics>,
+}
+
+#[pymethods]
+impl PyMetrics {
+    fn snapshot<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let data = self.inner.snapshot();
+        let dict = PyDict::new(py);
+        for (name, value) in data.counters() {
+            dict.set_item(name, value)?;
+        }
+        for (name, value) in data.gauges() {
+            dict.set_item(name, value)?;
+        }
+        let by_reason = PyDict::new(py);
+        for (reason, count) in FinishReason::ALL.iter().zip(data.request_success) {
+            by_reason.set_item(reason.as_str(), count)?;
+        }
+        dict.set_item("request_success", by_reason)?;
+        for (name, histogram) in data.histograms() {
+            let entry = PyDict::new(py);
+            entry.set_item("buckets", histogram.cumulative().collect::<Vec<_>>())?;
+            entry.set_item("sum", histogram.sum())?;
+            entry.set_item("count", histogram.count())?;
+            dict.set_item(name, entry)?;
+        }
+        Ok(dict)
+    }
+}
+
+// ---------------------------------------------------------------------------------- engine
+
+/// Python's `time.monotonic()` without a call into Python.
+struct Clock {
+    offset_s: f64,
+    started: Instant,
+}
+
+impl Clock {
+    fn new(py: Python<'_>) -> PyResult<Self> {
+        let now_s: f64 = py.import("time")?.call_method0("monotonic")?.extract()?;
+        Ok(Self {
+            offset_s: now_s,
+            started: Instant::now(),
+        })
+    }
+
+    fn now_s(&self) -> f64 {
+        self.offset_s + self.started.elapsed().as_secs_f64()
+    }
+}
+
+#[pyclass(name = "EngineCore", module = "octavo._core")]
+struct PyEngineCore {
+    core: EngineCore,
+    clock: Clock,
+}
+
+#[pymethods]
+impl PyEngineCore {
+    #[new]
+    #[pyo3(signature = (
+        *, num_blocks, block_size, max_num_seqs, max_num_batched_tokens, max_model_len,
+        enable_prefix_caching=true, enable_chunked_prefill=true, policy="fcfs", stream_interval=1,
+        tokenizer=None
+    ))]
+    #[allow(clippy::too_many_arguments)] // keyword arguments of the Python constructor
+    fn new(
+        py: Python<'_>,
+        num_blocks: usize,
+        block_size: usize,
+        max_num_seqs: usize,
+        max_num_batched_tokens: usize,
+        max_model_len: usize,
+        enable_prefix_caching: bool,
+        enable_chunked_prefill: bool,
+        policy: &str,
+        stream_interval: u32,
+        tokenizer: Option<&PyTokenizer>,
+    ) -> PyResult<Self> {
+        let policy = match policy {
+            "fcfs" => Policy::Fcfs,
+            "priority" => Policy::Priority,
+            other => {
+                return Err(PyValueError::new_err(format!(
+                    "policy must be 'fcfs' or 'priority', not {other:?}"
+                )));
+            }
+        };
+        let config = SchedulerConfig {
+            num_blocks,
+            block_size,
+            max_num_seqs,
+            max_num_batched_tokens,
+            max_model_len,
+            enable_prefix_caching,
+            enable_chunked_prefill,
+            policy,
+        };
+        let tokenizer = tokenizer.map(|tokenizer| Arc::clone(&tokenizer.inner));
+        let core = EngineCore::new(config, stream_interval, tokenizer).map_err(engine_error)?;
+        Ok(Self {
+            core,
+            clock: Clock::new(py)?,
+        })
+    }
+
+    #[getter]
+    fn outbox(&self) -> PyOutbox {
+        PyOutbox {
+            inner: Arc::clone(self.core.outbox()),
+        }
+    }
+
+    #[getter]
+    fn metrics(&self) -> PyMetrics {
+        PyMetrics {
+            inner: Arc::clone(self.core.metrics()),
+        }
+    }
+
+    #[pyo3(
+        signature = (
+            request_ids, prompt_token_ids, *, max_tokens, min_tokens=0, eos_token_ids=Vec::new(),
+            stop_token_ids=Vec::new(), stop=Vec::new(), include_stop_str_in_output=false,
+            skip_special_tokens=true, num_logprobs=None, priority=0, cache_salt=None,
+            arrival_s=None, stream_interval=None, delivery="final", sse=None
+        ),
+        text_signature = "($self, request_ids, prompt_token_ids, *, max_tokens, min_tokens=0, \
+                          eos_token_ids=(), stop_token_ids=(), stop=(), \
+                          include_stop_str_in_output=False, skip_special_tokens=True, \
+                          num_logprobs=None, priority=0, cache_salt=None, arrival_s=None, \
+                          stream_interval=None, delivery='final', sse=None)"
+    )]
+    #[allow(clippy::too_many_arguments)] // keyword arguments of the Python method
+    fn add_request(
+        &mut self,
+        py: Python<'_>,
+        request_ids: Vec<u64>,
+        prompt_token_ids: &Bound<'_, PyAny>,
+        max_tokens: usize,
+        min_tokens: usize,
+        eos_token_ids: Vec<u32>,
+        stop_token_ids: Vec<u32>,
+        stop: Vec<String>,
+        include_stop_str_in_output: bool,
+        skip_special_tokens: bool,
+        num_logprobs: Option<usize>,
+        priority: i64,
+        cache_salt: Option<&str>,
+        arrival_s: Option<f64>,
+        stream_interval: Option<u32>,
+        delivery: &str,
+        sse: Option<Vec<Py<PySseTemplate>>>,
+    ) -> PyResult<()> {
+        let prompt = token_ids(prompt_token_ids)?;
+        let num_samples = request_ids.len();
+        let deliveries = match (delivery, sse) {
+            ("sse", Some(templates)) => templates
+                .iter()
+                .map(|template| Delivery::Sse(Arc::clone(&template.borrow(py).inner)))
+                .collect(),
+            ("sse", None) => {
+                return Err(PyValueError::new_err(
+                    "delivery 'sse' needs a template per sample",
+                ));
+            }
+            ("delta", _) => vec![Delivery::Delta; num_samples],
+            ("final", _) => vec![Delivery::Final; num_samples],
+            (other, _) => {
+                return Err(PyValueError::new_err(format!(
+                    "delivery must be 'sse', 'delta' or 'final', not {other:?}"
+                )));
+            }
+        };
+        let arrival_s = arrival_s.unwrap_or_else(|| self.clock.now_s());
+        guarded(|| {
+            self.core.add_request(AddRequest {
+                request_ids: &request_ids,
+                prompt: &prompt,
+                max_tokens,
+                min_tokens,
+                eos_token_ids: &eos_token_ids,
+                stop_token_ids: &stop_token_ids,
+                stop: &stop,
+                include_stop_str_in_output,
+                skip_special_tokens,
+                num_logprobs,
+                priority,
+                cache_salt,
+                arrival_s,
+                stream_interval,
+                deliveries,
+            })
+        })
+    }
+
+    fn abort(&mut self, request_id: u64) -> PyResult<bool> {
+        let now_s = self.clock.now_s();
+        guarded(|| Ok(self.core.abort(request_id, now_s)))
+    }
+
+    fn schedule(&mut self, staging: &PyStaging) -> PyResult<Option<PyScheduledBatch>> {
+        let now_s = self.clock.now_s();
+        let buffer = match staging.buffer.as_slice_ptr() {
+            // SAFETY: as in `elements`; the buffer was checked to be writable. The slice lives
+            // until the end of this call, during which the GIL is held and the core runs no Python
+            // code, so nothing else refers to the memory.
+            Some(mut slice) => unsafe { slice.as_mut() },
+            None => &mut [],
+        };
+        let mut target = batch::Staging {
+            buffer,
+            token_buckets: &staging.token_buckets,
+        };
+        let batch = guarded(|| self.core.schedule(&mut target, now_s))?;
+        let plan = batch
+            .as_ref()
+            .and_then(|batch| self.core.plan(batch.step_id));
+        Ok(batch
+            .as_ref()
+            .zip(plan)
+            .map(|(batch, plan)| PyScheduledBatch::new(batch, plan)))
+    }
+
+    #[pyo3(signature = (step_id, token_ids, logprob_ids=None, logprobs=None, ranks=None))]
+    fn update(
+        &mut self,
+        step_id: u64,
+        token_ids: &Bound<'_, PyAny>,
+        logprob_ids: Option<&Bound<'_, PyAny>>,
+        logprobs: Option<&Bound<'_, PyAny>>,
+        ranks: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<bool> {
+        let now_s = self.clock.now_s();
+        let token_ids = buffer::<i32>(token_ids, "token_ids", "int32")?;
+        let buffers = match (logprob_ids, logprobs, ranks) {
+            (Some(ids), Some(values), Some(ranks)) => Some((
+                buffer::<i32>(ids, "logprob_ids", "int32")?,
+                buffer::<f32>(values, "logprobs", "float32")?,
+                buffer::<i32>(ranks, "ranks", "int32")?,
+            )),
+            (None, None, None) => None,
+            _ => {
+                return Err(PyValueError::new_err(
+                    "logprob_ids, logprobs and ranks come together or not at all",
+                ));
+            }
+        };
+        let logprobs = buffers
+            .as_ref()
+            .map(|(ids, values, ranks)| SampledLogprobs {
+                ids: elements(ids),
+                values: elements(values),
+                ranks: elements(ranks),
+                width: ids.shape().get(1).copied().unwrap_or(1),
+            });
+        let sampled = Sampled {
+            token_ids: elements(&token_ids),
+            logprobs,
+        };
+        guarded(|| self.core.update(step_id, sampled, now_s))
+    }
+
+    fn fail_step(&mut self, step_id: u64, message: &str) -> PyResult<bool> {
+        // For the caller's log; a sample only learns that it failed, not the engine's internals.
+        let _ = message;
+        let now_s = self.clock.now_s();
+        guarded(|| self.core.fail_step(step_id, now_s))
+    }
+
+    fn token_ids(&self, request_id: u64) -> PyResult<Vec<u32>> {
+        self.core.token_ids(request_id).map_err(engine_error)
+    }
+
+    fn num_unfinished(&self) -> usize {
+        self.core.num_unfinished()
+    }
+
+    fn has_work(&self) -> bool {
+        self.core.has_work()
+    }
+
+    fn reset_prefix_cache(&mut self) {
+        self.core.reset_prefix_cache();
+    }
+
+    fn check_integrity(&self) -> PyResult<()> {
+        guarded(|| self.core.check_integrity())
+    }
+
+    fn block_ids(&self, request_id: u64) -> PyResult<Vec<u32>> {
+        self.core.block_ids(request_id).map_err(engine_error)
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = self.core.stats();
+        let dict = PyDict::new(py);
+        dict.set_item("num_running", stats.num_running)?;
+        dict.set_item("num_waiting", stats.num_waiting)?;
+        dict.set_item("num_free_blocks", stats.num_free_blocks)?;
+        dict.set_item("num_cached_blocks", stats.num_cached_blocks)?;
+        dict.set_item("num_blocks", stats.num_blocks)?;
+        dict.set_item("num_preemptions", stats.num_preemptions)?;
+        dict.set_item("num_in_flight", stats.num_in_flight)?;
+        Ok(dict)
+    }
+}

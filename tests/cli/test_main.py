@@ -1,0 +1,273 @@
+"""The command line: where values come from, what they may look like, what is refused."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octavo import serve as module
+from octavo.cli import main as cli
+from octavo.cli import serve
+from octavo.config import EngineConfig
+from octavo.flags import FlagError, Parser, add_flags, flags_of, parse_int, resolve
+from octavo.server.config import ServerConfig
+
+CONFIGS = (EngineConfig, ServerConfig)
+
+
+def parse(*words: str, env: dict[str, str] | None = None) -> tuple[EngineConfig, ServerConfig]:
+    parser = Parser()
+    add_flags(parser, *CONFIGS)
+    engine, server = resolve(vars(parser.parse_args(words)), CONFIGS, env or {})
+    return engine, server
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0", 0),
+        ("-1", -1),
+        ("8k", 8000),
+        ("8K", 8192),
+        ("8Ki", 8192),
+        ("25.6k", 25600),
+        ("1.5M", 1572864),
+        ("2g", 2_000_000_000),
+        ("2G", 2 * 2**30),
+        ("2GiB", 2 * 2**30),
+        ("1_000", 1000),
+        ("9007199254740993", 9007199254740993),
+        ("0.1g", 100_000_000),
+    ],
+)
+def test_numbers(text: str, value: int) -> None:
+    assert parse_int(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "k", "1.5", "1.0001k", "1kk", "8 k b c", "1e3", "0x10"])
+def test_not_numbers(text: str) -> None:
+    with pytest.raises(ValueError, match="number"):
+        parse_int(text)
+
+
+def test_defaults_are_the_config_s() -> None:
+    assert parse() == (EngineConfig(), ServerConfig())
+
+
+def test_every_kind_of_flag() -> None:
+    words = (
+        "--model m --max-model-len 8k --kv-cache-memory-bytes 2G --dtype bfloat16 "
+        "--served-model-name a b --no-enable-prefix-caching --enforce-eager -tp 1 "
+        "--gpu-memory-utilization 0.5 --cuda-graph-sizes 1 2 4 --api-key x y "
+        "--port 0 --enable-log-requests --shutdown-timeout 3.5"
+    )
+    overrides = ("--override-generation-config", '{"temperature": 0.5}')
+    engine, server = parse(*words.split(), *overrides)
+    assert engine.model == "m"
+    assert engine.max_model_len == 8000
+    assert engine.kv_cache_memory_bytes == 2**31
+    assert engine.dtype == "bfloat16"
+    assert engine.served_model_name == ("a", "b")
+    assert not engine.enable_prefix_caching
+    assert engine.enforce_eager
+    assert engine.gpu_memory_utilization == 0.5
+    assert engine.cuda_graph_sizes == (1, 2, 4)
+    assert engine.override_generation_config == {"temperature": 0.5}
+    assert server.api_key == ("x", "y")
+    assert (server.port, server.enable_log_requests) == (0, True)
+    assert server.shutdown_timeout == 3.5
+
+
+def test_every_flag_has_a_group_and_help_and_no_two_share_a_name() -> None:
+    names = []
+    for config in CONFIGS:
+        for flag in flags_of(config):
+            assert flag.help
+            assert flag.group
+            names.append(flag.name)
+    assert len(names) == len(set(names))
+
+
+def test_precedence(tmp_path: Path) -> None:
+    path = tmp_path / "octavo.yaml"
+    path.write_text(
+        "port: 1\nmax-model-len: 8k\nmax_num_seqs: 7\nblock-size: 8\n"
+        "served-model-name: [a, b]\nenable-prefix-caching: false\nhf-overrides: {x: 1}\n"
+    )
+    env = {"OCTAVO_PORT": "2", "OCTAVO_MAX_NUM_SEQS": "8", "OCTAVO_API_KEY": "k1, k2"}
+    engine, server = parse("--config", str(path), "--port", "3", env=env)
+    assert server.port == 3
+    assert engine.max_num_seqs == 8
+    assert engine.block_size == 8
+    assert engine.max_model_len == 8000
+    assert engine.served_model_name == ("a", "b")
+    assert engine.hf_overrides == {"x": 1}
+    assert not engine.enable_prefix_caching
+    assert server.api_key == ("k1", "k2")
+    assert parse(env={**env, "OCTAVO_CONFIG": str(path)})[1].port == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [("1", True), ("TRUE", True), ("no", False), ("off", False)]
+)
+def test_booleans_in_the_environment(value: str, expected: bool) -> None:
+    assert parse(env={"OCTAVO_ENFORCE_EAGER": value})[0].enforce_eager is expected
+
+
+@pytest.mark.parametrize(
+    ("env", "says"),
+    [
+        ({"OCTAVO_PORT": "many"}, "--port.*OCTAVO_PORT"),
+        ({"OCTAVO_ENFORCE_EAGER": "maybe"}, "true or false"),
+        ({"OCTAVO_DTYPE": "float8"}, "one of"),
+        ({"OCTAVO_PORT": "70000"}, "--port must be"),
+        ({"OCTAVO_BLOCK_SIZE": "0"}, "--block-size must be"),
+        ({"OCTAVO_HF_OVERRIDES": "[1]"}, "JSON object"),
+        ({"OCTAVO_CONFIG": "/no/such/file"}, "No such file"),
+    ],
+)
+def test_bad_values_name_the_flag(env: dict[str, str], says: str) -> None:
+    with pytest.raises(FlagError, match=says):
+        parse(env=env)
+
+
+@pytest.mark.parametrize(
+    ("yaml", "says"),
+    [
+        ("prot: 1", "unknown key 'prot'; did you mean port"),
+        ("port: [1", "is not YAML"),
+        ("- 1", "keys and values"),
+        ("port: yes", "not a int"),
+        ("api-key: {a: 1}", "not a str"),
+    ],
+)
+def test_bad_yaml(tmp_path: Path, yaml: str, says: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml)
+    with pytest.raises(FlagError, match=says):
+        parse("--config", str(path))
+
+
+def run(*words: str) -> int:
+    try:
+        return cli.main(words)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["serve", "--max-modle-len", "5"], "did you mean --max-model-len"),
+        (["serve", "--max_model_len", "5"], "did you mean --max-model-len"),
+        (["serve", "--tensor-parallel", "2"], "did you mean --tensor-parallel-size"),
+        (["chat", "--modle", "m"], "octavo chat: error: unknown argument '--modle'; did you mean"),
+        (["complete", "--max-token", "4", "x"], "did you mean --max-tokens"),
+        (["bench", "serve", "--concurency", "4"], "did you mean --concurrency"),
+        (["bench", "latency", "--max-modle-len", "5"], "did you mean --max-model-len"),
+        (["collect-env", "--hlep"], "did you mean --help"),
+        (["serve", "a", "b"], "unknown argument 'b'"),
+        (["serve", "a", "--model", "b"], "differ"),
+        (["serve", "--dtype", "int3"], "is not one of auto, float16"),
+        (["serve", "--max-model-len", "long"], "is not a number"),
+        (["serve", "--trust-remote-code"], "never runs code from a checkpoint"),
+        (["serve", "--tensor-parallel-size", "2"], "--tensor-parallel-size must be 1"),
+        (["frobnicate"], "invalid choice"),
+    ],
+)
+def test_mistakes_are_explained(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*words) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_help_is_grouped(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("serve", "--help") == 0
+    out = capsys.readouterr().out
+    for group in ("model:", "memory:", "scheduler:", "execution:", "front end:", "access:"):
+        assert f"\n{group}\n" in out
+    assert "--no-enable-prefix-caching" in out
+    assert run("--version") == 0
+
+
+def test_the_model_may_be_the_first_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def fake_serve(engine: EngineConfig, server: ServerConfig) -> int:
+        seen.append((engine, server))
+        return 0
+
+    monkeypatch.setattr(serve, "serve", fake_serve)
+    assert module.main(["folder", "--port", "0"]) == 0
+    assert run("serve", "--model", "folder", "--port", "0") == 0
+    assert seen[0] == seen[1]
+    assert seen[0][0].model == "folder"
+
+
+def test_what_an_operator_can_set_right_needs_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fake_serve(engine: EngineConfig, server: ServerConfig) -> int:
+        raise ValueError("no such model: x")
+
+    monkeypatch.setattr(serve, "serve", fake_serve)
+    assert run("serve", "x") == 1
+    assert capsys.readouterr().err == "octavo: error: no such model: x\n"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from octavo.cli import main as cli\n"
+        "try: cli.main(['serve', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'uvicorn', 'jinja2', 'transformers', 'yaml'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+def test_the_server_s_own_modules_import_no_torch() -> None:
+    code = (
+        "import sys, octavo.server.lifecycle, octavo.cli.serve\n"
+        "heavy = {'torch', 'transformers', 'prometheus_client', 'yaml'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_collect_env(capsys: pytest.CaptureFixture[str]) -> None:
+    from octavo.cli.collect_env import collect_env
+
+    report = collect_env()
+    assert "octavo:" in report
+    assert "torch:" in report
+    assert os.path.expanduser("~") + "/" not in report
+
+
+def test_the_process_s_age() -> None:
+    age = time.time() - serve.process_start()
+    assert 0 <= age < 3600
+
+
+def test_example_command() -> None:
+    command = serve.example_command("http://0.0.0.0:8000", ServerConfig(api_key=("k",)), chat=True)
+    assert "http://127.0.0.1:8000/v1/chat/completions" in command
+    assert "YOUR_KEY" in command
+    assert '"role":"system"' in command
+    assert "/v1/completions" in serve.example_command("http://x:1", ServerConfig(), chat=False)
+
+
+def test_parser_keeps_no_abbreviations() -> None:
+    parser = Parser()
+    add_flags(parser, ServerConfig)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--por", "1"])
+    assert isinstance(parser.parse_args([]), argparse.Namespace)

@@ -1,0 +1,143 @@
+"""Planes: formats agree with the Rust core, and a shard's parts together are the whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from octavo._core import GgufFile
+from octavo.kernels import reference
+from octavo.kernels.cpu import ops as cpu
+from octavo.kernels.formats.gguf import BLOCK_FORMATS
+from octavo.kernels.formats.registry import FORMATS
+from octavo.kernels.weights import (
+    Columns,
+    Part,
+    Planes,
+    Rows,
+    Stored,
+    dense,
+    part_bounds,
+    part_of,
+    quantize,
+    reordered,
+    stack,
+)
+
+QUANTIZED = [name for name in BLOCK_FORMATS if name.startswith("Q")]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def random_planes(name: str, n: int, k: int, order: torch.Tensor | None = None) -> Planes:
+    """Any bytes, with scales of ordinary size."""
+    form = BLOCK_FORMATS[name]
+    raw = torch.randint(0, 256, (n * k // form.block, form.nbytes), dtype=torch.uint8)
+    halves = {"Q4_0": [0], "Q5_0": [0], "Q8_0": [0], "Q6_K": [208]}.get(name, [0, 2])
+    for at in halves:
+        half = (torch.rand(raw.shape[0], 1) * 0.1 + 0.01).to(torch.float16)
+        raw[:, at : at + 2] = half.view(torch.uint8)
+    return Planes(name, {"blocks": raw.view(n, -1)}, (n, k), order)
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_the_two_decoders_agree_to_the_bit(name: str, tmp_path: Path) -> None:
+    """The reference in Python and the Rust core's, which reads files."""
+    planes = random_planes(name, 5, 512)
+    file = tmp_path / "one.gguf"
+    writer = gguf.GGUFWriter(str(file), "llama")
+    kind = gguf.GGMLQuantizationType[name]
+    writer.add_tensor("x", planes.planes["blocks"].numpy(), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    out = np.empty((5, 512), np.float32)
+    GgufFile(str(file)).dequantize("x", out)
+    assert torch.equal(planes.dequantize(), torch.from_numpy(out))
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_sizes_are_those_of_the_files(name: str) -> None:
+    found = BLOCK_FORMATS[name]
+    assert (found.block, found.nbytes) == gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
+
+
+def sources(k: int) -> list[Stored]:
+    order = torch.randperm(10)
+    planes = [random_planes(name, 10, k) for name in QUANTIZED]
+    return [
+        torch.randn(10, k),
+        torch.randn(10, k).bfloat16(),
+        *planes,
+        *(reordered(weight, order) for weight in planes),
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_parts_together_are_the_whole(count: int) -> None:
+    """Rows to be stacked, columns to be summed: K is split between blocks, evenly or not."""
+    for weight in sources(512):
+        whole = dense(weight)
+        parts = {
+            kind: [part_of(weight, kind(i, count)) for i in range(count)]
+            for kind in (Rows, Columns)
+        }
+        assert torch.equal(torch.cat([dense(p) for p in parts[Rows]]), whole)
+        assert torch.equal(torch.cat([dense(p) for p in parts[Columns]], 1), whole)
+        for part in (*parts[Rows], *parts[Columns]):
+            assert type(part) is type(weight)
+    assert part_of(whole, None) is whole
+
+
+def test_backends_compute_with_parts() -> None:
+    x = torch.randn(3, 512)
+    for weight in sources(512):
+        want = reference.linear(x, dense(weight).float())
+        for prepare in (reference.prepare, cpu.prepare):
+            rows = [prepare([part_of(weight, Rows(i, 2))], exact=True) for i in range(2)]
+            found = torch.cat([part.linear(x) for part in rows], 1)
+            torch.testing.assert_close(found, want, atol=1e-3, rtol=1e-4)
+            columns = [prepare([part_of(weight, Columns(i, 2))], exact=True) for i in range(2)]
+            found = sum(
+                part.linear(x[:, 256 * i : 256 * (i + 1)].contiguous())
+                for i, part in enumerate(columns)
+            )
+            torch.testing.assert_close(found, want, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("part", [Rows(2, 2), Rows(-1, 2), Columns(0, 0)])
+def test_parts_that_do_not_exist_are_refused(part: Part) -> None:
+    with pytest.raises(ValueError, match="there is no part"):
+        part_of(torch.zeros(4, 4), part)
+
+
+def test_bounds_are_between_blocks() -> None:
+    assert [part_bounds(768, Rows(i, 2), 256) for i in range(2)] == [(0, 256), (256, 768)]
+    with pytest.raises(ValueError, match="whole number of blocks"):
+        part_bounds(700, Rows(0, 2), 256)
+
+
+def test_orders_are_joined() -> None:
+    weight = quantize(torch.randn(6, 32), "Q8_0")
+    first, second = torch.randperm(6), torch.randperm(6)
+    twice = reordered(reordered(weight, first), second)
+    assert torch.equal(dense(twice), weight.dequantize()[first][second])
+
+
+def test_stacks() -> None:
+    parts = [random_planes("Q4_K", n, 256, torch.randperm(n)) for n in (3, 5)]
+    assert torch.equal(stack(parts).dequantize(), torch.cat([p.dequantize() for p in parts]))
+    with pytest.raises(ValueError, match="several formats"):
+        stack([parts[0], random_planes("Q8_0", 3, 256)])
+    with pytest.raises(ValueError, match="one K"):
+        stack([parts[0], random_planes("Q4_K", 3, 512)])
+    with pytest.raises(ValueError, match="no weights"):
+        stack([])

@@ -1,0 +1,475 @@
+"""GraphRunner: no switch and no interleaving changes a token.
+
+Without a GPU the kernels run in Triton's interpreter and nothing is captured: slow, so there is one
+small comparison with the plain runner. The rest needs a CUDA device.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+pytest.importorskip("triton")
+from octavo.checkpoints.dummy_tokenizer import dummy_tokenizer_json
+from octavo.engine import engine_loop
+from octavo.kernels.gpu import ops as gpu
+from octavo.llm import LLM
+from octavo.runner import loading
+from octavo.runner.cuda_graphs import (
+    MIXED_ROWS,
+    GraphCache,
+    Shapes,
+    StepShape,
+    decode_sizes,
+    exact_shape,
+    mixed_rows,
+)
+from octavo.runner.eager import EagerRunner
+from octavo.runner.graphs import GraphRunner
+from octavo.runner.mesh import LockstepExchange, NoExchange
+from octavo.sampling_params import SamplingParams
+from toy_shards import assert_same, generate_with
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+SHAPE = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 512,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+}
+SMALL = SHAPE | {
+    "vocab_size": 200,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "tie_word_embeddings": True,
+}
+# What each row of a batch may ask for.
+KINDS: list[dict[str, Any]] = [
+    {"temperature": 0.0},
+    {"temperature": 1.0, "seed": 11},
+    {"temperature": 0.9, "seed": 12, "top_k": 20, "top_p": 0.9},
+    {"temperature": 0.7, "seed": 13, "min_p": 0.05},
+    {"temperature": 0.0, "logprobs": 3},
+]
+# And those whose logits are changed first.
+ADJUSTED: list[dict[str, Any]] = [
+    {"temperature": 0.0, "presence_penalty": 1.0, "frequency_penalty": 0.5},
+    {"temperature": 0.0, "repetition_penalty": 1.4},
+    {"temperature": 0.0, "logit_bias": {7: 4.0, 9: -100.0}},
+    {"temperature": 0.0, "allowed_token_ids": [3, 5, 8, 130, 199]},
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text(json.dumps(SHAPE))
+    return tmp_path
+
+
+def prompts(count: int, longest: int = 100, vocab: int = 500) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(3)
+    lengths = rng.integers(1, longest, count)
+    return [{"prompt_token_ids": rng.integers(3, vocab, n).tolist()} for n in lengths]
+
+
+def make(folder: Path, **config: Any) -> LLM:
+    settings: dict[str, Any] = {
+        "load_format": "dummy",
+        "dtype": "float32",
+        "max_model_len": 256,
+        "max_num_seqs": 16,
+        "kv_cache_memory_bytes": 64 << 20,
+    }
+    return LLM(str(folder), **(settings | config))
+
+
+def tokens(llm: LLM, kinds: list[dict[str, Any]], count: int = 12, num: int = 24) -> list[Any]:
+    params = [
+        SamplingParams(**kinds[i % len(kinds)], max_tokens=num + i % 3, ignore_eos=True)
+        for i in range(count)
+    ]
+    outputs = llm.generate(prompts(count), params, use_tqdm=False)
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def assert_close(found: Any, expected: Any) -> None:
+    """Log probabilities of one sample or prompt."""
+    assert (found is None) == (expected is None)
+    for step, other in zip(found or [], expected or [], strict=True):
+        assert (step is None) == (other is None)
+        assert list(step or ()) == list(other or ())
+        for token in step or ():
+            assert abs(step[token].logprob - other[token].logprob) < 1e-4
+            assert step[token].rank == other[token].rank
+
+
+# ---------------------------------------------------------------------------------------- shapes
+
+
+def test_steps_are_padded_to_the_smallest_shape() -> None:
+    shapes = Shapes(decode_sizes(20))
+    assert decode_sizes(20) == (1, 2, 4, 8, 16, 20)
+    assert decode_sizes(64, (3, 100)) == (3, 64)
+    assert decode_sizes(256) == (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+    assert shapes.find(5, 0, 0) == StepShape(8, 0, 0)
+    assert shapes.find(0, 1, 128) == StepShape(0, 1, 128)
+    assert shapes.find(9, 2, 129) == StepShape(32, 4, 192)
+    assert shapes.find(0, 1, 1025) is None
+    assert Shapes(()).find(1, 0, 0) is None
+    assert exact_shape(5, 0, 0) == StepShape(5, 0, 0)
+    assert exact_shape(5, 2, 77) == StepShape(8, 2, 77)
+
+
+def test_small_models_have_graphs_of_long_prefills() -> None:
+    large = mixed_rows(num_layers=32, num_weights=8_000_000_000, max_rows=8192)
+    assert large == MIXED_ROWS
+    small = mixed_rows(num_layers=30, num_weights=135_000_000, max_rows=8192)
+    assert small == (*MIXED_ROWS, 2048, 3072, 4096, 5120, 6144, 7168, 8192)
+    assert mixed_rows(num_layers=30, num_weights=135_000_000, max_rows=2047) == MIXED_ROWS
+    shapes = Shapes(decode_sizes(64), small)
+    assert shapes.find(3, 9, 8000) == StepShape(8, 16, 8192)
+    assert shapes.max_padding == 8192
+
+
+@pytest.mark.parametrize("max_num_seqs", [3, 20, 64, 200, 256, 1024])
+@pytest.mark.parametrize(("num_layers", "num_weights"), [(16, 1_240_000_000), (30, 135_000_000)])
+def test_a_captured_shape_stands_in_for_every_mixed_step_of_a_small_model(
+    max_num_seqs: int, num_layers: int, num_weights: int
+) -> None:
+    rows = mixed_rows(num_layers, num_weights, 8192)
+    shapes = Shapes(decode_sizes(max_num_seqs), rows)
+    first = shapes.first()
+    assert len(set(first)) == len(first)
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        num_prefills = int(rng.integers(1, min(max_num_seqs, 64) + 1))
+        num_decodes = int(rng.integers(0, max_num_seqs - num_prefills + 1))
+        num_rows = int(rng.integers(num_prefills, rows[-1] + 1))
+        wanted = shapes.find(num_decodes, num_prefills, num_rows)
+        assert wanted is not None
+        held = shapes.stand_in(wanted)
+        assert held in first
+        assert held is not None
+        assert held.decode_rows >= num_decodes
+        assert held.prefill_reqs >= num_prefills
+        assert held.prefill_rows >= num_rows
+        assert held.prefill_rows <= max(64, 4 * num_rows)
+
+
+def test_a_large_models_first_shapes_are_few() -> None:
+    shapes = Shapes(decode_sizes(256), mixed_rows(32, 8_000_000_000, 8192))
+    assert len(shapes.first()) < 25
+    assert shapes.stand_in(StepShape(8, 16, 256)) == StepShape(32, 64, 512)
+    assert shapes.stand_in(StepShape(64, 16, 256)) is None
+
+
+def test_a_shape_gets_its_own_graph_once_padding_has_cost_as_much() -> None:
+    graphs: GraphCache[int] = GraphCache(None)
+    assert not graphs.stand_in("a", "b", 3, 10)  # there is no b
+    graphs._graphs["b"] = cast(Any, None)
+    assert [graphs.stand_in("a", "b", 3, 10) for _ in range(5)] == [True, True, True, False, False]
+    assert graphs.stand_in("c", "b", 0, 10)
+
+
+# ----------------------------------------------------------------------------------- interpreted
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU runs everything below")
+def test_interpreted_steps_choose_the_plain_runners_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SMALL))
+    sampling: list[dict[str, Any]] = [{}, {"logprobs": 2}, ADJUSTED[0], ADJUSTED[2], ADJUSTED[3]]
+    sampling.append({"bad_words": ["\x01\x02"], "min_tokens": 2, "stop_token_ids": [5]})
+    sampling += [{"prompt_logprobs": 2}, {"prompt_logprobs": 0, "repetition_penalty": 1.2}]
+    found = []
+    for runner in (EagerRunner, GraphRunner):
+        monkeypatch.setattr(
+            engine_loop,
+            "make_runner",
+            lambda config, source, runner=runner: runner(loading.load(config, source)),
+        )
+        if runner is GraphRunner:
+            monkeypatch.setattr(loading, "get_ops", lambda device, backend: gpu.OPS)
+        llm = make(
+            tmp_path,
+            device="cpu",
+            attention_backend="reference",
+            threads=1,
+            block_size=4,
+            max_num_seqs=4,
+            max_model_len=64,
+            max_num_batched_tokens=16,
+            enforce_eager=True,
+        )
+        params = [
+            SamplingParams(**{"temperature": 0.0, **kind}, max_tokens=3, ignore_eos=True)
+            for kind in sampling
+        ]
+        outputs = llm.generate(prompts(len(sampling), 20, 190), params, use_tqdm=False)
+        found.append(outputs)
+    for plain, output in zip(*found, strict=True):
+        assert output.outputs[0].token_ids == plain.outputs[0].token_ids
+        assert_close(output.outputs[0].logprobs, plain.outputs[0].logprobs)
+        assert_close(output.prompt_logprobs, plain.prompt_logprobs)
+    with llm.trace(tmp_path / "trace.json") as trace:
+        again = llm.generate(prompts(len(sampling), 20, 190)[:1], params[0], use_tqdm=False)
+    assert again[0].outputs[0].token_ids == found[1][0].outputs[0].token_ids
+    waits = [event for event in trace._events if event["name"] == "wait"]
+    assert len(waits) >= params[0].max_tokens  # one a step
+    assert isinstance(llm._engine.runner, GraphRunner)
+    assert llm._engine.runner._observer is None
+    scored = [output.prompt_logprobs for output in found[0][-2:]]
+    assert [len(rows) for rows in scored] == [len(o.prompt_token_ids) for o in found[0][-2:]]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the toy model is on a CPU")
+def test_interpreted_shards_choose_the_tokens_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One plan for every shard; ids and log probabilities are read from rank 0."""
+    expected = generate_with(GraphRunner, NoExchange(), tmp_path, monkeypatch)
+    assert_same(generate_with(GraphRunner, LockstepExchange(2), tmp_path, monkeypatch), expected)
+
+
+# -------------------------------------------------------------------------------------- switches
+
+
+@pytest.mark.gpu
+@on_gpu
+@pytest.mark.parametrize("kinds", [KINDS, ADJUSTED, KINDS + ADJUSTED])
+def test_no_switch_changes_a_token(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, kinds: list[dict[str, Any]]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(GraphRunner, "max_in_flight", 1)
+        expected = tokens(make(folder, enforce_eager=True), kinds)
+        assert tokens(make(folder), kinds) == expected, "graphs"
+    assert tokens(make(folder, enforce_eager=True), kinds) == expected, "run-ahead"
+    llm = make(folder)
+    assert tokens(llm, kinds) == expected, "both"
+    assert tokens(llm, kinds) == expected, "prefix hits"
+    assert tokens(make(folder, max_num_batched_tokens=16), kinds) == expected, "chunks"
+    assert tokens(make(folder, max_num_seqs=3), kinds) == expected, "other batches"
+    small = make(folder, kv_cache_memory_bytes=(256 + 160) * 2 * 3 * 128 * 4, max_num_seqs=8)
+    assert tokens(small, kinds) == expected, "preemption"
+    assert small._engine.core.stats()["num_preemptions"] > 0
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_graphs_captured_in_pauses_change_no_token(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pause comes after every few requests, whose keys and values stay cached meanwhile."""
+    kinds = KINDS + ADJUSTED
+    expected = tokens(make(folder), kinds)
+    monkeypatch.setattr(engine_loop.EngineLoop, "finish_warm_up", lambda self: None)
+    llm = make(folder)
+    runner = llm._engine.runner
+    assert isinstance(runner, GraphRunner)
+    at_once = len(runner.mesh.lead.graphs)
+    while runner.idle_work():
+        assert tokens(llm, kinds) == expected
+        runner.idle_work()
+    assert len(runner.mesh.lead.graphs) > at_once
+    assert tokens(llm, kinds) == expected
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_experts_in_a_graph_choose_the_same_tokens(tmp_path: Path) -> None:
+    experts = {"architectures": ["MixtralForCausalLM"], "num_local_experts": 4}
+    (tmp_path / "config.json").write_text(
+        json.dumps(SHAPE | experts | {"num_experts_per_tok": 2, "sliding_window": None})
+    )
+    llm = make(tmp_path)
+    assert tokens(llm, KINDS) == tokens(make(tmp_path, enforce_eager=True), KINDS)
+    runner = llm._engine.runner
+    assert isinstance(runner, GraphRunner)
+    assert len(runner.mesh.lead.graphs) > 0
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_bad_words_of_several_tokens_never_come(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = make(folder)
+    [free] = llm.generate(
+        prompts(1), SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True), use_tqdm=False
+    )
+    said = free.outputs[0].token_ids
+    pair = tuple(said[3:5])
+    monkeypatch.setattr(engine_loop, "encode_bad_words", lambda tokenizer, words: (pair,))
+    params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, bad_words=["x"])
+    [held] = llm.generate(prompts(1), params, use_tqdm=False)
+    chosen = held.outputs[0].token_ids
+    assert pair not in itertools.pairwise(chosen)
+    first = next(i for i in range(1, 12) if tuple(said[i - 1 : i + 1]) == pair)
+    assert chosen[:first] == said[:first]
+    assert llm._engine.core.stats()["num_in_flight"] == 0
+
+
+# --------------------------------------------------------------------------------------- hazards
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_an_abort_at_any_step_leaves_the_neighbours_alone(folder: Path) -> None:
+    llm = make(folder)
+    expected = tokens(llm, KINDS, count=4, num=10)
+    loop = llm._engine
+    for step in range(9):
+        params = [
+            SamplingParams(**KINDS[i], max_tokens=10 + i % 3, ignore_eos=True) for i in range(4)
+        ]
+        outputs = llm._submit(prompts(4), params)
+        ids = sorted(outputs)
+        for _ in range(step):
+            loop.step()
+        loop.abort([ids[1]])
+        found: dict[int, list[int]] = {i: [] for i in ids}
+        while loop.step() or loop.core.has_work():
+            loop.core.check_integrity()
+        for delta in loop.core.outbox.drain():
+            found[delta.request_id] += delta.token_ids
+        for row in (0, 2, 3):
+            assert found[ids[row]] == expected[row], (step, row)
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_a_stop_while_a_step_is_in_flight_frees_its_slot(folder: Path) -> None:
+    llm = make(folder, max_num_seqs=2)
+    expected = tokens(llm, KINDS[:1], count=6, num=10)
+    params = [
+        SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, stop_token_ids=[row[4]])
+        for row in expected
+    ]
+    outputs = llm.generate(prompts(6), params, use_tqdm=False)
+    for row, output in zip(expected, outputs, strict=True):
+        end = row.index(row[4]) + 1
+        assert list(output.outputs[0].token_ids)[: end - 1] == row[: end - 1]
+        assert output.outputs[0].finish_reason == "stop"
+
+
+# ---------------------------------------------------------------------------------- transformers
+
+
+def _transformers_model(folder: Path, vocab: int = 512) -> Any:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+    keys += ("num_attention_heads", "num_key_value_heads", "max_position_embeddings")
+    config = transformers.LlamaConfig(**{key: SHAPE[key] for key in keys})
+    model = transformers.LlamaForCausalLM(config).eval()
+    model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(dummy_tokenizer_json(vocab))
+    return model.cuda()
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_greedy_tokens_are_transformers(tmp_path: Path) -> None:
+    model = _transformers_model(tmp_path)
+    llm = make(tmp_path, load_format="auto")
+    asked = prompts(8)
+    params = SamplingParams(temperature=0.0, max_tokens=48, ignore_eos=True)
+    outputs = llm.generate(asked, params, use_tqdm=False)
+    for prompt, output in zip(asked, outputs, strict=True):
+        ids = torch.tensor([prompt["prompt_token_ids"]], device="cuda")
+        with torch.no_grad():
+            reference = model.generate(
+                ids, max_new_tokens=48, min_new_tokens=48, do_sample=False, eos_token_id=None
+            )
+        assert list(output.outputs[0].token_ids) == reference[0, ids.shape[1] :].tolist()
+
+
+@pytest.mark.gpu
+@on_gpu
+@pytest.mark.parametrize("config", [{}, {"enforce_eager": True}, {"max_num_batched_tokens": 48}])
+def test_prompt_logprobs_are_transformers(tmp_path: Path, config: dict[str, Any]) -> None:
+    """Beside requests that ask for none, one step ahead of the host, in chunks of few logits."""
+    model = _transformers_model(tmp_path)
+    llm = make(tmp_path, load_format="auto", **config)
+    llm._engine.runner.prompt_scorer._max_rows = 20
+    asked = prompts(24)
+    kinds: list[dict[str, Any]] = [
+        {"prompt_logprobs": 3, "max_tokens": 0},
+        {"max_tokens": 30},
+        {"prompt_logprobs": 2, "max_tokens": 20, "frequency_penalty": 0.5, "logprobs": 1},
+    ]
+    params = [
+        SamplingParams(temperature=0.0, ignore_eos=True, **kinds[i % len(kinds)])
+        for i in range(len(asked))
+    ]
+    for _ in range(2):
+        outputs = llm.generate(asked, params, use_tqdm=False)
+        for prompt, sampling, output in zip(asked, params, outputs, strict=True):
+            rows = output.prompt_logprobs
+            assert (rows is None) == (sampling.prompt_logprobs is None)
+            if rows is None:
+                continue
+            ids = prompt["prompt_token_ids"]
+            assert len(rows) == len(ids)
+            with torch.no_grad():
+                logits = model(torch.tensor([ids], device="cuda")).logits[0]
+            expected = logits.log_softmax(-1).cpu()
+            for token, row, entry in zip(ids[1:], expected, rows[1:], strict=False):
+                assert entry is not None
+                best = row.topk(sampling.prompt_logprobs).indices.tolist()
+                assert set(entry) == {token, *best}
+                for candidate in entry:
+                    assert abs(entry[candidate].logprob - float(row[candidate])) < 1e-3
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_bfloat16_is_as_exact_as_transformers(tmp_path: Path) -> None:
+    """The mean error of log probabilities against float32, over every token of the vocabulary."""
+    model = _transformers_model(tmp_path)
+    llm = make(tmp_path, load_format="auto", dtype="bfloat16", max_logprobs=512)
+    params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True, logprobs=512)
+    asked = prompts(8)
+    outputs = llm.generate(asked, params, use_tqdm=False)
+    rounded = _copy_in_bfloat16(model)
+    ours, theirs = [], []
+    for prompt, output in zip(asked, outputs, strict=True):
+        sample = output.outputs[0]
+        ids = torch.tensor([prompt["prompt_token_ids"] + list(sample.token_ids)], device="cuda")
+        start = len(prompt["prompt_token_ids"]) - 1
+        with torch.no_grad():
+            exact = model(ids).logits[0, start:-1].double().log_softmax(-1).cpu()
+            bf16 = rounded(ids).logits[0, start:-1].double().log_softmax(-1).cpu()
+        mine = torch.empty_like(exact)
+        for row, step in enumerate(sample.logprobs):
+            for token, logprob in step.items():
+                mine[row, token] = logprob.logprob
+        ours.append((mine - exact).abs().mean().item())
+        theirs.append((bf16 - exact).abs().mean().item())
+    assert np.mean(ours) <= 1.2 * np.mean(theirs), (np.mean(ours), np.mean(theirs))
+
+
+def _copy_in_bfloat16(model: Any) -> Any:
+    return copy.deepcopy(model).to(torch.bfloat16)

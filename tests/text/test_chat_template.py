@@ -1,0 +1,219 @@
+"""chat_template.py: the same bytes as transformers, and bounds that hold."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from octavo.errors import BadRequestError
+from octavo.text import chat_template
+from octavo.text.chat_template import ChatTemplate
+
+CHATML = """\
+{%- for message in messages %}
+{%- if loop.first and message['role'] != 'system' %}
+{{- '<|im_start|>system\nYou are helpful.<|im_end|>\n' }}
+{%- endif %}
+{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+{%- endif %}
+"""
+
+LLAMA3 = """\
+{% set loop_messages = messages %}
+{% for message in loop_messages %}
+    {% set header = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' %}
+    {% set content = header + message['content'] | trim + '<|eot_id|>' %}
+    {% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}
+{{ content }}
+{%- endfor %}
+{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}
+"""
+
+MISTRAL = """\
+{%- if messages[0]["role"] == "system" %}
+    {%- set system_message = messages[0]["content"] %}
+    {%- set loop_messages = messages[1:] %}
+{%- else %}
+    {%- set loop_messages = messages %}
+{%- endif %}
+{%- set ns = namespace(index=0) %}
+{%- for message in loop_messages %}
+    {%- if message["role"] not in ("user", "assistant") %}{% continue %}{% endif %}
+    {%- if (message["role"] == "user") != (ns.index % 2 == 0) %}
+        {{- raise_exception("roles must alternate user/assistant/user/assistant/...") }}
+    {%- endif %}
+    {%- set ns.index = ns.index + 1 %}
+{%- endfor %}
+{{- bos_token }}
+{%- for message in loop_messages %}
+    {%- if message["role"] == "user" %}
+        {%- if loop.last and system_message is defined %}
+            {{- "[INST] " + system_message + "\\n\\n" + message["content"] + "[/INST]" }}
+        {%- else %}
+            {{- "[INST] " + message["content"] + "[/INST]" }}
+        {%- endif %}
+    {%- else %}
+        {%- generation %}{{- " " + message["content"] + eos_token }}{%- endgeneration %}
+    {%- endif %}
+{%- endfor %}
+"""
+
+TOOLS = """\
+{%- macro header(role) -%}<|{{ role }}|>{%- endmacro -%}
+{{ strftime_now("%Y") }}
+{% if tools %}{{ tools | tojson }}{{ tools | tojson(indent=2) }}{% endif %}
+{% for m in messages %}{{ header(m.role) }}{{ m.content }}
+{% for call in m.tool_calls or [] %}{{ call.function.name }}({{ call.function.arguments | tojson }})
+{% endfor %}{% endfor %}
+"""
+
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
+SYSTEM = {"role": "system", "content": "Be brief & <kind>."}
+HELLO = {"role": "user", "content": "  Hello, \"world\" 'é' \n"}
+ANSWER = {"role": "assistant", "content": "Hi "}
+CONVERSATIONS = [
+    [HELLO],
+    [SYSTEM, HELLO],
+    [SYSTEM, HELLO, ANSWER, {"role": "user", "content": "And?"}],
+]
+
+
+def transformers_render(template: str, messages: list[dict[str, Any]], **kwargs: Any) -> str:
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    rendered, _ = utils.render_jinja_template([messages], chat_template=template, **kwargs)
+    return str(rendered[0])
+
+
+@pytest.mark.parametrize("messages", CONVERSATIONS)
+@pytest.mark.parametrize("template", [CHATML, LLAMA3, MISTRAL, TOOLS])
+@pytest.mark.parametrize("generate", [True, False])
+def test_same_bytes_as_transformers(
+    template: str, messages: list[dict[str, Any]], generate: bool
+) -> None:
+    expected = transformers_render(template, messages, add_generation_prompt=generate, **SPECIAL)
+    actual = ChatTemplate(template, SPECIAL).render(messages, add_generation_prompt=generate)
+    assert actual == expected
+
+
+def test_tools_are_written_as_transformers_writes_them() -> None:
+    tools = [{"type": "function", "function": {"name": "f<", "parameters": {"é": [1, None]}}}]
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"a": "ü"}}}
+    messages = [HELLO, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    expected = transformers_render(TOOLS, messages, tools=tools)
+    as_text = {**call, "function": {"name": "f", "arguments": '{"a": "ü"}'}}
+    sent = [HELLO, {"role": "assistant", "content": None, "tool_calls": [as_text]}]
+    assert (
+        ChatTemplate(TOOLS, {}).render(sent, tools=tools, add_generation_prompt=False) == expected
+    )
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA3, MISTRAL])
+@pytest.mark.parametrize("end", ["Once upon", "Once upon ", "Once upon a time.\n"])
+def test_a_continued_message_ends_where_transformers_ends_it(template: str, end: str) -> None:
+    messages = [HELLO, {"role": "assistant", "content": end}]
+    expected = transformers_render(template, messages, continue_final_message=True, **SPECIAL)
+    actual = ChatTemplate(template, SPECIAL).render(
+        messages, continue_final_message=True, add_generation_prompt=False
+    )
+    assert actual == expected
+
+
+def test_text_parts_are_joined() -> None:
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    text = ChatTemplate(CHATML, {}).render([{"role": "user", "content": parts}])
+    assert "user\none\ntwo<|im_end|>" in text
+
+
+def test_developer_becomes_system_where_the_template_does_not_know_it() -> None:
+    messages = [{"role": "developer", "content": "Short."}, HELLO]
+    assert "<|im_start|>system\nShort." in ChatTemplate(CHATML, {}).render(messages)
+    knowing = "{% for m in messages %}{{ m.role }} {% endfor %}{# developer #}"
+    assert ChatTemplate(knowing, {}).render(messages) == "developer user "
+
+
+def test_the_template_s_own_refusal_is_the_message() -> None:
+    with pytest.raises(BadRequestError, match="roles must alternate"):
+        ChatTemplate(MISTRAL, SPECIAL).render([HELLO, HELLO])
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages[0].content.nothing.more }}",
+        "{{ messages[7].content }}",
+        "{{ 1 // 0 }}",
+        "{{ messages[0].content + 1 }}",
+        "{{ ''.__class__.__mro__ }}",
+        "{{ messages.append(1) }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    ],
+)
+def test_failures_inside_a_template_are_the_request_s(template: str) -> None:
+    with pytest.raises(BadRequestError):
+        ChatTemplate(template, {}).render([HELLO])
+
+
+def test_a_bad_template_names_its_line() -> None:
+    with pytest.raises(ValueError, match="line 2"):
+        ChatTemplate("ok\n{% if %}", {})
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% set r = range(99999) %}{% for a in r %}{% for b in r %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{% set a = f(n - 1) %}{% set b = f(n - 1) %}{% endif %}"
+        "{% endmacro %}{{ f(60) }}",
+    ],
+)
+def test_endless_templates_are_cut_off(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "MAX_RENDER_S", 0.1)
+    began = time.monotonic()
+    with pytest.raises(BadRequestError, match="too long"):
+        ChatTemplate(template, {}).render([HELLO])
+    assert time.monotonic() - began < 5
+
+
+def test_output_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "MAX_RENDERED_CHARS", 1000)
+    with pytest.raises(BadRequestError, match="too much"):
+        ChatTemplate("{% for i in range(500) %}abc{% endfor %}", {}).render([HELLO])
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 'a' * 1000000000 }}",
+        "{{ 9 ** 99999999 }}",
+        "{{ '%1000000000d' % 1 }}",
+        "{{ '{:>1000000000}'.format('') }}",
+        "{{ 'a'.center(1000000000) }}",
+        "{% set n = namespace(s='aa') %}{% for i in range(60) %}"
+        "{% set n.s = n.s + n.s %}{% endfor %}",
+        "{% set n = namespace(s='aa') %}{% for i in range(60) %}"
+        "{% set n.s = n.s ~ n.s %}{% endfor %}",
+        "{{ messages | tojson(indent=1000000000) }}",
+    ],
+)
+def test_a_request_s_template_cannot_fill_memory(template: str) -> None:
+    with pytest.raises((BadRequestError, ValueError)):
+        ChatTemplate(template, {}, untrusted=True).render([HELLO])
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA3])
+def test_a_request_s_template_renders_the_same(template: str) -> None:
+    trusted = ChatTemplate(template, SPECIAL).render(CONVERSATIONS[2])
+    untrusted = ChatTemplate(template, SPECIAL, untrusted=True).render(CONVERSATIONS[2])
+    assert untrusted == trusted
+
+
+def test_it_knows_the_variables_it_uses() -> None:
+    template = ChatTemplate("{% if enable_thinking %}x{% endif %}{{ messages[0].content }}", {})
+    assert template.uses("enable_thinking")
+    assert not template.uses("reasoning_effort")
+    assert template.render([{"role": "user", "content": "y"}], enable_thinking=True) == "xy"
