@@ -163,6 +163,18 @@ def test_an_idle_engine_does_not_step(fake_model: Any) -> None:
         loop.stop()
 
 
+def test_a_stop_that_a_step_takes_ends_the_thread(fake_model: Any) -> None:
+    fake_model()
+    loop = EngineLoop(EngineConfig(max_model_len=64))
+    # The first step takes it, and the command by which it would wake a thread at rest.
+    loop._commands.put(loop.stop)
+    loop.start()
+    assert loop._thread is not None
+    loop._thread.join(10)
+    assert not loop._thread.is_alive()
+    assert loop.fatal_error is None
+
+
 def test_pauses_are_used_but_nobody_waits_for_what_is_left(
     fake_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -381,7 +381,8 @@ class EngineLoop:
             self.last_progress_s = time.monotonic()
             self._resting = False
             while not self._stopping:
-                if not self.step():
+                # The step may have taken the command that ends the wait of a thread at rest.
+                if not self.step() and not self._stopping:
                     if self._commands.empty():
                         self._check_integrity()
                     self._rest()
