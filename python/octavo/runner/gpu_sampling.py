@@ -111,12 +111,13 @@ class GpuSampling:
             self._write_bias(slot, {})
             self._allowed[slot].fill_(-1)
             self._marked.discard(slot)
+        # Marked before it is written: an interrupt between the two leaves nothing to the next.
+        if bias or params.allowed_token_ids:
+            self._marked.add(slot)
         if bias:
             self._write_bias(slot, bias)
-            self._marked.add(slot)
         if params.allowed_token_ids:
             self._write_allowed(slot, params.allowed_token_ids)
-            self._marked.add(slot)
         if state.has_penalties:
             self._write_counts(slot, held.state)
         return self._records.write(slot, state)
@@ -195,8 +196,8 @@ class GpuSampling:
                 banned = {
                     w[-1]: (-np.inf, FOREVER) for w in held.words if _ends_with(output, w[:-1])
                 }
-                self._write_bias(slot, held.bias | banned)
                 self._marked.add(slot)
+                self._write_bias(slot, held.bias | banned)
 
     def states_of(self, slots: NDArray[np.int32]) -> list[tuple[int, RequestState]]:
         """(row, request) of the slots whose tokens are tracked."""
