@@ -21,6 +21,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 pytest.importorskip("triton")
+from octavo._core import TokenIds
 from octavo.checkpoints.dummy_tokenizer import dummy_tokenizer_json
 from octavo.engine import engine_loop
 from octavo.kernels.gpu import ops as gpu
@@ -344,8 +345,11 @@ def test_an_abort_at_any_step_leaves_the_neighbours_alone(folder: Path) -> None:
         params = [
             SamplingParams(**KINDS[i], max_tokens=10 + i % 3, ignore_eos=True) for i in range(4)
         ]
-        outputs = llm._submit(prompts(4), params)
-        ids = sorted(outputs)
+        ids = []
+        for prompt, sampling in zip(prompts(4), params, strict=True):
+            samples = loop.prepare(TokenIds(prompt["prompt_token_ids"]), sampling)
+            loop.submit(samples)
+            ids.append(samples[0].request_id)
         for _ in range(step):
             loop.step()
         loop.abort([ids[1]])
