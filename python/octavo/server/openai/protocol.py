@@ -296,6 +296,9 @@ def _stream_options(clean: dict[str, Any]) -> None:
         elif value not in (None, False):
             # Such as include_obfuscation: padding against observers of encrypted traffic.
             raise UnsupportedParameterError(f"{name} is not supported by this server", name)
+    if not clean.get("include_usage"):
+        # The usage of every chunk is still usage.
+        clean.pop("continuous_usage_stats", None)
 
 
 def _take(clean: dict[str, Any], names: Container[str]) -> dict[str, Any]:
