@@ -11,7 +11,15 @@ from octavo.server.http.fields import Check
 
 # OpenAI's notes to itself, which clients send to any route.
 BOOKKEEPING_FIELDS: Final = frozenset(
-    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
+    {
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+    }
 )
 
 

@@ -263,7 +263,9 @@ CHAT_BODY: Final = Body(
         "modalities": (["text"],),
         "audio": (),
         "prediction": (),
-        "verbosity": (),
+        # OpenAI's default, and vLLM's.
+        "verbosity": ("medium",),
+        "include_reasoning": (True,),
         "web_search_options": (),
     },
     ignored=BOOKKEEPING_FIELDS,
@@ -271,7 +273,7 @@ CHAT_BODY: Final = Body(
 COMPLETION_BODY: Final = Body(
     COMPLETION_FIELDS,
     required=("prompt",),
-    refused={**_REFUSED, "suffix": ()},
+    refused={**_REFUSED, "suffix": ("",)},
     ignored=BOOKKEEPING_FIELDS,
 )
 TOKENIZE_BODY: Final = Body(
