@@ -278,7 +278,7 @@ COMPLETION_BODY: Final = Body(
 )
 TOKENIZE_BODY: Final = Body(
     TOKENIZE_FIELDS,
-    one_of=("prompt", "messages"),
+    one_of=(("prompt",), ("messages",)),
     refused={"tools": ([],)},
     ignored=BOOKKEEPING_FIELDS,
 )
