@@ -165,10 +165,12 @@ class StalledError(OctavoError):
 
 
 class EngineDeadError(OctavoError):
-    """The engine has ended by a fatal error; the process is about to exit."""
+    """The engine steps no more: it was stopped, or a fatal error ended it."""
 
-    def __init__(self) -> None:
-        super().__init__("the engine has stopped because of an internal error")
+    def __init__(
+        self, message: str = "the engine has stopped because of an internal error"
+    ) -> None:
+        super().__init__(message)
 
 
 class GenerationError(OctavoError):

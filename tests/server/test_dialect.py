@@ -81,7 +81,7 @@ class ToyReply:
     def __init__(self, request: ToyRequest, prompts: Sequence[TokenIds]) -> None:
         self.request = request
         self.prompts = prompts
-        self.scores: Sequence[PromptLogprobs] = ()
+        self.scores: dict[int, PromptLogprobs] = {}
 
     def templates(self) -> list[SseTemplate] | None:
         import octavo._core

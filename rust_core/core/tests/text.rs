@@ -67,7 +67,6 @@ fn run(new: AddRequest<'_>, tokens: &[u32], drains: u64) -> Vec<Delta> {
     for (step, &token) in tokens.iter().enumerate() {
         let mut staging = Staging {
             buffer: &mut buffer,
-            token_buckets: &[],
         };
         let Some(batch) = core.schedule(&mut staging, 0.0).unwrap() else {
             break;

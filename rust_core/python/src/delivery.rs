@@ -128,6 +128,12 @@ impl PyDelta {
         self.inner.decode_s
     }
 
+    #[getter]
+    fn extra(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        let extra = self.inner.extra.as_ref()?;
+        Some(extra.get::<Py<PyAny>>()?.clone_ref(py))
+    }
+
     fn __repr__(&self) -> String {
         format!(
             "Delta(request_id={}, text={:?}, num_output_tokens={}, finish_reason={:?})",
@@ -332,12 +338,13 @@ impl PyOutbox {
     }
 }
 
-/// The writer that takes the delta, if it is the middle of a stream that has one.
+/// The writer that takes the delta, if it is the middle of a stream that has one and nothing but
+/// text.
 fn taker<'py>(
     writers: &Bound<'py, PyDict>,
     delta: &Delta,
 ) -> PyResult<Option<Bound<'py, PySseWriter>>> {
-    let (Some(sse), None) = (&delta.sse, delta.finish_reason) else {
+    let (Some(sse), None, None) = (&delta.sse, delta.finish_reason, &delta.extra) else {
         return Ok(None);
     };
     let Some(writer) = writers.get_item(delta.request_id)? else {

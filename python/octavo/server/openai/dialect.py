@@ -64,7 +64,7 @@ class OpenAiReply(ABC):
     ) -> None:
         self.request = request
         self.prompts = prompts
-        self.scores: Sequence[PromptLogprobs] = ()
+        self.scores: dict[int, PromptLogprobs] = {}
         self._texts = model.token_texts
         self._request_id = request_id
         self._chunk: dict[str, Any] = {

@@ -21,11 +21,11 @@ async def classify(state: ServerState, exchange: Exchange) -> None:
     model = state.model_for_work(request.model)
     engine, info = model.engine, model.pooling("classify", "score")
     texts = await encoded_inputs(engine, request)
-    num_tokens = await pool(state, exchange, engine, request, texts, "input")
+    vectors = await pool(state, exchange, engine, request, texts, "input")
     activation = info.activation if request.use_activation else "identity"
     data = []
-    for index, (_, pooled) in enumerate(texts):
-        probs = probabilities(pooled, activation)
+    for index, logits in enumerate(vectors):
+        probs = probabilities(logits, activation)
         label = info.labels[probs.index(max(probs))]
         data.append({"index": index, "label": label, "probs": probs, "num_classes": len(probs)})
     await exchange.respond_json(
@@ -35,6 +35,6 @@ async def classify(state: ServerState, exchange: Exchange) -> None:
             "created": int(time.time()),
             "model": request.model or model.names[0],
             "data": data,
-            "usage": usage(num_tokens),
+            "usage": usage(texts),
         }
     )

@@ -10,11 +10,12 @@ import numpy as np
 from octavo.errors import InvalidParameterError, RequestTooLongError
 from octavo.server.pooling.pool import (
     base64_text,
+    cut_vectors,
     encoded_texts,
     pool,
     render_json,
+    usage,
     vector_size,
-    vectors,
 )
 from octavo.server.pooling.protocol import parse_cohere_embed
 
@@ -39,18 +40,21 @@ async def embed(state: ServerState, exchange: Exchange) -> None:
     most = min(request.max_tokens or engine.max_model_len, engine.max_model_len)
     cuts = request.truncate == "END"
     texts = await encoded_texts(engine, request.texts, most if cuts else None, "texts")
-    for token_ids, _ in texts:
-        if len(token_ids) > most:
-            raise RequestTooLongError(len(token_ids), most, "texts")
-    num_tokens = await pool(state, exchange, engine, request, texts, "texts")
+    for text in texts:
+        if len(text.token_ids) > most:
+            raise RequestTooLongError(len(text.token_ids), most, "texts")
+    pooled = await pool(state, exchange, engine, request, texts, "texts")
 
     def body() -> dict[str, Any]:
-        rows = vectors(texts, info, size)
+        rows = cut_vectors(pooled, info, size)
         return {
             "id": f"embd-{secrets.token_hex(16)}",
             "embeddings": {kind: _written(rows, kind) for kind in types},
             "texts": request.texts,
-            "meta": {"api_version": {"version": "2"}, "tokens": {"input_tokens": num_tokens}},
+            "meta": {
+                "api_version": {"version": "2"},
+                "tokens": {"input_tokens": usage(texts)["prompt_tokens"]},
+            },
             "response_type": "embeddings_by_type",
         }
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from octavo.server.pooling.pool import (
     base64_text,
+    cut_vectors,
     encoded_inputs,
     pool,
     render_json,
     usage,
     vector_size,
-    vectors,
 )
 from octavo.server.pooling.protocol import parse_embedding
 
@@ -29,7 +29,7 @@ async def embeddings(state: ServerState, exchange: Exchange) -> None:
     engine, info = model.engine, model.pooling("embed")
     size = vector_size(info, request.dimensions, "dimensions")
     texts = await encoded_inputs(engine, request)
-    num_tokens = await pool(state, exchange, engine, request, texts, "input")
+    pooled = await pool(state, exchange, engine, request, texts, "input")
     is_base64 = request.encoding_format == "base64"
 
     def body() -> dict[str, Any]:
@@ -44,9 +44,9 @@ async def embeddings(state: ServerState, exchange: Exchange) -> None:
                     "index": index,
                     "embedding": base64_text(row) if is_base64 else row,
                 }
-                for index, row in enumerate(vectors(texts, info, size))
+                for index, row in enumerate(cut_vectors(pooled, info, size))
             ],
-            "usage": usage(num_tokens),
+            "usage": usage(texts),
         }
 
     await exchange.respond_body(await render_json(body, len(texts) * size))

@@ -11,22 +11,18 @@ import numpy as np
 from octavo.errors import UnsupportedParameterError
 from octavo.pooling import probabilities
 from octavo.server.pooling.pool import (
-    Text,
     base64_text,
     encoded_inputs,
     pool,
     render_json,
     usage,
-    vectors,
 )
 from octavo.server.pooling.protocol import EncodeRequest, parse_encode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
-    from octavo.pooling import PoolingInfo
+    from octavo.pooling import PoolingInfo, Vector
     from octavo.server.http.exchange import Exchange
     from octavo.server.work.state import ServerState
 
@@ -38,7 +34,7 @@ async def encode(state: ServerState, exchange: Exchange) -> None:
     engine, info = model.engine, model.pooling("embed", "classify", "score")
     _check_task(request, info)
     texts = await encoded_inputs(engine, request)
-    num_tokens = await pool(state, exchange, engine, request, texts, "input")
+    pooled = await pool(state, exchange, engine, request, texts, "input")
     is_base64 = request.encoding_format == "base64"
 
     def body() -> dict[str, Any]:
@@ -53,9 +49,9 @@ async def encode(state: ServerState, exchange: Exchange) -> None:
                     "index": index,
                     "data": base64_text(row) if is_base64 else row,
                 }
-                for index, row in enumerate(_rows(texts, info, request.use_activation))
+                for index, row in enumerate(_rows(pooled, info, request.use_activation))
             ],
-            "usage": usage(num_tokens),
+            "usage": usage(texts),
         }
 
     await exchange.respond_body(await render_json(body, len(texts) * info.size))
@@ -76,9 +72,9 @@ def _check_task(request: EncodeRequest, info: PoolingInfo) -> None:
         )
 
 
-def _rows(texts: Sequence[Text], info: PoolingInfo, use_activation: bool) -> NDArray[np.float32]:
-    """float32 [T, D]: vectors, or a number for each label."""
+def _rows(pooled: Sequence[Vector], info: PoolingInfo, use_activation: bool) -> Sequence[Vector]:
+    """Of each text its vector, or a number for each label; float32."""
     if info.task == "embed":
-        return vectors(texts, info, info.size)
+        return pooled
     activation = info.activation if use_activation else "identity"
-    return np.array([probabilities(pooled, activation) for _, pooled in texts], np.float32)
+    return [np.array(probabilities(logits, activation), np.float32) for logits in pooled]

@@ -12,16 +12,15 @@ import orjson
 
 from octavo._core import TokenIds
 from octavo.errors import InvalidParameterError, RequestTooLongError
-from octavo.pooling import NO_TOKENS, PooledText, encode_text, max_text_len, vector
+from octavo.pooling import NO_TOKENS, EncodedText, encode_text, max_text_len
 from octavo.server.work.generation import Generation
 from octavo.server.work.prompts import INLINE_CHARS, MAX_CHARS_PER_TOKEN
-from octavo.server.work.request import check_priority
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from octavo.engine.engine import AsyncEngine
-    from octavo.pooling import PoolingInfo
+    from octavo.pooling import PoolingInfo, Vector
     from octavo.server.http.exchange import Exchange
     from octavo.server.http.fields import Prompt
     from octavo.server.pooling.protocol import ClassifyRequest, EmbeddingRequest, PoolingRequest
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 _INLINE_VALUES: Final = 20_000
 
 T = TypeVar("T")
-Text = tuple[Sequence[int], PooledText]
 
 
 async def pool(
@@ -39,34 +37,32 @@ async def pool(
     exchange: Exchange,
     engine: AsyncEngine,
     request: PoolingRequest,
-    texts: Sequence[Text],
+    texts: Sequence[EncodedText],
     param: str,
-) -> int:
-    """Fill every text, and return the number of their tokens. ``param``: the field of the texts.
+) -> list[Vector]:
+    """Every text's vector. ``param``: the field that the texts came in.
 
     Raises:
         OctavoError: nothing has been written yet.
         ClientDisconnect: there is nobody to write to; what is left is aborted.
     """
-    check_priority(request.priority, engine.config)
-    for token_ids, _ in texts:
-        if len(token_ids) > engine.max_model_len:
-            raise RequestTooLongError(len(token_ids), engine.max_model_len, param)
+    for text in texts:
+        if len(text.token_ids) > engine.max_model_len:
+            raise RequestTooLongError(len(text.token_ids), engine.max_model_len, param)
     with Generation(engine, exchange.connection, state.generations) as generation:
         try:
             generation.submit(
-                [TokenIds(token_ids) for token_ids, _ in texts],
+                [TokenIds(text.token_ids) for text in texts],
                 NO_TOKENS,
                 delivery="final",
                 priority=request.priority,
-                pooled=[pooled for _, pooled in texts],
+                num_first=[text.num_first for text in texts],
             )
         except InvalidParameterError as error:
-            # What the engine calls a prompt.
-            error.param = param
+            if error.param == "prompt":  # the engine's name for it
+                error.param = param
             raise
-        await generation.collect()
-    return sum(len(token_ids) for token_ids, _ in texts)
+        return [delta.extra for delta in await generation.collect()]
 
 
 async def encoded(
@@ -88,7 +84,7 @@ async def encoded(
 
 async def encoded_inputs(
     engine: AsyncEngine, request: EmbeddingRequest | ClassifyRequest
-) -> list[Text]:
+) -> list[EncodedText]:
     """Each text of ``input``, off the event loop where these are long."""
     most = max_text_len(request.truncate_prompt_tokens, engine.max_model_len)
     return await encoded_texts(engine, request.inputs, most, "input", request.add_special_tokens)
@@ -100,17 +96,16 @@ async def encoded_texts(
     most: int | None,
     param: str,
     add_special_tokens: bool = True,
-) -> list[Text]:
+) -> list[EncodedText]:
     """Each of ``inputs``, of ``most`` tokens at most; ``param``: the field that they came in."""
     tokenizer = engine.tokenizer
 
-    def encode() -> list[Text]:
+    def encode() -> list[EncodedText]:
         return [
-            (
+            EncodedText(
                 encode_text(tokenizer, one, most, add_special_tokens)
                 if isinstance(one, str)
-                else one[:most],
-                PooledText(),
+                else one[:most]
             )
             for one in inputs
         ]
@@ -119,9 +114,9 @@ async def encoded_texts(
     return await encoded(engine, strings, most, param, encode)
 
 
-def vectors(texts: Sequence[Text], info: PoolingInfo, size: int) -> NDArray[np.float32]:
-    """The texts' vectors, float32 [T, size]: the first ``size`` numbers of each."""
-    rows = np.stack([vector(pooled)[:size] for _, pooled in texts])
+def cut_vectors(pooled: Sequence[Vector], info: PoolingInfo, size: int) -> NDArray[np.float32]:
+    """Vectors of the texts, float32 [T, size]: the first ``size`` numbers of each."""
+    rows = np.stack([vector[:size] for vector in pooled])
     if info.normalizes and size < info.size:
         # What is left of a vector is shorter than 1.
         rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
@@ -143,7 +138,7 @@ def vector_size(info: PoolingInfo, asked: int | None, param: str) -> int:
     return size
 
 
-def base64_text(row: NDArray[np.float32]) -> str:
+def base64_text(row: Vector) -> str:
     """A vector as base64 of little-endian float32."""
     return base64.b64encode(row.astype("<f4").tobytes()).decode()
 
@@ -157,6 +152,7 @@ async def render_json(body: Callable[[], dict[str, Any]], num_values: int) -> by
     return render() if num_values <= _INLINE_VALUES else await asyncio.to_thread(render)
 
 
-def usage(num_tokens: int) -> dict[str, int]:
+def usage(texts: Sequence[EncodedText]) -> dict[str, int]:
     """OpenAI's ``usage`` of a request that generates nothing."""
+    num_tokens = sum(len(text.token_ids) for text in texts)
     return {"prompt_tokens": num_tokens, "total_tokens": num_tokens}

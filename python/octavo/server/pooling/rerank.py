@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from octavo.pooling import PooledText, cosine, encode_pair, encode_text, max_text_len, squash
-from octavo.server.pooling.pool import Text, encoded, pool, usage
+from octavo.pooling import EncodedText, cosine, encode_pair, encode_text, max_text_len, squash
+from octavo.server.pooling.pool import encoded, pool, usage
 from octavo.server.pooling.protocol import (
     RerankRequest,
     ScoreRequest,
@@ -26,7 +26,7 @@ async def score(state: ServerState, exchange: Exchange) -> None:
     """One score a pair of texts: a cross-encoder's, or the cosine of their vectors."""
     request = await exchange.read(parse_score)
     model = state.model_for_work(request.model)
-    scores, num_tokens = await _scores(
+    scores, texts = await _scores(
         state, exchange, model, request, request.firsts, request.seconds, request.names[1]
     )
     await exchange.respond_json(
@@ -39,7 +39,7 @@ async def score(state: ServerState, exchange: Exchange) -> None:
                 {"index": index, "object": "score", "score": value}
                 for index, value in enumerate(scores)
             ],
-            "usage": usage(num_tokens),
+            "usage": usage(texts),
         }
     )
 
@@ -50,9 +50,7 @@ async def rerank(state: ServerState, exchange: Exchange) -> None:
     model = state.model_for_work(request.model)
     documents = request.documents
     queries = [request.query] * len(documents)
-    scores, num_tokens = await _scores(
-        state, exchange, model, request, queries, documents, "documents"
-    )
+    scores, texts = await _scores(state, exchange, model, request, queries, documents, "documents")
     order = sorted(range(len(documents)), key=lambda index: -scores[index])
     results = []
     for index in order[: request.top_n or None]:
@@ -65,7 +63,7 @@ async def rerank(state: ServerState, exchange: Exchange) -> None:
             "id": f"rerank-{secrets.token_hex(16)}",
             "model": request.model or model.names[0],
             "results": results,
-            "usage": usage(num_tokens),
+            "usage": usage(texts),
         }
     )
 
@@ -78,8 +76,8 @@ async def _scores(
     firsts: Sequence[str],
     seconds: Sequence[str],
     param: str,
-) -> tuple[list[float], int]:
-    """The pairs' scores, and the number of tokens it took."""
+) -> tuple[list[float], list[EncodedText]]:
+    """The pairs' scores, and the texts that the model read for them."""
     engine, info = model.engine, model.pooling("embed", "score")
     tokenizer = engine.tokenizer
     most = max_text_len(request.truncate_prompt_tokens, engine.max_model_len)
@@ -87,21 +85,21 @@ async def _scores(
     plain = list(dict.fromkeys([*firsts, *seconds]))
     if info.task == "score":
 
-        def encode_pairs() -> list[Text]:
+        def encode_pairs() -> list[EncodedText]:
             couples = zip(firsts, seconds, strict=True)
             return [encode_pair(tokenizer, first, second, most) for first, second in couples]
 
         # A query is read once per document.
         pairs = await encoded(engine, [*firsts, *seconds], most, param, encode_pairs)
-        num_tokens = await pool(state, exchange, engine, request, pairs, param)
+        vectors = await pool(state, exchange, engine, request, pairs, param)
         squashes = info.squashes and request.use_activation
-        return [squash(pooled, squashes) for _, pooled in pairs], num_tokens
+        return [squash(logits, squashes) for logits in vectors], pairs
 
-    def encode_plain() -> list[Text]:
-        return [(encode_text(tokenizer, text, most), PooledText()) for text in plain]
+    def encode_plain() -> list[EncodedText]:
+        return [EncodedText(encode_text(tokenizer, text, most)) for text in plain]
 
     texts = await encoded(engine, plain, most, param, encode_plain)
-    num_tokens = await pool(state, exchange, engine, request, texts, param)
-    done = {text: pooled for text, (_, pooled) in zip(plain, texts, strict=True)}
+    vectors = await pool(state, exchange, engine, request, texts, param)
+    done = dict(zip(plain, vectors, strict=True))
     couples = zip(firsts, seconds, strict=True)
-    return [cosine(done[first], done[second]) for first, second in couples], num_tokens
+    return [cosine(done[first], done[second]) for first, second in couples], texts

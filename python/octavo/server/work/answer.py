@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 from starlette.requests import ClientDisconnect
 
 from octavo.errors import OctavoError, RequestTooLongError
-from octavo.prompt_logprobs import PromptLogprobs
 from octavo.server.work.dialect import Request
 from octavo.server.work.generation import Generation
 from octavo.server.work.news import Untouched
@@ -18,7 +17,7 @@ from octavo.server.work.usage import Usage
 
 if TYPE_CHECKING:
     from octavo._core import Delta, SseWriter
-    from octavo.engine.request import Delivery
+    from octavo.runner.request_state import Delivery
     from octavo.sampling_params import SamplingParams
     from octavo.server.http.exchange import Exchange
     from octavo.server.work.dialect import Dialect, Reply
@@ -105,8 +104,6 @@ def _submit(
     delivery: Delivery = "final"
     if request.stream:
         delivery = "delta" if templates is None else "sse"
-    if params.prompt_logprobs is not None:
-        reply.scores = [PromptLogprobs(params.prompt_logprobs) for _ in reply.prompts]
     try:
         generation.submit(
             reply.prompts,
@@ -115,7 +112,6 @@ def _submit(
             sse=templates,
             priority=request.priority,
             cache_salt=request.cache_salt,
-            scores=reply.scores,
         )
     except RequestTooLongError as error:
         error.param = reply.prompt_field
@@ -127,7 +123,8 @@ async def _answer_whole(exchange: Exchange, reply: Reply, news: Sequence[News], 
     usage = Usage(n)
     for index, one in enumerate(news):
         usage.add(index, one)
-    if sum(scores.num_recorded for scores in reply.scores) > INLINE_SCORES:
+        _take_scores(reply, index // n, one)
+    if sum(map(len, reply.scores.values())) > INLINE_SCORES:
         body = await asyncio.to_thread(reply.whole, news, usage)
     else:
         body = reply.whole(news, usage)
@@ -203,6 +200,7 @@ def _frames(
     frames = []
     for delta in news:
         index = generation.index(delta)
+        _take_scores(reply, index // usage.n, delta)
         is_over = delta.finish_reason is not None
         ready = delta.sse
         if ready is not None:
@@ -218,6 +216,12 @@ def _frames(
             usage.add(index, delta)
             frames.append(reply.end(index, delta))
     return b"".join(frames)
+
+
+def _take_scores(reply: Reply, prompt: int, news: News) -> None:
+    """Keep the logprobs of a prompt, which the first news of each of its samples brings."""
+    if news.extra is not None:
+        reply.scores[prompt] = news.extra
 
 
 async def _answer_untouched(

@@ -52,12 +52,12 @@ class Reply(Protocol):
     Attributes:
         prompts: what the model reads.
         prompt_field: the body's field that they came in, for errors.
-        scores: one per prompt, where the request asks for the prompts' logprobs: complete when the
-            prompt's first news comes. Set before that.
+        scores: by prompt, where the request asks for the prompts' logprobs; set before the first
+            call about a sample of the prompt.
     """
 
     prompts: Sequence[TokenIds]
-    scores: Sequence[PromptLogprobs]
+    scores: dict[int, PromptLogprobs]
 
     @property
     def prompt_field(self) -> str: ...

@@ -13,9 +13,7 @@ from octavo.errors import DrainingError, EngineDeadError, GenerationError
 if TYPE_CHECKING:
     from octavo._core import Delta, SseTemplate, SseWriter, TokenIds
     from octavo.engine.engine import AsyncEngine
-    from octavo.engine.request import Delivery
-    from octavo.pooling import PooledText
-    from octavo.prompt_logprobs import PromptLogprobs
+    from octavo.runner.request_state import Delivery
     from octavo.sampling_params import SamplingParams
     from octavo.server.http.http_server import HttpProtocol
 
@@ -72,17 +70,16 @@ class Generation:
         sse: Sequence[SseTemplate] | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
-        scores: Sequence[PromptLogprobs] = (),
-        pooled: Sequence[PooledText] = (),
+        num_first: Sequence[int | None] = (),
     ) -> None:
         """Queue ``n`` samples of each prompt; sample i of prompt p is choice ``p * n + i``.
 
-        ``sse``: one template per choice. ``scores``, ``pooled``: none, or one per prompt, to be
-        filled.
+        ``sse``: one template per choice. ``num_first``: of pairs for a pooling model, one per
+        prompt.
 
         Raises:
-            QueueFullError, RequestTooLongError, InvalidParameterError, EngineDeadError: from the
-                engine. What was queued before is aborted on exit.
+            QueueFullError, RequestTooLongError, InvalidParameterError, UnsupportedParameterError,
+                EngineDeadError: from the engine. What was queued before is aborted on exit.
         """
         n = params.n
         for number, prompt in enumerate(prompts):
@@ -95,8 +92,7 @@ class Generation:
                 sse=None if sse is None else sse[first : first + n],
                 priority=priority,
                 cache_salt=cache_salt,
-                prompt_logprobs=scores[number] if scores else None,
-                pooled=pooled[number] if pooled else None,
+                num_first=num_first[number] if num_first else None,
             )
             for offset, sample_id in enumerate(ids):
                 self._running[sample_id] = self._indices[sample_id] = first + offset

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class News(Protocol):
@@ -31,6 +31,8 @@ class News(Protocol):
     def prefill_s(self) -> float | None: ...
     @property
     def decode_s(self) -> float | None: ...
+    @property
+    def extra(self) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +50,4 @@ class Untouched:
     queue_s: None = None
     prefill_s: None = None
     decode_s: None = None
+    extra: None = None

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from octavo.errors import UnsupportedParameterError
 from octavo.sampling_params import SamplingParams
 from octavo.server.http import limits
 
@@ -46,9 +45,8 @@ class GenerationRequest:
         """Check against the limits of the model's operator.
 
         Raises:
-            InvalidParameterError, UnsupportedParameterError: naming the field.
+            InvalidParameterError: naming the field.
         """
-        check_priority(self.priority, config)
         for name, count in self.num_logprobs.items():
             limits.check_logprobs(name, count, config.max_logprobs)
 
@@ -85,11 +83,3 @@ class Conversation:
     documents: list[dict[str, Any]] | None = None
     reasoning_effort: str | None = None
     add_special_tokens: bool = False
-
-
-def check_priority(priority: int, config: EngineConfig) -> None:
-    """Raises UnsupportedParameterError for a priority on a server that has none."""
-    if priority and config.scheduling_policy != "priority":
-        raise UnsupportedParameterError(
-            "priority needs a server with --scheduling-policy priority", "priority"
-        )

@@ -44,17 +44,17 @@ class Usage:
     """The tally of one HTTP request: each prompt counts once, each sample's output counts."""
 
     def __init__(self, n: int) -> None:
-        self._n = n
+        self.n = n
         self._num_prompt_tokens: dict[int, int] = {}
         self._num_cached_tokens: dict[int, int] = {}
         self._num_output_tokens: dict[int, int] = {}
 
     def add(self, index: int, delta: News) -> None:
         """Take the counts of choice ``index``; later ones replace earlier ones."""
-        prompt = index // self._n
+        prompt = index // self.n
         self._num_prompt_tokens[prompt] = delta.num_prompt_tokens
         # A prompt's second sample finds the first one's blocks: that is not the client's cache.
-        if index % self._n == 0:
+        if index % self.n == 0:
             self._num_cached_tokens[prompt] = delta.num_cached_tokens
         self._num_output_tokens[index] = delta.num_output_tokens
 

@@ -6,6 +6,7 @@
 //! samples whose data is in no cache it was half of what a step's tokens cost the engine's thread.
 //! Appending is O(1) amortised; draining is O(what is drained).
 
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -29,6 +30,32 @@ pub enum Delivery {
 /// One chosen or likely token: (id, logprob, rank).
 pub type Logprob = (u32, f32, u32);
 
+/// A result of a kind that the core does not know, carried to whoever drains: an object of the
+/// binding's, say.
+#[derive(Debug, Clone)]
+pub struct Extra(Arc<dyn Any + Send + Sync>);
+
+impl Extra {
+    /// Wraps a value.
+    #[must_use]
+    pub fn new<T: Any + Send + Sync>(value: T) -> Self {
+        Self(Arc::new(value))
+    }
+
+    /// The value, if it is a `T`.
+    #[must_use]
+    pub fn get<T: Any>(&self) -> Option<&T> {
+        self.0.downcast_ref()
+    }
+}
+
+/// The same value, not an equal one.
+impl PartialEq for Extra {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
 /// What happened to one sample since it was last drained. See `_core.pyi`.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[allow(missing_docs)] // named and explained in _core.pyi
@@ -47,6 +74,7 @@ pub struct Delta {
     pub queue_s: Option<f64>,
     pub prefill_s: Option<f64>,
     pub decode_s: Option<f64>,
+    pub extra: Option<Extra>,
 }
 
 /// A sample's gathered output.
@@ -132,6 +160,7 @@ impl Stream {
             token_ids,
             logprobs: self.delta.logprobs.as_mut().map(std::mem::take),
             stop_reason: self.delta.stop_reason.take(),
+            extra: self.delta.extra.take(),
             sse: None,
             ..self.delta
         };
