@@ -135,10 +135,33 @@ def test_request_ids(start_server: StartServer) -> None:
     assert server.get("/version").headers["x-request-id"] != unfit
 
 
-def test_root_path(start_server: StartServer) -> None:
-    # As behind a proxy that strips the prefix.
-    server = start_server(root_path="/api", api_key=("k",))
-    assert server.get("/v1/models", x_api_key="k").status == 200
-    assert server.get("/v1/models").status == 401
-    assert server.get("/health").status == 200
-    assert server.get("/api/v1/models", x_api_key="k").status == 404
+@pytest.mark.parametrize("root_path", ["/api", "/a/b/"])
+@pytest.mark.parametrize("strips", [True, False])
+def test_root_path(start_server: StartServer, root_path: str, strips: bool) -> None:
+    """Behind a proxy that strips the prefix, or one that does not."""
+    server = start_server(
+        root_path=root_path, api_key=("k",), metrics_need_key=False, allowed_origins=("*",)
+    )
+    prefix = "" if strips else root_path.rstrip("/")
+    key = {"x-api-key": "k"}
+    assert server.get(prefix + "/v1/models", x_api_key="k").status == 200
+    # A path with a parameter, which is found in another way.
+    assert server.get(prefix + "/v1/models/fake/model", x_api_key="k").json["id"] == "fake/model"
+    assert server.post(prefix + "/v1/completions", {"prompt": "x"}, key).status == 200
+    assert server.get(prefix + "/v1/models").status == 401
+    for path in ("/health", "/ready", "/ping", "/metrics"):
+        assert server.get(prefix + path).status == 200
+    preflight = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
+    answer = server.request("OPTIONS", prefix + "/v1/completions", headers=preflight)
+    assert answer.status == 200
+    assert server.get(prefix + "/version", x_api_key="k").status == 200
+    missing = server.get(prefix + "/v1/nothing", x_api_key="k")
+    assert missing.error["message"] == f"no route GET {prefix}/v1/nothing"
+
+
+def test_a_root_path_is_whole_segments_and_comes_once(start_server: StartServer) -> None:
+    server = start_server(root_path="/api")
+    for path in ("/apiv1/models", "/ap/v1/models", "/api/api/v1/models", "/api", "/api/"):
+        answer = server.get(path)
+        assert answer.status == 404, path
+        assert answer.error["message"] == f"no route GET {path}"

@@ -470,8 +470,8 @@ def test_every_metric_says_what_was_sent(core_server: RunningServer) -> None:
         "request_params_max_tokens_sum": tokens,
         "request_max_num_generation_tokens_count": 4,
         "request_max_num_generation_tokens_sum": 5 + 4 + 4 + 4,
-        # What was computed: the prompts but for what was shared, and every token but the last.
-        "iteration_tokens_total_sum": 3 + 20 + 4 + 33 + 1 + 1 + tokens - samples,
+        # The prompts' computed tokens, without those that were shared, and the generated ones.
+        "iteration_tokens_total_sum": 3 + 20 + 4 + 33 + 1 + 1 + tokens,
         "num_requests_running": 0,
         "num_requests_waiting": 0,
         "kv_cache_usage_perc": 0,

@@ -1,4 +1,4 @@
-"""/v1/embeddings, /v1/score and /v1/rerank over real engines: all-MiniLM-L6-v2 and a tiny model."""
+"""/v1/embeddings, /v1/score, /v1/rerank and their like over real engines: all-MiniLM-L6-v2 and a tiny model."""
 
 from __future__ import annotations
 
@@ -182,10 +182,18 @@ def test_a_model_that_generates_embeds_nothing(tmp_path: Path) -> None:
             ("/v1/score", pair),
             ("/v1/rerank", {"query": "a", "documents": ["b"]}),
             ("/classify", {"input": "x"}),
+            ("/pooling", {"input": "x"}),
+            ("/v2/embed", {"texts": ["x"]}),
+            ("/invocations", {"input": "x"}),
         ):
             answer = server.post(path, body)
             assert answer.status == 400
             assert "generates text" in answer.error["message"]
+        chat = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+        answer = server.post("/invocations", chat).json
+        assert answer["choices"][0]["message"]["role"] == "assistant"
+        stream = server.post("/invocations", {"prompt": "x", "max_tokens": 2, "stream": True})
+        assert stream.body.endswith(b"data: [DONE]\n\n")
     finally:
         server.stop()
 
@@ -217,6 +225,131 @@ def test_documents_are_ranked(minilm: RunningServer) -> None:
         assert error["param"].startswith("documents")
 
 
+def without_ids(answer: Any) -> Any:
+    return {key: value for key, value in answer.json.items() if key not in ("id", "created")}
+
+
+def test_every_name_of_a_route(minilm: RunningServer) -> None:
+    pair = {"text_1": CATS, "text_2": [RAIN, CATS]}
+    search = {"query": CATS, "documents": [RAIN, CATS]}
+    for body, paths in (
+        (pair, ("/v1/score", "/score", "/invocations")),
+        (search, ("/v1/rerank", "/rerank", "/v2/rerank", "/invocations")),
+        ({"input": [CATS, RAIN]}, ("/v1/embeddings", "/invocations")),
+        ({"input": CATS, "task": "embed"}, ("/pooling", "/invocations")),
+    ):
+        answers = [minilm.post(path, body) for path in paths]
+        assert {answer.status for answer in answers} == {200}
+        first, *others = map(without_ids, answers)
+        assert others == [first] * len(others)
+
+
+def test_every_name_of_the_two_texts(minilm: RunningServer) -> None:
+    expected = without_ids(minilm.post("/score", {"text_1": CATS, "text_2": [RAIN, CATS]}))
+    for first, second in (("data_1", "data_2"), ("queries", "documents"), ("queries", "items")):
+        for path in ("/v1/score", "/invocations"):
+            answer = minilm.post(path, {first: [CATS], second: [RAIN, CATS]})
+            assert without_ids(answer) == expected
+        error = minilm.post("/score", {first: [CATS, RAIN, CATS], second: [CATS, RAIN]}).error
+        assert error["param"] == first
+        assert second in error["message"]
+        assert minilm.post("/score", {first: CATS}).error["param"] in (second, "documents")
+        error = minilm.post("/score", {first: CATS, second: "word " * 300}).error
+        assert (error["code"], error["param"]) == ("context_length_exceeded", second)
+    for body, param in (
+        ({}, "text_1"),
+        ({"data_2": CATS}, "data_1"),
+        ({"data_1": CATS, "text_2": CATS}, "text_1"),
+    ):
+        assert minilm.post("/score", body).error["param"] == param
+
+
+def test_pooling_is_what_the_model_s_own_route_says(
+    minilm: RunningServer, expected: list[list[float]]
+) -> None:
+    body = minilm.post("/pooling", {"model": "m", "input": [CATS, RAIN]}).json
+    assert (body["object"], body["model"]) == ("list", "m")
+    assert [(entry["index"], entry["object"]) for entry in body["data"]] == [
+        (0, "pooling"),
+        (1, "pooling"),
+    ]
+    for entry, vector in zip(body["data"], expected, strict=True):
+        assert entry["data"] == pytest.approx(vector, abs=1e-5)
+    request = {"input": CATS, "task": "embed", "encoding_format": "base64"}
+    [entry] = minilm.post("/pooling", request).json["data"]
+    raw = base64.b64decode(entry["data"])
+    assert struct.unpack(f"<{len(raw) // 4}f", raw) == pytest.approx(expected[0], abs=1e-5)
+    for bad, param in (
+        ({"task": "classify"}, "task"),
+        ({"task": "token_embed"}, "task"),
+        ({"use_activation": False}, "use_activation"),
+        ({"dimensions": 8}, "dimensions"),
+    ):
+        answer = minilm.post("/pooling", {"input": CATS, **bad})
+        assert (answer.status, answer.error["param"]) == (400, param)
+
+
+def test_cohere_s_embeddings(minilm: RunningServer, expected: list[list[float]]) -> None:
+    kinds = ["float", "base64", "binary", "ubinary"]
+    request = {"model": "m", "texts": [CATS, RAIN], "embedding_types": kinds}
+    body = minilm.post("/v2/embed", request).json
+    assert body["texts"] == [CATS, RAIN]
+    tokenizer = minilm.engine.tokenizer
+    num_tokens = sum(len(tokenizer.encode(text)) for text in (CATS, RAIN))
+    assert body["meta"] == {"api_version": {"version": "2"}, "tokens": {"input_tokens": num_tokens}}
+    assert list(body["embeddings"]) == kinds
+    for index, vector in enumerate(expected):
+        found = {kind: rows[index] for kind, rows in body["embeddings"].items()}
+        assert found["float"] == pytest.approx(vector, abs=1e-5)
+        raw = base64.b64decode(found["base64"])
+        assert struct.unpack(f"<{len(raw) // 4}f", raw) == pytest.approx(vector, abs=1e-5)
+        bits = "".join("01"[value >= 0] for value in found["float"])
+        octets = [int(bits[at : at + 8], 2) for at in range(0, len(bits), 8)]
+        assert found["ubinary"] == octets
+        assert found["binary"] == [octet - 128 for octet in octets]
+    plain = minilm.post("/v2/embed", {"texts": [CATS], "output_dimension": 9}).json["embeddings"]
+    short = minilm.post("/v1/embeddings", {"input": CATS, "dimensions": 9}).json["data"][0]
+    assert plain == {"float": [short["embedding"]]}
+
+
+def test_cohere_s_embeddings_of_long_texts(minilm: RunningServer) -> None:
+    long = "word " * 300
+    for fields, count in (({}, 256), ({"max_tokens": 10}, 10), ({"max_tokens": 999}, 256)):
+        body = minilm.post("/v2/embed", {"texts": [long], **fields}).json
+        assert body["meta"]["tokens"]["input_tokens"] == count
+    for fields in ({}, {"max_tokens": 300}):
+        error = minilm.post("/v2/embed", {"texts": [long], "truncate": "NONE", **fields}).error
+        assert (error["code"], error["param"]) == ("context_length_exceeded", "texts")
+    body = {"texts": [CATS], "truncate": "NONE", "max_tokens": 3}
+    assert minilm.post("/v2/embed", body).error["param"] == "texts"
+    for bad, param in (
+        ({"output_dimension": 385}, "output_dimension"),
+        ({"output_dimension": 9, "embedding_types": ["binary"]}, "embedding_types"),
+        ({"embedding_types": ["int8"]}, "embedding_types"),
+        ({"truncate": "START"}, "truncate"),
+        ({"input_type": "search_query"}, "input_type"),
+        ({"images": ["data:"]}, "images"),
+        ({"texts": []}, "texts"),
+    ):
+        answer = minilm.post("/v2/embed", {"texts": [CATS], **bad})
+        assert (answer.status, answer.error["param"]) == (400, param)
+
+
+def test_bodies_of_no_route(minilm: RunningServer) -> None:
+    for body in ({}, {"text_1": "a"}, {"model": "m"}, {"input": None}):
+        answer = minilm.post("/invocations", body)
+        assert answer.status == 400
+        assert "give messages, prompt, input" in answer.error["message"]
+    answer = minilm.post("/invocations", {"input": CATS, "model": "other"})
+    assert answer.error["code"] == "model_not_found"
+    assert minilm.post("/invocations", {"input": CATS, "model": 7}).error["param"] == "model"
+    assert minilm.post("/invocations", {"input": CATS, "x": 7}).error["param"] == "x"
+    assert minilm.post("/invocations", b"[]").status == 400
+    # Larger than what is parsed on the event loop.
+    large = {"input": CATS, "metadata": {"a": "x" * 1_000_000}}
+    assert len(minilm.post("/invocations", large).json["data"]) == 1
+
+
 def test_cross_encoders(cross: tuple[RunningServer, Path]) -> None:
     server, path = cross
     llm = LLM(str(path), threads=1)
@@ -234,6 +367,12 @@ def test_cross_encoders(cross: tuple[RunningServer, Path]) -> None:
     ranked = server.post("/v1/rerank", {"query": "w5 w6", "documents": texts}).json["results"]
     order = sorted(range(3), key=lambda index: -scores[index])
     assert [result["index"] for result in ranked] == order
+    probs = server.post("/classify", {"input": texts}).json["data"]
+    for task in ("score", "classify", None):
+        pooled = server.post("/pooling", {"input": texts, "task": task}).json["data"]
+        assert [entry["data"] for entry in pooled] == [
+            pytest.approx(entry["probs"], abs=1e-6) for entry in probs
+        ]
     answer = server.post("/v1/embeddings", {"input": "w5"})
     assert answer.status == 400
     assert "/v1/score" in answer.error["message"]
@@ -255,7 +394,15 @@ def test_classes(tmp_path: Path) -> None:
         assert [entry["label"] for entry in body["data"]] == best
         assert {entry["num_classes"] for entry in body["data"]} == {3}
         assert body["usage"]["prompt_tokens"] == 6 + 2 * 3
+        for pooling in ({"input": texts}, {"input": texts, "task": "classify"}):
+            found = [entry["data"] for entry in server.post("/pooling", pooling).json["data"]]
+            assert found == [pytest.approx(entry["probs"], abs=1e-6) for entry in body["data"]]
+        classes = server.post("/invocations", {"input": texts}).json
+        assert classes["data"] == body["data"]
         raw = server.post("/classify", {"input": [11, 12], "use_activation": False}).json
+        pooled = server.post("/pooling", {"input": [11, 12], "use_activation": False}).json
+        assert pooled["data"][0]["data"] == pytest.approx(raw["data"][0]["probs"])
+        assert server.post("/pooling", {"input": "w5", "task": "embed"}).error["param"] == "task"
         assert sum(raw["data"][0]["probs"]) != pytest.approx(1, abs=1e-3)
         for path, other in (
             ("/v1/score", {"text_1": "w5", "text_2": "w6"}),

@@ -99,6 +99,38 @@ def test_sampling_fields_reach_the_engine(start_server: StartServer, path: str) 
             assert getattr(got, other) == getattr(plain, other), (name, other)
 
 
+STRINGS: dict[str, tuple[Any, Any]] = {
+    "n": ("2", 2),
+    "temperature": ("0.25", 0.25),
+    "top_p": (".5", 0.5),
+    "top_k": (" 7 ", 7),
+    "min_p": ("125e-3", 0.125),
+    "presence_penalty": ("-1.5", -1.5),
+    "frequency_penalty": ("+1.5", 1.5),
+    "repetition_penalty": ("2", 2.0),
+    "seed": ("-9223372036854775808", -(2**63)),
+    "max_tokens": ("4", 4),
+    "min_tokens": ("3.0", 3),
+    "stop_token_ids": (["7", 9.0], (7, 9)),
+    "stream_interval": ("4", 4),
+    "logit_bias": ({"17": "-2"}, {17: -2.0}),
+    "allowed_token_ids": (["5", 6], (5, 6)),
+}
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETION])
+def test_numbers_may_be_strings(start_server: StartServer, path: str) -> None:
+    server = start_server()
+    for name, (sent, received) in STRINGS.items():
+        post(server, path, **{"max_tokens": 20, name: sent})
+        got = getattr(params(server), name)
+        assert (got, type(got)) == (received, type(received)), name
+    numbers = {name for name, (sent, _) in SAMPLING.items() if type(sent) in (int, float)}
+    assert numbers <= set(STRINGS)
+    post(server, COMPLETION, prompt="abcdef", truncate_prompt_tokens="3")
+    assert prompt(server) == "def"
+
+
 def test_logprobs_reach_the_engine(start_server: StartServer) -> None:
     server = start_server()
     post(server, CHAT, logprobs=True)

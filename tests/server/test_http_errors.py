@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import http.client
+import json
 import logging
 import sys
 from typing import Any
 
 import pytest
+from fake_engine import FakeEngine
 from harness import RunningServer, StartServer, eventually
 
 from octavo.cli.serve import LogFormatter
@@ -24,6 +26,18 @@ WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"max_tokens": 0}, "max_tokens"),
     (CHAT, {"max_tokens": "ten"}, "max_tokens"),
     (CHAT, {"max_tokens": 1.5}, "max_tokens"),
+    (CHAT, {"max_tokens": "1.5"}, "max_tokens"),
+    (CHAT, {"max_tokens": ""}, "max_tokens"),
+    (CHAT, {"max_tokens": "1_0"}, "max_tokens"),
+    (CHAT, {"max_tokens": "٤"}, "max_tokens"),
+    (CHAT, {"max_tokens": "9" * 100}, "max_tokens"),
+    (CHAT, {"temperature": "nan"}, "temperature"),
+    (CHAT, {"temperature": "1e400"}, "temperature"),
+    (CHAT, {"temperature": "2.1"}, "temperature"),
+    (CHAT, {"temperature": "9" * 1_000_000}, "temperature"),
+    (CHAT, {"logit_bias": {"1": "101"}}, "logit_bias"),
+    (CHAT, {"stop_token_ids": [True]}, "stop_token_ids"),
+    (CHAT, {"stop_token_ids": ["-1"]}, "stop_token_ids"),
     (CHAT, {"max_tokens": True}, "max_tokens"),
     (CHAT, {"max_completion_tokens": 0}, "max_completion_tokens"),
     (COMPLETION, {"max_tokens": 0}, "max_tokens"),
@@ -89,7 +103,9 @@ WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"messages": "hi"}, "messages"),
     (CHAT, {"messages": [1]}, "messages[0]"),
     (CHAT, {"messages": [{"content": "x"}]}, "messages[0].role"),
-    (CHAT, {"messages": [*MESSAGES, {"role": "robot", "content": "x"}]}, "messages[1].role"),
+    (CHAT, {"messages": [*MESSAGES, {"role": "", "content": "x"}]}, "messages[1].role"),
+    (CHAT, {"messages": [{"role": 1, "content": "x"}]}, "messages[0].role"),
+    (CHAT, {"messages": [{"role": "user", "content": "x", "name": 1}]}, "messages[0].name"),
     (CHAT, {"messages": [{"role": "user"}]}, "messages[0].content"),
     (CHAT, {"messages": [{"role": "user", "content": 1}]}, "messages[0].content"),
     (CHAT, {"messages": [{"role": "user", "content": [1]}]}, "messages[0].content[0]"),
@@ -98,7 +114,11 @@ WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
         "messages[0].content[0].type",
     ),
-    (CHAT, {"messages": [{"role": "user", "content": "x", "mood": "y"}]}, "messages[0].mood"),
+    (
+        CHAT,
+        {"messages": [{"role": "user", "content": [{"type": "refusal", "text": "x"}]}]},
+        "messages[0].content[0].refusal",
+    ),
     (
         CHAT,
         {"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]},
@@ -131,7 +151,8 @@ UNSUPPORTED: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"guided_json": {}}, "guided_json"),
     (CHAT, {"guided_regex": "a"}, "guided_regex"),
     (CHAT, {"echo": True}, "echo"),
-    (CHAT, {"reasoning_effort": "low"}, "reasoning_effort"),
+    (CHAT, {"include_reasoning": False}, "include_reasoning"),
+    (CHAT, {"verbosity": "low"}, "verbosity"),
     (CHAT, {"documents": [{"text": "x"}]}, "documents"),
     (CHAT, {"chat_template": "x"}, "chat_template"),
     (CHAT, {"modalities": ["audio"]}, "modalities"),
@@ -176,6 +197,7 @@ def test_fields_that_ask_for_nothing_pass(server: RunningServer) -> None:
         "service_tier": "auto",
         "safety_identifier": "s",
         "prompt_cache_key": "k",
+        "prompt_cache_retention": "24h",
     }
     nothing = {
         "response_format": {"type": "text"},
@@ -188,14 +210,104 @@ def test_fields_that_ask_for_nothing_pass(server: RunningServer) -> None:
         "prompt_logprobs": None,
         "frobnicate": None,
         "modalities": ["text"],
+        "include_reasoning": True,
+        "verbosity": "medium",
+        # Of this model, which has no levels of it.
+        "reasoning_effort": "low",
     }
     assert server.post(CHAT, body_of(CHAT, {**bookkeeping, **nothing})).status == 200
+    nothing = {"suffix": "", "best_of": 1}
+    assert server.post(COMPLETION, body_of(COMPLETION, {**bookkeeping, **nothing})).status == 200
+
+
+INT64 = 2**63
+ENDS: list[tuple[str, str, int, int]] = [
+    (CHAT, "seed", -INT64, INT64 - 1),
+    (COMPLETION, "seed", -INT64, INT64 - 1),
+    (CHAT, "top_k", -1, 2**31 - 1),
+    (CHAT, "max_tokens", 1, 2**31 - 1),
+    (CHAT, "max_completion_tokens", 1, 2**31 - 1),
+    (COMPLETION, "max_tokens", 1, 2**31 - 1),
+    (CHAT, "n", 1, limits.MAX_N),
+    (CHAT, "stream_interval", 1, 2**31 - 1),
+    (CHAT, "prompt_logprobs", 0, limits.MAX_LOGPROBS),
+    (COMPLETION, "logprobs", 0, limits.MAX_LOGPROBS),
+]
+
+
+@pytest.mark.parametrize(("path", "name", "least", "most"), ENDS)
+@pytest.mark.parametrize("form", ["{}", '"{}"'])
+def test_both_ends_of_a_range_hold_on_the_wire(
+    server: RunningServer, path: str, name: str, least: int, most: int, form: str
+) -> None:
+    """As text: what a parser makes of integers past 64 bits must not slip back into the range."""
+    start = json.dumps(body_of(path, {}))[:-1].encode()
+
+    def status(value: int) -> int:
+        text = form.format(value).encode()
+        answer = server.post(path, start + b', "%b": %b}' % (name.encode(), text))
+        assert answer.status == 200 or answer.error["param"] == name
+        return answer.status
+
+    for value in (least, most):
+        assert status(value) == 200, value
+    for value in (least - 1, most + 1, 2 * least - 2, -INT64 - 1, -INT64 - 1025, 2 * INT64, 10**30):
+        assert status(value) == 400, value
 
 
 def test_played_back_assistant_messages_pass(server: RunningServer) -> None:
     first = server.post(CHAT, {"messages": MESSAGES}).json["choices"][0]["message"]
     again = {**first, "annotations": [], "audio": None, "function_call": None, "tool_calls": None}
-    assert server.post(CHAT, {"messages": [*MESSAGES, again, *MESSAGES]}).status == 200
+    for message in (first, again):
+        assert server.post(CHAT, {"messages": [*MESSAGES, message, *MESSAGES]}).status == 200
+
+
+@pytest.mark.parametrize(
+    ("message", "rendered"),
+    [
+        ({"role": "critic", "content": "No."}, "critic\nNo."),
+        ({"role": "function", "name": "f", "content": "3"}, "function\n3"),
+        ({"role": "function", "name": "f", "content": None}, "function\n"),
+        (
+            {"role": "user", "content": "a", "id": "1", "cache_control": {"type": "e"}, "x": [1]},
+            "user\na",
+        ),
+        ({"role": "assistant", "content": "a", "annotations": [{"type": "url"}]}, "assistant\na"),
+        ({"role": "assistant", "content": None, "refusal": "I won't."}, "assistant\nI won't."),
+        ({"role": "assistant", "content": "b", "refusal": "I won't."}, "assistant\nb"),
+        ({"role": "assistant", "content": None, "audio": {"id": "a1"}}, "assistant\n"),
+        (
+            {"role": "assistant", "content": None, "function_call": {"name": "f"}},
+            "assistant\n<f>",
+        ),
+        ({"role": "user", "content": [{"type": "input_text", "text": "a"}]}, "user\na"),
+        (
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "a", "signature": "s"},
+                    {"type": "output_text", "text": "b", "annotations": []},
+                    {"type": "refusal", "refusal": "c"},
+                    "d",
+                ],
+            },
+            "assistant\na\nb\nc\nd",
+        ),
+    ],
+)
+def test_messages_that_other_servers_take_pass(
+    start_server: StartServer, message: dict[str, Any], rendered: str
+) -> None:
+    engine = FakeEngine()
+    engine.chat_template = (
+        "{% for m in messages %}{{ m.role }}\n{{ m.content }}"
+        "{% if m.function_call %}<{{ m.function_call.name }}>{% endif %}|{% endfor %}"
+    )
+    server = start_server(engine)
+    answer = server.post(CHAT, {"messages": [*MESSAGES, message]})
+    assert answer.status == 200, answer.body
+    prompt = engine.tokenizer.decode(engine.submitted[-1][0], False)
+    assert prompt == f"user\n{MESSAGES[0]['content']}|{rendered}|"
 
 
 @pytest.mark.parametrize(
@@ -443,8 +555,8 @@ def test_names_are_quoted_in_part(server: RunningServer) -> None:
         (CHAT, {name: 1}),
         (CHAT, {"model": name}),
         (CHAT, {"stream": True, "stream_options": {name: 1}}),
-        (CHAT, {"messages": [{"role": "user", "content": "x", name: 1}]}),
-        (CHAT, {"messages": [{"role": name, "content": "x"}]}),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": name}]}]}),
+        (CHAT, {"max_tokens": name}),
         (COMPLETION, {"temperature": name}),
         (COMPLETION, {"logit_bias": {name: 1}}),
     ):

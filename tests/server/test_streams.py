@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from typing import Any
 
 import pytest
-from fake_engine import WORDS, FakeEngine
+from fake_engine import BOS, EOS, IM_START, WORDS, FakeEngine
 from harness import RunningServer, StartServer, eventually
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from octavo.server.openai.logprobs import LEAST_LOGPROB, CompletionLogprobs, echo_offsets
 from octavo.server.work import answer as answer_module
+from octavo.server.work.token_texts import TokenText
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 
@@ -61,7 +64,10 @@ def plain(answer: Any, is_chat: bool) -> list[dict[str, Any]]:
     """A whole answer's choices in the same form."""
     choices = []
     for choice in answer["choices"]:
-        clean = {k: v for k, v in choice.items() if k not in ("index", "message")}
+        # Null where they were not asked for: a stream leaves them out.
+        absent = {k for k in ("token_ids", "prompt_token_ids") if choice.get(k, 0) is None}
+        absent |= {"index", "message", "prompt_logprobs"}
+        clean = {k: v for k, v in choice.items() if k not in absent}
         if is_chat:
             clean["text"] = choice["message"]["content"]
         choices.append(clean)
@@ -156,7 +162,9 @@ def test_plain_streams_are_the_core_s_own_work(server: RunningServer) -> None:
     assert delivery(stream=True, echo=True) == "sse"
     assert delivery(stream=True, logprobs=0) == "delta"
     assert delivery(stream=True, return_token_ids=True) == "delta"
-    assert delivery(stream=True, stream_options={"continuous_usage_stats": True}) == "delta"
+    every = {"continuous_usage_stats": True}
+    assert delivery(stream=True, stream_options=every) == "sse"
+    assert delivery(stream=True, stream_options={**every, "include_usage": True}) == "delta"
     assert delivery() == "final"
 
 
@@ -175,14 +183,41 @@ def test_an_engine_that_dies_in_the_middle_of_a_stream(server: RunningServer) ->
     assert json.loads(blocks[-3].removeprefix("data: "))["error"]["code"] == "engine_dead"
 
 
-def test_continuous_usage(server: RunningServer) -> None:
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": "x"}]}),
+        (CHAT, {"messages": [{"role": "user", "content": "x"}], "return_token_ids": True}),
+        (COMPLETION, {"prompt": "x"}),
+        (COMPLETION, {"prompt": "x", "echo": True, "logprobs": 1}),
+        (COMPLETION, {"prompt": "x", "echo": True, "max_tokens": 0}),
+    ],
+)
+def test_continuous_usage(server: RunningServer, path: str, fields: dict[str, Any]) -> None:
+    """Every chunk has the count so far, the one that only opens the stream among them."""
     options = {"include_usage": True, "continuous_usage_stats": True}
-    body = {"prompt": "x", "stream": True, "stream_options": options, "max_tokens": 40}
-    chunks = events(server.post(COMPLETION, body).body)
-    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    body = {"max_tokens": 40, **fields, "stream": True, "stream_options": options}
+    chunks = events(server.post(path, body).body)
+    usages = [chunk["usage"] for chunk in chunks]
+    assert len({usage["prompt_tokens"] for usage in usages}) == 1
+    assert all(u["total_tokens"] == u["prompt_tokens"] + u["completion_tokens"] for u in usages)
+    counts = [usage["completion_tokens"] for usage in usages]
     assert counts == sorted(counts)
-    assert counts[0] >= 1
+    assert (counts[0] == 0) == (path == CHAT or "echo" in fields)
     assert chunks[-1]["usage"] == chunks[-2]["usage"]
+    assert chunks[-1]["choices"] == []
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETION])
+@pytest.mark.parametrize("include", [{}, {"include_usage": False}, {"include_usage": None}])
+def test_no_usage_is_none_in_any_chunk(
+    server: RunningServer, path: str, include: dict[str, Any]
+) -> None:
+    options = {**include, "continuous_usage_stats": True}
+    start = {"messages": [{"role": "user", "content": "x"}]} if path == CHAT else {"prompt": "x"}
+    chunks = events(server.post(path, {**start, "stream": True, "stream_options": options}).body)
+    assert not any(chunk.get("usage") for chunk in chunks)
+    assert all(chunk["choices"] for chunk in chunks)
 
 
 def test_names_that_look_like_json_do_no_harm(server: RunningServer) -> None:
@@ -224,17 +259,117 @@ def test_echo_with_logprobs(server: RunningServer, prompt: Any, max_tokens: int)
         assert all(1 <= len(top) <= 3 for top in logprobs["top_logprobs"][1:])
         offsets = logprobs["text_offset"]
         assert offsets == sorted(offsets)
-        echoed = server.engine.tokenizer.decode(prompt_ids)
+        # Of special tokens those that were sent, not the one that the tokenizer put before a text.
+        by_ids = not isinstance(prompt if isinstance(prompt, str) else prompt[0], str)
+        echoed = server.engine.tokenizer.decode(prompt_ids, not by_ids)
         assert text.startswith(echoed)
         assert all(offset <= len(echoed) for offset in offsets[: len(prompt_ids)])
         for token, offset in zip(logprobs["tokens"], offsets, strict=True):
             if len(token) == 1 and token.isascii():
                 assert text[offset] == token
+        for token, offset in list(zip(logprobs["tokens"], offsets, strict=True))[: len(prompt_ids)]:
+            assert not by_ids or token == "\ufffd" or text.startswith(token, offset)
     options = {"include_usage": True}
     streamed = server.post(COMPLETION, {**body, "stream": True, "stream_options": options})
     chunks = events(streamed.body)
     assert chunks.pop()["usage"] == whole["usage"]
     assert join(chunks, False) == plain(whole, False)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "offsets"),
+    [
+        # The tokenizer puts <s> before a text.
+        ("<|im_start|>a\n<|im_end|>b", [0, 0, 12, 13, 14, 24]),
+        ("a</s>", [0, 0, 1]),
+        ("<s>a<s>", [0, 0, 3, 4]),
+        ("<s><s>", [0, 0, 3]),
+        ("", [0]),
+        ([BOS, 97, IM_START, EOS, 98], [0, 3, 4, 16, 20]),
+        ([BOS, BOS, BOS], [0, 3, 6]),
+        # A character of two tokens begins where both do.
+        ([0xC3, 0xA9, EOS], [0, 0, 1]),
+    ],
+)
+def test_offsets_index_the_echoed_text(
+    server: RunningServer, prompt: Any, offsets: list[int]
+) -> None:
+    body = {"prompt": prompt, "echo": True, "logprobs": 0, "max_tokens": 3, "ignore_eos": True}
+    [choice] = server.post(COMPLETION, body).json["choices"]
+    logprobs, text = choice["logprobs"], choice["text"]
+    assert logprobs["text_offset"][: len(offsets)] == offsets
+    echoed = prompt if isinstance(prompt, str) else server.engine.tokenizer.decode(prompt, False)
+    assert text.startswith(echoed)
+    assert logprobs["text_offset"][len(offsets)] == len(echoed)
+    assert "".join(logprobs["tokens"][len(offsets) :]) == text[len(echoed) :]
+
+
+def test_offsets_in_a_prompt_that_was_cut(server: RunningServer) -> None:
+    body = {"prompt": "ab<|im_end|>c", "echo": True, "logprobs": 0, "max_tokens": 0}
+    for most, text, offsets in (
+        (3, "b<|im_end|>c", [0, 1, 11]),
+        (5, "ab<|im_end|>c", [0, 0, 1, 2, 12]),
+        (-1, "ab<|im_end|>c", [0, 0, 1, 2, 12]),
+    ):
+        answer = server.post(COMPLETION, {**body, "truncate_prompt_tokens": most}).json
+        [choice] = answer["choices"]
+        assert (choice["text"], choice["logprobs"]["text_offset"]) == (text, offsets)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "offsets"),
+    [
+        # A space before the first word, which the text has not.
+        ("Hello world", [" Hello", " world"], [0, 5]),
+        # Special tokens that take in the blanks beside them.
+        ("a  <x>  b", ["a", "<x>", "b"], [0, 3, 8]),
+        ("a <x>", ["<s>", "a", "<x>", "</s>"], [0, 0, 2, 5]),
+        # A tokenizer that writes small letters only.
+        ("ÀB c", ["à", "b", " c"], [0, 1, 2]),
+        ("ab", ["abc", "d"], [0, 2]),
+    ],
+)
+def test_offsets_of_texts_that_the_tokenizer_changed(
+    text: str, tokens: list[str], offsets: list[int]
+) -> None:
+    entries = [TokenText(one, list(one.encode()), one.startswith("<")) for one in tokens]
+    assert echo_offsets(text, entries) == offsets
+
+
+def test_the_chosen_token_is_the_first_of_its_alternatives() -> None:
+    names = {1: "a", 2: "b", 3: "c"}
+    texts = {i: TokenText(name, list(name.encode()), False) for i, name in names.items()}
+    # Not among the best, the second of them, and with a name that another has too.
+    positions = [
+        [(3, -9.0, 7), (1, -0.1, 1), (2, -2.0, 2)],
+        [(2, -2.0, 2), (1, -0.1, 1), (2, -2.0, 2)],
+        [(3, -math.inf, 9), (1, -0.1, 1), (2, -2.0, 2)],
+    ]
+    writer = CompletionLogprobs(texts, 2, False)  # type: ignore[arg-type]
+    top = writer.push(positions)["top_logprobs"]
+    assert [list(entry.items()) for entry in top] == [
+        [("c", -9.0), ("a", -0.1), ("b", -2.0)],
+        [("b", -2.0), ("a", -0.1)],
+        [("c", LEAST_LOGPROB), ("a", -0.1), ("b", -2.0)],
+    ]
+    texts[3] = texts[1]
+    writer = CompletionLogprobs(texts, 1, False)  # type: ignore[arg-type]
+    assert writer.push(positions[:1])["top_logprobs"] == [{"a": -0.1}]
+
+
+def test_keys_that_vllm_s_clients_read_are_always_there(server: RunningServer) -> None:
+    [choice] = server.post(COMPLETION, {"prompt": "x"}).json["choices"]
+    for key in ("logprobs", "stop_reason", "prompt_logprobs", "prompt_token_ids", "token_ids"):
+        assert choice[key] is None
+    answer = server.post(CHAT, {"messages": [{"role": "user", "content": "x"}]}).json
+    for key in ("prompt_logprobs", "prompt_token_ids"):
+        assert answer[key] is None
+    [choice] = answer["choices"]
+    for key in ("logprobs", "stop_reason", "token_ids"):
+        assert choice[key] is None
+    for key in ("refusal", "annotations", "audio", "function_call", "reasoning"):
+        assert choice["message"][key] is None
+    assert choice["message"]["tool_calls"] == []
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETION])

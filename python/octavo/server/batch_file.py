@@ -203,7 +203,6 @@ async def _call(app: ASGIApp, request: BatchRequest, request_id: str) -> tuple[i
         "path": request.url,
         "raw_path": request.url.encode(),
         "query_string": b"",
-        "root_path": "",
         "headers": [
             (b"host", b"localhost"),
             (b"content-type", b"application/json"),

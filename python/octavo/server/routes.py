@@ -21,6 +21,7 @@ from octavo.server.http.app import ApiRoute, App, ErrorBody
 from octavo.server.http.body import Body
 from octavo.server.http.exchange import Exchange
 from octavo.server.http.openapi import describe
+from octavo.server.invocations import invocations
 from octavo.server.metrics import metrics
 from octavo.server.openai import models
 from octavo.server.openai.chat import chat_completions
@@ -34,10 +35,14 @@ from octavo.server.openai.protocol import (
 )
 from octavo.server.openai.tokenize import detokenize, tokenize
 from octavo.server.pooling.classify import classify
+from octavo.server.pooling.cohere import embed
 from octavo.server.pooling.embeddings import embeddings
+from octavo.server.pooling.encode import encode
 from octavo.server.pooling.protocol import (
     CLASSIFY_BODY,
+    COHERE_EMBED_BODY,
     EMBEDDING_BODY,
+    ENCODE_BODY,
     RERANK_BODY,
     SCORE_BODY,
 )
@@ -81,10 +86,19 @@ ROUTES: Final[tuple[Entry, ...]] = (
     Entry("/v1/chat/completions", ("POST",), chat_completions, CHAT_BODY, admits=True),
     Entry("/v1/completions", ("POST",), completions, COMPLETION_BODY, admits=True),
     Entry("/v1/embeddings", ("POST",), embeddings, EMBEDDING_BODY, admits=True),
-    Entry("/v1/score", ("POST",), score, SCORE_BODY, admits=True),
-    Entry("/v1/rerank", ("POST",), rerank, RERANK_BODY, admits=True),
-    # vLLM's name for it.
+    # Jina's and Cohere's clients differ in the version before the name.
+    *(
+        Entry(path, ("POST",), rerank, RERANK_BODY, admits=True)
+        for path in ("/v1/rerank", "/rerank", "/v2/rerank")
+    ),
+    *(Entry(path, ("POST",), score, SCORE_BODY, admits=True) for path in ("/v1/score", "/score")),
+    # vLLM's names for these.
     Entry("/classify", ("POST",), classify, CLASSIFY_BODY, admits=True),
+    Entry("/pooling", ("POST",), encode, ENCODE_BODY, admits=True),
+    # Cohere's.
+    Entry("/v2/embed", ("POST",), embed, COHERE_EMBED_BODY, admits=True),
+    # SageMaker's. Its bodies are those of the routes above.
+    Entry("/invocations", ("POST",), invocations, admits=True),
     Entry("/v1/models", ("GET",), models.list_models),
     # Names may hold slashes.
     Entry("/v1/models/{name:path}", ("GET",), models.get_model),

@@ -81,9 +81,12 @@ class Access:
 
 
 def route_path(scope: Scope) -> str:
-    """The path without the prefix that a proxy has stripped and the server put back."""
+    """The path without ``--root-path``, where a proxy has left that on it."""
     path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
+    root_path: str = scope.get("root_path", "")
+    if root_path and path.startswith(root_path + "/"):
+        return path[len(root_path) :]
+    return path
 
 
 def _given_keys(headers: Headers) -> Iterable[bytes]:

@@ -73,6 +73,7 @@ class App:
     ) -> None:
         self._routes = routes
         self._error_body = error_body
+        self._root_path = config.root_path.rstrip("/")
         self._logs_requests = config.enable_log_requests
         # Neither headers to be added to every answer nor a status to be noted on its way.
         self._is_direct = not (self._logs_requests or config.allowed_origins)
@@ -135,6 +136,9 @@ class App:
         scope["app"] = self
         scope.setdefault("state", {})["request_id"] = request_id
         scope["octavo.direct"] = self._is_direct
+        # Not uvicorn's to set: it would put the prefix before every path, one more where a proxy
+        # has left it there. Starlette's routes and route_path() take it off where it is.
+        scope["root_path"] = self._root_path
         await self._app(scope, receive, send_with_id)  # type: ignore[arg-type]
         if self._logs_requests:
             logger.info(

@@ -11,7 +11,15 @@ from octavo.server.http.fields import Check
 
 # OpenAI's notes to itself, which clients send to any route.
 BOOKKEEPING_FIELDS: Final = frozenset(
-    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
+    {
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+    }
 )
 
 
@@ -22,7 +30,7 @@ class Body:
     Args:
         fields: those that the route supports.
         required: names that must be there.
-        one_of: names of which exactly one must be there.
+        one_of: groups of names: all of exactly one group must be there.
         refused: fields of the API without an implementation: name -> the values that change
             nothing, which pass. null passes everywhere.
         ignored: fields that change no answer.
@@ -30,7 +38,7 @@ class Body:
 
     fields: Mapping[str, Check]
     required: tuple[str, ...] = ()
-    one_of: tuple[str, ...] = ()
+    one_of: tuple[tuple[str, ...], ...] = ()
     refused: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
 
@@ -59,6 +67,16 @@ class Body:
         for name in self.required:
             if name not in clean:
                 raise InvalidParameterError(f"{name} is missing", name)
-        if self.one_of and sum(name in clean for name in self.one_of) != 1:
-            raise InvalidParameterError(f"give either {' or '.join(self.one_of)}", self.one_of[0])
+        if self.one_of:
+            self._check_groups(clean)
         return clean
+
+    def _check_groups(self, clean: Mapping[str, Any]) -> None:
+        given = {name for group in self.one_of for name in group if name in clean}
+        if any(given == set(group) for group in self.one_of):
+            return
+        # The group that the client seems to have meant.
+        group = max(self.one_of, key=lambda group: len(given.intersection(group)))
+        missing = [name for name in group if name not in clean]
+        choices = " or ".join(" and ".join(group) for group in self.one_of)
+        raise InvalidParameterError(f"give either {choices}", (missing or group)[0])

@@ -20,7 +20,9 @@ class ServerConfig:
     host: str = flag("127.0.0.1", "front end", "address to listen on; 0.0.0.0 for all")
     port: int = flag(8000, "front end", "port to listen on; 0 takes a free one")
     uds: str | None = flag(None, "front end", "listen on this Unix socket instead of a port")
-    root_path: str = flag("", "front end", "path prefix that a proxy in front has stripped")
+    root_path: str = flag(
+        "", "front end", "path prefix of a proxy in front, which may strip it or not"
+    )
     ssl_keyfile: str | None = flag(None, "front end", "TLS private key (PEM)")
     ssl_certfile: str | None = flag(None, "front end", "TLS certificate chain (PEM)")
 

@@ -87,6 +87,7 @@ class Exchange(Request):
         # Whether nothing has to be added to a whole answer on its way: see App.
         self._is_direct: bool = scope.get("octavo.direct", False)
         self.request_id: str = scope["state"]["request_id"]
+        self._value: dict[str, Any] | None = None
 
     # ------------------------------------------------------------------ the request
 
@@ -98,6 +99,8 @@ class Exchange(Request):
             ClientDisconnect: the client went away in the middle.
             InvalidRequestError: from ``parse``.
         """
+        if self._value is not None:
+            return parse(self._value)
         content_type = header(self.scope, b"content-type") or b""
         if content_type != _JSON and content_type.partition(b";")[0].strip().lower() != _JSON:
             raise ContentTypeError("the request's Content-Type must be application/json")
@@ -105,6 +108,15 @@ class Exchange(Request):
         if len(body) <= MAX_INLINE_BODY_BYTES:
             return parse(_json_object(body))
         return await asyncio.to_thread(_parse_large, bytes(body), parse)
+
+    async def peek(self) -> dict[str, Any]:
+        """The body before it is parsed; ``read`` parses the same.
+
+        Raises:
+            As ``read``.
+        """
+        self._value = await self.read(lambda value: value)
+        return self._value
 
     async def _read_body(self) -> bytes | bytearray:
         length = header(self.scope, b"content-length") or b""

@@ -6,9 +6,10 @@ characters of the value.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from octavo._core import TokenIds
 from octavo.errors import InvalidParameterError, clip
@@ -18,6 +19,13 @@ Prompt = str | TokenIds
 
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
+
+# Numbers that clients send as strings, from forms and environments; pydantic takes them, and so
+# does vLLM.
+_INTEGER: Final = re.compile(r"^\s*[+-]?[0-9]{1,20}(\.0{0,20})?\s*$")
+_NUMBER: Final = re.compile(
+    r"^\s*[+-]?([0-9]{1,40}(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][+-]?[0-9]{1,4})?\s*$"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,28 +75,42 @@ def boolean(name: str, value: Any) -> bool:
 
 
 def integer(least: int = -INT32_MAX, most: int = INT32_MAX) -> Check:
-    """A whole number in [least, most]; JSON knows no difference between 1 and 1.0."""
+    """A whole number in [least, most], or a string of one.
 
-    @check(type="integer", minimum=least, maximum=most)
+    JSON knows no difference between 1 and 1.0.
+    """
+
+    @check(type=["integer", "string"], pattern=_INTEGER.pattern, minimum=least, maximum=most)
     def checked(name: str, value: Any) -> int:
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool):
+        number = value
+        if isinstance(value, str) and _INTEGER.match(value):
+            number = int(value.partition(".")[0])
+        elif isinstance(value, float) and value.is_integer():
+            if abs(value) >= 2**63:
+                # What the parser makes of integers past 64 bits: one past a bound rounds to it.
+                raise invalid(name, f"between {least} and {most}", value)
+            number = int(value)
+        if not isinstance(number, int) or isinstance(number, bool):
             raise invalid(name, "an integer", value)
-        if value < least:
+        if number < least:
             raise invalid(name, f"at least {least}", value)
-        if value > most:
+        if number > most:
             raise invalid(name, f"at most {most}", value)
-        return value
+        return number
 
     return checked
 
 
 def number(**bounds: float) -> Check:
-    """A number. ``bounds``: the schema's, which are SamplingParams' to check."""
+    """A number, or a string of one.
 
-    @check(type="number", **bounds)
+    ``bounds``: the schema's, which are SamplingParams' to check.
+    """
+
+    @check(type=["number", "string"], pattern=_NUMBER.pattern, **bounds)
     def checked(name: str, value: Any) -> float:
+        if isinstance(value, str) and _NUMBER.match(value):
+            return float(value)
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise invalid(name, "a number", value)
         return float(value)
@@ -169,7 +191,7 @@ def texts_or_ids(
     )
 
 
-@check(type="integer", minimum=-1, maximum=INT32_MAX, **{"not": {"const": 0}})
+@check(**integer(-1).schema, **{"not": {"enum": [0, "0"]}})
 def truncation(name: str, value: Any) -> int:
     """A number of tokens to keep; -1 keeps what fits."""
     most: int = integer(-1)(name, value)
@@ -178,20 +200,23 @@ def truncation(name: str, value: Any) -> int:
     return most
 
 
+_TOKEN_ID: Final = integer()
+
+
 def token_ids(most: int) -> Check:
     """A list of at most ``most`` token ids; the vocabulary's bound is the engine's to check."""
 
-    @check(
-        type="array", maxItems=most, items={"type": "integer", "minimum": 0, "maximum": INT32_MAX}
-    )
+    @check(type="array", maxItems=most, items={**_TOKEN_ID.schema, "minimum": 0})
     def checked(name: str, value: Any) -> tuple[int, ...]:
         if not isinstance(value, list):
             raise invalid(name, "a list of token ids", value)
         # Before each entry is checked.
         limits.check_count(name, value, most)
-        # true is no integer.
+        # true is no integer. A list of integers is the rule; others are looked at one by one.
         if not set(map(type, value)) <= {int}:
-            raise invalid(name, "a list of token ids", value)
+            if len(value) > limits.MAX_ALLOWED_TOKEN_IDS:
+                raise invalid(name, "a list of token ids", value)
+            value = [_TOKEN_ID(name, one) for one in value]
         if value and not 0 <= min(value) <= max(value) <= INT32_MAX:
             raise InvalidParameterError(f"{name} must hold token ids, which are positive", name)
         return tuple(value)

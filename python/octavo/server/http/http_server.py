@@ -354,7 +354,6 @@ class HttpServer:
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
-                root_path=config.root_path.rstrip("/"),
                 ssl_keyfile=config.ssl_keyfile,
                 ssl_certfile=config.ssl_certfile,
                 timeout_keep_alive=KEEP_ALIVE_S,

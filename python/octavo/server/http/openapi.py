@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Iterable
 from typing import Any, Final, Protocol
 
@@ -73,6 +74,10 @@ def _path(path: str) -> str:
     return path.replace(":path}", "}")
 
 
+def _words(path: str) -> str:
+    return re.sub(r"\W+", "_", _path(path)).rstrip("_")
+
+
 def _operations(route: Described, needs_key: bool) -> dict[str, Any]:
     name = route.handler.__name__
     summary, _, _ = (route.handler.__doc__ or name).partition("\n")
@@ -97,7 +102,8 @@ def _operations(route: Described, needs_key: bool) -> dict[str, Any]:
     if needs_key:
         operation["security"] = [{"bearer": []}, {"key": []}]
     return {
-        method.lower(): {**operation, "operationId": f"{name}_{method.lower()}"}
+        # Of the path: several may have one handler.
+        method.lower(): {**operation, "operationId": f"{method.lower()}{_words(route.path)}"}
         for method in route.methods
     }
 
@@ -120,5 +126,12 @@ def body_schema(body: Body) -> dict[str, Any]:
         "additionalProperties": False,
     }
     if body.one_of:
-        schema["oneOf"] = [{"required": [name]} for name in body.one_of]
+        names = dict.fromkeys(name for group in body.one_of for name in group)
+        schema["oneOf"] = [
+            {
+                "required": list(group),
+                "not": {"anyOf": [{"required": [name]} for name in names if name not in group]},
+            }
+            for group in body.one_of
+        ]
     return schema

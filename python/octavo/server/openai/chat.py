@@ -19,6 +19,16 @@ if TYPE_CHECKING:
     from octavo.server.work.state import ServerState
     from octavo.server.work.usage import Usage
 
+# Keys that vLLM writes into every message, whose clients read them unasked.
+_ABSENT: Final[dict[str, Any]] = {
+    "refusal": None,
+    "annotations": None,
+    "audio": None,
+    "function_call": None,
+    "tool_calls": [],
+    "reasoning": None,
+}
+
 
 class ChatDialect(OpenAiDialect):
     """Messages in, one message out."""
@@ -53,7 +63,10 @@ class ChatReply(OpenAiReply):
             "logprobs": None,
             "finish_reason": None,
         }
-        return self.chunk_event([choice], **self._prompt_token_ids())
+        fields = self.first_usage(index)
+        if self.request.return_token_ids:
+            fields["prompt_token_ids"] = list(self.prompts[0])
+        return self.chunk_event([choice], **fields)
 
     def text_choice(
         self, index: int, text: str, finish_reason: str | None, stop_reason: str | int | None
@@ -80,26 +93,25 @@ class ChatReply(OpenAiReply):
     def whole_choice(self, index: int, news: News) -> dict[str, Any]:
         choice = {
             "index": index,
-            "message": {"role": "assistant", "content": news.text, "refusal": None},
+            "message": {"role": "assistant", "content": news.text, **_ABSENT},
             "logprobs": None,
             "finish_reason": news.finish_reason,
             "stop_reason": news.stop_reason,
+            "token_ids": None,
         }
         self.decorate(choice, index, news)
         return choice
 
     def whole_object(self, news: Sequence[News], usage: Usage) -> dict[str, Any]:
-        answer = {**super().whole_object(news, usage), **self._prompt_token_ids()}
+        answer = super().whole_object(news, usage)
+        answer["prompt_logprobs"] = answer["prompt_token_ids"] = None
+        if self.request.return_token_ids:
+            answer["prompt_token_ids"] = list(self.prompts[0])
         if self.request.prompt_logprobs is not None:
             answer["prompt_logprobs"] = prompt_logprobs(
                 self.scores[0], self._texts, self.request.prompt_logprobs
             )
         return answer
-
-    def _prompt_token_ids(self) -> dict[str, Any]:
-        if not self.request.return_token_ids:
-            return {}
-        return {"prompt_token_ids": list(self.prompts[0])}
 
 
 CHAT: Final[Dialect[ChatRequest]] = ChatDialect()

@@ -15,6 +15,7 @@ from octavo.server.work.prompts import INLINE_CHARS, encode_prompts, truncate
 if TYPE_CHECKING:
     from octavo._core import TokenIds
     from octavo.server.http.exchange import Exchange
+    from octavo.server.http.fields import Prompt
     from octavo.server.work.dialect import Dialect
     from octavo.server.work.news import News
     from octavo.server.work.served_model import ServedModel
@@ -38,13 +39,15 @@ class CompletionDialect(OpenAiDialect):
         """
         engine = model.engine
         add_special_tokens = request.add_special_tokens is not False
+        encoded = await encode_prompts(engine, request.prompts, add_special_tokens)
         prompts = [
             truncate(prompt, request.truncate_prompt_tokens, engine.max_model_len)
-            for prompt in await encode_prompts(engine, request.prompts, add_special_tokens)
+            for prompt in encoded
         ]
         echoes = [""] * len(prompts)
         if request.echo:
-            echoes = await _echoes(model, request, prompts)
+            is_cut = [len(a) < len(b) for a, b in zip(prompts, encoded, strict=True)]
+            echoes = await _echoes(model, request.prompts, prompts, is_cut)
         return CompletionReply(request, model, request_id, prompts, echoes)
 
 
@@ -79,7 +82,7 @@ class CompletionReply(OpenAiReply):
             choice["logprobs"] = self._prompt_arrays(index)
         if self.request.return_token_ids:
             choice["prompt_token_ids"] = list(self._prompt(index))
-        return self.chunk_event([choice])
+        return self.chunk_event([choice], **self.first_usage(index))
 
     def text_choice(
         self, index: int, text: str, finish_reason: str | None, stop_reason: str | int | None
@@ -105,6 +108,9 @@ class CompletionReply(OpenAiReply):
         if self._echoes_logprobs:
             prompt, output = self._prompt_arrays(index), choice["logprobs"]
             choice["logprobs"] = {key: prompt[key] + output[key] for key in prompt}
+        # As in vLLM, whose clients read them unasked, these keys are always there.
+        choice["prompt_logprobs"] = choice["prompt_token_ids"] = None
+        choice.setdefault("token_ids", None)
         if self.request.prompt_logprobs is not None:
             choice["prompt_logprobs"] = prompt_logprobs(
                 self.scores[index // self.request.n], self._texts, self.request.prompt_logprobs
@@ -127,7 +133,7 @@ class CompletionReply(OpenAiReply):
                 self.request.sampling["logprobs"],
                 self.request.return_tokens_as_token_ids,
                 self.request.sampling.get("skip_special_tokens", True),
-                len(self._echo(index)),
+                self._echo(index),
             )
         return writer
 
@@ -137,17 +143,21 @@ class CompletionReply(OpenAiReply):
 
 
 async def _echoes(
-    model: ServedModel, request: CompletionRequest, prompts: Sequence[TokenIds]
+    model: ServedModel,
+    given: Sequence[Prompt],
+    prompts: Sequence[TokenIds],
+    is_cut: Sequence[bool],
 ) -> list[str]:
-    """The prompts' texts: the client's own where it sent text and none of it was cut off."""
+    """The prompts' texts: the client's own where it sent text and none of it was cut off.
+
+    Special tokens are spelled out in either: they are the prompt's, whatever the answer skips.
+    """
     tokenizer = model.engine.tokenizer
 
     def decode() -> list[str]:
         return [
-            given
-            if isinstance(given, str) and request.truncate_prompt_tokens is None
-            else tokenizer.decode(prompt, request.sampling.get("skip_special_tokens", True))
-            for given, prompt in zip(request.prompts, prompts, strict=True)
+            one if isinstance(one, str) and not cut else tokenizer.decode(prompt, False)
+            for one, prompt, cut in zip(given, prompts, is_cut, strict=True)
         ]
 
     if sum(map(len, prompts)) <= INLINE_CHARS:

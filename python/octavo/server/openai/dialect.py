@@ -123,6 +123,13 @@ class OpenAiReply(ABC):
             chunk.setdefault("usage", None)
         return sse_event(chunk)
 
+    def first_usage(self, index: int) -> dict[str, Any]:
+        """``usage`` of a chunk before the first token, where every chunk has one."""
+        if not self.request.continuous_usage_stats:
+            return {}
+        num_prompt_tokens = len(self.prompts[index // self.request.n])
+        return {"usage": usage_object(num_prompt_tokens, 0, 0)}
+
     def text(self, index: int, news: News) -> bytes:
         """A chunk with all its decorations."""
         return self._text_event(index, news)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from octavo.prompt_logprobs import PromptLogprobs
-from octavo.server.work.token_texts import TokenTexts
+from octavo.server.work.token_texts import TokenText, TokenTexts
 
 Candidates = Sequence[tuple[int, float, int]]
 
@@ -72,7 +72,7 @@ class CompletionLogprobs:
         num_top: alternatives per token.
         as_ids: whether tokens are written as ``token_id:N``.
         skips_special: whether special tokens have no part in the text.
-        echo_len: length of the echoed prompt, where the first token that ``push`` takes begins.
+        echo: the echoed prompt, behind which the first token that ``push`` takes begins.
     """
 
     def __init__(
@@ -81,14 +81,14 @@ class CompletionLogprobs:
         num_top: int,
         as_ids: bool,
         skips_special: bool = True,
-        echo_len: int = 0,
+        echo: str = "",
     ) -> None:
         self._texts = texts
         self._num_top = num_top
         self._as_ids = as_ids
         self._skips_special = skips_special
-        self._echo_len = echo_len
-        self._offset = echo_len
+        self._echo = echo
+        self._offset = len(echo)
         # A character may take several tokens: the offset moves when it is whole.
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -98,8 +98,9 @@ class CompletionLogprobs:
         # Candidates in the shape of the others, with a value that is not shown.
         arrays = writer.push([[(token_ids[0], 0.0, 1)], *scores.positions(self._num_top)])
         arrays["token_logprobs"][0] = arrays["top_logprobs"][0] = None
-        # A text of the client's own holds none of the special tokens put around it.
-        arrays["text_offset"] = [min(at, self._echo_len) for at in arrays["text_offset"]]
+        arrays["text_offset"] = echo_offsets(
+            self._echo, [self._texts[token_id] for token_id in token_ids]
+        )
         return arrays
 
     def push(self, positions: Sequence[Candidates]) -> dict[str, Any]:
@@ -112,12 +113,12 @@ class CompletionLogprobs:
             chosen_id, chosen_logprob, _ = candidates[0]
             tokens.append(_name(self._texts, chosen_id, self._as_ids))
             token_logprobs.append(max(chosen_logprob, LEAST_LOGPROB))
+            # Clients take the first for the chosen one, which may come again among the best.
             top: dict[str, float] = {}
-            for token_id, logprob, _ in (*candidates[1 : 1 + self._num_top], candidates[0]):
+            for token_id, logprob, _ in candidates[: 1 + self._num_top]:
+                name = _name(self._texts, token_id, self._as_ids)
                 # Two halves of characters may read the same: the likelier one stays.
-                top.setdefault(
-                    _name(self._texts, token_id, self._as_ids), max(logprob, LEAST_LOGPROB)
-                )
+                top[name] = max(logprob, top.get(name, LEAST_LOGPROB))
             top_logprobs.append(top)
             text_offset.append(self._offset)
             chosen = self._texts[chosen_id]
@@ -129,3 +130,61 @@ class CompletionLogprobs:
             "tokens": tokens,
             "top_logprobs": top_logprobs,
         }
+
+
+def echo_offsets(text: str, tokens: Sequence[TokenText]) -> list[int]:
+    """The position in ``text`` of each token of the prompt it echoes.
+
+    A special token that the text spells has its place there; one that the tokenizer put around the
+    text takes up none. Where the tokenizer changed the text (case, Unicode forms), positions count
+    the tokens' own characters.
+    """
+    offsets: list[int] = []
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    at = 0
+    for index, token in enumerate(tokens):
+        if token.is_special:
+            if _is_put_before(text, at, tokens, index):
+                offsets.append(at)
+                continue
+            piece = token.text
+        else:
+            piece = decoder.decode(bytes(token.bytes))
+        at, end = _place(text, at, piece)
+        offsets.append(at)
+        at = end
+    return offsets
+
+
+def _is_put_before(text: str, at: int, tokens: Sequence[TokenText], index: int) -> bool:
+    """Whether a special token is none of the text's: there are more of it than the text spells."""
+    token = tokens[index]
+    num_tokens = 1
+    while index + num_tokens < len(tokens) and tokens[index + num_tokens] == token:
+        num_tokens += 1
+    place = _skip_blanks(text, at)
+    for _ in range(num_tokens):
+        if not token.text or not text.startswith(token.text, place):
+            return True
+        place = _skip_blanks(text, place + len(token.text))
+    return False
+
+
+def _place(text: str, at: int, piece: str) -> tuple[int, int]:
+    """Where a token's text begins and ends, ``at`` being where the one before it ended."""
+    if text.startswith(piece, at):
+        return at, at + len(piece)
+    # A space that the tokenizer put before the first word.
+    if piece.startswith(" ") and text.startswith(piece[1:], at):
+        return at, at + len(piece) - 1
+    # A special token may have taken in the blanks around it.
+    start = _skip_blanks(text, at)
+    if text.startswith(piece, start):
+        return start, start + len(piece)
+    return at, min(at + len(piece), len(text))
+
+
+def _skip_blanks(text: str, at: int) -> int:
+    while at < len(text) and text[at].isspace():
+        at += 1
+    return at

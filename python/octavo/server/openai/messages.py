@@ -4,21 +4,36 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from octavo.errors import InvalidParameterError, UnsupportedParameterError, clip
+from octavo.errors import InvalidParameterError, UnsupportedParameterError
 from octavo.server.http import limits
 from octavo.server.http.fields import invalid
 
-ROLES: Final = ("system", "developer", "user", "assistant", "tool")
+# Roles whose messages are nothing without content. A template may know others: any name is one.
+_ROLES_OF_CONTENT: Final = ("system", "developer", "user", "tool")
 
 # Strings that a template may read; null is absence.
 _TEXT_FIELDS: Final = ("name", "tool_call_id", "reasoning", "reasoning_content")
-# Fields of OpenAI's own answers, which clients play back: harmless while they are empty.
-_EMPTY_FIELDS: Final = ("refusal", "annotations", "audio", "function_call")
 
-_TEXT_PART: Final = {
-    "type": "object",
-    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-    "required": ["type", "text"],
+# Part type -> the part's field that holds the text.
+_TEXT_PARTS: Final = {
+    "text": "text",
+    "input_text": "text",
+    "output_text": "text",
+    "refusal": "refusal",
+    "thinking": "thinking",
+}
+_PART: Final = {
+    "anyOf": [
+        {"type": "string"},
+        *(
+            {
+                "type": "object",
+                "properties": {"type": {"const": kind}, field: {"type": "string"}},
+                "required": ["type", field],
+            }
+            for kind, field in _TEXT_PARTS.items()
+        ),
+    ]
 }
 _TOOL_CALL: Final = {
     "type": "object",
@@ -38,18 +53,18 @@ MESSAGES_SCHEMA: Final[dict[str, Any]] = {
     "items": {
         "type": "object",
         "required": ["role"],
-        "additionalProperties": False,
+        # Whatever else clients keep in their histories is ignored, as in vLLM.
+        "additionalProperties": True,
         "properties": {
-            "role": {"enum": list(ROLES)},
+            "role": {"type": "string", "minLength": 1},
             "content": {
                 "anyOf": [
                     {"type": ["string", "null"]},
-                    {"type": "array", "items": _TEXT_PART},
+                    {"type": "array", "items": _PART},
                 ]
             },
             **{name: {"type": ["string", "null"]} for name in _TEXT_FIELDS},
             "tool_calls": {"type": ["array", "null"], "items": _TOOL_CALL},
-            **{name: {"description": "Empty."} for name in _EMPTY_FIELDS},
         },
     },
 }
@@ -59,7 +74,8 @@ def parse_messages(name: str, value: Any) -> list[dict[str, Any]]:
     """Check a conversation.
 
     Returns:
-        New dicts with ``role``, ``content`` (text or None) and what else the message brought.
+        New dicts with ``role``, ``content`` (text or None) and the other fields that templates
+        read. Fields of any other name are left out, as in vLLM.
 
     Raises:
         InvalidParameterError, UnsupportedParameterError: naming the field, as ``messages[2].role``.
@@ -74,22 +90,20 @@ def _message(where: str, message: Any) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise invalid(where, "an object", message)
     role = message.get("role")
-    if role not in ROLES:
-        raise invalid(f"{where}.role", "one of " + ", ".join(ROLES), role)
+    if not isinstance(role, str) or not role:
+        raise invalid(f"{where}.role", "a string such as user", role)
     clean: dict[str, Any] = {"role": role, "content": _content(where, message)}
-    for key, value in message.items():
-        if key in clean or value is None:
-            continue
-        field = f"{where}.{clip(key)}"
-        if key in _TEXT_FIELDS:
+    for key in _TEXT_FIELDS:
+        value = message.get(key)
+        if value is not None:
             if not isinstance(value, str):
-                raise invalid(field, "a string", value)
+                raise invalid(f"{where}.{key}", "a string", value)
             clean[key] = value
-        elif key == "tool_calls":
-            if value:
-                clean[key] = _tool_calls(field, value)
-        elif key not in _EMPTY_FIELDS or value:
-            raise UnsupportedParameterError(f"{field} is not supported", field)
+    if calls := message.get("tool_calls"):
+        clean["tool_calls"] = _tool_calls(f"{where}.tool_calls", calls)
+    # The older form of a call, for templates that read it.
+    if isinstance(call := message.get("function_call"), dict):
+        clean["function_call"] = call
     return clean
 
 
@@ -100,26 +114,34 @@ def _content(where: str, message: dict[str, Any]) -> str | None:
     if isinstance(content, str):
         return content
     if content is None:
+        refusal = message.get("refusal")
+        if isinstance(refusal, str) and refusal:
+            # OpenAI's models put what they said in place of an answer there.
+            return refusal
         # A call of tools needs no text, nor does a message that only carries reasoning.
-        if message["role"] == "assistant":
+        if message["role"] not in _ROLES_OF_CONTENT:
             return None
         raise InvalidParameterError(f"{field} is missing", field)
     if not isinstance(content, list):
         raise invalid(field, "a string or a list of parts", content)
-    texts = []
-    for index, part in enumerate(content):
-        place = f"{field}[{index}]"
-        if not isinstance(part, dict):
-            raise invalid(place, "an object", part)
-        if part.get("type") != "text":
-            raise UnsupportedParameterError(
-                f"{place}.type: only text parts are supported by this model", f"{place}.type"
-            )
-        text = part.get("text")
-        if not isinstance(text, str):
-            raise invalid(f"{place}.text", "a string", text)
-        texts.append(text)
-    return "\n".join(texts)
+    return "\n".join(_part(f"{field}[{index}]", part) for index, part in enumerate(content))
+
+
+def _part(place: str, part: Any) -> str:
+    """The text of one part of a content."""
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, dict):
+        raise invalid(place, "an object", part)
+    kind = part.get("type")
+    if not isinstance(kind, str) or kind not in _TEXT_PARTS:
+        raise UnsupportedParameterError(
+            f"{place}.type: only text parts are supported by this model", f"{place}.type"
+        )
+    text = part.get(_TEXT_PARTS[kind])
+    if not isinstance(text, str):
+        raise invalid(f"{place}.{_TEXT_PARTS[kind]}", "a string", text)
+    return text
 
 
 def _tool_calls(field: str, value: Any) -> list[dict[str, Any]]:

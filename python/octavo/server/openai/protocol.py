@@ -263,7 +263,9 @@ CHAT_BODY: Final = Body(
         "modalities": (["text"],),
         "audio": (),
         "prediction": (),
-        "verbosity": (),
+        # OpenAI's default, and vLLM's.
+        "verbosity": ("medium",),
+        "include_reasoning": (True,),
         "web_search_options": (),
     },
     ignored=BOOKKEEPING_FIELDS,
@@ -271,12 +273,12 @@ CHAT_BODY: Final = Body(
 COMPLETION_BODY: Final = Body(
     COMPLETION_FIELDS,
     required=("prompt",),
-    refused={**_REFUSED, "suffix": ()},
+    refused={**_REFUSED, "suffix": ("",)},
     ignored=BOOKKEEPING_FIELDS,
 )
 TOKENIZE_BODY: Final = Body(
     TOKENIZE_FIELDS,
-    one_of=("prompt", "messages"),
+    one_of=(("prompt",), ("messages",)),
     refused={"tools": ([],)},
     ignored=BOOKKEEPING_FIELDS,
 )
@@ -296,6 +298,9 @@ def _stream_options(clean: dict[str, Any]) -> None:
         elif value not in (None, False):
             # Such as include_obfuscation: padding against observers of encrypted traffic.
             raise UnsupportedParameterError(f"{name} is not supported by this server", name)
+    if not clean.get("include_usage"):
+        # The usage of every chunk is still usage.
+        clean.pop("continuous_usage_stats", None)
 
 
 def _take(clean: dict[str, Any], names: Container[str]) -> dict[str, Any]:

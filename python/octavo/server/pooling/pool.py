@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import numpy as np
+import orjson
 
 from octavo._core import TokenIds
 from octavo.errors import InvalidParameterError, RequestTooLongError
@@ -13,11 +17,17 @@ from octavo.server.work.generation import Generation
 from octavo.server.work.prompts import INLINE_CHARS, MAX_CHARS_PER_TOKEN
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from octavo.engine.engine import AsyncEngine
-    from octavo.pooling import Vector
+    from octavo.pooling import PoolingInfo, Vector
     from octavo.server.http.exchange import Exchange
+    from octavo.server.http.fields import Prompt
     from octavo.server.pooling.protocol import ClassifyRequest, EmbeddingRequest, PoolingRequest
     from octavo.server.work.state import ServerState
+
+# Writing this many numbers takes about a millisecond; more leave the event loop.
+_INLINE_VALUES: Final = 20_000
 
 T = TypeVar("T")
 
@@ -77,18 +87,69 @@ async def encoded_inputs(
 ) -> list[EncodedText]:
     """Each text of ``input``, off the event loop where these are long."""
     most = max_text_len(request.truncate_prompt_tokens, engine.max_model_len)
-    tokenizer, special = engine.tokenizer, request.add_special_tokens
+    return await encoded_texts(engine, request.inputs, most, "input", request.add_special_tokens)
+
+
+async def encoded_texts(
+    engine: AsyncEngine,
+    inputs: Sequence[Prompt],
+    most: int | None,
+    param: str,
+    add_special_tokens: bool = True,
+) -> list[EncodedText]:
+    """Each of ``inputs``, of ``most`` tokens at most; ``param``: the field that they came in."""
+    tokenizer = engine.tokenizer
 
     def encode() -> list[EncodedText]:
         return [
             EncodedText(
-                encode_text(tokenizer, one, most, special) if isinstance(one, str) else one[:most]
+                encode_text(tokenizer, one, most, add_special_tokens)
+                if isinstance(one, str)
+                else one[:most]
             )
-            for one in request.inputs
+            for one in inputs
         ]
 
-    strings = [one for one in request.inputs if isinstance(one, str)]
-    return await encoded(engine, strings, most, "input", encode)
+    strings = [one for one in inputs if isinstance(one, str)]
+    return await encoded(engine, strings, most, param, encode)
+
+
+def cut_vectors(pooled: Sequence[Vector], info: PoolingInfo, size: int) -> NDArray[np.float32]:
+    """Vectors of the texts, float32 [T, size]: the first ``size`` numbers of each."""
+    rows = np.stack([vector[:size] for vector in pooled])
+    if info.normalizes and size < info.size:
+        # What is left of a vector is shorter than 1.
+        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return rows
+
+
+def vector_size(info: PoolingInfo, asked: int | None, param: str) -> int:
+    """The number of a vector's numbers that a request is answered with.
+
+    Raises:
+        InvalidParameterError: it asks for more than there are.
+    """
+    size = asked or info.size
+    if size > info.size:
+        raise InvalidParameterError(
+            f"{param} must be at most {info.size}, the size of this model's vectors, not {size}",
+            param,
+        )
+    return size
+
+
+def base64_text(row: Vector) -> str:
+    """A vector as base64 of little-endian float32."""
+    return base64.b64encode(row.astype("<f4").tobytes()).decode()
+
+
+async def render_json(body: Callable[[], dict[str, Any]], num_values: int) -> bytes:
+    """A body's JSON, written off the event loop where it holds many numbers."""
+
+    def render() -> bytes:
+        return orjson.dumps(body(), option=orjson.OPT_SERIALIZE_NUMPY)
+
+    return render() if num_values <= _INLINE_VALUES else await asyncio.to_thread(render)
 
 
 def usage(texts: Sequence[EncodedText]) -> dict[str, int]:

@@ -31,6 +31,10 @@ _DOCUMENT: Final = {
 }
 
 
+# Cohere's forms of a vector. The binary ones have a bit a number.
+EMBEDDING_TYPES: Final = ("float", "base64", "binary", "ubinary")
+
+
 @dataclass(slots=True, kw_only=True)
 class PoolingRequest:
     """Fields of every request to a pooling model."""
@@ -52,10 +56,14 @@ class EmbeddingRequest(PoolingRequest):
 
 @dataclass(slots=True, kw_only=True)
 class ScoreRequest(PoolingRequest):
-    """A checked /v1/score request: as many first texts as second ones, or one."""
+    """A checked /v1/score request: as many first texts as second ones.
 
-    text_1: list[str]
-    text_2: list[str]
+    ``names``: of the two fields that the texts came in.
+    """
+
+    firsts: list[str]
+    seconds: list[str]
+    names: tuple[str, str]
     use_activation: bool = True
 
 
@@ -77,6 +85,25 @@ class ClassifyRequest(PoolingRequest):
     inputs: list[fields.Prompt]
     add_special_tokens: bool = True
     use_activation: bool = True
+
+
+@dataclass(slots=True, kw_only=True)
+class EncodeRequest(ClassifyRequest):
+    """A checked /pooling request. ``task`` None: the model's own."""
+
+    task: str | None = None
+    encoding_format: str = "float"
+
+
+@dataclass(slots=True, kw_only=True)
+class CohereEmbedRequest(PoolingRequest):
+    """A checked /v2/embed request. ``max_tokens`` None: what the model takes."""
+
+    texts: list[str]
+    embedding_types: tuple[str, ...] = ("float",)
+    output_dimension: int | None = None
+    max_tokens: int | None = None
+    truncate: str = "END"
 
 
 def _input_list(item: dict[str, Any]) -> dict[str, Any]:
@@ -108,6 +135,21 @@ def _texts(name: str, value: Any) -> list[str]:
     if not value:
         raise fields.invalid(name, "a string or a list of strings", value)
     return list(fields.strings(name, value, limits.MAX_EMBEDDING_INPUTS))
+
+
+@fields.check(**_TEXTS)
+def _text_list(name: str, value: Any) -> list[str]:
+    if not isinstance(value, list) or not value:
+        raise fields.invalid(name, "a list of strings", value)
+    return list(fields.strings(name, value, limits.MAX_EMBEDDING_INPUTS))
+
+
+@fields.check(type="array", minItems=1, maxItems=16, items={"enum": list(EMBEDDING_TYPES)})
+def _embedding_types(name: str, value: Any) -> tuple[str, ...]:
+    types = fields.strings(name, value, 16)
+    if not types or not set(types) <= set(EMBEDDING_TYPES):
+        raise fields.invalid(name, "a list of " + ", ".join(EMBEDDING_TYPES), value)
+    return types
 
 
 @fields.check(**_input_list(_DOCUMENT))
@@ -151,9 +193,46 @@ CLASSIFY_BODY: Final = Body(
     required=("input",),
     ignored=BOOKKEEPING_FIELDS,
 )
+# vLLM's names of the two fields, the older ones first.
+SCORE_NAMES: Final = (
+    ("text_1", "text_2"),
+    ("data_1", "data_2"),
+    ("queries", "documents"),
+    ("queries", "items"),
+)
 SCORE_BODY: Final = Body(
-    {**_COMMON, "text_1": _texts, "text_2": _texts, "use_activation": fields.boolean},
-    required=("text_1", "text_2"),
+    {
+        **_COMMON,
+        **{name: _texts for names in SCORE_NAMES for name in names},
+        "use_activation": fields.boolean,
+    },
+    one_of=SCORE_NAMES,
+    ignored=BOOKKEEPING_FIELDS,
+)
+ENCODE_BODY: Final = Body(
+    {
+        **CLASSIFY_BODY.fields,
+        "task": fields.one_of("embed", "classify", "score"),
+        "encoding_format": EMBEDDING_BODY.fields["encoding_format"],
+    },
+    required=("input",),
+    # vLLM cuts no vectors on this route either.
+    refused={"dimensions": ()},
+    ignored=BOOKKEEPING_FIELDS,
+)
+COHERE_EMBED_BODY: Final = Body(
+    {
+        "model": fields.string(),
+        "priority": fields.integer(),
+        "texts": _text_list,
+        "embedding_types": _embedding_types,
+        "output_dimension": fields.integer(1),
+        "max_tokens": fields.integer(1),
+        "truncate": fields.one_of("NONE", "END"),
+    },
+    required=("texts",),
+    # A kind of text is a prefix that some models are trained with; their files are not read for it.
+    refused={"input_type": (), "images": (), "inputs": ()},
     ignored=BOOKKEEPING_FIELDS,
 )
 RERANK_BODY: Final = Body(
@@ -196,16 +275,19 @@ def parse_score(body: Mapping[str, Any]) -> ScoreRequest:
     Raises:
         InvalidParameterError, UnsupportedParameterError: naming the field.
     """
-    request = ScoreRequest(**SCORE_BODY.clean(body))
-    if len(request.text_1) == 1:
-        request.text_1 *= len(request.text_2)
-    if len(request.text_1) != len(request.text_2):
+    clean = SCORE_BODY.clean(body)
+    names = next(names for names in SCORE_NAMES if all(name in clean for name in names))
+    firsts, seconds = (clean.pop(name) for name in names)
+    if len(firsts) == 1:
+        firsts *= len(seconds)
+    if len(firsts) != len(seconds):
+        first, second = names
         raise InvalidParameterError(
-            f"text_1 holds {len(request.text_1)} texts and text_2 {len(request.text_2)}: text_1 "
-            "must hold one, or as many",
-            "text_1",
+            f"{first} holds {len(firsts)} texts and {second} {len(seconds)}: {first} must hold "
+            "one, or as many",
+            first,
         )
-    return request
+    return ScoreRequest(firsts=firsts, seconds=seconds, names=names, **clean)
 
 
 def parse_rerank(body: Mapping[str, Any]) -> RerankRequest:
@@ -215,3 +297,22 @@ def parse_rerank(body: Mapping[str, Any]) -> RerankRequest:
         InvalidParameterError, UnsupportedParameterError: naming the field.
     """
     return RerankRequest(**RERANK_BODY.clean(body))
+
+
+def parse_encode(body: Mapping[str, Any]) -> EncodeRequest:
+    """Check a /pooling body.
+
+    Raises:
+        InvalidParameterError, UnsupportedParameterError: naming the field.
+    """
+    clean = ENCODE_BODY.clean(body)
+    return EncodeRequest(inputs=clean.pop("input"), **clean)
+
+
+def parse_cohere_embed(body: Mapping[str, Any]) -> CohereEmbedRequest:
+    """Check a /v2/embed body.
+
+    Raises:
+        InvalidParameterError, UnsupportedParameterError: naming the field.
+    """
+    return CohereEmbedRequest(**COHERE_EMBED_BODY.clean(body))

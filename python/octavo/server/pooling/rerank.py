@@ -27,7 +27,7 @@ async def score(state: ServerState, exchange: Exchange) -> None:
     request = await exchange.read(parse_score)
     model = state.model_for_work(request.model)
     scores, texts = await _scores(
-        state, exchange, model, request, request.text_1, request.text_2, "text_2"
+        state, exchange, model, request, request.firsts, request.seconds, request.names[1]
     )
     await exchange.respond_json(
         {

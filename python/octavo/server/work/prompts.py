@@ -34,11 +34,11 @@ async def encode_chat(model: ServedModel, conversation: Conversation) -> TokenId
     template = model.template(conversation.chat_template)
     variables: dict[str, Any] = dict(conversation.chat_template_kwargs)
     documents, effort = conversation.documents, conversation.reasoning_effort
-    for name, value in (("documents", documents), ("reasoning_effort", effort)):
-        if value is not None and not template.uses(name):
-            raise UnsupportedParameterError(
-                f"{name} is not supported: this model's chat template does not use it", name
-            )
+    if documents is not None and not template.uses("documents"):
+        raise UnsupportedParameterError(
+            "documents is not supported: this model's chat template does not use it", "documents"
+        )
+    # A hint, which clients send to every model: one without levels of effort has no use for it.
     if effort is not None:
         variables.setdefault("reasoning_effort", effort)
 

@@ -70,7 +70,8 @@ class Conversation:
         continue_final_message: end the prompt inside the last message.
         chat_template: a template that came with the request.
         chat_template_kwargs: further variables of the template.
-        documents, reasoning_effort: for templates that use them.
+        documents: for a template that uses them; any other refuses them.
+        reasoning_effort: for a template that uses it; any other goes without.
         add_special_tokens: beside those that the template writes.
     """
 

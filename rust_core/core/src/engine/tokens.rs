@@ -17,6 +17,7 @@ impl EngineCore {
         let (outbox, metrics) = (self.outbox.clone(), self.metrics.clone());
         let (outbox, metrics) = (&mut outbox.lock(), &mut metrics.lock());
         let mut latencies = LatencyBatch::new(now_s);
+        let num_begun = metrics.time_to_first_token_seconds.count();
         while let Some(entry) = step.plan.entries.get(cursor.entry) {
             // Moved on first: an entry that panics is not tried again.
             let row = cursor.sample;
@@ -51,7 +52,12 @@ impl EngineCore {
         }
         latencies.flush(&mut metrics.inter_token_latency_seconds);
         self.scheduler.current = None;
-        metrics.iteration_tokens.observe(step.num_tokens as f64);
+        // As vLLM counts: computed prompt tokens and generated ones. Each generated token is the
+        // input of a later step or the last, so a sample's first one comes on top of the inputs.
+        let num_first = metrics.time_to_first_token_seconds.count() - num_begun;
+        metrics
+            .iteration_tokens
+            .observe((step.num_tokens as u64 + num_first) as f64);
         self.publish(metrics);
     }
 

@@ -1,0 +1,74 @@
+"""POST /v2/embed: embeddings in Cohere's form, as vLLM has it."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from octavo.errors import InvalidParameterError, RequestTooLongError
+from octavo.server.pooling.pool import (
+    base64_text,
+    cut_vectors,
+    encoded_texts,
+    pool,
+    render_json,
+    usage,
+    vector_size,
+)
+from octavo.server.pooling.protocol import parse_cohere_embed
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from octavo.server.http.exchange import Exchange
+    from octavo.server.work.state import ServerState
+
+
+async def embed(state: ServerState, exchange: Exchange) -> None:
+    """One vector a text, in each of the forms asked for."""
+    request = await exchange.read(parse_cohere_embed)
+    model = state.model_for_work(request.model)
+    engine, info = model.engine, model.pooling("embed")
+    size = vector_size(info, request.output_dimension, "output_dimension")
+    types = dict.fromkeys(request.embedding_types)
+    if size % 8 and not types.keys().isdisjoint(("binary", "ubinary")):
+        raise InvalidParameterError(
+            f"embedding_types: vectors of {size} numbers are no whole bytes", "embedding_types"
+        )
+    most = min(request.max_tokens or engine.max_model_len, engine.max_model_len)
+    cuts = request.truncate == "END"
+    texts = await encoded_texts(engine, request.texts, most if cuts else None, "texts")
+    for text in texts:
+        if len(text.token_ids) > most:
+            raise RequestTooLongError(len(text.token_ids), most, "texts")
+    pooled = await pool(state, exchange, engine, request, texts, "texts")
+
+    def body() -> dict[str, Any]:
+        rows = cut_vectors(pooled, info, size)
+        return {
+            "id": f"embd-{secrets.token_hex(16)}",
+            "embeddings": {kind: _written(rows, kind) for kind in types},
+            "texts": request.texts,
+            "meta": {
+                "api_version": {"version": "2"},
+                "tokens": {"input_tokens": usage(texts)["prompt_tokens"]},
+            },
+            "response_type": "embeddings_by_type",
+        }
+
+    await exchange.respond_body(await render_json(body, len(texts) * size * len(types)))
+
+
+def _written(rows: NDArray[np.float32], kind: str) -> Any:
+    """Vectors in one form: a bit is 1 where a number is not negative, the first the highest."""
+    match kind:
+        case "base64":
+            return [base64_text(row) for row in rows]
+        case "ubinary":
+            return np.packbits(rows >= 0, axis=1)
+        case "binary":
+            return (np.packbits(rows >= 0, axis=1).astype(np.int16) - 128).astype(np.int8)
+        case _:
+            return rows
