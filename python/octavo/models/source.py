@@ -109,8 +109,11 @@ class ModelSource:
     @cached_property
     def scheme(self) -> Scheme:
         """The quantization scheme of a folder's files."""
+        found = self.hf_config.get("quantization_config")
+        if found is None and (old := self._json("quantize_config.json")):
+            found = {"quant_method": "gptq", **old}  # AutoGPTQ's first files
         try:
-            return find_scheme(self.hf_config.get("quantization_config"))
+            return find_scheme(found)
         except ModelLoadError as error:
             raise ModelLoadError(f"{self.path / 'config.json'}: {error}") from error
 
