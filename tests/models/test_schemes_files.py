@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +17,15 @@ import quantized_files as files
 import torch
 from fidelity import make_prompt
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from octavo.checkpoints.safetensors import TENSOR_KINDS
+from octavo.checkpoints.schemes.registry import REFUSED, find_scheme
+from octavo.checkpoints.weights import check_shape
+from octavo.errors import ModelLoadError
+from octavo.kernels.formats.dense import DENSE_DTYPES
+from octavo.kernels.formats.gguf import BLOCK_FORMATS
+from octavo.kernels.weights import Columns, Part, Rows, dense, part_of
 from octavo.sampling_params import SamplingParams
 
 
@@ -330,3 +340,213 @@ def test_in_bfloat16_the_weights_are_the_twins_rounded(
             round_to_bfloat16(twin / "model.safetensors", BY_NAME[name].dense)
         want, got = (driver(p, dtype=dtype).logits(prompt) for p in (twin, path))
         torch.testing.assert_close(got, want, atol=1e-5, rtol=0, msg=dtype)
+
+
+class MemoryTensors:
+    """Tensors by name, without a file."""
+
+    dtype = torch.float32
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self._tensors = tensors
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._tensors[name].shape)
+
+    def kind(self, name: str) -> str:
+        names = {dtype: kind for kind, dtype in TENSOR_KINDS.items()}
+        return names[self._tensors[name].dtype]
+
+    def read(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        *,
+        dtype: torch.dtype | None = None,
+        part: Part = None,
+        kinds: Mapping[str, torch.dtype] = DENSE_DTYPES,
+    ) -> Tensor:
+        check_shape("memory", name, self._tensors[name].shape, shape)
+        assert self._tensors[name].dtype in kinds.values()
+        found = part_of(self._tensors[name], part)
+        assert isinstance(found, Tensor)
+        return found if dtype is None else found.to(dtype)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_shard_reads_its_part(case: Case) -> None:
+    """Rows and columns in three parts, of sizes that no group or block divides."""
+    torch.manual_seed(0)
+    shape, prefix = (48, 80), "model.layers.0.self_attn.q_proj"
+    if case.name in ("awq-gemm", "awq-gemv", "auto-round-awq"):
+        shape = (48, 96)  # whole groups of 32
+    written = case.write(prefix, torch.randn(shape))
+    assert written is not None
+    tensors = MemoryTensors({f"{prefix}.{name}": tensor for name, tensor in written[0].items()})
+    scheme = find_scheme(case.config)
+    for kind, axis in ((Rows, 0), (Columns, 1)):
+        parts = [dense(scheme.linear(tensors, prefix, shape, kind(i, 3))) for i in range(3)]
+        torch.testing.assert_close(torch.cat(parts, axis), written[1], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", sorted(REFUSED))
+def test_methods_that_are_not_read_are_refused_with_the_way_out(method: str) -> None:
+    with pytest.raises(ModelLoadError, match=rf"method '{method}' is not supported: .+") as error:
+        find_scheme({"quant_method": method})
+    assert "\n" not in str(error.value)
+    with pytest.raises(ModelLoadError, match="'nobodys' is not supported: quantize the model anew"):
+        find_scheme({"quant_method": "nobodys"})
+
+
+NVFP4 = ct(floats("tensor_group", group_size=16) | {"num_bits": 4}, "nvfp4-pack-quantized")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (AWQ | {"bits": 8}, "awq: 8 bits"),
+        (AWQ | {"version": "gemv_fast"}, "'gemv_fast' is not read; convert it to gemm"),
+        (gptq(bits=5), "gptq: 5 bits"),
+        (gptq(bits=None), "bits or group_size cannot be read"),
+        (gptq(group_size=0), "group_size 0"),
+        (gptq(checkpoint_format="marlin"), "'marlin' is not read; convert it to gptq"),
+        (gptq(quant_method="auto-round", packing_format="auto_round:other"), "export it as"),
+        (ct(ints(5, 32)), "group_0: 5 bits"),
+        (NVFP4, "'nvfp4-pack-quantized' is not read; quantize the model anew"),
+        (ct(ints(4, 32), "marlin-24"), "'marlin-24' is not read"),
+        (ct(ints(4, 32) | {"strategy": "other"}), "strategy 'other' is not read"),
+        (ct({}, sparsity_config={"format": "sparse-24-bitmask"}), "sparsity_config is not read"),
+        (ct({}, transform_config={"config_groups": {"R1": {}}}), "transform_config is not read"),
+        ({"quant_method": "fp8", "weight_block_size": [128]}, r"weight_block_size \[128\]"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "'NVFP4' is not read, only 'FP8'"),
+        (
+            {"quant_method": "bitsandbytes", "bnb_4bit_quant_storage": "bfloat16"},
+            "'bfloat16' is not read",
+        ),
+    ],
+)
+def test_configs_that_are_not_read_are_refused(config: Mapping[str, Any], message: str) -> None:
+    with pytest.raises(ModelLoadError, match=message):
+        find_scheme(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("awq-gemm", {"group_size": 40}, "awq cannot hold 64 x 64 in groups of 40"),
+        ("gptq-4bit-v1", {"bits": 8}, r"qweight has shape \[8, 64\], the config says \[16, 64\]"),
+        (
+            "ct-w4-sym",
+            {"config_groups": {"g": {"weights": ints(8, 32)}}},
+            "weight_packed has shape",
+        ),
+        ("fp8-block", {"weight_block_size": [64, 64]}, "not blocks of 64 x 64 of 192 x 192"),
+        ("fp8-block", {"weight_block_size": None}, "not one scale, or one a row"),
+    ],
+)
+def test_files_that_do_not_fit_their_config_are_refused(
+    name: str,
+    changes: Mapping[str, Any],
+    message: str,
+    save_tiny: Callable[..., Any],
+    driver: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    path, _ = save(BY_NAME[name], save_tiny, tmp_path)
+    file = path / "config.json"
+    config = json.loads(file.read_text())
+    config["quantization_config"] |= changes
+    file.write_text(json.dumps(config))
+    with pytest.raises(ModelLoadError, match=message):
+        driver(path)
+
+
+def test_a_bias_that_is_not_zero_is_not_dropped(
+    save_tiny: Callable[..., Any], driver: Callable[..., Any], tmp_path: Path
+) -> None:
+    path, _ = save(BY_NAME["gptq-zero-bias"], save_tiny, tmp_path)
+    tensors = load_file(path / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.bias"][5] = 1
+    save_file(tensors, path / "model.safetensors")
+    with pytest.raises(ModelLoadError, match=r"1\.mlp\.up_proj\.bias is not part of this model"):
+        driver(path)
+
+
+def test_the_first_gptq_files_have_a_config_of_their_own(
+    save_tiny: Callable[..., Any], driver: Callable[..., Any], tmp_path: Path
+) -> None:
+    path, twin = save(BY_NAME["gptq-desc-act"], save_tiny, tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    old = config.pop("quantization_config")
+    old.pop("quant_method")
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "quantize_config.json").write_text(json.dumps(old))
+    prompt = make_prompt(20)
+    got, want = (driver(p).logits(prompt) for p in (path, twin))
+    torch.testing.assert_close(got, want, atol=1e-3, rtol=0)
+
+
+# --------------------------------------------------------------------------------------------- docs
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "quantization.md"
+HERE = "tests/models/test_schemes_files.py"
+DEQUANTIZED = "dequantized at load, to the activations' type (bfloat16 on a CPU unless asked)"
+GGUF = [name for name in BLOCK_FORMATS if name not in DENSE_DTYPES]
+
+
+def quantization_page() -> str:
+    rows: dict[str, list[str]] = {}
+    for case in CASES:
+        rows.setdefault(case.row, []).append(case.name)
+    table = [
+        f"| {row} | {DEQUANTIZED} | CPU, GPU | `{HERE}`: {', '.join(names)} |"
+        for row, names in rows.items()
+    ]
+    gguf = (
+        f"| GGUF {', '.join(GGUF)} | as they are on a CPU; dequantized at load on a GPU | CPU, GPU | "
+        "`tests/models/test_gguf_kinds.py` |"
+    )
+    refused = [f"| `{method}` | {advice} |" for method, advice in sorted(REFUSED.items())]
+    return "\n".join(
+        [
+            "# Quantized files",
+            "",
+            f"Written by `OCTAVO_WRITE_DOCS=1 pytest {HERE}`; a test keeps it true.",
+            "",
+            "| files | computed | on | proven by |",
+            "|---|---|---|---|",
+            *table,
+            gguf,
+            "",
+            "Each case is a tiny random model written in that layout by hand: logits within 1e-3 in float32",
+            "of the model of its dequantized weights, on the plain PyTorch ops and on the CPU kernels, and",
+            "greedy tokens equal. No file needs the package that made it.",
+            "",
+            "- Weights are dequantized, so such a model takes the memory of its unquantized twin. Only GGUF",
+            "  files stay packed, and only on a CPU.",
+            "- Activations are never quantized: W8A8 and FP8 files are computed with float activations, and",
+            "  their input scales, like scales of keys and values, are left unread.",
+            "- The tensors stored for a module decide whether it is quantized, so that the parts of a fused",
+            "  layer may be of several formats. Lists of modules left out (`modules_to_not_convert`,",
+            "  `ignored_layers`) only repeat that; compressed-tensors' `ignore` and `targets` are matched as",
+            "  its library does, by name, by regex after `re:`, by class name.",
+            "- Decoders that run through transformers' own module are refused quantized.",
+            "",
+            "Refused, by `quant_method`:",
+            "",
+            "| method | way out |",
+            "|---|---|",
+            *refused,
+            "",
+        ]
+    )
+
+
+def test_the_page_is_what_is_proven() -> None:
+    page = quantization_page()
+    if os.environ.get("OCTAVO_WRITE_DOCS"):
+        DOCS.write_text(page)
+    assert page == DOCS.read_text(), "OCTAVO_WRITE_DOCS=1 writes it anew"
