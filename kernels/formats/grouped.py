@@ -60,7 +60,7 @@ class GroupedFormat(Format):
 
     def dequantize(self, planes: PlaneMap, shape: tuple[int, int]) -> Tensor:
         q, codes, group = planes["q"], planes.get("codes"), planes.get("group")
-        values = q.float() if codes is None else codes[q.int()]
+        values = _floats(q) if codes is None else codes[q.int()]
         scale = planes["scale"].float()
         zero = planes["zero"].float() if "zero" in planes else None
         if group is None:
@@ -68,8 +68,8 @@ class GroupedFormat(Format):
             scale = scale[:, :, None]
             zero = None if zero is None else zero[:, :, None]
         else:
-            scale = scale[:, group.int()]
-            zero = None if zero is None else zero[:, group.int()]
+            scale = scale.index_select(1, group)
+            zero = None if zero is None else zero.index_select(1, group)
         if zero is not None:
             values -= zero
         values *= scale
@@ -106,6 +106,17 @@ class GroupedFormat(Format):
             name: shared[name] if name in shared else torch.cat([part[name] for part in parts])
             for name in parts[0]
         }
+
+
+def _floats(q: Tensor) -> Tensor:
+    """float32 of the same numbers."""
+    if q.dtype != torch.float8_e4m3fn or not q.is_cpu:
+        return q.float()
+    # torch converts these one at a time on a CPU. As the bits of a half of the same sign, exponent
+    # and mantissa they are 2^8 too small, subnormals included.
+    bits = q.view(torch.int8).to(torch.int16)
+    values = ((bits << 7) & ~0x4000).view(torch.float16).float() * 256
+    return values.masked_fill_(bits & 0x7F == 0x7F, torch.nan)
 
 
 def group_map(k: int, size: int, device: torch.device) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.kernels import reference
+from octavo.kernels import reference, weights
 from octavo.kernels.cpu import ops as cpu
 from octavo.kernels.formats.grouped import GROUPED_FORMATS
 from octavo.kernels.gpu import linear as gpu
@@ -73,6 +73,14 @@ def test_every_element_is_as_defined() -> None:
         assert torch.equal(weight.dequantize(), by_definition(weight)), weight.format
 
 
+def test_all_floats_of_8_bits_are_decoded() -> None:
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        q = torch.arange(256, dtype=torch.uint8).view(dtype)[None]
+        found = Planes("FP8", {"q": q, "scale": torch.ones(1, 1)}, (1, 256)).dequantize()
+        assert found.isnan().sum() == q.float().isnan().sum() > 0
+        torch.testing.assert_close(found, q.float(), atol=0, rtol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_parts_together_are_the_whole(count: int) -> None:
     """Columns are split inside of groups too."""
@@ -105,7 +113,7 @@ def test_a_dense_weight_in_its_place_has_the_planes_dtype() -> None:
 
 
 def test_large_weights_are_dequantized_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("octavo.kernels.weights._CHUNK", 3 * K)
+    monkeypatch.setitem(weights._CHUNKS, "cpu", 3 * K)
     for weight in variants():
         ordered = reordered(weight, torch.randperm(N))
         assert torch.equal(dense(ordered), ordered.dequantize())

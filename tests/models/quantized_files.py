@@ -269,6 +269,44 @@ def bnb4(kind: str, codes: list[float], *, double: bool, blocksize: int = 64) ->
     return write
 
 
+E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6]
+
+
+def fp4(kind: str, packed: str, size: int) -> Writer:
+    """kind: of the numbers beside: ct (a global scale that divides), modelopt (one that multiplies),
+    mx (exponents alone).
+    """
+
+    def write(name: str, weight: Tensor) -> Written:
+        n, k = weight.shape
+        groups = -(-k // size)
+        factor = 1.0 if kind == "mx" else float(weight.abs().max()) / (6 * E4M3_MAX)
+        scale = torch.zeros(n, groups)
+        rounded, q = torch.zeros(n, k), torch.zeros(n, k, dtype=torch.int64)
+        table = torch.tensor(E2M1)
+        for g in range(groups):
+            at = slice(g * size, (g + 1) * size)
+            s = weight[:, at].abs().amax(1) / 6 / factor
+            s = s.log2().ceil() if kind == "mx" else s.to(torch.float8_e4m3fn).float()
+            scale[:, g] = s
+            s = s.exp2() if kind == "mx" else s * factor
+            q[:, at] = (weight[:, at, None] / s[:, None, None] - table).abs().argmin(2)
+            rounded[:, at] = table[q[:, at]] * s[:, None]
+        bits = q[:, 0::2] + 16 * q[:, 1::2]
+        tensors = {packed: bits.to(torch.uint8)}
+        if kind == "mx":
+            tensors["weight_scale"] = (scale + 127).to(torch.uint8)
+        else:
+            tensors["weight_scale"] = scale.to(torch.float8_e4m3fn)
+        if kind == "ct":
+            tensors["weight_global_scale"] = torch.tensor([1 / factor])
+        if kind == "modelopt":
+            tensors["weight_scale_2"] = torch.tensor(factor)
+        return tensors, rounded
+
+    return write
+
+
 def bnb8() -> Writer:
     def write(name: str, weight: Tensor) -> Written:
         absmax = weight.abs().amax(1)

@@ -90,6 +90,7 @@ INPUT_SCALE = {"input_scale": torch.tensor([1.0])}
 GPTQ_ROW = "GPTQ v1 and v2; 2, 3, 4, 8 bits; sym and asym; desc_act; lm_head; dynamic"
 PACK_ROW = "compressed-tensors pack-quantized; 2, 3, 4, 8 bits; sym and asym; actorder"
 FLOAT_ROW = "compressed-tensors float-quantized: FP8 by tensor, channel, block"
+FP4_ROW = "compressed-tensors nvfp4-pack-quantized and mxfp4-pack-quantized"
 FP8_ROW = "`fp8`: weight_scale_inv by block or tensor"
 BNB_ROW = "bitsandbytes nf4, fp4 (double quantization too), int8"
 AUTO_ROW = "auto-round, packed as GPTQ or AWQ, scales of either sign"
@@ -265,9 +266,28 @@ CASES = [
     ),
     Case(
         "modelopt-fp8",
-        "`modelopt` FP8",
+        "`modelopt` FP8 and NVFP4",
         {"quant_method": "modelopt", "quant_algo": "FP8"},
         files.fp8("weight_scale", shape=(), extra=INPUT_SCALE),
+    ),
+    Case(
+        "modelopt-nvfp4",
+        "`modelopt` FP8 and NVFP4",
+        {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+        files.fp4("modelopt", "weight", 16),
+        SPLIT,
+    ),
+    Case(
+        "ct-nvfp4",
+        FP4_ROW,
+        ct(floats("tensor_group", group_size=16) | {"num_bits": 4}, "nvfp4-pack-quantized"),
+        files.fp4("ct", "weight_packed", 16),
+    ),
+    Case(
+        "ct-mxfp4",
+        FP4_ROW,
+        ct(floats("group", group_size=32) | {"num_bits": 4}, "mxfp4-pack-quantized"),
+        files.fp4("mx", "weight_packed", 32),
     ),
     *(
         Case(
@@ -347,8 +367,8 @@ class MemoryTensors:
 
     dtype = torch.float32
 
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        self._tensors = tensors
+    def __init__(self, tensors: dict[str, Tensor], device: str) -> None:
+        self._tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
 
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
@@ -377,19 +397,26 @@ class MemoryTensors:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_shard_reads_its_part(case: Case) -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_shard_reads_its_part(case: Case, device: str) -> None:
     """Rows and columns in three parts, of sizes that no group or block divides."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
     torch.manual_seed(0)
     shape, prefix = (48, 80), "model.layers.0.self_attn.q_proj"
     if case.name in ("awq-gemm", "awq-gemv", "auto-round-awq"):
         shape = (48, 96)  # whole groups of 32
     written = case.write(prefix, torch.randn(shape))
     assert written is not None
-    tensors = MemoryTensors({f"{prefix}.{name}": tensor for name, tensor in written[0].items()})
+    tensors = MemoryTensors(
+        {f"{prefix}.{name}": tensor for name, tensor in written[0].items()}, device
+    )
     scheme = find_scheme(case.config)
     for kind, axis in ((Rows, 0), (Columns, 1)):
         parts = [dense(scheme.linear(tensors, prefix, shape, kind(i, 3))) for i in range(3)]
-        torch.testing.assert_close(torch.cat(parts, axis), written[1], atol=1e-6, rtol=1e-6)
+        whole = torch.cat(parts, axis)
+        assert whole.device.type == device
+        torch.testing.assert_close(whole.cpu(), written[1], atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("method", sorted(REFUSED))
@@ -399,9 +426,6 @@ def test_methods_that_are_not_read_are_refused_with_the_way_out(method: str) -> 
     assert "\n" not in str(error.value)
     with pytest.raises(ModelLoadError, match="'nobodys' is not supported: quantize the model anew"):
         find_scheme({"quant_method": "nobodys"})
-
-
-NVFP4 = ct(floats("tensor_group", group_size=16) | {"num_bits": 4}, "nvfp4-pack-quantized")
 
 
 @pytest.mark.parametrize(
@@ -415,13 +439,12 @@ NVFP4 = ct(floats("tensor_group", group_size=16) | {"num_bits": 4}, "nvfp4-pack-
         (gptq(checkpoint_format="marlin"), "'marlin' is not read; convert it to gptq"),
         (gptq(quant_method="auto-round", packing_format="auto_round:other"), "export it as"),
         (ct(ints(5, 32)), "group_0: 5 bits"),
-        (NVFP4, "'nvfp4-pack-quantized' is not read; quantize the model anew"),
         (ct(ints(4, 32), "marlin-24"), "'marlin-24' is not read"),
         (ct(ints(4, 32) | {"strategy": "other"}), "strategy 'other' is not read"),
         (ct({}, sparsity_config={"format": "sparse-24-bitmask"}), "sparsity_config is not read"),
         (ct({}, transform_config={"config_groups": {"R1": {}}}), "transform_config is not read"),
         ({"quant_method": "fp8", "weight_block_size": [128]}, r"weight_block_size \[128\]"),
-        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "'NVFP4' is not read, only 'FP8'"),
+        ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "'W4A8_AWQ' is not read; export"),
         (
             {"quant_method": "bitsandbytes", "bnb_4bit_quant_storage": "bfloat16"},
             "'bfloat16' is not read",
@@ -475,15 +498,31 @@ def test_a_bias_that_is_not_zero_is_not_dropped(
         driver(path)
 
 
-def test_the_first_gptq_files_have_a_config_of_their_own(
-    save_tiny: Callable[..., Any], driver: Callable[..., Any], tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "file", "key"),
+    [
+        ("gptq-desc-act", "quantize_config.json", None),
+        ("awq-gemm", "quant_config.json", None),
+        ("modelopt-nvfp4", "hf_quant_config.json", "quantization"),
+        ("ct-w4-asym", "config.json", "compression_config"),
+    ],
+)
+def test_configs_in_other_places_are_found(
+    name: str,
+    file: str,
+    key: str | None,
+    save_tiny: Callable[..., Any],
+    driver: Callable[..., Any],
+    tmp_path: Path,
 ) -> None:
-    path, twin = save(BY_NAME["gptq-desc-act"], save_tiny, tmp_path)
+    path, twin = save(BY_NAME[name], save_tiny, tmp_path)
     config = json.loads((path / "config.json").read_text())
-    old = config.pop("quantization_config")
-    old.pop("quant_method")
+    values = config.pop("quantization_config")
     (path / "config.json").write_text(json.dumps(config))
-    (path / "quantize_config.json").write_text(json.dumps(old))
+    if file != "config.json":
+        del values["quant_method"]
+    other = config if file == "config.json" else {}
+    (path / file).write_text(json.dumps(other | (values if key is None else {key: values})))
     prompt = make_prompt(20)
     got, want = (driver(p).logits(prompt) for p in (path, twin))
     torch.testing.assert_close(got, want, atol=1e-3, rtol=0)
@@ -493,7 +532,7 @@ def test_the_first_gptq_files_have_a_config_of_their_own(
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "quantization.md"
 HERE = "tests/models/test_schemes_files.py"
-DEQUANTIZED = "dequantized at load, to the activations' type (bfloat16 on a CPU unless asked)"
+DEQUANTIZED = "dequantized at load"
 GGUF = [name for name in BLOCK_FORMATS if name not in DENSE_DTYPES]
 
 
@@ -525,8 +564,11 @@ def quantization_page() -> str:
             "of the model of its dequantized weights, on the plain PyTorch ops and on the CPU kernels, and",
             "greedy tokens equal. No file needs the package that made it.",
             "",
-            "- Weights are dequantized, so such a model takes the memory of its unquantized twin. Only GGUF",
-            "  files stay packed, and only on a CPU.",
+            "- Weights are dequantized to the type that `--dtype` gives dense ones (bfloat16 where a CPU keeps",
+            "  each in its file's), so such a model takes the memory of its unquantized twin. Only GGUF files",
+            "  stay packed, and only on a CPU.",
+            "- On a GPU the same code unpacks there, and what is computed with is a dense weight; the tests of",
+            "  shards' parts run on one too (`-m gpu`), whole models so far only on a CPU.",
             "- Activations are never quantized: W8A8 and FP8 files are computed with float activations, and",
             "  their input scales, like scales of keys and values, are left unread.",
             "- The tensors stored for a module decide whether it is quantized, so that the parts of a fused",

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from octavo.checkpoints.schemes.packing import WORDS, unpack
 from octavo.checkpoints.schemes.scheme import Scheme, Tensors, grouped, read_dense
 from octavo.errors import ModelLoadError
@@ -49,22 +52,29 @@ class AwqScheme(Scheme):
 
 def _read_gemm(
     tensors: Tensors, prefix: str, shape: tuple[int, int], groups: int
-) -> dict[str, Any]:
+) -> dict[str, Tensor]:
     n, k = shape
     words = tensors.read(f"{prefix}.qweight", (k, n // _PER_WORD), kinds=WORDS)
     zeros = tensors.read(f"{prefix}.qzeros", (groups, n // _PER_WORD), kinds=WORDS)
     scales = tensors.read(f"{prefix}.scales", (groups, n))
 
-    def columns(packed: Any) -> Any:
-        values = unpack(packed, _BITS).view(packed.shape[0], -1, _PER_WORD)
-        return values[:, :, list(_NIBBLES)].flatten(1).t().contiguous()
+    return {"q": _columns(words), "zero": _columns(zeros), "scale": scales.t().contiguous()}
 
-    return {"q": columns(words), "zero": columns(zeros), "scale": scales.t().contiguous()}
+
+def _columns(packed: Tensor) -> Tensor:
+    """int32 [R, N / 8] -> uint8 [N, R]."""
+    words = packed.t().contiguous()
+    values = torch.empty(
+        (words.shape[0], _PER_WORD, words.shape[1]), dtype=torch.uint8, device=words.device
+    )
+    for column, nibble in enumerate(_NIBBLES):
+        values[:, column] = words >> _BITS * nibble & (1 << _BITS) - 1
+    return values.flatten(0, 1)
 
 
 def _read_gemv(
     tensors: Tensors, prefix: str, shape: tuple[int, int], groups: int
-) -> dict[str, Any]:
+) -> dict[str, Tensor]:
     n, k = shape
     # The padding depends on the writer, so that the files give the width.
     width = max(tensors.shape(f"{prefix}.qzeros")[-1], -(-groups // _PER_WORD))

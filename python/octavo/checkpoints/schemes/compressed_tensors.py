@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from octavo.checkpoints.schemes.fp4 import read_factor, read_fp4
 from octavo.checkpoints.schemes.packing import WORDS, num_words, unpack
 from octavo.checkpoints.schemes.scaled import FP8_KINDS, INT8_KINDS, read_scaled, read_scales
 from octavo.checkpoints.schemes.scheme import Scheme, Tensors, grouped, read_dense
@@ -23,10 +24,12 @@ _FORMATS = {
     "float-quantized",
     "int-quantized",
     "mixed-precision",
+    "mxfp4-pack-quantized",
     "naive-quantized",
+    "nvfp4-pack-quantized",
     "pack-quantized",
 }
-_STRATEGIES = ("tensor", "channel", "group", "block")
+_STRATEGIES = ("tensor", "channel", "group", "block", "tensor_group")
 _BITS = (2, 3, 4, 8)
 # Shapes, and what quantizes activations, keys and values, which stay floats here.
 _SPARE = (
@@ -49,6 +52,7 @@ class WeightArgs:
     bits: int
     block: tuple[int, int] | None
     symmetric: bool
+    floats: bool
 
     @classmethod
     def read(cls, name: str, values: Mapping[str, Any]) -> WeightArgs:
@@ -69,7 +73,8 @@ class WeightArgs:
         bits = int(values.get("num_bits", 8))
         if bits not in _BITS:
             raise ModelLoadError(f"compressed-tensors: {name}: {bits} bits are not read")
-        return cls(bits, block, bool(values.get("symmetric", True)))
+        floats = values.get("type", "int") == "float"
+        return cls(bits, block, bool(values.get("symmetric", True)), floats)
 
 
 class CompressedTensorsScheme(Scheme):
@@ -103,7 +108,13 @@ class CompressedTensorsScheme(Scheme):
         args = self._args(prefix)
         if args is None:
             return read_dense(tensors, prefix, shape, part)
-        if f"{prefix}.weight_packed" in tensors:
+        packed = f"{prefix}.weight_packed"
+        if packed in tensors and args.floats:
+            name = f"{prefix}.weight_global_scale"
+            # It divides.
+            factor = 1 / read_factor(tensors, name) if name in tensors else None
+            return read_fp4(tensors, prefix, shape, part, packed=packed, factor=factor)
+        if packed in tensors:
             return _read_packed(tensors, prefix, shape, part, args)
         weight = f"{prefix}.weight"
         if weight not in tensors or tensors.kind(weight) not in (*FP8_KINDS, *INT8_KINDS):

@@ -17,13 +17,18 @@ def unpack(words: Tensor, bits: int) -> Tensor:
         shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=words.device)
         values = words.view(torch.uint8)[..., None] >> shifts & (1 << bits) - 1
         return values.flatten(-2)
+    # As many words as a value has bits hold 32 values.
     count = words.shape[-1] * 32 // bits
-    at = torch.arange(count, device=words.device) * bits
-    wide = words.to(torch.int64) & 0xFFFFFFFF
-    # A value may begin in one word and end in the next.
-    following = torch.nn.functional.pad(wide[..., 1:], (0, 1))
-    low, high = wide[..., at // 32], following[..., at // 32]
-    return ((low | high << 32) >> at % 32 & (1 << bits) - 1).to(torch.uint8)
+    padded = torch.nn.functional.pad(words, (0, -words.shape[-1] % bits))
+    runs = padded.view(*words.shape[:-1], -1, bits)
+    values = torch.empty((*runs.shape[:-1], 32), dtype=torch.uint8, device=words.device)
+    for i in range(32):
+        word, shift = divmod(i * bits, 32)
+        value = runs[..., word] >> shift
+        if shift + bits > 32:  # it ends in the next word
+            value = value & (1 << 32 - shift) - 1 | runs[..., word + 1] << 32 - shift
+        values[..., i] = value & (1 << bits) - 1
+    return values.flatten(-2)[..., :count]
 
 
 def num_words(values: int, bits: int) -> int:

@@ -12,19 +12,9 @@ from octavo.checkpoints.schemes.compressed_tensors import CompressedTensorsSchem
 from octavo.checkpoints.schemes.dense import DenseScheme
 from octavo.checkpoints.schemes.fp8 import Fp8Scheme
 from octavo.checkpoints.schemes.gptq import GptqScheme
+from octavo.checkpoints.schemes.modelopt import ModelOptScheme
 from octavo.checkpoints.schemes.scheme import Scheme
 from octavo.errors import ModelLoadError
-
-
-def _modelopt(config: Mapping[str, Any]) -> Scheme:
-    algorithm = config.get("quant_algo")
-    if algorithm != "FP8":
-        raise ModelLoadError(
-            f"modelopt: quant_algo {algorithm!r} is not read, only 'FP8'; export it as FP8, or "
-            "quantize the model anew to compressed-tensors (llm-compressor)"
-        )
-    return Fp8Scheme(config)
-
 
 # quant_method -> the scheme that a quantization_config of that method describes.
 SCHEMES: dict[str, Callable[[Mapping[str, Any]], Scheme]] = {
@@ -35,22 +25,29 @@ SCHEMES: dict[str, Callable[[Mapping[str, Any]], Scheme]] = {
     "fbgemm_fp8": Fp8Scheme,
     "fp8": Fp8Scheme,
     "gptq": GptqScheme,
-    "modelopt": _modelopt,
+    "modelopt": ModelOptScheme,
     "intel/auto-round": AutoRoundScheme,
+}
+
+# Files beside config.json that hold what newer ones hold in it -> their quant_method.
+CONFIG_FILES = {
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+    "hf_quant_config.json": "modelopt",
 }
 
 _ADVICE = "quantize the model anew to compressed-tensors (llm-compressor), GPTQ, AWQ or GGUF"
 # Methods whose files are not read, and the way out where there is a shorter one.
 REFUSED = {
     "aqlm": _ADVICE,
-    "bitnet": "use the model's bfloat16 or GGUF files",
+    "bitnet": "use the model's bfloat16 files",
     "eetq": _ADVICE,
     "exl2": _ADVICE,
     "exl3": _ADVICE,
     "fp_quant": _ADVICE,
     "higgs": _ADVICE,
     "hqq": _ADVICE,
-    "mxfp4": "use its GGUF files",
+    "mxfp4": "gpt-oss, whose format it is, has no implementation yet",
     "quanto": _ADVICE,
     "quark": _ADVICE,
     "quip": _ADVICE,

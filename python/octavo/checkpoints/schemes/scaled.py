@@ -62,6 +62,7 @@ def read_scales(
     blocks = (-(-n // rows), -(-k // size))
     if block is not None and found == blocks:
         scales = tensors.read(name, found, kinds=kinds)
+        scales = scales.float() if scales.dtype == torch.float8_e8m0fnu else scales
         scales = scales.repeat_interleave(rows, 0)[:n] if rows > 1 else scales
     elif found in per_row:
         scales, size = tensors.read(name, found, kinds=kinds).view(n, 1), k
@@ -70,6 +71,4 @@ def read_scales(
     else:
         wanted = "one scale, or one a row" if block is None else f"blocks of {rows} x {size}"
         raise ModelLoadError(f"tensor {name} has shape {list(found)}, not {wanted} of {n} x {k}")
-    if scales.dtype == torch.float8_e8m0fnu:
-        scales = scales.float()
     return scales.contiguous(), size
