@@ -69,10 +69,7 @@ class GptqScheme(Scheme):
 
 def module_of(config: Mapping[str, Any]) -> GptqModule:
     """The parameters of modules that have none of their own."""
-    try:
-        return GptqModule(int(config["bits"]), int(config.get("group_size", -1)))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelLoadError(f"gptq: bits or group_size cannot be read: {error!r}") from error
+    return GptqModule(int(config["bits"]), int(config.get("group_size", -1)))
 
 
 def read_gptq(

@@ -61,7 +61,8 @@ def find_scheme(quantization_config: Mapping[str, Any] | None) -> Scheme:
     """The scheme of a config.json's ``quantization_config``; dense without one.
 
     Raises:
-        ModelLoadError: a quant_method that is unknown or not read, with what to convert to.
+        ModelLoadError: a quant_method that is unknown or not read, with what to convert to; a
+            value that is missing or of another type.
     """
     config = quantization_config or {}
     method = config.get("quant_method")
@@ -73,4 +74,9 @@ def find_scheme(quantization_config: Mapping[str, Any] | None) -> Scheme:
     if make is None:
         advice = REFUSED.get(method, _ADVICE)
         raise ModelLoadError(f"quantization method {method!r} is not supported: {advice}")
-    return make(config)
+    try:
+        return make(config)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, ModelLoadError):
+            raise
+        raise ModelLoadError(f"quantization_config ({method}) cannot be read: {error!r}") from error
