@@ -55,7 +55,7 @@ def embedding(
 
 
 class DenseWeight(Weight):
-    """A dense weight; quantized ones are float32 here."""
+    """A dense weight; quantized ones are dequantized to their planes' dtype."""
 
     __slots__ = ("format", "nbytes", "shape", "tensor")
 

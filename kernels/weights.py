@@ -15,8 +15,13 @@ import torch
 from torch import Tensor
 
 from .formats import gguf
+from .formats.dense import DENSE_FORMATS
 from .formats.format import PlaneMap
 from .formats.registry import find_format
+
+# Elements dequantized at once: bounds the float32 copies beside the result, which on a CPU stay in
+# its cache and on a GPU are large enough to hide the launches.
+_CHUNKS = {"cpu": 1 << 18, "cuda": 1 << 24}
 
 
 @dataclass(frozen=True)
@@ -26,19 +31,23 @@ class Planes:
     format: a name in formats.registry, which defines the planes.
     row_order: int64 [N]; row i of the weight is row ``row_order[i]`` of the planes. None: the
         planes' own order.
+    dtype: of the dense weight that stands in for it where a backend has no kernel for its format.
 
     Raises:
-        ValueError: an unknown format, planes that do not fit it, or a row_order that is no
-            permutation.
+        ValueError: an unknown format, planes that do not fit it, a row_order that is no
+            permutation, or another dtype than float32, bfloat16 and float16.
     """
 
     format: str
     planes: PlaneMap
     shape: tuple[int, int]
     row_order: Tensor | None = None
+    dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
         find_format(self.format).check(self.planes, self.shape)
+        if self.dtype not in DENSE_FORMATS:
+            raise ValueError(f"a dense weight is of float32, bfloat16 or float16, not {self.dtype}")
         order, n = self.row_order, self.shape[0]
         if order is not None and (
             order.dtype != torch.int64
@@ -57,12 +66,26 @@ class Planes:
         if self.row_order is None:
             return self
         planes = find_format(self.format).rows(self.planes, self.row_order)
-        return Planes(self.format, planes, self.shape)
+        return replace(self, planes=planes, row_order=None)
 
     def dequantize(self) -> Tensor:
         """The weight as float32 [N, K], exactly as the format defines it."""
         ordered = self.in_order()
         return find_format(self.format).dequantize(ordered.planes, self.shape)
+
+    def dense(self) -> Tensor:
+        """The weight in ``dtype``, dequantized a few rows at a time."""
+        (n, k), form = self.shape, find_format(self.format)
+        device = next(iter(self.planes.values())).device
+        step = max(1, _CHUNKS[device.type] // max(1, k))
+        if n <= step:
+            return self.dequantize().to(self.dtype)
+        planes = self.in_order().planes
+        out = torch.empty(self.shape, dtype=self.dtype, device=device)
+        for begin in range(0, n, step):
+            rows = slice(begin, min(begin + step, n))
+            out[rows] = form.dequantize(form.rows(planes, rows), (rows.stop - begin, k))
+        return out
 
 
 # One weight of a checkpoint: dense [N, K] in a float dtype, or quantized.
@@ -79,8 +102,8 @@ def quantize(weight: Tensor, format: str) -> Planes:
 
 
 def dense(weight: Stored) -> Tensor:
-    """A stored weight as a tensor [N, K]: itself, or float32 if it is quantized."""
-    return weight if isinstance(weight, Tensor) else weight.dequantize()
+    """A stored weight as a tensor [N, K]: itself, or in its ``dtype`` if it is quantized."""
+    return weight if isinstance(weight, Tensor) else weight.dense()
 
 
 def reordered(weight: Stored, order: Tensor) -> Stored:
@@ -102,7 +125,7 @@ def stack(weights: Sequence[Planes]) -> Planes:
         raise ValueError("weights of several formats cannot share planes")
     name = weights[0].format
     planes = find_format(name).stack([weight.in_order().planes for weight in weights])
-    return Planes(name, planes, shape)
+    return Planes(name, planes, shape, dtype=weights[0].dtype)
 
 
 def stacked_shape(weights: Sequence[Stored]) -> tuple[int, int]:
@@ -178,10 +201,11 @@ def part_of(weight: Stored, part: Part) -> Stored:
         begin, end = part_bounds(n, part)
         order = weight.row_order
         index = slice(begin, end) if order is None else order[begin:end]
-        return Planes(weight.format, form.rows(weight.planes, index), (end - begin, k))
+        planes = form.rows(weight.planes, index)
+        return replace(weight, planes=planes, shape=(end - begin, k), row_order=None)
     begin, end = part_bounds(k, part, form.block)
     planes = form.columns(weight.planes, begin, end)
-    return Planes(weight.format, planes, (n, end - begin), weight.row_order)
+    return replace(weight, planes=planes, shape=(n, end - begin))
 
 
 # --------------------------------------------------------------------------- what is computed with

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -147,14 +148,14 @@ def _as_blocks(weight: Stored) -> Planes:
         data = weight.detach().contiguous().view(-1).view(torch.uint8)
         return Planes(name, {"blocks": data.view(n, k * weight.itemsize)}, (n, k))
     if weight.format not in BLOCK_FORMATS:
-        # Without a packed form of its own: the same numbers in more memory.
-        return _as_blocks(weight.dequantize())
+        # Without a packed form of its own: dense, as a file's dense weights are.
+        return _as_blocks(weight.dense())
     if not weight.planes["blocks"].is_cpu:
         raise refuse(weight.planes["blocks"], "blocks", "a CPU tensor")
     order = weight.row_order
     if order is None or order.is_contiguous():
         return weight
-    return Planes(weight.format, weight.planes, weight.shape, order.contiguous())
+    return replace(weight, row_order=order.contiguous())
 
 
 def packed(weight: Weight) -> CpuWeight:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from .format import Format
 from .gguf import BLOCK_FORMATS
+from .grouped import GROUPED_FORMATS
 
-FORMATS: dict[str, Format] = {**BLOCK_FORMATS}
+FORMATS: dict[str, Format] = {**BLOCK_FORMATS, **GROUPED_FORMATS}
 
 
 def find_format(name: str) -> Format:

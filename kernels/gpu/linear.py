@@ -159,7 +159,7 @@ def _check_linear(
 
 
 class GpuWeight(Weight):
-    """A dense weight [N, K]; quantized ones are float32 here."""
+    """A dense weight [N, K]; quantized ones are dequantized to their planes' dtype."""
 
     __slots__ = ("format", "nbytes", "shape", "tensor")
 

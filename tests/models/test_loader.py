@@ -242,8 +242,8 @@ def test_an_unknown_architecture_and_a_quantized_checkpoint_are_refused(tiny: Pa
         ModelLoadError, match=r"'OtherForCausalLM' is not supported; known: .*, Llama"
     ):
         load(tiny)
-    file.write_text(json.dumps({**raw, "quantization_config": {"quant_method": "gptq"}}))
-    with pytest.raises(ModelLoadError, match="quantization method 'gptq' is not supported"):
+    file.write_text(json.dumps({**raw, "quantization_config": {"quant_method": "hqq"}}))
+    with pytest.raises(ModelLoadError, match="quantization method 'hqq' is not supported"):
         load(tiny)
     file.write_text("{")
     with pytest.raises(ModelLoadError, match=r"config\.json: "):

@@ -24,6 +24,7 @@ TENSOR_KINDS = {
     **DENSE_DTYPES,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
@@ -71,6 +72,14 @@ class TensorFiles:
         """
         return tuple(self._slice(name).get_shape())
 
+    def kind(self, name: str) -> str:
+        """The tensor's dtype as safetensors names it.
+
+        Raises:
+            ModelLoadError: it is missing.
+        """
+        return str(self._slice(name).get_dtype())
+
     def read(
         self,
         name: str,
@@ -104,13 +113,14 @@ class TensorFiles:
         self._progress(tensor.nbytes)
         return tensor if dtype is None else tensor.to(dtype)
 
-    def check_unused(self, ignored: set[str]) -> None:
-        """Refuse tensors that were not read and are not ``ignored``.
+    def check_unused(self, ignored: set[str], scheme: Scheme) -> None:
+        """Refuse tensors that were not read, are not ``ignored``, and mean nothing to the scheme.
 
         Raises:
             ModelLoadError: naming the first.
         """
-        check_unused(self._unused - ignored, lambda name: self._where[name][0])
+        left = {name for name in self._unused - ignored if not scheme.is_spare(self, name)}
+        check_unused(left, lambda name: self._where[name][0])
 
     def _slice(self, name: str) -> Any:
         if name not in self._where:
@@ -177,7 +187,7 @@ class SafetensorsWeights:
         return name in self._tensors
 
     def finish(self) -> None:
-        self._tensors.check_unused(self._ignored)
+        self._tensors.check_unused(self._ignored, self._scheme)
 
 
 def safetensors_files(folder: Path) -> list[Path]:

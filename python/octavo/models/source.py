@@ -21,7 +21,7 @@ from octavo._core import GgufFile, Tokenizer
 from octavo.checkpoints import gguf_names
 from octavo.checkpoints.dummy_tokenizer import make_dummy_tokenizer
 from octavo.checkpoints.safetensors import safetensors_files
-from octavo.checkpoints.schemes.registry import find_scheme
+from octavo.checkpoints.schemes.registry import CONFIG_FILES, find_scheme
 from octavo.checkpoints.schemes.scheme import Scheme
 from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
@@ -109,8 +109,13 @@ class ModelSource:
     @cached_property
     def scheme(self) -> Scheme:
         """The quantization scheme of a folder's files."""
+        config = self.hf_config
+        found = config.get("quantization_config") or config.get("compression_config")
+        for name, method in CONFIG_FILES.items():
+            if not found and (values := self._json(name)):
+                found = {"quant_method": method, **values.get("quantization", values)}
         try:
-            return find_scheme(self.hf_config.get("quantization_config"))
+            return find_scheme(found)
         except ModelLoadError as error:
             raise ModelLoadError(f"{self.path / 'config.json'}: {error}") from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from octavo.checkpoints.schemes.scheme import Scheme, Tensors
+from octavo.checkpoints.schemes.scheme import Scheme, Tensors, read_dense
 from octavo.kernels.weights import Part, Stored
 
 
@@ -10,4 +10,4 @@ class DenseScheme(Scheme):
     """``prefix.weight`` [N, K] in float32, bfloat16 or float16."""
 
     def linear(self, tensors: Tensors, prefix: str, shape: tuple[int, int], part: Part) -> Stored:
-        return tensors.read(f"{prefix}.weight", shape, dtype=tensors.dtype, part=part)
+        return read_dense(tensors, prefix, shape, part)

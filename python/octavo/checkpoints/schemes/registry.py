@@ -5,25 +5,78 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from octavo.checkpoints.schemes.auto_round import AutoRoundScheme
+from octavo.checkpoints.schemes.awq import AwqScheme
+from octavo.checkpoints.schemes.bitsandbytes import BitsAndBytesScheme
+from octavo.checkpoints.schemes.compressed_tensors import CompressedTensorsScheme
 from octavo.checkpoints.schemes.dense import DenseScheme
+from octavo.checkpoints.schemes.fp8 import Fp8Scheme
+from octavo.checkpoints.schemes.gptq import GptqScheme
+from octavo.checkpoints.schemes.modelopt import ModelOptScheme
 from octavo.checkpoints.schemes.scheme import Scheme
 from octavo.errors import ModelLoadError
 
 # quant_method -> the scheme that a quantization_config of that method describes.
-SCHEMES: dict[str, Callable[[Mapping[str, Any]], Scheme]] = {}
+SCHEMES: dict[str, Callable[[Mapping[str, Any]], Scheme]] = {
+    "auto-round": AutoRoundScheme,
+    "awq": AwqScheme,
+    "bitsandbytes": BitsAndBytesScheme,
+    "compressed-tensors": CompressedTensorsScheme,
+    "fbgemm_fp8": Fp8Scheme,
+    "fp8": Fp8Scheme,
+    "gptq": GptqScheme,
+    "modelopt": ModelOptScheme,
+    "intel/auto-round": AutoRoundScheme,
+}
+
+# Files beside config.json that hold what newer ones hold in it -> their quant_method.
+CONFIG_FILES = {
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+    "hf_quant_config.json": "modelopt",
+}
+
+_ADVICE = "quantize the model anew to compressed-tensors (llm-compressor), GPTQ, AWQ or GGUF"
+# Methods whose files are not read, and the way out where there is a shorter one.
+REFUSED = {
+    "aqlm": _ADVICE,
+    "bitnet": "use the model's bfloat16 files",
+    "eetq": _ADVICE,
+    "exl2": _ADVICE,
+    "exl3": _ADVICE,
+    "fp_quant": _ADVICE,
+    "higgs": _ADVICE,
+    "hqq": _ADVICE,
+    "mxfp4": "gpt-oss, whose format it is, has no implementation yet",
+    "quanto": _ADVICE,
+    "quark": _ADVICE,
+    "quip": _ADVICE,
+    "spqr": _ADVICE,
+    "torchao": f"its files are pickled tensor subclasses; {_ADVICE}",
+    "vptq": _ADVICE,
+}
 
 
 def find_scheme(quantization_config: Mapping[str, Any] | None) -> Scheme:
     """The scheme of a config.json's ``quantization_config``; dense without one.
 
     Raises:
-        ModelLoadError: an unknown quant_method.
+        ModelLoadError: a quant_method that is unknown or not read, with what to convert to; a
+            value that is missing or of another type.
     """
     config = quantization_config or {}
     method = config.get("quant_method")
+    if not method and ("load_in_4bit" in config or "load_in_8bit" in config):
+        method = "bitsandbytes"  # its first files do not name it
     if not method:
         return DenseScheme()
     make = SCHEMES.get(method)
     if make is None:
-        raise ModelLoadError(f"quantization method {method!r} is not supported")
-    return make(config)
+        advice = REFUSED.get(method, _ADVICE)
+        raise ModelLoadError(f"quantization method {method!r} is not supported: {advice}")
+    try:
+        return make(config)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, ModelLoadError):
+            raise
+        raise ModelLoadError(f"quantization_config ({method}) cannot be read: {error!r}") from error

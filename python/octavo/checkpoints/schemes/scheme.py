@@ -9,8 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from octavo.errors import ModelLoadError
 from octavo.kernels.formats.dense import DENSE_DTYPES
-from octavo.kernels.weights import Part, Stored
+from octavo.kernels.formats.format import PlaneMap
+from octavo.kernels.weights import Part, Planes, Stored, part_of
 
 
 class Tensors(Protocol):
@@ -24,6 +26,8 @@ class Tensors(Protocol):
     def __contains__(self, name: str) -> bool: ...
 
     def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def kind(self, name: str) -> str: ...
 
     def read(
         self,
@@ -39,7 +43,9 @@ class Tensors(Protocol):
 class Scheme(ABC):
     """From a module's prefix to its weight, as ``Weights`` promises it.
 
-    A scheme is made from the checkpoint's ``quantization_config`` and keeps no tensors.
+    A scheme is made from the checkpoint's ``quantization_config`` and keeps no tensors. The tensors
+    stored for a module decide whether it is quantized; the config, in which way. Its list of
+    modules left out only repeats the files, and each tool matches it by a rule of its own.
     """
 
     @abstractmethod
@@ -54,7 +60,7 @@ class Scheme(ABC):
         self, tensors: Tensors, prefix: str, shape: tuple[int, int], part: Part
     ) -> Stored:
         """An embedding's table [V, D]: dense in most schemes. Raises as ``linear``."""
-        return tensors.read(f"{prefix}.weight", shape, dtype=tensors.dtype, part=part)
+        return read_dense(tensors, prefix, shape, part)
 
     def experts(
         self,
@@ -68,3 +74,37 @@ class Scheme(ABC):
         """One projection [N, K] of every expert; each is a module of its own in most schemes."""
         for expert in range(count):
             yield self.linear(tensors, f"{prefix}.{expert}.{name}", shape, part)
+
+    def is_spare(self, tensors: Tensors, name: str) -> bool:
+        """True for a tensor that may stay unread: a scale of activations, a bias of zeros."""
+        return False
+
+
+def read_dense(tensors: Tensors, prefix: str, shape: tuple[int, int], part: Part) -> Tensor:
+    """``prefix.weight`` [N, K] as it was trained.
+
+    Raises:
+        ModelLoadError: it is missing, misshapen, or not of floats.
+    """
+    return tensors.read(f"{prefix}.weight", shape, dtype=tensors.dtype, part=part)
+
+
+def grouped(
+    tensors: Tensors,
+    prefix: str,
+    format: str,
+    planes: PlaneMap,
+    shape: tuple[int, int],
+    part: Part,
+) -> Stored:
+    """A weight, or a part of one, of a grouped format; dense weights in place of it are bfloat16
+    where dense ones keep their file's dtype.
+
+    Raises:
+        ModelLoadError: planes that do not fit the format or the shape.
+    """
+    try:
+        whole = Planes(format, planes, shape, dtype=tensors.dtype or torch.bfloat16)
+        return part_of(whole, part)
+    except ValueError as error:
+        raise ModelLoadError(f"{prefix}: {error}") from error

@@ -1,0 +1,149 @@
+"""Grouped formats: small integers or floats, one scale (and zero point) for a group of a row.
+
+Every layout of AWQ, GPTQ, compressed-tensors, FP8 and bitsandbytes files is one of these once its
+words are unpacked, and w[n, k] = (value(q[n, k]) - zero[n, group(k)]) * scale[n, group(k)].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .format import Format, PlaneMap
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+_PLANES = {"q", "scale", "zero", "group", "codes"}
+# Of a weight as a whole; all others have a row for each of its rows.
+_SHARED = ("group", "codes")
+
+
+class GroupedFormat(Format):
+    """Planes of a weight [N, K] with G groups a row.
+
+    q: [N, K], one element a byte, of ``dtypes``. scale: float [N, G], of either sign.
+    zero: integers [N, G]; absent: 0.
+    group: int32 [K], the group of each column; absent: G runs of K / G columns each.
+    codes: float32 [C], the value of each q; absent: q's own.
+    """
+
+    block = 1
+
+    def __init__(self, name: str, *dtypes: torch.dtype) -> None:
+        self.name = name
+        self.dtypes = dtypes
+
+    def check(self, planes: PlaneMap, shape: tuple[int, int]) -> None:
+        n, k = shape
+        if not {"q", "scale"} <= set(planes) <= _PLANES:
+            raise ValueError(f"{self.name} has planes q, scale, ..., not {', '.join(planes)}")
+        q, scale, zero = planes["q"], planes["scale"], planes.get("zero")
+        if q.dtype not in self.dtypes or tuple(q.shape) != shape:
+            raise ValueError(f"{self.name} {shape}: q is {q.dtype} {list(q.shape)}")
+        if scale.dtype not in _FLOATS or scale.ndim != 2 or scale.shape[0] != n:
+            raise ValueError(f"{self.name} {shape}: scale is {scale.dtype} {list(scale.shape)}")
+        if zero is not None and (zero.is_floating_point() or zero.shape != scale.shape):
+            raise ValueError(
+                f"{self.name}: zero is {zero.dtype} {list(zero.shape)}, scale {list(scale.shape)}"
+            )
+        groups, group, codes = scale.shape[1], planes.get("group"), planes.get("codes")
+        if group is None:
+            if groups < 1 or k % groups:
+                raise ValueError(f"{self.name}: {k} columns are no {groups} equal groups")
+        elif group.dtype != torch.int32 or tuple(group.shape) != (k,):
+            raise ValueError(f"{self.name} {shape}: group is {group.dtype} {list(group.shape)}")
+        elif k and not 0 <= int(group.min()) <= int(group.max()) < groups:
+            raise ValueError(f"{self.name}: group names groups outside of {groups}")
+        if codes is not None and (codes.dtype != torch.float32 or codes.ndim != 1):
+            raise ValueError(f"{self.name}: codes is {codes.dtype} {list(codes.shape)}")
+
+    def dequantize(self, planes: PlaneMap, shape: tuple[int, int]) -> Tensor:
+        q, codes, group = planes["q"], planes.get("codes"), planes.get("group")
+        values = _floats(q) if codes is None else codes[q.int()]
+        scale = planes["scale"].float()
+        zero = planes["zero"].float() if "zero" in planes else None
+        if group is None:
+            values = values.view(shape[0], scale.shape[1], -1)
+            scale = scale[:, :, None]
+            zero = None if zero is None else zero[:, :, None]
+        else:
+            scale = scale.index_select(1, group)
+            zero = None if zero is None else zero.index_select(1, group)
+        if zero is not None:
+            values -= zero
+        values *= scale
+        return values.view(shape)
+
+    def rows(self, planes: PlaneMap, index: slice | Tensor) -> dict[str, Tensor]:
+        return {name: plane if name in _SHARED else plane[index] for name, plane in planes.items()}
+
+    def columns(self, planes: PlaneMap, begin: int, end: int) -> dict[str, Tensor]:
+        part = {**planes, "q": planes["q"][:, begin:end].contiguous()}
+        if "group" in planes:
+            part["group"] = planes["group"][begin:end].contiguous()
+            return part
+        size = planes["q"].shape[1] // planes["scale"].shape[1]
+        if begin % size or end % size:
+            # Inside of groups: each part keeps all scales, and the map to them.
+            columns = torch.arange(begin, end, device=planes["q"].device)
+            part["group"] = (columns // size).to(torch.int32)
+            return part
+        groups = slice(begin // size, end // size)
+        cut = {name: planes[name][:, groups] for name in ("scale", "zero") if name in planes}
+        return part | cut
+
+    def stack(self, parts: Sequence[PlaneMap]) -> dict[str, Tensor]:
+        shared: Mapping[str, Tensor] = {
+            name: parts[0][name] for name in _SHARED if name in parts[0]
+        }
+        for part in parts:
+            if set(part) != set(parts[0]) or any(
+                not torch.equal(part[name], plane) for name, plane in shared.items()
+            ):
+                raise ValueError(f"{self.name}: weights of other groups or codes cannot be stacked")
+        return {
+            name: shared[name] if name in shared else torch.cat([part[name] for part in parts])
+            for name in parts[0]
+        }
+
+
+def _floats(q: Tensor) -> Tensor:
+    """float32 of the same numbers."""
+    if q.dtype != torch.float8_e4m3fn or not q.is_cpu:
+        return q.float()
+    # torch converts these one at a time on a CPU. As the bits of a half of the same sign, exponent
+    # and mantissa they are 2^8 too small, subnormals included.
+    bits = q.view(torch.int8).to(torch.int16)
+    values = ((bits << 7) & ~0x4000).view(torch.float16).float() * 256
+    return values.masked_fill_(bits & 0x7F == 0x7F, torch.nan)
+
+
+def group_map(k: int, size: int, device: torch.device) -> dict[str, Tensor]:
+    """The plane "group" for groups of ``size`` columns in a row of ``k``; {} if they divide it."""
+    if k % size == 0:
+        return {}
+    return {"group": (torch.arange(k, device=device) // size).to(torch.int32)}
+
+
+def same_group_map(
+    k: int, size: int, device: torch.device, stored: Tensor | None
+) -> dict[str, Tensor]:
+    """The plane "group" of a map int32 [K] in the file; as ``group_map`` if it is None or equal."""
+    if stored is None:
+        return group_map(k, size, device)
+    plain = (torch.arange(k, device=device) // size).to(torch.int32)
+    return group_map(k, size, device) if torch.equal(stored, plain) else {"group": stored}
+
+
+_INTEGERS = (torch.uint8, torch.int8)
+GROUPED_FORMATS: dict[str, GroupedFormat] = {
+    found.name: found
+    for found in (
+        *(GroupedFormat(f"INT{bits}", *_INTEGERS) for bits in (2, 3, 4, 8)),
+        # 4-bit floats: q indexes codes.
+        GroupedFormat("FP4", torch.uint8),
+        GroupedFormat("NF4", torch.uint8),
+        GroupedFormat("FP8", torch.float8_e4m3fn, torch.float8_e5m2),
+    )
+}

@@ -1,0 +1,88 @@
+"""AwqScheme: AWQ files of AutoAWQ and llm-awq's successors, 4 bits with zero points."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.checkpoints.schemes.packing import WORDS, unpack
+from octavo.checkpoints.schemes.scheme import Scheme, Tensors, grouped, read_dense
+from octavo.errors import ModelLoadError
+from octavo.kernels.weights import Part, Stored
+
+_BITS = 4
+_PER_WORD = 8
+# Nibble of a word, from the lowest, that holds its column 0, 1, ...
+_NIBBLES = (0, 4, 1, 5, 2, 6, 3, 7)
+
+
+class AwqScheme(Scheme):
+    """qweight, qzeros and scales by ``version``; ``group_size`` -1 is the whole of K.
+
+    gemm: int32 [K, N / 8] and [G, N / 8], packed along N with columns interleaved; scales [G, N].
+    gemv: int32 [N, K / 8] and [N, W], packed along K in order; scales [N, 8 W], of which G count.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        bits = config.get("bits", config.get("w_bit", _BITS))
+        if bits != _BITS:
+            raise ModelLoadError(f"awq: {bits} bits are not read, only {_BITS}")
+        self._group_size = int(config.get("group_size", config.get("q_group_size", 128)))
+        version = str(config.get("version") or "gemm").lower()
+        if version not in ("gemm", "gemv"):
+            raise ModelLoadError(f"awq: version {version!r} is not read; convert it to gemm")
+        self._read = _read_gemm if version == "gemm" else _read_gemv
+
+    def linear(self, tensors: Tensors, prefix: str, shape: tuple[int, int], part: Part) -> Stored:
+        if f"{prefix}.qweight" not in tensors:
+            return read_dense(tensors, prefix, shape, part)
+        n, k = shape
+        size = k if self._group_size == -1 else self._group_size
+        if size < 1 or k % size or (n if self._read is _read_gemm else k) % _PER_WORD:
+            raise ModelLoadError(
+                f"{prefix}: awq cannot hold {n} x {k} in groups of {size} and words of {_PER_WORD}"
+            )
+        return grouped(
+            tensors, prefix, "INT4", self._read(tensors, prefix, shape, k // size), shape, part
+        )
+
+
+def _read_gemm(
+    tensors: Tensors, prefix: str, shape: tuple[int, int], groups: int
+) -> dict[str, Tensor]:
+    n, k = shape
+    words = tensors.read(f"{prefix}.qweight", (k, n // _PER_WORD), kinds=WORDS)
+    zeros = tensors.read(f"{prefix}.qzeros", (groups, n // _PER_WORD), kinds=WORDS)
+    scales = tensors.read(f"{prefix}.scales", (groups, n))
+
+    return {"q": _columns(words), "zero": _columns(zeros), "scale": scales.t().contiguous()}
+
+
+def _columns(packed: Tensor) -> Tensor:
+    """int32 [R, N / 8] -> uint8 [N, R]."""
+    words = packed.t().contiguous()
+    values = torch.empty(
+        (words.shape[0], _PER_WORD, words.shape[1]), dtype=torch.uint8, device=words.device
+    )
+    for column, nibble in enumerate(_NIBBLES):
+        values[:, column] = words >> _BITS * nibble & (1 << _BITS) - 1
+    return values.flatten(0, 1)
+
+
+def _read_gemv(
+    tensors: Tensors, prefix: str, shape: tuple[int, int], groups: int
+) -> dict[str, Tensor]:
+    n, k = shape
+    # The padding depends on the writer, so that the files give the width.
+    width = max(tensors.shape(f"{prefix}.qzeros")[-1], -(-groups // _PER_WORD))
+    words = tensors.read(f"{prefix}.qweight", (n, k // _PER_WORD), kinds=WORDS)
+    zeros = tensors.read(f"{prefix}.qzeros", (n, width), kinds=WORDS)
+    scales = tensors.read(f"{prefix}.scales", (n, width * _PER_WORD))
+    return {
+        "q": unpack(words, _BITS),
+        "zero": unpack(zeros, _BITS)[:, :groups].contiguous(),
+        "scale": scales[:, :groups].contiguous(),
+    }

@@ -1,0 +1,61 @@
+"""4-bit floats (e2m1) with a scale for each run of a row: NVFP4 and MXFP4."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from octavo.checkpoints.schemes.scheme import Tensors, grouped
+from octavo.errors import ModelLoadError
+from octavo.kernels.formats.grouped import group_map
+from octavo.kernels.weights import Part, Stored
+
+# By the code: two bits of exponent, one of mantissa; the fourth is the sign.
+_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_BYTES = {"U8": torch.uint8}
+_SCALES = {"F8_E4M3": torch.float8_e4m3fn, "F8_E8M0": torch.float8_e8m0fnu, **_BYTES}
+# Columns of a scale, by its type: NVFP4's are floats, MXFP4's exponents of two, kept as bytes.
+_NVFP4_GROUP, _MXFP4_GROUP = 16, 32
+
+
+def read_fp4(
+    tensors: Tensors,
+    prefix: str,
+    shape: tuple[int, int],
+    part: Part,
+    *,
+    packed: str,
+    factor: Tensor | None,
+) -> Stored:
+    """``packed`` uint8 [N, K / 2], the low half first, times the module's scales and ``factor``.
+
+    Raises:
+        ModelLoadError: a tensor is missing or misshapen, or K is odd.
+    """
+    (n, k), name = shape, f"{prefix}.weight_scale"
+    if k % 2:
+        raise ModelLoadError(f"{prefix}: 4-bit floats are stored in pairs, not {k} in a row")
+    pairs = tensors.read(packed, (n, k // 2), kinds=_BYTES)
+    size = _NVFP4_GROUP if tensors.kind(name) == "F8_E4M3" else _MXFP4_GROUP
+    scale = tensors.read(name, (n, -(-k // size)), kinds=_SCALES)
+    scale = scale.view(torch.float8_e8m0fnu) if scale.dtype == torch.uint8 else scale
+    codes = torch.tensor([*_MAGNITUDES, *(-value for value in _MAGNITUDES)], device=pairs.device)
+    planes = {
+        "q": torch.stack([pairs & 15, pairs >> 4], 2).flatten(1),
+        "scale": scale.float() if factor is None else scale.float() * factor,
+        "codes": codes,
+        **group_map(k, size, pairs.device),
+    }
+    return grouped(tensors, prefix, "FP4", planes, shape, part)
+
+
+def read_factor(tensors: Tensors, name: str) -> Tensor:
+    """The one number that a whole weight's scales share: float32, no dimensions.
+
+    Raises:
+        ModelLoadError: it is missing, or there are several.
+    """
+    shape = tensors.shape(name)
+    if shape not in ((), (1,)):
+        raise ModelLoadError(f"tensor {name} has shape {list(shape)}, not one number")
+    return tensors.read(name, shape).float().view(())
