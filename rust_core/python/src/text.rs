@@ -18,8 +18,8 @@ pub(crate) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<PyDetokenizer>()
 }
 
-/// Texts of more bytes than this are encoded without the GIL: it takes about a millisecond, which
-/// the event loop must not wait for. Shorter ones are done before a detached thread is back.
+/// Texts of more bytes than this are encoded without the GIL: the event loop must not
+/// wait for those. Shorter ones are done before a detached thread is back.
 const DETACH_BYTES: usize = 2048;
 
 /// Runs `work` on `num_bytes` of text.

@@ -13,7 +13,7 @@ pub struct SseTemplate {
     pub last: Box<[u8]>,
 }
 
-/// What ended a text besides EOS and its length.
+/// The cause of a text's end, besides EOS and its length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopReason<'a> {
     /// A stop string.

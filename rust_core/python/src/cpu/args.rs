@@ -163,7 +163,7 @@ impl Vector {
     /// The elements, to write.
     ///
     /// # Safety
-    /// They exist, and nobody else uses them meanwhile.
+    /// They exist, and no one else uses them meanwhile.
     pub(super) unsafe fn slice_mut<'a, T: Plain>(self) -> PyResult<&'a mut [T]> {
         let ptr = address::<T>(self.0, self.1, self.2)?;
         // SAFETY: the caller's; aligned and not null.
