@@ -24,6 +24,9 @@ CARGO ?= cargo
 #     make serve ARGS="--port 9000"      make pytest PYTEST_ARGS="-k schedul"
 ARGS ?=
 PYTEST_ARGS ?=
+# Processes that share the Python tests: most tests are one thread's work. Each imports torch, so
+# that more than four gain little. `make pytest WORKERS=0` runs them in one, as a debugger needs.
+WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
 
 BIN := $(VENV)/bin
 PY := $(BIN)/python
@@ -114,11 +117,21 @@ bench: build ## latency, throughput and start-up of the default model on this ma
 
 # ---------------------------------------------------------------------------------------- checking
 
-.PHONY: test check lint rust-lint python-lint types rust-test sanitize pytest
-test: dev ## install everything and run every check (what CI runs)
+.PHONY: test test-slow check quick lint rust-lint python-lint types rust-test sanitize pytest
+test: dev ## install everything and run every check (CI adds test-slow)
 	@$(MAKE) --no-print-directory check
 
 check: lint types rust-test sanitize pytest ## every check
+
+# A file's tests stay in one process, for what they share. The cores are taken by the workers.
+PYTEST = env OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile
+
+test-slow: dev ## long lists of cases, each of a kind that `test` has too (PYTEST_ARGS="-k ...")
+	$(PYTEST) -m "not gpu and slow" $(PYTEST_ARGS)
+
+quick: dev ## core, engine, server over a fake engine, Rust unit tests: less than a minute
+	$(CARGO) test --locked --quiet --lib
+	$(PYTEST) -m "not gpu and not slow" tests/core tests/engine tests/server
 
 lint: rust-lint python-lint ## formatting and lints of both languages
 
@@ -146,8 +159,8 @@ sanitize: ## the CPU kernels at every level with AddressSanitizer
 rust-test: ## the tests of the core and the CPU kernels, without Python
 	$(CARGO) test --locked --quiet
 
-pytest: dev ## the Python tests that need no GPU (PYTEST_ARGS="-k ...")
-	$(PY) -m pytest -q -m "not gpu" $(PYTEST_ARGS)
+pytest: dev ## the Python tests that need no GPU and are not slow (PYTEST_ARGS="-k ...")
+	$(PYTEST) -m "not gpu and not slow" $(PYTEST_ARGS)
 
 .PHONY: fmt clean
 fmt: $(STAMPS)/dev ## format both languages

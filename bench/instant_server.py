@@ -22,11 +22,12 @@ import numpy as np
 
 from octavo._core import GgufFile, Staging, Tokenizer
 from octavo.cli.serve import serve
+from octavo.cli.terminal import Terminal
 from octavo.config import EngineConfig
 from octavo.engine import engine_loop
 from octavo.flags import add_flags, resolve
 from octavo.runner.sampler import SampledTokens
-from octavo.server.config import ServerConfig
+from octavo.server.http.config import ServerConfig
 
 TEXT = (
     " The quick brown fox jumps over the lazy dog, and then it walks home; nobody saw it go, but "
@@ -142,7 +143,8 @@ def main() -> int:
     replaced.make_runner = lambda config, source: InstantRunner(
         config, tokens, arguments.pace_ms / 1000
     )
-    return serve(engine_config, server_config)
+    with Terminal():
+        return serve(engine_config, server_config)
 
 
 if __name__ == "__main__":

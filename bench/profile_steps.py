@@ -15,39 +15,29 @@ import itertools
 import random
 import re
 import sys
-import time
 from collections import defaultdict
 
 import torch
 
+from octavo._core import TokenIds
 from octavo.bench import offline
 from octavo.engine.engine_loop import EngineLoop
-from octavo.engine.request import EngineRequest
 from octavo.sampling_params import SamplingParams
 
 PROMPT_LEN = 512  # of the requests that are mixed in
 
 
 class Feed:
-    """Submits random prompts under rising ids."""
+    """Submits random prompts."""
 
     def __init__(self, engine: EngineLoop) -> None:
         self.engine = engine
         self.random = random.Random(0)
-        self.next_id = 0
 
     def submit(self, num_prompt_tokens: int, max_tokens: int) -> None:
         tokens = [self.random.randrange(100, 32_000) for _ in range(num_prompt_tokens)]
-        self.engine.submit(
-            EngineRequest(
-                request_ids=range(self.next_id, self.next_id + 1),
-                prompt_token_ids=tokens,
-                params=SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True),
-                max_tokens=max_tokens,
-                arrival_s=time.monotonic(),
-            )
-        )
-        self.next_id += 1
+        params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+        self.engine.submit(self.engine.prepare(TokenIds(tokens), params))
 
 
 def short_name(name: str) -> str:

@@ -43,9 +43,7 @@ class Bench:
         length = Staging.required_len(
             MAX_NUM_BATCHED_TOKENS, num_running, MAX_MODEL_LEN, BLOCK_SIZE
         )
-        buckets = sorted({1, 2, 4, *range(8, num_running + 1, 8), num_running})
-        buckets = [bucket for bucket in buckets if bucket <= num_running]
-        self.stagings = [Staging(np.zeros(length, np.int32), buckets) for _ in range(depth)]
+        self.stagings = [Staging(np.zeros(length, np.int32)) for _ in range(depth)]
         rng = np.random.default_rng(0)
         for request_id in range(num_running + num_waiting):
             # Spread over a block, so that each step a 16th of the requests needs a new one.

@@ -14,12 +14,12 @@ from octavo.kernels.cpu import ops as cpu
 OTHER_LEVELS = [name for name in _core.cpu_levels() if name != cpu.level()]
 
 
-def run_at_level(file: str, level: str) -> subprocess.CompletedProcess[str]:
-    """Skips where this process is such a one already."""
+def run_at_level(file: str, level: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """pytest of the file with ``options``; skips where this process is such a one already."""
     if os.environ.get("OCTAVO_CPU_LEVEL"):
         pytest.skip("already a child")
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *options, file],
         env={**os.environ, "OCTAVO_CPU_LEVEL": level},
         capture_output=True,
         text=True,

@@ -9,6 +9,7 @@ import pytest
 from octavo import errors
 from octavo.errors import InvalidParameterError
 from octavo.sampling_params import SamplingParams
+from octavo.server.openai.errors import error_object
 
 
 def subclasses() -> list[type[errors.OctavoError]]:
@@ -28,7 +29,7 @@ def test_every_error_has_a_row_of_its_own(cls: type[errors.OctavoError]) -> None
 
 def test_too_long_names_both_numbers() -> None:
     error = errors.RequestTooLongError(9000, 8192)
-    body = errors.error_body(error)["error"]
+    body = error_object(error)["error"]
     assert errors.error_kind(error).status == 400
     assert body["code"] == "context_length_exceeded"
     assert "9000" in body["message"]
@@ -38,7 +39,7 @@ def test_too_long_names_both_numbers() -> None:
 def test_a_wrong_value_is_named_in_param() -> None:
     with pytest.raises(InvalidParameterError) as caught:
         SamplingParams(max_tokens=-1)
-    body = errors.error_body(caught.value)["error"]
+    body = error_object(caught.value)["error"]
     assert errors.error_kind(caught.value).status == 400
     assert body["param"] == "max_tokens"
     assert body["type"] == "invalid_request_error"
@@ -51,17 +52,21 @@ def test_a_request_that_cannot_be_answered_is_a_value_error(cls: type[errors.Oct
 
 
 def test_a_path_in_a_load_error_is_answered_to_nobody() -> None:
-    body = errors.error_body(errors.ModelLoadError("/home/someone/model: no such file"))["error"]
+    body = error_object(errors.ModelLoadError("/home/someone/model: no such file"))["error"]
     assert body["message"] == "internal error"
 
 
 def test_an_unforeseen_error_shows_nothing_but_the_request_id() -> None:
     error = RuntimeError("/home/someone/secret.py at 0x7f00")
-    body = errors.error_body(error, "abc")["error"]
+    body = error_object(error, "abc")["error"]
     assert body["message"] == "internal error (request id abc)"
     assert errors.error_kind(error).status == 500
 
 
 def test_messages_are_bounded() -> None:
-    body = errors.error_body(errors.ModelNotFoundError("x" * 100_000))["error"]
+    body = error_object(errors.BadRequestError("x" * 100_000))["error"]
     assert len(body["message"]) == errors.MAX_MESSAGE_CHARS
+    body = error_object(errors.ModelNotFoundError("x" * 100_000))["error"]
+    assert body["message"].count("x") < errors.MAX_QUOTED_CHARS
+    body = error_object(errors.BadRequestError("bad", "x" * 100_000))["error"]
+    assert len(body["param"]) == errors.MAX_QUOTED_CHARS

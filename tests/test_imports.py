@@ -368,3 +368,52 @@ def test_the_command_line_does_not_wait_for_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def import_arrows(prefixes: tuple[str, ...]) -> dict[str, set[str]]:
+    """Module -> the modules that it imports, for types and inside functions too.
+
+    ``prefixes``: the parts of the package that count; "" is all of it.
+    """
+    modules = {_module(path) for path in _sources()}
+    wanted = {
+        module
+        for module in modules
+        for prefix in prefixes
+        if not prefix or f"{module}.".startswith(f"{prefix}.")
+    }
+    arrows: dict[str, set[str]] = {module: set() for module in wanted}
+    for _, module, name in _all_imports():
+        target = name.removeprefix("octavo.")
+        while target and target not in modules:
+            target = target.rpartition(".")[0]
+        if module in wanted and target in wanted - {module}:
+            arrows[module].add(target)
+    return arrows
+
+
+def folder_arrows(arrows: dict[str, set[str]]) -> dict[str, set[str]]:
+    """The same between folders; a package's ``__init__`` belongs to its own folder."""
+    packages = {_module(path) for path in _sources() if path.name == "__init__.py"}
+
+    def folder(module: str) -> str:
+        return module if module in packages else module.rpartition(".")[0]
+
+    between: dict[str, set[str]] = {}
+    for module, targets in arrows.items():
+        own = folder(module)
+        between.setdefault(own, set()).update({folder(target) for target in targets} - {own})
+    return between
+
+
+def test_folders_are_seen_in_their_modules() -> None:
+    arrows = {"server.routes": {"server.http.app"}, "server.http.app": {"server"}}
+    assert folder_arrows(arrows) == {"server": {"server.http"}, "server.http": {"server"}}
+
+
+@pytest.mark.parametrize("prefixes", [("server",)])
+def test_no_imports_run_in_circles(prefixes: tuple[str, ...]) -> None:
+    arrows = import_arrows(prefixes)
+    assert sum(map(len, arrows.values())) > 50, "imports were not found"
+    for each in (arrows, folder_arrows(arrows)):
+        TopologicalSorter(each).prepare()  # CycleError names the circle

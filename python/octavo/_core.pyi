@@ -34,6 +34,7 @@ __all__ = [
     "cpu_rounds_fast",
     "cpu_selected_logprobs",
     "cpu_set_num_threads",
+    "json_size",
 ]
 
 __version__: str
@@ -49,22 +50,20 @@ class Staging:
     each step. Sections follow one another without gaps; their offsets, in elements, are on the
     ScheduledBatch, so that one H2D copy of ``packed_len`` elements carries the whole step:
 
-        input_ids       [token_stride]    -1: the last token sampled in this request's slot
-        positions       [token_stride]
-        slot_mapping    [token_stride]    block_id * block_size + offset; -1 in padding
-        slots           [req_stride]      the request's slot; padding: max_num_seqs, a spare row
-        seq_lens        [req_stride]      tokens in the cache after this step; 0 in padding
-        query_start_loc [req_stride + 1]  in padding: num_tokens
-        sample_rows     [req_stride]      token rows whose logits are sampled, in request order
-        sample_slots    [req_stride]      their slots; padding as above
+        input_ids       [num_tokens]    -1: the last token sampled in this request's slot
+        positions       [num_tokens]
+        slot_mapping    [num_tokens]    block_id * block_size + offset
+        slots           [num_reqs]      the request's slot
+        seq_lens        [num_reqs]      tokens in the cache after this step
+        query_start_loc [num_reqs + 1]
+        sample_rows     [num_reqs]      num_samples token rows whose logits are sampled, in request
+                                        order; then 0
+        sample_slots    [num_reqs]      their slots; then max_num_seqs, a spare row
         block_updates   [2, num_block_updates]  flat index into
-                                          block_table[max_num_seqs, max_blocks_per_seq], then ids
-
-    ``token_buckets`` (ascending): a step of decodes only is padded to the first bucket that holds
-    it (token_stride == req_stride == bucket); other steps, or without buckets, are not padded.
+                                        block_table[max_num_seqs, max_blocks_per_seq], then ids
     """
 
-    def __new__(cls, buffer: Any, token_buckets: Sequence[int] = ()) -> Self: ...
+    def __new__(cls, buffer: Any) -> Self: ...
     @staticmethod
     def required_len(
         max_num_batched_tokens: int, max_num_seqs: int, max_model_len: int, block_size: int
@@ -85,8 +84,6 @@ class ScheduledBatch:
     num_block_updates: int
     max_query_len: int
     max_seq_len: int
-    token_stride: int
-    req_stride: int
     packed_len: int
     input_ids_offset: int
     positions_offset: int
@@ -105,23 +102,20 @@ class ScheduledBatch:
 
 @final
 class SseTemplate:
-    """The fixed bytes around a stream's changing parts.
+    """The fixed bytes around a stream's text: ``before + json_escaped(text) + after`` per piece.
 
-    A chunk is ``parts[0] + json_escaped(text) + parts[1] + finish_reason + parts[2] + stop_reason +
-    parts[3]`` where finish_reason and stop_reason are JSON values (null until the end). ``first``
-    is sent once before the first chunk (the role chunk), ``last`` after the final one.
+    ``first`` precedes a sample's first frame. The text that a sample ends with has no frame: the
+    last Delta holds it, for the frame of the end.
     """
 
-    def __new__(
-        cls, parts: tuple[bytes, bytes, bytes, bytes], first: bytes = b"", last: bytes = b""
-    ) -> Self: ...
+    def __new__(cls, before: bytes, after: bytes, first: bytes = b"") -> Self: ...
 
 @final
 class Delta:
     """What happened to one sample since it was last drained. Getters build on access."""
 
     request_id: int
-    # The ready bytes of an ``sse`` sample; None for the other deliveries.
+    # The ready frames of an ``sse`` sample; None for the other deliveries.
     sse: bytes | None
     text: str
     token_ids: list[int]
@@ -142,6 +136,8 @@ class Delta:
     queue_s: float | None
     prefill_s: float | None
     decode_s: float | None
+    # What update() was given for this sample since its last Delta; None if nothing.
+    extra: Any
 
 @final
 class SseWriter:
@@ -269,18 +265,31 @@ class EngineCore:
         logprob_ids: Any | None = None,
         logprobs: Any | None = None,
         ranks: Any | None = None,
+        extras: Sequence[tuple[int, object]] | None = None,
     ) -> bool:
-        """Take the tokens of one step, in order of step_id.
+        """Take the results of one step, in order of step_id.
 
         token_ids: int32 buffer [num_samples]. With logprobs: logprob_ids int32 [num_samples, 1+k]
         (chosen token first), logprobs float32 of that shape, ranks int32 [num_samples] of the
-        chosen token (1 = best). Samples of requests that ended meanwhile are dropped.
+        chosen token (1 = best). ``extras``: by request id, each for that sample's next Delta.
+        Samples of requests that ended meanwhile are dropped.
 
         Returns:
             Whether the outbox went from empty to non-empty: the event loop needs a wake-up.
         """
-    def fail_step(self, step_id: int, message: str) -> bool:
-        """The step's computation failed: end its requests with "error", free what they held."""
+    def fail_step(self, step_id: int) -> bool:
+        """The step's computation failed: end its requests with "error", free what they held.
+
+        Returns:
+            As update().
+        """
+    def refuse(self, request_ids: Sequence[int]) -> bool:
+        """End samples that add_request() did not take with "error". Returns as update()."""
+    def take_ended(self) -> list[int]:
+        """The samples that ended since the last call."""
+    def abandon(self) -> bool:
+        """Abort every request and give up every step in flight, for a caller that lost track of
+        them. Returns as update()."""
     def token_ids(self, request_id: int) -> list[int]:
         """Prompt and output tokens so far (for penalties, when a request is admitted again)."""
     def num_unfinished(self) -> int: ...
@@ -357,6 +366,12 @@ class Tokenizer:
 
         Empty for ids that are not in the vocabulary.
         """
+
+def json_size(text: bytes) -> tuple[int, int]:
+    """(objects, arrays and members of objects; commas) of a JSON text, strings left out.
+
+    Releases the GIL. What is no JSON is counted all the same.
+    """
 
 @final
 class Detokenizer:

@@ -1,8 +1,17 @@
-"""What can go wrong, and how each case is answered: one table, exception -> status, type, code."""
+"""Errors, and one table of how each is answered: exception -> status, type, code."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
+
+# Of a name or value that came with a request, as messages quote it.
+MAX_QUOTED_CHARS: Final = 100
+
+
+def clip(text: str, most: int = MAX_QUOTED_CHARS) -> str:
+    """At most so many characters of a text; dots stand for the rest."""
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 class OctavoError(Exception):
@@ -99,15 +108,11 @@ class ModelNotFoundError(OctavoError):
     param = "model"
 
     def __init__(self, model: str) -> None:
-        super().__init__(f"The model {model!r} does not exist.")
+        super().__init__(f"The model {clip(model)!r} does not exist.")
 
 
 class RouteNotFoundError(OctavoError):
     """No such path."""
-
-
-class RouteNotImplementedError(OctavoError):
-    """A route of the interface that this version does not have."""
 
 
 class MethodNotAllowedError(OctavoError):
@@ -118,7 +123,7 @@ class MethodNotAllowedError(OctavoError):
         self.allowed = allowed
 
 
-class BodyTimeoutError(OctavoError):
+class RequestTimeoutError(OctavoError):
     """The client stopped sending in the middle of its request."""
 
 
@@ -128,6 +133,10 @@ class BodyTooLargeError(OctavoError):
 
 class ContentTypeError(OctavoError):
     """The body is not declared to be JSON."""
+
+
+class TransferCodingError(OctavoError):
+    """The body is coded in a way the server does not know."""
 
 
 class HeaderTooLargeError(OctavoError):
@@ -156,10 +165,12 @@ class StalledError(OctavoError):
 
 
 class EngineDeadError(OctavoError):
-    """The engine has ended by a fatal error; the process is about to exit."""
+    """The engine steps no more: it was stopped, or a fatal error ended it."""
 
-    def __init__(self) -> None:
-        super().__init__("the engine has stopped because of an internal error")
+    def __init__(
+        self, message: str = "the engine has stopped because of an internal error"
+    ) -> None:
+        super().__init__(message)
 
 
 class GenerationError(OctavoError):
@@ -198,11 +209,13 @@ ERROR_TABLE: dict[type[BaseException], ErrorKind] = {
     ModelNotFoundError: ErrorKind(404, _INVALID, "model_not_found"),
     RouteNotFoundError: ErrorKind(404, _INVALID, "not_found"),
     MethodNotAllowedError: ErrorKind(405, _INVALID, "method_not_allowed"),
-    BodyTimeoutError: ErrorKind(408, _INVALID, "request_timeout", {"Connection": "close"}),
+    RequestTimeoutError: ErrorKind(408, _INVALID, "request_timeout", {"Connection": "close"}),
     BodyTooLargeError: ErrorKind(413, _INVALID, "body_too_large"),
     ContentTypeError: ErrorKind(415, _INVALID, "unsupported_content_type"),
     HeaderTooLargeError: ErrorKind(431, _INVALID, "header_too_large", {"Connection": "close"}),
-    RouteNotImplementedError: ErrorKind(501, _INVALID, "not_implemented"),
+    TransferCodingError: ErrorKind(
+        501, _INVALID, "unsupported_transfer_coding", {"Connection": "close"}
+    ),
     QueueFullError: ErrorKind(503, "service_unavailable", "queue_full", _RETRY),
     LoadingError: ErrorKind(503, "service_unavailable", "loading", _RETRY),
     DrainingError: ErrorKind(503, "service_unavailable", "draining", _RETRY_LATER),
@@ -225,8 +238,8 @@ def error_kind(error: BaseException) -> ErrorKind:
 MAX_MESSAGE_CHARS = 1024
 
 
-def error_body(error: BaseException, request_id: str | None = None) -> dict[str, object]:
-    """OpenAI's error object. An unforeseen exception's own text stays inside the server.
+def error_message(error: BaseException, request_id: str | None = None) -> str:
+    """The message for a client. An unforeseen exception's own text stays inside the server.
 
     ``request_id`` is named in a 500's message, so that its log entry can be found.
     """
@@ -234,13 +247,4 @@ def error_body(error: BaseException, request_id: str | None = None) -> dict[str,
     message = "internal error" if kind is ERROR_TABLE[Exception] else str(error)
     if kind.status == 500 and request_id is not None:
         message = f"{message} (request id {request_id})"
-    if len(message) > MAX_MESSAGE_CHARS:
-        message = message[: MAX_MESSAGE_CHARS - 3] + "..."
-    return {
-        "error": {
-            "message": message,
-            "type": kind.type,
-            "param": getattr(error, "param", None),
-            "code": kind.code,
-        }
-    }
+    return clip(message, MAX_MESSAGE_CHARS)

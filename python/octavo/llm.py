@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from tqdm import tqdm
 
 from octavo.beam_search import BeamSearchOutput, BeamSearchParams, search
 from octavo.config import EngineConfig
-from octavo.engine.engine import Prompt, checked_ids, make_scores, prompt_parts
+from octavo.engine.engine import Prompt, checked_ids, is_token_id, prompt_parts
 from octavo.engine.engine_loop import EngineLoop
-from octavo.engine.request import EngineRequest
 from octavo.engine.trace import StepTrace
 from octavo.errors import InvalidParameterError
 from octavo.outputs import (
@@ -33,7 +32,7 @@ from octavo.outputs import (
 )
 from octavo.pooling import (
     NO_TOKENS,
-    PooledText,
+    EncodedText,
     PoolingInfo,
     cosine,
     encode_pair,
@@ -41,19 +40,25 @@ from octavo.pooling import (
     max_text_len,
     probabilities,
     squash,
-    vector,
 )
 from octavo.sampling_params import SamplingParams
 from octavo.text.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
     from octavo._core import Delta, Tokenizer
+    from octavo.pooling import Vector
+    from octavo.runner.request_state import RequestState
 
 Message = Mapping[str, Any]
+
+T = TypeVar("T")
 
 
 class LLM:
     """A model in this process.
+
+    Calls from several threads take turns. An interrupted call leaves an engine that can be used
+    again. A forked child needs an LLM of its own: threads do not survive a fork.
 
     Args:
         model: folder, .gguf file or hub id; None is SmolLM2-135M-Instruct.
@@ -67,19 +72,24 @@ class LLM:
         self.config = EngineConfig(model=model, **config)
         self._engine = EngineLoop(self.config)
         self._engine.finish_warm_up()
-        self._next_id = itertools.count()
+        self._pid = os.getpid()
+        # Held by the call that steps the engine, on the thread ``_owner``.
+        self._lock = threading.Lock()
+        self._owner: int | None = None
+        # True while the engine is known to be empty.
+        self._is_clean = True
 
     def get_tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
         return self._engine.tokenizer
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """What the model's generation_config.json asks for."""
+        """The defaults of the model's generation_config.json."""
         return SamplingParams(**self._engine.source.generation_defaults)
 
     @contextlib.contextmanager
     def trace(self, file: str | Path) -> Iterator[StepTrace]:
-        """Trace the steps of the block; then write them to a file that Perfetto shows."""
+        """Trace the steps of the block, and write them to a file for Perfetto."""
         trace = StepTrace(self._engine)
         try:
             yield trace
@@ -106,9 +116,7 @@ class LLM:
         """
         batch = as_batch(prompts)
         params = self._per_prompt(sampling_params, len(batch))
-        outputs = self._submit(batch, params)
-        self._run_to_end(outputs, use_tqdm)
-        return list({id(output): output for output in outputs.values()}.values())
+        return self._alone(lambda: self._generate(batch, params, use_tqdm))
 
     def chat(
         self,
@@ -197,7 +205,7 @@ class LLM:
         truncate_prompt_tokens: int | None = None,
         use_tqdm: bool = True,
     ) -> list[EmbeddingRequestOutput]:
-        """One vector a text, in the prompts' order.
+        """One vector per text, in the prompts' order.
 
         Args:
             prompts: one prompt or several: text, token ids, or ``{"prompt_token_ids": [...]}``.
@@ -210,10 +218,10 @@ class LLM:
         """
         self._pooling_info("embed")
         outputs = []
-        for request_id, text, token_ids, pooled in self._pool_each(
+        for request_id, text, token_ids, vector in self._pool_each(
             prompts, truncate_prompt_tokens, use_tqdm
         ):
-            output = EmbeddingOutput(vector(pooled).tolist())
+            output = EmbeddingOutput(vector.tolist())
             outputs.append(EmbeddingRequestOutput(request_id, text, token_ids, output))
         return outputs
 
@@ -238,10 +246,10 @@ class LLM:
         """
         info = self._pooling_info("classify", "score")
         outputs = []
-        for request_id, _, token_ids, pooled in self._pool_each(
+        for request_id, _, token_ids, logits in self._pool_each(
             prompts, truncate_prompt_tokens, use_tqdm
         ):
-            output = ClassificationOutput(probabilities(pooled, info.activation))
+            output = ClassificationOutput(probabilities(logits, info.activation))
             outputs.append(ClassificationRequestOutput(request_id, token_ids, output))
         return outputs
 
@@ -253,14 +261,14 @@ class LLM:
         truncate_prompt_tokens: int | None = None,
         use_tqdm: bool = True,
     ) -> list[PoolingRequestOutput]:
-        """What ``embed`` or ``classify`` gives, as one tensor a text.
+        """The output of ``embed`` or ``classify``, as one tensor per text.
 
         Args:
             prompts, truncate_prompt_tokens: as for ``embed``.
-            pooling_task: "embed" or "classify"; None is what the model does.
+            pooling_task: "embed" or "classify"; None is the model's own.
 
         Raises:
-            ValueError: the model does not do that; outputs of single tokens are not to be had.
+            ValueError: another task, or not the model's: tokens have no outputs of their own.
             RequestTooLongError, InvalidParameterError: before anything has run.
         """
         if pooling_task not in (None, "embed", "classify"):
@@ -270,13 +278,13 @@ class LLM:
         )
         info = self._pooling_info(*wanted)
         outputs = []
-        for request_id, _, token_ids, pooled in self._pool_each(
+        for request_id, _, token_ids, vector in self._pool_each(
             prompts, truncate_prompt_tokens, use_tqdm
         ):
             if info.task == "embed":
-                data = torch.from_numpy(vector(pooled))
+                data = torch.from_numpy(vector)
             else:
-                data = torch.tensor(probabilities(pooled, info.activation))
+                data = torch.tensor(probabilities(vector, info.activation))
             outputs.append(PoolingRequestOutput(request_id, token_ids, PoolingOutput(data)))
         return outputs
 
@@ -285,14 +293,14 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         truncate_prompt_tokens: int | None,
         use_tqdm: bool,
-    ) -> list[tuple[str, str | None, list[int], PooledText]]:
-        """Each prompt's (request id, text, token ids, what came of it)."""
+    ) -> list[tuple[str, str | None, list[int], Vector]]:
+        """Each prompt's (request id, text, token ids, vector)."""
         most = max_text_len(truncate_prompt_tokens, self._engine.limits.max_model_len)
         parts = [prompt_parts(prompt) for prompt in as_batch(prompts)]
         tokenizer = self._engine.tokenizer
-        # All at once: on several cores, and faster on one.
+        # In one call: it uses several cores.
         encoded = iter(tokenizer.encode_batch([text or "" for text, ids in parts if ids is None]))
-        texts: list[tuple[Sequence[int], PooledText]] = []
+        texts = []
         for text, token_ids in parts:
             if token_ids is None:
                 assert text is not None
@@ -301,11 +309,11 @@ class LLM:
                     token_ids = encode_text(tokenizer, text, most)
             elif most is not None:
                 token_ids = token_ids[:most]
-            texts.append((token_ids, PooledText()))
-        ids = self._pool(texts, use_tqdm)
+            texts.append(EncodedText(token_ids))
+        results = self._pool(texts, use_tqdm)
         return [
-            (str(request_id), text, list(token_ids), pooled)
-            for request_id, (text, _), (token_ids, pooled) in zip(ids, parts, texts, strict=True)
+            (str(request_id), text, list(encoded.token_ids), vector)
+            for (request_id, vector), (text, _), encoded in zip(results, parts, texts, strict=True)
         ]
 
     def score(
@@ -317,7 +325,9 @@ class LLM:
         use_activation: bool = True,
         use_tqdm: bool = True,
     ) -> list[ScoringRequestOutput]:
-        """How well each text of ``text_2`` fits its partner in ``text_1``, or the only one there.
+        """The scores of pairs: each text of ``text_2`` with its partner in ``text_1``.
+
+        A single text in ``text_1`` is the partner of all.
 
         A cross-encoder reads both at once; its score passes through the function it was trained
         with unless ``use_activation`` is off. Other models' scores are cosines of their vectors.
@@ -340,20 +350,21 @@ class LLM:
         tokenizer = self._engine.tokenizer
         if info.task == "score":
             pairs = [encode_pair(tokenizer, *p, most) for p in zip(firsts, seconds, strict=True)]
-            ids = self._pool(pairs, use_tqdm)
-            scores = [squash(pooled, info.squashes and use_activation) for _, pooled in pairs]
-            token_ids = [pair_ids for pair_ids, _ in pairs]
+            results = self._pool(pairs, use_tqdm)
+            ids = [request_id for request_id, _ in results]
+            scores = [squash(logits, info.squashes and use_activation) for _, logits in results]
+            token_ids = [list(pair.token_ids) for pair in pairs]
         else:
             # A text that is paired several times is computed once.
             texts = {
-                text: (encode_text(tokenizer, text, most), PooledText())
+                text: EncodedText(encode_text(tokenizer, text, most))
                 for text in dict.fromkeys([*firsts, *seconds])
             }
             done = dict(zip(texts, self._pool(list(texts.values()), use_tqdm), strict=True))
-            ids = [done[second] for second in seconds]
-            couples = [(texts[a], texts[b]) for a, b in zip(firsts, seconds, strict=True)]
-            scores = [cosine(a[1], b[1]) for a, b in couples]
-            token_ids = [a[0] + b[0] for a, b in couples]
+            couples = list(zip(firsts, seconds, strict=True))
+            ids = [done[second][0] for second in seconds]
+            scores = [cosine(done[a][1], done[b][1]) for a, b in couples]
+            token_ids = [[*texts[a].token_ids, *texts[b].token_ids] for a, b in couples]
         return [
             ScoringRequestOutput(str(request_id), tokens, ScoringOutput(value))
             for request_id, tokens, value in zip(ids, token_ids, scores, strict=True)
@@ -367,33 +378,25 @@ class LLM:
             raise ValueError(f"this model does not {tasks[0]}: use {info.task}")
         return info
 
-    def _pool(self, texts: Sequence[tuple[Sequence[int], PooledText]], use_tqdm: bool) -> list[int]:
-        """Check all, then run all; their request ids."""
-        prompts = [checked_ids(token_ids) for token_ids, _ in texts]
-        check = self._engine.limits.check
-        for token_ids in prompts:
-            check(token_ids, NO_TOKENS)
-        first, now_s = next(self._next_id), time.monotonic()
-        self._next_id = itertools.count(first + len(texts))
-        ids = range(first, first + len(texts))
-        for request_id, token_ids, (_, pooled) in zip(ids, prompts, texts, strict=True):
-            self._engine.submit(
-                EngineRequest(
-                    request_ids=range(request_id, request_id + 1),
-                    prompt_token_ids=token_ids,
-                    params=NO_TOKENS,
-                    max_tokens=0,
-                    arrival_s=now_s,
-                    pooled=pooled,
-                )
-            )
-        with (
-            tqdm(total=len(texts), desc="requests", disable=not use_tqdm) as progress,
-            contextlib.closing(self._deltas(set(ids))) as deltas,
-        ):
-            for _ in deltas:
-                progress.update()
-        return list(ids)
+    def _pool(self, texts: Sequence[EncodedText], use_tqdm: bool) -> list[tuple[int, Vector]]:
+        """Check all, then run all; each one's request id and vector."""
+        return self._alone(lambda: self._pool_alone(texts, use_tqdm))
+
+    def _pool_alone(self, texts: Sequence[EncodedText], use_tqdm: bool) -> list[tuple[int, Vector]]:
+        prepare = self._engine.prepare
+        requests = [
+            prepare(checked_ids(text.token_ids), NO_TOKENS, num_first=text.num_first)
+            for text in texts
+        ]
+        vectors: dict[int, Vector] = {}
+
+        def take(delta: Delta) -> bool:
+            vectors[delta.request_id] = delta.extra
+            return True
+
+        self._run_to_end(requests, take, use_tqdm)
+        ids = [samples[0].request_id for samples in requests]
+        return [(request_id, vectors[request_id]) for request_id in ids]
 
     def _per_prompt(
         self, sampling_params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
@@ -402,95 +405,108 @@ class LLM:
             sampling_params = self.get_default_sampling_params()
         if isinstance(sampling_params, SamplingParams):
             return [sampling_params] * num_prompts
+        if not all(isinstance(params, SamplingParams) for params in sampling_params):
+            raise TypeError("sampling_params must be SamplingParams, one or one per prompt")
         if len(sampling_params) != num_prompts:
             raise ValueError(f"{len(sampling_params)} sampling params for {num_prompts} prompts")
         return list(sampling_params)
 
-    def _submit(
-        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams]
-    ) -> dict[int, RequestOutput]:
-        """Check all, then queue all: a bad prompt must not leave its neighbours running."""
-        if (info := self._engine.runner.pooling) is not None:
+    def _generate(
+        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], use_tqdm: bool
+    ) -> list[RequestOutput]:
+        """Check all, then run all: a bad prompt must not leave its neighbours running."""
+        engine = self._engine
+        if (info := engine.runner.pooling) is not None:
             raise ValueError(f"this model generates no text: use {info.task}")
-        requests: list[EngineRequest] = []
-        outputs: dict[int, RequestOutput] = {}
+        requests: list[list[RequestState]] = []
+        outputs: list[RequestOutput] = []
+        # Sample id -> its request's output, and its index there.
+        places: dict[int, tuple[RequestOutput, int]] = {}
         for prompt, sampling in zip(prompts, params, strict=True):
             text, given_ids = prompt_parts(prompt)
             if given_ids is None:
                 assert text is not None
-                token_ids = self._engine.tokenizer.encode_ids(text)
+                token_ids = engine.tokenizer.encode_ids(text)
             else:
                 token_ids = checked_ids(given_ids)
-            max_tokens = self._engine.limits.check(token_ids, sampling)
-            ids = [next(self._next_id) for _ in range(sampling.n)]
+            samples = engine.prepare(token_ids, sampling)
             output = RequestOutput(
-                request_id=str(ids[0]),
+                request_id=str(samples[0].request_id),
                 prompt=text,
                 prompt_token_ids=list(token_ids),
                 outputs=[CompletionOutput(index) for index in range(sampling.n)],
-                scores=make_scores(sampling),
             )
-            outputs.update(dict.fromkeys(ids, output))
-            requests.append(
-                EngineRequest(
-                    request_ids=range(ids[0], ids[0] + sampling.n),
-                    prompt_token_ids=token_ids,
-                    params=sampling,
-                    max_tokens=max_tokens,
-                    arrival_s=time.monotonic(),
-                    prompt_logprobs=output.scores,
-                )
-            )
-        for request in requests:
-            self._engine.submit(request)
+            requests.append(samples)
+            outputs.append(output)
+            for index, sample in enumerate(samples):
+                places[sample.request_id] = output, index
+
+        def take(delta: Delta) -> bool:
+            output, index = places[delta.request_id]
+            output.apply(index, delta, engine.tokenizer)
+            return output.finished
+
+        self._run_to_end(requests, take, use_tqdm)
         return outputs
 
-    def _run_to_end(self, outputs: Mapping[int, RequestOutput], use_tqdm: bool) -> None:
-        total = len({id(output) for output in outputs.values()})
-        with (
-            tqdm(total=total, desc="requests", disable=not use_tqdm) as progress,
-            contextlib.closing(self._deltas(set(outputs))) as deltas,
-        ):
-            for delta in deltas:
-                output = outputs[delta.request_id]
-                output.apply(
-                    delta.request_id - int(output.request_id), delta, self._engine.tokenizer
-                )
-                if output.finished:
-                    progress.update()
+    def _run_to_end(
+        self,
+        requests: Sequence[Sequence[RequestState]],
+        take: Callable[[Delta], bool],
+        use_tqdm: bool,
+    ) -> None:
+        """Queue requests and step until all have ended.
 
-    def _deltas(self, unfinished: set[int]) -> Generator[Delta]:
-        """Step until these samples have ended; their news.
+        Args:
+            take: gets each sample's one Delta; returns whether its request has ended.
 
         Raises:
-            RuntimeError: one of them has failed.
+            RuntimeError: the model failed on one of them.
         """
         engine = self._engine
-        try:
-            while unfinished:
+        for samples in requests:
+            engine.submit(samples)
+        num_unfinished = sum(map(len, requests))
+        with tqdm(total=len(requests), desc="requests", disable=not use_tqdm) as progress:
+            while num_unfinished:
                 engine.step()
                 for delta in engine.core.outbox.drain():
-                    reason = delta.finish_reason
-                    if reason is not None:
-                        unfinished.discard(delta.request_id)
-                        engine.requests.pop(delta.request_id, None)
-                        if reason == "error":
-                            raise RuntimeError(f"request {delta.request_id} failed; see the log")
-                    yield delta
-        finally:
-            if unfinished:
-                # Interrupted: leave an engine that can be used again.
-                engine.abort(unfinished)
-                while engine.core.has_work():
-                    engine.step()
-                engine.core.outbox.drain()
-                for request_id in unfinished:
-                    engine.requests.pop(request_id, None)
+                    if delta.finish_reason == "error":
+                        raise RuntimeError(f"request {delta.request_id} failed; see the log")
+                    num_unfinished -= 1
+                    if take(delta):
+                        progress.update()
+
+    def _alone(self, work: Callable[[], T]) -> T:
+        """Run ``work`` while no other call does, on an engine that is empty before and after.
+
+        Raises:
+            RuntimeError: in a forked child, or from within another call on the same thread.
+        """
+        if os.getpid() != self._pid:
+            raise RuntimeError("an LLM does not work in a forked child: make one there")
+        if self._owner == threading.get_ident():
+            raise RuntimeError("this LLM is at work on this thread already")
+        with self._lock:
+            # An interrupt may come here too: the next call cleans up what this one cannot.
+            try:
+                self._owner = threading.get_ident()
+                if not self._is_clean:
+                    self._engine.abandon()
+                self._is_clean = False
+                result = work()
+                self._is_clean = True
+                return result
+            finally:
+                self._owner = None
+                if not self._is_clean:
+                    self._engine.abandon()
+                    self._is_clean = True
 
 
 def as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One prompt or several, as a list of them; an empty list is none."""
     single = isinstance(prompts, str | Mapping) or (
-        bool(prompts) and all(isinstance(p, int) for p in prompts)
+        len(prompts) > 0 and all(is_token_id(p) for p in prompts)
     )
     return [prompts] if single else list(prompts)  # type: ignore[arg-type,list-item]

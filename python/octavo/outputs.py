@@ -1,15 +1,17 @@
-"""RequestOutput: what a request has produced so far, in vLLM's shape."""
+"""RequestOutput: the output of a request so far, in vLLM's shape."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from octavo.prompt_logprobs import PromptLogprobs
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from octavo._core import Delta, Tokenizer
-    from octavo.prompt_logprobs import Candidates, PromptLogprobs
+    from octavo.prompt_logprobs import Candidates
 
 
 @dataclass(slots=True)
@@ -27,7 +29,7 @@ class Logprob:
 
 @dataclass(slots=True)
 class RequestMetrics:
-    """Where a finished request's time went, in seconds; None where it never got that far."""
+    """A finished request's time by phase, in seconds; None for a phase it did not reach."""
 
     queue_s: float | None = None
     prefill_s: float | None = None
@@ -61,11 +63,9 @@ class RequestOutput:
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     metrics: RequestMetrics | None = None
     num_cached_tokens: int = 0
-    # What the runner fills; ``prompt_logprobs`` is made of it.
-    scores: PromptLogprobs | None = field(default=None, repr=False)
 
     def apply(self, index: int, delta: Delta, tokenizer: Tokenizer) -> None:
-        """Append one sample's news. ``index`` is the sample's."""
+        """Append what happened to sample ``index``."""
         output = self.outputs[index]
         output.text += delta.text
         output.token_ids.extend(delta.token_ids)
@@ -74,12 +74,9 @@ class RequestOutput:
                 output.logprobs = []
             output.logprobs.extend(_by_id(candidates, tokenizer) for candidates in news)
             output.cumulative_logprob = delta.cumulative_logprob
-        if (
-            self.scores is not None
-            and self.prompt_logprobs is None
-            and self.scores.num_recorded == len(self.prompt_token_ids) - 1
-        ):
-            rows = self.scores.positions()
+        # Every sample brings them; they are the same.
+        if isinstance(delta.extra, PromptLogprobs) and self.prompt_logprobs is None:
+            rows = delta.extra.positions()
             self.prompt_logprobs = [None, *(_by_id(row, tokenizer) for row in rows)]
         self.num_cached_tokens = max(self.num_cached_tokens, delta.num_cached_tokens)
         if delta.finish_reason is not None:
@@ -122,13 +119,13 @@ class ScoringRequestOutput:
 
 @dataclass(slots=True)
 class ClassificationOutput:
-    """``probs``: one a label, in the order of the model's ``id2label``; see ``LLM.classify``."""
+    """``probs``: one per label, in the order of the model's ``id2label``; see ``LLM.classify``."""
 
     probs: list[float]
 
     @property
     def num_classes(self) -> int:
-        """How many labels the model knows."""
+        """The model's number of labels."""
         return len(self.probs)
 
 
@@ -143,14 +140,14 @@ class ClassificationRequestOutput:
 
 @dataclass(slots=True)
 class PoolingOutput:
-    """``data``: what the model makes of the text, float32 [D]."""
+    """``data``: the text's vector or its labels' probabilities, float32 [D]."""
 
     data: Tensor
 
 
 @dataclass(slots=True)
 class PoolingRequestOutput:
-    """One text and its tensor. ``finished``: always, once the caller has it."""
+    """One text and its tensor. ``finished`` is always true."""
 
     request_id: str
     prompt_token_ids: list[int]

@@ -1,11 +1,12 @@
-"""PooledText: a text on its way through a model that says nothing and gives a vector."""
+"""Pooling models: their tasks, the texts they read, and scores from their vectors."""
 
 from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from octavo.errors import InvalidParameterError
 from octavo.sampling_params import SamplingParams
@@ -16,24 +17,27 @@ if TYPE_CHECKING:
 
     from octavo._core import Tokenizer
 
-# What a model without generation is for: to embed texts, to score pairs (a classifier of one label,
-# a cross-encoder), or to classify (one of several).
+    # One text's result, float32 [D]: its embedding, or a classifier's logits.
+    Vector = NDArray[np.float32]
+
+# A pooling model's task: to embed texts, to score pairs (a classifier of one label, a
+# cross-encoder), or to classify (a classifier of several).
 PoolingTask = Literal["embed", "score", "classify"]
 
-# What turns a classifier's logits into what the caller sees.
+# A classifier's last function, from logits to probabilities.
 Activation = Literal["identity", "sigmoid", "softmax"]
 
-# A request for no token: the prompt's computation is all of it.
+# A request that computes its prompt and nothing else.
 NO_TOKENS: Final = SamplingParams(max_tokens=0)
 
 
 @dataclass(frozen=True, slots=True)
 class PoolingInfo:
-    """What is to know of a model that gives vectors.
+    """A pooling model's task and outputs.
 
     ``size``: of its vectors, or the number of labels. ``normalizes``: vectors have length 1.
-    ``squashes``: a score is a sigmoid of the logit, where the request does not ask otherwise.
-    ``activation``: what makes classes' probabilities of their logits. ``labels``: their names.
+    ``squashes``: a score is a sigmoid of the logit, unless the request asks otherwise.
+    ``activation``: from labels' logits to their probabilities. ``labels``: their names.
     """
 
     task: PoolingTask
@@ -44,21 +48,18 @@ class PoolingInfo:
     labels: tuple[str, ...] = ()
 
 
-@dataclass(slots=True, eq=False)
-class PooledText:
-    """What the runner knows of one text, and what it made of it.
+class EncodedText(NamedTuple):
+    """A text, or a pair of texts, as a pooling model reads it.
 
-    ``num_first``: of a pair of texts, the tokens that belong to the first; None is no pair.
-    ``values``: float32 [D], the text's vector or the pair's logits; the runner sets it on the
-    engine's thread, before the request's last delta.
+    ``num_first``: of a pair, the tokens that belong to the first text; None is no pair.
     """
 
+    token_ids: Sequence[int]
     num_first: int | None = None
-    values: NDArray[np.float32] | None = None
 
 
 def max_text_len(truncate_prompt_tokens: int | None, max_model_len: int) -> int | None:
-    """How many tokens ``truncate_prompt_tokens`` leaves of a text; None is no truncation.
+    """The most tokens that ``truncate_prompt_tokens`` leaves of a text; None is no truncation.
 
     Raises:
         InvalidParameterError: it is neither -1 nor in [1, max_model_len].
@@ -77,7 +78,7 @@ def max_text_len(truncate_prompt_tokens: int | None, max_model_len: int) -> int 
 def encode_text(
     tokenizer: Tokenizer, text: str, most: int | None, add_special_tokens: bool = True
 ) -> list[int]:
-    """A text's token ids, its end cut off so that there are at most ``most``, special ones kept.
+    """A text's token ids, at most ``most``: its end is cut off, its special tokens stay.
 
     Raises:
         InvalidParameterError: the special tokens alone are more.
@@ -93,10 +94,8 @@ def encode_text(
     return token_ids[: most - num_after] + token_ids[len(token_ids) - num_after :]
 
 
-def encode_pair(
-    tokenizer: Tokenizer, first: str, second: str, most: int | None
-) -> tuple[list[int], PooledText]:
-    """Two texts as a cross-encoder reads them: token ids, and where the second begins.
+def encode_pair(tokenizer: Tokenizer, first: str, second: str, most: int | None) -> EncodedText:
+    """Two texts as a cross-encoder reads them.
 
     The longer one is cut until there are at most ``most`` tokens, as cross-encoders are trained.
 
@@ -106,7 +105,7 @@ def encode_pair(
     token_ids, num_first = tokenizer.encode_pair(first, second, most)
     if most is not None and len(token_ids) > most:
         _check_room(len(token_ids), most)
-    return token_ids, PooledText(num_first)
+    return EncodedText(token_ids, num_first)
 
 
 def _check_room(num_special: int, most: int) -> None:
@@ -117,36 +116,30 @@ def _check_room(num_special: int, most: int) -> None:
         )
 
 
-def vector(text: PooledText) -> NDArray[np.float32]:
-    """What the runner made of a text that is done."""
-    assert text.values is not None, "the request has ended well"
-    return text.values
-
-
-def cosine(a: PooledText, b: PooledText) -> float:
-    """The cosine of two texts' vectors; 0 where one has no length."""
-    x, y = vector(a).tolist(), vector(b).tolist()
+def cosine(a: Vector, b: Vector) -> float:
+    """The cosine of two vectors; 0 where one has no length."""
+    x, y = a.tolist(), b.tolist()
     length = math.hypot(*x) * math.hypot(*y)
     return sum(map(operator.mul, x, y)) / length if length else 0.0
 
 
-def squash(pair: PooledText, squashes: bool) -> float:
+def squash(logits: Vector, squashes: bool) -> float:
     """A cross-encoder's score of a pair: its logit, or a sigmoid of it."""
-    logit = float(vector(pair)[0])
+    logit = float(logits[0])
     return _sigmoid(logit) if squashes else logit
 
 
-def probabilities(text: PooledText, activation: Activation) -> list[float]:
-    """A classifier's answer, one number a label."""
-    logits: list[float] = vector(text).tolist()
+def probabilities(logits: Vector, activation: Activation) -> list[float]:
+    """A classifier's answer, one number per label."""
+    values: list[float] = logits.tolist()
     match activation:
         case "identity":
-            return logits
+            return values
         case "sigmoid":
-            return [_sigmoid(logit) for logit in logits]
+            return [_sigmoid(logit) for logit in values]
         case "softmax":
-            most = max(logits)
-            powers = [math.exp(logit - most) for logit in logits]
+            most = max(values)
+            powers = [math.exp(logit - most) for logit in values]
             return [power / sum(powers) for power in powers]
 
 

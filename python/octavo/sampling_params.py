@@ -1,11 +1,28 @@
-"""SamplingParams: how one request's tokens are chosen and when they end."""
+"""SamplingParams: a request's settings for choosing tokens and for ending."""
 
 from __future__ import annotations
 
 import math
+import numbers
+import operator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Final
 
 from octavo.errors import InvalidParameterError
+
+# Samples of one request; vLLM's limit (VLLM_MAX_N_SEQUENCES).
+MAX_N: Final = 16_384
+# The core and the kernels keep counts and token ids as int32, and values as float32.
+INT32_MAX: Final = 2**31 - 1
+FLOAT32_MAX: Final = (2 - 2**-23) * 2.0**127
+FLOAT32_TINY: Final = 2.0**-126
+# Seeds are 64 bits, signed or unsigned, as torch takes them.
+SEED_MIN, SEED_MAX = -(2**63), 2**64 - 1
+# A refused value is quoted in the error up to this length.
+MAX_SHOWN_CHARS: Final = 100
+
+_REAL = (float, int)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,6 +34,9 @@ class SamplingParams:
     of the request alone. ``max_tokens=None`` runs to the model's length limit. A stream's chunk
     leaves after ``stream_interval`` tokens, None is the engine's. ``spaces_between_special_tokens``
     makes no difference where a tokenizer writes none; elsewhere false is refused.
+
+    Numbers may be numpy's, and lists stand for tuples; ``stop`` may be one string, and None an
+    empty list. Fields hold Python's own types after construction.
 
     Raises:
         InvalidParameterError: from construction, naming the field.
@@ -47,56 +67,209 @@ class SamplingParams:
     bad_words: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        # Callers from elsewhere write one stop string as it is, whatever the type says.
-        stop: object = self.stop
-        if isinstance(stop, str):
-            object.__setattr__(self, "stop", (stop,))
-        for name in ("stop", "stop_token_ids", "allowed_token_ids", "bad_words"):
-            value = getattr(self, name)
-            if type(value) is not tuple:
-                object.__setattr__(self, name, tuple(value or ()))
-        # Written out: one of them per request, and a loop over a table takes five times as long.
+        # Written out: one of them per request, and loops over tables take several times as long.
+        if not (
+            type(self.n) is int
+            and type(self.top_k) is int
+            and type(self.min_tokens) is int
+            and type(self.temperature) in _REAL
+            and type(self.top_p) in _REAL
+            and type(self.min_p) in _REAL
+            and type(self.presence_penalty) in _REAL
+            and type(self.frequency_penalty) in _REAL
+            and type(self.repetition_penalty) in _REAL
+            and (self.seed is None or type(self.seed) is int)
+            and (self.max_tokens is None or type(self.max_tokens) is int)
+            and (self.stream_interval is None or type(self.stream_interval) is int)
+            and (self.logprobs is None or type(self.logprobs) is int)
+            and (self.prompt_logprobs is None or type(self.prompt_logprobs) is int)
+            and type(self.include_stop_str_in_output) is bool
+            and type(self.ignore_eos) is bool
+            and type(self.skip_special_tokens) is bool
+            and type(self.spaces_between_special_tokens) is bool
+        ):
+            self._convert_scalars()
+        if not (
+            type(self.stop) is tuple
+            and type(self.stop_token_ids) is tuple
+            and type(self.allowed_token_ids) is tuple
+            and type(self.bad_words) is tuple
+            and type(self.logit_bias) is dict
+        ):
+            self._convert_containers()
         # Comparisons in these forms are false for NaN.
-        if not self.n >= 1:
-            raise self._refusal("n", "at least 1")
+        if not 1 <= self.n <= MAX_N:
+            raise self._refusal("n", f"between 1 and {MAX_N}")
         if not 0 <= self.temperature <= 2:
             raise self._refusal("temperature", "between 0 and 2")
         if not 0 < self.top_p <= 1:
             raise self._refusal("top_p", "in (0, 1]")
-        if not self.top_k >= -1:
-            raise self._refusal("top_k", "-1, 0 or positive")
+        if not -1 <= self.top_k <= INT32_MAX:
+            raise self._refusal("top_k", f"-1, 0 or positive, at most {INT32_MAX}")
         if not 0 <= self.min_p <= 1:
             raise self._refusal("min_p", "between 0 and 1")
         if not -2 <= self.presence_penalty <= 2:
             raise self._refusal("presence_penalty", "between -2 and 2")
         if not -2 <= self.frequency_penalty <= 2:
             raise self._refusal("frequency_penalty", "between -2 and 2")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise self._refusal("repetition_penalty", "positive and finite")
-        if not self.min_tokens >= 0:
-            raise self._refusal("min_tokens", "at least 0")
+        if not FLOAT32_TINY <= self.repetition_penalty <= FLOAT32_MAX:
+            raise self._refusal("repetition_penalty", "positive and finite, as a float32")
+        if not 0 <= self.min_tokens <= INT32_MAX:
+            raise self._refusal("min_tokens", f"between 0 and {INT32_MAX}")
         if self.max_tokens is not None:
             if not self.max_tokens >= 0:
                 raise self._refusal("max_tokens", "at least 0")
             if not self.min_tokens <= self.max_tokens:
                 raise self._refusal("min_tokens", "at most max_tokens")
-        if not (self.stream_interval is None or self.stream_interval >= 1):
-            raise self._refusal("stream_interval", "at least 1")
-        if not (self.logprobs is None or self.logprobs >= 0):
-            raise self._refusal("logprobs", "at least 0")
-        if not (self.prompt_logprobs is None or self.prompt_logprobs >= 0):
-            raise self._refusal("prompt_logprobs", "at least 0")
-        if not all(self.stop):
-            raise self._refusal("stop", "non-empty strings")
-
-    def _refusal(self, param: str, must: str) -> InvalidParameterError:
-        value: object = getattr(self, param)
-        return InvalidParameterError(f"{param} must be {must}, not {value!r}", param)
+        if not (self.seed is None or SEED_MIN <= self.seed <= SEED_MAX):
+            raise self._refusal("seed", "an integer of 64 bits")
+        if not (self.stream_interval is None or 1 <= self.stream_interval <= INT32_MAX):
+            raise self._refusal("stream_interval", f"between 1 and {INT32_MAX}")
+        if not (self.logprobs is None or 0 <= self.logprobs <= INT32_MAX):
+            raise self._refusal("logprobs", f"between 0 and {INT32_MAX}")
+        if not (self.prompt_logprobs is None or 0 <= self.prompt_logprobs <= INT32_MAX):
+            raise self._refusal("prompt_logprobs", f"between 0 and {INT32_MAX}")
+        if self.stop:
+            self._check_texts("stop")
+        if self.bad_words:
+            self._check_texts("bad_words")
+        if self.stop_token_ids:
+            self._convert_ids("stop_token_ids")
+        if self.allowed_token_ids:
+            self._convert_ids("allowed_token_ids")
+        if self.logit_bias:
+            self._convert_bias()
 
     @property
     def greedy(self) -> bool:
         """Whether the most likely token is taken, without randomness."""
         return self.temperature < GREEDY_EPSILON
+
+    # ------------------------------------------------- values of other types, and refusals
+
+    def _set(self, param: str, value: object) -> None:
+        object.__setattr__(self, param, value)
+
+    def _convert_scalars(self) -> None:
+        """Make numbers and booleans Python's own."""
+        for param in ("n", "top_k", "min_tokens"):
+            self._set(param, self._integer(param, getattr(self, param)))
+        for param in ("seed", "max_tokens", "stream_interval", "logprobs", "prompt_logprobs"):
+            value: object = getattr(self, param)
+            if value is True and param.endswith("logprobs"):
+                value = 1  # as in vLLM
+            self._set(param, None if value is None else self._integer(param, value))
+        for param in (
+            "temperature",
+            "top_p",
+            "min_p",
+            "presence_penalty",
+            "frequency_penalty",
+            "repetition_penalty",
+        ):
+            self._set(param, self._real(param, getattr(self, param), "a number"))
+        for param in (
+            "include_stop_str_in_output",
+            "ignore_eos",
+            "skip_special_tokens",
+            "spaces_between_special_tokens",
+        ):
+            self._set(param, self._boolean(param, getattr(self, param)))
+
+    def _convert_containers(self) -> None:
+        """Make lists tuples, and a mapping a dict."""
+        for param in ("stop", "stop_token_ids", "allowed_token_ids", "bad_words"):
+            value: Any = getattr(self, param)
+            if type(value) is not tuple:
+                self._set(param, tuple(value) if type(value) is list else self._items(param, value))
+        bias: object = self.logit_bias
+        if type(bias) is not dict:
+            if not (bias is None or isinstance(bias, Mapping)):
+                raise self._refusal("logit_bias", "a mapping from token ids to numbers")
+            self._set("logit_bias", dict(bias or {}))
+
+    def _items(self, param: str, value: Any) -> tuple[Any, ...]:
+        if value is None:
+            return ()
+        # Callers from elsewhere write one stop string as it is, whatever the type says.
+        if param == "stop" and isinstance(value, str):
+            return (value,)
+        # What has no length may have no end.
+        is_text = isinstance(value, str | bytes | bytearray | Mapping)
+        if is_text or not hasattr(value, "__len__"):
+            kind = "token ids" if param.endswith("token_ids") else "strings"
+            raise self._refusal(param, f"a list of {kind}")
+        return tuple(value)
+
+    def _check_texts(self, param: str) -> None:
+        """Refuse what cannot be looked for in a text."""
+        for text in getattr(self, param):
+            if not isinstance(text, str) or (param == "stop" and not text):
+                kind = "non-empty strings" if param == "stop" else "strings"
+                raise self._refusal(param, kind, text)
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise self._refusal(param, "Unicode text, without lone surrogates", text) from None
+
+    def _convert_ids(self, param: str) -> None:
+        ids = getattr(self, param)
+        self._set(param, tuple([self._integer(param, token, "token ids") for token in ids]))
+
+    def _convert_bias(self) -> None:
+        """A dict of its own: the caller may go on to change the one that was given."""
+        param = "logit_bias"
+        bias = {
+            self._integer(param, token, "a mapping from token ids"): self._real(
+                param, value, "numbers"
+            )
+            for token, value in self.logit_bias.items()
+        }
+        for value in bias.values():
+            if not (-FLOAT32_MAX <= value <= FLOAT32_MAX or value == -math.inf):
+                raise self._refusal(param, "finite as float32, or -inf", value)
+        self._set(param, bias)
+
+    def _integer(self, param: str, value: object, must: str = "an integer") -> int:
+        if not isinstance(value, bool):
+            try:
+                return operator.index(value)  # type: ignore[arg-type]
+            except TypeError:
+                pass
+        raise self._refusal(param, must, value)
+
+    def _real(self, param: str, value: object, must: str) -> float:
+        # numpy's numbers are registered as Real; strings of digits are not.
+        if type(value) is not bool and isinstance(value, numbers.Real):
+            try:
+                return float(value)
+            except OverflowError:
+                pass
+        raise self._refusal(param, must, value)
+
+    def _boolean(self, param: str, value: object) -> bool:
+        # numpy's bool is neither an int nor registered as a number.
+        if isinstance(value, int) or type(value).__name__ in ("bool", "bool_"):
+            if value == 0:
+                return False
+            if value == 1:
+                return True
+        raise self._refusal(param, "true or false", value)
+
+    def _refusal(self, param: str, must: str, value: object = ...) -> InvalidParameterError:
+        shown = _shown(getattr(self, param) if value is ... else value)
+        return InvalidParameterError(f"{param} must be {must}, not {shown}", param)
+
+
+def _shown(value: object) -> str:
+    """A value as an error quotes it: short, whatever it is. Containers may be deep or large, and
+    only their type is named."""
+    if isinstance(value, int) and not -SEED_MAX <= value <= SEED_MAX:
+        return f"an integer of {value.bit_length()} bits"
+    if value is None or isinstance(value, numbers.Number | str | bytes):
+        text = repr(value)
+        return text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 3] + "..."
+    return type(value).__name__
 
 
 # Below this a temperature divides logits into overflow; vLLM draws the same line.

@@ -17,7 +17,7 @@ from octavo.cli import main as cli
 from octavo.cli import serve
 from octavo.config import EngineConfig
 from octavo.flags import FlagError, Parser, add_flags, flags_of, parse_int, resolve
-from octavo.server.config import ServerConfig
+from octavo.server.http.config import ServerConfig
 
 CONFIGS = (EngineConfig, ServerConfig)
 

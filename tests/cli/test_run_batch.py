@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,10 @@ def run(tmp_path: Path) -> Any:
     template = tmp_path / "template.jinja"
     template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
 
-    def run(lines: list[str], *flags: str) -> list[dict[str, Any]]:
+    def run(lines: Sequence[str | bytes], *flags: str) -> list[dict[str, Any]]:
         source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-        source.write_text("\n".join(lines) + "\n")
+        data = [one if isinstance(one, bytes) else one.encode() for one in lines]
+        source.write_bytes(b"\n".join(data) + b"\n")
         words = ["run-batch", "-i", str(source), "-o", str(target), "--model", str(tmp_path)]
         words += ["--load-format", "dummy", "--dtype", "float32", "--threads", "1"]
         words += ["--served-model-name", "tiny", "--chat-template", str(template), *flags]
@@ -94,6 +96,30 @@ def test_every_line_is_answered(run: Any, capsys: pytest.CaptureFixture[str]) ->
     assert "3 answered, 6 failed" in capsys.readouterr().err
 
 
+def test_a_line_that_is_no_text_costs_its_own_answer(run: Any) -> None:
+    url = "/v1/completions"
+    good = line("good", url, prompt="x", max_tokens=1).encode()
+    deep = b'{"custom_id": "deep", "url": "%b", "body": {"prompt": %b%b}}' % (
+        url.encode(), b"[" * 900, b"]" * 900
+    )  # fmt: skip
+    found = run([good, b"\xff\xfe", b'{"custom_id": "\xff"}', deep, good])
+    codes = [entry["error"] and entry["error"]["code"] for entry in found]
+    assert sorted(code or "" for code in codes) == [
+        "", "", "invalid_json_line", "invalid_json_line", "invalid_request"
+    ]  # fmt: skip
+    statuses = [entry["response"]["status_code"] for entry in found if entry["response"]]
+    assert statuses == [200, 200]
+
+
+def test_the_input_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text(line("a", "/v1/completions", prompt="x"))
+    words = ["run-batch", "-i", str(path), "-o", str(tmp_path / "." / "in.jsonl")]
+    assert cli.main([*words, "--model", str(tmp_path)]) == 1
+    assert "--output-file" in capsys.readouterr().err
+    assert path.read_text()
+
+
 def test_a_batch_larger_than_the_queue(run: Any) -> None:
     url = "/v1/completions"
     lines = [line(str(i), url, prompt=f"{i}", max_tokens=20, ignore_eos=True) for i in range(60)]
@@ -115,7 +141,7 @@ def test_a_batch_larger_than_the_queue(run: Any) -> None:
 )
 def test_lines_that_are_no_requests(text: str, code: str) -> None:
     with pytest.raises(BatchLineError) as failure:
-        parse_line(text)
+        parse_line(text.encode())
     assert failure.value.code == code
 
 

@@ -39,10 +39,10 @@ def make_core(**changes: Any) -> EngineCore:
 class Driver:
     """Runs an EngineCore with a model whose next token is the position of the last one plus 100."""
 
-    def __init__(self, core: EngineCore, token_buckets: tuple[int, ...] = ()) -> None:
+    def __init__(self, core: EngineCore) -> None:
         self.core = core
         self.array = np.zeros(Staging.required_len(**LIMITS), np.int32)
-        self.staging = Staging(self.array, token_buckets)
+        self.staging = Staging(self.array)
         self.deltas: dict[int, list[Delta]] = {}
 
     def schedule(self) -> ScheduledBatch:
@@ -85,7 +85,6 @@ def test_staging_layout_of_a_prefill_and_a_decode() -> None:
     driver.core.add_request([7], [11, 12, 13, 14, 15], max_tokens=4)
     batch = driver.schedule()
     assert (batch.num_tokens, batch.num_reqs, batch.num_decodes, batch.num_samples) == (5, 1, 0, 1)
-    assert (batch.token_stride, batch.req_stride) == (5, 1)
     assert (batch.max_query_len, batch.max_seq_len) == (5, 5)
     [(slot, request_id)] = batch.new_slots
     assert request_id == 7
@@ -115,20 +114,17 @@ def test_staging_layout_of_a_prefill_and_a_decode() -> None:
     assert driver.core.token_ids(7) == [11, 12, 13, 14, 15, 42]
 
 
-def test_decodes_are_padded_to_their_bucket_and_run_ahead_leaves_ids_on_the_device() -> None:
-    driver = Driver(make_core(), token_buckets=(2, 4))
+def test_run_ahead_leaves_ids_on_the_device() -> None:
+    driver = Driver(make_core())
     for request_id in range(3):
         driver.core.add_request([request_id], [1, 2, 3], max_tokens=10)
     prefill = driver.schedule()
-    assert prefill.token_stride == prefill.num_tokens == 9
+    assert prefill.num_tokens == 9
     decode = driver.schedule()
-    assert (decode.num_reqs, decode.token_stride, decode.req_stride) == (3, 4, 4)
-    assert driver.section(decode.input_ids_offset, 4) == [-1, -1, -1, 0]
-    assert driver.section(decode.slot_mapping_offset, 4)[3] == -1
-    assert driver.section(decode.slots_offset, 4)[3] == LIMITS["max_num_seqs"]
-    assert driver.section(decode.seq_lens_offset, 4) == [4, 4, 4, 0]
-    assert driver.section(decode.query_start_loc_offset, 5) == [0, 1, 2, 3, 3]
-    assert driver.section(decode.sample_slots_offset, 4)[3] == LIMITS["max_num_seqs"]
+    assert (decode.num_reqs, decode.num_tokens, decode.num_samples) == (3, 3, 3)
+    assert driver.section(decode.input_ids_offset, 3) == [-1, -1, -1]
+    assert driver.section(decode.seq_lens_offset, 3) == [4, 4, 4]
+    assert driver.section(decode.query_start_loc_offset, 4) == [0, 1, 2, 3]
     tokens = np.array([5, 6, 7], np.int32)
     with pytest.raises(ValueError, match="oldest"):
         driver.core.update(decode.step_id, tokens)
@@ -169,7 +165,7 @@ def test_delta_delivery_wakes_once_until_drained() -> None:
 
 def test_a_writer_takes_the_middle_of_a_stream(smollm2: Tokenizer) -> None:
     driver = Driver(make_core(tokenizer=smollm2))
-    template = SseTemplate((b"<", b"|", b"|", b">"), first=b"first", last=b"last")
+    template = SseTemplate(b"<", b">", first=b"first")
     driver.core.add_request([1], [1, 2], max_tokens=8, delivery="sse", sse=[template])
     written: list[bytes] = []
     writer = SseWriter(written.append)
@@ -182,9 +178,9 @@ def test_a_writer_takes_the_middle_of_a_stream(smollm2: Tokenizer) -> None:
     writer.is_armed = True
     assert (drain(5.0), writer.last_write_s) == ([], 5.0)
     # HTTP's chunk, and inside it the event.
-    assert written == [b"d\r\n<v|null|null>\r\n"]
+    assert written == [b"3\r\n<v>\r\n"]
     writer.is_paused = True
-    assert (drain(6.0), writer.last_write_s) == ([b"<w|null|null>"], 5.0)
+    assert (drain(6.0), writer.last_write_s) == ([b"<w>"], 5.0)
     assert driver.step() is True
     assert len(driver.core.outbox.drain({2: writer})) == len(written) == 1
 
@@ -194,7 +190,7 @@ def test_a_writer_sends_to_an_idle_socket_and_the_rest_to_its_transport(
 ) -> None:
     driver = Driver(make_core(tokenizer=smollm2))
     # Long chunks: a socket's buffers are full after a few.
-    template = SseTemplate((b"<" * 50_000, b"|", b"|", b">"))
+    template = SseTemplate(b"<" * 50_000, b">")
     driver.core.add_request([1], [1, 2], max_tokens=40, delivery="sse", sse=[template])
     near, far = socket.socketpair()
     written: list[bytes] = []
@@ -212,7 +208,7 @@ def test_a_writer_sends_to_an_idle_socket_and_the_rest_to_its_transport(
         drain()
         assert written == []
         received = far.recv(1 << 20)
-        assert received.startswith(b"c35c\r\n<<<")
+        assert received.startswith(b"c352\r\n<<<")
         assert received.endswith(b">\r\n")
         buffered[0] = 1
         drain()
@@ -244,7 +240,7 @@ def test_a_writer_sends_to_an_idle_socket_and_the_rest_to_its_transport(
 
 def test_a_writer_whose_socket_is_gone_uses_its_transport(smollm2: Tokenizer) -> None:
     driver = Driver(make_core(tokenizer=smollm2))
-    template = SseTemplate((b"<", b"|", b"|", b">"))
+    template = SseTemplate(b"<", b">")
     driver.core.add_request([1], [1, 2], max_tokens=8, delivery="sse", sse=[template])
     written: list[bytes] = []
     near, far = socket.socketpair()
@@ -260,7 +256,7 @@ def test_a_writer_whose_socket_is_gone_uses_its_transport(smollm2: Tokenizer) ->
 
 def test_a_writer_that_fails_gives_back_the_delta(smollm2: Tokenizer) -> None:
     driver = Driver(make_core(tokenizer=smollm2))
-    template = SseTemplate((b"<", b"|", b"|", b">"))
+    template = SseTemplate(b"<", b">")
     driver.core.add_request([1], [1, 2], max_tokens=3, delivery="sse", sse=[template])
 
     def fail(data: bytes) -> None:
@@ -278,17 +274,16 @@ def test_a_writer_that_fails_gives_back_the_delta(smollm2: Tokenizer) -> None:
 
 def test_sse_delivery_is_bytes_per_sample() -> None:
     driver = Driver(make_core())
-    templates = [
-        SseTemplate((b"%d<" % i, b"|", b"|", b">"), first=b"[first %d]" % i, last=b"[last %d]" % i)
-        for i in range(2)
-    ]
+    templates = [SseTemplate(b"%d<" % i, b">", first=b"[first %d]" % i) for i in range(2)]
     driver.core.add_request(
         [1, 2], [1, 2], max_tokens=5, stop_token_ids=[103], delivery="sse", sse=templates
     )
     deltas = driver.run()
     for i in range(2):
         sse = b"".join(delta.sse or b"" for delta in deltas[i + 1])
-        assert sse == b'[first %d]%d<|"stop"|103>[last %d]' % (i, i, i)
+        # Without a tokenizer there is no text, and a sample's end is not the core's to write.
+        assert sse == b"[first %d]" % i
+        assert (deltas[i + 1][-1].finish_reason, deltas[i + 1][-1].stop_reason) == ("stop", 103)
 
 
 def test_stream_interval() -> None:
@@ -363,7 +358,7 @@ def test_abort_and_fail_step() -> None:
     assert driver.core.abort(99) is False
     [delta] = driver.drain()
     assert (delta.request_id, delta.finish_reason) == (1, "abort")
-    assert driver.core.fail_step(batch.step_id, "no memory") is True
+    assert driver.core.fail_step(batch.step_id) is True
     assert {delta.finish_reason for delta in driver.drain()} == {"error"}
     stats = driver.core.stats()
     assert stats["num_running"] == stats["num_waiting"] == stats["num_in_flight"] == 0
@@ -371,6 +366,117 @@ def test_abort_and_fail_step() -> None:
     metrics = driver.core.metrics.snapshot()
     assert metrics["request_success"] == {"stop": 0, "length": 0, "abort": 1, "error": 2}
     assert metrics["num_requests_running"] == metrics["kv_cache_usage_perc"] == 0
+
+
+def test_extras_leave_with_the_samples_next_delta() -> None:
+    driver = Driver(make_core())
+
+    def update(*extras: tuple[int, object]) -> dict[int, object]:
+        batch = driver.schedule()
+        driver.core.update(batch.step_id, driver.sample(batch), extras=extras)
+        return {delta.request_id: delta.extra for delta in driver.core.outbox.drain()}
+
+    for request_id, delivery in ((1, "delta"), (2, "delta"), (3, "final"), (4, "delta")):
+        driver.core.add_request([request_id], [1, 2, 3], max_tokens=3, delivery=delivery)
+    value = [1.5]
+    found = update((1, value), (2, "first"), (2, "last"), (3, value), (9, "of nobody"))
+    assert found == {1: value, 2: "last", 4: None}
+    assert found[1] is value
+    assert update() == {1: None, 2: None, 4: None}
+    assert update((4, "end")) == {1: None, 2: None, 3: value, 4: "end"}
+    assert driver.core.take_ended() == [1, 2, 3, 4]
+    assert driver.core.take_ended() == []
+
+
+def test_an_extra_ends_where_no_lock_is_held() -> None:
+    """The end of an object may run Python code, which may ask for the outbox."""
+    driver = Driver(make_core())
+    outbox = driver.core.outbox
+    drained: list[Delta] = []
+    ended: list[str] = []
+
+    class Result:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __del__(self) -> None:
+            ended.append(self.name)
+            drained.extend(outbox.drain())
+
+    def update(request_id: int, *names: str) -> None:
+        batch = driver.schedule()
+        tokens = driver.sample(batch)
+        extras = [(request_id, Result(name)) for name in names]
+        driver.core.update(batch.step_id, tokens, extras=extras)
+
+    driver.core.add_request([1], [1, 2, 3], max_tokens=9, delivery="delta")
+    update(2, "of nobody")
+    assert ended == ["of nobody"]
+    update(1, "replaced", "aborted")
+    assert ended == ["of nobody", "replaced"]
+    driver.core.abort(1)
+    drained += outbox.drain()
+    drained.clear()
+    assert ended == ["of nobody", "replaced", "aborted"]
+    driver.core.add_request([3], [1, 2, 3], max_tokens=9)
+    update(3, "abandoned")
+    driver.core.abandon()
+    drained += outbox.drain()
+    drained.clear()
+    assert ended[3:] == ["abandoned"]
+
+
+def test_a_writer_leaves_extras_to_the_sink(smollm2: Tokenizer) -> None:
+    driver = Driver(make_core(tokenizer=smollm2))
+    template = SseTemplate(b"<", b">")
+    prompt = smollm2.encode("hello")
+    driver.core.add_request([1], prompt, max_tokens=4, delivery="sse", sse=[template])
+    chunks: list[bytes] = []
+    writer = SseWriter(chunks.append)
+    writer.is_armed = True
+    seen = []
+    for extra in (None, "kept", None):
+        batch = driver.schedule()
+        extras = None if extra is None else [(1, extra)]
+        driver.core.update(batch.step_id, driver.sample(batch), extras=extras)
+        seen += [delta.extra for delta in driver.core.outbox.drain({1: writer})]
+    assert seen == ["kept"]
+    assert len(chunks) == 2
+
+
+def test_what_the_core_does_not_take_is_delivered_as_an_error() -> None:
+    core = make_core()
+    with pytest.raises(ValueError, match="max_model_len"):
+        core.add_request([4, 5], [1] * 100, max_tokens=1)
+    assert core.refuse([4, 5]) is True
+    deltas = core.outbox.drain()
+    assert [(delta.request_id, delta.finish_reason) for delta in deltas] == [
+        (4, "error"),
+        (5, "error"),
+    ]
+    assert core.metrics.snapshot()["request_success"]["error"] == 2
+    assert not core.has_work()
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 2])
+def test_abandon_leaves_nothing_and_the_core_goes_on(num_steps: int) -> None:
+    driver = Driver(make_core())
+    core = driver.core
+    for request_id in range(6):
+        core.add_request([request_id], [request_id] * 9, max_tokens=9, delivery="delta")
+    driver.step()
+    for _ in range(num_steps):
+        driver.schedule()
+    core.abandon()
+    core.check_integrity()
+    assert not core.has_work()
+    stats = core.stats()
+    assert stats["num_free_blocks"] == stats["num_blocks"]
+    assert sorted(core.take_ended()) == list(range(6))
+    assert core.metrics.snapshot()["request_success"]["abort"] == 6
+    core.outbox.drain()
+    core.add_request([7], [1, 2, 3], max_tokens=2)
+    assert [delta.finish_reason for delta in driver.run()[7]] == ["length"]
 
 
 def test_prefix_cache_hits_salts_and_reset() -> None:
@@ -444,7 +550,7 @@ def test_wrong_arguments_are_value_errors_and_change_nothing() -> None:
         add([1], [1], max_tokens=1, stop=["x"])
     with pytest.raises(ValueError, match="delivery"):
         add([1], [1], max_tokens=1, delivery="letter")  # type: ignore[arg-type]
-    template = SseTemplate((b"", b"", b"", b""))
+    template = SseTemplate(b"", b"")
     with pytest.raises(ValueError, match="1 samples"):
         add([1], [1], max_tokens=1, delivery="sse", sse=[template, template])
     with pytest.raises(ValueError, match="policy"):
@@ -458,8 +564,6 @@ def test_wrong_arguments_are_value_errors_and_change_nothing() -> None:
     small = np.zeros(Staging.required_len(**LIMITS) - 1, np.int32)
     with pytest.raises(ValueError, match="elements"):
         core.schedule(Staging(small))
-    with pytest.raises(ValueError, match="bucket"):
-        core.schedule(Staging(np.zeros(small.size + 1, np.int32), [8]))
     with pytest.raises(TypeError, match="int32"):
         Staging(small.astype(np.float32))
     with pytest.raises(ValueError, match="unknown"):

@@ -17,6 +17,7 @@ import pytest
 from octavo._core import Staging
 from octavo.config import EngineConfig
 from octavo.engine import engine_loop
+from octavo.runner.sampler import SampledTokens
 
 VOCAB_SIZE = 1000
 EOS = 7
@@ -39,14 +40,6 @@ class FakeSource:
     generation_defaults: dict[str, Any] = field(default_factory=dict)
     special_tokens: dict[str, str] = field(default_factory=dict)
     eos_token_ids: tuple[int, ...] = (EOS,)
-
-
-@dataclass
-class Sampled:
-    token_ids: Any
-    logprob_ids: Any = None
-    logprobs: Any = None
-    ranks: Any = None
 
 
 class FakeRunner:
@@ -73,6 +66,7 @@ class FakeRunner:
         self.last_token = np.full(self.max_num_seqs + 1, -1, np.int64)
         self.fail: Callable[[Any], None] = lambda batch: None
         self.num_launches = 0
+        self.num_abandoned = 0
         self.num_uncaptured = 0
         self.on_capture: Callable[[], None] = lambda: None
 
@@ -102,7 +96,7 @@ class FakeRunner:
         self.turn = (self.turn + 1) % len(self.stagings)
         return self.stagings[self.turn]
 
-    def launch(self, batch: Any, staging: Staging, requests: Any) -> Sampled:
+    def launch(self, batch: Any, staging: Staging, requests: Any) -> SampledTokens:
         self.num_launches += 1
         self.fail(batch)
         buffer = self.buffers[self.stagings.index(staging)]
@@ -134,10 +128,13 @@ class FakeRunner:
             context = self.kv[where + positions % self.block_size]
             tokens.append(next_token(context.tolist()))
             self.last_token[slots[r]] = tokens[-1]
-        return Sampled(np.asarray(tokens, np.int32))
+        return SampledTokens(np.asarray(tokens, np.int32))
 
-    def collect(self, in_flight: Sampled) -> Sampled:
+    def collect(self, in_flight: SampledTokens) -> SampledTokens:
         return in_flight
+
+    def abandon(self) -> None:
+        self.num_abandoned += 1
 
 
 @pytest.fixture

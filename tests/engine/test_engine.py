@@ -13,7 +13,7 @@ import pytest
 from octavo._core import TokenIds
 from octavo.config import EngineConfig
 from octavo.engine.engine import AsyncEngine
-from octavo.engine.request import RequestLimits
+from octavo.engine.limits import RequestLimits
 from octavo.errors import (
     EngineDeadError,
     InvalidParameterError,

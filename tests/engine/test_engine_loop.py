@@ -9,23 +9,19 @@ from typing import Any
 
 import pytest
 
+from octavo._core import TokenIds
 from octavo.config import EngineConfig
 from octavo.engine import engine_loop
 from octavo.engine.engine_loop import MAX_FAILED_STEPS, EngineLoop
-from octavo.engine.request import EngineRequest
 from octavo.errors import EngineDeadError
 from octavo.sampling_params import SamplingParams
 
 
-def request(ids: range, prompt: list[int], **params: Any) -> EngineRequest:
-    sampling = SamplingParams(**params)
-    return EngineRequest(
-        request_ids=ids,
-        prompt_token_ids=prompt,
-        params=sampling,
-        max_tokens=sampling.max_tokens or 0,
-        arrival_s=time.monotonic(),
-    )
+def submit(loop: EngineLoop, prompt: list[int], **params: Any) -> list[int]:
+    """Queue a request; the ids of its samples, which count from 0."""
+    samples = loop.prepare(TokenIds(prompt), SamplingParams(**params))
+    loop.submit(samples)
+    return [sample.request_id for sample in samples]
 
 
 def run_to_end(loop: EngineLoop, max_steps: int = 5000) -> dict[int, Any]:
@@ -36,6 +32,7 @@ def run_to_end(loop: EngineLoop, max_steps: int = 5000) -> dict[int, Any]:
         loop.core.check_integrity()
         finals.update({delta.request_id: delta for delta in loop.core.outbox.drain()})
         if not busy and not loop.core.has_work():
+            assert loop._requests == {}, "what is over is forgotten"
             return finals
     raise AssertionError("the engine did not become idle")
 
@@ -57,14 +54,7 @@ def test_mixed_requests_say_what_each_says_alone(
         prompt = (shared if request_id % 3 == 0 else []) + tail
         max_tokens = rng.randrange(1, 18)
         ignore_eos = request_id % 2 == 0
-        loop.submit(
-            request(
-                range(request_id, request_id + 1),
-                prompt,
-                max_tokens=max_tokens,
-                ignore_eos=ignore_eos,
-            )
-        )
+        assert submit(loop, prompt, max_tokens=max_tokens, ignore_eos=ignore_eos) == [request_id]
         expected[request_id] = alone(prompt, max_tokens, ignore_eos)
     finals = run_to_end(loop)
     assert {i: final.token_ids for i, final in finals.items()} == expected
@@ -81,8 +71,8 @@ def test_abort_at_every_step(fake_model: Any, alone: Any, max_in_flight: int) ->
         loop = EngineLoop(
             EngineConfig(block_size=2, max_model_len=32, max_num_seqs=2, max_num_batched_tokens=4)
         )
-        loop.submit(request(range(1), [1, 2, 3, 4, 5], max_tokens=20, ignore_eos=True))
-        loop.submit(request(range(1, 2), [9, 8, 7], max_tokens=10, ignore_eos=True))
+        submit(loop, [1, 2, 3, 4, 5], max_tokens=20, ignore_eos=True)
+        submit(loop, [9, 8, 7], max_tokens=10, ignore_eos=True)
         for _ in range(step):
             loop.step()
         loop.abort([0])
@@ -100,7 +90,7 @@ def test_an_abort_frees_its_blocks_within_one_step(fake_model: Any, max_in_fligh
         loop = EngineLoop(
             EngineConfig(block_size=4, max_model_len=64, max_num_seqs=4, max_num_batched_tokens=8)
         )
-        loop.submit(request(range(3), list(range(20)), n=3, max_tokens=30, ignore_eos=True))
+        submit(loop, list(range(20)), n=3, max_tokens=30, ignore_eos=True)
         for _ in range(num_steps):
             loop.step()
         assert loop.core.stats()["num_free_blocks"] < 32
@@ -124,8 +114,8 @@ def test_a_failed_step_fails_its_requests_only(
             raise ValueError("this request's fault")
 
     loop.runner.fail = fail
-    loop.submit(request(range(1), [1, 2], max_tokens=4, ignore_eos=True))
-    loop.submit(request(range(1, 2), [3, 4], max_tokens=4, ignore_eos=True))
+    submit(loop, [1, 2], max_tokens=4, ignore_eos=True)
+    submit(loop, [3, 4], max_tokens=4, ignore_eos=True)
     finals = run_to_end(loop)
     assert finals[0].finish_reason == "error"
     assert finals[1].finish_reason == "length"
@@ -140,8 +130,8 @@ def test_failing_again_and_again_is_fatal(fake_model: Any) -> None:
         raise RuntimeError("broken")
 
     loop.runner.fail = fail
-    for i in range(MAX_FAILED_STEPS):
-        loop.submit(request(range(i, i + 1), [1, 2], max_tokens=4))
+    for _ in range(MAX_FAILED_STEPS):
+        submit(loop, [1, 2], max_tokens=4)
     with pytest.raises(EngineDeadError):
         run_to_end(loop)
 
@@ -160,7 +150,7 @@ def test_an_idle_engine_does_not_step(fake_model: Any) -> None:
     loop.step = counted
     loop.start()
     try:
-        loop.submit(request(range(1), [1, 2], max_tokens=4, ignore_eos=True))
+        submit(loop, [1, 2], max_tokens=4, ignore_eos=True)
         deadline = time.monotonic() + 10
         while loop.core.metrics.snapshot()["generation_tokens"] < 4:
             assert time.monotonic() < deadline
@@ -171,6 +161,18 @@ def test_an_idle_engine_does_not_step(fake_model: Any) -> None:
         assert steps == before
     finally:
         loop.stop()
+
+
+def test_a_stop_that_a_step_takes_ends_the_thread(fake_model: Any) -> None:
+    fake_model()
+    loop = EngineLoop(EngineConfig(max_model_len=64))
+    # The first step takes it, and the command by which it would wake a thread at rest.
+    loop._commands.put(loop.stop)
+    loop.start()
+    assert loop._thread is not None
+    loop._thread.join(10)
+    assert not loop._thread.is_alive()
+    assert loop.fatal_error is None
 
 
 def test_pauses_are_used_but_nobody_waits_for_what_is_left(
@@ -187,7 +189,7 @@ def test_pauses_are_used_but_nobody_waits_for_what_is_left(
     def come_in_between() -> None:
         captured_s.append(time.monotonic())
         if runner.num_uncaptured == 3:
-            loop.submit(request(range(1), [1, 2], max_tokens=4, ignore_eos=True))
+            submit(loop, [1, 2], max_tokens=4, ignore_eos=True)
 
     runner.on_capture = come_in_between
     runner.fail = lambda batch: served_at.append(runner.num_uncaptured)
@@ -221,7 +223,7 @@ def test_a_failure_in_a_pause_fails_nobody(fake_model: Any) -> None:
         while runner.num_uncaptured:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        loop.submit(request(range(1), [1, 2], max_tokens=4, ignore_eos=True))
+        submit(loop, [1, 2], max_tokens=4, ignore_eos=True)
         while loop.core.metrics.snapshot()["generation_tokens"] < 4:
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -247,7 +249,7 @@ def test_health_is_progress_while_there_is_work(
     try:
         time.sleep(1.0)
         assert loop.is_healthy(), "idle for longer than a step may take"
-        loop.submit(request(range(1), [1, 2], max_tokens=4, ignore_eos=True))
+        submit(loop, [1, 2], max_tokens=4, ignore_eos=True)
         assert is_stuck.wait(10)
         assert loop.is_healthy(), "the step has only begun, whatever came before it"
         time.sleep(1.0)

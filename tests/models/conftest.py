@@ -63,14 +63,16 @@ class Driver:
         """Queue a request of one sample; its id."""
         request_id, self._next_id = self._next_id, self._next_id + 1
         eos = () if params.ignore_eos else self.source.eos_token_ids
+        assert params.max_tokens is not None
         self.requests[request_id] = RequestState(
+            request_id=request_id,
             params=params,
-            num_prompt_tokens=len(prompt),
+            prompt_token_ids=prompt,
+            max_tokens=params.max_tokens,
+            arrival_s=0.0,
             seed=params.seed,
             eos_token_ids=eos,
-            prompt_token_ids=prompt,
         )
-        assert params.max_tokens is not None
         self.core.add_request(
             [request_id],
             list(prompt),
@@ -179,12 +181,14 @@ def save_tiny(tmp_path: Path) -> Callable[..., tuple[Path, Any]]:
         # The text half of a model with other halves has a config of its own name.
         model_class = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")
         model = model_class(tiny_config(family, **config))
-        with torch.no_grad():  # transformers starts biases at 0 and norms at 1: they must matter
+        # transformers starts biases at 0, and norms at 1 in effect: they must matter. Around 1 a
+        # norm keeps its input's size, and with it float32's noise.
+        with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name.endswith("bias"):
                     parameter.normal_(std=0.3)
                 elif parameter.dim() == 1:
-                    parameter.uniform_(0.5, 1.5)
+                    parameter.add_(torch.empty_like(parameter).uniform_(-0.5, 0.5))
         model.eval().save_pretrained(tmp_path / "model", max_shard_size=max_shard_size)
         return tmp_path / "model", model
 

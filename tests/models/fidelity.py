@@ -1,13 +1,16 @@
-"""What is asked of every model: transformers' logits, and its greedy tokens on a rough ride."""
+"""Transformers' logits in float64, and its greedy tokens on a rough ride, asked of every model."""
 
 from __future__ import annotations
 
+import copy
+import functools
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from octavo.config import EngineConfig
 from octavo.models.source import resolve_model
@@ -41,11 +44,67 @@ def tiny_config(family: str, **config: Any) -> Any:
     return getattr(transformers, f"{family}Config")(**defaults | config)
 
 
-def logits_of(model: Any, token_ids: Sequence[int]) -> torch.Tensor:
-    """float32 [T, V]: transformers' own."""
-    with torch.inference_mode():
-        logits: torch.Tensor = model(input_ids=torch.tensor([list(token_ids)])).logits[0]
-        return logits
+class Float64(TorchFunctionMode):
+    """Computes in float64 wherever a model's code asks for float32, as norms and softmax do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_on = True
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not self.is_on:
+            return function(*args, **kwargs)
+        if function is torch.Tensor.float:
+            function = torch.Tensor.double
+        wide = {torch.float32: torch.float64}
+        args = tuple(wide[a] if a is torch.float32 else a for a in args)
+        kwargs = {name: wide[a] if a is torch.float32 else a for name, a in kwargs.items()}
+        return function(*args, **kwargs)
+
+
+@functools.lru_cache(maxsize=1)
+def _in_float64(model: torch.nn.Module) -> tuple[torch.nn.Module, Float64]:
+    """A copy of a model, and the mode to call it in.
+
+    Cosines and sines stay float32: they are part of what the model was trained as, like its
+    weights, and at far positions float64's are others.
+    """
+    mode = Float64()
+
+    def switch(is_on: bool) -> Callable[..., None]:
+        return lambda *_: setattr(mode, "is_on", is_on)
+
+    exact = copy.deepcopy(model).double()
+    exact.config._experts_implementation = "eager"  # the others' products have no float64
+    for module in exact.modules():
+        if type(module).__name__.endswith("RotaryEmbedding"):
+            module.register_forward_pre_hook(switch(False))
+            module.register_forward_hook(switch(True))
+    return exact, mode
+
+
+def logits_of(model: torch.nn.Module, token_ids: Sequence[int]) -> torch.Tensor:
+    """float32 [T, V]: what transformers computes in float64, rounded once.
+
+    In float32 it is as far from that as octavo may be, and the two errors would add up.
+    """
+    exact, mode = _in_float64(model)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode(), mode:
+            logits: torch.Tensor = exact(input_ids=torch.tensor([list(token_ids)])).logits[0]
+    finally:
+        torch.set_default_dtype(default)
+    assert logits.dtype is torch.float64
+    return logits.to(torch.float32)
 
 
 def assert_greedy(model: Any, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> None:

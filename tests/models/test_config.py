@@ -58,7 +58,6 @@ def test_a_llama_3_config() -> None:
     assert config.tie_word_embeddings
     assert config.dtype == "bfloat16"
     assert config.eos_token_ids == (128001, 128008, 128009)
-    assert config.bos_token_id == 128000
     assert config.rope.rope_type == "llama3"
     assert config.rope.scaling["factor"] == 32.0
     assert not any((config.attention_bias, config.mlp_bias, config.qk_norm))

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from octavo._core import TokenIds
 from octavo.checkpoints.dummy_tokenizer import dummy_tokenizer_json
 from octavo.llm import LLM
 from octavo.outputs import RequestOutput
 from octavo.prompt_logprobs import PromptLogprobs
 from octavo.runner import prompt_scorer
+from octavo.runner.prompt_rows import PromptRows
 from octavo.sampling_params import SamplingParams
 
 
@@ -102,20 +104,43 @@ def test_they_change_no_token(save_tiny: Callable[..., Any]) -> None:
 
 
 def test_rows_come_once_and_in_order() -> None:
-    scores = PromptLogprobs(1)
+    rows = PromptRows(range(1), 6, 1)
 
-    def record(first: int, count: int) -> None:
+    def add(first: int, count: int) -> PromptLogprobs | None:
         ids = torch.arange(first, first + count, dtype=torch.int32)
-        rows = torch.stack([ids, ids + 100], 1)
-        values = -rows.float()
-        scores.record(first, rows.numpy(), values.numpy(), ids.numpy())
+        pairs = torch.stack([ids, ids + 100], 1)
+        return rows.add(first, pairs.numpy(), -pairs.float().numpy(), ids.numpy())
 
-    record(1, 3)
-    record(1, 2)
-    record(3, 4)
-    assert scores.num_recorded == 6
+    with pytest.raises(ValueError, match="0 rows before prompt token 2"):
+        add(2, 1)
+    assert add(1, 3) is None
+    assert add(1, 2) is None
+    scores = add(3, 4)
+    assert scores is not None
+    assert rows.is_complete
+    assert add(3, 4) is None, "it was handed over"
+    assert len(scores) == 6
     expected = [[(t, -float(t), t), (t + 100, -float(t + 100), 1)] for t in range(1, 7)]
     assert scores.positions() == expected
     assert scores.positions(0) == [row[:1] for row in expected]
-    with pytest.raises(ValueError, match="6 rows before prompt token 8"):
-        record(8, 1)
+
+
+def test_every_sample_brings_them_with_its_first_token(save_tiny: Callable[..., Any]) -> None:
+    path, _ = save_tiny("Llama")
+    llm = make(path, max_model_len=64, max_num_batched_tokens=7)
+    engine = llm._engine
+    params = SamplingParams(n=3, max_tokens=3, prompt_logprobs=2, ignore_eos=True)
+    for length in (1, 2, 20):
+        [ids] = prompts(length)
+        samples = engine.prepare(TokenIds(ids), params, delivery="delta")
+        engine.submit(samples)
+        firsts: dict[int, Any] = {}
+        while engine.step():
+            for delta in engine.core.outbox.drain():
+                assert (delta.extra is None) == (delta.request_id in firsts)
+                firsts.setdefault(delta.request_id, delta.extra)
+        assert list(firsts) == [sample.request_id for sample in samples]
+        scores = firsts[samples[0].request_id]
+        assert all(extra is scores for extra in firsts.values())
+        assert scores.ids.shape == scores.logprobs.shape == (length - 1, 3)
+        assert scores.ids[:, 0].tolist() == ids[1:]

@@ -138,8 +138,7 @@ def test_an_input_batch_is_views_of_the_packed_buffer() -> None:
     }
     packed = torch.tensor([v for values in sections.values() for v in values], dtype=torch.int32)
     batch: Any = SimpleNamespace(
-        token_stride=3,
-        req_stride=2,
+        num_tokens=3,
         num_reqs=2,
         num_decodes=1,
         num_block_updates=2,
@@ -177,7 +176,14 @@ def test_bad_words_are_spelt_with_and_without_a_space() -> None:
 
 def test_a_request_tells_whether_it_has_penalties() -> None:
     def has(**params: Any) -> bool:
-        return RequestState(params=SamplingParams(**params), num_prompt_tokens=1).has_penalties
+        state = RequestState(
+            request_id=0,
+            params=SamplingParams(**params),
+            prompt_token_ids=[1],
+            max_tokens=1,
+            arrival_s=0.0,
+        )
+        return state.has_penalties
 
     assert not has(temperature=0.3)
     assert has(repetition_penalty=0.9)

@@ -19,7 +19,9 @@ from octavo.sampling_params import SamplingParams
 def state(num_prompt_tokens: int = 4, **fields: Any) -> RequestState:
     """A request; keywords of RequestState, the rest SamplingParams'."""
     own = {k: fields.pop(k) for k in list(fields) if k in RequestState.__slots__}
-    return RequestState(params=SamplingParams(**fields), num_prompt_tokens=num_prompt_tokens, **own)
+    own = {"prompt_token_ids": [0] * num_prompt_tokens, "max_tokens": 1, **own}
+    params = SamplingParams(**fields)
+    return RequestState(request_id=0, params=params, arrival_s=0.0, **own)
 
 
 def sample(

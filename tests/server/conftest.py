@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fake_engine import FakeEngine, FakeTemplate
 from harness import RunningServer, StartServer
 
-from octavo.server.config import ServerConfig
+from octavo.server.http.config import ServerConfig
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from octavo.errors import (
     InvalidParameterError,
     QueueFullError,
     RequestTooLongError,
+    UnsupportedParameterError,
 )
 from octavo.prompt_logprobs import PromptLogprobs
 from octavo.sampling_params import SamplingParams
@@ -97,17 +98,16 @@ class ByteTokenizer:
 class FakeTemplate:
     """In place of _core.SseTemplate, whose parts only the core can read."""
 
-    parts: tuple[bytes, bytes, bytes, bytes]
+    before: bytes
+    after: bytes
     first: bytes = b""
-    last: bytes = b""
 
     def render(self, delta: FakeDelta, is_first: bool) -> bytes:
-        text = orjson.dumps(delta.text)[1:-1]
-        finish, stop = orjson.dumps(delta.finish_reason), orjson.dumps(delta.stop_reason)
-        a, b, c, d = self.parts
-        event = a + text + b + finish + c + stop + d
-        over = delta.finish_reason is not None
-        return (self.first if is_first else b"") + event + (self.last if over else b"")
+        """The frames of a delta but for its end's, which holds the last text."""
+        frames = self.first if is_first else b""
+        if delta.text and delta.finish_reason is None:
+            frames += self.before + orjson.dumps(delta.text)[1:-1] + self.after
+        return frames
 
 
 @dataclass
@@ -126,6 +126,7 @@ class FakeDelta:
     queue_s: float | None = 0.001
     prefill_s: float | None = 0.002
     decode_s: float | None = 0.01
+    extra: PromptLogprobs | None = None
 
 
 @dataclass
@@ -273,11 +274,12 @@ class FakeEngine:
         sse: Sequence[FakeTemplate] | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
-        prompt_logprobs: PromptLogprobs | None = None,
-        pooled: None = None,
+        num_first: None = None,
     ) -> list[int]:
         if not self.is_alive:
             raise EngineDeadError
+        if priority and self.config.scheduling_policy != "priority":
+            raise UnsupportedParameterError("priority needs another policy", "priority")
         if len(self.running) + params.n > self.max_unfinished:
             raise QueueFullError(self.max_unfinished)
         prompt = list(prompt_token_ids)
@@ -290,8 +292,8 @@ class FakeEngine:
             raise InvalidParameterError(f"prompt token ids must be in [0, {VOCAB_SIZE})", "prompt")
         options = {"delivery": delivery, "priority": priority, "cache_salt": cache_salt}
         self.submitted.append((prompt, params, options))
-        if prompt_logprobs is not None:
-            _score(prompt, prompt_logprobs)
+        num_logprobs = params.prompt_logprobs
+        scores = None if num_logprobs is None else _scores(prompt, num_logprobs)
         ids = []
         for index in range(params.n):
             request_id = next(self._next_id)
@@ -299,7 +301,7 @@ class FakeEngine:
             self.sinks[request_id] = sink
             script = write_script(prompt, params, index, room)
             template = sse[index] if sse is not None else None
-            work = self._run(request_id, script, len(prompt), params, delivery, template)
+            work = self._run(request_id, script, len(prompt), params, delivery, template, scores)
             self.running[request_id] = asyncio.get_running_loop().create_task(work)
         return ids
 
@@ -330,6 +332,7 @@ class FakeEngine:
         params: SamplingParams,
         delivery: str,
         template: FakeTemplate | None,
+        scores: PromptLogprobs | None,
     ) -> None:
         while self.hold:
             await asyncio.sleep(0.01)
@@ -339,6 +342,7 @@ class FakeEngine:
             logprobs = None if params.logprobs is None else []
             delta = FakeDelta(request_id, "", [], num_prompt, 0, "length", logprobs=logprobs)
             delta.sse = None if template is None else template.render(delta, True)
+            delta.extra = scores
             self._emit(delta)
         while sent_tokens < total:
             await asyncio.sleep(self.delay_s)
@@ -361,19 +365,21 @@ class FakeEngine:
             sent_tokens, sent_text = count, script.shown[count - 1]
             if template is not None:
                 delta.sse = template.render(delta, is_first)
+            if is_first:
+                delta.extra = scores
             is_first = False
             self._emit(delta)
             if failed:
                 return
 
 
-def _score(prompt: list[int], scores: PromptLogprobs) -> None:
-    """As if the model had said the prompt itself."""
-    rows = [fake_logprobs(token, scores.num_logprobs) for token in prompt[1:]]
-    if rows:
-        ids = np.array([[entry[0] for entry in row] for row in rows], np.int32)
-        values = np.array([[entry[1] for entry in row] for row in rows], np.float32)
-        scores.record(1, ids, values, np.array([row[0][2] for row in rows], np.int32))
+def _scores(prompt: list[int], num_logprobs: int) -> PromptLogprobs:
+    """As if the model had generated the prompt itself."""
+    rows = [fake_logprobs(token, num_logprobs) for token in prompt[1:]]
+    shape = len(rows), 1 + num_logprobs
+    ids = np.array([[entry[0] for entry in row] for row in rows], np.int32).reshape(shape)
+    values = np.array([[entry[1] for entry in row] for row in rows], np.float32).reshape(shape)
+    return PromptLogprobs(ids, values, np.array([row[0][2] for row in rows], np.int32))
 
 
 def fake_logprobs(token_id: int, num_top: int) -> list[tuple[int, float, int]]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from octavo.server.config import ServerConfig
+from octavo.server.http.config import ServerConfig
 from octavo.server.lifecycle import Lifecycle
 
 

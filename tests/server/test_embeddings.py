@@ -15,8 +15,8 @@ from harness import RunningServer, eventually, tiny_server
 from octavo import LLM
 from octavo.config import EngineConfig
 from octavo.engine.engine import AsyncEngine
-from octavo.server.config import ServerConfig
 from octavo.server.http import limits
+from octavo.server.http.config import ServerConfig
 from tiny_encoders import minilm_folder, save_encoder
 
 CATS, RAIN = "A cat sleeps on the mat.", "It will rain tomorrow."

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import http.client
+import logging
+import sys
 from typing import Any
 
 import pytest
-from harness import RunningServer, StartServer
+from harness import RunningServer, StartServer, eventually
 
+from octavo.cli.serve import LogFormatter
 from octavo.server.http import limits
 from octavo.server.routes import ROUTES
 
@@ -269,11 +272,10 @@ def test_an_answer_to_head_is_the_head_of_the_answer_to_get(server: RunningServe
     connection.close()
 
 
-def test_routes_to_come(server: RunningServer) -> None:
+def test_a_route_that_is_not_served_is_unknown(server: RunningServer) -> None:
     for name in ("responses", "messages"):
         answer = server.post(f"/v1/{name}", {"input": "x"})
-        assert answer.status == 501
-        assert answer.error["code"] == "not_implemented"
+        assert (answer.status, answer.error["code"]) == (404, "not_found")
         assert f"/v1/{name}" in answer.error["message"]
 
 
@@ -405,3 +407,143 @@ def test_a_queue_that_is_full(server: RunningServer) -> None:
     assert len(server.engine.aborted) == 2
     assert server.get("/load").json == {"server_load": 0}
     assert 'reason="queue_full"' in server.get("/metrics").body.decode()
+
+
+def deep(depth: int) -> bytes:
+    return b"[" * depth + b"]" * depth
+
+
+@pytest.mark.parametrize("depth", [2, 500, 1000])
+def test_a_value_may_be_nested_as_deeply_as_json_allows(server: RunningServer, depth: int) -> None:
+    """``repr`` goes less deep: a refusal must not need it."""
+    served = [entry for entry in ROUTES if entry.body is not None]
+    assert len(served) > 5
+    for entry in served:
+        assert entry.body is not None
+        for name in entry.body.fields:
+            for value in (deep(depth), b'{"a":%b}' % deep(depth)):
+                body = b'{"%b":%b}' % (name.encode(), value)
+                answer = server.post(entry.path, body)
+                assert answer.status in (400, 503), (entry.path, name, answer.body)
+                assert len(answer.body) < 400
+
+
+def test_a_tool_call_of_deep_arguments(server: RunningServer) -> None:
+    """The template is given a call's arguments as an object, where they are one."""
+    for depth in (1, 900, 100_000):
+        function = {"name": "f", "arguments": deep(depth).decode()}
+        message = {"role": "assistant", "tool_calls": [{"function": function}]}
+        answer = server.post(CHAT, {"messages": [*MESSAGES, message], "max_tokens": 1})
+        assert answer.status == 200, answer.body
+
+
+def test_names_are_quoted_in_part(server: RunningServer) -> None:
+    name = "n" * 5000
+    for path, fields in (
+        (CHAT, {name: 1}),
+        (CHAT, {"model": name}),
+        (CHAT, {"stream": True, "stream_options": {name: 1}}),
+        (CHAT, {"messages": [{"role": "user", "content": "x", name: 1}]}),
+        (CHAT, {"messages": [{"role": name, "content": "x"}]}),
+        (COMPLETION, {"temperature": name}),
+        (COMPLETION, {"logit_bias": {name: 1}}),
+    ):
+        answer = server.post(path, body_of(path, fields))
+        assert answer.status in (400, 404)
+        for text in (answer.error["message"], answer.error["param"] or ""):
+            assert text.count("n" * 90) <= 1, text
+            assert len(text) < 250
+    assert server.get("/" + name).error["message"].count("n") < 110
+
+
+# ------------------------------------------------------------------------------------- RFC 9112
+
+
+def raw(server: RunningServer, *lines: str, body: bytes = b"") -> bytes:
+    with server.socket() as sock:
+        sock.sendall("\r\n".join([*lines, "", ""]).encode() + body)
+        return sock.recv(65536)
+
+
+@pytest.mark.parametrize(
+    ("version", "hosts", "status"),
+    [
+        ("1.1", ["localhost"], 200),
+        ("1.1", ["localhost:8000"], 200),
+        ("1.1", ["[::1]:8000"], 200),
+        ("1.1", [], 400),
+        ("1.1", ["localhost", "localhost"], 400),
+        ("1.1", ["localhost", "evil.example"], 400),
+        ("1.1", ["localhost, evil.example"], 400),
+        ("1.1", ["local host"], 400),
+        ("1.0", [], 200),
+        ("1.0", ["localhost", "evil.example"], 400),
+    ],
+)
+def test_a_request_has_one_host(
+    server: RunningServer, version: str, hosts: list[str], status: int
+) -> None:
+    data = raw(server, f"GET /version HTTP/{version}", *(f"Host: {host}" for host in hosts))
+    assert data.startswith(f"HTTP/1.1 {status} ".encode()), data
+    assert (b'"error"' in data) == (status == 400)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        (["Transfer-Encoding: chunked"], 200),
+        (["Transfer-Encoding: Chunked"], 200),
+        (["Transfer-Encoding: gzip, chunked"], 501),
+        (["Transfer-Encoding: gzip", "Transfer-Encoding: chunked"], 501),
+        (["Transfer-Encoding: chunked, chunked"], 400),
+        (["Transfer-Encoding: chunked, gzip"], 400),
+        (["Transfer-Encoding: gzip"], 400),
+        (["Transfer-Encoding: identity"], 400),
+        (["Transfer-Encoding: xchunked"], 400),
+        (["Transfer-Encoding: chunked", "Content-Length: 5"], 400),
+    ],
+)
+def test_transfer_codings(server: RunningServer, headers: list[str], status: int) -> None:
+    body = b'{"prompt":"x"}'
+    chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    head = ["POST /v1/completions HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
+    data = raw(server, *head, *headers, body=chunks)
+    assert data.startswith(f"HTTP/1.1 {status} ".encode()), data
+    if status != 200:
+        assert b"\r\nconnection: close\r\n" in data.lower()
+
+
+def test_http_1_0_has_no_transfer_codings(server: RunningServer) -> None:
+    head = ["POST /v1/completions HTTP/1.0", "Content-Type: application/json"]
+    data = raw(server, *head, "Transfer-Encoding: chunked", body=b"0\r\n\r\n")
+    assert data.startswith(b"HTTP/1.1 400 ")
+
+
+# ----------------------------------------------------------------------------------------- logs
+
+
+def test_a_path_reaches_the_log_as_it_was_sent(
+    start_server: StartServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "octavo.server")
+    server = start_server(enable_log_requests=True)
+    assert server.get("/%0aFAKE%20INFO%20x%1b[31m?q=%0a").status == 404
+    eventually(lambda: caplog.messages)
+    [message] = caplog.messages
+    assert message.startswith("GET /%0aFAKE%20INFO%20x%1b[31m 404 ")
+    assert server.get("/" + "x" * 5000).status == 404
+    eventually(lambda: len(caplog.messages) == 2)
+    assert len(caplog.messages[1]) < 1200
+
+
+def test_a_log_line_is_one_line() -> None:
+    formatter = LogFormatter("%(levelname)s %(message)s")
+    try:
+        raise ValueError("no\nFAKE \x1b[31m")
+    except ValueError:
+        record = logging.LogRecord(
+            "octavo", logging.INFO, "x", 1, "a\nb\x1b[0m\x85\u2028 %s", ("é\r",), sys.exc_info()
+        )
+    first, *rest = formatter.format(record).split("\n")
+    assert first == r"INFO a\x0ab\x1b[0m\x85\u2028 é\x0d"
+    assert all(line.startswith("  ") and line.isprintable() for line in rest)

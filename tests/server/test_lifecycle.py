@@ -14,7 +14,7 @@ from fake_engine import FakeEngine
 from harness import StartServer, eventually, make_certificate
 
 from octavo.server import lifecycle
-from octavo.server.config import ServerConfig
+from octavo.server.http.config import ServerConfig
 from octavo.server.lifecycle import Lifecycle
 
 COMPLETION = "/v1/completions"

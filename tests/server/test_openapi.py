@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 from harness import RunningServer, StartServer
 
-from octavo.errors import InvalidParameterError
+from octavo.errors import InvalidParameterError, UnsupportedParameterError
 from octavo.server.http import limits
+from octavo.server.http.body import BOOKKEEPING_FIELDS, Body
 from octavo.server.http.openapi import body_schema
 from octavo.server.openai import protocol
 from octavo.server.pooling import protocol as pooling_protocol
 from octavo.server.routes import ROUTES
 
 DOCS = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
-TABLES: dict[str, protocol.Body] = {
+TABLES: dict[str, Body] = {
     "/v1/chat/completions": protocol.CHAT_BODY,
     "/v1/completions": protocol.COMPLETION_BODY,
     "/tokenize": protocol.TOKENIZE_BODY,
@@ -42,10 +43,10 @@ def test_every_route_and_field_is_described(server: RunningServer) -> None:
             assert operation["summary"]
             assert ("requestBody" in operation) == (entry.path in TABLES)
     ids = [op["operationId"] for path in paths.values() for op in path.values()]
-    assert len(ids) - len(set(ids)) == 1 + 1  # one handler for what is to come, one for /ping
+    assert len(ids) - len(set(ids)) == 1  # /ping has the handler of /health
     for path, body in TABLES.items():
         content = paths[path]["post"]["requestBody"]["content"]["application/json"]
-        known = {*body.fields, *protocol.BOOKKEEPING_FIELDS, *protocol.UNSUPPORTED_FIELDS}
+        known = {*body.fields, *body.ignored, *body.refused}
         assert set(content["schema"]["properties"]) == known
         assert content["schema"]["additionalProperties"] is False
         assert content["schema"]["required"] == list(body.required)
@@ -114,7 +115,7 @@ def refusal(path: str, body: dict[str, Any]) -> str | None:
     }
     try:
         parsers[path](body)
-    except (InvalidParameterError, protocol.UnsupportedParameterError) as error:
+    except (InvalidParameterError, UnsupportedParameterError) as error:
         return error.param
     return None
 
@@ -257,11 +258,9 @@ def test_the_documented_fields_are_the_protocol_s() -> None:
     assert scores == {name for body in bodies for name in body.fields}
     classes = named(section("`/classify`"))
     assert classes == set(pooling_protocol.CLASSIFY_BODY.fields)
-    # Named where they are supported; the other route refuses them.
-    elsewhere = {"echo", "documents", "reasoning_effort"}
     refused = named(section("Refused, unless they ask for nothing")) - {"text"}
-    assert refused == set(protocol.UNSUPPORTED_FIELDS) - elsewhere
-    assert set(re.findall(r"`(\w+)`", DOCS.partition("\n## ")[0])) >= protocol.BOOKKEEPING_FIELDS
+    assert refused == {*protocol.CHAT_BODY.refused, *protocol.COMPLETION_BODY.refused}
+    assert set(re.findall(r"`(\w+)`", DOCS.partition("\n## ")[0])) >= BOOKKEEPING_FIELDS
 
 
 def test_the_documented_routes_are_the_server_s() -> None:

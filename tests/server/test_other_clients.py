@@ -19,7 +19,7 @@ from harness import RunningServer
 from octavo.checkpoints.dummy_tokenizer import dummy_tokenizer_json
 from octavo.config import EngineConfig
 from octavo.engine.engine import AsyncEngine
-from octavo.server.config import ServerConfig
+from octavo.server.http.config import ServerConfig
 
 pytestmark = pytest.mark.slow
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.client
 import json
+import os
 import re
 import signal
 import subprocess
@@ -31,7 +33,7 @@ def make(config):
     return engine
 
 sys.modules["octavo.engine.engine"] = types.SimpleNamespace(AsyncEngine=make)
-from octavo.cli.serve import main
+from octavo.serve import main
 sys.exit(main(["--port", "0", *{flags!r}]))
 """
 
@@ -205,3 +207,89 @@ def test_an_idle_server_uses_no_cpu(start: Start) -> None:
     before = cpu_s(process.process.pid)
     time.sleep(2)
     assert cpu_s(process.process.pid) - before <= 0.01 * 2
+
+
+def silenced(setup: str, flags: list[str], how: str) -> tuple[subprocess.Popen[bytes], int]:
+    """A server whose standard error cannot be written, once it is ready, and its port."""
+    program = PROGRAM.format(folder=str(Path(__file__).parent), setup=setup, flags=flags)
+    full = open("/dev/full", "wb") if how == "full" else subprocess.PIPE  # noqa: SIM115
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=full, bufsize=0
+    )
+    assert process.stdout is not None
+    line = b""
+    while b"ready in" not in line:
+        line = process.stdout.readline()
+        assert line
+    if how == "gone":
+        assert process.stderr is not None
+        process.stderr.close()
+        process.stdout.close()
+    elif how == "unread":
+        assert process.stderr is not None
+        fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)
+    return process, int(line.rpartition(b":")[2])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", ["gone", "full", "unread"])
+def test_an_output_that_cannot_be_written_stops_nothing(how: str, number: int) -> None:
+    """Nor delays it: neither the work nor the end."""
+    process, port = silenced("engine = FakeEngine()", ["--enable-log-requests"], how)
+    try:
+        for _ in range(100):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            connection.request("GET", "/" + "x" * 200)
+            assert connection.getresponse().status == 404
+            connection.close()
+        process.send_signal(number)
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+@pytest.mark.parametrize("how", ["gone", "full", "unread"])
+def test_a_second_signal_stops_at_once_whatever_becomes_of_the_output(how: str) -> None:
+    process, port = silenced("engine = FakeEngine(); engine.hold = True", [], how)
+    try:
+
+        def ask() -> None:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                request(port)
+
+        threading.Thread(target=ask, daemon=True).start()
+        eventually(lambda: load(port) == 1)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+        process.wait()
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def test_an_output_that_is_closed_from_the_start(tmp_path: Path) -> None:
+    """The ready line has no place to go: the server serves all the same."""
+    path = tmp_path / "socket"
+    program = PROGRAM.format(
+        folder=str(Path(__file__).parent), setup="engine = FakeEngine()", flags=["--uds", str(path)]
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=writer, stderr=writer)
+    os.close(writer)
+    try:
+        eventually(path.exists, 60)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()

@@ -111,7 +111,7 @@ def _print_text(pieces: Iterator[str]) -> str:
 
 
 def _lines(prompt: str) -> Iterator[str]:
-    """What the user types, line by line, until the end of input."""
+    """Lines of standard input, until its end."""
     if sys.stdin.isatty():
         # Imported for its effect: history and line editing in input().
         import readline  # noqa: F401

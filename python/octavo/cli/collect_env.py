@@ -1,4 +1,4 @@
-"""collect_env: what a bug report should say about the machine and the software on it."""
+"""collect_env: the machine and its software, for bug reports."""
 
 from __future__ import annotations
 

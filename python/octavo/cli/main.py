@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser(words: Sequence[str] = ()) -> Parser:
-    """The parser of every command. ``words`` tells which commands' own modules are needed."""
+    """The parser of every command. Only the modules of the command in ``words`` are imported."""
     parser = Parser(
         prog="octavo", description="A server for language models: vLLM's interface, one process."
     )
@@ -53,7 +53,7 @@ def make_parser(words: Sequence[str] = ()) -> Parser:
 
 def _add_serve(commands: Any) -> None:
     from octavo.config import EngineConfig
-    from octavo.server.config import ServerConfig
+    from octavo.server.http.config import ServerConfig
 
     parser = commands.add_parser(
         "serve",
@@ -71,7 +71,7 @@ def _add_serve(commands: Any) -> None:
 def _serve(arguments: argparse.Namespace) -> int:
     from octavo.config import EngineConfig
     from octavo.errors import OctavoError
-    from octavo.server.config import ServerConfig
+    from octavo.server.http.config import ServerConfig
 
     given = vars(arguments)
     model = given.pop("model_argument")
@@ -84,13 +84,15 @@ def _serve(arguments: argparse.Namespace) -> int:
     except FlagError as error:
         arguments.parser.error(str(error))
     from octavo.cli.serve import serve
+    from octavo.cli.terminal import Terminal
 
-    try:
-        return serve(engine_config, server_config)
-    except (OSError, ValueError, OctavoError) as error:
-        # What an operator can set right needs no traceback.
-        print(f"octavo: error: {error}", file=sys.stderr)
-        return 1
+    with Terminal():
+        try:
+            return serve(engine_config, server_config)
+        except (OSError, ValueError, OctavoError) as error:
+            # What an operator can set right needs no traceback.
+            print(f"octavo: error: {error}", file=sys.stderr)
+            return 1
 
 
 def _add_run_batch(commands: Any, *, is_asked: bool) -> None:
@@ -117,11 +119,14 @@ def _run_batch(arguments: argparse.Namespace) -> int:
         [engine_config] = resolve(vars(arguments), (EngineConfig,))
     except FlagError as error:
         arguments.parser.error(str(error))
-    try:
-        return run(arguments, engine_config)
-    except (OSError, ValueError, OctavoError) as error:
-        print(f"octavo: error: {error}", file=sys.stderr)
-        return 1
+    from octavo.cli.terminal import Terminal
+
+    with Terminal():
+        try:
+            return run(arguments, engine_config)
+        except (OSError, ValueError, OctavoError) as error:
+            print(f"octavo: error: {error}", file=sys.stderr)
+            return 1
 
 
 def _add_clients(commands: Any) -> None:

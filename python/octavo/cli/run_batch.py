@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
 import sys
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from tqdm import tqdm
 
 from octavo.config import EngineConfig
 from octavo.engine.engine import AsyncEngine
 from octavo.server.batch_file import BatchCounts, run_batch
-from octavo.server.config import ServerConfig
-from octavo.server.http.app import App
+from octavo.server.http.config import ServerConfig
+from octavo.server.routes import make_app
 from octavo.server.work.state import ServerState
 
 
@@ -40,7 +41,9 @@ def run(arguments: argparse.Namespace, config: EngineConfig) -> int:
         raise ValueError("--concurrency must be at least 1")
     with contextlib.ExitStack() as stack:
         # Before the model: a wrong name is found at once.
-        lines = stack.enter_context(open(arguments.input_file, encoding="utf-8"))
+        lines = stack.enter_context(open(arguments.input_file, "rb"))
+        if _is_same_file(arguments.input_file, arguments.output_file):
+            raise ValueError("--output-file is --input-file: its lines would be lost")
         state = ServerState(ServerConfig(chat_template=arguments.chat_template))
         output = stack.enter_context(open(arguments.output_file, "w", encoding="utf-8"))
         engine = AsyncEngine(config)
@@ -49,15 +52,19 @@ def run(arguments: argparse.Namespace, config: EngineConfig) -> int:
     return 0
 
 
+def _is_same_file(one: str, other: str) -> bool:
+    return os.path.exists(other) and os.path.samefile(one, other)
+
+
 async def _run(
-    state: ServerState, engine: AsyncEngine, lines: TextIO, output: TextIO, concurrency: int
+    state: ServerState, engine: AsyncEngine, lines: BinaryIO, output: TextIO, concurrency: int
 ) -> BatchCounts:
     await engine.start()
     try:
         state.set_engine(engine)
         with tqdm(unit=" requests", desc="batch") as progress:
             return await run_batch(
-                App(state), lines, output, concurrency=concurrency, on_done=progress.update
+                make_app(state), lines, output, concurrency=concurrency, on_done=progress.update
             )
     finally:
         await engine.stop()

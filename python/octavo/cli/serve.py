@@ -1,7 +1,7 @@
 """The HTTP server as a process.
 
-What belongs to the process and not to the server is here: the event loop's kind, the interpreter's
-switch interval, the garbage collector, signals, the lines on the terminal.
+The process's own part: the event loop's kind, the interpreter's switch interval, the garbage
+collector, signals, log, the lines on the terminal.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import os
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from octavo.cli.terminal import drain
 
 if TYPE_CHECKING:
     from octavo.config import EngineConfig
     from octavo.engine.engine import AsyncEngine
-    from octavo.server.config import ServerConfig
+    from octavo.server.http.config import ServerConfig
 
 # How long a thread may keep the GIL while another waits for it. The engine thread hands over
 # tokens in the middle of the event loop's work: at the default 5 ms each of them comes 5 ms late,
@@ -26,17 +28,39 @@ if TYPE_CHECKING:
 # it (one H100, 135M, empty kernel cache: 10.7 s from torch's import to ready, 9.6 at 5 ms).
 SWITCH_INTERVAL_S: Final = 50e-6
 
+# Control characters, and what ends a line in some reader.
+_ESCAPES: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {
+    0x2028: "\\u2028",
+    0x2029: "\\u2029",
+}
+
+
+class LogFormatter(logging.Formatter):
+    """One line a record: what a client sent can neither begin a line nor move the cursor."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The record's line."""
+        return super().formatMessage(record).translate(_ESCAPES)
+
+    def formatException(self, ei: Any) -> str:
+        """The traceback, indented: no line of it passes for a record."""
+        lines = super().formatException(ei).split("\n")
+        return "\n".join("  " + line.translate(_ESCAPES) for line in lines)
+
 
 def serve(engine_config: EngineConfig, server_config: ServerConfig) -> int:
     """Load the model and serve until a signal; the process's exit status.
+
+    The event loop writes to standard output and error, which must not raise or wait: see
+    ``Terminal``.
 
     Raises:
         OSError, ValueError: the address or the model cannot be had.
     """
     began = process_start()
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     # They would report every request of a download, through the progress bar.
     for name in ("httpx", "httpx2"):
@@ -69,8 +93,8 @@ async def _run(
     def on_signal(number: int) -> None:
         if lifecycle.is_stopping:
             _exit_now(128 + number)
-        print("stopping; once more to stop at once", file=sys.stderr, flush=True)
         lifecycle.stop()
+        print("stopping; once more to stop at once", file=sys.stderr)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal, number)
@@ -93,14 +117,13 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def _exit_now(status: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+def _exit_now(status: int) -> NoReturn:
+    drain()
     os._exit(status)
 
 
 def process_start() -> float:
-    """When this process began, in seconds since the epoch; now where the system does not say."""
+    """Start of this process, in seconds since the epoch; now where the system does not know."""
     try:
         with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
             # The second field is the program's name in parentheses, which may hold anything.
@@ -113,7 +136,7 @@ def process_start() -> float:
 
 
 def print_ready(engine: AsyncEngine, url: str, seconds: float, server_config: ServerConfig) -> None:
-    """The memory table, the ready line, and how to say the first word."""
+    """Print the memory table, the ready line and a first request to try."""
     if engine.memory_table:
         width = max(len(name) for name, _ in engine.memory_table)
         for name, value in engine.memory_table:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
+import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -13,27 +13,26 @@ from typing import TYPE_CHECKING, Any
 
 from octavo._core import TokenIds
 from octavo.engine.engine_loop import STALL_S, EngineLoop
-from octavo.engine.request import Delivery, EngineRequest
 from octavo.errors import EngineDeadError, InvalidParameterError, QueueFullError
 from octavo.outputs import CompletionOutput, RequestOutput
-from octavo.prompt_logprobs import PromptLogprobs
-from octavo.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from octavo._core import Delta, Metrics, SseTemplate, SseWriter, Tokenizer
     from octavo.config import EngineConfig
     from octavo.engine.step_times import StepTimes
     from octavo.models.config import ModelConfig
-    from octavo.pooling import PooledText, PoolingInfo
+    from octavo.pooling import PoolingInfo
+    from octavo.runner.request_state import Delivery
+    from octavo.sampling_params import SamplingParams
 
 logger = logging.getLogger("octavo.engine")
 
-# A request's news: what it produced, or why nothing more will come.
+# Receives a sample's output, or the reason why no more will come.
 Sink = Callable[["Delta | EngineDeadError"], None]
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 
-# Below this an encode costs less than a hop to a worker thread and back (about 0.3 ms).
+# Below this an encode costs less than a hop to a worker thread and back.
 INLINE_ENCODE_CHARS = 2048
 
 
@@ -50,16 +49,21 @@ def prompt_parts(prompt: Prompt) -> tuple[str | None, Sequence[int] | None]:
             return prompt.get("prompt"), ids
         if isinstance(text := prompt.get("prompt"), str):
             return text, None
-    elif len(prompt) == 0 or isinstance(prompt[0], int):
+    elif hasattr(prompt, "__len__") and (len(prompt) == 0 or is_token_id(prompt[0])):
         return None, prompt  # all of them are checked where they become TokenIds
     raise InvalidParameterError("prompt must be a string or a list of token ids", "prompt")
 
 
+def is_token_id(value: object) -> bool:
+    """Whether a value is an integer, Python's or numpy's."""
+    return hasattr(value, "__index__") and not isinstance(value, bool)
+
+
 def checked_ids(token_ids: Sequence[int]) -> TokenIds:
-    """A prompt that came as token ids.
+    """The token ids of a prompt that was given as such.
 
     Raises:
-        InvalidParameterError: one of them is none.
+        InvalidParameterError: one of them is not a token id.
     """
     try:
         return TokenIds(token_ids)
@@ -67,17 +71,12 @@ def checked_ids(token_ids: Sequence[int]) -> TokenIds:
         raise InvalidParameterError(f"prompt must hold token ids: {error}", "prompt") from None
 
 
-def make_scores(params: SamplingParams) -> PromptLogprobs | None:
-    """What a request of these parameters has filled by the runner."""
-    wanted = params.prompt_logprobs
-    return None if wanted is None else PromptLogprobs(wanted)
-
-
 class AsyncEngine:
     """Loads a model and serves requests from the event loop that called ``start``.
 
     Construction blocks (it reads the weights); ``start`` and everything after it belongs to one
-    event loop. One engine thread steps; one wake-up of the loop per step delivers.
+    event loop, and other threads and forked processes are refused. One engine thread steps; one
+    wake-up of the loop per step delivers.
 
     Raises:
         ValueError, OSError: the model cannot be loaded.
@@ -86,6 +85,7 @@ class AsyncEngine:
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = os.getpid()
         self._engine_loop = EngineLoop(config, self._wake_up)
         source = self._engine_loop.source
         self.model_config: ModelConfig = source.model_config
@@ -102,28 +102,44 @@ class AsyncEngine:
         self.step_times: StepTimes = self._engine_loop.step_times
         self.memory_table: list[tuple[str, str]] = self._engine_loop.runner.memory()
         self.created_s = int(time.time())
-        # Sample id -> where its news goes.
+        # Sample id -> the receiver of its deltas.
         self._sinks: dict[int, Sink] = {}
-        # Sample id -> what writes its chunks past the sink.
+        # Sample id -> the writer of its chunks, past the sink.
         self._writers: dict[int, SseWriter] = {}
-        self._next_id = itertools.count()
         self._dead: asyncio.Event | None = None
-        # Set when the last sample ends, once somebody waits for that.
+        self._is_stopped = False
+        # Made by whoever waits for the last sample to end; set then.
         self._idle: asyncio.Event | None = None
 
     async def start(self) -> None:
-        """Begin to step. The running loop becomes the one that delivers."""
+        """Begin to step. The running loop becomes the one that delivers.
+
+        Raises:
+            RuntimeError: it has been started before.
+        """
+        if self._loop is not None:
+            raise RuntimeError("this AsyncEngine has been started already")
         self._loop = asyncio.get_running_loop()
         self._dead = asyncio.Event()
         self._engine_loop.start()
 
     async def stop(self, timeout_s: float = 0.0) -> None:
-        """Wait up to ``timeout_s`` for running requests, abort the rest, end the engine thread."""
+        """Wait up to ``timeout_s`` for running requests, abort the rest, end the engine thread.
+
+        Requests that come meanwhile are served until the time is over, and refused from then on.
+        """
+        if self._loop is None:
+            self._engine_loop.stop()
+            return
+        self._check_caller()
         await self._wait_idle(timeout_s)
+        self._is_stopped = True
         self.abort(list(self._sinks))
         # An abort takes one step.
         await self._wait_idle(STALL_S)
         await asyncio.to_thread(self._engine_loop.stop)
+        self._deliver()
+        self._fail_all(EngineDeadError("the engine is stopped"))
 
     async def _wait_idle(self, timeout_s: float) -> None:
         if self._sinks and self.is_alive:
@@ -151,6 +167,16 @@ class AsyncEngine:
         assert self._dead is not None, "start() first"
         await self._dead.wait()
 
+    def _check_caller(self) -> None:
+        """Raises RuntimeError where no delivery would ever come: elsewhere than on the event loop
+        that started the engine."""
+        if os.getpid() != self._pid:
+            raise RuntimeError("this AsyncEngine belongs to the process that forked this one")
+        if self._loop is None:
+            raise RuntimeError("this AsyncEngine has not been started")
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError("this AsyncEngine belongs to the event loop that started it")
+
     def submit(
         self,
         prompt_token_ids: TokenIds,
@@ -161,54 +187,48 @@ class AsyncEngine:
         sse: Sequence[SseTemplate] | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
-        prompt_logprobs: PromptLogprobs | None = None,
-        pooled: PooledText | None = None,
+        num_first: int | None = None,
     ) -> list[int]:
         """Queue one request; event-loop thread only.
 
-        ``sink`` gets every Delta of every sample on the event loop, or one EngineDeadError per
-        sample in place of the rest. ``prompt_logprobs``: filled before the first token's Delta.
-        ``pooled``: filled before the last one; models that generate no text need it.
+        Args:
+            sink: gets every Delta of every sample on the event loop, or one EngineDeadError per
+                sample in place of the rest. ``Delta.extra`` is the prompt's PromptLogprobs, with
+                each sample's first token, or a pooling model's vector, float32 [D], at the end.
+            delivery, sse, priority, cache_salt, num_first: see ``EngineLoop.prepare``.
 
         Returns:
             One id per sample, consecutive: sample i is ``ids[0] + i``.
 
         Raises:
             QueueFullError: ``max_num_queued_reqs`` requests wait already.
-            RequestTooLongError, InvalidParameterError: the request can never run.
-            EngineDeadError: the engine has died.
+            RequestTooLongError, InvalidParameterError, UnsupportedParameterError: the request can
+                never run.
+            EngineDeadError: the engine has died or is stopped.
+            RuntimeError: not on the event loop that started the engine.
         """
-        if not self.is_alive:
-            raise EngineDeadError
+        self._check_caller()
+        if self._is_stopped:
+            raise EngineDeadError("the engine is stopped")
         max_unfinished = self._engine_loop.runner.max_num_seqs + self.config.max_num_queued_reqs
         if len(self._sinks) + params.n > max_unfinished:
             raise QueueFullError(self.config.max_num_queued_reqs)
-        max_tokens = self._engine_loop.limits.check(prompt_token_ids, params)
-        first = next(self._next_id)
-        ids = range(first, first + params.n)
-        for _ in ids[1:]:
-            next(self._next_id)
-        for request_id in ids:
-            self._sinks[request_id] = sink
-        self._engine_loop.submit(
-            EngineRequest(
-                request_ids=ids,
-                prompt_token_ids=prompt_token_ids,
-                params=params,
-                max_tokens=max_tokens,
-                arrival_s=time.monotonic(),
-                delivery=delivery,
-                sse=sse,
-                priority=priority,
-                cache_salt=cache_salt,
-                prompt_logprobs=prompt_logprobs,
-                pooled=pooled,
-            )
+        samples = self._engine_loop.prepare(
+            prompt_token_ids,
+            params,
+            delivery=delivery,
+            sse=sse,
+            priority=priority,
+            cache_salt=cache_salt,
+            num_first=num_first,
         )
-        return list(ids)
+        ids = [sample.request_id for sample in samples]
+        self._sinks.update(dict.fromkeys(ids, sink))
+        self._engine_loop.submit(samples)
+        return ids
 
     def write_through(self, request_ids: Iterable[int], writer: SseWriter) -> None:
-        """Let a writer take what it can of these samples' ``sse`` news, past their sinks."""
+        """Let a writer take these samples' ``sse`` chunks past their sinks, where it can."""
         for request_id in request_ids:
             if request_id in self._sinks:
                 self._writers[request_id] = writer
@@ -232,10 +252,11 @@ class AsyncEngine:
         *,
         priority: int = 0,
     ) -> AsyncIterator[RequestOutput]:
-        """Everything produced so far, each time there is more. Leaving the iteration aborts.
+        """Yield the request's output so far, each time there is more. Leaving the loop aborts it.
 
         Raises:
-            QueueFullError, RequestTooLongError, InvalidParameterError, EngineDeadError.
+            QueueFullError, RequestTooLongError, InvalidParameterError, UnsupportedParameterError,
+                EngineDeadError: as ``submit``.
         """
         text, given_ids = prompt_parts(prompt)
         if given_ids is None:
@@ -249,16 +270,8 @@ class AsyncEngine:
             prompt=text,
             prompt_token_ids=list(token_ids),
             outputs=[CompletionOutput(index) for index in range(params.n)],
-            scores=make_scores(params),
         )
-        ids = self.submit(
-            token_ids,
-            params,
-            news.put_nowait,
-            delivery="delta",
-            priority=priority,
-            prompt_logprobs=output.scores,
-        )
+        ids = self.submit(token_ids, params, news.put_nowait, delivery="delta", priority=priority)
         try:
             while not output.finished:
                 delta = await news.get()
@@ -278,23 +291,25 @@ class AsyncEngine:
             loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
-        """On the event loop: hand every sample's news to its sink."""
+        """On the event loop: hand every sample's deltas to its sink."""
         assert self._loop is not None, "start() first"
         for delta in self._engine_loop.core.outbox.drain(self._writers, self._loop.time()):
             request_id = delta.request_id
             if delta.finish_reason is not None:
                 sink = self._sinks.pop(request_id)
                 self._writers.pop(request_id, None)
-                self._engine_loop.requests.pop(request_id, None)
             else:
                 sink = self._sinks[request_id]
             sink(delta)
         if not self.is_alive:
-            sinks, self._sinks = self._sinks, {}
-            self._writers.clear()
-            for sink in sinks.values():
-                sink(EngineDeadError())
+            self._fail_all(EngineDeadError())
             if self._dead is not None:
                 self._dead.set()
         if not self._sinks and self._idle is not None:
             self._idle.set()
+
+    def _fail_all(self, error: EngineDeadError) -> None:
+        sinks, self._sinks = self._sinks, {}
+        self._writers.clear()
+        for sink in sinks.values():
+            sink(error)

@@ -1,7 +1,8 @@
 """EngineLoop: the one thread that steps.
 
-It owns the EngineCore and the Runner. Others reach it only through ``submit`` and ``abort``,
-which queue a command and wake it. With no work it blocks: an idle engine costs nothing.
+It owns the EngineCore, the Runner and the state of every request. Others reach it only through
+``submit`` and ``abort``, which queue a command and wake it; its results go into the outbox. With no
+work it blocks: an idle engine costs nothing.
 """
 
 from __future__ import annotations
@@ -12,24 +13,26 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from octavo._core import EngineCore
-from octavo.engine.request import RequestLimits
+from octavo.engine.limits import RequestLimits
 from octavo.engine.step_times import StepTimes
 from octavo.errors import EngineDeadError
 from octavo.models.source import load_tokenizer, resolve_model
 from octavo.runner.create import make_runner
+from octavo.runner.prompt_rows import PromptRows
 from octavo.runner.request_state import RequestState, encode_bad_words
 
 if TYPE_CHECKING:
-    from octavo._core import ScheduledBatch
+    from octavo._core import ScheduledBatch, SseTemplate, TokenIds
     from octavo.config import EngineConfig
-    from octavo.engine.request import EngineRequest
     from octavo.models.source import ModelSource
+    from octavo.runner.request_state import Delivery
     from octavo.runner.runner import InFlight, Runner
+    from octavo.sampling_params import SamplingParams
 
 logger = logging.getLogger("octavo.engine")
 
@@ -44,7 +47,7 @@ STALL_S = 60.0
 # its last within milliseconds, and each would wait for the piece of work in hand.
 QUIET_S = 0.1
 
-# The least time between two looks at all of the core's accounts.
+# The least time between two audits of the core.
 CHECK_INTERVAL_S = 1.0
 
 
@@ -77,7 +80,7 @@ class EngineLoop:
             max_num_seqs=self.runner.max_num_seqs,
             max_num_batched_tokens=self.runner.max_num_batched_tokens,
             max_model_len=self.runner.max_model_len,
-            # What keeps no keys and values computes a prompt whole, in one step.
+            # Without keys and values from earlier steps, a prompt is computed in one.
             enable_prefix_caching=config.enable_prefix_caching and self.runner.keeps_kv,
             enable_chunked_prefill=config.enable_chunked_prefill and self.runner.keeps_kv,
             policy=config.scheduling_policy,
@@ -89,18 +92,19 @@ class EngineLoop:
             vocab_size=self.source.model_config.vocab_size,
             max_logprobs=config.max_logprobs,
             tokenizer=self.tokenizer,
+            has_priorities=config.scheduling_policy == "priority",
         )
         self.eos_token_ids = self.source.eos_token_ids
         self.step_times = StepTimes()
-        # The runner reads it when a request gets a slot; the consumer pops it at the last delta.
-        # Dict operations are atomic under the GIL.
-        self.requests: dict[int, RequestState] = {}
         self.fatal_error: BaseException | None = None
         self.last_progress_s = time.monotonic()
         self._notify = notify
-        # Putting one wakes the thread, if it waits: 7 us less than an Event, which is Python.
+        # Putting one wakes the thread, if it waits; an Event would cost more, being Python code.
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._stopping = False
+        self._next_id = 0
+        # The samples that are not over; the runner reads one when it gets a slot.
+        self._requests: dict[int, RequestState] = {}
         # Whether the thread waits for a command, which is as good as progress.
         self._resting = True
         self._has_idle_work = True
@@ -110,22 +114,84 @@ class EngineLoop:
         self._thread: threading.Thread | None = None
         self.runner.warm_up()
 
-    # ------------------------------------------------------------------ any thread
+    # ------------------------------------------------------------------ the caller's thread
 
-    def submit(self, request: EngineRequest) -> None:
-        """Queue a checked request.
+    def prepare(
+        self,
+        prompt_token_ids: TokenIds,
+        params: SamplingParams,
+        *,
+        delivery: Delivery = "final",
+        sse: Sequence[SseTemplate] | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        num_first: int | None = None,
+    ) -> list[RequestState]:
+        """Check a request and give its samples ids, consecutive ones. Nothing is queued yet.
+
+        Args:
+            sse: a template per sample, for delivery "sse".
+            num_first: of a pair of texts for a pooling model, the tokens that belong to the first.
 
         Raises:
-            EngineDeadError: the engine thread has ended.
+            RequestTooLongError, InvalidParameterError: the request can never run.
+            UnsupportedParameterError: a priority, under another policy.
+            EngineDeadError: the engine has died or is stopped.
         """
-        if self.fatal_error is not None:
-            raise EngineDeadError
-        self._commands.put(lambda: self._add(request))
+        self._check_alive()
+        max_tokens = self.limits.check(prompt_token_ids, params)
+        self.limits.check_service(priority, cache_salt)
+        bad_words = encode_bad_words(self.tokenizer, params.bad_words)
+        ids = range(self._next_id, self._next_id + params.n)
+        self._next_id = ids.stop
+        rows = None
+        if params.prompt_logprobs is not None:
+            rows = PromptRows(ids, len(prompt_token_ids) - 1, params.prompt_logprobs)
+            # Every position has to be computed. With a salt of its own, all that a request finds in
+            # the cache is its own blocks from before a preemption, whose rows are scored already.
+            cache_salt = secrets.token_hex(16)
+        return [
+            RequestState(
+                request_id=request_id,
+                params=params,
+                prompt_token_ids=prompt_token_ids,
+                max_tokens=max_tokens,
+                arrival_s=time.monotonic(),
+                delivery=delivery,
+                sse=None if sse is None else sse[index],
+                priority=priority,
+                cache_salt=cache_salt,
+                # Samples of one seeded request differ from each other, but not from run to run.
+                seed=None if params.seed is None else params.seed + index,
+                eos_token_ids=() if params.ignore_eos else self.eos_token_ids,
+                bad_words_token_ids=bad_words,
+                prompt_rows=rows,
+                num_first=num_first,
+            )
+            for index, request_id in enumerate(ids)
+        ]
+
+    # ------------------------------------------------------------------ any thread
+
+    def submit(self, samples: Sequence[RequestState]) -> None:
+        """Queue what ``prepare`` made; it is the engine's from here on.
+
+        Raises:
+            EngineDeadError: the engine has died or is stopped.
+        """
+        self._check_alive()
+        self._commands.put(lambda: self._add(samples))
 
     def abort(self, request_ids: Iterable[int]) -> None:
         """End samples; each still gets its last delta. Unknown ids are ignored."""
         ids = tuple(request_ids)
         self._commands.put(lambda: self._abort(ids))
+
+    def _check_alive(self) -> None:
+        if self.fatal_error is not None:
+            raise EngineDeadError
+        if self._stopping:
+            raise EngineDeadError("the engine is stopped")
 
     def is_healthy(self) -> bool:
         """Alive, and stepping if there is work."""
@@ -143,13 +209,32 @@ class EngineLoop:
         self._stopping = True
         self._commands.put(lambda: None)
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+            self._thread.join(STALL_S)
+            if self._thread.is_alive():
+                logger.error("the engine's step does not end; its thread is left behind")
+
+    # -------------------------------------------------- a caller that steps by itself
 
     def finish_warm_up(self) -> None:
-        """Do at once what ``start`` leaves to moments with nothing to do: for a caller that steps
-        by itself, and has none."""
+        """Do at once what ``start`` leaves to idle moments, of which such a caller has none."""
         while self.runner.idle_work():
             pass
+
+    def abandon(self) -> None:
+        """Drop every request, step and delta, wherever an interrupt has left ``step``.
+
+        An interrupt may come between any two instructions: after a step was planned and before
+        anybody knew of it, say. So the core, which is never interrupted, tells what there is.
+        """
+        while not self._commands.empty():
+            self._commands.get()
+        self._in_flight.clear()
+        if self.fatal_error is None:
+            self.runner.abandon()
+        self.core.abandon()
+        self._forget_ended()
+        self._requests.clear()
+        self.core.outbox.drain()
 
     # -------------------------------------------------------------- the engine thread
 
@@ -170,7 +255,7 @@ class EngineLoop:
             planned_s = time.perf_counter()
             self.step_times.observe("schedule", planned_s - began_s)
             try:
-                in_flight = self.runner.launch(batch, staging, self.requests)
+                in_flight = self.runner.launch(batch, staging, self._requests)
             except Exception as error:
                 self._step_failed(batch.step_id, error)
             else:
@@ -191,13 +276,8 @@ class EngineLoop:
         self._failed_steps = 0
         self.last_progress_s = time.monotonic()
         collected_s = time.perf_counter()
-        has_news = self.core.update(
-            batch.step_id,
-            sampled.token_ids,
-            sampled.logprob_ids,
-            sampled.logprobs,
-            sampled.ranks,
-        )
+        has_news = self.core.update(batch.step_id, *sampled)
+        self._forget_ended()
         self.step_times.observe("collect", collected_s - began_s)
         self.step_times.observe("update", time.perf_counter() - collected_s)
         if has_news:
@@ -209,62 +289,60 @@ class EngineLoop:
         # Steps are accounted for in order: those launched before this one come first.
         while self._in_flight and self._in_flight[0][0].step_id < step_id:
             self._account(*self._in_flight.popleft())
-        if self.core.fail_step(step_id, str(error)):
+        if self.core.fail_step(step_id):
             self._notify()
+        self._forget_ended()
         self._failed_steps += 1
         if self._failed_steps >= MAX_FAILED_STEPS or self.runner.is_fatal(error):
+            self.fatal_error = error
             raise EngineDeadError from error
+
+    def _forget_ended(self) -> None:
+        for request_id in self.core.take_ended():
+            self._requests.pop(request_id, None)
 
     def _take_commands(self) -> None:
         while not self._commands.empty():
             self._commands.get()()
 
-    def _add(self, request: EngineRequest) -> None:
-        params = request.params
-        bad_words = encode_bad_words(self.tokenizer, params.bad_words)
-        for index, request_id in enumerate(request.request_ids):
-            self.requests[request_id] = RequestState(
-                params=params,
-                num_prompt_tokens=len(request.prompt_token_ids),
-                # Samples of one seeded request differ from each other, but not from run to run.
-                seed=None if params.seed is None else params.seed + index,
-                eos_token_ids=() if params.ignore_eos else self.eos_token_ids,
-                prompt_token_ids=request.prompt_token_ids,
-                bad_words_token_ids=bad_words,
-                prompt_logprobs=request.prompt_logprobs,
-                pooled=request.pooled,
+    def _add(self, samples: Sequence[RequestState]) -> None:
+        """Hand a request to the core. One that the core does not take fails alone."""
+        first, params = samples[0], samples[0].params
+        ids = [sample.request_id for sample in samples]
+        try:
+            self.core.add_request(
+                ids,
+                first.prompt_token_ids,
+                max_tokens=first.max_tokens,
+                min_tokens=params.min_tokens,
+                eos_token_ids=first.eos_token_ids,
+                stop_token_ids=params.stop_token_ids,
+                stop=params.stop,
+                include_stop_str_in_output=params.include_stop_str_in_output,
+                skip_special_tokens=params.skip_special_tokens,
+                num_logprobs=params.logprobs,
+                priority=first.priority,
+                cache_salt=first.cache_salt,
+                arrival_s=first.arrival_s,
+                stream_interval=params.stream_interval,
+                delivery=first.delivery,
+                sse=[sample.sse for sample in samples if sample.sse is not None] or None,
             )
-        cache_salt = request.cache_salt
-        if request.prompt_logprobs is not None:
-            # Every position has to be computed: a salt of its own finds nothing in the cache but
-            # what the request itself left there, and scored, before it was preempted.
-            cache_salt = secrets.token_hex(16)
-        self.core.add_request(
-            list(request.request_ids),
-            request.prompt_token_ids,
-            max_tokens=request.max_tokens,
-            min_tokens=params.min_tokens,
-            eos_token_ids=() if params.ignore_eos else self.eos_token_ids,
-            stop_token_ids=params.stop_token_ids,
-            stop=params.stop,
-            include_stop_str_in_output=params.include_stop_str_in_output,
-            skip_special_tokens=params.skip_special_tokens,
-            num_logprobs=params.logprobs,
-            priority=request.priority,
-            cache_salt=cache_salt,
-            arrival_s=request.arrival_s,
-            stream_interval=params.stream_interval,
-            delivery=request.delivery,
-            sse=request.sse,
-        )
+        except Exception as error:
+            logger.exception("request %d could not be added", ids[0], exc_info=error)
+            if self.core.refuse(ids):
+                self._notify()
+            return
+        self._requests.update(zip(ids, samples, strict=True))
 
     def _abort(self, request_ids: tuple[int, ...]) -> None:
         ended = [request_id for request_id in request_ids if self.core.abort(request_id)]
         if ended:
             self._notify()
+            self._forget_ended()
 
     def _use_pause(self) -> None:
-        """Let the runner get ahead piece by piece, until there is a command or nothing left."""
+        """Do idle work piece by piece, until there is a command or nothing left."""
         try:
             while self._commands.empty() and self._has_idle_work:
                 self._has_idle_work = self.runner.idle_work()
@@ -275,8 +353,8 @@ class EngineLoop:
                 raise EngineDeadError from error
 
     def _rest(self) -> None:
-        """Block until there is a command. How long that took says nothing of the next step: its
-        time begins here."""
+        """Block until there is a command. The next step's progress is timed from here, not from the
+        last step."""
         self._resting = not self.core.has_work()
         command = self._next_command()
         self.last_progress_s = time.monotonic()
@@ -291,8 +369,7 @@ class EngineLoop:
         return self._commands.get()
 
     def _check_integrity(self) -> None:
-        """While there is nothing to do, but not at every pause between two requests: it looks at
-        every block there is."""
+        """Audit the core when idle; seldom, since every block is looked at."""
         now = time.monotonic()
         if now - self._checked_s >= CHECK_INTERVAL_S:
             self._checked_s = now
@@ -304,7 +381,8 @@ class EngineLoop:
             self.last_progress_s = time.monotonic()
             self._resting = False
             while not self._stopping:
-                if not self.step():
+                # The step may have taken the command that ends the wait of a thread at rest.
+                if not self.step() and not self._stopping:
                     if self._commands.empty():
                         self._check_integrity()
                     self._rest()

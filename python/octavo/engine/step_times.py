@@ -1,4 +1,4 @@
-"""StepTimes: how long each phase of a step takes on the host, as histograms."""
+"""StepTimes: histograms of the host's time in each phase of a step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BOUNDS_S: Final = tuple(
 
 
 class StepTimes:
-    """One histogram a phase. Written by the engine's thread alone, read by any.
+    """One histogram per phase. Written by the engine's thread alone, read by any.
 
     ``schedule`` plans, ``launch`` starts the device (a CPU computes in it), ``collect`` waits for
     the tokens, ``update`` accounts for them.

@@ -73,7 +73,6 @@ class ModelConfig:
     moe_intermediate_size: int = 0
     renormalize_experts: bool = True
     moe_layers: tuple[bool, ...] = ()
-    bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     dtype: str = "float32"
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)

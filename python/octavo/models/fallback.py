@@ -26,7 +26,7 @@ from octavo.errors import ModelLoadError
 from octavo.kernels.opset import OpSet
 from octavo.layers.context import AttentionContext
 from octavo.layers.rope import RopeConfig, identity_table
-from octavo.models.config import ModelConfig, first, token_ids
+from octavo.models.config import ModelConfig, token_ids
 from octavo.models.hf_config import architecture_of
 
 PAGED, SHAPES = "octavo", "octavo_shapes"
@@ -190,7 +190,6 @@ def read_config(raw: Mapping[str, Any]) -> ModelConfig:
         rope=RopeConfig(theta=1.0, rot_dim=2),
         max_position_embeddings=limit,
         max_context_len=limit,
-        bos_token_id=first(token_ids(raw.get("bos_token_id"))),
         eos_token_ids=token_ids(raw.get("eos_token_id")),
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
         raw=dict(raw),

@@ -8,7 +8,7 @@ from typing import Any
 
 from octavo.errors import ModelLoadError
 from octavo.layers.rope import RopeConfig
-from octavo.models.config import Getter, ModelConfig, first, token_ids
+from octavo.models.config import Getter, ModelConfig, token_ids
 from octavo.models.hf_config import max_context_len
 
 
@@ -73,7 +73,6 @@ def config_from_gguf(metadata: Mapping[str, Any], facts: GgufFacts) -> ModelConf
         "attention_bias": "attn_q" in facts.biases,
         "attention_out_bias": "attn_output" in facts.biases,
         "mlp_bias": "ffn_down" in facts.biases,
-        "bos_token_id": first(token_ids(metadata.get("tokenizer.ggml.bos_token_id"))),
         "eos_token_ids": (*eos, *(i for i in eot if i not in eos)),
         "dtype": "bfloat16",
         "raw": dict(metadata),

@@ -11,7 +11,7 @@ from typing import Any
 
 from octavo.errors import ModelLoadError
 from octavo.layers.rope import RopeConfig
-from octavo.models.config import Getter, ModelConfig, first, token_ids
+from octavo.models.config import Getter, ModelConfig, token_ids
 
 # HF's name of an activation -> the op set's.
 ACTIVATIONS = {
@@ -126,7 +126,6 @@ class HfConfig(Getter):
             "max_context_len": max_context_len(rope, self.max_positions),
             "hidden_act": ACTIVATIONS[act],
             "tie_word_embeddings": self.bool("tie_word_embeddings"),
-            "bos_token_id": first(token_ids(self.raw.get("bos_token_id"))),
             "eos_token_ids": token_ids(self.raw.get("eos_token_id")),
             "dtype": str(self.raw.get("dtype") or self.raw.get("torch_dtype") or "float32"),
             "raw": dict(self.raw),

@@ -20,7 +20,7 @@ from octavo.runner.input_batch import InputBatch
 from octavo.runner.kv_cache import KVCachePlan, allocate_kv_cache
 from octavo.runner.library_pages import drop_library_pages
 from octavo.runner.loading import LoadedModel, ModelPart
-from octavo.runner.prompt_scorer import PromptScorer, PromptSpan, ScoredRows
+from octavo.runner.prompt_scorer import PromptScorer, PromptSpan, ScoredRows, collected
 from octavo.runner.request_state import RequestState
 from octavo.runner.runner import ComputedStep, InFlight, Observer, is_device_error
 from octavo.runner.sampler import SampledTokens, Sampler
@@ -158,14 +158,20 @@ class EagerRunner:
         with torch.inference_mode():
             sampled = self.sampler.sample(logits, slots, positions)
         # The device has come past them: it has computed the logits, which came later.
-        for rows in scored:
-            rows.record()
+        if extras := collected(scored):
+            sampled = sampled._replace(extras=extras)
         return ComputedStep(batch.step_id, sampled)
 
     def collect(self, in_flight: InFlight) -> SampledTokens:
         """The tokens, which ``launch`` has chosen already."""
         assert isinstance(in_flight, ComputedStep)
         return in_flight.sampled
+
+    def abandon(self) -> None:
+        """See Runner."""
+        if self._loaded.device.type == "cuda":
+            torch.cuda.synchronize(self._loaded.device)
+        self.prompt_scorer.unscored.clear()
 
     def warm_up(self) -> None:
         """Start threads and page in weights."""

@@ -45,7 +45,7 @@ from octavo.runner.cuda_graphs import (
 from octavo.runner.gpu_sampling import GpuSampling
 from octavo.runner.loading import LoadedModel
 from octavo.runner.logprobs import TokenLogprobs, copy_logprobs
-from octavo.runner.prompt_scorer import PromptSpan, ScoredRows
+from octavo.runner.prompt_scorer import PromptSpan, ScoredRows, collected
 from octavo.runner.request_state import RequestState
 from octavo.runner.runner import InFlight, Observer, is_device_error
 from octavo.runner.sampler import SampledTokens
@@ -450,17 +450,25 @@ class GraphRunner:
             self._wait(in_flight)
         else:
             self._observed_wait(in_flight)
-        for scored in in_flight.scored:
-            scored.record()
+        extras = collected(in_flight.scored) if in_flight.scored else None
         logprobs = in_flight.logprobs
         if logprobs is None:
-            return SampledTokens(in_flight.tokens)
+            return SampledTokens(in_flight.tokens, extras=extras)
         return SampledTokens(
             in_flight.tokens,
             logprobs.ids.numpy(),
             logprobs.values.numpy(),
             logprobs.ranks.numpy(),
+            extras,
         )
+
+    def abandon(self) -> None:
+        """See Runner."""
+        if self._on_gpu:
+            for shard in self.mesh.shards:
+                torch.cuda.synchronize(shard.device)
+        self._last = None
+        self.prompt_scorer.unscored.clear()
 
     def _wait(self, in_flight: GraphInFlight) -> None:
         """Block until a step's ids are on the host; the tracked requests then have theirs."""

@@ -39,7 +39,7 @@ class InputBatch:
 
     def load(self, batch: ScheduledBatch, packed: Tensor) -> None:
         """Take a step: ``packed``, int32 [packed_len], is its staged buffer on the device."""
-        tokens, reqs = batch.token_stride, batch.req_stride
+        tokens, reqs = batch.num_tokens, batch.num_reqs
         # Sections follow one another without gaps: one call makes every view.
         (
             self.input_ids,

@@ -39,11 +39,11 @@ _CPU_TOKENS, _GPU_TOKENS = 2048, 16384
 _MAX_NUM_SEQS = 256
 # The scheduler keeps a hundredth of its blocks back for requests that grow.
 _SPARE_BLOCKS = 1.02
-_NOTHING = SampledTokens(np.empty(0, np.int32), None, None, None)
+_NO_TOKENS = np.empty(0, np.int32)
 
 
 class PoolingRunner:
-    """See Runner; what it computes goes into each request's PooledText."""
+    """See Runner. A step's results are extras: one vector a request, float32 [D]."""
 
     max_in_flight = 1
     keeps_kv = False
@@ -111,26 +111,30 @@ class PoolingRunner:
     ) -> InFlight:
         """Compute a planned step, whose requests are whole texts."""
         array = self._buffer.array
-        texts = [requests[request_id].pooled for request_id in batch.request_ids]
+        request_ids = batch.request_ids
         starts = array[batch.query_start_loc_offset :][: batch.num_reqs + 1].copy()
         is_second = np.zeros(int(starts[-1]), np.int32)
-        for index, text in enumerate(texts):
-            if text is not None and text.num_first is not None:
-                is_second[starts[index] + text.num_first : starts[index + 1]] = 1
+        for index, request_id in enumerate(request_ids):
+            if (num_first := requests[request_id].num_first) is not None:
+                is_second[starts[index] + num_first : starts[index + 1]] = 1
         self._is_loaded = False
+        extras: list[tuple[int, object]] = []
         for first, last in self._parts(starts):
             rows = self._run_graph(batch, first, last, starts, is_second)
             if rows is None:
                 rows = self._compute(batch, first, last, starts, is_second)
-            for text, row in zip(texts[first:last], rows, strict=True):
-                if text is not None:
-                    text.values = row
-        return ComputedStep(batch.step_id, _NOTHING)
+            extras += zip(request_ids[first:last], rows, strict=True)
+        return ComputedStep(batch.step_id, SampledTokens(_NO_TOKENS, extras=extras))
 
     def collect(self, in_flight: InFlight) -> SampledTokens:
-        """No tokens: ``launch`` has handed the vectors over."""
+        """No tokens: a vector for each request, as extras."""
         assert isinstance(in_flight, ComputedStep)
         return in_flight.sampled
+
+    def abandon(self) -> None:
+        """Wait for the device: a launch that was interrupted may have left it at work."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def warm_up(self) -> None:
         """One text of one token: starts threads and pages in weights."""
@@ -201,7 +205,7 @@ class PoolingRunner:
         if self._graphs is None:
             return None
         tokens = slice(int(starts[first]), int(starts[last]))
-        ids, positions = self._buffer.array[: 2 * batch.token_stride].reshape(2, -1)[:, tokens]
+        ids, positions = self._buffer.array[: 2 * batch.num_tokens].reshape(2, -1)[:, tokens]
         seconds = is_second[tokens]
         return self._graphs.run(
             TextBatch(

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from octavo._core import ScheduledBatch
-    from octavo.prompt_logprobs import PromptLogprobs
+    from octavo.runner.prompt_rows import PromptRows
     from octavo.runner.request_state import RequestState
+    from octavo.runner.sampler import Extras
 
 # Logits of a whole prefill chunk would be gigabytes: 8192 tokens of a vocabulary of 128k are 4 GiB.
 MAX_LOGITS_BYTES: Final = 64 << 20
@@ -36,25 +37,28 @@ class PromptSpan:
 
 @dataclass(frozen=True, slots=True)
 class ScoredRows:
-    """Results on the host, or on their way there: see PromptLogprobs.record."""
+    """Results on the host, or on their way there: see PromptRows.add."""
 
-    scores: PromptLogprobs
+    rows: PromptRows
     first: int
     ids: Tensor
     logprobs: Tensor
     ranks: Tensor
 
-    def record(self) -> None:
-        """Hand them over. The device must have come past them."""
-        self.scores.record(self.first, self.ids.numpy(), self.logprobs.numpy(), self.ranks.numpy())
+    def extras(self) -> Extras:
+        """What the prompt's samples get, if these rows complete it. The device must have come past
+        them."""
+        rows = self.rows
+        scores = rows.add(self.first, self.ids.numpy(), self.logprobs.numpy(), self.ranks.numpy())
+        return [] if scores is None else [(request_id, scores) for request_id in rows.request_ids]
 
 
 class PromptScorer:
-    """Fills the PromptLogprobs of the requests on the device that have one.
+    """Computes the log probabilities of prompts, for the requests that ask for them.
 
-    A step that holds such rows is found by ``plan``, computed by ``score``, and recorded when its
-    tokens are collected: with another step already launched, what is planned runs ahead of what is
-    recorded.
+    A step that holds such rows is found by ``plan`` and computed by ``score``; ``collected`` takes
+    its rows when the step is collected. With another step already launched, what is planned runs
+    ahead of what is collected.
 
     Args:
         compute_logits: hidden rows [R, D] -> float32 [R, V].
@@ -69,8 +73,7 @@ class PromptScorer:
 
     def admit(self, slot: int, state: RequestState) -> None:
         """A request takes this slot, or takes one again after a preemption."""
-        scores = state.prompt_logprobs
-        if scores is not None and scores.num_recorded < state.num_prompt_tokens - 1:
+        if state.prompt_rows is not None and not state.prompt_rows.is_complete:
             self.unscored[slot] = state
         else:
             self.unscored.pop(slot, None)
@@ -93,7 +96,8 @@ class PromptScorer:
             num_rows = min(int(starts[request + 1]) - row, rest)
             if num_rows == rest:
                 del self.unscored[slot]
-            if num_rows > 0:
+            # A prompt of one token has no rows, which is what completes it.
+            if num_rows > 0 or state.num_prompt_tokens == 1:
                 spans.append(PromptSpan(state, first, row, num_rows))
         # Samples of one request share their scores: one may begin where another ends.
         return sorted(spans, key=lambda span: span.first)
@@ -102,6 +106,8 @@ class PromptScorer:
         """Begin to score. ``hidden`` [T, D]: of all rows of the spans' step."""
         scored = []
         for span in spans:
+            if span.num_rows == 0:
+                scored.append(_no_rows(span))
             for at in range(0, span.num_rows, self._max_rows):
                 end = min(at + self._max_rows, span.num_rows)
                 rows = hidden[span.row + at : span.row + end]
@@ -110,8 +116,8 @@ class PromptScorer:
 
     def _score(self, state: RequestState, first: int, hidden: Tensor) -> ScoredRows:
         """``hidden`` [R, D]: of the positions before the prompt's tokens ``first``, ..."""
-        scores = state.prompt_logprobs
-        assert scores is not None
+        rows = state.prompt_rows
+        assert rows is not None
         logits = self._compute_logits(hidden)
         tokens = torch.tensor(
             list(state.prompt_token_ids[first : first + len(hidden)]),
@@ -120,16 +126,28 @@ class PromptScorer:
         )
         own = tokens.to(logits.device, non_blocking=True)[:, None]
         own_logits = logits.gather(1, own)
-        best, best_ids = logits.topk(scores.num_logprobs, dim=-1)
+        best, best_ids = logits.topk(rows.num_logprobs, dim=-1)
         total = logits.logsumexp(-1, keepdim=True)
         ranks = (logits > own_logits).sum(-1, dtype=torch.int32) + 1
         return ScoredRows(
-            scores,
+            rows,
             first,
             to_host(torch.cat([own, best_ids], 1).int()),
             to_host(torch.cat([own_logits, best], 1) - total),
             to_host(ranks),
         )
+
+
+def collected(scored: Sequence[ScoredRows]) -> Extras:
+    """What a step's rows complete. The device must have come past them."""
+    return [extra for rows in scored for extra in rows.extras()]
+
+
+def _no_rows(span: PromptSpan) -> ScoredRows:
+    rows = span.state.prompt_rows
+    assert rows is not None
+    ids = torch.empty((0, 1 + rows.num_logprobs), dtype=torch.int32)
+    return ScoredRows(rows, span.first, ids, ids.float(), ids[:, 0])
 
 
 def to_host(tensor: Tensor) -> Tensor:

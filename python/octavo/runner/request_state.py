@@ -1,44 +1,67 @@
-"""RequestState: what the runner knows of one sample."""
+"""RequestState: one sample of a request, from its submission to its end."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from octavo.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from octavo._core import Tokenizer
-    from octavo.pooling import PooledText
-    from octavo.prompt_logprobs import PromptLogprobs
+    from octavo._core import SseTemplate, Tokenizer
+    from octavo.runner.prompt_rows import PromptRows
+
+# How a sample's output leaves: as the bytes of server-sent events, as text and ids when they come,
+# or whole, at the end.
+Delivery = Literal["sse", "delta", "final"]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class RequestState:
-    """One sample's way of choosing tokens. It outlives preemption; slots do not.
+    """One sample: what it asks for, and what the sampler has to remember of it.
 
-    ``seed`` None: the sampler draws one at the first admission. ``eos_token_ids``: what min_tokens
-    holds back, beside ``params.stop_token_ids``. ``prompt_token_ids`` is
-    needed where there is a repetition penalty or ``prompt_logprobs``, which the runner fills; it
-    fills ``pooled`` where the model gives vectors.
-    ``output_token_ids`` is written by the sampler, and only where penalties or bad words look at
-    it.
+    Checked where it is made; nothing downstream validates again. It belongs to its maker until it
+    is queued, and to the engine's thread from then on. It outlives preemption; slots do not.
+
+    Args:
+        request_id: unique; those of one request's samples are consecutive.
+        prompt_token_ids: shared by the samples.
+        max_tokens: resolved: it fits the context.
+        arrival_s: ``time.monotonic()`` when the request came.
+        seed: None: the sampler draws one at the first admission.
+        eos_token_ids: banned by min_tokens, beside ``params.stop_token_ids``.
+        bad_words_token_ids: see ``encode_bad_words``.
+        prompt_rows: gathers prompt log probabilities where ``params`` asks for them; shared by the
+            samples.
+        num_first: of a pair of texts, the tokens that belong to the first; None is no pair.
+        output_token_ids: the sampler's, kept only where penalties or bad words need them.
     """
 
+    request_id: int
     params: SamplingParams
-    num_prompt_tokens: int
+    prompt_token_ids: Sequence[int]
+    max_tokens: int
+    arrival_s: float
+    delivery: Delivery = "final"
+    sse: SseTemplate | None = None
+    priority: int = 0
+    cache_salt: str | None = None
     seed: int | None = None
     eos_token_ids: tuple[int, ...] = ()
-    prompt_token_ids: Sequence[int] = ()
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
+    prompt_rows: PromptRows | None = None
+    num_first: int | None = None
     output_token_ids: list[int] = field(default_factory=list)
-    prompt_logprobs: PromptLogprobs | None = None
-    pooled: PooledText | None = None
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """The prompt's length."""
+        return len(self.prompt_token_ids)
 
     @property
     def has_penalties(self) -> bool:
-        """Whether logits depend on which tokens came before."""
+        """Whether logits depend on the tokens before them."""
         p = self.params
         return bool(p.presence_penalty or p.frequency_penalty or p.repetition_penalty != 1.0)
 

@@ -5,7 +5,7 @@ One step goes through a runner in four calls, all on the engine's thread::
     staging = runner.next_staging()                      # memory for the plan
     batch = core.schedule(staging)                       # the core writes the plan there
     in_flight = runner.launch(batch, staging, requests)  # the device, or this thread, computes
-    sampled = runner.collect(in_flight)                  # its tokens
+    sampled = runner.collect(in_flight)                  # its tokens, and what else it produced
 
 A runner is given a LoadedModel (loading.py) and adds what steps need: a KV cache, staging memory,
 sampling state, CUDA graphs. There are three: EagerRunner (eager.py) runs op by op and samples on
@@ -41,7 +41,7 @@ class InFlight:
 
 @dataclass(slots=True, eq=False)
 class ComputedStep(InFlight):
-    """A step whose tokens are known already."""
+    """A step whose results are known already."""
 
     sampled: SampledTokens
 
@@ -93,7 +93,17 @@ class Runner(Protocol):
         """Start a planned step. ``requests``: by id, at least those that this step admits."""
 
     def collect(self, in_flight: InFlight) -> SampledTokens:
-        """A launched step's tokens, in the order of its samples. Blocks until they exist."""
+        """A launched step's results: tokens in the order of its samples, and extras by request id.
+
+        An extra is a prompt's PromptLogprobs, for each of its samples when the last row has come,
+        or a pooling model's vector. Blocks until the results exist.
+        """
+
+    def abandon(self) -> None:
+        """Wait for the device, and forget the steps that are launched and not collected.
+
+        A launch may have been interrupted anywhere; its requests, and all others, are gone.
+        """
 
     def idle_work(self) -> bool:
         """Do one piece of work, some 50 ms, that makes later steps faster; False if none is left.

@@ -9,6 +9,7 @@ else is in the batch.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,19 +23,24 @@ from octavo.runner.request_state import RequestState
 from octavo.runner.slots import SlotRecords, column_of, seeds_of
 from octavo.runner.token_counts import TokenCounts
 
+# Results that are no tokens, by request id: each leaves with that sample's next delta.
+Extras = Sequence[tuple[int, object]]
+
 
 class SampledTokens(NamedTuple):
-    """One step's tokens, on the host. S rows; C = 1 + the most logprobs any row asked for.
+    """One step's results, on the host. S rows; C = 1 + the most logprobs any row asked for.
 
     ``logprob_ids`` int32 [S, C] and ``logprobs`` float32 [S, C]: the chosen token first, then the
     best in order; rows that asked for fewer, or for none, carry more than they need. ``ranks``
-    int32 [S]: of the chosen token, 1 is the best.
+    int32 [S]: of the chosen token, 1 is the best. ``extras``: prompt log probabilities that are
+    complete, or pooled vectors.
     """
 
     token_ids: NDArray[np.int32]
     logprob_ids: NDArray[np.int32] | None = None
     logprobs: NDArray[np.float32] | None = None
     ranks: NDArray[np.int32] | None = None
+    extras: Extras | None = None
 
 
 class _SlotState:

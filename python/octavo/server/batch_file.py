@@ -1,8 +1,8 @@
 """run_batch: a file of requests in OpenAI's batch format, answered without a port.
 
-Each line is ``{"custom_id", "method": "POST", "url", "body"}``; each line of the output tells the
-answer that the server would have given, or why it could not be asked. Answers are written as they
-come, so that a batch that is cut short keeps what it has.
+Each line is ``{"custom_id", "method": "POST", "url", "body"}``; each line of the output holds the
+server's answer, or the reason why the line is no request. Answers are written as they come, so that
+a batch that is cut short keeps what it has.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Final, TextIO
 import orjson
 from starlette.types import ASGIApp, Message, Scope
 
-# What a batch may ask for.
+# Routes that a batch may use.
 URLS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 RETRY_S: Final = 0.2
 
@@ -31,22 +31,22 @@ class BatchLineError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class BatchRequest:
-    """One line of the input."""
+    """One line of the input. ``body``: JSON."""
 
     custom_id: str
     url: str
-    body: dict[str, Any]
+    body: bytes
 
 
 @dataclass(slots=True)
 class BatchCounts:
-    """How many lines were answered with status 200, and how many were not."""
+    """Lines answered with status 200, and others."""
 
     num_answered: int = 0
     num_failed: int = 0
 
 
-def parse_line(line: str) -> BatchRequest:
+def parse_line(line: bytes) -> BatchRequest:
     """Check one line.
 
     Raises:
@@ -67,12 +67,16 @@ def parse_line(line: str) -> BatchRequest:
         raise BatchLineError("invalid_request", "body must be an object")
     if body.get("stream"):
         raise BatchLineError("invalid_request", "stream is not for batches")
-    return BatchRequest(value["custom_id"], url, body)
+    try:
+        return BatchRequest(value["custom_id"], url, orjson.dumps(body))
+    except orjson.JSONEncodeError as error:
+        # JSON may be nested more deeply than it can be written again.
+        raise BatchLineError("invalid_request", f"body: {error}") from None
 
 
 async def run_batch(
     app: ASGIApp,
-    lines: Iterable[str],
+    lines: Iterable[bytes],
     output: TextIO,
     *,
     concurrency: int,
@@ -91,7 +95,7 @@ async def run_batch(
     running: set[asyncio.Task[None]] = set()
     asker = _Asker(app)
 
-    async def answer(line: str) -> None:
+    async def answer(line: bytes) -> None:
         result = await _answer(asker, line)
         is_good = result["error"] is None and result["response"]["status_code"] == 200
         counts.num_answered += is_good
@@ -118,7 +122,7 @@ async def run_batch(
 
 
 class _Asker:
-    """Asks the application, and knows how many requests it is at."""
+    """Asks the application, and counts the requests under way."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -133,13 +137,13 @@ class _Asker:
             finally:
                 self._num_asked -= 1
             is_full = status == 503 and body["error"]["code"] == "queue_full"
-            # With nobody else there it will never be emptier.
+            # With no other request under way it will never be emptier.
             if not is_full or not self._num_asked:
                 return status, body
             await asyncio.sleep(RETRY_S)
 
 
-async def _answer(asker: _Asker, line: str) -> dict[str, Any]:
+async def _answer(asker: _Asker, line: bytes) -> dict[str, Any]:
     """One line of the output."""
     result: dict[str, Any] = {
         "id": f"batch_req_{secrets.token_hex(12)}",
@@ -160,8 +164,8 @@ async def _answer(asker: _Asker, line: str) -> dict[str, Any]:
     return result
 
 
-def _custom_id(line: str) -> str | None:
-    """What a line that is no request still calls itself."""
+def _custom_id(line: bytes) -> str | None:
+    """The custom_id of a line that is no request, where it has one."""
     try:
         custom_id = orjson.loads(line)["custom_id"]
     except (orjson.JSONDecodeError, TypeError, KeyError):
@@ -171,7 +175,6 @@ def _custom_id(line: str) -> str | None:
 
 async def _call(app: ASGIApp, request: BatchRequest, request_id: str) -> tuple[int, Any]:
     """(status, JSON) of one POST to the application."""
-    payload = orjson.dumps(request.body)
     status = 0
     parts: list[bytes] = []
     is_sent = False
@@ -179,10 +182,10 @@ async def _call(app: ASGIApp, request: BatchRequest, request_id: str) -> tuple[i
     async def receive() -> Message:
         nonlocal is_sent
         if is_sent:
-            # A client that waits for its answer says nothing more.
+            # A client that waits for its answer sends nothing more.
             await asyncio.get_running_loop().create_future()
         is_sent = True
-        return {"type": "http.request", "body": payload, "more_body": False}
+        return {"type": "http.request", "body": request.body, "more_body": False}
 
     async def send(message: Message) -> None:
         nonlocal status

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from octavo.errors import EngineDeadError
-from octavo.server.http.app import App
 from octavo.server.http.http_server import HttpServer
+from octavo.server.routes import make_app
 from octavo.server.stats_log import log_stats
 from octavo.server.work.state import ServerState
 
 if TYPE_CHECKING:
     from octavo.engine.engine import AsyncEngine
-    from octavo.server.config import ServerConfig
+    from octavo.server.http.config import ServerConfig
 
 logger = logging.getLogger("octavo.server")
 
@@ -39,7 +39,7 @@ class Lifecycle:
     def __init__(self, config: ServerConfig, load: Callable[[], AsyncEngine]) -> None:
         self.config = config
         self.state = ServerState(config)
-        self.http = HttpServer(App(self.state), config)
+        self.http = HttpServer(make_app(self.state), config)
         # Whether the loading thread still runs: then the process cannot end in an orderly way.
         self.is_loading = False
         self._load = load
@@ -47,7 +47,7 @@ class Lifecycle:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether ``stop`` was called."""
+        """True once ``stop`` was called."""
         return self._stop.is_set()
 
     def stop(self) -> None:
@@ -131,11 +131,11 @@ class Lifecycle:
                 if task is not None:
                     task.cancel()
             await engine.stop(0.0)
-            # What stop() aborted still tells its clients so.
+            # The clients of what stop() aborts are still answered.
             await self._wait_idle(DEATH_NOTICE_S)
 
     async def _drain(self, dead: asyncio.Task[None]) -> None:
-        """Take no new work; let what runs end, up to the timeout."""
+        """Take no new work; let running requests finish, up to the timeout."""
         self.state.phase = "draining"
         running = len(self.state.generations)
         if running:
@@ -147,7 +147,7 @@ class Lifecycle:
             logger.warning("%d requests are cut off", len(self.state.generations))
 
     async def _die(self) -> None:
-        """The engine is gone: say so to all who wait, then let the process end."""
+        """Fail all that waits for the dead engine, then let the process end."""
         self.state.phase = "dead"
         for generation in list(self.state.generations):
             generation.fail(EngineDeadError())

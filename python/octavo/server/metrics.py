@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 class Row(NamedTuple):
-    """One metric: its key in the snapshot, what it says, and the label of a labelled one."""
+    """One metric: its key in the snapshot, its help text, and the label of a labelled one."""
 
     key: str
     help: str
     label: str | None = None
-    # Further names it is published under: dashboards made for older versions ask for them.
+    # Further names it is published under, for dashboards made for older versions.
     aliases: tuple[str, ...] = ()
     prefix: str = "vllm:"
     # Its published name where that is not the key.
@@ -70,7 +70,7 @@ HISTOGRAMS: Final = (
     Row("request_params_n", "The n of a request."),
     Row("request_params_max_tokens", "The max_tokens of a request."),
     Row("request_max_num_generation_tokens", "The longest sample of a request, in tokens."),
-    # A histogram whose name ends like a counter's: dashboards know it so.
+    # A histogram whose name ends like a counter's, as dashboards have it.
     Row("iteration_tokens", "Tokens in one step.", name="iteration_tokens_total"),
     Row("step_seconds", "One step of the engine, by phase.", label="phase", prefix="octavo:"),
 )
@@ -81,13 +81,13 @@ class EngineCollector:
 
     def __init__(self, state: ServerState) -> None:
         self._state = state
-        self._labels = {"model_name": state.engine.served_model_names[0], "engine": "0"}
+        self._labels = {"model_name": state.model().names[0], "engine": "0"}
 
     def collect(self) -> Iterable[Metric]:
-        """Every metric the core knows, and those of the front end."""
+        """Every metric of the core, and those of the front end."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        engine = self._state.engine
+        engine = self._state.model().engine
         snapshot = {**engine.metrics.snapshot(), "step_seconds": engine.step_times.snapshot()}
         for row in GAUGES:
             yield from self._families(GaugeMetricFamily, row, snapshot)
@@ -133,7 +133,7 @@ class EngineCollector:
     def _cache_config(self) -> Metric:
         from prometheus_client.core import GaugeMetricFamily
 
-        config = self._state.engine.config
+        config = self._state.model().engine.config
         labels = {
             **self._labels,
             "block_size": str(config.block_size),
@@ -163,7 +163,7 @@ def make_registry(state: ServerState) -> CollectorRegistry:
     """The engine's metrics and the process's (memory, CPU, file descriptors)."""
     from prometheus_client import CollectorRegistry, ProcessCollector
 
-    # auto_describe off: describing would ask an engine that may not be there yet.
+    # auto_describe off: describing needs an engine, which may not be loaded yet.
     registry = CollectorRegistry(auto_describe=False)
     registry.register(EngineCollector(state))
     ProcessCollector(registry=registry)

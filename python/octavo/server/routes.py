@@ -1,12 +1,11 @@
-"""Routes: which handler answers which path, by which methods."""
+"""Routes: the handler of each path and method, and the application over them."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, NamedTuple
 
 from starlette.requests import ClientDisconnect
-from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from octavo.errors import (
@@ -14,23 +13,24 @@ from octavo.errors import (
     LoadingError,
     QueueFullError,
     RequestTooLongError,
-    RouteNotImplementedError,
     error_kind,
 )
 from octavo.server import health
 from octavo.server.http.access import open_paths
+from octavo.server.http.app import ApiRoute, App, ErrorBody
+from octavo.server.http.body import Body
 from octavo.server.http.exchange import Exchange
 from octavo.server.http.openapi import describe
 from octavo.server.metrics import metrics
 from octavo.server.openai import models
 from octavo.server.openai.chat import chat_completions
 from octavo.server.openai.completions import completions
+from octavo.server.openai.errors import error_body
 from octavo.server.openai.protocol import (
     CHAT_BODY,
     COMPLETION_BODY,
     DETOKENIZE_BODY,
     TOKENIZE_BODY,
-    Body,
 )
 from octavo.server.openai.tokenize import detokenize, tokenize
 from octavo.server.pooling.classify import classify
@@ -48,14 +48,21 @@ Handler = Callable[[ServerState, Exchange], Awaitable[None]]
 
 
 class Entry(NamedTuple):
-    """One row of the table. ``body``: what a POST may hold. ``admits``: its requests queue for the
-    engine."""
+    """One row of the table.
+
+    Args:
+        path, methods, handler: whose requests it answers, and with what.
+        body: the fields of a POST.
+        admits: its requests queue for the engine.
+        error_body: the form of errors on it, by its dialect.
+    """
 
     path: str
     methods: tuple[str, ...]
     handler: Handler
     body: Body | None = None
     admits: bool = False
+    error_body: ErrorBody = error_body
 
 
 async def openapi(state: ServerState, exchange: Exchange) -> None:
@@ -67,12 +74,6 @@ async def openapi(state: ServerState, exchange: Exchange) -> None:
         root_path=config.root_path,
     )
     await exchange.respond_json(document)
-
-
-async def not_implemented(state: ServerState, exchange: Exchange) -> None:
-    """Not in this version: always 501."""
-    path = exchange.url.path
-    raise RouteNotImplementedError(f"{path} is not supported by this version of the server")
 
 
 # The most used first: they are tried in this order.
@@ -97,8 +98,6 @@ ROUTES: Final[tuple[Entry, ...]] = (
     Entry("/load", ("GET",), health.load),
     Entry("/metrics", ("GET",), metrics),
     Entry("/openapi.json", ("GET",), openapi),
-    Entry("/v1/responses", ("POST",), not_implemented),
-    Entry("/v1/messages", ("POST",), not_implemented),
 )
 
 # Refusals that an operator counts: the server's state, not the client's mistake.
@@ -106,8 +105,10 @@ _COUNTED: Final = (QueueFullError, DrainingError, LoadingError, RequestTooLongEr
 
 
 class Endpoint:
-    """A handler as an ASGI application. Its refusals are counted where its requests queue: a probe
-    of a loading server is none."""
+    """A handler as an ASGI application.
+
+    Refusals are counted where requests queue for the engine: a probe of a loading server is none.
+    """
 
     def __init__(self, state: ServerState, entry: Entry) -> None:
         self._state = state
@@ -118,7 +119,7 @@ class Endpoint:
         try:
             await self._handler(self._state, Exchange(scope, receive, send))
         except ClientDisconnect:
-            # Whatever ran for it has been aborted; there is nobody to tell.
+            # Its samples have been aborted, and there is nobody to answer.
             return
         except _COUNTED as error:
             if self._admits:
@@ -126,8 +127,10 @@ class Endpoint:
             raise
 
 
-def make_routes(state: ServerState) -> list[Route]:
-    """The table as Starlette's routes. A GET route answers HEAD too."""
-    return [
-        Route(entry.path, Endpoint(state, entry), methods=list(entry.methods)) for entry in ROUTES
+def make_app(state: ServerState, entries: Iterable[Entry] = ROUTES) -> App:
+    """The application over a table of routes. A GET route answers HEAD too."""
+    routes = [
+        ApiRoute(entry.path, Endpoint(state, entry), entry.methods, entry.error_body)
+        for entry in entries
     ]
+    return App(routes, state.config, error_body)

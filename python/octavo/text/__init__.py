@@ -1,1 +1,1 @@
-"""Between messages and text: what the server and LLM share."""
+"""Chat templates: from messages to text, for the server and LLM."""

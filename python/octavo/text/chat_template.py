@@ -28,7 +28,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from octavo.errors import BadRequestError
 
-# What a template may call on a string that a request's template brought: nothing that multiplies.
+# String methods open to a request's template: none that makes a long string from short ones.
 _HARMLESS_STR_METHODS_TEXT = (
     "capitalize count endswith find index isalnum isalpha isdecimal isdigit islower isnumeric "
     "isspace istitle isupper lower lstrip partition removeprefix removesuffix rfind rindex "
@@ -48,7 +48,7 @@ MAX_RENDER_S: Final = 2.0
 _MAX_OPERAND: Final = 1_000_000
 _MAX_INDENT: Final = 16
 
-# Names a message's reasoning goes by; templates read the first, clients send any.
+# Names of a message's reasoning: templates read the first, clients send any.
 _REASONING_FIELDS: Final = ("reasoning_content", "thinking", "reasoning")
 
 # Marks where a continued message ends. The space shows whether the template trims its messages.
@@ -59,7 +59,7 @@ RESERVED_VARIABLES: Final = frozenset({"messages", "tools", "documents", "add_ge
 
 
 class _Budget(threading.local):
-    """How long the render on this thread may go on."""
+    """Time limit of the render on this thread."""
 
     deadline = 0.0
     ticks = 0
@@ -69,12 +69,15 @@ _budget = _Budget()
 
 
 class _OutOfBudget(jinja2.TemplateError):
-    """A template that does not come to an end."""
+    """A template over its limits of time or size."""
 
 
 @jinja2.pass_context
 def _tick(context: Context, value: object) -> object:
-    """In every loop body and macro. A filter that takes the context is never folded away."""
+    """Check of the deadline, in every loop body and macro.
+
+    A filter that takes the context is never folded away as a constant.
+    """
     _budget.ticks += 1
     if _budget.ticks & 63 == 0 and time.monotonic() > _budget.deadline:
         raise _OutOfBudget("takes too long")
@@ -134,8 +137,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.globals["strftime_now"] = _strftime_now
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        """``message.role``. Jinja tries a dict's attributes first; what it has none of needs no
-        failed attempt, which is half the cost of a render."""
+        """``message.role``. Jinja tries a dict's attributes first: a failed attempt for each key,
+        half the cost of a render."""
         if type(obj) is dict and attribute in obj and attribute not in _DICT_ATTRIBUTES:
             return obj[attribute]
         return super().getattr(obj, attribute)
@@ -223,7 +226,7 @@ class ChatTemplate:
         self._knows_developer = "developer" in source
 
     def uses(self, variable: str) -> bool:
-        """Whether the template reads this variable."""
+        """True for a variable that the template reads."""
         return variable in self._variables
 
     def render(
@@ -302,7 +305,7 @@ class ChatTemplate:
 
 
 def _collect(pieces: Iterable[str]) -> str:
-    """Join what the template yields, watching size and time between the pieces."""
+    """Join the pieces of a render, within limits of size and time."""
     parts: list[str] = []
     num_chars = 0
     for piece in pieces:
@@ -316,13 +319,13 @@ def _collect(pieces: Iterable[str]) -> str:
 
 
 def _plain_tool_call(call: Mapping[str, Any]) -> dict[str, Any]:
-    """OpenAI sends a call's arguments as JSON text; templates expect the object."""
+    """A tool call with its arguments as an object, as templates expect; OpenAI's are JSON text."""
     plain = dict(call)
     function = plain.get("function")
     if isinstance(function, Mapping) and isinstance(function.get("arguments"), str):
         try:
             arguments = json.loads(function["arguments"] or "{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             # A model's own broken call, played back: the template writes it as it was.
             return plain
         plain["function"] = {**function, "arguments": arguments}

@@ -63,7 +63,6 @@ impl Decoding {
     fn step(&mut self) {
         let mut staging = Staging {
             buffer: &mut self.buffer,
-            token_buckets: &[],
         };
         let batch = self
             .core

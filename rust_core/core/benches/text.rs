@@ -67,14 +67,14 @@ fn tokens(c: &mut Criterion) {
 fn chunks(c: &mut Criterion) {
     let part = |len: usize| vec![b'x'; len].into();
     let template = SseTemplate {
-        parts: [part(150), part(40), part(20), part(30)],
+        around_text: [part(150), part(90)],
         ..SseTemplate::default()
     };
     let mut out = Vec::new();
     c.bench_function("write_chunk", |b| {
         b.iter(|| {
             out.clear();
-            write_chunk(&template, black_box(" \"token\"\n"), None, None, &mut out);
+            write_chunk(&template, black_box(" \"token\"\n"), &mut out);
         });
     });
 }

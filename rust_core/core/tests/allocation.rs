@@ -61,7 +61,6 @@ fn steady_decode_does_not_allocate() {
         while in_flight.len() < depth {
             let mut staging = Staging {
                 buffer: &mut buffer,
-                token_buckets: &[1, 64],
             };
             let Some(batch) = core.schedule(&mut staging, 1.0).unwrap() else {
                 break;

@@ -105,12 +105,7 @@ fn configs() -> impl Strategy<Value = SchedulerConfig> {
 }
 
 fn live(config: SchedulerConfig, depth: usize, ops: Vec<Op>) -> World {
-    let max_num_seqs = config.max_num_seqs as u32;
-    let buckets: Vec<u32> = [1, 3, 4]
-        .into_iter()
-        .filter(|&b| b <= max_num_seqs)
-        .collect();
-    let mut world = World::new(config, &buckets);
+    let mut world = World::new(config);
     for op in ops {
         match op {
             Op::Add(wish) => {

@@ -28,7 +28,7 @@ fn prompt(length: u32) -> Vec<u32> {
 
 #[test]
 fn decodes_come_first_and_prefills_fill_the_budget_in_chunks() {
-    let mut world = World::new(config(32, 4), &[]);
+    let mut world = World::new(config(32, 4));
     world.add(&Wish::new(&prompt(4), 20));
     step(&mut world);
     world.add(&Wish::new(&prompt(20), 4));
@@ -55,13 +55,10 @@ fn decodes_come_first_and_prefills_fill_the_budget_in_chunks() {
 
 #[test]
 fn without_chunks_a_prompt_waits_for_a_step_that_holds_it_whole() {
-    let mut world = World::new(
-        SchedulerConfig {
-            enable_chunked_prefill: false,
-            ..config(32, 4)
-        },
-        &[],
-    );
+    let mut world = World::new(SchedulerConfig {
+        enable_chunked_prefill: false,
+        ..config(32, 4)
+    });
     world.add(&Wish::new(&prompt(10), 4));
     world.add(&Wish::new(&[9; 7], 4));
     assert_eq!(step(&mut world), [0]);
@@ -82,7 +79,7 @@ fn admission_is_by_arrival_or_by_priority() {
             max_num_seqs: 1,
             ..config(32, 4)
         };
-        let mut world = World::new(config, &[]);
+        let mut world = World::new(config);
         for priority in [5, 5, -1] {
             world.add(&Wish {
                 priority,
@@ -100,13 +97,10 @@ fn admission_is_by_arrival_or_by_priority() {
 #[test]
 fn the_last_in_rank_is_preempted_and_comes_back_first() {
     for (policy, victim) in [(Policy::Fcfs, 2), (Policy::Priority, 0)] {
-        let mut world = World::new(
-            SchedulerConfig {
-                policy,
-                ..config(4, 4)
-            },
-            &[],
-        );
+        let mut world = World::new(SchedulerConfig {
+            policy,
+            ..config(4, 4)
+        });
         for priority in [9, 0, 0] {
             world.add(&Wish {
                 priority,
@@ -125,7 +119,7 @@ fn the_last_in_rank_is_preempted_and_comes_back_first() {
 
 #[test]
 fn a_large_request_at_the_head_is_not_overtaken() {
-    let mut world = World::new(config(5, 4), &[]);
+    let mut world = World::new(config(5, 4));
     world.add(&Wish::new(&prompt(4), 8));
     step(&mut world);
     world.add(&Wish::new(&[7; 16], 1));
@@ -137,7 +131,7 @@ fn a_large_request_at_the_head_is_not_overtaken() {
 
 #[test]
 fn run_ahead_stops_at_the_length_that_is_known() {
-    let mut world = World::new(config(16, 4), &[1]);
+    let mut world = World::new(config(16, 4));
     world.add(&Wish::new(&prompt(3), 2));
     assert!(world.schedule());
     assert!(world.schedule());
@@ -156,13 +150,10 @@ fn run_ahead_stops_at_the_length_that_is_known() {
 
 #[test]
 fn an_end_in_flight_keeps_blocks_and_slot_until_the_step_is_back() {
-    let mut world = World::new(
-        SchedulerConfig {
-            max_num_seqs: 1,
-            ..config(16, 4)
-        },
-        &[],
-    );
+    let mut world = World::new(SchedulerConfig {
+        max_num_seqs: 1,
+        ..config(16, 4)
+    });
     world.add(&Wish::new(&prompt(6), 9));
     world.schedule();
     world.schedule();
@@ -182,7 +173,7 @@ fn an_end_in_flight_keeps_blocks_and_slot_until_the_step_is_back() {
 
 #[test]
 fn a_full_prompt_hit_still_computes_the_last_token() {
-    let mut world = World::new(config(16, 4), &[]);
+    let mut world = World::new(config(16, 4));
     world.add(&Wish::new(&prompt(8), 1));
     world.finish(1, 10);
     world.add(&Wish::new(&prompt(8), 1));
@@ -195,7 +186,7 @@ fn a_full_prompt_hit_still_computes_the_last_token() {
 
 #[test]
 fn generated_tokens_are_cached() {
-    let mut world = World::new(config(16, 4), &[]);
+    let mut world = World::new(config(16, 4));
     world.add(&Wish::new(&prompt(6), 7));
     world.finish(2, 20);
     let mut turn = prompt(6);
@@ -208,7 +199,7 @@ fn generated_tokens_are_cached() {
 
 #[test]
 fn a_failed_step_poisons_nobody() {
-    let mut world = World::new(config(16, 4), &[]);
+    let mut world = World::new(config(16, 4));
     world.add(&Wish::new(&prompt(8), 4));
     world.schedule();
     world.fail(0);
@@ -226,7 +217,7 @@ fn siblings(enable_prefix_caching: bool, num_blocks: usize) -> World {
         enable_prefix_caching,
         ..config(num_blocks, 4)
     };
-    let mut world = World::new(config, &[]);
+    let mut world = World::new(config);
     world.add(&Wish {
         num_samples: 4,
         ..Wish::new(&prompt(10), 6)
@@ -298,7 +289,7 @@ fn block_updates_are_bounded_by_admitting_less() {
         max_num_batched_tokens: 64,
         ..config(900, 4)
     };
-    let mut world = World::new(config, &[]);
+    let mut world = World::new(config);
     world.add(&Wish::new(&prompt(30), 1));
     world.finish(1, 10);
     for _ in 0..64 {
@@ -320,7 +311,7 @@ fn more_requests_than_a_steps_tokens_take_turns() {
         max_num_batched_tokens: 3,
         ..config(64, 4)
     };
-    let mut world = World::new(config, &[]);
+    let mut world = World::new(config);
     for id in 0..8 {
         world.add(&Wish::new(&[id; 2], 5));
     }
@@ -329,7 +320,7 @@ fn more_requests_than_a_steps_tokens_take_turns() {
 
 #[test]
 fn zero_tokens_compute_the_prompt_and_sample_nothing() {
-    let mut world = World::new(config(16, 4), &[]);
+    let mut world = World::new(config(16, 4));
     world.add(&Wish::new(&prompt(20), 0));
     assert_eq!(step(&mut world), [0]);
     world.schedule();

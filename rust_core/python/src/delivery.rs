@@ -32,16 +32,11 @@ pub(crate) struct PySseTemplate {
 #[pymethods]
 impl PySseTemplate {
     #[new]
-    #[pyo3(
-        signature = (parts, first=Vec::new(), last=Vec::new()),
-        text_signature = "(parts, first=b'', last=b'')"
-    )]
-    fn new(parts: (Vec<u8>, Vec<u8>, Vec<u8>, Vec<u8>), first: Vec<u8>, last: Vec<u8>) -> Self {
-        let (a, b, c, d) = parts;
+    #[pyo3(signature = (before, after, first=Vec::new()), text_signature = "(before, after, first=b'')")]
+    fn new(before: Vec<u8>, after: Vec<u8>, first: Vec<u8>) -> Self {
         let inner = SseTemplate {
-            parts: [a, b, c, d].map(Vec::into_boxed_slice),
+            around_text: [before.into(), after.into()],
             first: first.into(),
-            last: last.into(),
         };
         Self {
             inner: Arc::new(inner),
@@ -131,6 +126,12 @@ impl PyDelta {
     #[getter]
     fn decode_s(&self) -> Option<f64> {
         self.inner.decode_s
+    }
+
+    #[getter]
+    fn extra(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        let extra = self.inner.extra.as_ref()?;
+        Some(extra.get::<Py<PyAny>>()?.clone_ref(py))
     }
 
     fn __repr__(&self) -> String {
@@ -337,12 +338,13 @@ impl PyOutbox {
     }
 }
 
-/// The writer that takes the delta, if it is the middle of a stream that has one.
+/// The writer that takes the delta, if it is the middle of a stream that has one and nothing but
+/// text.
 fn taker<'py>(
     writers: &Bound<'py, PyDict>,
     delta: &Delta,
 ) -> PyResult<Option<Bound<'py, PySseWriter>>> {
-    let (Some(sse), None) = (&delta.sse, delta.finish_reason) else {
+    let (Some(sse), None, None) = (&delta.sse, delta.finish_reason, &delta.extra) else {
         return Ok(None);
     };
     let Some(writer) = writers.get_item(delta.request_id)? else {

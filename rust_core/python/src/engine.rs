@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use octavo_core::engine::metrics::Metrics;
-use octavo_core::engine::outbox::Delivery;
+use octavo_core::engine::outbox::{Delivery, Extra};
 use octavo_core::engine::{AddRequest, EngineCore, Sampled, SampledLogprobs};
 use octavo_core::error::Error;
 use octavo_core::scheduler::batch::{self, StagingLimits};
@@ -71,30 +71,19 @@ fn elements<T: Element>(buffer: &PyBuffer<T>) -> &[T] {
 #[pyclass(frozen, name = "Staging", module = "octavo._core")]
 struct PyStaging {
     buffer: PyBuffer<i32>,
-    token_buckets: Vec<u32>,
 }
 
 #[pymethods]
 impl PyStaging {
     #[new]
-    #[pyo3(
-        signature = (buffer, token_buckets=Vec::new()),
-        text_signature = "(buffer, token_buckets=())"
-    )]
-    fn new(buffer: &Bound<'_, PyAny>, token_buckets: Vec<u32>) -> PyResult<Self> {
+    fn new(buffer: &Bound<'_, PyAny>) -> PyResult<Self> {
         let buffer = self::buffer::<i32>(buffer, "buffer", "int32")?;
         if buffer.readonly() || buffer.dimensions() != 1 {
             return Err(PyValueError::new_err(
                 "buffer is not writable and of one dimension",
             ));
         }
-        if !token_buckets.is_sorted() {
-            return Err(PyValueError::new_err("token_buckets is not ascending"));
-        }
-        Ok(Self {
-            buffer,
-            token_buckets,
-        })
+        Ok(Self { buffer })
     }
 
     #[staticmethod]
@@ -142,7 +131,7 @@ macro_rules! scheduled_batch {
 
 scheduled_batch! {
     num_tokens num_reqs num_decodes num_samples num_block_updates max_query_len max_seq_len
-    token_stride req_stride packed_len
+    packed_len
     input_ids_offset positions_offset slot_mapping_offset slots_offset seq_lens_offset
     query_start_loc_offset sample_rows_offset sample_slots_offset block_updates_offset
 }
@@ -372,10 +361,7 @@ impl PyEngineCore {
             Some(mut slice) => unsafe { slice.as_mut() },
             None => &mut [],
         };
-        let mut target = batch::Staging {
-            buffer,
-            token_buckets: &staging.token_buckets,
-        };
+        let mut target = batch::Staging { buffer };
         let batch = guarded(|| self.core.schedule(&mut target, now_s))?;
         let plan = batch
             .as_ref()
@@ -386,7 +372,10 @@ impl PyEngineCore {
             .map(|(batch, plan)| PyScheduledBatch::new(batch, plan)))
     }
 
-    #[pyo3(signature = (step_id, token_ids, logprob_ids=None, logprobs=None, ranks=None))]
+    #[pyo3(signature = (
+        step_id, token_ids, logprob_ids=None, logprobs=None, ranks=None, extras=None
+    ))]
+    #[allow(clippy::too_many_arguments)] // one step's results, by position
     fn update(
         &mut self,
         step_id: u64,
@@ -394,6 +383,7 @@ impl PyEngineCore {
         logprob_ids: Option<&Bound<'_, PyAny>>,
         logprobs: Option<&Bound<'_, PyAny>>,
         ranks: Option<&Bound<'_, PyAny>>,
+        extras: Option<Vec<(u64, Py<PyAny>)>>,
     ) -> PyResult<bool> {
         let now_s = self.clock.now_s();
         let token_ids = buffer::<i32>(token_ids, "token_ids", "int32")?;
@@ -422,12 +412,29 @@ impl PyEngineCore {
             token_ids: elements(&token_ids),
             logprobs,
         };
+        // Before the tokens: what comes with a sample's token is in the same delta.
+        for (request_id, extra) in extras.into_iter().flatten() {
+            let left = guarded(|| Ok(self.core.attach(request_id, Extra::new(extra))))?;
+            // Its end may run Python code: here no lock is held.
+            drop(left);
+        }
         guarded(|| self.core.update(step_id, sampled, now_s))
     }
 
-    fn fail_step(&mut self, step_id: u64, message: &str) -> PyResult<bool> {
-        // For the caller's log; a sample only learns that it failed, not the engine's internals.
-        let _ = message;
+    fn refuse(&mut self, request_ids: Vec<u64>) -> PyResult<bool> {
+        guarded(|| Ok(self.core.refuse(&request_ids)))
+    }
+
+    fn take_ended(&mut self) -> Vec<u64> {
+        self.core.take_ended().collect()
+    }
+
+    fn abandon(&mut self) -> PyResult<bool> {
+        let now_s = self.clock.now_s();
+        guarded(|| Ok(self.core.abandon(now_s)))
+    }
+
+    fn fail_step(&mut self, step_id: u64) -> PyResult<bool> {
         let now_s = self.clock.now_s();
         guarded(|| self.core.fail_step(step_id, now_s))
     }

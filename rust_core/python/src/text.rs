@@ -1,9 +1,10 @@
-//! Tokenizer, Detokenizer. See `_core.pyi`.
+//! Tokenizer, Detokenizer, `json_size`. See `_core.pyi`.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
 use octavo_core::text::detokenizer::Detokenizer;
+use octavo_core::text::json_size;
 use octavo_core::text::tokenizer::{Tokenizer, TokenizerError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
@@ -15,7 +16,15 @@ use crate::token_ids::PyTokenIds;
 
 pub(crate) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<PyTokenizer>()?;
-    m.add_class::<PyDetokenizer>()
+    m.add_class::<PyDetokenizer>()?;
+    m.add_function(wrap_pyfunction!(count_json, m)?)
+}
+
+#[pyfunction]
+#[pyo3(name = "json_size", text_signature = "(text)")]
+fn count_json(py: Python<'_>, text: &[u8]) -> (usize, usize) {
+    let size = py.detach(|| json_size::json_size(text));
+    (size.num_nodes, size.num_commas)
 }
 
 /// Texts of more bytes than this are encoded without the GIL: the event loop must not

@@ -1,1 +1,1 @@
-"""HTTP as such: connections, access, limits, the app."""
+"""The HTTP layer: connections, access, limits, bodies, the application."""

@@ -1,4 +1,4 @@
-"""Access: who may call. API keys and the Host header."""
+"""Access: API keys, and the Host header on loopback."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from octavo.errors import AuthenticationError, ForbiddenHostError
 from octavo.server.http.exchange import header
 
 if TYPE_CHECKING:
-    from octavo.server.config import ServerConfig
+    from octavo.server.http.config import ServerConfig
 
-# Orchestrators ask these without a key; they tell nothing but the server's health.
+# Orchestrators ask these without a key; they disclose the server's health alone.
 OPEN_PATHS: Final = frozenset({"/health", "/ready", "/ping"})
 
 
 def open_paths(config: ServerConfig) -> frozenset[str]:
-    """Paths that ask for no key."""
+    """Paths that are open without a key."""
     return OPEN_PATHS if config.metrics_need_key else OPEN_PATHS | {"/metrics"}
 
 
@@ -71,7 +71,7 @@ class Access:
                 "no API key: send it as 'Authorization: Bearer KEY' or as 'x-api-key: KEY'"
             )
         ok = False
-        # Digests have one length, every key is compared to its end: time tells nothing.
+        # Digests have one length, every key is compared to its end: the time discloses nothing.
         for key in given:
             digest = _digest(key)
             for known in self._keys:

@@ -1,4 +1,4 @@
-"""App: what every request passes on its way to a handler: id, CORS, errors, access, routing.
+"""App: the layers between a connection and a handler: id, CORS, errors, access, routing.
 
 The layers are Starlette's where it has them, all of them plain ASGI. None wraps the stream of an
 answer's body in anything but a call: tokens leave at the rate they come.
@@ -9,15 +9,14 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Awaitable
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Router
+from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from octavo.errors import (
@@ -25,39 +24,66 @@ from octavo.errors import (
     MethodNotAllowedError,
     OctavoError,
     RouteNotFoundError,
-    error_body,
+    clip,
     error_kind,
 )
 from octavo.server.http import limits
 from octavo.server.http.access import Access, route_path
-from octavo.server.http.exchange import JsonResponse, header
-from octavo.server.routes import make_routes
-from octavo.server.work.state import ServerState
+from octavo.server.http.config import ServerConfig
+from octavo.server.http.exchange import JSON, header
 
 logger = logging.getLogger("octavo.server")
 
 _REQUEST_ID: Final = b"x-request-id"
 _PREFLIGHT_AGE_S: Final = 600
+MAX_LOGGED_CHARS: Final = 1000
 
 # Ids are to differ, not to be secret: the kernel's random numbers cost 10 us each.
 _ids: Final = random.Random()
 
 
-class App:
-    """The ASGI application over one ServerState."""
+# An error and the request's id as a body, in the form of an API.
+ErrorBody = Callable[[BaseException, str | None], bytes]
 
-    def __init__(self, state: ServerState) -> None:
-        self.state = state
-        self._logs_requests = state.config.enable_log_requests
+
+AnswerError = Callable[[Scope, Exception], Response]
+
+
+class ApiRoute(Route):
+    """A route, and the form of the errors on it."""
+
+    def __init__(
+        self, path: str, endpoint: ASGIApp, methods: Sequence[str], error_body: ErrorBody
+    ) -> None:
+        super().__init__(path, endpoint, methods=list(methods))
+        self.error_body = error_body
+
+
+class App:
+    """The ASGI application.
+
+    Args:
+        routes: the most used first.
+        config: the server's flags.
+        error_body: the form of errors on paths without a route.
+    """
+
+    def __init__(
+        self, routes: Sequence[ApiRoute], config: ServerConfig, error_body: ErrorBody
+    ) -> None:
+        self._routes = routes
+        self._error_body = error_body
+        self._logs_requests = config.enable_log_requests
         # Neither headers to be added to every answer nor a status to be noted on its way.
-        self._is_direct = not (self._logs_requests or state.config.allowed_origins)
-        app: ASGIApp = Dispatch(state)
-        app = Access(app, state.config)
-        app = ErrorAnswers(app)
-        if state.config.allowed_origins:
+        self._is_direct = not (self._logs_requests or config.allowed_origins)
+        app: ASGIApp = Dispatch(routes)
+        app = Access(app, config)
+        app = ErrorAnswers(app, self.answer_error)
+        if config.allowed_origins:
             app = Cors(
                 app,
-                allow_origins=state.config.allowed_origins,
+                self.answer_error,
+                allow_origins=config.allowed_origins,
                 allow_methods=("GET", "POST"),
                 # Keys travel in headers of the page's own making, clients add some of their own.
                 allow_headers=("*",),
@@ -66,13 +92,35 @@ class App:
             )
         self._app = app
 
+    def error_body(self, path: str, error: BaseException, request_id: str | None) -> bytes:
+        """An error's body in the form of the API that ``path`` belongs to."""
+        found = (route.error_body for route in self._routes if route.path_regex.match(path))
+        return next(found, self._error_body)(error, request_id)
+
+    def answer_error(self, scope: Scope, error: Exception) -> Response:
+        """An error's answer, by the table in errors.py."""
+        request_id: str = scope["state"]["request_id"]
+        if isinstance(error, HTTPException):
+            error = _routing_error(scope, error)
+        if not isinstance(error, OctavoError):
+            logger.error("request %s failed", request_id, exc_info=error)
+        elif isinstance(error, BadRequestError) and error.__cause__ is not None:
+            # A template that meets data it was not written for may need its operator's eye.
+            logger.warning("request %s: %r: %r", request_id, str(error), error.__cause__)
+        kind = error_kind(error)
+        body = self.error_body(route_path(scope), error, request_id)
+        response = Response(body, kind.status, kind.headers, JSON)
+        if isinstance(error, MethodNotAllowedError):
+            response.headers["allow"] = error.allowed
+        return response
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise RuntimeError(f"ASGI scope {scope['type']!r} is not served")
         began = time.monotonic()
         request_id = _request_id(header(scope, _REQUEST_ID))
         id_header = (_REQUEST_ID, request_id.encode())
-        # Nobody was answered: what a proxy would log for a client that closed its connection.
+        # Without an answer: as proxies log a client that closed its connection.
         status = 499
 
         # Not a coroutine of its own: it is called for every chunk of a stream.
@@ -92,7 +140,7 @@ class App:
             logger.info(
                 "%s %s %s %.1f ms %s",
                 scope["method"],
-                scope["path"],
+                logged_path(scope),
                 status,
                 (time.monotonic() - began) * 1000,
                 request_id,
@@ -100,11 +148,10 @@ class App:
 
 
 class Dispatch:
-    """Finds the route: those with a fixed path by a look into a table, all else by Starlette."""
+    """Finds the route: fixed paths in a table, all others by Starlette."""
 
-    def __init__(self, state: ServerState) -> None:
+    def __init__(self, routes: Sequence[Route]) -> None:
         # A path with a slash too many is a mistake; a redirect would hide it from a POST's sender.
-        routes = make_routes(state)
         self._router = Router(routes, redirect_slashes=False)
         self._fixed: dict[tuple[str, str], ASGIApp] = {
             (method, route.path): route.app
@@ -114,7 +161,7 @@ class Dispatch:
         }
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Hand on.
+        """Pass the request on.
 
         Raises:
             HTTPException: no such route, or not by this method.
@@ -126,11 +173,12 @@ class Dispatch:
 class ErrorAnswers:
     """Turns what ``app`` raises into answers."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, answer_error: AnswerError) -> None:
         self._app = app
+        self._answer_error = answer_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand on.
+        """Pass the request on.
 
         Raises:
             RuntimeError: the answer had begun; the server closes the connection.
@@ -149,50 +197,55 @@ class ErrorAnswers:
             cycle = scope.get("octavo.cycle")
             if has_begun or (cycle is not None and cycle.response_started):
                 raise RuntimeError("an answer broke off") from error
-            response = await _answer_error(Request(scope), error)
-            await response(scope, receive, send)
+            await self._answer_error(scope, error)(scope, receive, send)
 
 
 class Cors(CORSMiddleware):
-    """Starlette's, with refusals in the shape of every other error."""
+    """Starlette's, with refusals in the form of every other error."""
+
+    def __init__(self, app: ASGIApp, answer_error: AnswerError, **options: Any) -> None:
+        super().__init__(app, **options)
+        self._answer_error = answer_error
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """Give leave, or say why not."""
+        """Leave for a page to call, or a refusal with its reason."""
         response = super().preflight_response(request_headers)
         if response.status_code == 200:
             return response
         error = BadRequestError(f"{bytes(response.body).decode()}; see --allowed-origins")
-        answer = JsonResponse(error_body(error), response.status_code)
-        answer.headers["vary"] = response.headers["vary"]
-        return answer
+        return _Refusal(self._answer_error, error, response.headers["vary"])
 
 
-async def _answer_error(request: Request, error: Exception) -> Response:
-    """The error's answer, by the table in errors.py."""
-    request_id: str = request.scope["state"]["request_id"]
-    if isinstance(error, HTTPException):
-        error = _routing_error(request, error)
-    if not isinstance(error, OctavoError):
-        logger.error("request %s failed", request_id, exc_info=error)
-    elif isinstance(error, BadRequestError) and error.__cause__ is not None:
-        # A template that meets data it was not written for may need its operator's eye.
-        logger.warning("request %s: %s: %r", request_id, error, error.__cause__)
-    kind = error_kind(error)
-    response = JsonResponse(error_body(error, request_id), kind.status, kind.headers)
-    if isinstance(error, MethodNotAllowedError):
-        response.headers["allow"] = error.allowed
-    return response
+class _Refusal(Response):
+    """A refused preflight request. Its form is known when it is sent: the path's."""
+
+    def __init__(self, answer_error: AnswerError, error: Exception, vary: str) -> None:
+        super().__init__()
+        self._answer_error = answer_error
+        self._error = error
+        self._vary = vary
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = self._answer_error(scope, self._error)
+        response.headers["vary"] = self._vary
+        await response(scope, receive, send)
 
 
-def _routing_error(request: Request, error: HTTPException) -> Exception:
-    """What Starlette's routes raise, in our own words."""
-    method, path = request.method[:20], request.scope["path"][:200]
+def _routing_error(scope: Scope, error: HTTPException) -> Exception:
+    """Starlette's routing errors as the server's own."""
+    method = clip(scope["method"])
     if error.status_code == 404:
-        return RouteNotFoundError(f"no route {method} {path}")
+        return RouteNotFoundError(f"no route {method} {clip(scope['path'])}")
     if error.status_code == 405:
         allowed = sorted((error.headers or {}).get("Allow", "").split(", "))
         return MethodNotAllowedError(f"{method} is not allowed here", ", ".join(allowed))
     return error
+
+
+def logged_path(scope: Scope) -> str:
+    """The path as the client sent it, percent signs and all: a decoded one may hold line feeds."""
+    raw: bytes = scope["raw_path"]
+    return clip(repr(raw)[2:-1], MAX_LOGGED_CHARS)
 
 
 def _request_id(given: bytes | None) -> str:

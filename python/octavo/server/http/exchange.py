@@ -8,15 +8,17 @@ the protocol.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from octavo.errors import BadRequestError, BodyTimeoutError, ContentTypeError
+from octavo._core import json_size
+from octavo.errors import BadRequestError, ContentTypeError, RequestTimeoutError
 from octavo.server.http import limits
 from octavo.server.http.http_server import take_body, write_answer, write_stream_head
 
@@ -27,13 +29,21 @@ if TYPE_CHECKING:
 
 JSON: Final = "application/json"
 _JSON: Final = JSON.encode()
-_STREAM_HEADERS: Final = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    # nginx would hold chunks back until it has a buffer full.
-    (b"x-accel-buffering", b"no"),
-)
-_STREAM_HEAD: Final = b"".join(b"%b: %b\r\n" % line for line in _STREAM_HEADERS)
+# Parsing and checking less takes milliseconds, whatever it holds.
+MAX_INLINE_BODY_BYTES: Final = 1 << 18
+T = TypeVar("T")
+
+
+@functools.cache
+def _stream_headers(media_type: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """The headers of a stream, as ASGI has them and as lines."""
+    headers = [
+        (b"content-type", media_type.encode()),
+        (b"cache-control", b"no-cache"),
+        # nginx would hold chunks back until it has a buffer full.
+        (b"x-accel-buffering", b"no"),
+    ]
+    return headers, b"".join(b"%b: %b\r\n" % line for line in headers)
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:
@@ -44,25 +54,27 @@ def header(scope: Scope, name: bytes) -> bytes | None:
     return None
 
 
-class JsonResponse(Response):
-    """A whole answer of JSON."""
+def _json_object(body: bytes | bytearray) -> dict[str, Any]:
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BadRequestError(f"the request body is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise BadRequestError("the request body must be a JSON object")
+    return value
 
-    media_type = JSON
 
-    def __init__(
-        self, content: Any, status_code: int = 200, headers: Mapping[str, str] | None = None
-    ) -> None:
-        super().__init__(content, status_code, headers)
-
-    def render(self, content: Any) -> bytes:
-        """The body's bytes."""
-        return orjson.dumps(content)
+def _parse_large(body: bytes, parse: Callable[[dict[str, Any]], T]) -> T:
+    limits.check_json_size(*json_size(body))
+    return parse(_json_object(body))
 
 
 class Exchange(Request):
     """A request, and the one answer to it.
 
-    ``is_answered``: whether an answer has begun. ``request_id``: as in the header X-Request-Id.
+    Attributes:
+        is_answered: whether an answer has begun.
+        request_id: as in the header X-Request-Id.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,24 +90,21 @@ class Exchange(Request):
 
     # ------------------------------------------------------------------ the request
 
-    async def read_json(self) -> dict[str, Any]:
-        """The body, which must be a JSON object.
+    async def read(self, parse: Callable[[dict[str, Any]], T]) -> T:
+        """``parse`` of the body, which must be a JSON object. Large ones leave the event loop.
 
         Raises:
-            ContentTypeError, BodyTooLargeError, BodyTimeoutError, BadRequestError: bad requests.
+            ContentTypeError, BodyTooLargeError, RequestTimeoutError, BadRequestError: bad requests.
             ClientDisconnect: the client went away in the middle.
+            InvalidRequestError: from ``parse``.
         """
         content_type = header(self.scope, b"content-type") or b""
         if content_type != _JSON and content_type.partition(b";")[0].strip().lower() != _JSON:
             raise ContentTypeError("the request's Content-Type must be application/json")
         body = await self._read_body()
-        try:
-            value = orjson.loads(body)
-        except orjson.JSONDecodeError as error:
-            raise BadRequestError(f"the request body is not valid JSON: {error}") from None
-        if not isinstance(value, dict):
-            raise BadRequestError("the request body must be a JSON object")
-        return value
+        if len(body) <= MAX_INLINE_BODY_BYTES:
+            return parse(_json_object(body))
+        return await asyncio.to_thread(_parse_large, bytes(body), parse)
 
     async def _read_body(self) -> bytes | bytearray:
         length = header(self.scope, b"content-length") or b""
@@ -110,14 +119,15 @@ class Exchange(Request):
     async def _wait_for_body(self) -> bytes:
         body = bytearray()
         loop = asyncio.get_running_loop()
+        latest = loop.time() + limits.MAX_BODY_S
         try:
-            async with asyncio.timeout(limits.MAX_BODY_SILENCE_S) as silence:
+            async with asyncio.timeout(limits.MAX_BODY_SILENCE_S) as deadline:
                 async for part in self.stream():
                     body += part
                     limits.check_body_size(len(body))
-                    silence.reschedule(loop.time() + limits.MAX_BODY_SILENCE_S)
+                    deadline.reschedule(min(latest, loop.time() + limits.MAX_BODY_SILENCE_S))
         except TimeoutError:
-            raise BodyTimeoutError("the request body did not arrive in time") from None
+            raise RequestTimeoutError("the request body did not arrive in time") from None
         return bytes(body)
 
     # ------------------------------------------------------------------- the answer
@@ -132,7 +142,7 @@ class Exchange(Request):
         await self.respond_body(orjson.dumps(value))
 
     async def respond_body(self, body: bytes) -> None:
-        """A whole answer of JSON that is written down already."""
+        """A whole answer: the bytes of a JSON value."""
         self.is_answered = True
         if self._is_direct and self._cycle is not None:
             lines = b"content-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
@@ -143,15 +153,15 @@ class Exchange(Request):
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 
-    async def start_stream(self, data: bytes = b"") -> None:
-        """Begin an answer of server-sent events, ``data`` being the first."""
+    async def start_stream(self, media_type: str, data: bytes = b"") -> None:
+        """Begin an answer that comes in parts, ``data`` being the first."""
         self.is_answered = True
+        headers, lines = _stream_headers(media_type)
         if self._is_direct and self._cycle is not None:
-            lines = b"%bx-request-id: %b\r\n" % (_STREAM_HEAD, self.request_id.encode())
+            lines = b"%bx-request-id: %b\r\n" % (lines, self.request_id.encode())
             if write_stream_head(self._cycle, lines, data):
                 return
-        headers = list(_STREAM_HEADERS)
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._send({"type": "http.response.start", "status": 200, "headers": [*headers]})
         if data:
             await self.write(data)
 

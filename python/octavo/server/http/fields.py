@@ -1,7 +1,7 @@
 """Checks of single JSON values: each takes a field's name and value and returns the clean value.
 
-Every refusal is an InvalidParameterError that names the field; none quotes more than a little of
-the value.
+Every refusal is an InvalidParameterError that names the field; none quotes more than a hundred
+characters of the value.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo._core import TokenIds
-from octavo.errors import InvalidParameterError
+from octavo.errors import InvalidParameterError, clip
+from octavo.server.http import limits
+
+Prompt = str | TokenIds
 
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
@@ -19,7 +22,7 @@ INT64_MAX = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A check, and what it lets pass as a JSON schema."""
+    """A check of one value, and the JSON schema of the values that pass."""
 
     schema: dict[str, Any]
     run: Callable[[str, Any], Any]
@@ -34,14 +37,20 @@ class Check:
 
 
 def check(**schema: Any) -> Callable[[Callable[[str, Any], Any]], Check]:
-    """Makes a function a Check with this schema."""
+    """Turn a function into a Check with this schema."""
     return lambda run: Check(schema, run)
 
 
 def shorten(value: object) -> str:
-    """A value as it may appear in a message."""
-    text = repr(value) if not isinstance(value, str) else repr(value[:100])
-    return text if len(text) <= 100 else text[:97] + "..."
+    """A value as it may appear in a message; of a container the kind alone.
+
+    A container may be nested as deeply as JSON allows, which is deeper than ``repr`` can go.
+    """
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    return clip(repr(clip(value) if isinstance(value, str) else value))
 
 
 def invalid(name: str, must: str, value: object) -> InvalidParameterError:
@@ -103,18 +112,21 @@ def string(most_chars: int = INT32_MAX, *, least_chars: int = 0) -> Check:
     return checked
 
 
-def string_or_strings(name: str, value: Any) -> tuple[str, ...]:
-    """One string or a list of them."""
+def string_or_strings(name: str, value: Any, most: int) -> tuple[str, ...]:
+    """One string or a list of at most ``most``."""
     if isinstance(value, str):
         return (value,)
-    return strings(name, value)
+    return strings(name, value, most)
 
 
-def strings(name: str, value: Any) -> tuple[str, ...]:
-    """A list of strings."""
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise invalid(name, "a list of strings", value)
-    return tuple(value)
+def strings(name: str, value: Any, most: int) -> tuple[str, ...]:
+    """A list of at most ``most`` strings."""
+    if isinstance(value, list):
+        # Before each entry is checked.
+        limits.check_count(name, value, most, "strings")
+        if all(isinstance(item, str) for item in value):
+            return tuple(value)
+    raise invalid(name, "a list of strings", value)
 
 
 def strings_schema(most: int, most_chars: int) -> dict[str, Any]:
@@ -123,14 +135,9 @@ def strings_schema(most: int, most_chars: int) -> dict[str, Any]:
     return {"type": "array", "items": item, "maxItems": most}
 
 
-def is_token_ids(value: Any) -> bool:
-    """Whether it is a list of integers; ``true`` is none."""
-    return isinstance(value, list) and set(map(type, value)) <= {int}
-
-
 def texts_or_ids(
     name: str, value: Any, check_count: Callable[[str, list[Any]], None]
-) -> list[str | TokenIds]:
+) -> list[Prompt]:
     """str, [str], [int] or [[int]] as a list of texts or of token ids.
 
     Raises:
@@ -140,14 +147,14 @@ def texts_or_ids(
         return [value]
     if isinstance(value, list) and value:
         try:
-            # An int first: a list of token ids, and if not, nothing.
+            # An int first: a list of token ids or nothing valid.
             if type(value[0]) is int:
                 return [TokenIds(value)]
+            # Before each entry is checked.
+            check_count(name, value)
             if all(isinstance(item, str) for item in value):
-                check_count(name, value)
                 return value
             if all(isinstance(item, list) for item in value):
-                check_count(name, value)
                 if [] in value:
                     raise InvalidParameterError(f"{name} must not hold empty lists", name)
                 return [TokenIds(item) for item in value]
@@ -162,6 +169,15 @@ def texts_or_ids(
     )
 
 
+@check(type="integer", minimum=-1, maximum=INT32_MAX, **{"not": {"const": 0}})
+def truncation(name: str, value: Any) -> int:
+    """A number of tokens to keep; -1 keeps what fits."""
+    most: int = integer(-1)(name, value)
+    if most == 0:
+        raise InvalidParameterError(f"{name} must be -1 or positive", name)
+    return most
+
+
 def token_ids(most: int) -> Check:
     """A list of at most ``most`` token ids; the vocabulary's bound is the engine's to check."""
 
@@ -169,10 +185,13 @@ def token_ids(most: int) -> Check:
         type="array", maxItems=most, items={"type": "integer", "minimum": 0, "maximum": INT32_MAX}
     )
     def checked(name: str, value: Any) -> tuple[int, ...]:
-        if not is_token_ids(value):
+        if not isinstance(value, list):
             raise invalid(name, "a list of token ids", value)
-        if len(value) > most:
-            raise InvalidParameterError(f"{name} must have at most {most} entries", name)
+        # Before each entry is checked.
+        limits.check_count(name, value, most)
+        # true is no integer.
+        if not set(map(type, value)) <= {int}:
+            raise invalid(name, "a list of token ids", value)
         if value and not 0 <= min(value) <= max(value) <= INT32_MAX:
             raise InvalidParameterError(f"{name} must hold token ids, which are positive", name)
         return tuple(value)
@@ -211,10 +230,11 @@ def json_objects(name: str, value: Any) -> list[dict[str, Any]]:
 _BIAS = number()
 
 
-def logit_bias(name: str, value: Any) -> dict[int, float]:
-    """Token id, as JSON's string key -> bias."""
+def logit_bias(name: str, value: Any, most: int) -> dict[int, float]:
+    """Token id, as JSON's string key -> bias; at most ``most`` of them."""
     if not isinstance(value, dict):
         raise invalid(name, "an object of token id -> bias", value)
+    limits.check_count(name, value, most)
     bias: dict[int, float] = {}
     for key, entry in value.items():
         # Not int(key): it takes " 1_0", and digits of other scripts.

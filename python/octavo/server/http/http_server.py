@@ -1,17 +1,19 @@
-"""HttpServer: uvicorn with a bound on request heads, JSON errors, and no hands on our signals."""
+"""HttpServer: uvicorn with bounded request heads, JSON errors, and signals left to the caller."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
+import re
 import secrets
 import socket
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-import orjson
 import uvicorn
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
@@ -19,18 +21,34 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from octavo._core import SseWriter
-from octavo.errors import BadRequestError, HeaderTooLargeError, error_body, error_kind
+from octavo.errors import (
+    BadRequestError,
+    HeaderTooLargeError,
+    OctavoError,
+    RequestTimeoutError,
+    TransferCodingError,
+    error_kind,
+)
 from octavo.server.http import limits
+from octavo.server.http.deadline import Deadline
 
 if TYPE_CHECKING:
-    from octavo.server.config import ServerConfig
-    from octavo.server.http.app import App
+    from octavo.server.http.config import ServerConfig
 
 # Clients keep pools of idle connections; one that the server closes first loses a race and a
 # request. Longer than the usual 60 s of proxies and client libraries.
 KEEP_ALIVE_S: Final = 75
 # What a closing server grants answers that are already written but not yet read.
 FLUSH_S: Final = 2
+
+
+class Application(Protocol):
+    """The ASGI application that connections serve."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+    def error_body(self, path: str, error: BaseException, request_id: str | None) -> bytes:
+        """An error's body in the form of the API that ``path`` belongs to."""
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -40,25 +58,38 @@ class HttpProtocol(HttpToolsProtocol):
     # Of the head so far, without what the read held that it began in.
     _head_bytes = 0
     _read_bytes = _first_read_bytes = 0
-    _head_is_too_large = False
+    # Whether the deadline is that of the head under way.
+    _times_head = True
+    # Why the head is not acceptable.
+    _refusal: OctavoError | None = None
     _writer: SseWriter | None = None
     _on_lost: Callable[[], None] | None = None
-    # When the last answer was written; None: one is due.
-    _idle_since_s: float | None = None
-    _idle_timer: asyncio.TimerHandle | None = None
+    # Bytes that waited for the client to read when this was last checked.
+    _num_unread = 0
+    url = b""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        # For the client to send: a head at first, the next one after each answer.
+        self._deadline = Deadline(self.loop, self._on_silence)
+        self._deadline.set(limits.MAX_HEAD_S)
+        # For the client to read.
+        self._read_deadline = Deadline(self.loop, self._on_unread)
 
     def data_received(self, data: bytes) -> None:
         self._read_bytes = len(data)
         if self._in_head:
             self._head_bytes += len(data)
         super().data_received(data)
-        if (
-            self._in_head
-            and self._head_bytes > limits.MAX_HEADER_BYTES
-            and not self.transport.is_closing()
-        ):
-            self._head_is_too_large = True
+        if not self._in_head or self.transport.is_closing():
+            return
+        if self._head_bytes > limits.MAX_HEADER_BYTES:
+            self._refusal = _too_large()
             self.send_400_response("")
+        elif not self._times_head:
+            # Most heads come in one piece, and are never timed.
+            self._times_head = True
+            self._deadline.set(limits.MAX_HEAD_S)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -69,10 +100,17 @@ class HttpProtocol(HttpToolsProtocol):
         self._first_read_bytes = self._read_bytes
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
-        # Counting takes microseconds, and nearly all requests are shorter as a whole.
-        if self._first_read_bytes + self._head_bytes > limits.MAX_HEADER_BYTES:
-            self._check_head_size()
+        self._in_head = self._times_head = False
+        self._deadline.lift()
+        try:
+            # Counting takes microseconds, and nearly all requests are shorter as a whole.
+            if self._first_read_bytes + self._head_bytes > limits.MAX_HEADER_BYTES:
+                self._check_head_size()
+            check_framing(self.headers, self.parser.get_http_version())
+        except OctavoError as error:
+            # The parser turns it into an error of its own, which data_received answers.
+            self._refusal = error
+            raise
         super().on_headers_complete()
         if self.cycle is not None:
             self.scope["octavo.connection"] = self  # type: ignore[typeddict-unknown-key]
@@ -82,42 +120,50 @@ class HttpProtocol(HttpToolsProtocol):
         size = len(self.parser.get_method()) + len(self.url) + len(b"  HTTP/1.1\r\n\r\n")
         size += sum(len(name) + len(value) + len(b": \r\n") for name, value in self.headers)
         if size > limits.MAX_HEADER_BYTES:
-            self._head_is_too_large = True
-            # The parser turns it into its own error, which data_received answers.
-            raise HeaderTooLargeError("too large")
-
-    # One timer per idle connection, which looks at the clock when it rings: setting and cancelling
-    # one for each request costs 4 us of them all.
+            raise _too_large()
 
     def _unset_keepalive_if_required(self) -> None:
-        self._idle_since_s = None
+        """Do nothing: a byte of the next head is no head."""
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
         if self.transport.is_closing():
+            # Until the answer has been read.
+            self._deadline.set(limits.MAX_UNREAD_S)
             return
         self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
-            return
-        self._idle_since_s = self.loop.time()
-        if self._idle_timer is None:
-            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._check_idle)
+        elif not self._times_head:
+            self._deadline.set(self.timeout_keep_alive)
 
-    def _check_idle(self) -> None:
-        self._idle_timer = None
-        if self._idle_since_s is None:
-            return
-        left_s = self._idle_since_s + self.timeout_keep_alive - self.loop.time()
-        if left_s > 0:
-            self._idle_timer = self.loop.call_later(left_s, self._check_idle)
+    def _on_silence(self) -> None:
+        """End a connection whose client has sent no head in time."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            # Half a head after a request that is still being answered.
+            self._deadline.set(limits.MAX_HEAD_S)
+        elif self.transport.is_closing() or self.transport.get_write_buffer_size():
+            # Closing waits for what has not been read, and would wait for ever.
+            self.transport.abort()
+        elif self._in_head and self.url:
+            self._refusal = RequestTimeoutError("the request's head did not arrive in time")
+            self.send_400_response("")
         else:
-            self.timeout_keep_alive_handler()
+            self.transport.close()
 
-    # What Exchange knows of its connection, past ASGI.
+    def _on_unread(self) -> None:
+        """End a connection whose client has read nothing since this was last checked."""
+        num_unread = self.transport.get_write_buffer_size()
+        if num_unread >= self._num_unread:
+            self.transport.abort()
+            return
+        self._num_unread = num_unread
+        self._read_deadline.set(limits.MAX_UNREAD_S)
+
+    # ---------------------------------------------------------- past ASGI, for Exchange
 
     def on_lost(self, callback: Callable[[], None] | None) -> None:
-        """Have this called when the connection is lost; once, and only the last one given."""
+        """Call back when the connection is lost: once, and only the last one given."""
         self._on_lost = callback
         if callback is None:
             return
@@ -132,7 +178,7 @@ class HttpProtocol(HttpToolsProtocol):
             callback()
 
     def make_writer(self) -> SseWriter:
-        """What writes body parts of the chunked answer that is under way, past ``cycle.send``.
+        """A writer of parts of the chunked answer under way, past ``cycle.send``.
 
         The way of nearly every token: a quarter of the cost of ``send``, which needs a task's turn.
         Not while a ``send`` is under way.
@@ -150,11 +196,14 @@ class HttpProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self._num_unread = self.transport.get_write_buffer_size()
+        self._read_deadline.set(limits.MAX_UNREAD_S)
         if self._writer is not None:
             self._writer.is_paused = True
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self._read_deadline.lift()
         if self._writer is not None:
             self._writer.is_paused = False
 
@@ -164,33 +213,72 @@ class HttpProtocol(HttpToolsProtocol):
             self._writer = None
         super().connection_lost(exc)
         self._call_on_lost()
-        # Else the timer would hold all of a lost connection until it ran out.
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
-            self._idle_timer = None
+        self._deadline.close()
+        self._read_deadline.close()
 
     def send_400_response(self, msg: str) -> None:
-        """The answer to what is not HTTP, or not acceptable as such, in OpenAI's shape."""
-        error = (
-            HeaderTooLargeError(f"the head is larger than {limits.MAX_HEADER_BYTES} bytes")
-            if self._head_is_too_large
-            else BadRequestError("invalid HTTP request")
-        )
-        body = orjson.dumps(error_body(error))
+        """Answer a head that is not HTTP, or not acceptable as such, and close."""
+        error = self._refusal or BadRequestError("invalid HTTP request")
+        request_id = secrets.token_hex(16)
+        # By as much of the head as was understood: the error takes the form of the path's API.
+        path = (self.url or b"").partition(b"?")[0].decode("latin-1")
+        app = cast(Application, self.app)
+        body = app.error_body(path, error, request_id)
         self.transport.write(
             STATUS_LINE[error_kind(error).status]
             + b"content-type: application/json\r\nconnection: close\r\nx-request-id: "
-            + secrets.token_hex(16).encode()
+            + request_id.encode()
             + b"\r\ncontent-length: "
             + str(len(body)).encode()
             + b"\r\n\r\n"
             + body
         )
         self.transport.close()
+        self._deadline.set(limits.MAX_UNREAD_S)
+
+
+def _too_large() -> HeaderTooLargeError:
+    return HeaderTooLargeError(f"the head is larger than {limits.MAX_HEADER_BYTES} bytes")
+
+
+def check_framing(headers: list[tuple[bytes, bytes]], http_version: str) -> None:
+    """Host and Transfer-Encoding by RFC 9112, sections 3.2 and 6.1, as far as the parser does not.
+
+    Raises:
+        BadRequestError: not exactly one Host, or a body whose end is in doubt.
+        TransferCodingError: a coding that the server does not know.
+    """
+    host: bytes | None = None
+    codings: list[bytes] = []
+    # One pass: this is done for every request.
+    for name, value in headers:
+        if name == b"host":
+            if host is not None:
+                raise BadRequestError("a request must have one Host header")
+            host = value
+        elif name == b"transfer-encoding":
+            codings += [coding.strip().lower() for coding in value.split(b",")]
+    if host is None:
+        # HTTP/1.0 knows no Host.
+        if http_version != "1.0":
+            raise BadRequestError("a request must have one Host header")
+    elif not _is_host(host):
+        raise BadRequestError("the Host header is not a host")
+    if not codings or (codings == [b"chunked"] and http_version != "1.0"):
+        return
+    if codings.count(b"chunked") != 1 or codings[-1] != b"chunked" or http_version == "1.0":
+        raise BadRequestError("the Transfer-Encoding leaves the end of the body in doubt")
+    raise TransferCodingError("no transfer coding but chunked is supported")
+
+
+@functools.lru_cache(maxsize=64)
+def _is_host(value: bytes) -> bool:
+    """A name or an address, and a port."""
+    return re.fullmatch(rb"[\w.~%!$&'()*+;=:\[\]-]*", value) is not None
 
 
 def take_body(cycle: RequestResponseCycle) -> bytearray | None:
-    """The body of a request that has arrived to its end; None: the rest has to be waited for."""
+    """The body of a request that has come to its end; None: the rest has to be waited for."""
     if cycle.more_body:
         return None
     body, cycle.body = cycle.body, bytearray()
@@ -249,7 +337,7 @@ class _Uvicorn(uvicorn.Server):
 class HttpServer:
     """Listens from ``start`` to ``stop``. ``url`` is where, once started."""
 
-    def __init__(self, app: App, config: ServerConfig) -> None:
+    def __init__(self, app: Application, config: ServerConfig) -> None:
         self._config = config
         self._socket: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None

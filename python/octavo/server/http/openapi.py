@@ -1,4 +1,4 @@
-"""GET /openapi.json: the routes and their bodies, made of the tables that check them."""
+"""The OpenAPI document: routes and their bodies, from the tables that check them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Container, Iterable
 from typing import Any, Final, Protocol
 
 from octavo import __version__
-from octavo.server.openai.protocol import BOOKKEEPING_FIELDS, UNSUPPORTED_FIELDS, Body
+from octavo.server.http.body import Body
 
 _ERROR: Final = {
     "type": "object",
@@ -27,7 +27,7 @@ _ERROR: Final = {
 
 
 class Described(Protocol):
-    """What is told of a route."""
+    """A route, as far as the document describes it."""
 
     @property
     def path(self) -> str: ...
@@ -69,7 +69,7 @@ def describe(
 
 
 def _path(path: str) -> str:
-    """OpenAPI has no word for parameters that may hold slashes."""
+    """The path in OpenAPI's form, which has no parameters that hold slashes."""
     return path.replace(":path}", "}")
 
 
@@ -105,10 +105,10 @@ def _operations(route: Described, needs_key: bool) -> dict[str, Any]:
 def body_schema(body: Body) -> dict[str, Any]:
     """The schema of one route's body."""
     properties: dict[str, Any] = {}
-    for name, values in UNSUPPORTED_FIELDS.items():
+    for name, values in body.refused.items():
         # Refused unless they ask for nothing.
         properties[name] = {"enum": [None, *values], "description": "Not supported."}
-    for name in sorted(BOOKKEEPING_FIELDS):
+    for name in sorted(body.ignored):
         properties[name] = {"description": "Changes no answer."}
     for name, check in body.fields.items():
         required = name in body.required

@@ -1,22 +1,44 @@
-"""POST /v1/chat/completions."""
+"""POST /v1/chat/completions: the chat dialect."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
+from octavo.server.openai.dialect import OpenAiDialect, OpenAiReply
 from octavo.server.openai.logprobs import chat_logprobs, prompt_logprobs
 from octavo.server.openai.protocol import ChatRequest, parse_chat
 from octavo.server.work.answer import answer
 from octavo.server.work.prompts import encode_chat, truncate
-from octavo.server.work.wire import Wire, sse_event
 
 if TYPE_CHECKING:
-    from octavo._core import Delta, TokenIds
     from octavo.server.http.exchange import Exchange
+    from octavo.server.work.dialect import Dialect
+    from octavo.server.work.news import News
+    from octavo.server.work.served_model import ServedModel
     from octavo.server.work.state import ServerState
+    from octavo.server.work.usage import Usage
 
 
-class ChatWire(Wire):
+class ChatDialect(OpenAiDialect):
+    """Messages in, one message out."""
+
+    def parse(self, body: Mapping[str, Any]) -> ChatRequest:
+        """See ``parse_chat``."""
+        return parse_chat(body)
+
+    async def reply(self, request: ChatRequest, model: ServedModel, request_id: str) -> ChatReply:
+        """Render the conversation.
+
+        Raises:
+            InvalidRequestError: the template refuses it, or it is longer than any that fits.
+        """
+        prompt = await encode_chat(model, request.conversation)
+        prompt = truncate(prompt, request.truncate_prompt_tokens, model.engine.max_model_len)
+        return ChatReply(request, model, request_id, [prompt])
+
+
+class ChatReply(OpenAiReply):
     """Messages: a role, then content."""
 
     object_name = "chat.completion"
@@ -24,27 +46,14 @@ class ChatWire(Wire):
     id_prefix = "chatcmpl"
     prompt_field = "messages"
 
-    def __init__(
-        self,
-        state: ServerState,
-        request: ChatRequest,
-        model: str,
-        request_id: str,
-        prompt_token_ids: TokenIds,
-    ) -> None:
-        super().__init__(state, request, model, request_id)
-        self._extra = (
-            {"prompt_token_ids": list(prompt_token_ids)} if request.return_token_ids else {}
-        )
-
-    def first_event(self, index: int) -> bytes:
+    def start(self, index: int) -> bytes:
         choice = {
             "index": index,
             "delta": {"role": "assistant", "content": ""},
             "logprobs": None,
             "finish_reason": None,
         }
-        return sse_event(self.chunk([choice], **self._extra))
+        return self.chunk_event([choice], **self._prompt_token_ids())
 
     def text_choice(
         self, index: int, text: str, finish_reason: str | None, stop_reason: str | int | None
@@ -57,47 +66,45 @@ class ChatWire(Wire):
             "stop_reason": stop_reason,
         }
 
-    def decorate_choice(self, choice: dict[str, Any], index: int, delta: Delta) -> None:
-        if delta.logprobs is not None:
-            choice["logprobs"] = self._logprobs(delta)
+    def decorate(self, choice: dict[str, Any], index: int, news: News) -> None:
+        if news.logprobs is not None:
+            choice["logprobs"] = chat_logprobs(
+                news.logprobs,
+                self._texts,
+                self.request.sampling["logprobs"],
+                self.request.return_tokens_as_token_ids,
+            )
         if self.request.return_token_ids:
-            choice["token_ids"] = delta.token_ids
+            choice["token_ids"] = news.token_ids
 
-    def final_choice(self, index: int, delta: Delta) -> dict[str, Any]:
+    def whole_choice(self, index: int, news: News) -> dict[str, Any]:
         choice = {
             "index": index,
-            "message": {"role": "assistant", "content": delta.text, "refusal": None},
+            "message": {"role": "assistant", "content": news.text, "refusal": None},
             "logprobs": None,
-            "finish_reason": delta.finish_reason,
-            "stop_reason": delta.stop_reason,
+            "finish_reason": news.finish_reason,
+            "stop_reason": news.stop_reason,
         }
-        self.decorate_choice(choice, index, delta)
+        self.decorate(choice, index, news)
         return choice
 
-    def answer(self, deltas: list[Delta]) -> dict[str, Any]:
-        answer = {**super().answer(deltas), **self._extra}
+    def whole_object(self, news: Sequence[News], usage: Usage) -> dict[str, Any]:
+        answer = {**super().whole_object(news, usage), **self._prompt_token_ids()}
         if self.request.prompt_logprobs is not None:
             answer["prompt_logprobs"] = prompt_logprobs(
-                self.scores[0], self.state.token_texts, self.request.prompt_logprobs
+                self.scores[0], self._texts, self.request.prompt_logprobs
             )
         return answer
 
-    def _logprobs(self, delta: Delta) -> dict[str, Any]:
-        return chat_logprobs(
-            delta.logprobs or [],
-            self.state.token_texts,
-            self.request.sampling["logprobs"],
-            self.request.return_tokens_as_token_ids,
-        )
+    def _prompt_token_ids(self) -> dict[str, Any]:
+        if not self.request.return_token_ids:
+            return {}
+        return {"prompt_token_ids": list(self.prompts[0])}
+
+
+CHAT: Final[Dialect[ChatRequest]] = ChatDialect()
 
 
 async def chat_completions(state: ServerState, exchange: Exchange) -> None:
     """Answer one conversation, ``n`` times."""
-    engine = state.engine_for_work()
-    request = parse_chat(await exchange.read_json(), engine.config.max_logprobs)
-    model = state.model_name(request.model)
-    params = request.sampling_params(engine.generation_defaults)
-    prompt = await encode_chat(state, request)
-    prompt = truncate(prompt, request.truncate_prompt_tokens, engine.max_model_len)
-    wire = ChatWire(state, request, model, exchange.request_id, prompt)
-    await answer(state, exchange, wire, [prompt], params)
+    await answer(CHAT, state, exchange)

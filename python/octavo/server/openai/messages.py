@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from octavo.errors import InvalidParameterError, UnsupportedParameterError
+from octavo.errors import InvalidParameterError, UnsupportedParameterError, clip
 from octavo.server.http import limits
 from octavo.server.http.fields import invalid
 
@@ -12,7 +12,7 @@ ROLES: Final = ("system", "developer", "user", "assistant", "tool")
 
 # Strings that a template may read; null is absence.
 _TEXT_FIELDS: Final = ("name", "tool_call_id", "reasoning", "reasoning_content")
-# What OpenAI's own answers carry and clients play back: harmless as long as it says nothing.
+# Fields of OpenAI's own answers, which clients play back: harmless while they are empty.
 _EMPTY_FIELDS: Final = ("refusal", "annotations", "audio", "function_call")
 
 _TEXT_PART: Final = {
@@ -80,7 +80,7 @@ def _message(where: str, message: Any) -> dict[str, Any]:
     for key, value in message.items():
         if key in clean or value is None:
             continue
-        field = f"{where}.{key}"
+        field = f"{where}.{clip(key)}"
         if key in _TEXT_FIELDS:
             if not isinstance(value, str):
                 raise invalid(field, "a string", value)
@@ -100,7 +100,7 @@ def _content(where: str, message: dict[str, Any]) -> str | None:
     if isinstance(content, str):
         return content
     if content is None:
-        # A call of tools speaks for itself; so does a message that only carries reasoning.
+        # A call of tools needs no text, nor does a message that only carries reasoning.
         if message["role"] == "assistant":
             return None
         raise InvalidParameterError(f"{field} is missing", field)

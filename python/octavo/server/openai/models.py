@@ -6,30 +6,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from octavo.server.http.exchange import Exchange
+    from octavo.server.work.served_model import ServedModel
     from octavo.server.work.state import ServerState
 
 
-def _model_object(state: ServerState, name: str) -> dict[str, Any]:
-    engine = state.engine
+def _model_object(state: ServerState, name: str, model: ServedModel) -> dict[str, Any]:
     return {
         "id": name,
         "object": "model",
         "created": state.created_s,
         "owned_by": "octavo",
-        "root": engine.served_model_names[0],
+        "root": model.names[0],
         "parent": None,
-        "max_model_len": engine.max_model_len,
+        "max_model_len": model.engine.max_model_len,
     }
 
 
 async def list_models(state: ServerState, exchange: Exchange) -> None:
-    """Every name the model is served under."""
-    names = state.engine.served_model_names
-    data = [_model_object(state, name) for name in names]
+    """Every name that a model is served under."""
+    data = [_model_object(state, name, model) for name, model in state.models().items()]
     await exchange.respond_json({"object": "list", "data": data})
 
 
 async def get_model(state: ServerState, exchange: Exchange) -> None:
     """One of them; names may hold slashes."""
     name = exchange.path_params["name"]
-    await exchange.respond_json(_model_object(state, state.model_name(name)))
+    await exchange.respond_json(_model_object(state, name, state.model(name)))

@@ -1,10 +1,10 @@
-"""The shapes of requests: every field of every generation route, checked, none ignored.
+"""OpenAI's bodies for generation and tokens: each field checked, none ignored.
 
-A field is in exactly one of these tables:
+A field is in exactly one of a ``Body``'s tables:
 
-- ``SAMPLING_FIELDS`` and the routes' own tables: supported;
-- ``BOOKKEEPING_FIELDS``: OpenAI's notes to itself, which change no answer;
-- ``UNSUPPORTED_FIELDS``: known, and refused unless its value asks for nothing;
+- ``fields``: supported;
+- ``ignored``: OpenAI's notes to itself, which change no answer;
+- ``refused``: known, and refused unless its value asks for nothing;
 - none: unknown, refused.
 
 /openapi.json is made of them.
@@ -12,95 +12,60 @@ A field is in exactly one of these tables:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final
 
-from octavo._core import TokenIds
-from octavo.errors import InvalidParameterError, UnsupportedParameterError
-from octavo.sampling_params import SamplingParams
+from octavo.errors import InvalidParameterError, UnsupportedParameterError, clip
 from octavo.server.http import fields, limits
+from octavo.server.http.body import BOOKKEEPING_FIELDS, Body
 from octavo.server.openai.messages import MESSAGES_SCHEMA, parse_messages
+from octavo.server.work.request import Conversation, GenerationRequest
 from octavo.text.chat_template import MAX_TEMPLATE_CHARS, RESERVED_VARIABLES
-
-Prompt = str | TokenIds
 
 # Names that render() itself takes beside the template's variables.
 _RESERVED_KWARGS: Final = RESERVED_VARIABLES | {"continue_final_message", "self"}
 
 
 @dataclass(slots=True, kw_only=True)
-class GenerationRequest:
-    """What chat and completion requests share. ``sampling`` holds SamplingParams' fields."""
+class OpenAiRequest(GenerationRequest):
+    """Fields of both chat and completion requests."""
 
-    # None: what fits into the context.
-    default_max_tokens: ClassVar[int | None] = None
-
-    sampling: dict[str, Any]
-    model: str | None = None
-    stream: bool = False
     include_usage: bool = False
     continuous_usage_stats: bool = False
-    priority: int = 0
-    cache_salt: str | None = None
-    request_id: str | None = None
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
     truncate_prompt_tokens: int | None = None
-    add_special_tokens: bool | None = None
-    # What the answer reports; echo with logprobs asks the engine for them too.
+    # For the answer; echo with logprobs has the engine compute them too.
     prompt_logprobs: int | None = None
 
-    @property
-    def n(self) -> int:
-        """Samples per prompt."""
-        return int(self.sampling.get("n", 1))
-
-    def sampling_params(self, defaults: Mapping[str, Any]) -> SamplingParams:
-        """The request's own values over the model's defaults over OpenAI's.
-
-        Raises:
-            InvalidParameterError: a value is out of range.
-        """
-        own = {"max_tokens": self.default_max_tokens, **defaults, **self.sampling}
-        return SamplingParams(**own)
-
 
 @dataclass(slots=True, kw_only=True)
-class ChatRequest(GenerationRequest):
+class ChatRequest(OpenAiRequest):
     """A checked /v1/chat/completions request."""
 
-    messages: list[dict[str, Any]]
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    chat_template: str | None = None
-    chat_template_kwargs: dict[str, Any]
-    documents: list[dict[str, Any]] | None = None
-    reasoning_effort: str | None = None
+    conversation: Conversation
 
 
 @dataclass(slots=True, kw_only=True)
-class CompletionRequest(GenerationRequest):
-    """A checked /v1/completions request."""
+class CompletionRequest(OpenAiRequest):
+    """A checked /v1/completions request. ``add_special_tokens`` None: those of the model."""
 
     default_max_tokens: ClassVar[int | None] = 16
 
-    prompts: list[Prompt]
+    prompts: list[fields.Prompt]
     echo: bool = False
+    add_special_tokens: bool | None = None
 
 
 @dataclass(slots=True, kw_only=True)
 class TokenizeRequest:
-    """A checked /tokenize request: either a prompt or messages."""
+    """A checked /tokenize request: a conversation, or else a prompt."""
 
     model: str | None = None
-    prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
-    add_special_tokens: bool | None = None
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    chat_template: str | None = None
-    chat_template_kwargs: dict[str, Any]
+    prompt: str = ""
+    conversation: Conversation | None = None
+    add_special_tokens: bool = True
     return_token_strs: bool = False
 
 
@@ -119,14 +84,14 @@ class DetokenizeRequest:
     ]
 )
 def _stop(name: str, value: Any) -> tuple[str, ...]:
-    stop = fields.string_or_strings(name, value)
+    stop = fields.string_or_strings(name, value, limits.MAX_STOP_STRINGS)
     limits.check_stop(stop)
     return stop
 
 
 @fields.check(**fields.strings_schema(limits.MAX_BAD_WORDS, limits.MAX_BAD_WORD_CHARS))
 def _bad_words(name: str, value: Any) -> tuple[str, ...]:
-    words = fields.strings(name, value)
+    words = fields.strings(name, value, limits.MAX_BAD_WORDS)
     limits.check_bad_words(words)
     return words
 
@@ -137,7 +102,7 @@ def _bad_words(name: str, value: Any) -> tuple[str, ...]:
     additionalProperties={"type": "number", "minimum": -100, "maximum": 100},
 )
 def _logit_bias(name: str, value: Any) -> dict[int, float]:
-    bias = fields.logit_bias(name, value)
+    bias = fields.logit_bias(name, value, limits.MAX_LOGIT_BIAS)
     limits.check_logit_bias(bias)
     return bias
 
@@ -168,17 +133,9 @@ def _prompt_list(item: dict[str, Any]) -> dict[str, Any]:
         _prompt_list(_TOKEN_IDS),
     ]
 )
-def prompts(name: str, value: Any) -> list[Prompt]:
+def _prompts(name: str, value: Any) -> list[fields.Prompt]:
     """str, [str], [int] or [[int]] as a list of prompts."""
     return fields.texts_or_ids(name, value, limits.check_prompts)
-
-
-@fields.check(type="integer", minimum=-1, maximum=fields.INT32_MAX, **{"not": {"const": 0}})
-def truncation(name: str, value: Any) -> int:
-    most: int = fields.integer(-1)(name, value)
-    if most == 0:
-        raise InvalidParameterError(f"{name} must be -1 or positive", name)
-    return most
 
 
 @fields.check(type="object")
@@ -186,7 +143,7 @@ def _template_kwargs(name: str, value: Any) -> dict[str, Any]:
     kwargs: dict[str, Any] = fields.json_object(name, value)
     for key in kwargs:
         if key in _RESERVED_KWARGS:
-            field = f"{name}.{key}"
+            field = f"{name}.{clip(key)}"
             raise InvalidParameterError(f"{field} is not a template's own variable", field)
     return kwargs
 
@@ -229,7 +186,7 @@ COMMON_FIELDS: Final[dict[str, fields.Check]] = {
     "request_id": fields.string(limits.MAX_REQUEST_ID_CHARS, least_chars=1),
     "return_token_ids": _boolean,
     "return_tokens_as_token_ids": _boolean,
-    "truncate_prompt_tokens": truncation,
+    "truncate_prompt_tokens": fields.truncation,
     "add_special_tokens": _boolean,
     "prompt_logprobs": _LOGPROBS,
 }
@@ -241,6 +198,10 @@ TEMPLATE_FIELDS: Final[dict[str, fields.Check]] = {
     "chat_template": fields.string(MAX_TEMPLATE_CHARS, least_chars=1),
     "chat_template_kwargs": _template_kwargs,
 }
+
+_CONVERSATION_FIELDS: Final = frozenset(
+    {*TEMPLATE_FIELDS, "documents", "reasoning_effort", "add_special_tokens"}
+)
 
 CHAT_FIELDS: Final[dict[str, fields.Check]] = {
     **SAMPLING_FIELDS,
@@ -257,7 +218,7 @@ CHAT_FIELDS: Final[dict[str, fields.Check]] = {
 COMPLETION_FIELDS: Final[dict[str, fields.Check]] = {
     **SAMPLING_FIELDS,
     **COMMON_FIELDS,
-    "prompt": prompts,
+    "prompt": _prompts,
     "echo": _boolean,
     "logprobs": _LOGPROBS,
 }
@@ -275,19 +236,9 @@ DETOKENIZE_FIELDS: Final[dict[str, fields.Check]] = {
     "tokens": fields.token_ids(fields.INT32_MAX),
 }
 
-BOOKKEEPING_FIELDS: Final = frozenset(
-    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
-)
-
-
-# name -> the values that ask for nothing that we would have to do; null does so everywhere.
-UNSUPPORTED_FIELDS: Final[dict[str, tuple[Any, ...]]] = {
+# What both generation routes refuse.
+_REFUSED: Final[dict[str, tuple[Any, ...]]] = {
     "response_format": ({"type": "text"},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
-    "functions": ([],),
-    "function_call": ("none",),
     "structured_outputs": (),
     "guided_json": (),
     "guided_regex": (),
@@ -296,59 +247,40 @@ UNSUPPORTED_FIELDS: Final[dict[str, tuple[Any, ...]]] = {
     "best_of": (1,),
     "use_beam_search": (False,),
     "length_penalty": (1, 1.0),
-    "suffix": (),
-    "echo": (False,),
-    "documents": (),
-    "reasoning_effort": (),
-    "modalities": (["text"],),
-    "audio": (),
-    "prediction": (),
-    "verbosity": (),
-    "web_search_options": (),
 }
 
-
-class Body(NamedTuple):
-    """What a route's body may hold. ``fields``: those it supports."""
-
-    fields: Mapping[str, fields.Check]
-    required: tuple[str, ...]
-    one_of: tuple[str, ...] = ()
-
-
-CHAT_BODY: Final = Body(CHAT_FIELDS, ("messages",))
-COMPLETION_BODY: Final = Body(COMPLETION_FIELDS, ("prompt",))
-TOKENIZE_BODY: Final = Body(TOKENIZE_FIELDS, (), one_of=("prompt", "messages"))
-DETOKENIZE_BODY: Final = Body(DETOKENIZE_FIELDS, ("tokens",))
-
-
-def checked(body: dict[str, Any], table: Mapping[str, fields.Check]) -> dict[str, Any]:
-    """The body's fields, clean; null is absence.
-
-    Raises:
-        UnsupportedParameterError, InvalidParameterError: naming the field.
-    """
-    clean: dict[str, Any] = {}
-    for name, value in body.items():
-        if value is None or name in BOOKKEEPING_FIELDS:
-            continue
-        check = table.get(name)
-        if check is not None:
-            clean[name] = check(name, value)
-            continue
-        neutral = UNSUPPORTED_FIELDS.get(name)
-        if neutral is None:
-            name = name[:100]
-            raise UnsupportedParameterError(f"Unrecognized request argument: {name}", name)
-        # 1 equals true in Python, not in JSON.
-        if not any(type(value) is type(one) and value == one for one in neutral):
-            raise UnsupportedParameterError(f"{name} is not supported by this server", name)
-    return clean
-
-
-def require(clean: Mapping[str, Any], name: str) -> None:
-    if name not in clean:
-        raise InvalidParameterError(f"{name} is missing", name)
+CHAT_BODY: Final = Body(
+    CHAT_FIELDS,
+    required=("messages",),
+    refused={
+        **_REFUSED,
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "parallel_tool_calls": (True, False),
+        "functions": ([],),
+        "function_call": ("none",),
+        "echo": (False,),
+        "modalities": (["text"],),
+        "audio": (),
+        "prediction": (),
+        "verbosity": (),
+        "web_search_options": (),
+    },
+    ignored=BOOKKEEPING_FIELDS,
+)
+COMPLETION_BODY: Final = Body(
+    COMPLETION_FIELDS,
+    required=("prompt",),
+    refused={**_REFUSED, "suffix": ()},
+    ignored=BOOKKEEPING_FIELDS,
+)
+TOKENIZE_BODY: Final = Body(
+    TOKENIZE_FIELDS,
+    one_of=("prompt", "messages"),
+    refused={"tools": ([],)},
+    ignored=BOOKKEEPING_FIELDS,
+)
+DETOKENIZE_BODY: Final = Body(DETOKENIZE_FIELDS, required=("tokens",), ignored=BOOKKEEPING_FIELDS)
 
 
 def _stream_options(clean: dict[str, Any]) -> None:
@@ -358,7 +290,7 @@ def _stream_options(clean: dict[str, Any]) -> None:
     if not clean.get("stream"):
         raise InvalidParameterError("stream_options needs stream", "stream_options")
     for key, value in options.items():
-        name = f"stream_options.{key}"
+        name = f"stream_options.{clip(key)}"
         if key in ("include_usage", "continuous_usage_stats"):
             clean[key] = value is not None and _boolean(name, value)
         elif value not in (None, False):
@@ -366,114 +298,111 @@ def _stream_options(clean: dict[str, Any]) -> None:
             raise UnsupportedParameterError(f"{name} is not supported by this server", name)
 
 
-def _prompt_logprobs(clean: dict[str, Any], max_logprobs: int) -> None:
-    num_logprobs = clean.get("prompt_logprobs")
-    if num_logprobs is None:
-        return
-    limits.check_logprobs("prompt_logprobs", num_logprobs, max_logprobs)
-    if clean.get("stream"):
-        raise InvalidParameterError(
-            "prompt_logprobs belongs to whole answers, without stream", "prompt_logprobs"
-        )
+def _take(clean: dict[str, Any], names: Container[str]) -> dict[str, Any]:
+    """Move the fields of ``names`` out of ``clean``."""
+    return {name: clean.pop(name) for name in [*clean] if name in names}
 
 
-def _split(clean: dict[str, Any]) -> dict[str, Any]:
-    """Move SamplingParams' fields into ``sampling``."""
-    sampling = {name: clean.pop(name) for name in SAMPLING_FIELDS.keys() & clean.keys()}
-    return {**clean, "sampling": sampling}
+def _num_logprobs(clean: Mapping[str, Any], name: str) -> dict[str, int]:
+    """Numbers of alternatives a token, by field: ``name`` and prompt_logprobs."""
+    found = {}
+    if name in clean:
+        found[name] = clean[name]
+    if "prompt_logprobs" in clean:
+        found["prompt_logprobs"] = clean["prompt_logprobs"]
+        if clean.get("stream"):
+            raise InvalidParameterError(
+                "prompt_logprobs belongs to whole answers, without stream", "prompt_logprobs"
+            )
+    return found
 
 
-def _continuation(clean: dict[str, Any]) -> None:
-    if not clean.get("continue_final_message"):
-        return
-    if clean.get("add_generation_prompt"):
-        raise InvalidParameterError(
-            "continue_final_message excludes add_generation_prompt", "continue_final_message"
-        )
-    clean["add_generation_prompt"] = False
+def _conversation(clean: dict[str, Any]) -> Conversation:
+    """Move the template's fields into a Conversation."""
+    own = _take(clean, _CONVERSATION_FIELDS)
+    if own.get("continue_final_message"):
+        if own.get("add_generation_prompt"):
+            raise InvalidParameterError(
+                "continue_final_message excludes add_generation_prompt", "continue_final_message"
+            )
+        own["add_generation_prompt"] = False
+    return Conversation(**own)
 
 
-def parse_chat(body: dict[str, Any], max_logprobs: int = limits.MAX_LOGPROBS) -> ChatRequest:
+def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
     """Check a /v1/chat/completions body.
 
     Raises:
         InvalidParameterError, UnsupportedParameterError: naming the field.
     """
-    clean = checked(body, CHAT_FIELDS)
-    require(clean, "messages")
+    clean = CHAT_BODY.clean(body)
     _stream_options(clean)
-    _continuation(clean)
-    _prompt_logprobs(clean, max_logprobs)
-    clean.setdefault("chat_template_kwargs", {})
+    num_logprobs = _num_logprobs(clean, "top_logprobs")
     wants_logprobs = clean.pop("logprobs", False)
-    num_logprobs = clean.pop("top_logprobs", None)
-    if num_logprobs is not None:
-        limits.check_logprobs("top_logprobs", num_logprobs, max_logprobs)
-        if num_logprobs and not wants_logprobs:
-            raise InvalidParameterError("top_logprobs needs logprobs: true", "top_logprobs")
+    num_top = clean.pop("top_logprobs", 0)
+    if num_top and not wants_logprobs:
+        raise InvalidParameterError("top_logprobs needs logprobs: true", "top_logprobs")
     # The newer name wins, as in OpenAI's interface.
     max_tokens = clean.pop("max_completion_tokens", clean.get("max_tokens"))
     if max_tokens is not None:
         clean["max_tokens"] = max_tokens
-    split = _split(clean)
+    conversation = _conversation(clean)
+    sampling = _take(clean, SAMPLING_FIELDS)
     if wants_logprobs:
-        split["sampling"]["logprobs"] = num_logprobs or 0
-    split["sampling"]["prompt_logprobs"] = split.get("prompt_logprobs")
-    limits.check_samples(1, split["sampling"].get("n", 1))
-    return ChatRequest(**split)
+        sampling["logprobs"] = num_top
+    sampling["prompt_logprobs"] = clean.get("prompt_logprobs")
+    limits.check_samples(1, sampling.get("n", 1))
+    return ChatRequest(
+        conversation=conversation, num_logprobs=num_logprobs, sampling=sampling, **clean
+    )
 
 
-def parse_completion(
-    body: dict[str, Any], max_logprobs: int = limits.MAX_LOGPROBS
-) -> CompletionRequest:
+def parse_completion(body: Mapping[str, Any]) -> CompletionRequest:
     """Check a /v1/completions body.
 
     Raises:
         InvalidParameterError, UnsupportedParameterError: naming the field.
     """
-    clean = checked(body, COMPLETION_FIELDS)
-    require(clean, "prompt")
+    clean = COMPLETION_BODY.clean(body)
     _stream_options(clean)
-    _prompt_logprobs(clean, max_logprobs)
-    num_logprobs = clean.pop("logprobs", None)
-    split = _split(clean)
-    sampling = split["sampling"]
-    split["prompts"] = split.pop("prompt")
-    wanted = [split.get("prompt_logprobs")]
-    if num_logprobs is not None:
-        limits.check_logprobs("logprobs", num_logprobs, max_logprobs)
-        sampling["logprobs"] = num_logprobs
-        if split.get("echo"):
+    num_logprobs = _num_logprobs(clean, "logprobs")
+    num_top = clean.pop("logprobs", None)
+    sampling = _take(clean, SAMPLING_FIELDS)
+    prompts = clean.pop("prompt")
+    wanted = [clean.get("prompt_logprobs")]
+    if num_top is not None:
+        sampling["logprobs"] = num_top
+        if clean.get("echo"):
             # The prompt is part of the text whose tokens are reported.
-            wanted.append(num_logprobs)
+            wanted.append(num_top)
     sampling["prompt_logprobs"] = max((k for k in wanted if k is not None), default=None)
-    if sampling.get("max_tokens") == 0 and not split.get("echo"):
+    if sampling.get("max_tokens") == 0 and not clean.get("echo"):
         raise InvalidParameterError("max_tokens must be at least 1 without echo", "max_tokens")
-    limits.check_samples(len(split["prompts"]), sampling.get("n", 1))
-    return CompletionRequest(**split)
+    limits.check_samples(len(prompts), sampling.get("n", 1))
+    return CompletionRequest(prompts=prompts, num_logprobs=num_logprobs, sampling=sampling, **clean)
 
 
-def parse_tokenize(body: dict[str, Any]) -> TokenizeRequest:
+def parse_tokenize(body: Mapping[str, Any]) -> TokenizeRequest:
     """Check a /tokenize body.
 
     Raises:
         InvalidParameterError, UnsupportedParameterError: naming the field.
     """
-    clean = checked(body, TOKENIZE_FIELDS)
-    if ("prompt" in clean) == ("messages" in clean):
-        raise InvalidParameterError("give either prompt or messages", "prompt")
-    _continuation(clean)
-    clean.setdefault("chat_template_kwargs", {})
+    clean = TOKENIZE_BODY.clean(body)
+    if "messages" in clean:
+        clean["conversation"] = _conversation(clean)
+    for name in TEMPLATE_FIELDS:
+        # There is nothing to render.
+        clean.pop(name, None)
     return TokenizeRequest(**clean)
 
 
-def parse_detokenize(body: dict[str, Any]) -> DetokenizeRequest:
+def parse_detokenize(body: Mapping[str, Any]) -> DetokenizeRequest:
     """Check a /detokenize body.
 
     Raises:
         InvalidParameterError, UnsupportedParameterError: naming the field.
     """
-    clean = checked(body, DETOKENIZE_FIELDS)
-    require(clean, "tokens")
+    clean = DETOKENIZE_BODY.clean(body)
     clean["tokens"] = list(clean["tokens"])
     return DetokenizeRequest(**clean)

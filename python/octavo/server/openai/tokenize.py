@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from octavo.errors import InvalidParameterError
+from octavo.server.http import limits
 from octavo.server.openai.protocol import parse_detokenize, parse_tokenize
 from octavo.server.work.prompts import INLINE_CHARS, encode, encode_chat
 
@@ -16,14 +17,13 @@ if TYPE_CHECKING:
 
 async def tokenize(state: ServerState, exchange: Exchange) -> None:
     """The token ids of a prompt or of a rendered conversation."""
-    engine = state.engine
-    request = parse_tokenize(await exchange.read_json())
-    state.model_name(request.model)
-    if request.prompt is not None:
-        special = request.add_special_tokens is not False
-        tokens = await encode(engine, request.prompt, special)
+    request = await exchange.read(parse_tokenize)
+    model = state.model(request.model)
+    engine = model.engine
+    if request.conversation is not None:
+        tokens = await encode_chat(model, request.conversation)
     else:
-        tokens = await encode_chat(state, request)
+        tokens = await encode(engine, request.prompt, request.add_special_tokens)
     strings = None
     if request.return_token_strs:
         strings = [engine.tokenizer.id_to_token(token_id) for token_id in tokens]
@@ -39,10 +39,11 @@ async def tokenize(state: ServerState, exchange: Exchange) -> None:
 
 async def detokenize(state: ServerState, exchange: Exchange) -> None:
     """The text of token ids, special tokens included."""
-    tokenizer = state.engine.tokenizer
-    request = parse_detokenize(await exchange.read_json())
-    state.model_name(request.model)
-    tokens = request.tokens
+    request = await exchange.read(parse_detokenize)
+    engine = state.model(request.model).engine
+    tokenizer, tokens = engine.tokenizer, request.tokens
+    # No text of the model's is longer.
+    limits.check_count("tokens", tokens, engine.max_model_len)
     if tokens and max(tokens) >= tokenizer.vocab_size:
         raise InvalidParameterError(
             f"tokens must hold ids in [0, {tokenizer.vocab_size})", "tokens"

@@ -1,1 +1,1 @@
-"""Routes of models that give vectors: embeddings, scores, classes."""
+"""Routes of pooling models: embeddings, scores, classes."""

@@ -1,4 +1,4 @@
-"""POST /classify: which of a model's labels fit a text."""
+"""POST /classify: probabilities of a model's labels for a text."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 async def classify(state: ServerState, exchange: Exchange) -> None:
     """Each text's likeliest label, and the probabilities of all."""
-    engine, info = state.engine_for_pooling("classify", "score")
-    request = parse_classify(await exchange.read_json())
-    model = state.model_name(request.model)
+    request = await exchange.read(parse_classify)
+    model = state.model_for_work(request.model)
+    engine, info = model.engine, model.pooling("classify", "score")
     texts = await encoded_inputs(engine, request)
-    num_tokens = await pool(state, exchange, engine, request, texts, "input")
+    vectors = await pool(state, exchange, engine, request, texts, "input")
     activation = info.activation if request.use_activation else "identity"
     data = []
-    for index, (_, pooled) in enumerate(texts):
-        probs = probabilities(pooled, activation)
+    for index, logits in enumerate(vectors):
+        probs = probabilities(logits, activation)
         label = info.labels[probs.index(max(probs))]
         data.append({"index": index, "label": label, "probs": probs, "num_classes": len(probs)})
     await exchange.respond_json(
@@ -33,8 +33,8 @@ async def classify(state: ServerState, exchange: Exchange) -> None:
             "id": f"classify-{secrets.token_hex(16)}",
             "object": "list",
             "created": int(time.time()),
-            "model": model,
+            "model": request.model or model.names[0],
             "data": data,
-            "usage": usage(num_tokens),
+            "usage": usage(texts),
         }
     )

@@ -10,11 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import orjson
-from starlette.responses import Response
 
 from octavo.errors import InvalidParameterError
-from octavo.pooling import vector
-from octavo.server.http.exchange import JSON
 from octavo.server.pooling.pool import encoded_inputs, pool, usage
 from octavo.server.pooling.protocol import EmbeddingRequest, parse_embedding
 
@@ -30,9 +27,9 @@ _INLINE_VALUES: Final = 20_000
 
 async def embeddings(state: ServerState, exchange: Exchange) -> None:
     """One vector a text."""
-    engine, info = state.engine_for_pooling("embed")
-    request = parse_embedding(await exchange.read_json())
-    model = state.model_name(request.model)
+    request = await exchange.read(parse_embedding)
+    model = state.model_for_work(request.model)
+    engine, info = model.engine, model.pooling("embed")
     size = request.dimensions or info.size
     if size > info.size:
         raise InvalidParameterError(
@@ -40,10 +37,10 @@ async def embeddings(state: ServerState, exchange: Exchange) -> None:
             "dimensions",
         )
     texts = await encoded_inputs(engine, request)
-    num_tokens = await pool(state, exchange, engine, request, texts, "input")
+    vectors = await pool(state, exchange, engine, request, texts, "input")
 
     def render() -> bytes:
-        rows = np.stack([vector(pooled)[:size] for _, pooled in texts])
+        rows = np.stack([vector[:size] for vector in vectors])
         if info.normalizes and size < info.size:
             # What is left of a vector is shorter than 1.
             rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
@@ -51,22 +48,22 @@ async def embeddings(state: ServerState, exchange: Exchange) -> None:
             "id": f"embd-{secrets.token_hex(16)}",
             "object": "list",
             "created": int(time.time()),
-            "model": model,
+            "model": request.model or model.names[0],
             "data": [
                 {"object": "embedding", "index": index, "embedding": _written(row, request)}
                 for index, row in enumerate(rows)
             ],
-            "usage": usage(num_tokens),
+            "usage": usage(texts),
         }
         return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 
     inline = len(texts) * size <= _INLINE_VALUES
     body = render() if inline else await asyncio.to_thread(render)
-    await exchange.respond(Response(body, media_type=JSON))
+    await exchange.respond_body(body)
 
 
 def _written(row: NDArray[np.float32], request: EmbeddingRequest) -> Any:
-    """A vector as the client wants it; base64 is of little-endian float32."""
+    """A vector in the format asked for; base64 is of little-endian float32."""
     if request.encoding_format == "base64":
         return base64.b64encode(row.astype("<f4").tobytes()).decode()
     return row

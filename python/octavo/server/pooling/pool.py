@@ -1,4 +1,4 @@
-"""Texts through a model that gives vectors: batched with those of every other client."""
+"""Texts through a pooling model, batched with those of every other client."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from octavo._core import TokenIds
-from octavo.errors import InvalidParameterError, RequestTooLongError, UnsupportedParameterError
-from octavo.pooling import NO_TOKENS, PooledText, encode_text, max_text_len
+from octavo.errors import InvalidParameterError, RequestTooLongError
+from octavo.pooling import NO_TOKENS, EncodedText, encode_text, max_text_len
 from octavo.server.work.generation import Generation
 from octavo.server.work.prompts import INLINE_CHARS, MAX_CHARS_PER_TOKEN
 
 if TYPE_CHECKING:
     from octavo.engine.engine import AsyncEngine
+    from octavo.pooling import Vector
     from octavo.server.http.exchange import Exchange
     from octavo.server.pooling.protocol import ClassifyRequest, EmbeddingRequest, PoolingRequest
     from octavo.server.work.state import ServerState
 
 T = TypeVar("T")
-Text = tuple[Sequence[int], PooledText]
 
 
 async def pool(
@@ -27,37 +27,32 @@ async def pool(
     exchange: Exchange,
     engine: AsyncEngine,
     request: PoolingRequest,
-    texts: Sequence[Text],
+    texts: Sequence[EncodedText],
     param: str,
-) -> int:
-    """Fill every text; the number of their tokens. ``param``: the field that they came in.
+) -> list[Vector]:
+    """Every text's vector. ``param``: the field that the texts came in.
 
     Raises:
         OctavoError: nothing has been written yet.
         ClientDisconnect: there is nobody to write to; what is left is aborted.
     """
-    if request.priority and engine.config.scheduling_policy != "priority":
-        raise UnsupportedParameterError(
-            "priority needs a server with --scheduling-policy priority", "priority"
-        )
-    for token_ids, _ in texts:
-        if len(token_ids) > engine.max_model_len:
-            raise RequestTooLongError(len(token_ids), engine.max_model_len, param)
-    with Generation(state, engine, exchange.connection) as generation:
+    for text in texts:
+        if len(text.token_ids) > engine.max_model_len:
+            raise RequestTooLongError(len(text.token_ids), engine.max_model_len, param)
+    with Generation(engine, exchange.connection, state.generations) as generation:
         try:
             generation.submit(
-                [TokenIds(token_ids) for token_ids, _ in texts],
+                [TokenIds(text.token_ids) for text in texts],
                 NO_TOKENS,
                 delivery="final",
                 priority=request.priority,
-                pooled=[pooled for _, pooled in texts],
+                num_first=[text.num_first for text in texts],
             )
         except InvalidParameterError as error:
-            # What the engine calls a prompt.
-            error.param = param
+            if error.param == "prompt":  # the engine's name for it
+                error.param = param
             raise
-        await generation.collect()
-    return sum(len(token_ids) for token_ids, _ in texts)
+        return [delta.extra for delta in await generation.collect()]
 
 
 async def encoded(
@@ -79,16 +74,15 @@ async def encoded(
 
 async def encoded_inputs(
     engine: AsyncEngine, request: EmbeddingRequest | ClassifyRequest
-) -> list[Text]:
+) -> list[EncodedText]:
     """Each text of ``input``, off the event loop where these are long."""
     most = max_text_len(request.truncate_prompt_tokens, engine.max_model_len)
     tokenizer, special = engine.tokenizer, request.add_special_tokens
 
-    def encode() -> list[Text]:
+    def encode() -> list[EncodedText]:
         return [
-            (
-                encode_text(tokenizer, one, most, special) if isinstance(one, str) else one[:most],
-                PooledText(),
+            EncodedText(
+                encode_text(tokenizer, one, most, special) if isinstance(one, str) else one[:most]
             )
             for one in request.inputs
         ]
@@ -97,6 +91,7 @@ async def encoded_inputs(
     return await encoded(engine, strings, most, "input", encode)
 
 
-def usage(num_tokens: int) -> dict[str, int]:
+def usage(texts: Sequence[EncodedText]) -> dict[str, int]:
     """OpenAI's ``usage`` of a request that generates nothing."""
+    num_tokens = sum(len(text.token_ids) for text in texts)
     return {"prompt_tokens": num_tokens, "total_tokens": num_tokens}

@@ -1,13 +1,14 @@
-"""The shapes of requests for vectors and scores; see protocol.py for the rules."""
+"""Bodies of requests for vectors, scores and classes: each field checked, none ignored."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from octavo.errors import InvalidParameterError
 from octavo.server.http import fields, limits
-from octavo.server.openai.protocol import Body, Prompt, checked, require, truncation
+from octavo.server.http.body import BOOKKEEPING_FIELDS, Body
 
 _TOKEN_IDS: Final = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
 # Queries and documents may be empty: a text of special tokens alone is one.
@@ -32,7 +33,7 @@ _DOCUMENT: Final = {
 
 @dataclass(slots=True, kw_only=True)
 class PoolingRequest:
-    """What all these requests share."""
+    """Fields of every request to a pooling model."""
 
     model: str | None = None
     truncate_prompt_tokens: int | None = None
@@ -43,7 +44,7 @@ class PoolingRequest:
 class EmbeddingRequest(PoolingRequest):
     """A checked /v1/embeddings request."""
 
-    inputs: list[Prompt]
+    inputs: list[fields.Prompt]
     encoding_format: str = "float"
     dimensions: int | None = None
     add_special_tokens: bool = True
@@ -73,7 +74,7 @@ class RerankRequest(PoolingRequest):
 class ClassifyRequest(PoolingRequest):
     """A checked /classify request."""
 
-    inputs: list[Prompt]
+    inputs: list[fields.Prompt]
     add_special_tokens: bool = True
     use_activation: bool = True
 
@@ -91,7 +92,7 @@ def _input_list(item: dict[str, Any]) -> dict[str, Any]:
         _input_list(_TOKEN_IDS),
     ]
 )
-def _inputs(name: str, value: Any) -> list[Prompt]:
+def _inputs(name: str, value: Any) -> list[fields.Prompt]:
     """str, [str], [int] or [[int]] as a list of texts."""
     return fields.texts_or_ids(name, value, _check_inputs)
 
@@ -104,10 +105,9 @@ def _check_inputs(name: str, value: list[Any]) -> None:
 def _texts(name: str, value: Any) -> list[str]:
     if isinstance(value, str):
         return [value]
-    if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
+    if not value:
         raise fields.invalid(name, "a string or a list of strings", value)
-    limits.check_count(name, value, limits.MAX_EMBEDDING_INPUTS, "texts")
-    return value
+    return list(fields.strings(name, value, limits.MAX_EMBEDDING_INPUTS))
 
 
 @fields.check(**_input_list(_DOCUMENT))
@@ -127,7 +127,7 @@ def _documents(name: str, value: Any) -> list[str]:
 
 _COMMON: Final[dict[str, fields.Check]] = {
     "model": fields.string(),
-    "truncate_prompt_tokens": truncation,
+    "truncate_prompt_tokens": fields.truncation,
     "priority": fields.integer(),
 }
 EMBEDDING_BODY: Final = Body(
@@ -138,7 +138,8 @@ EMBEDDING_BODY: Final = Body(
         "dimensions": fields.integer(1),
         "add_special_tokens": fields.boolean,
     },
-    ("input",),
+    required=("input",),
+    ignored=BOOKKEEPING_FIELDS,
 )
 CLASSIFY_BODY: Final = Body(
     {
@@ -147,11 +148,13 @@ CLASSIFY_BODY: Final = Body(
         "add_special_tokens": fields.boolean,
         "use_activation": fields.boolean,
     },
-    ("input",),
+    required=("input",),
+    ignored=BOOKKEEPING_FIELDS,
 )
 SCORE_BODY: Final = Body(
     {**_COMMON, "text_1": _texts, "text_2": _texts, "use_activation": fields.boolean},
-    ("text_1", "text_2"),
+    required=("text_1", "text_2"),
+    ignored=BOOKKEEPING_FIELDS,
 )
 RERANK_BODY: Final = Body(
     {
@@ -162,37 +165,38 @@ RERANK_BODY: Final = Body(
         "return_documents": fields.boolean,
         "use_activation": fields.boolean,
     },
-    ("query", "documents"),
+    required=("query", "documents"),
+    ignored=BOOKKEEPING_FIELDS,
 )
 
 
-def parse_embedding(body: dict[str, Any]) -> EmbeddingRequest:
+def parse_embedding(body: Mapping[str, Any]) -> EmbeddingRequest:
     """Check a /v1/embeddings body.
 
     Raises:
         InvalidParameterError, UnsupportedParameterError: naming the field.
     """
-    clean = _clean(body, EMBEDDING_BODY)
+    clean = EMBEDDING_BODY.clean(body)
     return EmbeddingRequest(inputs=clean.pop("input"), **clean)
 
 
-def parse_classify(body: dict[str, Any]) -> ClassifyRequest:
+def parse_classify(body: Mapping[str, Any]) -> ClassifyRequest:
     """Check a /classify body.
 
     Raises:
         InvalidParameterError, UnsupportedParameterError: naming the field.
     """
-    clean = _clean(body, CLASSIFY_BODY)
+    clean = CLASSIFY_BODY.clean(body)
     return ClassifyRequest(inputs=clean.pop("input"), **clean)
 
 
-def parse_score(body: dict[str, Any]) -> ScoreRequest:
+def parse_score(body: Mapping[str, Any]) -> ScoreRequest:
     """Check a /v1/score body.
 
     Raises:
         InvalidParameterError, UnsupportedParameterError: naming the field.
     """
-    request = ScoreRequest(**_clean(body, SCORE_BODY))
+    request = ScoreRequest(**SCORE_BODY.clean(body))
     if len(request.text_1) == 1:
         request.text_1 *= len(request.text_2)
     if len(request.text_1) != len(request.text_2):
@@ -204,17 +208,10 @@ def parse_score(body: dict[str, Any]) -> ScoreRequest:
     return request
 
 
-def parse_rerank(body: dict[str, Any]) -> RerankRequest:
+def parse_rerank(body: Mapping[str, Any]) -> RerankRequest:
     """Check a /v1/rerank body.
 
     Raises:
         InvalidParameterError, UnsupportedParameterError: naming the field.
     """
-    return RerankRequest(**_clean(body, RERANK_BODY))
-
-
-def _clean(body: dict[str, Any], shape: Body) -> dict[str, Any]:
-    clean = checked(body, shape.fields)
-    for name in shape.required:
-        require(clean, name)
-    return clean
+    return RerankRequest(**RERANK_BODY.clean(body))

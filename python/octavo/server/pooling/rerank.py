@@ -1,4 +1,4 @@
-"""POST /v1/score and /v1/rerank: how well texts fit each other."""
+"""POST /v1/score and /v1/rerank: scores of pairs of texts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from octavo.pooling import PooledText, cosine, encode_pair, encode_text, max_text_len, squash
-from octavo.server.pooling.pool import Text, encoded, pool, usage
+from octavo.pooling import EncodedText, cosine, encode_pair, encode_text, max_text_len, squash
+from octavo.server.pooling.pool import encoded, pool, usage
 from octavo.server.pooling.protocol import (
     RerankRequest,
     ScoreRequest,
@@ -18,40 +18,39 @@ from octavo.server.pooling.protocol import (
 
 if TYPE_CHECKING:
     from octavo.server.http.exchange import Exchange
+    from octavo.server.work.served_model import ServedModel
     from octavo.server.work.state import ServerState
 
 
 async def score(state: ServerState, exchange: Exchange) -> None:
     """One score a pair of texts: a cross-encoder's, or the cosine of their vectors."""
-    state.engine_for_pooling("embed", "score")
-    request = parse_score(await exchange.read_json())
-    model = state.model_name(request.model)
-    scores, num_tokens = await _scores(
-        state, exchange, request, request.text_1, request.text_2, "text_2"
+    request = await exchange.read(parse_score)
+    model = state.model_for_work(request.model)
+    scores, texts = await _scores(
+        state, exchange, model, request, request.text_1, request.text_2, "text_2"
     )
     await exchange.respond_json(
         {
             "id": f"score-{secrets.token_hex(16)}",
             "object": "list",
             "created": int(time.time()),
-            "model": model,
+            "model": request.model or model.names[0],
             "data": [
                 {"index": index, "object": "score", "score": value}
                 for index, value in enumerate(scores)
             ],
-            "usage": usage(num_tokens),
+            "usage": usage(texts),
         }
     )
 
 
 async def rerank(state: ServerState, exchange: Exchange) -> None:
     """Documents by how well they fit a query, the best first."""
-    state.engine_for_pooling("embed", "score")
-    request = parse_rerank(await exchange.read_json())
-    model = state.model_name(request.model)
+    request = await exchange.read(parse_rerank)
+    model = state.model_for_work(request.model)
     documents = request.documents
     queries = [request.query] * len(documents)
-    scores, num_tokens = await _scores(state, exchange, request, queries, documents, "documents")
+    scores, texts = await _scores(state, exchange, model, request, queries, documents, "documents")
     order = sorted(range(len(documents)), key=lambda index: -scores[index])
     results = []
     for index in order[: request.top_n or None]:
@@ -62,9 +61,9 @@ async def rerank(state: ServerState, exchange: Exchange) -> None:
     await exchange.respond_json(
         {
             "id": f"rerank-{secrets.token_hex(16)}",
-            "model": model,
+            "model": request.model or model.names[0],
             "results": results,
-            "usage": usage(num_tokens),
+            "usage": usage(texts),
         }
     )
 
@@ -72,34 +71,35 @@ async def rerank(state: ServerState, exchange: Exchange) -> None:
 async def _scores(
     state: ServerState,
     exchange: Exchange,
+    model: ServedModel,
     request: ScoreRequest | RerankRequest,
     firsts: Sequence[str],
     seconds: Sequence[str],
     param: str,
-) -> tuple[list[float], int]:
-    """The pairs' scores, and the number of tokens it took."""
-    engine, info = state.engine_for_pooling("embed", "score")
+) -> tuple[list[float], list[EncodedText]]:
+    """The pairs' scores, and the texts that the model read for them."""
+    engine, info = model.engine, model.pooling("embed", "score")
     tokenizer = engine.tokenizer
     most = max_text_len(request.truncate_prompt_tokens, engine.max_model_len)
     # A text that is paired several times is computed once where it is computed alone.
     plain = list(dict.fromkeys([*firsts, *seconds]))
     if info.task == "score":
 
-        def encode_pairs() -> list[Text]:
+        def encode_pairs() -> list[EncodedText]:
             couples = zip(firsts, seconds, strict=True)
             return [encode_pair(tokenizer, first, second, most) for first, second in couples]
 
         # A query is read once per document.
         pairs = await encoded(engine, [*firsts, *seconds], most, param, encode_pairs)
-        num_tokens = await pool(state, exchange, engine, request, pairs, param)
+        vectors = await pool(state, exchange, engine, request, pairs, param)
         squashes = info.squashes and request.use_activation
-        return [squash(pooled, squashes) for _, pooled in pairs], num_tokens
+        return [squash(logits, squashes) for logits in vectors], pairs
 
-    def encode_plain() -> list[Text]:
-        return [(encode_text(tokenizer, text, most), PooledText()) for text in plain]
+    def encode_plain() -> list[EncodedText]:
+        return [EncodedText(encode_text(tokenizer, text, most)) for text in plain]
 
     texts = await encoded(engine, plain, most, param, encode_plain)
-    num_tokens = await pool(state, exchange, engine, request, texts, param)
-    done = {text: pooled for text, (_, pooled) in zip(plain, texts, strict=True)}
+    vectors = await pool(state, exchange, engine, request, texts, param)
+    done = dict(zip(plain, vectors, strict=True))
     couples = zip(firsts, seconds, strict=True)
-    return [cosine(done[first], done[second]) for first, second in couples], num_tokens
+    return [cosine(done[first], done[second]) for first, second in couples], texts

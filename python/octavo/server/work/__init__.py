@@ -1,1 +1,1 @@
-"""From a checked request to its answer, whatever the API."""
+"""From a request for text to its answer, for every API."""

@@ -1,39 +1,38 @@
-"""answer: run a request's samples and write what they say, whole or as server-sent events."""
+"""answer: the way of every request for text, from its body to the last byte, in any dialect."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import orjson
 from starlette.requests import ClientDisconnect
 
-from octavo.errors import RequestTooLongError, UnsupportedParameterError, error_body
-from octavo.prompt_logprobs import PromptLogprobs
+from octavo.errors import OctavoError, RequestTooLongError
+from octavo.server.work.dialect import Request
 from octavo.server.work.generation import Generation
+from octavo.server.work.news import Untouched
 from octavo.server.work.usage import Usage
-from octavo.server.work.wire import DONE, add_timings, sse_event
 
 if TYPE_CHECKING:
-    from octavo._core import Delta, SseTemplate, SseWriter, TokenIds
-    from octavo.engine.request import Delivery
+    from octavo._core import Delta, SseWriter
+    from octavo.runner.request_state import Delivery
     from octavo.sampling_params import SamplingParams
     from octavo.server.http.exchange import Exchange
+    from octavo.server.work.dialect import Dialect, Reply
+    from octavo.server.work.news import News
+    from octavo.server.work.request import GenerationRequest
     from octavo.server.work.state import ServerState
-    from octavo.server.work.wire import Wire
 
 logger = logging.getLogger("octavo.server")
 
-# Proxies close connections that are silent for 30 or 60 seconds. A comment is no event.
+# Proxies close connections that are silent for 30 or 60 seconds.
 PING_S: Final = 15.0
-PING: Final = b": ping\n\n"
 
 # The head waits for the first token, so that an early failure still gets a status of its own, but
 # not longer than this: a client behind a long queue should see that it has been let in.
 HEAD_WAIT_S: Final = 1.0
-
 
 # Writing down this many positions takes about a millisecond; more leave the event loop, where other
 # streams' tokens pass.
@@ -43,7 +42,7 @@ INLINE_SCORES: Final = 256
 class Silence:
     """Nudges a generation that has had no news for a while. One timer, not one per token.
 
-    ``writer``: writes past ``written``, once there is one.
+    ``writer``: what writes past ``written``, once there is one.
     """
 
     def __init__(self, generation: Generation) -> None:
@@ -55,12 +54,12 @@ class Silence:
         self.writer: SseWriter | None = None
 
     def written(self) -> None:
-        """Something has left for the client."""
+        """Note that something has left for the client."""
         self._last_write = self._loop.time()
         self._limit = PING_S
 
     def close(self) -> None:
-        """No more nudges."""
+        """End the nudges."""
         self._timer.cancel()
 
     def _check(self) -> None:
@@ -73,105 +72,117 @@ class Silence:
         self._timer = self._loop.call_later(max(self._limit - waited, 0.01), self._check)
 
 
-async def answer(
-    state: ServerState,
-    exchange: Exchange,
-    wire: Wire,
-    prompts: Sequence[TokenIds],
-    params: SamplingParams,
-) -> None:
-    """Generate ``n`` samples of each prompt and answer with them.
+async def answer(dialect: Dialect[Request], state: ServerState, exchange: Exchange) -> None:
+    """Read a request for text, generate ``n`` samples of each prompt, write them.
 
     Raises:
         OctavoError: nothing has been written yet.
         ClientDisconnect: there is nobody to write to; the samples are aborted.
     """
-    request = wire.request
-    engine = state.engine_for_work()
-    if request.priority and engine.config.scheduling_policy != "priority":
-        raise UnsupportedParameterError(
-            "priority needs a server with --scheduling-policy priority", "priority"
-        )
-    delivery: Delivery = "final"
-    templates: list[SseTemplate] | None = None
-    if request.stream:
-        delivery = "delta"
-        if wire.is_plain:
-            delivery = "sse"
-            templates = [wire.sse_template(i) for i in range(len(prompts) * params.n)]
-    if params.prompt_logprobs is not None:
-        wire.scores = [PromptLogprobs(params.prompt_logprobs) for _ in prompts]
-    with Generation(state, engine, exchange.connection) as generation:
-        try:
-            generation.submit(
-                prompts,
-                params,
-                delivery=delivery,
-                sse=templates,
-                priority=request.priority,
-                cache_salt=request.cache_salt,
-                scores=wire.scores,
-            )
-        except RequestTooLongError as error:
-            error.param = wire.prompt_field
-            raise
+    request = await exchange.read(dialect.parse)
+    model = state.model_for_work(request.model)
+    model.check_generates()
+    request.check(model.engine.config)
+    params = request.sampling_params(model.engine.generation_defaults)
+    reply = await dialect.reply(request, model, exchange.request_id)
+    if params.max_tokens == 0 and params.prompt_logprobs is None:
+        await _answer_untouched(exchange, dialect, request, reply, model.engine.max_model_len)
+        return
+    with Generation(model.engine, exchange.connection, state.generations) as generation:
+        is_ready = _submit(generation, request, params, reply)
         if request.stream:
-            await _stream(exchange, generation, wire)
+            await _stream(exchange, generation, dialect, reply, request.n, is_ready=is_ready)
             return
-        deltas = await generation.collect()
-    if sum(scores.num_recorded for scores in wire.scores) > INLINE_SCORES:
-        body = await asyncio.to_thread(lambda: orjson.dumps(wire.answer(deltas)))
-        await exchange.respond_body(body)
+        await _answer_whole(exchange, reply, await generation.collect(), request.n)
+
+
+def _submit(
+    generation: Generation, request: GenerationRequest, params: SamplingParams, reply: Reply
+) -> bool:
+    """Queue the samples. Returns whether the core makes their frames of text."""
+    templates = reply.templates() if request.stream else None
+    delivery: Delivery = "final"
+    if request.stream:
+        delivery = "delta" if templates is None else "sse"
+    try:
+        generation.submit(
+            reply.prompts,
+            params,
+            delivery=delivery,
+            sse=templates,
+            priority=request.priority,
+            cache_salt=request.cache_salt,
+        )
+    except RequestTooLongError as error:
+        error.param = reply.prompt_field
+        raise
+    return templates is not None
+
+
+async def _answer_whole(exchange: Exchange, reply: Reply, news: Sequence[News], n: int) -> None:
+    usage = Usage(n)
+    for index, one in enumerate(news):
+        usage.add(index, one)
+        _take_scores(reply, index // n, one)
+    if sum(map(len, reply.scores.values())) > INLINE_SCORES:
+        body = await asyncio.to_thread(reply.whole, news, usage)
     else:
-        await exchange.respond_json(wire.answer(deltas))
+        body = reply.whole(news, usage)
+    await exchange.respond_body(body)
 
 
-async def _stream(exchange: Exchange, generation: Generation, wire: Wire) -> None:
-    """Write every choice's chunks as they come, then usage if it is wanted, then ``[DONE]``.
+async def _stream(
+    exchange: Exchange,
+    generation: Generation,
+    dialect: Dialect[Any],
+    reply: Reply,
+    n: int,
+    *,
+    is_ready: bool,
+) -> None:
+    """Write every sample's frames as they come. ``is_ready``: the core makes those of text.
 
     Raises:
         OctavoError: the generation failed before anything was written. Later failures are written
             into the stream.
         ClientDisconnect: there is nobody to write to.
     """
-    tally = Usage(wire.request.n)
+    usage = Usage(n)
     silence = Silence(generation)
-    plain = wire.is_plain
     opened: set[int] = set()
-
     try:
         is_over = False
         while not is_over:
             news = await generation.news()
             if not exchange.is_answered:
                 _raise_early_failure(generation, news)
-            if not news:
-                events = PING if exchange.is_answered else b""
-            elif plain:
-                events = _plain_events(generation, news, tally)
-            else:
-                events = _decorated_events(generation, wire, news, tally, opened)
+            frames = _frames(generation, reply, news, usage, opened)
+            if not news and exchange.is_answered:
+                frames = dialect.ping
             is_over = not generation.is_open
             # What leaves together leaves in one write: each is a system call.
             if not exchange.is_answered:
-                await exchange.start_stream(events)
-                if plain and exchange.connection is not None:
+                await exchange.start_stream(dialect.media_type, frames)
+                if is_ready and exchange.connection is not None:
                     silence.writer = exchange.connection.make_writer()
                     generation.write_through(silence.writer)
-                events = b""
+                frames = b""
             if is_over:
-                end = wire.usage_event(tally) if wire.request.include_usage else b""
-                await exchange.end_stream(events + end + DONE)
-            elif events:
-                await exchange.write(events)
+                await exchange.end_stream(frames + reply.close(usage))
+            elif frames:
+                await exchange.write(frames)
             silence.written()
     except (ClientDisconnect, asyncio.CancelledError):
         raise
     except Exception as error:
         if not exchange.is_answered:
             raise
-        logger.exception("request %s failed in its stream", exchange.request_id)
-        await exchange.end_stream(sse_event(error_body(error, exchange.request_id)) + DONE)
+        # A drain or the engine's death explains itself; what is unforeseen needs its traceback.
+        unforeseen = None if isinstance(error, OctavoError) else error
+        logger.error(
+            "request %s failed in its stream: %r", exchange.request_id, error, exc_info=unforeseen
+        )
+        await exchange.end_stream(reply.error(error))
     finally:
         silence.close()
 
@@ -182,30 +193,56 @@ def _raise_early_failure(generation: Generation, news: list[Delta]) -> None:
             generation.finish(delta)
 
 
-def _plain_events(generation: Generation, news: list[Delta], tally: Usage) -> bytes:
-    """The core's own bytes, joined: what has arrived since the last write leaves as one."""
-    events = []
-    for delta in news:
-        event = delta.sse or b""
-        if delta.finish_reason is not None:
-            generation.finish(delta)
-            tally.add(generation.index(delta), delta)
-            event = add_timings(event, delta)
-        events.append(event)
-    return b"".join(events)
-
-
-def _decorated_events(
-    generation: Generation, wire: Wire, news: list[Delta], tally: Usage, opened: set[int]
+def _frames(
+    generation: Generation, reply: Reply, news: list[Delta], usage: Usage, opened: set[int]
 ) -> bytes:
-    events = []
+    """The frames of all news, joined; those that the core has written as they are."""
+    frames = []
     for delta in news:
         index = generation.index(delta)
-        if index not in opened:
-            opened.add(index)
-            events.append(wire.first_event(index))
-        if delta.finish_reason is not None:
+        _take_scores(reply, index // usage.n, delta)
+        is_over = delta.finish_reason is not None
+        ready = delta.sse
+        if ready is not None:
+            frames.append(ready)
+        else:
+            if index not in opened:
+                opened.add(index)
+                frames.append(reply.start(index))
+            if not is_over:
+                frames.append(reply.text(index, delta))
+        if is_over:
             generation.finish(delta)
-            tally.add(index, delta)
-        events.append(wire.delta_event(index, delta))
-    return b"".join(events)
+            usage.add(index, delta)
+            frames.append(reply.end(index, delta))
+    return b"".join(frames)
+
+
+def _take_scores(reply: Reply, prompt: int, news: News) -> None:
+    """Keep the logprobs of a prompt, which the first news of each of its samples brings."""
+    if news.extra is not None:
+        reply.scores[prompt] = news.extra
+
+
+async def _answer_untouched(
+    exchange: Exchange,
+    dialect: Dialect[Any],
+    request: GenerationRequest,
+    reply: Reply,
+    max_model_len: int,
+) -> None:
+    """Answer ``max_tokens: 0`` without prompt logprobs: nothing is to be computed."""
+    for prompt in reply.prompts:
+        if len(prompt) > max_model_len:
+            raise RequestTooLongError(len(prompt), max_model_len, reply.prompt_field)
+    news = [Untouched(len(prompt)) for prompt in reply.prompts for _ in range(request.n)]
+    if not request.stream:
+        await _answer_whole(exchange, reply, news, request.n)
+        return
+    usage = Usage(request.n)
+    frames = []
+    for index, one in enumerate(news):
+        usage.add(index, one)
+        frames += [reply.start(index), reply.end(index, one)]
+    await exchange.start_stream(dialect.media_type)
+    await exchange.end_stream(b"".join([*frames, reply.close(usage)]))

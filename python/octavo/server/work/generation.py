@@ -13,12 +13,9 @@ from octavo.errors import DrainingError, EngineDeadError, GenerationError
 if TYPE_CHECKING:
     from octavo._core import Delta, SseTemplate, SseWriter, TokenIds
     from octavo.engine.engine import AsyncEngine
-    from octavo.engine.request import Delivery
-    from octavo.pooling import PooledText
-    from octavo.prompt_logprobs import PromptLogprobs
+    from octavo.runner.request_state import Delivery
     from octavo.sampling_params import SamplingParams
     from octavo.server.http.http_server import HttpProtocol
-    from octavo.server.work.state import ServerState
 
 
 class Generation:
@@ -27,14 +24,22 @@ class Generation:
     A context manager: leaving it, by whatever way, leaves nothing in the engine. The client is
     watched while it is open: its disconnect aborts the samples at once and ends every wait with
     ClientDisconnect.
+
+    Args:
+        engine: runs the samples.
+        connection: the client's; None for a caller in this process, which cannot leave.
+        under_way: holds this generation while it is open.
     """
 
     def __init__(
-        self, state: ServerState, engine: AsyncEngine, connection: HttpProtocol | None
+        self,
+        engine: AsyncEngine,
+        connection: HttpProtocol | None,
+        under_way: set[Generation],
     ) -> None:
-        self._state = state
         self._engine = engine
         self._connection = connection
+        self._under_way = under_way
         # Sample id -> choice index, of the samples that are not over.
         self._running: dict[int, int] = {}
         self._news: list[Delta] = []
@@ -45,13 +50,13 @@ class Generation:
         self._writer: SseWriter | None = None
 
     def __enter__(self) -> Generation:
-        self._state.generations.add(self)
+        self._under_way.add(self)
         if self._connection is not None:
             self._connection.on_lost(self._client_gone)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._state.generations.discard(self)
+        self._under_way.discard(self)
         if self._connection is not None:
             self._connection.on_lost(None)
         self._abort()
@@ -65,17 +70,16 @@ class Generation:
         sse: Sequence[SseTemplate] | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
-        scores: Sequence[PromptLogprobs] = (),
-        pooled: Sequence[PooledText] = (),
+        num_first: Sequence[int | None] = (),
     ) -> None:
         """Queue ``n`` samples of each prompt; sample i of prompt p is choice ``p * n + i``.
 
-        ``sse``: one template per choice. ``scores``, ``pooled``: none, or one per prompt, to be
-        filled.
+        ``sse``: one template per choice. ``num_first``: of pairs for a pooling model, one per
+        prompt.
 
         Raises:
-            QueueFullError, RequestTooLongError, InvalidParameterError, EngineDeadError: from the
-                engine. What was queued before is aborted on exit.
+            QueueFullError, RequestTooLongError, InvalidParameterError, UnsupportedParameterError,
+                EngineDeadError: from the engine. What was queued before is aborted on exit.
         """
         n = params.n
         for number, prompt in enumerate(prompts):
@@ -88,24 +92,23 @@ class Generation:
                 sse=None if sse is None else sse[first : first + n],
                 priority=priority,
                 cache_salt=cache_salt,
-                prompt_logprobs=scores[number] if scores else None,
-                pooled=pooled[number] if pooled else None,
+                num_first=num_first[number] if num_first else None,
             )
             for offset, sample_id in enumerate(ids):
                 self._running[sample_id] = self._indices[sample_id] = first + offset
 
     def write_through(self, writer: SseWriter) -> None:
-        """Let the middle of plain streams go to this writer from now on, past ``news``."""
+        """Let ready frames go to this writer from now on, past ``news``."""
         self._writer = writer
         self._engine.write_through(self._running, writer)
 
     @property
     def is_open(self) -> bool:
-        """Whether ``news`` has anything left to give, be it an error."""
+        """True while ``news`` has anything left to give, be it an error."""
         return bool(self._running) or self._error is not None
 
     def index(self, delta: Delta) -> int:
-        """The choice this news belongs to."""
+        """The choice that a delta belongs to."""
         return self._indices[delta.request_id]
 
     def finish(self, delta: Delta) -> None:
@@ -118,11 +121,11 @@ class Generation:
         if delta.finish_reason == "error":
             raise GenerationError
         if delta.finish_reason == "abort":
-            # Its own abort nobody waits for: this one came from the server's shutdown.
+            # Nobody waits for a generation's own abort: this one came from the server's shutdown.
             raise DrainingError
 
     async def news(self) -> list[Delta]:
-        """What happened since the last call, at least one Delta unless ``nudge`` was called.
+        """Deltas since the last call, at least one unless ``nudge`` was called.
 
         Raises:
             ClientDisconnect: the client has closed its connection.
@@ -147,7 +150,8 @@ class Generation:
         """With delivery "final": every choice's one Delta, in order of choice.
 
         Raises:
-            what ``news`` and ``finish`` raise.
+            ClientDisconnect, EngineDeadError, GenerationError, DrainingError: as ``news`` and
+                ``finish``.
         """
         results: dict[int, Delta] = {}
         while self.is_open:
@@ -166,13 +170,13 @@ class Generation:
             waiter.set_result(None)
 
     def fail(self, error: Exception) -> None:
-        """End every wait with this error; one that has all it waits for goes on."""
+        """End every wait with this error, unless nothing is left to wait for."""
         if self._error is None and self._running:
             self._error = error
         self.nudge()
 
     def _take(self, delta: Delta | EngineDeadError) -> None:
-        """The engine's sink: on the event loop, for every sample's every step."""
+        """The engine's sink; on the event loop, for every sample's every step."""
         if isinstance(delta, EngineDeadError):
             self.fail(delta)
             self._running.clear()

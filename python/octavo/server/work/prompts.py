@@ -1,38 +1,39 @@
-"""From a request to prompt token ids. Long work leaves the event loop."""
+"""Prompts: a request's texts or messages as token ids. Long work leaves the event loop."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from octavo.errors import InvalidParameterError, RequestTooLongError, UnsupportedParameterError
 
 if TYPE_CHECKING:
     from octavo._core import TokenIds
     from octavo.engine.engine import AsyncEngine
-    from octavo.server.openai.protocol import ChatRequest, Prompt, TokenizeRequest
-    from octavo.server.work.state import ServerState
+    from octavo.server.http.fields import Prompt
+    from octavo.server.work.request import Conversation
+    from octavo.server.work.served_model import ServedModel
 
 # A render or an encode below this is shorter than a hop to a worker thread and back (~0.3 ms).
-INLINE_CHARS = 4096
+INLINE_CHARS: Final = 4096
 
 # The longest tokens of today's vocabularies (runs of spaces or dashes) have as many characters: a
 # text beyond it is refused without being encoded.
-MAX_CHARS_PER_TOKEN = 128
+MAX_CHARS_PER_TOKEN: Final = 128
 
 
-async def encode_chat(state: ServerState, request: ChatRequest | TokenizeRequest) -> TokenIds:
+async def encode_chat(model: ServedModel, conversation: Conversation) -> TokenIds:
     """A conversation's token ids.
 
     Raises:
         BadRequestError: the template refuses the messages.
-        UnsupportedParameterError: the template does not know something the request asks for.
+        UnsupportedParameterError: the template does not use something the request asks for.
+        RequestTooLongError: the text is longer than any that could fit the context.
     """
-    template = state.template(request.chat_template)
-    variables: dict[str, Any] = dict(request.chat_template_kwargs)
-    documents = getattr(request, "documents", None)
-    effort = getattr(request, "reasoning_effort", None)
+    template = model.template(conversation.chat_template)
+    variables: dict[str, Any] = dict(conversation.chat_template_kwargs)
+    documents, effort = conversation.documents, conversation.reasoning_effort
     for name, value in (("documents", documents), ("reasoning_effort", effort)):
         if value is not None and not template.uses(name):
             raise UnsupportedParameterError(
@@ -40,21 +41,20 @@ async def encode_chat(state: ServerState, request: ChatRequest | TokenizeRequest
             )
     if effort is not None:
         variables.setdefault("reasoning_effort", effort)
-    messages = request.messages or []
 
     def render() -> str:
         return template.render(
-            messages,
-            add_generation_prompt=request.add_generation_prompt,
-            continue_final_message=request.continue_final_message,
+            conversation.messages,
+            add_generation_prompt=conversation.add_generation_prompt,
+            continue_final_message=conversation.continue_final_message,
             documents=documents,
             **variables,
         )
 
-    num_chars = sum(len(message["content"] or "") for message in messages)
+    num_chars = sum(len(message["content"] or "") for message in conversation.messages)
     text = render() if num_chars <= INLINE_CHARS else await asyncio.to_thread(render)
     # The template has written the special tokens already.
-    return await encode(state.engine, text, request.add_special_tokens or False, "messages")
+    return await encode(model.engine, text, conversation.add_special_tokens, "messages")
 
 
 async def encode(

@@ -1,4 +1,4 @@
-"""TokenTexts: how single tokens are written in logprobs."""
+"""TokenTexts: texts of single tokens, for logprobs."""
 
 from __future__ import annotations
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from octavo._core import Delta
+    from octavo.server.work.news import News
 
 
 def usage_object(num_prompt_tokens: int, num_cached: int, num_output: int) -> dict[str, Any]:
@@ -18,9 +19,11 @@ def usage_object(num_prompt_tokens: int, num_cached: int, num_output: int) -> di
     }
 
 
-def timings_object(delta: Delta) -> dict[str, float | None]:
-    """One finished sample's way through the engine. ``tokens_per_second`` is of the decode phase,
-    null where there was none (a single token)."""
+def timings_object(delta: News) -> dict[str, float | None]:
+    """Times of one finished sample in the engine.
+
+    ``tokens_per_second`` is of the decode phase, null where there was none (a single token).
+    """
     decode_s = delta.decode_s
     num_decoded = delta.num_output_tokens - 1
     return {
@@ -41,23 +44,19 @@ class Usage:
     """The tally of one HTTP request: each prompt counts once, each sample's output counts."""
 
     def __init__(self, n: int) -> None:
-        self._n = n
+        self.n = n
         self._num_prompt_tokens: dict[int, int] = {}
         self._num_cached_tokens: dict[int, int] = {}
         self._num_output_tokens: dict[int, int] = {}
 
-    def add(self, index: int, delta: Delta) -> None:
+    def add(self, index: int, delta: News) -> None:
         """Take the counts of choice ``index``; later ones replace earlier ones."""
-        prompt = index // self._n
+        prompt = index // self.n
         self._num_prompt_tokens[prompt] = delta.num_prompt_tokens
         # A prompt's second sample finds the first one's blocks: that is not the client's cache.
-        if index % self._n == 0:
+        if index % self.n == 0:
             self._num_cached_tokens[prompt] = delta.num_cached_tokens
         self._num_output_tokens[index] = delta.num_output_tokens
-
-    def add_prompt(self, prompt: int, num_prompt_tokens: int) -> None:
-        """A prompt that has no sample."""
-        self._num_prompt_tokens[prompt] = num_prompt_tokens
 
     def to_object(self) -> dict[str, Any]:
         """OpenAI's ``usage``."""
@@ -68,10 +67,10 @@ class Usage:
         )
 
 
-def slowest_timings(deltas: list[Delta]) -> dict[str, float | None]:
-    """The timings of the sample that took longest: it is the one the answer waited for."""
+def slowest_timings(deltas: Sequence[News]) -> dict[str, float | None]:
+    """The timings of the sample that the answer waited for."""
     return timings_object(deltas[0] if len(deltas) == 1 else max(deltas, key=_total_s))
 
 
-def _total_s(delta: Delta) -> float:
+def _total_s(delta: News) -> float:
     return (delta.queue_s or 0.0) + (delta.prefill_s or 0.0) + (delta.decode_s or 0.0)

@@ -1,9 +1,9 @@
 //! EngineCore: the scheduler with what surrounds it: stop rules, text, delivery, metrics, time.
 //!
-//! Few verbs: `add_request`, `abort`, `schedule`, `update`, `fail_step`; one thread owns it. Time
-//! comes in as seconds on the caller's monotonic clock. `schedule` and `update` cost what
+//! Few verbs: `add_request`, `abort`, `schedule`, `update`, `attach`, `fail_step`; one thread owns
+//! it. Time comes in as seconds on the caller's monotonic clock. `schedule` and `update` cost what
 //! `scheduler` says plus O(1) per token here; in steady decode neither allocates, delivery of
-//! text aside.
+//! text aside. `attach` is O(1) and the only verb that steps with other results than tokens add.
 //!
 //! A panic is caught here: it ends the request that was being worked on with "error". If the
 //! invariants do not hold afterwards, all requests end so and the scheduler starts afresh.
@@ -18,7 +18,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crate::engine::metrics::{Metrics, MetricsData};
-use crate::engine::outbox::{Delivery, Delta, Outbox};
+use crate::engine::outbox::{Delivery, Delta, Extra, Outbox};
 use crate::error::{Error, Result};
 use crate::scheduler::batch::{Plan, ScheduledBatch, Staging};
 use crate::scheduler::request::FinishReason;
@@ -161,6 +161,8 @@ pub struct EngineCore {
     /// Preemptions before the scheduler was last replaced.
     preemptions_before: u64,
     indices: Vec<u32>,
+    /// Samples that are over, until somebody asks.
+    ended: Vec<u64>,
 }
 
 impl EngineCore {
@@ -189,6 +191,7 @@ impl EngineCore {
             owes_wake_up: false,
             preemptions_before: 0,
             indices: Vec::new(),
+            ended: Vec::new(),
         })
     }
 
@@ -308,6 +311,68 @@ impl EngineCore {
         drop(outbox);
         self.publish(&mut self.metrics.lock());
         Ok(())
+    }
+
+    /// Delivers samples that `add_request` did not take: one delta each, with "error". Whether a
+    /// wake-up is due.
+    pub fn refuse(&mut self, request_ids: &[u64]) -> bool {
+        let (outbox, metrics) = (self.outbox.clone(), self.metrics.clone());
+        let mut outbox = outbox.lock();
+        let was_empty = outbox.is_empty();
+        for &request_id in request_ids {
+            let delta = Delta {
+                request_id,
+                finish_reason: Some(FinishReason::Error),
+                ..Delta::default()
+            };
+            let key = outbox.open(delta, Delivery::Delta, None);
+            outbox.finish(key);
+        }
+        drop(outbox);
+        metrics.lock().request_success[FinishReason::Error as usize] += request_ids.len() as u64;
+        self.wake_up_is_due(was_empty)
+    }
+
+    /// Gives a sample's next delta something to carry. What comes back nobody carries: the extra
+    /// that was there before, or this one where the sample is unknown or over. No lock is held when
+    /// the caller drops it.
+    pub fn attach(&mut self, request_id: u64, extra: Extra) -> Option<Extra> {
+        let sample = self
+            .scheduler
+            .index_of(request_id)
+            .and_then(|index| self.samples[index as usize].as_ref());
+        match sample {
+            Some(sample) => self
+                .outbox
+                .lock()
+                .stream(sample.stream_key)
+                .delta
+                .extra
+                .replace(extra),
+            None => Some(extra),
+        }
+    }
+
+    /// The samples that ended since the last call, in order.
+    pub fn take_ended(&mut self) -> std::vec::Drain<'_, u64> {
+        self.ended.drain(..)
+    }
+
+    /// Aborts every request and gives up every step in flight, for a caller that lost track of
+    /// them. Whether a wake-up is due.
+    pub fn abandon(&mut self, now_s: f64) -> bool {
+        let was_empty = self.outbox.lock().is_empty();
+        let requests = self.scheduler.requests();
+        let alive = self.samples.iter().enumerate();
+        let alive = alive.filter_map(|(index, sample)| sample.as_ref().map(|_| index));
+        let ids: Vec<u64> = alive.map(|index| requests[index].request_id).collect();
+        for id in ids {
+            self.abort(id, now_s);
+        }
+        while let Some(step) = self.steps.pop_front() {
+            self.give_up(step, now_s);
+        }
+        self.wake_up_is_due(was_empty)
     }
 
     /// Ends one sample; false if it is unknown or over. Its last delta is in the outbox then.
@@ -444,10 +509,16 @@ impl EngineCore {
         let Some(at) = self.steps.iter().position(|step| step.id == step_id) else {
             return Err(Error::invalid(format!("step {step_id} is not in flight")));
         };
-        let Some(mut step) = self.steps.remove(at) else {
+        let Some(step) = self.steps.remove(at) else {
             return Ok(false);
         };
         let was_empty = self.outbox.lock().is_empty();
+        self.give_up(step, now_s);
+        Ok(self.wake_up_is_due(was_empty))
+    }
+
+    /// Ends the requests of a step that will not come back.
+    fn give_up(&mut self, mut step: Step, now_s: f64) {
         let mut cursor = Cursor::default();
         if !step.is_void {
             while catch_unwind(AssertUnwindSafe(|| {
@@ -460,7 +531,6 @@ impl EngineCore {
         }
         step.plan.clear();
         self.spare_plans.push(step.plan);
-        Ok(self.wake_up_is_due(was_empty))
     }
 
     /// Prompt and output of an unfinished sample.

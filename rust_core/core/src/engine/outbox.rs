@@ -6,6 +6,7 @@
 //! samples whose data is in no cache it was half of what a step's tokens cost the engine's thread.
 //! Appending is O(1) amortised; draining is O(what is drained).
 
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,12 +14,12 @@ use slab::Slab;
 
 use crate::scheduler::request::{FinishReason, StopReason};
 use crate::text::detokenizer::Detokenizer;
-use crate::text::sse::{self, SseTemplate, write_chunk};
+use crate::text::sse::{SseTemplate, write_chunk};
 
 /// How a sample's output is delivered.
 #[derive(Debug, Clone)]
 pub enum Delivery {
-    /// As the ready bytes of server-sent events.
+    /// As ready frames, but for each sample's last.
     Sse(Arc<SseTemplate>),
     /// As text and ids, when they come.
     Delta,
@@ -28,6 +29,32 @@ pub enum Delivery {
 
 /// One chosen or likely token: (id, logprob, rank).
 pub type Logprob = (u32, f32, u32);
+
+/// A result of a kind that the core does not know, carried to whoever drains: an object of the
+/// binding's, say.
+#[derive(Debug, Clone)]
+pub struct Extra(Arc<dyn Any + Send + Sync>);
+
+impl Extra {
+    /// Wraps a value.
+    #[must_use]
+    pub fn new<T: Any + Send + Sync>(value: T) -> Self {
+        Self(Arc::new(value))
+    }
+
+    /// The value, if it is a `T`.
+    #[must_use]
+    pub fn get<T: Any>(&self) -> Option<&T> {
+        self.0.downcast_ref()
+    }
+}
+
+/// The same value, not an equal one.
+impl PartialEq for Extra {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
 
 /// What happened to one sample since it was last drained. See `_core.pyi`.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -47,6 +74,7 @@ pub struct Delta {
     pub queue_s: Option<f64>,
     pub prefill_s: Option<f64>,
     pub decode_s: Option<f64>,
+    pub extra: Option<Extra>,
 }
 
 /// A sample's gathered output.
@@ -132,6 +160,7 @@ impl Stream {
             token_ids,
             logprobs: self.delta.logprobs.as_mut().map(std::mem::take),
             stop_reason: self.delta.stop_reason.take(),
+            extra: self.delta.extra.take(),
             sse: None,
             ..self.delta
         };
@@ -140,16 +169,10 @@ impl Stream {
             if !std::mem::replace(&mut self.has_sent_first, true) {
                 bytes.extend_from_slice(&template.first);
             }
-            let finish = taken.finish_reason.map(FinishReason::as_str);
-            if !taken.text.is_empty() || finish.is_some() {
-                let stop = taken.stop_reason.as_ref().map(|reason| match reason {
-                    StopReason::Token(id) => sse::StopReason::Token(*id),
-                    StopReason::Text(text) => sse::StopReason::Text(text),
-                });
-                write_chunk(template, &taken.text, finish, stop, &mut bytes);
-            }
-            if finish.is_some() {
-                bytes.extend_from_slice(&template.last);
+            // The text that a sample ends with leaves in the frame of its end, which the front end
+            // writes: it holds what only the end knows.
+            if !taken.text.is_empty() && taken.finish_reason.is_none() {
+                write_chunk(template, &taken.text, &mut bytes);
             }
             taken.sse = Some(bytes);
         }
@@ -266,9 +289,8 @@ mod tests {
     fn template() -> Arc<SseTemplate> {
         let part = |text: &str| text.as_bytes().into();
         Arc::new(SseTemplate {
-            parts: [part("<"), part("|"), part("|"), part(">")],
+            around_text: [part("<"), part(">")],
             first: part("[first]"),
-            last: part("[last]"),
         })
     }
 
@@ -278,6 +300,11 @@ mod tests {
         delta.token_ids.push(7);
         delta.num_output_tokens += 1;
         outbox.token_added(key, interval);
+    }
+
+    fn end(outbox: &mut OutboxData, key: u32) {
+        outbox.stream(key).delta.finish_reason = Some(FinishReason::Stop);
+        outbox.finish(key);
     }
 
     fn sse(outbox: &mut OutboxData) -> Vec<String> {
@@ -292,19 +319,33 @@ mod tests {
         let mut outbox = OutboxData::default();
         let key = outbox.open(Delta::default(), Delivery::Sse(template()), None);
         add(&mut outbox, key, "a", 1);
-        assert_eq!(sse(&mut outbox), ["[first]<a|null|null>"]);
+        assert_eq!(sse(&mut outbox), ["[first]<a>"]);
         add(&mut outbox, key, "b", 1);
         add(&mut outbox, key, "", 1);
         add(&mut outbox, key, "c\"", 1);
-        assert_eq!(sse(&mut outbox), ["<bc\\\"|null|null>"]);
+        assert_eq!(sse(&mut outbox), ["<bc\\\">"]);
         add(&mut outbox, key, "", 1);
         assert!(outbox.is_empty());
-        let delta = &mut outbox.stream(key).delta;
-        delta.finish_reason = Some(FinishReason::Stop);
-        delta.stop_reason = Some(StopReason::Text("x".into()));
-        outbox.finish(key);
-        assert_eq!(sse(&mut outbox), ["<|\"stop\"|\"x\">[last]"]);
+        add(&mut outbox, key, "d", 1);
+        end(&mut outbox, key);
+        let [delta] = &outbox.drain()[..] else {
+            panic!("one sample ended")
+        };
+        // The end's own frame holds its text.
+        assert_eq!(
+            (delta.text.as_str(), delta.sse.as_deref()),
+            ("d", Some(&b""[..]))
+        );
         assert!(outbox.streams.is_empty());
+    }
+
+    #[test]
+    fn a_sample_that_ends_with_its_first_token_is_opened_all_the_same() {
+        let mut outbox = OutboxData::default();
+        let key = outbox.open(Delta::default(), Delivery::Sse(template()), None);
+        add(&mut outbox, key, "a", 1);
+        end(&mut outbox, key);
+        assert_eq!(sse(&mut outbox), ["[first]"]);
     }
 
     #[test]

@@ -59,6 +59,7 @@ impl EngineCore {
             delta.finish_reason = Some(FinishReason::Error);
             delta.num_output_tokens = sample.num_outputs;
             delta.decode_s = (sample.num_outputs > 0).then_some(now_s - sample.first_token_s);
+            self.ended.push(delta.request_id);
             outbox.finish(sample.stream_key);
             metrics.request_success[FinishReason::Error as usize] += 1;
         }
@@ -125,7 +126,6 @@ mod tests {
         fn schedule(&mut self) -> Option<(u64, usize)> {
             let mut staging = Staging {
                 buffer: &mut self.buffer,
-                token_buckets: &[],
             };
             let batch = self.core.schedule(&mut staging, 0.0).unwrap()?;
             Some((batch.step_id, batch.num_samples))

@@ -189,6 +189,7 @@ impl EngineCore {
         let queue_s = delta.queue_s;
         let num_prompt = request.num_prompt;
         outbox.finish(sample.stream_key);
+        self.ended.push(request.request_id);
 
         let group = self.scheduler.end(index);
         metrics.request_success[reason as usize] += 1;

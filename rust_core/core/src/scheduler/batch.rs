@@ -107,11 +107,10 @@ impl StagingLimits {
         }
     }
 
-    /// Elements of a buffer that holds any step, with decode buckets up to max_num_seqs.
+    /// Elements of a buffer that holds any step.
     #[must_use]
     pub fn required_len(&self) -> usize {
-        let tokens = self.max_num_batched_tokens.max(self.max_num_seqs);
-        let requests = self.max_num_seqs;
+        let (tokens, requests) = (self.max_num_batched_tokens, self.max_num_seqs);
         3 * tokens + 5 * requests + 1 + 2 * self.max_block_updates
     }
 }
@@ -128,8 +127,6 @@ pub struct ScheduledBatch {
     pub num_block_updates: usize,
     pub max_query_len: usize,
     pub max_seq_len: usize,
-    pub token_stride: usize,
-    pub req_stride: usize,
     pub packed_len: usize,
     pub input_ids_offset: usize,
     pub positions_offset: usize,
@@ -143,36 +140,32 @@ pub struct ScheduledBatch {
 }
 
 impl ScheduledBatch {
-    fn with_layout(mut self, token_stride: usize, req_stride: usize) -> Self {
+    fn with_layout(mut self) -> Self {
         let mut at = 0;
         let mut section = |len: usize| {
             let offset = at;
             at += len;
             offset
         };
-        self.token_stride = token_stride;
-        self.req_stride = req_stride;
-        self.input_ids_offset = section(token_stride);
-        self.positions_offset = section(token_stride);
-        self.slot_mapping_offset = section(token_stride);
-        self.slots_offset = section(req_stride);
-        self.seq_lens_offset = section(req_stride);
-        self.query_start_loc_offset = section(req_stride + 1);
-        self.sample_rows_offset = section(req_stride);
-        self.sample_slots_offset = section(req_stride);
+        self.input_ids_offset = section(self.num_tokens);
+        self.positions_offset = section(self.num_tokens);
+        self.slot_mapping_offset = section(self.num_tokens);
+        self.slots_offset = section(self.num_reqs);
+        self.seq_lens_offset = section(self.num_reqs);
+        self.query_start_loc_offset = section(self.num_reqs + 1);
+        self.sample_rows_offset = section(self.num_reqs);
+        self.sample_slots_offset = section(self.num_reqs);
         self.block_updates_offset = section(2 * self.num_block_updates);
         self.packed_len = section(0);
         self
     }
 }
 
-/// A step's destination: an int32 buffer and the sizes decode steps are padded to (ascending).
+/// A step's destination.
 #[derive(Debug)]
 pub struct Staging<'a> {
     /// At least [`StagingLimits::required_len`] elements.
     pub buffer: &'a mut [i32],
-    /// Empty: never padded.
-    pub token_buckets: &'a [u32],
 }
 
 impl Staging<'_> {
@@ -183,14 +176,6 @@ impl Staging<'_> {
             return Err(Error::invalid(format!(
                 "the staging buffer has {} elements, this engine needs {required}",
                 self.buffer.len()
-            )));
-        }
-        if let Some(&bucket) = self.token_buckets.last()
-            && bucket as usize > limits.max_num_seqs
-        {
-            return Err(Error::invalid(format!(
-                "token bucket {bucket} exceeds max_num_seqs {}",
-                limits.max_num_seqs
             )));
         }
         Ok(())
@@ -212,28 +197,17 @@ impl Staging<'_> {
             num_block_updates: plan.update_ids.len(),
             ..ScheduledBatch::default()
         };
-        let bucket = if plan.num_decodes == num_reqs {
-            self.token_buckets
-                .iter()
-                .map(|&b| b as usize)
-                .find(|&b| b >= num_reqs)
-        } else {
-            None
-        };
-        let mut batch = batch.with_layout(
-            bucket.unwrap_or(plan.num_tokens),
-            bucket.unwrap_or(num_reqs),
-        );
+        let mut batch = batch.with_layout();
 
         let rest = &mut self.buffer[..batch.packed_len];
-        let (input_ids, rest) = rest.split_at_mut(batch.token_stride);
-        let (positions, rest) = rest.split_at_mut(batch.token_stride);
-        let (slot_mapping, rest) = rest.split_at_mut(batch.token_stride);
-        let (slots, rest) = rest.split_at_mut(batch.req_stride);
-        let (seq_lens, rest) = rest.split_at_mut(batch.req_stride);
-        let (query_start_loc, rest) = rest.split_at_mut(batch.req_stride + 1);
-        let (sample_rows, rest) = rest.split_at_mut(batch.req_stride);
-        let (sample_slots, block_updates) = rest.split_at_mut(batch.req_stride);
+        let (input_ids, rest) = rest.split_at_mut(plan.num_tokens);
+        let (positions, rest) = rest.split_at_mut(plan.num_tokens);
+        let (slot_mapping, rest) = rest.split_at_mut(plan.num_tokens);
+        let (slots, rest) = rest.split_at_mut(num_reqs);
+        let (seq_lens, rest) = rest.split_at_mut(num_reqs);
+        let (query_start_loc, rest) = rest.split_at_mut(num_reqs + 1);
+        let (sample_rows, rest) = rest.split_at_mut(num_reqs);
+        let (sample_slots, block_updates) = rest.split_at_mut(num_reqs);
 
         let mut at = 0;
         let mut num_samples = 0;
@@ -277,15 +251,8 @@ impl Staging<'_> {
         batch.max_query_len = batch.max_query_len.max(num_reqs.min(1));
         batch.num_samples = num_samples;
 
-        let spare = limits.max_num_seqs as i32;
-        input_ids[at..].fill(0);
-        positions[at..].fill(0);
-        slot_mapping[at..].fill(-1);
-        slots[num_reqs..].fill(spare);
-        seq_lens[num_reqs..].fill(0);
-        query_start_loc[num_reqs + 1..].fill(at as i32);
         sample_rows[num_samples..].fill(0);
-        sample_slots[num_samples..].fill(spare);
+        sample_slots[num_samples..].fill(limits.max_num_seqs as i32);
 
         let (rows, ids) = block_updates.split_at_mut(plan.update_ids.len());
         for (out, &row) in rows.iter_mut().zip(&plan.update_rows) {
@@ -316,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn decodes_are_padded_to_the_first_bucket_that_holds_them() {
+    fn a_step_of_decodes_is_written_without_gaps() {
         let limits = StagingLimits::new(16, 4, 32, 4);
         let mut buffer = vec![99; limits.required_len()];
         let mut plan = Plan {
@@ -329,20 +296,18 @@ mod tests {
         let requests = Slab::new();
         let mut staging = Staging {
             buffer: &mut buffer,
-            token_buckets: &[1, 3, 4],
         };
         staging.validate(&limits).unwrap();
         let batch = staging.fill(&plan, &requests, &limits, 4);
-        assert_eq!((batch.token_stride, batch.req_stride), (3, 3));
         let expected = [
-            &[-1, -1, 0][..],
-            &[5, 9, 0],
-            &[7, 7, -1],
-            &[2, 0, 4],
-            &[6, 10, 0],
-            &[0, 1, 2, 2],
-            &[0, 1, 0],
-            &[2, 0, 4],
+            &[-1, -1][..],
+            &[5, 9],
+            &[7, 7],
+            &[2, 0],
+            &[6, 10],
+            &[0, 1, 2],
+            &[0, 1],
+            &[2, 0],
             &[17, 3],
         ]
         .concat();
@@ -356,18 +321,12 @@ mod tests {
     }
 
     #[test]
-    fn short_buffers_and_large_buckets_are_refused() {
+    fn short_buffers_are_refused() {
         let limits = StagingLimits::new(16, 4, 32, 4);
         let mut buffer = vec![0; limits.required_len()];
         let short = Staging {
             buffer: &mut buffer[1..],
-            token_buckets: &[],
         };
         assert!(short.validate(&limits).is_err());
-        let large = Staging {
-            buffer: &mut buffer,
-            token_buckets: &[5],
-        };
-        assert!(large.validate(&limits).is_err());
     }
 }

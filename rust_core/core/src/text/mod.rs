@@ -1,8 +1,9 @@
-//! Text to token ids and back: tokenizers, incremental detokenizing, stop strings, SSE chunks.
+//! Text to token ids and back: tokenizers, incremental detokenizing, stop strings, SSE chunks, JSON sizes.
 
 mod ascii_words;
 pub mod detokenizer;
 mod gguf_tokenizer;
+pub mod json_size;
 mod splitting;
 pub mod sse;
 mod stop_strings;

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
 
-use octavo_core::engine::outbox::{Delivery, Delta};
+use octavo_core::engine::outbox::{Delivery, Delta, Extra};
 use octavo_core::engine::{AddRequest, EngineCore, Sampled};
 use octavo_core::scheduler::batch::{ScheduledBatch, Staging};
 use octavo_core::scheduler::request::{FinishReason, StopReason};
@@ -86,6 +86,8 @@ pub(crate) struct Expected {
     pub finished: Option<(FinishReason, Option<StopReason>)>,
     pub num_cached_tokens: u32,
     may_end_early: bool,
+    /// What its next delta carries.
+    extra: Option<Extra>,
 }
 
 /// A step on the device.
@@ -103,7 +105,6 @@ pub(crate) struct World {
     pub in_flight: VecDeque<Launched>,
     pub samples: BTreeMap<u64, Expected>,
     config: SchedulerConfig,
-    buckets: Vec<u32>,
     buffer: Vec<i32>,
     /// Per cell of the cache, the fingerprint of the sequence up to its token.
     cache: Vec<u64>,
@@ -129,14 +130,13 @@ pub(crate) fn config(num_blocks: usize, block_size: usize) -> SchedulerConfig {
 }
 
 impl World {
-    pub(crate) fn new(config: SchedulerConfig, buckets: &[u32]) -> Self {
+    pub(crate) fn new(config: SchedulerConfig) -> Self {
         let core = EngineCore::new(config.clone(), 1, None).expect("a valid config");
         let rows = config.max_num_seqs + 1;
         let columns = config.max_model_len.div_ceil(config.block_size);
         Self {
             in_flight: VecDeque::new(),
             samples: BTreeMap::new(),
-            buckets: buckets.to_vec(),
             buffer: vec![i32::MIN; core.scheduler().limits().required_len()],
             cache: vec![GARBAGE; config.num_blocks * config.block_size],
             block_table: vec![-1; rows * columns],
@@ -189,6 +189,7 @@ impl World {
                 finished: None,
                 num_cached_tokens: 0,
                 may_end_early: false,
+                extra: None,
             };
             self.samples.insert(id, expected);
         }
@@ -202,7 +203,6 @@ impl World {
         self.buffer.fill(i32::MIN);
         let mut staging = Staging {
             buffer: &mut self.buffer,
-            token_buckets: &self.buckets,
         };
         let batch = self
             .core
@@ -225,6 +225,12 @@ impl World {
             return;
         };
         self.now_s += 0.001;
+        // Some steps bring extras: for one sample twice, and for one that may be over.
+        if step.batch.step_id % 3 == 0 {
+            for &id in step.request_ids.iter().chain(step.request_ids.first()) {
+                self.attach(id);
+            }
+        }
         let was_empty = self.core.outbox().lock().is_empty();
         let sampled = Sampled {
             token_ids: &step.tokens,
@@ -237,6 +243,18 @@ impl World {
         let is_empty = self.core.outbox().lock().is_empty();
         assert_eq!(wake_up, was_empty && !is_empty);
         self.check();
+    }
+
+    /// Gives a sample's next delta something to carry; what that replaces comes back.
+    fn attach(&mut self, id: u64) {
+        let sample = self.samples.get_mut(&id).expect("known");
+        let extra = Extra::new((id, self.num_steps));
+        let left = self.core.attach(id, extra.clone());
+        let expected = match self.core.token_ids(id) {
+            Ok(_) => sample.extra.replace(extra),
+            Err(_) => Some(extra),
+        };
+        assert_eq!(left, expected, "request {id}");
     }
 
     /// The step at `at` failed: what it wrote is garbage.
@@ -337,6 +355,7 @@ impl World {
         );
         sample.received.extend(&delta.token_ids);
         sample.num_cached_tokens = delta.num_cached_tokens;
+        assert_eq!(delta.extra, sample.extra.take(), "request {id}");
         assert_eq!(delta.num_output_tokens as usize, sample.received.len());
         let (tokens, reason, stop) = sample.wish.truth(id, sample.max_len);
         assert!(
@@ -418,35 +437,21 @@ impl World {
         }
     }
 
-    /// The arrays have the buckets' strides, and padding that does nothing.
+    /// The arrays are those of the step, and their padding does nothing.
     fn check_shape(&self, batch: &ScheduledBatch, arrays: &Arrays) {
         let spare = self.config.max_num_seqs;
-        let is_decode_only = batch.num_decodes == batch.num_reqs;
-        let bucket = self.buckets.iter().find(|&&b| b as usize >= batch.num_reqs);
-        let strides = match bucket.filter(|_| is_decode_only) {
-            Some(&bucket) => (bucket as usize, bucket as usize),
-            None => (batch.num_tokens, batch.num_reqs),
-        };
-        assert_eq!((batch.token_stride, batch.req_stride), strides);
         assert!(batch.num_tokens <= self.config.max_num_batched_tokens);
         let Arrays {
             query_start_loc,
-            slot_mapping,
-            slots,
-            seq_lens,
             sample_slots,
             sample_rows,
             ..
         } = arrays;
         assert_eq!(query_start_loc[0], 0);
-        let ends = &query_start_loc[batch.num_reqs..];
-        assert!(ends.iter().all(|&q| q == batch.num_tokens as i32));
-        assert!(slot_mapping[batch.num_tokens..].iter().all(|&m| m == -1));
-        assert!(slots[batch.num_reqs..].iter().all(|&s| s as usize == spare));
-        assert!(seq_lens[batch.num_reqs..].iter().all(|&len| len == 0));
+        assert_eq!(query_start_loc[batch.num_reqs], batch.num_tokens as i32);
         let padding = &sample_slots[batch.num_samples..];
         assert!(padding.iter().all(|&s| s as usize == spare));
-        let in_step = |&row: &i32| (row as usize) < batch.token_stride;
+        let in_step = |&row: &i32| (row as usize) < batch.num_tokens;
         assert!(sample_rows.iter().all(in_step));
     }
 
@@ -518,15 +523,15 @@ struct Arrays<'a> {
 impl<'a> Arrays<'a> {
     fn of(staged: &'a [i32], batch: &ScheduledBatch) -> Self {
         let section = |offset: usize, len: usize| &staged[offset..offset + len];
-        let tokens = |offset| section(offset, batch.token_stride);
-        let requests = |offset| section(offset, batch.req_stride);
+        let tokens = |offset| section(offset, batch.num_tokens);
+        let requests = |offset| section(offset, batch.num_reqs);
         Self {
             input_ids: tokens(batch.input_ids_offset),
             positions: tokens(batch.positions_offset),
             slot_mapping: tokens(batch.slot_mapping_offset),
             slots: requests(batch.slots_offset),
             seq_lens: requests(batch.seq_lens_offset),
-            query_start_loc: section(batch.query_start_loc_offset, batch.req_stride + 1),
+            query_start_loc: section(batch.query_start_loc_offset, batch.num_reqs + 1),
             sample_rows: requests(batch.sample_rows_offset),
             sample_slots: requests(batch.sample_slots_offset),
             updates: section(batch.block_updates_offset, 2 * batch.num_block_updates),

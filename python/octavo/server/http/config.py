@@ -1,4 +1,4 @@
-"""ServerConfig: every switch of the HTTP front end, frozen, each default with its reason."""
+"""ServerConfig: the flags of the HTTP front end, frozen, each default with its reason."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from octavo.config import _flag as flag
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
-    """Where the server listens, whom it lets in, how it ends.
+    """Listening, access, templates, logs and the end of the server.
 
     Raises:
         ValueError: from ``__post_init__``, naming the field.
@@ -28,7 +28,7 @@ class ServerConfig:
     api_key: tuple[str, ...] = flag(
         (), "access", "keys, one of which a request must bring; none: open", many=True
     )
-    # Scrapers seldom carry keys, but the counts tell what a server is used for.
+    # Scrapers seldom carry keys, but the counts show the use of a server.
     metrics_need_key: bool = flag(True, "access", "whether /metrics asks for the key too")
     # Empty: no browser page of another origin may call the server.
     allowed_origins: tuple[str, ...] = flag(
@@ -69,5 +69,5 @@ class ServerConfig:
 
     @property
     def has_tls(self) -> bool:
-        """Whether connections are encrypted."""
+        """True where connections are encrypted."""
         return self.ssl_certfile is not None

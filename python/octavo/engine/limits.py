@@ -1,52 +1,31 @@
-"""EngineRequest: one validated request on its way to the engine thread."""
+"""RequestLimits: what the loaded model can take of a request."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from octavo.errors import InvalidParameterError, RequestTooLongError
+from octavo.errors import InvalidParameterError, RequestTooLongError, UnsupportedParameterError
 
 if TYPE_CHECKING:
-    from octavo._core import SseTemplate, TokenIds, Tokenizer
-    from octavo.pooling import PooledText
-    from octavo.prompt_logprobs import PromptLogprobs
+    from octavo._core import TokenIds, Tokenizer
     from octavo.sampling_params import SamplingParams
 
-Delivery = Literal["sse", "delta", "final"]
-
-
-@dataclass(slots=True, kw_only=True)
-class EngineRequest:
-    """A prompt, how to sample from it, and how to deliver what it says.
-
-    ``request_ids``: one per sample, consecutive. ``max_tokens`` is resolved: it always fits the
-    context. ``prompt_logprobs``, ``pooled``: to be filled. Built by ``check``; nothing
-    downstream needs to validate again.
-    """
-
-    request_ids: range
-    prompt_token_ids: TokenIds
-    params: SamplingParams
-    max_tokens: int
-    arrival_s: float
-    delivery: Delivery = "final"
-    sse: Sequence[SseTemplate] | None = None
-    priority: int = 0
-    cache_salt: str | None = None
-    prompt_logprobs: PromptLogprobs | None = None
-    pooled: PooledText | None = None
+_INT64_MAX = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """What the loaded model can take; checked before anything is allocated for a request."""
+    """Limits of the loaded model, checked before anything is allocated for a request.
+
+    ``has_priorities``: whether requests may have one.
+    """
 
     max_model_len: int
     vocab_size: int
     max_logprobs: int
     tokenizer: Tokenizer
+    has_priorities: bool = False
 
     def check(self, prompt_token_ids: TokenIds, params: SamplingParams) -> int:
         """The number of tokens the request may generate.
@@ -89,3 +68,24 @@ class RequestLimits:
                     f"{param} must hold token ids in [0, {self.vocab_size})", param
                 )
         return min(wanted, room)
+
+    def check_service(self, priority: int, cache_salt: str | None) -> None:
+        """Check what a request asks of the scheduler and the prefix cache.
+
+        Raises:
+            UnsupportedParameterError: a priority, where all requests are served in order.
+            InvalidParameterError: a value of another type, or one that is out of range.
+        """
+        if type(priority) is not int or not -_INT64_MAX <= priority <= _INT64_MAX:
+            raise InvalidParameterError("priority must be an integer of 64 bits", "priority")
+        if priority and not self.has_priorities:
+            raise UnsupportedParameterError(
+                "priority needs a server with --scheduling-policy priority", "priority"
+            )
+        if cache_salt is not None:
+            try:
+                cache_salt.encode()
+            except (AttributeError, UnicodeEncodeError):
+                raise InvalidParameterError(
+                    "cache_salt must be a string of Unicode text", "cache_salt"
+                ) from None

@@ -1,0 +1,53 @@
+"""News: what a sample has produced since its last news."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+class News(Protocol):
+    """News of one sample. The core's ``Delta`` is one; its fields are explained there."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def token_ids(self) -> list[int]: ...
+    @property
+    def logprobs(self) -> list[list[tuple[int, float, int]]] | None: ...
+    @property
+    def finish_reason(self) -> str | None: ...
+    @property
+    def stop_reason(self) -> str | int | None: ...
+    @property
+    def num_prompt_tokens(self) -> int: ...
+    @property
+    def num_cached_tokens(self) -> int: ...
+    @property
+    def num_output_tokens(self) -> int: ...
+    @property
+    def queue_s(self) -> float | None: ...
+    @property
+    def prefill_s(self) -> float | None: ...
+    @property
+    def decode_s(self) -> float | None: ...
+    @property
+    def extra(self) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Untouched:
+    """News of a sample that no token is asked of, whose prompt no engine has read."""
+
+    num_prompt_tokens: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: None = None
+    finish_reason: str = "length"
+    stop_reason: None = None
+    num_cached_tokens: int = 0
+    num_output_tokens: int = 0
+    queue_s: None = None
+    prefill_s: None = None
+    decode_s: None = None
+    extra: None = None

@@ -1,0 +1,84 @@
+"""GenerationRequest and Conversation: a request for text, whatever API it came by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from octavo.sampling_params import SamplingParams
+from octavo.server.http import limits
+
+if TYPE_CHECKING:
+    from octavo.config import EngineConfig
+
+
+@dataclass(slots=True, kw_only=True)
+class GenerationRequest:
+    """A checked request for ``n`` samples of each of its prompts.
+
+    Args:
+        sampling: SamplingParams' fields, as far as the request sets them.
+        model: the name it asks for; None: the server's first.
+        request_id: the client's own id, which becomes part of the answer's.
+        num_logprobs: alternatives a token, by the field that asks for them: the operator may allow
+            fewer than the field does.
+    """
+
+    # None: what fits into the context.
+    default_max_tokens: ClassVar[int | None] = None
+
+    sampling: dict[str, Any]
+    model: str | None = None
+    stream: bool = False
+    priority: int = 0
+    cache_salt: str | None = None
+    request_id: str | None = None
+    num_logprobs: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def n(self) -> int:
+        """Samples per prompt."""
+        return int(self.sampling.get("n", 1))
+
+    def check(self, config: EngineConfig) -> None:
+        """Check against the limits of the model's operator.
+
+        Raises:
+            InvalidParameterError: naming the field.
+        """
+        for name, count in self.num_logprobs.items():
+            limits.check_logprobs(name, count, config.max_logprobs)
+
+    def sampling_params(self, defaults: Mapping[str, Any]) -> SamplingParams:
+        """The request's own values over the model's defaults over OpenAI's.
+
+        Raises:
+            InvalidParameterError: a value is out of range.
+        """
+        own = {"max_tokens": self.default_max_tokens, **defaults, **self.sampling}
+        return SamplingParams(**own)
+
+
+@dataclass(slots=True, kw_only=True)
+class Conversation:
+    """Messages on their way into a chat template, and what the template is given beside them.
+
+    Args:
+        messages: each with ``role`` and ``content``, text or None.
+        add_generation_prompt: open the assistant's turn after the last message.
+        continue_final_message: end the prompt inside the last message.
+        chat_template: a template that came with the request.
+        chat_template_kwargs: further variables of the template.
+        documents, reasoning_effort: for templates that use them.
+        add_special_tokens: beside those that the template writes.
+    """
+
+    messages: list[dict[str, Any]]
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    documents: list[dict[str, Any]] | None = None
+    reasoning_effort: str | None = None
+    add_special_tokens: bool = False
