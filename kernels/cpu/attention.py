@@ -7,7 +7,7 @@ from torch import Tensor
 
 from octavo import _core
 
-from .tensors import F32, caches, float_code, int_address, matrix, refuse, vector
+from .tensors import F32, float_type, int_matrix, ints, kv_cache, matrix, optional_vector, refuse
 
 
 def qk_norm_rope_store_kv(
@@ -32,45 +32,30 @@ def qk_norm_rope_store_kv(
     Raises:
         ValueError: a position or slot out of range, or tensors that do not fit.
     """
-    code, tokens, cols = matrix(qkv, "qkv")
-    cache_code, shape = caches(k_cache, v_cache)
-    if shape[1] != num_kv_heads or shape[3] != head_dim:
+    qkv_matrix = _, element, tokens, cols = matrix(qkv, "qkv")
+    cache = kv_cache(k_cache, v_cache)
+    _, heads, _, dim, _ = cache[3]
+    if heads != num_kv_heads or dim != head_dim:
         raise refuse(k_cache, "k_cache", f"of {num_kv_heads} heads of {head_dim}")
     if cols != (num_heads + 2 * num_kv_heads) * head_dim:
         raise refuse(qkv, "qkv", f"(T, ({num_heads} + 2 * {num_kv_heads}) * {head_dim})")
-    table_code, max_pos, rot = matrix(cos_sin, "cos_sin")
-    if table_code != F32:
+    table = matrix(cos_sin, "cos_sin")
+    if table[1] != F32:
         raise refuse(cos_sin, "cos_sin", "float32")
-    q_norm_ptr = k_norm_ptr = norm_code = 0
-    if q_norm is not None:
-        q_norm_ptr, norm_code = vector(q_norm, "q_norm", head_dim)
-    if k_norm is not None:
-        k_norm_ptr, k_norm_code = vector(k_norm, "k_norm", head_dim)
-        if q_norm is not None and k_norm_code != norm_code:
-            raise refuse(k_norm, "k_norm", "of q_norm's dtype")
-        norm_code = k_norm_code
     q = torch.empty((tokens, num_heads, head_dim), dtype=qkv.dtype)
     _core.cpu_rope(
-        qkv.data_ptr(),
-        code,
-        tokens,
-        int_address(positions, "positions", tokens),
-        cos_sin.data_ptr(),
-        max_pos,
-        rot,
-        int_address(slot_mapping, "slot_mapping", tokens),
-        k_cache.data_ptr(),
-        v_cache.data_ptr(),
-        cache_code,
-        shape,
+        qkv_matrix,
+        ints(positions, "positions", tokens),
+        table,
+        ints(slot_mapping, "slot_mapping", tokens),
+        cache,
         num_heads,
-        q_norm_ptr,
-        k_norm_ptr,
-        norm_code,
+        optional_vector(q_norm, "q_norm", head_dim),
+        optional_vector(k_norm, "k_norm", head_dim),
         eps,
         weight_offset,
         interleaved,
-        q.data_ptr(),
+        (q.data_ptr(), element, tokens, num_heads * head_dim),
     )
     return q
 
@@ -97,42 +82,27 @@ def paged_attention(
     Raises:
         ValueError: a length, slot or block out of range, or tensors that do not fit.
     """
-    code = float_code(q, "q")
-    cache_code, shape = caches(k_cache, v_cache)
-    if q.dim() != 3 or q.shape[2] != shape[3]:
-        raise refuse(q, "q", f"(T, heads, {shape[3]})")
-    tokens, num_heads, head_dim = q.shape
-    if (
-        block_table.dtype != torch.int32
-        or not block_table.is_cpu
-        or not block_table.is_contiguous()
-        or block_table.dim() != 2
-    ):
-        raise refuse(block_table, "block_table", "a contiguous 2-D int32 CPU tensor")
-    table_rows, max_blocks = block_table.shape
+    element = float_type(q, "q")
+    cache = kv_cache(k_cache, v_cache)
+    dim = cache[3][3]
+    if q.dim() != 3 or q.shape[2] != dim:
+        raise refuse(q, "q", f"(T, heads, {dim})")
+    tokens, num_heads, _ = q.shape
+    cols = num_heads * dim
     requests = slots.numel()
-    out = torch.empty((tokens, num_heads * head_dim), dtype=q.dtype)
+    out = torch.empty((tokens, cols), dtype=q.dtype)
     _core.cpu_attention(
-        q.data_ptr(),
-        code,
-        tokens,
-        num_heads,
-        k_cache.data_ptr(),
-        v_cache.data_ptr(),
-        cache_code,
-        shape,
-        block_table.data_ptr(),
-        table_rows,
-        max_blocks,
-        int_address(slots, "slots", requests),
-        int_address(seq_lens, "seq_lens", requests),
-        int_address(query_start_loc, "query_start_loc", requests + 1),
-        requests,
+        (q.data_ptr(), element, tokens, cols),
+        cache,
+        int_matrix(block_table, "block_table"),
+        ints(slots, "slots", requests),
+        ints(seq_lens, "seq_lens", requests),
+        ints(query_start_loc, "query_start_loc", requests + 1),
         scale,
         sliding_window,
         softcap,
         causal,
         max_seq_len,
-        out.data_ptr(),
+        (out.data_ptr(), element, tokens, cols),
     )
     return out

@@ -17,7 +17,18 @@ from octavo import _core
 from ..decoder import DecoderSpec
 from ..weights import Weight
 from .linear import packed
-from .tensors import F32, caches, float_code, int_address, matrix, refuse, vector
+from .tensors import (
+    F32,
+    Vector,
+    float32_matrix,
+    int_matrix,
+    ints,
+    kv_cache,
+    matrix,
+    optional_vector,
+    refuse,
+    vector,
+)
 
 
 class CpuDecoder:
@@ -28,16 +39,16 @@ class CpuDecoder:
         Raises:
             ValueError: tensors that do not fit each other.
         """
-        first = spec.layers[0]
-        cache_code, cache_shape = caches(first.k_cache, first.v_cache)
+        caches = [kv_cache(layer.k_cache, layer.v_cache) for layer in spec.layers]
+        *_, element, cache_shape = caches[0]
         size = spec.final_norm.numel()
-        code, max_pos, rot = matrix(spec.cos_sin, "cos_sin")
-        if code != F32:
+        cos_sin = matrix(spec.cos_sin, "cos_sin")
+        if cos_sin[1] != F32:
             raise refuse(spec.cos_sin, "cos_sin", "float32")
         head_dim = cache_shape[3]
         layers = []
-        for layer in spec.layers:
-            if caches(layer.k_cache, layer.v_cache) != (cache_code, cache_shape):
+        for layer, cache in zip(spec.layers, caches, strict=True):
+            if cache[2:] != (element, cache_shape):
                 raise refuse(layer.k_cache, "k_cache", "like the first layer's")
             layers.append(
                 SimpleNamespace(
@@ -47,26 +58,20 @@ class CpuDecoder:
                     o=_projection(layer.o),
                     gate_up=_projection(layer.gate_up),
                     down=_projection(layer.down),
-                    q_norm=vector(layer.q_norm, "q_norm", head_dim),
-                    k_norm=vector(layer.k_norm, "k_norm", head_dim),
-                    k_cache=layer.k_cache.data_ptr(),
-                    v_cache=layer.v_cache.data_ptr(),
+                    q_norm=optional_vector(layer.q_norm, "q_norm", head_dim),
+                    k_norm=optional_vector(layer.k_norm, "k_norm", head_dim),
+                    cache=cache,
                     sliding_window=layer.sliding_window,
                 )
             )
-        # Its tensors are read by address.
+        # The caches and cos_sin are read by address.
         self._spec = spec
         self._size = size
         self._forward = _core.CpuDecoder(
             layers,
-            size,
             vector(spec.final_norm, "final_norm", size),
             spec.num_heads,
-            cache_code,
-            cache_shape,
-            spec.cos_sin.data_ptr(),
-            max_pos,
-            rot,
+            cos_sin,
             spec.eps,
             spec.weight_offset,
             spec.scale,
@@ -81,37 +86,28 @@ class CpuDecoder:
         Raises:
             ValueError: an index of the step is out of range, or tensors do not fit.
         """
-        code = float_code(hidden, "hidden")
-        if code != F32 or hidden.dim() != 2 or hidden.shape[1] != self._size:
-            raise refuse(hidden, "hidden", f"float32 (T, {self._size})")
-        tokens = hidden.shape[0]
-        table = ctx.block_table
-        table_rows, max_blocks = table.shape
+        states = _, element, tokens, size = float32_matrix(hidden, "hidden", self._size)
         requests = ctx.slots.numel()
         out = torch.empty_like(hidden)
         self._forward(
-            hidden.data_ptr(),
-            tokens,
-            int_address(ctx.positions, "positions", tokens),
-            int_address(ctx.slot_mapping, "slot_mapping", tokens),
-            int_address(table.view(-1), "block_table", table_rows * max_blocks),
-            table_rows,
-            max_blocks,
-            int_address(ctx.slots, "slots", requests),
-            int_address(ctx.seq_lens, "seq_lens", requests),
-            int_address(ctx.query_start_loc, "query_start_loc", requests + 1),
-            requests,
+            states,
+            ints(ctx.positions, "positions", tokens),
+            ints(ctx.slot_mapping, "slot_mapping", tokens),
+            int_matrix(ctx.block_table, "block_table"),
+            ints(ctx.slots, "slots", requests),
+            ints(ctx.seq_lens, "seq_lens", requests),
+            ints(ctx.query_start_loc, "query_start_loc", requests + 1),
             ctx.ends_only,
-            out.data_ptr(),
+            (out.data_ptr(), element, tokens, size),
         )
         return out
 
 
 def _projection(
     part: tuple[Weight, Tensor | None],
-) -> tuple[_core.CpuLinear, tuple[int, int], bool]:
+) -> tuple[_core.CpuLinear, Vector | None, bool]:
     weight, bias = packed(part[0]), part[1]
-    return weight.handle, vector(bias, "bias", weight.shape[0]), weight.exact
+    return weight.handle, optional_vector(bias, "bias", weight.shape[0]), weight.exact
 
 
 def make_decoder(spec: DecoderSpec) -> CpuDecoder:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from octavo import _core
 
-from .tensors import float_code, matrix, refuse, vector
+from .tensors import Matrix, float_type, matrix, optional_vector, refuse, vector
 
 
 def rms_norm(
@@ -23,7 +23,18 @@ def rms_norm(
     Raises:
         ValueError: shapes, dtypes or layouts that do not fit.
     """
-    return _norm(x, weight, None, eps, residual, False, weight_offset)
+    x_matrix, residual_matrix = _inputs(x, residual)
+    _, element, rows, cols = x_matrix
+    out = torch.empty_like(x)
+    _core.cpu_rms_norm(
+        x_matrix,
+        residual_matrix,
+        vector(weight, "weight", cols),
+        eps,
+        weight_offset,
+        (out.data_ptr(), element, rows, cols),
+    )
+    return out if residual is None else (out, residual)
 
 
 def layer_norm(
@@ -39,50 +50,36 @@ def layer_norm(
     Raises:
         ValueError: shapes, dtypes or layouts that do not fit.
     """
-    return _norm(x, weight, bias, eps, residual, True, 0.0)
-
-
-def _norm(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    eps: float,
-    residual: Tensor | None,
-    is_layer_norm: bool,
-    weight_offset: float,
-) -> Tensor | tuple[Tensor, Tensor]:
-    code, rows, cols = matrix(x, "x")
-    weight_ptr, weight_code = vector(weight, "weight", cols)
-    bias_ptr, bias_code = (0, 0) if bias is None else vector(bias, "bias", cols)
-    residual_ptr = 0
-    if residual is not None:
-        if (
-            residual.dtype != x.dtype
-            or residual.shape != x.shape
-            or not residual.is_cpu
-            or not residual.is_contiguous()
-        ):
-            raise refuse(residual, "residual", "like x")
-        residual_ptr = residual.data_ptr()
-        if residual_ptr == x.data_ptr() and x.numel():
-            raise ValueError("residual must not be x itself")
+    x_matrix, residual_matrix = _inputs(x, residual)
+    _, element, rows, cols = x_matrix
     out = torch.empty_like(x)
-    _core.cpu_norm(
-        x.data_ptr(),
-        code,
-        rows,
-        cols,
-        residual_ptr,
-        weight_ptr,
-        weight_code,
-        bias_ptr,
-        bias_code,
-        is_layer_norm,
+    _core.cpu_layer_norm(
+        x_matrix,
+        residual_matrix,
+        vector(weight, "weight", cols),
+        optional_vector(bias, "bias", cols),
         eps,
-        weight_offset,
-        out.data_ptr(),
+        (out.data_ptr(), element, rows, cols),
     )
     return out if residual is None else (out, residual)
+
+
+def _inputs(x: Tensor, residual: Tensor | None) -> tuple[Matrix, Matrix | None]:
+    """A norm's input, and the residual that is added to it and overwritten."""
+    x_matrix = address, element, rows, cols = matrix(x, "x")
+    if residual is None:
+        return x_matrix, None
+    if (
+        residual.dtype != x.dtype
+        or residual.shape != x.shape
+        or not residual.is_cpu
+        or not residual.is_contiguous()
+    ):
+        raise refuse(residual, "residual", "like x")
+    residual_address = residual.data_ptr()
+    if residual_address == address and x.numel():
+        raise ValueError("residual must not be x itself")
+    return x_matrix, (residual_address, element, rows, cols)
 
 
 def activation(x: Tensor, kind: str) -> Tensor:
@@ -91,9 +88,10 @@ def activation(x: Tensor, kind: str) -> Tensor:
     Raises:
         ValueError: an unknown kind, or a tensor that does not fit.
     """
-    code = float_code(x, "x")
+    element, size = float_type(x, "x"), x.numel()
     out = torch.empty_like(x)
-    _core.cpu_activation(kind, False, x.data_ptr(), code, 1, x.numel(), out.data_ptr())
+    row = (x.data_ptr(), element, 1, size)
+    _core.cpu_activation(kind, False, row, (out.data_ptr(), element, 1, size))
     return out
 
 
@@ -103,11 +101,11 @@ def gated_activation(x: Tensor, kind: str) -> Tensor:
     Raises:
         ValueError: an unknown kind, or a tensor that does not fit.
     """
-    code, rows, cols = matrix(x, "x")
+    x_matrix = _, element, rows, cols = matrix(x, "x")
     if cols % 2:
         raise refuse(x, "x", "of an even number of columns")
     if kind not in ("silu", "gelu", "gelu_tanh"):
         raise ValueError(f"unknown gated activation {kind!r}")
     out = torch.empty((rows, cols // 2), dtype=x.dtype)
-    _core.cpu_activation(kind, True, x.data_ptr(), code, rows, cols // 2, out.data_ptr())
+    _core.cpu_activation(kind, True, x_matrix, (out.data_ptr(), element, rows, cols // 2))
     return out

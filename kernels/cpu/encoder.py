@@ -14,14 +14,14 @@ from octavo import _core
 
 from ..encoder import Dense, EncoderSpec, NormWeights
 from .linear import packed
-from .tensors import F32, float_code, int_address, refuse, vector
+from .tensors import Vector, float32_matrix, ints, optional_vector, vector
 
 
 class CpuEncoder:
     """See ``encoder.EncoderSpec``. Activations are float32.
 
     ``rounded``: the products' factors are rounded to int16 with a scale for 384 elements of a row
-    (``linear_words`` in the Rust core); this then holds the weights itself, in half the bytes.
+    (``linear::int16`` in the Rust core); this then holds the weights itself, in half the bytes.
     """
 
     def __init__(self, spec: EncoderSpec) -> None:
@@ -55,23 +55,20 @@ class CpuEncoder:
         Raises:
             ValueError: texts that are not all rows in order, or tensors that do not fit.
         """
-        code = float_code(hidden, "hidden")
-        if code != F32 or hidden.dim() != 2 or hidden.shape[1] != self._size:
-            raise refuse(hidden, "hidden", f"float32 (T, {self._size})")
-        num_starts = query_start_loc.numel()
-        starts = int_address(query_start_loc, "query_start_loc", num_starts)
-        self._forward(hidden.data_ptr(), hidden.shape[0], starts, num_starts)
+        states = float32_matrix(hidden, "hidden", self._size)
+        starts = ints(query_start_loc, "query_start_loc", query_start_loc.numel())
+        self._forward(states, starts)
         return hidden
 
 
-def _dense(part: Dense) -> tuple[_core.CpuLinear, tuple[int, int]]:
+def _dense(part: Dense) -> tuple[_core.CpuLinear, Vector | None]:
     weight, bias = packed(part[0]), part[1]
-    return weight.handle, vector(bias, "bias", weight.shape[0])
+    return weight.handle, optional_vector(bias, "bias", weight.shape[0])
 
 
-def _norm(part: NormWeights, name: str, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def _norm(part: NormWeights, name: str, size: int) -> tuple[Vector, Vector | None]:
     weight, bias = part
-    return vector(weight, f"{name}'s weight", size), vector(bias, f"{name}'s bias", size)
+    return vector(weight, f"{name}'s weight", size), optional_vector(bias, f"{name}'s bias", size)
 
 
 def make_encoder(spec: EncoderSpec) -> CpuEncoder:

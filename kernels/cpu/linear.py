@@ -14,7 +14,7 @@ from ..formats.dense import DENSE_DTYPES, DENSE_FORMATS
 from ..formats.gguf import BLOCK_FORMATS
 from ..weights import Experts, Norm, Planes, Stored, Weight, stacked_shape
 from .elementwise import gated_activation, rms_norm
-from .tensors import DTYPE_CODES, float_code, int_address, refuse, vector
+from .tensors import FLOATS, float_type, ints, optional_vector, refuse
 
 
 class CpuWeight(Weight):
@@ -69,38 +69,39 @@ class CpuWeight(Weight):
         return residual.add_(y)
 
     def _product(self, x: Tensor, bias: Tensor | None, out_dtype: torch.dtype | None) -> Tensor:
-        code = DTYPE_CODES.get(x.dtype)
+        element = FLOATS.get(x.dtype)
         n, k = self.shape
-        if code is None or not x.is_cpu or not x.is_contiguous() or x.dim() != 2 or x.shape[1] != k:
+        if (
+            element is None
+            or not x.is_cpu
+            or not x.is_contiguous()
+            or x.dim() != 2
+            or x.shape[1] != k
+        ):
             raise refuse(x, "x", f"a contiguous float32, bfloat16 or float16 CPU tensor (T, {k})")
         rows = x.shape[0]
         if out_dtype is None:
-            out_dtype, out_code = x.dtype, code
+            out_dtype, out_element = x.dtype, element
         else:
-            found = DTYPE_CODES.get(out_dtype)
+            found = FLOATS.get(out_dtype)
             if found is None:
                 raise ValueError(f"out_dtype must be float32, bfloat16 or float16, not {out_dtype}")
-            out_code = found
-        bias_ptr, bias_code = (0, 0) if bias is None else vector(bias, "bias", n)
+            out_element = found
         out = torch.empty((rows, n), dtype=out_dtype)
         self._forward(
-            x.data_ptr(),
-            code,
-            rows,
-            rows * k,
-            bias_ptr,
-            bias_code,
-            out.data_ptr(),
-            out_code,
+            (x.data_ptr(), element, rows, k),
+            optional_vector(bias, "bias", n),
             self.exact,
+            (out.data_ptr(), out_element, rows, n),
         )
         return out
 
     def rows(self, ids: Tensor, scale: float = 1.0, out_dtype: torch.dtype | None = None) -> Tensor:
-        tokens = ids.numel()
-        address = int_address(ids, "ids", tokens)
-        out = torch.empty((tokens, self.shape[1]), dtype=out_dtype or self.dtype)
-        self.handle.embedding(address, tokens, scale, out.data_ptr(), float_code(out, "out"))
+        tokens, k = ids.numel(), self.shape[1]
+        places = ints(ids, "ids", tokens)
+        out = torch.empty((tokens, k), dtype=out_dtype or self.dtype)
+        to = (out.data_ptr(), float_type(out, "out"), tokens, k)
+        self.handle.embedding(places, scale, to)
         return out
 
     def dequantize(self) -> Tensor:
@@ -124,11 +125,10 @@ def prepare(parts: Sequence[Stored], *, exact: bool = False, level: str | None =
     blocks = [_as_blocks(part) for part in parts]
     described = [
         (
-            part.planes["blocks"].data_ptr(),
-            part.planes["blocks"].numel(),
+            (part.planes["blocks"].data_ptr(), "U8", part.planes["blocks"].numel()),
             part.shape[0],
             part.format,
-            0 if part.row_order is None else part.row_order.data_ptr(),
+            None if part.row_order is None else (part.row_order.data_ptr(), "I64", part.shape[0]),
         )
         for part in blocks
     ]

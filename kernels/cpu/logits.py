@@ -7,14 +7,14 @@ from torch import Tensor
 
 from octavo import _core
 
-from .tensors import F32, int_address, matrix, refuse
+from .tensors import F32, Matrix, int_matrix, matrix, refuse
 
 
-def _logits(logits: Tensor) -> tuple[int, int]:
-    code, rows, vocab = matrix(logits, "logits")
-    if code != F32 or vocab == 0:
+def _logits(logits: Tensor) -> Matrix:
+    found = _, element, _, vocab = matrix(logits, "logits")
+    if element != F32 or vocab == 0:
         raise refuse(logits, "logits", "float32 (S, V)")
-    return rows, vocab
+    return found
 
 
 def argmax(logits: Tensor) -> Tensor:
@@ -23,9 +23,10 @@ def argmax(logits: Tensor) -> Tensor:
     Raises:
         ValueError: logits that are not a contiguous float32 matrix.
     """
-    rows, vocab = _logits(logits)
+    x = _logits(logits)
+    rows = x[2]
     out = torch.empty(rows, dtype=torch.int32)
-    _core.cpu_argmax(logits.data_ptr(), rows, vocab, out.data_ptr())
+    _core.cpu_argmax(x, (out.data_ptr(), "I32", rows))
     return out
 
 
@@ -35,14 +36,17 @@ def selected_logprobs(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: an id outside the vocabulary, or tensors that do not fit.
     """
-    rows, vocab = _logits(logits)
+    x = _logits(logits)
+    rows = x[2]
     if ids.dim() != 2 or ids.shape[0] != rows or ids.shape[1] == 0:
         raise refuse(ids, "ids", f"({rows}, C) with C > 0")
     columns = ids.shape[1]
-    ids_ptr = int_address(ids.view(-1), "ids", rows * columns)
     out = torch.empty((rows, columns), dtype=torch.float32)
     ranks = torch.empty(rows, dtype=torch.int32)
     _core.cpu_selected_logprobs(
-        logits.data_ptr(), rows, vocab, ids_ptr, columns, out.data_ptr(), ranks.data_ptr()
+        x,
+        int_matrix(ids, "ids"),
+        (out.data_ptr(), F32, rows, columns),
+        (ranks.data_ptr(), "I32", rows),
     )
     return out, ranks

@@ -1,16 +1,28 @@
-"""Checks of tensors before their addresses go to Rust.
+"""Checks of tensors before their places go to Rust.
 
 A wrong call is a ValueError here and never a read out of bounds there; Rust checks sizes and index
-values once more. A step makes some two hundred of these checks, so each is a few attribute reads.
+values once more. A tensor travels as its address, element type and shape in one tuple, so that one
+in another's place is an error as well. A step makes some two hundred of these checks, so each is a
+few attribute reads.
 """
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-F32 = DTYPE_CODES[torch.float32]
+# Names of element types in the Rust core.
+FLOATS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+F32 = FLOATS[torch.float32]
+
+# address, element type, elements
+Vector: TypeAlias = tuple[int, str, int]
+# address, element type, rows, columns
+Matrix: TypeAlias = tuple[int, str, int, int]
+# keys' and values' addresses, element type, (blocks, heads, block_size, head_dim, block stride)
+KvCache: TypeAlias = tuple[int, int, str, tuple[int, int, int, int, int]]
 
 
 def refuse(t: object, name: str, want: str) -> ValueError:
@@ -23,35 +35,45 @@ def refuse(t: object, name: str, want: str) -> ValueError:
     )
 
 
-def float_code(t: Tensor, name: str) -> int:
-    """The dtype code of a contiguous float tensor on the CPU."""
-    code = DTYPE_CODES.get(t.dtype)
-    if code is None or not t.is_cpu or not t.is_contiguous():
+def float_type(t: Tensor, name: str) -> str:
+    """The element type of a contiguous float tensor on the CPU."""
+    element = FLOATS.get(t.dtype)
+    if element is None or not t.is_cpu or not t.is_contiguous():
         raise refuse(t, name, "a contiguous float32, bfloat16 or float16 CPU tensor")
-    return code
+    return element
 
 
-def matrix(t: Tensor, name: str) -> tuple[int, int, int]:
-    """(dtype code, rows, columns)"""
-    code = float_code(t, name)
+def matrix(t: Tensor, name: str) -> Matrix:
+    """A float matrix."""
+    element = float_type(t, name)
     if t.dim() != 2:
         raise refuse(t, name, "2-D")
     rows, cols = t.shape
-    return code, rows, cols
+    return t.data_ptr(), element, rows, cols
 
 
-def vector(t: Tensor | None, name: str, size: int) -> tuple[int, int]:
-    """(address, dtype code) of a float vector, (0, 0) of None."""
-    if t is None:
-        return 0, 0
-    code = float_code(t, name)
+def float32_matrix(t: Tensor, name: str, cols: int) -> Matrix:
+    """A float32 matrix of ``cols`` columns."""
+    if float_type(t, name) != F32 or t.dim() != 2 or t.shape[1] != cols:
+        raise refuse(t, name, f"float32 (T, {cols})")
+    return t.data_ptr(), F32, t.shape[0], cols
+
+
+def vector(t: Tensor, name: str, size: int) -> Vector:
+    """A float vector."""
+    element = float_type(t, name)
     if t.numel() != size or t.dim() != 1:
         raise refuse(t, name, f"of shape ({size},)")
-    return t.data_ptr(), code
+    return t.data_ptr(), element, size
 
 
-def int_address(t: Tensor, name: str, size: int) -> int:
-    """The address of an int32 vector."""
+def optional_vector(t: Tensor | None, name: str, size: int) -> Vector | None:
+    """A float vector, or None."""
+    return None if t is None else vector(t, name, size)
+
+
+def ints(t: Tensor, name: str, size: int) -> Vector:
+    """An int32 vector."""
     if (
         t.dtype != torch.int32
         or not t.is_cpu
@@ -60,14 +82,22 @@ def int_address(t: Tensor, name: str, size: int) -> int:
         or t.dim() != 1
     ):
         raise refuse(t, name, f"a contiguous int32 CPU tensor of shape ({size},)")
-    return t.data_ptr()
+    return t.data_ptr(), "I32", size
 
 
-def caches(k: Tensor, v: Tensor) -> tuple[int, tuple[int, int, int, int, int]]:
-    """(dtype code, blocks, heads, block_size, head_dim, elements from block to block)"""
-    code = DTYPE_CODES.get(k.dtype)
+def int_matrix(t: Tensor, name: str) -> Matrix:
+    """An int32 matrix."""
+    if t.dtype != torch.int32 or not t.is_cpu or not t.is_contiguous() or t.dim() != 2:
+        raise refuse(t, name, "a contiguous 2-D int32 CPU tensor")
+    rows, cols = t.shape
+    return t.data_ptr(), "I32", rows, cols
+
+
+def kv_cache(k: Tensor, v: Tensor) -> KvCache:
+    """One layer's keys and values."""
+    element = FLOATS.get(k.dtype)
     shape = k.shape
-    if code is None or not k.is_cpu or len(shape) != 4:
+    if element is None or not k.is_cpu or len(shape) != 4:
         raise refuse(k, "k_cache", "a 4-D float CPU tensor")
     blocks, heads, size, dim = shape
     stride = k.stride()
@@ -75,4 +105,4 @@ def caches(k: Tensor, v: Tensor) -> tuple[int, tuple[int, int, int, int, int]]:
         raise refuse(v, "v_cache", "like k_cache")
     if stride[1:] != (size * dim, dim, 1) and k.numel():
         raise refuse(k, "k_cache", "contiguous within a block")
-    return code, (blocks, heads, size, dim, stride[0])
+    return k.data_ptr(), v.data_ptr(), element, (blocks, heads, size, dim, stride[0])

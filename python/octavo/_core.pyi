@@ -1,7 +1,7 @@
 """The compiled core: scheduling, text, checkpoint files, CPU kernels. Values in, one plan out."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, Self, final, overload
+from typing import Any, Literal, Self, TypeAlias, final, overload
 
 from typing_extensions import Buffer
 
@@ -25,10 +25,11 @@ __all__ = [
     "cpu_activation",
     "cpu_argmax",
     "cpu_attention",
+    "cpu_layer_norm",
     "cpu_level",
     "cpu_levels",
-    "cpu_norm",
     "cpu_num_threads",
+    "cpu_rms_norm",
     "cpu_rope",
     "cpu_rounds_fast",
     "cpu_selected_logprobs",
@@ -421,10 +422,18 @@ class GgufFile:
         """
 
 # ------------------------------------------------------------------------------------ CPU kernels
-# For kernels/cpu/ only, which validates: arguments are addresses (0: none), element type codes
-# (0 float32, 1 bfloat16, 2 float16) and sizes of contiguous tensors. cache_shape is (blocks, heads,
-# block_size, head_dim, elements from block to block). Each raises ValueError on sizes or indices
-# that do not fit, and lets go of the GIL where it takes long.
+# For kernels/cpu/ only, which validates. A contiguous tensor is one tuple of its address, the name
+# of its element type (F32 BF16 F16 I32 I64 U8) and its shape. Each call raises TypeError or
+# ValueError on element types, sizes or indices that do not fit, and lets go of the GIL where it
+# takes long.
+
+# address, element type, elements
+_Vector: TypeAlias = tuple[int, str, int]
+# address, element type, rows, columns
+_Matrix: TypeAlias = tuple[int, str, int, int]
+# keys' and values' addresses, element type, (blocks, heads, block_size, head_dim, elements from
+# block to block)
+_KvCache: TypeAlias = tuple[int, int, str, tuple[int, int, int, int, int]]
 
 @final
 class CpuLinear:
@@ -434,47 +443,29 @@ class CpuLinear:
         cls,
         n: int,
         k: int,
-        parts: Sequence[tuple[int, int, int, str, int]],
+        parts: Sequence[tuple[_Vector, int, str, _Vector | None]],
         level_name: str | None = None,
     ) -> CpuLinear:
-        """parts, stacked along n: (address, bytes, rows, GGUF kind, address of an int64
-        permutation of the rows or 0); kinds F32 F16 BF16 Q4_0 Q4_1 Q8_0, alike in all parts but
-        for Q4_0 and Q4_1."""
+        """parts, stacked along n: (bytes of the file's rows, number of rows, GGUF kind, int64
+        permutation of the rows); the kinds of ``GgufFile.dequantize``."""
     @property
     def nbytes(self) -> int: ...
-    def forward(
-        self,
-        x: int,
-        x_code: int,
-        num_rows: int,
-        x_numel: int,
-        bias: int,
-        bias_code: int,
-        out: int,
-        out_code: int,
-        exact: bool,
-    ) -> None: ...
-    def embedding(self, ids: int, tokens: int, scale: float, out: int, out_code: int) -> None: ...
+    def forward(self, x: _Matrix, bias: _Vector | None, exact: bool, out: _Matrix) -> None: ...
+    def embedding(self, ids: _Vector, scale: float, out: _Matrix) -> None: ...
 
 @final
 class CpuDecoder:
-    """All layers of a model, for any thread; what the addresses name must outlive it.
+    """All layers of a model, for any thread; the caches and cos_sin must outlive it.
 
-    layers: objects with the attributes input_norm, post_norm, q_norm, k_norm (address, dtype code;
-    (0, 0) is None), qkv, o, gate_up, down (CpuLinear, bias, exact), k_cache, v_cache (addresses)
-    and sliding_window."""
+    layers: objects with the attributes input_norm, post_norm, q_norm, k_norm (vectors, the last two
+    or None), qkv, o, gate_up, down (CpuLinear, bias or None, exact), cache and sliding_window."""
 
     def __new__(
         cls,
         layers: Sequence[object],
-        hidden_size: int,
-        final_norm: tuple[int, int],
+        final_norm: _Vector,
         num_heads: int,
-        cache_code: int,
-        cache_shape: tuple[int, int, int, int, int],
-        cos_sin: int,
-        max_pos: int,
-        rot: int,
+        cos_sin: _Matrix,
         eps: float,
         weight_offset: float,
         scale: float,
@@ -483,28 +474,23 @@ class CpuDecoder:
     ) -> CpuDecoder: ...
     def forward(
         self,
-        hidden: int,
-        tokens: int,
-        positions: int,
-        slot_mapping: int,
-        block_table: int,
-        table_rows: int,
-        max_blocks: int,
-        slots: int,
-        seq_lens: int,
-        query_start_loc: int,
-        num_reqs: int,
+        hidden: _Matrix,
+        positions: _Vector,
+        slot_mapping: _Vector,
+        block_table: _Matrix,
+        slots: _Vector,
+        seq_lens: _Vector,
+        query_start_loc: _Vector,
         ends_only: bool,
-        out: int,
+        out: _Matrix,
     ) -> None: ...
 
 @final
 class CpuEncoder:
     """All layers of an encoder, for any thread.
 
-    layers: objects with the attributes qkv, o, up, down (CpuLinear, bias) and o_norm, mlp_norm
-    (weight, bias), vectors as (address, dtype code), (0, 0) for None. rounded: factors of products
-    are rounded to int16."""
+    layers: objects with the attributes qkv, o, up, down (CpuLinear, bias or None) and o_norm,
+    mlp_norm (weight, bias or None). rounded: factors of products are rounded to int16."""
 
     def __new__(
         cls,
@@ -518,75 +504,55 @@ class CpuEncoder:
     ) -> CpuEncoder: ...
     @property
     def nbytes(self) -> int: ...
-    def forward(self, hidden: int, tokens: int, starts: int, num_starts: int) -> None: ...
+    def forward(self, hidden: _Matrix, starts: _Vector) -> None: ...
 
-def cpu_norm(
-    x: int,
-    x_code: int,
-    num_rows: int,
-    cols: int,
-    residual: int,
-    weight: int,
-    weight_code: int,
-    bias: int,
-    bias_code: int,
-    is_layer_norm: bool,
+def cpu_rms_norm(
+    x: _Matrix,
+    residual: _Matrix | None,
+    weight: _Vector,
     eps: float,
     weight_offset: float,
-    out: int,
+    out: _Matrix,
 ) -> None: ...
-def cpu_activation(
-    kind: str, gated: bool, x: int, code: int, num_rows: int, out_cols: int, out: int
+def cpu_layer_norm(
+    x: _Matrix,
+    residual: _Matrix | None,
+    weight: _Vector,
+    bias: _Vector | None,
+    eps: float,
+    out: _Matrix,
 ) -> None: ...
+def cpu_activation(kind: str, gated: bool, x: _Matrix, out: _Matrix) -> None: ...
 def cpu_rope(
-    qkv: int,
-    code: int,
-    tokens: int,
-    positions: int,
-    cos_sin: int,
-    max_pos: int,
-    rot: int,
-    slot_mapping: int,
-    k_cache: int,
-    v_cache: int,
-    cache_code: int,
-    cache_shape: tuple[int, int, int, int, int],
+    qkv: _Matrix,
+    positions: _Vector,
+    cos_sin: _Matrix,
+    slot_mapping: _Vector,
+    cache: _KvCache,
     num_heads: int,
-    q_norm: int,
-    k_norm: int,
-    norm_code: int,
+    q_norm: _Vector | None,
+    k_norm: _Vector | None,
     eps: float,
     weight_offset: float,
     interleaved: bool,
-    q: int,
+    q: _Matrix,
 ) -> None: ...
 def cpu_attention(
-    q: int,
-    code: int,
-    tokens: int,
-    num_heads: int,
-    k_cache: int,
-    v_cache: int,
-    cache_code: int,
-    cache_shape: tuple[int, int, int, int, int],
-    block_table: int,
-    table_rows: int,
-    max_blocks: int,
-    slots: int,
-    seq_lens: int,
-    query_start_loc: int,
-    num_reqs: int,
+    q: _Matrix,
+    cache: _KvCache,
+    block_table: _Matrix,
+    slots: _Vector,
+    seq_lens: _Vector,
+    query_start_loc: _Vector,
     scale: float,
     sliding_window: int,
     softcap: float,
     causal: bool,
     max_seq_len: int,
-    out: int,
+    out: _Matrix,
 ) -> None: ...
-def cpu_argmax(x: int, num_rows: int, vocab: int, out: int) -> None: ...
-def cpu_selected_logprobs(
-    x: int, num_rows: int, vocab: int, ids: int, columns: int, out: int, ranks: int
-) -> None: ...
+def cpu_argmax(x: _Matrix, out: _Vector) -> None: ...
+def cpu_selected_logprobs(x: _Matrix, ids: _Matrix, out: _Matrix, ranks: _Vector) -> None: ...
 def cpu_set_num_threads(n: int) -> None:
     """Threads of the kernels, the caller included; 0: every core this process may use."""
 

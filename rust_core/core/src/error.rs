@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// What can go wrong, by whose fault it is.
+/// Errors, by whose fault they are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Error {
     /// The caller's value is out of range; the message names it. Becomes `ValueError`.

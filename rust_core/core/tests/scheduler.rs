@@ -1,4 +1,4 @@
-//! What the scheduler decides, case by case. That it never mixes up contents is tested by
+//! The scheduler's decisions, case by case. That it never mixes up contents is tested by
 //! `properties.rs`.
 
 mod common;

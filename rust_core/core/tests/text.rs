@@ -53,7 +53,7 @@ fn core() -> EngineCore {
     EngineCore::new(config, 1, Some(tokenizer())).unwrap()
 }
 
-/// Runs request 0 on a model that says `tokens`, draining after each step whose bit is set.
+/// Runs request 0 on a model that samples `tokens`, draining after each step whose bit is set.
 fn run(new: AddRequest<'_>, tokens: &[u32], drains: u64) -> Vec<Delta> {
     let mut core = core();
     core.add_request(AddRequest {

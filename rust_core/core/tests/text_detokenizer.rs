@@ -129,7 +129,7 @@ fn stops() -> impl Strategy<Value = Vec<String>> {
     prop::collection::vec(stop, 0..4)
 }
 
-/// What the whole text becomes: cut at the stop string that is complete first, then the longest.
+/// The whole text, cut at the stop string that is complete first, then the longest.
 fn cut(text: &str, stops: &[String], include: bool) -> (String, Option<usize>) {
     let mut best: Option<(usize, std::cmp::Reverse<usize>, usize)> = None;
     for (index, stop) in stops

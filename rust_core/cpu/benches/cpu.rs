@@ -88,7 +88,7 @@ fn weight(level: Level, kind: Packed, n: usize, k: usize, source: &[u8]) -> Line
     w
 }
 
-/// What a token reads of SmolLM2-135M's Q4_1 file, once for one row: all its matrices.
+/// Time and bandwidth of one row through all matrices of SmolLM2-135M's Q4_1 file.
 fn one_token(level: Level) {
     const LAYER: [(usize, usize); 4] = [(960, 576), (576, 576), (3072, 576), (576, 1536)];
     const HEAD: (usize, usize) = (49_152, 576);

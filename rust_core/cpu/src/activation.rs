@@ -10,7 +10,7 @@ use crate::tensor::{Rows, RowsMut, load_some, store_some};
 /// Elements a task: below this one thread does the work sooner than two.
 const SERIAL: usize = 1 << 13;
 
-/// Which function.
+/// An activation function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     /// x sigmoid(x)

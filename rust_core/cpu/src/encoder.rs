@@ -1,11 +1,11 @@
 //! Encoder: all layers of a BERT-like model in one call, for whole texts without a KV cache.
 //!
-//! Texts do not look at one another, so neighbours are grouped to about `GROUP_ROWS` rows, and one
+//! Texts do not attend to one another, so neighbours are grouped to about `GROUP_ROWS` rows, and one
 //! thread takes a group through all layers: what is between two ops stays in its caches, and
 //! threads meet once a step. Where the groups are too few to share the work out evenly, all
 //! threads take part in the ops of one group after another.
 //!
-//! Which of both it is, and what else is in a step, has no influence on a text's result.
+//! A text's result depends on neither choice, nor on the other texts of a step.
 
 use std::ops::Range;
 
@@ -23,8 +23,8 @@ use crate::tensor::{Rows, RowsMut, Shared};
 /// the products to read weights from the third-level cache, few enough that
 /// `intermediate_size` floats of each stay in the second.
 const GROUP_ROWS: usize = 128;
-/// How much longer than an even share a thread may work before all threads share every op: they
-/// gain about so much less than their number.
+/// Ratio of the longest thread's work to an even share from which all threads share every op instead:
+/// sharing costs about as much.
 const UNEVEN: f64 = 1.25;
 
 /// A norm's weight and bias, [D] each.
@@ -247,7 +247,7 @@ fn group(starts: &[usize], threads: usize) -> Vec<Range<usize>> {
     groups
 }
 
-/// Whether threads that claim these groups one by one end at about the same time.
+/// True where threads that claim these groups one by one end at about the same time.
 fn is_even(groups: &[Range<usize>], starts: &[usize], threads: usize) -> bool {
     let tokens = starts.last().copied().unwrap_or(0);
     let mut busy = vec![0; threads.max(1)];

@@ -168,7 +168,7 @@ impl Kernel for Item {
     }
 }
 
-/// e to the scores less the largest of the first `len`; zero behind them; returns the sum.
+/// e to the scores less the largest of the first `len`; zero after them; returns the sum.
 #[inline(always)]
 unsafe fn softmax<S: Simd>(s: S, scores: *mut f32, len: usize, whole: usize) -> f32 {
     // SAFETY: the caller's: `whole` scores, a multiple of the lanes.

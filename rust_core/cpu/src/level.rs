@@ -84,7 +84,7 @@ impl Level {
             })
     }
 
-    /// What new weights and calls use: `OCTAVO_CPU_LEVEL` if it is set, else the fastest.
+    /// The level of new weights and calls: `OCTAVO_CPU_LEVEL` if it is set, else the fastest.
     ///
     /// # Errors
     /// As [`Level::parse`]. Read once per process.
@@ -122,14 +122,13 @@ impl Level {
         }
     }
 
-    /// Whether matrix products may use the tile unit.
+    /// True if matrix products may use the tile unit.
     #[cfg(target_arch = "x86_64")]
     pub fn has_amx(self) -> bool {
         self.0 == Kind::Amx
     }
 
-    /// Whether products of int16 are faster than those of float32: twice with AVX-512 and up to
-    /// that with AVX2. The tile unit does float32's, in parts, faster than vectors do int16's;
+    /// True if products of int16 are faster than those of float32, as with AVX-512 and AVX2. The tile unit does float32's, in parts, faster than vectors do int16's;
     /// the other levels have no instruction for it.
     pub fn rounds_fast(self) -> bool {
         match self.0 {
@@ -139,7 +138,7 @@ impl Level {
         }
     }
 
-    /// Whether `run_dots` has the dot products of bfloat16.
+    /// True if `run_dots` has the dot products of bfloat16.
     pub fn has_dots(self) -> bool {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
@@ -170,7 +169,7 @@ impl Level {
     /// Run `kernel` compiled for this level.
     ///
     /// # Safety
-    /// What the kernel's own contract asks of its pointers and sizes.
+    /// The kernel's own contract on its pointers and sizes.
     #[inline]
     pub unsafe fn run<K: Kernel>(self, kernel: K) -> K::Out {
         // SAFETY: the caller keeps the kernel's contract; the features of each arm were detected
@@ -189,7 +188,7 @@ impl Level {
     }
 }
 
-/// Whether this process may use the tile unit with bfloat16; asks the kernel once.
+/// True if this process may use the tile unit with bfloat16; one system call a process.
 #[cfg(target_arch = "x86_64")]
 fn tiles_are_available() -> bool {
     static FOUND: OnceLock<bool> = OnceLock::new();
@@ -202,7 +201,7 @@ fn tiles_are_available() -> bool {
     })
 }
 
-/// Linux keeps the tiles' 8 KiB of every thread only for processes that asked.
+/// Request the tiles: Linux keeps their 8 KiB of every thread only on request.
 #[cfg(target_arch = "x86_64")]
 fn request_tiles() -> bool {
     const ARCH_PRCTL: usize = 158;

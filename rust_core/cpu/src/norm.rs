@@ -12,7 +12,7 @@ use crate::tensor::{Rows, RowsMut, load_some, store_some};
 /// Elements below which one thread does the work sooner than two.
 const SERIAL: usize = 1 << 15;
 
-/// What to divide by, and what to add.
+/// Kind of norm: its divisor, and its addends.
 #[derive(Clone, Copy)]
 pub enum Norm {
     /// Root mean square; this is added to the weight.

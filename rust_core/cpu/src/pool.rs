@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-/// How long a worker waits awake: longer than the gaps inside one step, far shorter than a person
+/// Time a worker spins before it sleeps: longer than the gaps inside one step, far shorter than a person
 /// or a meter notices.
 const SPIN: Duration = Duration::from_micros(60);
 
@@ -38,7 +38,7 @@ struct Job {
     shares: *const [Range<usize>],
 }
 
-/// How many tasks of a share are claimed; alone in its cache line.
+/// Number of claimed tasks of a share; alone in its cache line.
 #[repr(align(64))]
 struct Claimed(AtomicUsize);
 

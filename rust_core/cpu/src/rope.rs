@@ -248,7 +248,7 @@ impl Head {
         head
     }
 
-    /// The first min(n, LANES) from element i on, zeros behind.
+    /// The first min(n, LANES) from element i on, then zeros.
     ///
     /// # Safety
     /// They exist.

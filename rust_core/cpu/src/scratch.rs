@@ -23,7 +23,7 @@ impl AlignedBytes {
         }
     }
 
-    /// Bytes asked for.
+    /// Number of bytes, without padding.
     pub(crate) fn num_bytes(&self) -> usize {
         self.len
     }

@@ -71,7 +71,7 @@ impl Rows {
         unsafe { self.ptr.add((row * self.stride + col) * self.dtype.size()) }
     }
 
-    /// A float32 copy at `out` with rows of `stride` >= cols elements, zeros behind each row.
+    /// A float32 copy at `out` with rows of `stride` >= cols elements, padded with zeros.
     ///
     /// # Safety
     /// This describes valid memory, and `out` holds rows * stride floats.
@@ -151,13 +151,13 @@ unsafe impl<T> Sync for Shared<T> {}
 // SAFETY: as above.
 unsafe impl<T> Send for Shared<T> {}
 
-/// Rows of x as float32 rows of `out`, zeros behind each.
+/// Rows of x as float32 rows of `out`, padded with zeros.
 pub struct Convert {
-    /// What is read.
+    /// Source.
     pub x: Rows,
     /// float32, at least as many columns.
     pub out: RowsMut,
-    /// Which rows.
+    /// Range of rows.
     pub rows: std::ops::Range<usize>,
 }
 

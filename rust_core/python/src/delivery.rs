@@ -149,7 +149,7 @@ impl PyDelta {
 #[pyclass(frozen, name = "SseWriter", module = "octavo._core")]
 pub(crate) struct PySseWriter {
     write: Py<PyAny>,
-    /// How many bytes `write` still holds, and the socket they go to.
+    /// Number of bytes `write` still holds, and the socket they go to.
     direct: Option<(Py<PyAny>, RawFd)>,
     is_armed: AtomicBool,
     is_paused: AtomicBool,
@@ -164,7 +164,7 @@ impl PySseWriter {
         (num_bytes == 0).then_some(*fd)
     }
 
-    /// Whether the transport took them. If not, it takes nothing more.
+    /// Returns true if the transport took them. If not, it takes nothing more.
     fn write(&self, py: Python<'_>, bytes: &[u8]) -> bool {
         let is_taken = self.write.call1(py, (PyBytes::new(py, bytes),)).is_ok();
         if !is_taken {
@@ -184,11 +184,11 @@ struct Chunks {
 struct Chunk {
     delta: Delta,
     writer: Py<PySseWriter>,
-    /// Where it may be sent at once.
+    /// The socket, where it may be sent at once.
     socket: Option<RawFd>,
     /// One past its last byte.
     end: usize,
-    /// What the socket took of it.
+    /// Number of bytes the socket took.
     num_sent: usize,
 }
 

@@ -27,8 +27,8 @@ fn count_json(py: Python<'_>, text: &[u8]) -> (usize, usize) {
     (size.num_nodes, size.num_commas)
 }
 
-/// Texts of more bytes than this are encoded without the GIL: it takes about a millisecond, which
-/// the event loop must not wait for. Shorter ones are done before a detached thread is back.
+/// Texts of more bytes than this are encoded without the GIL: the event loop must not
+/// wait for those. Shorter ones are done before a detached thread is back.
 const DETACH_BYTES: usize = 2048;
 
 /// Runs `work` on `num_bytes` of text.

@@ -1,7 +1,7 @@
 //! TokenIds. See `_core.pyi`.
 //!
-//! A prompt of 32,000 tokens as a Python list costs the event loop a millisecond to build, one to
-//! check and half of one to read back. As a buffer it costs nothing after the tokenizer.
+//! A long prompt as a Python list costs the event loop milliseconds to build, to check and to read
+//! back. As a buffer it costs nothing after the tokenizer.
 
 use std::ffi::{c_int, c_void};
 use std::ptr;

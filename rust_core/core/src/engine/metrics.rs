@@ -28,7 +28,7 @@ const STEP_TOKENS: &[f64] = &[
 /// Samples of a request.
 const SAMPLES: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0];
 
-/// How often values fell between fixed bounds.
+/// Counts of values between fixed bounds.
 #[derive(Debug, Clone)]
 pub struct Histogram {
     bounds: &'static [f64],
@@ -223,7 +223,7 @@ impl MetricsData {
     }
 }
 
-/// The numbers, shared between the engine thread and whoever reads them.
+/// The numbers, shared between the engine thread and their readers.
 #[derive(Debug, Default)]
 pub struct Metrics(Mutex<MetricsData>);
 

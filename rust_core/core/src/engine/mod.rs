@@ -1,22 +1,28 @@
 //! EngineCore: the scheduler with what surrounds it: stop rules, text, delivery, metrics, time.
 //!
 //! Few verbs: `add_request`, `abort`, `schedule`, `update`, `attach`, `fail_step`; one thread owns
-//! it. Time comes in as seconds on the caller's monotonic clock. `schedule` and `update` cost what
-//! `scheduler` says plus O(1) per token here; in steady decode neither allocates, delivery of
+//! it. Time comes in as seconds on the caller's monotonic clock. `schedule` and `update` cost as much
+//! as in `scheduler` plus O(1) per token here; in steady decode neither allocates, delivery of
 //! text aside. `attach` is O(1) and the only verb that steps with other results than tokens add.
 //!
 //! A panic is caught here: it ends the request that was being worked on with "error". If the
 //! invariants do not hold afterwards, all requests end so and the scheduler starts afresh.
 
+mod inspection;
 pub mod metrics;
+mod new_request;
 pub mod outbox;
 mod recovery;
+mod sampled;
 mod tokens;
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+pub use self::inspection::Stats;
+pub use self::new_request::AddRequest;
+pub use self::sampled::{Sampled, SampledLogprobs};
 use crate::engine::metrics::{Metrics, MetricsData};
 use crate::engine::outbox::{Delivery, Delta, Extra, Outbox};
 use crate::error::{Error, Result};
@@ -26,64 +32,7 @@ use crate::scheduler::{NewRequest, Scheduler, SchedulerConfig};
 use crate::text::detokenizer::Detokenizer;
 use crate::text::tokenizer::Tokenizer;
 
-/// One request as the engine receives it: a sample per id, all of one prompt.
-#[derive(Debug, Default)]
-pub struct AddRequest<'a> {
-    /// One per sample, not in use.
-    pub request_ids: &'a [u64],
-    /// At least one token.
-    pub prompt: &'a [u32],
-    /// Clipped to what the model's length and the KV cache leave.
-    pub max_tokens: usize,
-    /// No EOS, stop token or stop string counts before so many tokens.
-    pub min_tokens: usize,
-    /// Empty: EOS is ignored.
-    pub eos_token_ids: &'a [u32],
-    /// Further ids that end a sample.
-    pub stop_token_ids: &'a [u32],
-    /// Strings that end a sample; need a tokenizer.
-    pub stop: &'a [String],
-    /// Whether the stop string is part of the text.
-    pub include_stop_str_in_output: bool,
-    /// Whether special tokens leave no text.
-    pub skip_special_tokens: bool,
-    /// How many likely tokens to report with each.
-    pub num_logprobs: Option<usize>,
-    /// Lower is served first under the priority policy.
-    pub priority: i64,
-    /// Separates prefix caches.
-    pub cache_salt: Option<&'a str>,
-    /// When it arrived.
-    pub arrival_s: f64,
-    /// Tokens per delta of its streams, at least 1; None: the engine's.
-    pub stream_interval: Option<u32>,
-    /// One per sample.
-    pub deliveries: Vec<Delivery>,
-}
-
-/// One step's tokens.
-#[derive(Debug, Clone, Copy)]
-pub struct Sampled<'a> {
-    /// One per sample of the step.
-    pub token_ids: &'a [i32],
-    /// Rows for the same samples.
-    pub logprobs: Option<SampledLogprobs<'a>>,
-}
-
-/// Per sample, `width` ids and log-probabilities: the chosen token, then the best ones in order.
-#[derive(Debug, Clone, Copy)]
-pub struct SampledLogprobs<'a> {
-    /// `[num_samples, width]`.
-    pub ids: &'a [i32],
-    /// `[num_samples, width]`.
-    pub values: &'a [f32],
-    /// Ranks of the chosen tokens, `[num_samples]`; 1 is the best.
-    pub ranks: &'a [i32],
-    /// 1 + k.
-    pub width: usize,
-}
-
-/// What ends a request's samples.
+/// Tokens and strings that end a request's samples.
 #[derive(Debug)]
 struct StopRules {
     eos_token_ids: Box<[u32]>,
@@ -91,7 +40,7 @@ struct StopRules {
     strings: Box<[Arc<str>]>,
 }
 
-/// What the engine knows of one unfinished sample beyond the scheduler.
+/// The engine's state of one unfinished sample beyond the scheduler's.
 #[derive(Debug)]
 struct Sample {
     /// Bit `id % 64` is set for every id that may end it: one test rules out nearly all tokens.
@@ -108,7 +57,7 @@ struct Sample {
     arrival_s: f64,
     max_tokens: u32,
     num_logprobs: Option<u32>,
-    // Boxed: large, and only there to look for stop strings; other text is made in the outbox.
+    // Boxed: large, and only there to find stop strings; other text is made in the outbox.
     detokenizer: Option<Box<Detokenizer>>,
     rules: Arc<StopRules>,
 }
@@ -123,24 +72,11 @@ struct Step {
     plan: Plan,
 }
 
-/// How far a step's tokens are taken, so that a panic on one leaves the others.
+/// Progress within a step's tokens, so that a panic on one leaves the others.
 #[derive(Debug, Default)]
 struct Cursor {
     entry: usize,
     sample: usize,
-}
-
-/// Counts for monitoring and tests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)] // named in _core.pyi
-pub struct Stats {
-    pub num_running: usize,
-    pub num_waiting: usize,
-    pub num_free_blocks: usize,
-    pub num_cached_blocks: usize,
-    pub num_blocks: usize,
-    pub num_preemptions: u64,
-    pub num_in_flight: usize,
 }
 
 /// See the module doc.
@@ -156,12 +92,12 @@ pub struct EngineCore {
     tokenizer: Option<Arc<Tokenizer>>,
     outbox: Arc<Outbox>,
     metrics: Arc<Metrics>,
-    /// The outbox was filled by a verb that cannot say so; the next `update` does.
+    /// The outbox was filled by a verb without a result for it; the next `update` reports it.
     owes_wake_up: bool,
     /// Preemptions before the scheduler was last replaced.
     preemptions_before: u64,
     indices: Vec<u32>,
-    /// Samples that are over, until somebody asks.
+    /// Samples that are over, until they are taken.
     ended: Vec<u64>,
 }
 
@@ -195,7 +131,7 @@ impl EngineCore {
         })
     }
 
-    /// Where the samples' output goes.
+    /// The samples' output.
     #[must_use]
     pub fn outbox(&self) -> &Arc<Outbox> {
         &self.outbox
@@ -207,7 +143,7 @@ impl EngineCore {
         &self.metrics
     }
 
-    /// The scheduler, to look at.
+    /// The scheduler, read-only.
     #[must_use]
     pub fn scheduler(&self) -> &Scheduler {
         &self.scheduler
@@ -281,7 +217,7 @@ impl EngineCore {
             };
             let max_len = request.max_len;
             let max_tokens = max_len - request.num_prompt;
-            // Text in which nothing is looked for is made when it is fetched.
+            // Text without stop strings is made when it is fetched.
             let (detokenizer, makes_text) = match new.stop {
                 [] => (None, detokenizer),
                 _ => (detokenizer, None),
@@ -313,8 +249,8 @@ impl EngineCore {
         Ok(())
     }
 
-    /// Delivers samples that `add_request` did not take: one delta each, with "error". Whether a
-    /// wake-up is due.
+    /// Delivers samples that `add_request` did not take: one delta each, with "error". Returns true
+    /// if a wake-up is due.
     pub fn refuse(&mut self, request_ids: &[u64]) -> bool {
         let (outbox, metrics) = (self.outbox.clone(), self.metrics.clone());
         let mut outbox = outbox.lock();
@@ -333,9 +269,8 @@ impl EngineCore {
         self.wake_up_is_due(was_empty)
     }
 
-    /// Gives a sample's next delta something to carry. What comes back nobody carries: the extra
-    /// that was there before, or this one where the sample is unknown or over. No lock is held when
-    /// the caller drops it.
+    /// Attaches `extra` to a sample's next delta. Returns the extra that it replaces, or this one where
+    /// the sample is unknown or over. No lock is held when the caller drops it.
     pub fn attach(&mut self, request_id: u64, extra: Extra) -> Option<Extra> {
         let sample = self
             .scheduler
@@ -359,7 +294,7 @@ impl EngineCore {
     }
 
     /// Aborts every request and gives up every step in flight, for a caller that lost track of
-    /// them. Whether a wake-up is due.
+    /// them. Returns true if a wake-up is due.
     pub fn abandon(&mut self, now_s: f64) -> bool {
         let was_empty = self.outbox.lock().is_empty();
         let requests = self.scheduler.requests();
@@ -465,7 +400,7 @@ impl EngineCore {
             .map(|step| &step.plan)
     }
 
-    /// Takes the tokens of the oldest step in flight. Whether a wake-up is due.
+    /// Takes the tokens of the oldest step in flight. Returns true if a wake-up is due.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if it is another step's turn or the shapes are wrong; nothing is
@@ -501,7 +436,8 @@ impl EngineCore {
         Ok(self.wake_up_is_due(was_empty))
     }
 
-    /// The step's computation failed: its requests end with "error". Whether a wake-up is due.
+    /// The step's computation failed: its requests end with "error". Returns true if a wake-up
+    /// is due.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if the step is not in flight.
@@ -533,94 +469,9 @@ impl EngineCore {
         self.spare_plans.push(step.plan);
     }
 
-    /// Prompt and output of an unfinished sample.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] if there is no such sample.
-    pub fn token_ids(&self, request_id: u64) -> Result<Vec<u32>> {
-        let request = &self.scheduler.requests()[self.index(request_id)? as usize];
-        Ok(request
-            .prompt
-            .tokens
-            .iter()
-            .chain(&request.outputs)
-            .copied()
-            .collect())
-    }
-
-    /// The blocks of an unfinished sample; none unless it is admitted.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] if there is no such sample.
-    pub fn block_ids(&self, request_id: u64) -> Result<Vec<u32>> {
-        let request = &self.scheduler.requests()[self.index(request_id)? as usize];
-        Ok(request
-            .seat()
-            .map_or(Vec::new(), |seat| seat.table.block_ids().to_vec()))
-    }
-
-    /// Samples that are not over.
-    #[must_use]
-    pub fn num_unfinished(&self) -> usize {
-        self.scheduler.num_running() + self.scheduler.num_waiting()
-    }
-
-    /// Whether a `schedule` or an `update` is owed.
-    #[must_use]
-    pub fn has_work(&self) -> bool {
-        !self.steps.is_empty() || self.num_unfinished() > 0
-    }
-
     /// Forgets the prefix cache. O(pool).
     pub fn reset_prefix_cache(&mut self) {
         self.scheduler.reset_prefix_cache();
-    }
-
-    /// See [`Stats`].
-    #[must_use]
-    pub fn stats(&self) -> Stats {
-        let pool = self.scheduler.pool().lock();
-        Stats {
-            num_running: self.scheduler.num_running(),
-            num_waiting: self.scheduler.num_waiting(),
-            num_free_blocks: pool.num_free(),
-            num_cached_blocks: pool.num_cached(),
-            num_blocks: pool.num_blocks(),
-            num_preemptions: self.preemptions_before + self.scheduler.num_preemptions,
-            num_in_flight: self.steps.len(),
-        }
-    }
-
-    /// Checks every invariant. O(everything held).
-    ///
-    /// # Errors
-    /// [`Error::Integrity`] naming the first one that is broken.
-    pub fn check_integrity(&self) -> Result<()> {
-        self.check_with(None, 0)
-    }
-
-    /// As `check_integrity`, with a further step that is being taken, from `first` on.
-    fn check_with(&self, taking: Option<&Step>, first: usize) -> Result<()> {
-        let in_flight = self.steps.iter().filter(|step| !step.is_void);
-        let entries = in_flight.flat_map(|step| &step.plan.entries);
-        let rest = taking.iter().flat_map(|step| &step.plan.entries[first..]);
-        self.scheduler.check_integrity(entries.chain(rest))?;
-        for (index, sample) in self.samples.iter().enumerate() {
-            let request = self.scheduler.requests().get(index);
-            let id = request.map(|request| request.request_id);
-            let lives = id.is_some_and(|id| self.scheduler.index_of(id) == Some(index as u32));
-            if sample.is_some() != lives {
-                return Err(Error::integrity(format!(
-                    "sample {index} and request {id:?} disagree"
-                )));
-            }
-        }
-        Ok(())
-    }
-
-    fn index(&self, request_id: u64) -> Result<u32> {
-        let index = self.scheduler.index_of(request_id);
-        index.ok_or_else(|| Error::invalid(format!("request {request_id} is unknown or over")))
     }
 
     fn wake_up_is_due(&mut self, was_empty: bool) -> bool {
@@ -638,31 +489,5 @@ impl EngineCore {
         metrics.num_preemptions = self.preemptions_before + scheduler.num_preemptions;
         metrics.prefix_cache_queries = scheduler.prefix_queries;
         metrics.prefix_cache_hits = scheduler.prefix_hits;
-    }
-}
-
-impl Sampled<'_> {
-    fn validate(&self, num_samples: usize) -> Result<()> {
-        if self.token_ids.len() != num_samples {
-            return Err(Error::invalid(format!(
-                "{} token ids for {num_samples} samples",
-                self.token_ids.len()
-            )));
-        }
-        if let Some(logprobs) = &self.logprobs {
-            let cells = num_samples * logprobs.width;
-            if (logprobs.ids.len(), logprobs.values.len()) != (cells, cells)
-                || logprobs.ranks.len() != num_samples
-                || logprobs.width == 0
-            {
-                return Err(Error::invalid(format!(
-                    "logprobs of shapes {} {} {} for {num_samples} samples",
-                    logprobs.ids.len(),
-                    logprobs.values.len(),
-                    logprobs.ranks.len()
-                )));
-            }
-        }
-        Ok(())
     }
 }

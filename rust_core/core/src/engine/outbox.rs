@@ -1,8 +1,8 @@
-//! What happened to each sample, on its way from the engine thread to the event loop.
+//! Outbox: each sample's news, on its way from the engine thread to the event loop.
 //!
 //! A sample's entry gathers tokens until it is drained, so tokens that arrive while the loop is
 //! busy leave together, as one delta and one write. Server-sent events are assembled only at the
-//! drain, for the same reason, and so is text where no stop string has to be looked for: for 256
+//! drain, for the same reason, and so is text without stop strings: for 256
 //! samples whose data is in no cache it was half of what a step's tokens cost the engine's thread.
 //! Appending is O(1) amortised; draining is O(what is drained).
 
@@ -16,7 +16,7 @@ use crate::scheduler::request::{FinishReason, StopReason};
 use crate::text::detokenizer::Detokenizer;
 use crate::text::sse::{SseTemplate, write_chunk};
 
-/// How a sample's output is delivered.
+/// The way a sample's output is delivered.
 #[derive(Debug, Clone)]
 pub enum Delivery {
     /// As ready frames, but for each sample's last.
@@ -56,7 +56,7 @@ impl PartialEq for Extra {
     }
 }
 
-/// What happened to one sample since it was last drained. See `_core.pyi`.
+/// One sample's news since it was last drained. See `_core.pyi`.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[allow(missing_docs)] // named and explained in _core.pyi
 pub struct Delta {
@@ -80,16 +80,16 @@ pub struct Delta {
 /// A sample's gathered output.
 #[derive(Debug)]
 pub struct Stream {
-    /// What the next drain gives out, without its `sse`.
+    /// The next drain's delta, without its `sse`.
     pub delta: Delta,
     delivery: Delivery,
-    /// Makes the text of `delta.token_ids` at the drain; None where the engine makes it, or nobody.
+    /// Makes the text of `delta.token_ids` at the drain; None where the engine makes it, or there is none.
     // Boxed: large, and the engine's thread passes it by.
     detokenizer: Option<Box<Detokenizer>>,
     queued: bool,
     has_sent_first: bool,
     /// Tokens of `delta.token_ids` whose text is made.
-    num_spoken: usize,
+    num_detokenized: usize,
     /// Its text could not be made.
     has_failed: bool,
     /// Tokens since the last drain.
@@ -97,7 +97,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Whether tokens are wanted as they come.
+    /// True if tokens are delivered as they come.
     #[must_use]
     pub fn is_streaming(&self) -> bool {
         !matches!(self.delivery, Delivery::Final)
@@ -117,10 +117,10 @@ impl Stream {
         } = &mut self.delta;
         // The token that stopped it is not part of the text.
         let is_stopped = *finish_reason == Some(FinishReason::Stop);
-        let num_said = token_ids.len().saturating_sub(usize::from(is_stopped));
-        let num_spoken = std::mem::replace(&mut self.num_spoken, token_ids.len());
+        let num_with_text = token_ids.len().saturating_sub(usize::from(is_stopped));
+        let num_detokenized = std::mem::replace(&mut self.num_detokenized, token_ids.len());
         let done = catch_unwind(AssertUnwindSafe(|| {
-            for &token in &token_ids[num_spoken..num_said] {
+            for &token in &token_ids[num_detokenized..num_with_text] {
                 detokenizer.push(token, text);
             }
             if finish_reason.is_some() {
@@ -137,7 +137,7 @@ impl Stream {
         }
     }
 
-    /// Whether the text that is gathered is not worth a delta: half a character is no news to a
+    /// True if the gathered text is not worth a delta: half a character is no news to a
     /// client that reads text.
     fn is_silent(&self) -> bool {
         matches!(self.delivery, Delivery::Sse(_))
@@ -190,7 +190,7 @@ pub struct OutboxData {
 impl OutboxData {
     /// Opens a sample's stream; the key is good until `finish`.
     ///
-    /// `detokenizer`: makes its text, where whoever adds tokens does not.
+    /// `detokenizer`: makes its text, where the engine does not.
     pub fn open(
         &mut self,
         delta: Delta,
@@ -203,7 +203,7 @@ impl OutboxData {
             detokenizer,
             queued: false,
             has_sent_first: false,
-            num_spoken: 0,
+            num_detokenized: 0,
             has_failed: false,
             num_fresh: 0,
         }) as u32
@@ -239,7 +239,7 @@ impl OutboxData {
         }
     }
 
-    /// Whether there is nothing to drain.
+    /// True if there is nothing to drain.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.order.is_empty()
@@ -255,7 +255,7 @@ impl OutboxData {
                 continue; // its next token is due, whatever the interval
             }
             stream.num_fresh = 0;
-            stream.num_spoken = 0;
+            stream.num_detokenized = 0;
             deltas.push(stream.take());
             if stream.delta.finish_reason.is_some() {
                 self.streams.remove(key as usize);
@@ -385,9 +385,9 @@ mod tests {
             outbox.token_added(key, 1)
         };
         assert!(keys.iter().all(|&key| push(&mut outbox, key)));
-        // More is said to have been made than there are tokens: making the rest trips over that.
-        outbox.stream(keys[1]).num_spoken = 9;
-        outbox.stream(keys[2]).num_spoken = 9;
+        // More is recorded as made than there are tokens: making the rest panics.
+        outbox.stream(keys[1]).num_detokenized = 9;
+        outbox.stream(keys[2]).num_detokenized = 9;
         outbox.stream(keys[2]).delta.finish_reason = Some(FinishReason::Length);
         let reasons: Vec<_> = outbox
             .drain()

@@ -16,12 +16,12 @@ impl EngineCore {
 
     pub(super) fn recover_in_step(&mut self, step: &Step, cursor: &mut Cursor, now_s: f64) {
         if !self.recover_with(Some(step), cursor.entry, now_s) {
-            // The rest of the step speaks of requests that are gone.
+            // The rest of the step is about requests that are gone.
             cursor.entry = usize::MAX;
         }
     }
 
-    /// Returns whether the other requests live on.
+    /// Returns true if the other requests live on.
     fn recover_with(&mut self, taking: Option<&Step>, first: usize, now_s: f64) -> bool {
         let culprit = self.scheduler.current.take();
         let is_sound = catch_unwind(AssertUnwindSafe(|| {

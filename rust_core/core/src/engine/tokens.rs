@@ -188,7 +188,7 @@ impl EngineCore {
         delta.queue_s = sample.scheduled_s.map(|at| at - sample.arrival_s);
         delta.decode_s = decode_s;
         if reason == FinishReason::Length && !has_token {
-            // No token was asked for: the whole service was prefill.
+            // No output token: the whole service was prefill.
             delta.prefill_s = sample.scheduled_s.map(|at| now_s - at);
         }
         let prefill_s = delta.prefill_s;
@@ -264,7 +264,7 @@ impl EngineCore {
 }
 
 fn push_logprobs(delta: &mut Delta, sampled: &SampledLogprobs<'_>, row: usize, k: usize) {
-    // The step's rows are as wide as its most curious request wants them.
+    // The step's rows are as wide as the widest request of the step.
     let width = sampled.width.min(k + 1);
     let cells = row * sampled.width..row * sampled.width + width;
     let (ids, values) = (&sampled.ids[cells.clone()], &sampled.values[cells]);

@@ -7,7 +7,7 @@ use crate::scheduler::request::{NO_GROUP, RequestStatus, Seat};
 
 impl Scheduler {
     /// Admits from the head of the queue while budget, slots and memory last. Never skips the head,
-    /// or a large request could wait for ever behind small ones.
+    /// or a large request could wait for ever while small ones pass it.
     pub(super) fn admit(&mut self, plan: &mut Plan, budget: &mut usize) {
         while *budget > 0 && !self.free_slots.is_empty() {
             let Some((&rank, &index)) = self.waiting.first_key_value() else {

@@ -28,16 +28,16 @@ pub struct Entry {
     pub input_id: i32,
     /// A decode's slot_mapping.
     pub mapping: i32,
-    /// Whether its last query token's logits are sampled.
+    /// The last query token's logits are sampled.
     pub sample: bool,
 }
 
-/// What the scheduler decided for one step; buffers keep their capacity from step to step.
+/// The scheduler's plan of one step; buffers keep their capacity from step to step.
 #[derive(Debug, Default)]
 pub struct Plan {
     /// Decodes first, then prefill chunks.
     pub entries: Vec<Entry>,
-    /// How many of the entries are decodes.
+    /// Number of entries that are decodes.
     pub num_decodes: usize,
     /// Query tokens in all.
     pub num_tokens: usize,
@@ -161,7 +161,7 @@ impl ScheduledBatch {
     }
 }
 
-/// Where a step is written.
+/// A step's destination.
 #[derive(Debug)]
 pub struct Staging<'a> {
     /// At least [`StagingLimits::required_len`] elements.

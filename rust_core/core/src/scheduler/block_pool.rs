@@ -104,7 +104,7 @@ impl BlockPool {
     /// Gives a reference back. The last one frees the block.
     ///
     /// # Panics
-    /// If nobody holds the block.
+    /// If the block has no holder.
     pub fn release(&mut self, id: BlockId) {
         let block = &mut self.blocks[id as usize];
         assert!(block.ref_count > 0, "block {id} is released twice");
@@ -198,7 +198,7 @@ impl BlockPool {
 
 /// The pool as its owners share it: block tables give their references back when they drop.
 ///
-/// One thread drives the core, so the lock is never contended (about 10 ns); it is taken when a
+/// One thread drives the core, so the lock is never contended; it is taken when a
 /// request crosses a block boundary, not per token. Never drop a table while holding the guard.
 #[derive(Debug, Clone)]
 pub struct SharedPool(Arc<Mutex<BlockPool>>);

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::scheduler::batch::StagingLimits;
 
-/// Who is admitted first.
+/// Order of admission.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Policy {
     /// By arrival.

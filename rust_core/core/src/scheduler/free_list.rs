@@ -32,13 +32,13 @@ impl FreeList {
         }
     }
 
-    /// How many indices are in the list.
+    /// Number of indices in the list.
     #[must_use]
     pub(super) fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether `index` is in the list. O(1).
+    /// True if `index` is in the list. O(1).
     #[must_use]
     pub(super) fn contains(&self, index: u32) -> bool {
         self.next[index as usize] != ABSENT

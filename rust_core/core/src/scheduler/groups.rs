@@ -1,7 +1,7 @@
 //! Samples of one prompt (n > 1).
 //!
 //! The leader computes the prompt. When that has come back, the group takes references on the
-//! prompt's full blocks and its other samples join the queue, each to start behind those blocks;
+//! prompt's full blocks and its other samples join the queue, each to start after those blocks;
 //! the last admission drops the group's references. The references are a courtesy: when memory is
 //! short they are revoked before anyone is preempted or kept waiting, and samples then compute (or
 //! find in the prefix cache) for themselves. A leader that ends early hands over to the next.

@@ -7,7 +7,7 @@ use crate::scheduler::request::{NO_SLOT, Rank, RequestStatus, Seat};
 impl Scheduler {
     /// Ends a request. In flight, it keeps what it holds until its steps came back.
     ///
-    /// Returns what is known about its siblings once the last of them has ended.
+    /// Returns the group's totals once the last of its samples has ended.
     pub fn end(&mut self, index: u32) -> Option<GroupDone> {
         let request = &self.requests[index as usize];
         let (request_id, num_output) = (request.request_id, request.outputs.len() as u32);

@@ -1,4 +1,4 @@
-//! Who computes what in the next step: continuous batching over a pool of KV blocks.
+//! Continuous batching over a pool of KV blocks: the requests and tokens of the next step.
 //!
 //! One token budget a step. Decodes come first, then chunks of prompts already admitted, then new
 //! admissions in order of [`Rank`]: FCFS, or by priority. When a decode finds no free block, the
@@ -13,8 +13,8 @@
 //! step comes back; a preempted one gives its blocks back at once and keeps its slot.
 //!
 //! **Admission** takes all blocks of the known tokens at once, so that a prefill never stops
-//! half-way for want of memory, and shares what the prefix cache holds. Contents are named, and
-//! shared, only when their step came back: a failed step poisons nobody else.
+//! half-way without memory, and shares what the prefix cache holds. Contents are named, and
+//! shared, only when their step came back: a failed step poisons no other request.
 //!
 //! **Groups** (n > 1): the first sample, the leader, computes the prompt; the others are parked
 //! until it has, then start on references to its full blocks. See `groups.rs`.
@@ -55,7 +55,7 @@ use crate::scheduler::block_pool::{BlockId, SharedPool};
 use crate::scheduler::prefix_cache::BlockHasher;
 use crate::scheduler::request::{NO_GROUP, NO_SLOT, Prompt, Rank, Request, RequestStatus, Slot};
 
-/// What `add` needs to know.
+/// Arguments of `add`.
 #[derive(Debug, Clone)]
 pub struct NewRequest<'a> {
     /// One id per sample.
@@ -70,23 +70,23 @@ pub struct NewRequest<'a> {
     pub cache_salt: Option<&'a str>,
 }
 
-/// What a step that came back means for one of its entries.
+/// Result of a step that came back for one of its entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Landed {
     /// The request ended meanwhile; the token is dropped.
     Stale,
     /// A chunk of a prompt; more to come.
     Partial,
-    /// The whole prompt of a request that wants no tokens: it is to be ended.
+    /// The whole prompt of a request without output tokens: it is to be ended.
     Complete,
     /// The entry's token belongs to the request.
     Sample,
 }
 
-/// What a finished sample says about its siblings.
+/// A group's totals, once the last of its samples has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GroupDone {
-    /// Samples asked for.
+    /// Number of samples.
     pub num_samples: u32,
     /// The longest output among them.
     pub max_output: u32,
@@ -146,7 +146,7 @@ pub struct Scheduler {
     pub(crate) current: Option<u32>,
 }
 
-/// How many tokens of output a request can append before its buffers grow.
+/// Tokens of output that a request can append before its buffers grow.
 const HEADROOM_TOKENS: usize = 4096;
 
 impl Scheduler {

@@ -1,4 +1,4 @@
-//! What the admitted requests do in a step: decodes, chunks of prefills, memory to grow into.
+//! A step of the admitted requests: decodes, chunks of prefills, memory to grow into.
 
 use super::Scheduler;
 use crate::scheduler::batch::{Entry, ON_DEVICE, Plan};
@@ -24,7 +24,7 @@ impl Scheduler {
             if seat.num_computed == seat.capacity {
                 match self.grow(index, plan) {
                     Growth::Grown => {}
-                    // Blocks come back with a step in flight, and lower ranks want them too.
+                    // Blocks come back with a step in flight, and lower ranks compete for them.
                     Growth::Wait => return,
                     Growth::Preempted => return,
                 }

@@ -1,4 +1,4 @@
-//! One sample's state, as the scheduler sees it. What a state needs it owns: blocks exist only
+//! One sample's state, as the scheduler has it. A state owns what it needs: blocks exist only
 //! inside a [`Seat`], and replacing the status gives them back.
 
 use std::sync::{Arc, OnceLock};
@@ -15,7 +15,7 @@ pub const NO_SLOT: Slot = u32::MAX;
 /// Not part of a group (n = 1).
 pub const NO_GROUP: u32 = u32::MAX;
 
-/// Why a sample ended.
+/// The reason of a sample's end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FinishReason {
     /// An EOS token, a stop token or a stop string.
@@ -44,7 +44,7 @@ impl FinishReason {
     }
 }
 
-/// What made a sample stop, where that is not EOS.
+/// The cause of a stop other than EOS.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StopReason {
     /// One of the request's stop tokens.
@@ -82,7 +82,7 @@ impl Prompt {
         }
     }
 
-    /// What the first block's name continues.
+    /// The name that the first block's name continues.
     #[must_use]
     pub fn root(&self) -> BlockHash {
         self.root
@@ -102,7 +102,7 @@ impl Prompt {
     }
 }
 
-/// What a request holds while it is on the device.
+/// A request's blocks and progress while it is on the device.
 #[derive(Debug)]
 pub struct Seat {
     /// Its blocks.
@@ -123,7 +123,7 @@ pub struct Seat {
     pub closed: bool,
 }
 
-/// Where a request is in its life.
+/// A request's state, with all that it holds in it.
 #[derive(Debug)]
 pub enum RequestStatus {
     /// A sample that waits for its leader to compute the shared prompt; not in the queue.
@@ -157,9 +157,9 @@ pub struct Request {
     pub last_token: u32,
     /// Prompt length.
     pub num_prompt: u32,
-    /// Whether the whole prompt has been computed at least once.
+    /// The whole prompt has been computed at least once.
     pub prompt_done: bool,
-    /// Whether it waits for its first admission after having been parked.
+    /// It waits for its first admission after having been parked.
     pub unparked: bool,
     /// The group of its siblings, or [`NO_GROUP`].
     pub group: u32,
@@ -175,7 +175,7 @@ pub struct Request {
     pub output_hashes: Vec<BlockHash>,
     /// Tokens that the first admission found in the cache or at a sibling.
     pub num_cached_tokens: u32,
-    /// Whether it was admitted before.
+    /// It was admitted before.
     pub was_admitted: bool,
 }
 

@@ -16,7 +16,7 @@ enum Family {
     Llama3 { most_digits: usize },
 }
 
-/// How a text is cut.
+/// A rule by which a text is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct AsciiRules {
     family: Family,
@@ -25,7 +25,7 @@ pub(crate) struct AsciiRules {
 }
 
 impl AsciiRules {
-    /// What this pre-tokenizer does to ASCII text before it maps its bytes; None if that is not
+    /// This pre-tokenizer's cuts of ASCII text before it maps its bytes; None if that is not
     /// known here.
     pub(crate) fn of(step: &PreTokenizerWrapper) -> Option<Self> {
         use PreTokenizerWrapper::{ByteLevel, Digits, Sequence, Split};
@@ -154,7 +154,7 @@ impl AsciiRules {
         }
     }
 
-    /// `\s+(?!\S)|\s+`: all but the last one of several, which belongs to the word behind them.
+    /// `\s+(?!\S)|\s+`: all but the last one of several, which belongs to the word after them.
     fn spaces(self, text: &[u8]) -> usize {
         let len = run(text, 0, is_space);
         debug_assert!(len > 0, "every other byte has a rule");

@@ -28,7 +28,7 @@ pub struct Detokenizer {
 }
 
 impl Detokenizer {
-    /// `stop`: the text ends before the first of these, or behind it with `include_stop`; empty
+    /// `stop`: the text ends before the first of these, or after it with `include_stop`; empty
     /// ones are ignored. `skip_special`: special tokens leave no text.
     pub fn new(
         tokenizer: Arc<Tokenizer>,
@@ -257,7 +257,7 @@ struct Window {
     tokens: Vec<u32>,
     /// The text of `tokens`.
     text: String,
-    /// How many of its bytes have left.
+    /// Number of its bytes that have left.
     num_sent: usize,
     skip_special: bool,
 }

@@ -288,7 +288,7 @@ fn sentence_piece(file: &GgufFile) -> Result<Tokenizer> {
         (true, false),
         (Some(1), Some(2)),
     )?;
-    // Phi-3's chat tokens swallow the white space behind them; the format has no key for it.
+    // Phi-3's chat tokens swallow the white space after them; the format has no key for it.
     let is_phi3 = file.str("general.architecture").as_deref() == Some("phi3");
     // With a space in front, the marks of a token would get one more.
     let rstrip = |text: &str| is_phi3 && !matches!(text, "<unk>" | "<s>" | "<|endoftext|>");

@@ -1,7 +1,7 @@
 //! Splitting: how byte-level tokenizers cut a text into words, by the names GGUF files use.
 //!
 //! Only the words are encoded, each by itself. A name whose rule is not certain is not here: wrong
-//! words make a model subtly worse, which nobody would see.
+//! words make a model subtly worse, unnoticed.
 
 use tokenizers::SplitDelimiterBehavior;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -35,17 +35,17 @@ const WORD_PATTERNS: &[&str] = &[
     SEED_CODER,
 ];
 
-/// How a text is cut into words, each of which is encoded by itself.
+/// Rules by which a text is cut into words, each of which is encoded by itself.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Splitting {
     names: &'static [&'static str],
     /// Each one cuts what the one before has left, into matches and what lies between.
     patterns: &'static [&'static str],
-    /// Whether a word that is a token is taken as it is.
+    /// A word that is a token is taken as it is.
     pub(crate) ignore_merges: bool,
-    /// Whether a text begins with BOS unless the file says otherwise.
+    /// A text begins with BOS unless the file's metadata has it otherwise.
     pub(crate) add_bos: bool,
-    /// Whether text is brought to Unicode's composed form first.
+    /// Text is normalized to Unicode's composed form first.
     pub(crate) compose: bool,
 }
 
@@ -164,7 +164,7 @@ pub(crate) fn splitting(name: &str) -> Option<Splitting> {
     SPLITTINGS.iter().find(is_named).copied()
 }
 
-/// Whether this is one of the patterns above, and if so, whether it makes words of letters.
+/// For one of the patterns above, true if it makes words of letters; else None.
 pub(crate) fn is_word_pattern(pattern: &str) -> Option<bool> {
     let is_known = SPLITTINGS
         .iter()

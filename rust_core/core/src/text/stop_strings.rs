@@ -1,6 +1,6 @@
 //! StopStrings: where a text that arrives in pieces must end.
 //!
-//! One Knuth-Morris-Pratt automaton a stop string: each byte is looked at once, O(bytes x stop
+//! One Knuth-Morris-Pratt automaton a stop string: each byte is read once, O(bytes x stop
 //! strings), whatever the pieces. Text that may be a stop string's beginning is held back; nothing
 //! is allocated once `held` has grown to the longest stop string and piece.
 
@@ -79,12 +79,12 @@ impl StopStrings {
         }
     }
 
-    /// Whether there is nothing to look for.
+    /// True if there are no stop strings.
     pub(crate) fn is_empty(&self) -> bool {
         self.stops.is_empty()
     }
 
-    /// Whether a stop string was found; the text is complete.
+    /// True if a stop string was found; the text is complete.
     pub(crate) fn is_over(&self) -> bool {
         self.is_over
     }

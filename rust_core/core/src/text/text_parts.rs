@@ -1,4 +1,4 @@
-//! Where a long text can be cut without changing its token ids.
+//! Places at which a long text can be cut without changing its token ids.
 //!
 //! Tokenizers that cut a text into words first encode each word by itself. All the patterns known
 //! here start a new word at a space between two ASCII letters, whatever stands around; cutting
@@ -14,7 +14,7 @@ use crate::text::splitting::is_word_pattern;
 /// A part is cut at the first place after so many bytes.
 pub(crate) const PART_BYTES: usize = 32 << 10;
 
-/// Whether the rules of this tokenizer are known to allow cuts. O(added tokens).
+/// True if the rules of this tokenizer are known to allow cuts. O(added tokens).
 pub(crate) fn can_be_cut(tokenizer: &Tokenizer) -> bool {
     let mut finds_words = false;
     tokenizer.get_normalizer().is_none_or(normalizer_allows)

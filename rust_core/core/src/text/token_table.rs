@@ -2,20 +2,20 @@
 //!
 //! Most decoders map a token to the same bytes wherever it stands: byte-level ones, and the
 //! SentencePiece family (replace the space mark, join byte tokens, fuse, strip a leading space).
-//! For those, decoding a token is one look-up. O(vocabulary) to build, O(1) to ask, two allocations.
+//! For those, decoding a token is one look-up. O(vocabulary) to build, O(1) to query, two allocations.
 
 use tokenizers::decoders::DecoderWrapper;
 use tokenizers::pre_tokenizers::metaspace::PrependScheme;
 use tokenizers::{Decoder, Tokenizer};
 
-/// Ids this far beyond the last one found are not looked for.
+/// The search for ids ends this far beyond the last one found.
 const MAX_ID_GAP: u32 = 1 << 16;
 
 const KNOWN: u8 = 1;
 const SPECIAL: u8 = 2;
 const BYTE: u8 = 4;
 
-/// How tokens' bytes become text.
+/// The rule that makes text of tokens' bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Joining {
     /// One stream of bytes; what is not UTF-8 is replaced as in `String::from_utf8_lossy`.

@@ -1,9 +1,9 @@
 //! Tokenizer: text to token ids and back, over the crate `tokenizers`.
 //!
 //! Costs: encoding is O(text) for ordinary text and O(n log n) in the longest run without a split
-//! point. Byte-level tokenizers remember the ids of words (`WordEncoder`): 0.1 us a token instead of
-//! 1.3. It takes about 130 bytes of memory a byte of text, so that long texts are encoded in parts
-//! wherever the rules allow to see that the ids stay the same. Decoding is O(tokens). The table for
+//! point. Byte-level tokenizers remember the ids of words (`WordEncoder`), which is most of their speed
+//! (`cargo bench -p octavo-core --bench text`). Encoding takes many times the text in memory, so long
+//! texts are encoded in parts wherever the rules show that the ids stay the same. Decoding is O(tokens). The table for
 //! incremental decoding and token bytes (`TokenTable`) is built with the tokenizer, O(vocabulary),
 //! so that no request waits for it.
 
@@ -20,7 +20,7 @@ use crate::text::text_parts::{PART_BYTES, parts};
 use crate::text::token_table::TokenTable;
 use crate::text::word_encoder::WordEncoder;
 
-/// Why a tokenizer could not be built or a text not be encoded, in one line.
+/// An error of a tokenizer's construction or of an encoding, in one line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenizerError(pub String);
 
@@ -39,7 +39,7 @@ pub struct Tokenizer {
     words: Option<WordEncoder>,
     vocab_size: usize,
     table: Option<TokenTable>,
-    /// What special tokens put before and behind a text; None if that is not so simple.
+    /// Tokens added before and after a text; None if that is not so simple.
     affixes: OnceLock<Option<(Vec<u32>, Vec<u32>)>>,
 }
 
@@ -62,7 +62,7 @@ fn guarded<T>(encode: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, Token
 
 impl Tokenizer {
     /// Read a `tokenizer.json`. Its truncation and padding are dropped: a prompt is never cut or
-    /// filled up behind the caller's back.
+    /// filled up without the caller's knowledge.
     ///
     /// # Errors
     /// The file cannot be read or does not describe a tokenizer.
@@ -83,7 +83,7 @@ impl Tokenizer {
         Ok(Self::new(inner))
     }
 
-    /// Build from GGUF metadata, as `gguf_tokenizer` says. O(vocabulary + merges).
+    /// Build from GGUF metadata: see `gguf_tokenizer`. O(vocabulary + merges).
     ///
     /// # Errors
     /// A tokenizer model or pre-tokenizer that is not known, or metadata that does not fit together.
@@ -112,7 +112,7 @@ impl Tokenizer {
         }
     }
 
-    /// How many tokens there are, added ones included.
+    /// Number of tokens, added ones included.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
@@ -261,14 +261,14 @@ impl Tokenizer {
         }
     }
 
-    /// Whether this id puts anything into a decoded sequence.
+    /// True if this id adds to a decoded sequence.
     pub(crate) fn is_visible(&self, id: u32, skip_special: bool) -> bool {
         self.inner.id_to_token(id).is_some_and(|token| {
             !skip_special || !self.inner.get_added_vocabulary().is_special_token(&token)
         })
     }
 
-    /// Whether the text of a token depends on those around it, so that there is no table for it.
+    /// True if the text of a token depends on those around it, so that there is no table for it.
     #[must_use]
     pub fn spaces_tokens(&self) -> bool {
         self.table.is_none()
@@ -280,7 +280,7 @@ impl Tokenizer {
     }
 }
 
-/// How many tokens two texts keep of `room`: the longer one loses first, then both alike, and an
+/// Numbers of tokens two texts keep of `room`: the longer one loses first, then both alike, and an
 /// odd token is the second one's.
 fn shares(a: usize, b: usize, room: usize) -> (usize, usize) {
     let half = room / 2;

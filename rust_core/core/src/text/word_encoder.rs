@@ -1,8 +1,8 @@
 //! WordEncoder: the ids of a text, word by word, from memory.
 //!
 //! A tokenizer that cuts a text into words gives a word the same ids wherever it stands, and few
-//! words make up most of a text. A known word costs a look into a hash map, a tenth of what the
-//! crate takes to find its ids again. O(bytes).
+//! words make up most of a text. A known word costs one look-up in a hash map, a fraction of
+//! what the crate takes to find its ids again. O(bytes).
 
 use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock};

@@ -1,4 +1,4 @@
-//! A device that checks what it is told: a KV cache of prefix fingerprints and a deterministic
+//! A device that checks its input: a KV cache of prefix fingerprints and a deterministic
 //! model. Whoever reads a wrong block, position, slot or token sees a wrong fingerprint.
 #![allow(dead_code)] // each test binary uses its part
 
@@ -27,7 +27,7 @@ fn next_token(fingerprint: u64, seed: u64) -> i32 {
     (extend(fingerprint, seed as i32 + 77) % VOCABULARY) as i32
 }
 
-/// What a request asks for.
+/// A request's parameters.
 #[derive(Debug, Clone)]
 pub(crate) struct Wish {
     pub prompt: Vec<u32>,
@@ -56,7 +56,7 @@ impl Wish {
         }
     }
 
-    /// What a sample gets when it runs alone on an endless device, and why it ends.
+    /// A sample's output when it runs alone on an endless device, and the reason of its end.
     fn truth(&self, seed: u64, max_len: usize) -> (Vec<u32>, FinishReason, Option<StopReason>) {
         let mut fingerprint = self.prompt.iter().fold(EMPTY, |f, &t| extend(f, t as i32));
         let mut outputs = Vec::new();
@@ -437,7 +437,7 @@ impl World {
         }
     }
 
-    /// The arrays are those of the step, and what is no sample does nothing.
+    /// The arrays are those of the step, and their padding does nothing.
     fn check_shape(&self, batch: &ScheduledBatch, arrays: &Arrays) {
         let spare = self.config.max_num_seqs;
         assert!(batch.num_tokens <= self.config.max_num_batched_tokens);

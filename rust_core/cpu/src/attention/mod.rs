@@ -81,7 +81,7 @@ pub unsafe fn paged_attention(level: Level, args: AttentionArgs) -> Result<(), S
             with_floats(1, scratch_floats(group, dim), |scratch| {
                 for i in own.clone() {
                     let item = items[i];
-                    // What this thread will probably take next.
+                    // Probably this thread's next.
                     let next = if i + 1 < own.end {
                         i + 1
                     } else {
@@ -116,7 +116,7 @@ pub unsafe fn paged_attention(level: Level, args: AttentionArgs) -> Result<(), S
     Ok(())
 }
 
-/// Whether attention over such a cache rounds queries to bfloat16: they may as well come so.
+/// True where attention over such a cache rounds queries to bfloat16, so that they may be stored so.
 pub fn rounds_queries(level: Level, keys: &Cache, values: &Cache) -> bool {
     level.has_dots() && are_pairs(keys, values)
 }

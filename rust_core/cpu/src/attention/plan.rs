@@ -1,4 +1,4 @@
-//! A call's arguments and its work: items of one request and KV head, and the merges of those that share a token.
+//! A call's arguments and its work: items of one request and KV head, and their merges.
 
 use std::ops::Range;
 
@@ -37,9 +37,9 @@ pub struct AttentionArgs<'a> {
     pub sliding_window: usize,
     /// 0: none.
     pub softcap: f32,
-    /// A query sees nothing behind itself.
+    /// A query attends to no later key.
     pub causal: bool,
-    /// Rows whose queries lie near each thread, ascending, and whose results it wants; may be empty.
+    /// Rows whose queries and results are each thread's own, ascending; may be empty.
     pub shares: &'a [Range<usize>],
     /// [T, Hq Dh]
     pub out: RowsMut,
@@ -148,7 +148,7 @@ pub(super) fn plan(args: &AttentionArgs, group: usize) -> Result<(Vec<Item>, Vec
             window => (position + 1).saturating_sub(window),
         };
         let table = &args.block_table[slot as usize * args.max_blocks..][..blocks];
-        // Blocks before the window may have been given back; their ids are not looked at.
+        // Blocks before the window may have been given back; their ids are not checked.
         let used = first_key(past) / cache.block_size;
         if let Some(id) = table[used..]
             .iter()

@@ -67,11 +67,11 @@ fn shared_blocks(tokens: usize) -> impl Iterator<Item = Range<usize>> {
     })
 }
 
-/// Blocks of rows, each for one thread; none where threads had better share rows.
+/// Blocks of rows, each for one thread; none where sharing rows is faster.
 ///
-/// A thread that has rows for itself reads all weights for them, so T threads of r rows read 4-bit
-/// ones at T / r * 160 GB/s (`linear::int8`: 8 rows of 16 times 32 weights, 320 bytes, in 16 ns). r is
-/// such that this stays below 40, which two cores of a server have.
+/// A thread that has rows for itself reads all weights for them, so the bandwidth T threads of r rows
+/// need grows with T / r. r is such that two cores of a server have it, with 4-bit weights at the
+/// speed of `linear::int8` (`cargo bench -p octavo-cpu --bench cpu`).
 fn task_blocks(tokens: usize, threads: usize, min_rows: usize) -> Vec<Range<usize>> {
     let min_rows = min_rows.max(4 * threads);
     if threads < 2 || tokens < threads * min_rows {

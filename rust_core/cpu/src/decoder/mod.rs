@@ -153,7 +153,7 @@ impl Decoder {
     }
 
     /// hidden [T, D], float32: the embeddings, overwritten; out [T, D]: after the final norm;
-    /// anything in rows that are not wanted.
+    /// rows other than `ends_only`'s are undefined.
     ///
     /// # Errors
     /// When an index of the step is out of range.
@@ -206,8 +206,8 @@ impl Decoder {
         self.layers.iter().map(size).max().unwrap_or(0)
     }
 
-    /// What queries are kept in: the cores pass them to each other, so half as much is better where
-    /// attention makes it that anyway.
+    /// Element type of queries: the cores pass them to each other, so half as many bytes are better
+    /// where attention rounds them anyway.
     fn query_dtype(&self, layer: &Layer) -> DType {
         if rounds_queries(self.level, &layer.k_cache, &layer.v_cache) {
             DType::Bf16
@@ -282,8 +282,8 @@ impl Decoder {
         }
     }
 
-    /// The last layer's attention and all behind it, for rows `ends` alone: a request's last keys and
-    /// values are in the cache by now, and nobody wants its other rows.
+    /// The last layer's attention and all after it, for rows `ends` alone: a request's last keys and
+    /// values are in the cache by now, and its other rows have no reader.
     ///
     /// # Safety
     /// As `forward`; `ends` are ascending rows, one of each request that has any.

@@ -17,7 +17,7 @@ pub struct Step<'a> {
     pub seq_lens: &'a [i32],
     /// [R + 1]
     pub query_start_loc: &'a [i32],
-    /// Only the last row of each request is wanted.
+    /// Only the last row of each request is computed to the end.
     pub ends_only: bool,
 }
 

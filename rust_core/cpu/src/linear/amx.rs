@@ -33,8 +33,8 @@ use crate::scratch::with_floats;
 use crate::simd::{Kernel, Simd};
 use crate::tensor::{Convert, Rows, RowsMut};
 
-/// Fewer rows are faster as int8 or float32 vectors: 16 rows of 3072 x 576 Q4_1 weights take 80 us
-/// in int8 and 103 here, 24 would take 120 and 115.
+/// Fewer rows are faster as int8 or float32 vectors, since unpacking a panel costs the same for any
+/// number of rows: compare levels amx and avx512 in `cargo bench -p octavo-cpu --bench cpu`.
 pub(super) const MIN_ROWS: usize = 20;
 /// Rows of a tile of x and columns of a tile of weights.
 const TILE: usize = 16;
@@ -44,12 +44,12 @@ const STEP: usize = 32;
 const PANEL: usize = 2 * TILE;
 /// Unpacked panels of one task: half of a second-level cache of 2 MiB, the rest is x's.
 const PANEL_BYTES: usize = 1 << 20;
-/// Up to so many rows x is read from the first-level cache, and so had the panel better be.
+/// Up to so many rows x stays in the first-level cache, so panels go one by one to stay there too.
 const ONE_PANEL_ROWS: usize = 32;
 
 /// bfloat16 parts of (x, weights): as many as their types have bits for, except that without
-/// `exact` quantized weights are rounded to one and what they meet to two. One for both changes a
-/// text's perplexity by up to 0.2%, this by less than 0.04%.
+/// `exact` quantized weights are rounded to one and what they meet to two. One part for
+/// both costs perplexity (bench/NOTES.md, "Integer products"), this does not.
 fn parts(packed: Packed, x: DType, exact: bool) -> (usize, usize) {
     let of = |dtype| match dtype {
         DType::Bf16 => 1,
@@ -79,7 +79,7 @@ unsafe impl Sync for Activations {}
 unsafe impl Send for Activations {}
 
 impl Activations {
-    /// Where a row's first elements begin.
+    /// Address of a row's first elements.
     ///
     /// # Safety
     /// It exists.
@@ -202,8 +202,8 @@ unsafe fn split_panel(panel: *const f32, pairs: usize, num_parts: usize, to: *mu
     }
 }
 
-/// `unpack` in one pass for quantized weights in one part: by way of float32 it takes twice as
-/// long, two thirds of the whole product of few rows. `to` holds K * 32 elements.
+/// `unpack` in one pass for quantized weights in one part: the way by float32
+/// would take most of the time of a product of few rows. `to` holds K * 32 elements.
 struct RoundPanel {
     weight: View,
     panel: usize,
@@ -244,7 +244,7 @@ impl<S: Simd> Out<S> for Pairs {
     }
 }
 
-/// What `ldtilecfg` reads: all eight tiles of 16 rows of 64 bytes.
+/// Operand of `ldtilecfg`: all eight tiles of 16 rows of 64 bytes.
 #[repr(C, align(64))]
 struct TileConfig {
     palette: u8,
@@ -326,7 +326,7 @@ macro_rules! multiply {
 
 /// Two tiles of rows times a panel.
 struct Multiply {
-    /// Their first step; the second tile is `tile` elements behind.
+    /// Their first step; the second tile is `tile` elements after it.
     x: *const u16,
     tile: usize,
     x_parts: usize,
@@ -340,7 +340,7 @@ struct Multiply {
 
 impl Multiply {
     /// # Safety
-    /// The tiles are configured as `ALL_TILES` says; the operands are of the module doc's layouts.
+    /// The tiles are configured as in `ALL_TILES`; the operands are of the module doc's layouts.
     unsafe fn run(self) {
         // SAFETY: the caller's; only tile registers, `sums` and the operands change.
         unsafe {
@@ -371,9 +371,9 @@ pub(super) struct AmxTask {
     pub bias: Option<Rows>,
     /// [M, N]
     pub y: RowsMut,
-    /// Which panels.
+    /// Range of panels.
     pub panels: Range<usize>,
-    /// Which rows; the first a multiple of 32.
+    /// Range of rows; the first a multiple of 32.
     pub rows: Range<usize>,
 }
 
@@ -444,7 +444,7 @@ impl AmxTask {
         });
     }
 
-    /// One panel's parts, zeros behind K.
+    /// One panel's parts, zeros after K.
     ///
     /// # Safety
     /// As `run`; slice holds K_BLOCK rows of a panel, `to` the parts.

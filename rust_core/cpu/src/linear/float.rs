@@ -20,7 +20,7 @@ use crate::tensor::{Rows, RowsMut, load_some, store_some};
 pub(crate) const K_BLOCK: usize = 256;
 /// Rows of x in one block: their sums stay in the first-level cache.
 pub(crate) const ROW_BLOCK: usize = 96;
-/// What a task needs at any level: a panel slice and a block of sums.
+/// Scratch of a task at any level: a panel slice and a block of sums.
 pub(crate) const SCRATCH_FLOATS: usize = (K_BLOCK + ROW_BLOCK) * 32;
 /// Up to so many rows 16-bit weights are read without unpacking.
 const DIRECT_ROWS: usize = 4;
@@ -35,15 +35,15 @@ pub(crate) struct FloatTask {
     pub bias: Option<Rows>,
     /// [M, N]
     pub y: RowsMut,
-    /// Which panels.
+    /// Range of panels.
     pub panels: Range<usize>,
-    /// Which rows.
+    /// Range of rows.
     pub rows: Range<usize>,
     /// `SCRATCH_FLOATS` of this thread's own.
     pub scratch: *mut f32,
 }
 
-/// How a tile reads two k of a panel.
+/// A panel's element type, as a tile reads two k of it.
 trait Panel: Copy {
     /// # Safety
     /// The pair exists.
@@ -317,18 +317,18 @@ impl FloatTask {
 pub(crate) struct Unpack {
     /// The weight.
     pub weight: View,
-    /// Which panel.
+    /// Index of the panel.
     pub panel: usize,
     /// The first element of K, a multiple of `K_BLOCK`.
     pub k0: usize,
-    /// How many elements, even; the last of an odd K comes with a zero.
+    /// Number of elements, even; the last of an odd K comes with a zero.
     pub len: usize,
     /// Room for them.
     pub slice: *mut f32,
 }
 
 impl Kernel for Unpack {
-    /// Where they are: in the slice, or in the weight itself.
+    /// Their address: in the slice, or in the weight itself.
     type Out = *const f32;
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) -> *const f32 {
@@ -400,13 +400,13 @@ pub(crate) struct Emit {
     pub bias: Option<Rows>,
     /// [M, N]
     pub y: RowsMut,
-    /// Which panel.
+    /// Index of the panel.
     pub panel: usize,
     /// The first row.
     pub row: usize,
-    /// How many.
+    /// Number of rows.
     pub rows: usize,
-    /// What to write.
+    /// Sums to write.
     pub sums: *const f32,
 }
 

@@ -4,8 +4,8 @@
 //! each group's dot product is an exact integer, in steps of that scale, times the weights' one. A
 //! weight's minimum adds minimum * sum of the group's (rounded) activations, which is kept beside.
 //!
-//! Rounding to int8 alone would raise a model's perplexity by half a percent, so a second part holds
-//! what the first one loses. For weights of more than 4 bits it is the first one's error in 256ths of
+//! Rounding to int8 alone would raise a model's perplexity (bench/NOTES.md, "Integer products"), so a
+//! second part holds the first one's error. For weights of more than 4 bits it is counted in 256ths of
 //! a step, with dot products of its own: twice as many. 4-bit weights lie in pairs in a byte, 16
 //! times one and the other, elements k and k + 16 of a group; one product with that byte serves both,
 //! half as many (`Simd::store_nibble_parts`), and gives both 4 bits more than int8.
@@ -26,11 +26,10 @@ use crate::tensor::{Rows, RowsMut, load_some, store_some};
 /// them there; the weights of a task, read once a block, stay in the second level.
 const BLOCK_BYTES: usize = 16 << 10;
 
-/// How far ahead of a tile's reads weights are asked for. A core's window of instructions holds too
-/// few groups of 4-bit weights to keep the memory busy by itself: one row read 33 GB/s on two
-/// AVX-512 cores without, 41 with 1 KiB, 47 with 2, 52 with 4, where a plain sweep reads 48 to 55. And
-/// threads with eight rows each, whose arithmetic takes as long as the memory, a step of 10.7 ms
-/// where 12.0 passed without.
+/// Distance of the prefetch of weights. A core's window of instructions holds too few groups of 4-bit
+/// weights to keep the memory busy by itself; from this distance on one row reads as fast as a plain
+/// sweep, and eight rows gain as well (`cargo bench -p octavo-cpu --bench cpu`; bench/NOTES.md, "One
+/// row").
 const PREFETCH_BYTES: usize = 4096;
 
 /// Rows of x that lie together, group by group, so that a tile finds all it needs of a group at
@@ -66,7 +65,7 @@ const _: () = assert!(ROWS == 8);
 struct Group {
     /// First parts.
     first: [[i8; GROUP]; ROWS],
-    /// What multiplies `PART` times the first part's dot product plus the second one's, the same in all
+    /// Factor of `PART` times the first part's dot product plus the second one's, the same in all
     /// groups of a span.
     scale: [f32; ROWS],
     /// `PART` times the sum of the rounded values in steps; for 6- and 8-bit weights of the first part in steps, as the
@@ -270,9 +269,9 @@ pub(crate) struct Int8Task {
     pub bias: Option<Rows>,
     /// [M, N]
     pub y: RowsMut,
-    /// Which tiles.
+    /// Range of tiles.
     pub tiles: Range<usize>,
-    /// Which rows; the first a multiple of `ROWS`.
+    /// Range of rows; the first a multiple of `ROWS`.
     pub rows: Range<usize>,
 }
 
@@ -342,8 +341,8 @@ impl Int8Task {
             let mut x = self.x.group(row / ROWS, 0).cast_const();
             let (mut acc, mut span) = ([s.zero(); R], [s.zero(); R]);
             let mut left = SPAN;
-            // The next tile follows in memory, so the addresses ahead are worth asking for even
-            // where they are another task's.
+            // The next tile follows in memory, so the addresses ahead are worth a prefetch even where
+            // they are another task's.
             let ahead = |p: *const u8, bytes: usize| {
                 for line in (0..bytes).step_by(64) {
                     s.prefetch(p.wrapping_add(PREFETCH_BYTES + line));
@@ -444,7 +443,7 @@ unsafe fn group<S: Simd, F: Form, const R: usize>(
     }
 }
 
-/// Where rows `at..at + R` begin.
+/// Addresses of rows `at..at + R`.
 #[inline(always)]
 fn rows<const R: usize>(part: &[[i8; GROUP]; ROWS], at: usize) -> [*const i8; R] {
     let mut out = [std::ptr::null(); R];

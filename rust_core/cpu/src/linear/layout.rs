@@ -1,4 +1,4 @@
-//! Packed: how weights lie in memory, and a row's way there and back.
+//! Packed: the layout of weights in memory, and a row's conversion to it and back.
 //!
 //! Layouts, where L is the level's lanes and N is padded with zero rows to a multiple of 2 L:
 //! - F32, F16: panels of 2 L rows; in a panel, for each k, its 2 L rows' elements.
@@ -18,7 +18,7 @@ use crate::float::{DType, f16_to_f32};
 use crate::simd::GROUP;
 use crate::tensor::load_one;
 
-/// How a weight is stored: a plain type, or one of GGUF's block formats.
+/// Storage of a weight: a plain type, or one of GGUF's block formats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Packed {
     /// One element after another.
@@ -323,7 +323,7 @@ pub(crate) struct View {
 }
 
 impl View {
-    /// Where a panel's element `k0`, even, begins in bfloat16 weights, for panels `width` wide.
+    /// Address of a panel's element `k0`, even, in bfloat16 weights, for panels `width` wide.
     ///
     /// # Safety
     /// The element exists.

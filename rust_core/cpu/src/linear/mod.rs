@@ -86,7 +86,7 @@ impl Linear {
         Ok(linear)
     }
 
-    /// What it is packed for.
+    /// The instruction set it is packed for.
     pub fn level(&self) -> Level {
         self.level
     }
@@ -347,9 +347,9 @@ impl Section {
 
 type Range = std::ops::Range<usize>;
 
-/// Up to so many rows wait for the memory. It reads one stretch a thread faster than pieces that
-/// take turns: a row of all of SmolLM2-135M's matrices 74 GB/s on two Zen 5 cores, 69 with two pieces a
-/// thread, 58 with six.
+/// Up to so many rows are bound by memory, which reads one stretch a thread faster than pieces that
+/// take turns: the hardware prefetches along a stretch and begins anew at each piece (bench/NOTES.md,
+/// "Integer products on two Zen 5 cores").
 const STREAM_ROWS: usize = 8;
 
 /// Cut `units` columns of work times `rows` into tasks; more rows than `STREAM_ROWS` into several a

@@ -1,4 +1,6 @@
 //! Avx512: AVX-512 F, BW, VL, DQ and VNNI, 16 lanes; with DOTS the dot products of bfloat16 as well.
+//!
+//! Longer than other files, since it is one trait's methods, in the order of `simd`.
 
 use std::arch::x86_64::*;
 

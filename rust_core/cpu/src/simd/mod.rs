@@ -22,7 +22,7 @@ pub use octavo_formats::blocks::GROUP;
 
 /// Work that is compiled per level. `run` must be `inline(always)`.
 pub trait Kernel {
-    /// What it returns.
+    /// Its result.
     type Out;
     /// # Safety
     /// Each kernel states what its fields must satisfy.
@@ -32,7 +32,7 @@ pub trait Kernel {
 /// Vector operations. A value of the type is the proof that its instructions exist here.
 ///
 /// # Safety
-/// The pointer methods read or write `LANES` elements (or what they say) at any alignment; the
+/// The pointer methods read or write `LANES` elements (or the number they state) at any alignment; the
 /// caller vouches for that memory.
 #[allow(missing_docs, clippy::missing_safety_doc)]
 pub trait Simd: Copy {
@@ -59,7 +59,7 @@ pub trait Simd: Copy {
     fn round(self, a: Self::V) -> Self::V;
     /// 2 to the power of an integral value in [-126, 127].
     fn pow2(self, a: Self::V) -> Self::V;
-    /// Where a < b: yes, elsewhere no.
+    /// For each lane, yes if a < b, else no.
     fn select_lt(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
     fn sum(self, a: Self::V) -> f32;
     fn hmax(self, a: Self::V) -> f32;
@@ -92,7 +92,7 @@ pub trait Simd: Copy {
     unsafe fn store_i8(self, p: *mut i8, a: Self::V);
 
     /// Cut elements k (`low`) and k + 16 (`high`) of a group, at most 118, into bytes that `dot_nibbles`
-    /// multiplies: a at `first`, b 16 behind it, y at `second` and 16 behind it, so that k's value is
+    /// multiplies: a at `first`, b 16 after it, y at `second` and 16 after it, so that k's value is
     /// a + y / 256 and that of k + 16 is b + y / 16. Returns 256 (a + b) + 17 y.
     ///
     /// y = 16 h + l: l is the sixteenths of element k + 16, h those of element k less l / 256, and b
@@ -193,7 +193,7 @@ pub trait Simd: Copy {
         surplus: [i32; R],
     ) -> [Self::V; R];
 
-    /// Whether `transpose_bf16` exists.
+    /// True if `transpose_bf16` exists.
     const TRANSPOSES: bool = false;
 
     /// 32 bf16 of each of 16 rows as columns: element i of row j goes to `to[i * stride + j]`.
@@ -201,7 +201,7 @@ pub trait Simd: Copy {
         unreachable!("not of this level")
     }
 
-    /// Whether the next three exist: for each word, dot products of pairs of bf16, rounded once in a
+    /// True if the next three exist: for each word, dot products of pairs of bf16, rounded once in a
     /// while between them.
     const DOTS_BF16: bool = false;
 

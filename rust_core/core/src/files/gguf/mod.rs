@@ -26,7 +26,7 @@ use self::cursor::{Cursor, shown};
 use self::header::{Metadata, parse};
 pub use self::value::{ArrayInfo, TensorInfo, Value, ValueType};
 
-/// What is wrong with a GGUF file, in one line.
+/// An error in a GGUF file, in one line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GgufError(pub String);
 

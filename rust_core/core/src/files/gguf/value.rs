@@ -6,7 +6,7 @@ use octavo_formats::kinds::TensorKind;
 
 /// The type of a metadata value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)] // the names say it
+#[allow(missing_docs)] // the names are the documentation
 pub enum ValueType {
     U8,
     I8,
@@ -67,7 +67,7 @@ pub enum Value {
 pub struct ArrayInfo {
     /// The type of every item.
     pub item: ValueType,
-    /// How many items.
+    /// Number of items.
     pub len: usize,
     pub(super) range: Range<usize>,
 }

@@ -1,0 +1,38 @@
+//! AddRequest: a request as the engine receives it.
+
+use crate::engine::outbox::Delivery;
+
+/// One request: a sample per id, all of one prompt.
+#[derive(Debug, Default)]
+pub struct AddRequest<'a> {
+    /// One per sample, not in use.
+    pub request_ids: &'a [u64],
+    /// At least one token.
+    pub prompt: &'a [u32],
+    /// Clipped to what the model's length and the KV cache leave.
+    pub max_tokens: usize,
+    /// No EOS, stop token or stop string counts before so many tokens.
+    pub min_tokens: usize,
+    /// Empty: EOS is ignored.
+    pub eos_token_ids: &'a [u32],
+    /// Further ids that end a sample.
+    pub stop_token_ids: &'a [u32],
+    /// Strings that end a sample; need a tokenizer.
+    pub stop: &'a [String],
+    /// The stop string is part of the text.
+    pub include_stop_str_in_output: bool,
+    /// Special tokens leave no text.
+    pub skip_special_tokens: bool,
+    /// Number of likely tokens to report with each.
+    pub num_logprobs: Option<usize>,
+    /// Lower is served first under the priority policy.
+    pub priority: i64,
+    /// Separates prefix caches.
+    pub cache_salt: Option<&'a str>,
+    /// When it arrived.
+    pub arrival_s: f64,
+    /// Tokens per delta of its streams, at least 1; None: the engine's.
+    pub stream_interval: Option<u32>,
+    /// One per sample.
+    pub deliveries: Vec<Delivery>,
+}
