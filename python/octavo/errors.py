@@ -130,6 +130,10 @@ class ContentTypeError(OctavoError):
     """The body is not declared to be JSON."""
 
 
+class ContentCodingError(OctavoError):
+    """The body is compressed in a way that is not decoded here."""
+
+
 class HeaderTooLargeError(OctavoError):
     """The request's head is over the limit."""
 
@@ -201,6 +205,9 @@ ERROR_TABLE: dict[type[BaseException], ErrorKind] = {
     BodyTimeoutError: ErrorKind(408, _INVALID, "request_timeout", {"Connection": "close"}),
     BodyTooLargeError: ErrorKind(413, _INVALID, "body_too_large"),
     ContentTypeError: ErrorKind(415, _INVALID, "unsupported_content_type"),
+    ContentCodingError: ErrorKind(
+        415, _INVALID, "unsupported_content_encoding", {"Accept-Encoding": "gzip, deflate"}
+    ),
     HeaderTooLargeError: ErrorKind(431, _INVALID, "header_too_large", {"Connection": "close"}),
     RouteNotImplementedError: ErrorKind(501, _INVALID, "not_implemented"),
     QueueFullError: ErrorKind(503, "service_unavailable", "queue_full", _RETRY),

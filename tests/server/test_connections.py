@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import gzip
 import json
+import re
 import socket
 import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import RunningServer, StartServer
+from harness import RunningServer, StartServer, tiny_server
 
-from octavo.server.http import exchange, http_server
+from octavo.server.http import exchange, http_server, limits
 
 COMPLETION = "/v1/completions"
 
@@ -22,6 +28,13 @@ def request(body: dict[str, Any], version: str = "1.1", headers: str = "") -> by
         f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
     )
     return head.encode() + data
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def read_all(sock: socket.socket) -> bytes:
@@ -43,7 +56,34 @@ def test_a_connection_that_is_not_to_be_kept(
         head, _, body = read_all(sock).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 ")
     assert b"\r\nconnection: close" in head
-    assert body.endswith(b"0\r\n\r\n" if stream else b"}")
+    if stream and version == "1.0":
+        assert b"transfer-encoding" not in head.lower()
+        events = body.split(b"\n\n")
+        assert events[-2:] == [b"data: [DONE]", b""]
+        assert all(event.startswith(b"data: ") for event in events[:-1])
+    else:
+        assert body.endswith(b"0\r\n\r\n" if stream else b"}")
+
+
+def test_a_stream_of_http_1_0_by_the_core(tmp_path: Path) -> None:
+    """The core writes chunks past the protocol; here it must not."""
+    server = tiny_server(tmp_path)
+    try:
+        body = {"prompt": [1, 2, 3], "stream": True, "max_tokens": 40, "ignore_eos": True}
+        with server.socket() as sock:
+            sock.sendall(request({**body, "seed": 1}, "1.0"))
+            answer = read_all(sock)
+        with server.socket() as sock:
+            sock.sendall(request({**body, "seed": 1}, headers="Connection: close\r\n"))
+            chunks = read_all(sock)
+    finally:
+        server.stop()
+    events = answer.partition(b"\r\n\r\n")[2].split(b"\n\n")
+    assert events[-2:] == [b"data: [DONE]", b""]
+    texts = [json.loads(event[6:])["choices"][0]["text"] for event in events[:-2]]
+    assert len(texts) > 2
+    pieces = re.findall(rb'data: (\{"id".*\})', chunks)
+    assert "".join(texts) == "".join(json.loads(p)["choices"][0]["text"] for p in pieces)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -88,6 +128,15 @@ def test_a_client_slow_to_read_whole_answers_gets_each(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More than the kernel's buffers hold, asked for in one go."""
+    connect = http_server.HttpProtocol.connection_made
+
+    def connection_made(protocol: http_server.HttpProtocol, transport: asyncio.Transport) -> None:
+        # Small whatever the kernel's defaults are.
+        sock = transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        connect(protocol, transport)
+
+    monkeypatch.setattr(http_server.HttpProtocol, "connection_made", connection_made)
     texts = [f"{number:04d}" + "x" * 100 for number in range(1024)]
     body = {"prompt": texts, "echo": True, "max_tokens": 0, "n": 4}
     num_requests = 16
@@ -116,3 +165,128 @@ def test_a_client_slow_to_read_whole_answers_gets_each(
     assert data == b""
     # It was tried both ways: at once, and after a wait for room.
     assert set(written) == {True, False}
+
+
+# ------------------------------------------------------------- offers of another protocol
+
+
+OFFERS = [
+    "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n",
+    "Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
+    "Upgrade: TLS/1.2, HTTP/3.0\r\nConnection: keep-alive, Upgrade\r\n",
+]
+
+
+def chunked(body: dict[str, Any], headers: str) -> bytes:
+    data = json.dumps(body).encode()
+    head = (
+        f"POST {COMPLETION} HTTP/1.1\r\nHost: localhost\r\n{headers}"
+        "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    parts = (data[at : at + 7] for at in range(0, len(data), 7))
+    return head.encode() + b"".join(b"%x\r\n%b\r\n" % (len(p), p) for p in parts) + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize("offer", OFFERS)
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("encode", [request, chunked])
+@pytest.mark.parametrize("step", [0, 50])
+def test_an_offer_to_upgrade_is_a_request_like_any_other(
+    server: RunningServer, offer: str, stream: bool, encode: Any, step: int
+) -> None:
+    """Its body is read, however it comes, it is answered, and the connection goes on."""
+    body = {"prompt": "x", "stream": stream, "max_tokens": 3}
+    sent = request(body, headers=offer) if encode is request else chunked(body, offer)
+    data = sent * 2 + request(body, headers="Connection: close\r\n")
+    with server.socket() as sock:
+        for at in range(0, len(data), step or len(data)):
+            sock.sendall(data[at : at + (step or len(data))])
+            time.sleep(0.001)
+        answers = read_all(sock)
+    assert answers.count(b"HTTP/1.1 200 ") == 3
+    assert answers.count(b"data: [DONE]" if stream else b'"choices":') == 3
+
+
+def test_offers_without_a_body_and_tunnels(server: RunningServer) -> None:
+    with server.socket() as sock:
+        head = f"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n{OFFERS[0]}\r\n".encode()
+        last = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        sock.sendall(head * 500 + last)
+        answers = read_all(sock)
+    assert answers.count(b"HTTP/1.1 200 ") == 501
+    with server.socket() as sock:
+        sock.sendall(b"CONNECT /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n\x16\x03\x01")
+        assert read_all(sock).startswith(b"HTTP/1.1 405 ")
+    assert server.get("/health").status == 200
+
+
+# ------------------------------------------------------------------------- compressed bodies
+
+
+BODY = json.dumps({"prompt": "x", "max_tokens": 2}).encode()
+
+
+def bare_deflate(data: bytes) -> bytes:
+    return zlib.compress(data)[2:-4]
+
+
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [
+        ("gzip", gzip.compress(BODY)),
+        ("X-GZIP", gzip.compress(BODY[:9]) + gzip.compress(BODY[9:]) + bytes(100)),
+        ("deflate", zlib.compress(BODY)),
+        ("deflate", bare_deflate(BODY)),
+        ("identity", BODY),
+        ("", BODY),
+    ],
+)
+def test_compressed_bodies_are_read(server: RunningServer, coding: str, body: bytes) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": coding}
+    answer = server.post(COMPLETION, body, headers)
+    assert answer.status == 200, answer.body
+    assert answer.json["usage"]["completion_tokens"] == 2
+
+
+@pytest.mark.parametrize(
+    ("coding", "body", "status", "message"),
+    [
+        ("br", BODY, 415, "'br' is not supported"),
+        ("gzip, gzip", gzip.compress(gzip.compress(BODY)), 415, "'gzip, gzip' is not supported"),
+        ("gzip", BODY, 400, "not valid gzip"),
+        ("gzip", gzip.compress(BODY)[:-9], 400, "not valid gzip"),
+        ("gzip", gzip.compress(b"") * 1000 + gzip.compress(BODY), 400, "not valid gzip"),
+        ("gzip", gzip.compress(BODY) + b"more", 400, "not valid gzip"),
+        ("deflate", b"\xff" * 9, 400, "not valid deflate"),
+        ("gzip", gzip.compress(b" " * (limits.MAX_BODY_BYTES + 1)), 413, "larger than"),
+        ("gzip", gzip.compress(b" " * limits.MAX_BODY_BYTES) * 4, 413, "larger than"),
+        ("gzip", gzip.compress(b"{"), 400, "not valid JSON"),
+    ],
+)
+def test_compressed_bodies_that_are_refused(
+    server: RunningServer, coding: str, body: bytes, status: int, message: str
+) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": coding}
+    answer = server.post(COMPLETION, body, headers)
+    assert answer.status == status
+    assert message in answer.error["message"]
+    if status == 415:
+        assert answer.headers["accept-encoding"] == "gzip, deflate"
+
+
+# --------------------------------------------------------------------------- half-closed clients
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_shuts_down_its_side_has_left(
+    start_server: StartServer, stream: bool
+) -> None:
+    """A killed process looks the same; what nobody may be there to read is not computed."""
+    server = start_server()
+    server.engine.delay_s = 0.2
+    with server.socket() as sock:
+        sock.sendall(request({"prompt": "x", "max_tokens": 1000, "stream": stream}))
+        wait_for(lambda: len(server.engine.running) == 1)
+        sock.shutdown(socket.SHUT_WR)
+        wait_for(lambda: not server.engine.running)
+        assert not read_all(sock).endswith((b"}", b"[DONE]\n\n"))

@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from octavo.errors import BadRequestError, BodyTimeoutError, ContentTypeError
 from octavo.server.http import limits
+from octavo.server.http.content_coding import coding_of, decode_body
 from octavo.server.http.http_server import take_body, write_answer, write_stream_head
 
 if TYPE_CHECKING:
@@ -82,13 +83,18 @@ class Exchange(Request):
         """The body, which must be a JSON object.
 
         Raises:
-            ContentTypeError, BodyTooLargeError, BodyTimeoutError, BadRequestError: bad requests.
+            ContentTypeError, ContentCodingError, BodyTooLargeError, BodyTimeoutError,
+                BadRequestError: bad requests.
             ClientDisconnect: the client went away in the middle.
         """
         content_type = header(self.scope, b"content-type") or b""
         if content_type != _JSON and content_type.partition(b";")[0].strip().lower() != _JSON:
             raise ContentTypeError("the request's Content-Type must be application/json")
+        coding = coding_of(header(self.scope, b"content-encoding"))
         body = await self._read_body()
+        if coding is not None:
+            # A small body may be a large one, which the event loop must not wait for.
+            body = await asyncio.to_thread(decode_body, body, coding)
         try:
             value = orjson.loads(body)
         except orjson.JSONDecodeError as error:
