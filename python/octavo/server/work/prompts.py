@@ -51,10 +51,16 @@ async def encode_chat(state: ServerState, request: ChatRequest | TokenizeRequest
             **variables,
         )
 
-    num_chars = sum(len(message["content"] or "") for message in messages)
+    num_chars = sum(_num_chars(message["content"]) for message in messages)
     text = render() if num_chars <= INLINE_CHARS else await asyncio.to_thread(render)
     # The template has written the special tokens already.
     return await encode(state.engine, text, request.add_special_tokens or False, "messages")
+
+
+def _num_chars(content: str | list[dict[str, str]] | None) -> int:
+    if isinstance(content, list):
+        return sum(len(part["text"]) for part in content)
+    return len(content or "")
 
 
 async def encode(
