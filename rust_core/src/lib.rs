@@ -24,6 +24,7 @@ mod ascii_words;
 pub mod dequantize;
 pub mod detokenizer;
 pub mod gguf;
+mod gguf_end_tokens;
 mod gguf_tokenizer;
 mod splitting;
 mod stop_strings;
@@ -31,6 +32,7 @@ pub mod stream;
 mod text_parts;
 mod token_table;
 pub mod tokenizer;
+mod tokenizer_changes;
 mod word_encoder;
 
 #[cfg(feature = "python")]

@@ -20,7 +20,7 @@ use pyo3::types::{PyBytes, PyDict, PyList, PyMemoryView, PyTuple};
 use self::token_ids::PyTokenIds;
 use crate::detokenizer::Detokenizer;
 use crate::gguf::{GgufError, GgufFile, Value};
-use crate::tokenizer::{Tokenizer, TokenizerError};
+use crate::tokenizer::{AddedToken, PrefixSpace, Tokenizer, TokenizerError};
 
 /// The compiled half of octavo. See `_core.pyi` for the contract.
 #[pymodule]
@@ -52,6 +52,18 @@ impl From<TokenizerError> for PyErr {
     }
 }
 
+/// content, special, normalized, lstrip, rstrip, single_word
+type AddedTokenTuple = (String, bool, bool, bool, bool, bool);
+
+fn added_token(tuple: AddedTokenTuple) -> AddedToken {
+    let (content, special, normalized, lstrip, rstrip, single_word) = tuple;
+    AddedToken::from(content, special)
+        .normalized(normalized)
+        .lstrip(lstrip)
+        .rstrip(rstrip)
+        .single_word(single_word)
+}
+
 #[pyclass(frozen, name = "Tokenizer", module = "octavo._core")]
 pub(crate) struct PyTokenizer {
     pub(crate) inner: Arc<Tokenizer>,
@@ -73,6 +85,43 @@ impl PyTokenizer {
         Ok(Self {
             inner: Arc::new(inner),
         })
+    }
+
+    fn changed(
+        &self,
+        py: Python<'_>,
+        added: Vec<AddedTokenTuple>,
+        prefix_space: Option<(&str, bool)>,
+    ) -> PyResult<Self> {
+        let prefix_space = match prefix_space {
+            None => None,
+            Some(("ByteLevel", add)) => Some(PrefixSpace::ByteLevel(add)),
+            Some(("Metaspace", add)) => Some(PrefixSpace::Metaspace(add)),
+            Some((other, _)) => {
+                let message = format!("prefix_space: {other:?} is neither ByteLevel nor Metaspace");
+                return Err(PyValueError::new_err(message));
+            }
+        };
+        let added: Vec<AddedToken> = added.into_iter().map(added_token).collect();
+        let inner = py.detach(|| self.inner.changed(&added, prefix_space))?;
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    fn added_tokens(&self) -> Vec<(u32, AddedTokenTuple)> {
+        let tuple = |token: AddedToken| {
+            (
+                token.content,
+                token.special,
+                token.normalized,
+                token.lstrip,
+                token.rstrip,
+                token.single_word,
+            )
+        };
+        let tokens = self.inner.added_tokens();
+        tokens.into_iter().map(|(id, t)| (id, tuple(t))).collect()
     }
 
     #[getter]
@@ -246,8 +295,10 @@ struct PyGgufFile {
 #[pymethods]
 impl PyGgufFile {
     #[new]
-    fn new(py: Python<'_>, path: &str) -> PyResult<Self> {
-        let inner = py.detach(|| GgufFile::open(path))?;
+    #[pyo3(signature = (path, *more), text_signature = "(path, *more)")]
+    fn new(py: Python<'_>, path: String, more: Vec<String>) -> PyResult<Self> {
+        let paths = [vec![path], more].concat();
+        let inner = py.detach(|| GgufFile::open_split(&paths))?;
         Ok(Self {
             inner: Arc::new(inner),
         })
@@ -285,6 +336,10 @@ impl PyGgufFile {
             name: name.to_owned(),
         };
         PyMemoryView::from(Bound::new(py, owner)?.as_any())
+    }
+
+    fn end_token_ids(&self) -> Vec<u32> {
+        Tokenizer::end_tokens_of_gguf(&self.inner)
     }
 
     fn release_pages(&self) {

@@ -52,7 +52,8 @@ def load(path: Path | str | None, **config: Any) -> Any:
 def test_no_model_is_the_packages_gguf(smollm2_path: Path) -> None:
     source = resolve_model(EngineConfig())
     assert (source.kind, source.path, source.name) == ("gguf", smollm2_path, DEFAULT_MODEL)
-    assert source.eos_token_ids == (2,)
+    # Its key's, and two that llama.cpp knows by their spelling: <|endoftext|> and <reponame>.
+    assert source.eos_token_ids == (2, 0, 4)
     assert source.special_tokens["bos_token"] == "<|im_start|>"
     assert source.special_tokens["eos_token"] == "<|im_end|>"
     assert "<|im_start|>" in (source.chat_template or "")
@@ -119,7 +120,7 @@ def test_a_folder_with_one_gguf_and_a_path_that_is_nothing(
     (tmp_path / "m.gguf").symlink_to(smollm2_path)
     assert resolve_model(EngineConfig(model=str(tmp_path))).path == tmp_path / "m.gguf"
     (tmp_path / "n.gguf").symlink_to(smollm2_path)
-    with pytest.raises(ModelLoadError, match=r"holds 2 \.gguf files"):
+    with pytest.raises(ModelLoadError, match=r"holds 2 \.gguf models"):
         resolve_model(EngineConfig(model=str(tmp_path)))
     with pytest.raises(ModelLoadError, match="no such file or folder"):
         resolve_model(EngineConfig(model=str(tmp_path / "none")))

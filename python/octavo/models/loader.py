@@ -204,7 +204,7 @@ def _open_weights(
 def _progress_bar(source: ModelSource) -> Iterator[Progress]:
     files: list[Path] = []
     if source.kind == "gguf":
-        files = [source.path]
+        files = source.gguf_files
     elif source.kind == "safetensors":
         files = safetensors_files(source.path)
     total = sum(file.stat().st_size for file in files) or None
