@@ -13,8 +13,8 @@ class SamplingParams:
     """Sampling and stopping of one request, with vLLM's names and meanings.
 
     ``temperature=0`` is greedy. ``top_k`` 0 or -1 is off. ``logprobs=k`` returns the chosen token's
-    log probability and the k best; None returns none. ``seed`` makes a request's tokens a function
-    of the request alone. ``max_tokens=None`` runs to the model's length limit. A stream's chunk
+    log probability and the k best, -1 of the whole vocabulary; None returns none. ``seed`` makes a
+    request's tokens a function of the request alone; -1 is None, a random one. ``max_tokens=None`` runs to the model's length limit. A stream's chunk
     leaves after ``stream_interval`` tokens, None is the engine's. ``spaces_between_special_tokens``
     makes no difference where a tokenizer writes none; elsewhere false is refused.
 
@@ -55,6 +55,8 @@ class SamplingParams:
             value = getattr(self, name)
             if type(value) is not tuple:
                 object.__setattr__(self, name, tuple(value or ()))
+        if self.seed == -1:
+            object.__setattr__(self, "seed", None)
         # Written out: one of them per request, and a loop over a table takes five times as long.
         # Comparisons in these forms are false for NaN.
         if not self.n >= 1:

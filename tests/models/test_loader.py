@@ -173,6 +173,34 @@ def test_overrides_are_merged_over_the_config(save_tiny: Callable[..., Any]) -> 
     assert resolve_model(engine).model_config.rope.theta == 77.0
 
 
+# ------------------------------------------------------------------- a head that need not be there
+
+
+@pytest.mark.parametrize("family", ["Llama", "Gemma"])
+def test_a_head_of_its_own_is_used_though_the_config_ties_it(
+    save_tiny: Callable[..., Any], family: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, _model = save_tiny(family, tie_word_embeddings=True)
+    embedding = load_file(path / "model.safetensors")["model.embed_tokens.weight"]
+    own = torch.randn_like(embedding)
+    rewrite(path, lambda tensors: tensors.update({"lm_head.weight": own}))
+    model = load(path)
+    assert torch.equal(model.lm_head.weight, own)
+    assert torch.equal(model.embed_tokens.weight, embedding)
+    (record,) = caplog.records
+    assert "lm_head.weight differs and is used" in record.getMessage()
+    caplog.clear()
+    # A copy is left where it is.
+    rewrite(path, lambda tensors: tensors.update({"lm_head.weight": embedding.clone()}))
+    model = load(path)
+    assert model.lm_head.weight is model.embed_tokens.weight
+    assert not caplog.records
+    # One that does not fit is refused, not dropped.
+    rewrite(path, lambda tensors: tensors.update({"lm_head.weight": own[:-1].clone()}))
+    with pytest.raises(ModelLoadError, match=r"lm_head\.weight has shape"):
+        load(path)
+
+
 # ---------------------------------------------------------------------------- faulty safetensors
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from octavo.checkpoints.output_head import has_own_head
 from octavo.checkpoints.quantize import QuantizedWeights
 from octavo.checkpoints.read_ahead import ReadAhead
 from octavo.checkpoints.weights import (
@@ -118,6 +119,9 @@ def load_model(
     """
     if model_config.architecture not in ARCHITECTURES:
         return _load_foreign(source, model_config, dtypes, ops, max_model_len, device)
+    if model_config.tie_word_embeddings and source.kind == "safetensors":
+        is_tied = not has_own_head(safetensors_files(source.path))
+        model_config = model_config.replace(tie_word_embeddings=is_tied)
     build = model_class(model_config.architecture)
     with (
         _read_ahead(source, device) as take,
