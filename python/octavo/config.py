@@ -140,7 +140,7 @@ class EngineConfig:
     )
 
     # --- observability ---
-    max_logprobs: int = _flag(20, "limits", "most logprobs a request may ask for")
+    max_logprobs: int = _flag(20, "limits", "most logprobs a request may ask for; -1: no limit")
 
     def __post_init__(self) -> None:
         def check(ok: bool, name: str, must: str) -> None:
@@ -167,7 +167,7 @@ class EngineConfig:
             "kv_cache_memory_bytes",
             "positive",
         )
-        check(self.max_logprobs >= 0, "max_logprobs", "at least 0")
+        check(self.max_logprobs >= -1, "max_logprobs", "at least 0, or -1")
         check(self.threads is None or self.threads >= 1, "threads", "at least 1")
         check(self.tensor_parallel_size == 1, "tensor_parallel_size", "1 in this version")
         check(self.pipeline_parallel_size == 1, "pipeline_parallel_size", "1 in this version")

@@ -421,6 +421,7 @@ class LLM:
                 token_ids = self._engine.tokenizer.encode_ids(text)
             else:
                 token_ids = checked_ids(given_ids)
+            sampling = self._engine.limits.resolve(sampling)
             max_tokens = self._engine.limits.check(token_ids, sampling)
             ids = [next(self._next_id) for _ in range(sampling.n)]
             output = RequestOutput(

@@ -13,10 +13,11 @@ class SamplingParams:
     """Sampling and stopping of one request, with vLLM's names and meanings.
 
     ``temperature=0`` is greedy. ``top_k`` 0 or -1 is off. ``logprobs=k`` returns the chosen token's
-    log probability and the k best, -1 of the whole vocabulary; None returns none. ``seed`` makes a
-    request's tokens a function of the request alone; -1 is None, a random one. ``max_tokens=None`` runs to the model's length limit. A stream's chunk
-    leaves after ``stream_interval`` tokens, None is the engine's. ``spaces_between_special_tokens``
-    makes no difference where a tokenizer writes none; elsewhere false is refused.
+    log probability and the k best, -1 those of the whole vocabulary; None returns none. ``seed``
+    makes a request's tokens a function of the request alone; -1 is None, a random one.
+    ``max_tokens=None`` runs to the model's length limit. A stream's chunk leaves after
+    ``stream_interval`` tokens, None is the engine's. ``spaces_between_special_tokens`` makes no
+    difference where a tokenizer writes none; elsewhere false is refused.
 
     Raises:
         InvalidParameterError: from construction, naming the field.
@@ -84,10 +85,10 @@ class SamplingParams:
                 raise self._refusal("min_tokens", "at most max_tokens")
         if not (self.stream_interval is None or self.stream_interval >= 1):
             raise self._refusal("stream_interval", "at least 1")
-        if not (self.logprobs is None or self.logprobs >= 0):
-            raise self._refusal("logprobs", "at least 0")
-        if not (self.prompt_logprobs is None or self.prompt_logprobs >= 0):
-            raise self._refusal("prompt_logprobs", "at least 0")
+        if not (self.logprobs is None or self.logprobs >= -1):
+            raise self._refusal("logprobs", "-1, 0 or positive")
+        if not (self.prompt_logprobs is None or self.prompt_logprobs >= -1):
+            raise self._refusal("prompt_logprobs", "-1, 0 or positive")
         if not all(self.stop):
             raise self._refusal("stop", "non-empty strings")
 

@@ -183,6 +183,7 @@ class AsyncEngine:
         max_unfinished = self._engine_loop.runner.max_num_seqs + self.config.max_num_queued_reqs
         if len(self._sinks) + params.n > max_unfinished:
             raise QueueFullError(self.config.max_num_queued_reqs)
+        params = self._engine_loop.limits.resolve(params)
         max_tokens = self._engine_loop.limits.check(prompt_token_ids, params)
         first = next(self._next_id)
         ids = range(first, first + params.n)
@@ -237,6 +238,7 @@ class AsyncEngine:
         Raises:
             QueueFullError, RequestTooLongError, InvalidParameterError, EngineDeadError.
         """
+        params = self._engine_loop.limits.resolve(params)
         text, given_ids = prompt_parts(prompt)
         if given_ids is None:
             assert text is not None
