@@ -22,6 +22,7 @@ LEAVES = {
     "_core",
     "config",
     "errors",
+    "flag_words",
     "flags",
     "outputs",
     "pooling",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -57,14 +58,19 @@ class LLM:
 
     Args:
         model: folder, .gguf file or hub id; None is SmolLM2-135M-Instruct.
-        config: further fields of EngineConfig.
+        config: further fields of EngineConfig; None is the field's default.
 
     Raises:
+        TypeError: an argument that LLM does not have; the message names it.
         ValueError, OSError: the model cannot be loaded.
     """
 
     def __init__(self, model: str | None = None, **config: Any) -> None:
-        self.config = EngineConfig(model=model, **config)
+        known = {field.name for field in dataclasses.fields(EngineConfig)}
+        if unknown := sorted(config.keys() - known):
+            raise TypeError(f"LLM() has no argument {unknown[0]!r}")
+        given = {name: value for name, value in config.items() if value is not None}
+        self.config = EngineConfig(model=model, **given)
         self._engine = EngineLoop(self.config)
         self._engine.finish_warm_up()
         self._next_id = itertools.count()
