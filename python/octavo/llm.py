@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from octavo.beam_search import BeamSearchOutput, BeamSearchParams, search
 from octavo.config import EngineConfig
-from octavo.engine.engine import Prompt, checked_ids, make_scores, prompt_parts
+from octavo.engine.engine import Prompt, checked_ids, make_scores, prompt_parts, prompt_salt
 from octavo.engine.engine_loop import EngineLoop
 from octavo.engine.request import EngineRequest
 from octavo.engine.trace import StepTrace
@@ -445,6 +445,7 @@ class LLM:
                     params=sampling,
                     max_tokens=max_tokens,
                     arrival_s=time.monotonic(),
+                    cache_salt=prompt_salt(prompt),
                     prompt_logprobs=output.scores,
                 )
             )

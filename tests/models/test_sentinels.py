@@ -1,4 +1,4 @@
-"""Values of vLLM's interface that stand for something else: -1."""
+"""What vLLM's offline interface writes: -1 for something else, and keys of a prompt."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from octavo.config import EngineConfig
-from octavo.errors import InvalidParameterError
+from octavo.errors import InvalidParameterError, UnsupportedParameterError
 from octavo.llm import LLM
 from octavo.sampling_params import SamplingParams
 
@@ -63,3 +63,26 @@ def test_minus_one_is_no_seed_and_no_top_k() -> None:
             SamplingParams(**{name: -2})
     with pytest.raises(ValueError, match="max_logprobs must be at least 0, or -1"):
         EngineConfig(max_logprobs=-2)
+
+
+def test_keys_of_a_prompt_are_honoured_or_refused(tmp_path: Path) -> None:
+    llm = open_llm(tmp_path, 20)
+    params = SamplingParams(temperature=0, max_tokens=1)
+    ids = list(range(3, 40))
+
+    def cached(**keys: object) -> int:
+        prompt = {"prompt_token_ids": ids, **keys}
+        (output,) = llm.generate([prompt], params, use_tqdm=False)
+        return output.num_cached_tokens
+
+    found = [cached(cache_salt=salt) for salt in ("a", "b", "a", "b", None)]
+    assert found[:2] == [0, 0]
+    assert found[2] == found[3] > 0
+    assert found[4] == 0
+    assert cached(multi_modal_data=None, type="token") > 0
+    for key in ("multi_modal_data", "prompt_embeds", "mm_processor_kwargs"):
+        with pytest.raises(UnsupportedParameterError, match=f"a prompt's {key} is not supported"):
+            cached(**{key: {"image": 1}})
+    for salt in ("", 7):
+        with pytest.raises(InvalidParameterError, match="cache_salt must be a non-empty string"):
+            cached(cache_salt=salt)
