@@ -59,7 +59,8 @@ def parse_messages(name: str, value: Any) -> list[dict[str, Any]]:
     """Check a conversation.
 
     Returns:
-        New dicts with ``role``, ``content`` (text or None) and what else the message brought.
+        New dicts with ``role``, ``content`` (text, text parts or None) and the message's other
+        fields.
 
     Raises:
         InvalidParameterError, UnsupportedParameterError: naming the field, as ``messages[2].role``.
@@ -93,8 +94,8 @@ def _message(where: str, message: Any) -> dict[str, Any]:
     return clean
 
 
-def _content(where: str, message: dict[str, Any]) -> str | None:
-    """A message's text. Parts are joined by line feeds."""
+def _content(where: str, message: dict[str, Any]) -> str | list[dict[str, str]] | None:
+    """A message's text, or its text parts."""
     content = message.get("content")
     field = f"{where}.content"
     if isinstance(content, str):
@@ -106,7 +107,7 @@ def _content(where: str, message: dict[str, Any]) -> str | None:
         raise InvalidParameterError(f"{field} is missing", field)
     if not isinstance(content, list):
         raise invalid(field, "a string or a list of parts", content)
-    texts = []
+    parts = []
     for index, part in enumerate(content):
         place = f"{field}[{index}]"
         if not isinstance(part, dict):
@@ -118,8 +119,8 @@ def _content(where: str, message: dict[str, Any]) -> str | None:
         text = part.get("text")
         if not isinstance(text, str):
             raise invalid(f"{place}.text", "a string", text)
-        texts.append(text)
-    return "\n".join(texts)
+        parts.append({"type": "text", "text": text})
+    return parts
 
 
 def _tool_calls(field: str, value: Any) -> list[dict[str, Any]]:
