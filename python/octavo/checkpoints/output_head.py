@@ -20,7 +20,7 @@ _ROWS = 1024
 
 
 def has_own_head(files: Sequence[Path]) -> bool:
-    """Whether these safetensors files hold an output head that differs from the embedding.
+    """True where these safetensors files hold an output head that differs from the embedding.
 
     Fine-tunes are saved with a head of their own under a config that still ties it; transformers 5
     uses what is there. Many others hold a copy of the embedding, which is read once. Logs the

@@ -107,7 +107,7 @@ class TokenizerFiles:
 
     @cached_property
     def named_tokens(self) -> dict[str, str | None]:
-        """Name -> text, as ``bos_token`` -> ``<s>``; None where a file says that there is none."""
+        """Name -> text, as ``bos_token`` -> ``<s>``; None where a file has null."""
         named: dict[str, str | None] = {}
         for name, value in self._settings(everything=True).items():
             if name.endswith("_token"):

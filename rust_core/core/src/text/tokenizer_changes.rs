@@ -1,4 +1,4 @@
-//! What the files beside a tokenizer.json change in it: further added tokens, a space in front.
+//! Changes to a tokenizer by the files beside its tokenizer.json: added tokens, a space in front.
 
 use tokenizers::decoders::DecoderWrapper;
 use tokenizers::decoders::sequence::Sequence as DecoderSequence;
@@ -6,7 +6,7 @@ use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::metaspace::PrependScheme;
 use tokenizers::{AddedToken, Tokenizer};
 
-/// What splits a text so that it begins as if a space stood in front, or does not.
+/// The part of a tokenizer that puts a space in front of a text, and whether it is to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PrefixSpace {
     /// Byte-level splitting adds the space.

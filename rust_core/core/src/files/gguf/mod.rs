@@ -144,7 +144,7 @@ impl GgufFile {
         }
     }
 
-    /// A file that is whole has no key, or says that it is one of one.
+    /// Check a file's place in its checkpoint. A whole one has no keys, or a count of 1.
     fn check_part(&self, part: u64, count: u64) -> Result<()> {
         let said = self.unsigned("split.count").unwrap_or(1).max(1);
         let number = self.unsigned("split.no").unwrap_or(0);
