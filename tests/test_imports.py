@@ -24,6 +24,7 @@ LEAVES = {
     "_core",
     "config",
     "errors",
+    "flag_words",
     "flags",
     "outputs",
     "pooling",

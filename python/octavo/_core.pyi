@@ -328,6 +328,9 @@ class TokenIds(Sequence[int]):
     def __getitem__(self, index: slice, /) -> TokenIds: ...
     def __iter__(self) -> Iterator[int]: ...
 
+# content, special, normalized, lstrip, rstrip, single_word
+_AddedToken = tuple[str, bool, bool, bool, bool, bool]
+
 @final
 class Tokenizer:
     """Text to ids and back, with the crate ``tokenizers``. Long work detaches from the GIL."""
@@ -341,6 +344,21 @@ class Tokenizer:
         Raises:
             ValueError: a tokenizer model or pre-tokenizer that is not known, naming it.
         """
+    def changed(
+        self,
+        added: Sequence[_AddedToken],
+        prefix_space: tuple[Literal["ByteLevel", "Metaspace"], bool] | None,
+    ) -> Tokenizer:
+        """A copy with these added tokens, each under the id it has or else the next one.
+
+        ``prefix_space``: the splitting, where it is of that kind, lets a text begin as if a space
+        stood in front, or not.
+
+        Raises:
+            ValueError: the normalizer refuses a token.
+        """
+    def added_tokens(self) -> list[tuple[int, _AddedToken]]:
+        """The added tokens with their ids, in the ids' order."""
     @property
     def vocab_size(self) -> int: ...
     @property
@@ -398,15 +416,17 @@ class Detokenizer:
 
 @final
 class GgufFile:
-    """A GGUF file, mapped, parsed with bounds checks.
+    """A GGUF file, mapped, parsed with bounds checks; or the files of a split one, in order.
 
     Raises:
         ValueError: from construction, one line that names what is wrong and where.
     """
 
-    def __new__(cls, path: str) -> Self: ...
+    def __new__(cls, path: str, *more: str) -> Self: ...
     @property
     def path(self) -> str: ...
+    def end_token_ids(self) -> list[int]:
+        """The tokens that end an answer, by the file's keys and by their spelling."""
     def metadata(self) -> dict[str, Any]:
         """Scalars and strings, and arrays of up to 256 items; longer arrays stay inside."""
     def tensors(self) -> dict[str, tuple[tuple[int, ...], str, int, int]]:

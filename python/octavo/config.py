@@ -15,7 +15,8 @@ def _flag(default: Any, group: str, help: str, **extra: Any) -> Any:
     """A dataclass field that is also a command-line flag.
 
     ``extra``: ``choices``; ``human=True`` (accepts 8k, 2g); ``many=True`` (takes several values);
-    ``short`` (a second spelling such as ``-tp``).
+    ``short`` (a second spelling such as ``-tp``); ``words`` (word -> value, for other spellings);
+    ``vllm_env`` (vLLM's environment variable, read where OCTAVO_<FLAG> is not set).
     """
     return dataclasses.field(default=default, metadata={"group": group, "help": help, **extra})
 
@@ -50,10 +51,15 @@ class EngineConfig:
         "model",
         "type of weights and activations",
         choices=("auto", "float16", "bfloat16", "float32"),
+        words={"half": "float16", "float": "float32"},
     )
     # None: the model's own limit. -1: the longest that fits the KV cache.
     max_model_len: int | None = _flag(
-        None, "model", "longest prompt plus output, in tokens; -1 fits it to memory", human=True
+        None,
+        "model",
+        "longest prompt plus output, in tokens; -1 or auto fits it to memory",
+        human=True,
+        words={"auto": -1},
     )
     seed: int = _flag(0, "model", "seed of requests that bring none")
     generation_config: str = _flag(
@@ -140,7 +146,7 @@ class EngineConfig:
     )
 
     # --- observability ---
-    max_logprobs: int = _flag(20, "limits", "most logprobs a request may ask for")
+    max_logprobs: int = _flag(20, "limits", "most logprobs a request may ask for; -1: no limit")
 
     def __post_init__(self) -> None:
         def check(ok: bool, name: str, must: str) -> None:
@@ -167,7 +173,7 @@ class EngineConfig:
             "kv_cache_memory_bytes",
             "positive",
         )
-        check(self.max_logprobs >= 0, "max_logprobs", "at least 0")
+        check(self.max_logprobs >= -1, "max_logprobs", "at least 0, or -1")
         check(self.threads is None or self.threads >= 1, "threads", "at least 1")
         check(self.tensor_parallel_size == 1, "tensor_parallel_size", "1 in this version")
         check(self.pipeline_parallel_size == 1, "pipeline_parallel_size", "1 in this version")

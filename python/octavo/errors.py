@@ -139,6 +139,10 @@ class TransferCodingError(OctavoError):
     """The body is coded in a way the server does not know."""
 
 
+class ContentCodingError(OctavoError):
+    """The body is compressed in a way that is not decoded here."""
+
+
 class HeaderTooLargeError(OctavoError):
     """The request's head is over the limit."""
 
@@ -212,6 +216,9 @@ ERROR_TABLE: dict[type[BaseException], ErrorKind] = {
     RequestTimeoutError: ErrorKind(408, _INVALID, "request_timeout", {"Connection": "close"}),
     BodyTooLargeError: ErrorKind(413, _INVALID, "body_too_large"),
     ContentTypeError: ErrorKind(415, _INVALID, "unsupported_content_type"),
+    ContentCodingError: ErrorKind(
+        415, _INVALID, "unsupported_content_encoding", {"Accept-Encoding": "gzip, deflate"}
+    ),
     HeaderTooLargeError: ErrorKind(431, _INVALID, "header_too_large", {"Connection": "close"}),
     TransferCodingError: ErrorKind(
         501, _INVALID, "unsupported_transfer_coding", {"Connection": "close"}

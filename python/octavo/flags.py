@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import itertools
 import json
 import os
 import re
@@ -19,7 +20,10 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final, Literal, NoReturn
 
+from octavo.flag_words import plain_words
+
 ENV_PREFIX: Final = "OCTAVO_"
+VLLM_PREFIX: Final = "VLLM_"
 
 # As vLLM reads them: a small letter counts in thousands, a capital in 1024s.
 _POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -64,6 +68,8 @@ class Flag:
     human: bool
     choices: tuple[str, ...]
     short: str | None
+    vllm_env: str | None
+    words: Mapping[str, Any]
 
     @property
     def option(self) -> str:
@@ -86,6 +92,8 @@ class Flag:
             if lowered not in _TRUE | _FALSE:
                 raise ValueError(f"{text!r} is not true or false")
             return lowered in _TRUE
+        if text in self.words:
+            return self.words[text]
         if self.kind == "int":
             return parse_int(text) if self.human else int(text)
         if self.kind == "float":
@@ -99,6 +107,20 @@ class Flag:
             raise ValueError(f"{text!r} is not one of {', '.join(self.choices)}")
         return text
 
+    def parse_many(self, text: str) -> list[Any]:
+        """A word of a flag that takes several: a value, or a JSON list of them.
+
+        Raises:
+            ValueError: not of the flag's kind.
+        """
+        if not text.lstrip().startswith("["):
+            return [self.parse(text)]
+        try:
+            items = json.loads(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is not a JSON list") from None
+        return [self._convert_one(item) for item in items]
+
     def convert(self, value: Any) -> Any:
         """A value from YAML or the environment: text as on the command line, or ready-made.
 
@@ -106,6 +128,8 @@ class Flag:
             ValueError: not of the flag's kind.
         """
         if self.many:
+            if isinstance(value, str) and value.lstrip().startswith("["):
+                return tuple(self.parse_many(value))
             if isinstance(value, str):
                 value = [part.strip() for part in value.split(",") if part.strip()]
             items = value if isinstance(value, list | tuple) else [value]
@@ -145,6 +169,8 @@ def flags_of(config: type[Any]) -> list[Flag]:
                 human=meta.get("human", False),
                 choices=tuple(meta.get("choices", literal)),
                 short=meta.get("short"),
+                vllm_env=meta.get("vllm_env"),
+                words=meta.get("words", {}),
             )
         )
     return flags
@@ -177,6 +203,8 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
+        # The options whose value is an object; filled by add_flags.
+        self.json_options: set[str] = set()
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -190,6 +218,11 @@ class Parser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         """As argparse's; ``parser`` in the namespace is the chosen command's own."""
+        if self.json_options and args is not None:
+            try:
+                args = plain_words(args, self.json_options)
+            except ValueError as error:
+                self.error(str(error))
         parsed, rest = super().parse_known_args(args, namespace)
         # A command's parser is called by that of the commands, and is there first.
         if not hasattr(parsed, "parser"):
@@ -229,7 +262,7 @@ def add_flags(parser: argparse.ArgumentParser, *configs: type[Any]) -> None:
             keywords["action"] = argparse.BooleanOptionalAction
         else:
             keywords["type"] = _argument_type(flag)
-            if flag.choices:
+            if flag.choices and not flag.many:
                 keywords["choices"] = flag.choices
             else:
                 keywords["metavar"] = {"int": "N", "float": "X", "json": "JSON"}.get(
@@ -237,13 +270,15 @@ def add_flags(parser: argparse.ArgumentParser, *configs: type[Any]) -> None:
                 )
             if flag.many:
                 keywords["nargs"] = "+"
+            if flag.kind == "json" and isinstance(parser, Parser):
+                parser.json_options.add(flag.option)
         group.add_argument(*names, **keywords)
 
 
 def _argument_type(flag: Flag) -> Any:
     def convert(text: str) -> Any:
         try:
-            return flag.parse(text)
+            return flag.parse_many(text) if flag.many else flag.parse(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -273,11 +308,14 @@ def resolve(
     if path is not None:
         values.update(_read_yaml(path, flags))
     for flag in flags.values():
-        if flag.env in environ:
-            values[flag.name] = _converted(flag, environ[flag.env], flag.env)
+        for name in filter(None, (flag.vllm_env, flag.env)):
+            if name in environ:
+                values[flag.name] = _converted(flag, environ[name], name)
     for name in flags.keys() & arguments.keys():
         value = arguments[name]
-        values[name] = tuple(value) if isinstance(value, list) else value
+        # A flag that takes several: each of its words may be a list of them.
+        is_list = isinstance(value, list)
+        values[name] = tuple(itertools.chain.from_iterable(value)) if is_list else value
     built = []
     for config in configs:
         names = {field.name for field in dataclasses.fields(config)}
@@ -286,6 +324,12 @@ def resolve(
         except ValueError as error:
             raise FlagError(_as_flag(str(error), names)) from None
     return built
+
+
+def unread_variables(configs: Sequence[type[Any]], environ: Mapping[str, str]) -> list[str]:
+    """The names of vLLM's environment variables that are set and mean nothing here."""
+    read = {flag.vllm_env for config in configs for flag in flags_of(config)}
+    return sorted(name for name in environ if name.startswith(VLLM_PREFIX) and name not in read)
 
 
 def _as_flag(message: str, names: set[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from octavo.beam_search import BeamSearchOutput, BeamSearchParams, search
 from octavo.config import EngineConfig
-from octavo.engine.engine import Prompt, checked_ids, is_token_id, prompt_parts
+from octavo.engine.engine import Prompt, checked_ids, is_token_id, prompt_parts, prompt_salt
 from octavo.engine.engine_loop import EngineLoop
 from octavo.engine.trace import StepTrace
 from octavo.errors import InvalidParameterError
@@ -62,14 +63,19 @@ class LLM:
 
     Args:
         model: folder, .gguf file or hub id; None is SmolLM2-135M-Instruct.
-        config: further fields of EngineConfig.
+        config: further fields of EngineConfig; None is the field's default.
 
     Raises:
+        TypeError: an argument that LLM does not have; the message names it.
         ValueError, OSError: the model cannot be loaded.
     """
 
     def __init__(self, model: str | None = None, **config: Any) -> None:
-        self.config = EngineConfig(model=model, **config)
+        known = {field.name for field in dataclasses.fields(EngineConfig)}
+        if unknown := sorted(config.keys() - known):
+            raise TypeError(f"LLM() has no argument {unknown[0]!r}")
+        given = {name: value for name, value in config.items() if value is not None}
+        self.config = EngineConfig(model=model, **given)
         self._engine = EngineLoop(self.config)
         self._engine.finish_warm_up()
         self._pid = os.getpid()
@@ -429,7 +435,7 @@ class LLM:
                 token_ids = engine.tokenizer.encode_ids(text)
             else:
                 token_ids = checked_ids(given_ids)
-            samples = engine.prepare(token_ids, sampling)
+            samples = engine.prepare(token_ids, sampling, cache_salt=prompt_salt(prompt))
             output = RequestOutput(
                 request_id=str(samples[0].request_id),
                 prompt=text,

@@ -30,10 +30,11 @@ class SamplingParams:
     """Sampling and stopping of one request, with vLLM's names and meanings.
 
     ``temperature=0`` is greedy. ``top_k`` 0 or -1 is off. ``logprobs=k`` returns the chosen token's
-    log probability and the k best; None returns none. ``seed`` makes a request's tokens a function
-    of the request alone. ``max_tokens=None`` runs to the model's length limit. A stream's chunk
-    leaves after ``stream_interval`` tokens, None is the engine's. ``spaces_between_special_tokens``
-    makes no difference where a tokenizer writes none; elsewhere false is refused.
+    log probability and the k best, -1 those of the whole vocabulary; None returns none. ``seed``
+    makes a request's tokens a function of the request alone; -1 is None, a random one.
+    ``max_tokens=None`` runs to the model's length limit. A stream's chunk leaves after
+    ``stream_interval`` tokens, None is the engine's. ``spaces_between_special_tokens`` makes no
+    difference where a tokenizer writes none; elsewhere false is refused.
 
     Numbers may be numpy's, and lists stand for tuples; ``stop`` may be one string, and None an
     empty list. Fields hold Python's own types after construction.
@@ -97,6 +98,8 @@ class SamplingParams:
             and type(self.logit_bias) is dict
         ):
             self._convert_containers()
+        if self.seed == -1:
+            self._set("seed", None)
         # Comparisons in these forms are false for NaN.
         if not 1 <= self.n <= MAX_N:
             raise self._refusal("n", f"between 1 and {MAX_N}")
@@ -125,10 +128,10 @@ class SamplingParams:
             raise self._refusal("seed", "an integer of 64 bits")
         if not (self.stream_interval is None or 1 <= self.stream_interval <= INT32_MAX):
             raise self._refusal("stream_interval", f"between 1 and {INT32_MAX}")
-        if not (self.logprobs is None or 0 <= self.logprobs <= INT32_MAX):
-            raise self._refusal("logprobs", f"between 0 and {INT32_MAX}")
-        if not (self.prompt_logprobs is None or 0 <= self.prompt_logprobs <= INT32_MAX):
-            raise self._refusal("prompt_logprobs", f"between 0 and {INT32_MAX}")
+        if not (self.logprobs is None or -1 <= self.logprobs <= INT32_MAX):
+            raise self._refusal("logprobs", f"between -1 and {INT32_MAX}")
+        if not (self.prompt_logprobs is None or -1 <= self.prompt_logprobs <= INT32_MAX):
+            raise self._refusal("prompt_logprobs", f"between -1 and {INT32_MAX}")
         if self.stop:
             self._check_texts("stop")
         if self.bad_words:

@@ -166,7 +166,7 @@ def run(*words: str) -> int:
     ("words", "says"),
     [
         (["serve", "--max-modle-len", "5"], "did you mean --max-model-len"),
-        (["serve", "--max_model_len", "5"], "did you mean --max-model-len"),
+        (["serve", "--max_modl_len", "5"], "did you mean --max-model-len"),
         (["serve", "--tensor-parallel", "2"], "did you mean --tensor-parallel-size"),
         (["chat", "--modle", "m"], "octavo chat: error: unknown argument '--modle'; did you mean"),
         (["complete", "--max-token", "4", "x"], "did you mean --max-tokens"),
@@ -271,3 +271,88 @@ def test_parser_keeps_no_abbreviations() -> None:
     with pytest.raises(SystemExit):
         parser.parse_args(["--por", "1"])
     assert isinstance(parser.parse_args([]), argparse.Namespace)
+
+
+# ------------------------------------------------------------------------- vLLM's spellings
+
+
+def test_underscores_in_names() -> None:
+    engine, server = parse(
+        "--max_model_len", "4k", "--enable_prefix_caching", "--served-model-name=a_b"
+    )
+    assert (engine.max_model_len, engine.enable_prefix_caching) == (4000, True)
+    assert engine.served_model_name == ("a_b",)
+    assert server.port == 8000
+
+
+def test_keys_of_json_behind_dots() -> None:
+    engine, _ = parse(
+        "--hf_overrides.rope.theta", "1e6", "--hf-overrides", '{"a_b": 1}', "--hf-overrides.name=x_y",
+        "--hf-overrides.list+", "1", "--hf-overrides.list+=[2, 3]", "--hf-overrides.no", "false",
+    )  # fmt: skip
+    assert engine.hf_overrides == {
+        "rope": {"theta": 1e6},
+        "a_b": 1,
+        "name": "x_y",
+        "list": [1, 2, 3],
+        "no": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--hf-overrides.a"], "--hf-overrides.a needs a value"),
+        (["--hf-overrides.a", "--port", "1"], "--hf-overrides.a needs a value"),
+        (["--hf-overrides.a=1", "--hf-overrides.a.b=2"], "a is given as a value and as an object"),
+        (["--hf-overrides.a=1", "--hf-overrides.a+=2"], "a is given as a value and as a list"),
+        (["--hf-overrides", "[1]"], "is not a JSON object"),
+        (["--allowed-origins", '["*"'], "is not a JSON list"),
+        (["--max_modellen", "4"], "did you mean --max-model-len"),
+    ],
+)
+def test_what_is_wrong_with_them(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(*words)
+    assert message in capsys.readouterr().err
+
+
+def test_json_lists() -> None:
+    assert parse("--allowed-origins", '["*"]')[1].allowed_origins == ("*",)
+    assert parse("--api-key", '["a", "b"]', "c")[1].api_key == ("a", "b", "c")
+    environ = {"OCTAVO_ALLOWED_ORIGINS": '["https://a", "https://b"]'}
+    assert parse(env=environ)[1].allowed_origins == ("https://a", "https://b")
+
+
+def test_other_words_for_values() -> None:
+    assert parse("--dtype", "half")[0].dtype == "float16"
+    assert parse("--dtype=float")[0].dtype == "float32"
+    assert parse("--max-model-len", "auto")[0].max_model_len == -1
+    assert parse(env={"OCTAVO_DTYPE": "half"})[0].dtype == "float16"
+
+
+def test_vllm_s_environment(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert parse(env={"VLLM_API_KEY": "k"})[1].api_key == ("k",)
+    assert parse(env={"VLLM_API_KEY": "k", "OCTAVO_API_KEY": "o"})[1].api_key == ("o",)
+    assert parse("--api-key", "c", env={"VLLM_API_KEY": "k"})[1].api_key == ("c",)
+    monkeypatch.setenv("VLLM_API_KEY", "k")
+    monkeypatch.setenv("VLLM_USE_V1", "1")
+    monkeypatch.setattr("octavo.cli.serve.serve", lambda engine, server: 0)
+    assert cli.main(["serve"]) == 0
+    err = capsys.readouterr().err
+    assert "VLLM_USE_V1 is set, and octavo does not read it" in err
+    assert "VLLM_API_KEY" not in err
+
+
+def test_arguments_of_llm() -> None:
+    from octavo.llm import LLM
+
+    with pytest.raises(TypeError, match=r"^LLM\(\) has no argument 'swap_space'$"):
+        LLM(swap_space=4, block_size=16)
+    # None is the default; the refusal is another argument's.
+    with pytest.raises(ValueError, match="block_size must be at least 1"):
+        LLM(enable_chunked_prefill=None, max_num_queued_reqs=None, block_size=0)

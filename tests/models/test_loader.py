@@ -52,7 +52,8 @@ def load(path: Path | str | None, **config: Any) -> Any:
 def test_no_model_is_the_packages_gguf(smollm2_path: Path) -> None:
     source = resolve_model(EngineConfig())
     assert (source.kind, source.path, source.name) == ("gguf", smollm2_path, DEFAULT_MODEL)
-    assert source.eos_token_ids == (2,)
+    # Its key's, and two that llama.cpp knows by their spelling: <|endoftext|> and <reponame>.
+    assert source.eos_token_ids == (2, 0, 4)
     assert source.special_tokens["bos_token"] == "<|im_start|>"
     assert source.special_tokens["eos_token"] == "<|im_end|>"
     assert "<|im_start|>" in (source.chat_template or "")
@@ -119,7 +120,7 @@ def test_a_folder_with_one_gguf_and_a_path_that_is_nothing(
     (tmp_path / "m.gguf").symlink_to(smollm2_path)
     assert resolve_model(EngineConfig(model=str(tmp_path))).path == tmp_path / "m.gguf"
     (tmp_path / "n.gguf").symlink_to(smollm2_path)
-    with pytest.raises(ModelLoadError, match=r"holds 2 \.gguf files"):
+    with pytest.raises(ModelLoadError, match=r"holds 2 \.gguf models"):
         resolve_model(EngineConfig(model=str(tmp_path)))
     with pytest.raises(ModelLoadError, match="no such file or folder"):
         resolve_model(EngineConfig(model=str(tmp_path / "none")))
@@ -170,6 +171,34 @@ def test_overrides_are_merged_over_the_config(save_tiny: Callable[..., Any]) -> 
     path, _model = save_tiny("Llama")
     engine = EngineConfig(model=str(path), hf_overrides={"rope_theta": 77.0, "rope_parameters": {}})
     assert resolve_model(engine).model_config.rope.theta == 77.0
+
+
+# ------------------------------------------------------------------- a head that need not be there
+
+
+@pytest.mark.parametrize("family", ["Llama", "Gemma"])
+def test_a_head_of_its_own_is_used_though_the_config_ties_it(
+    save_tiny: Callable[..., Any], family: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, _model = save_tiny(family, tie_word_embeddings=True)
+    embedding = load_file(path / "model.safetensors")["model.embed_tokens.weight"]
+    own = torch.randn_like(embedding)
+    rewrite(path, lambda tensors: tensors.update({"lm_head.weight": own}))
+    model = load(path)
+    assert torch.equal(model.lm_head.weight.dequantize(), own)
+    assert torch.equal(model.embed_tokens.weight.dequantize(), embedding)
+    (record,) = caplog.records
+    assert "lm_head.weight differs and is used" in record.getMessage()
+    caplog.clear()
+    # A copy is left where it is.
+    rewrite(path, lambda tensors: tensors.update({"lm_head.weight": embedding.clone()}))
+    model = load(path)
+    assert model.lm_head.weight is model.embed_tokens.weight
+    assert not caplog.records
+    # One that does not fit is refused, not dropped.
+    rewrite(path, lambda tensors: tensors.update({"lm_head.weight": own[:-1].clone()}))
+    with pytest.raises(ModelLoadError, match=r"lm_head\.weight has shape"):
+        load(path)
 
 
 # ---------------------------------------------------------------------------- faulty safetensors

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
 import socket
 import time
+import zlib
+from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import RunningServer, StartServer, eventually
+from harness import RunningServer, StartServer, eventually, tiny_server
 
-from octavo.server.http import exchange, http_server
+from octavo.server.http import exchange, http_server, limits
 
 COMPLETION = "/v1/completions"
 
@@ -43,7 +47,34 @@ def test_a_connection_that_is_not_to_be_kept(
         head, _, body = read_all(sock).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 ")
     assert b"\r\nconnection: close" in head
-    assert body.endswith(b"0\r\n\r\n" if stream else b"}")
+    if stream and version == "1.0":
+        assert b"transfer-encoding" not in head.lower()
+        events = body.split(b"\n\n")
+        assert events[-2:] == [b"data: [DONE]", b""]
+        assert all(event.startswith(b"data: ") for event in events[:-1])
+    else:
+        assert body.endswith(b"0\r\n\r\n" if stream else b"}")
+
+
+def test_a_stream_of_http_1_0_by_the_core(tmp_path: Path) -> None:
+    """The core writes chunks past the protocol; here it must not."""
+    server = tiny_server(tmp_path)
+    try:
+        body = {"prompt": [1, 2, 3], "stream": True, "max_tokens": 40, "ignore_eos": True}
+        with server.socket() as sock:
+            sock.sendall(request({**body, "seed": 1}, "1.0"))
+            answer = read_all(sock)
+        with server.socket() as sock:
+            sock.sendall(request({**body, "seed": 1}, headers="Connection: close\r\n"))
+            chunks = read_all(sock)
+    finally:
+        server.stop()
+    events = answer.partition(b"\r\n\r\n")[2].split(b"\n\n")
+    assert events[-2:] == [b"data: [DONE]", b""]
+    texts = [json.loads(event[6:])["choices"][0]["text"] for event in events[:-2]]
+    assert len(texts) > 2
+    pieces = re.findall(rb'data: (\{"id".*\})', chunks)
+    assert "".join(texts) == "".join(json.loads(p)["choices"][0]["text"] for p in pieces)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -126,3 +157,128 @@ def test_a_client_slow_to_read_whole_answers_gets_each(
         answer, data = json.loads(data[:length]), data[length:]
         assert [choice["text"] for choice in answer["choices"][::4]] == texts
     assert data == b""
+
+
+# ------------------------------------------------------------- offers of another protocol
+
+
+OFFERS = [
+    "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n",
+    "Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
+    "Upgrade: TLS/1.2, HTTP/3.0\r\nConnection: keep-alive, Upgrade\r\n",
+]
+
+
+def chunked(body: dict[str, Any], headers: str) -> bytes:
+    data = json.dumps(body).encode()
+    head = (
+        f"POST {COMPLETION} HTTP/1.1\r\nHost: localhost\r\n{headers}"
+        "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    parts = (data[at : at + 7] for at in range(0, len(data), 7))
+    return head.encode() + b"".join(b"%x\r\n%b\r\n" % (len(p), p) for p in parts) + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize("offer", OFFERS)
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("encode", [request, chunked])
+@pytest.mark.parametrize("step", [0, 50])
+def test_an_offer_to_upgrade_is_a_request_like_any_other(
+    server: RunningServer, offer: str, stream: bool, encode: Any, step: int
+) -> None:
+    """Its body is read, however it comes, it is answered, and the connection goes on."""
+    body = {"prompt": "x", "stream": stream, "max_tokens": 3}
+    sent = request(body, headers=offer) if encode is request else chunked(body, offer)
+    data = sent * 2 + request(body, headers="Connection: close\r\n")
+    with server.socket() as sock:
+        for at in range(0, len(data), step or len(data)):
+            sock.sendall(data[at : at + (step or len(data))])
+            time.sleep(0.001)
+        answers = read_all(sock)
+    assert answers.count(b"HTTP/1.1 200 ") == 3
+    assert answers.count(b"data: [DONE]" if stream else b'"choices":') == 3
+
+
+def test_offers_without_a_body_and_tunnels(server: RunningServer) -> None:
+    with server.socket() as sock:
+        head = f"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n{OFFERS[0]}\r\n".encode()
+        last = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        sock.sendall(head * 500 + last)
+        answers = read_all(sock)
+    assert answers.count(b"HTTP/1.1 200 ") == 501
+    with server.socket() as sock:
+        sock.sendall(b"CONNECT /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n\x16\x03\x01")
+        assert read_all(sock).startswith(b"HTTP/1.1 405 ")
+    assert server.get("/health").status == 200
+
+
+# ------------------------------------------------------------------------- compressed bodies
+
+
+BODY = json.dumps({"prompt": "x", "max_tokens": 2}).encode()
+
+
+def bare_deflate(data: bytes) -> bytes:
+    return zlib.compress(data)[2:-4]
+
+
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [
+        ("gzip", gzip.compress(BODY)),
+        ("X-GZIP", gzip.compress(BODY[:9]) + gzip.compress(BODY[9:]) + bytes(100)),
+        ("deflate", zlib.compress(BODY)),
+        ("deflate", bare_deflate(BODY)),
+        ("identity", BODY),
+        ("", BODY),
+    ],
+)
+def test_compressed_bodies_are_read(server: RunningServer, coding: str, body: bytes) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": coding}
+    answer = server.post(COMPLETION, body, headers)
+    assert answer.status == 200, answer.body
+    assert answer.json["usage"]["completion_tokens"] == 2
+
+
+@pytest.mark.parametrize(
+    ("coding", "body", "status", "message"),
+    [
+        ("br", BODY, 415, "'br' is not supported"),
+        ("gzip, gzip", gzip.compress(gzip.compress(BODY)), 415, "'gzip, gzip' is not supported"),
+        ("gzip", BODY, 400, "not valid gzip"),
+        ("gzip", gzip.compress(BODY)[:-9], 400, "not valid gzip"),
+        ("gzip", gzip.compress(b"") * 1000 + gzip.compress(BODY), 400, "not valid gzip"),
+        ("gzip", gzip.compress(BODY) + b"more", 400, "not valid gzip"),
+        ("deflate", b"\xff" * 9, 400, "not valid deflate"),
+        ("gzip", gzip.compress(b" " * (limits.MAX_BODY_BYTES + 1)), 413, "larger than"),
+        ("gzip", gzip.compress(b" " * limits.MAX_BODY_BYTES) * 4, 413, "larger than"),
+        ("gzip", gzip.compress(b"{"), 400, "not valid JSON"),
+    ],
+)
+def test_compressed_bodies_that_are_refused(
+    server: RunningServer, coding: str, body: bytes, status: int, message: str
+) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": coding}
+    answer = server.post(COMPLETION, body, headers)
+    assert answer.status == status
+    assert message in answer.error["message"]
+    if status == 415:
+        assert answer.headers["accept-encoding"] == "gzip, deflate"
+
+
+# --------------------------------------------------------------------------- half-closed clients
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_shuts_down_its_side_has_left(
+    start_server: StartServer, stream: bool
+) -> None:
+    """A killed process looks the same; what nobody may be there to read is not computed."""
+    server = start_server()
+    server.engine.delay_s = 0.2
+    with server.socket() as sock:
+        sock.sendall(request({"prompt": "x", "max_tokens": 1000, "stream": stream}))
+        eventually(lambda: len(server.engine.running) == 1)
+        sock.shutdown(socket.SHUT_WR)
+        eventually(lambda: not server.engine.running)
+        assert not read_all(sock).endswith((b"}", b"[DONE]\n\n"))

@@ -217,3 +217,179 @@ def test_it_knows_the_variables_it_uses() -> None:
     assert template.uses("enable_thinking")
     assert not template.uses("reasoning_effort")
     assert template.render([{"role": "user", "content": "y"}], enable_thinking=True) == "xy"
+
+
+# --------------------------------------------------------- the forms a template is written for
+
+
+def user(*texts: str) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "text", "text": text} for text in texts]}
+
+
+PARTS_ONLY = """\
+{%- for m in messages -%}<{{ m.role }}>
+{%- set body = m['content'] -%}
+{%- for piece in body if piece.type == 'text' -%}{{ piece['text'] | trim }}{%- endfor -%}
+</{{ m.role }}>{%- endfor -%}
+"""
+EITHER = """\
+{%- for m in messages -%}<{{ m.role }}>
+{%- if m.content is string -%}{{ m.content }}{%- else -%}
+{%- for piece in m.content -%}{{ piece.text }}|{%- endfor -%}
+{%- endif -%}</{{ m.role }}>{%- endfor -%}
+"""
+MACRO = """\
+{%- macro write(content) -%}
+{%- if content is string -%}{{ content }}
+{%- elif content is iterable -%}{%- for p in content -%}{{ p.text }}{%- endfor -%}
+{%- endif -%}{%- endmacro -%}
+{%- for m in messages -%}[{{ write(m.content) }}]{%- endfor -%}
+"""
+SYSTEM_AS_TEXT = """\
+{%- for m in messages -%}
+{%- if m.role == 'system' -%}{{ 'S:' + m.content }}
+{%- else -%}{%- for p in m.content -%}{{ m.role[0] }}:{{ p.text }};{%- endfor -%}{%- endif -%}
+{%- endfor -%}
+"""
+CAREFUL = """\
+{%- if messages[0].role != 'system' -%}{{ raise_exception('a rule first') }}{%- endif -%}
+{%- for m in messages -%}{%- for p in m.content -%}{{ p.text }}{%- endfor -%}/{%- endfor -%}
+"""
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "expected"),
+    [
+        (PARTS_ONLY, [user("one", "two")], "<user>onetwo</user>"),
+        (PARTS_ONLY, [{"role": "user", "content": "one"}], "<user>one</user>"),
+        (EITHER, [user("one", "two")], "<user>one|two|</user>"),
+        (EITHER, [{"role": "user", "content": "one"}], "<user>one</user>"),
+        (MACRO, [user("one", "two"), ANSWER], "[onetwo][Hi ]"),
+        (SYSTEM_AS_TEXT, [SYSTEM, user("a", "b"), ANSWER], "S:Be brief & <kind>.u:a;u:b;a:Hi ;"),
+        (
+            SYSTEM_AS_TEXT,
+            [{"role": "system", "content": user("x", "y")["content"]}, user("a")],
+            "S:x\nyu:a;",
+        ),
+        (CAREFUL, [SYSTEM, user("a", "b"), {"role": "critic", "content": "c"}],
+         "Be brief & <kind>./ab/c/"),
+        (CHATML, [{"role": "assistant", "content": user("a")["content"]}],
+         "<|im_start|>system\nYou are helpful.<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n"),
+    ],
+)  # fmt: skip
+def test_content_comes_in_the_form_that_the_template_writes(
+    template: str, messages: list[dict[str, Any]], expected: str
+) -> None:
+    actual = ChatTemplate(template, {}).render(messages, add_generation_prompt=False)
+    assert actual == expected
+
+
+def test_a_template_that_answers_no_question_is_known_by_its_syntax() -> None:
+    refusing = "{% if messages | length != 4 %}{{ raise_exception('four') }}{% endif %}"
+    parts = ChatTemplate(refusing + "{% set c = messages[0].content | list %}"
+                         "{% for p in c %}{{ p.text }}{% endfor %}", {})  # fmt: skip
+    assert parts.render([HELLO] * 4) == HELLO["content"]
+    text = ChatTemplate(refusing + "{{ messages[0].content }}", {})
+    assert text.render([user("one")] * 4) == "one"
+
+
+def test_a_continued_message_of_parts() -> None:
+    answer = {"role": "assistant", "content": user("Once", " upon")["content"]}
+    for template, end in ((PARTS_ONLY, "Onceupon"), (EITHER, "Once| upon")):
+        text = ChatTemplate(template, {}).render(
+            [user("hi"), answer], continue_final_message=True, add_generation_prompt=False
+        )
+        assert text.endswith(f"<assistant>{end}")
+
+
+ASKS_NONE = """\
+{%- for m in messages -%}
+{%- if m.content is none -%}(nothing){%- else -%}({{ m.content }}){%- endif -%}
+{%- for call in m.tool_calls or [] -%}{{ call.function.name }}{%- endfor -%}
+{%- endfor -%}
+"""
+ASKS_NONE_OF_CALLS = """\
+{%- for m in messages -%}
+{%- if m.tool_calls -%}{{ '' if m.content is not none else 'quiet:' }}call
+{%- else -%}{{ m.content }}{%- endif -%};{%- endfor -%}
+"""
+
+
+def call(arguments: Any, name: str = "clock") -> dict[str, Any]:
+    function = {"name": name, "arguments": arguments}
+    return {"id": "call00001", "type": "function", "function": function}
+
+
+def test_null_content_stays_null_where_the_template_asks() -> None:
+    calling = {"role": "assistant", "content": None, "tool_calls": [call("{}")]}
+    silent = {"role": "assistant", "content": None, "reasoning": "hm"}
+    asks = ChatTemplate(ASKS_NONE, {})
+    assert asks.render([HELLO, calling], add_generation_prompt=False).endswith("(nothing)clock")
+    assert asks.render([silent]) == "(nothing)"
+    of_calls = ChatTemplate(ASKS_NONE_OF_CALLS, {})
+    assert of_calls.render([calling, silent, calling]) == "quiet:call;;quiet:call;"
+    # Here null would be printed, or would fail.
+    for template in ("{{ messages[0].content }}.", "{{ messages[0].content + '.' }}",
+                     "{{ messages[0].content | trim }}."):  # fmt: skip
+        assert ChatTemplate(template, {}).render([silent]) == "."
+
+
+JOINED_TO_TEXT = "{{ c.name + '(' + c.arguments + ')' }}"
+AS_JSON = "{{ c.name }}{{ c.arguments | tojson }}"
+OVER_ITEMS = "{{ c.name }}{% for k, v in c.arguments.items() %} {{ k }}={{ v }}{% endfor %}"
+PRINTED = "{{ c.name }} {{ c.arguments }}"
+IF_MAPPING = "{% if c.arguments is mapping %}{{ c.name }}{{ c.arguments | tojson }}{% endif %}"
+IF_STRING = "{% if c.arguments is string %}{{ c.name }}{{ c.arguments }}{% endif %}"
+EITHER_WAY = (
+    "{{ c.name }}{% if c.arguments is string %}{{ c.arguments }}{% else %}"
+    "{{ c.arguments | tojson }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("write", "from_text", "from_object"),
+    [
+        (JOINED_TO_TEXT, 'clock({"zone":  "Zürich"})', 'clock({"zone": "Zürich"})'),
+        (PRINTED, 'clock {"zone":  "Zürich"}', 'clock {"zone": "Zürich"}'),
+        (IF_STRING, 'clock{"zone":  "Zürich"}', 'clock{"zone": "Zürich"}'),
+        (AS_JSON, 'clock{"zone": "Zürich"}', 'clock{"zone": "Zürich"}'),
+        (OVER_ITEMS, "clock zone=Zürich", "clock zone=Zürich"),
+        (IF_MAPPING, 'clock{"zone": "Zürich"}', 'clock{"zone": "Zürich"}'),
+        (EITHER_WAY, 'clock{"zone": "Zürich"}', 'clock{"zone": "Zürich"}'),
+    ],
+)
+@pytest.mark.parametrize("guard", ["", "tools and "])
+def test_arguments_come_in_the_form_that_the_template_writes(
+    write: str, from_text: str, from_object: str, guard: str
+) -> None:
+    template = ChatTemplate(
+        "{% for m in messages %}{% if " + guard + "m.tool_calls %}{% for t in m.tool_calls %}"
+        "{% set c = t.function %}" + write + "{% endfor %}{% else %}-{% endif %}{% endfor %}",
+        {},
+    )
+    for arguments, expected in (
+        ('{"zone":  "Zürich"}', from_text),
+        ({"zone": "Zürich"}, from_object),
+    ):
+        message = {"role": "assistant", "content": None, "tool_calls": [call(arguments)]}
+        tools = [{"type": "function", "function": {"name": "clock"}}]
+        assert template.render([HELLO, message], tools=tools) == "-" + expected
+
+
+def test_arguments_that_are_no_json_go_where_text_goes() -> None:
+    """A model's own broken call, played back."""
+    message = {"role": "assistant", "content": "", "tool_calls": [call('{"zone": ')]}
+    loop = "{% for m in messages %}{% set c = m.tool_calls[0].function %}"
+    for write, expected in ((JOINED_TO_TEXT, 'clock({"zone": )'), (AS_JSON, r'"{\"zone\": "')):
+        text = ChatTemplate(loop + write + "{% endfor %}", {}).render([message])
+        assert text.endswith(expected)
+    with pytest.raises(BadRequestError, match="no attribute 'items'"):
+        ChatTemplate(loop + OVER_ITEMS + "{% endfor %}", {}).render([message])
+
+
+def test_questions_take_no_longer_than_a_render(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "MAX_RENDER_S", 0.2)
+    began = time.monotonic()
+    ChatTemplate("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+                 {}, untrusted=True)  # fmt: skip
+    assert time.monotonic() - began < 3

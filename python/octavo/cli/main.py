@@ -6,12 +6,13 @@ Nothing heavy is imported before the command is known: ``octavo --help`` answers
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from octavo import __version__
-from octavo.flags import FlagError, Parser, add_flags, resolve
+from octavo.flags import FlagError, Parser, add_flags, resolve, unread_variables
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,6 +84,8 @@ def _serve(arguments: argparse.Namespace) -> int:
         engine_config, server_config = resolve(given, (EngineConfig, ServerConfig))
     except FlagError as error:
         arguments.parser.error(str(error))
+    for name in unread_variables((EngineConfig, ServerConfig), os.environ):
+        print(f"octavo: warning: {name} is set, and octavo does not read it", file=sys.stderr)
     from octavo.cli.serve import serve
     from octavo.cli.terminal import Terminal
 

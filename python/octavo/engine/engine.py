@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from octavo._core import TokenIds
 from octavo.engine.engine_loop import STALL_S, EngineLoop
-from octavo.errors import EngineDeadError, InvalidParameterError, QueueFullError
+from octavo.errors import (
+    EngineDeadError,
+    InvalidParameterError,
+    QueueFullError,
+    UnsupportedParameterError,
+)
 from octavo.outputs import CompletionOutput, RequestOutput
 
 if TYPE_CHECKING:
@@ -36,15 +41,34 @@ Prompt = str | Sequence[int] | Mapping[str, Any]
 INLINE_ENCODE_CHARS = 2048
 
 
+_PROMPT_KEYS = frozenset({"prompt", "prompt_token_ids", "cache_salt", "type"})
+
+
+def prompt_salt(prompt: Prompt) -> str | None:
+    """The salt a prompt brings: prefixes are shared only among requests of one salt.
+
+    Raises:
+        InvalidParameterError: it is no text, or empty.
+    """
+    salt = prompt.get("cache_salt") if isinstance(prompt, Mapping) else None
+    if salt is not None and (not isinstance(salt, str) or not salt):
+        raise InvalidParameterError("cache_salt must be a non-empty string", "cache_salt")
+    return salt
+
+
 def prompt_parts(prompt: Prompt) -> tuple[str | None, Sequence[int] | None]:
     """A prompt's (text, token ids); one of the two is None.
 
     Raises:
         InvalidParameterError: neither text nor token ids.
+        UnsupportedParameterError: a key that would change the answer and is not known here.
     """
     if isinstance(prompt, str):
         return prompt, None
     if isinstance(prompt, Mapping):
+        for key, value in prompt.items():
+            if value is not None and key not in _PROMPT_KEYS:
+                raise UnsupportedParameterError(f"a prompt's {key} is not supported", str(key))
         if (ids := prompt.get("prompt_token_ids")) is not None:
             return prompt.get("prompt"), ids
         if isinstance(text := prompt.get("prompt"), str):
@@ -271,7 +295,14 @@ class AsyncEngine:
             prompt_token_ids=list(token_ids),
             outputs=[CompletionOutput(index) for index in range(params.n)],
         )
-        ids = self.submit(token_ids, params, news.put_nowait, delivery="delta", priority=priority)
+        ids = self.submit(
+            token_ids,
+            params,
+            news.put_nowait,
+            delivery="delta",
+            priority=priority,
+            cache_salt=prompt_salt(prompt),
+        )
         try:
             while not output.finished:
                 delta = await news.get()

@@ -139,6 +139,7 @@ class EngineLoop:
             EngineDeadError: the engine has died or is stopped.
         """
         self._check_alive()
+        params = self.limits.resolve(params)
         max_tokens = self.limits.check(prompt_token_ids, params)
         self.limits.check_service(priority, cache_salt)
         bad_words = encode_bad_words(self.tokenizer, params.bad_words)

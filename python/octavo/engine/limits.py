@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,8 +28,27 @@ class RequestLimits:
     tokenizer: Tokenizer
     has_priorities: bool = False
 
+    def resolve(self, params: SamplingParams) -> SamplingParams:
+        """The parameters with as many logprobs as there are tokens in place of -1.
+
+        Raises:
+            InvalidParameterError: that is more than a request may ask for.
+        """
+        changes: dict[str, int] = {}
+        for param in ("logprobs", "prompt_logprobs"):
+            if getattr(params, param) == -1:
+                changes[param] = self.vocab_size
+        if not changes:
+            return params
+        if 0 <= self.max_logprobs < self.vocab_size:
+            param = next(iter(changes))
+            raise InvalidParameterError(
+                f"{param} must be at most {self.max_logprobs}, not -1 (all)", param
+            )
+        return dataclasses.replace(params, **changes)  # type: ignore[arg-type]
+
     def check(self, prompt_token_ids: TokenIds, params: SamplingParams) -> int:
-        """The number of tokens the request may generate.
+        """The number of tokens the request may generate; ``params`` are resolved.
 
         Raises:
             RequestTooLongError: the prompt leaves no room for one token.
@@ -52,12 +72,11 @@ class RequestLimits:
                 "spaces_between_special_tokens: false is not supported by this model's tokenizer",
                 "spaces_between_special_tokens",
             )
+        most = self.vocab_size if self.max_logprobs == -1 else self.max_logprobs
         for param in ("logprobs", "prompt_logprobs"):
             value = getattr(params, param)
-            if value is not None and value > self.max_logprobs:
-                raise InvalidParameterError(
-                    f"{param} must be at most {self.max_logprobs}, not {value}", param
-                )
+            if value is not None and value > most:
+                raise InvalidParameterError(f"{param} must be at most {most}, not {value}", param)
         for param, ids in (
             ("stop_token_ids", params.stop_token_ids),
             ("allowed_token_ids", params.allowed_token_ids),

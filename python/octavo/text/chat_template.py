@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import jinja2
 from jinja2 import meta, nodes
@@ -27,6 +27,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from octavo.errors import BadRequestError
+from octavo.text.template_forms import TemplateForms, find_forms
 
 # String methods open to a request's template: none that makes a long string from short ones.
 _HARMLESS_STR_METHODS_TEXT = (
@@ -50,6 +51,8 @@ _MAX_INDENT: Final = 16
 
 # Names of a message's reasoning: templates read the first, clients send any.
 _REASONING_FIELDS: Final = ("reasoning_content", "thinking", "reasoning")
+
+ArgumentsForm = Literal["object", "text"]
 
 # Marks where a continued message ends. The space shows whether the template trims its messages.
 _CONTINUE_TAG: Final = "OCTAVO_CONTINUE_HERE_4f1c "
@@ -224,6 +227,7 @@ class ChatTemplate:
         # Roles are compared as string literals; a template without this one would refuse it, or
         # write a header that the model has never seen.
         self._knows_developer = "developer" in source
+        self._forms = self._find_forms(tree)
 
     def uses(self, variable: str) -> bool:
         """True for a variable that the template reads."""
@@ -241,51 +245,94 @@ class ChatTemplate:
     ) -> str:
         """The prompt's text, special tokens included.
 
-        ``content`` may be text or a list of text parts, which are joined by line feeds.
+        ``content`` may be text or a list of text parts, a call's ``arguments`` an object or JSON
+        text: the template gets the form it is written for. Parts for a template that writes text
+        only are joined by line feeds, as vLLM and llama.cpp join them.
         ``continue_final_message`` ends the prompt inside the last message, for the model to go on.
 
         Raises:
             BadRequestError: the template refuses the messages, fails on them, or takes more than
                 its bounds of time and size.
         """
-        plain = [self._plain_message(message) for message in messages]
-        if continue_final_message:
-            if not plain or not isinstance(plain[-1].get("content"), str):
-                raise BadRequestError(
-                    "continue_final_message needs a last message with content", "messages"
-                )
-            final_text = plain[-1]["content"]
-            plain[-1]["content"] = final_text + _CONTINUE_TAG
-        text = self._run(
-            {
-                **self._special_tokens,
-                **variables,
-                "messages": plain,
-                "tools": tools,
-                "documents": documents,
-                "add_generation_prompt": add_generation_prompt,
-            }
+        variables.update(
+            tools=tools, documents=documents, add_generation_prompt=add_generation_prompt
         )
-        return _cut_at_tag(text, final_text) if continue_final_message else text
+        form = self._forms.arguments
+        try:
+            return self._render(messages, variables, form, continue_final_message)
+        except BadRequestError as error:
+            if not any(message.get("tool_calls") for message in messages):
+                raise
+            # Calls that differ from those it was asked with.
+            other: ArgumentsForm = "text" if form == "object" else "object"
+            try:
+                return self._render(messages, variables, other, continue_final_message)
+            except BadRequestError:
+                raise error from None
 
-    def _plain_message(self, message: Mapping[str, Any]) -> dict[str, Any]:
+    def _render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any],
+        arguments: ArgumentsForm,
+        continue_final_message: bool,
+    ) -> str:
+        plain = [self._plain_message(message, arguments) for message in messages]
+        final_text = _mark_end(plain) if continue_final_message else None
+        _budget.deadline = time.monotonic() + MAX_RENDER_S
+        text = self._run({**self._special_tokens, **variables, "messages": plain})
+        return text if final_text is None else _cut_at_tag(text, final_text)
+
+    def _find_forms(self, tree: nodes.Template) -> TemplateForms:
+        # All questions together may take as long as one render.
+        deadline = time.monotonic() + MAX_RENDER_S
+
+        def render(
+            messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+        ) -> str:
+            _budget.deadline = deadline
+            variables = {
+                "messages": messages,
+                "tools": tools,
+                "documents": None,
+                "add_generation_prompt": False,
+            }
+            if time.monotonic() > deadline:
+                raise BadRequestError("the chat template takes too long", "messages")
+            return self._run({**self._special_tokens, **variables})
+
+        return find_forms(render, tree)
+
+    def _plain_message(
+        self, message: Mapping[str, Any], arguments: ArgumentsForm
+    ) -> dict[str, Any]:
         plain = dict(message)
-        content = plain.get("content")
-        if content is None:
-            plain["content"] = ""
-        elif not isinstance(content, str):
-            plain["content"] = "\n".join(part["text"] for part in content)
+        calls = plain.get("tool_calls")
+        plain["content"] = self._content(plain, bool(calls))
         if plain.get("role") == "developer" and not self._knows_developer:
             plain["role"] = "system"
-        if plain.get("tool_calls"):
-            plain["tool_calls"] = [_plain_tool_call(call) for call in plain["tool_calls"]]
+        if calls:
+            plain["tool_calls"] = [_plain_tool_call(call, arguments) for call in calls]
         reasoning = next((plain[key] for key in _REASONING_FIELDS if plain.get(key)), None)
         if reasoning is not None:
             plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
         return plain
 
+    def _content(self, message: Mapping[str, Any], calls: bool) -> Any:
+        """A message's content in a form that the template takes."""
+        content = message.get("content")
+        if content is None:
+            return None if self._forms.null_content[calls] else ""
+        role = str(message.get("role"))
+        role = "system" if role == "developer" else role
+        forms = self._forms.content.get(role, self._forms.content["user"])
+        if isinstance(content, str):
+            return content if "text" in forms else [{"type": "text", "text": content}]
+        if "parts" in forms:
+            return [dict(part) for part in content]
+        return "\n".join(part["text"] for part in content if "text" in part)
+
     def _run(self, variables: dict[str, Any]) -> str:
-        _budget.deadline = time.monotonic() + MAX_RENDER_S
         try:
             context = self._template.new_context(variables)
             return _collect(self._template.root_render_func(context))
@@ -318,18 +365,46 @@ def _collect(pieces: Iterable[str]) -> str:
     return "".join(parts)
 
 
-def _plain_tool_call(call: Mapping[str, Any]) -> dict[str, Any]:
-    """A tool call with its arguments as an object, as templates expect; OpenAI's are JSON text."""
+def _plain_tool_call(call: Mapping[str, Any], form: ArgumentsForm) -> dict[str, Any]:
+    """A call with its arguments as an object or as JSON text. OpenAI's clients send text."""
     plain = dict(call)
     function = plain.get("function")
-    if isinstance(function, Mapping) and isinstance(function.get("arguments"), str):
-        try:
-            arguments = json.loads(function["arguments"] or "{}")
-        except (ValueError, RecursionError):
-            # A model's own broken call, played back: the template writes it as it was.
-            return plain
-        plain["function"] = {**function, "arguments": arguments}
+    if not isinstance(function, Mapping) or "arguments" not in function:
+        return plain
+    arguments = function["arguments"]
+    if form == "object" and isinstance(arguments, str | None):
+        arguments = _as_object(arguments)
+    elif form == "text" and not isinstance(arguments, str):
+        arguments = json.dumps({} if arguments is None else arguments, ensure_ascii=False)
+    plain["function"] = {**function, "arguments": arguments}
     return plain
+
+
+def _as_object(text: str | None) -> Any:
+    """The object that arguments in JSON spell. A model's own broken call, played back, stays."""
+    try:
+        value = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return text
+    return {} if value is None else value
+
+
+def _mark_end(messages: list[dict[str, Any]]) -> str:
+    """Put the tag behind the last message's text; returns that text.
+
+    Raises:
+        BadRequestError: there is none.
+    """
+    content = messages[-1]["content"] if messages else None
+    if isinstance(content, str):
+        messages[-1]["content"] = content + _CONTINUE_TAG
+        return content
+    for part in reversed(content or []):
+        if "text" in part:
+            text: str = part["text"]
+            part["text"] = text + _CONTINUE_TAG
+            return text
+    raise BadRequestError("continue_final_message needs a last message with content", "messages")
 
 
 def _cut_at_tag(text: str, final_text: str) -> str:

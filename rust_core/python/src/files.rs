@@ -4,6 +4,7 @@ use std::ffi::c_int;
 use std::sync::Arc;
 
 use octavo_core::files::gguf::{GgufFile, Value};
+use octavo_core::text::tokenizer::Tokenizer;
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::ffi;
@@ -27,8 +28,12 @@ pub(crate) struct PyGgufFile {
 #[pymethods]
 impl PyGgufFile {
     #[new]
-    fn new(py: Python<'_>, path: &str) -> PyResult<Self> {
-        let inner = py.detach(|| GgufFile::open(path)).map_err(value_error)?;
+    #[pyo3(signature = (path, *more), text_signature = "(path, *more)")]
+    fn new(py: Python<'_>, path: String, more: Vec<String>) -> PyResult<Self> {
+        let paths = [vec![path], more].concat();
+        let inner = py
+            .detach(|| GgufFile::open_split(&paths))
+            .map_err(value_error)?;
         Ok(Self {
             inner: Arc::new(inner),
         })
@@ -66,6 +71,10 @@ impl PyGgufFile {
             name: name.to_owned(),
         };
         PyMemoryView::from(Bound::new(py, owner)?.as_any())
+    }
+
+    fn end_token_ids(&self) -> Vec<u32> {
+        Tokenizer::end_tokens_of_gguf(&self.inner)
     }
 
     fn release_pages(&self) {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use octavo_core::text::detokenizer::Detokenizer;
 use octavo_core::text::json_size;
-use octavo_core::text::tokenizer::{Tokenizer, TokenizerError};
+use octavo_core::text::tokenizer::{AddedToken, PrefixSpace, Tokenizer, TokenizerError};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::types::PyBytes;
@@ -45,6 +46,18 @@ fn run<T: Send>(
     done.map_err(value_error)
 }
 
+/// content, special, normalized, lstrip, rstrip, single_word
+type AddedTokenTuple = (String, bool, bool, bool, bool, bool);
+
+fn added_token(tuple: AddedTokenTuple) -> AddedToken {
+    let (content, special, normalized, lstrip, rstrip, single_word) = tuple;
+    AddedToken::from(content, special)
+        .normalized(normalized)
+        .lstrip(lstrip)
+        .rstrip(rstrip)
+        .single_word(single_word)
+}
+
 #[pyclass(frozen, name = "Tokenizer", module = "octavo._core")]
 pub(crate) struct PyTokenizer {
     pub(crate) inner: Arc<Tokenizer>,
@@ -70,6 +83,45 @@ impl PyTokenizer {
         Ok(Self {
             inner: Arc::new(inner),
         })
+    }
+
+    fn changed(
+        &self,
+        py: Python<'_>,
+        added: Vec<AddedTokenTuple>,
+        prefix_space: Option<(&str, bool)>,
+    ) -> PyResult<Self> {
+        let prefix_space = match prefix_space {
+            None => None,
+            Some(("ByteLevel", add)) => Some(PrefixSpace::ByteLevel(add)),
+            Some(("Metaspace", add)) => Some(PrefixSpace::Metaspace(add)),
+            Some((other, _)) => {
+                let message = format!("prefix_space: {other:?} is neither ByteLevel nor Metaspace");
+                return Err(PyValueError::new_err(message));
+            }
+        };
+        let added: Vec<AddedToken> = added.into_iter().map(added_token).collect();
+        let inner = py
+            .detach(|| self.inner.changed(&added, prefix_space))
+            .map_err(value_error)?;
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    fn added_tokens(&self) -> Vec<(u32, AddedTokenTuple)> {
+        let tuple = |token: AddedToken| {
+            (
+                token.content,
+                token.special,
+                token.normalized,
+                token.lstrip,
+                token.rstrip,
+                token.single_word,
+            )
+        };
+        let tokens = self.inner.added_tokens();
+        tokens.into_iter().map(|(id, t)| (id, tuple(t))).collect()
     }
 
     #[getter]

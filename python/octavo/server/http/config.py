@@ -28,7 +28,11 @@ class ServerConfig:
 
     # --- access ---
     api_key: tuple[str, ...] = flag(
-        (), "access", "keys, one of which a request must bring; none: open", many=True
+        (),
+        "access",
+        "keys, one of which a request must bring; none: open",
+        many=True,
+        vllm_env="VLLM_API_KEY",
     )
     # Scrapers seldom carry keys, but the counts show the use of a server.
     metrics_need_key: bool = flag(True, "access", "whether /metrics asks for the key too")

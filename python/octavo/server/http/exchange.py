@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from octavo._core import json_size
 from octavo.errors import BadRequestError, ContentTypeError, RequestTimeoutError
 from octavo.server.http import limits
+from octavo.server.http.content_coding import coding_of, decode_body
 from octavo.server.http.http_server import take_body, write_answer, write_stream_head
 
 if TYPE_CHECKING:
@@ -64,7 +65,9 @@ def _json_object(body: bytes | bytearray) -> dict[str, Any]:
     return value
 
 
-def _parse_large(body: bytes, parse: Callable[[dict[str, Any]], T]) -> T:
+def _parse_large(body: bytes, coding: bytes | None, parse: Callable[[dict[str, Any]], T]) -> T:
+    if coding is not None:
+        body = decode_body(body, coding)
     limits.check_json_size(*json_size(body))
     return parse(_json_object(body))
 
@@ -95,7 +98,8 @@ class Exchange(Request):
         """``parse`` of the body, which must be a JSON object. Large ones leave the event loop.
 
         Raises:
-            ContentTypeError, BodyTooLargeError, RequestTimeoutError, BadRequestError: bad requests.
+            ContentTypeError, ContentCodingError, BodyTooLargeError, RequestTimeoutError,
+                BadRequestError: bad requests.
             ClientDisconnect: the client went away in the middle.
             InvalidRequestError: from ``parse``.
         """
@@ -104,10 +108,12 @@ class Exchange(Request):
         content_type = header(self.scope, b"content-type") or b""
         if content_type != _JSON and content_type.partition(b";")[0].strip().lower() != _JSON:
             raise ContentTypeError("the request's Content-Type must be application/json")
+        coding = coding_of(header(self.scope, b"content-encoding"))
         body = await self._read_body()
-        if len(body) <= MAX_INLINE_BODY_BYTES:
+        # A small body may be a large one once decoded.
+        if coding is None and len(body) <= MAX_INLINE_BODY_BYTES:
             return parse(_json_object(body))
-        return await asyncio.to_thread(_parse_large, bytes(body), parse)
+        return await asyncio.to_thread(_parse_large, bytes(body), coding, parse)
 
     async def peek(self) -> dict[str, Any]:
         """The body before it is parsed; ``read`` parses the same.

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
+import httptools
 import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import (
@@ -33,6 +34,8 @@ from octavo.server.http import limits
 from octavo.server.http.deadline import Deadline
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message
+
     from octavo.server.http.config import ServerConfig
 
 # Clients keep pools of idle connections; one that the server closes first loses a race and a
@@ -52,7 +55,12 @@ class Application(Protocol):
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """One connection. The parser itself would gather a head of any size."""
+    """One connection.
+
+    The parser itself would gather a head of any size, and would leave HTTP/1.1 where a client
+    offers another protocol (``Upgrade``), body and all. RFC 9110, 7.8, lets a server ignore the
+    offer: the request is parsed again without it.
+    """
 
     _in_head = True
     # Of the head so far, without what the read held that it began in.
@@ -62,6 +70,10 @@ class HttpProtocol(HttpToolsProtocol):
     _times_head = True
     # Why the head is not acceptable.
     _refusal: OctavoError | None = None
+    # A head without the offer to upgrade that it came with, to be parsed in its place.
+    _plain_head: bytes | None = None
+    # The request being answered; ``cycle`` is the last one read, which may wait behind it.
+    _answered: RequestResponseCycle | None = None
     _writer: SseWriter | None = None
     _on_lost: Callable[[], None] | None = None
     # Bytes that waited for the client to read when this was last checked.
@@ -80,7 +92,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._read_bytes = len(data)
         if self._in_head:
             self._head_bytes += len(data)
-        super().data_received(data)
+        self._parse(data)
         if not self._in_head or self.transport.is_closing():
             return
         if self._head_bytes > limits.MAX_HEADER_BYTES:
@@ -90,6 +102,22 @@ class HttpProtocol(HttpToolsProtocol):
             # Most heads come in one piece, and are never timed.
             self._times_head = True
             self._deadline.set(limits.MAX_HEAD_S)
+
+    def _parse(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while True:
+            try:
+                self.parser.feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as offer:
+                rest = rest[offer.args[0] :]
+                head, self._plain_head = self._plain_head, None
+                if head is None:  # CONNECT: what follows is for nobody here
+                    return
+                self.parser.feed_data(head)
+            except httptools.HttpParserError:
+                self.send_400_response("")
+                return
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -108,22 +136,43 @@ class HttpProtocol(HttpToolsProtocol):
                 self._check_head_size()
             check_framing(self.headers, self.parser.get_http_version())
         except OctavoError as error:
-            # The parser turns it into an error of its own, which data_received answers.
+            # The parser turns it into an error of its own, which _parse answers.
             self._refusal = error
             raise
+        offers_upgrade = self.parser.should_upgrade()
+        if offers_upgrade and self.parser.get_method() != b"CONNECT":
+            self._plain_head = self._head_without_offer()
+            return
         super().on_headers_complete()
+        if offers_upgrade:
+            self.cycle.keep_alive = False
         if self.cycle is not None:
             self.scope["octavo.connection"] = self  # type: ignore[typeddict-unknown-key]
             self.scope["octavo.cycle"] = self.cycle  # type: ignore[typeddict-unknown-key]
+
+    def on_message_complete(self) -> None:
+        if self._plain_head is None:
+            super().on_message_complete()
+
+    def _head_without_offer(self) -> bytes:
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        lines += (b"%b: %b" % pair for pair in self.headers if pair[0] != b"upgrade")
+        return b"\r\n".join((*lines, b"", b""))
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answered = cycle
+        if cycle.scope["http_version"] == "1.0":
+            # Such a client knows neither interim answers nor chunks.
+            cycle.waiting_for_100_continue = False
+            app = _ending_with_connection(app, cycle)
+        super()._start_asgi_task(cycle, app)
 
     def _check_head_size(self) -> None:
         size = len(self.parser.get_method()) + len(self.url) + len(b"  HTTP/1.1\r\n\r\n")
         size += sum(len(name) + len(value) + len(b": \r\n") for name, value in self.headers)
         if size > limits.MAX_HEADER_BYTES:
             raise _too_large()
-
-    def _unset_keepalive_if_required(self) -> None:
-        """Do nothing: a byte of the next head is no head."""
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
@@ -181,18 +230,22 @@ class HttpProtocol(HttpToolsProtocol):
         """A writer of parts of the chunked answer under way, past ``cycle.send``.
 
         The way of nearly every token: a quarter of the cost of ``send``, which needs a task's turn.
-        Not while a ``send`` is under way.
+        Not while a ``send`` is under way. It takes nothing where the answer has no chunks.
         """
         transport = self.transport
         connection = transport.get_extra_info("socket")
         is_plain = connection is not None and transport.get_extra_info("ssl_object") is None
-        self._writer = SseWriter(
+        writer = SseWriter(
             transport.write,
             transport.get_write_buffer_size,
             connection.fileno() if is_plain else None,
         )
-        self._writer.is_paused = self.flow.write_paused or self.transport.is_closing()
-        return self._writer
+        if self._answered is None or not self._answered.chunked_encoding:
+            writer.is_paused = True
+            return writer
+        writer.is_paused = self.flow.write_paused or self.transport.is_closing()
+        self._writer = writer
+        return writer
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -310,6 +363,8 @@ def write_stream_head(cycle: RequestResponseCycle, head: bytes, data: bytes) -> 
     """The head of a chunked answer and its first part, as ``write_answer`` writes a whole one."""
     if cycle.flow.write_paused or cycle.disconnected or cycle.response_started:
         return False
+    if cycle.scope["http_version"] == "1.0":
+        return False
     cycle.response_started = cycle.chunked_encoding = True
     cycle.waiting_for_100_continue = False
     lines = [*_head_lines(cycle, head), b"transfer-encoding: chunked\r\n\r\n"]
@@ -325,6 +380,30 @@ def _head_lines(cycle: RequestResponseCycle, head: bytes) -> list[bytes]:
     if not cycle.keep_alive:
         lines.append(b"connection: close\r\n")
     return lines
+
+
+def _ending_with_connection(app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:
+    """``app`` for HTTP/1.0, which has no chunked coding: an answer without a length goes as it is
+    and ends with its connection."""
+
+    async def run(scope: Scope, receive: Receive, send: Send) -> None:
+        has_length = True
+
+        async def send_plain(message: Message) -> None:
+            nonlocal has_length
+            if message["type"] == "http.response.start":
+                names = {name.lower() for name, _ in message.get("headers", ())}
+                if b"content-length" not in names:
+                    cycle.chunked_encoding = False
+                    has_length = False
+            elif not has_length:
+                # ``send`` compares what is written with what was announced.
+                cycle.expected_content_length = len(message.get("body", b""))
+            await send(message)
+
+        await app(scope, receive, send_plain)
+
+    return run
 
 
 class _Uvicorn(uvicorn.Server):

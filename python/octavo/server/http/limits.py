@@ -119,7 +119,7 @@ def check_logit_bias(bias: Mapping[int, float]) -> None:
 
 def check_logprobs(param: str, num_logprobs: int, max_logprobs: int) -> None:
     """``max_logprobs``: what the operator allows; the table's own bound holds beside it."""
-    most = min(max_logprobs, MAX_LOGPROBS)
+    most = MAX_LOGPROBS if max_logprobs == -1 else min(max_logprobs, MAX_LOGPROBS)
     if not 0 <= num_logprobs <= most:
         raise InvalidParameterError(
             f"{param} must be between 0 and {most}, not {num_logprobs}", param

@@ -74,8 +74,8 @@ def parse_messages(name: str, value: Any) -> list[dict[str, Any]]:
     """Check a conversation.
 
     Returns:
-        New dicts with ``role``, ``content`` (text or None) and the other fields that templates
-        read. Fields of any other name are left out, as in vLLM.
+        New dicts with ``role``, ``content`` (text, text parts or None) and the other fields that
+        templates read. Fields of any other name are left out, as in vLLM.
 
     Raises:
         InvalidParameterError, UnsupportedParameterError: naming the field, as ``messages[2].role``.
@@ -107,8 +107,8 @@ def _message(where: str, message: Any) -> dict[str, Any]:
     return clean
 
 
-def _content(where: str, message: dict[str, Any]) -> str | None:
-    """A message's text. Parts are joined by line feeds."""
+def _content(where: str, message: dict[str, Any]) -> str | list[dict[str, str]] | None:
+    """A message's text, or its text parts."""
     content = message.get("content")
     field = f"{where}.content"
     if isinstance(content, str):
@@ -124,7 +124,10 @@ def _content(where: str, message: dict[str, Any]) -> str | None:
         raise InvalidParameterError(f"{field} is missing", field)
     if not isinstance(content, list):
         raise invalid(field, "a string or a list of parts", content)
-    return "\n".join(_part(f"{field}[{index}]", part) for index, part in enumerate(content))
+    return [
+        {"type": "text", "text": _part(f"{field}[{index}]", part)}
+        for index, part in enumerate(content)
+    ]
 
 
 def _part(place: str, part: Any) -> str:

@@ -51,10 +51,16 @@ async def encode_chat(model: ServedModel, conversation: Conversation) -> TokenId
             **variables,
         )
 
-    num_chars = sum(len(message["content"] or "") for message in conversation.messages)
+    num_chars = sum(_num_chars(message["content"]) for message in conversation.messages)
     text = render() if num_chars <= INLINE_CHARS else await asyncio.to_thread(render)
     # The template has written the special tokens already.
     return await encode(model.engine, text, conversation.add_special_tokens, "messages")
+
+
+def _num_chars(content: str | list[dict[str, str]] | None) -> int:
+    if isinstance(content, list):
+        return sum(len(part["text"]) for part in content)
+    return len(content or "")
 
 
 async def encode(

@@ -24,6 +24,7 @@ use tokenizers::processors::template::{SpecialToken, TemplateProcessing};
 use tokenizers::{AddedToken, Tokenizer};
 
 use crate::files::gguf::GgufFile;
+use crate::text::gguf_end_tokens;
 use crate::text::splitting::splitting;
 
 const SPACE_MARK: &str = "\u{2581}";
@@ -50,6 +51,17 @@ pub(crate) fn build(file: &GgufFile) -> Result<Tokenizer> {
     }
 }
 
+/// The ids that end an answer. None where the file has no vocabulary.
+pub(crate) fn end_tokens(file: &GgufFile) -> Vec<u32> {
+    let Ok(texts) = file.strings("tokenizer.ggml.tokens") else {
+        return Vec::new();
+    };
+    let types = file
+        .integers("tokenizer.ggml.token_type")
+        .unwrap_or_default();
+    gguf_end_tokens::find(file, &texts, |id| types.get(id) == Some(&CONTROL))
+}
+
 // ------------------------------------------------------------------------------- vocabulary
 
 struct Tokens<'a> {
@@ -61,7 +73,7 @@ struct Tokens<'a> {
 impl<'a> Tokens<'a> {
     fn read(file: &'a GgufFile) -> Result<Self> {
         let texts = strings(file, "tokenizer.ggml.tokens")?;
-        let types = match file.get("tokenizer.ggml.token_type") {
+        let mut types = match file.get("tokenizer.ggml.token_type") {
             None => vec![NORMAL; texts.len()],
             Some(_) => integers(file, "tokenizer.ggml.token_type")?,
         };
@@ -71,6 +83,11 @@ impl<'a> Tokens<'a> {
                 texts.len(),
                 types.len()
             ));
+        }
+        for (text, kind) in texts.iter().zip(&mut types) {
+            if gguf_end_tokens::is_control_spelling(text) {
+                *kind = CONTROL;
+            }
         }
         // Some files hold empty entries; each needs a spelling of its own.
         let texts: Vec<std::borrow::Cow<'a, str>> = texts

@@ -2,6 +2,7 @@
 
 mod ascii_words;
 pub mod detokenizer;
+mod gguf_end_tokens;
 mod gguf_tokenizer;
 pub mod json_size;
 mod splitting;
@@ -10,4 +11,5 @@ mod stop_strings;
 mod text_parts;
 mod token_table;
 pub mod tokenizer;
+mod tokenizer_changes;
 mod word_encoder;

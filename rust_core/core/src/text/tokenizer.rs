@@ -12,12 +12,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::OnceLock;
 
+pub use tokenizers::AddedToken;
 use tokenizers::{Decoder, PostProcessor, TruncationDirection};
 
 use crate::files::gguf::GgufFile;
 use crate::text::gguf_tokenizer;
 use crate::text::text_parts::{PART_BYTES, parts};
 use crate::text::token_table::TokenTable;
+use crate::text::tokenizer_changes;
+pub use crate::text::tokenizer_changes::PrefixSpace;
 use crate::text::word_encoder::WordEncoder;
 
 /// An error of a tokenizer's construction or of an encoding, in one line.
@@ -95,6 +98,12 @@ impl Tokenizer {
             .map_err(|why| TokenizerError(format!("{}: {why}", file.path())))
     }
 
+    /// The ids of a file's tokens that end an answer, by its keys and by their spelling; none where
+    /// it has no vocabulary. O(vocabulary).
+    pub fn end_tokens_of_gguf(file: &GgufFile) -> Vec<u32> {
+        gguf_tokenizer::end_tokens(file)
+    }
+
     /// Take one of the crate's tokenizers.
     pub fn new(mut inner: tokenizers::Tokenizer) -> Self {
         inner.with_padding(None);
@@ -110,6 +119,32 @@ impl Tokenizer {
             table,
             affixes: OnceLock::new(),
         }
+    }
+
+    /// A copy with further added tokens, in their order, each under the id that it has or else the
+    /// next one; `prefix_space` None: what stands in front of a text stays. O(vocabulary).
+    ///
+    /// # Errors
+    /// The normalizer refuses a token.
+    pub fn changed(
+        &self,
+        added: &[AddedToken],
+        prefix_space: Option<PrefixSpace>,
+    ) -> Result<Self, TokenizerError> {
+        let mut inner = self.inner.clone();
+        catch_unwind(AssertUnwindSafe(|| {
+            tokenizer_changes::apply(&mut inner, added, prefix_space)
+        }))
+        .unwrap_or_else(|_| Err("tokens cannot be added".to_owned()))
+        .map_err(TokenizerError)?;
+        Ok(Self::new(inner))
+    }
+
+    /// The added tokens with their ids, in the ids' order.
+    pub fn added_tokens(&self) -> Vec<(u32, AddedToken)> {
+        let mut tokens: Vec<_> = self.inner.get_added_tokens_decoder().into_iter().collect();
+        tokens.sort_by_key(|(id, _)| *id);
+        tokens
     }
 
     /// Number of tokens, added ones included.

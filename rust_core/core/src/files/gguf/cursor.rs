@@ -210,6 +210,7 @@ impl<'a> Cursor<'a> {
             name: name.to_owned(),
             shape,
             kind,
+            part: 0,
             offset,
             num_bytes,
             num_elements,

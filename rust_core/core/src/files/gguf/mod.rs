@@ -1,5 +1,8 @@
 //! GgufFile: a checkpoint in GGUF (versions 2 and 3, little-endian), mapped into memory.
 //!
+//! A checkpoint may be split into several files, as llama.cpp's `gguf-split` does: the first has
+//! the metadata, each has some of the tensors.
+//!
 //! Every count and length in the file is untrusted: each is checked against the bytes that are
 //! left before anything is allocated, so no input makes the parser panic or take more memory than
 //! a small multiple of the file's size. Errors are one line: the file, the key or tensor, what is
@@ -58,6 +61,8 @@ impl Bytes {
 pub struct GgufFile {
     path: String,
     bytes: Bytes,
+    /// Those of a split checkpoint's further files, which hold nothing but tensors.
+    more_bytes: Vec<Bytes>,
     metadata: Metadata,
     tensors: Vec<TensorInfo>,
     metadata_index: HashMap<String, usize>,
@@ -93,6 +98,70 @@ impl GgufFile {
         Self::parse(shown.clone(), Bytes::Map(map))
     }
 
+    /// Map and parse the files of a split checkpoint, the first of which has the metadata.
+    /// O(headers).
+    ///
+    /// # Errors
+    /// As [`GgufFile::open`]; the files are not all of one checkpoint's, in its order.
+    pub fn open_split(paths: &[impl AsRef<Path>]) -> Result<Self> {
+        let files = paths.iter().map(Self::open).collect::<Result<Vec<_>>>()?;
+        Self::join(files)
+    }
+
+    /// Join the open files of a split checkpoint, as [`GgufFile::open_split`].
+    ///
+    /// # Errors
+    /// As [`GgufFile::open_split`]; there are none.
+    pub fn join(files: Vec<Self>) -> Result<Self> {
+        let count = files.len() as u64;
+        let mut files = files.into_iter();
+        let Some(mut whole) = files.next() else {
+            return Err(GgufError("no GGUF file is given".to_owned()));
+        };
+        whole.check_part(0, count)?;
+        for (part, file) in (1..).zip(files) {
+            file.check_part(part as u64, count)?;
+            for mut tensor in file.tensors {
+                tensor.part = part;
+                let (name, index) = (tensor.name.clone(), whole.tensors.len());
+                if whole.tensor_index.insert(name, index).is_some() {
+                    return Err(GgufError(format!(
+                        "{}: tensor {} is in another part, too",
+                        file.path,
+                        shown(&tensor.name)
+                    )));
+                }
+                whole.tensors.push(tensor);
+            }
+            whole.more_bytes.push(file.bytes);
+        }
+        match whole.unsigned("split.tensors.count") {
+            Some(n) if count > 1 && n != whole.tensors.len() as u64 => Err(whole.error(format!(
+                "says that all parts hold {n} tensors; they hold {}",
+                whole.tensors.len()
+            ))),
+            _ => Ok(whole),
+        }
+    }
+
+    /// Check a file's place in its checkpoint. A whole one has no keys, or a count of 1.
+    fn check_part(&self, part: u64, count: u64) -> Result<()> {
+        let said = self.unsigned("split.count").unwrap_or(1).max(1);
+        let number = self.unsigned("split.no").unwrap_or(0);
+        if said == count && number == part {
+            return Ok(());
+        }
+        let found = if said == 1 {
+            "is a whole model".to_owned()
+        } else {
+            format!("is part {} of {said}", number.saturating_add(1))
+        };
+        Err(self.error(format!(
+            "{found}; it was opened as part {} of {count}",
+            part + 1
+        )))
+    }
+
     /// Parse bytes in memory; `name` stands for the path in messages.
     ///
     /// # Errors
@@ -119,6 +188,7 @@ impl GgufFile {
         Ok(Self {
             path,
             bytes,
+            more_bytes: Vec::new(),
             metadata,
             tensors,
             metadata_index,
@@ -163,20 +233,26 @@ impl GgufFile {
     /// No tensor has this name.
     pub fn data(&self, name: &str) -> Result<&[u8]> {
         let tensor = self.tensor(name)?;
+        let bytes = match tensor.part {
+            0 => &self.bytes,
+            part => &self.more_bytes[part - 1],
+        };
         let start = tensor.offset as usize; // parse() checked both against the file's size
-        Ok(&self.bytes.as_slice()[start..start + tensor.num_bytes as usize])
+        Ok(&bytes.as_slice()[start..start + tensor.num_bytes as usize])
     }
 
-    /// Let go of the map's pages in memory: what is read again comes from the file again.
+    /// Let go of the maps' pages in memory: what is read again comes from the file again.
     ///
     /// Weights are packed into memory of their own, and the pages they came from would otherwise
     /// count as this process's until memory is short. A system that refuses keeps them.
     pub fn release_pages(&self) {
         #[cfg(unix)]
-        if let Bytes::Map(map) = &self.bytes {
-            // SAFETY: the map is shared, read-only and backed by a file, so that dropped pages
-            // come back with the same contents.
-            let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        for bytes in std::iter::once(&self.bytes).chain(&self.more_bytes) {
+            if let Bytes::Map(map) = bytes {
+                // SAFETY: the map is shared, read-only and backed by a file, so that dropped pages
+                // come back with the same contents.
+                let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+            }
         }
     }
 

@@ -81,7 +81,9 @@ pub struct TensorInfo {
     pub shape: Vec<u64>,
     /// Storage.
     pub kind: TensorKind,
-    /// From the start of the file.
+    /// The file it lies in, counted from 0.
+    pub part: usize,
+    /// From the start of that file.
     pub offset: u64,
     /// Size in bytes.
     pub num_bytes: u64,

@@ -1,0 +1,72 @@
+"""Words of a command line in vLLM's spellings: underscores in names, keys of JSON behind dots."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from typing import Any
+
+
+def plain_words(words: Sequence[str], json_options: Collection[str]) -> list[str]:
+    """The same command line as argparse knows it.
+
+    ``--max_model_len`` becomes ``--max-model-len``; ``--hf-overrides.a.b 1`` and
+    ``--hf-overrides.c+ 2`` (an item of a list) become one ``--hf-overrides`` with the object they
+    spell, merged into the object that is given, if one is. ``json_options``: the options that take
+    objects.
+
+    Raises:
+        ValueError: a key stands for a value and for an object, or has no value.
+    """
+    plain: list[str] = []
+    objects: dict[str, dict[str, Any]] = {}
+    rest = iter(words)
+    for word in rest:
+        if word == "--":
+            plain += [word, *rest]
+            break
+        if not word.startswith("--"):
+            plain.append(word)
+            continue
+        name, equals, value = word.partition("=")
+        option, _, path = name.partition(".")
+        option = option.replace("_", "-")
+        if option not in json_options:
+            plain.append(name.replace("_", "-") + equals + value)
+            continue
+        if not equals:
+            value = next(rest, "")
+            if not value or value.startswith("--"):
+                raise ValueError(f"{name} needs a value")
+        try:
+            _put(objects.setdefault(option, {}), path, value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{option}: {error}") from None
+    # In front of everything: a model's name may be the last word.
+    return [*(f"{option}={json.dumps(value)}" for option, value in objects.items()), *plain]
+
+
+def _put(into: dict[str, Any], path: str, text: str) -> None:
+    """Set one key; an empty path merges a whole object."""
+    if not path:
+        value = json.loads(text)
+        if not isinstance(value, dict):
+            raise ValueError(f"{text!r} is not a JSON object")
+        into.update(value)
+        return
+    *parents, last = path.split(".")
+    for key in parents:
+        into = into.setdefault(key, {})
+        if not isinstance(into, dict):
+            raise ValueError(f"{key} is given as a value and as an object")
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    if last.endswith("+"):
+        items = into.setdefault(last[:-1], [])
+        if not isinstance(items, list):
+            raise ValueError(f"{last[:-1]} is given as a value and as a list")
+        items += value if isinstance(value, list) else [value]
+    else:
+        into[last] = value
