@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 from fidelity import assert_greedy, logits_of, make_prompt, prove_greedy, tiny_config
-from levels import OTHER_LEVELS, run_at_level
 
+from levels import OTHER_LEVELS, run_at_level
 from octavo.errors import ModelLoadError
 from octavo.models.registry import ARCHITECTURES, config_from_hf
 
