@@ -147,17 +147,19 @@ types: dev ## mypy, and that _core.pyi says what the compiled core does
 	$(BIN)/mypy
 	$(PY) -m mypy.stubtest octavo._core
 
+rust-test: ## the core's tests, without Python
+	$(CARGO) test --locked --quiet -p octavo-core
+
 # AddressSanitizer comes with every rustup toolchain; the variable lets a stable one switch it on.
-# The program for it has its own folder of builds beside the usual one.
+# The program for it has its own folder of builds beside the usual one, and building the kernels
+# once more without it takes longer than all their tests.
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
-sanitize: ## the CPU kernels at every level with AddressSanitizer
+sanitize: ## the CPU kernels' tests at every level, with AddressSanitizer
 	@if ls "$$(rustc --print sysroot)/lib/rustlib/$(HOST)/lib/"librustc-*asan* >/dev/null 2>&1; then \
 	  RUSTC_BOOTSTRAP=1 RUSTFLAGS="$${RUSTFLAGS:-} -Zsanitizer=address" $(CARGO) test --locked --quiet \
 	    --target $(HOST) -p octavo-cpu --lib --test kernels; \
-	else echo "this Rust has no AddressSanitizer: the CPU kernels run without it" >&2; fi
-
-rust-test: ## the tests of the core and the CPU kernels, without Python
-	$(CARGO) test --locked --quiet
+	else echo "this Rust has no AddressSanitizer: the CPU kernels run without it" >&2; \
+	  $(CARGO) test --locked --quiet -p octavo-cpu; fi
 
 pytest: dev ## the Python tests that need no GPU and are not slow (PYTEST_ARGS="-k ...")
 	$(PYTEST) -m "not gpu and not slow" $(PYTEST_ARGS)

@@ -138,8 +138,10 @@ def truth(model: Any) -> Truth:
     return Truth(model)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ride", RIDES)
+@pytest.mark.parametrize(
+    "ride",
+    [ride if ride == "alone" else pytest.param(ride, marks=pytest.mark.slow) for ride in RIDES],
+)
 def test_float32_says_what_transformers_says(
     truth: Truth, driver: Callable[..., Any], ride: str
 ) -> None:
@@ -185,7 +187,6 @@ def perplexity(logits: torch.Tensor, token_ids: list[int]) -> float:
     return math.exp(float(loss))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("form", ["gguf", "safetensors"])
 def test_perplexity_is_within_a_thousandth(
     form: str, model: Any, smollm2_path: Path, driver: Callable[..., Any], tmp_path: Path
@@ -226,7 +227,6 @@ def test_rounded_products_keep_the_perplexity(model: Any, smollm2_path: Path) ->
     assert abs(math.exp((loss - expected) / (4 * 511)) - 1) < 1e-3
 
 
-@pytest.mark.slow
 def test_a_prompt_is_as_likely_as_transformers_finds_it(model: Any, smollm2_path: Path) -> None:
     from octavo.llm import LLM
 
@@ -250,7 +250,6 @@ def test_a_prompt_is_as_likely_as_transformers_finds_it(model: Any, smollm2_path
     assert found[likeliest][ids[likeliest]].rank == 1
 
 
-@pytest.mark.slow
 def test_conversations_and_prompts_offline(
     smollm2_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -193,7 +193,6 @@ def test_a_shape_gets_its_own_graph_once_padding_has_cost_as_much() -> None:
 # ----------------------------------------------------------------------------------- interpreted
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU runs everything below")
 def test_interpreted_steps_choose_the_plain_runners_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -243,7 +242,6 @@ def test_interpreted_steps_choose_the_plain_runners_tokens(
     assert [len(rows) for rows in scored] == [len(o.prompt_token_ids) for o in found[0][-2:]]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the toy model is on a CPU")
 def test_interpreted_shards_choose_the_tokens_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
