@@ -468,7 +468,17 @@ def sample_case(
     records = SlotRecords(count)
     params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p)
     for slot in range(count):
-        records.write(slot, RequestState(params=params, num_prompt_tokens=1, seed=slot))
+        records.write(
+            slot,
+            RequestState(
+                request_id=slot,
+                params=params,
+                prompt_token_ids=[0],
+                max_tokens=1,
+                arrival_s=0.0,
+                seed=slot,
+            ),
+        )
     state = gpu.SamplingState(torch.tensor(records.rows, device="cuda"))
     slots = int32(range(count))
     ids = poisoned(lambda: gpu.sample(logits, slots, state)).long()

@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import os
 from typing import Any
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 gpu = pytest.importorskip("octavo.kernels.gpu.ops")
 from octavo.kernels import reference  # noqa: E402

@@ -6,7 +6,6 @@ Without a GPU the kernels run in Triton's interpreter.
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
-
-gpu = pytest.importorskip("octavo.kernels.gpu")
+gpu = pytest.importorskip("octavo.kernels.gpu.ops")
 import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
 
@@ -69,7 +65,7 @@ def read_by_kernel(table: torch.Tensor, column: slots.Column) -> list[float]:
 PARAMS = st.builds(
     SamplingParams,
     temperature=st.floats(0, 2),
-    top_k=st.integers(-1, 2**40),
+    top_k=st.integers(-1, 2**31 - 1),
     top_p=st.floats(2**-20, 1),
     min_p=st.floats(0, 1),
     repetition_penalty=st.floats(0.01, 100),
@@ -78,8 +74,12 @@ PARAMS = st.builds(
 )
 STATES = st.builds(
     RequestState,
+    request_id=st.just(0),
     params=PARAMS,
-    num_prompt_tokens=st.integers(1, 2**31 - 1),
+    # Only its length is read.
+    prompt_token_ids=st.integers(1, 2**31 - 1).map(range),
+    max_tokens=st.just(1),
+    arrival_s=st.just(0.0),
     seed=st.integers(-(2**63), 2**64 - 1),
 )
 

@@ -9,16 +9,12 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-import os
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 pytest.importorskip("triton")
 from octavo._core import TokenIds

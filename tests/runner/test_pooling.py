@@ -6,16 +6,12 @@ Without a GPU nothing is captured, and Triton's kernels run in its interpreter.
 from __future__ import annotations
 
 import dataclasses
-import os
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 from octavo import LLM
 from octavo.layers.ops import get_ops
