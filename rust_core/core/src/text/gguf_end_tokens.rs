@@ -50,7 +50,7 @@ const IF_CONTROL: &[&str] = &[
 
 const KEYS: &[&str] = &["eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep"];
 
-/// Whether a token of this spelling is a control token, whatever its type says.
+/// True for the spelling of a control token, whatever the type in the file.
 pub(crate) fn is_control_spelling(text: &str) -> bool {
     UNMISTAKABLE.contains(&text)
 }

@@ -1,9 +1,9 @@
 //! The size of a JSON text in values, counted before anything is made of them.
 //!
-//! O(bytes), without allocation. The text may be no JSON at all: counts are then those of what looks
-//! like it.
+//! O(bytes), without allocation. The text may be no JSON at all: the counts are then of
+//! characters alone.
 
-/// How much a parser would make.
+/// Counts of the values that a parser would make.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct JsonSize {
     /// Objects, arrays, and members of objects: each costs a parser an allocation or more.

@@ -52,7 +52,7 @@ fn scheme(add: bool) -> PrependScheme {
     }
 }
 
-/// Whether anything had to be changed.
+/// Set a pre-tokenizer's rule; true if it was another.
 fn set_prefix_space(pre_tokenizer: &mut PreTokenizerWrapper, prefix_space: PrefixSpace) -> bool {
     match (pre_tokenizer, prefix_space) {
         (PreTokenizerWrapper::ByteLevel(level), PrefixSpace::ByteLevel(add)) => {
@@ -76,7 +76,7 @@ fn set_prefix_space(pre_tokenizer: &mut PreTokenizerWrapper, prefix_space: Prefi
     }
 }
 
-/// What put no space in front takes none off again.
+/// Set a decoder's rule: where no space was put in front, none is taken off.
 fn set_stripped(decoder: &mut DecoderWrapper, add: bool) {
     match decoder {
         DecoderWrapper::Metaspace(space) => space.prepend_scheme = scheme(add),

@@ -1,5 +1,7 @@
 //! A device that checks its input: a KV cache of prefix fingerprints and a deterministic
-//! model. Whoever reads a wrong block, position, slot or token sees a wrong fingerprint.
+//! model. A read of a wrong block, position, slot or token gives a wrong fingerprint.
+//!
+//! Longer than other files: requests, device and checks are one world, driven by every test.
 #![allow(dead_code)] // each test binary uses its part
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -86,7 +88,7 @@ pub(crate) struct Expected {
     pub finished: Option<(FinishReason, Option<StopReason>)>,
     pub num_cached_tokens: u32,
     may_end_early: bool,
-    /// What its next delta carries.
+    /// Extra of its next delta.
     extra: Option<Extra>,
 }
 
