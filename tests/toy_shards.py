@@ -16,7 +16,6 @@ from octavo.config import EngineConfig
 from octavo.engine import engine_loop
 from octavo.kernels import reference
 from octavo.layers.context import AttentionContext
-from octavo.layers.ops import get_ops
 from octavo.layers.rank import Rank
 from octavo.layers.rope import identity_table
 from octavo.llm import LLM
@@ -132,7 +131,7 @@ def load_toy(config: EngineConfig, exchange: Exchange) -> LoadedModel[Any]:
     torch.set_num_threads(1)
     dtypes = ModelDtypes(torch.float32, torch.float32, packed=False, kv_cache=torch.float32)
     parts = [ModelPart(rank.rank, CPU, ToyPart(rank)) for rank in ranks_of(exchange)]
-    return LoadedModel(config, SHAPE, dtypes, get_ops(CPU, "reference"), Mesh(parts, exchange))
+    return LoadedModel(config, SHAPE, dtypes, Mesh(parts, exchange))
 
 
 def generate_with(

@@ -36,9 +36,7 @@ def load(path: Path | str | None, **config: Any) -> Any:
     )
     source = resolve_model(engine)
     return load_model(
-        engine,
         source,
-        source.model_config,
         resolve_dtypes(engine, source.model_config, source, CPU),
         get_ops(CPU, "reference"),
         max_model_len=64,

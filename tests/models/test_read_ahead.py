@@ -203,9 +203,7 @@ def test_a_model_is_the_same_however_it_is_read(
     def load() -> Any:
         dtypes = loading.resolve_dtypes(config, source.model_config, source, CPU)
         ops = get_ops(CPU, "reference")
-        return loading.load_model(
-            config, source, source.model_config, dtypes, ops, max_model_len=64, device=CPU
-        )
+        return loading.load_model(source, dtypes, ops, max_model_len=64, device=CPU)
 
     def numbers(layer: Any) -> Tensor:
         found: Tensor = layer.weight.dequantize()

@@ -84,7 +84,6 @@ class LoadedModel(Generic[M]):
     config: EngineConfig
     shape: ModelConfig
     dtypes: ModelDtypes
-    ops: OpSet
     mesh: Mesh[ModelPart[M]]
 
     @property
@@ -113,11 +112,9 @@ def load(config: EngineConfig, source: ModelSource) -> LoadedModel[CausalLM]:
     dtypes = resolve_dtypes(config, source.model_config, source, device)
     ops = _open_ops(config, device)
     limit = _check_max_model_len(config.max_model_len, source)
-    model = load_model(
-        config, source, source.model_config, dtypes, ops, max_model_len=limit, device=device
-    )
+    model = load_model(source, dtypes, ops, max_model_len=limit, device=device)
     mesh = Mesh([ModelPart(0, device, model)], NoExchange())
-    return LoadedModel(config, source.model_config, dtypes, ops, mesh)
+    return LoadedModel(config, source.model_config, dtypes, mesh)
 
 
 def load_pooling(config: EngineConfig, source: ModelSource) -> LoadedModel[PoolingModel]:
@@ -132,7 +129,7 @@ def load_pooling(config: EngineConfig, source: ModelSource) -> LoadedModel[Pooli
     act = model.act_dtype
     dtypes = ModelDtypes(act, act, packed=False, kv_cache=act)
     mesh = Mesh([ModelPart(0, device, model)], NoExchange())
-    return LoadedModel(config, model.config, dtypes, ops, mesh)
+    return LoadedModel(config, model.config, dtypes, mesh)
 
 
 def resolve_device(config: EngineConfig) -> torch.device:
@@ -223,9 +220,7 @@ def resolve_dtypes(
 
 
 def load_model(
-    config: EngineConfig,
     source: ModelSource,
-    model_config: ModelConfig,
     dtypes: ModelDtypes,
     ops: OpSet,
     *,
@@ -240,6 +235,7 @@ def load_model(
         ModelLoadError: an unknown architecture; a tensor that is missing, left over, misshapen or
             of an unknown type; a file that is cut short.
     """
+    model_config = source.model_config
     if model_config.architecture not in ARCHITECTURES:
         return _load_foreign(source, model_config, dtypes, ops, max_model_len, device)
     if model_config.tie_word_embeddings and source.kind == "safetensors":

@@ -1,4 +1,4 @@
-"""TokenLogprobs: log probabilities of a step's tokens, on their way from the device to the host."""
+"""TokenLogprobs: log probabilities of tokens, on their way from the device to the host."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from octavo.runner.prompt_scorer import to_host
 
 
 @dataclass(slots=True)
@@ -30,7 +28,15 @@ def copy_logprobs(logits: Tensor, ids: Tensor, most: int) -> TokenLogprobs:
     best, best_ids = logits.topk(most, dim=-1)
     ranks = (logits > logit).sum(-1, dtype=torch.int32) + 1
     return TokenLogprobs(
-        to_host(torch.cat([chosen, best_ids], 1).int()),
-        to_host(torch.cat([logit, best], 1) - total),
-        to_host(ranks),
+        _to_host(torch.cat([chosen, best_ids], 1).int()),
+        _to_host(torch.cat([logit, best], 1) - total),
+        _to_host(ranks),
     )
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    """The tensor itself on a CPU; from a GPU a copy that is under way, in pinned memory."""
+    if not tensor.is_cuda:
+        return tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor
 
+from octavo.runner.logprobs import copy_logprobs
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -124,18 +126,9 @@ class PromptScorer:
             dtype=torch.int64,
             pin_memory=logits.is_cuda,
         )
-        own = tokens.to(logits.device, non_blocking=True)[:, None]
-        own_logits = logits.gather(1, own)
-        best, best_ids = logits.topk(rows.num_logprobs, dim=-1)
-        total = logits.logsumexp(-1, keepdim=True)
-        ranks = (logits > own_logits).sum(-1, dtype=torch.int32) + 1
-        return ScoredRows(
-            rows,
-            first,
-            to_host(torch.cat([own, best_ids], 1).int()),
-            to_host(torch.cat([own_logits, best], 1) - total),
-            to_host(ranks),
-        )
+        own = tokens.to(logits.device, non_blocking=True)
+        scored = copy_logprobs(logits, own, rows.num_logprobs)
+        return ScoredRows(rows, first, scored.ids, scored.values, scored.ranks)
 
 
 def collected(scored: Sequence[ScoredRows]) -> Extras:
@@ -148,11 +141,3 @@ def _no_rows(span: PromptSpan) -> ScoredRows:
     assert rows is not None
     ids = torch.empty((0, 1 + rows.num_logprobs), dtype=torch.int32)
     return ScoredRows(rows, span.first, ids, ids.float(), ids[:, 0])
-
-
-def to_host(tensor: Tensor) -> Tensor:
-    """The tensor itself on a CPU; from a GPU a copy that is under way, in pinned memory."""
-    if not tensor.is_cuda:
-        return tensor
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return host.copy_(tensor, non_blocking=True)
