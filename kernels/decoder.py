@@ -52,6 +52,6 @@ class DecoderSpec:
     weight_offset: float = 0.0
 
 
-# (hidden [T, D], overwritten; the step's AttentionContext) -> [T, D] after the final norm; with the
+# (hidden [T, D], overwritten; the step's StepContext) -> [T, D] after the final norm; with the
 # context's ``ends_only`` anything in the rows that are no request's last.
 Decoder: TypeAlias = Callable[[Tensor, Any], Tensor]

@@ -15,7 +15,7 @@ from torch import Tensor
 from octavo.config import EngineConfig
 from octavo.engine import engine_loop
 from octavo.kernels import reference
-from octavo.layers.context import AttentionContext
+from octavo.layers.context import StepContext
 from octavo.layers.rank import Rank
 from octavo.layers.rope import identity_table
 from octavo.llm import LLM
@@ -88,7 +88,7 @@ class ToyPart:
     def bind_kv_cache(self, caches: Sequence[tuple[Tensor, Tensor]]) -> None:
         self._caches = caches
 
-    def __call__(self, input_ids: Tensor, ctx: AttentionContext) -> Tensor:
+    def __call__(self, input_ids: Tensor, ctx: StepContext) -> Tensor:
         w, shape = self._weights, self.config
         x = w["embed"][input_ids.long()]
         for layer, (k_cache, v_cache) in enumerate(self._caches):

@@ -15,7 +15,7 @@ import torch
 
 from octavo import _core
 from octavo.config import EngineConfig
-from octavo.layers.context import AttentionContext
+from octavo.layers.context import StepContext
 from octavo.models.source import resolve_model
 from octavo.runner.eager import EagerRunner
 from octavo.runner.loading import load
@@ -139,7 +139,7 @@ class Driver:
         table = torch.zeros_like(runner.mesh.lead.batch.block_table)
         table[1, :num_blocks] = ints(blocks)
         size = runner.block_size
-        context = AttentionContext(
+        context = StepContext(
             positions=ints(range(n)),
             slot_mapping=ints([blocks[i // size] * size + i % size for i in range(n)]),
             slots=ints([1]),

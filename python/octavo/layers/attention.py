@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.opset import OpSet
-from octavo.layers.context import AttentionContext
+from octavo.layers.context import StepContext
 
 
 class Attention:
@@ -72,7 +72,7 @@ class Attention:
         self.k_cache = torch.empty(0)
         self.v_cache = torch.empty(0)
 
-    def __call__(self, qkv: Tensor, ctx: AttentionContext) -> Tensor:
+    def __call__(self, qkv: Tensor, ctx: StepContext) -> Tensor:
         """qkv [T, (num_heads + 2 * num_kv_heads) * head_dim] -> [T, num_heads * head_dim]."""
         if (
             self._rope_decode is not None

@@ -1,4 +1,4 @@
-"""AttentionContext: the metadata of one step that every attention layer reads."""
+"""StepContext: one step's tokens, and where attention finds their keys and values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @dataclass(slots=True, eq=False)
-class AttentionContext:
+class StepContext:
     """One step's tokens and where their keys and values live. All tensors int32, on the device.
 
     Requests come decodes first (one query token each), then prefill chunks; request r's tokens are

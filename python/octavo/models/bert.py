@@ -17,7 +17,7 @@ from octavo.errors import ModelLoadError
 from octavo.kernels.encoder import EncoderLayerSpec, EncoderSpec
 from octavo.kernels.opset import OpSet
 from octavo.kernels.weights import dense
-from octavo.layers.context import AttentionContext
+from octavo.layers.context import StepContext
 from octavo.layers.linear import Linear
 from octavo.layers.rope import RopeConfig, identity_table
 from octavo.models.config import ModelConfig
@@ -169,7 +169,7 @@ class BertEncoder:
         self._k_cache, self._v_cache = k_cache, v_cache
 
     def __call__(
-        self, input_ids: Tensor, ctx: AttentionContext, is_second: Tensor | None = None
+        self, input_ids: Tensor, ctx: StepContext, is_second: Tensor | None = None
     ) -> Tensor:
         """input_ids int32 [T], whole texts -> hidden states [T, D].
 
@@ -188,7 +188,7 @@ class BertEncoder:
             x, _ = layer.mlp_norm.add(layer.down(act), x)
         return x
 
-    def _attend(self, qkv: Tensor, ctx: AttentionContext) -> Tensor:
+    def _attend(self, qkv: Tensor, ctx: StepContext) -> Tensor:
         config = self.config
         q = self._ops.qk_norm_rope_store_kv(
             qkv,

@@ -16,7 +16,7 @@ from octavo.checkpoints.weights import Weights
 from octavo.errors import ModelLoadError
 from octavo.kernels.opset import OpSet
 from octavo.kernels.weights import reordered
-from octavo.layers.context import AttentionContext
+from octavo.layers.context import StepContext
 from octavo.layers.linear import Linear
 from octavo.models.config import ModelConfig
 from octavo.models.hf_config import HfConfig
@@ -82,7 +82,7 @@ class FalconDecoderLayer:
         self.mlp = UngatedMLP(mlp, config, bias, weights, ops)
 
     def __call__(
-        self, x: Tensor | None, residual: Tensor, ctx: AttentionContext
+        self, x: Tensor | None, residual: Tensor, ctx: StepContext
     ) -> tuple[Tensor | None, Tensor]:
         x, residual = self.norm.add(x, residual)
         attended = self.dense(self.attention(self.qkv(x), ctx))

@@ -24,7 +24,7 @@ from torch import Tensor
 from octavo.checkpoints.safetensors import open_safetensors, safetensors_files
 from octavo.errors import ModelLoadError
 from octavo.kernels.opset import OpSet
-from octavo.layers.context import AttentionContext
+from octavo.layers.context import StepContext
 from octavo.layers.rope import RopeConfig, identity_table
 from octavo.models.config import ModelConfig, token_ids
 from octavo.models.hf_config import architecture_of
@@ -219,7 +219,7 @@ class _PagedStep:
 
     checks_masks = False
 
-    def __init__(self, model: TransformersModel, ctx: AttentionContext) -> None:
+    def __init__(self, model: TransformersModel, ctx: StepContext) -> None:
         self.model, self.ctx, self.layer = model, ctx, 0
 
     def attend(
@@ -325,7 +325,7 @@ class TransformersModel:
         """Take each layer's keys and values."""
         self.caches = list(caches)
 
-    def __call__(self, input_ids: Tensor, ctx: AttentionContext) -> Tensor:
+    def __call__(self, input_ids: Tensor, ctx: StepContext) -> Tensor:
         """input_ids int32 [T] -> hidden states [T, D], as the output head takes them."""
         return self._hidden(input_ids, ctx.positions, _PagedStep(self, ctx))
 
@@ -418,11 +418,11 @@ class TransformersModel:
         self._head_is_last = all(map(torch.equal, outputs, own))
         return [logits[0].float() for logits in own]
 
-    def _context(self, ints: Any, spans: Sequence[tuple[int, int, int]]) -> AttentionContext:
+    def _context(self, ints: Any, spans: Sequence[tuple[int, int, int]]) -> StepContext:
         """(request, start, end) of each request's chunk; request r lives in block 1 - r."""
         sizes = [end - start for _, start, end in spans]
         starts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
-        return AttentionContext(
+        return StepContext(
             positions=ints([p for _, start, end in spans for p in range(start, end)]),
             slot_mapping=ints([(1 - r) * 16 + p for r, s, e in spans for p in range(s, e)]),
             slots=ints([r for r, _, _ in spans]),

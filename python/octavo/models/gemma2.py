@@ -9,7 +9,7 @@ from torch import Tensor
 
 from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
-from octavo.layers.context import AttentionContext
+from octavo.layers.context import StepContext
 from octavo.models.config import ModelConfig
 from octavo.models.gemma import gemma_fields
 from octavo.models.hf_config import HfConfig
@@ -46,7 +46,7 @@ class Gemma2DecoderLayer:
         self.post_feedforward_layernorm = norm("post_feedforward_layernorm")
 
     def __call__(
-        self, x: Tensor | None, residual: Tensor, ctx: AttentionContext
+        self, x: Tensor | None, residual: Tensor, ctx: StepContext
     ) -> tuple[Tensor | None, Tensor]:
         x, residual = self.input_layernorm.add(x, residual)
         x = self.post_attention_layernorm(self.self_attn(x, ctx))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
-from octavo.layers.context import AttentionContext
+from octavo.layers.context import StepContext
 from octavo.models.config import ModelConfig
 from octavo.models.hf_config import HfConfig
 from octavo.models.llama import DecoderLayer, LlamaDecoderLayer, LlamaForCausalLM
@@ -27,7 +27,7 @@ class GraniteDecoderLayer(LlamaDecoderLayer):
         self.scale = config.residual_scale
 
     def __call__(
-        self, x: Tensor | None, residual: Tensor, ctx: AttentionContext
+        self, x: Tensor | None, residual: Tensor, ctx: StepContext
     ) -> tuple[Tensor | None, Tensor]:
         x, residual = self.input_layernorm.add(x, residual)
         x = self.self_attn(x, ctx) * self.scale

@@ -15,7 +15,7 @@ from torch import Tensor
 from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
 from octavo.layers.attention import Attention
-from octavo.layers.context import AttentionContext
+from octavo.layers.context import StepContext
 from octavo.layers.embedding import Embedding, LMHead
 from octavo.models.config import ModelConfig
 from octavo.models.parts import load_layer_norm, load_linear, rope_tables
@@ -27,7 +27,7 @@ class Layer(Protocol):
     attention: Attention
 
     def __call__(
-        self, x: Tensor | None, residual: Tensor, ctx: AttentionContext
+        self, x: Tensor | None, residual: Tensor, ctx: StepContext
     ) -> tuple[Tensor | None, Tensor]: ...
 
 
@@ -74,7 +74,7 @@ class LayerNormDecoder:
             layer.attention.k_cache = k_cache
             layer.attention.v_cache = v_cache
 
-    def __call__(self, input_ids: Tensor, ctx: AttentionContext) -> Tensor:
+    def __call__(self, input_ids: Tensor, ctx: StepContext) -> Tensor:
         """input_ids int32 [T] -> hidden states [T, D] after the final norm."""
         x: Tensor | None = None
         residual = self.embed_tokens(input_ids)

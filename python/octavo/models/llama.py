@@ -18,7 +18,7 @@ from octavo.kernels.decoder import Decoder, DecoderSpec, LayerSpec
 from octavo.kernels.opset import OpSet
 from octavo.kernels.weights import Weight
 from octavo.layers.attention import Attention
-from octavo.layers.context import AttentionContext
+from octavo.layers.context import StepContext
 from octavo.layers.embedding import Embedding, LMHead
 from octavo.layers.norm import RMSNorm
 from octavo.models.config import ModelConfig
@@ -63,12 +63,12 @@ class LlamaAttention:
             softcap=config.attn_logit_softcap,
         )
 
-    def __call__(self, x: Tensor, ctx: AttentionContext) -> Tensor:
+    def __call__(self, x: Tensor, ctx: StepContext) -> Tensor:
         """x [T, D] -> [T, D]."""
         return self.o_proj(self.attention(self.qkv_proj(x), ctx))
 
     def normed(
-        self, x: Tensor | None, residual: Tensor, norm: RMSNorm, ctx: AttentionContext
+        self, x: Tensor | None, residual: Tensor, norm: RMSNorm, ctx: StepContext
     ) -> tuple[Tensor | None, Tensor]:
         """(addend, residual) after norm(residual + x) has gone through this; see ``Linear``."""
         qkv, residual = self.qkv_proj.normed(x, residual, norm)
@@ -139,7 +139,7 @@ class LlamaDecoderLayer:
         return LlamaMLP(config, layer, weights, ops)
 
     def __call__(
-        self, x: Tensor | None, residual: Tensor, ctx: AttentionContext
+        self, x: Tensor | None, residual: Tensor, ctx: StepContext
     ) -> tuple[Tensor | None, Tensor]:
         x, residual = self.self_attn.normed(x, residual, self.input_layernorm, ctx)
         return self.mlp.normed(x, residual, self.post_attention_layernorm)
@@ -175,7 +175,7 @@ class DecoderLayer(Protocol):
     self_attn: Any
 
     def __call__(
-        self, x: Tensor | None, residual: Tensor, ctx: AttentionContext
+        self, x: Tensor | None, residual: Tensor, ctx: StepContext
     ) -> tuple[Tensor | None, Tensor]: ...
 
     def spec(self) -> LayerSpec | None:
@@ -270,7 +270,7 @@ class LlamaForCausalLM:
             )
         )
 
-    def __call__(self, input_ids: Tensor, ctx: AttentionContext) -> Tensor:
+    def __call__(self, input_ids: Tensor, ctx: StepContext) -> Tensor:
         """input_ids int32 [T] -> hidden states [T, D] after the final norm."""
         residual = self.embed_tokens(input_ids)
         if self._decoder is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
-from octavo.layers.context import AttentionContext
+from octavo.layers.context import StepContext
 from octavo.layers.norm import RMSNorm
 from octavo.models.config import ModelConfig
 from octavo.models.llama import (
@@ -41,7 +41,7 @@ class Olmo2Attention(LlamaAttention):
         self.k_norm = RMSNorm(ops, k_norm, config.rms_norm_eps)
         self.sizes = [config.q_size, config.kv_size, config.kv_size]
 
-    def __call__(self, x: Tensor, ctx: AttentionContext) -> Tensor:
+    def __call__(self, x: Tensor, ctx: StepContext) -> Tensor:
         q, k, v = self.qkv_proj(x).split_with_sizes(self.sizes, dim=1)
         qkv = torch.cat((self.q_norm(q.contiguous()), self.k_norm(k.contiguous()), v), dim=1)
         return self.o_proj(self.attention(qkv, ctx))
@@ -62,7 +62,7 @@ class Olmo2DecoderLayer:
         self.post_feedforward_layernorm = norm("post_feedforward_layernorm")
 
     def __call__(
-        self, x: Tensor | None, residual: Tensor, ctx: AttentionContext
+        self, x: Tensor | None, residual: Tensor, ctx: StepContext
     ) -> tuple[Tensor | None, Tensor]:
         residual = residual if x is None else residual + x
         residual = residual + self.post_attention_layernorm(self.self_attn(residual, ctx))

@@ -13,7 +13,7 @@ from torch import Tensor
 from octavo.checkpoints.weights import Weights
 from octavo.errors import ModelLoadError
 from octavo.kernels.opset import OpSet
-from octavo.layers.context import AttentionContext
+from octavo.layers.context import StepContext
 from octavo.models.config import ModelConfig
 from octavo.models.hf_config import HfConfig
 from octavo.models.layer_norm_decoder import (
@@ -46,7 +46,7 @@ class PhiDecoderLayer:
         self.mlp = UngatedMLP(mlp, config, True, weights, ops)
 
     def __call__(
-        self, x: Tensor | None, residual: Tensor, ctx: AttentionContext
+        self, x: Tensor | None, residual: Tensor, ctx: StepContext
     ) -> tuple[Tensor | None, Tensor]:
         x, residual = self.norm.add(x, residual)
         attended = self.dense(self.attention(self.qkv_proj(x), ctx))

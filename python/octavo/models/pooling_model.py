@@ -13,7 +13,7 @@ from octavo.checkpoints.safetensors import SafetensorsWeights, safetensors_files
 from octavo.checkpoints.weights import RenamedWeights
 from octavo.errors import ModelLoadError
 from octavo.kernels.opset import OpSet
-from octavo.layers.context import AttentionContext
+from octavo.layers.context import StepContext
 from octavo.models.bert import ENCODERS, BertEncoder, make_class_head
 from octavo.models.config import ModelConfig
 from octavo.models.hf_config import architecture_of
@@ -124,7 +124,7 @@ class PoolingModel:
     def __call__(
         self,
         input_ids: Tensor,
-        ctx: AttentionContext,
+        ctx: StepContext,
         is_second: Tensor | None = None,
     ) -> Tensor:
         """input_ids int32 [T]: whole texts, end to end -> float32 [R, D].

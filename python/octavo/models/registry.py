@@ -11,7 +11,7 @@ from torch import Tensor
 from octavo.checkpoints.weights import Weights
 from octavo.errors import ModelLoadError
 from octavo.kernels.opset import OpSet
-from octavo.layers.context import AttentionContext
+from octavo.layers.context import StepContext
 from octavo.models.bert import ENCODERS, read_encoder_config
 from octavo.models.config import ModelConfig
 from octavo.models.falcon import FalconForCausalLM
@@ -44,7 +44,7 @@ class CausalLM(Protocol):
 
     def bind_kv_cache(self, caches: Sequence[tuple[Tensor, Tensor]]) -> None: ...
 
-    def __call__(self, input_ids: Tensor, ctx: AttentionContext) -> Tensor: ...
+    def __call__(self, input_ids: Tensor, ctx: StepContext) -> Tensor: ...
 
     def compute_logits(self, hidden: Tensor) -> Tensor: ...
 

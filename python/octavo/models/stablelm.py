@@ -13,7 +13,7 @@ from torch import Tensor
 
 from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
-from octavo.layers.context import AttentionContext
+from octavo.layers.context import StepContext
 from octavo.layers.norm import LayerNorm
 from octavo.models.config import ModelConfig
 from octavo.models.hf_config import HfConfig
@@ -85,7 +85,7 @@ class StableLmDecoderLayer:
         self.mlp = LlamaMLP(config, layer, weights, ops)
 
     def __call__(
-        self, x: Tensor | None, residual: Tensor, ctx: AttentionContext
+        self, x: Tensor | None, residual: Tensor, ctx: StepContext
     ) -> tuple[Tensor | None, Tensor]:
         x, residual = self.norm.add(x, residual)
         qkv = self.qkv_proj(x)

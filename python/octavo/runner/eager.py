@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from octavo._core import Staging
-from octavo.layers.context import AttentionContext
+from octavo.layers.context import StepContext
 from octavo.models.registry import CausalLM
 from octavo.pooling import PoolingInfo
 from octavo.runner.input_batch import InputBatch
@@ -81,7 +81,7 @@ class EagerShard:
         def ints(*values: int) -> Tensor:
             return torch.tensor(values, dtype=torch.int32, device=self.device)
 
-        context = AttentionContext(
+        context = StepContext(
             positions=ints(0),
             slot_mapping=ints(-1),
             slots=ints(self._spare_slot),

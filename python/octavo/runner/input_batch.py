@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.layers.context import AttentionContext
+from octavo.layers.context import StepContext
 
 if TYPE_CHECKING:
     from octavo._core import ScheduledBatch
@@ -35,7 +35,7 @@ class InputBatch:
         self.input_ids: Tensor
         self.sample_rows: Tensor
         self.sample_slots: Tensor
-        self.context: AttentionContext
+        self.context: StepContext
 
     def load(self, batch: ScheduledBatch, packed: Tensor) -> None:
         """Take a step: ``packed``, int32 [packed_len], is its staged buffer on the device."""
@@ -66,7 +66,7 @@ class InputBatch:
         )
         if batch.num_block_updates:
             self._update_blocks(updates, batch.num_block_updates)
-        self.context = AttentionContext(
+        self.context = StepContext(
             positions=positions,
             slot_mapping=slot_mapping,
             slots=slots,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from octavo._core import Staging
-from octavo.layers.context import AttentionContext
+from octavo.layers.context import StepContext
 from octavo.models.pooling_model import PoolingModel
 from octavo.pooling import PoolingInfo
 from octavo.runner.cuda_graphs import computing, mixed_rows
@@ -144,7 +144,7 @@ class PoolingRunner:
         def ints(*values: int) -> Tensor:
             return torch.tensor(values, dtype=torch.int32, device=self.device)
 
-        context = AttentionContext(
+        context = StepContext(
             positions=ints(0),
             slot_mapping=ints(0),
             slots=ints(0),
@@ -242,7 +242,7 @@ class PoolingRunner:
             ctx = self._batch.context
             tokens = slice(int(starts[first]), int(starts[last]))
             longest = int(np.diff(starts[first : last + 1]).max())
-            part = AttentionContext(
+            part = StepContext(
                 positions=ctx.positions[tokens],
                 slot_mapping=ctx.slot_mapping[tokens],
                 slots=ctx.slots[first:last],

@@ -17,14 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from octavo.layers.context import AttentionContext
+from octavo.layers.context import StepContext
 from octavo.runner.cuda_driver import CudaDriver, make_event
 from octavo.runner.cuda_graphs import CapturedGraph, GraphCache, computing
 
 # Texts of a step: empty ones cost a lane of the attention kernel's search each.
 _NUM_TEXTS = (1, 4, 16, 64, 256)
 
-Forward = Callable[[Tensor, AttentionContext, Tensor | None], Tensor]
+Forward = Callable[[Tensor, StepContext, Tensor | None], Tensor]
 
 
 class TextBatch(NamedTuple):
@@ -150,7 +150,7 @@ class PoolingGraphs:
         ids, positions, slot_mapping, *second, firsts, seq_lens, starts = self._device_ints[
             : sum(sizes)
         ].split_with_sizes(sizes)
-        context = AttentionContext(
+        context = StepContext(
             positions=positions,
             slot_mapping=slot_mapping,
             slots=torch.arange(texts, dtype=torch.int32, device=ids.device),

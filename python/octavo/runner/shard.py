@@ -22,7 +22,7 @@ from torch import Tensor
 
 from octavo.kernels.gpu import ops as gpu
 from octavo.kernels.gpu.step import HEADER_TURN, StepBuffers, prepare_step
-from octavo.layers.context import AttentionContext
+from octavo.layers.context import StepContext
 from octavo.models.registry import CausalLM
 from octavo.runner.cuda_driver import CudaDriver, make_event
 from octavo.runner.cuda_graphs import GraphCache, StepShape, computing
@@ -202,7 +202,7 @@ class GpuShard:
             prefill_rows=shape.prefill_rows,
         )
         rows, reqs = shape.rows, shape.reqs
-        context = AttentionContext(
+        context = StepContext(
             positions=buffers.positions[:rows],
             slot_mapping=buffers.slot_mapping[:rows],
             slots=buffers.slots[:reqs],
@@ -269,7 +269,7 @@ def _run_largest_step(
     def ints(*shape: int, fill: int = 0) -> Tensor:
         return torch.full(shape, fill, dtype=torch.int32, device=device)
 
-    context = AttentionContext(
+    context = StepContext(
         positions=ints(tokens),
         slot_mapping=ints(tokens, fill=-1),
         slots=ints(1),
