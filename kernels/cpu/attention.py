@@ -45,17 +45,17 @@ def qk_norm_rope_store_kv(
     q = torch.empty((tokens, num_heads, head_dim), dtype=qkv.dtype)
     _core.cpu_rope(
         qkv_matrix,
-        ints(positions, "positions", tokens),
-        table,
-        ints(slot_mapping, "slot_mapping", tokens),
         cache,
-        num_heads,
-        optional_vector(q_norm, "q_norm", head_dim),
-        optional_vector(k_norm, "k_norm", head_dim),
-        eps,
-        weight_offset,
-        interleaved,
-        (q.data_ptr(), element, tokens, num_heads * head_dim),
+        positions=ints(positions, "positions", tokens),
+        cos_sin=table,
+        slot_mapping=ints(slot_mapping, "slot_mapping", tokens),
+        num_heads=num_heads,
+        q_norm=optional_vector(q_norm, "q_norm", head_dim),
+        k_norm=optional_vector(k_norm, "k_norm", head_dim),
+        eps=eps,
+        weight_offset=weight_offset,
+        interleaved=interleaved,
+        q=(q.data_ptr(), element, tokens, num_heads * head_dim),
     )
     return q
 
@@ -94,15 +94,15 @@ def paged_attention(
     _core.cpu_attention(
         (q.data_ptr(), element, tokens, cols),
         cache,
-        int_matrix(block_table, "block_table"),
-        ints(slots, "slots", requests),
-        ints(seq_lens, "seq_lens", requests),
-        ints(query_start_loc, "query_start_loc", requests + 1),
-        scale,
-        sliding_window,
-        softcap,
-        causal,
-        max_seq_len,
-        (out.data_ptr(), element, tokens, cols),
+        block_table=int_matrix(block_table, "block_table"),
+        slots=ints(slots, "slots", requests),
+        seq_lens=ints(seq_lens, "seq_lens", requests),
+        query_start_loc=ints(query_start_loc, "query_start_loc", requests + 1),
+        scale=scale,
+        sliding_window=sliding_window,
+        softcap=softcap,
+        causal=causal,
+        max_seq_len=max_seq_len,
+        out=(out.data_ptr(), element, tokens, cols),
     )
     return out

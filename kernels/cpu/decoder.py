@@ -70,13 +70,13 @@ class CpuDecoder:
         self._forward = _core.CpuDecoder(
             layers,
             vector(spec.final_norm, "final_norm", size),
-            spec.num_heads,
-            cos_sin,
-            spec.eps,
-            spec.weight_offset,
-            spec.scale,
-            spec.softcap,
-            spec.act,
+            num_heads=spec.num_heads,
+            cos_sin=cos_sin,
+            eps=spec.eps,
+            weight_offset=spec.weight_offset,
+            scale=spec.scale,
+            softcap=spec.softcap,
+            kind=spec.act,
         ).forward
 
     def __call__(self, hidden: Tensor, ctx: Any) -> Tensor:
@@ -91,14 +91,14 @@ class CpuDecoder:
         out = torch.empty_like(hidden)
         self._forward(
             states,
-            ints(ctx.positions, "positions", tokens),
-            ints(ctx.slot_mapping, "slot_mapping", tokens),
-            int_matrix(ctx.block_table, "block_table"),
-            ints(ctx.slots, "slots", requests),
-            ints(ctx.seq_lens, "seq_lens", requests),
-            ints(ctx.query_start_loc, "query_start_loc", requests + 1),
-            ctx.ends_only,
-            (out.data_ptr(), element, tokens, size),
+            positions=ints(ctx.positions, "positions", tokens),
+            slot_mapping=ints(ctx.slot_mapping, "slot_mapping", tokens),
+            block_table=int_matrix(ctx.block_table, "block_table"),
+            slots=ints(ctx.slots, "slots", requests),
+            seq_lens=ints(ctx.seq_lens, "seq_lens", requests),
+            query_start_loc=ints(ctx.query_start_loc, "query_start_loc", requests + 1),
+            ends_only=ctx.ends_only,
+            out=(out.data_ptr(), element, tokens, size),
         )
         return out
 

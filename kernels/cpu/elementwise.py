@@ -30,9 +30,9 @@ def rms_norm(
         x_matrix,
         residual_matrix,
         vector(weight, "weight", cols),
-        eps,
-        weight_offset,
-        (out.data_ptr(), element, rows, cols),
+        eps=eps,
+        weight_offset=weight_offset,
+        out=(out.data_ptr(), element, rows, cols),
     )
     return out if residual is None else (out, residual)
 

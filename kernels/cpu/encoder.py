@@ -44,7 +44,13 @@ class CpuEncoder:
         ]
         # Vectors are copied, weights shared or rounded: nothing is read by address afterwards.
         core = _core.CpuEncoder(
-            layers, size, spec.num_heads, spec.eps, spec.scale, spec.act, self.rounded
+            layers,
+            size,
+            num_heads=spec.num_heads,
+            eps=spec.eps,
+            scale=spec.scale,
+            kind=spec.act,
+            rounded=self.rounded,
         )
         self.nbytes = core.nbytes
         self._forward = core.forward

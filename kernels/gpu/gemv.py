@@ -13,8 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .activation import activate
 from .launch import cdiv, next_power_of_2, pdl_options
-from .linear_tile import finish_tile
 
 # An output head of more rows than this has programs enough to hide its loads.
 MANY_OUTPUTS = 32768
@@ -93,7 +93,7 @@ def gemv_kernel(
     sum_squares = tl.zeros([1], dtype=tl.float32)
     if HAS_NORM:
         sum_squares += tl.sum(squares, 0)
-    finish_tile(
+    _finish(
         tl.sum(acc, 1)[:, None],
         sum_squares,
         bias,
@@ -111,6 +111,49 @@ def gemv_kernel(
         BLOCK_N,
         1,
     )
+
+
+@triton.jit
+def _finish(
+    acc,  # [BLOCK_N, BLOCK_M] float32: weight rows x activations' rows
+    sum_squares,  # [BLOCK_M] float32: of x's rows, for the norm
+    bias,
+    residual,
+    y,  # [M, OUT], OUT = N or, gated, N / 2
+    tile,
+    M,
+    N,
+    K,
+    eps,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    GATE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """Norm scale, bias, gate, residual, store."""
+    m = tl.arange(0, BLOCK_M)
+    i = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    if HAS_NORM:
+        acc = acc * tl.rsqrt(sum_squares / K + eps)[None, :]
+    rows = i if GATE == "" else i // 2 + (i % 2) * (N // 2)
+    if HAS_BIAS:
+        acc += tl.load(bias + rows, mask=i < N, other=0.0).to(tl.float32)[:, None]
+    if GATE == "":
+        n = i
+        width = N
+    else:
+        pairs = tl.permute(tl.reshape(acc, (BLOCK_N // 2, 2, BLOCK_M)), (0, 2, 1))
+        gate, up = tl.split(pairs)
+        acc = activate(gate, GATE) * up
+        n = tile * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+        width = N // 2
+    mask = (n[:, None] < width) & (m[None, :] < M)
+    offsets = m[None, :] * width + n[:, None]
+    if HAS_RESIDUAL:
+        acc += tl.load(residual + offsets, mask=mask, other=0.0).to(tl.float32)
+    tl.store(y + offsets, acc.to(y.dtype.element_ty), mask=mask)
 
 
 def plan_gemv(n: int, k: int) -> GemvConfig:

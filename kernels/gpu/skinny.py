@@ -15,7 +15,6 @@ import triton
 import triton.language as tl
 
 from .launch import cdiv, counters, next_power_of_2, num_sms, pdl_options
-from .linear_tile import finish_tile
 
 MAX_ROWS = 64
 
@@ -35,21 +34,15 @@ def skinny_kernel(
     x,  # [M, K]
     weight,  # [N, K]
     bias,  # [N]
-    residual,  # [M, OUT]
-    norm_weight,  # [K]
-    y,  # [M, OUT]
+    residual,  # [M, N]
+    y,  # [M, N]
     partial,  # [SPLIT_K, tiles, BLOCK_N, BLOCK_M] float32
-    partial_squares,  # [SPLIT_K, tiles, BLOCK_M] float32
     counters,  # [tiles] int32, zero
     M,
     N,
     K,
-    eps,
-    weight_offset,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
-    HAS_NORM: tl.constexpr,
-    GATE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -59,11 +52,10 @@ def skinny_kernel(
     tile = tl.program_id(0)
     part = tl.program_id(1)
     num_tiles = tl.num_programs(0)
-    i = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    rows = i if GATE == "" else i // 2 + (i % 2) * (N // 2)
+    rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.arange(0, BLOCK_M)
     cols = tl.arange(0, BLOCK_K)
-    in_rows = (i < N)[:, None]
+    in_rows = (rows < N)[:, None]
     in_m = (m < M)[None, :]
     w_tiles = weight + rows[:, None].to(tl.int64) * K + cols[None, :]
     x_tiles = x + m[None, :] * K + cols[:, None]
@@ -74,46 +66,50 @@ def skinny_kernel(
     k_begin = part * k_part
     k_end = tl.minimum(k_begin + k_part, K)
     acc = tl.zeros([BLOCK_N, BLOCK_M], dtype=tl.float32)
-    squares = tl.zeros([BLOCK_M], dtype=tl.float32)
     for k in range(k_begin, k_end, BLOCK_K):
         in_k = k + cols < K
         w = tl.load(
             w_tiles + k, mask=in_rows & in_k[None, :], other=0.0, eviction_policy="evict_first"
         )
         xk = tl.load(x_tiles + k, mask=in_m & in_k[:, None], other=0.0)
-        if HAS_NORM:
-            wide = xk.to(tl.float32)
-            squares += tl.sum(wide * wide, 0)
-            g = tl.load(norm_weight + k + cols, mask=in_k, other=0.0).to(tl.float32)
-            xk = (wide * (g + weight_offset)[:, None]).to(x.dtype.element_ty)
         acc = tl.dot(w, xk, acc, input_precision="ieee")
+    n = rows[:, None]
     if SPLIT_K == 1:
-        finish_tile(
-            acc, squares, bias, residual, y, tile, M, N, K, eps,
-            HAS_BIAS, HAS_RESIDUAL, HAS_NORM, GATE, BLOCK_N, BLOCK_M,
-        )  # fmt: skip
+        _finish(acc, bias, residual, y, n, m[None, :], M, N, HAS_BIAS, HAS_RESIDUAL)
     else:
         inner = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + m[None, :]
-        here = part * num_tiles + tile
-        tl.store(partial + here * (BLOCK_N * BLOCK_M) + inner, acc)
-        if HAS_NORM:
-            tl.store(partial_squares + here * BLOCK_M + m, squares)
+        tl.store(partial + (part * num_tiles + tile) * (BLOCK_N * BLOCK_M) + inner, acc)
         # All threads' stores come before the count; the count orders them for the last arriver.
         tl.debug_barrier()
         arrived = tl.atomic_add(counters + tile, 1, sem="acq_rel")
         if arrived == SPLIT_K - 1:
             acc = tl.zeros([BLOCK_N, BLOCK_M], dtype=tl.float32)
-            squares = tl.zeros([BLOCK_M], dtype=tl.float32)
             for p in tl.static_range(SPLIT_K):
                 there = p * num_tiles + tile
                 acc += tl.load(partial + there * (BLOCK_N * BLOCK_M) + inner, cache_modifier=".cg")
-                if HAS_NORM:
-                    squares += tl.load(partial_squares + there * BLOCK_M + m, cache_modifier=".cg")
-            finish_tile(
-                acc, squares, bias, residual, y, tile, M, N, K, eps,
-                HAS_BIAS, HAS_RESIDUAL, HAS_NORM, GATE, BLOCK_N, BLOCK_M,
-            )  # fmt: skip
+            _finish(acc, bias, residual, y, n, m[None, :], M, N, HAS_BIAS, HAS_RESIDUAL)
             tl.store(counters + tile, 0)
+
+
+@triton.jit
+def _finish(
+    acc,  # [BLOCK_N, BLOCK_M] float32
+    bias,
+    residual,
+    y,
+    n,  # [BLOCK_N, 1]
+    m,  # [1, BLOCK_M]
+    M,
+    N,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+):
+    mask = (n < N) & (m < M)
+    if HAS_BIAS:
+        acc += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)
+    if HAS_RESIDUAL:
+        acc += tl.load(residual + m * N + n, mask=mask, other=0.0).to(tl.float32)
+    tl.store(y + m * N + n, acc.to(y.dtype.element_ty), mask=mask)
 
 
 def plan_skinny(m: int, n: int, k: int, sms: int) -> SkinnyConfig:
@@ -138,13 +134,9 @@ def skinny(
     y: torch.Tensor,
     *,
     residual: torch.Tensor | None = None,
-    norm_weight: torch.Tensor | None = None,
-    eps: float = 0.0,
-    weight_offset: float = 0.0,
-    gate: str = "",
     config: SkinnyConfig | None = None,
 ) -> torch.Tensor:
-    """A few rows: x [M, K], weight [N, K] -> y [M, N] (gated: [M, N / 2]), filled and returned."""
+    """residual + x [M, K] @ weight [N, K].T + bias -> y [M, N], filled and returned."""
     m = x.shape[0]
     n, k = weight.shape
     config = config or plan_skinny(m, n, k, num_sms(x.device))
@@ -152,33 +144,24 @@ def skinny(
     block_m = max(next_power_of_2(m), 16)
     if config.split_k > 1:
         partial = torch.empty(
-            config.split_k * tiles * (config.block_n + 1) * block_m,
-            dtype=torch.float32,
-            device=x.device,
+            config.split_k * tiles * config.block_n * block_m, dtype=torch.float32, device=x.device
         )
-        partial_squares = partial[config.split_k * tiles * config.block_n * block_m :]
         counts = counters(x.device, tiles)
     else:
-        partial = partial_squares = counts = y
+        partial = counts = y
     skinny_kernel[(tiles, config.split_k)](
         x,
         weight,
         bias if bias is not None else x,
         residual if residual is not None else x,
-        norm_weight if norm_weight is not None else x,
         y,
         partial,
-        partial_squares,
         counts,
         m,
         n,
         k,
-        eps,
-        weight_offset,
         HAS_BIAS=bias is not None,
         HAS_RESIDUAL=residual is not None,
-        HAS_NORM=norm_weight is not None,
-        GATE=gate,
         BLOCK_M=block_m,
         BLOCK_N=config.block_n,
         BLOCK_K=config.block_k,

@@ -484,6 +484,7 @@ class CpuDecoder:
         cls,
         layers: Sequence[object],
         final_norm: _Vector,
+        *,
         num_heads: int,
         cos_sin: _Matrix,
         eps: float,
@@ -495,6 +496,7 @@ class CpuDecoder:
     def forward(
         self,
         hidden: _Matrix,
+        *,
         positions: _Vector,
         slot_mapping: _Vector,
         block_table: _Matrix,
@@ -516,6 +518,7 @@ class CpuEncoder:
         cls,
         layers: Sequence[object],
         hidden_size: int,
+        *,
         num_heads: int,
         eps: float,
         scale: float,
@@ -530,6 +533,7 @@ def cpu_rms_norm(
     x: _Matrix,
     residual: _Matrix | None,
     weight: _Vector,
+    *,
     eps: float,
     weight_offset: float,
     out: _Matrix,
@@ -545,10 +549,11 @@ def cpu_layer_norm(
 def cpu_activation(kind: str, gated: bool, x: _Matrix, out: _Matrix) -> None: ...
 def cpu_rope(
     qkv: _Matrix,
+    cache: _KvCache,
+    *,
     positions: _Vector,
     cos_sin: _Matrix,
     slot_mapping: _Vector,
-    cache: _KvCache,
     num_heads: int,
     q_norm: _Vector | None,
     k_norm: _Vector | None,
@@ -560,6 +565,7 @@ def cpu_rope(
 def cpu_attention(
     q: _Matrix,
     cache: _KvCache,
+    *,
     block_table: _Matrix,
     slots: _Vector,
     seq_lens: _Vector,

@@ -47,6 +47,10 @@ def attention(**changed: Any) -> None:
     _core.cpu_attention(**(args | changed))
 
 
+def rms_norm(x: Any, residual: Any, weight: Any, *, out: Any) -> None:
+    _core.cpu_rms_norm(x, residual, weight, eps=1e-5, weight_offset=0.0, out=out)
+
+
 def rope(**changed: Any) -> None:
     args = {
         "qkv": (NOWHERE, "F32", 2, 24),
@@ -68,8 +72,8 @@ def rope(**changed: Any) -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: _core.cpu_rms_norm(MATRIX, None, (NOWHERE, "I32", 8), 1e-5, 0.0, MATRIX),
-        lambda: _core.cpu_rms_norm(MATRIX, None, FLOATS, 1e-5, 0.0, (NOWHERE, "BF16", 2, 8)),
+        lambda: rms_norm(MATRIX, None, (NOWHERE, "I32", 8), out=MATRIX),
+        lambda: rms_norm(MATRIX, None, FLOATS, out=(NOWHERE, "BF16", 2, 8)),
         lambda: _core.cpu_activation("silu", False, MATRIX, (NOWHERE, "I32", 2, 8)),
         lambda: attention(cache=MATRIX),
         lambda: attention(block_table=MATRIX),
@@ -91,10 +95,10 @@ def test_a_tensor_of_another_type_is_refused(call: Callable[[], None]) -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: _core.cpu_rms_norm(MATRIX, FLOATS, FLOATS, 1e-5, 0.0, MATRIX),
+        lambda: rms_norm(MATRIX, FLOATS, FLOATS, out=MATRIX),
         lambda: attention(seq_lens=TABLE),
-        lambda: _core.cpu_rms_norm(MATRIX, None, (NOWHERE, "F32", 9), 1e-5, 0.0, MATRIX),
-        lambda: _core.cpu_rms_norm(MATRIX, (NOWHERE, "F32", 3, 8), FLOATS, 1e-5, 0.0, MATRIX),
+        lambda: rms_norm(MATRIX, None, (NOWHERE, "F32", 9), out=MATRIX),
+        lambda: rms_norm(MATRIX, (NOWHERE, "F32", 3, 8), FLOATS, out=MATRIX),
         lambda: _core.cpu_layer_norm(MATRIX, None, FLOATS, (NOWHERE, "F32", 7), 1e-5, MATRIX),
         lambda: _core.cpu_activation("silu", True, MATRIX, MATRIX),
         lambda: attention(seq_lens=(NOWHERE, "I32", 3)),

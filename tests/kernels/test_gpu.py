@@ -196,19 +196,18 @@ def test_gemv_steps_over_k(prefetch: bool, block_k: int) -> None:
 
 
 @pytest.mark.parametrize("split_k", [1, 2, 4])
-@pytest.mark.parametrize("gate", ["", "silu"])
-def test_skinny_splits_k(split_k: int, gate: str) -> None:
+@pytest.mark.parametrize("adds", [False, True])
+def test_skinny_splits_k(split_k: int, adds: bool) -> None:
     """Also more parts than K has steps; the counters are zero again after each launch."""
-    x, weight, norm = randn(3, 100, dtype=HALF), randn(38, 100, dtype=HALF), randn(100, dtype=HALF)
+    x, weight = randn(3, 100, dtype=HALF), randn(38, 100, dtype=HALF)
+    bias = randn(38, dtype=HALF) if adds else None
+    residual = randn(3, 38, dtype=HALF) if adds else None
     config = skinny_module.SkinnyConfig(16, 32, split_k, 4, 3)
-    want = reference.linear(x, weight, norm=Norm(norm, 1e-5))
-    if gate:
-        want = reference.gated_activation(want, gate)
+    kept = None if residual is None else residual.clone()
+    want = reference.linear(x, weight, bias, residual=kept)
     for _ in range(2):
-        y = torch.empty(3, 19 if gate else 38, dtype=HALF, device=DEVICE)
-        skinny_module.skinny(
-            x, weight, None, y, norm_weight=norm, eps=1e-5, gate=gate, config=config
-        )
+        y = torch.full((3, 38), torch.nan, dtype=HALF, device=DEVICE)
+        skinny_module.skinny(x, weight, bias, y, residual=residual, config=config)
         assert_close(y, want, HALF)
 
 

@@ -1,4 +1,6 @@
 //! CpuDecoder: all layers of a decoder.
+//!
+//! Arguments of one type are taken by name: no check could tell two swapped ones apart.
 
 use std::sync::Arc;
 
@@ -83,6 +85,7 @@ struct CpuDecoder {
 impl CpuDecoder {
     #[new]
     #[allow(clippy::too_many_arguments)] // the decoder's fields
+    #[pyo3(signature = (layers, final_norm, *, num_heads, cos_sin, eps, weight_offset, scale, softcap, kind))]
     fn new(
         layers: Vec<LayerSpec>,
         final_norm: Vector,
@@ -127,6 +130,7 @@ impl CpuDecoder {
     }
 
     #[allow(clippy::too_many_arguments)] // the step's fields
+    #[pyo3(signature = (hidden, *, positions, slot_mapping, block_table, slots, seq_lens, query_start_loc, ends_only, out))]
     fn forward(
         &self,
         py: Python<'_>,

@@ -73,6 +73,7 @@ struct CpuEncoder {
 impl CpuEncoder {
     #[new]
     #[allow(clippy::too_many_arguments)] // the encoder's fields
+    #[pyo3(signature = (layers, hidden_size, *, num_heads, eps, scale, kind, rounded))]
     fn new(
         py: Python<'_>,
         layers: Vec<LayerSpec>,

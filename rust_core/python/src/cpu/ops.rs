@@ -1,4 +1,6 @@
 //! Single ops of a layer: norms, activations, rope with the KV cache's update, attention.
+//!
+//! Arguments of one type are taken by name: no check could tell two swapped ones apart.
 
 use octavo_cpu::activation::activation;
 use octavo_cpu::attention::{AttentionArgs, paged_attention};
@@ -19,6 +21,7 @@ pub(super) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
 }
 
 #[pyfunction]
+#[pyo3(signature = (x, residual, weight, *, eps, weight_offset, out))]
 fn cpu_rms_norm(
     x: Matrix,
     residual: Option<Matrix>,
@@ -75,13 +78,14 @@ fn cpu_activation(py: Python<'_>, kind: &str, gated: bool, x: Matrix, out: Matri
 
 #[pyfunction]
 #[allow(clippy::too_many_arguments)] // the op's own
+#[pyo3(signature = (qkv, cache, *, positions, cos_sin, slot_mapping, num_heads, q_norm, k_norm, eps, weight_offset, interleaved, q))]
 fn cpu_rope(
     py: Python<'_>,
     qkv: Matrix,
+    cache: KvCache,
     positions: Vector,
     cos_sin: Matrix,
     slot_mapping: Vector,
-    cache: KvCache,
     num_heads: usize,
     q_norm: Option<Vector>,
     k_norm: Option<Vector>,
@@ -122,6 +126,7 @@ fn cpu_rope(
 
 #[pyfunction]
 #[allow(clippy::too_many_arguments)] // the op's own
+#[pyo3(signature = (q, cache, *, block_table, slots, seq_lens, query_start_loc, scale, sliding_window, softcap, causal, max_seq_len, out))]
 fn cpu_attention(
     py: Python<'_>,
     q: Matrix,
