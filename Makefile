@@ -130,8 +130,8 @@ test-slow: dev ## long lists of cases, each of a kind that `test` has too (PYTES
 	$(PYTEST) -m "not gpu and slow" $(PYTEST_ARGS)
 
 quick: dev ## core, engine, server over a fake engine, Rust unit tests: less than a minute
-	$(CARGO) test --locked --quiet --lib
-	$(PYTEST) -m "not gpu and not slow" tests/core tests/engine tests/server
+	$(CARGO) test --locked --quiet -p octavo-core --lib
+	$(PYTEST) -m "not gpu and not slow and not system" tests/core tests/engine tests/server
 
 lint: rust-lint python-lint ## formatting and lints of both languages
 

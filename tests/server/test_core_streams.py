@@ -30,6 +30,8 @@ from octavo.server.http.exchange import Exchange
 from octavo.server.http.http_server import HttpProtocol
 from octavo.server.metrics import COUNTERS, GAUGES, HISTOGRAMS
 
+pytestmark = pytest.mark.system
+
 VOCAB_SIZE = 1000
 
 

@@ -19,6 +19,8 @@ from octavo.server.http import limits
 from octavo.server.http.config import ServerConfig
 from tiny_encoders import minilm_folder, save_encoder
 
+pytestmark = pytest.mark.system
+
 CATS, RAIN = "A cat sleeps on the mat.", "It will rain tomorrow."
 
 

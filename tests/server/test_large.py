@@ -13,6 +13,8 @@ from octavo._core import json_size
 from octavo.server.http import exchange, limits
 from octavo.server.openai import completions
 
+pytestmark = pytest.mark.system
+
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 MIB = 1 << 20
 

@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 from harness import cpu_s, eventually
 
+pytestmark = pytest.mark.system
+
 # Stands in for the engine's module before anything imports it; what it does is in the arguments.
 PROGRAM = """
 import sys, time, types

@@ -11,6 +11,8 @@ from harness import RunningServer, StartServer, eventually
 
 from octavo.server.http import http_server, limits
 
+pytestmark = pytest.mark.system
+
 HEAD = b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n"
 COMPLETION = "/v1/completions"
 

@@ -17,6 +17,8 @@ from octavo.server.openai.logprobs import LEAST_LOGPROB, CompletionLogprobs, ech
 from octavo.server.work import answer as answer_module
 from octavo.server.work.token_texts import TokenText
 
+pytestmark = pytest.mark.system
+
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 
 
