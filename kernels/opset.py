@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .decoder import Decoder, DecoderSpec
 from .encoder import Encoder, EncoderSpec
+from .rank import ALONE, Rank
 from .weights import Experts, Stored, Weight
 
 
@@ -152,6 +153,7 @@ class OpSet:
 
     exact: quantized weights meet float activations and never int8 ones, in every weight that
         ``weight`` and ``experts`` prepare.
+    rank: the shard whose part of a model is made of these ops.
     """
 
     prepare: Prepare
@@ -169,6 +171,7 @@ class OpSet:
     # None: the ops run on torch's threads.
     threads: ThreadPool | None = None
     exact: bool = False
+    rank: Rank = ALONE
 
     def weight(self, parts: Sequence[Stored], *, exact: bool = False) -> Weight:
         """Parts stacked along N, ready to be computed with.

@@ -145,67 +145,91 @@ def stacked_shape(weights: Sequence[Stored]) -> tuple[int, int]:
 # ------------------------------------------------------------------------------- parts for shards
 
 
+Range: TypeAlias = tuple[int, int]  # [begin, end)
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Part ``index`` of ``count`` along N: output features, as q, k, v, gate and up are split."""
+    """Ranges along N joined in order: output features, as q, k, v, gate and up are split."""
 
-    index: int
-    count: int
+    ranges: tuple[Range, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Part ``index`` of ``count`` along K: input features, as o and down are split."""
+    """A range along K: input features, as o and down are split."""
 
-    index: int
-    count: int
+    begin: int
+    end: int
 
 
 Part: TypeAlias = Rows | Columns | None
 
 
-def part_bounds(size: int, part: Rows | Columns, block: int = 1) -> tuple[int, int]:
-    """[begin, end) of a part of ``size`` elements, at borders of blocks.
+def share(size: int, index: int, count: int, unit: int = 1) -> Range:
+    """Share ``index`` of ``count`` of ``size`` elements, at borders of units.
 
-    Parts are as equal as whole blocks allow; all of them together are the whole.
+    Shares are as equal as whole units allow; all of them together are the whole.
 
     Raises:
-        ValueError: there is no such part, or ``size`` is not a whole number of blocks.
+        ValueError: there is no such share, or ``size`` is not a whole number of units.
     """
-    index, count = part.index, part.count
     if not 0 <= index < count:
-        raise ValueError(f"there is no part {index} of {count}")
-    if size % block:
-        raise ValueError(f"{size} elements are not a whole number of blocks of {block}")
-    blocks = size // block
-    return blocks * index // count * block, blocks * (index + 1) // count * block
+        raise ValueError(f"there is no share {index} of {count}")
+    if size % unit:
+        raise ValueError(f"{size} elements are not a whole number of units of {unit}")
+    units = size // unit
+    return units * index // count * unit, units * (index + 1) // count * unit
 
 
 def part_of(weight: Stored, part: Part) -> Stored:
     """A shard's part of a weight; for Columns of a quantized one, between blocks.
 
     Raises:
-        ValueError: there is no such part.
+        ValueError: it reaches beyond the weight, or cuts a block.
     """
     if part is None:
         return weight
     n, k = weight.shape
+    if isinstance(part, Rows):
+        _check_ranges(part.ranges, n)
+        if isinstance(weight, Tensor):
+            return rows_of(weight, part).contiguous()
+        form, order = find_format(weight.format), weight.row_order
+        index: slice | Tensor
+        if order is not None:
+            index = rows_of(order, part)
+        elif len(part.ranges) == 1:
+            index = slice(*part.ranges[0])
+        else:
+            index = rows_of(torch.arange(n), part)
+        planes = form.rows(weight.planes, index)
+        height = sum(end - begin for begin, end in part.ranges)
+        return replace(weight, planes=planes, shape=(height, k), row_order=None)
+    begin, end = part.begin, part.end
+    _check_ranges([(begin, end)], k)
     if isinstance(weight, Tensor):
-        if isinstance(part, Rows):
-            begin, end = part_bounds(n, part)
-            return weight[begin:end].contiguous()
-        begin, end = part_bounds(k, part)
         return weight[:, begin:end].contiguous()
     form = find_format(weight.format)
-    if isinstance(part, Rows):
-        begin, end = part_bounds(n, part)
-        order = weight.row_order
-        index = slice(begin, end) if order is None else order[begin:end]
-        planes = form.rows(weight.planes, index)
-        return replace(weight, planes=planes, shape=(end - begin, k), row_order=None)
-    begin, end = part_bounds(k, part, form.block)
+    if begin % form.block or (end % form.block and end != k):
+        raise ValueError(
+            f"columns {begin} to {end} cut a block of {form.block} elements of {weight.format}"
+        )
     planes = form.columns(weight.planes, begin, end)
     return replace(weight, planes=planes, shape=(n, end - begin))
+
+
+def rows_of(tensor: Tensor, part: Rows) -> Tensor:
+    """The part of a tensor [N, ...]: a view where it is one range."""
+    if len(part.ranges) == 1:
+        return tensor[slice(*part.ranges[0])]
+    return torch.cat([tensor[begin:end] for begin, end in part.ranges])
+
+
+def _check_ranges(ranges: Sequence[Range], size: int) -> None:
+    for begin, end in ranges:
+        if not 0 <= begin <= end <= size:
+            raise ValueError(f"there is no part {begin} to {end} of {size}")
 
 
 # --------------------------------------------------------------------------- what is computed with

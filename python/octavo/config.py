@@ -144,6 +144,8 @@ class EngineConfig:
     pipeline_parallel_size: int = _flag(
         1, "parallel", "GPUs the layers are split over", short="-pp"
     )
+    # Several shards on one device: to try a split where there is one.
+    mesh: str | None = _flag(None, "parallel", "each shard's device, such as cpu,cpu")
 
     # --- observability ---
     max_logprobs: int = _flag(20, "limits", "most logprobs a request may ask for; -1: no limit")
@@ -175,7 +177,7 @@ class EngineConfig:
         )
         check(self.max_logprobs >= -1, "max_logprobs", "at least 0, or -1")
         check(self.threads is None or self.threads >= 1, "threads", "at least 1")
-        check(self.tensor_parallel_size == 1, "tensor_parallel_size", "1 in this version")
+        check(self.tensor_parallel_size >= 1, "tensor_parallel_size", "at least 1")
         check(self.pipeline_parallel_size == 1, "pipeline_parallel_size", "1 in this version")
         if self.trust_remote_code:
             raise ValueError(

@@ -19,7 +19,7 @@ from octavo.checkpoints.schemes.dense import DenseScheme
 from octavo.checkpoints.schemes.registry import find_scheme
 from octavo.checkpoints.weights import RenamedWeights, Weights
 from octavo.errors import ModelLoadError
-from octavo.kernels.weights import Columns, Planes, Rows, dense
+from octavo.kernels.weights import Columns, Planes, Rows, dense, share
 
 CPU = torch.device("cpu")
 Q = "model.layers.0.self_attn.q_proj"
@@ -102,13 +102,15 @@ def test_parts_of_a_module_together_are_the_module(
     name = f"x.{Q}" if source == "renamed" else Q
     whole = open_source().linear(name, SHAPE)
     assert isinstance(whole, Planes) == (source in ("packed", "w8"))
-    for kind, dim in ((Rows, 0), (Columns, 1)):
-        parts = [dense(open_source().linear(name, SHAPE, kind(i, 2))) for i in range(2)]
+    for dim in (0, 1):
+        bounds = [share(SHAPE[dim], i, 2) for i in range(2)]
+        halves = [Rows((b,)) if dim == 0 else Columns(*b) for b in bounds]
+        parts = [dense(open_source().linear(name, SHAPE, half)) for half in halves]
         assert parts[0].shape[dim] == SHAPE[dim] // 2
         assert torch.equal(torch.cat(parts, dim), dense(whole))
     bias = open_source().vector(f"{name}.bias", 8)
-    halves = [open_source().vector(f"{name}.bias", 8, Rows(i, 2)) for i in range(2)]
-    assert torch.equal(torch.cat(halves), bias)
+    biases = [open_source().vector(f"{name}.bias", 8, Rows((share(8, i, 2),))) for i in range(2)]
+    assert torch.equal(torch.cat(biases), bias)
 
 
 def test_experts_come_in_order_and_only_when_they_are_taken(

@@ -19,6 +19,7 @@ from octavo.kernels.weights import (
     part_of,
     quantize,
     reordered,
+    share,
     stack,
 )
 
@@ -86,8 +87,9 @@ def test_parts_together_are_the_whole(count: int) -> None:
     """Columns are split inside of groups too."""
     for weight in [*variants(), *(reordered(w, torch.randperm(N)) for w in variants())]:
         whole = dense(weight)
-        for kind, axis in ((Rows, 0), (Columns, 1)):
-            parts = [part_of(weight, kind(i, count)) for i in range(count)]
+        for axis in (0, 1):
+            bounds = [share(whole.shape[axis], i, count) for i in range(count)]
+            parts = [part_of(weight, Rows((b,)) if axis == 0 else Columns(*b)) for b in bounds]
             assert torch.equal(torch.cat([dense(part) for part in parts], axis), whole)
 
 
@@ -135,7 +137,7 @@ def test_parts_of_several_formats_are_one_weight(prepare: object) -> None:
 
 def test_a_packed_part_and_a_dequantized_one_are_one_weight() -> None:
     blocks, other = quantize(torch.randn(4, 32), "Q8_0"), make("INT4", groups=1)
-    part = part_of(other, Columns(0, 1))
+    part = part_of(other, Columns(0, K))
     assert isinstance(part, Planes)
     narrow = Planes("INT4", {**part.planes, "q": part.planes["q"][:, :32]}, (N, 32))
     weight = cpu.prepare([blocks, narrow], exact=True)

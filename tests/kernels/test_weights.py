@@ -13,6 +13,7 @@ from octavo._core import GgufFile
 from octavo.kernels import reference
 from octavo.kernels.cpu import ops as cpu
 from octavo.kernels.formats.gguf import BLOCK_FORMATS
+from octavo.kernels.formats.registry import find_format
 from octavo.kernels.weights import (
     Columns,
     Part,
@@ -20,10 +21,10 @@ from octavo.kernels.weights import (
     Rows,
     Stored,
     dense,
-    part_bounds,
     part_of,
     quantize,
     reordered,
+    share,
     stack,
 )
 
@@ -86,8 +87,11 @@ def test_parts_together_are_the_whole(count: int) -> None:
     for weight in sources(512):
         whole = dense(weight)
         parts = {
-            kind: [part_of(weight, kind(i, count)) for i in range(count)]
-            for kind in (Rows, Columns)
+            kind: [part_of(weight, make(i)) for i in range(count)]
+            for kind, make in (
+                (Rows, lambda i: Rows((share(10, i, count),))),
+                (Columns, lambda i: Columns(*share(512, i, count, block_of(weight)))),
+            )
         }
         assert torch.equal(torch.cat([dense(p) for p in parts[Rows]]), whole)
         assert torch.equal(torch.cat([dense(p) for p in parts[Columns]], 1), whole)
@@ -96,15 +100,20 @@ def test_parts_together_are_the_whole(count: int) -> None:
     assert part_of(whole, None) is whole
 
 
+def block_of(weight: Stored) -> int:
+    return 1 if isinstance(weight, torch.Tensor) else find_format(weight.format).block
+
+
 def test_backends_compute_with_parts() -> None:
     x = torch.randn(3, 512)
     for weight in sources(512):
         want = reference.linear(x, dense(weight).float())
         for prepare in (reference.prepare, cpu.prepare):
-            rows = [prepare([part_of(weight, Rows(i, 2))], exact=True) for i in range(2)]
+            rows = [prepare([part_of(weight, Rows((share(10, i, 2),)))], exact=True) for i in range(2)]
             found = torch.cat([part.linear(x) for part in rows], 1)
             torch.testing.assert_close(found, want, atol=1e-3, rtol=1e-4)
-            columns = [prepare([part_of(weight, Columns(i, 2))], exact=True) for i in range(2)]
+            halves = [part_of(weight, Columns(256 * i, 256 * (i + 1))) for i in range(2)]
+            columns = [prepare([half], exact=True) for half in halves]
             found = sum(
                 part.linear(x[:, 256 * i : 256 * (i + 1)].contiguous())
                 for i, part in enumerate(columns)
@@ -112,16 +121,31 @@ def test_backends_compute_with_parts() -> None:
             torch.testing.assert_close(found, want, atol=1e-3, rtol=1e-4)
 
 
-@pytest.mark.parametrize("part", [Rows(2, 2), Rows(-1, 2), Columns(0, 0)])
+def test_ranges_of_rows_are_joined_in_order() -> None:
+    """As a rank's q, k and v lie in a fused projection."""
+    for weight in sources(512):
+        whole = dense(weight)
+        found = dense(part_of(weight, Rows(((6, 10), (0, 3)))))
+        assert torch.equal(found, torch.cat([whole[6:10], whole[:3]]))
+
+
+def test_a_cut_block_is_refused() -> None:
+    with pytest.raises(ValueError, match="columns 0 to 40 cut a block of 32 elements of Q4_1"):
+        part_of(quantize(torch.randn(2, 64), "Q4_1"), Columns(0, 40))
+
+
+@pytest.mark.parametrize("part", [Rows(((2, 5),)), Rows(((-1, 2),)), Columns(3, 2)])
 def test_parts_that_do_not_exist_are_refused(part: Part) -> None:
     with pytest.raises(ValueError, match="there is no part"):
         part_of(torch.zeros(4, 4), part)
 
 
-def test_bounds_are_between_blocks() -> None:
-    assert [part_bounds(768, Rows(i, 2), 256) for i in range(2)] == [(0, 256), (256, 768)]
-    with pytest.raises(ValueError, match="whole number of blocks"):
-        part_bounds(700, Rows(0, 2), 256)
+def test_shares_are_between_blocks() -> None:
+    assert [share(768, i, 2, 256) for i in range(2)] == [(0, 256), (256, 768)]
+    with pytest.raises(ValueError, match="whole number of units"):
+        share(700, 0, 2, 256)
+    with pytest.raises(ValueError, match="there is no share"):
+        share(700, 2, 2)
 
 
 def test_orders_are_joined() -> None:

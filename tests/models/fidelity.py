@@ -117,9 +117,13 @@ def assert_greedy(model: Any, prompt_ids: Sequence[int], output_ids: Sequence[in
     assert float(lost.max()) < 1e-4, f"token {int(lost.argmax())}: {float(lost.max())} lost"
 
 
-def prove_greedy(driver: Callable[..., Any], path: Path, model: Any, **config: Any) -> None:
+def prove_greedy(
+    driver: Callable[..., Any], path: Path, model: Any, *, kv_copies: int = 1, **config: Any
+) -> None:
     """One engine whose cache is too small and whose steps are short: prompts come in chunks, share
     prefixes, run in batches of mixed lengths, and are preempted; 64 tokens each are transformers'.
+
+    ``kv_copies``: ranks that hold the same key-value head.
     """
     shape = resolve_model(EngineConfig(model=str(path))).model_config
     engine = driver(
@@ -128,7 +132,7 @@ def prove_greedy(driver: Callable[..., Any], path: Path, model: Any, **config: A
         max_num_seqs=5,
         max_model_len=200,
         # 20 blocks of 16 tokens, for three prompts and answers of some 100 to 160.
-        kv_cache_memory_bytes=20 * 16 * 2 * shape.num_layers * shape.kv_size * 4,
+        kv_cache_memory_bytes=20 * 16 * 2 * shape.num_layers * shape.kv_size * 4 * kv_copies,
         **config,
     )
     shared = make_prompt(48, seed=1)

@@ -18,7 +18,7 @@ from octavo.checkpoints.schemes.scheme import Scheme, Tensors
 from octavo.errors import ModelLoadError
 from octavo.kernels.formats.format import Format, PlaneMap
 from octavo.kernels.formats.registry import FORMATS
-from octavo.kernels.weights import Columns, Part, Planes, Stored, part_of
+from octavo.kernels.weights import Columns, Part, Planes, Stored, part_of, share
 
 
 class ToyFormat(Format):
@@ -99,7 +99,7 @@ def test_a_toy_format_runs_a_whole_model(
 def test_a_plane_of_another_width_is_split_by_its_format() -> None:
     planes = {"q": torch.randint(-9, 9, (4, 6), dtype=torch.int8), "scale": torch.rand(4, 1)}
     weight = Planes("TOY", planes, (4, 6))
-    parts = [part_of(weight, Columns(i, 2)) for i in range(2)]
+    parts = [part_of(weight, Columns(*share(weight.shape[1], i, 2))) for i in range(2)]
     assert all(isinstance(part, Planes) for part in parts)
     whole = torch.cat([part.dequantize() for part in parts if isinstance(part, Planes)], 1)
     assert torch.equal(whole, weight.dequantize())

@@ -25,7 +25,7 @@ from octavo.checkpoints.weights import check_shape
 from octavo.errors import ModelLoadError
 from octavo.kernels.formats.dense import DENSE_DTYPES
 from octavo.kernels.formats.gguf import BLOCK_FORMATS
-from octavo.kernels.weights import Columns, Part, Rows, dense, part_of
+from octavo.kernels.weights import Columns, Part, Rows, dense, part_of, share
 from octavo.sampling_params import SamplingParams
 
 
@@ -399,7 +399,7 @@ class MemoryTensors:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_a_shard_reads_its_part(case: Case, device: str) -> None:
-    """Rows and columns in three parts, of sizes that no group or block divides."""
+    """Rows and columns in three parts, of sizes that no group divides."""
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     torch.manual_seed(0)
@@ -412,9 +412,12 @@ def test_a_shard_reads_its_part(case: Case, device: str) -> None:
         {f"{prefix}.{name}": tensor for name, tensor in written[0].items()}, device
     )
     scheme = find_scheme(case.config)
-    for kind, axis in ((Rows, 0), (Columns, 1)):
-        parts = [dense(scheme.linear(tensors, prefix, shape, kind(i, 3))) for i in range(3)]
-        whole = torch.cat(parts, axis)
+    rows = [Rows((share(shape[0], i, 3),)) for i in range(3)]
+    # Two elements, or sixteen, lie in one byte or scale.
+    columns = [Columns(*share(shape[1], i, 3, 16)) for i in range(3)]
+    for axis, parts in enumerate((rows, columns)):
+        read = [dense(scheme.linear(tensors, prefix, shape, part)) for part in parts]
+        whole = torch.cat(read, axis)
         assert whole.device.type == device
         torch.testing.assert_close(whole.cpu(), written[1], atol=1e-6, rtol=1e-6)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo.checkpoints.weights import Progress
-from octavo.kernels.weights import Part, Rows, Stored, part_bounds, part_of
+from octavo.kernels.weights import Part, Rows, Stored, part_of, rows_of
 
 
 class DummyWeights:
@@ -54,7 +54,7 @@ class DummyWeights:
             vector = torch.ones(size, dtype=self.act_dtype, device=self._device)
         else:
             vector = self._fill((size,), 0.02, self.act_dtype)
-        return vector if part is None else vector[slice(*part_bounds(size, part))]
+        return vector if part is None else rows_of(vector, part)
 
     def finish(self) -> None:
         return

@@ -16,7 +16,7 @@ from octavo.checkpoints.weights import Progress, check_shape, check_unused
 from octavo.errors import ModelLoadError
 from octavo.kernels.formats.dense import DENSE_DTYPES
 from octavo.kernels.formats.gguf import BLOCK_FORMATS
-from octavo.kernels.weights import Part, Planes, Rows, Stored, part_bounds, part_of
+from octavo.kernels.weights import Part, Planes, Rows, Stored, part_of, rows_of
 
 # Pages of a mapped file that may stay in memory while it is read.
 _RELEASE_BYTES = 32 << 20
@@ -75,7 +75,7 @@ class GgufWeights:
         gguf_name, kind, nbytes = self._take(name, (size,))
         order = self._row_order(name, size)
         vector = self._floats(gguf_name, kind, (size,), order, self.act_dtype, nbytes)
-        return vector if part is None else vector[slice(*part_bounds(size, part))]
+        return vector if part is None else rows_of(vector, part)
 
     def finish(self) -> None:
         self._file.release_pages()

@@ -17,7 +17,7 @@ from octavo.checkpoints.schemes.scheme import Scheme
 from octavo.checkpoints.weights import Progress, check_shape, check_unused
 from octavo.errors import ModelLoadError
 from octavo.kernels.formats.dense import DENSE_DTYPES
-from octavo.kernels.weights import Part, Rows, Stored, part_bounds
+from octavo.kernels.weights import Columns, Part, Rows, Stored
 
 # safetensors' names of dtypes.
 TENSOR_KINDS = {
@@ -99,14 +99,13 @@ class TensorFiles:
         check_shape(file, name, found.get_shape(), shape)
         if (kind := found.get_dtype()) not in kinds:
             raise ModelLoadError(f"{file}: tensor {name} has type {kind}, not supported")
-        index = _index(shape, part)
         try:
             if self._take is not None:
-                # Of a part, the rest is freed.
                 tensor = self._take(file, name)
-                tensor = tensor if index is None else tensor[index].clone()
+                # Of a part, the rest is freed.
+                tensor = tensor if part is None else _part(tensor, part).clone()
             else:
-                tensor = handle.get_tensor(name) if index is None else found[index]
+                tensor = handle.get_tensor(name) if part is None else _part(found, part)
         except SafetensorError as error:
             raise ModelLoadError(f"{file}: tensor {name}: {error}") from error
         self._unused.discard(name)
@@ -130,12 +129,13 @@ class TensorFiles:
         return self._where[name][1].get_slice(name)
 
 
-def _index(shape: tuple[int, ...], part: Part) -> tuple[slice, ...] | None:
-    if part is None:
-        return None
+def _part(tensor: Any, part: Rows | Columns) -> Tensor:
+    """A part of a tensor, or of a slice of a mapped file, of which no more is read."""
     if isinstance(part, Rows):
-        return (slice(*part_bounds(shape[0], part)),)
-    return slice(None), slice(*part_bounds(shape[1], part))
+        pieces = [tensor[begin:end] for begin, end in part.ranges]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    columns: Tensor = tensor[:, part.begin : part.end]
+    return columns
 
 
 class SafetensorsWeights:

@@ -6,36 +6,55 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.opset import OpSet
-from octavo.kernels.weights import Stored, Weight
+from octavo.kernels.weights import Range, Stored, Weight
 
 
 class Embedding:
-    """Rows of ``weight`` [V, D] by token id, times ``scale``, in ``dtype``."""
+    """Rows of ``weight`` [V, D] by token id, times ``scale``, in ``dtype``.
 
-    __slots__ = ("_rows", "dtype", "scale", "weight")
+    ``rows``: where the ranks share the table, the ids that ``weight`` has the rows of.
+    """
 
-    def __init__(self, ops: OpSet, weight: Stored, dtype: torch.dtype, scale: float = 1.0) -> None:
+    __slots__ = ("_rank", "_rows", "_share", "dtype", "scale", "weight")
+
+    def __init__(
+        self,
+        ops: OpSet,
+        weight: Stored,
+        dtype: torch.dtype,
+        scale: float = 1.0,
+        rows: Range | None = None,
+    ) -> None:
         self.weight: Weight = ops.weight([weight])
         self._rows = self.weight.rows
+        self._rank = ops.rank
+        self._share = rows if ops.rank.size > 1 else None
         self.dtype = dtype
         self.scale = scale
 
     def __call__(self, ids: Tensor) -> Tensor:
         """ids int32 [T] -> [T, D]."""
-        return self._rows(ids, self.scale, self.dtype)
+        if self._share is None:
+            return self._rows(ids, self.scale, self.dtype)
+        begin, end = self._share
+        is_here = (ids >= begin) & (ids < end)
+        found = self._rows((ids - begin).clamp(0, end - begin - 1), self.scale, self.dtype)
+        # One rank has the row, and the others add zeros to it.
+        return self._rank.reduce(found.masked_fill(~is_here[:, None], 0.0))
 
 
 class LMHead:
     """Hidden states to logits: softcap(scale * (x W^T + b)).
 
-    ``weight``: [V, D]; a tied head is given the embedding's own, not a copy. ``softcap`` 0: none.
-    ``bias``: [V] or None.
+    ``weight``: [V, D], or a rank's rows of it; a tied head is given the embedding's own, not a copy.
+    ``softcap`` 0: none. ``bias``: [V] or None, or the rank's.
     """
 
-    __slots__ = ("_linear", "bias", "scale", "softcap", "weight")
+    __slots__ = ("_linear", "_rank", "bias", "scale", "softcap", "weight")
 
     def __init__(
         self,
+        ops: OpSet,
         weight: Weight,
         softcap: float = 0.0,
         *,
@@ -43,6 +62,7 @@ class LMHead:
         bias: Tensor | None = None,
     ) -> None:
         self._linear = weight.linear
+        self._rank = ops.rank
         self.weight = weight
         self.softcap = softcap
         self.scale = scale
@@ -55,4 +75,4 @@ class LMHead:
             logits = logits * self.scale
         if self.softcap:
             logits = torch.tanh(logits / self.softcap) * self.softcap
-        return logits
+        return self._rank.gather(logits)

@@ -1,4 +1,4 @@
-"""Linear: y = x W^T + b, for one weight or several stacked along their rows."""
+"""Linear: y = x W^T + b, for one weight or several stacked along their rows, or a rank's part."""
 
 from __future__ import annotations
 
@@ -15,22 +15,32 @@ class Linear:
     """A projection whose weight is prepared for the device.
 
     ``parts``: [N1, K], [N2, K], ... of the same input, stacked into one [N, K] (a fused QKV);
-    ``bias``: [N] or None.
+    ``bias``: [N] or None. ``partial``: K is one rank's part of the input, and the result is the sum
+    over all ranks, each of which takes part in it; the bias is rank 0's.
 
     A block's sum may be left to the norm after it: ``add`` returns an addend (or None) beside the
     residual, and ``normed`` and ``RMSNorm.add`` take the two.
     """
 
-    __slots__ = ("_linear", "bias", "weight")
+    __slots__ = ("_linear", "_reduce", "bias", "weight")
 
-    def __init__(self, ops: OpSet, parts: Sequence[Stored], bias: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        ops: OpSet,
+        parts: Sequence[Stored],
+        bias: Tensor | None = None,
+        *,
+        partial: bool = False,
+    ) -> None:
         self.weight: Weight = ops.weight(parts)
         self._linear = self.weight.linear
-        self.bias = bias
+        self._reduce = ops.rank.reduce if partial and ops.rank.size > 1 else None
+        self.bias = bias if self._reduce is None or ops.rank.rank == 0 else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, K] -> [T, N]."""
-        return self._linear(x, self.bias)
+        y = self._linear(x, self.bias)
+        return y if self._reduce is None else self._reduce(y)
 
     def normed(
         self, x: Tensor | None, residual: Tensor, norm: RMSNorm, gate: str = ""
@@ -49,9 +59,9 @@ class Linear:
 
         The addend is None where the projection itself adds it, for less than the next norm would.
         """
-        if self.weight.adds_residual(x.shape[0]):
+        if self._reduce is None and self.weight.adds_residual(x.shape[0]):
             return None, self._linear(x, self.bias, residual=residual)
-        return self._linear(x, self.bias), residual
+        return self(x), residual
 
     def spec(self) -> tuple[Weight, Tensor | None]:
         """(weight, bias), as ``kernels.decoder`` takes them."""

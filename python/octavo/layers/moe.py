@@ -16,10 +16,10 @@ class MoE:
     """The sum of the chosen experts' gated MLPs, weighted by the router.
 
     ``router``: [E, D]; ``gate_up``: per expert its gate and up weights [F, D]; ``down``: [D, F] per
-    expert. ``top_k`` experts a token; ``renormalize``: their weights sum to one.
+    expert, F being the rank's part where there are several. ``top_k`` experts a token; ``renormalize``: their weights sum to one.
     """
 
-    __slots__ = ("act", "experts", "renormalize", "router", "top_k")
+    __slots__ = ("_rank", "act", "experts", "renormalize", "router", "top_k")
 
     def __init__(
         self,
@@ -35,6 +35,7 @@ class MoE:
         # A router's rounding decides which experts run: it is never computed with int8.
         self.router = ops.weight([router], exact=True)
         self.experts = ops.experts(gate_up, down)
+        self._rank = ops.rank
         self.top_k = top_k
         self.renormalize = renormalize
         self.act = act
@@ -42,7 +43,8 @@ class MoE:
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, D] -> [T, D]."""
         logits = self.router.linear(x, out_dtype=torch.float32)
-        return self.experts.mix(x, logits, self.top_k, self.renormalize, kind=self.act)
+        mixed = self.experts.mix(x, logits, self.top_k, self.renormalize, kind=self.act)
+        return self._rank.reduce(mixed)
 
     def normed(
         self, x: Tensor | None, residual: Tensor, norm: RMSNorm

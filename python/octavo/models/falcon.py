@@ -15,7 +15,7 @@ from torch import Tensor
 from octavo.checkpoints.weights import Weights
 from octavo.errors import ModelLoadError
 from octavo.kernels.opset import OpSet
-from octavo.kernels.weights import reordered
+from octavo.kernels.weights import Range, Rows, reordered
 from octavo.layers.context import StepContext
 from octavo.layers.linear import Linear
 from octavo.models.config import ModelConfig
@@ -26,7 +26,7 @@ from octavo.models.layer_norm_decoder import (
     UngatedMLP,
     make_attention,
 )
-from octavo.models.parts import load_layer_norm, load_linear
+from octavo.models.parts import Heads, heads_of, load_layer_norm, load_rows, part_config
 
 
 def _rows_in_order(config: ModelConfig) -> Tensor:
@@ -38,13 +38,34 @@ def _rows_in_order(config: ModelConfig) -> Tensor:
 
 
 def _load_qkv(prefix: str, config: ModelConfig, weights: Weights, ops: OpSet) -> Linear:
-    order = _rows_in_order(config)
-    weight = weights.linear(prefix, (order.numel(), config.hidden_size))
+    whole = config.q_size + 2 * config.kv_size
+    own = part_config(config, ops.rank)
+    order = _rows_in_order(own)
+    part = None
+    if ops.rank.size > 1:
+        part = Rows(_fused_rows(config, heads_of(config, ops.rank)))
+    weight = weights.linear(prefix, (whole, config.hidden_size), part)
     bias = None
     if config.attention_bias:
-        bias = weights.vector(f"{prefix}.bias", order.numel())
+        bias = weights.vector(f"{prefix}.bias", whole, part)
         bias = bias[order.to(bias.device)]
     return Linear(ops, [reordered(weight, order)], bias)
+
+
+def _fused_rows(config: ModelConfig, heads: Heads) -> tuple[Range, ...]:
+    """A rank's rows of the fused projection, as many query heads of each of its KV heads."""
+    group, dim = config.num_heads // config.num_kv_heads, config.head_dim
+    ranges: list[Range] = []
+    for kv in range(*heads.kv):
+        first = kv * (group + 2) * dim
+        # Of a KV head that several ranks hold, each has some of the queries.
+        begin = max(heads.q[0] - kv * group, 0) * dim
+        end = min(heads.q[1] - kv * group, group) * dim
+        ranges += [
+            (first + begin, first + end),
+            (first + group * dim, first + (group + 2) * dim),
+        ]
+    return tuple(ranges)
 
 
 class FalconDecoderLayer:
@@ -76,8 +97,8 @@ class FalconDecoderLayer:
         self.norm, self.mlp_norm = norms[0], norms[1] if len(norms) == 2 else None
         self.qkv = _load_qkv(f"{prefix}.self_attention.query_key_value", config, weights, ops)
         self.attention = make_attention(config, cos_sin, ops)
-        dense = {f"{prefix}.self_attention.dense": d}
-        self.dense = load_linear(dense, config.q_size, bias, weights, ops)
+        dense, own = f"{prefix}.self_attention.dense", heads_of(config, ops.rank).q_rows
+        self.dense = load_rows(dense, d, config.q_size, bias, weights, ops, own)
         mlp = (f"{prefix}.mlp.dense_h_to_4h", f"{prefix}.mlp.dense_4h_to_h")
         self.mlp = UngatedMLP(mlp, config, bias, weights, ops)
 

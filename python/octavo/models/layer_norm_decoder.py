@@ -16,9 +16,17 @@ from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
 from octavo.layers.attention import Attention
 from octavo.layers.context import StepContext
-from octavo.layers.embedding import Embedding, LMHead
 from octavo.models.config import ModelConfig
-from octavo.models.parts import load_layer_norm, load_linear, rope_tables
+from octavo.models.parts import (
+    load_columns,
+    load_head,
+    load_layer_norm,
+    load_rows,
+    load_vocabulary,
+    part_config,
+    rope_tables,
+    width_of,
+)
 
 
 class Layer(Protocol):
@@ -52,21 +60,17 @@ class LayerNormDecoder:
         max_model_len: int,
         device: torch.device,
     ) -> None:
-        self.config = config
+        self.config = part_config(config, ops.rank)
         self.num_weights = 0
-        shape = (config.vocab_size, config.hidden_size)
-        embedding = weights.embedding(self.embedding_name, shape)
-        self.embed_tokens = Embedding(ops, embedding, weights.act_dtype)
+        self.embed_tokens = load_vocabulary(self.embedding_name, config, weights, ops)
         self.layers = [
             self.layer_class(config, layer, table, weights, ops)
             for layer, table in enumerate(rope_tables(config, max_model_len, device))
         ]
         self.norm = load_layer_norm(self.norm_name, config, weights, ops)
-        head = self.embed_tokens.weight
-        if not config.tie_word_embeddings:
-            head = ops.weight([weights.linear("lm_head", shape)])
-        bias = weights.vector("lm_head.bias", config.vocab_size) if self.head_bias else None
-        self.lm_head = LMHead(head, bias=bias)
+        self.lm_head = load_head(
+            self.embed_tokens, config, weights, ops, has_bias=self.head_bias
+        )
 
     def bind_kv_cache(self, caches: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Hand each layer its keys and values."""
@@ -88,11 +92,12 @@ class LayerNormDecoder:
 
 
 def make_attention(config: ModelConfig, cos_sin: Tensor, ops: OpSet) -> Attention:
-    """Attention over the config's heads, without windows or norms."""
+    """Attention over the rank's heads, without windows or norms."""
+    own = part_config(config, ops.rank)
     return Attention(
         ops,
-        num_heads=config.num_heads,
-        num_kv_heads=config.num_kv_heads,
+        num_heads=own.num_heads,
+        num_kv_heads=own.num_kv_heads,
         head_dim=config.head_dim,
         cos_sin=cos_sin,
     )
@@ -113,8 +118,9 @@ class UngatedMLP:
     ) -> None:
         """``names``: the prefixes of the two projections; ``bias``: both have one."""
         d, f = config.hidden_size, config.intermediate_size
-        self.up = load_linear({names[0]: f}, d, bias, weights, ops)
-        self.down = load_linear({names[1]: d}, f, bias, weights, ops)
+        own = width_of(f, ops.rank)
+        self.up = load_columns({names[0]: f}, d, bias, weights, ops, [own])
+        self.down = load_rows(names[1], d, f, bias, weights, ops, own)
         self._activation = ops.activation
         self.act = config.hidden_act
 

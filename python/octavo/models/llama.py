@@ -19,11 +19,20 @@ from octavo.kernels.opset import OpSet
 from octavo.kernels.weights import Weight
 from octavo.layers.attention import Attention
 from octavo.layers.context import StepContext
-from octavo.layers.embedding import Embedding, LMHead
 from octavo.layers.norm import RMSNorm
 from octavo.models.config import ModelConfig
 from octavo.models.hf_config import HfConfig
-from octavo.models.parts import layer_norms, load_linear, rope_tables
+from octavo.models.parts import (
+    heads_of,
+    layer_norms,
+    load_columns,
+    load_head,
+    load_rows,
+    load_vocabulary,
+    part_config,
+    rope_tables,
+    width_of,
+)
 
 # A weight and its bias, as ``kernels.decoder`` takes them.
 Projection: TypeAlias = tuple[Weight, Tensor | None]
@@ -39,19 +48,24 @@ class LlamaAttention:
     ) -> None:
         prefix = f"model.layers.{layer}.self_attn"
         d, q, kv = config.hidden_size, config.q_size, config.kv_size
-        parts = {f"{prefix}.q_proj": q, f"{prefix}.k_proj": kv, f"{prefix}.v_proj": kv}
+        heads = heads_of(config, ops.rank)
+        qkv: dict[str, int | list[int]]
+        qkv = {f"{prefix}.q_proj": q, f"{prefix}.k_proj": kv, f"{prefix}.v_proj": kv}
         if config.fused_projections:
-            parts = {f"{prefix}.qkv_proj": sum(parts.values())}
-        self.qkv_proj = load_linear(parts, d, config.attention_bias, weights, ops)
-        out = {f"{prefix}.o_proj": d}
-        self.o_proj = load_linear(out, q, config.attention_out_bias, weights, ops)
+            qkv = {f"{prefix}.qkv_proj": [q, kv, kv]}
+        ranges = (heads.q_rows, heads.kv_rows, heads.kv_rows)
+        self.qkv_proj = load_columns(qkv, d, config.attention_bias, weights, ops, ranges)
+        self.o_proj = load_rows(
+            f"{prefix}.o_proj", d, q, config.attention_out_bias, weights, ops, heads.q_rows
+        )
+        own = part_config(config, ops.rank)
         norms: dict[str, Tensor | None] = {"q_norm": None, "k_norm": None}
         if config.qk_norm:
             norms = {n: weights.vector(f"{prefix}.{n}.weight", config.head_dim) for n in norms}
         self.attention = Attention(
             ops,
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_kv_heads,
+            num_heads=own.num_heads,
+            num_kv_heads=own.num_kv_heads,
             head_dim=config.head_dim,
             cos_sin=cos_sin,
             scale=config.attention_scale,
@@ -83,11 +97,12 @@ class LlamaMLP:
     def __init__(self, config: ModelConfig, layer: int, weights: Weights, ops: OpSet) -> None:
         prefix = f"model.layers.{layer}.mlp"
         d, f, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        parts = {f"{prefix}.gate_proj": f, f"{prefix}.up_proj": f}
+        own = width_of(f, ops.rank)
+        parts: dict[str, int | list[int]] = {f"{prefix}.gate_proj": f, f"{prefix}.up_proj": f}
         if config.fused_projections:
-            parts = {f"{prefix}.gate_up_proj": 2 * f}
-        self.gate_up_proj = load_linear(parts, d, bias, weights, ops)
-        self.down_proj = load_linear({f"{prefix}.down_proj": d}, f, bias, weights, ops)
+            parts = {f"{prefix}.gate_up_proj": [f, f]}
+        self.gate_up_proj = load_columns(parts, d, bias, weights, ops, (own, own))
+        self.down_proj = load_rows(f"{prefix}.down_proj", d, f, bias, weights, ops, own)
         self._gated_activation = ops.gated_activation
         self.act = config.hidden_act
 
@@ -214,28 +229,27 @@ class LlamaForCausalLM:
         max_model_len: int,
         device: torch.device,
     ) -> None:
-        self.config = config
+        self.config = part_config(config, ops.rank)
         self.num_weights = 0
         self._ops = ops
         self._decoder: Decoder | None = None
-        shape = (config.vocab_size, config.hidden_size)
-        self.embed_tokens = Embedding(
-            ops,
-            weights.embedding("model.embed_tokens", shape),
-            weights.act_dtype,
-            # In the activations' type, as it was in training.
-            torch.tensor(config.embedding_scale, dtype=weights.act_dtype).item(),
-        )
+        # In the activations' type, as it was in training.
+        scale = torch.tensor(config.embedding_scale, dtype=weights.act_dtype).item()
+        self.embed_tokens = load_vocabulary("model.embed_tokens", config, weights, ops, scale)
         self.layers = [
             self.layer_class(config, layer, table, weights, ops)
             for layer, table in enumerate(rope_tables(config, max_model_len, device))
         ]
         final = weights.vector("model.norm.weight", config.hidden_size)
         self.norm = RMSNorm(ops, final, config.rms_norm_eps, config.norm_weight_offset)
-        head = self.embed_tokens.weight
-        if not config.tie_word_embeddings:
-            head = ops.weight([weights.linear("lm_head", shape)])
-        self.lm_head = LMHead(head, config.final_logit_softcap, scale=config.logit_scale)
+        self.lm_head = load_head(
+            self.embed_tokens,
+            config,
+            weights,
+            ops,
+            softcap=config.final_logit_softcap,
+            scale=config.logit_scale,
+        )
 
     def bind_kv_cache(self, caches: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Hand each layer its keys and values."""
@@ -247,7 +261,8 @@ class LlamaForCausalLM:
     def _make_decoder(self) -> Decoder | None:
         """All layers in one call, where the op set has that for such layers."""
         make = self._ops.make_decoder
-        if make is None:
+        if make is None or self._ops.rank.size > 1:
+            # Ranks meet between layers.
             return None
         layers = []
         attention = self.layers[0].self_attn.attention

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
+from octavo.kernels.weights import Range
 from octavo.layers.context import StepContext
 from octavo.layers.norm import RMSNorm
 from octavo.models.config import ModelConfig
@@ -22,13 +23,13 @@ from octavo.models.llama import (
     LlamaForCausalLM,
     LlamaMLP,
 )
-from octavo.models.parts import layer_norms
+from octavo.models.parts import heads_of, layer_norms
 
 
 class Olmo2Attention(LlamaAttention):
     """Norms the whole query and the whole key, then attends."""
 
-    __slots__ = ("k_norm", "q_norm", "sizes")
+    __slots__ = ("_copies", "_kv_rows", "_q_rows", "_rank", "k_norm", "q_norm", "sizes")
 
     def __init__(
         self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: OpSet
@@ -39,12 +40,29 @@ class Olmo2Attention(LlamaAttention):
         k_norm = weights.vector(f"{prefix}.k_norm.weight", config.kv_size)
         self.q_norm = RMSNorm(ops, q_norm, config.rms_norm_eps)
         self.k_norm = RMSNorm(ops, k_norm, config.rms_norm_eps)
-        self.sizes = [config.q_size, config.kv_size, config.kv_size]
+        heads, rank = heads_of(config, ops.rank), ops.rank
+        self.sizes = heads.sizes
+        self._rank = rank
+        self._q_rows, self._kv_rows = heads.q_rows, heads.kv_rows
+        # Ranks that hold the same key-value head.
+        self._copies = max(rank.size // config.num_kv_heads, 1)
 
     def __call__(self, x: Tensor, ctx: StepContext) -> Tensor:
         q, k, v = self.qkv_proj(x).split_with_sizes(self.sizes, dim=1)
-        qkv = torch.cat((self.q_norm(q.contiguous()), self.k_norm(k.contiguous()), v), dim=1)
-        return self.o_proj(self.attention(qkv, ctx))
+        q, k = q.contiguous(), k.contiguous()
+        if self._rank.size == 1:
+            q, k = self.q_norm(q), self.k_norm(k)
+        else:
+            q, k = self._normed_part(q, self.q_norm, self._q_rows, 1), self._normed_part(
+                k, self.k_norm, self._kv_rows, self._copies
+            )
+        return self.o_proj(self.attention(torch.cat((q, k, v), dim=1), ctx))
+
+    def _normed_part(self, x: Tensor, norm: RMSNorm, rows: Range, copies: int) -> Tensor:
+        """A rank's part of a norm over all ranks' heads; ``copies``: ranks that hold the same."""
+        parts = self._rank.gather(x).view(len(x), self._rank.size, -1)
+        whole = parts[:, ::copies].reshape(len(x), -1)
+        return norm(whole)[:, slice(*rows)].contiguous()
 
 
 class Olmo2DecoderLayer:

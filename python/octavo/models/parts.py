@@ -1,31 +1,191 @@
-"""Layers that most decoders load alike: projections, norms, rotary tables."""
+"""Layers that most decoders load alike: projections and their split over ranks, norms, rotary tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from octavo.checkpoints.weights import Weights
+from octavo.errors import ModelLoadError
 from octavo.kernels.opset import OpSet
+from octavo.kernels.rank import Rank
+from octavo.kernels.weights import Columns, Range, Rows, share
+from octavo.layers.embedding import Embedding, LMHead
 from octavo.layers.linear import Linear
 from octavo.layers.norm import LayerNorm, RMSNorm
 from octavo.layers.rope import RopeConfig, cos_sin_table, identity_table
 from octavo.models.config import ModelConfig
 
+# Of a quantized row: 256 elements in most of GGUF's kinds, 128 or fewer in groups, 32 in its oldest.
+_UNITS: Final = (256, 128, 64, 32, 16, 8, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """A rank's query heads and key-value heads, each [begin, end)."""
+
+    q: Range
+    kv: Range
+    head_dim: int
+
+    @property
+    def q_rows(self) -> Range:
+        """Its rows of the query projection, and columns of the output projection."""
+        return self.q[0] * self.head_dim, self.q[1] * self.head_dim
+
+    @property
+    def kv_rows(self) -> Range:
+        """Its rows of the key projection, and of the value projection."""
+        return self.kv[0] * self.head_dim, self.kv[1] * self.head_dim
+
+    @property
+    def sizes(self) -> list[int]:
+        """Widths of its queries, keys and values."""
+        return [end - begin for begin, end in (self.q_rows, self.kv_rows, self.kv_rows)]
+
+
+def heads_of(config: ModelConfig, rank: Rank) -> Heads:
+    """The heads of one rank. Where there are fewer key-value heads than ranks, several ranks hold
+    the same one; ``check_split`` has seen that the numbers divide."""
+    q = share(config.num_heads, rank.rank, rank.size)
+    if config.num_kv_heads >= rank.size:
+        return Heads(q, share(config.num_kv_heads, rank.rank, rank.size), config.head_dim)
+    first = rank.rank * config.num_kv_heads // rank.size
+    return Heads(q, (first, first + 1), config.head_dim)
+
+
+def part_config(config: ModelConfig, rank: Rank) -> ModelConfig:
+    """The shape of one rank's part: its heads."""
+    heads = heads_of(config, rank)
+    num_heads, num_kv_heads = (end - begin for begin, end in (heads.q, heads.kv))
+    return config.replace(num_heads=num_heads, num_kv_heads=num_kv_heads)
+
+
+def width_of(size: int, rank: Rank) -> Range:
+    """A rank's units of an MLP's ``size``, between the largest blocks that ``size`` is made of."""
+    unit = next(u for u in _UNITS if size % u == 0 and (u == 1 or size // u >= rank.size))
+    return share(size, rank.rank, rank.size, unit)
+
+
+def check_split(config: ModelConfig, size: int) -> None:
+    """Refuse a model that cannot be split over ``size`` ranks.
+
+    Raises:
+        ModelLoadError: with the numbers, and sizes that would do.
+    """
+    q, kv, fits = config.num_heads, config.num_kv_heads, []
+    for n in range(1, q + 1):
+        if q % n == 0 and (kv % n == 0 or n % kv == 0):
+            fits.append(n)
+    if size not in fits:
+        raise ModelLoadError(
+            f"tensor_parallel_size {size}: {q} heads and {kv} key-value heads do not divide by it; "
+            f"these would: {', '.join(map(str, fits))}"
+        )
+
 
 def load_linear(
     parts: Mapping[str, int], inputs: int, bias: bool, weights: Weights, ops: OpSet
 ) -> Linear:
-    """One projection of ``inputs`` values, its rows stacked from ``parts``: prefix -> rows.
+    """A projection that no mesh splits, its rows stacked from ``parts``: prefix -> rows.
 
     Raises:
         ModelLoadError: a weight is missing or has another shape.
     """
-    stored = [weights.linear(prefix, (rows, inputs)) for prefix, rows in parts.items()]
-    biases = [weights.vector(f"{prefix}.bias", rows) for prefix, rows in parts.items() if bias]
+    return load_columns(parts, inputs, bias, weights, ops, [(0, rows) for rows in parts.values()])
+
+
+def load_columns(
+    parts: Mapping[str, int] | Mapping[str, int | list[int]],
+    inputs: int,
+    bias: bool,
+    weights: Weights,
+    ops: OpSet,
+    ranges: Sequence[Range],
+) -> Linear:
+    """A projection whose outputs are split over the ranks.
+
+    parts: prefix -> rows of the whole tensor, or of each projection that is fused in it.
+    ranges: this rank's rows of each projection, in order.
+
+    Raises:
+        ModelLoadError: a weight is missing or has another shape.
+    """
+    left = iter(ranges)
+    stored, biases = [], []
+    for prefix, sizes in parts.items():
+        begin, pieces = 0, []
+        for size in [sizes] if isinstance(sizes, int) else sizes:
+            first, last = next(left)
+            pieces.append((begin + first, begin + last))
+            begin += size
+        part = Rows(tuple(pieces)) if ops.rank.size > 1 else None
+        stored.append(weights.linear(prefix, (begin, inputs), part))
+        if bias:
+            biases.append(weights.vector(f"{prefix}.bias", begin, part))
     return Linear(ops, stored, torch.cat(biases) if biases else None)
+
+
+def load_rows(
+    prefix: str, outputs: int, inputs: int, bias: bool, weights: Weights, ops: OpSet, columns: Range
+) -> Linear:
+    """A projection whose inputs are split over the ranks; ``columns``: this rank's.
+
+    Raises:
+        ModelLoadError: a weight is missing, has another shape, or cannot be cut there.
+    """
+    part = Columns(*columns) if ops.rank.size > 1 else None
+    stored = weights.linear(prefix, (outputs, inputs), part)
+    vector = weights.vector(f"{prefix}.bias", outputs) if bias else None
+    return Linear(ops, [stored], vector, partial=True)
+
+
+def load_vocabulary(
+    prefix: str, config: ModelConfig, weights: Weights, ops: OpSet, scale: float = 1.0
+) -> Embedding:
+    """The embedding ``prefix``, whose rows are split over the ranks.
+
+    Raises:
+        ModelLoadError: it is missing or has another shape.
+    """
+    rows = vocabulary_of(config, ops.rank)
+    part = None if ops.rank.size == 1 else Rows((rows,))
+    table = weights.embedding(prefix, (config.vocab_size, config.hidden_size), part)
+    return Embedding(ops, table, weights.act_dtype, scale, rows)
+
+
+def load_head(
+    embedding: Embedding,
+    config: ModelConfig,
+    weights: Weights,
+    ops: OpSet,
+    *,
+    has_bias: bool = False,
+    softcap: float = 0.0,
+    scale: float = 1.0,
+) -> LMHead:
+    """The output head ``lm_head``, or the embedding where it is tied; split as that is.
+
+    Raises:
+        ModelLoadError: a tensor is missing or has another shape.
+    """
+    rows = vocabulary_of(config, ops.rank)
+    part = None if ops.rank.size == 1 else Rows((rows,))
+    head = embedding.weight
+    if not config.tie_word_embeddings:
+        shape = (config.vocab_size, config.hidden_size)
+        head = ops.weight([weights.linear("lm_head", shape, part)])
+    bias = weights.vector("lm_head.bias", config.vocab_size, part) if has_bias else None
+    return LMHead(ops, head, softcap, scale=scale, bias=bias)
+
+
+def vocabulary_of(config: ModelConfig, rank: Rank) -> Range:
+    """A rank's rows of the embedding and of the output head."""
+    return share(config.vocab_size, rank.rank, rank.size)
 
 
 def layer_norms(

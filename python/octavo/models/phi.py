@@ -22,7 +22,7 @@ from octavo.models.layer_norm_decoder import (
     UngatedMLP,
     make_attention,
 )
-from octavo.models.parts import load_layer_norm, load_linear
+from octavo.models.parts import heads_of, load_columns, load_layer_norm, load_rows
 
 
 class PhiDecoderLayer:
@@ -36,12 +36,14 @@ class PhiDecoderLayer:
         prefix = f"model.layers.{layer}"
         d = config.hidden_size
         self.norm = load_layer_norm(f"{prefix}.input_layernorm", config, weights, ops)
+        heads = heads_of(config, ops.rank)
         qkv = {"q_proj": config.q_size, "k_proj": config.kv_size, "v_proj": config.kv_size}
         named = {f"{prefix}.self_attn.{name}": rows for name, rows in qkv.items()}
-        self.qkv_proj = load_linear(named, d, True, weights, ops)
+        ranges = (heads.q_rows, heads.kv_rows, heads.kv_rows)
+        self.qkv_proj = load_columns(named, d, True, weights, ops, ranges)
         self.attention = make_attention(config, cos_sin, ops)
-        dense = {f"{prefix}.self_attn.dense": d}
-        self.dense = load_linear(dense, config.q_size, True, weights, ops)
+        dense = f"{prefix}.self_attn.dense"
+        self.dense = load_rows(dense, d, config.q_size, True, weights, ops, heads.q_rows)
         mlp = (f"{prefix}.mlp.fc1", f"{prefix}.mlp.fc2")
         self.mlp = UngatedMLP(mlp, config, True, weights, ops)
 

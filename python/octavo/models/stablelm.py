@@ -13,13 +13,14 @@ from torch import Tensor
 
 from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
+from octavo.kernels.weights import Range
 from octavo.layers.context import StepContext
 from octavo.layers.norm import LayerNorm
 from octavo.models.config import ModelConfig
 from octavo.models.hf_config import HfConfig
 from octavo.models.layer_norm_decoder import Layer, LayerNormDecoder, make_attention
 from octavo.models.llama import LlamaMLP
-from octavo.models.parts import load_layer_norm, load_linear
+from octavo.models.parts import heads_of, load_columns, load_layer_norm, load_rows
 
 
 class HeadNorm:
@@ -28,12 +29,19 @@ class HeadNorm:
     __slots__ = ("norm", "weight")
 
     def __init__(
-        self, prefix: str, num_heads: int, config: ModelConfig, weights: Weights, ops: OpSet
+        self,
+        prefix: str,
+        num_heads: int,
+        own: Range,
+        config: ModelConfig,
+        weights: Weights,
+        ops: OpSet,
     ) -> None:
+        """``num_heads``: of the model; ``own``: the rank's."""
         rows = [
             weights.vector(f"{prefix}.norms.{head}.weight", config.head_dim)
             for head in range(num_heads)
-        ]
+        ][slice(*own)]
         self.weight = torch.stack(rows)
         # What all heads share; their weights come after it.
         self.norm = LayerNorm(ops, torch.ones_like(rows[0]), None, config.rms_norm_eps)
@@ -70,18 +78,21 @@ class StableLmDecoderLayer:
         if not config.raw.get("use_parallel_residual"):
             mlp_norm = f"{prefix}.post_attention_layernorm"
             self.mlp_norm = load_layer_norm(mlp_norm, config, weights, ops)
-        self.sizes = [config.q_size, config.kv_size, config.kv_size]
+        heads = heads_of(config, ops.rank)
+        self.sizes = heads.sizes
         names = [f"{prefix}.self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj")]
-        qkv = dict(zip(names, self.sizes, strict=True))
-        self.qkv_proj = load_linear(qkv, d, config.attention_bias, weights, ops)
+        whole = [config.q_size, config.kv_size, config.kv_size]
+        qkv = dict(zip(names, whole, strict=True))
+        ranges = (heads.q_rows, heads.kv_rows, heads.kv_rows)
+        self.qkv_proj = load_columns(qkv, d, config.attention_bias, weights, ops, ranges)
         self.q_norm = self.k_norm = None
         if config.qk_norm:
             q, k = f"{prefix}.self_attn.q_layernorm", f"{prefix}.self_attn.k_layernorm"
-            self.q_norm = HeadNorm(q, config.num_heads, config, weights, ops)
-            self.k_norm = HeadNorm(k, config.num_kv_heads, config, weights, ops)
+            self.q_norm = HeadNorm(q, config.num_heads, heads.q, config, weights, ops)
+            self.k_norm = HeadNorm(k, config.num_kv_heads, heads.kv, config, weights, ops)
         self.attention = make_attention(config, cos_sin, ops)
-        out = {f"{prefix}.self_attn.o_proj": d}
-        self.o_proj = load_linear(out, config.q_size, False, weights, ops)
+        out = f"{prefix}.self_attn.o_proj"
+        self.o_proj = load_rows(out, d, config.q_size, False, weights, ops, heads.q_rows)
         self.mlp = LlamaMLP(config, layer, weights, ops)
 
     def __call__(

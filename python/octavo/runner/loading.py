@@ -33,10 +33,11 @@ from octavo.kernels.weights import Experts, Stored, Weight
 from octavo.layers.ops import get_ops
 from octavo.models.bert import ENCODERS
 from octavo.models.config import ModelConfig
+from octavo.models.parts import check_split
 from octavo.models.pooling_model import PoolingModel
 from octavo.models.registry import ARCHITECTURES, CausalLM, model_class
 from octavo.models.source import ModelSource
-from octavo.runner.mesh import Mesh, NoExchange
+from octavo.runner.mesh import LockstepExchange, Mesh, NoExchange, ranks_of
 
 M = TypeVar("M")
 
@@ -108,13 +109,19 @@ def load(config: EngineConfig, source: ModelSource) -> LoadedModel[CausalLM]:
     Raises:
         ModelLoadError: the model cannot be read, or max_model_len is beyond its limit.
     """
-    device = resolve_device(config)
-    dtypes = resolve_dtypes(config, source.model_config, source, device)
-    ops = _open_ops(config, device)
+    devices = shard_devices(config)
+    dtypes = resolve_dtypes(config, source.model_config, source, devices[0])
+    ops = _open_ops(config, devices[0])
     limit = _check_max_model_len(config.max_model_len, source)
-    model = load_model(source, dtypes, ops, max_model_len=limit, device=device)
-    mesh = Mesh([ModelPart(0, device, model)], NoExchange())
-    return LoadedModel(config, source.model_config, dtypes, mesh)
+    if len(devices) > 1:
+        _check_splits(source.model_config, len(devices))
+    exchange = NoExchange() if len(devices) == 1 else LockstepExchange(len(devices))
+    parts = []
+    for rank, device in zip(ranks_of(exchange), devices, strict=True):
+        own = replace(ops, rank=rank)
+        model = load_model(source, dtypes, own, max_model_len=limit, device=device)
+        parts.append(ModelPart(rank.rank, device, model))
+    return LoadedModel(config, source.model_config, dtypes, Mesh(parts, exchange))
 
 
 def load_pooling(config: EngineConfig, source: ModelSource) -> LoadedModel[PoolingModel]:
@@ -123,6 +130,8 @@ def load_pooling(config: EngineConfig, source: ModelSource) -> LoadedModel[Pooli
     Raises:
         ModelLoadError: the model cannot be read, or a setting that such models do not have.
     """
+    if len(shard_devices(config)) > 1:
+        raise ModelLoadError("a pooling model cannot be split: tensor_parallel_size must be 1")
     device = resolve_device(config)
     ops = _open_ops(config, device)
     model = load_pooling_model(config, source, ops, device)
@@ -143,6 +152,53 @@ def resolve_device(config: EngineConfig) -> torch.device:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ModelLoadError("device cuda: there is no GPU that torch can use")
     return torch.device(config.device)
+
+
+def shard_devices(config: EngineConfig) -> list[torch.device]:
+    """Each shard's device: those of ``--mesh``, else as many as the model is to be split over.
+
+    Raises:
+        ModelLoadError: they are not there, not of one kind, or another number is asked for.
+    """
+    size, names = config.tensor_parallel_size, config.mesh
+    if names is None:
+        device = resolve_device(config)
+        if size == 1:
+            return [device]
+        if device.type == "cpu":
+            raise ModelLoadError(
+                f"tensor_parallel_size {size}: a CPU is one device, whose cores one shard uses all; "
+                f"--mesh {','.join(['cpu'] * size)} splits a model on it all the same"
+            )
+        count = torch.cuda.device_count()
+        if count < size:
+            raise ModelLoadError(f"tensor_parallel_size {size}: this machine has {count} GPUs")
+        devices = [torch.device("cuda", index) for index in range(size)]
+    else:
+        try:
+            devices = [torch.device(name.strip()) for name in names.split(",")]
+        except RuntimeError as error:
+            raise ModelLoadError(f"mesh {names!r}: {str(error).splitlines()[0]}") from None
+        if size not in (1, len(devices)):
+            raise ModelLoadError(
+                f"mesh {names!r} has {len(devices)} devices, tensor_parallel_size is {size}"
+            )
+    if len(devices) > 1 and any(device.type != "cpu" for device in devices):
+        raise ModelLoadError(
+            "a model is split over shards on a CPU only: GPUs have no exchange between them yet"
+        )
+    return devices
+
+
+def _check_splits(model_config: ModelConfig, size: int) -> None:
+    """Raises ModelLoadError where the model cannot be split over so many shards."""
+    architecture = model_config.architecture
+    if architecture not in ARCHITECTURES:
+        raise ModelLoadError(
+            f"tensor_parallel_size {size}: {architecture} runs through transformers' own module, "
+            "which cannot be split"
+        )
+    check_split(model_config, size)
 
 
 def _open_ops(config: EngineConfig, device: torch.device) -> OpSet:

@@ -16,7 +16,7 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from octavo.layers.rank import Rank
+from octavo.kernels.rank import Rank
 
 S = TypeVar("S")
 R = TypeVar("R")

@@ -1,9 +1,9 @@
-"""Rank: one shard's place in a mesh, as the layers of its part of the model see it."""
+"""Rank: one shard's place in a mesh, and what it exchanges with the others."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -20,4 +20,18 @@ class Rank:
     rank: int
     size: int
     reduce: Callable[[Tensor], Tensor]  # the sum over all ranks, the same bits on each
-    gather: Callable[[Tensor], Tensor]  # all ranks' tensors side by side along the last dimension
+    # All ranks' tensors side by side along the last dimension, in which they may differ.
+    gather: Callable[[Tensor], Tensor]
+
+
+    def at(self, rank: int, size: int) -> Rank:
+        """Another place, with the same exchanges."""
+        return replace(self, rank=rank, size=size)
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+# The only rank of a mesh of one.
+ALONE = Rank(0, 1, reduce=_itself, gather=_itself)
