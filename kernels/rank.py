@@ -23,7 +23,6 @@ class Rank:
     # All ranks' tensors side by side along the last dimension, in which they may differ.
     gather: Callable[[Tensor], Tensor]
 
-
     def at(self, rank: int, size: int) -> Rank:
         """Another place, with the same exchanges."""
         return replace(self, rank=rank, size=size)

@@ -15,8 +15,8 @@ from torch import Tensor
 from octavo.config import EngineConfig
 from octavo.engine import engine_loop
 from octavo.kernels import reference
-from octavo.layers.context import StepContext
 from octavo.kernels.rank import Rank
+from octavo.layers.context import StepContext
 from octavo.layers.rope import identity_table
 from octavo.llm import LLM
 from octavo.models.config import ModelConfig

@@ -86,12 +86,12 @@ def test_parts_together_are_the_whole(count: int) -> None:
     """Rows to be stacked, columns to be summed: K is split between blocks, evenly or not."""
     for weight in sources(512):
         whole = dense(weight)
+        block = block_of(weight)
+        rows = [Rows((share(10, i, count),)) for i in range(count)]
+        columns = [Columns(*share(512, i, count, block)) for i in range(count)]
         parts = {
-            kind: [part_of(weight, make(i)) for i in range(count)]
-            for kind, make in (
-                (Rows, lambda i: Rows((share(10, i, count),))),
-                (Columns, lambda i: Columns(*share(512, i, count, block_of(weight)))),
-            )
+            kind: [part_of(weight, part) for part in of_kind]
+            for kind, of_kind in ((Rows, rows), (Columns, columns))
         }
         assert torch.equal(torch.cat([dense(p) for p in parts[Rows]]), whole)
         assert torch.equal(torch.cat([dense(p) for p in parts[Columns]], 1), whole)
@@ -109,7 +109,9 @@ def test_backends_compute_with_parts() -> None:
     for weight in sources(512):
         want = reference.linear(x, dense(weight).float())
         for prepare in (reference.prepare, cpu.prepare):
-            rows = [prepare([part_of(weight, Rows((share(10, i, 2),)))], exact=True) for i in range(2)]
+            rows = [
+                prepare([part_of(weight, Rows((share(10, i, 2),)))], exact=True) for i in range(2)
+            ]
             found = torch.cat([part.linear(x) for part in rows], 1)
             torch.testing.assert_close(found, want, atol=1e-3, rtol=1e-4)
             halves = [part_of(weight, Columns(256 * i, 256 * (i + 1))) for i in range(2)]

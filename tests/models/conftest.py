@@ -151,8 +151,17 @@ class Driver:
             max_query_len=n,
             max_seq_len=n,
         )
-        with torch.inference_mode():
-            return runner.model.compute_logits(runner.model(ints(token_ids), context))
+
+        def compute(shard: Any) -> torch.Tensor:
+            with torch.inference_mode():
+                model = shard.model
+                logits: torch.Tensor = model.compute_logits(model(ints(token_ids), context))
+                return logits
+
+        computed: list[torch.Tensor] = runner.mesh.each(compute)
+        # Every rank has the whole, to the bit.
+        assert all(torch.equal(logits, computed[0]) for logits in computed)
+        return computed[0]
 
 
 @pytest.fixture

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fidelity import logits_of, make_prompt, prove_greedy
+from fidelity import logits_of, make_prompt, prove_greedy, tiny_config
 from test_families import CASES
 
 from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
 from octavo.kernels.rank import ALONE
-from octavo.kernels.weights import quantize
+from octavo.kernels.weights import Columns, part_of, quantize
 from octavo.llm import LLM
 from octavo.models.config import ModelConfig
 from octavo.models.parts import check_split, heads_of, width_of
+from octavo.models.registry import config_from_hf
 from octavo.models.source import resolve_model
 from octavo.runner.loading import shard_devices
 from octavo.sampling_params import SamplingParams
@@ -48,62 +50,78 @@ def cases() -> Iterator[Any]:
         yield pytest.param(name, marks=marks)
 
 
-@pytest.mark.parametrize("name", cases())
-def test_a_split_family_is_what_transformers_computes(
+@pytest.mark.parametrize("name", list(cases()))
+def test_a_split_family_computes_what_transformers_does(
+    name: str, save_tiny: Callable[..., Any], driver: Callable[..., Any]
+) -> None:
+    family, config = CASES[name]
+    path, model = save_tiny(family, **{"num_hidden_layers": 2, **config})
+    token_ids = make_prompt(77)
+    want = logits_of(model, token_ids)
+    for size in sizes(resolve_model(EngineConfig(model=str(path))).model_config):
+        found = driver(path, mesh=mesh(size)).logits(token_ids)
+        torch.testing.assert_close(found, want, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", list(cases()))
+def test_a_split_family_serves_what_transformers_computes(
     name: str, save_tiny: Callable[..., Any], driver: Callable[..., Any]
 ) -> None:
     family, config = CASES[name]
     path, model = save_tiny(family, **{"num_hidden_layers": 2, **config})
     shape = resolve_model(EngineConfig(model=str(path))).model_config
-    fits = sizes(shape)
-    if not fits:
-        assert shape.num_heads == 1
-        return
-    token_ids = make_prompt(77)
-    want = logits_of(model, token_ids)
-    for size in fits:
-        found = driver(path, mesh=mesh(size)).logits(token_ids)
-        torch.testing.assert_close(found, want, atol=1e-4, rtol=1e-4)
-    copies = max(fits[-1] // shape.num_kv_heads, 1)
-    prove_greedy(driver, path, model, mesh=mesh(fits[-1]), kv_copies=copies)
+    for size in sizes(shape)[-1:]:
+        copies = max(size // shape.num_kv_heads, 1)
+        prove_greedy(driver, path, model, mesh=mesh(size), kv_copies=copies)
 
 
-def generate(path: Path, prompts: list[list[int]], **config: Any) -> list[Any]:
-    llm = LLM(str(path), device="cpu", max_num_seqs=4, max_num_batched_tokens=32, **config)
-    inputs = [{"prompt_token_ids": ids} for ids in prompts]
-    kinds = [
-        SamplingParams(temperature=0.0, max_tokens=24, logprobs=2),
-        SamplingParams(temperature=1.0, seed=3, top_p=0.9, max_tokens=24),
-        SamplingParams(temperature=0.0, max_tokens=24, repetition_penalty=1.2, n=2),
-    ]
-    params = [kinds[i % len(kinds)] for i in range(len(inputs))]
-    outputs = llm.generate(inputs, params, use_tqdm=False)
-    return [[sample.token_ids for sample in output.outputs] for output in outputs]
+def test_all_models_but_those_of_one_head_are_split() -> None:
+    """So that no family passes the tests above by not being in them."""
+    for family, config in CASES.values():
+        kept = tiny_config(family, **{"num_hidden_layers": 2, **config})
+        architecture = f"{family.removesuffix('Text')}ForCausalLM"
+        shape = config_from_hf({**kept.to_dict(), "architectures": [architecture]})
+        assert bool(sizes(shape)) == (shape.num_heads > 1)
 
 
 @pytest.mark.parametrize("quantization", ["w4", "w8"])
 def test_shards_of_a_quantized_model_choose_the_tokens_of_one(
-    quantization: str, save_tiny: Callable[..., Any]
+    quantization: str, save_tiny: Callable[..., Any], driver: Callable[..., Any]
 ) -> None:
     path, _ = save_tiny(
         "Llama", hidden_size=128, intermediate_size=192, num_attention_heads=4, head_dim=32
     )
     prompts = [make_prompt(n, seed=n) for n in (3, 50, 17, 1, 40, 9)]
-    options = {"dtype": "float32", "quantization": quantization}
-    want = generate(path, prompts, **options)
-    for size in (2, 4):
-        assert generate(path, prompts, mesh=mesh(size), **options) == want
+
+    def tokens(**config: Any) -> list[list[list[int]]]:
+        engine = driver(path, dtype="float32", quantization=quantization, **config)
+        kinds = ({"temperature": 0.0}, {"temperature": 1.0, "seed": 3, "top_p": 0.9})
+        params = [SamplingParams(max_tokens=24, ignore_eos=True, **kind) for kind in kinds]
+        return [[one.token_ids for one in engine.generate(prompts, p)] for p in params]
+
+    want = tokens()
+    assert all(tokens(mesh=mesh(size)) == want for size in (2, 4))
 
 
-def test_a_cut_through_a_block_is_refused_with_the_numbers(save_tiny: Callable[..., Any]) -> None:
-    """A rank's 24 columns of the output projection, of a weight whose blocks have 32."""
-    path, _ = save_tiny("Llama", hidden_size=96, num_attention_heads=4, head_dim=24)
-    quantized = {"mesh": "cpu,cpu,cpu,cpu", "quantization": "w4", "dtype": "float32"}
-    tokens = generate(path, [make_prompt(5)], **quantized)
-    # Rounding comes after the cut there: parts that are no whole blocks stay as they are.
-    assert len(tokens[0][0]) == 24
+@pytest.mark.slow
+def test_three_shards_of_smollm2_choose_the_tokens_of_one(smollm2_path: Path) -> None:
+    """Nine heads, three key-value heads, blocks of 32: over ten prompts."""
+    texts = ["The capital of France is", "Once upon a time", "def fib(n):", "1, 2, 3,", "Dear Sir"]
+    texts += ["The sky is", "import os", "Hello", "A B C", "In 1969"]
+    params = SamplingParams(max_tokens=24, temperature=0.0)
+
+    def tokens(**config: Any) -> list[list[int]]:
+        llm = LLM(str(smollm2_path), device="cpu", dtype="float32", max_model_len=512, **config)
+        outputs = llm.generate(texts, params, use_tqdm=False)
+        return [output.outputs[0].token_ids for output in outputs]
+
+    assert tokens(mesh="cpu,cpu,cpu") == tokens()
+
+
+def test_a_cut_through_a_block_is_refused_with_the_numbers(tmp_path: Path) -> None:
     planes = quantize(torch.randn(96, 96), "Q4_1")
-    assert planes.shape == (96, 96)
+    with pytest.raises(ValueError, match="columns 0 to 24 cut a block of 32 elements of Q4_1"):
+        part_of(planes, Columns(0, 24))
 
 
 def shape(num_heads: int, num_kv_heads: int) -> ModelConfig:
@@ -117,14 +135,12 @@ def shape(num_heads: int, num_kv_heads: int) -> ModelConfig:
         "num_key_value_heads": num_kv_heads,
         "max_position_embeddings": 64,
     }
-    from octavo.models.registry import config_from_hf
-
     return config_from_hf(config)
 
 
 @pytest.mark.parametrize(
     ("num_heads", "num_kv_heads", "size", "fits"),
-    [(9, 3, 2, "1, 3, 9"), (32, 8, 3, "1, 2, 4, 8, 16, 32"), (6, 4, 4, "1, 2")],
+    [(9, 3, 2, "1, 3, 9"), (32, 8, 3, "1, 2, 4, 8, 16, 32"), (12, 4, 6, "1, 2, 4, 12")],
 )
 def test_heads_that_do_not_divide_are_refused_with_what_would(
     num_heads: int, num_kv_heads: int, size: int, fits: str
@@ -155,7 +171,7 @@ def test_every_query_head_is_beside_its_key_value_head(
 def test_widths_are_the_whole_and_between_the_same_blocks(size: int, count: int) -> None:
     ranges = [width_of(size, ALONE.at(rank, count)) for rank in range(count)]
     assert [ranges[0][0], ranges[-1][1]] == [0, size]
-    assert all(one[1] == other[0] for one, other in zip(ranges, ranges[1:], strict=False))
+    assert all(one[1] == other[0] for one, other in itertools.pairwise(ranges))
     assert all(end > begin for begin, end in ranges)
 
 

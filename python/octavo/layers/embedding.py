@@ -46,8 +46,8 @@ class Embedding:
 class LMHead:
     """Hidden states to logits: softcap(scale * (x W^T + b)).
 
-    ``weight``: [V, D], or a rank's rows of it; a tied head is given the embedding's own, not a copy.
-    ``softcap`` 0: none. ``bias``: [V] or None, or the rank's.
+    ``weight``: [V, D], or a rank's rows of it; a tied head is given the embedding's own.
+    ``softcap`` 0: none. ``bias``: [V], or the rank's, or None.
     """
 
     __slots__ = ("_linear", "_rank", "bias", "scale", "softcap", "weight")

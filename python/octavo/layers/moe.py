@@ -16,7 +16,8 @@ class MoE:
     """The sum of the chosen experts' gated MLPs, weighted by the router.
 
     ``router``: [E, D]; ``gate_up``: per expert its gate and up weights [F, D]; ``down``: [D, F] per
-    expert, F being the rank's part where there are several. ``top_k`` experts a token; ``renormalize``: their weights sum to one.
+    expert, F being the rank's part where there are several. ``top_k`` experts a token;
+    ``renormalize``: their weights sum to one.
     """
 
     __slots__ = ("_rank", "act", "experts", "renormalize", "router", "top_k")

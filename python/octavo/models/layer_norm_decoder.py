@@ -68,9 +68,7 @@ class LayerNormDecoder:
             for layer, table in enumerate(rope_tables(config, max_model_len, device))
         ]
         self.norm = load_layer_norm(self.norm_name, config, weights, ops)
-        self.lm_head = load_head(
-            self.embed_tokens, config, weights, ops, has_bias=self.head_bias
-        )
+        self.lm_head = load_head(self.embed_tokens, config, weights, ops, has_bias=self.head_bias)
 
     def bind_kv_cache(self, caches: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Hand each layer its keys and values."""

@@ -53,15 +53,16 @@ class Olmo2Attention(LlamaAttention):
         if self._rank.size == 1:
             q, k = self.q_norm(q), self.k_norm(k)
         else:
-            q, k = self._normed_part(q, self.q_norm, self._q_rows, 1), self._normed_part(
-                k, self.k_norm, self._kv_rows, self._copies
+            q, k = (
+                self._normed_part(q, self.q_norm, self._q_rows, 1),
+                self._normed_part(k, self.k_norm, self._kv_rows, self._copies),
             )
         return self.o_proj(self.attention(torch.cat((q, k, v), dim=1), ctx))
 
     def _normed_part(self, x: Tensor, norm: RMSNorm, rows: Range, copies: int) -> Tensor:
         """A rank's part of a norm over all ranks' heads; ``copies``: ranks that hold the same."""
         parts = self._rank.gather(x).view(len(x), self._rank.size, -1)
-        whole = parts[:, ::copies].reshape(len(x), -1)
+        whole = parts[:, ::copies].reshape(len(x), -1).contiguous()
         return norm(whole)[:, slice(*rows)].contiguous()
 
 

@@ -1,4 +1,4 @@
-"""Layers that most decoders load alike: projections and their split over ranks, norms, rotary tables."""
+"""Layers that most decoders load alike, whole or a rank's part: projections, norms, rotations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from octavo.layers.norm import LayerNorm, RMSNorm
 from octavo.layers.rope import RopeConfig, cos_sin_table, identity_table
 from octavo.models.config import ModelConfig
 
-# Of a quantized row: 256 elements in most of GGUF's kinds, 128 or fewer in groups, 32 in its oldest.
+# Elements of a quantized row that stay together: 256 in most of GGUF's kinds, 128 in many groups.
 _UNITS: Final = (256, 128, 64, 32, 16, 8, 1)
 
 
@@ -77,10 +77,8 @@ def check_split(config: ModelConfig, size: int) -> None:
     Raises:
         ModelLoadError: with the numbers, and sizes that would do.
     """
-    q, kv, fits = config.num_heads, config.num_kv_heads, []
-    for n in range(1, q + 1):
-        if q % n == 0 and (kv % n == 0 or n % kv == 0):
-            fits.append(n)
+    q, kv = config.num_heads, config.num_kv_heads
+    fits = [n for n in range(1, q + 1) if q % n == 0 and (kv % n == 0 or n % kv == 0)]
     if size not in fits:
         raise ModelLoadError(
             f"tensor_parallel_size {size}: {q} heads and {kv} key-value heads do not divide by it; "

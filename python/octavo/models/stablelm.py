@@ -49,7 +49,7 @@ class HeadNorm:
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, heads * Dh] -> the same."""
         heads, dim = self.weight.shape
-        normed = self.norm(x.reshape(-1, dim)).view(-1, heads, dim)
+        normed = self.norm(x.reshape(-1, dim).contiguous()).view(-1, heads, dim)
         return (normed * self.weight).view(x.shape)
 
 

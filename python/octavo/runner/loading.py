@@ -167,8 +167,8 @@ def shard_devices(config: EngineConfig) -> list[torch.device]:
             return [device]
         if device.type == "cpu":
             raise ModelLoadError(
-                f"tensor_parallel_size {size}: a CPU is one device, whose cores one shard uses all; "
-                f"--mesh {','.join(['cpu'] * size)} splits a model on it all the same"
+                f"tensor_parallel_size {size}: a CPU is one device, and one shard uses its cores "
+                f"all; --mesh {','.join(['cpu'] * size)} splits a model on it all the same"
             )
         count = torch.cuda.device_count()
         if count < size:

@@ -115,6 +115,7 @@ class _Round:
         self.result: Tensor | None = None
         self.num_met = 0  # exchanges that are complete
         self.num_ended = 0
+        self.has_begun = False
         self.error: BaseException | None = None
 
 
@@ -148,6 +149,7 @@ class LockstepExchange:
             for rank, program in enumerate(programs)
             if rank
         ]
+        round_.has_begun = True
         round_.turns[0].release()
         ended = [self._run_one(0, programs[0]), *(other.result() for other in others)]
         if round_.error is not None:
@@ -186,8 +188,8 @@ class LockstepExchange:
 
     def _meet(self, tensor: Tensor, rank: int, combine: Callable[[list[Tensor]], Tensor]) -> Tensor:
         round_ = self._round
-        if round_.num_ended:
-            raise RuntimeError(f"rank {rank} begins an exchange, and others have ended")
+        if round_.num_ended or not round_.has_begun:
+            raise RuntimeError(f"rank {rank} begins an exchange that not every rank takes part in")
         met_before = round_.num_met
         round_.parts[rank] = tensor
         is_last = rank == self.size - 1
