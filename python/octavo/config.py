@@ -178,7 +178,7 @@ class EngineConfig:
         check(self.max_logprobs >= -1, "max_logprobs", "at least 0, or -1")
         check(self.threads is None or self.threads >= 1, "threads", "at least 1")
         check(self.tensor_parallel_size >= 1, "tensor_parallel_size", "at least 1")
-        check(self.pipeline_parallel_size == 1, "pipeline_parallel_size", "1 in this version")
+        check(self.pipeline_parallel_size >= 1, "pipeline_parallel_size", "at least 1")
         if self.trust_remote_code:
             raise ValueError(
                 "trust_remote_code is refused: octavo never runs code from a checkpoint"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from fidelity import logits_of, make_prompt, prove_greedy, tiny_config
+from safetensors.torch import load_file, save_file
 from test_families import CASES
 
 from octavo.config import EngineConfig
@@ -21,6 +22,7 @@ from octavo.models.config import ModelConfig
 from octavo.models.parts import check_split, heads_of, width_of
 from octavo.models.registry import config_from_hf
 from octavo.models.source import resolve_model
+from octavo.models.stage import stages_of
 from octavo.runner.loading import shard_devices
 from octavo.sampling_params import SamplingParams
 
@@ -124,6 +126,46 @@ def test_a_cut_through_a_block_is_refused_with_the_numbers(tmp_path: Path) -> No
         part_of(planes, Columns(0, 24))
 
 
+@pytest.mark.parametrize("name", list(cases()))
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_pipeline_serves_what_transformers_computes(
+    name: str, size: int, save_tiny: Callable[..., Any], driver: Callable[..., Any]
+) -> None:
+    """Two stages, of one shard each and of two."""
+    family, config = CASES[name]
+    path, model = save_tiny(family, **{"num_hidden_layers": 2, **config})
+    shape = resolve_model(EngineConfig(model=str(path))).model_config
+    if size > 1 and size not in sizes(shape):
+        size = (sizes(shape) or [1])[0]
+    copies = max(size // shape.num_kv_heads, 1)
+    options = {"mesh": mesh(2 * size), "pipeline_parallel_size": 2}
+    prove_greedy(driver, path, model, kv_copies=copies, **options)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_stages_are_all_layers_and_their_largest_is_least(count: int) -> None:
+    config = shape(4, 2).replace(num_layers=7, vocab_size=4000)
+    stages = stages_of(config, count)
+    assert [layer for stage in stages for layer in stage.layers] == list(range(7))
+    assert [stage.index for stage in stages] == list(range(count))
+    # The table of 4,000 rows is more than all layers: the ends have as few as they can.
+    if count > 2:
+        assert len(stages[0].layers) == len(stages[-1].layers) == 1
+    with pytest.raises(ModelLoadError, match="pipeline_parallel_size 8: the model has 7 layers"):
+        stages_of(config, 8)
+
+
+def test_a_tensor_that_no_stage_reads_is_refused(
+    save_tiny: Callable[..., Any], driver: Callable[..., Any]
+) -> None:
+    path, _ = save_tiny("Llama")
+    file = path / "model.safetensors"
+    tensors = load_file(file)
+    save_file({**tensors, "model.layers.0.extra.weight": torch.zeros(2)}, file)
+    with pytest.raises(ModelLoadError, match=r"layers\.0\.extra\.weight is not part of this model"):
+        driver(path, mesh="cpu,cpu", pipeline_parallel_size=2)
+
+
 def shape(num_heads: int, num_kv_heads: int) -> ModelConfig:
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -178,8 +220,9 @@ def test_widths_are_the_whole_and_between_the_same_blocks(size: int, count: int)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"tensor_parallel_size": 2}, r"a CPU is one device.*--mesh cpu,cpu"),
-        ({"mesh": "cpu,cpu", "tensor_parallel_size": 3}, r"has 2 devices, .* is 3"),
+        ({"tensor_parallel_size": 2}, r"2 x 1 shards: a CPU is one device.*--mesh cpu,cpu"),
+        ({"mesh": "cpu,cpu", "tensor_parallel_size": 3}, "has 2 devices for 3 x 1 shards"),
+        ({"mesh": "cpu,cpu,cpu", "pipeline_parallel_size": 2}, "has 3 devices for 1 x 2 shards"),
         ({"mesh": "cpu,nowhere"}, "mesh 'cpu,nowhere'"),
         ({"mesh": "cpu,meta"}, "on a CPU only"),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor
@@ -56,7 +56,10 @@ class DummyWeights:
             vector = self._fill((size,), 0.02, self.act_dtype)
         return vector if part is None else rows_of(vector, part)
 
-    def finish(self) -> None:
+    def unread(self) -> set[str]:
+        return set()
+
+    def finish(self, read: Collection[str] = ()) -> None:
         return
 
     def _fill(self, shape: tuple[int, ...], scale: float, dtype: torch.dtype) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -77,9 +77,12 @@ class GgufWeights:
         vector = self._floats(gguf_name, kind, (size,), order, self.act_dtype, nbytes)
         return vector if part is None else rows_of(vector, part)
 
-    def finish(self) -> None:
+    def unread(self) -> set[str]:
+        return set(self._unused)
+
+    def finish(self, read: Collection[str] = ()) -> None:
         self._file.release_pages()
-        check_unused(self._unused, lambda _: Path(self._file.path))
+        check_unused(self._unused.difference(read), lambda _: Path(self._file.path))
 
     def _take(self, name: str, shape: tuple[int, ...]) -> tuple[str, str, int]:
         gguf_name = gguf_names.from_hf(name, self._arch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor
@@ -46,8 +46,11 @@ class QuantizedWeights:
     def vector(self, name: str, size: int, part: Rows | None = None) -> Tensor:
         return self._inner.vector(name, size, part)
 
-    def finish(self) -> None:
-        self._inner.finish()
+    def unread(self) -> set[str]:
+        return self._inner.unread()
+
+    def finish(self, read: Collection[str] = ()) -> None:
+        self._inner.finish(read)
 
 
 def _rounded(weight: Stored, format: str) -> Stored:

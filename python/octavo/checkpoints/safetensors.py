@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,10 @@ class TensorFiles:
         self._progress(tensor.nbytes)
         return tensor if dtype is None else tensor.to(dtype)
 
+    def unread(self) -> set[str]:
+        """The tensors that were not read."""
+        return set(self._unused)
+
     def check_unused(self, ignored: set[str], scheme: Scheme) -> None:
         """Refuse tensors that were not read, are not ``ignored``, and mean nothing to the scheme.
 
@@ -186,8 +190,11 @@ class SafetensorsWeights:
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 
-    def finish(self) -> None:
-        self._tensors.check_unused(self._ignored, self._scheme)
+    def unread(self) -> set[str]:
+        return self._tensors.unread()
+
+    def finish(self, read: Collection[str] = ()) -> None:
+        self._tensors.check_unused(self._ignored.union(read), self._scheme)
 
 
 def safetensors_files(folder: Path) -> list[Path]:

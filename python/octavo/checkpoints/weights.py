@@ -6,7 +6,7 @@ were never asked for. Implementations: safetensors, gguf and dummy, and quantize
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -56,8 +56,11 @@ class Weights(Protocol):
         Raises as ``linear``.
         """
 
-    def finish(self) -> None:
-        """Check that everything has been pulled.
+    def unread(self) -> set[str]:
+        """The tensors that nothing has asked for so far, as the files name them."""
+
+    def finish(self, read: Collection[str] = ()) -> None:
+        """Check that everything has been pulled, here or, as ``read``, by another stage.
 
         Raises:
             ModelLoadError: the checkpoint holds tensors the model has no use for.
@@ -102,8 +105,11 @@ class RenamedWeights:
     def num_rows(self, name: str) -> int:
         return self._weights.num_rows(self._rename(name))
 
-    def finish(self) -> None:
-        self._weights.finish()
+    def unread(self) -> set[str]:
+        return self._weights.unread()
+
+    def finish(self, read: Collection[str] = ()) -> None:
+        self._weights.finish(read)
 
 
 def check_shape(

@@ -26,21 +26,20 @@ from octavo.models.layer_norm_decoder import (
     UngatedMLP,
     make_attention,
 )
-from octavo.models.parts import Heads, heads_of, load_layer_norm, load_rows, part_config
+from octavo.models.parts import Heads, heads_of, load_layer_norm, load_rows
 
 
-def _rows_in_order(config: ModelConfig) -> Tensor:
+def _rows_in_order(config: ModelConfig, num_heads: int, num_kv_heads: int) -> Tensor:
     """Rows of the fused projection as q, k, v; the file has each KV head's queries, key, value."""
-    group = config.num_heads // config.num_kv_heads
-    rows = torch.arange(config.q_size + 2 * config.kv_size)
-    heads = rows.view(config.num_kv_heads, group + 2, config.head_dim)
+    group = num_heads // num_kv_heads
+    rows = torch.arange((num_heads + 2 * num_kv_heads) * config.head_dim)
+    heads = rows.view(num_kv_heads, group + 2, config.head_dim)
     return torch.cat([part.reshape(-1) for part in heads.split_with_sizes([group, 1, 1], dim=1)])
 
 
 def _load_qkv(prefix: str, config: ModelConfig, weights: Weights, ops: OpSet) -> Linear:
     whole = config.q_size + 2 * config.kv_size
-    own = part_config(config, ops.rank)
-    order = _rows_in_order(own)
+    order = _rows_in_order(config, *heads_of(config, ops.rank).counts)
     part = None
     if ops.rank.size > 1:
         part = Rows(_fused_rows(config, heads_of(config, ops.rank)))

@@ -18,6 +18,7 @@ from octavo.layers.attention import Attention
 from octavo.layers.context import StepContext
 from octavo.models.config import ModelConfig
 from octavo.models.parts import (
+    heads_of,
     load_columns,
     load_head,
     load_layer_norm,
@@ -27,6 +28,7 @@ from octavo.models.parts import (
     rope_tables,
     width_of,
 )
+from octavo.models.stage import Stage, whole
 
 
 class Layer(Protocol):
@@ -59,16 +61,22 @@ class LayerNormDecoder:
         *,
         max_model_len: int,
         device: torch.device,
+        stage: Stage | None = None,
     ) -> None:
-        self.config = part_config(config, ops.rank)
+        self.stage = stage = stage or whole(config)
+        self.config = part_config(config, ops.rank, stage)
         self.num_weights = 0
-        self.embed_tokens = load_vocabulary(self.embedding_name, config, weights, ops)
+        if stage.is_first or (stage.is_last and config.tie_word_embeddings):
+            self.embed_tokens = load_vocabulary(self.embedding_name, config, weights, ops)
+        tables = rope_tables(config, max_model_len, device)
         self.layers = [
-            self.layer_class(config, layer, table, weights, ops)
-            for layer, table in enumerate(rope_tables(config, max_model_len, device))
+            self.layer_class(config, layer, tables[layer], weights, ops) for layer in stage.layers
         ]
+        if not stage.is_last:
+            return
         self.norm = load_layer_norm(self.norm_name, config, weights, ops)
-        self.lm_head = load_head(self.embed_tokens, config, weights, ops, has_bias=self.head_bias)
+        tied = self.embed_tokens.weight if config.tie_word_embeddings else None
+        self.lm_head = load_head(tied, config, weights, ops, has_bias=self.head_bias)
 
     def bind_kv_cache(self, caches: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Hand each layer its keys and values."""
@@ -76,12 +84,17 @@ class LayerNormDecoder:
             layer.attention.k_cache = k_cache
             layer.attention.v_cache = v_cache
 
-    def __call__(self, input_ids: Tensor, ctx: StepContext) -> Tensor:
-        """input_ids int32 [T] -> hidden states [T, D] after the final norm."""
+    def __call__(self, inputs: Tensor, ctx: StepContext) -> Tensor:
+        """Token ids int32 [T], or states [T, D] of the stage before -> hidden states [T, D].
+
+        Those of the last stage have gone through the final norm.
+        """
+        residual = self.embed_tokens(inputs) if self.stage.is_first else inputs
         x: Tensor | None = None
-        residual = self.embed_tokens(input_ids)
         for layer in self.layers:
             x, residual = layer(x, residual, ctx)
+        if not self.stage.is_last:
+            return residual if x is None else residual + x
         return self.norm.add(x, residual)[0]
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
@@ -91,11 +104,11 @@ class LayerNormDecoder:
 
 def make_attention(config: ModelConfig, cos_sin: Tensor, ops: OpSet) -> Attention:
     """Attention over the rank's heads, without windows or norms."""
-    own = part_config(config, ops.rank)
+    num_heads, num_kv_heads = heads_of(config, ops.rank).counts
     return Attention(
         ops,
-        num_heads=own.num_heads,
-        num_kv_heads=own.num_kv_heads,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
         head_dim=config.head_dim,
         cos_sin=cos_sin,
     )

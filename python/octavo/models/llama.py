@@ -33,6 +33,7 @@ from octavo.models.parts import (
     rope_tables,
     width_of,
 )
+from octavo.models.stage import Stage, whole
 
 # A weight and its bias, as ``kernels.decoder`` takes them.
 Projection: TypeAlias = tuple[Weight, Tensor | None]
@@ -58,14 +59,14 @@ class LlamaAttention:
         self.o_proj = load_rows(
             f"{prefix}.o_proj", d, q, config.attention_out_bias, weights, ops, heads.q_rows
         )
-        own = part_config(config, ops.rank)
+        num_heads, num_kv_heads = heads.counts
         norms: dict[str, Tensor | None] = {"q_norm": None, "k_norm": None}
         if config.qk_norm:
             norms = {n: weights.vector(f"{prefix}.{n}.weight", config.head_dim) for n in norms}
         self.attention = Attention(
             ops,
-            num_heads=own.num_heads,
-            num_kv_heads=own.num_kv_heads,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
             head_dim=config.head_dim,
             cos_sin=cos_sin,
             scale=config.attention_scale,
@@ -228,22 +229,28 @@ class LlamaForCausalLM:
         *,
         max_model_len: int,
         device: torch.device,
+        stage: Stage | None = None,
     ) -> None:
-        self.config = part_config(config, ops.rank)
+        self.stage = stage = stage or whole(config)
+        self.config = part_config(config, ops.rank, stage)
         self.num_weights = 0
         self._ops = ops
         self._decoder: Decoder | None = None
         # In the activations' type, as it was in training.
         scale = torch.tensor(config.embedding_scale, dtype=weights.act_dtype).item()
-        self.embed_tokens = load_vocabulary("model.embed_tokens", config, weights, ops, scale)
+        if stage.is_first or (stage.is_last and config.tie_word_embeddings):
+            self.embed_tokens = load_vocabulary("model.embed_tokens", config, weights, ops, scale)
+        tables = rope_tables(config, max_model_len, device)
         self.layers = [
-            self.layer_class(config, layer, table, weights, ops)
-            for layer, table in enumerate(rope_tables(config, max_model_len, device))
+            self.layer_class(config, layer, tables[layer], weights, ops) for layer in stage.layers
         ]
+        if not stage.is_last:
+            return
         final = weights.vector("model.norm.weight", config.hidden_size)
         self.norm = RMSNorm(ops, final, config.rms_norm_eps, config.norm_weight_offset)
+        tied = self.embed_tokens.weight if config.tie_word_embeddings else None
         self.lm_head = load_head(
-            self.embed_tokens,
+            tied,
             config,
             weights,
             ops,
@@ -261,8 +268,8 @@ class LlamaForCausalLM:
     def _make_decoder(self) -> Decoder | None:
         """All layers in one call, where the op set has that for such layers."""
         make = self._ops.make_decoder
-        if make is None or self._ops.rank.size > 1:
-            # Ranks meet between layers.
+        if make is None or self._ops.rank.size > 1 or self.stage.count > 1:
+            # Ranks meet between layers, and the call of all of them ends in the final norm.
             return None
         layers = []
         attention = self.layers[0].self_attn.attention
@@ -285,14 +292,19 @@ class LlamaForCausalLM:
             )
         )
 
-    def __call__(self, input_ids: Tensor, ctx: StepContext) -> Tensor:
-        """input_ids int32 [T] -> hidden states [T, D] after the final norm."""
-        residual = self.embed_tokens(input_ids)
+    def __call__(self, inputs: Tensor, ctx: StepContext) -> Tensor:
+        """Token ids int32 [T], or states [T, D] of the stage before -> hidden states [T, D].
+
+        Those of the last stage have gone through the final norm.
+        """
+        residual = self.embed_tokens(inputs) if self.stage.is_first else inputs
         if self._decoder is not None:
             return self._decoder(residual, ctx)
         x: Tensor | None = None
         for layer in self.layers:
             x, residual = layer(x, residual, ctx)
+        if not self.stage.is_last:
+            return residual if x is None else residual + x
         return self.norm.add(x, residual)[0]
 
     def compute_logits(self, hidden: Tensor) -> Tensor:

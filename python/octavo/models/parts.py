@@ -13,12 +13,13 @@ from octavo.checkpoints.weights import Weights
 from octavo.errors import ModelLoadError
 from octavo.kernels.opset import OpSet
 from octavo.kernels.rank import Rank
-from octavo.kernels.weights import Columns, Range, Rows, share
+from octavo.kernels.weights import Columns, Range, Rows, Weight, share
 from octavo.layers.embedding import Embedding, LMHead
 from octavo.layers.linear import Linear
 from octavo.layers.norm import LayerNorm, RMSNorm
 from octavo.layers.rope import RopeConfig, cos_sin_table, identity_table
 from octavo.models.config import ModelConfig
+from octavo.models.stage import Stage
 
 # Elements of a quantized row that stay together: 256 in most of GGUF's kinds, 128 in many groups.
 _UNITS: Final = (256, 128, 64, 32, 16, 8, 1)
@@ -43,6 +44,11 @@ class Heads:
         return self.kv[0] * self.head_dim, self.kv[1] * self.head_dim
 
     @property
+    def counts(self) -> tuple[int, int]:
+        """Numbers of its query heads and of its key-value heads."""
+        return self.q[1] - self.q[0], self.kv[1] - self.kv[0]
+
+    @property
     def sizes(self) -> list[int]:
         """Widths of its queries, keys and values."""
         return [end - begin for begin, end in (self.q_rows, self.kv_rows, self.kv_rows)]
@@ -58,11 +64,12 @@ def heads_of(config: ModelConfig, rank: Rank) -> Heads:
     return Heads(q, (first, first + 1), config.head_dim)
 
 
-def part_config(config: ModelConfig, rank: Rank) -> ModelConfig:
-    """The shape of one rank's part: its heads."""
-    heads = heads_of(config, rank)
-    num_heads, num_kv_heads = (end - begin for begin, end in (heads.q, heads.kv))
-    return config.replace(num_heads=num_heads, num_kv_heads=num_kv_heads)
+def part_config(config: ModelConfig, rank: Rank, stage: Stage) -> ModelConfig:
+    """The shape of one rank's part of a stage: its heads and layers."""
+    num_heads, num_kv_heads = heads_of(config, rank).counts
+    return config.replace(
+        num_heads=num_heads, num_kv_heads=num_kv_heads, num_layers=len(stage.layers)
+    )
 
 
 def width_of(size: int, rank: Rank) -> Range:
@@ -157,7 +164,7 @@ def load_vocabulary(
 
 
 def load_head(
-    embedding: Embedding,
+    tied: Weight | None,
     config: ModelConfig,
     weights: Weights,
     ops: OpSet,
@@ -166,15 +173,15 @@ def load_head(
     softcap: float = 0.0,
     scale: float = 1.0,
 ) -> LMHead:
-    """The output head ``lm_head``, or the embedding where it is tied; split as that is.
+    """The output head: ``tied``, the embedding's weight, or else ``lm_head``; split as that is.
 
     Raises:
         ModelLoadError: a tensor is missing or has another shape.
     """
     rows = vocabulary_of(config, ops.rank)
     part = None if ops.rank.size == 1 else Rows((rows,))
-    head = embedding.weight
-    if not config.tie_word_embeddings:
+    head = tied
+    if head is None:
         shape = (config.vocab_size, config.hidden_size)
         head = ops.weight([weights.linear("lm_head", shape, part)])
     bias = weights.vector("lm_head.bias", config.vocab_size, part) if has_bias else None

@@ -31,6 +31,7 @@ from octavo.models.qwen3 import Qwen3ForCausalLM
 from octavo.models.qwen3_moe import Qwen3MoeForCausalLM
 from octavo.models.smollm3 import SmolLM3ForCausalLM
 from octavo.models.stablelm import StableLmForCausalLM
+from octavo.models.stage import Stage
 
 
 class CausalLM(Protocol):
@@ -44,7 +45,7 @@ class CausalLM(Protocol):
 
     def bind_kv_cache(self, caches: Sequence[tuple[Tensor, Tensor]]) -> None: ...
 
-    def __call__(self, input_ids: Tensor, ctx: StepContext) -> Tensor: ...
+    def __call__(self, inputs: Tensor, ctx: StepContext) -> Tensor: ...
 
     def compute_logits(self, hidden: Tensor) -> Tensor: ...
 
@@ -65,6 +66,7 @@ class CausalLMClass(CausalLM, Protocol):
         *,
         max_model_len: int,
         device: torch.device,
+        stage: Stage | None = None,
     ) -> None: ...
 
     @classmethod

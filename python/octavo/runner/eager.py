@@ -1,11 +1,13 @@
 """EagerRunner: steps computed op by op within ``launch``, and sampled on the host.
 
 For a CPU, for the reference ops anywhere, and for models whose own code cannot be captured. Of a
-mesh of several shards each runs its part of the model; tokens are sampled from rank 0's logits.
+mesh of several shards each runs its part of the model, and of a pipeline one stage after the other;
+tokens are sampled from the logits of the last stage's rank 0.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,7 @@ from octavo.runner.input_batch import InputBatch
 from octavo.runner.kv_cache import KVCachePlan, allocate_kv_cache
 from octavo.runner.library_pages import drop_library_pages
 from octavo.runner.loading import LoadedModel, ModelPart
+from octavo.runner.mesh import Mesh
 from octavo.runner.prompt_scorer import PromptScorer, PromptSpan, ScoredRows, collected
 from octavo.runner.request_state import RequestState
 from octavo.runner.runner import ComputedStep, InFlight, Observer, is_device_error
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
 class EagerShard:
     """One rank's part of the model, its KV cache, and the step that it computes.
 
-    ``kv_caches``: each layer's (keys, values).
+    ``kv_caches``: each layer's (keys, values). ``is_last``: the model's logits come from it.
     """
 
     def __init__(
@@ -44,6 +47,8 @@ class EagerShard:
         sizes: StepSizes,
         kv_dtype: torch.dtype,
         vocab_size: int,
+        *,
+        is_last: bool = True,
     ) -> None:
         self.device, self.model = part.device, part.model
         self.kv_caches = allocate_kv_cache(plan, self.model.config, kv_dtype, self.device)
@@ -51,22 +56,28 @@ class EagerShard:
         self.batch = InputBatch(sizes.max_num_seqs, sizes.max_blocks_per_seq, self.device)
         self.prompt_scorer = PromptScorer(self.model.compute_logits, vocab_size)
         self._spare_slot = sizes.max_num_seqs
+        self._is_last = is_last
         # A CPU reads the plan where the core wrote it.
         self._packed: Tensor | None = None
         if self.device.type != "cpu":
             self._packed = torch.zeros(sizes.plan_len, dtype=torch.int32, device=self.device)
 
     def compute(
-        self, batch: ScheduledBatch, staged: Tensor, spans: Sequence[PromptSpan]
+        self,
+        batch: ScheduledBatch,
+        staged: Tensor,
+        spans: Sequence[PromptSpan],
+        states: Tensor | None = None,
     ) -> tuple[Tensor, list[ScoredRows]]:
         """A step's logits, float32 [num_samples, V], and the scores of ``spans``.
 
-        ``staged``: the plan, int32 [packed_len], on the host.
+        ``staged``: the plan, int32 [packed_len], on the host. ``states``: of the stage before.
         """
         with torch.inference_mode():
             self.batch.load(batch, self._upload(staged))
             self.batch.context.ends_only = not spans
-            hidden = self.model(self.batch.input_ids, self.batch.context)
+            inputs = self._inputs(states)
+            hidden = self.model(inputs, self.batch.context)
             scored = self.prompt_scorer.score(spans, hidden)
             num_samples = batch.num_samples
             # A prefill chunk that is not its prompt's last samples nothing; a step of decodes
@@ -75,8 +86,18 @@ class EagerShard:
                 hidden = hidden.index_select(0, self.batch.sample_rows[:num_samples])
             return self.model.compute_logits(hidden), scored
 
-    def warm_up(self) -> None:
-        """One decode that stores nothing."""
+    def pass_on(
+        self, batch: ScheduledBatch, staged: Tensor, states: Tensor | None = None
+    ) -> Tensor:
+        """A step's states [T, D] after a stage that is not the last; arguments as ``compute``'s."""
+        with torch.inference_mode():
+            self.batch.load(batch, self._upload(staged))
+            self.batch.context.ends_only = False
+            inputs = self._inputs(states)
+            return self.model(inputs, self.batch.context)
+
+    def warm_up(self, states: Tensor | None = None) -> Tensor:
+        """One decode that stores nothing; returns its states, or logits."""
 
         def ints(*values: int) -> Tensor:
             return torch.tensor(values, dtype=torch.int32, device=self.device)
@@ -94,7 +115,12 @@ class EagerShard:
             max_seq_len=1,
         )
         with torch.inference_mode():
-            self.model.compute_logits(self.model(ints(0), context))
+            hidden = self.model(ints(0) if states is None else states, context)
+            return self.model.compute_logits(hidden) if self._is_last else hidden
+
+    def _inputs(self, states: Tensor | None) -> Tensor:
+        """A stage's input. A copy: layers add to it, and other ranks are given the same states."""
+        return self.batch.input_ids if states is None else states.to(self.device, copy=True)
 
     def _upload(self, staged: Tensor) -> Tensor:
         if self._packed is None:
@@ -122,11 +148,20 @@ class EagerRunner:
         self.max_num_seqs = self._sizes.max_num_seqs
         self.max_num_batched_tokens = self._sizes.max_num_batched_tokens
         self.max_model_len = self._sizes.max_model_len
-        self.mesh = loaded.mesh.map(
-            lambda part: EagerShard(
-                part, self._plan, self._sizes, loaded.kv_dtype, loaded.shape.vocab_size
+        *earlier, self.mesh = (
+            stage.map(
+                functools.partial(
+                    EagerShard,
+                    plan=self._plan,
+                    sizes=self._sizes,
+                    kv_dtype=loaded.kv_dtype,
+                    vocab_size=loaded.shape.vocab_size,
+                    is_last=stage is loaded.mesh,
+                )
             )
+            for stage in (*loaded.earlier, loaded.mesh)
         )
+        self._earlier: list[Mesh[EagerShard]] = earlier
         self.model = self.mesh.lead.model
         self.prompt_scorer = self.mesh.lead.prompt_scorer
         self.sampler = Sampler(self.max_num_seqs, loaded.config.seed)
@@ -150,7 +185,11 @@ class EagerRunner:
             self.prompt_scorer.admit(slot, requests[request_id])
         array, staged = self._buffer.array, self._buffer.host[: batch.packed_len]
         spans = self.prompt_scorer.plan(batch, array)
-        computed = self.mesh.each(lambda shard: shard.compute(batch, staged, spans))
+        states = None
+        for stage in self._earlier:
+            passed = [functools.partial(s.pass_on, batch, staged, states) for s in stage.shards]
+            states = stage.exchange.run(passed)[0]
+        computed = self.mesh.each(lambda shard: shard.compute(batch, staged, spans, states))
         logits, scored = computed[0]
         sample_rows = array[batch.sample_rows_offset :][: batch.num_samples]
         slots = array[batch.sample_slots_offset :][: batch.num_samples]
@@ -176,7 +215,10 @@ class EagerRunner:
     def warm_up(self) -> None:
         """Start threads and page in weights."""
         drop_library_pages()
-        self.mesh.each(EagerShard.warm_up)
+        states = None
+        for stage in (*self._earlier, self.mesh):
+            begun = [functools.partial(shard.warm_up, states) for shard in stage.shards]
+            states = stage.exchange.run(begun)[0]
 
     def idle_work(self) -> bool:
         """There is none."""

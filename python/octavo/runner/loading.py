@@ -37,6 +37,7 @@ from octavo.models.parts import check_split
 from octavo.models.pooling_model import PoolingModel
 from octavo.models.registry import ARCHITECTURES, CausalLM, model_class
 from octavo.models.source import ModelSource
+from octavo.models.stage import Stage, stages_of
 from octavo.runner.mesh import LockstepExchange, Mesh, NoExchange, ranks_of
 
 M = TypeVar("M")
@@ -80,12 +81,22 @@ class ModelPart(Generic[M]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedModel(Generic[M]):
-    """A model in memory, not yet able to step. ``shape``: of the whole model."""
+    """A model in memory, not yet able to step.
+
+    ``shape``: of the whole model. ``mesh``: its shards; where a pipeline splits the layers, the
+    last stage's, and ``earlier`` are the stages before, in order.
+    """
 
     config: EngineConfig
     shape: ModelConfig
     dtypes: ModelDtypes
     mesh: Mesh[ModelPart[M]]
+    earlier: tuple[Mesh[ModelPart[M]], ...] = ()
+
+    @property
+    def parts(self) -> list[ModelPart[M]]:
+        """Of all stages."""
+        return [part for mesh in (*self.earlier, self.mesh) for part in mesh.shards]
 
     @property
     def device(self) -> torch.device:
@@ -110,18 +121,27 @@ def load(config: EngineConfig, source: ModelSource) -> LoadedModel[CausalLM]:
         ModelLoadError: the model cannot be read, or max_model_len is beyond its limit.
     """
     devices = shard_devices(config)
-    dtypes = resolve_dtypes(config, source.model_config, source, devices[0])
+    shape = source.model_config
+    dtypes = resolve_dtypes(config, shape, source, devices[0])
     ops = _open_ops(config, devices[0])
     limit = _check_max_model_len(config.max_model_len, source)
+    size = len(devices) // config.pipeline_parallel_size
     if len(devices) > 1:
-        _check_splits(source.model_config, len(devices))
-    exchange = NoExchange() if len(devices) == 1 else LockstepExchange(len(devices))
-    parts = []
-    for rank, device in zip(ranks_of(exchange), devices, strict=True):
-        own = replace(ops, rank=rank)
-        model = load_model(source, dtypes, own, max_model_len=limit, device=device)
-        parts.append(ModelPart(rank.rank, device, model))
-    return LoadedModel(config, source.model_config, dtypes, Mesh(parts, exchange))
+        _check_splits(shape, size)
+    left = Leftovers()
+    stages = []
+    for stage in stages_of(shape, config.pipeline_parallel_size):
+        exchange = NoExchange() if size == 1 else LockstepExchange(size)
+        parts = []
+        for rank in ranks_of(exchange):
+            device = devices[stage.index * size + rank.rank]
+            own = replace(ops, rank=rank)
+            model = load_model(
+                source, dtypes, own, max_model_len=limit, device=device, stage=stage, left=left
+            )
+            parts.append(ModelPart(rank.rank, device, model))
+        stages.append(Mesh(parts, exchange))
+    return LoadedModel(config, shape, dtypes, stages[-1], tuple(stages[:-1]))
 
 
 def load_pooling(config: EngineConfig, source: ModelSource) -> LoadedModel[PoolingModel]:
@@ -155,34 +175,35 @@ def resolve_device(config: EngineConfig) -> torch.device:
 
 
 def shard_devices(config: EngineConfig) -> list[torch.device]:
-    """Each shard's device: those of ``--mesh``, else as many as the model is to be split over.
+    """Each shard's device, stage by stage: those of ``--mesh``, else as many as there are to be.
 
     Raises:
         ModelLoadError: they are not there, not of one kind, or another number is asked for.
     """
-    size, names = config.tensor_parallel_size, config.mesh
+    size, names = config.tensor_parallel_size * config.pipeline_parallel_size, config.mesh
+    asked = f"{config.tensor_parallel_size} x {config.pipeline_parallel_size}"
     if names is None:
         device = resolve_device(config)
         if size == 1:
             return [device]
         if device.type == "cpu":
             raise ModelLoadError(
-                f"tensor_parallel_size {size}: a CPU is one device, and one shard uses its cores "
-                f"all; --mesh {','.join(['cpu'] * size)} splits a model on it all the same"
+                f"{asked} shards: a CPU is one device, and one shard uses its cores all; "
+                f"--mesh {','.join(['cpu'] * size)} splits a model on it all the same"
             )
         count = torch.cuda.device_count()
         if count < size:
-            raise ModelLoadError(f"tensor_parallel_size {size}: this machine has {count} GPUs")
+            raise ModelLoadError(f"{asked} shards: this machine has {count} GPUs")
         devices = [torch.device("cuda", index) for index in range(size)]
     else:
         try:
             devices = [torch.device(name.strip()) for name in names.split(",")]
         except RuntimeError as error:
             raise ModelLoadError(f"mesh {names!r}: {str(error).splitlines()[0]}") from None
-        if size not in (1, len(devices)):
-            raise ModelLoadError(
-                f"mesh {names!r} has {len(devices)} devices, tensor_parallel_size is {size}"
-            )
+        # Without tensor_parallel_size, what the stages leave.
+        is_whole = len(devices) % config.pipeline_parallel_size == 0
+        if size != len(devices) and not (config.tensor_parallel_size == 1 and is_whole):
+            raise ModelLoadError(f"mesh {names!r} has {len(devices)} devices for {asked} shards")
     if len(devices) > 1 and any(device.type != "cpu" for device in devices):
         raise ModelLoadError(
             "a model is split over shards on a CPU only: GPUs have no exchange between them yet"
@@ -191,12 +212,11 @@ def shard_devices(config: EngineConfig) -> list[torch.device]:
 
 
 def _check_splits(model_config: ModelConfig, size: int) -> None:
-    """Raises ModelLoadError where the model cannot be split over so many shards."""
+    """Raises ModelLoadError where the model cannot be split, each layer over ``size`` shards."""
     architecture = model_config.architecture
     if architecture not in ARCHITECTURES:
         raise ModelLoadError(
-            f"tensor_parallel_size {size}: {architecture} runs through transformers' own module, "
-            "which cannot be split"
+            f"{architecture} runs through transformers' own module, which cannot be split"
         )
     check_split(model_config, size)
 
@@ -282,10 +302,13 @@ def load_model(
     *,
     max_model_len: int,
     device: torch.device,
+    stage: Stage | None = None,
+    left: Leftovers | None = None,
 ) -> CausalLM:
     """Build the model with its weights on ``device``; shows a progress bar on a terminal.
 
-    ``max_model_len``: positions the rotary table covers.
+    ``max_model_len``: positions the rotary table covers. ``stage``: the part of a pipeline to
+    build; None: all. ``left``: of the stages before.
 
     Raises:
         ModelLoadError: an unknown architecture; a tensor that is missing, left over, misshapen or
@@ -311,11 +334,16 @@ def load_model(
             weights = QuantizedWeights(weights, dtypes.quantize)
         try:
             model = build(
-                model_config, weights, counter.ops, max_model_len=max_model_len, device=device
+                model_config,
+                weights,
+                counter.ops,
+                max_model_len=max_model_len,
+                device=device,
+                stage=stage,
             )
         except KeyError as error:
             raise ModelLoadError(f"{source.path}: no tensor for {error.args[0]}") from error
-        weights.finish()
+        (left or Leftovers()).finish(weights, is_last=stage is None or stage.is_last)
     model.num_weights = counter.total
     return model
 
@@ -349,6 +377,23 @@ def load_pooling_model(
         rounded=asked is not torch.float32,
         max_model_len=None if config.max_model_len == -1 else config.max_model_len,
     )
+
+
+class Leftovers:
+    """Tensors of a checkpoint that no stage of a pipeline has read so far."""
+
+    def __init__(self) -> None:
+        self._names: set[str] | None = None
+
+    def finish(self, weights: Weights, *, is_last: bool) -> None:
+        """End a stage's reading.
+
+        Raises:
+            ModelLoadError: it is the last, and no stage has a use for some tensor.
+        """
+        unread = weights.unread()
+        self._names = unread if self._names is None else self._names & unread
+        weights.finish(unread - self._names if is_last else unread)
 
 
 class _WeightCounter:

@@ -108,7 +108,7 @@ def fit_cache(loaded: LoadedModel[CausalLM], available_bytes: int) -> tuple[KVCa
     """
     config = loaded.config
     # Every device holds as many parts as the first.
-    parts = [p.model.config for p in loaded.mesh.shards if p.device == loaded.device]
+    parts = [p.model.config for p in loaded.parts if p.device == loaded.device]
     plan = plan_kv_cache(
         parts,
         loaded.kv_dtype,
