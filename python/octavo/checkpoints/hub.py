@@ -51,6 +51,7 @@ def _download_file(repository: str, file: str, config: EngineConfig) -> str:
     import huggingface_hub
 
     where: dict[str, Any] = {"revision": config.revision, "cache_dir": config.download_dir}
+    where["token"] = config.hf_token
     return str(huggingface_hub.hf_hub_download(repository, file, **where))
 
 
@@ -64,6 +65,7 @@ def _download_snapshot(repository: str, config: EngineConfig) -> str:
             repository,
             revision=config.revision,
             cache_dir=config.download_dir,
+            token=config.hf_token,
             allow_patterns=allow,
         )
     )
