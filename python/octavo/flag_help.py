@@ -33,11 +33,12 @@ class HelpAction(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         """Print and exit."""
-        head = f"usage: {parser.usage}\n\n{parser.description}\n"
+        head = f"usage: {parser.usage}\n{parser.description}\n\n"
         text = short_help(self._flags) if values is None else long_help(self._flags, values)
         if text is None:
             parser.error(f"--help={values}: no such group or flag; try --help=all")
-        parser.exit(0, (head if values in (None, "all") else "") + text)
+        print((head if values in (None, "all") else "") + text, end="")
+        parser.exit()
 
 
 def short_help(flags: Iterable[Flag]) -> str:
@@ -49,7 +50,11 @@ def short_help(flags: Iterable[Flag]) -> str:
         if others := [flag.option for flag in members if not flag.common]:
             prefix = "  also: " if len(others) < len(members) else "  "
             lines += textwrap.wrap(
-                ", ".join(others), WIDTH, initial_indent=prefix, subsequent_indent="    "
+                ", ".join(others),
+                WIDTH,
+                initial_indent=prefix,
+                subsequent_indent="    ",
+                break_on_hyphens=False,
             )
     lines += [
         "--config FILE: YAML whose keys are the long flags; a switch is turned off by --no-FLAG.",
@@ -109,10 +114,12 @@ def _line(flag: Flag) -> str:
 
 
 def default_of(flag: Flag) -> str:
-    """The default in brackets; nothing where the help tells it."""
-    if flag.default in (None, (), ""):
-        return ""
+    """The default in brackets; nothing where there is none, or the help tells it."""
     value = flag.default
+    if flag.kind == "bool":
+        return " [on]" if value else ""
+    if value in (None, (), ""):
+        return ""
     return f" [{' '.join(map(str, value)) if isinstance(value, tuple) else value}]"
 
 
@@ -123,5 +130,5 @@ def _entry(flag: Flag) -> str:
     if flag.aliases:
         about.append("also " + ", ".join("--" + name.replace("_", "-") for name in flag.aliases))
     about.append("environment: " + " or ".join(filter(None, (flag.env, flag.vllm_env))))
-    body = textwrap.wrap("; ".join(about), WIDTH - 6)
+    body = textwrap.wrap("; ".join(about), WIDTH - 6, break_on_hyphens=False)
     return "\n".join([_spelling(flag), *("      " + line for line in body)])
