@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
 import threading
@@ -170,6 +171,27 @@ def test_tls(start_server: StartServer, tmp_path: Path) -> None:
     context.check_hostname = False
     connection.request("GET", "/health")
     assert connection.getresponse().status == 200
+    connection.close()
+
+
+@pytest.mark.parametrize(("required", "brings", "passes"), [(2, False, False), (2, True, True), (0, False, True)])
+def test_clients_certificates(
+    start_server: StartServer, tmp_path: Path, required: int, brings: bool, passes: bool
+) -> None:
+    import ssl
+
+    key, certificate = map(str, make_certificate(tmp_path))
+    server = start_server(
+        ssl_keyfile=key, ssl_certfile=certificate, ssl_ca_certs=certificate, ssl_cert_reqs=required
+    )
+    context = ssl.create_default_context(cafile=certificate)
+    context.check_hostname = False
+    if brings:
+        context.load_cert_chain(certificate, key)
+    connection = http.client.HTTPSConnection("localhost", server.port, context=context)
+    with contextlib.nullcontext() if passes else pytest.raises(OSError):
+        connection.request("GET", "/health")
+        assert connection.getresponse().status == 200
     connection.close()
 
 
