@@ -190,9 +190,7 @@ class EngineConfig:
         common=True,
     )
     # None: every core this process may use.
-    threads: int | None = _flag(
-        None, "execution", "CPU threads of the kernels", common=True
-    )
+    threads: int | None = _flag(None, "execution", "CPU threads of the kernels", common=True)
     enforce_eager: bool = _flag(False, "execution", "no CUDA graphs", common=True)
     # None: 1, 2, 4, 8, 16, 24, 32, 48, 64, 96, ... max_num_seqs.
     cuda_graph_sizes: tuple[int, ...] | None = _flag(

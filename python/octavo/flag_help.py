@@ -21,8 +21,8 @@ class HelpAction(argparse.Action):
         configs: the dataclasses whose fields are the flags.
     """
 
-    def __init__(self, *args: Any, configs: Sequence[type[Any]], **kwargs: Any) -> None:
-        super().__init__(*args, nargs="?", default=argparse.SUPPRESS, **kwargs)
+    def __init__(self, option_strings: Sequence[str], dest: str, configs: Any) -> None:
+        super().__init__(option_strings, dest, nargs="?", default=argparse.SUPPRESS)
         self._flags = [flag for config in configs for flag in flags_of(config)]
 
     def __call__(

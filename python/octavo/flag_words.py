@@ -6,7 +6,6 @@ import json
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 
-
 # Behind a switch only these words are its value: any other may be the model's name.
 _SWITCHED: Final = {"true": True, "false": False}
 

@@ -360,7 +360,7 @@ def resolve(
     arguments: Mapping[str, Any],
     configs: Sequence[type[Any]],
     environ: Mapping[str, str] | None = None,
-    warn: Callable[[str], object] | None = None,
+    warn: Callable[[str], object] = lambda line: None,
 ) -> list[Any]:
     """Build each config from the command line, the environment, the YAML file and the defaults.
 
@@ -389,7 +389,7 @@ def resolve(
             values[name] = _converted(flags[name], value, None, notes)
         elif name in vllm_flags.ROWS:
             _note(notes, name, value, "")
-    for line in notes if warn is not None else ():
+    for line in notes:
         warn(line)
     built = []
     for config in configs:

@@ -275,7 +275,9 @@ class PoolingLLM(Offline):
         """Check all, then run all; each one's request id and vector."""
         return self._alone(lambda: self._pool_alone(texts, use_tqdm))
 
-    def _pool_alone(self, texts: Sequence[EncodedText], use_tqdm: UseTqdm) -> list[tuple[int, Vector]]:
+    def _pool_alone(
+        self, texts: Sequence[EncodedText], use_tqdm: UseTqdm
+    ) -> list[tuple[int, Vector]]:
         prepare = self._engine.prepare
         requests = [
             prepare(checked_ids(text.token_ids), NO_TOKENS, num_first=text.num_first)

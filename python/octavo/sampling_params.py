@@ -249,7 +249,7 @@ class SamplingParams:
         if type(bias) is not dict:
             if not (bias is None or isinstance(bias, Mapping)):
                 raise self._refusal("logit_bias", "a mapping from token ids to numbers")
-            setattr(self, "logit_bias", dict(bias or {}))
+            self.logit_bias = dict(bias or {})
 
     def _items(self, param: str, value: Any) -> tuple[Any, ...]:
         if value is None:

@@ -393,7 +393,7 @@ _ALL: Final[list[Row]] = [
     *_rows("octavo never logs texts", "enable_log_deltas", "switch"),
     *_rows("octavo always logs the traceback of an internal error", "log_error_stack", "switch"),
     *_rows("octavo has one engine", "aggregate_engine_logging", "switch"),
-    *_rows("octavo names VLLM_* variables it does not read", "fail_on_environ_validation", "switch"),
+    *_rows("octavo warns of VLLM_* it does not read", "fail_on_environ_validation", "switch"),
     *_rows("octavo hides no metrics", "show_hidden_metrics_for_version"),
     *_refused("octavo sends no traces", "otlp_traces_endpoint"),
     *_refused("octavo sends no traces", "collect_detailed_traces", "values"),
@@ -413,9 +413,7 @@ _ALL: Final[list[Row]] = [
 ]  # fmt: skip
 
 ROWS: Final[dict[str, Row]] = {row.name: row for row in _ALL}
-_BY_OPTION: Final = {
-    option: row for row in _ALL for option in (row.option, *row.shorts)
-}
+_BY_OPTION: Final = {option: row for row in _ALL for option in (row.option, *row.shorts)}
 _WORDS_OF_SWITCHES: Final = frozenset({"true", "false"})
 
 
@@ -465,8 +463,10 @@ def take(
             found[row.name] = (value or "true").lower() != "false" and not is_negated
         else:
             values = [] if value is None else [value]
-            while at < len(words) and not _is_option(words[at]) and (
-                not values or (row.kind == "values" and value is None)
+            while (
+                at < len(words)
+                and not _is_option(words[at])
+                and (not values or (row.kind == "values" and value is None))
             ):
                 values.append(words[at])
                 at += 1

@@ -57,7 +57,11 @@ def answer(name: str) -> str:
     if flag.name == "trust_remote_code":
         return flag.help
     words = [f"`{word}` changes nothing: {why}" for word, (_, why) in flag.vllm_words.items()]
-    return "; ".join(["honoured", *words]) if len(words) < 4 else f"honoured; vLLM's values: {why_of(flag)}"
+    return (
+        "; ".join(["honoured", *words])
+        if len(words) < 4
+        else f"honoured; vLLM's values: {why_of(flag)}"
+    )
 
 
 def why_of(flag: Flag) -> str:
@@ -70,7 +74,9 @@ def document() -> str:
     for flag in FLAGS:
         groups.setdefault(flag.group, []).append(flag)
     for group, members in groups.items():
-        parts.append(f"## {group[0].upper()}{group[1:]}\n\n| flag | meaning [default] |\n|---|---|\n")
+        parts.append(
+            f"## {group[0].upper()}{group[1:]}\n\n| flag | meaning [default] |\n|---|---|\n"
+        )
         parts.append("\n".join(map(own_row, members)) + "\n\n")
     parts.append("## vLLM's flags, each of `vllm serve --help` (0.33)\n\n")
     parts.append("| flag | here |\n|---|---|\n")

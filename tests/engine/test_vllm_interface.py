@@ -18,6 +18,7 @@ from octavo.engine.engine import AsyncEngine
 from octavo.engine.llm_engine import LLMEngine
 from octavo.errors import EngineDeadError, InvalidParameterError, UnsupportedParameterError
 from octavo.llm import LLM
+from octavo.lora.request import LoRARequest
 from octavo.outputs import CompletionOutput, Logprob
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.utils import FlexibleArgumentParser
@@ -135,8 +136,6 @@ def test_what_octavo_has_not_is_refused(fake_model: Any) -> None:
     with pytest.raises(UnsupportedParameterError, match="no LoRA"):
         llm.generate(PROMPTS, params(), lora_request=object())  # type: ignore[arg-type]
     with pytest.raises(NotImplementedError, match="no LoRA"):
-        from octavo.lora.request import LoRARequest
-
         LoRARequest("name", 1, "path")
     calls = (llm.sleep, llm.wake_up, llm.start_profile, llm.stop_profile)
     for call in (*calls, lambda: llm.collective_rpc("method")):
@@ -300,15 +299,15 @@ def test_an_async_engine_s_kinds_of_outputs(fake_model: Any, alone: Any) -> None
             ]
 
         deltas = await outputs(RequestOutputKind.DELTA)
-        assert sum((found for [(_, found)], _ in deltas), []) == expected
+        assert [one for [(_, found)], _ in deltas for one in found] == expected
         assert [finished for _, finished in deltas] == [False] * (len(deltas) - 1) + [True]
         so_far = await outputs(RequestOutputKind.CUMULATIVE)
         assert so_far[-1] == ([(0, expected)], True)
         assert await outputs(RequestOutputKind.FINAL_ONLY) == [([(0, expected)], True)]
         both = await outputs(RequestOutputKind.DELTA, n=2)
         for index in (0, 1):
-            news = [found for [(which, found)], _ in both if which == index]
-            assert sum(news, []) == expected
+            news = [one for [(which, ids)], _ in both if which == index for one in ids]
+            assert news == expected
         assert both[-1][1]
         assert not any(finished for _, finished in both[:-1])
         [last] = await outputs(RequestOutputKind.FINAL_ONLY, n=2)
@@ -341,10 +340,12 @@ def test_changes_after_the_call_do_not_reach_the_request(fake_model: Any, alone:
 
 
 def test_requests_end_by_their_names(fake_model: Any, alone: Any) -> None:
-    fake_model()
+    # Long enough not to end by itself.
+    fake_model(num_blocks=2048)
+    config = {**CONFIG, "max_model_len": 4096}
 
     async def main() -> None:
-        engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model="m", **CONFIG))
+        engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model="m", **config))
 
         async def last(request_id: str, most: int) -> Any:
             found = None
@@ -354,16 +355,16 @@ def test_requests_end_by_their_names(fake_model: Any, alone: Any) -> None:
                     await engine.abort(["gone", "unknown"])
             return found
 
-        gone, stays = await asyncio.gather(last("gone", 50), last("stays", 8))
+        gone, stays = await asyncio.gather(last("gone", 4000), last("stays", 8))
         assert gone.outputs[0].finish_reason == "abort"
-        assert len(gone.outputs[0].token_ids) < 50
+        assert len(gone.outputs[0].token_ids) < 4000
         assert stays.outputs[0].token_ids == alone(PROMPTS[0], 8)
         assert engine.engine._named == {}
         assert engine.is_running
         await engine.check_health()
         assert await engine.reset_prefix_cache()
         assert any(metric.name == "vllm:generation_tokens" for metric in engine.get_metrics())
-        assert engine.model_config.max_model_len == 64
+        assert engine.model_config.max_model_len == 4096
         with pytest.raises(UnsupportedParameterError, match="no LoRA"):
             async for _ in engine.generate([1], params(), "x", lora_request=object()):  # type: ignore[arg-type]
                 pass
@@ -383,9 +384,11 @@ def test_a_shutdown_ends_what_runs(fake_model: Any) -> None:
 
     async def main() -> None:
         engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model="m", **CONFIG))
+        outputs = engine.generate([1, 2], params(max_tokens=60), "x")
+        await anext(outputs)
+        engine.shutdown()
         with pytest.raises(EngineDeadError):
-            async for _ in engine.generate([1, 2], params(max_tokens=60), "x"):
-                engine.shutdown()
+            [_ async for _ in outputs]
 
     asyncio.run(asyncio.wait_for(main(), 30))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import importlib.util
 import math
 import sys
 from pathlib import Path
@@ -89,7 +88,9 @@ def test_logprobs_of_the_whole_vocabulary(llm: LLM) -> None:
     assert output.outputs[0].logprobs is not None
     [position] = output.outputs[0].logprobs
     assert len(position) == llm.model_config.get_vocab_size()
-    assert math.fsum(math.exp(one.logprob) for one in position.values()) == pytest.approx(1, abs=1e-3)
+    assert math.fsum(math.exp(one.logprob) for one in position.values()) == pytest.approx(
+        1, abs=1e-3
+    )
 
 
 def test_chat(llm: LLM) -> None:
@@ -194,9 +195,7 @@ def test_embed(tmp_path: Path) -> None:
         "w5 " * 30, pooling_params=PoolingParams(truncate_prompt_tokens=8), use_tqdm=False
     )
     assert len(short.prompt_token_ids) == 8
-    [bare] = llm.encode(
-        "w5 w6", use_tqdm=False, tokenization_kwargs={"add_special_tokens": False}
-    )
+    [bare] = llm.encode("w5 w6", use_tqdm=False, tokenization_kwargs={"add_special_tokens": False})
     assert len(bare.prompt_token_ids) == 2
     [same] = llm.encode("w5 w6", PoolingParams(), pooling_task="embed", use_tqdm=False)
     assert same.outputs.data.tolist() == pytest.approx(outputs[0].outputs.embedding, abs=1e-5)
@@ -218,7 +217,7 @@ def test_embed_async(tmp_path: Path) -> None:
         engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(tmp_path), threads=1))
         params = PoolingParams(dimensions=16)
         found = [one async for one in engine.encode("w5 w6", params, "id")]
-        with pytest.raises(ValueError, match="more than|maximum context"):
+        with pytest.raises(ValueError, match="maximum context"):
             async for _ in engine.encode("w5 " * 400, PoolingParams(), "long"):
                 pass
         engine.shutdown()
@@ -266,9 +265,7 @@ def test_async_streaming(smollm2_path: Path) -> None:
     async def main() -> tuple[str, str]:
         args = AsyncEngineArgs(model=str(smollm2_path), enforce_eager=True, max_model_len=128)
         engine = AsyncLLM.from_engine_args(args)
-        settings = SamplingParams(
-            temperature=0, max_tokens=10, output_kind=RequestOutputKind.DELTA
-        )
+        settings = SamplingParams(temperature=0, max_tokens=10, output_kind=RequestOutputKind.DELTA)
         pieces = []
         async for output in engine.generate(
             request_id="stream", prompt=PARIS, sampling_params=settings
@@ -289,5 +286,3 @@ def test_async_streaming(smollm2_path: Path) -> None:
     streamed, whole = asyncio.run(asyncio.wait_for(main(), 120))
     assert streamed == whole
     assert "Paris" in whole
-
-

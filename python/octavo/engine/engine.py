@@ -306,7 +306,7 @@ class AsyncEngine:
             self.abort(ids)
 
     def abort_request(self, request_ids: Iterable[str]) -> None:
-        """End what ``generate`` runs under these ids; each gets a last output. Others are ignored."""
+        """End what ``generate`` runs under these ids; each yields a last output."""
         for request_id in request_ids:
             self.abort(self._named.get(request_id, ()))
 

@@ -48,7 +48,7 @@ class ModelFacts:
 
     @property
     def runner_type(self) -> str:
-        """"generate", or "pooling" for a model that gives vectors, scores or classes."""
+        """ "generate", or "pooling" for a model that gives vectors, scores or classes."""
         return "generate" if self._pooling is None else "pooling"
 
     @property

@@ -11,6 +11,7 @@ from octavo.errors import InvalidParameterError, UnsupportedParameterError
 
 if TYPE_CHECKING:
     from octavo._core import Tokenizer
+    from octavo.pooling_params import PoolingParams
     from octavo.sampling_params import SamplingParams
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
@@ -70,7 +71,7 @@ def checked_ids(token_ids: Sequence[int]) -> TokenIds:
 
 
 def tokenization(
-    given: Mapping[str, Any] | None, params: SamplingParams
+    given: Mapping[str, Any] | None, params: SamplingParams | PoolingParams
 ) -> tuple[bool, int | None]:
     """vLLM's ``tokenization_kwargs``: add_special_tokens, and the tokens to keep (None: all).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 from octavo.errors import ModelLoadError
@@ -29,13 +30,16 @@ def hf_tokenizer(source: ModelSource) -> Any:
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelLoadError(f"{folder}: transformers: {error}") from error
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(source.tokenizer.to_json()),
-        **source.special_tokens,
-        clean_up_tokenization_spaces=False,
-    )
+    make: Any = PreTrainedTokenizerFast
+    with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
+        file.write(source.tokenizer.to_json())
+        file.flush()
+        tokenizer = make(
+            tokenizer_file=file.name,
+            **source.special_tokens,
+            clean_up_tokenization_spaces=False,
+        )
     tokenizer.chat_template = source.chat_template
     return tokenizer

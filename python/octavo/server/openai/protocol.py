@@ -176,7 +176,6 @@ def _logprobs(name: str, value: Any) -> int:
     return limits.ALL_LOGPROBS if count == -1 else count
 
 
-
 # Fields that SamplingParams carries under the same name.
 SAMPLING_FIELDS: Final[dict[str, fields.Check]] = {
     "n": fields.integer(1, limits.MAX_N),

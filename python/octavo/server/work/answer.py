@@ -40,8 +40,8 @@ INLINE_SCORES: Final = 256
 class Silence:
     """Nudges a generation that has had no news for a while. One timer, not one per token.
 
-    ``ping_s``: a while, once something has been written; 0 is for ever. ``writer``: what writes past
-    ``written``, once there is one.
+    ``ping_s``: a while, once something has been written; 0 is for ever. ``writer``: what writes
+    past ``written``, once there is one.
     """
 
     def __init__(self, generation: Generation, ping_s: float) -> None:
