@@ -380,11 +380,12 @@ def test_requests_end_by_their_names(fake_model: Any, alone: Any) -> None:
 
 
 def test_a_shutdown_ends_what_runs(fake_model: Any) -> None:
-    fake_model()
+    fake_model(num_blocks=2048)
+    config = {**CONFIG, "max_model_len": 4096}
 
     async def main() -> None:
-        engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model="m", **CONFIG))
-        outputs = engine.generate([1, 2], params(max_tokens=60), "x")
+        engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model="m", **config))
+        outputs = engine.generate([1, 2], params(max_tokens=4000), "x")
         await anext(outputs)
         engine.shutdown()
         with pytest.raises(EngineDeadError):

@@ -17,7 +17,7 @@ from octavo.server import lifecycle
 from octavo.server.http.config import ServerConfig
 from octavo.server.lifecycle import Lifecycle
 
-COMPLETION = "/v1/completions"
+CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 
 
 def test_while_loading(start_server: StartServer) -> None:
@@ -243,3 +243,24 @@ def test_a_template_of_the_request_s(start_server: StartServer) -> None:
         {"messages": messages, "chat_template": "{{ raise_exception('no') }}"},
     )
     assert (answer.status, answer.error["message"]) == (400, "chat template: no")
+
+
+def test_a_hostile_template_holds_up_nobody(start_server: StartServer) -> None:
+    server = start_server(trust_request_chat_template=True)
+    chat = {"messages": [{"role": "user", "content": "hi"}]}
+    assert server.post(CHAT, {**chat, "chat_template": "x"}).status == 200
+    hostile = {**chat, "chat_template": "{{ lipsum(100000000) }}"}
+    answers: list[Any] = []
+    post = threading.Thread(target=lambda: answers.append(server.post(CHAT, hostile)))
+    post.start()
+    waits = []
+    while post.is_alive():
+        began = time.monotonic()
+        assert server.post(CHAT, chat).status == 200
+        waits.append(time.monotonic() - began)
+        post.join(0.1)
+    assert len(waits) > 5
+    # In the mean: any one of them may meet a busy machine.
+    assert sorted(waits)[len(waits) // 2] < 0.5
+    assert answers[0].status == 400
+    assert answers[0].error["message"] == "the chat template takes too long"

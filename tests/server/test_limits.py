@@ -7,12 +7,14 @@ no schema says: sizes of HTTP messages, templates and what they write.
 from __future__ import annotations
 
 import json
+import math
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_engine import FakeEngine
-from harness import RunningServer, StartServer
+from harness import RunningServer, StartServer, tiny_server
 
 from octavo.config import EngineConfig
 from octavo.errors import BadRequestError
@@ -167,6 +169,32 @@ def test_logprobs_of_an_operator_s_own(start_server: StartServer, most: int) -> 
         for past in (most + 1, -1, -2):
             answer = server.post(path, {**body, param: past})
             assert (answer.status, answer.error["param"]) == (400, param)
+
+
+def test_logprobs_of_every_token(tmp_path: Path) -> None:
+    """-1 where the operator allows it: the whole vocabulary's, which add up to one."""
+    server = tiny_server(tmp_path, max_logprobs=-1)
+    try:
+        size = server.engine.model_config.vocab_size
+        chat = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+        body = {**chat, "logprobs": True, "top_logprobs": -1}
+        [choice] = server.post("/v1/chat/completions", body).json["choices"]
+        for position in choice["logprobs"]["content"]:
+            top = position["top_logprobs"]
+            assert len(top) == size
+            assert sum(math.exp(one["logprob"]) for one in top) == pytest.approx(1, abs=1e-3)
+        body = {"prompt": [5, 6, 7], "max_tokens": 1, "logprobs": -1, "prompt_logprobs": 2}
+        body |= {"echo": True, "return_tokens_as_token_ids": True}
+        [choice] = server.post(COMPLETION, body).json["choices"]
+        assert [len(one or ()) for one in choice["logprobs"]["top_logprobs"]] == [0] + [size] * 3
+        assert {len(one) for one in choice["prompt_logprobs"][1:]} <= {2, 3}
+        body = {**chat, "prompt_logprobs": -1}
+        answer = server.post("/v1/chat/completions", body).json
+        assert {len(one) for one in answer["prompt_logprobs"][1:]} == {size}
+        answer = server.post("/v1/chat/completions", {**chat, "top_logprobs": -1})
+        assert answer.error["param"] == "top_logprobs"
+    finally:
+        server.stop()
 
 
 def test_samples_of_a_request(server: RunningServer) -> None:

@@ -52,7 +52,10 @@ async def encode_chat(model: ServedModel, conversation: Conversation) -> TokenId
         )
 
     num_chars = sum(_num_chars(message["content"]) for message in conversation.messages)
-    text = render() if num_chars <= INLINE_CHARS else await asyncio.to_thread(render)
+    if num_chars <= INLINE_CHARS and template.executor is None:
+        text = render()
+    else:
+        text = await asyncio.get_running_loop().run_in_executor(template.executor, render)
     # The template has written the special tokens already.
     return await encode(model.engine, text, conversation.add_special_tokens, "messages")
 
