@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
+import importlib
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -471,3 +474,24 @@ def test_names_at_the_top() -> None:
     assert there is AsyncLLM is octavo.AsyncLLMEngine
     assert BeamSearchParams is octavo.BeamSearchParams
     assert Counter is octavo.metrics_reader.Counter
+
+
+def test_the_document_names_what_there_is() -> None:
+    """docs/python.md: each name of the first column, methods of the class before them."""
+    text = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
+    rows = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
+    assert len(rows) > 10
+    for row in rows:
+        owner: Any = None
+        for name in re.findall(r"`([\w.]+)", row):
+            first, _, rest = name.removeprefix("octavo.").partition(".")
+            if name.startswith("octavo."):
+                module = importlib.import_module(f"octavo.{first}")
+                assert hasattr(module, rest), name
+            elif first == "LoRARequest":
+                assert LoRARequest
+            elif hasattr(octavo, first):
+                owner = getattr(octavo, first)
+                assert not rest or hasattr(owner, rest), name
+            else:
+                assert hasattr(owner, name) or name in ("llm_engine", "vllm"), name
