@@ -163,7 +163,8 @@ class Flag:
             ValueError: not of the flag's kind.
         """
         if not text.lstrip().startswith("["):
-            return [self.parse(text)]
+            # Of known words none holds a comma.
+            return [self.parse(part) for part in (text.split(",") if self.choices else [text])]
         try:
             items = json.loads(text)
         except ValueError:

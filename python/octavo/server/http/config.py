@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from octavo.config import _flag as flag
 
@@ -84,6 +85,11 @@ class ServerConfig:
     # Proxies close connections that are silent for 30 or 60 seconds.
     sse_keep_alive_interval: float = flag(
         15.0, "answers", "seconds of silence after which a stream gets a comment; 0: never"
+    )
+
+    # Empty: routes that nobody asked for are only more to guard.
+    compat: tuple[Literal["ollama", "tgi"], ...] = flag(
+        (), "answers", "further APIs to serve", many=True, choices=("ollama", "tgi")
     )
 
     # --- log and life cycle ---

@@ -54,6 +54,11 @@ class ServedModel:
         self._template_process = TemplateProcess()
 
     @property
+    def has_template(self) -> bool:
+        """True where the model, or the operator, has a chat template."""
+        return self._template is not None
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The names it is served under; an answer to a request without a name has the first."""
         return self.engine.served_model_names
