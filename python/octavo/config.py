@@ -48,11 +48,11 @@ class EngineConfig:
         (), "model", "names the API answers to; default: the model's", many=True, common=True
     )
     tokenizer: str | None = _flag(
-        None, "model", "folder or tokenizer.json, where it is not the model's own"
+        None, "model", "folder, tokenizer.json or hub id, where it is not the model's own"
     )
     revision: str | None = _flag(None, "model", "hub revision")
     tokenizer_revision: str | None = _flag(
-        None, "model", "hub revision of the tokenizer; must be the model's"
+        None, "model", "hub revision of --tokenizer; of the model's own, --revision"
     )
     # None: the one that `hf auth login` has stored, or HF_TOKEN.
     hf_token: str | None = _flag(None, "model", "hub token; better in HF_TOKEN", secret=True)
@@ -255,9 +255,10 @@ class EngineConfig:
             "num_gpu_blocks_override",
             "at least 1",
         )
-        if self.tokenizer_revision not in (None, self.revision):
+        if self.tokenizer is None and self.tokenizer_revision not in (None, self.revision):
             raise ValueError(
-                f"tokenizer_revision must be the model's revision, not {self.tokenizer_revision!r}"
+                f"tokenizer_revision must be the model's revision, not {self.tokenizer_revision!r},"
+                " unless tokenizer names another"
             )
         check(self.max_logprobs >= -1, "max_logprobs", "at least 0, or -1")
         check(self.threads is None or self.threads >= 1, "threads", "at least 1")

@@ -334,6 +334,31 @@ def test_tgi_s_ends(server: RunningServer) -> None:
     assert last["details"]["finish_reason"] == "stop_sequence"
 
 
+def test_tgi_s_one_address(tiny: RunningServer) -> None:
+    body = {"inputs": "hello", "parameters": {"max_new_tokens": 3}}
+    whole = tiny.post("/generate", body).json
+    assert tiny.post("/", body).json == [whole]
+    assert tiny.post("/", {**body, "stream": False}).json == [whole]
+    last = events(tiny.post("/", {**body, "stream": True}).body)[-1]
+    assert last["generated_text"] == whole["generated_text"]
+
+
+def test_huggingface_s_own_client(tiny: RunningServer) -> None:
+    from huggingface_hub import InferenceClient
+
+    client = InferenceClient(model=tiny.url)
+    text = client.text_generation("hello", max_new_tokens=4)
+    assert text == tiny.post("/generate", {
+        "inputs": "hello", "parameters": {"max_new_tokens": 4},
+    }).json["generated_text"]  # fmt: skip
+    told = client.text_generation("hello", max_new_tokens=4, details=True)
+    assert told.generated_text == text
+    assert told.details.generated_tokens == 4
+    assert "".join(client.text_generation("hello", max_new_tokens=4, stream=True)) == text
+    [*_, last] = client.text_generation("hello", max_new_tokens=4, stream=True, details=True)
+    assert last.generated_text == text
+
+
 def test_tgi_s_info(tiny: RunningServer) -> None:
     info = tiny.get("/info").json
     assert info["model_id"] == tiny.engine.served_model_names[0]

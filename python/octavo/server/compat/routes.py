@@ -39,6 +39,7 @@ COMPAT_ROUTES: Final[dict[str, tuple[Row, ...]]] = {
     "tgi": (
         _post("/generate", tgi.generate, tgi.BODY),
         _post("/generate_stream", tgi.generate_stream, tgi.BODY),
+        _post("/", tgi.root, tgi.BODY),
         _get("/info", tgi.info),
     ),
 }

@@ -139,14 +139,15 @@ def parse(body: Mapping[str, Any], stream: bool) -> TgiRequest:
 
 
 class TgiDialect:
-    """``is_stream``: of /generate_stream."""
+    """``is_stream``: of /generate_stream. ``in_list``: the answer is the one item of a list."""
 
     media_type = "text/event-stream"
     ping = b":\n\n"
     error_body = staticmethod(error_body)
 
-    def __init__(self, is_stream: bool) -> None:
+    def __init__(self, *, is_stream: bool, in_list: bool = False) -> None:
         self._is_stream = is_stream
+        self._in_list = in_list
 
     def parse(self, body: Mapping[str, Any]) -> TgiRequest:
         """See ``parse``."""
@@ -165,7 +166,7 @@ class TgiDialect:
             prompt = truncate(
                 prompt, min(most, model.engine.max_model_len), model.engine.max_model_len
             )
-        return TgiReply(request, model, [prompt])
+        return TgiReply(request, model, [prompt], in_list=self._in_list)
 
 
 class TgiReply:
@@ -174,11 +175,17 @@ class TgiReply:
     prompt_field = "inputs"
 
     def __init__(
-        self, request: TgiRequest, model: ServedModel, prompts: Sequence[TokenIds]
+        self,
+        request: TgiRequest,
+        model: ServedModel,
+        prompts: Sequence[TokenIds],
+        *,
+        in_list: bool,
     ) -> None:
         self.prompts = prompts
         self.scores: dict[int, PromptLogprobs] = {}
         self._request = request
+        self._in_list = in_list
         self._texts = model.token_texts
         # Of the stream: its text, its tokens.
         self._text = request.inputs if request.full_text else ""
@@ -267,7 +274,7 @@ class TgiReply:
             }
             if request.num_top:
                 answer["details"]["top_tokens"] = [self._top(one) for one in positions]
-        return orjson.dumps(answer)
+        return orjson.dumps([answer] if self._in_list else answer)
 
     def _prefill(self) -> list[dict[str, Any]]:
         """The prompt's tokens; nothing precedes the first."""
@@ -293,6 +300,7 @@ def _event(value: dict[str, Any]) -> bytes:
 
 WHOLE: Final[Dialect[TgiRequest]] = TgiDialect(is_stream=False)
 STREAM: Final[Dialect[TgiRequest]] = TgiDialect(is_stream=True)
+ITEM: Final[Dialect[TgiRequest]] = TgiDialect(is_stream=False, in_list=True)
 
 
 async def generate(state: ServerState, exchange: Exchange) -> None:
@@ -303,6 +311,12 @@ async def generate(state: ServerState, exchange: Exchange) -> None:
 async def generate_stream(state: ServerState, exchange: Exchange) -> None:
     """The same, a token at a time."""
     await answer(STREAM, state, exchange)
+
+
+async def root(state: ServerState, exchange: Exchange) -> None:
+    """Either, by the body's ``stream``: huggingface_hub's clients know one address alone."""
+    is_stream = (await exchange.peek()).get("stream") is True
+    await answer(STREAM if is_stream else ITEM, state, exchange)
 
 
 async def info(state: ServerState, exchange: Exchange) -> None:
