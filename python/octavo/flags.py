@@ -31,6 +31,13 @@ VLLM_PREFIX: Final = "VLLM_"
 _POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _NUMBER: Final = re.compile(r"([+-]?\d+(?:\.\d+)?)\s*(?:([kmgtKMGT])(i?)B?)?")
 
+_KINDS: Final = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "json": "an object",
+}
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
 
@@ -200,7 +207,7 @@ class Flag:
             "json": isinstance(value, dict),
         }
         if value is None or not fits[self.kind]:
-            raise ValueError(f"{value!r} is not a {self.kind}")
+            raise ValueError(f"{value!r} is not {_KINDS[self.kind]}")
         return str(value) if self.kind == "str" else value
 
 

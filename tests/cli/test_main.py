@@ -144,8 +144,8 @@ def test_bad_values_name_the_flag(env: dict[str, str], says: str) -> None:
         ("prot: 1", "unknown key 'prot'; did you mean port"),
         ("port: [1", "is not YAML"),
         ("- 1", "keys and values"),
-        ("port: yes", "not a int"),
-        ("api-key: {a: 1}", "not a str"),
+        ("port: yes", "not a whole number"),
+        ("api-key: {a: 1}", "not text"),
     ],
 )
 def test_bad_yaml(tmp_path: Path, yaml: str, says: str) -> None:
@@ -548,7 +548,7 @@ def test_arguments_of_llm() -> None:
         LLM(speculative_config={"method": "ngram"})
     with pytest.raises(ValueError, match=r"^LLM\(dtype=...\): 'int3' is not one of auto"):
         LLM(dtype="int3")
-    with pytest.raises(ValueError, match=r"^LLM\(block_size=...\): 1.5 is not a int"):
+    with pytest.raises(ValueError, match=r"^LLM\(block_size=...\): 1.5 is not a whole number"):
         LLM(block_size=1.5)
     # None is the default; the refusal is another argument's.
     with pytest.raises(ValueError, match="block_size must be at least 1"):

@@ -39,9 +39,13 @@ def read_frame(file: BinaryIO) -> bytes | None:
 
 def limit_process() -> None:
     """Give up memory beyond MEMORY_BYTES, and writing files, for good."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        pages = int(file.read().split()[0])
-    most = pages * resource.getpagesize() + MEMORY_BYTES
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            own = int(file.read().split()[0]) * resource.getpagesize()
+    except OSError:
+        # Not Linux: as much as there is at most.
+        own = MEMORY_BYTES
+    most = own + MEMORY_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
