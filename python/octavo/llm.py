@@ -52,6 +52,8 @@ class LLM(PoolingLLM):
     Args:
         model: folder, .gguf file or hub id; None is SmolLM2-135M-Instruct.
         chat_template: for ``chat``, in place of the model's own.
+        profiler_config: ``torch_profiler_dir`` is where ``stop_profile`` writes; ``profiler`` makes
+            no difference.
         config: further fields of EngineConfig, or vLLM's arguments; None is the field's default.
 
     Raises:
@@ -60,10 +62,20 @@ class LLM(PoolingLLM):
     """
 
     def __init__(
-        self, model: str | None = None, *, chat_template: str | None = None, **config: Any
+        self,
+        model: str | None = None,
+        *,
+        chat_template: str | None = None,
+        profiler_config: Mapping[str, Any] | None = None,
+        **config: Any,
     ) -> None:
         super().__init__(make_engine_config("LLM", {"model": model, **config}))
         self._chat_template = chat_template
+        folder = (profiler_config or {}).get("torch_profiler_dir")
+        self._profile_folder = Path(folder or "octavo-profile")
+        # Between start_profile and stop_profile: the trace, and its file's name.
+        self._profile: tuple[StepTrace, str] | None = None
+        self._num_profiles = 0
         # What ``enqueue`` was given.
         self._queued: list[_Prepared] = []
 
@@ -354,13 +366,31 @@ class LLM(PoolingLLM):
         """Raises NotImplementedError: there are no workers to call."""
         raise NotImplementedError("octavo has no workers to call: the model is in this process")
 
-    def start_profile(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Raises NotImplementedError: ``trace`` does it."""
-        raise NotImplementedError("octavo traces steps inside of `with llm.trace(file):`")
+    def start_profile(self, profile_prefix: str | None = None) -> None:
+        """Trace the steps from now on, as ``trace`` does.
 
-    def stop_profile(self) -> NoReturn:
-        """Raises NotImplementedError: ``trace`` does it."""
-        raise NotImplementedError("octavo traces steps inside of `with llm.trace(file):`")
+        Raises:
+            RuntimeError: it is done already.
+        """
+        if self._profile is not None:
+            raise RuntimeError("a profile has been started already")
+        trace = self._alone(lambda: StepTrace(self._engine))
+        self._profile = trace, profile_prefix or "octavo"
+
+    def stop_profile(self) -> None:
+        """End the trace, and write it to a file of its own for Perfetto.
+
+        Raises:
+            RuntimeError: no profile has been started.
+            OSError: the file cannot be written.
+        """
+        if self._profile is None:
+            raise RuntimeError("no profile has been started")
+        (trace, name), self._profile = self._profile, None
+        self._alone(trace.detach)
+        self._num_profiles += 1
+        self._profile_folder.mkdir(parents=True, exist_ok=True)
+        trace.write(self._profile_folder / f"{name}-{self._num_profiles}.json")
 
 
 def _priorities(priority: Priorities, num_prompts: int) -> list[int]:

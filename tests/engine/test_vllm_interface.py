@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import dataclasses
 import importlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -140,8 +141,7 @@ def test_what_octavo_has_not_is_refused(fake_model: Any) -> None:
         llm.generate(PROMPTS, params(), lora_request=object())  # type: ignore[arg-type]
     with pytest.raises(NotImplementedError, match="no LoRA"):
         LoRARequest("name", 1, "path")
-    calls = (llm.sleep, llm.wake_up, llm.start_profile, llm.stop_profile)
-    for call in (*calls, lambda: llm.collective_rpc("method")):
+    for call in (llm.sleep, llm.wake_up, lambda: llm.collective_rpc("method")):
         with pytest.raises(NotImplementedError, match="octavo"):
             call()
 
@@ -168,6 +168,26 @@ def test_prefixes_are_forgotten_and_counted(fake_model: Any) -> None:
     running = metrics["vllm:num_requests_running"]
     assert isinstance(running, octavo.metrics_reader.Gauge)
     assert running.value == 0
+
+
+def test_profiles(fake_model: Any, alone: Any, tmp_path: Path) -> None:
+    fake_model()
+    folder = tmp_path / "profiles"
+    llm = LLM(**CONFIG, profiler_config={"profiler": "torch", "torch_profiler_dir": str(folder)})
+    step = llm._engine.step
+    with pytest.raises(RuntimeError, match="no profile"):
+        llm.stop_profile()
+    for prefix in (None, "mine"):
+        llm.start_profile(prefix)
+        with pytest.raises(RuntimeError, match="already"):
+            llm.start_profile()
+        found = ids(llm.generate(PROMPTS, params(), use_tqdm=False))
+        assert found == [alone(p, 4) for p in PROMPTS]
+        llm.stop_profile()
+    assert sorted(file.name for file in folder.iterdir()) == ["mine-2.json", "octavo-1.json"]
+    events = json.loads((folder / "mine-2.json").read_text())["traceEvents"]
+    assert {"schedule", "launch", "collect", "update"} <= {event["name"] for event in events}
+    assert llm._engine.step == step
 
 
 def test_a_progress_bar_of_one_s_own(fake_model: Any) -> None:

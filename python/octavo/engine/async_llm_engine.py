@@ -170,8 +170,10 @@ class AsyncLLM:
         if not self.is_running or not self.engine.is_healthy:
             raise EngineDeadError
 
-    async def reset_prefix_cache(self) -> bool:
-        """Forget all cached prefixes; False, and nothing is done, while requests run."""
+    async def reset_prefix_cache(
+        self, reset_running_requests: bool = False, reset_connector: bool = False
+    ) -> bool:
+        """As LLMEngine's."""
         return self.engine.reset_prefix_cache()
 
     def get_metrics(self) -> list[Metric]:

@@ -167,8 +167,14 @@ class LLMEngine:
             return None
         return output
 
-    def reset_prefix_cache(self) -> bool:
-        """Forget all cached prefixes; False, and nothing is done, while requests run."""
+    def reset_prefix_cache(
+        self, reset_running_requests: bool = False, reset_connector: bool = False
+    ) -> bool:
+        """Forget all cached prefixes; False, and nothing is done, while requests run.
+
+        The arguments make no difference: requests that run keep their blocks, and there is no
+        connector.
+        """
         if self._requests:
             return False
         self._loop.core.reset_prefix_cache()
