@@ -287,6 +287,35 @@ def test_an_aborted_request_leaves_nothing(fake_model: Any, alone: Any) -> None:
     engine._loop.core.check_integrity()
 
 
+def test_an_interrupted_step_ends_what_runs(
+    fake_model: Any, alone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(fake_model)
+    loop = engine._loop
+    engine.add_request("a", PROMPTS[0], params())
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop.runner, "launch", interrupt)
+        engine.step()
+    assert not engine.has_unfinished_requests()
+    assert not loop.core.has_work()
+    loop.core.check_integrity()
+    engine.add_request("a", PROMPTS[1], params())
+    assert run(engine)["a"][-1] == ([alone(PROMPTS[1], 4)], True)
+
+
+def test_a_forked_child_is_refused(fake_model: Any) -> None:
+    engine = make_engine(fake_model)
+    engine.add_request("a", PROMPTS[0], params())
+    engine._pid += 1
+    for call in (engine.step, lambda: engine.add_request("b", PROMPTS[0], params())):
+        with pytest.raises(RuntimeError, match="forked child"):
+            call()
+
+
 def test_an_llm_and_its_engine_do_not_mix(fake_model: Any, alone: Any) -> None:
     fake_model()
     llm = LLM(**CONFIG)

@@ -98,6 +98,8 @@ class AsyncEngine:
         """End the engine thread after the step in flight, and every request with an error."""
         self._is_stopped = True
         self._engine_loop.stop()
+        if self._loop is not None:
+            self._deliver()
         self._fail_all(EngineDeadError("the engine is stopped"))
 
     def reset_prefix_cache(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ class LLMEngine:
 
     def __init__(self, loop: EngineLoop) -> None:
         self._loop = loop
+        self._pid = os.getpid()
         self._requests: dict[str, _Running] = {}
         # By the core's ids.
         self._samples: dict[int, _Running] = {}
@@ -80,7 +82,9 @@ class LLMEngine:
         Raises:
             InvalidParameterError, RequestTooLongError: it can never run, or its id is taken.
             UnsupportedParameterError: an argument that octavo has no use for.
+            RuntimeError: in a forked child.
         """
+        self._check_process()
         if request_id in self._requests:
             raise InvalidParameterError(f"request_id {request_id!r} is taken", "request_id")
         refuse_adapter(lora_request)
@@ -113,6 +117,10 @@ class LLMEngine:
         self._samples.update(dict.fromkeys((sample.request_id for sample in samples), running))
         loop.submit(samples)
 
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise RuntimeError("an engine does not work in a forked child: make one there")
+
     def abort_request(self, request_ids: Iterable[str]) -> None:
         """End requests; no output of theirs comes any more. Unknown ids are ignored."""
         for request_id in [request_ids] if isinstance(request_ids, str) else request_ids:
@@ -138,13 +146,26 @@ class LLMEngine:
     def step(self) -> list[RequestOutput]:
         """One step of the model; the outputs of the requests that it brought news of.
 
-        An output whose samples have the ``finish_reason`` "error" is a request that failed.
+        An output whose samples have the ``finish_reason`` "error" is a request that failed. An
+        interrupted step ends all requests.
+
+        Raises:
+            RuntimeError: in a forked child.
         """
         if not self._requests:
             return []
-        self._loop.step()
+        self._check_process()
+        try:
+            self._loop.step()
+            deltas = self._loop.core.outbox.drain()
+        except BaseException:
+            # An interrupt may have come anywhere: what ran cannot go on, what comes can.
+            self._requests.clear()
+            self._samples.clear()
+            self._loop.abandon()
+            raise
         outputs: dict[int, RequestOutput] = {}
-        for delta in self._loop.core.outbox.drain():
+        for delta in deltas:
             running = self._samples.get(delta.request_id)
             if running is not None and (output := self._apply(running, delta)) is not None:
                 outputs[id(output)] = output
