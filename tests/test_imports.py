@@ -55,7 +55,7 @@ BELOW = {
 # What stands above everything: entry points.
 TOP = {"cli", "serve", "__main__", "__init__"}
 # Where programs written for vLLM look for names.
-TOP |= {"distributed", "utils", "v1"}
+TOP |= {"distributed", "exceptions", "utils", "v1"}
 # What kernels may use besides the standard library.
 KERNEL_LIBRARIES = {"torch", "triton", "numpy"}
 

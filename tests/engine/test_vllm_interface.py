@@ -21,6 +21,7 @@ from octavo.engine.async_llm_engine import AsyncLLM
 from octavo.engine.engine import AsyncEngine
 from octavo.engine.llm_engine import LLMEngine
 from octavo.errors import EngineDeadError, InvalidParameterError, UnsupportedParameterError
+from octavo.exceptions import VLLMValidationError
 from octavo.llm import LLM
 from octavo.lora.request import LoRARequest
 from octavo.outputs import CompletionOutput, Logprob
@@ -99,13 +100,13 @@ def test_priorities(fake_model: Any, alone: Any) -> None:
     fake_model()
     llm = LLM(**CONFIG)
     expected = [alone(p, 4) for p in PROMPTS]
-    for priority in (None, 0, [0, 0, 0]):
+    for priority in (None, 0, 1, [0, 0, 0], [2, 2, 2]):
         assert ids(llm.generate(PROMPTS, params(), priority=priority, use_tqdm=False)) == expected
     for wrong in ([], [0, 0]):
-        with pytest.raises(ValueError, match="priorities for 3 prompts"):
+        with pytest.raises(VLLMValidationError, match="priorities for 3 prompts"):
             llm.generate(PROMPTS, params(), priority=wrong)
     with pytest.raises(UnsupportedParameterError, match="scheduling-policy priority"):
-        llm.generate(PROMPTS, params(), priority=1)
+        llm.generate(PROMPTS, params(), priority=[0, 0, 1])
     llm = LLM(**CONFIG, scheduling_policy="priority", max_num_batched_tokens=8)
     one_at_a_time = [[n] * 6 for n in range(1, 6)]
     outputs = llm.generate(one_at_a_time, params(), priority=[5, 4, 3, 2, 1], use_tqdm=False)

@@ -1,0 +1,3 @@
+"""VLLMValidationError: vLLM's name for the errors of a request's values, which here are ValueErrors."""
+
+VLLMValidationError = ValueError
