@@ -1,3 +1,3 @@
-"""VLLMValidationError: vLLM's name for the errors of a request's values, which here are ValueErrors."""
+"""VLLMValidationError: vLLM's name for errors of a request's values; here they are ValueErrors."""
 
 VLLMValidationError = ValueError
