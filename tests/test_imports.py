@@ -24,12 +24,19 @@ LEAVES = {
     "_core",
     "config",
     "errors",
+    "flag_help",
     "flag_words",
     "flags",
+    "inputs",
+    "lora",
+    "metric_names",
+    "metrics_reader",
     "outputs",
     "pooling",
+    "pooling_params",
     "prompt_logprobs",
     "sampling_params",
+    "vllm_flags",
 }
 BELOW = {
     "kernels": {"_core"},
@@ -39,12 +46,16 @@ BELOW = {
     "runner": {"models", "checkpoints", "layers", "kernels"},
     "engine": {"runner", "models", "checkpoints", "layers", "kernels"},
     "text": set(),
-    "llm": {"engine", "runner", "models", "text"},
+    "llm": {"llm_pooling", "offline", "engine", "runner", "models", "text"},
+    "llm_pooling": {"offline", "engine"},
+    "offline": {"engine", "runner"},
     "server": {"engine", "runner", "models", "text"},
     "bench": {"llm", "engine"},
 }
 # What stands above everything: entry points.
 TOP = {"cli", "serve", "__main__", "__init__"}
+# Where programs written for vLLM look for names.
+TOP |= {"distributed", "exceptions", "utils", "v1"}
 # What kernels may use besides the standard library.
 KERNEL_LIBRARIES = {"torch", "triton", "numpy"}
 

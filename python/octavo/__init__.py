@@ -7,34 +7,83 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from octavo.beam_search import BeamSearchParams
     from octavo.config import EngineConfig
+    from octavo.engine.arg_utils import AsyncEngineArgs, EngineArgs
+    from octavo.engine.async_llm_engine import AsyncLLM, AsyncLLMEngine
     from octavo.engine.engine import AsyncEngine
+    from octavo.engine.llm_engine import LLMEngine
+    from octavo.inputs import PromptType, TextPrompt, TokensPrompt
     from octavo.llm import LLM
     from octavo.models.registry import ModelRegistry
-    from octavo.outputs import CompletionOutput, RequestOutput
-    from octavo.sampling_params import SamplingParams
+    from octavo.outputs import (
+        ClassificationOutput,
+        ClassificationRequestOutput,
+        CompletionOutput,
+        EmbeddingOutput,
+        EmbeddingRequestOutput,
+        PoolingOutput,
+        PoolingRequestOutput,
+        RequestOutput,
+        ScoringOutput,
+        ScoringRequestOutput,
+    )
+    from octavo.pooling_params import PoolingParams
+    from octavo.sampling_params import BeamSearchParams, SamplingParams
 
 __all__ = [
     "LLM",
     "AsyncEngine",
+    "AsyncEngineArgs",
+    "AsyncLLM",
+    "AsyncLLMEngine",
     "BeamSearchParams",
+    "ClassificationOutput",
+    "ClassificationRequestOutput",
     "CompletionOutput",
+    "EmbeddingOutput",
+    "EmbeddingRequestOutput",
+    "EngineArgs",
     "EngineConfig",
+    "LLMEngine",
     "ModelRegistry",
+    "PoolingOutput",
+    "PoolingParams",
+    "PoolingRequestOutput",
+    "PromptType",
     "RequestOutput",
     "SamplingParams",
+    "ScoringOutput",
+    "ScoringRequestOutput",
+    "TextPrompt",
+    "TokensPrompt",
 ]
 
 _HOMES = {
     "LLM": "octavo.llm",
     "AsyncEngine": "octavo.engine.engine",
-    "BeamSearchParams": "octavo.beam_search",
+    "AsyncEngineArgs": "octavo.engine.arg_utils",
+    "AsyncLLM": "octavo.engine.async_llm_engine",
+    "AsyncLLMEngine": "octavo.engine.async_llm_engine",
+    "BeamSearchParams": "octavo.sampling_params",
+    "ClassificationOutput": "octavo.outputs",
+    "ClassificationRequestOutput": "octavo.outputs",
     "CompletionOutput": "octavo.outputs",
+    "EmbeddingOutput": "octavo.outputs",
+    "EmbeddingRequestOutput": "octavo.outputs",
+    "EngineArgs": "octavo.engine.arg_utils",
     "EngineConfig": "octavo.config",
+    "LLMEngine": "octavo.engine.llm_engine",
     "ModelRegistry": "octavo.models.registry",
+    "PoolingOutput": "octavo.outputs",
+    "PoolingParams": "octavo.pooling_params",
+    "PoolingRequestOutput": "octavo.outputs",
+    "PromptType": "octavo.inputs",
     "RequestOutput": "octavo.outputs",
     "SamplingParams": "octavo.sampling_params",
+    "ScoringOutput": "octavo.outputs",
+    "ScoringRequestOutput": "octavo.outputs",
+    "TextPrompt": "octavo.inputs",
+    "TokensPrompt": "octavo.inputs",
 }
 
 

@@ -8,32 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
-from octavo.errors import InvalidParameterError
 from octavo.outputs import RequestOutput
-from octavo.sampling_params import SamplingParams
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BeamSearchParams:
-    """With vLLM's names and meanings.
-
-    ``beam_width`` continuations are kept. They are ranked by the sum of their tokens' log
-    probabilities, divided by the number of tokens (the prompt's too, an end token not) to the
-    power of ``length_penalty``.
-
-    Raises:
-        InvalidParameterError: from construction, naming the field.
-    """
-
-    beam_width: int
-    max_tokens: int
-    ignore_eos: bool = False
-    length_penalty: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("beam_width", "max_tokens"):
-            if (value := getattr(self, name)) < 1:
-                raise InvalidParameterError(f"{name} must be at least 1, not {value}", name)
+from octavo.sampling_params import BeamSearchParams, SamplingParams
 
 
 @dataclass(slots=True)

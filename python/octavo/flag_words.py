@@ -1,29 +1,38 @@
-"""Words of a command line in vLLM's spellings: underscores in names, keys of JSON behind dots."""
+"""Words of a command line in vLLM's spellings: underscores, keys behind dots, true and false."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, Final
+
+# Behind a switch only these words are its value: any other may be the model's name.
+_SWITCHED: Final = {"true": True, "false": False}
 
 
-def plain_words(words: Sequence[str], json_options: Collection[str]) -> list[str]:
+def plain_words(
+    words: Sequence[str], json_options: Collection[str], switches: Collection[str] = ()
+) -> list[str]:
     """The same command line as argparse knows it.
 
     ``--max_model_len`` becomes ``--max-model-len``; ``--hf-overrides.a.b 1`` and
     ``--hf-overrides.c+ 2`` (an item of a list) become one ``--hf-overrides`` with the object they
-    spell, merged into the object that is given, if one is. ``json_options``: the options that take
-    objects.
+    spell, merged into the object that is given, if one is; ``--enforce-eager false`` becomes
+    ``--no-enforce-eager``. ``json_options``: the options that take objects; ``switches``: those
+    that take nothing.
 
     Raises:
         ValueError: a key stands for a value and for an object, or has no value.
     """
     plain: list[str] = []
     objects: dict[str, dict[str, Any]] = {}
-    rest = iter(words)
-    for word in rest:
+    words = list(words)
+    at = 0
+    while at < len(words):
+        word = words[at]
+        at += 1
         if word == "--":
-            plain += [word, *rest]
+            plain += words[at - 1 :]
             break
         if not word.startswith("--"):
             plain.append(word)
@@ -31,11 +40,18 @@ def plain_words(words: Sequence[str], json_options: Collection[str]) -> list[str
         name, equals, value = word.partition("=")
         option, _, path = name.partition(".")
         option = option.replace("_", "-")
+        if option in switches:
+            if not equals and at < len(words) and words[at].lower() in _SWITCHED:
+                equals, value = "=", words[at]
+                at += 1
+            plain.append(_switched(option, value) if equals else option)
+            continue
         if option not in json_options:
             plain.append(name.replace("_", "-") + equals + value)
             continue
         if not equals:
-            value = next(rest, "")
+            value = words[at] if at < len(words) else ""
+            at += 1
             if not value or value.startswith("--"):
                 raise ValueError(f"{name} needs a value")
         try:
@@ -46,10 +62,24 @@ def plain_words(words: Sequence[str], json_options: Collection[str]) -> list[str
     return [*(f"{option}={json.dumps(value)}" for option, value in objects.items()), *plain]
 
 
+def _switched(option: str, value: str) -> str:
+    """A switch as its value has it.
+
+    Raises:
+        ValueError: it is neither true nor false.
+    """
+    if (on := _SWITCHED.get(value.lower())) is None:
+        raise ValueError(f"{option}: {value!r} is not true or false")
+    return option if on else "--no-" + option[2:]
+
+
 def _put(into: dict[str, Any], path: str, text: str) -> None:
     """Set one key; an empty path merges a whole object."""
     if not path:
-        value = json.loads(text)
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = None
         if not isinstance(value, dict):
             raise ValueError(f"{text!r} is not a JSON object")
         into.update(value)

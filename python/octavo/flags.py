@@ -14,12 +14,14 @@ import itertools
 import json
 import os
 import re
+import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final, Literal, NoReturn
 
+from octavo import vllm_flags
 from octavo.flag_words import plain_words
 
 ENV_PREFIX: Final = "OCTAVO_"
@@ -29,6 +31,13 @@ VLLM_PREFIX: Final = "VLLM_"
 _POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _NUMBER: Final = re.compile(r"([+-]?\d+(?:\.\d+)?)\s*(?:([kmgtKMGT])(i?)B?)?")
 
+_KINDS: Final = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "json": "an object",
+}
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
 
@@ -55,6 +64,26 @@ def parse_int(text: str) -> int:
     return int(value)
 
 
+def parse_object(text: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"{text!r} is not a JSON object")
+    return value
+
+
+def option_of(name: str) -> str:
+    """``--max-model-len`` of ``max_model_len``."""
+    return "--" + name.replace("_", "-")
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Flag:
     """One field of one dataclass, as a flag."""
@@ -70,11 +99,24 @@ class Flag:
     short: str | None
     vllm_env: str | None
     words: Mapping[str, Any]
+    aliases: tuple[str, ...]
+    vllm_words: Mapping[str, tuple[Any, str]]
+    lacks: Mapping[str, str]
+    common: bool
 
     @property
     def option(self) -> str:
         """``--max-model-len``."""
-        return "--" + self.name.replace("_", "-")
+        return option_of(self.name)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Every spelling: the short one, its own, its aliases."""
+        return (
+            *((self.short,) if self.short else ()),
+            self.option,
+            *map(option_of, self.aliases),
+        )
 
     @property
     def env(self) -> str:
@@ -94,18 +136,32 @@ class Flag:
             return lowered in _TRUE
         if text in self.words:
             return self.words[text]
-        if self.kind == "int":
-            return parse_int(text) if self.human else int(text)
-        if self.kind == "float":
-            return float(text)
+        if (found := self.vllm_word(text)) is not None:
+            return found[0]
+        if self.kind in ("int", "float"):
+            return self._number(text)
         if self.kind == "json":
-            value = json.loads(text)
-            if not isinstance(value, dict):
-                raise ValueError(f"{text!r} is not a JSON object")
-            return value
+            return parse_object(text)
+        if text in self.lacks:
+            raise ValueError(self.lacks[text])
         if self.choices and text not in self.choices:
             raise ValueError(f"{text!r} is not one of {', '.join(self.choices)}")
         return text
+
+    def _number(self, text: str) -> int | float:
+        if self.human:
+            return parse_int(text)
+        what = "a whole number" if self.kind == "int" else "a number"
+        try:
+            return int(text) if self.kind == "int" else float(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is not {what}") from None
+
+    def vllm_word(self, value: object) -> tuple[Any, str] | None:
+        """Octavo's value for one of vLLM's, and why it makes no difference here."""
+        if not isinstance(value, str):
+            return None
+        return self.vllm_words.get(value) or self.vllm_words.get(value.upper())
 
     def parse_many(self, text: str) -> list[Any]:
         """A word of a flag that takes several: a value, or a JSON list of them.
@@ -114,7 +170,8 @@ class Flag:
             ValueError: not of the flag's kind.
         """
         if not text.lstrip().startswith("["):
-            return [self.parse(text)]
+            # Of known words none holds a comma.
+            return [self.parse(part) for part in (text.split(",") if self.choices else [text])]
         try:
             items = json.loads(text)
         except ValueError:
@@ -122,19 +179,22 @@ class Flag:
         return [self._convert_one(item) for item in items]
 
     def convert(self, value: Any) -> Any:
-        """A value from YAML or the environment: text as on the command line, or ready-made.
+        """A value from anywhere: text as on the command line, or ready-made.
 
         Raises:
             ValueError: not of the flag's kind.
         """
-        if self.many:
-            if isinstance(value, str) and value.lstrip().startswith("["):
-                return tuple(self.parse_many(value))
-            if isinstance(value, str):
-                value = [part.strip() for part in value.split(",") if part.strip()]
-            items = value if isinstance(value, list | tuple) else [value]
-            return tuple(self._convert_one(item) for item in items)
-        return self._convert_one(value)
+        if not self.many:
+            return self._convert_one(value)
+        if isinstance(value, str) and not value.lstrip().startswith("["):
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        items = value if isinstance(value, list | tuple) else [value]
+        # Each of a list's words may be a list of them.
+        many = (
+            self.parse_many(item) if isinstance(item, str) else [self._convert_one(item)]
+            for item in items
+        )
+        return tuple(itertools.chain.from_iterable(many))
 
     def _convert_one(self, value: Any) -> Any:
         if isinstance(value, str):
@@ -147,7 +207,7 @@ class Flag:
             "json": isinstance(value, dict),
         }
         if value is None or not fits[self.kind]:
-            raise ValueError(f"{value!r} is not a {self.kind}")
+            raise ValueError(f"{value!r} is not {_KINDS[self.kind]}")
         return str(value) if self.kind == "str" else value
 
 
@@ -171,6 +231,10 @@ def flags_of(config: type[Any]) -> list[Flag]:
                 short=meta.get("short"),
                 vllm_env=meta.get("vllm_env"),
                 words=meta.get("words", {}),
+                aliases=tuple(meta.get("aliases", ())),
+                vllm_words=meta.get("vllm_words", {}),
+                lacks=meta.get("lacks", {}),
+                common=meta.get("common", False),
             )
         )
     return flags
@@ -198,13 +262,15 @@ def _kind(hint: Any) -> tuple[Literal["bool", "int", "float", "str", "json"], tu
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without abbreviations, and with a guess at what a misspelt flag should be."""
+    """argparse without abbreviations, with vLLM's spellings, and with a guess at what a misspelt
+    flag should be.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
-        # The options whose value is an object; filled by add_flags.
-        self.json_options: set[str] = set()
+        # What add_flags has added, by option.
+        self.flags: dict[str, Flag] = {}
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -217,17 +283,28 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As argparse's; ``parser`` in the namespace is the chosen command's own."""
-        if self.json_options and args is not None:
+        """As argparse's; ``parser`` in the namespace is the chosen command's own.
+
+        Flags of vLLM that octavo does not have are there under their names, for ``resolve``.
+        """
+        foreign: dict[str, Any] = {}
+        if self.flags:
+            words = list(sys.argv[1:] if args is None else args)
             try:
-                args = plain_words(args, self.json_options)
+                words, foreign = vllm_flags.take(words, self._option_string_actions)
+                args = plain_words(words, self._options("json"), self._options("bool"))
             except ValueError as error:
                 self.error(str(error))
         parsed, rest = super().parse_known_args(args, namespace)
+        for name, value in foreign.items():
+            setattr(parsed, name, value)
         # A command's parser is called by that of the commands, and is there first.
         if not hasattr(parsed, "parser"):
             parsed.parser = self
         return parsed, rest
+
+    def _options(self, kind: str) -> set[str]:
+        return {option for option, flag in self.flags.items() if flag.kind == kind}
 
     def refuse_unknown(self, rest: Sequence[str]) -> NoReturn:
         """Name the flags nearest to the first unknown one."""
@@ -240,7 +317,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_flags(parser: argparse.ArgumentParser, *configs: type[Any]) -> None:
-    """Give a parser every flag, grouped. What is not given stays absent from the namespace."""
+    """Give a parser every flag, grouped. What is not given stays absent from the namespace.
+
+    Values stay text: ``resolve`` converts them, wherever they come from.
+    """
     parser.add_argument(
         "--config",
         metavar="FILE",
@@ -252,7 +332,6 @@ def add_flags(parser: argparse.ArgumentParser, *configs: type[Any]) -> None:
         group = groups.get(flag.group)
         if group is None:
             group = groups[flag.group] = parser.add_argument_group(flag.group)
-        names = [*((flag.short,) if flag.short else ()), flag.option]
         keywords: dict[str, Any] = {
             "dest": flag.name,
             "default": argparse.SUPPRESS,
@@ -261,28 +340,22 @@ def add_flags(parser: argparse.ArgumentParser, *configs: type[Any]) -> None:
         if flag.kind == "bool":
             keywords["action"] = argparse.BooleanOptionalAction
         else:
-            keywords["type"] = _argument_type(flag)
-            if flag.choices and not flag.many:
-                keywords["choices"] = flag.choices
-            else:
-                keywords["metavar"] = {"int": "N", "float": "X", "json": "JSON"}.get(
-                    flag.kind, flag.name.rpartition("_")[2].upper()
-                )
+            keywords["metavar"] = metavar(flag)
             if flag.many:
                 keywords["nargs"] = "+"
-            if flag.kind == "json" and isinstance(parser, Parser):
-                parser.json_options.add(flag.option)
-        group.add_argument(*names, **keywords)
+        group.add_argument(*flag.options, **keywords)
+        if isinstance(parser, Parser):
+            parser.flags.update(dict.fromkeys(flag.options, flag))
 
 
-def _argument_type(flag: Flag) -> Any:
-    def convert(text: str) -> Any:
-        try:
-            return flag.parse_many(text) if flag.many else flag.parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return convert
+def metavar(flag: Flag) -> str:
+    """What stands for a flag's value in the help; empty where it has none."""
+    if flag.kind == "bool":
+        return ""
+    if flag.choices and not flag.many:
+        return "{" + ",".join(flag.choices) + "}"
+    kinds = {"int": "N", "float": "X", "json": "JSON"}
+    return kinds.get(flag.kind) or flag.name.rpartition("_")[2].upper()
 
 
 def _help(flag: Flag) -> str:
@@ -295,27 +368,37 @@ def resolve(
     arguments: Mapping[str, Any],
     configs: Sequence[type[Any]],
     environ: Mapping[str, str] | None = None,
+    warn: Callable[[str], object] = lambda line: None,
 ) -> list[Any]:
     """Build each config from the command line, the environment, the YAML file and the defaults.
+
+    Args:
+        arguments: of the command line, by name; those that are no flag are left alone.
+        configs: the dataclasses.
+        environ: in place of the process's.
+        warn: gets a line about each flag and value of vLLM's that makes no difference.
 
     Raises:
         FlagError: a value that cannot be used; names the flag and where it came from.
     """
     environ = os.environ if environ is None else environ
     flags = {flag.name: flag for config in configs for flag in flags_of(config)}
+    notes: list[str] = []
     values: dict[str, Any] = {}
     path = arguments.get("config") or environ.get(ENV_PREFIX + "CONFIG")
     if path is not None:
-        values.update(_read_yaml(path, flags))
+        values.update(_read_yaml(path, flags, notes))
     for flag in flags.values():
         for name in filter(None, (flag.vllm_env, flag.env)):
             if name in environ:
-                values[flag.name] = _converted(flag, environ[name], name)
-    for name in flags.keys() & arguments.keys():
-        value = arguments[name]
-        # A flag that takes several: each of its words may be a list of them.
-        is_list = isinstance(value, list)
-        values[name] = tuple(itertools.chain.from_iterable(value)) if is_list else value
+                values[flag.name] = _converted(flag, environ[name], name, notes)
+    for name, value in arguments.items():
+        if name in flags:
+            values[name] = _converted(flags[name], value, None, notes)
+        elif name in vllm_flags.ROWS:
+            _note(notes, name, value, "")
+    for line in notes:
+        warn(line)
     built = []
     for config in configs:
         names = {field.name for field in dataclasses.fields(config)}
@@ -333,19 +416,41 @@ def unread_variables(configs: Sequence[type[Any]], environ: Mapping[str, str]) -
 
 
 def _as_flag(message: str, names: set[str]) -> str:
-    """A config's complaint begins with the field's name: make it the flag's."""
-    name, space, rest = message.partition(" ")
-    return "--" + name.replace("_", "-") + space + rest if name in names else message
+    """A config's complaint, with flags in place of the fields' names.
+
+    It begins with one; further on only what has an underscore is sure to be none but a name.
+    """
+    first, space, rest = message.partition(" ")
+    spelled = re.sub(r"\w+_\w+", lambda m: option_of(m[0]) if m[0] in names else m[0], rest)
+    return (option_of(first) if first in names else first) + space + spelled
 
 
-def _converted(flag: Flag, value: Any, source: str) -> Any:
+def _converted(flag: Flag, value: Any, source: str | None, notes: list[str]) -> Any:
+    """A value as the config takes it; ``source``: None is the command line."""
+    where = "" if source is None else f" (from {source})"
+    if (found := flag.vllm_word(value)) is not None:
+        notes.append(f"{flag.option} {value}{where} changes nothing here: {found[1]}")
     try:
         return flag.convert(value)
     except ValueError as error:
-        raise FlagError(f"{flag.option} (from {source}): {error}") from None
+        raise FlagError(f"{flag.option}{where}: {error}") from None
 
 
-def _read_yaml(path: str, flags: Mapping[str, Flag]) -> dict[str, Any]:
+def _note(notes: list[str], name: str, value: Any, where: str) -> None:
+    row = vllm_flags.ROWS[name]
+    if row.kind == "switch":
+        spelling = row.option if value is not False else "--no-" + row.option[2:]
+    elif row.kind == "value":
+        spelling = f"{row.option} {value}"
+    else:
+        spelling = row.option
+    try:
+        notes.append(vllm_flags.note(row, value, spelling + where))
+    except ValueError as error:
+        raise FlagError(str(error)) from None
+
+
+def _read_yaml(path: str, flags: Mapping[str, Flag], notes: list[str]) -> dict[str, Any]:
     import yaml
 
     try:
@@ -361,14 +466,17 @@ def _read_yaml(path: str, flags: Mapping[str, Flag]) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise FlagError(f"--config: {path} does not hold keys and values")
+    names = {name: flag for flag in flags.values() for name in (flag.name, *flag.aliases)}
     values: dict[str, Any] = {}
     for key, value in content.items():
         name = str(key).removeprefix("--").replace("-", "_")
-        flag = flags.get(name)
-        if flag is None:
-            near = difflib.get_close_matches(name, flags, n=1, cutoff=0.6)
+        if (flag := names.get(name)) is not None:
+            if value is not None:
+                values[flag.name] = _converted(flag, value, path, notes)
+        elif name in vllm_flags.ROWS:
+            _note(notes, name, value, f" (from {path})")
+        else:
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
             hint = f"; did you mean {near[0].replace('_', '-')}?" if near else ""
             raise FlagError(f"--config: {path}: unknown key {key!r}{hint}")
-        if value is not None:
-            values[name] = _converted(flag, value, path)
     return values

@@ -3,59 +3,47 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import os
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-import torch
-from tqdm import tqdm
-
-from octavo.beam_search import BeamSearchOutput, BeamSearchParams, search
-from octavo.config import EngineConfig
-from octavo.engine.engine import Prompt, checked_ids, is_token_id, prompt_parts, prompt_salt
-from octavo.engine.engine_loop import EngineLoop
+from octavo.beam_search import BeamSearchOutput, search
+from octavo.engine.arg_utils import make_engine_config
+from octavo.engine.prompts import (
+    Prompt,
+    checked_ids,
+    encode_prompt,
+    prompt_parts,
+    prompt_salt,
+    refuse_adapter,
+)
 from octavo.engine.trace import StepTrace
 from octavo.errors import InvalidParameterError
-from octavo.outputs import (
-    ClassificationOutput,
-    ClassificationRequestOutput,
-    CompletionOutput,
-    EmbeddingOutput,
-    EmbeddingRequestOutput,
-    PoolingOutput,
-    PoolingRequestOutput,
-    RequestOutput,
-    ScoringOutput,
-    ScoringRequestOutput,
-)
-from octavo.pooling import (
-    NO_TOKENS,
-    EncodedText,
-    PoolingInfo,
-    cosine,
-    encode_pair,
-    encode_text,
-    max_text_len,
-    probabilities,
-    squash,
-)
-from octavo.sampling_params import SamplingParams
+from octavo.llm_pooling import PoolingLLM
+from octavo.metrics_reader import Metric
+from octavo.offline import UseTqdm, as_batch, progress_bar
+from octavo.outputs import CompletionOutput, RequestOutput
+from octavo.sampling_params import BeamSearchParams, SamplingParams
 from octavo.text.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
     from octavo._core import Delta, Tokenizer
-    from octavo.pooling import Vector
+    from octavo.engine.model_facts import ModelFacts
     from octavo.runner.request_state import RequestState
 
 Message = Mapping[str, Any]
+Priorities = int | Sequence[int] | None
 
-T = TypeVar("T")
+
+class _Prepared(NamedTuple):
+    """A request that is checked and not queued yet. ``tokenizer``: None leaves texts empty."""
+
+    samples: list[RequestState]
+    output: RequestOutput
+    tokenizer: Tokenizer | None
 
 
-class LLM:
+class LLM(PoolingLLM):
     """A model in this process.
 
     Calls from several threads take turns. An interrupted call leaves an engine that can be used
@@ -63,35 +51,46 @@ class LLM:
 
     Args:
         model: folder, .gguf file or hub id; None is SmolLM2-135M-Instruct.
-        config: further fields of EngineConfig; None is the field's default.
+        chat_template: for ``chat``, in place of the model's own.
+        profiler_config: ``torch_profiler_dir`` is where ``stop_profile`` writes; ``profiler`` makes
+            no difference.
+        config: further fields of EngineConfig, or vLLM's arguments; None is the field's default.
 
     Raises:
-        TypeError: an argument that LLM does not have; the message names it.
-        ValueError, OSError: the model cannot be loaded.
+        TypeError: an argument that neither octavo nor vLLM has; the message names it.
+        ValueError, OSError: the model cannot be loaded, or an argument of vLLM's is refused.
     """
 
-    def __init__(self, model: str | None = None, **config: Any) -> None:
-        known = {field.name for field in dataclasses.fields(EngineConfig)}
-        if unknown := sorted(config.keys() - known):
-            raise TypeError(f"LLM() has no argument {unknown[0]!r}")
-        given = {name: value for name, value in config.items() if value is not None}
-        self.config = EngineConfig(model=model, **given)
-        self._engine = EngineLoop(self.config)
-        self._engine.finish_warm_up()
-        self._pid = os.getpid()
-        # Held by the call that steps the engine, on the thread ``_owner``.
-        self._lock = threading.Lock()
-        self._owner: int | None = None
-        # True while the engine is known to be empty.
-        self._is_clean = True
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        chat_template: str | None = None,
+        profiler_config: Mapping[str, Any] | None = None,
+        **config: Any,
+    ) -> None:
+        super().__init__(make_engine_config("LLM", {"model": model, **config}))
+        self._chat_template = chat_template
+        folder = (profiler_config or {}).get("torch_profiler_dir")
+        self._profile_folder = Path(folder or "octavo-profile")
+        # Between start_profile and stop_profile: the trace, and its file's name.
+        self._profile: tuple[StepTrace, str] | None = None
+        self._num_profiles = 0
+        # What ``enqueue`` was given.
+        self._queued: list[_Prepared] = []
 
-    def get_tokenizer(self) -> Tokenizer:
-        """The model's tokenizer."""
-        return self._engine.tokenizer
+    def get_tokenizer(self) -> Any:
+        """The model's tokenizer as transformers has it, which is imported now."""
+        return self.llm_engine.get_tokenizer()
 
     def get_default_sampling_params(self) -> SamplingParams:
         """The defaults of the model's generation_config.json."""
         return SamplingParams(**self._engine.source.generation_defaults)
+
+    @property
+    def model_config(self) -> ModelFacts:
+        """The loaded model's shape and limits."""
+        return self.llm_engine.model_config
 
     @contextlib.contextmanager
     def trace(self, file: str | Path) -> Iterator[StepTrace]:
@@ -108,38 +107,104 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        use_tqdm: bool = True,
+        use_tqdm: UseTqdm = True,
+        lora_request: None = None,
+        priority: Priorities = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Complete every prompt; outputs are in the prompts' order.
 
         Args:
             prompts: one prompt or several: text, token ids, or ``{"prompt_token_ids": [...]}``.
             sampling_params: one for all or one per prompt; the model's defaults if None.
+            use_tqdm: False hides the progress bar; a class makes it.
+            lora_request: refused.
+            priority: one per prompt, the lowest runs first; needs
+                ``scheduling_policy="priority"``. One for all makes no difference.
+            tokenization_kwargs: ``add_special_tokens`` and ``truncate_prompt_tokens``.
 
         Raises:
-            InvalidParameterError, RequestTooLongError: before anything has run.
+            InvalidParameterError, RequestTooLongError, UnsupportedParameterError: before anything
+                has run.
             RuntimeError: the model failed on a request.
         """
         batch = as_batch(prompts)
+        refuse_adapter(lora_request)
         params = self._per_prompt(sampling_params, len(batch))
-        return self._alone(lambda: self._generate(batch, params, use_tqdm))
+        priorities = _priorities(priority, len(batch))
+
+        def work() -> list[RequestOutput]:
+            prepared = self._prepare(batch, params, priorities, tokenization_kwargs)
+            return self._complete(prepared, use_tqdm)
+
+        return self._alone(work)
+
+    def enqueue(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: UseTqdm = True,
+        lora_request: None = None,
+        priority: Priorities = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[str]:
+        """Check prompts, and leave them for ``wait_for_completion``; their request ids.
+
+        Args and Raises: as for ``generate``.
+        """
+        batch = as_batch(prompts)
+        refuse_adapter(lora_request)
+        params = self._per_prompt(sampling_params, len(batch))
+        priorities = _priorities(priority, len(batch))
+        prepared = self._alone(
+            lambda: self._prepare(batch, params, priorities, tokenization_kwargs)
+        )
+        self._queued += prepared
+        return [one.output.request_id for one in prepared]
+
+    def wait_for_completion(self, *, use_tqdm: UseTqdm = True) -> list[RequestOutput]:
+        """Complete all that ``enqueue`` was given since the last call, in its order.
+
+        Raises:
+            RuntimeError: the model failed on a request.
+        """
+        queued, self._queued = self._queued, []
+        return self._alone(lambda: self._complete(queued, use_tqdm))
 
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        *,
-        use_tqdm: bool = True,
+        use_tqdm: UseTqdm = True,
+        lora_request: None = None,
         chat_template: str | None = None,
+        chat_template_content_format: str = "auto",
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        *,
+        priority: Priorities = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation or several, each a list of ``{"role", "content"}``.
+
+        Args:
+            continue_final_message: the prompt ends inside the last message.
+            chat_template_content_format: "auto": the template is asked.
+
+        Args and Raises beside these: as for ``generate``.
 
         Raises:
             ValueError: the model has no chat template and none is given.
         """
-        source = chat_template or self._engine.source.chat_template
+        if chat_template_content_format != "auto":
+            raise ValueError(
+                "chat_template_content_format must be 'auto': octavo asks the template"
+            )
+        if continue_final_message and add_generation_prompt:
+            raise ValueError("continue_final_message needs add_generation_prompt=False")
+        source = chat_template or self._chat_template or self._engine.source.chat_template
         if source is None:
             raise ValueError("the model has no chat template: pass chat_template")
         template = ChatTemplate(source, self._engine.source.special_tokens)
@@ -152,18 +217,27 @@ class LLM:
             text = template.render(
                 list(conversation),
                 add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
                 **(chat_template_kwargs or {}),
             )
             # The template has written the special tokens already.
             prompts.append({"prompt": text, "prompt_token_ids": tokenizer.encode(text, False)})
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+        return self.generate(
+            prompts,
+            sampling_params,
+            use_tqdm=use_tqdm,
+            lora_request=lora_request,
+            priority=priority,
+            tokenization_kwargs=tokenization_kwargs,
+        )
 
     def beam_search(
         self,
         prompts: Prompt | Sequence[Prompt],
         params: BeamSearchParams,
         *,
-        use_tqdm: bool = False,
+        use_tqdm: UseTqdm = False,
+        lora_request: None = None,
     ) -> list[BeamSearchOutput]:
         """The likeliest continuations of every prompt, the best first; see ``BeamSearchParams``.
 
@@ -172,6 +246,7 @@ class LLM:
                 ``max_logprobs``, or a prompt leaves no room for ``max_tokens``.
             RequestTooLongError: a prompt leaves no room for one token.
         """
+        refuse_adapter(lora_request)
         tokenizer, limits = self._engine.tokenizer, self._engine.limits
         wanted = SamplingParams(max_tokens=params.max_tokens)
         token_ids: list[Sequence[int]] = []
@@ -193,8 +268,7 @@ class LLM:
         def decode(tokens: list[int]) -> str:
             return tokenizer.decode(tokens, skip_special_tokens=False)
 
-        progress = tqdm(total=params.max_tokens, desc="beam search", disable=not use_tqdm)
-        with progress:
+        with progress_bar(use_tqdm, params.max_tokens, "beam search") as progress:
             return search(
                 token_ids,
                 params,
@@ -204,315 +278,131 @@ class LLM:
                 progress.update,
             )
 
-    def embed(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        *,
-        truncate_prompt_tokens: int | None = None,
-        use_tqdm: bool = True,
-    ) -> list[EmbeddingRequestOutput]:
-        """One vector per text, in the prompts' order.
-
-        Args:
-            prompts: one prompt or several: text, token ids, or ``{"prompt_token_ids": [...]}``.
-            truncate_prompt_tokens: cut texts to so many tokens, special ones included; -1 is the
-                model's limit. None refuses what is longer than that. Token ids are cut at the end.
-
-        Raises:
-            ValueError: the model gives no vectors.
-            RequestTooLongError, InvalidParameterError: before anything has run.
-        """
-        self._pooling_info("embed")
-        outputs = []
-        for request_id, text, token_ids, vector in self._pool_each(
-            prompts, truncate_prompt_tokens, use_tqdm
-        ):
-            output = EmbeddingOutput(vector.tolist())
-            outputs.append(EmbeddingRequestOutput(request_id, text, token_ids, output))
-        return outputs
-
-    def classify(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        *,
-        truncate_prompt_tokens: int | None = None,
-        use_tqdm: bool = True,
-    ) -> list[ClassificationRequestOutput]:
-        """The probability of each label, of every text, in the prompts' order.
-
-        They are a softmax of the model's logits; sigmoids where it has one label or its config.json
-        says that several may hold (``multi_label_classification``); for ``regression`` the logits.
-
-        Args:
-            prompts, truncate_prompt_tokens: as for ``embed``.
-
-        Raises:
-            ValueError: the model is no classifier.
-            RequestTooLongError, InvalidParameterError: before anything has run.
-        """
-        info = self._pooling_info("classify", "score")
-        outputs = []
-        for request_id, _, token_ids, logits in self._pool_each(
-            prompts, truncate_prompt_tokens, use_tqdm
-        ):
-            output = ClassificationOutput(probabilities(logits, info.activation))
-            outputs.append(ClassificationRequestOutput(request_id, token_ids, output))
-        return outputs
-
-    def encode(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        *,
-        pooling_task: str | None = None,
-        truncate_prompt_tokens: int | None = None,
-        use_tqdm: bool = True,
-    ) -> list[PoolingRequestOutput]:
-        """The output of ``embed`` or ``classify``, as one tensor per text.
-
-        Args:
-            prompts, truncate_prompt_tokens: as for ``embed``.
-            pooling_task: "embed" or "classify"; None is the model's own.
-
-        Raises:
-            ValueError: another task, or not the model's: tokens have no outputs of their own.
-            RequestTooLongError, InvalidParameterError: before anything has run.
-        """
-        if pooling_task not in (None, "embed", "classify"):
-            raise ValueError(f"pooling_task must be embed or classify, not {pooling_task!r}")
-        wanted = {"embed": ("embed",), "classify": ("classify", "score")}.get(
-            pooling_task or "", ("embed", "classify", "score")
-        )
-        info = self._pooling_info(*wanted)
-        outputs = []
-        for request_id, _, token_ids, vector in self._pool_each(
-            prompts, truncate_prompt_tokens, use_tqdm
-        ):
-            if info.task == "embed":
-                data = torch.from_numpy(vector)
-            else:
-                data = torch.tensor(probabilities(vector, info.activation))
-            outputs.append(PoolingRequestOutput(request_id, token_ids, PoolingOutput(data)))
-        return outputs
-
-    def _pool_each(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        truncate_prompt_tokens: int | None,
-        use_tqdm: bool,
-    ) -> list[tuple[str, str | None, list[int], Vector]]:
-        """Each prompt's (request id, text, token ids, vector)."""
-        most = max_text_len(truncate_prompt_tokens, self._engine.limits.max_model_len)
-        parts = [prompt_parts(prompt) for prompt in as_batch(prompts)]
-        tokenizer = self._engine.tokenizer
-        # In one call: it uses several cores.
-        encoded = iter(tokenizer.encode_batch([text or "" for text, ids in parts if ids is None]))
-        texts = []
-        for text, token_ids in parts:
-            if token_ids is None:
-                assert text is not None
-                token_ids = next(encoded)
-                if most is not None and len(token_ids) > most:
-                    token_ids = encode_text(tokenizer, text, most)
-            elif most is not None:
-                token_ids = token_ids[:most]
-            texts.append(EncodedText(token_ids))
-        results = self._pool(texts, use_tqdm)
-        return [
-            (str(request_id), text, list(encoded.token_ids), vector)
-            for (request_id, vector), (text, _), encoded in zip(results, parts, texts, strict=True)
-        ]
-
-    def score(
-        self,
-        text_1: str | Sequence[str],
-        text_2: str | Sequence[str],
-        *,
-        truncate_prompt_tokens: int | None = None,
-        use_activation: bool = True,
-        use_tqdm: bool = True,
-    ) -> list[ScoringRequestOutput]:
-        """The scores of pairs: each text of ``text_2`` with its partner in ``text_1``.
-
-        A single text in ``text_1`` is the partner of all.
-
-        A cross-encoder reads both at once; its score passes through the function it was trained
-        with unless ``use_activation`` is off. Other models' scores are cosines of their vectors.
-
-        Args:
-            truncate_prompt_tokens: as for ``embed``; a cross-encoder's pair is cut as a whole.
-
-        Raises:
-            ValueError: the model gives no vectors, or the texts do not pair up.
-            RequestTooLongError, InvalidParameterError: before anything has run.
-        """
-        info = self._pooling_info("embed", "score")
-        firsts = [text_1] if isinstance(text_1, str) else list(text_1)
-        seconds = [text_2] if isinstance(text_2, str) else list(text_2)
-        if len(firsts) == 1:
-            firsts *= len(seconds)
-        if len(firsts) != len(seconds):
-            raise ValueError(f"{len(firsts)} texts for {len(seconds)}: give one, or as many")
-        most = max_text_len(truncate_prompt_tokens, self._engine.limits.max_model_len)
-        tokenizer = self._engine.tokenizer
-        if info.task == "score":
-            pairs = [encode_pair(tokenizer, *p, most) for p in zip(firsts, seconds, strict=True)]
-            results = self._pool(pairs, use_tqdm)
-            ids = [request_id for request_id, _ in results]
-            scores = [squash(logits, info.squashes and use_activation) for _, logits in results]
-            token_ids = [list(pair.token_ids) for pair in pairs]
-        else:
-            # A text that is paired several times is computed once.
-            texts = {
-                text: EncodedText(encode_text(tokenizer, text, most))
-                for text in dict.fromkeys([*firsts, *seconds])
-            }
-            done = dict(zip(texts, self._pool(list(texts.values()), use_tqdm), strict=True))
-            couples = list(zip(firsts, seconds, strict=True))
-            ids = [done[second][0] for second in seconds]
-            scores = [cosine(done[a][1], done[b][1]) for a, b in couples]
-            token_ids = [[*texts[a].token_ids, *texts[b].token_ids] for a, b in couples]
-        return [
-            ScoringRequestOutput(str(request_id), tokens, ScoringOutput(value))
-            for request_id, tokens, value in zip(ids, token_ids, scores, strict=True)
-        ]
-
-    def _pooling_info(self, *tasks: str) -> PoolingInfo:
-        info = self._engine.runner.pooling
-        if info is None:
-            raise ValueError(f"this model generates text: {tasks[0]} needs one that gives vectors")
-        if info.task not in tasks:
-            raise ValueError(f"this model does not {tasks[0]}: use {info.task}")
-        return info
-
-    def _pool(self, texts: Sequence[EncodedText], use_tqdm: bool) -> list[tuple[int, Vector]]:
-        """Check all, then run all; each one's request id and vector."""
-        return self._alone(lambda: self._pool_alone(texts, use_tqdm))
-
-    def _pool_alone(self, texts: Sequence[EncodedText], use_tqdm: bool) -> list[tuple[int, Vector]]:
-        prepare = self._engine.prepare
-        requests = [
-            prepare(checked_ids(text.token_ids), NO_TOKENS, num_first=text.num_first)
-            for text in texts
-        ]
-        vectors: dict[int, Vector] = {}
-
-        def take(delta: Delta) -> bool:
-            vectors[delta.request_id] = delta.extra
-            return True
-
-        self._run_to_end(requests, take, use_tqdm)
-        ids = [samples[0].request_id for samples in requests]
-        return [(request_id, vectors[request_id]) for request_id in ids]
-
     def _per_prompt(
         self, sampling_params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
     ) -> list[SamplingParams]:
         if sampling_params is None:
             sampling_params = self.get_default_sampling_params()
+        # Copies: what their owner does with them later is no concern of the requests'.
         if isinstance(sampling_params, SamplingParams):
-            return [sampling_params] * num_prompts
+            return [sampling_params.clone()] * num_prompts
         if not all(isinstance(params, SamplingParams) for params in sampling_params):
             raise TypeError("sampling_params must be SamplingParams, one or one per prompt")
         if len(sampling_params) != num_prompts:
             raise ValueError(f"{len(sampling_params)} sampling params for {num_prompts} prompts")
-        return list(sampling_params)
+        copies = {id(params): params for params in sampling_params}
+        copies = {key: params.clone() for key, params in copies.items()}
+        return [copies[id(params)] for params in sampling_params]
 
-    def _generate(
-        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], use_tqdm: bool
-    ) -> list[RequestOutput]:
-        """Check all, then run all: a bad prompt must not leave its neighbours running."""
+    def _prepare(
+        self,
+        prompts: Sequence[Prompt],
+        params: Sequence[SamplingParams],
+        priorities: Sequence[int],
+        tokenization_kwargs: Mapping[str, Any] | None,
+    ) -> list[_Prepared]:
+        """Check all, before any runs: a bad prompt must not leave its neighbours running."""
         engine = self._engine
         if (info := engine.runner.pooling) is not None:
             raise ValueError(f"this model generates no text: use {info.task}")
-        requests: list[list[RequestState]] = []
-        outputs: list[RequestOutput] = []
-        # Sample id -> its request's output, and its index there.
-        places: dict[int, tuple[RequestOutput, int]] = {}
-        for prompt, sampling in zip(prompts, params, strict=True):
-            text, given_ids = prompt_parts(prompt)
-            if given_ids is None:
-                assert text is not None
-                token_ids = engine.tokenizer.encode_ids(text)
-            else:
-                token_ids = checked_ids(given_ids)
-            samples = engine.prepare(token_ids, sampling, cache_salt=prompt_salt(prompt))
+        prepared = []
+        most = engine.limits.max_model_len
+        for prompt, sampling, priority in zip(prompts, params, priorities, strict=True):
+            text, token_ids = encode_prompt(
+                prompt, engine.tokenizer, most, sampling, tokenization_kwargs
+            )
+            samples = engine.prepare(
+                token_ids, sampling, priority=priority, cache_salt=prompt_salt(prompt)
+            )
             output = RequestOutput(
                 request_id=str(samples[0].request_id),
                 prompt=text,
                 prompt_token_ids=list(token_ids),
                 outputs=[CompletionOutput(index) for index in range(sampling.n)],
             )
-            requests.append(samples)
-            outputs.append(output)
-            for index, sample in enumerate(samples):
-                places[sample.request_id] = output, index
+            tokenizer = engine.tokenizer if sampling.detokenize else None
+            prepared.append(_Prepared(samples, output, tokenizer))
+        return prepared
+
+    def _complete(self, prepared: Sequence[_Prepared], use_tqdm: UseTqdm) -> list[RequestOutput]:
+        """Run all to their end."""
+        # Sample id -> its request, and its index there.
+        places = {
+            sample.request_id: (one, index)
+            for one in prepared
+            for index, sample in enumerate(one.samples)
+        }
 
         def take(delta: Delta) -> bool:
-            output, index = places[delta.request_id]
-            output.apply(index, delta, engine.tokenizer)
-            return output.finished
+            one, index = places[delta.request_id]
+            one.output.apply(index, delta, one.tokenizer)
+            return one.output.finished
 
-        self._run_to_end(requests, take, use_tqdm)
-        return outputs
+        self._run_to_end([one.samples for one in prepared], take, use_tqdm)
+        return [one.output for one in prepared]
 
-    def _run_to_end(
-        self,
-        requests: Sequence[Sequence[RequestState]],
-        take: Callable[[Delta], bool],
-        use_tqdm: bool,
-    ) -> None:
-        """Queue requests and step until all have ended.
+    # ------------------------------------------------------------- around the requests
 
-        Args:
-            take: gets each sample's one Delta; returns whether its request has ended.
+    def get_metrics(self) -> list[Metric]:
+        """The engine's counters, gauges and histograms since it was made."""
+        return self.llm_engine.get_metrics()
 
-        Raises:
-            RuntimeError: the model failed on one of them.
-        """
-        engine = self._engine
-        for samples in requests:
-            engine.submit(samples)
-        num_unfinished = sum(map(len, requests))
-        with tqdm(total=len(requests), desc="requests", disable=not use_tqdm) as progress:
-            while num_unfinished:
-                engine.step()
-                for delta in engine.core.outbox.drain():
-                    if delta.finish_reason == "error":
-                        raise RuntimeError(f"request {delta.request_id} failed; see the log")
-                    num_unfinished -= 1
-                    if take(delta):
-                        progress.update()
+    def reset_prefix_cache(
+        self, reset_running_requests: bool = False, reset_connector: bool = False
+    ) -> bool:
+        """Forget all cached prefixes. No request runs between two calls, and there is no connector:
+        the arguments make no difference."""
+        return self._alone(self.llm_engine.reset_prefix_cache)
 
-    def _alone(self, work: Callable[[], T]) -> T:
-        """Run ``work`` while no other call does, on an engine that is empty before and after.
+    def sleep(self, level: int = 1, mode: str = "abort") -> NoReturn:
+        """Raises NotImplementedError: octavo has no sleep mode."""
+        raise NotImplementedError("octavo has no sleep mode: delete the LLM to free its memory")
+
+    def wake_up(self, tags: Sequence[str] | None = None) -> NoReturn:
+        """Raises NotImplementedError: octavo has no sleep mode."""
+        raise NotImplementedError("octavo has no sleep mode")
+
+    def collective_rpc(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raises NotImplementedError: there are no workers to call."""
+        raise NotImplementedError("octavo has no workers to call: the model is in this process")
+
+    def start_profile(self, profile_prefix: str | None = None) -> None:
+        """Trace the steps from now on, as ``trace`` does.
 
         Raises:
-            RuntimeError: in a forked child, or from within another call on the same thread.
+            RuntimeError: it is done already.
         """
-        if os.getpid() != self._pid:
-            raise RuntimeError("an LLM does not work in a forked child: make one there")
-        if self._owner == threading.get_ident():
-            raise RuntimeError("this LLM is at work on this thread already")
-        with self._lock:
-            # An interrupt may come here too: the next call cleans up what this one cannot.
-            try:
-                self._owner = threading.get_ident()
-                if not self._is_clean:
-                    self._engine.abandon()
-                self._is_clean = False
-                result = work()
-                self._is_clean = True
-                return result
-            finally:
-                self._owner = None
-                if not self._is_clean:
-                    self._engine.abandon()
-                    self._is_clean = True
+        if self._profile is not None:
+            raise RuntimeError("a profile has been started already")
+        trace = self._alone(lambda: StepTrace(self._engine))
+        self._profile = trace, profile_prefix or "octavo"
+
+    def stop_profile(self) -> None:
+        """End the trace, and write it to a file of its own for Perfetto.
+
+        Raises:
+            RuntimeError: no profile has been started.
+            OSError: the file cannot be written.
+        """
+        if self._profile is None:
+            raise RuntimeError("no profile has been started")
+        (trace, name), self._profile = self._profile, None
+        self._alone(trace.detach)
+        self._num_profiles += 1
+        self._profile_folder.mkdir(parents=True, exist_ok=True)
+        trace.write(self._profile_folder / f"{name}-{self._num_profiles}.json")
 
 
-def as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt or several, as a list of them; an empty list is none."""
-    single = isinstance(prompts, str | Mapping) or (
-        len(prompts) > 0 and all(is_token_id(p) for p in prompts)
-    )
-    return [prompts] if single else list(prompts)  # type: ignore[arg-type,list-item]
+def _priorities(priority: Priorities, num_prompts: int) -> list[int]:
+    """One priority per prompt.
+
+    One for all is none: they run alone.
+
+    Raises:
+        ValueError: there are more or fewer.
+    """
+    if priority is None or isinstance(priority, int):
+        return [0] * num_prompts
+    if len(priority) != num_prompts:
+        raise ValueError(f"{len(priority)} priorities for {num_prompts} prompts")
+    return [0] * num_prompts if len(set(priority)) < 2 else list(priority)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,12 +20,13 @@ class Logprob:
     """One candidate at one position.
 
     ``logprob`` is of the raw distribution, before temperature and penalties; ``rank`` 1 is the
-    most likely token of the whole vocabulary.
+    most likely token of the whole vocabulary. ``decoded_token`` is None where the request asked for
+    no texts.
     """
 
     logprob: float
-    rank: int
-    decoded_token: str
+    rank: int | None = None
+    decoded_token: str | None = None
 
 
 @dataclass(slots=True)
@@ -38,7 +40,10 @@ class RequestMetrics:
 
 @dataclass(slots=True)
 class CompletionOutput:
-    """One sample of a request. ``index`` counts the request's ``n`` samples from 0."""
+    """One sample of a request. ``index`` counts the request's ``n`` samples from 0.
+
+    ``lora_request``: always None; octavo has no LoRA yet.
+    """
 
     index: int
     text: str = ""
@@ -48,11 +53,16 @@ class CompletionOutput:
     logprobs: list[dict[int, Logprob]] | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    lora_request: None = None
+
+    def finished(self) -> bool:
+        """True once the sample has ended."""
+        return self.finish_reason is not None
 
 
 @dataclass(slots=True)
 class RequestOutput:
-    """A request and everything it has produced so far."""
+    """A request and everything it has produced so far, or what is new (``output_kind``)."""
 
     request_id: str
     prompt: str | None
@@ -63,11 +73,13 @@ class RequestOutput:
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     metrics: RequestMetrics | None = None
     num_cached_tokens: int = 0
+    lora_request: None = None
 
-    def apply(self, index: int, delta: Delta, tokenizer: Tokenizer) -> None:
-        """Append what happened to sample ``index``."""
+    def apply(self, index: int, delta: Delta, tokenizer: Tokenizer | None) -> None:
+        """Append what happened to sample ``index``; without a tokenizer, no texts."""
         output = self.outputs[index]
-        output.text += delta.text
+        if tokenizer is not None:
+            output.text += delta.text
         output.token_ids.extend(delta.token_ids)
         if (news := delta.logprobs) is not None:
             if output.logprobs is None:
@@ -85,11 +97,22 @@ class RequestOutput:
             self.metrics = RequestMetrics(delta.queue_s, delta.prefill_s, delta.decode_s)
             self.finished = all(o.finish_reason is not None for o in self.outputs)
 
+    def take(self, index: int, delta: Delta, tokenizer: Tokenizer | None) -> RequestOutput:
+        """An output of its own for what happened to sample ``index``, and for nothing else."""
+        self.outputs[index] = CompletionOutput(index)
+        self.prompt_logprobs = None
+        self.apply(index, delta, tokenizer)
+        return dataclasses.replace(self, outputs=[self.outputs[index]])
 
-def _by_id(candidates: Candidates, tokenizer: Tokenizer) -> dict[int, Logprob]:
+
+def _by_id(candidates: Candidates, tokenizer: Tokenizer | None) -> dict[int, Logprob]:
     """Candidates by token id. The chosen one comes first: its rank wins over its place."""
+
+    def text(token_id: int) -> str | None:
+        return None if tokenizer is None else tokenizer.decode([token_id], False)
+
     return {
-        token_id: Logprob(logprob, rank, tokenizer.decode([token_id], False))
+        token_id: Logprob(logprob, rank, text(token_id))
         for token_id, logprob, rank in reversed(candidates)
     }
 
@@ -99,6 +122,11 @@ class EmbeddingOutput:
     """``embedding``: the text's vector, [D] float32."""
 
     embedding: list[float]
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        return len(self.embedding)
 
 
 @dataclass(slots=True)
@@ -115,6 +143,7 @@ class ScoringRequestOutput:
     request_id: str
     prompt_token_ids: list[int]
     outputs: ScoringOutput
+    finished: bool = True
 
 
 @dataclass(slots=True)
@@ -136,6 +165,7 @@ class ClassificationRequestOutput:
     request_id: str
     prompt_token_ids: list[int]
     outputs: ClassificationOutput
+    finished: bool = True
 
 
 @dataclass(slots=True)
@@ -163,3 +193,4 @@ class EmbeddingRequestOutput:
     prompt: str | None
     prompt_token_ids: list[int]
     outputs: EmbeddingOutput
+    finished: bool = True

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from octavo.errors import InvalidParameterError
+from octavo.errors import InvalidParameterError, UnsupportedParameterError
 from octavo.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from octavo._core import Tokenizer
+    from octavo.pooling_params import PoolingParams
 
     # One text's result, float32 [D]: its embedding, or a classifier's logits.
     Vector = NDArray[np.float32]
@@ -121,6 +122,55 @@ def cosine(a: Vector, b: Vector) -> float:
     x, y = a.tolist(), b.tolist()
     length = math.hypot(*x) * math.hypot(*y)
     return sum(map(operator.mul, x, y)) / length if length else 0.0
+
+
+def check_params(params: PoolingParams, info: PoolingInfo) -> None:
+    """Check a request's settings against a model.
+
+    Raises:
+        InvalidParameterError, UnsupportedParameterError: naming the field.
+    """
+    tasks = {"score": ("score", "classify"), "classify": ("classify",), "embed": ("embed", "score")}
+    if params.task is not None and params.task not in tasks[info.task]:
+        raise InvalidParameterError(f"task must be {info.task}, not {params.task!r}", "task")
+    if info.task == "embed":
+        vector_size(info, params.dimensions, "dimensions")
+        if params.use_activation is False and info.normalizes:
+            raise UnsupportedParameterError(
+                "use_activation=False is not supported: this model's vectors have length 1",
+                "use_activation",
+            )
+    elif params.dimensions is not None:
+        raise InvalidParameterError("dimensions needs a model that embeds", "dimensions")
+
+
+def vector_size(info: PoolingInfo, asked: int | None, param: str) -> int:
+    """The number of a vector's numbers that a request is answered with.
+
+    Raises:
+        InvalidParameterError: it asks for more than there are.
+    """
+    size = asked or info.size
+    if size > info.size:
+        raise InvalidParameterError(
+            f"{param} must be at most {info.size}, the size of this model's vectors, not {size}",
+            param,
+        )
+    return size
+
+
+def pooled_values(vector: Vector, info: PoolingInfo, params: PoolingParams) -> list[float]:
+    """A text's output: its vector, or a number per label; ``params`` are checked."""
+    if info.task != "embed":
+        return probabilities(
+            vector, "identity" if params.use_activation is False else info.activation
+        )
+    values: list[float] = vector.tolist()[: params.dimensions]
+    if info.normalizes and len(values) < info.size:
+        # What is left of a vector is shorter than 1.
+        length = math.hypot(*values) or 1.0
+        values = [value / length for value in values]
+    return values
 
 
 def squash(logits: Vector, squashes: bool) -> float:

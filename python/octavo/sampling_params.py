@@ -1,4 +1,4 @@
-"""SamplingParams: a request's settings for choosing tokens and for ending."""
+"""SamplingParams and BeamSearchParams: a request's settings for choosing tokens and for ending."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import math
 import numbers
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
+from enum import Enum
 from typing import Any, Final
 
-from octavo.errors import InvalidParameterError
+from octavo.errors import InvalidParameterError, UnsupportedParameterError
 
 # Samples of one request; vLLM's limit (VLLM_MAX_N_SEQUENCES).
 MAX_N: Final = 16_384
@@ -25,9 +26,20 @@ MAX_SHOWN_CHARS: Final = 100
 _REAL = (float, int)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+class RequestOutputKind(Enum):
+    """The part of an answer that each output of a request holds.
+
+    CUMULATIVE: all of it so far; DELTA: what is new; FINAL_ONLY: there is one output, at the end.
+    """
+
+    CUMULATIVE = 0
+    DELTA = 1
+    FINAL_ONLY = 2
+
+
+@dataclass(slots=True)
 class SamplingParams:
-    """Sampling and stopping of one request, with vLLM's names and meanings.
+    """Sampling and stopping of one request, with vLLM's names, order and meanings.
 
     ``temperature=0`` is greedy. ``top_k`` 0 or -1 is off. ``logprobs=k`` returns the chosen token's
     log probability and the k best, -1 those of the whole vocabulary; None returns none. ``seed``
@@ -35,37 +47,68 @@ class SamplingParams:
     ``max_tokens=None`` runs to the model's length limit. A stream's chunk leaves after
     ``stream_interval`` tokens, None is the engine's. ``spaces_between_special_tokens`` makes no
     difference where a tokenizer writes none; elsewhere false is refused.
+    ``truncate_prompt_tokens`` keeps so many of the prompt's last tokens, -1 what fits.
+    ``detokenize=False`` leaves texts empty. ``output_kind`` is for engines that give a request
+    several outputs. ``flat_logprobs`` and ``extra_args`` are refused.
 
     Numbers may be numpy's, and lists stand for tuples; ``stop`` may be one string, and None an
-    empty list. Fields hold Python's own types after construction.
+    empty list; an empty list of ``allowed_token_ids`` is refused. Fields hold Python's own types
+    after construction. They may be changed until the request is submitted: it gets a copy, which
+    is checked again (``clone``).
 
     Raises:
         InvalidParameterError: from construction, naming the field.
+        UnsupportedParameterError: a field that vLLM has and octavo has not.
     """
 
     n: int = 1
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
     seed: int | None = None
-    max_tokens: int | None = 16
-    min_tokens: int = 0
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
-    include_stop_str_in_output: bool = False
     ignore_eos: bool = False
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    _: KW_ONLY
+    include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     stream_interval: int | None = None
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
     logit_bias: dict[int, float] = field(default_factory=dict)
     allowed_token_ids: tuple[int, ...] = ()
     bad_words: tuple[str, ...] = ()
+    truncate_prompt_tokens: int | None = None
+    detokenize: bool = True
+    output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
+    flat_logprobs: bool = False
+    extra_args: dict[str, Any] | None = None
+
+    @classmethod
+    def from_optional(cls, *args: Any, **given: Any) -> SamplingParams:
+        """The same from arguments that may be None, which is a field's default.
+
+        ``max_tokens=None`` has its own meaning.
+        """
+        names = [one.name for one in fields(cls) if not one.kw_only]
+        given.update(zip(names, args, strict=False))
+        kept = {k: v for k, v in given.items() if v is not None or k == "max_tokens"}
+        return cls(**kept)
+
+    def clone(self) -> SamplingParams:
+        """A checked copy: later changes of the one do not reach the other.
+
+        Raises:
+            InvalidParameterError: a field that was changed has a value it may not have.
+        """
+        return replace(self)
 
     def __post_init__(self) -> None:
         # Written out: one of them per request, and loops over tables take several times as long.
@@ -88,6 +131,8 @@ class SamplingParams:
             and type(self.ignore_eos) is bool
             and type(self.skip_special_tokens) is bool
             and type(self.spaces_between_special_tokens) is bool
+            and type(self.detokenize) is bool
+            and (self.truncate_prompt_tokens is None or type(self.truncate_prompt_tokens) is int)
         ):
             self._convert_scalars()
         if not (
@@ -99,7 +144,7 @@ class SamplingParams:
         ):
             self._convert_containers()
         if self.seed == -1:
-            self._set("seed", None)
+            self.seed = None
         # Comparisons in these forms are false for NaN.
         if not 1 <= self.n <= MAX_N:
             raise self._refusal("n", f"between 1 and {MAX_N}")
@@ -132,8 +177,18 @@ class SamplingParams:
             raise self._refusal("logprobs", f"between -1 and {INT32_MAX}")
         if not (self.prompt_logprobs is None or -1 <= self.prompt_logprobs <= INT32_MAX):
             raise self._refusal("prompt_logprobs", f"between -1 and {INT32_MAX}")
+        most = self.truncate_prompt_tokens
+        if not (most is None or most == -1 or 1 <= most <= INT32_MAX):
+            raise self._refusal("truncate_prompt_tokens", "-1 or positive")
+        if type(self.output_kind) is not RequestOutputKind:
+            raise self._refusal("output_kind", "a RequestOutputKind")
+        if self.flat_logprobs or self.extra_args:
+            param = "flat_logprobs" if self.flat_logprobs else "extra_args"
+            raise UnsupportedParameterError(f"{param} is not supported", param)
         if self.stop:
             self._check_texts("stop")
+            if not self.detokenize:
+                raise InvalidParameterError("stop needs detokenize", "stop")
         if self.bad_words:
             self._check_texts("bad_words")
         if self.stop_token_ids:
@@ -150,18 +205,22 @@ class SamplingParams:
 
     # ------------------------------------------------- values of other types, and refusals
 
-    def _set(self, param: str, value: object) -> None:
-        object.__setattr__(self, param, value)
-
     def _convert_scalars(self) -> None:
         """Make numbers and booleans Python's own."""
         for param in ("n", "top_k", "min_tokens"):
-            self._set(param, self._integer(param, getattr(self, param)))
-        for param in ("seed", "max_tokens", "stream_interval", "logprobs", "prompt_logprobs"):
+            setattr(self, param, self._integer(param, getattr(self, param)))
+        for param in (
+            "seed",
+            "max_tokens",
+            "stream_interval",
+            "logprobs",
+            "prompt_logprobs",
+            "truncate_prompt_tokens",
+        ):
             value: object = getattr(self, param)
             if value is True and param.endswith("logprobs"):
                 value = 1  # as in vLLM
-            self._set(param, None if value is None else self._integer(param, value))
+            setattr(self, param, None if value is None else self._integer(param, value))
         for param in (
             "temperature",
             "top_p",
@@ -170,26 +229,27 @@ class SamplingParams:
             "frequency_penalty",
             "repetition_penalty",
         ):
-            self._set(param, self._real(param, getattr(self, param), "a number"))
+            setattr(self, param, self._real(param, getattr(self, param), "a number"))
         for param in (
             "include_stop_str_in_output",
             "ignore_eos",
             "skip_special_tokens",
             "spaces_between_special_tokens",
+            "detokenize",
         ):
-            self._set(param, self._boolean(param, getattr(self, param)))
+            setattr(self, param, self._boolean(param, getattr(self, param)))
 
     def _convert_containers(self) -> None:
         """Make lists tuples, and a mapping a dict."""
         for param in ("stop", "stop_token_ids", "allowed_token_ids", "bad_words"):
             value: Any = getattr(self, param)
             if type(value) is not tuple:
-                self._set(param, tuple(value) if type(value) is list else self._items(param, value))
+                setattr(self, param, self._items(param, value))
         bias: object = self.logit_bias
         if type(bias) is not dict:
             if not (bias is None or isinstance(bias, Mapping)):
                 raise self._refusal("logit_bias", "a mapping from token ids to numbers")
-            self._set("logit_bias", dict(bias or {}))
+            self.logit_bias = dict(bias or {})
 
     def _items(self, param: str, value: Any) -> tuple[Any, ...]:
         if value is None:
@@ -197,6 +257,8 @@ class SamplingParams:
         # Callers from elsewhere write one stop string as it is, whatever the type says.
         if param == "stop" and isinstance(value, str):
             return (value,)
+        if param == "allowed_token_ids" and hasattr(value, "__len__") and len(value) == 0:
+            raise InvalidParameterError(f"{param} must not be empty: no token is left", param)
         # What has no length may have no end.
         is_text = isinstance(value, str | bytes | bytearray | Mapping)
         if is_text or not hasattr(value, "__len__"):
@@ -217,7 +279,7 @@ class SamplingParams:
 
     def _convert_ids(self, param: str) -> None:
         ids = getattr(self, param)
-        self._set(param, tuple([self._integer(param, token, "token ids") for token in ids]))
+        setattr(self, param, tuple([self._integer(param, token, "token ids") for token in ids]))
 
     def _convert_bias(self) -> None:
         """A dict of its own: the caller may go on to change the one that was given."""
@@ -231,7 +293,7 @@ class SamplingParams:
         for value in bias.values():
             if not (-FLOAT32_MAX <= value <= FLOAT32_MAX or value == -math.inf):
                 raise self._refusal(param, "finite as float32, or -inf", value)
-        self._set(param, bias)
+        setattr(self, param, bias)
 
     def _integer(self, param: str, value: object, must: str = "an integer") -> int:
         if not isinstance(value, bool):
@@ -277,3 +339,28 @@ def _shown(value: object) -> str:
 
 # Below this a temperature divides logits into overflow; vLLM draws the same line.
 GREEDY_EPSILON = 1e-5
+
+
+@dataclass(slots=True)
+class BeamSearchParams:
+    """Settings of a beam search, with vLLM's names and meanings.
+
+    ``beam_width`` continuations are kept. They are ranked by the sum of their tokens' log
+    probabilities, divided by the number of tokens (the prompt's too, an end token not) to the
+    power of ``length_penalty``. ``temperature`` makes no difference: the log probabilities are the
+    model's own.
+
+    Raises:
+        InvalidParameterError: from construction, naming the field.
+    """
+
+    beam_width: int
+    max_tokens: int
+    ignore_eos: bool = False
+    temperature: float = 0.0
+    length_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("beam_width", "max_tokens"):
+            if (value := getattr(self, name)) < 1:
+                raise InvalidParameterError(f"{name} must be at least 1, not {value}", name)

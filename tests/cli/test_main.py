@@ -144,8 +144,8 @@ def test_bad_values_name_the_flag(env: dict[str, str], says: str) -> None:
         ("prot: 1", "unknown key 'prot'; did you mean port"),
         ("port: [1", "is not YAML"),
         ("- 1", "keys and values"),
-        ("port: yes", "not a int"),
-        ("api-key: {a: 1}", "not a str"),
+        ("port: yes", "not a whole number"),
+        ("api-key: {a: 1}", "not text"),
     ],
 )
 def test_bad_yaml(tmp_path: Path, yaml: str, says: str) -> None:
@@ -189,13 +189,41 @@ def test_mistakes_are_explained(
     assert says in capsys.readouterr().err
 
 
-def test_help_is_grouped(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_is_grouped_and_short(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("serve", "--help") == 0
     out = capsys.readouterr().out
     for group in ("model:", "memory:", "scheduler:", "execution:", "front end:", "access:"):
         assert f"\n{group}\n" in out
-    assert "--no-enable-prefix-caching" in out
+    assert len(out.splitlines()) < 60
     assert run("--version") == 0
+
+
+@pytest.mark.parametrize(
+    ("topic", "shown", "hidden"),
+    [
+        ("all", ["memory:", "OCTAVO_ALLOWED_HOSTS", "--no-enable-prefix-caching"], []),
+        ("memory", ["--block-size N", "OCTAVO_BLOCK_SIZE"], ["--port"]),
+        ("front-end", ["--root-path PATH"], ["--block-size"]),
+        ("--cudagraph-capture-sizes", ["--cuda-graph-sizes N ..."], ["--port"]),
+        ("max_model_len", ["--max-model-len N"], ["--max-num-seqs"]),
+        ("ssl", ["--ssl-keyfile", "--ssl-certfile"], ["--host"]),
+        ("swap-space", ["accepted, and changes nothing: octavo computes"], ["--host"]),
+        ("enable-lora", ["refused: octavo has no LoRA yet"], ["--host"]),
+        ("tokenizer-mode", ["only auto or hf or slow"], ["--host"]),
+    ],
+)
+def test_help_of_a_topic(
+    topic: str, shown: list[str], hidden: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("serve", f"--help={topic}") == 0
+    out = capsys.readouterr().out
+    assert all(text in out for text in shown), out
+    assert not any(text in out for text in hidden), out
+
+
+def test_help_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("serve", "--help=frobnicate") == 2
+    assert "--help=frobnicate: no such group or flag" in capsys.readouterr().err
 
 
 def test_the_model_may_be_the_first_word(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,16 +335,177 @@ def test_keys_of_json_behind_dots() -> None:
         (["--hf-overrides.a=1", "--hf-overrides.a.b=2"], "a is given as a value and as an object"),
         (["--hf-overrides.a=1", "--hf-overrides.a+=2"], "a is given as a value and as a list"),
         (["--hf-overrides", "[1]"], "is not a JSON object"),
-        (["--allowed-origins", '["*"'], "is not a JSON list"),
+        (["--hf-overrides", "notjson"], "--hf-overrides: 'notjson' is not a JSON object"),
+        (["--allowed-origins", '["*"'], "--allowed-origins: '[\"*\"' is not a JSON list"),
         (["--max_modellen", "4"], "did you mean --max-model-len"),
+        (["--enforce-eager=maybe"], "--enforce-eager: 'maybe' is not true or false"),
+        (["--block-size", "two"], "--block-size: 'two' is not a whole number"),
+        (["--ssl-keyfile", "k"], "--ssl-keyfile needs --ssl-certfile"),
+        (["--ssl-cert-reqs", "2", "--ssl-certfile", "c"], "--ssl-cert-reqs needs --ssl-ca-certs"),
+        (["--allow-credentials", "--allowed-origins", "*"], "--allow-credentials needs"),
+        (["--tokenizer-revision", "x"], "--tokenizer-revision must be the model's revision"),
     ],
 )
 def test_what_is_wrong_with_them(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
-        parse(*words)
-    assert message in capsys.readouterr().err
+    assert run("serve", *words) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "did you mean" not in err or "did you mean" in message
+
+
+# ------------------------------------------------------- vLLM's flags that set nothing here
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[EngineConfig, ServerConfig]]:
+    """What the server was started with."""
+    seen: list[tuple[EngineConfig, ServerConfig]] = []
+
+    def fake_serve(engine: EngineConfig, server: ServerConfig) -> int:
+        seen.append((engine, server))
+        return 0
+
+    monkeypatch.setattr(serve, "serve", fake_serve)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("words", "note"),
+    [
+        ("--swap-space 4", "--swap-space 4 changes nothing here: octavo computes preempted"),
+        ("--disable-log-requests", "--disable-log-requests changes nothing here"),
+        ("--enable-prompt-tokens-details", "octavo always reports them"),
+        ("--tokenizer-mode auto", "--tokenizer-mode auto changes nothing here"),
+        ("--tokenizer_mode=auto", "--tokenizer-mode auto changes nothing here"),
+        ("-dp 1", "--data-parallel-size 1 changes nothing here"),
+        ("--nnodes 1", "--nnodes 1 changes nothing here"),
+        ("--cpu-offload-gb 0.0", "--cpu-offload-gb 0.0 changes nothing here"),
+        ("-O3", "--optimization-level 3 changes nothing here: octavo compiles nothing"),
+        ("-O 2", "--optimization-level 2 changes nothing here"),
+        ("--optimization-level 0", "--optimization-level 0 changes nothing here"),
+        ("--compilation-config 3", "--compilation-config changes nothing here"),
+        ("-cc.cudagraph_mode FULL", "--compilation-config changes nothing here"),
+        ("--compilation-config.cudagraph_mode=FULL", "--compilation-config changes nothing"),
+        ("--limit-mm-per-prompt {}", "--limit-mm-per-prompt changes nothing here"),
+        ("--limit-mm-per-prompt.image 2", "octavo takes text alone"),
+        ("--async-scheduling", "--async-scheduling changes nothing here"),
+        ("--no-async-scheduling", "--no-async-scheduling changes nothing here"),
+        ("--no-enable-lora", "--no-enable-lora changes nothing here"),
+        ("--enable-lora false", "--no-enable-lora changes nothing here"),
+        ("--distributed-executor-backend mp", "--distributed-executor-backend mp changes"),
+        ("--uvicorn-log-level warning", "--uvicorn-log-level warning changes nothing here"),
+        ("--attention-backend FLASH_ATTN", "octavo has its own attention kernels"),
+        ("--attention-backend flashinfer", "octavo has its own attention kernels"),
+        ("--load-format runai_streamer", "--load-format runai_streamer changes nothing here"),
+        ("--numa-bind-nodes 0 1", "--numa-bind-nodes changes nothing here"),
+    ],
+)
+def test_what_changes_nothing_is_one_warning(
+    words: str,
+    note: str,
+    served: list[tuple[EngineConfig, ServerConfig]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # The model may follow: none of its name is a flag's value.
+    assert run("serve", *words.split(), "--port", "0", "folder") == 0
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert err.startswith("octavo: warning: ")
+    assert note in err
+    assert served == [(EngineConfig(model="folder"), ServerConfig(port=0))]
+
+
+@pytest.mark.parametrize(
+    ("words", "refusal"),
+    [
+        ("--enable-lora", "--enable-lora: octavo has no LoRA yet"),
+        ("--lora-modules a=b c=d", "--lora-modules: octavo has no LoRA yet"),
+        ('-sc {"method":"ngram"}', "--speculative-config: octavo has no speculative decoding yet"),
+        ("--speculative-config.method ngram", "octavo has no speculative decoding yet"),
+        ("--spec-method ngram", "--spec-method ngram: octavo has no speculative decoding yet"),
+        ("--data-parallel-size 2", "--data-parallel-size 2: octavo has no data parallelism"),
+        ("-dp=2", "--data-parallel-size 2: octavo has no data parallelism"),
+        ("--tokenizer-mode mistral", "--tokenizer-mode mistral: octavo reads a tokenizer.json"),
+        ("--middleware a.b", "--middleware: octavo runs no code but its own"),
+        ("--max-num-queued-tokens 100", "--max-num-queued-reqs"),
+        ("--long-prefill-token-threshold 100", "--max-num-batched-tokens"),
+        ("--logprobs-mode processed_logprobs", "log probabilities of the model's own"),
+        ("--kv-cache-dtype fp8", "--kv-cache-dtype: octavo has no KV cache of 8 bits yet"),
+        ("--task reward", "--task: octavo has no such models"),
+        ("--load-format pt", "--load-format: octavo loads no pickles"),
+        ("--rope-scaling {}", "does not matter"),
+        ("--enable-sleep-mode", "--enable-sleep-mode: octavo has no sleep mode"),
+        ("--otlp-traces-endpoint http://x", "octavo sends no traces"),
+        ("--swap-space", "--swap-space needs a value"),
+    ],
+)
+def test_what_is_missing_is_one_true_line(
+    words: str,
+    refusal: str,
+    served: list[tuple[EngineConfig, ServerConfig]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if words == "--rope-scaling {}":
+        # An empty object asks for nothing.
+        assert run("serve", *words.split()) == 0
+        return
+    assert run("serve", *words.split()) == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.startswith("octavo serve: error: ")
+    assert refusal in err
+    assert "did you mean" not in err
+    assert not served
+
+
+def test_vllm_s_flags_in_yaml(
+    tmp_path: Path,
+    served: list[tuple[EngineConfig, ServerConfig]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "vllm.yaml"
+    path.write_text(
+        "model: m\nswap-space: 4\nenable_lora: false\ncudagraph-capture-sizes: [1, 2]\n"
+        "attention-backend: TRITON_ATTN\ncompilation-config: {level: 3}\n"
+    )
+    assert run("serve", "--config", str(path)) == 0
+    assert served[0][0] == EngineConfig(model="m", cuda_graph_sizes=(1, 2))
+    assert capsys.readouterr().err.count(f"(from {path}) changes nothing here") == 4
+    path.write_text("enable-lora: true\n")
+    assert run("serve", "--config", str(path)) == 2
+    assert "--enable-lora (from" in capsys.readouterr().err
+
+
+def test_other_names_of_octavo_s_flags() -> None:
+    assert parse("--cudagraph-capture-sizes", "1", "2")[0].cuda_graph_sizes == (1, 2)
+    assert parse("--cudagraph_capture_sizes=[1,2]")[0].cuda_graph_sizes == (1, 2)
+
+
+def test_switches_with_a_word() -> None:
+    engine, server = parse("--enable-prefix-caching", "false", "--enforce_eager", "True")
+    assert (engine.enable_prefix_caching, engine.enforce_eager) == (False, True)
+    assert not parse("--enable-prefix-caching=false")[0].enable_prefix_caching
+    assert server == ServerConfig()
+
+
+def test_a_guide_s_command_line_starts(
+    served: list[tuple[EngineConfig, ServerConfig]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (
+        "m --host 0.0.0.0 --port 8000 --dtype half --gpu-memory-utilization 0.95 --swap-space 16 "
+        "--max-model-len 32k --disable-log-requests --enable-chunked-prefill "
+        "--max-num-batched-tokens 8192 --trust_remote_code=false --tensor-parallel-size 1 "
+        "--block-size 16 --uvicorn-log-level info --max-seq-len-to-capture 8192 "
+        "--distributed-executor-backend mp --disable-custom-all-reduce --api-server-count 4 "
+        "--enable-server-load-tracking --runner generate --generation-config vllm -O3"
+    )
+    assert run("serve", *words.split()) == 0
+    assert served[0][0].max_model_len == 32000
+    assert served[0][0].runner == "generate"
+    assert all(
+        line.startswith("octavo: warning: --") for line in capsys.readouterr().err.splitlines()
+    )
 
 
 def test_json_lists() -> None:
@@ -351,8 +540,16 @@ def test_vllm_s_environment(
 def test_arguments_of_llm() -> None:
     from octavo.llm import LLM
 
-    with pytest.raises(TypeError, match=r"^LLM\(\) has no argument 'swap_space'$"):
-        LLM(swap_space=4, block_size=16)
+    with pytest.raises(TypeError, match=r"^LLM\(\) has no argument 'swap_spase'$"):
+        LLM(swap_spase=4, block_size=16)
+    with pytest.raises(ValueError, match=r"^LLM\(enable_lora=True\): octavo has no LoRA yet$"):
+        LLM(enable_lora=True)
+    with pytest.raises(ValueError, match=r"^LLM\(speculative_config=...\): octavo has no specul"):
+        LLM(speculative_config={"method": "ngram"})
+    with pytest.raises(ValueError, match=r"^LLM\(dtype=...\): 'int3' is not one of auto"):
+        LLM(dtype="int3")
+    with pytest.raises(ValueError, match=r"^LLM\(block_size=...\): 1.5 is not a whole number"):
+        LLM(block_size=1.5)
     # None is the default; the refusal is another argument's.
     with pytest.raises(ValueError, match="block_size must be at least 1"):
         LLM(enable_chunked_prefill=None, max_num_queued_reqs=None, block_size=0)

@@ -35,6 +35,15 @@ def test_smollm2_ids(smollm2: Tokenizer, text: str, ids: list[int]) -> None:
     assert smollm2.decode(ids, skip_special_tokens=False) == text
 
 
+def test_its_json_is_the_tokenizer(smollm2: Tokenizer, tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    file.write_text(smollm2.to_json(), encoding="utf-8")
+    read, theirs = Tokenizer.from_file(str(file)), tokenizers.Tokenizer.from_file(str(file))
+    assert read.vocab_size == smollm2.vocab_size == theirs.get_vocab_size()
+    for text, ids in SMOLLM2_CASES:
+        assert read.encode(text) == theirs.encode(text).ids == ids
+
+
 def test_a_batch_is_its_texts(smollm2: Tokenizer) -> None:
     texts = [text for text, _ in SMOLLM2_CASES]
     assert [smollm2.encode_ids(text) for text in texts] == [ids for _, ids in SMOLLM2_CASES]

@@ -122,11 +122,15 @@ def test_an_interrupt_of_the_cleanup_is_made_up_for(fake_model: Any, alone: Any)
     assert_empty(llm)
 
 
-def test_a_request_that_the_core_does_not_take_fails_alone(fake_model: Any, alone: Any) -> None:
+def test_a_request_that_the_core_does_not_take_fails_alone(
+    fake_model: Any, alone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if the checks had overlooked something.
+    monkeypatch.setattr(SamplingParams, "clone", lambda params: params)
     fake_model()
     llm = LLM(**CONFIG)
     bad = SamplingParams(n=2, max_tokens=4)
-    object.__setattr__(bad, "stop", ("\ud800",))
+    bad.stop = ("\ud800",)
     with pytest.raises(RuntimeError, match="failed"):
         llm.generate([*PROMPTS, [1]], [PARAMS, bad, PARAMS, bad], use_tqdm=False)
     assert ask(llm) == [alone(prompt, 4) for prompt in PROMPTS]

@@ -96,13 +96,13 @@ def hub(save_tiny: Callable[..., Any]) -> Iterator[Hub]:
     thread.join()
 
 
-def start(hub: Hub, folder: Path, revision: str) -> str:
+def start(hub: Hub, folder: Path, revision: str, *more: str, model: str = "someone/model") -> str:
     """A server of the hub's model until it is ready or gives up; what it printed."""
     url = f"http://127.0.0.1:{hub.server_port}"
     env = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    flags = ["--revision", revision, "--download-dir", str(folder), "--port", "0"]
+    flags = ["--revision", revision, "--download-dir", str(folder), "--port", "0", *more]
     process = subprocess.Popen(
-        [sys.executable, "-m", "octavo.serve", "someone/model", *flags],
+        [sys.executable, "-m", "octavo.serve", model, *flags],
         env=env | {"HF_ENDPOINT": url, "HF_HOME": str(folder / "home")},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -143,3 +143,18 @@ def test_a_revision_that_is_not_there(hub: Hub, tmp_path: Path) -> None:
     assert "someone/model: cannot be downloaded: " in line
     assert "Revision Not Found" in line
     assert hub.downloaded == []
+
+
+@pytest.mark.timeout(180)
+def test_a_tokenizer_of_the_hub(hub: Hub, save_tiny: Callable[..., Any], tmp_path: Path) -> None:
+    """Of a model on disk, at a revision of its own; nothing but the tokenizer is fetched."""
+    path = tmp_path / "local"
+    path.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (path / name).write_bytes(hub.files[name])
+    flags = ("--tokenizer", "someone/model", "--tokenizer-revision")
+    printed = start(hub, tmp_path / "downloads", "v9", *flags, "v2", model=str(path))
+    assert re.search(r"^ready in ", printed, re.M), printed
+    assert hub.downloaded == ["tokenizer.json"]
+    printed = start(hub, tmp_path / "others", "v2", *flags, "v3", model=str(path))
+    assert "Revision Not Found" in printed

@@ -136,7 +136,7 @@ TINY_MODEL = {
 }
 
 
-def tiny_server(folder: Path, **flags: Any) -> RunningServer:
+def tiny_server(folder: Path, *, max_logprobs: int = 20, **flags: Any) -> RunningServer:
     """A server of a real engine over random weights, as small as a model can be.
 
     ``folder`` gets the model; ``flags`` are the server's.
@@ -148,7 +148,12 @@ def tiny_server(folder: Path, **flags: Any) -> RunningServer:
     template = folder / "template.jinja"
     template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
     config = EngineConfig(
-        model=str(folder), load_format="dummy", dtype="float32", threads=1, max_num_seqs=8
+        model=str(folder),
+        load_format="dummy",
+        dtype="float32",
+        threads=1,
+        max_num_seqs=8,
+        max_logprobs=max_logprobs,
     )
     flags = {"shutdown_timeout": 1, "chat_template": str(template)} | flags
     server = RunningServer(AsyncEngine(config), ServerConfig(port=0, **flags))

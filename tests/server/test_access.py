@@ -85,6 +85,26 @@ def test_no_cors_by_default(start_server: StartServer) -> None:
     assert server.request("OPTIONS", "/v1/models", headers=preflight).status == 405
 
 
+def test_what_pages_may_do(start_server: StartServer) -> None:
+    server = start_server(
+        allowed_origins=("https://page.example",),
+        allowed_methods=("POST",),
+        allowed_headers=("x-own",),
+        allow_credentials=True,
+    )
+    preflight = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
+    asked = {**preflight, "Access-Control-Request-Headers": "x-own"}
+    answer = server.request("OPTIONS", "/v1/chat/completions", headers=asked)
+    assert answer.status == 200
+    assert answer.headers["access-control-allow-credentials"] == "true"
+    assert answer.headers["access-control-allow-methods"] == "POST"
+    for refused in (
+        {**preflight, "Access-Control-Request-Method": "GET"},
+        {**preflight, "Access-Control-Request-Headers": "x-other"},
+    ):
+        assert server.request("OPTIONS", "/v1/models", headers=refused).status == 400
+
+
 def test_allowed_origins(start_server: StartServer) -> None:
     server = start_server(allowed_origins=("https://page.example",), api_key=("k",))
     preflight = {

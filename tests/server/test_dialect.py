@@ -270,10 +270,10 @@ def test_a_client_that_leaves_is_aborted(server: RunningServer, live: bool) -> N
 
 
 def test_silence_is_filled_its_own_way(
-    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+    start_toy: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(answer_module, "HEAD_WAIT_S", 0.05)
-    monkeypatch.setattr(answer_module, "PING_S", 0.1)
+    server = start_toy(sse_keep_alive_interval=0.1)
     server.engine.hold = True
     with server.socket() as sock:
         send(sock, "/toy", {"say": "x", "live": True})

@@ -28,7 +28,7 @@ def serve(path: Path, **config: Any) -> RunningServer:
     engine = AsyncEngine(
         EngineConfig(model=str(path), served_model_name=("m",), **{"threads": 1, **config})
     )
-    server = RunningServer(engine, ServerConfig(port=0, shutdown_timeout=1))
+    server = RunningServer(engine, ServerConfig(port=0, shutdown_timeout=1, compat=("ollama",)))
     server.may_load.set()
     assert server.ready.wait(60)
     return server
@@ -54,6 +54,29 @@ def cross(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningSer
 def expected() -> list[list[float]]:
     outputs = LLM(str(minilm_folder()), threads=1).embed([CATS, RAIN], use_tqdm=False)
     return [output.outputs.embedding for output in outputs]
+
+
+def test_ollama_s_form(minilm: RunningServer, expected: list[list[float]]) -> None:
+    body = minilm.post("/api/embed", {"model": "m", "input": [CATS, RAIN]}).json
+    assert (body["model"], body["load_duration"]) == ("m", 0)
+    assert body["prompt_eval_count"] > 10
+    for vector, wanted in zip(body["embeddings"], expected, strict=True):
+        assert vector == pytest.approx(wanted, abs=1e-4)
+    short = {"model": "m:latest", "input": CATS, "dimensions": 8, "keep_alive": "5m"}
+    [vector] = minilm.post("/api/embed", short).json["embeddings"]
+    assert len(vector) == 8
+    long = {"model": "m", "input": "word " * 2000}
+    assert minilm.post("/api/embed", long).status == 200
+    answer = minilm.post("/api/embed", {**long, "truncate": False})
+    assert answer.status == 400
+    assert "error" in answer.json
+    assert minilm.post("/api/embed", {"model": "m", "input": [[1, 2]]}).status == 400
+    assert (
+        minilm.post(
+            "/api/chat", {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+        ).status
+        == 400
+    )
 
 
 def test_texts_become_vectors(minilm: RunningServer, expected: list[list[float]]) -> None:

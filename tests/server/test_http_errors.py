@@ -230,8 +230,6 @@ ENDS: list[tuple[str, str, int, int]] = [
     (COMPLETION, "max_tokens", 1, 2**31 - 1),
     (CHAT, "n", 1, limits.MAX_N),
     (CHAT, "stream_interval", 1, 2**31 - 1),
-    (CHAT, "prompt_logprobs", 0, limits.MAX_LOGPROBS),
-    (COMPLETION, "logprobs", 0, limits.MAX_LOGPROBS),
 ]
 
 

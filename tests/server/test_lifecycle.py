@@ -17,7 +17,7 @@ from octavo.server import lifecycle
 from octavo.server.http.config import ServerConfig
 from octavo.server.lifecycle import Lifecycle
 
-COMPLETION = "/v1/completions"
+CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 
 
 def test_while_loading(start_server: StartServer) -> None:
@@ -173,6 +173,32 @@ def test_tls(start_server: StartServer, tmp_path: Path) -> None:
     connection.close()
 
 
+@pytest.mark.parametrize(
+    ("required", "brings", "passes"), [(2, False, False), (2, True, True), (0, False, True)]
+)
+def test_clients_certificates(
+    start_server: StartServer, tmp_path: Path, required: int, brings: bool, passes: bool
+) -> None:
+    import ssl
+
+    key, certificate = map(str, make_certificate(tmp_path))
+    server = start_server(
+        ssl_keyfile=key, ssl_certfile=certificate, ssl_ca_certs=certificate, ssl_cert_reqs=required
+    )
+    context = ssl.create_default_context(cafile=certificate)
+    context.check_hostname = False
+    if brings:
+        context.load_cert_chain(certificate, key)
+    connection = http.client.HTTPSConnection("localhost", server.port, context=context)
+    try:
+        connection.request("GET", "/health")
+        status = connection.getresponse().status
+    except OSError:
+        status = None
+    assert status == (200 if passes else None)
+    connection.close()
+
+
 def test_load_counts_what_runs(start_server: StartServer) -> None:
     server = start_server()
     server.engine.hold = True
@@ -217,3 +243,24 @@ def test_a_template_of_the_request_s(start_server: StartServer) -> None:
         {"messages": messages, "chat_template": "{{ raise_exception('no') }}"},
     )
     assert (answer.status, answer.error["message"]) == (400, "chat template: no")
+
+
+def test_a_hostile_template_holds_up_nobody(start_server: StartServer) -> None:
+    server = start_server(trust_request_chat_template=True)
+    chat = {"messages": [{"role": "user", "content": "hi"}]}
+    assert server.post(CHAT, {**chat, "chat_template": "x"}).status == 200
+    hostile = {**chat, "chat_template": "{{ lipsum(100000000) }}"}
+    answers: list[Any] = []
+    post = threading.Thread(target=lambda: answers.append(server.post(CHAT, hostile)))
+    post.start()
+    waits = []
+    while post.is_alive():
+        began = time.monotonic()
+        assert server.post(CHAT, chat).status == 200
+        waits.append(time.monotonic() - began)
+        post.join(0.1)
+    assert len(waits) > 5
+    # In the mean: any one of them may meet a busy machine.
+    assert sorted(waits)[len(waits) // 2] < 0.5
+    assert answers[0].status == 400
+    assert answers[0].error["message"] == "the chat template takes too long"

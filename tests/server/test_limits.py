@@ -7,12 +7,14 @@ no schema says: sizes of HTTP messages, templates and what they write.
 from __future__ import annotations
 
 import json
+import math
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_engine import FakeEngine
-from harness import RunningServer, StartServer
+from harness import RunningServer, StartServer, tiny_server
 
 from octavo.config import EngineConfig
 from octavo.errors import BadRequestError
@@ -35,7 +37,6 @@ def test_the_table() -> None:
     assert limits.MAX_BAD_WORDS == 128
     assert limits.MAX_LOGIT_BIAS == 1024
     assert limits.MAX_ALLOWED_TOKEN_IDS == 4096
-    assert limits.MAX_LOGPROBS == 20
 
 
 def test_the_description_states_the_fields_bounds() -> None:
@@ -48,7 +49,6 @@ def test_the_description_states_the_fields_bounds() -> None:
         limits.MAX_STOP_STRING_CHARS,
         limits.MAX_BAD_WORDS,
         limits.MAX_ALLOWED_TOKEN_IDS,
-        limits.MAX_LOGPROBS,
         limits.MAX_MESSAGES,
         limits.MAX_STOP_TOKEN_IDS,
         limits.MAX_REQUEST_ID_CHARS,
@@ -153,11 +153,10 @@ def test_what_templates_write(monkeypatch: pytest.MonkeyPatch) -> None:
         render(1001)
 
 
-@pytest.mark.parametrize("most", [3, limits.MAX_LOGPROBS + 30])
+@pytest.mark.parametrize("most", [0, 3, 50])
 def test_logprobs_of_an_operator_s_own(start_server: StartServer, most: int) -> None:
-    """``--max-logprobs`` lowers the table's bound and does not raise it."""
+    """``--max-logprobs`` is the bound, be it lower or higher than OpenAI's 20."""
     server = start_server(FakeEngine(EngineConfig(max_logprobs=most)))
-    most = min(most, limits.MAX_LOGPROBS)
     chat = {"messages": [{"role": "user", "content": "x"}], "logprobs": True, "max_tokens": 1}
     text = {"prompt": "x", "max_tokens": 1}
     for path, body, param in (
@@ -167,8 +166,35 @@ def test_logprobs_of_an_operator_s_own(start_server: StartServer, most: int) -> 
         (COMPLETION, text, "prompt_logprobs"),
     ):
         assert server.post(path, {**body, param: most}).status == 200, param
-        answer = server.post(path, {**body, param: most + 1})
-        assert (answer.status, answer.error["param"]) == (400, param)
+        for past in (most + 1, -1, -2):
+            answer = server.post(path, {**body, param: past})
+            assert (answer.status, answer.error["param"]) == (400, param)
+
+
+def test_logprobs_of_every_token(tmp_path: Path) -> None:
+    """-1 where the operator allows it: the whole vocabulary's, which add up to one."""
+    server = tiny_server(tmp_path, max_logprobs=-1)
+    try:
+        size = server.engine.model_config.vocab_size
+        chat = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+        body = {**chat, "logprobs": True, "top_logprobs": -1}
+        [choice] = server.post("/v1/chat/completions", body).json["choices"]
+        for position in choice["logprobs"]["content"]:
+            top = position["top_logprobs"]
+            assert len(top) == size
+            assert sum(math.exp(one["logprob"]) for one in top) == pytest.approx(1, abs=1e-3)
+        body = {"prompt": [5, 6, 7], "max_tokens": 1, "logprobs": -1, "prompt_logprobs": 2}
+        body |= {"echo": True, "return_tokens_as_token_ids": True}
+        [choice] = server.post(COMPLETION, body).json["choices"]
+        assert [len(one or ()) for one in choice["logprobs"]["top_logprobs"]] == [0] + [size] * 3
+        assert {len(one) for one in choice["prompt_logprobs"][1:]} <= {2, 3}
+        body = {**chat, "prompt_logprobs": -1}
+        answer = server.post("/v1/chat/completions", body).json
+        assert {len(one) for one in answer["prompt_logprobs"][1:]} == {size}
+        answer = server.post("/v1/chat/completions", {**chat, "top_logprobs": -1})
+        assert answer.error["param"] == "top_logprobs"
+    finally:
+        server.stop()
 
 
 def test_samples_of_a_request(server: RunningServer) -> None:

@@ -410,10 +410,10 @@ def test_prompt_logprobs_beside_echo_keep_their_own_width(server: RunningServer)
 
 
 def test_silence_is_filled_with_comments(
-    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(answer_module, "HEAD_WAIT_S", 0.05)
-    monkeypatch.setattr(answer_module, "PING_S", 0.1)
+    server = start_server(sse_keep_alive_interval=0.1)
     server.engine.hold = True
     with server.socket() as sock:
         send(sock, COMPLETION, {"prompt": "x", "stream": True, "max_tokens": 200})
@@ -521,3 +521,45 @@ def test_defaults_of_the_model_yield_to_the_request(server: RunningServer) -> No
     server.post(CHAT, chat({"prompt": "x", "temperature": 0}))
     params = server.engine.submitted[0][1]
     assert (params.temperature, params.top_k, params.max_tokens) == (0, 20, None)
+
+
+# ----------------------------------------------------------------- the operator's own choices
+
+
+def test_silence_may_stay_silent(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer_module, "HEAD_WAIT_S", 0.05)
+    server = start_server(sse_keep_alive_interval=0)
+    server.engine.hold = True
+    with server.socket() as sock:
+        send(sock, COMPLETION, {"prompt": "x", "stream": True, "max_tokens": 2})
+        data = sock.recv(4096)
+        sock.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            data += sock.recv(4096)
+        server.engine.hold = False
+        sock.settimeout(5)
+        while b"[DONE]" not in data:
+            data += sock.recv(4096)
+    assert b"ping" not in data
+
+
+@pytest.mark.parametrize("asked", [None, {"include_usage": False}, {"include_usage": True}])
+def test_usage_may_be_forced(start_server: StartServer, asked: Any) -> None:
+    server = start_server(enable_force_include_usage=True)
+    body = {"prompt": "x", "stream": True, "max_tokens": 3, "stream_options": asked}
+    found = events(server.post(COMPLETION, body).body)
+    counts = [event["usage"]["completion_tokens"] for event in found]
+    assert counts[-2:] == [3, 3]
+    assert found[-1]["choices"] == []
+    whole = server.post(COMPLETION, {"prompt": "x", "max_tokens": 3})
+    assert whole.json["usage"]["completion_tokens"] == 3
+
+
+@pytest.mark.parametrize(("asked", "as_ids"), [(None, True), (False, False), (True, True)])
+def test_tokens_may_be_named_by_id(start_server: StartServer, asked: Any, as_ids: bool) -> None:
+    server = start_server(return_tokens_as_token_ids=True)
+    body = {"prompt": "x", "max_tokens": 3, "logprobs": 1, "return_tokens_as_token_ids": asked}
+    tokens = server.post(COMPLETION, body).json["choices"][0]["logprobs"]["tokens"]
+    assert [token.startswith("token_id:") for token in tokens] == [as_ids] * 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +30,19 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
         FlagError: a flag's value cannot be used.
     """
     config: EngineConfig
-    [config] = resolve(vars(args), [EngineConfig])
+    [config] = resolve(
+        vars(args), [EngineConfig], warn=lambda line: print(f"warning: {line}", file=sys.stderr)
+    )
     return config
 
 
 def settings(config: EngineConfig) -> dict[str, Any]:
-    """What differs from the defaults, for a report."""
+    """What differs from the defaults, for a report: without secrets."""
+    secrets = {field.name for field in dataclasses.fields(config) if not field.repr}
+    return {name: value for name, value in _changes(config).items() if name not in secrets}
+
+
+def _changes(config: EngineConfig) -> dict[str, Any]:
     return {
         field.name: value
         for field in dataclasses.fields(config)
@@ -50,7 +58,7 @@ def make_llm(config: EngineConfig) -> LLM:
     """
     from octavo.llm import LLM
 
-    return LLM(**settings(config))
+    return LLM(**_changes(config))
 
 
 def generate(llm: LLM, workload: Workload, output_lens: list[int] | None = None) -> tuple[int, int]:

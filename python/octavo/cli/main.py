@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from octavo import __version__
+from octavo.flag_help import HelpAction
 from octavo.flags import FlagError, Parser, add_flags, resolve, unread_variables
 
 
@@ -61,11 +62,14 @@ def _add_serve(commands: Any) -> None:
         help="serve a model over HTTP",
         usage="octavo serve [MODEL] [flags]",
         description="Serve a model over HTTP. Every flag is also OCTAVO_<FLAG> in the environment.",
+        add_help=False,
     )
+    configs = (EngineConfig, ServerConfig)
+    parser.add_argument("-h", "--help", action=HelpAction, configs=configs)
     parser.add_argument(
         "model_argument", metavar="MODEL", nargs="?", help="the same as --model", default=None
     )
-    add_flags(parser, EngineConfig, ServerConfig)
+    add_flags(parser, *configs)
     parser.set_defaults(run=_serve)
 
 
@@ -81,11 +85,11 @@ def _serve(arguments: argparse.Namespace) -> int:
             arguments.parser.error(f"MODEL {model!r} and --model {given['model']!r} differ")
         given["model"] = model
     try:
-        engine_config, server_config = resolve(given, (EngineConfig, ServerConfig))
+        engine_config, server_config = resolve(given, (EngineConfig, ServerConfig), warn=_warn)
     except FlagError as error:
         arguments.parser.error(str(error))
     for name in unread_variables((EngineConfig, ServerConfig), os.environ):
-        print(f"octavo: warning: {name} is set, and octavo does not read it", file=sys.stderr)
+        _warn(f"{name} is set, and octavo does not read it")
     from octavo.cli.serve import serve
     from octavo.cli.terminal import Terminal
 
@@ -96,6 +100,10 @@ def _serve(arguments: argparse.Namespace) -> int:
             # What an operator can set right needs no traceback.
             print(f"octavo: error: {error}", file=sys.stderr)
             return 1
+
+
+def _warn(line: str) -> None:
+    print(f"octavo: warning: {line}", file=sys.stderr)
 
 
 def _add_run_batch(commands: Any, *, is_asked: bool) -> None:
@@ -119,7 +127,7 @@ def _run_batch(arguments: argparse.Namespace) -> int:
     from octavo.errors import OctavoError
 
     try:
-        [engine_config] = resolve(vars(arguments), (EngineConfig,))
+        [engine_config] = resolve(vars(arguments), (EngineConfig,), warn=_warn)
     except FlagError as error:
         arguments.parser.error(str(error))
     from octavo.cli.terminal import Terminal

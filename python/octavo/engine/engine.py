@@ -11,21 +11,20 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from octavo._core import TokenIds
 from octavo.engine.engine_loop import STALL_S, EngineLoop
-from octavo.errors import (
-    EngineDeadError,
-    InvalidParameterError,
-    QueueFullError,
-    UnsupportedParameterError,
-)
+from octavo.engine.limits import truncate
+from octavo.engine.model_facts import ModelFacts
+from octavo.engine.prompts import Prompt, checked_ids, prompt_parts, prompt_salt, tokenization
+from octavo.errors import EngineDeadError, QueueFullError
 from octavo.outputs import CompletionOutput, RequestOutput
+from octavo.sampling_params import RequestOutputKind
 
 if TYPE_CHECKING:
-    from octavo._core import Delta, Metrics, SseTemplate, SseWriter, Tokenizer
+    from octavo._core import Delta, Metrics, SseTemplate, SseWriter, TokenIds, Tokenizer
     from octavo.config import EngineConfig
     from octavo.engine.step_times import StepTimes
     from octavo.models.config import ModelConfig
+    from octavo.models.source import ModelSource
     from octavo.pooling import PoolingInfo
     from octavo.runner.request_state import Delivery
     from octavo.sampling_params import SamplingParams
@@ -35,64 +34,8 @@ logger = logging.getLogger("octavo.engine")
 # Receives a sample's output, or the reason why no more will come.
 Sink = Callable[["Delta | EngineDeadError"], None]
 
-Prompt = str | Sequence[int] | Mapping[str, Any]
-
 # Below this an encode costs less than a hop to a worker thread and back.
 INLINE_ENCODE_CHARS = 2048
-
-
-_PROMPT_KEYS = frozenset({"prompt", "prompt_token_ids", "cache_salt", "type"})
-
-
-def prompt_salt(prompt: Prompt) -> str | None:
-    """The salt a prompt brings: prefixes are shared only among requests of one salt.
-
-    Raises:
-        InvalidParameterError: it is no text, or empty.
-    """
-    salt = prompt.get("cache_salt") if isinstance(prompt, Mapping) else None
-    if salt is not None and (not isinstance(salt, str) or not salt):
-        raise InvalidParameterError("cache_salt must be a non-empty string", "cache_salt")
-    return salt
-
-
-def prompt_parts(prompt: Prompt) -> tuple[str | None, Sequence[int] | None]:
-    """A prompt's (text, token ids); one of the two is None.
-
-    Raises:
-        InvalidParameterError: neither text nor token ids.
-        UnsupportedParameterError: a key that would change the answer and is not known here.
-    """
-    if isinstance(prompt, str):
-        return prompt, None
-    if isinstance(prompt, Mapping):
-        for key, value in prompt.items():
-            if value is not None and key not in _PROMPT_KEYS:
-                raise UnsupportedParameterError(f"a prompt's {key} is not supported", str(key))
-        if (ids := prompt.get("prompt_token_ids")) is not None:
-            return prompt.get("prompt"), ids
-        if isinstance(text := prompt.get("prompt"), str):
-            return text, None
-    elif hasattr(prompt, "__len__") and (len(prompt) == 0 or is_token_id(prompt[0])):
-        return None, prompt  # all of them are checked where they become TokenIds
-    raise InvalidParameterError("prompt must be a string or a list of token ids", "prompt")
-
-
-def is_token_id(value: object) -> bool:
-    """Whether a value is an integer, Python's or numpy's."""
-    return hasattr(value, "__index__") and not isinstance(value, bool)
-
-
-def checked_ids(token_ids: Sequence[int]) -> TokenIds:
-    """The token ids of a prompt that was given as such.
-
-    Raises:
-        InvalidParameterError: one of them is not a token id.
-    """
-    try:
-        return TokenIds(token_ids)
-    except (TypeError, ValueError) as error:
-        raise InvalidParameterError(f"prompt must hold token ids: {error}", "prompt") from None
 
 
 class AsyncEngine:
@@ -112,7 +55,9 @@ class AsyncEngine:
         self._pid = os.getpid()
         self._engine_loop = EngineLoop(config, self._wake_up)
         source = self._engine_loop.source
+        self.source: ModelSource = source
         self.model_config: ModelConfig = source.model_config
+        self.model_facts = ModelFacts(self._engine_loop)
         self.tokenizer: Tokenizer = self._engine_loop.tokenizer
         self.chat_template: str | None = source.chat_template
         self.generation_defaults: dict[str, Any] = source.generation_defaults
@@ -130,6 +75,8 @@ class AsyncEngine:
         self._sinks: dict[int, Sink] = {}
         # Sample id -> the writer of its chunks, past the sink.
         self._writers: dict[int, SseWriter] = {}
+        # Sample ids of ``generate``, by the ids that its callers gave.
+        self._named: dict[str, set[int]] = {}
         self._dead: asyncio.Event | None = None
         self._is_stopped = False
         # Made by whoever waits for the last sample to end; set then.
@@ -146,6 +93,21 @@ class AsyncEngine:
         self._loop = asyncio.get_running_loop()
         self._dead = asyncio.Event()
         self._engine_loop.start()
+
+    def stop_now(self) -> None:
+        """End the engine thread after the step in flight, and every request with an error."""
+        self._is_stopped = True
+        self._engine_loop.stop()
+        if self._loop is not None:
+            self._deliver()
+        self._fail_all(EngineDeadError("the engine is stopped"))
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget all cached prefixes; False, and nothing is done, while requests run."""
+        if self._sinks:
+            return False
+        self._engine_loop.call(self._engine_loop.core.reset_prefix_cache)
+        return True
 
     async def stop(self, timeout_s: float = 0.0) -> None:
         """Wait up to ``timeout_s`` for running requests, abort the rest, end the engine thread.
@@ -170,6 +132,16 @@ class AsyncEngine:
             self._idle = asyncio.Event()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), timeout_s)
+
+    @property
+    def is_started(self) -> bool:
+        """True once ``start`` was called."""
+        return self._loop is not None
+
+    @property
+    def is_stopped(self) -> bool:
+        """True once requests are refused because of ``stop``."""
+        return self._is_stopped
 
     @property
     def is_alive(self) -> bool:
@@ -216,6 +188,7 @@ class AsyncEngine:
         """Queue one request; event-loop thread only.
 
         Args:
+            params: not to be changed any more.
             sink: gets every Delta of every sample on the event loop, or one EngineDeadError per
                 sample in place of the rest. ``Delta.extra`` is the prompt's PromptLogprobs, with
                 each sample's first token, or a pooling model's vector, float32 [D], at the end.
@@ -275,19 +248,30 @@ class AsyncEngine:
         request_id: str | None = None,
         *,
         priority: int = 0,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> AsyncIterator[RequestOutput]:
-        """Yield the request's output so far, each time there is more. Leaving the loop aborts it.
+        """Yield the request's output each time there is more. Leaving the loop aborts it.
+
+        ``params.output_kind`` decides what it holds: all so far, in one object that grows; what is
+        new, in an object of its own each time; or all, once, at the end. An ``abort_request`` ends
+        it like any other end.
 
         Raises:
             QueueFullError, RequestTooLongError, InvalidParameterError, UnsupportedParameterError,
                 EngineDeadError: as ``submit``.
         """
+        params = params.clone()
+        add_special_tokens, most = tokenization(tokenization_kwargs, params)
         text, given_ids = prompt_parts(prompt)
         if given_ids is None:
             assert text is not None
-            token_ids = await self.encode(text)
+            token_ids = await self.encode(text, add_special_tokens)
         else:
             token_ids = checked_ids(given_ids)
+        token_ids = truncate(token_ids, most, self.max_model_len)
+        kind = params.output_kind
+        is_final = kind is RequestOutputKind.FINAL_ONLY
+        tokenizer = self.tokenizer if params.detokenize else None
         news: asyncio.Queue[Delta | EngineDeadError] = asyncio.Queue()
         output = RequestOutput(
             request_id=request_id or uuid.uuid4().hex,
@@ -299,19 +283,34 @@ class AsyncEngine:
             token_ids,
             params,
             news.put_nowait,
-            delivery="delta",
+            delivery="final" if is_final else "delta",
             priority=priority,
             cache_salt=prompt_salt(prompt),
         )
+        named = self._named.setdefault(output.request_id, set())
+        named.update(ids)
         try:
             while not output.finished:
                 delta = await news.get()
                 if isinstance(delta, EngineDeadError):
                     raise delta
-                output.apply(delta.request_id - ids[0], delta, self.tokenizer)
-                yield output
+                index = delta.request_id - ids[0]
+                if kind is RequestOutputKind.DELTA:
+                    yield output.take(index, delta, tokenizer)
+                    continue
+                output.apply(index, delta, tokenizer)
+                if output.finished or not is_final:
+                    yield output
         finally:
+            named.difference_update(ids)
+            if not named:
+                self._named.pop(output.request_id, None)
             self.abort(ids)
+
+    def abort_request(self, request_ids: Iterable[str]) -> None:
+        """End what ``generate`` runs under these ids; each yields a last output."""
+        for request_id in request_ids:
+            self.abort(self._named.get(request_id, ()))
 
     # ---------------------------------------------------------------------- delivery
 

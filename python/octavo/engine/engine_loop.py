@@ -100,7 +100,7 @@ class EngineLoop:
         self.last_progress_s = time.monotonic()
         self._notify = notify
         # Putting one wakes the thread, if it waits; an Event would cost more, being Python code.
-        self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._commands: SimpleQueue[Callable[[], object]] = SimpleQueue()
         self._stopping = False
         self._next_id = 0
         # The samples that are not over; the runner reads one when it gets a slot.
@@ -188,6 +188,10 @@ class EngineLoop:
         ids = tuple(request_ids)
         self._commands.put(lambda: self._abort(ids))
 
+    def call(self, work: Callable[[], object]) -> None:
+        """Run something on the engine thread, between two steps."""
+        self._commands.put(work)
+
     def _check_alive(self) -> None:
         if self.fatal_error is not None:
             raise EngineDeadError
@@ -248,7 +252,7 @@ class EngineLoop:
         Returns:
             Whether there was anything to do.
         """
-        self._take_commands()
+        self.take_commands()
         staging = self.runner.next_staging()
         began_s = time.perf_counter()
         batch = self.core.schedule(staging)
@@ -302,7 +306,8 @@ class EngineLoop:
         for request_id in self.core.take_ended():
             self._requests.pop(request_id, None)
 
-    def _take_commands(self) -> None:
+    def take_commands(self) -> None:
+        """Do what was queued, without a step."""
         while not self._commands.empty():
             self._commands.get()()
 
@@ -362,7 +367,7 @@ class EngineLoop:
         self._resting = False
         command()
 
-    def _next_command(self) -> Callable[[], None]:
+    def _next_command(self) -> Callable[[], object]:
         if self._has_idle_work and self._resting:
             with contextlib.suppress(Empty):
                 return self._commands.get(timeout=QUIET_S)

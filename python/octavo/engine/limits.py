@@ -1,4 +1,4 @@
-"""RequestLimits: what the loaded model can take of a request."""
+"""RequestLimits: what the loaded model can take of a request; prompts cut to it."""
 
 from __future__ import annotations
 
@@ -108,3 +108,20 @@ class RequestLimits:
                 raise InvalidParameterError(
                     "cache_salt must be a string of Unicode text", "cache_salt"
                 ) from None
+
+
+def truncate(token_ids: TokenIds, most: int | None, max_model_len: int) -> TokenIds:
+    """The last ``most`` ids; -1 is the whole context, None is no truncation.
+
+    Raises:
+        InvalidParameterError: ``most`` is over the context.
+    """
+    if most is None:
+        return token_ids
+    if most > max_model_len:
+        raise InvalidParameterError(
+            f"truncate_prompt_tokens must be at most {max_model_len}, not {most}",
+            "truncate_prompt_tokens",
+        )
+    # One token of the context is the answer's.
+    return token_ids[-(max_model_len - 1 if most == -1 else most) :]

@@ -159,12 +159,22 @@ class ModelSource:
 
         None where the tokenizer is a GGUF file's, or where there is none.
         """
-        override = self.config.tokenizer
-        if override is None:
+        where = self._other_tokenizer
+        if where is None:
             return self._own_tokenizer_files
-        where = Path(override).expanduser()
         file = where / "tokenizer.json" if where.is_dir() else where
         return TokenizerFiles(file) if file.suffix != ".gguf" and file.is_file() else None
+
+    @cached_property
+    def _other_tokenizer(self) -> Path | None:
+        """The path of ``config.tokenizer``, which may be a hub id; None: the model's own."""
+        override = self.config.tokenizer
+        if override is None:
+            return None
+        path = Path(override).expanduser()
+        if not path.exists() and hub.is_hub_id(override):
+            return hub.download_tokenizer(override, self.config)
+        return path
 
     @cached_property
     def _own_tokenizer_files(self) -> TokenizerFiles | None:
@@ -173,12 +183,12 @@ class ModelSource:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """``config.tokenizer`` (a folder, tokenizer.json or .gguf), else the model's own.
+        """``config.tokenizer`` (a folder, tokenizer.json, .gguf or hub id), else the model's own.
 
         Random weights of a folder that has none get a made-up one.
         """
-        override = self.config.tokenizer
-        where = self.path if override is None else Path(override).expanduser()
+        other = self._other_tokenizer
+        where = self.path if other is None else other
         if where.suffix == ".gguf" and not where.is_dir():
             mapped = self.gguf if where == self.path else None
             try:
@@ -193,7 +203,7 @@ class ModelSource:
                 return files.load()
             except (ValueError, OSError) as error:
                 raise ModelLoadError(f"{where}: {error}") from error
-        if self.kind == "dummy" and override is None:
+        if self.kind == "dummy" and other is None:
             return make_dummy_tokenizer(self.model_config.vocab_size)
         raise ModelLoadError(f"{where}: no such tokenizer")
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from octavo.config import EngineConfig
+from octavo.errors import ModelLoadError
 from octavo.models.pooling_model import is_pooling_model
 from octavo.models.registry import ARCHITECTURES
 from octavo.models.source import ModelSource
@@ -20,10 +23,14 @@ def make_runner(config: EngineConfig, source: ModelSource) -> Runner:
     middle of a step, which cannot be captured. A pooling model has a runner of its own.
 
     Raises:
-        ModelLoadError: the model does not fit or cannot be read.
+        ModelLoadError: the model does not fit, cannot be read, or is for another task than asked.
     """
     if is_pooling_model(source):
-        return PoolingRunner(load_pooling(config, source))
+        runner = PoolingRunner(load_pooling(config, source))
+        assert runner.pooling is not None, "it pools"
+        _check_task(config, source, runner.pooling.task)
+        return runner
+    _check_task(config, source, "generate")
     loaded = load(config, source)
     native = source.model_config.architecture in ARCHITECTURES
     if native and loaded.device.type == "cuda" and config.attention_backend != "reference":
@@ -32,3 +39,27 @@ def make_runner(config: EngineConfig, source: ModelSource) -> Runner:
 
         return GraphRunner(loaded)
     return EagerRunner(loaded)
+
+
+# A field of EngineConfig and its value -> the models' tasks that satisfy it.
+_SATISFIED_BY: Final = {
+    ("runner", "generate"): {"generate"},
+    ("runner", "pooling"): {"embed", "classify", "score"},
+    ("convert", "embed"): {"embed"},
+    ("convert", "classify"): {"classify", "score"},
+    ("task", "generate"): {"generate"},
+    ("task", "embed"): {"embed"},
+    ("task", "classify"): {"classify", "score"},
+    # Vectors of two texts have a score, too.
+    ("task", "score"): {"score", "embed"},
+}
+
+
+def _check_task(config: EngineConfig, source: ModelSource, task: str) -> None:
+    """Refuse a model that is for something else than the configuration says."""
+    for (name, value), tasks in _SATISFIED_BY.items():
+        if getattr(config, name) == value and task not in tasks:
+            raise ModelLoadError(
+                f"{source.path}: {name} is {value!r}, but this model is made to {task}, and octavo "
+                "converts none"
+            )

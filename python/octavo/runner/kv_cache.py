@@ -62,6 +62,7 @@ def plan_kv_cache(
     max_num_seqs: int,
     max_model_len: int | None,
     kv_cache_memory_bytes: int | None,
+    num_blocks: int | None = None,
     default_bytes: int,
     available_bytes: int,
 ) -> KVCachePlan:
@@ -74,6 +75,7 @@ def plan_kv_cache(
         kv_cache_memory_bytes: the user's choice; None takes ``default_bytes``, raised to the need
             of one request of max_model_len, but never more than ``available_bytes`` or than the
             need of max_num_seqs requests of max_model_len.
+        num_blocks: so many, in place of what the bytes would give.
 
     Raises:
         ModelLoadError: a request of max_model_len would not fit; names a length that would.
@@ -82,14 +84,17 @@ def plan_kv_cache(
     limit = parts[0].max_context_len if max_model_len in (None, -1) else max_model_len
     assert limit is not None
     blocks_per_request = -(-limit // block_size)
-    if kv_cache_memory_bytes is not None:
+    if num_blocks is not None:
+        budget = num_blocks * per_block
+    elif kv_cache_memory_bytes is not None:
         budget = kv_cache_memory_bytes
     else:
         wanted = default_bytes
         if max_model_len != -1:
             wanted = max(wanted, blocks_per_request * per_block)
         budget = min(wanted, available_bytes)
-    num_blocks = min(budget // per_block, max_num_seqs * blocks_per_request)
+    if num_blocks is None:
+        num_blocks = min(budget // per_block, max_num_seqs * blocks_per_request)
     if num_blocks < blocks_per_request and max_model_len == -1:
         limit = num_blocks * block_size
     if num_blocks < 1 or limit > num_blocks * block_size:

@@ -116,6 +116,7 @@ def fit_cache(loaded: LoadedModel[CausalLM], available_bytes: int) -> tuple[KVCa
         max_num_seqs=max_num_seqs(loaded),
         max_model_len=config.max_model_len,
         kv_cache_memory_bytes=config.kv_cache_memory_bytes,
+        num_blocks=config.num_gpu_blocks_override,
         default_bytes=DEFAULT_CPU_KV_BYTES if loaded.device.type == "cpu" else available_bytes,
         available_bytes=available_bytes,
     )

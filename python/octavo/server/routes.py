@@ -16,6 +16,7 @@ from octavo.errors import (
     error_kind,
 )
 from octavo.server import health
+from octavo.server.compat.routes import COMPAT_ROUTES
 from octavo.server.http.access import open_paths
 from octavo.server.http.app import ApiRoute, App, ErrorBody
 from octavo.server.http.body import Body
@@ -74,7 +75,7 @@ async def openapi(state: ServerState, exchange: Exchange) -> None:
     """This description."""
     config = state.config
     document = describe(
-        ROUTES,
+        _entries(state),
         open_paths=open_paths(config) if config.api_key else None,
         root_path=config.root_path,
     )
@@ -141,10 +142,16 @@ class Endpoint:
             raise
 
 
-def make_app(state: ServerState, entries: Iterable[Entry] = ROUTES) -> App:
+def _entries(state: ServerState) -> list[Entry]:
+    """The table, and the routes of the other APIs that the operator wants."""
+    others = dict.fromkeys(state.config.compat)
+    return [*ROUTES, *(Entry(*row) for name in others for row in COMPAT_ROUTES[name])]
+
+
+def make_app(state: ServerState, entries: Iterable[Entry] | None = None) -> App:
     """The application over a table of routes. A GET route answers HEAD too."""
     routes = [
         ApiRoute(entry.path, Endpoint(state, entry), entry.methods, entry.error_body)
-        for entry in entries
+        for entry in (_entries(state) if entries is None else entries)
     ]
     return App(routes, state.config, error_body)

@@ -6,7 +6,8 @@ blocks, loop controls, ``raise_exception``, ``strftime_now``, ``tojson`` without
 
 A template is a program. Loops and macros are compiled with a check of a deadline in their bodies,
 and the output's size is bounded. A template that a request brings also loses the operations that
-make a long string from short ones.
+make a long string from short ones, and is rendered in a process of its own
+(``template_process.py``): what it costs there, it cannot cost the server.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from datetime import datetime
 from typing import Any, Final, Literal
 
@@ -203,9 +205,13 @@ class ChatTemplate:
         special_tokens: variables such as ``bos_token`` -> its text.
         untrusted: the source came with a request.
 
+    ``executor``: the threads for renders that may be long; None: anybody's.
+
     Raises:
         ValueError: the source is not a template; one line with the line number.
     """
+
+    executor: Executor | None = None
 
     def __init__(
         self, source: str, special_tokens: Mapping[str, str], *, untrusted: bool = False
@@ -222,6 +228,9 @@ class ChatTemplate:
             raise ValueError(f"chat template, line {error.lineno}: {error.message}") from None
         except (jinja2.TemplateError, RecursionError) as error:
             raise ValueError(f"chat template: {error}") from None
+        except MemoryError:
+            # What Python's parser makes of deep code.
+            raise ValueError("chat template: it nests too deeply") from None
         self._template = jinja2.Template.from_code(environment, code, dict(environment.globals))
         self._special_tokens = dict(special_tokens)
         # Roles are compared as string literals; a template without this one would refuse it, or

@@ -203,6 +203,10 @@ impl PyTokenizer {
         self.inner.id_to_token(token_id)
     }
 
+    fn to_json(&self) -> PyResult<String> {
+        self.inner.to_json().map_err(value_error)
+    }
+
     fn token_bytes<'py>(&self, py: Python<'py>, token_id: u32) -> Bound<'py, PyBytes> {
         PyBytes::new(py, &self.inner.token_bytes(token_id))
     }

@@ -85,9 +85,9 @@ class App:
                 app,
                 self.answer_error,
                 allow_origins=config.allowed_origins,
-                allow_methods=("GET", "POST"),
-                # Keys travel in headers of the page's own making, clients add some of their own.
-                allow_headers=("*",),
+                allow_methods=config.allowed_methods,
+                allow_headers=config.allowed_headers,
+                allow_credentials=config.allow_credentials,
                 expose_headers=("x-request-id", "retry-after"),
                 max_age=_PREFLIGHT_AGE_S,
             )

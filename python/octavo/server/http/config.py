@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from octavo.config import _flag as flag
 
@@ -17,14 +18,20 @@ class ServerConfig:
 
     # --- listening ---
     # Loopback: a server that others can reach is a decision, not a default.
-    host: str = flag("127.0.0.1", "front end", "address to listen on; 0.0.0.0 for all")
-    port: int = flag(8000, "front end", "port to listen on; 0 takes a free one")
+    host: str = flag("127.0.0.1", "front end", "address to listen on; 0.0.0.0 for all", common=True)
+    port: int = flag(8000, "front end", "port to listen on; 0 takes a free one", common=True)
     uds: str | None = flag(None, "front end", "listen on this Unix socket instead of a port")
     root_path: str = flag(
         "", "front end", "path prefix of a proxy in front, which may strip it or not"
     )
     ssl_keyfile: str | None = flag(None, "front end", "TLS private key (PEM)")
     ssl_certfile: str | None = flag(None, "front end", "TLS certificate chain (PEM)")
+    ssl_ca_certs: str | None = flag(None, "front end", "authorities of clients' certificates (PEM)")
+    # As in vLLM: a client needs no certificate unless the operator asks for one.
+    ssl_cert_reqs: int = flag(
+        0, "front end", "clients' certificates: 0 none, 1 checked if there is one, 2 required"
+    )
+    ssl_ciphers: str | None = flag(None, "front end", "ciphers of TLS 1.2 and below")
 
     # --- access ---
     api_key: tuple[str, ...] = flag(
@@ -33,28 +40,62 @@ class ServerConfig:
         "keys, one of which a request must bring; none: open",
         many=True,
         vllm_env="VLLM_API_KEY",
+        common=True,
+        secret=True,
     )
     # Scrapers seldom carry keys, but the counts show the use of a server.
     metrics_need_key: bool = flag(True, "access", "whether /metrics asks for the key too")
     # Empty: no browser page of another origin may call the server.
     allowed_origins: tuple[str, ...] = flag(
-        (), "access", "origins whose web pages may call (CORS); '*' for all", many=True
+        (), "access", "origins whose web pages may call (CORS); '*' for all", many=True, common=True
     )
+    allowed_methods: tuple[str, ...] = flag(
+        ("GET", "POST"), "access", "methods that such pages may use; '*' for all", many=True
+    )
+    # Keys travel in headers of the page's own making, clients add some of their own.
+    allowed_headers: tuple[str, ...] = flag(
+        ("*",), "access", "headers that such pages may send; '*' for all", many=True
+    )
+    # Off: octavo sets no cookies, and keys need none.
+    allow_credentials: bool = flag(False, "access", "such pages may send cookies")
     allowed_hosts: tuple[str, ...] = flag(
         (), "access", "further Host names accepted on loopback without a key", many=True
     )
 
     # --- templates ---
     chat_template: str | None = flag(
-        None, "templates", "a Jinja file, or the template itself, in place of the model's"
+        None,
+        "templates",
+        "a Jinja file, or the template itself, in place of the model's",
+        common=True,
     )
     # Off: a template is a program, and its author should be the operator.
     trust_request_chat_template: bool = flag(
         False, "templates", "accept a chat_template inside a request"
     )
 
+    # --- answers ---
+    # Off: OpenAI's clients get usage in a stream where they ask for it.
+    enable_force_include_usage: bool = flag(
+        False, "answers", "usage in every chunk of every stream, asked for or not"
+    )
+    return_tokens_as_token_ids: bool = flag(
+        False, "answers", "logprobs name tokens token_id:17 unless a request says otherwise"
+    )
+    # Proxies close connections that are silent for 30 or 60 seconds.
+    sse_keep_alive_interval: float = flag(
+        15.0, "answers", "seconds of silence after which a stream gets a comment; 0: never"
+    )
+
+    # Empty: routes that nobody asked for are only more to guard.
+    compat: tuple[Literal["ollama", "tgi"], ...] = flag(
+        (), "answers", "further APIs to serve", many=True, choices=("ollama", "tgi")
+    )
+
     # --- log and life cycle ---
-    enable_log_requests: bool = flag(False, "logging", "one line per request, without its text")
+    enable_log_requests: bool = flag(
+        False, "logging", "one line per request, without its text", common=True
+    )
     disable_log_stats: bool = flag(False, "logging", "no throughput line while there is work")
     # Long enough for a typical answer, shorter than the 30 s after which orchestrators kill.
     shutdown_timeout: float = flag(
@@ -70,8 +111,21 @@ class ServerConfig:
             raise ValueError(f"root_path must begin with '/', not {self.root_path!r}")
         if any(not key for key in self.api_key):
             raise ValueError("api_key must not be empty")
-        if (self.ssl_keyfile is not None) and self.ssl_certfile is None:
-            raise ValueError("ssl_keyfile needs ssl_certfile")
+        for name in ("ssl_keyfile", "ssl_ca_certs", "ssl_ciphers"):
+            if getattr(self, name) is not None and self.ssl_certfile is None:
+                raise ValueError(f"{name} needs ssl_certfile")
+        if self.ssl_cert_reqs not in (0, 1, 2):
+            raise ValueError(f"ssl_cert_reqs must be 0, 1 or 2, not {self.ssl_cert_reqs}")
+        if self.ssl_cert_reqs and self.ssl_ca_certs is None:
+            raise ValueError("ssl_cert_reqs needs ssl_ca_certs")
+        if not 0 <= self.sse_keep_alive_interval < float("inf"):
+            raise ValueError(
+                f"sse_keep_alive_interval must be at least 0, not {self.sse_keep_alive_interval}"
+            )
+        if self.allow_credentials and "*" in self.allowed_origins:
+            raise ValueError(
+                "allow_credentials needs allowed_origins by name: every page could act for a user"
+            )
 
     @property
     def has_tls(self) -> bool:

@@ -91,6 +91,7 @@ class Exchange(Request):
         self._is_direct: bool = scope.get("octavo.direct", False)
         self.request_id: str = scope["state"]["request_id"]
         self._value: dict[str, Any] | None = None
+        self._takes_any_type = False
 
     # ------------------------------------------------------------------ the request
 
@@ -106,7 +107,11 @@ class Exchange(Request):
         if self._value is not None:
             return parse(self._value)
         content_type = header(self.scope, b"content-type") or b""
-        if content_type != _JSON and content_type.partition(b";")[0].strip().lower() != _JSON:
+        if (
+            content_type != _JSON
+            and content_type.partition(b";")[0].strip().lower() != _JSON
+            and not self._takes_any_type
+        ):
             raise ContentTypeError("the request's Content-Type must be application/json")
         coding = coding_of(header(self.scope, b"content-encoding"))
         body = await self._read_body()
@@ -114,6 +119,13 @@ class Exchange(Request):
         if coding is None and len(body) <= MAX_INLINE_BODY_BYTES:
             return parse(_json_object(body))
         return await asyncio.to_thread(_parse_large, bytes(body), coding, parse)
+
+    def allow_any_type(self) -> None:
+        """Take a body of any declared type for JSON, as curl sends it by default.
+
+        Not from web pages: a type other than JSON's is what they may send to any server.
+        """
+        self._takes_any_type = header(self.scope, b"origin") is None
 
     async def peek(self) -> dict[str, Any]:
         """The body before it is parsed; ``read`` parses the same.

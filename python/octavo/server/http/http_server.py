@@ -33,6 +33,9 @@ from octavo.errors import (
 from octavo.server.http import limits
 from octavo.server.http.deadline import Deadline
 
+# OpenSSL's own list.
+DEFAULT_CIPHERS: Final = "DEFAULT"
+
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message
 
@@ -435,6 +438,10 @@ class HttpServer:
                 server_header=False,
                 ssl_keyfile=config.ssl_keyfile,
                 ssl_certfile=config.ssl_certfile,
+                ssl_ca_certs=config.ssl_ca_certs,
+                ssl_cert_reqs=config.ssl_cert_reqs,
+                # OpenSSL's names; without TLS uvicorn does not look at them.
+                ssl_ciphers=config.ssl_ciphers or DEFAULT_CIPHERS,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=FLUSH_S,
             )

@@ -25,7 +25,8 @@ MAX_BAD_WORDS: Final = 128
 MAX_BAD_WORD_CHARS: Final = 256
 MAX_LOGIT_BIAS: Final = 1024
 MAX_ALLOWED_TOKEN_IDS: Final = 4096
-MAX_LOGPROBS: Final = 20
+# More than any vocabulary: -1 in a request.
+ALL_LOGPROBS: Final = 2**31 - 1
 MAX_REQUEST_ID_CHARS: Final = 256
 MAX_CACHE_SALT_CHARS: Final = 1024
 # Of a large body. Parsing holds the interpreter's lock, at about a microsecond a node and a tenth
@@ -118,9 +119,9 @@ def check_logit_bias(bias: Mapping[int, float]) -> None:
 
 
 def check_logprobs(param: str, num_logprobs: int, max_logprobs: int) -> None:
-    """``max_logprobs``: what the operator allows; the table's own bound holds beside it."""
-    most = MAX_LOGPROBS if max_logprobs == -1 else min(max_logprobs, MAX_LOGPROBS)
-    if not 0 <= num_logprobs <= most:
+    """``max_logprobs``: the most that the operator allows; -1 is no limit."""
+    if max_logprobs != -1 and num_logprobs > max_logprobs:
+        asked = "-1 (all)" if num_logprobs == ALL_LOGPROBS else num_logprobs
         raise InvalidParameterError(
-            f"{param} must be between 0 and {most}, not {num_logprobs}", param
+            f"{param} must be between 0 and {max_logprobs}, not {asked}", param
         )

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from octavo.engine.limits import truncate
 from octavo.server.openai.dialect import OpenAiDialect, OpenAiReply
 from octavo.server.openai.logprobs import chat_logprobs, prompt_logprobs
 from octavo.server.openai.protocol import ChatRequest, parse_chat
 from octavo.server.work.answer import answer
-from octavo.server.work.prompts import encode_chat, truncate
+from octavo.server.work.prompts import encode_chat
 
 if TYPE_CHECKING:
     from octavo.server.http.exchange import Exchange
@@ -85,7 +86,7 @@ class ChatReply(OpenAiReply):
                 news.logprobs,
                 self._texts,
                 self.request.sampling["logprobs"],
-                self.request.return_tokens_as_token_ids,
+                bool(self.request.return_tokens_as_token_ids),
             )
         if self.request.return_token_ids:
             choice["token_ids"] = news.token_ids

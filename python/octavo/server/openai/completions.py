@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from octavo.engine.limits import truncate
 from octavo.server.openai.dialect import OpenAiDialect, OpenAiReply
 from octavo.server.openai.logprobs import CompletionLogprobs, prompt_logprobs
 from octavo.server.openai.protocol import CompletionRequest, parse_completion
 from octavo.server.work.answer import answer
-from octavo.server.work.prompts import INLINE_CHARS, encode_prompts, truncate
+from octavo.server.work.prompts import INLINE_CHARS, encode_prompts
 
 if TYPE_CHECKING:
     from octavo._core import TokenIds
@@ -131,7 +132,7 @@ class CompletionReply(OpenAiReply):
             writer = self._logprobs[index] = CompletionLogprobs(
                 self._texts,
                 self.request.sampling["logprobs"],
-                self.request.return_tokens_as_token_ids,
+                bool(self.request.return_tokens_as_token_ids),
                 self.request.sampling.get("skip_special_tokens", True),
                 self._echo(index),
             )

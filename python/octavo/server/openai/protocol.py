@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from octavo.errors import InvalidParameterError, UnsupportedParameterError, clip
 from octavo.server.http import fields, limits
@@ -22,6 +22,9 @@ from octavo.server.http.body import BOOKKEEPING_FIELDS, Body
 from octavo.server.openai.messages import MESSAGES_SCHEMA, parse_messages
 from octavo.server.work.request import Conversation, GenerationRequest
 from octavo.text.chat_template import MAX_TEMPLATE_CHARS, RESERVED_VARIABLES
+
+if TYPE_CHECKING:
+    from octavo.server.http.config import ServerConfig
 
 # Names that render() itself takes beside the template's variables.
 _RESERVED_KWARGS: Final = RESERVED_VARIABLES | {"continue_final_message", "self"}
@@ -34,10 +37,24 @@ class OpenAiRequest(GenerationRequest):
     include_usage: bool = False
     continuous_usage_stats: bool = False
     return_token_ids: bool = False
-    return_tokens_as_token_ids: bool = False
+    # None: the operator's choice.
+    return_tokens_as_token_ids: bool | None = None
     truncate_prompt_tokens: int | None = None
     # For the answer; echo with logprobs has the engine compute them too.
     prompt_logprobs: int | None = None
+
+    def configure(self, config: ServerConfig) -> None:
+        """See ``GenerationRequest``."""
+        if config.enable_force_include_usage:
+            self.include_usage = self.continuous_usage_stats = self.stream
+        if self.return_tokens_as_token_ids is None:
+            self.return_tokens_as_token_ids = config.return_tokens_as_token_ids
+
+    def ask_for_all(self, vocab_size: int) -> None:
+        """See ``GenerationRequest``."""
+        GenerationRequest.ask_for_all(self, vocab_size)
+        if self.prompt_logprobs == limits.ALL_LOGPROBS:
+            self.prompt_logprobs = vocab_size
 
 
 @dataclass(slots=True, kw_only=True)
@@ -149,8 +166,15 @@ def _template_kwargs(name: str, value: Any) -> dict[str, Any]:
 
 
 _boolean = fields.boolean
-# The operator may allow fewer: limits.check_logprobs has the last word.
-_LOGPROBS: Final = fields.integer(0, limits.MAX_LOGPROBS)
+_NUM_LOGPROBS: Final = fields.integer(-1)
+
+
+@fields.check(**_NUM_LOGPROBS.schema)
+def _logprobs(name: str, value: Any) -> int:
+    """A number of alternatives; -1 is all. limits.check_logprobs knows the operator's limit."""
+    count: int = _NUM_LOGPROBS(name, value)
+    return limits.ALL_LOGPROBS if count == -1 else count
+
 
 # Fields that SamplingParams carries under the same name.
 SAMPLING_FIELDS: Final[dict[str, fields.Check]] = {
@@ -188,7 +212,7 @@ COMMON_FIELDS: Final[dict[str, fields.Check]] = {
     "return_tokens_as_token_ids": _boolean,
     "truncate_prompt_tokens": fields.truncation,
     "add_special_tokens": _boolean,
-    "prompt_logprobs": _LOGPROBS,
+    "prompt_logprobs": _logprobs,
 }
 
 TEMPLATE_FIELDS: Final[dict[str, fields.Check]] = {
@@ -210,7 +234,7 @@ CHAT_FIELDS: Final[dict[str, fields.Check]] = {
     "max_tokens": fields.integer(1),
     "max_completion_tokens": fields.integer(1),
     "logprobs": _boolean,
-    "top_logprobs": _LOGPROBS,
+    "top_logprobs": _logprobs,
     "documents": fields.json_objects,
     "reasoning_effort": fields.one_of("none", "minimal", "low", "medium", "high", "xhigh"),
 }
@@ -220,7 +244,7 @@ COMPLETION_FIELDS: Final[dict[str, fields.Check]] = {
     **COMMON_FIELDS,
     "prompt": _prompts,
     "echo": _boolean,
-    "logprobs": _LOGPROBS,
+    "logprobs": _logprobs,
 }
 
 TOKENIZE_FIELDS: Final[dict[str, fields.Check]] = {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from octavo.errors import InvalidParameterError, RequestTooLongError
+from octavo.pooling import vector_size
 from octavo.server.pooling.pool import (
     base64_text,
     cut_vectors,
@@ -15,7 +16,6 @@ from octavo.server.pooling.pool import (
     pool,
     render_json,
     usage,
-    vector_size,
 )
 from octavo.server.pooling.protocol import parse_cohere_embed
 

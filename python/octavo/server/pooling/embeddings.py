@@ -6,6 +6,7 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Any
 
+from octavo.pooling import vector_size
 from octavo.server.pooling.pool import (
     base64_text,
     cut_vectors,
@@ -13,7 +14,6 @@ from octavo.server.pooling.pool import (
     pool,
     render_json,
     usage,
-    vector_size,
 )
 from octavo.server.pooling.protocol import parse_embedding
 

@@ -123,21 +123,6 @@ def cut_vectors(pooled: Sequence[Vector], info: PoolingInfo, size: int) -> NDArr
     return rows
 
 
-def vector_size(info: PoolingInfo, asked: int | None, param: str) -> int:
-    """The number of a vector's numbers that a request is answered with.
-
-    Raises:
-        InvalidParameterError: it asks for more than there are.
-    """
-    size = asked or info.size
-    if size > info.size:
-        raise InvalidParameterError(
-            f"{param} must be at most {info.size}, the size of this model's vectors, not {size}",
-            param,
-        )
-    return size
-
-
 def base64_text(row: Vector) -> str:
     """A vector as base64 of little-endian float32."""
     return base64.b64encode(row.astype("<f4").tobytes()).decode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("octavo.server")
 
-# Proxies close connections that are silent for 30 or 60 seconds.
-PING_S: Final = 15.0
-
 # The head waits for the first token, so that an early failure still gets a status of its own, but
 # not longer than this: a client behind a long queue should see that it has been let in.
 HEAD_WAIT_S: Final = 1.0
@@ -42,11 +40,13 @@ INLINE_SCORES: Final = 256
 class Silence:
     """Nudges a generation that has had no news for a while. One timer, not one per token.
 
-    ``writer``: what writes past ``written``, once there is one.
+    ``ping_s``: a while, once something has been written; 0 is for ever. ``writer``: what writes
+    past ``written``, once there is one.
     """
 
-    def __init__(self, generation: Generation) -> None:
+    def __init__(self, generation: Generation, ping_s: float) -> None:
         self._generation = generation
+        self._ping_s = ping_s or math.inf
         self._loop = asyncio.get_running_loop()
         self._last_write = self._loop.time()
         self._limit = HEAD_WAIT_S
@@ -56,13 +56,15 @@ class Silence:
     def written(self) -> None:
         """Note that something has left for the client."""
         self._last_write = self._loop.time()
-        self._limit = PING_S
+        self._limit = self._ping_s
 
     def close(self) -> None:
         """End the nudges."""
         self._timer.cancel()
 
     def _check(self) -> None:
+        if self._limit == math.inf:
+            return
         if self.writer is not None:
             self._last_write = max(self._last_write, self.writer.last_write_s)
         waited = self._loop.time() - self._last_write
@@ -82,7 +84,8 @@ async def answer(dialect: Dialect[Request], state: ServerState, exchange: Exchan
     request = await exchange.read(dialect.parse)
     model = state.model_for_work(request.model)
     model.check_generates()
-    request.check(model.engine.config)
+    request.configure(state.config)
+    request.check(model.engine)
     params = request.sampling_params(model.engine.generation_defaults)
     reply = await dialect.reply(request, model, exchange.request_id)
     if params.max_tokens == 0 and params.prompt_logprobs is None:
@@ -91,7 +94,10 @@ async def answer(dialect: Dialect[Request], state: ServerState, exchange: Exchan
     with Generation(model.engine, exchange.connection, state.generations) as generation:
         is_ready = _submit(generation, request, params, reply)
         if request.stream:
-            await _stream(exchange, generation, dialect, reply, request.n, is_ready=is_ready)
+            ping_s = state.config.sse_keep_alive_interval
+            await _stream(
+                exchange, generation, dialect, reply, request.n, ping_s=ping_s, is_ready=is_ready
+            )
             return
         await _answer_whole(exchange, reply, await generation.collect(), request.n)
 
@@ -138,9 +144,13 @@ async def _stream(
     reply: Reply,
     n: int,
     *,
+    ping_s: float,
     is_ready: bool,
 ) -> None:
-    """Write every sample's frames as they come. ``is_ready``: the core makes those of text.
+    """Write every sample's frames as they come.
+
+    ``ping_s``: the silence after which the client gets a sign of life; 0: never. ``is_ready``: the
+    core makes the frames of text.
 
     Raises:
         OctavoError: the generation failed before anything was written. Later failures are written
@@ -148,7 +158,7 @@ async def _stream(
         ClientDisconnect: there is nobody to write to.
     """
     usage = Usage(n)
-    silence = Silence(generation)
+    silence = Silence(generation, ping_s)
     opened: set[int] = set()
     try:
         is_over = False

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from octavo.errors import InvalidParameterError, RequestTooLongError, UnsupportedParameterError
+from octavo.errors import RequestTooLongError, UnsupportedParameterError
 
 if TYPE_CHECKING:
     from octavo._core import TokenIds
@@ -52,7 +52,10 @@ async def encode_chat(model: ServedModel, conversation: Conversation) -> TokenId
         )
 
     num_chars = sum(_num_chars(message["content"]) for message in conversation.messages)
-    text = render() if num_chars <= INLINE_CHARS else await asyncio.to_thread(render)
+    if num_chars <= INLINE_CHARS and template.executor is None:
+        text = render()
+    else:
+        text = await asyncio.get_running_loop().run_in_executor(template.executor, render)
     # The template has written the special tokens already.
     return await encode(model.engine, text, conversation.add_special_tokens, "messages")
 
@@ -95,20 +98,3 @@ async def encode_prompts(
         await encode(engine, prompt, add_special_tokens) if isinstance(prompt, str) else prompt
         for prompt in prompts
     ]
-
-
-def truncate(token_ids: TokenIds, most: int | None, max_model_len: int) -> TokenIds:
-    """The last ``most`` ids; -1 is the whole context, None is no truncation.
-
-    Raises:
-        InvalidParameterError: ``most`` is over the context.
-    """
-    if most is None:
-        return token_ids
-    if most > max_model_len:
-        raise InvalidParameterError(
-            f"truncate_prompt_tokens must be at most {max_model_len}, not {most}",
-            "truncate_prompt_tokens",
-        )
-    # One token of the context is the answer's.
-    return token_ids[-(max_model_len - 1 if most == -1 else most) :]

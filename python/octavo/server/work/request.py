@@ -10,7 +10,8 @@ from octavo.sampling_params import SamplingParams
 from octavo.server.http import limits
 
 if TYPE_CHECKING:
-    from octavo.config import EngineConfig
+    from octavo.engine.engine import AsyncEngine
+    from octavo.server.http.config import ServerConfig
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,14 +42,25 @@ class GenerationRequest:
         """Samples per prompt."""
         return int(self.sampling.get("n", 1))
 
-    def check(self, config: EngineConfig) -> None:
+    def configure(self, config: ServerConfig) -> None:
+        """Take over the operator's choices for what the request leaves open."""
+
+    def check(self, engine: AsyncEngine) -> None:
         """Check against the limits of the model's operator.
 
         Raises:
             InvalidParameterError: naming the field.
         """
         for name, count in self.num_logprobs.items():
-            limits.check_logprobs(name, count, config.max_logprobs)
+            limits.check_logprobs(name, count, engine.config.max_logprobs)
+        if limits.ALL_LOGPROBS in self.num_logprobs.values():
+            self.ask_for_all(engine.model_config.vocab_size)
+
+    def ask_for_all(self, vocab_size: int) -> None:
+        """Put the number of all tokens where the request asks for the logprobs of all."""
+        for name in ("logprobs", "prompt_logprobs"):
+            if self.sampling.get(name) == limits.ALL_LOGPROBS:
+                self.sampling[name] = vocab_size
 
     def sampling_params(self, defaults: Mapping[str, Any]) -> SamplingParams:
         """The request's own values over the model's defaults over OpenAI's.

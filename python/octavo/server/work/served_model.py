@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from octavo.errors import BadRequestError, UnsupportedParameterError
 from octavo.server.work.token_texts import TokenTexts
 from octavo.text.chat_template import ChatTemplate
+from octavo.text.template_process import RequestTemplate, TemplateProcess
 
 if TYPE_CHECKING:
     from octavo.engine.engine import AsyncEngine
     from octavo.pooling import PoolingInfo, PoolingTask
-
-# Templates that requests bring: compiling one takes milliseconds, a client sends few.
-MAX_REQUEST_TEMPLATES: Final = 16
 
 # Routes for models that generate no text.
 _POOLING_ROUTES: Final[dict[PoolingTask, str]] = {
@@ -54,7 +51,12 @@ class ServedModel:
         source = template_source or engine.chat_template
         self._template = None if source is None else ChatTemplate(source, engine.special_tokens)
         self._trusts_request_templates = trusts_request_templates
-        self._request_templates: OrderedDict[str, ChatTemplate] = OrderedDict()
+        self._template_process = TemplateProcess()
+
+    @property
+    def has_template(self) -> bool:
+        """True where the model, or the operator, has a chat template."""
+        return self._template is not None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -86,11 +88,11 @@ class ServedModel:
             raise BadRequestError(f"this model {verb} texts: use {routes}", "model")
         return info
 
-    def template(self, requested: str | None = None) -> ChatTemplate:
+    def template(self, requested: str | None = None) -> ChatTemplate | RequestTemplate:
         """The model's chat template, or the one a request brings.
 
         Raises:
-            BadRequestError: there is none, or the request's is not a template.
+            BadRequestError: there is none.
             UnsupportedParameterError: templates in requests are not allowed here.
         """
         if requested is not None:
@@ -103,19 +105,10 @@ class ServedModel:
             )
         return self._template
 
-    def _request_template(self, source: str) -> ChatTemplate:
+    def _request_template(self, source: str) -> RequestTemplate:
         if not self._trusts_request_templates:
             raise UnsupportedParameterError(
                 "chat_template in a request needs a server with --trust-request-chat-template",
                 "chat_template",
             )
-        template = self._request_templates.pop(source, None)
-        if template is None:
-            try:
-                template = ChatTemplate(source, self.engine.special_tokens, untrusted=True)
-            except ValueError as error:
-                raise BadRequestError(str(error), "chat_template") from None
-        self._request_templates[source] = template
-        if len(self._request_templates) > MAX_REQUEST_TEMPLATES:
-            self._request_templates.popitem(last=False)
-        return template
+        return RequestTemplate(source, self.engine.special_tokens, self._template_process)

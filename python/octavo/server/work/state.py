@@ -87,6 +87,9 @@ class ServerState:
         if self._default is None:
             raise LoadingError
         model = self._default if name is None else self._models.get(name)
+        if model is None and name is not None:
+            # Ollama's clients write the tag of what has none.
+            model = self._models.get(name.removesuffix(":latest"))
         if model is None:
             raise ModelNotFoundError(name or "")
         self._check_alive(model)

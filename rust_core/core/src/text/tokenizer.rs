@@ -276,6 +276,16 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
+    /// The whole tokenizer as the text of a `tokenizer.json`. O(vocabulary).
+    ///
+    /// # Errors
+    /// A part of it cannot be written down.
+    pub fn to_json(&self) -> Result<String, TokenizerError> {
+        self.inner
+            .to_string(false)
+            .map_err(|error| TokenizerError(error.to_string()))
+    }
+
     /// The bytes this token adds in the middle of a text; none for ids out of the vocabulary.
     pub fn token_bytes(&self, id: u32) -> Vec<u8> {
         if let Some(table) = self.table() {

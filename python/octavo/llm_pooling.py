@@ -1,0 +1,294 @@
+"""PoolingLLM: LLM's methods for vectors, scores and classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from octavo.engine.prompts import Prompt, checked_ids, prompt_parts, refuse_adapter, tokenization
+from octavo.offline import Offline, UseTqdm, as_batch
+from octavo.outputs import (
+    ClassificationOutput,
+    ClassificationRequestOutput,
+    EmbeddingOutput,
+    EmbeddingRequestOutput,
+    PoolingOutput,
+    PoolingRequestOutput,
+    ScoringOutput,
+    ScoringRequestOutput,
+)
+from octavo.pooling import (
+    NO_TOKENS,
+    EncodedText,
+    PoolingInfo,
+    check_params,
+    cosine,
+    encode_pair,
+    encode_text,
+    max_text_len,
+    pooled_values,
+    squash,
+)
+from octavo.pooling_params import PoolingParams
+
+if TYPE_CHECKING:
+    from octavo._core import Delta
+    from octavo.pooling import Vector
+
+
+class PoolingLLM(Offline):
+    """What LLM does with a pooling model.
+
+    All methods take vLLM's ``pooling_params``, ``tokenization_kwargs`` (of which
+    ``add_special_tokens`` and ``truncate_prompt_tokens`` have a use) and ``lora_request``, which is
+    refused. ``use_tqdm`` may be a class of progress bars.
+    """
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        truncate_prompt_tokens: int | None = None,
+        use_tqdm: UseTqdm = True,
+        pooling_params: PoolingParams | None = None,
+        lora_request: None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[EmbeddingRequestOutput]:
+        """One vector per text, in the prompts' order.
+
+        Args:
+            prompts: one prompt or several: text, token ids, or ``{"prompt_token_ids": [...]}``.
+            truncate_prompt_tokens: cut texts to so many tokens, special ones included; -1 is the
+                model's limit. None refuses what is longer than that. Token ids are cut at the end.
+
+        Raises:
+            ValueError: the model gives no vectors.
+            RequestTooLongError, InvalidParameterError: before anything has run.
+        """
+        refuse_adapter(lora_request)
+        info = self._pooling_info("embed")
+        params = self._params(pooling_params, info, truncate_prompt_tokens)
+        return [
+            EmbeddingRequestOutput(
+                request_id, text, token_ids, EmbeddingOutput(pooled_values(vector, info, params))
+            )
+            for request_id, text, token_ids, vector in self._pool_each(
+                prompts, params, tokenization_kwargs, use_tqdm
+            )
+        ]
+
+    def classify(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        truncate_prompt_tokens: int | None = None,
+        use_tqdm: UseTqdm = True,
+        pooling_params: PoolingParams | None = None,
+        lora_request: None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[ClassificationRequestOutput]:
+        """The probability of each label, of every text, in the prompts' order.
+
+        They are a softmax of the model's logits; sigmoids where it has one label or its config.json
+        says that several may hold (``multi_label_classification``); for ``regression``, or with
+        ``PoolingParams(use_activation=False)``, the logits.
+
+        Args:
+            prompts, truncate_prompt_tokens: as for ``embed``.
+
+        Raises:
+            ValueError: the model is no classifier.
+            RequestTooLongError, InvalidParameterError: before anything has run.
+        """
+        refuse_adapter(lora_request)
+        info = self._pooling_info("classify", "score")
+        params = self._params(pooling_params, info, truncate_prompt_tokens)
+        return [
+            ClassificationRequestOutput(
+                request_id, token_ids, ClassificationOutput(pooled_values(logits, info, params))
+            )
+            for request_id, _, token_ids, logits in self._pool_each(
+                prompts, params, tokenization_kwargs, use_tqdm
+            )
+        ]
+
+    def encode(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | None = None,
+        *,
+        pooling_task: str | None = None,
+        truncate_prompt_tokens: int | None = None,
+        use_tqdm: UseTqdm = True,
+        lora_request: None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[PoolingRequestOutput]:
+        """The output of ``embed`` or ``classify``, as one tensor per text.
+
+        Args:
+            prompts, truncate_prompt_tokens: as for ``embed``.
+            pooling_task: "embed" or "classify"; None is the model's own.
+
+        Raises:
+            ValueError: another task, or not the model's: tokens have no outputs of their own.
+            RequestTooLongError, InvalidParameterError: before anything has run.
+        """
+        refuse_adapter(lora_request)
+        if pooling_task not in (None, "embed", "classify"):
+            raise ValueError(f"pooling_task must be embed or classify, not {pooling_task!r}")
+        wanted = {"embed": ("embed",), "classify": ("classify", "score")}.get(
+            pooling_task or "", ("embed", "classify", "score")
+        )
+        info = self._pooling_info(*wanted)
+        params = self._params(pooling_params, info, truncate_prompt_tokens)
+        outputs = []
+        for request_id, _, token_ids, vector in self._pool_each(
+            prompts, params, tokenization_kwargs, use_tqdm
+        ):
+            is_whole = info.task == "embed" and params.dimensions is None
+            data = (
+                torch.from_numpy(vector)
+                if is_whole
+                else torch.tensor(pooled_values(vector, info, params))
+            )
+            outputs.append(PoolingRequestOutput(request_id, token_ids, PoolingOutput(data)))
+        return outputs
+
+    def _params(
+        self, given: PoolingParams | None, info: PoolingInfo, truncate_prompt_tokens: int | None
+    ) -> PoolingParams:
+        """A call's settings, checked."""
+        params = (given or PoolingParams()).clone()
+        if truncate_prompt_tokens is not None:
+            params.truncate_prompt_tokens = truncate_prompt_tokens
+        check_params(params, info)
+        return params
+
+    def _pool_each(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: PoolingParams,
+        tokenization_kwargs: Mapping[str, Any] | None,
+        use_tqdm: UseTqdm,
+    ) -> list[tuple[str, str | None, list[int], Vector]]:
+        """Each prompt's (request id, text, token ids, vector)."""
+        add_special_tokens, most = tokenization(tokenization_kwargs, params)
+        most = max_text_len(most, self._engine.limits.max_model_len)
+        parts = [prompt_parts(prompt) for prompt in as_batch(prompts)]
+        tokenizer = self._engine.tokenizer
+        # In one call: it uses several cores.
+        encoded = iter(
+            tokenizer.encode_batch(
+                [text or "" for text, ids in parts if ids is None], add_special_tokens
+            )
+        )
+        texts = []
+        for text, token_ids in parts:
+            if token_ids is None:
+                assert text is not None
+                token_ids = next(encoded)
+                if most is not None and len(token_ids) > most:
+                    token_ids = encode_text(tokenizer, text, most, add_special_tokens)
+            elif most is not None:
+                token_ids = token_ids[:most]
+            texts.append(EncodedText(token_ids))
+        results = self._pool(texts, use_tqdm)
+        return [
+            (str(request_id), text, list(encoded.token_ids), vector)
+            for (request_id, vector), (text, _), encoded in zip(results, parts, texts, strict=True)
+        ]
+
+    def score(
+        self,
+        text_1: str | Sequence[str],
+        text_2: str | Sequence[str],
+        *,
+        truncate_prompt_tokens: int | None = None,
+        use_activation: bool = True,
+        use_tqdm: UseTqdm = True,
+        pooling_params: PoolingParams | None = None,
+        lora_request: None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[ScoringRequestOutput]:
+        """The scores of pairs: each text of ``text_2`` with its partner in ``text_1``.
+
+        A single text in ``text_1`` is the partner of all.
+
+        A cross-encoder reads both at once; its score passes through the function it was trained
+        with unless ``use_activation`` is off. Other models' scores are cosines of their vectors.
+
+        Args:
+            truncate_prompt_tokens: as for ``embed``; a cross-encoder's pair is cut as a whole.
+
+        Raises:
+            ValueError: the model gives no vectors, or the texts do not pair up.
+            RequestTooLongError, InvalidParameterError: before anything has run.
+        """
+        refuse_adapter(lora_request)
+        info = self._pooling_info("embed", "score")
+        params = self._params(pooling_params, info, truncate_prompt_tokens)
+        use_activation = use_activation and params.use_activation is not False
+        add_special_tokens, most = tokenization(tokenization_kwargs, params)
+        if not add_special_tokens:
+            raise ValueError("a pair of texts needs its special tokens: add_special_tokens=True")
+        firsts = [text_1] if isinstance(text_1, str) else list(text_1)
+        seconds = [text_2] if isinstance(text_2, str) else list(text_2)
+        if len(firsts) == 1:
+            firsts *= len(seconds)
+        if len(firsts) != len(seconds):
+            raise ValueError(f"{len(firsts)} texts for {len(seconds)}: give one, or as many")
+        most = max_text_len(most, self._engine.limits.max_model_len)
+        tokenizer = self._engine.tokenizer
+        if info.task == "score":
+            pairs = [encode_pair(tokenizer, *p, most) for p in zip(firsts, seconds, strict=True)]
+            results = self._pool(pairs, use_tqdm)
+            ids = [request_id for request_id, _ in results]
+            scores = [squash(logits, info.squashes and use_activation) for _, logits in results]
+            token_ids = [list(pair.token_ids) for pair in pairs]
+        else:
+            # A text that is paired several times is computed once.
+            texts = {
+                text: EncodedText(encode_text(tokenizer, text, most))
+                for text in dict.fromkeys([*firsts, *seconds])
+            }
+            done = dict(zip(texts, self._pool(list(texts.values()), use_tqdm), strict=True))
+            couples = list(zip(firsts, seconds, strict=True))
+            ids = [done[second][0] for second in seconds]
+            scores = [cosine(done[a][1], done[b][1]) for a, b in couples]
+            token_ids = [[*texts[a].token_ids, *texts[b].token_ids] for a, b in couples]
+        return [
+            ScoringRequestOutput(str(request_id), tokens, ScoringOutput(value))
+            for request_id, tokens, value in zip(ids, token_ids, scores, strict=True)
+        ]
+
+    def _pooling_info(self, *tasks: str) -> PoolingInfo:
+        info = self._engine.runner.pooling
+        if info is None:
+            raise ValueError(f"this model generates text: {tasks[0]} needs one that gives vectors")
+        if info.task not in tasks:
+            raise ValueError(f"this model does not {tasks[0]}: use {info.task}")
+        return info
+
+    def _pool(self, texts: Sequence[EncodedText], use_tqdm: UseTqdm) -> list[tuple[int, Vector]]:
+        """Check all, then run all; each one's request id and vector."""
+        return self._alone(lambda: self._pool_alone(texts, use_tqdm))
+
+    def _pool_alone(
+        self, texts: Sequence[EncodedText], use_tqdm: UseTqdm
+    ) -> list[tuple[int, Vector]]:
+        prepare = self._engine.prepare
+        requests = [
+            prepare(checked_ids(text.token_ids), NO_TOKENS, num_first=text.num_first)
+            for text in texts
+        ]
+        vectors: dict[int, Vector] = {}
+
+        def take(delta: Delta) -> bool:
+            vectors[delta.request_id] = delta.extra
+            return True
+
+        self._run_to_end(requests, take, use_tqdm)
+        ids = [samples[0].request_id for samples in requests]
+        return [(request_id, vectors[request_id]) for request_id in ids]

@@ -1,0 +1,1 @@
+"""LoRA, under vLLM's names. There is none yet."""

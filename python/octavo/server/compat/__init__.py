@@ -1,0 +1,1 @@
+"""Other hosts' APIs as thin dialects, for ``--compat``: ollama and tgi."""

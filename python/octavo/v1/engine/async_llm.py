@@ -1,0 +1,5 @@
+"""AsyncLLM, where vLLM has it."""
+
+from octavo.engine.async_llm_engine import AsyncLLM
+
+__all__ = ["AsyncLLM"]

@@ -1,0 +1,1 @@
+"""Names that vLLM keeps under ``v1.metrics``."""

@@ -1,0 +1,533 @@
+"""Flags of vLLM's ``serve`` that set nothing in octavo: accepted with a note, or refused.
+
+A guide's command line should start where nothing that it asks for is lost. A row of the table is a
+flag, the values that ask for nothing octavo does otherwise, and one reason: why any other value is
+refused or, where every value passes, why the flag has no effect. The same rows judge the arguments
+of ``LLM`` and ``EngineArgs``, and ``docs/flags.md`` is written from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple
+
+# ``switch``: no value, or true and false; ``values``: one or several; ``object``: JSON, whose keys
+# may stand behind dots.
+Kind = Literal["switch", "value", "values", "object"]
+
+# What an absent value looks like, written out.
+_NOTHING: Final = frozenset({"", "none", "null", "{}", "[]", "()"})
+
+
+class Row(NamedTuple):
+    """One flag.
+
+    ``passes``: the values that are accepted, in lower case; None is all of them. A switch that is
+    off always passes.
+    """
+
+    name: str
+    kind: Kind
+    reason: str
+    passes: tuple[str, ...] | None
+    shorts: tuple[str, ...] = ()
+
+    @property
+    def option(self) -> str:
+        """``--swap-space``."""
+        return "--" + self.name.replace("_", "-")
+
+    def accepts(self, value: Any) -> bool:
+        """True where a value, as text or as Python's own, asks for nothing that is not done."""
+        if self.passes is None or value is None or value is False:
+            return True
+        text = str(value).strip().lower()
+        if self.kind == "switch":
+            return text == "false"
+        return text in self.passes or text in _NOTHING or _number(text) in self.passes
+
+
+def _number(text: str) -> str | None:
+    """A whole number in its shortest form: 0 of 0.0."""
+    try:
+        return f"{float(text):g}"
+    except ValueError:
+        return None
+
+
+def _rows(
+    reason: str, names: str, kind: Kind = "value", passes: tuple[str, ...] | None = None
+) -> list[Row]:
+    """Rows of one reason; a name may be followed by short spellings: ``data_parallel_size/-dp``."""
+    rows = []
+    for word in names.split():
+        name, *shorts = word.split("/")
+        rows.append(Row(name, kind, reason, passes, tuple(shorts)))
+    return rows
+
+
+def _refused(reason: str, names: str, kind: Kind = "value", *passes: str) -> list[Row]:
+    return _rows(reason, names, kind, passes)
+
+
+_COMPILES = "octavo compiles nothing at start: its kernels are written by hand"
+_MEDIA = "octavo takes text alone, no images, sound or video"
+_STATE_SPACE = "octavo has no state-space models"
+_LORA = "octavo has no LoRA yet"
+_SPECULATIVE = "octavo has no speculative decoding yet"
+_TOOLS = "octavo has no tool calls yet"
+_REASONING = "octavo does not separate reasoning from answers yet"
+_STRUCTURED = "octavo has no structured outputs yet"
+_DATA_PARALLEL = "octavo has no data parallelism: run one server a GPU"
+_ONE_PROCESS = "octavo is one process on one machine"
+_EXPERTS = "octavo splits a model's experts with its layers"
+_CONTEXT_PARALLEL = "octavo has no context parallelism"
+_OWN_CODE = "octavo runs no code but its own"
+_OFFLOAD = "octavo keeps weights on the device"
+_TRANSFER = "octavo exchanges no caches or weights with other processes"
+_ROPE = "give it as --hf-overrides '{\"rope_parameters\": ...}'"
+_ACCESS_LOG = "octavo logs requests only with --enable-log-requests"
+_HTTP_LIMITS = "octavo's limits are fixed: a request's head of 16 KiB"
+_OWN_METRICS = "octavo has no such metrics"
+
+_ALL: Final[list[Row]] = [
+    # ------------------------------------------------------------------------ the model
+    *_refused(
+        "octavo reads a tokenizer.json or a GGUF file's tokenizer",
+        "tokenizer_mode",
+        "value",
+        *("auto", "hf", "slow"),
+    ),
+    *_refused("octavo reads the config.json beside the weights", "hf_config_path"),
+    *_rows("octavo never runs a checkpoint's code", "code_revision"),
+    *_refused(
+        "octavo quantizes by --quantization w4 or w8, and takes what a checkpoint holds",
+        "quantization_config",
+        "object",
+    ),
+    *_rows("octavo has no deprecated formats", "allow_deprecated_quantization", "switch"),
+    *_refused("octavo does not return routed experts", "enable_return_routed_experts", "switch"),
+    *_refused("octavo does not return sampling masks", "return_sampling_mask", "switch"),
+    *_refused(
+        "octavo returns log probabilities of the model's own distribution",
+        "logprobs_mode",
+        "value",
+        "raw_logprobs",
+    ),
+    *_rows("octavo has one way to draw a token", "use_fp64_gumbel", "switch"),
+    *_refused("octavo replays no traces", "enable_trace_replay", "switch"),
+    *_refused("octavo keeps a model's sliding window", "disable_sliding_window", "switch"),
+    *_rows("octavo has no cascade attention", "disable_cascade_attn", "switch"),
+    *_refused("octavo needs a model's tokenizer", "skip_tokenizer_init", "switch"),
+    *_refused("octavo takes no tensors in requests", "enable_prompt_embeds", "switch"),
+    *_refused("octavo reads config.json or GGUF", "config_format", "value", "auto", "hf"),
+    *_refused(_OWN_CODE, "model_class_overrides", "object"),
+    *_refused(_OWN_CODE, "logits_processors logits_processor_pattern", "values"),
+    *_refused(_OWN_CODE, "io_processor_plugin"),
+    *_refused(
+        "octavo takes pooling from the model's own files",
+        "pooler_config override_pooler_config",
+        "object",
+    ),
+    *_refused("octavo has no sleep mode", "enable_sleep_mode", "switch"),
+    *_rows("octavo uses torch's allocator", "enable_cumem_allocator", "switch"),
+    *_rows("octavo has no sleep mode", "enable_nccl_comm_suspend", "switch"),
+    *_refused(
+        "octavo chooses the implementation by itself (docs/models.md)",
+        "model_impl",
+        "value",
+        *("auto", "vllm"),
+    ),
+    *_rows("octavo renders templates on threads of its own choice", "renderer_num_workers"),
+    *_refused(_ROPE, "rope_scaling", "object"),
+    *_refused(_ROPE, "rope_theta"),
+    *_refused("octavo runs on CUDA and on CPUs", "override_neuron_config", "object"),
+    # ------------------------------------------------------------------------ loading
+    *_rows(
+        "octavo maps the files and reads them ahead",
+        "safetensors_load_strategy safetensors_prefetch_num_threads "
+        "safetensors_prefetch_block_size max_parallel_loading_workers",
+    ),
+    *_rows("octavo has one loader a format", "model_loader_extra_config", "object"),
+    *_rows("octavo reads safetensors and GGUF alone", "ignore_patterns", "values"),
+    *_rows("octavo shows progress on a terminal alone", "use_tqdm_on_load", "switch"),
+    *_rows("octavo loads no pickles", "pt_load_map_location"),
+    # ------------------------------------------------------------------- kernels, graphs
+    *_rows(_COMPILES, "compilation_config/-cc", "object"),
+    *_rows(_COMPILES, "optimization_level/-O"),
+    *_rows("octavo has one mode, for latency and throughput alike", "performance_mode"),
+    *_rows(
+        "octavo's graphs reach --max-num-seqs",
+        "max_cudagraph_capture_size max_seq_len_to_capture",
+    ),
+    *_rows("octavo's graphs hold the whole step", "full_cuda_graph", "switch"),
+    *_rows("octavo has its own kernels", "attention_config/-ac kernel_config", "object"),
+    *_rows("octavo has its own kernels", "ir_op_priority moe_backend linear_backend"),
+    *_rows(
+        "octavo has its own kernels",
+        "enable_flashinfer_autotune enable_bf16x3_router_gemm",
+        "switch",
+    ),
+    *_rows(
+        _STATE_SPACE,
+        "mamba_backend mamba_ssu_algorithm mamba_cache_philox_rounds mamba_cache_dtype "
+        "mamba_ssm_cache_dtype mamba_block_size mamba_cache_mode replayssm_buffer_len "
+        "gdn_prefill_backend kda_prefill_backend",
+    ),
+    *_rows(_STATE_SPACE, "enable_mamba_cache_stochastic_rounding use_replayssm", "switch"),
+    *_rows(_STATE_SPACE, "mamba_config", "object"),
+    # --------------------------------------------------------------------- memory, cache
+    *_rows("octavo computes preempted requests again", "swap_space"),
+    *_rows("octavo preempts by computing again", "preemption_mode"),
+    *_rows("octavo finds prefixes by a keyed hash of its own", "prefix_caching_hash_algo"),
+    *_rows(
+        "octavo keeps every full block until its memory is needed",
+        "prefix_cache_retention_interval prefix_match_unit",
+    ),
+    *_rows("octavo's cache has one type", "kv_cache_dtype_skip_layers", "values"),
+    *_rows("octavo's cache has no scales", "calculate_kv_scales", "switch"),
+    *_rows("octavo computes every layer of a prompt", "kv_sharing_fast_prefill", "switch"),
+    *_refused("octavo has no KV offloading", "kv_offloading_size", "value", "0"),
+    *_rows("octavo has no KV offloading", "kv_offloading_backend"),
+    *_refused(_OFFLOAD, "cpu_offload_gb offload_group_size", "value", "0"),
+    *_refused(_OFFLOAD, "offload_backend", "value", "auto"),
+    *_rows(_OFFLOAD, "cpu_offload_params offload_params", "values"),
+    *_rows(_OFFLOAD, "offload_num_in_group offload_prefetch_step"),
+    *_rows("octavo's cache has one kind of block", "disable_hybrid_kv_cache_manager", "switch"),
+    *_rows("octavo's cache has one kind of block", "use_v2_block_manager", "switch"),
+    # ----------------------------------------------------------------------- scheduler
+    *_refused("--max-num-batched-tokens is octavo's limit of a step", "max_num_scheduled_tokens"),
+    *_refused(
+        "octavo limits waiting requests, not their tokens: --max-num-queued-reqs",
+        "max_num_queued_tokens",
+    ),
+    *_refused(
+        "octavo shares every step among decodes and prompts: --max-num-batched-tokens",
+        "long_prefill_token_threshold scheduler_delay_factor",
+        "value",
+        "0",
+    ),
+    *_rows(
+        "octavo shares every step among decodes and prompts",
+        "max_num_partial_prefills max_long_partial_prefills prefill_schedule_interval "
+        "num_scheduler_steps num_lookahead_slots",
+    ),
+    *_refused(_OWN_CODE, "scheduler_cls"),
+    *_rows("octavo preempts where blocks run out", "scheduler_reserve_full_isl", "switch"),
+    *_rows("octavo preempts where blocks run out", "watermark"),
+    *_rows(
+        "octavo launches the next step ahead wherever a device gains by it",
+        "async_scheduling disable_async_output_proc multi_step_stream_outputs",
+        "switch",
+    ),
+    # ------------------------------------------------------------------------ parallel
+    *_refused(
+        _DATA_PARALLEL, "data_parallel_size/-dp data_parallel_size_local/-dpl", "value", "1"
+    ),
+    *_refused(
+        _DATA_PARALLEL, "data_parallel_rank/-dpn data_parallel_start_rank/-dpr", "value", "0"
+    ),
+    *_refused(_DATA_PARALLEL, "data_parallel_backend/-dpb", "value", "mp"),
+    *_rows(
+        _DATA_PARALLEL,
+        "data_parallel_address/-dpa data_parallel_rpc_port/-dpp data_parallel_supervisor_port "
+        "dp_supervisor_probe_interval_s dp_supervisor_probe_timeout_s "
+        "dp_supervisor_probe_failure_threshold dp_sync_interval",
+    ),
+    *_refused(
+        _DATA_PARALLEL,
+        "data_parallel_hybrid_lb/-dph data_parallel_external_lb/-dpe "
+        "data_parallel_multi_port_external_lb/-dpm",
+        "switch",
+    ),
+    *_rows(_DATA_PARALLEL, "disable_nccl_for_dp_synchronization", "switch"),
+    *_refused(_ONE_PROCESS, "distributed_executor_backend", "value", "mp", "uni"),
+    *_refused(_ONE_PROCESS, "nnodes/-n", "value", "1"),
+    *_refused(_ONE_PROCESS, "node_rank/-r", "value", "0"),
+    *_rows(
+        _ONE_PROCESS,
+        "master_addr master_port distributed_timeout_seconds cpu_distributed_timeout_seconds",
+    ),
+    *_refused(_ONE_PROCESS, "headless worker_use_ray engine_use_ray", "switch"),
+    *_rows(_ONE_PROCESS, "ray_workers_use_nsight", "switch"),
+    *_rows("one process serves all requests", "api_server_count/-asc"),
+    *_rows("one process serves all requests", "disable_frontend_multiprocessing", "switch"),
+    *_refused(_OWN_CODE, "worker_cls", "value", "auto"),
+    *_refused(_OWN_CODE, "worker_extension_cls"),
+    *_rows("octavo leaves placement to the system: numactl", "numa_bind", "switch"),
+    *_rows(
+        "octavo leaves placement to the system: numactl", "numa_bind_nodes numa_bind_cpus", "values"
+    ),
+    *_refused("octavo takes the first visible devices: CUDA_VISIBLE_DEVICES", "device_ids"),
+    *_refused(
+        _CONTEXT_PARALLEL,
+        "decode_context_parallel_size/-dcp prefill_context_parallel_size/-pcp",
+        "value",
+        "1",
+    ),
+    *_rows(
+        _CONTEXT_PARALLEL,
+        "dcp_comm_backend dcp_kv_cache_interleave_size cp_kv_cache_interleave_size",
+    ),
+    *_rows(_CONTEXT_PARALLEL, "dcp_q_replicate", "switch"),
+    *_rows(
+        _EXPERTS,
+        "enable_expert_parallel/-ep enable_ep_weight_filter enable_eplb enable_dbo",
+        "switch",
+    ),
+    *_rows(
+        _EXPERTS,
+        "all2all_backend ubatch_size dbo_decode_token_threshold dbo_prefill_token_threshold "
+        "expert_placement_strategy",
+    ),
+    *_rows(_EXPERTS, "eplb_config", "object"),
+    *_refused(_EXPERTS, "enable_elastic_ep", "switch"),
+    *_rows("octavo samples on one device", "enable_batch_sharded_sampling", "switch"),
+    *_rows("octavo chooses how devices exchange", "disable_custom_all_reduce", "switch"),
+    *_refused("octavo has no fault tolerance among nodes", "enable_fault_tolerance", "switch"),
+    *_refused("octavo has no fault tolerance among nodes", "fault_tolerance_config", "object"),
+    # -------------------------------------------------------------------- multi-modal
+    *_rows(_MEDIA, "language_model_only interleave_mm_strings skip_mm_profiling", "switch"),
+    *_rows(
+        _MEDIA,
+        "disable_chunked_mm_input mm_device_do_normalize disable_mm_preprocessor_cache "
+        "enable_multimodal_encoder_data_parallel enable_mm_processor_stats",
+        "switch",
+    ),
+    *_rows(_MEDIA, "limit_mm_per_prompt media_io_kwargs mm_processor_kwargs", "object"),
+    *_rows(
+        _MEDIA,
+        "allowed_local_media_path mm_processor_cache_gb mm_processor_cache_type "
+        "mm_hasher_algorithm mm_shm_cache_max_object_size_mb mm_encoder_tp_mode "
+        "mm_encoder_attn_backend mm_encoder_attn_dtype mm_encoder_fp8_scale_path "
+        "mm_encoder_fp8_scale_save_path mm_encoder_fp8_scale_save_margin video_pruning_rate "
+        "video_pruning_method mm_tensor_ipc mm_processor_device mm_ipc_gpu_memory_gb",
+    ),
+    *_rows(_MEDIA, "allowed_media_domains", "values"),
+    *_refused(_MEDIA, "enable_mm_embeds mm_encoder_only", "switch"),
+    *_rows(_MEDIA, "ec_manager_config", "object"),
+    *_refused(_MEDIA, "diffusion_config/-dc ec_transfer_config", "object"),
+    # --------------------------------------------------------------------------- LoRA
+    *_refused(
+        _LORA,
+        "enable_lora fully_sharded_loras enable_tower_connector_lora specialize_active_lora "
+        "enable_mixed_moe_lora_format enable_moe_shared_loras enable_lora_bias "
+        "enable_prompt_adapter",
+        "switch",
+    ),
+    *_refused(_LORA, "lora_modules lora_target_modules long_lora_scaling_factors", "values"),
+    *_refused(
+        _LORA,
+        "max_loras max_lora_rank max_cpu_loras lora_dtype lora_extra_vocab_size "
+        "qlora_adapter_name_or_path max_prompt_adapters max_prompt_adapter_token",
+    ),
+    *_refused(_LORA, "default_mm_loras", "object"),
+    # -------------------------------------------------------------------- speculation
+    *_refused(_SPECULATIVE, "speculative_config/-sc", "object"),
+    *_refused(
+        _SPECULATIVE,
+        "spec_method spec_model spec_tokens speculative_model num_speculative_tokens "
+        "speculative_model_quantization speculative_draft_tensor_parallel_size "
+        "speculative_max_model_len speculative_disable_by_batch_size ngram_prompt_lookup_max "
+        "ngram_prompt_lookup_min spec_decoding_acceptance_method "
+        "typical_acceptance_sampler_posterior_threshold "
+        "typical_acceptance_sampler_posterior_alpha",
+    ),
+    *_rows(
+        _SPECULATIVE,
+        "speculative_disable_mqa_scorer disable_logprobs_during_spec_decoding",
+        "switch",
+    ),
+    *_rows(_SPECULATIVE, "per_request_spec_decode_metrics"),
+    # ----------------------------------------------- tools, reasoning, structured outputs
+    *_refused(
+        _TOOLS, "enable_auto_tool_choice exclude_tools_when_tool_choice_none", "switch"
+    ),
+    *_refused(_TOOLS, "tool_call_parser"),
+    *_refused(_OWN_CODE, "tool_parser_plugin reasoning_parser_plugin"),
+    *_refused("octavo runs no tools", "tool_server"),
+    *_refused(_REASONING, "reasoning_parser"),
+    *_refused(_REASONING, "enable_reasoning", "switch"),
+    *_refused(_REASONING, "reasoning_config", "object"),
+    *_refused(_STRUCTURED, "structured_outputs_config", "object"),
+    *_refused(_STRUCTURED, "guided_decoding_backend"),
+    # ------------------------------------------------------------- templates and answers
+    *_refused(
+        "octavo asks the template which form it takes",
+        "chat_template_content_format",
+        "value",
+        "auto",
+    ),
+    *_refused(
+        "octavo takes chat_template_kwargs from requests", "default_chat_template_kwargs", "object"
+    ),
+    *_refused("octavo answers as assistant", "response_role", "value", "assistant"),
+    *_refused("a fingerprint names octavo's version", "fingerprint_mode", "value", "full", "hash"),
+    *_refused("a fingerprint names octavo's version", "fingerprint_value"),
+    *_rows("octavo always reports them", "enable_prompt_tokens_details", "switch"),
+    *_rows("octavo's answers always hold timings", "enable_per_request_metrics", "switch"),
+    *_rows("octavo always counts them: /load", "enable_server_load_tracking", "switch"),
+    *_rows("octavo always sends X-Request-Id", "enable_request_id_headers", "switch"),
+    *_refused("octavo has no /tokenizer_info", "enable_tokenizer_info_endpoint", "switch"),
+    *_refused("octavo serves text alone", "tokens_only enable_scale_out", "switch"),
+    *_rows("octavo has no Cohere chat route", "cohere_is_reasoning_model", "switch"),
+    *_rows("octavo has no Cohere chat route", "cohere_format"),
+    *_rows("octavo has no late interaction", "enable_flash_late_interaction", "switch"),
+    # -------------------------------------------------------------------------- the server
+    *_refused(_OWN_CODE, "middleware", "values"),
+    *_refused("octavo serves HTTP alone", "grpc", "switch"),
+    *_refused("octavo serves HTTP alone", "grpc_port"),
+    *_refused("octavo reads certificates once, at start", "enable_ssl_refresh", "switch"),
+    *_rows("octavo has no documentation pages", "disable_fastapi_docs", "switch"),
+    *_rows("octavo has no documentation pages", "enable_offline_docs", "switch"),
+    *_rows(_HTTP_LIMITS, "h11_max_incomplete_event_size h11_max_header_count"),
+    *_rows("the tokenizer is octavo's own", "tokenizer_pool_size tokenizer_pool_type"),
+    *_rows("the tokenizer is octavo's own", "tokenizer_pool_extra_config", "object"),
+    # ------------------------------------------------------------------- logs, metrics
+    *_rows(_ACCESS_LOG, "disable_uvicorn_access_log disable_log_requests", "switch"),
+    *_rows(_ACCESS_LOG, "disable_access_log_for_endpoints"),
+    *_rows("octavo logs at one level", "uvicorn_log_level"),
+    *_refused("octavo logs to standard error", "log_config_file"),
+    *_rows("octavo never logs texts", "max_log_len"),
+    *_refused("octavo never logs texts", "enable_log_outputs", "switch"),
+    *_rows("octavo never logs texts", "enable_log_deltas", "switch"),
+    *_rows("octavo always logs the traceback of an internal error", "log_error_stack", "switch"),
+    *_rows("octavo has one engine", "aggregate_engine_logging", "switch"),
+    *_rows("octavo warns of VLLM_* it does not read", "fail_on_environ_validation", "switch"),
+    *_rows("octavo hides no metrics", "show_hidden_metrics_for_version"),
+    *_refused("octavo sends no traces", "otlp_traces_endpoint"),
+    *_refused("octavo sends no traces", "collect_detailed_traces", "values"),
+    *_rows(
+        _OWN_METRICS,
+        "kv_cache_metrics cudagraph_metrics enable_mfu_metrics enable_logging_iteration_details "
+        "enable_layerwise_nvtx_tracing jit_monitor_verbose",
+        "switch",
+    ),
+    *_rows(_OWN_METRICS, "kv_cache_metrics_sample jit_monitor_mode"),
+    *_refused("octavo traces steps by LLM.trace", "profiler_config", "object"),
+    # ------------------------------------------------------------------ other processes
+    *_refused(
+        _TRANSFER, "kv_transfer_config kv_events_config weight_transfer_config", "object"
+    ),
+    *_rows("octavo has no platforms of its own", "additional_config", "object"),
+]  # fmt: skip
+
+ROWS: Final[dict[str, Row]] = {row.name: row for row in _ALL}
+_BY_OPTION: Final = {option: row for row in _ALL for option in (row.option, *row.shorts)}
+_WORDS_OF_SWITCHES: Final = frozenset({"true", "false"})
+
+
+def note(row: Row, value: Any, spelling: str) -> str:
+    """The line about a flag that is accepted; ``spelling``: as its user gave it.
+
+    Raises:
+        ValueError: the value is refused; the message is one line that names the flag.
+    """
+    if not row.accepts(value):
+        raise ValueError(f"{spelling}: {row.reason}")
+    return f"{spelling} changes nothing here: {row.reason}"
+
+
+def take(
+    words: Sequence[str], own: Collection[str]
+) -> tuple[list[str], dict[str, bool | str | list[str]]]:
+    """Take these flags out of a command line; names become argparse's.
+
+    Args:
+        words: the command line.
+        own: options that the command has itself, which come first.
+
+    Returns:
+        The other words, and a value by name.
+
+    Raises:
+        ValueError: a flag has no value.
+    """
+    rest: list[str] = []
+    found: dict[str, bool | str | list[str]] = {}
+    words = list(words)
+    at = 0
+    while at < len(words):
+        word = words[at]
+        at += 1
+        if word == "--":
+            rest += words[at - 1 :]
+            break
+        row, value, is_negated = _find(word, own)
+        if row is None:
+            rest.append(word)
+        elif row.kind == "switch":
+            if value is None and at < len(words) and words[at].lower() in _WORDS_OF_SWITCHES:
+                value = words[at]
+                at += 1
+            found[row.name] = (value or "true").lower() != "false" and not is_negated
+        else:
+            values = [] if value is None else [value]
+            while (
+                at < len(words)
+                and not _is_option(words[at])
+                and (not values or (row.kind == "values" and value is None))
+            ):
+                values.append(words[at])
+                at += 1
+            if not values:
+                raise ValueError(f"{word} needs a value")
+            found[row.name] = values if row.kind == "values" else values[0]
+    return rest, found
+
+
+def _find(word: str, own: Collection[str]) -> tuple[Row | None, str | None, bool]:
+    """A word's row, the value behind its ``=``, and whether it begins with ``--no-``."""
+    option, equals, text = word.partition("=")
+    value = text if equals else None
+    if option.startswith("--"):
+        option = option.replace("_", "-")
+    # Keys of an object stand behind dots.
+    option = option.partition(".")[0]
+    if option in own:
+        return None, None, False
+    if (row := _BY_OPTION.get(option)) is not None:
+        return row, value, False
+    if option.startswith("--no-"):
+        row = _BY_OPTION.get("--" + option[5:])
+        if row is not None and row.kind == "switch":
+            return row, value, True
+    if option.startswith("-O") and option[2:].isdigit():
+        return _BY_OPTION["-O"], option[2:], False
+    return None, None, False
+
+
+def _is_option(word: str) -> bool:
+    return word.startswith("-") and _number(word) is None
+
+
+def arguments(
+    call: str, given: Mapping[str, Any], own: Collection[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Python's arguments without these, and a note on each of them that was given.
+
+    Args:
+        call: the name of what is called, for messages.
+        given: its arguments; None is as good as absent.
+        own: the names of those that it has itself.
+
+    Raises:
+        TypeError: an argument that neither octavo nor vLLM has.
+        ValueError: one that is refused.
+    """
+    kept, notes = {}, []
+    for name, value in given.items():
+        if value is None:
+            continue
+        if name in own:
+            kept[name] = value
+        elif (row := ROWS.get(name)) is None:
+            raise TypeError(f"{call}() has no argument {name!r}")
+        elif value is not False:
+            notes.append(note(row, value, f"{call}({name}={_short(value)})"))
+    return kept, notes
+
+
+def _short(value: object) -> str:
+    """A value as a note quotes it."""
+    return repr(value) if isinstance(value, str | int | float) else "..."
