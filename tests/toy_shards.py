@@ -88,9 +88,9 @@ class ToyPart:
     def bind_kv_cache(self, caches: Sequence[tuple[Tensor, Tensor]]) -> None:
         self._caches = caches
 
-    def __call__(self, input_ids: Tensor, ctx: StepContext) -> Tensor:
+    def __call__(self, inputs: Tensor, ctx: StepContext) -> Tensor:
         w, shape = self._weights, self.config
-        x = w["embed"][input_ids.long()]
+        x = w["embed"][inputs.long()]
         for layer, (k_cache, v_cache) in enumerate(self._caches):
             qkv = torch.cat([x @ w[f"{layer}.{name}"].T for name in "qkv"], dim=-1)
             q = reference.qk_norm_rope_store_kv(

@@ -325,9 +325,9 @@ class TransformersModel:
         """Take each layer's keys and values."""
         self.caches = list(caches)
 
-    def __call__(self, input_ids: Tensor, ctx: StepContext) -> Tensor:
-        """input_ids int32 [T] -> hidden states [T, D], as the output head takes them."""
-        return self._hidden(input_ids, ctx.positions, _PagedStep(self, ctx))
+    def __call__(self, inputs: Tensor, ctx: StepContext) -> Tensor:
+        """Token ids int32 [T] -> hidden states [T, D], as the output head takes them."""
+        return self._hidden(inputs, ctx.positions, _PagedStep(self, ctx))
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """hidden [S, D] -> float32 [S, V]."""
