@@ -30,6 +30,7 @@ from octavo.outputs import (
     RequestOutput,
     ScoringOutput,
     ScoringRequestOutput,
+    ToolCall,
 )
 from octavo.pooling import (
     NO_TOKENS,
@@ -43,10 +44,13 @@ from octavo.pooling import (
     squash,
 )
 from octavo.sampling_params import SamplingParams
+from octavo.text.answer_parts import answer_parts
+from octavo.text.chat_format import ChatFormat, find_chat_format
 from octavo.text.chat_template import ChatTemplate
+from octavo.text.tools import call_id, parse_tool_use, parse_tools
 
 if TYPE_CHECKING:
-    from octavo._core import Delta, Tokenizer
+    from octavo._core import Channels, Delta, Tokenizer
     from octavo.pooling import Vector
     from octavo.runner.request_state import RequestState
 
@@ -84,6 +88,8 @@ class LLM:
         self._owner: int | None = None
         # True while the engine is known to be empty.
         self._is_clean = True
+        # The format of the last chat's template, by the template's text.
+        self._format: tuple[str, ChatFormat] | None = None
 
     def get_tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
@@ -132,31 +138,74 @@ class LLM:
         use_tqdm: bool = True,
         chat_template: str | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation or several, each a list of ``{"role", "content"}``.
 
+        Args:
+            continue_final_message: let the model go on with the last message.
+            tools: functions that the model may call, in OpenAI's form. The calls it makes are the
+                outputs' ``tool_calls``.
+            chat_template_kwargs: further variables of the template.
+
         Raises:
             ValueError: the model has no chat template and none is given.
+            InvalidParameterError: a tool is not one.
         """
         source = chat_template or self._engine.source.chat_template
         if source is None:
             raise ValueError("the model has no chat template: pass chat_template")
         template = ChatTemplate(source, self._engine.source.special_tokens)
+        use = parse_tool_use(parse_tools("tools", tools or ()))
         conversations: Iterable[Any] = (
             [messages] if messages and isinstance(messages[0], Mapping) else messages
         )
         tokenizer = self._engine.tokenizer
         prompts: list[Prompt] = []
+        channels: list[Channels | None] = []
+        form = self._chat_format(source, template)
         for conversation in conversations:
             text = template.render(
                 list(conversation),
-                add_generation_prompt=add_generation_prompt,
+                add_generation_prompt=add_generation_prompt and not continue_final_message,
+                continue_final_message=continue_final_message,
+                tools=use.definitions,
                 **(chat_template_kwargs or {}),
             )
             # The template has written the special tokens already.
             prompts.append({"prompt": text, "prompt_token_ids": tokenizer.encode(text, False)})
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+            continued = conversation[-1].get("content") if continue_final_message else None
+            channels.append(
+                form.channels(text, use, continued if isinstance(continued, str) else "")
+            )
+        outputs = self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+        for output, settings in zip(outputs, channels, strict=True):
+            if settings is not None:
+                for sample in output.outputs:
+                    self._take_apart(sample, settings, form)
+        return outputs
+
+    def _chat_format(self, source: str, template: ChatTemplate) -> ChatFormat:
+        """The format of a template; the last one is kept."""
+        if self._format is None or self._format[0] != source:
+            declared = self._engine.source.response_template
+            self._format = source, find_chat_format(template, response_template=declared)
+        return self._format[1]
+
+    def _take_apart(self, output: CompletionOutput, channels: Channels, form: ChatFormat) -> None:
+        """Fill in the parts of an answer."""
+        token_ids = output.token_ids
+        while token_ids and token_ids[-1] in self._engine.eos_token_ids:
+            token_ids = token_ids[:-1]
+        text = self._engine.tokenizer.decode(token_ids, skip_special_tokens=False)
+        parts = answer_parts(text, channels)
+        output.content, output.reasoning = parts.content, parts.reasoning
+        output.tool_calls = [
+            ToolCall(call_id(form.tool_calls, name, number), name, arguments)
+            for number, (name, arguments) in enumerate(parts.calls)
+        ]
 
     def beam_search(
         self,

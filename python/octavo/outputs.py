@@ -37,8 +37,22 @@ class RequestMetrics:
 
 
 @dataclass(slots=True)
+class ToolCall:
+    """A call that the model has written. ``arguments``: JSON, cut short where the answer is."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(slots=True)
 class CompletionOutput:
-    """One sample of a request. ``index`` counts the request's ``n`` samples from 0."""
+    """One sample of a request. ``index`` counts the request's ``n`` samples from 0.
+
+    ``text`` is all that the model has written. An answer of ``LLM.chat`` that holds reasoning or
+    calls of tools is also there in parts: ``reasoning``, ``tool_calls``, and what is left as
+    ``content``.
+    """
 
     index: int
     text: str = ""
@@ -48,6 +62,9 @@ class CompletionOutput:
     logprobs: list[dict[int, Logprob]] | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[ToolCall] = field(default_factory=list)
 
 
 @dataclass(slots=True)

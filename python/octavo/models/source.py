@@ -153,6 +153,12 @@ class ModelSource:
             return template if isinstance(template, str) else None
         return None
 
+    @property
+    def response_template(self) -> Any:
+        """The checkpoint's word on how its answers are taken apart; None where it has none."""
+        files = self.tokenizer_files
+        return None if files is None else files.config.get("response_template")
+
     @cached_property
     def tokenizer_files(self) -> TokenizerFiles | None:
         """tokenizer.json and the files beside it, of ``config.tokenizer`` or the model's own.

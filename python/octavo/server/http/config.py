@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from octavo.config import _flag as flag
 
@@ -53,6 +54,30 @@ class ServerConfig:
         False, "templates", "accept a chat_template inside a request"
     )
 
+    default_chat_template_kwargs: dict[str, Any] | None = flag(
+        None, "templates", "JSON of template variables, for requests that do not set them"
+    )
+
+    # --- tools and reasoning ---
+    # None: found from the checkpoint, which knows better than a command line.
+    tool_call_parser: str | None = flag(
+        None, "tools", "how the model calls tools: a name, auto or none; default: found"
+    )
+    reasoning_parser: str | None = flag(
+        None, "tools", "how the model reasons: a name, auto or none; default: found"
+    )
+    # On: a client that brings tools wants calls.
+    enable_auto_tool_choice: bool = flag(
+        True, "tools", "read calls where tool_choice is auto; off: they stay text"
+    )
+    # Off, as in vLLM: a prompt that is the same for every tool_choice is found in the cache.
+    exclude_tools_when_tool_choice_none: bool = flag(
+        False, "tools", "describe no tools to the model where tool_choice is none"
+    )
+    tool_parser_plugin: str | None = flag(
+        None, "tools", "refused: octavo never runs code from a plug-in; see --tool-call-parser"
+    )
+
     # --- log and life cycle ---
     enable_log_requests: bool = flag(False, "logging", "one line per request, without its text")
     disable_log_stats: bool = flag(False, "logging", "no throughput line while there is work")
@@ -70,6 +95,11 @@ class ServerConfig:
             raise ValueError(f"root_path must begin with '/', not {self.root_path!r}")
         if any(not key for key in self.api_key):
             raise ValueError("api_key must not be empty")
+        if self.tool_parser_plugin:
+            raise ValueError(
+                "tool_parser_plugin is refused: octavo never runs code from a plug-in; its own "
+                "formats are named by --tool-call-parser"
+            )
         if (self.ssl_keyfile is not None) and self.ssl_certfile is None:
             raise ValueError("ssl_keyfile needs ssl_certfile")
 

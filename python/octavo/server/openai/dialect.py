@@ -15,7 +15,7 @@ from octavo.server.openai.errors import error_body, error_object
 from octavo.server.work.usage import Usage, slowest_timings, timings_object, usage_object
 
 if TYPE_CHECKING:
-    from octavo._core import SseTemplate, TokenIds
+    from octavo._core import Channels, SseTemplate, TokenIds
     from octavo.prompt_logprobs import PromptLogprobs
     from octavo.server.openai.protocol import OpenAiRequest
     from octavo.server.work.news import News
@@ -65,6 +65,7 @@ class OpenAiReply(ABC):
         self.request = request
         self.prompts = prompts
         self.scores: dict[int, PromptLogprobs] = {}
+        self.channels: Channels | None = None
         self._texts = model.token_texts
         self._request_id = request_id
         self._chunk: dict[str, Any] = {
@@ -128,7 +129,8 @@ class OpenAiReply(ABC):
         if not self.request.continuous_usage_stats:
             return {}
         num_prompt_tokens = len(self.prompts[index // self.request.n])
-        return {"usage": usage_object(num_prompt_tokens, 0, 0)}
+        num_reasoning_tokens = None if self.channels is None else 0
+        return {"usage": usage_object(num_prompt_tokens, 0, 0, num_reasoning_tokens)}
 
     def text(self, index: int, news: News) -> bytes:
         """A chunk with all its decorations."""
@@ -141,11 +143,21 @@ class OpenAiReply(ABC):
     def _text_event(self, index: int, news: News, **fields: Any) -> bytes:
         choice = self.text_choice(index, news.text, news.finish_reason, news.stop_reason)
         self.decorate(choice, index, news)
+        return self._news_event([choice], news, **fields)
+
+    def _news_event(self, choices: list[dict[str, Any]], news: News, **fields: Any) -> bytes:
+        """A chunk, with the usage so far where every chunk has one."""
         if self.request.continuous_usage_stats:
             fields["usage"] = usage_object(
-                news.num_prompt_tokens, news.num_cached_tokens, news.num_output_tokens
+                news.num_prompt_tokens,
+                news.num_cached_tokens,
+                news.num_output_tokens,
+                self._num_reasoning_tokens(news),
             )
-        return self.chunk_event([choice], **fields)
+        return self.chunk_event(choices, **fields)
+
+    def _num_reasoning_tokens(self, news: News) -> int | None:
+        return None if self.channels is None else news.num_reasoning_tokens
 
     def close(self, usage: Usage) -> bytes:
         """The extra chunk of ``include_usage``, and the end mark."""

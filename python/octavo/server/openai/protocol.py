@@ -22,6 +22,14 @@ from octavo.server.http.body import BOOKKEEPING_FIELDS, Body
 from octavo.server.openai.messages import MESSAGES_SCHEMA, parse_messages
 from octavo.server.work.request import Conversation, GenerationRequest
 from octavo.text.chat_template import MAX_TEMPLATE_CHARS, RESERVED_VARIABLES
+from octavo.text.tools import (
+    MAX_SCHEMA_CHARS,
+    MAX_TOOL_NAME_CHARS,
+    MAX_TOOLS,
+    ToolUse,
+    parse_tool_use,
+    parse_tools,
+)
 
 # Names that render() itself takes beside the template's variables.
 _RESERVED_KWARGS: Final = RESERVED_VARIABLES | {"continue_final_message", "self"}
@@ -42,9 +50,18 @@ class OpenAiRequest(GenerationRequest):
 
 @dataclass(slots=True, kw_only=True)
 class ChatRequest(OpenAiRequest):
-    """A checked /v1/chat/completions request."""
+    """A checked /v1/chat/completions request.
+
+    Args:
+        tool_use: the tools it brings, and how they may be used.
+        include_reasoning: whether the answer shows the reasoning, if there is any.
+        thinking_token_budget: after so many tokens the reasoning is ended.
+    """
 
     conversation: Conversation
+    tool_use: ToolUse = ToolUse()
+    include_reasoning: bool = True
+    thinking_token_budget: int | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -148,6 +165,72 @@ def _template_kwargs(name: str, value: Any) -> dict[str, Any]:
     return kwargs
 
 
+_TOOL_NAME: Final = {"type": "string", "minLength": 1, "maxLength": MAX_TOOL_NAME_CHARS}
+_FUNCTION_NAME: Final = {
+    "type": "object",
+    "properties": {
+        "type": {"const": "function"},
+        "function": {"type": "object", "properties": {"name": _TOOL_NAME}, "required": ["name"]},
+    },
+    "required": ["type", "function"],
+}
+_TOOLS: Final = fields.Check(
+    {
+        "type": "array",
+        "maxItems": MAX_TOOLS,
+        "items": {
+            "type": "object",
+            "properties": {
+                "type": {"const": "function"},
+                "function": {
+                    "type": "object",
+                    "properties": {
+                        "name": _TOOL_NAME,
+                        "description": {"type": ["string", "null"]},
+                        "parameters": {
+                            "type": ["object", "null"],
+                            "description": f"at most {MAX_SCHEMA_CHARS} characters of JSON",
+                        },
+                        "strict": {"type": ["boolean", "null"]},
+                    },
+                    "required": ["name"],
+                },
+            },
+            "required": ["function"],
+        },
+    },
+    parse_tools,
+)
+
+
+@fields.check(
+    anyOf=[
+        {"enum": ["none", "auto", "required"]},
+        _FUNCTION_NAME,
+        {
+            "type": "object",
+            "properties": {
+                "type": {"const": "allowed_tools"},
+                "allowed_tools": {
+                    "type": "object",
+                    "properties": {
+                        "mode": {"enum": ["auto", "required"]},
+                        "tools": {"type": "array", "items": _FUNCTION_NAME, "minItems": 1},
+                    },
+                    "required": ["tools"],
+                },
+            },
+            "required": ["type", "allowed_tools"],
+        },
+    ]
+)
+def _tool_choice(name: str, value: Any) -> Any:
+    # Checked together with the tools, which it names.
+    if not isinstance(value, str | dict):
+        raise fields.invalid(name, "a string or an object", value)
+    return value
+
+
 _boolean = fields.boolean
 # The operator may allow fewer: limits.check_logprobs has the last word.
 _LOGPROBS: Final = fields.integer(0, limits.MAX_LOGPROBS)
@@ -197,6 +280,7 @@ TEMPLATE_FIELDS: Final[dict[str, fields.Check]] = {
     "continue_final_message": _boolean,
     "chat_template": fields.string(MAX_TEMPLATE_CHARS, least_chars=1),
     "chat_template_kwargs": _template_kwargs,
+    "tools": _TOOLS,
 }
 
 _CONVERSATION_FIELDS: Final = frozenset(
@@ -212,7 +296,11 @@ CHAT_FIELDS: Final[dict[str, fields.Check]] = {
     "logprobs": _boolean,
     "top_logprobs": _LOGPROBS,
     "documents": fields.json_objects,
-    "reasoning_effort": fields.one_of("none", "minimal", "low", "medium", "high", "xhigh"),
+    "reasoning_effort": fields.one_of("none", "minimal", "low", "medium", "high", "xhigh", "max"),
+    "include_reasoning": _boolean,
+    "thinking_token_budget": fields.integer(0),
+    "tool_choice": _tool_choice,
+    "parallel_tool_calls": _boolean,
 }
 
 COMPLETION_FIELDS: Final[dict[str, fields.Check]] = {
@@ -254,9 +342,6 @@ CHAT_BODY: Final = Body(
     required=("messages",),
     refused={
         **_REFUSED,
-        "tools": ([],),
-        "tool_choice": ("none", "auto"),
-        "parallel_tool_calls": (True, False),
         "functions": ([],),
         "function_call": ("none",),
         "echo": (False,),
@@ -265,7 +350,6 @@ CHAT_BODY: Final = Body(
         "prediction": (),
         # OpenAI's default, and vLLM's.
         "verbosity": ("medium",),
-        "include_reasoning": (True,),
         "web_search_options": (),
     },
     ignored=BOOKKEEPING_FIELDS,
@@ -279,7 +363,6 @@ COMPLETION_BODY: Final = Body(
 TOKENIZE_BODY: Final = Body(
     TOKENIZE_FIELDS,
     one_of=(("prompt",), ("messages",)),
-    refused={"tools": ([],)},
     ignored=BOOKKEEPING_FIELDS,
 )
 DETOKENIZE_BODY: Final = Body(DETOKENIZE_FIELDS, required=("tokens",), ignored=BOOKKEEPING_FIELDS)
@@ -331,7 +414,9 @@ def _conversation(clean: dict[str, Any]) -> Conversation:
                 "continue_final_message excludes add_generation_prompt", "continue_final_message"
             )
         own["add_generation_prompt"] = False
-    return Conversation(**own)
+    # Their definitions come by the request's ToolUse.
+    tools = own.pop("tools", ())
+    return Conversation(**own, tools=ToolUse(tools).definitions)
 
 
 def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
@@ -351,14 +436,24 @@ def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
     max_tokens = clean.pop("max_completion_tokens", clean.get("max_tokens"))
     if max_tokens is not None:
         clean["max_tokens"] = max_tokens
+    tool_use = parse_tool_use(
+        clean.pop("tools", ()),
+        clean.pop("tool_choice", None),
+        clean.pop("parallel_tool_calls", True),
+    )
     conversation = _conversation(clean)
+    conversation.tools = tool_use.definitions
     sampling = _take(clean, SAMPLING_FIELDS)
     if wants_logprobs:
         sampling["logprobs"] = num_top
     sampling["prompt_logprobs"] = clean.get("prompt_logprobs")
     limits.check_samples(1, sampling.get("n", 1))
     return ChatRequest(
-        conversation=conversation, num_logprobs=num_logprobs, sampling=sampling, **clean
+        conversation=conversation,
+        tool_use=tool_use,
+        num_logprobs=num_logprobs,
+        sampling=sampling,
+        **clean,
     )
 
 

@@ -112,6 +112,7 @@ def _submit(
             sse=templates,
             priority=request.priority,
             cache_salt=request.cache_salt,
+            channels=reply.channels,
         )
     except RequestTooLongError as error:
         error.param = reply.prompt_field
@@ -120,7 +121,7 @@ def _submit(
 
 
 async def _answer_whole(exchange: Exchange, reply: Reply, news: Sequence[News], n: int) -> None:
-    usage = Usage(n)
+    usage = Usage(n, counts_reasoning=reply.channels is not None)
     for index, one in enumerate(news):
         usage.add(index, one)
         _take_scores(reply, index // n, one)
@@ -147,7 +148,7 @@ async def _stream(
             into the stream.
         ClientDisconnect: there is nobody to write to.
     """
-    usage = Usage(n)
+    usage = Usage(n, counts_reasoning=reply.channels is not None)
     silence = Silence(generation)
     opened: set[int] = set()
     try:
@@ -205,6 +206,9 @@ def _frames(
         ready = delta.sse
         if ready is not None:
             frames.append(ready)
+            # Calls, and what came after one, are not among the core's frames.
+            if delta.pieces and not is_over:
+                frames.append(reply.text(index, delta))
         else:
             if index not in opened:
                 opened.add(index)
@@ -239,7 +243,7 @@ async def _answer_untouched(
     if not request.stream:
         await _answer_whole(exchange, reply, news, request.n)
         return
-    usage = Usage(request.n)
+    usage = Usage(request.n, counts_reasoning=reply.channels is not None)
     frames = []
     for index, one in enumerate(news):
         usage.add(index, one)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from octavo._core import Piece
 
 
 class News(Protocol):
@@ -26,6 +29,10 @@ class News(Protocol):
     @property
     def num_output_tokens(self) -> int: ...
     @property
+    def pieces(self) -> list[Piece] | None: ...
+    @property
+    def num_reasoning_tokens(self) -> int: ...
+    @property
     def queue_s(self) -> float | None: ...
     @property
     def prefill_s(self) -> float | None: ...
@@ -47,6 +54,8 @@ class Untouched:
     stop_reason: None = None
     num_cached_tokens: int = 0
     num_output_tokens: int = 0
+    pieces: None = None
+    num_reasoning_tokens: int = 0
     queue_s: None = None
     prefill_s: None = None
     decode_s: None = None

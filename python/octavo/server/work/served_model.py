@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Final
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
 
 from octavo.errors import BadRequestError, UnsupportedParameterError
 from octavo.server.work.token_texts import TokenTexts
+from octavo.text.chat_format import ChatFormat, find_chat_format
 from octavo.text.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
     from octavo.engine.engine import AsyncEngine
     from octavo.pooling import PoolingInfo, PoolingTask
+    from octavo.server.http.config import ServerConfig
 
 # Templates that requests bring: compiling one takes milliseconds, a client sends few.
 MAX_REQUEST_TEMPLATES: Final = 16
@@ -34,27 +37,39 @@ class ServedModel:
 
     Args:
         engine: loaded.
+        config: the operator's word on templates, tools and reasoning.
         template_source: in place of the model's own chat template.
-        trusts_request_templates: whether a request may bring a template.
 
     Raises:
         ValueError: the chat template is not a template.
     """
 
     def __init__(
-        self,
-        engine: AsyncEngine,
-        template_source: str | None = None,
-        *,
-        trusts_request_templates: bool = False,
+        self, engine: AsyncEngine, config: ServerConfig, template_source: str | None = None
     ) -> None:
         self.engine = engine
+        self.config = config
+        self.chat_template_kwargs: dict[str, Any] = config.default_chat_template_kwargs or {}
         # Texts of single tokens, for logprobs.
         self.token_texts = TokenTexts(engine.tokenizer)
         source = template_source or engine.chat_template
         self._template = None if source is None else ChatTemplate(source, engine.special_tokens)
-        self._trusts_request_templates = trusts_request_templates
         self._request_templates: OrderedDict[str, ChatTemplate] = OrderedDict()
+
+    @property
+    def has_template(self) -> bool:
+        """True where conversations can be rendered."""
+        return self._template is not None
+
+    @cached_property
+    def chat_format(self) -> ChatFormat:
+        """How the model calls tools and reasons."""
+        return find_chat_format(
+            self._template,
+            response_template=self.engine.response_template,
+            tool_call_parser=self.config.tool_call_parser,
+            reasoning_parser=self.config.reasoning_parser,
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -104,7 +119,7 @@ class ServedModel:
         return self._template
 
     def _request_template(self, source: str) -> ChatTemplate:
-        if not self._trusts_request_templates:
+        if not self.config.trust_request_chat_template:
             raise UnsupportedParameterError(
                 "chat_template in a request needs a server with --trust-request-chat-template",
                 "chat_template",

@@ -14,6 +14,7 @@ from octavo.errors import (
     StalledError,
 )
 from octavo.server.work.served_model import ServedModel
+from octavo.text.chat_format import check_parser_name
 from octavo.text.chat_template import ChatTemplate, load_chat_template
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class ServerState:
     """One per server, touched on the event loop only.
 
     Raises:
-        ValueError: ``--chat-template`` is not a template.
+        ValueError: ``--chat-template`` is not a template, or a parser's name is none.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -45,6 +46,8 @@ class ServerState:
         )
         if self._template_source is not None:
             ChatTemplate(self._template_source, {})
+        check_parser_name("tool_call_parser", config.tool_call_parser)
+        check_parser_name("reasoning_parser", config.reasoning_parser)
         # By every name it is served under, and the one of requests without a name.
         self._models: dict[str, ServedModel] = {}
         self._default: ServedModel | None = None
@@ -55,11 +58,7 @@ class ServerState:
         Raises:
             ValueError: the model's chat template is not a template.
         """
-        model = ServedModel(
-            engine,
-            self._template_source,
-            trusts_request_templates=self.config.trust_request_chat_template,
-        )
+        model = ServedModel(engine, self.config, self._template_source)
         self._models = dict.fromkeys(model.names, model)
         self._default = model
         if self.phase == "loading":
