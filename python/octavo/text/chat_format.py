@@ -11,11 +11,17 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from octavo._core import ChannelFormat, ChannelParser, Channels, reasoning_formats, tool_call_formats
+from octavo._core import (
+    ChannelFormat,
+    ChannelParser,
+    Channels,
+    reasoning_formats,
+    tool_call_formats,
+)
 from octavo.text import reasoning_formats as reasoning_names
 from octavo.text import tool_formats as tool_names
 from octavo.text import tool_prompt
@@ -25,8 +31,10 @@ from octavo.text.tools import ToolUse
 
 logger = logging.getLogger("octavo.text")
 
-AUTO: Final = tool_names.AUTO
-NONE: Final = tool_names.NONE
+AUTO: Final = "auto"
+NONE: Final = "none"
+# vLLM's names of what the checkpoint declares, which is found without a name.
+_DECLARED: Final = ("hf", "response_template")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,38 +101,28 @@ def check_parser_name(flag: str, value: str | None) -> None:
     Raises:
         ValueError: no such parser; lists those there are.
     """
-    if flag == "tool_call_parser":
-        _resolve(flag, value, tool_names.ALIASES, tool_names.WITHOUT_FORMAT, tool_call_formats())
-    else:
-        names = reasoning_names
-        _resolve(flag, value, names.ALIASES, names.WITHOUT_FORMAT, reasoning_formats())
+    _resolve(flag, value)
 
 
-def _resolve(
-    flag: str,
-    value: str | None,
-    aliases: Mapping[str, str],
-    without_format: Collection[str],
-    known: Sequence[str],
-) -> str:
-    """The canonical name, AUTO or NONE.
+def _resolve(flag: str, value: str | None) -> str:
+    """The canonical name of a parser, AUTO or NONE.
 
     Raises:
         ValueError: no such parser.
     """
-    if value is None or value in (AUTO, NONE):
-        return value or AUTO
-    if value in known:
-        return value
-    target = aliases.get(value)
-    if target is not None and (target in known or target == AUTO):
-        return target
-    if target is not None or value in without_format:
-        logger.warning("%s %s: not known here; the chat template decides", flag, value)
-        return AUTO
-    names = sorted({*known, *aliases, *without_format})
-    option = "--" + flag.replace("_", "-")
-    raise ValueError(f"{option} must be auto, none or one of {', '.join(names)}, not {value!r}")
+    if value is None or value in (AUTO, NONE, *_DECLARED):
+        return NONE if value == NONE else AUTO
+    is_tools = flag == "tool_call_parser"
+    try:
+        core = ChannelFormat(value) if is_tools else ChannelFormat(None, value)
+    except ValueError:
+        names = ", ".join(tool_call_formats() if is_tools else reasoning_formats())
+        option = "--" + flag.replace("_", "-")
+        raise ValueError(
+            f"{option} must be auto, none, one of {names}, or another name that vLLM has for one "
+            f"of them, not {value!r}"
+        ) from None
+    return (core.tool_calls if is_tools else core.reasoning) or AUTO
 
 
 def find_chat_format(
@@ -177,10 +175,10 @@ def _find_tools(
     declared: str,
 ) -> _Finding:
     known = tool_call_formats()
-    name = _resolve("tool_call_parser", flag, tool_names.ALIASES, tool_names.WITHOUT_FORMAT, known)
+    name = _resolve("tool_call_parser", flag)
     if name == NONE:
         return _Finding()
-    if template is not None and not template.knows_tools:
+    if template is not None and not template.knows_tools and not template.knows_calls:
         if name not in (AUTO, tool_prompt.FORMAT):
             logger.warning(
                 "the chat template describes no tools; calls are read as %s, not %s",
@@ -189,7 +187,10 @@ def _find_tools(
             )
         return _Finding(tool_prompt.FORMAT, "described in the system text")
     if name != AUTO:
-        return _Finding(name, "flag")
+        family = tool_names.FAMILIES.get(name, ())
+        calls = probe.calls() if probe is not None and family else []
+        read = (one for one in family if calls and _reads_all(one, calls))
+        return _Finding(next(read, name), "flag")
     if declared and (name := tool_names.sign_of(declared, known) or ""):
         return _Finding(name, "response_template")
     if template is None or probe is None:
@@ -198,7 +199,7 @@ def _find_tools(
     calls = probe.calls()
     if calls:
         for name in _by_likelihood(guess, known):
-            if all(_reads(ChannelFormat(name), one) for one in calls):
+            if _reads_all(name, calls):
                 return _Finding(name, "template")
     if guess is not None:
         return _Finding(guess, "words in the template")
@@ -215,8 +216,13 @@ def _by_likelihood(guess: str | None, known: Sequence[str]) -> Iterator[str]:
                 yield name
 
 
-def _reads(core: ChannelFormat, calls: Calls) -> bool:
+def _reads_all(name: str, turns: Sequence[Calls]) -> bool:
     """Whether the parser of a format gives back the calls that a template has written."""
+    core = ChannelFormat(name)
+    return all(_reads(core, calls) for calls in turns)
+
+
+def _reads(core: ChannelFormat, calls: Calls) -> bool:
     parser = ChannelParser(Channels(core, parse_reasoning=False, tools=[(NAME, SCHEMA)]))
     pieces = [*parser.push(calls.text), *parser.finish()]
     names = [text for kind, _, text in pieces if kind == "name"]
@@ -240,8 +246,7 @@ def _find_reasoning(
     response_template: Any,
 ) -> _Finding:
     known = reasoning_formats()
-    names = reasoning_names
-    name = _resolve("reasoning_parser", flag, names.ALIASES, names.WITHOUT_FORMAT, known)
+    name = _resolve("reasoning_parser", flag)
     if name == NONE:
         return _Finding()
     if name != AUTO:
@@ -256,7 +261,7 @@ def _find_reasoning(
             markers = ChannelFormat(None, name).reasoning_markers
             if markers is not None and _stands_around(markers, around):
                 return _Finding(name, "template")
-    if (name := names.sign_of(template.source, known)) is not None:
+    if (name := reasoning_names.sign_of(template.source, known)) is not None:
         return _Finding(name, "words in the template")
     if around is not None and (markers := markers_around(*around)) is not None:
         return _named_markers(markers, known, "template")

@@ -199,6 +199,8 @@ def _insert_checks(tree: nodes.Template, environment: jinja2.Environment, untrus
 class ChatTemplate:
     """A compiled template. Immutable; may render on several threads at once.
 
+    ``source`` is its text, ``knows_calls`` whether it writes earlier turns' calls of tools.
+
     Args:
         source: the Jinja text.
         special_tokens: variables such as ``bos_token`` -> its text.
@@ -228,7 +230,7 @@ class ChatTemplate:
         # Roles are compared as string literals; a template without this one would refuse it, or
         # write a header that the model has never seen.
         self._knows_developer = "developer" in source
-        self._knows_calls = "tool_calls" in source
+        self.knows_calls = "tool_calls" in source
         self.source = source
         self._forms = self._find_forms(tree)
 
@@ -238,7 +240,7 @@ class ChatTemplate:
 
     @property
     def knows_tools(self) -> bool:
-        """True where the template describes tools to the model; else ``render`` does."""
+        """True where the template describes tools to the model; where not, ``render`` does."""
         return self.uses("tools")
 
     def render(
@@ -269,11 +271,11 @@ class ChatTemplate:
         )
         if self.knows_tools:
             return self._render_calls(messages, variables, continue_final_message)
-        if (tools or not self._knows_calls) and any(m.get("tool_calls") for m in messages):
+        if not self.knows_calls and any(message.get("tool_calls") for message in messages):
             messages = plain_calls(messages)
         if not tools:
             return self._render_calls(messages, variables, continue_final_message)
-        text = tool_text(tools)
+        text = tool_text(tools, explains_calls=not self.knows_calls)
         try:
             described = with_system_text(messages, text)
             return self._render_calls(described, variables, continue_final_message)

@@ -9,7 +9,6 @@ questions, each of which takes a fraction of a millisecond.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,7 +73,8 @@ class TemplateProbe:
 
     def _turn(self, text: str, prompt: str) -> str:
         """The part of a conversation that the model has written, without the turn's end."""
-        begin = len(os.path.commonprefix([text, prompt]))
+        pairs = enumerate(zip(text, prompt, strict=False))
+        begin = next((at for at, (a, b) in pairs if a != b), min(len(text), len(prompt)))
         end = len(text)
         plain = self._render([_QUESTION, {"role": "assistant", "content": _ANSWER}], TOOLS)
         if plain is not None and _ANSWER in plain:

@@ -2,7 +2,8 @@
 
 The format is that of Hermes' models, which most small models have met: a call is JSON between
 ``<tool_call>`` and ``</tool_call>``. Earlier calls and their results become text of the same form,
-so that any model with a chat template can be driven by tools.
+so that any model with a chat template can be driven by tools. A template that writes calls, but
+describes no tools, goes on to write them in its own form.
 """
 
 from __future__ import annotations
@@ -18,21 +19,25 @@ _HEAD: Final = (
     "You can call functions. These are the functions, one a line, each with a JSON schema of its "
     "arguments:"
 )
-_HOW: Final = (
-    "To call a function, write a JSON object with its name and its arguments between tags, one "
-    "pair of tags for each call:\n"
-    '<tool_call>\n{"name": "function name", "arguments": {"argument name": "value"}}\n</tool_call>\n'
-    "The results come back between <tool_response> tags. If no function is of use, answer in plain "
-    "text."
-)
+_HOW: Final = """\
+To call a function, write a JSON object with its name and its arguments between tags, one pair of \
+tags for each call:
+<tool_call>
+{"name": "function name", "arguments": {"argument name": "value"}}
+</tool_call>
+The results come back between <tool_response> tags. If no function is of use, answer in plain \
+text."""
 
 Message = Mapping[str, Any]
 
 
-def tool_text(tools: Sequence[Mapping[str, Any]]) -> str:
-    """The description of tools for a system text."""
+def tool_text(tools: Sequence[Mapping[str, Any]], *, explains_calls: bool) -> str:
+    """The description of tools for a system text.
+
+    ``explains_calls``: whether the model has to be told how to call one.
+    """
     lines = (_json(tool.get("function", tool)) for tool in tools)
-    return "\n".join([_HEAD, *lines, _HOW])
+    return "\n".join([_HEAD, *lines, *([_HOW] if explains_calls else [])])
 
 
 def plain_calls(messages: Sequence[Message]) -> list[dict[str, Any]]:

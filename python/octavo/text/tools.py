@@ -100,7 +100,9 @@ def parse_tools(field: str, value: Any) -> tuple[Tool, ...]:
         tool = _parse_tool(f"{field}[{index}]", one)
         if tool.name in tools:
             place = f"{field}[{index}].function.name"
-            raise InvalidParameterError(f"{place}: there is a tool {clip(tool.name)} already", place)
+            raise InvalidParameterError(
+                f"{place}: there is a tool {clip(tool.name)} already", place
+            )
         tools[tool.name] = tool
     if sum(len(tool.schema) for tool in tools.values()) > MAX_TOOLS_CHARS:
         raise InvalidParameterError(
@@ -232,7 +234,7 @@ def call_id(tool_calls: str | None, name: str, number: int, given: str = "") -> 
     match tool_calls:
         case "kimi_k2":
             return given or f"functions.{name}:{number}"
-        case "mistral":
+        case "mistral" | "mistral_array":
             if _MISTRAL_ID.fullmatch(given):
                 return given
             return "".join(secrets.choice(_ALPHANUMERIC) for _ in range(9))

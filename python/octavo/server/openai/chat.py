@@ -105,7 +105,7 @@ class ChatReply(OpenAiReply):
         return message
 
     def _finish_reason(self, index: int, news: News) -> str | None:
-        """The engine's; an answer that calls ends with "tool_calls", if not by its request's word."""
+        """The engine's; "tool_calls" for an answer that calls, unless the request named the call."""
         message = self._messages.get(index)
         has_calls = message is not None and message.num_calls > 0
         if has_calls and news.finish_reason == "stop" and self.request.tool_use.mode != "named":

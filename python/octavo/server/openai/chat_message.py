@@ -15,6 +15,7 @@ from octavo.text.tools import call_id
 if TYPE_CHECKING:
     from octavo._core import Piece
 
+
 class ChatMessage:
     """The message of one sample so far.
 

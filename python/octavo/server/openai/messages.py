@@ -161,7 +161,5 @@ def _tool_calls(field: str, value: Any) -> list[dict[str, Any]]:
         if not isinstance(arguments, str | dict | None):
             raise invalid(f"{place}.function.arguments", "JSON text", arguments)
         arguments = "{}" if arguments is None else arguments
-        calls.append(
-            {**call, "type": "function", "function": {**function, "arguments": arguments}}
-        )
+        calls.append({**call, "type": "function", "function": {**function, "arguments": arguments}})
     return calls
