@@ -16,7 +16,7 @@ from harness import RunningServer, StartServer, eventually
 from test_core_streams import start_core_server, tokenizer  # noqa: F401 (fixtures)
 from test_streams import dechunk, send
 
-from octavo._core import SseTemplate, TokenIds
+from octavo._core import Channels, SseTemplate, TokenIds
 from octavo.errors import error_kind, error_message
 from octavo.prompt_logprobs import PromptLogprobs
 from octavo.server import lifecycle
@@ -82,6 +82,7 @@ class ToyReply:
         self.request = request
         self.prompts = prompts
         self.scores: dict[int, PromptLogprobs] = {}
+        self.channels: Channels | None = None
 
     def templates(self) -> list[SseTemplate] | None:
         import octavo._core

@@ -1,0 +1,170 @@
+"""chat_format.py: formats are found from templates, by what they write and by what they say."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from families import FAMILIES, TEMPLATES, Family
+
+from octavo._core import reasoning_formats, tool_call_formats
+from octavo.text import reasoning_formats as reasoning_signs
+from octavo.text import tool_formats as tool_signs
+from octavo.text.chat_format import check_parser_name, find_chat_format
+from octavo.text.chat_template import ChatTemplate
+from octavo.text.tools import parse_tool_use, parse_tools
+
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
+ONE_EACH = list({family.template: family for family in FAMILIES}.values())
+
+
+def template_of(family: Family) -> ChatTemplate:
+    return ChatTemplate(family.source, SPECIAL)
+
+
+def test_every_template_has_a_family() -> None:
+    named = {family.template for family in FAMILIES} | {"own_tags"}
+    assert named == {file.stem for file in TEMPLATES.glob("*.jinja")}
+
+
+@pytest.mark.parametrize("family", ONE_EACH, ids=lambda family: family.template)
+def test_a_familys_format_is_found(family: Family) -> None:
+    template = template_of(family)
+    began = time.perf_counter()
+    found = find_chat_format(template)
+    assert time.perf_counter() - began < 1.0
+    assert found.tool_calls == family.tools or family.template == "qwen3_thinking"
+    assert (found.core and found.core.reasoning) == family.reasoning
+    assert found.toggle == family.toggle
+    prompt = template.render([{"role": "user", "content": "Hello"}])
+    assert found.is_reasoning(prompt) is family.opened
+
+
+def test_markers_of_a_models_own_are_found() -> None:
+    source = (TEMPLATES / "own_tags.jinja").read_text()
+    found = find_chat_format(ChatTemplate(source, SPECIAL))
+    assert found.reasoning_markers == ("<ponder>", "</ponder>")
+
+
+@pytest.mark.parametrize("flag", ["tool_call_parser", "reasoning_parser"])
+def test_a_parsers_name_is_checked(flag: str) -> None:
+    for name in (None, "auto", "none", "hf"):
+        check_parser_name(flag, name)
+    known = tool_call_formats() if flag == "tool_call_parser" else reasoning_formats()
+    for name in known:
+        check_parser_name(flag, name)
+    with pytest.raises(ValueError, match="must be auto, none, one of") as caught:
+        check_parser_name(flag, "nonesuch")
+    assert str(caught.value).startswith("--" + flag.replace("_", "-"))
+    assert all(name in str(caught.value) for name in known)
+
+
+# vLLM's names of its parsers; of some it has several.
+VLLM_TOOLS = (
+    "apertus cohere_command3 cohere_command4 deepseek_v3 deepseek_v31 deepseek_v32 deepseek_v4 "
+    "ernie45 functiongemma gemma4 gigachat3 glm45 glm47 granite granite-20b-fc granite4 hermes "
+    "hunyuan_a13b hy_v3 inkling internlm jamba kimi_k2 kimi_k3 lfm2 llama3_json llama4_json "
+    "llama4_pythonic longcat mimo minicpm5 minimax minimax_m2 minimax_m3 mistral olmo3 openai "
+    "phi4_mini_json poolside_v1 pythonic qwen3_coder qwen3_xml seed_oss solar_open2 step3 step3p5 "
+    "xlam"
+).split()
+VLLM_REASONING = (
+    "cohere_command3 cohere_command4 deepseek_r1 deepseek_v3 deepseek_v4 ernie45 gemma4 glm45 "
+    "glm47 granite holo2 hunyuan_a13b hy_v3 inkling kimi_k2 kimi_k3 mimo minimax_m2 "
+    "minimax_m2_append_think minimax_m3 mistral nemotron_v3 olmo3 openai_gptoss poolside_v1 qwen3 "
+    "seed_oss solar_open2 step3 step3p5"
+).split()
+
+
+@pytest.mark.parametrize("name", VLLM_TOOLS)
+def test_vllms_tool_call_parsers_are_known(name: str) -> None:
+    check_parser_name("tool_call_parser", name)
+
+
+@pytest.mark.parametrize("name", VLLM_REASONING)
+def test_vllms_reasoning_parsers_are_known(name: str) -> None:
+    check_parser_name("reasoning_parser", name)
+
+
+def test_signs_are_of_formats_that_there_are() -> None:
+    assert {name for _, name in tool_signs.SIGNS} <= set(tool_call_formats())
+    assert {name for _, name in reasoning_signs.SIGNS} <= set(reasoning_formats())
+    assert set(tool_signs.BARE) <= set(tool_call_formats())
+
+
+def test_a_flag_wins_and_names_a_family() -> None:
+    hermes = ChatTemplate((TEMPLATES / "hermes.jinja").read_text(), SPECIAL)
+    found = find_chat_format(hermes, tool_call_parser="qwen3_xml", reasoning_parser="qwen3")
+    assert found.tool_calls == "qwen3_coder"
+    assert found.reasoning_markers == ("<think>", "</think>")
+    assert "(flag)" in found.summary
+    array = ChatTemplate((TEMPLATES / "mistral_v3.jinja").read_text(), SPECIAL)
+    assert find_chat_format(array, tool_call_parser="mistral").tool_calls == "mistral_array"
+    none = find_chat_format(hermes, tool_call_parser="none", reasoning_parser="none")
+    assert none.core is None
+    assert none.channels("", parse_tool_use(parse_tools("tools", []))) is None
+
+
+def test_without_a_template_flags_decide() -> None:
+    assert find_chat_format(None).core is None
+    assert find_chat_format(None, tool_call_parser="hermes").tool_calls == "hermes"
+
+
+RESPONSE_TEMPLATE = {
+    "version": 1,
+    "start_anchor": "<a>",
+    "fields": {
+        "thinking": {"open": "<think>", "close": "</think>", "content": "text"},
+        "tool_calls": {
+            "open_pattern": r"<\|tool_call>call:(?P<name>\w+)",
+            "close": "<tool_call|>",
+            "content": "json",
+        },
+        "content": {"close": "</a>"},
+    },
+}
+
+
+def test_a_checkpoints_declaration_comes_first() -> None:
+    hermes = ChatTemplate((TEMPLATES / "hermes.jinja").read_text(), SPECIAL)
+    found = find_chat_format(hermes, response_template=RESPONSE_TEMPLATE)
+    assert found.tool_calls == "gemma4"
+    assert found.reasoning_markers == ("<think>", "</think>")
+    assert found.summary.count("response_template") == 2
+
+
+@pytest.mark.parametrize(
+    "declared", [{}, {"fields": []}, {"fields": {"tool_calls": 3, "thinking": {"open": ["a"]}}}, 7]
+)
+def test_a_declaration_that_is_none_is_passed_over(declared: Any) -> None:
+    hermes = ChatTemplate((TEMPLATES / "hermes.jinja").read_text(), SPECIAL)
+    assert find_chat_format(hermes, response_template=declared).tool_calls == "hermes"
+
+
+@pytest.mark.parametrize(
+    "source", ["", "{{ raise_exception('no') }}", "{{ messages[7].content }}{{ tools }}"]
+)
+def test_a_template_that_refuses_everything_has_no_format(source: str) -> None:
+    found = find_chat_format(ChatTemplate(source, {}))
+    assert found.reasoning_markers is None
+
+
+# ------------------------------------------------------- real templates, where there are some
+
+# Part of a file's name -> (tool calls, reasoning). Names as in llama.cpp's folder of templates.
+REAL = {
+    "Apertus": ("apertus", "apertus"),
+    "Apriel-1.5": ("apriel", None),
+}
+_FOLDER = os.environ.get("OCTAVO_CHAT_TEMPLATES")
+
+
+@pytest.mark.skipif(_FOLDER is None, reason="OCTAVO_CHAT_TEMPLATES names no folder of templates")
+def test_real_templates_are_told_apart() -> None:
+    assert _FOLDER is not None
+    for file in sorted(Path(_FOLDER).glob("*.jinja")):
+        found = find_chat_format(ChatTemplate(file.read_text(encoding="utf-8"), SPECIAL))
+        print(file.stem, found.summary)
