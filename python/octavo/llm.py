@@ -154,7 +154,8 @@ class LLM:
             ValueError: the model has no chat template and none is given.
             InvalidParameterError: a tool is not one.
         """
-        source = chat_template or self._engine.source.chat_template
+        own = self._engine.source
+        source = chat_template or (own.tool_template if tools else None) or own.chat_template
         if source is None:
             raise ValueError("the model has no chat template: pass chat_template")
         template = ChatTemplate(source, self._engine.source.special_tokens)

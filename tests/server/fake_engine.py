@@ -236,6 +236,7 @@ class FakeEngine:
         self.model_config = SimpleNamespace(vocab_size=VOCAB_SIZE)
         self.tokenizer = ByteTokenizer()
         self.chat_template: str | None = CHAT_TEMPLATE
+        self.tool_template: str | None = None
         self.response_template: Any = None
         # What every sample says, where it is set.
         self.said: str | None = None

@@ -323,6 +323,7 @@ def test_the_documented_metrics_are_the_server_s() -> None:
     from octavo.server.metrics import COUNTERS, GAUGES, HISTOGRAMS
 
     served = {"cache_config_info", "admission_rejections_total"}
+    served.add("tool_call_parser_invocations_total")
     for rows, suffix in ((GAUGES, ""), (COUNTERS, "_total"), (HISTOGRAMS, "")):
         vllm = [name for row in rows if row.prefix == "vllm:" for name in row.names]
         served |= {name.removeprefix("vllm:") + suffix for name in vllm}

@@ -9,9 +9,10 @@ from typing import Any
 import openai
 import pytest
 from fake_engine import FakeEngine
-from families import CALLS, FAMILIES, HERMES, TOOLS, Family
 from harness import RunningServer, StartServer
 from test_streams import CHAT, events
+
+from families import CALLS, FAMILIES, HERMES, TOOLS, Family
 
 MESSAGES = [{"role": "user", "content": "What time is it?"}]
 QWEN3 = next(family for family in FAMILIES if family.template == "qwen3")
@@ -393,11 +394,12 @@ def test_the_openai_client_reads_calls(start_server: StartServer) -> None:
 
 def test_the_openai_clients_stream_helper_reads_calls(start_server: StartServer) -> None:
     chat: Any = client(start_family(start_server, QWEN3)).chat.completions
-    done = []
     with chat.stream(model="alias", messages=MESSAGES, tools=TOOLS) as events:
-        for event in events:
-            if event.type == "tool_calls.function.arguments.done":
-                done.append((event.name, json.loads(event.arguments)))
+        done = [
+            (event.name, json.loads(event.arguments))
+            for event in events
+            if event.type == "tool_calls.function.arguments.done"
+        ]
         final = events.get_final_completion().choices[0]
     assert done == CALLS
     assert final.finish_reason == "tool_calls"

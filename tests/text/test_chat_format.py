@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from families import FAMILIES, TEMPLATES, Family
 
+from families import FAMILIES, TEMPLATES, Family
 from octavo._core import reasoning_formats, tool_call_formats
 from octavo.text import reasoning_formats as reasoning_signs
 from octavo.text import tool_formats as tool_signs
@@ -63,20 +63,87 @@ def test_a_parsers_name_is_checked(flag: str) -> None:
 
 
 # vLLM's names of its parsers; of some it has several.
-VLLM_TOOLS = (
-    "apertus cohere_command3 cohere_command4 deepseek_v3 deepseek_v31 deepseek_v32 deepseek_v4 "
-    "ernie45 functiongemma gemma4 gigachat3 glm45 glm47 granite granite-20b-fc granite4 hermes "
-    "hunyuan_a13b hy_v3 inkling internlm jamba kimi_k2 kimi_k3 lfm2 llama3_json llama4_json "
-    "llama4_pythonic longcat mimo minicpm5 minimax minimax_m2 minimax_m3 mistral olmo3 openai "
-    "phi4_mini_json poolside_v1 pythonic qwen3_coder qwen3_xml seed_oss solar_open2 step3 step3p5 "
-    "xlam"
-).split()
-VLLM_REASONING = (
-    "cohere_command3 cohere_command4 deepseek_r1 deepseek_v3 deepseek_v4 ernie45 gemma4 glm45 "
-    "glm47 granite holo2 hunyuan_a13b hy_v3 inkling kimi_k2 kimi_k3 mimo minimax_m2 "
-    "minimax_m2_append_think minimax_m3 mistral nemotron_v3 olmo3 openai_gptoss poolside_v1 qwen3 "
-    "seed_oss solar_open2 step3 step3p5"
-).split()
+VLLM_TOOLS = [
+    "apertus",
+    "cohere_command3",
+    "cohere_command4",
+    "deepseek_v3",
+    "deepseek_v31",
+    "deepseek_v32",
+    "deepseek_v4",
+    "ernie45",
+    "functiongemma",
+    "gemma4",
+    "gigachat3",
+    "glm45",
+    "glm47",
+    "granite",
+    "granite-20b-fc",
+    "granite4",
+    "hermes",
+    "hunyuan_a13b",
+    "hy_v3",
+    "inkling",
+    "internlm",
+    "jamba",
+    "kimi_k2",
+    "kimi_k3",
+    "lfm2",
+    "llama3_json",
+    "llama4_json",
+    "llama4_pythonic",
+    "longcat",
+    "mimo",
+    "minicpm5",
+    "minimax",
+    "minimax_m2",
+    "minimax_m3",
+    "mistral",
+    "olmo3",
+    "openai",
+    "phi4_mini_json",
+    "poolside_v1",
+    "pythonic",
+    "qwen3_coder",
+    "qwen3_xml",
+    "seed_oss",
+    "solar_open2",
+    "step3",
+    "step3p5",
+    "xlam",
+]
+VLLM_REASONING = [
+    "cohere_command3",
+    "cohere_command4",
+    "deepseek_r1",
+    "deepseek_v3",
+    "deepseek_v4",
+    "ernie45",
+    "gemma4",
+    "glm45",
+    "glm47",
+    "granite",
+    "holo2",
+    "hunyuan_a13b",
+    "hy_v3",
+    "inkling",
+    "kimi_k2",
+    "kimi_k3",
+    "mimo",
+    "minimax_m2",
+    "minimax_m2_append_think",
+    "minimax_m3",
+    "mistral",
+    "nemotron_v3",
+    "olmo3",
+    "openai_gptoss",
+    "poolside_v1",
+    "qwen3",
+    "seed_oss",
+    "solar_open2",
+    "step3",
+    "step3p5",
+]
 
 
 @pytest.mark.parametrize("name", VLLM_TOOLS)

@@ -115,6 +115,7 @@ class AsyncEngine:
         self.model_config: ModelConfig = source.model_config
         self.tokenizer: Tokenizer = self._engine_loop.tokenizer
         self.chat_template: str | None = source.chat_template
+        self.tool_template: str | None = source.tool_template
         self.response_template: Any = source.response_template
         self.generation_defaults: dict[str, Any] = source.generation_defaults
         self.special_tokens: dict[str, str] = source.special_tokens

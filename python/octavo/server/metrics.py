@@ -98,6 +98,11 @@ class EngineCollector:
         rejections = Row("admission_rejections", "Requests turned away, by reason.", "reason")
         values = {"admission_rejections": dict(self._state.rejections)}
         yield from self._families(CounterMetricFamily, rejections, values)
+        calls = Row(
+            "tool_call_parser_invocations", "Answers to requests with tools, by outcome.", "status"
+        )
+        values = {calls.key: dict(self._state.model().tool_call_counts)}
+        yield from self._families(CounterMetricFamily, calls, values)
         yield self._cache_config()
 
     def _families(

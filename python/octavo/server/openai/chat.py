@@ -89,7 +89,7 @@ class ChatReply(OpenAiReply):
         prompts: Sequence[TokenIds],
     ) -> None:
         super().__init__(request, model, request_id, prompts)
-        self._tool_calls = model.chat_format.tool_calls
+        self._model = model
         # By sample, those that have sent pieces.
         self._messages: dict[int, ChatMessage] = {}
 
@@ -98,14 +98,14 @@ class ChatReply(OpenAiReply):
         if message is None:
             earlier = self.request.conversation.messages
             message = self._messages[index] = ChatMessage(
-                self._tool_calls,
+                self._model.chat_format.tool_calls,
                 sum(len(one.get("tool_calls") or ()) for one in earlier),
                 shows_reasoning=self.request.include_reasoning,
             )
         return message
 
     def _finish_reason(self, index: int, news: News) -> str | None:
-        """The engine's; "tool_calls" for an answer that calls, unless the request named the call."""
+        """The engine's; "tool_calls" where a stop follows a call that the request did not name."""
         message = self._messages.get(index)
         has_calls = message is not None and message.num_calls > 0
         if has_calls and news.finish_reason == "stop" and self.request.tool_use.mode != "named":
@@ -124,6 +124,14 @@ class ChatReply(OpenAiReply):
             fields["prompt_token_ids"] = list(self.prompts[0])
         return self.chunk_event([choice], **fields)
 
+    def _count_calls(self, message: ChatMessage) -> None:
+        """Count the outcome of a sample that may have called tools."""
+        use = self.request.tool_use
+        if use.tools and use.mode != "none":
+            has_all = message.num_ended == message.num_calls
+            status = "none" if not message.num_calls else "called" if has_all else "cut"
+            self._model.tool_call_counts[status] += 1
+
     def text(self, index: int, news: News) -> bytes:
         """The chunks of all pieces: one chunk where there are no channels."""
         if news.pieces is None:
@@ -136,6 +144,7 @@ class ChatReply(OpenAiReply):
             return super().end(index, news)
         message = self._message(index)
         deltas = message.deltas(news.pieces)
+        self._count_calls(message)
         # The last text may travel with the reason, as it does without channels.
         is_text = bool(deltas) and "content" in deltas[-1] and not message.num_calls
         last = deltas.pop() if is_text else {}
@@ -189,7 +198,9 @@ class ChatReply(OpenAiReply):
         if news.pieces is None:
             own: dict[str, Any] = {"content": news.text}
         else:
-            own = self._message(index).whole(news.pieces)
+            message = self._message(index)
+            own = message.whole(news.pieces)
+            self._count_calls(message)
         choice = {
             "index": index,
             "message": {"role": "assistant", **_ABSENT, **own},

@@ -40,8 +40,8 @@ async def encode_chat(model: ServedModel, conversation: Conversation) -> ChatPro
         UnsupportedParameterError: the template does not use something the request asks for.
         RequestTooLongError: the text is longer than any that could fit the context.
     """
-    template = model.template(conversation.chat_template)
     documents, tools = conversation.documents, conversation.tools
+    template = model.template(conversation.chat_template, has_tools=bool(tools))
     if documents is not None and not template.uses("documents"):
         raise UnsupportedParameterError(
             "documents is not supported: this model's chat template does not use it", "documents"

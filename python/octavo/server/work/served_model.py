@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
@@ -54,7 +54,14 @@ class ServedModel:
         self.token_texts = TokenTexts(engine.tokenizer)
         source = template_source or engine.chat_template
         self._template = None if source is None else ChatTemplate(source, engine.special_tokens)
+        # The operator's template is for all conversations.
+        own = engine.tool_template if template_source is None else None
+        self._tool_template = (
+            self._template if own is None else ChatTemplate(own, engine.special_tokens)
+        )
         self._request_templates: OrderedDict[str, ChatTemplate] = OrderedDict()
+        # Answers to requests with tools: called, none, cut.
+        self.tool_call_counts: Counter[str] = Counter()
 
     @property
     def has_template(self) -> bool:
@@ -65,7 +72,7 @@ class ServedModel:
     def chat_format(self) -> ChatFormat:
         """How the model calls tools and reasons."""
         return find_chat_format(
-            self._template,
+            self._tool_template,
             response_template=self.engine.response_template,
             tool_call_parser=self.config.tool_call_parser,
             reasoning_parser=self.config.reasoning_parser,
@@ -101,8 +108,12 @@ class ServedModel:
             raise BadRequestError(f"this model {verb} texts: use {routes}", "model")
         return info
 
-    def template(self, requested: str | None = None) -> ChatTemplate:
+    def template(self, requested: str | None = None, *, has_tools: bool = False) -> ChatTemplate:
         """The model's chat template, or the one a request brings.
+
+        Args:
+            requested: the request's.
+            has_tools: whether the conversation does; some models have a template for these.
 
         Raises:
             BadRequestError: there is none, or the request's is not a template.
@@ -116,7 +127,7 @@ class ServedModel:
                 "--chat-template",
                 "messages",
             )
-        return self._template
+        return self._tool_template or self._template if has_tools else self._template
 
     def _request_template(self, source: str) -> ChatTemplate:
         if not self.config.trust_request_chat_template:
