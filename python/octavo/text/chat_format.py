@@ -257,10 +257,13 @@ def _find_reasoning(
         return _Finding()
     around = probe.reasoning()
     if around is not None:
-        for name in known:
+        # Several formats have the markers of this one, and frames around what follows.
+        for name in (reasoning_names.THINK, *known):
             markers = ChannelFormat(None, name).reasoning_markers
-            if markers is not None and _stands_around(markers, around):
-                return _Finding(name, "template")
+            if markers is not None and (rest := _after_markers(markers, around)) is not None:
+                frames = reasoning_names.FRAMES
+                framed = next((frames[one] for one in frames if rest.startswith(one)), name)
+                return _Finding(framed if name == reasoning_names.THINK else name, "template")
     if (name := reasoning_names.sign_of(template.source, known)) is not None:
         return _Finding(name, "words in the template")
     if around is not None and (markers := markers_around(*around)) is not None:
@@ -268,10 +271,13 @@ def _find_reasoning(
     return _Finding()
 
 
-def _stands_around(markers: tuple[str, str], around: tuple[str, str]) -> bool:
+def _after_markers(markers: tuple[str, str], around: tuple[str, str]) -> str | None:
+    """What follows the reasoning, where it stands between the markers; None: it does not."""
     opened, closed = (marker.strip() for marker in markers)
-    before, after = around
-    return bool(opened) and before.rstrip().endswith(opened) and after.lstrip().startswith(closed)
+    before, after = around[0].rstrip(), around[1].lstrip()
+    if not opened or not before.endswith(opened) or not after.startswith(closed):
+        return None
+    return after.removeprefix(closed).lstrip()
 
 
 def _named_markers(markers: tuple[str, str], known: Sequence[str], where: str) -> _Finding:

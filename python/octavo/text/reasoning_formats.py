@@ -29,6 +29,9 @@ SIGNS: Final[Sequence[tuple[tuple[str, ...], str]]] = (
     (("</think>",), THINK),
 )
 
+# What may follow <think>'s end, and be part of the format.
+FRAMES: Final = {"<answer>": "hunyuan_a13b", "<response>": "ernie45"}
+
 
 def sign_of(text: str, known: Sequence[str]) -> str | None:
     """The format that a template shows signs of, among ``known``."""

@@ -25,7 +25,8 @@ _THOUGHT, _ANSWER = "octavoprobethought", "octavoprobeanswer"
 # Mistral's templates insist on nine characters, Kimi's on the function's name.
 _CALL_IDS: Final = ("octavo000", "octavo001")
 
-SCHEMA: Final = json.dumps({"type": "object", "properties": {KEY: {"type": "string"}}})
+_PROPERTY: Final = {"type": "string", "description": "Probe."}
+SCHEMA: Final = json.dumps({"type": "object", "properties": {KEY: _PROPERTY}, "required": [KEY]})
 TOOLS: Final[list[dict[str, Any]]] = [
     {
         "type": "function",
@@ -75,6 +76,11 @@ class TemplateProbe:
         """The part of a conversation that the model has written, without the turn's end."""
         pairs = enumerate(zip(text, prompt, strict=False))
         begin = next((at for at, (a, b) in pairs if a != b), min(len(text), len(prompt)))
+        # Two markers may begin alike: neither is cut.
+        for opened, closed in ("<>", "[]"):
+            mark = text.rfind(opened, 0, begin)
+            if mark >= 0 and closed not in text[mark:begin]:
+                begin = mark
         end = len(text)
         plain = self._render([_QUESTION, {"role": "assistant", "content": _ANSWER}], TOOLS)
         if plain is not None and _ANSWER in plain:

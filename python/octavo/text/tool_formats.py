@@ -43,6 +43,7 @@ SIGNS: Final[Sequence[tuple[tuple[str, ...], str]]] = (
     (("<function_calls>",), "olmo3"),
     (("<tool_calls>",), "jamba"),
     (("<|tool_call_start|>",), "lfm2"),
+    (("<|tool_list_start|>",), "lfm2"),
     (("functools",), "phi4_mini_json"),
     (("<tool_call>",), "hermes"),
     (("[TOOL_CALLS]", "[ARGS]"), "mistral"),
