@@ -219,6 +219,40 @@ def test_a_template_that_refuses_everything_has_no_format(source: str) -> None:
     assert found.reasoning_markers is None
 
 
+# ------------------------------------------------------------------------------------- docs
+
+DOCS = Path(__file__).parents[2] / "docs" / "tools.md"
+
+
+def table() -> str:
+    rows = []
+    for family in ONE_EACH:
+        found = find_chat_format(template_of(family))
+        calls, _, reasoning = found.summary.removeprefix("tool calls ").partition("; reasoning ")
+        rows.append(f"| {family.template} | {calls} | {reasoning} |")
+    return "\n".join(["| template | tool calls | reasoning |", "|---|---|---|", *rows])
+
+
+def documented() -> str:
+    text = DOCS.read_text(encoding="utf-8")
+    tools = ", ".join(f"`{name}`" for name in tool_call_formats())
+    reasoning = ", ".join(f"`{name}`" for name in reasoning_formats())
+    written = {"found": table(), "tools": f"Tool calls: {tools}.\n\nReasoning: {reasoning}."}
+    for name, content in written.items():
+        begin, end = f"<!-- {name}: written by a test -->", f"<!-- end of {name} -->"
+        assert begin in text, name
+        head, _, rest = text.partition(begin)
+        text = f"{head}{begin}\n\n{content}\n\n{end}{rest.partition(end)[2]}"
+    return text
+
+
+def test_the_docs_say_what_is_found() -> None:
+    wanted = documented()
+    if os.environ.get("OCTAVO_WRITE_DOCS"):
+        DOCS.write_text(wanted, encoding="utf-8")
+    assert DOCS.read_text(encoding="utf-8") == wanted, "run this test with OCTAVO_WRITE_DOCS=1"
+
+
 # ------------------------------------------------------- real templates, where there are some
 
 # Part of a file's name -> (tool calls, reasoning). Names as in llama.cpp's folder of templates.
