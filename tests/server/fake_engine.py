@@ -127,6 +127,8 @@ class FakeDelta:
     prefill_s: float | None = 0.002
     decode_s: float | None = 0.01
     extra: PromptLogprobs | None = None
+    pieces: None = None
+    num_reasoning_tokens: int = 0
 
 
 @dataclass
@@ -275,6 +277,7 @@ class FakeEngine:
         priority: int = 0,
         cache_salt: str | None = None,
         num_first: None = None,
+        channels: None = None,
     ) -> list[int]:
         if not self.is_alive:
             raise EngineDeadError

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from octavo._core import Piece
 
 
 class News(Protocol):
@@ -11,6 +14,8 @@ class News(Protocol):
 
     @property
     def text(self) -> str: ...
+    @property
+    def pieces(self) -> list[Piece] | None: ...
     @property
     def token_ids(self) -> list[int]: ...
     @property
@@ -25,6 +30,8 @@ class News(Protocol):
     def num_cached_tokens(self) -> int: ...
     @property
     def num_output_tokens(self) -> int: ...
+    @property
+    def num_reasoning_tokens(self) -> int: ...
     @property
     def queue_s(self) -> float | None: ...
     @property
@@ -41,12 +48,14 @@ class Untouched:
 
     num_prompt_tokens: int
     text: str = ""
+    pieces: None = None
     token_ids: list[int] = field(default_factory=list)
     logprobs: None = None
     finish_reason: str = "length"
     stop_reason: None = None
     num_cached_tokens: int = 0
     num_output_tokens: int = 0
+    num_reasoning_tokens: int = 0
     queue_s: None = None
     prefill_s: None = None
     decode_s: None = None
