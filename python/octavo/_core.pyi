@@ -6,6 +6,9 @@ from typing import Any, Literal, Self, TypeAlias, final, overload
 from typing_extensions import Buffer
 
 __all__ = [
+    "ChannelFormat",
+    "ChannelParser",
+    "Channels",
     "CpuDecoder",
     "CpuEncoder",
     "CpuLinear",
@@ -35,6 +38,10 @@ __all__ = [
     "cpu_selected_logprobs",
     "cpu_set_num_threads",
     "json_size",
+    "reasoning_aliases",
+    "reasoning_formats",
+    "tool_call_aliases",
+    "tool_call_formats",
 ]
 
 __version__: str
@@ -105,10 +112,17 @@ class SseTemplate:
     """The fixed bytes around a stream's text: ``before + json_escaped(text) + after`` per piece.
 
     ``first`` precedes a sample's first frame. The text that a sample ends with has no frame: the
-    last Delta holds it, for the frame of the end.
+    last Delta holds it, for the frame of the end. ``reasoning``: before and after a piece of
+    reasoning; None leaves reasoning out.
     """
 
-    def __new__(cls, before: bytes, after: bytes, first: bytes = b"") -> Self: ...
+    def __new__(
+        cls,
+        before: bytes,
+        after: bytes,
+        first: bytes = b"",
+        reasoning: tuple[bytes, bytes] | None = None,
+    ) -> Self: ...
 
 @final
 class Delta:
@@ -117,7 +131,11 @@ class Delta:
     request_id: int
     # The ready frames of an ``sse`` sample; None for the other deliveries.
     sse: bytes | None
+    # All of this delta's text; of a request with channels, its pieces of text joined.
     text: str
+    # In order; None unless the request has channels. Of an ``sse`` sample those that have no ready
+    # frame: what comes from a delta's first piece of a call on, and all that a sample ends with.
+    pieces: list[Piece] | None
     token_ids: list[int]
     # Per token: [(token_id, logprob, rank), ...], the chosen token first, then the best ones in
     # order; None unless the request asked for logprobs.
@@ -131,6 +149,8 @@ class Delta:
     num_cached_tokens: int
     # All output tokens so far, not only this delta's.
     num_output_tokens: int
+    # Those of them that were reasoning, markers aside; 0 without channels.
+    num_reasoning_tokens: int
     # Seconds, None until known: arrival->first scheduled, first scheduled->first token,
     # first token->last token.
     queue_s: float | None
@@ -239,12 +259,14 @@ class EngineCore:
         stream_interval: int | None = None,
         delivery: Literal["sse", "delta", "final"] = "final",
         sse: Sequence[SseTemplate] | None = None,
+        channels: Channels | None = None,
     ) -> None:
         """Queue one request; one id per sample (n = len(request_ids)), sharing the prompt's blocks.
 
         ``eos_token_ids`` empty: EOS is ignored. max_tokens is clipped to max_model_len - prompt.
         ``arrival_s``: time.monotonic() at arrival, now if None. ``stream_interval``: tokens per
-        delta, the constructor's if None.
+        delta, the constructor's if None. ``channels``: each sample's text is told apart by a parser
+        of its own; stop strings are looked for in pieces of text alone.
 
         Raises:
             ValueError: empty prompt, prompt that can never fit (max_model_len or the whole pool),
@@ -411,6 +433,123 @@ class Detokenizer:
         """
     def finish(self) -> str:
         """What was held back (a possible stop string's beginning, incomplete UTF-8)."""
+
+# -------------------------------------------------------------------------------------- channels
+
+# kind, call, text. "text" and "reasoning" (call is 0); of call number ``call``, from 0: "name" (it
+# begins; the function's name), "id" (the model's own, where the envelope has one; it may come as late
+# as before "end"), "arguments" (a part of one JSON value), "end" (complete; no text).
+Piece: TypeAlias = tuple[Literal["text", "reasoning", "name", "id", "arguments", "end"], int, str]
+
+def tool_call_formats() -> list[str]:
+    """The canonical names of tool-call envelopes."""
+
+def tool_call_aliases() -> list[tuple[str, str]]:
+    """Other names, such as vLLM's: (alias, canonical name)."""
+
+def reasoning_formats() -> list[str]:
+    """The canonical names of reasoning forms."""
+
+def reasoning_aliases() -> list[tuple[str, str]]:
+    """Other names, such as vLLM's: (alias, canonical name)."""
+
+@final
+class ChannelFormat:
+    """A model's forms of tool calls and reasoning. Immutable; made once a model.
+
+    Raises:
+        ValueError: from construction: a name that is not known, or what is wrong with overrides.
+    """
+
+    def __new__(
+        cls,
+        tool_calls: str | None = None,
+        reasoning: str | None = None,
+        *,
+        overrides: str | None = None,
+    ) -> Self:
+        """By canonical names or aliases; None: the model has no such thing.
+
+        Args:
+            overrides: a JSON object of markers in place of the table's, each with the white space
+                that is written around it: ``section`` and ``call`` ([open, close]; a section of null
+                is none), ``separator`` between calls, ``name_end``, ``keys`` of a call object
+                ([name, arguments, id]), ``parameter`` ([open, end of its name, close]),
+                ``reasoning`` ([open, close]), ``frames`` (markers around text). Without
+                ``tool_calls``, ``style`` names the form: object, array, value (a name, then JSON),
+                tags, python.
+        """
+    @property
+    def tool_calls(self) -> str | None:
+        """The canonical name."""
+    @property
+    def reasoning(self) -> str | None:
+        """The canonical name."""
+    @property
+    def markers(self) -> list[str]:
+        """Texts of the markers and of the tokens they consist of.
+
+        Those that are special tokens reach the parser even where special tokens leave no text.
+        """
+    @property
+    def reasoning_markers(self) -> tuple[str, str] | None:
+        """The texts that open and close reasoning."""
+    def grammar(
+        self,
+        tools: Sequence[tuple[str, str]],
+        *,
+        at_least_one: bool,
+        at_most_one: bool,
+        strict: Sequence[str] | None = None,
+        special_tokens: Sequence[tuple[str, int]] = (),
+    ) -> str:
+        """The grammar of calls, in llguidance's dialect of Lark.
+
+        Args:
+            tools: names, and JSON schemas of the parameters.
+            at_least_one: the text is nothing but calls; else calls may stand anywhere in it.
+            at_most_one: no second call.
+            strict: names of the tools whose arguments follow their schemas, all if None. Those of
+                the others are any JSON object.
+            special_tokens: markers that are one special token each, with their ids.
+
+        Raises:
+            ValueError: the format has no tool calls, or there are no tools.
+        """
+
+@final
+class Channels:
+    """What the answers to one request are parsed by. Immutable; each sample has its own parser."""
+
+    def __new__(
+        cls,
+        format: ChannelFormat,
+        *,
+        in_reasoning: bool = False,
+        parse_tool_calls: bool = True,
+        parse_reasoning: bool = True,
+        tools: Sequence[tuple[str, str]] = (),
+    ) -> Self:
+        """
+        Args:
+            in_reasoning: the prompt has opened the reasoning.
+            parse_tool_calls, parse_reasoning: without, what belongs to them stays text.
+            tools: names, and JSON schemas of the parameters, by which bare text gets its type.
+        """
+
+@final
+class ChannelParser:
+    """One answer's text in, pieces out. Any split of the text gives the same pieces, joined.
+
+    Of a call, "name" comes once its first argument is seen; joined, its "arguments" are the beginning
+    of a JSON value, and a whole one once "end" came. A call that the text's end cuts off has no "end".
+    What looks like a call and is none is text.
+    """
+
+    def __new__(cls, channels: Channels) -> Self: ...
+    def push(self, text: str) -> list[Piece]: ...
+    def finish(self) -> list[Piece]:
+        """What was held back."""
 
 # ------------------------------------------------------------------------------ checkpoint files
 

@@ -22,7 +22,7 @@ from octavo.errors import (
 from octavo.outputs import CompletionOutput, RequestOutput
 
 if TYPE_CHECKING:
-    from octavo._core import Delta, Metrics, SseTemplate, SseWriter, Tokenizer
+    from octavo._core import Channels, Delta, Metrics, SseTemplate, SseWriter, Tokenizer
     from octavo.config import EngineConfig
     from octavo.engine.step_times import StepTimes
     from octavo.models.config import ModelConfig
@@ -214,6 +214,7 @@ class AsyncEngine:
         priority: int = 0,
         cache_salt: str | None = None,
         num_first: int | None = None,
+        channels: Channels | None = None,
     ) -> list[int]:
         """Queue one request; event-loop thread only.
 
@@ -221,7 +222,7 @@ class AsyncEngine:
             sink: gets every Delta of every sample on the event loop, or one EngineDeadError per
                 sample in place of the rest. ``Delta.extra`` is the prompt's PromptLogprobs, with
                 each sample's first token, or a pooling model's vector, float32 [D], at the end.
-            delivery, sse, priority, cache_salt, num_first: see ``EngineLoop.prepare``.
+            delivery, sse, priority, cache_salt, num_first, channels: see ``EngineLoop.prepare``.
 
         Returns:
             One id per sample, consecutive: sample i is ``ids[0] + i``.
@@ -247,6 +248,7 @@ class AsyncEngine:
             priority=priority,
             cache_salt=cache_salt,
             num_first=num_first,
+            channels=channels,
         )
         ids = [sample.request_id for sample in samples]
         self._sinks.update(dict.fromkeys(ids, sink))

@@ -27,7 +27,7 @@ from octavo.runner.prompt_rows import PromptRows
 from octavo.runner.request_state import RequestState, encode_bad_words
 
 if TYPE_CHECKING:
-    from octavo._core import ScheduledBatch, SseTemplate, TokenIds
+    from octavo._core import Channels, ScheduledBatch, SseTemplate, TokenIds
     from octavo.config import EngineConfig
     from octavo.models.source import ModelSource
     from octavo.runner.request_state import Delivery
@@ -126,12 +126,14 @@ class EngineLoop:
         priority: int = 0,
         cache_salt: str | None = None,
         num_first: int | None = None,
+        channels: Channels | None = None,
     ) -> list[RequestState]:
         """Check a request and give its samples ids, consecutive ones. Nothing is queued yet.
 
         Args:
             sse: a template per sample, for delivery "sse".
             num_first: of a pair of texts for a pooling model, the tokens that belong to the first.
+            channels: what tells text, reasoning and tool calls apart; None: all of it is text.
 
         Raises:
             RequestTooLongError, InvalidParameterError: the request can never run.
@@ -168,6 +170,7 @@ class EngineLoop:
                 bad_words_token_ids=bad_words,
                 prompt_rows=rows,
                 num_first=num_first,
+                channels=channels,
             )
             for index, request_id in enumerate(ids)
         ]
@@ -328,6 +331,7 @@ class EngineLoop:
                 stream_interval=params.stream_interval,
                 delivery=first.delivery,
                 sse=[sample.sse for sample in samples if sample.sse is not None] or None,
+                channels=first.channels,
             )
         except Exception as error:
             logger.exception("request %d could not be added", ids[0], exc_info=error)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from octavo.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from octavo._core import SseTemplate, Tokenizer
+    from octavo._core import Channels, SseTemplate, Tokenizer
     from octavo.runner.prompt_rows import PromptRows
 
 # How a sample's output leaves: as the bytes of server-sent events, as text and ids when they come,
@@ -35,6 +35,7 @@ class RequestState:
         prompt_rows: gathers prompt log probabilities where ``params`` asks for them; shared by the
             samples.
         num_first: of a pair of texts, the tokens that belong to the first; None is no pair.
+        channels: what tells text, reasoning and tool calls apart.
         output_token_ids: the sampler's, kept only where penalties or bad words need them.
     """
 
@@ -52,6 +53,7 @@ class RequestState:
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
     prompt_rows: PromptRows | None = None
     num_first: int | None = None
+    channels: Channels | None = None
     output_token_ids: list[int] = field(default_factory=list)
 
     @property

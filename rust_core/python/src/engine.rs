@@ -19,6 +19,7 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use crate::channels::PyChannels;
 use crate::delivery::{PyOutbox, PySseTemplate};
 use crate::error::engine_error;
 use crate::text::PyTokenizer;
@@ -276,13 +277,13 @@ impl PyEngineCore {
             request_ids, prompt_token_ids, *, max_tokens, min_tokens=0, eos_token_ids=Vec::new(),
             stop_token_ids=Vec::new(), stop=Vec::new(), include_stop_str_in_output=false,
             skip_special_tokens=true, num_logprobs=None, priority=0, cache_salt=None,
-            arrival_s=None, stream_interval=None, delivery="final", sse=None
+            arrival_s=None, stream_interval=None, delivery="final", sse=None, channels=None
         ),
         text_signature = "($self, request_ids, prompt_token_ids, *, max_tokens, min_tokens=0, \
                           eos_token_ids=(), stop_token_ids=(), stop=(), \
                           include_stop_str_in_output=False, skip_special_tokens=True, \
                           num_logprobs=None, priority=0, cache_salt=None, arrival_s=None, \
-                          stream_interval=None, delivery='final', sse=None)"
+                          stream_interval=None, delivery='final', sse=None, channels=None)"
     )]
     #[allow(clippy::too_many_arguments)] // keyword arguments of the Python method
     fn add_request(
@@ -304,6 +305,7 @@ impl PyEngineCore {
         stream_interval: Option<u32>,
         delivery: &str,
         sse: Option<Vec<Py<PySseTemplate>>>,
+        channels: Option<&PyChannels>,
     ) -> PyResult<()> {
         let prompt = token_ids(prompt_token_ids)?;
         let num_samples = request_ids.len();
@@ -343,6 +345,7 @@ impl PyEngineCore {
                 arrival_s,
                 stream_interval,
                 deliveries,
+                channels: channels.map(|channels| Arc::clone(&channels.inner)),
             })
         })
     }

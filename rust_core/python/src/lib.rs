@@ -1,6 +1,7 @@
 //! The module `octavo._core`: the binding of the core and the CPU kernels, and the only crate that
 //! names pyo3. See `_core.pyi` for the contract.
 
+mod channels;
 mod cpu;
 mod delivery;
 mod engine;
@@ -19,6 +20,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     delivery::register(m)?;
     token_ids::register(m)?;
     text::register(m)?;
+    channels::register(m)?;
     files::register(m)?;
     cpu::register(m)
 }

@@ -76,7 +76,7 @@ class Generation:
         """Queue ``n`` samples of each prompt; sample i of prompt p is choice ``p * n + i``.
 
         ``sse``: one template per choice. ``num_first``: of pairs for a pooling model, one per
-        prompt. ``channels``: how the texts are taken apart; None: not at all.
+        prompt. ``channels``: of all prompts; see ``EngineLoop.prepare``.
 
         Raises:
             QueueFullError, RequestTooLongError, InvalidParameterError, UnsupportedParameterError,

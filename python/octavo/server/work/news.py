@@ -15,6 +15,8 @@ class News(Protocol):
     @property
     def text(self) -> str: ...
     @property
+    def pieces(self) -> list[Piece] | None: ...
+    @property
     def token_ids(self) -> list[int]: ...
     @property
     def logprobs(self) -> list[list[tuple[int, float, int]]] | None: ...
@@ -28,8 +30,6 @@ class News(Protocol):
     def num_cached_tokens(self) -> int: ...
     @property
     def num_output_tokens(self) -> int: ...
-    @property
-    def pieces(self) -> list[Piece] | None: ...
     @property
     def num_reasoning_tokens(self) -> int: ...
     @property
@@ -48,13 +48,13 @@ class Untouched:
 
     num_prompt_tokens: int
     text: str = ""
+    pieces: None = None
     token_ids: list[int] = field(default_factory=list)
     logprobs: None = None
     finish_reason: str = "length"
     stop_reason: None = None
     num_cached_tokens: int = 0
     num_output_tokens: int = 0
-    pieces: None = None
     num_reasoning_tokens: int = 0
     queue_s: None = None
     prefill_s: None = None

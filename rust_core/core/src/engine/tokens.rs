@@ -113,7 +113,7 @@ impl EngineCore {
                 finish = Some((FinishReason::Stop, Some(StopReason::Token(token))));
             }
         }
-        if sample.streams || sample.detokenizer.is_some() || sample.num_logprobs.is_some() {
+        if sample.streams || sample.text_maker.is_some() || sample.num_logprobs.is_some() {
             let delta = &mut outbox.stream(sample.stream_key).delta;
             delta.num_output_tokens = sample.num_outputs;
             if sample.streams {
@@ -122,15 +122,10 @@ impl EngineCore {
             if let (Some(k), Some(logprobs)) = (sample.num_logprobs, &sampled.logprobs) {
                 push_logprobs(delta, logprobs, row, k as usize);
             }
-            if let Some(detokenizer) = &mut sample.detokenizer
+            if let Some(text_maker) = &mut sample.text_maker
                 && finish.is_none()
             {
-                let hit = if may_stop {
-                    detokenizer.push(token, &mut delta.text)
-                } else {
-                    detokenizer.push_without_stop(token, &mut delta.text);
-                    None
-                };
+                let hit = text_maker.push(token, may_stop, delta);
                 finish = hit.map(|hit| {
                     (
                         FinishReason::Stop,
@@ -169,8 +164,8 @@ impl EngineCore {
         };
         let request = &self.scheduler.requests()[index as usize];
         let delta = &mut outbox.stream(sample.stream_key).delta;
-        if let Some(mut detokenizer) = sample.detokenizer {
-            let hit = detokenizer.finish(&mut delta.text);
+        if let Some(mut text_maker) = sample.text_maker {
+            let hit = text_maker.finish(delta);
             if let (FinishReason::Length, Some(hit)) = (reason, hit) {
                 reason = FinishReason::Stop;
                 stop_reason = Some(StopReason::Text(sample.rules.strings[hit].clone()));

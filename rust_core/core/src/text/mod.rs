@@ -1,6 +1,8 @@
-//! Text to token ids and back: tokenizers, incremental detokenizing, stop strings, SSE chunks, JSON sizes.
+//! Text to token ids and back: tokenizers, incremental detokenizing, stop strings, channels, SSE
+//! chunks, JSON sizes.
 
 mod ascii_words;
+pub mod channels;
 pub mod detokenizer;
 mod gguf_end_tokens;
 mod gguf_tokenizer;

@@ -7,6 +7,8 @@
 pub struct SseTemplate {
     /// Before and after a piece of text.
     pub around_text: [Box<[u8]>; 2],
+    /// The same for reasoning; None: it is left out.
+    pub around_reasoning: Option<[Box<[u8]>; 2]>,
     /// Before the first frame.
     pub first: Box<[u8]>,
 }
@@ -47,7 +49,17 @@ pub fn escape_json(text: &str, out: &mut Vec<u8>) {
 
 /// Append one frame of `text`.
 pub fn write_chunk(template: &SseTemplate, text: &str, out: &mut Vec<u8>) {
-    let [before, after] = &template.around_text;
+    write_frame(&template.around_text, text, out);
+}
+
+/// Append one frame of reasoning, where the template has one.
+pub fn write_reasoning(template: &SseTemplate, text: &str, out: &mut Vec<u8>) {
+    if let Some(around) = &template.around_reasoning {
+        write_frame(around, text, out);
+    }
+}
+
+fn write_frame([before, after]: &[Box<[u8]>; 2], text: &str, out: &mut Vec<u8>) {
     out.extend_from_slice(before);
     escape_json(text, out);
     out.extend_from_slice(after);

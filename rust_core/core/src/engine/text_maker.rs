@@ -1,0 +1,83 @@
+//! TextMaker: makes a sample's text of its tokens, plain or in channels.
+
+use std::sync::Arc;
+
+use crate::engine::outbox::Delta;
+use crate::text::channels::{ChannelStream, Channels};
+use crate::text::detokenizer::Detokenizer;
+use crate::text::tokenizer::Tokenizer;
+
+/// The rules of a request's text.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TextRules<'a> {
+    pub(super) stop: &'a [String],
+    pub(super) include_stop: bool,
+    pub(super) skip_special: bool,
+    pub(super) channels: Option<&'a Arc<Channels>>,
+}
+
+/// See the module's page.
+#[derive(Debug)]
+pub enum TextMaker {
+    /// All of it is text.
+    Plain(Detokenizer),
+    /// In pieces.
+    Channels(ChannelStream),
+}
+
+impl TextMaker {
+    pub(super) fn new(tokenizer: &Arc<Tokenizer>, rules: TextRules<'_>) -> Self {
+        let tokenizer = Arc::clone(tokenizer);
+        let (include_stop, skip_special) = (rules.include_stop, rules.skip_special);
+        match rules.channels {
+            None => {
+                let stop = rules.stop.to_vec();
+                Self::Plain(Detokenizer::new(
+                    tokenizer,
+                    stop,
+                    include_stop,
+                    skip_special,
+                ))
+            }
+            Some(channels) => Self::Channels(ChannelStream::new(
+                tokenizer,
+                Arc::clone(channels),
+                rules.stop,
+                include_stop,
+                skip_special,
+            )),
+        }
+    }
+
+    /// Takes a token: its text goes into the delta. Returns the index of the stop string that ended it.
+    ///
+    /// `may_stop`: see [`Detokenizer::push_without_stop`].
+    #[inline]
+    pub(super) fn push(&mut self, token: u32, may_stop: bool, delta: &mut Delta) -> Option<usize> {
+        match self {
+            Self::Plain(detokenizer) if may_stop => detokenizer.push(token, &mut delta.text),
+            Self::Plain(detokenizer) => {
+                detokenizer.push_without_stop(token, &mut delta.text);
+                None
+            }
+            Self::Channels(stream) => {
+                let pieces = delta.pieces.get_or_insert_default();
+                let stop = stream.push(token, may_stop, pieces);
+                delta.num_reasoning_tokens = stream.num_reasoning_tokens();
+                stop
+            }
+        }
+    }
+
+    /// No more tokens: what was held back goes into the delta. Returns as [`TextMaker::push`].
+    pub(super) fn finish(&mut self, delta: &mut Delta) -> Option<usize> {
+        match self {
+            Self::Plain(detokenizer) => detokenizer.finish(&mut delta.text),
+            Self::Channels(stream) => {
+                let stop = stream.finish(delta.pieces.get_or_insert_default());
+                delta.num_reasoning_tokens = stream.num_reasoning_tokens();
+                stop
+            }
+        }
+    }
+}
