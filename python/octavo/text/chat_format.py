@@ -12,7 +12,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from octavo._core import (
@@ -165,7 +165,7 @@ class _Finding:
 
     name: str | None = None
     where: str = ""
-    overrides: Mapping[str, Any] = json.loads("{}")
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _find_tools(
