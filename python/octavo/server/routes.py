@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final, NamedTuple
 
 from starlette.requests import ClientDisconnect
@@ -16,6 +16,11 @@ from octavo.errors import (
     error_kind,
 )
 from octavo.server import health
+from octavo.server.anthropic import models
+from octavo.server.anthropic.errors import STATUSES as ANTHROPIC_STATUSES
+from octavo.server.anthropic.errors import error_body as anthropic_error_body
+from octavo.server.anthropic.messages import count_tokens, messages
+from octavo.server.anthropic.protocol import COUNT_TOKENS_BODY, MESSAGES_BODY
 from octavo.server.http.access import open_paths
 from octavo.server.http.app import ApiRoute, App, ErrorBody
 from octavo.server.http.body import Body
@@ -23,7 +28,6 @@ from octavo.server.http.exchange import Exchange
 from octavo.server.http.openapi import describe
 from octavo.server.invocations import invocations
 from octavo.server.metrics import metrics
-from octavo.server.openai import models
 from octavo.server.openai.chat import chat_completions
 from octavo.server.openai.completions import completions
 from octavo.server.openai.errors import error_body
@@ -60,6 +64,7 @@ class Entry(NamedTuple):
         body: the fields of a POST.
         admits: its requests queue for the engine.
         error_body: the form of errors on it, by its dialect.
+        statuses, id_header: see ``ApiRoute``.
     """
 
     path: str
@@ -68,6 +73,21 @@ class Entry(NamedTuple):
     body: Body | None = None
     admits: bool = False
     error_body: ErrorBody = error_body
+    statuses: Mapping[type[BaseException], int] | None = None
+    id_header: str | None = None
+
+
+def _anthropic(path: str, handler: Handler, body: Body, *, admits: bool = False) -> Entry:
+    return Entry(
+        path,
+        ("POST",),
+        handler,
+        body,
+        admits,
+        anthropic_error_body,
+        ANTHROPIC_STATUSES,
+        "request-id",
+    )
 
 
 async def openapi(state: ServerState, exchange: Exchange) -> None:
@@ -85,6 +105,8 @@ async def openapi(state: ServerState, exchange: Exchange) -> None:
 ROUTES: Final[tuple[Entry, ...]] = (
     Entry("/v1/chat/completions", ("POST",), chat_completions, CHAT_BODY, admits=True),
     Entry("/v1/completions", ("POST",), completions, COMPLETION_BODY, admits=True),
+    _anthropic("/v1/messages", messages, MESSAGES_BODY, admits=True),
+    _anthropic("/v1/messages/count_tokens", count_tokens, COUNT_TOKENS_BODY),
     Entry("/v1/embeddings", ("POST",), embeddings, EMBEDDING_BODY, admits=True),
     # Jina's and Cohere's clients differ in the version before the name.
     *(
@@ -144,7 +166,14 @@ class Endpoint:
 def make_app(state: ServerState, entries: Iterable[Entry] = ROUTES) -> App:
     """The application over a table of routes. A GET route answers HEAD too."""
     routes = [
-        ApiRoute(entry.path, Endpoint(state, entry), entry.methods, entry.error_body)
+        ApiRoute(
+            entry.path,
+            Endpoint(state, entry),
+            entry.methods,
+            entry.error_body,
+            entry.statuses,
+            entry.id_header,
+        )
         for entry in entries
     ]
     return App(routes, state.config, error_body)

@@ -78,6 +78,20 @@ class ServerConfig:
         None, "tools", "refused: octavo never runs code from a plug-in; see --tool-call-parser"
     )
 
+    # --- agents ---
+    # On: a counter at the head of a prompt keeps all of it out of the cache.
+    normalize_agent_markers: bool = flag(
+        True, "agents", "move or drop agents' counters and clocks, so that prompts are found cached"
+    )
+    # On: Claude Code asks for several of Anthropic's models, whatever is served.
+    messages_any_model: bool = flag(
+        True, "agents", "/v1/messages answers for any model name with the model there is"
+    )
+    # On: clients that go on from a response by its id cannot without.
+    response_store: bool = flag(
+        True, "agents", "keep responses of /v1/responses for an hour, up to 64 MB of them"
+    )
+
     # --- log and life cycle ---
     enable_log_requests: bool = flag(False, "logging", "one line per request, without its text")
     disable_log_stats: bool = flag(False, "logging", "no throughput line while there is work")

@@ -123,7 +123,7 @@ def body_schema(body: Body) -> dict[str, Any]:
         "type": "object",
         "properties": properties,
         "required": list(body.required),
-        "additionalProperties": False,
+        "additionalProperties": body.is_open,
     }
     if body.one_of:
         names = dict.fromkeys(name for group in body.one_of for name in group)

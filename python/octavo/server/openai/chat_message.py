@@ -6,10 +6,10 @@ fragments of its arguments, then an end. Here they become the deltas of a stream
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from octavo.server.work.news import joined
 from octavo.text.tools import call_id
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class ChatMessage:
     def deltas(self, pieces: Iterable[Piece]) -> list[dict[str, Any]]:
         """The deltas of a stream, in order; pieces of one kind in a row are one."""
         deltas: list[dict[str, Any]] = []
-        for kind, call, text in _joined(pieces):
+        for kind, call, text in joined(pieces):
             match kind:
                 case "text" if text:
                     deltas.append({"content": text})
@@ -87,12 +87,3 @@ class ChatMessage:
     def _id(self, call: int, name: str) -> str:
         given, self._given_id = self._given_id, ""
         return call_id(self._format, name, self._num_earlier_calls + call, given)
-
-
-def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """The pieces, those of one kind and call in a row as one."""
-    for (kind, call), group in itertools.groupby(pieces, key=lambda piece: piece[:2]):
-        if kind in ("text", "reasoning", "arguments"):
-            yield kind, call, "".join(text for _, _, text in group)
-        else:
-            yield from group

@@ -80,7 +80,7 @@ async def answer(dialect: Dialect[Request], state: ServerState, exchange: Exchan
         ClientDisconnect: there is nobody to write to; the samples are aborted.
     """
     request = await exchange.read(dialect.parse)
-    model = state.model_for_work(request.model)
+    model = state.model_for_work(request.model, takes_any=request.takes_any_model)
     model.check_generates()
     request.check(model.engine.config)
     params = request.sampling_params(model.engine.generation_defaults)
@@ -161,6 +161,8 @@ async def _stream(
             if not news and exchange.is_answered:
                 frames = dialect.ping
             is_over = not generation.is_open
+            # Nothing leaves of reasoning that the client does not see: to it, that is silence.
+            has_written = bool(frames) or not exchange.is_answered
             # What leaves together leaves in one write: each is a system call.
             if not exchange.is_answered:
                 await exchange.start_stream(dialect.media_type, frames)
@@ -172,7 +174,8 @@ async def _stream(
                 await exchange.end_stream(frames + reply.close(usage))
             elif frames:
                 await exchange.write(frames)
-            silence.written()
+            if has_written:
+                silence.written()
     except (ClientDisconnect, asyncio.CancelledError):
         raise
     except Exception as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -60,3 +62,17 @@ class Untouched:
     prefill_s: None = None
     decode_s: None = None
     extra: None = None
+
+
+def pieces_of(news: News) -> list[Piece]:
+    """What a sample wrote; without channels all of it is text."""
+    return [("text", 0, news.text)] if news.pieces is None else news.pieces
+
+
+def joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The pieces, those of one kind and call in a row as one."""
+    for (kind, call), group in itertools.groupby(pieces, key=lambda piece: piece[:2]):
+        if kind in ("text", "reasoning", "arguments"):
+            yield kind, call, "".join(text for _, _, text in group)
+        else:
+            yield from group

@@ -27,6 +27,8 @@ class GenerationRequest:
 
     # None: what fits into the context.
     default_max_tokens: ClassVar[int | None] = None
+    # Whether a name that is not served stands for the one that is, if the operator lets it.
+    takes_any_model: ClassVar[bool] = False
 
     sampling: dict[str, Any]
     model: str | None = None

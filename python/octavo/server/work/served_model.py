@@ -78,6 +78,20 @@ class ServedModel:
             reasoning_parser=self.config.reasoning_parser,
         )
 
+    @cached_property
+    def takes_late_system(self) -> bool:
+        """Whether the template writes a system's message that is not the first."""
+        template = self._tool_template
+        if template is None:
+            return False
+        late = "octavo late system text"
+        roles = (("user", "a"), ("assistant", "b"), ("system", late), ("user", "c"))
+        try:
+            text = template.render([{"role": role, "content": text} for role, text in roles])
+        except BadRequestError:
+            return False
+        return late in text
+
     @property
     def names(self) -> tuple[str, ...]:
         """The names it is served under; an answer to a request without a name has the first."""

@@ -76,8 +76,10 @@ class ServerState:
             self._check_alive(model)
         return self._models
 
-    def model(self, name: str | None = None) -> ServedModel:
+    def model(self, name: str | None = None, *, takes_any: bool = False) -> ServedModel:
         """The model of a name, for questions; without a name the first.
+
+        ``takes_any``: a name that is not served is the first's too, where the flags allow it.
 
         Raises:
             LoadingError, EngineDeadError: there is none, or no longer.
@@ -86,19 +88,21 @@ class ServerState:
         if self._default is None:
             raise LoadingError
         model = self._default if name is None else self._models.get(name)
+        if takes_any and self.config.messages_any_model:
+            model = model or self._default
         if model is None:
             raise ModelNotFoundError(name or "")
         self._check_alive(model)
         return model
 
-    def model_for_work(self, name: str | None) -> ServedModel:
-        """The model of a name, for new requests.
+    def model_for_work(self, name: str | None, *, takes_any: bool = False) -> ServedModel:
+        """The model of a name, for new requests; see ``model``.
 
         Raises:
             LoadingError, EngineDeadError, ModelNotFoundError: as ``model``.
             DrainingError: the server takes no new work.
         """
-        model = self.model(name)
+        model = self.model(name, takes_any=takes_any)
         self._check_open()
         return model
 
