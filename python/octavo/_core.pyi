@@ -112,8 +112,8 @@ class SseTemplate:
     """The fixed bytes around a stream's text: ``before + json_escaped(text) + after`` per piece.
 
     ``first`` precedes a sample's first frame. The text that a sample ends with has no frame: the
-    last Delta holds it, for the frame of the end. ``reasoning``: before and after a piece of
-    reasoning; None leaves reasoning out.
+    last Delta holds it, for the frame of the end. ``reasoning``: the same of a piece of reasoning,
+    which stands between each two of the parts; None leaves reasoning out.
     """
 
     def __new__(
@@ -121,7 +121,7 @@ class SseTemplate:
         before: bytes,
         after: bytes,
         first: bytes = b"",
-        reasoning: tuple[bytes, bytes] | None = None,
+        reasoning: Sequence[bytes] | None = None,
     ) -> Self: ...
 
 @final

@@ -320,7 +320,7 @@ mod tests {
         let part = |text: &str| text.as_bytes().into();
         Arc::new(SseTemplate {
             around_text: [part("<"), part(">")],
-            around_reasoning: Some([part("("), part(")")]),
+            around_reasoning: Some(vec![part("("), part(")")]),
             first: part("[first]"),
         })
     }
