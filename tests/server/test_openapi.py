@@ -153,6 +153,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "top_logprobs": {"logprobs": True},
     "min_tokens": {"max_tokens": 2**31 - 1},
     "chat_template": {"messages": [{"role": "user", "content": "x"}]},
+    "tool_choice": {"tools": [{"type": "function", "function": {"name": "f"}}]},
 }
 NUM_EDGES = {
     "/detokenize": 2,
@@ -224,6 +225,8 @@ def example(schema: dict[str, Any]) -> Any:
         return schema["enum"][0]
     if schema["type"] == "array":
         return [example(schema["items"])]
+    if "function" in schema.get("properties", ()):
+        return {"type": "function", "function": {"name": "f"}}
     if schema["type"] == "object":
         return {"role": "user", "content": "x"}
     # A number may be a string of one, too.

@@ -272,8 +272,9 @@ def _find_reasoning(
                 frames = reasoning_names.FRAMES
                 framed = next((frames[one] for one in frames if rest.startswith(one)), name)
                 return _Finding(framed if name == reasoning_names.THINK else name, "template")
-    if (name := reasoning_names.sign_of(template.source, known)) is not None:
-        return _Finding(name, "words in the template")
+    sign = reasoning_names.sign_of(template.source, known)
+    if sign is not None:
+        return _Finding(sign, "words in the template")
     if around is not None and (markers := markers_around(*around)) is not None:
         return _named_markers(markers, known, "template")
     return _Finding()
