@@ -275,6 +275,8 @@ class FakeEngine:
         priority: int = 0,
         cache_salt: str | None = None,
         num_first: None = None,
+        grammar: None = None,
+        reasoning: None = None,
     ) -> list[int]:
         if not self.is_alive:
             raise EngineDeadError

@@ -6,6 +6,7 @@ mod delivery;
 mod engine;
 mod error;
 mod files;
+mod matcher;
 mod text;
 mod token_ids;
 
@@ -19,6 +20,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     delivery::register(m)?;
     token_ids::register(m)?;
     text::register(m)?;
+    matcher::register(m)?;
     files::register(m)?;
     cpu::register(m)
 }

@@ -9,6 +9,7 @@
 //! invariants do not hold afterwards, all requests end so and the scheduler starts afresh.
 
 mod inspection;
+mod masking;
 pub mod metrics;
 mod new_request;
 pub mod outbox;
@@ -30,6 +31,7 @@ use crate::scheduler::batch::{Plan, ScheduledBatch, Staging};
 use crate::scheduler::request::FinishReason;
 use crate::scheduler::{NewRequest, Scheduler, SchedulerConfig};
 use crate::text::detokenizer::Detokenizer;
+use crate::text::matcher::Constraint;
 use crate::text::tokenizer::Tokenizer;
 
 /// Tokens and strings that end a request's samples.
@@ -59,6 +61,8 @@ struct Sample {
     num_logprobs: Option<u32>,
     // Boxed: large, and only there to find stop strings; other text is made in the outbox.
     detokenizer: Option<Box<Detokenizer>>,
+    /// What its next token may be. Boxed: few samples have one.
+    constraint: Option<Box<Constraint>>,
     rules: Arc<StopRules>,
 }
 
@@ -97,6 +101,8 @@ pub struct EngineCore {
     /// Preemptions before the scheduler was last replaced.
     preemptions_before: u64,
     indices: Vec<u32>,
+    /// Samples with a constraint: a step without any looks for none.
+    num_constrained: usize,
     /// Samples that are over, until they are taken.
     ended: Vec<u64>,
 }
@@ -127,6 +133,7 @@ impl EngineCore {
             owes_wake_up: false,
             preemptions_before: 0,
             indices: Vec::new(),
+            num_constrained: 0,
             ended: Vec::new(),
         })
     }
@@ -184,6 +191,7 @@ impl EngineCore {
             all.collect::<Vec<_>>()
         }))
         .map_err(|_| Error::Panic("the detokenizer cannot be built".into()))?;
+        let constraints = masking::open_constraints(&new)?;
 
         self.indices.clear();
         self.scheduler.add(
@@ -205,8 +213,9 @@ impl EngineCore {
         let stop_ids = new.eos_token_ids.iter().chain(new.stop_token_ids);
         let stop_mask = stop_ids.fold(0, |mask, id| mask | 1 << (id % 64));
         let mut outbox = self.outbox.lock();
-        let each = self.indices.iter().zip(detokenizers).zip(new.deliveries);
-        for ((&index, detokenizer), delivery) in each {
+        let texts = detokenizers.into_iter().zip(constraints);
+        let each = self.indices.iter().zip(texts).zip(new.deliveries);
+        for ((&index, (detokenizer, constraint)), delivery) in each {
             let request = &self.scheduler.requests()[index as usize];
             let delta = Delta {
                 request_id: request.request_id,
@@ -226,6 +235,7 @@ impl EngineCore {
             if self.samples.len() <= index as usize {
                 self.samples.resize_with(index as usize + 1, || None);
             }
+            self.num_constrained += usize::from(constraint.is_some());
             self.samples[index as usize] = Some(Sample {
                 stop_mask,
                 num_outputs: 0,
@@ -241,6 +251,7 @@ impl EngineCore {
                 max_tokens,
                 num_logprobs: new.num_logprobs.map(|k| k as u32),
                 detokenizer,
+                constraint,
                 rules: rules.clone(),
             });
         }
@@ -378,6 +389,9 @@ impl EngineCore {
                 }
             }
             self.publish(&mut self.metrics.lock());
+        }
+        if self.num_constrained > 0 {
+            batch.num_constrained = self.count_constrained(&plan);
         }
         batch.step_id = self.next_step_id;
         self.next_step_id += 1;
