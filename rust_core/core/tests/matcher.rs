@@ -15,10 +15,10 @@ use octavo_core::text::matcher::{
 use octavo_core::text::tokenizer::Tokenizer;
 use proptest::prelude::*;
 
-const EOS: u32 = 256;
-const TOOL: u32 = 257;
-const THINK: u32 = 258;
-const THOUGHT: u32 = 259;
+const EOS: u32 = 262;
+const TOOL: u32 = 263;
+const THINK: u32 = 264;
+const THOUGHT: u32 = 265;
 const SPECIAL: [&str; 4] = ["<|end|>", "<tool>", "<think>", "</think>"];
 /// Longer tokens, each a merge of two that come before.
 const MERGES: [(&str, &str); 6] = [
@@ -54,16 +54,15 @@ fn tokenizer() -> Arc<Tokenizer> {
     for (byte, letter) in letters.iter().enumerate() {
         vocab.insert(letter.to_string(), byte.into());
     }
-    let first = 256 + SPECIAL.len();
     for (number, (a, b)) in MERGES.iter().enumerate() {
-        vocab.insert(format!("{a}{b}"), (first + number).into());
+        vocab.insert(format!("{a}{b}"), (256 + number).into());
     }
     let merges: Vec<String> = MERGES.iter().map(|(a, b)| format!("{a} {b}")).collect();
     let added: Vec<serde_json::Value> = SPECIAL
         .iter()
         .enumerate()
         .map(|(number, content)| {
-            serde_json::json!({"id": 256 + number, "content": content, "single_word": false,
+            serde_json::json!({"id": EOS as usize + number, "content": content, "single_word": false,
                 "lstrip": false, "rstrip": false, "normalized": false, "special": true})
         })
         .collect();
@@ -120,7 +119,7 @@ fn accepts(grammar: &Arc<Grammar>, text: &str) -> bool {
     while !rest.is_empty() {
         let special = SPECIAL.iter().position(|name| rest.starts_with(name));
         let (len, ids) = match special {
-            Some(number) => (SPECIAL[number].len(), vec![256 + number as u32]),
+            Some(number) => (SPECIAL[number].len(), vec![EOS + number as u32]),
             None => {
                 let len = rest.chars().next().map_or(1, char::len_utf8);
                 (len, rest[..len].bytes().map(u32::from).collect())
@@ -154,10 +153,9 @@ fn check(grammar: &Arc<Grammar>, good: &[&str], bad: &[&str]) {
 fn token_bytes(id: u32) -> Vec<u8> {
     match id {
         0..256 => vec![id as u8],
-        260.. => MERGES
-            .get(id as usize - 260)
+        _ => MERGES
+            .get(id as usize - 256)
             .map_or(Vec::new(), |(a, b)| format!("{a}{b}").into_bytes()),
-        _ => Vec::new(),
     }
 }
 
@@ -374,7 +372,7 @@ proptest! {
 fn forced_texts_are_spelled_as_the_tokenizer_spells_them() {
     let mut matcher = compile(GrammarKind::Choice, r#"["abc true"]"#).open();
     // "abc" and "true" are tokens.
-    for id in [261, 32, 265] {
+    for id in [257, 32, 261] {
         assert_eq!(allowed(&mut matcher), Some(vec![id]));
         matcher.accept(id).unwrap();
     }

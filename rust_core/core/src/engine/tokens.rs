@@ -146,7 +146,10 @@ impl EngineCore {
             finish = match constraint.accept(token) {
                 Accepted::Open => None,
                 // Nothing may follow, whatever EOS and min_tokens say.
-                Accepted::Complete => Some((FinishReason::Stop, None)),
+                Accepted::Complete => {
+                    outbox.stream(sample.stream_key).ends_with_text = true;
+                    Some((FinishReason::Stop, None))
+                }
                 Accepted::Failed => Some((FinishReason::Error, None)),
             };
         }
