@@ -395,8 +395,8 @@ def adjust_logits(
 def mask_logits(logits: Tensor, rows: Tensor, masks: Tensor) -> Tensor:
     """logits [S, V], -inf where a mask does not hold the token: [S, V].
 
-    rows [M]: the row that each mask is of, below 0 for none. masks [M, ceil(V / 32)]: token i is bit
-    i % 32 of word i // 32.
+    rows [M]: the row that each mask is of, below 0 for none. masks [M, ceil(V / 32)]: token i is
+    bit i % 32 of word i // 32.
     """
     out = logits.clone()
     for row, mask in zip(rows.tolist(), masks, strict=True):

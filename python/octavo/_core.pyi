@@ -270,8 +270,8 @@ class EngineCore:
     def masks(self, step_id: int, masks: Any) -> list[int]:
         """Fill the masks of the oldest step in flight, on several threads and without the GIL.
 
-        ``masks``: writable uint32 buffer [at least num_constrained, ceil(V / 32)]; bit i % 32 of word
-        i // 32 is set where token i may come.
+        ``masks``: writable uint32 buffer [at least num_constrained, ceil(V / 32)]; bit i % 32 of
+        word i // 32 is set where token i may come.
 
         Returns:
             The row, among the step's samples, that each mask is of; -1: any token may come there.
@@ -445,8 +445,8 @@ class Grammars:
     ) -> Grammar:
         """Compile a grammar, or find it. Blocks without the GIL.
 
-        ``text``: a JSON schema, nothing, a regular expression, a JSON list of texts, Lark or GBNF, a
-        structural tag's JSON. The options are about JSON: no whitespace between its parts; no
+        ``text``: a JSON schema, nothing, a regular expression, a JSON list of texts, Lark or GBNF,
+        a structural tag's JSON. The options are about JSON: no whitespace between its parts; no
         properties beyond those that a schema names; a pattern of the whitespace.
 
         Raises:
@@ -470,7 +470,7 @@ class Matcher:
 
     def __new__(cls, grammar: Grammar, vocab_size: int) -> Self: ...
     def mask(self) -> bytes:
-        """uint32 words [ceil(vocab_size / 32)], little-endian: the bits of tokens that may come next.
+        """uint32 words [ceil(vocab_size / 32)], little-endian: bits of the tokens that may come.
 
         Raises:
             ValueError: none may, or the grammar has failed before.

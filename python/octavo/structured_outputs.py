@@ -1,4 +1,4 @@
-"""StructuredOutputsParams: what a request's text must look like, and the reasoning that may precede it."""
+"""StructuredOutputsParams: a constraint on a request's text, and the reasoning that may precede it."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ class StructuredOutputsParams:
 class ReasoningTokens(NamedTuple):
     """The tokens around a request's reasoning, during which no constraint holds.
 
-    ``open_id`` opens it as the first token, None where only the prompt does; ``close_id`` closes it;
-    ``is_open``: the prompt has opened it. After ``budget`` tokens of it ``close_id`` is forced.
+    ``open_id`` opens it as the first token, None where only the prompt does; ``close_id`` closes
+    it; ``is_open``: the prompt has opened it. After ``budget`` tokens of it ``close_id`` is forced.
     """
 
     open_id: int | None

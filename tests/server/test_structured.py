@@ -7,7 +7,6 @@ import io
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import openai
@@ -22,12 +21,18 @@ from octavo.server.routes import make_app
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
-    "properties": {"ok": {"type": "boolean"}, "n": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "properties": {
+        "ok": {"type": "boolean"},
+        "n": {"type": "integer", "minimum": 0, "maximum": 99},
+    },
     "required": ["ok", "n"],
     "additionalProperties": False,
 }
 MESSAGES: Any = [{"role": "user", "content": "x"}]
-FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}}
+FORMAT: Any = {
+    "type": "json_schema",
+    "json_schema": {"name": "x", "schema": SCHEMA, "strict": True},
+}
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +121,10 @@ def test_parse_of_the_openai_client(tiny: RunningServer) -> None:
 
 
 def test_every_field_constrains(tiny: RunningServer) -> None:
-    tag = {"structures": [{"begin": "<t>", "schema": {"type": "boolean"}, "end": "</t>"}], "triggers": ["<t>"]}
+    tag = {
+        "structures": [{"begin": "<t>", "schema": {"type": "boolean"}, "end": "</t>"}],
+        "triggers": ["<t>"],
+    }
     fields: list[tuple[dict[str, Any], str]] = [
         ({"structured_outputs": {"regex": "[ab]{3}"}}, "[ab]{3}"),
         ({"structured_outputs": {"choice": ["yes", "no"], "backend": "guidance"}}, "yes|no"),
@@ -126,8 +134,23 @@ def test_every_field_constrains(tiny: RunningServer) -> None:
         ({"guided_grammar": 'start: "q" /[a-z]/'}, "q[a-z]"),
         ({"guided_json": {"enum": [1, 2]}, "guided_whitespace_pattern": " "}, "[12]"),
         ({"guided_json": '{"const": "x"}'}, '"x"'),
-        ({"response_format": {"type": "structural_tag", **tag}, "stop": ["</t>"], "logit_bias": {"299": 100}}, ".*"),
-        ({"response_format": {"type": "structural_tag", "format": {"type": "const_string", "value": "k"}}}, "k"),
+        (
+            {
+                "response_format": {"type": "structural_tag", **tag},
+                "stop": ["</t>"],
+                "logit_bias": {"299": 100},
+            },
+            ".*",
+        ),
+        (
+            {
+                "response_format": {
+                    "type": "structural_tag",
+                    "format": {"type": "const_string", "value": "k"},
+                }
+            },
+            "k",
+        ),
         ({"response_format": {"type": "json_object", "schema": {"const": 7}}}, "7"),
         ({"response_format": {"type": "text"}, "guided_choice": ["one"]}, "one"),
     ]
@@ -136,7 +159,12 @@ def test_every_field_constrains(tiny: RunningServer) -> None:
     check(ask(tiny, response_format=FORMAT))
     check(ask(tiny, structured_outputs={"json": SCHEMA, "disable_any_whitespace": True}))
     check(ask(tiny, guided_json=SCHEMA))
-    text = ask(tiny, response_format={"type": "json_object"}, temperature=0, logit_bias={str(ord("}")): 100})
+    text = ask(
+        tiny,
+        response_format={"type": "json_object"},
+        temperature=0,
+        logit_bias={str(ord("}")): 100},
+    )
     assert isinstance(json.loads(text), dict)
 
 
@@ -145,9 +173,22 @@ def test_what_is_wrong_is_a_400_that_names_the_field(tiny: RunningServer) -> Non
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "schema"),
         ({"response_format": {"type": "yaml"}}, "response_format.type", "one of"),
         ({"response_format": "json"}, "response_format", "an object"),
-        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {"type": "null"}}}}}, "response_format", "not is not supported"),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "x", "schema": {"not": {"type": "null"}}},
+                }
+            },
+            "response_format",
+            "not is not supported",
+        ),
         ({"structured_outputs": {}}, "structured_outputs", "exactly one"),
-        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs", "exactly one"),
+        (
+            {"structured_outputs": {"regex": "a", "choice": ["a"]}},
+            "structured_outputs",
+            "exactly one",
+        ),
         ({"structured_outputs": {"magic": 1}}, "structured_outputs.magic", "Unrecognized"),
         ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex", "cannot be used"),
         ({"guided_choice": []}, "guided_choice", "none of them empty"),
@@ -158,7 +199,10 @@ def test_what_is_wrong_is_a_400_that_names_the_field(tiny: RunningServer) -> Non
         ({"guided_json": {"$ref": "http://example.org/x"}}, "guided_json", "must begin with"),
     ]
     for body, param, why in bad:
-        for route, own in (("/v1/completions", {"prompt": "x"}), ("/v1/chat/completions", {"messages": MESSAGES})):
+        for route, own in (
+            ("/v1/completions", {"prompt": "x"}),
+            ("/v1/chat/completions", {"messages": MESSAGES}),
+        ):
             answer = tiny.post(route, own | body)
             assert answer.status == 400, body
             assert answer.error["param"] == param, body
@@ -172,7 +216,9 @@ def test_batches_are_constrained_too(tiny: RunningServer) -> None:
     output = io.StringIO()
 
     async def run() -> None:
-        await run_batch(make_app(tiny.lifecycle.state), [json.dumps(line).encode()], output, concurrency=1)
+        await run_batch(
+            make_app(tiny.lifecycle.state), [json.dumps(line).encode()], output, concurrency=1
+        )
 
     asyncio.run_coroutine_threadsafe(run(), tiny._loop).result(60)
     [choice] = json.loads(output.getvalue())["response"]["body"]["choices"]
@@ -186,20 +232,36 @@ def test_hostile_grammars_leave_others_alone(tiny: RunningServer) -> None:
         {"guided_regex": "(.*a){25}.*"},
         {"guided_choice": [f"value {i}" for i in range(10_000)]},
         {"guided_json": {"enum": [f"value {i}" for i in range(10_000)]}},
-        {"guided_json": {"allOf": [{"anyOf": [{"properties": {f"p{i}": {"const": j}}} for j in range(20)]} for i in range(20)]}},
-        {"guided_json": {"$ref": "#/$defs/d0", "$defs": {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(3000)}}},
+        {
+            "guided_json": {
+                "allOf": [
+                    {"anyOf": [{"properties": {f"p{i}": {"const": j}}} for j in range(20)]}
+                    for i in range(20)
+                ]
+            }
+        },
+        {
+            "guided_json": {
+                "$ref": "#/$defs/d0",
+                "$defs": {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(3000)},
+            }
+        },
         {"guided_json": {"type": "string", "const": "x" * 300_000}},
         {"guided_grammar": "start: " + "(" * 1000 + '"a"' + ")" * 1000},
         *({"guided_regex": f"[a-z]{{3}}{i}"} for i in range(40)),
     ]
 
     async def run() -> None:
-        async with openai.AsyncOpenAI(base_url=tiny.url + "/v1", api_key="none", max_retries=0) as one:
+        async with openai.AsyncOpenAI(
+            base_url=tiny.url + "/v1", api_key="none", max_retries=0
+        ) as one:
             model = tiny.engine.served_model_names[0]
 
             async def post(body: dict[str, Any]) -> int:
                 try:
-                    await one.completions.create(model=model, prompt="x", max_tokens=4, extra_body=body)
+                    await one.completions.create(
+                        model=model, prompt="x", max_tokens=4, extra_body=body
+                    )
                 except openai.APIStatusError as error:
                     return error.status_code
                 return 200

@@ -37,7 +37,11 @@ def _object(rng: random.Random, depth: int) -> dict[str, Any]:
 
 def _array(rng: random.Random, depth: int) -> dict[str, Any]:
     least = rng.randint(0, 2)
-    schema: dict[str, Any] = {"type": "array", "minItems": least, "maxItems": least + rng.randint(0, 2)}
+    schema: dict[str, Any] = {
+        "type": "array",
+        "minItems": least,
+        "maxItems": least + rng.randint(0, 2),
+    }
     if rng.random() < 0.3:
         schema["prefixItems"] = [_any(rng, depth)]
     schema["items"] = _any(rng, depth)
@@ -61,14 +65,21 @@ def _leaf(rng: random.Random) -> dict[str, Any]:
 
 def _string(rng: random.Random) -> dict[str, Any]:
     if rng.random() < 0.3:
-        return {"type": "string", "pattern": rng.choice((r"^[A-Z]{2}\d{3}$", r"^(ab|cd)+$", r"^x?y{2,3}$"))}
+        return {
+            "type": "string",
+            "pattern": rng.choice((r"^[A-Z]{2}\d{3}$", r"^(ab|cd)+$", r"^x?y{2,3}$")),
+        }
     least = rng.randint(0, 2)
     return {"type": "string", "minLength": least, "maxLength": least + rng.randint(1, 5)}
 
 
 def _integer(rng: random.Random) -> dict[str, Any]:
     least = rng.randint(-50, 50)
-    schema: dict[str, Any] = {"type": "integer", "minimum": least, "maximum": least + rng.randint(5, 500)}
+    schema: dict[str, Any] = {
+        "type": "integer",
+        "minimum": least,
+        "maximum": least + rng.randint(5, 500),
+    }
     if rng.random() < 0.3:
         schema["multipleOf"] = rng.choice((2, 5))
     return schema

@@ -19,7 +19,10 @@ from octavo.structured_outputs import ReasoningTokens, StructuredOutputsParams
 
 EOS = 299
 LIST: dict[str, Any] = {
-    "type": "array", "items": {"type": "string", "maxLength": 4}, "minItems": 2, "maxItems": 4
+    "type": "array",
+    "items": {"type": "string", "maxLength": 4},
+    "minItems": 2,
+    "maxItems": 4,
 }
 
 
@@ -43,12 +46,20 @@ def test_each_kind(tiny: LLM) -> None:
         (StructuredOutputsParams(regex=r"\d{3}-[a-f]{2,4}"), r"\d{3}-[a-f]{2,4}"),
         (StructuredOutputsParams(choice=["left", "right\n", "日本"]), "left|right\n|日本"),
         (StructuredOutputsParams(grammar='start: "x" /[0-9]{1,4}/ "y"'), "x[0-9]{1,4}y"),
-        (StructuredOutputsParams(grammar='root ::= pair{2}\npair ::= [a-c] ("-" | "+")'), "([a-c][-+]){2}"),
+        (
+            StructuredOutputsParams(grammar='root ::= pair{2}\npair ::= [a-c] ("-" | "+")'),
+            "([a-c][-+]){2}",
+        ),
         (
             StructuredOutputsParams(
                 structural_tag={
                     "type": "structural_tag",
-                    "format": {"type": "tag", "begin": "<t>", "end": "</t>", "content": {"type": "json_schema", "json_schema": {"type": "boolean"}}},
+                    "format": {
+                        "type": "tag",
+                        "begin": "<t>",
+                        "end": "</t>",
+                        "content": {"type": "json_schema", "json_schema": {"type": "boolean"}},
+                    },
                 }
             ),
             r"<t>\s*(true|false)\s*</t>",
@@ -58,7 +69,12 @@ def test_each_kind(tiny: LLM) -> None:
         for seed in range(4):
             text = text_of(tiny, params(wanted, seed=seed))
             assert re.fullmatch(pattern, text), (wanted.kind, text)
-    text = text_of(tiny, params(StructuredOutputsParams(json_object=True), temperature=0, logit_bias={ord("}"): 100}))
+    text = text_of(
+        tiny,
+        params(
+            StructuredOutputsParams(json_object=True), temperature=0, logit_bias={ord("}"): 100}
+        ),
+    )
     assert isinstance(json.loads(text), dict)
 
 
@@ -137,7 +153,9 @@ def test_the_grammar_has_the_last_word(tiny: LLM) -> None:
 def test_nothing_is_sampled_from_an_empty_set(tiny: LLM) -> None:
     sampling = [
         params(StructuredOutputsParams(choice=["yes"]), allowed_token_ids=[ord("n")]),
-        params(StructuredOutputsParams(choice=["yes"]), temperature=0, allowed_token_ids=[ord("n")]),
+        params(
+            StructuredOutputsParams(choice=["yes"]), temperature=0, allowed_token_ids=[ord("n")]
+        ),
     ]
     free = params(max_tokens=10)
     [alone] = tiny.generate("x", free, use_tqdm=False)
@@ -150,11 +168,15 @@ def test_nothing_is_sampled_from_an_empty_set(tiny: LLM) -> None:
 
 
 def test_free_rows_keep_their_tokens(tiny: LLM) -> None:
-    free = [params(seed=seed, max_tokens=30, temperature=t) for seed, t in enumerate((0.0, 1.0, 1.5))]
+    free = [
+        params(seed=seed, max_tokens=30, temperature=t) for seed, t in enumerate((0.0, 1.0, 1.5))
+    ]
     alone = [tiny.generate(f"p{i}", one, use_tqdm=False)[0] for i, one in enumerate(free)]
     held = params(StructuredOutputsParams(json=LIST))
     mixed = tiny.generate(
-        ["p0", "a", "p1", "b", "p2", "c"], [free[0], held, free[1], held, free[2], held], use_tqdm=False
+        ["p0", "a", "p1", "b", "p2", "c"],
+        [free[0], held, free[1], held, free[2], held],
+        use_tqdm=False,
     )
     for one, other in zip(alone, mixed[::2], strict=True):
         assert one.outputs[0].token_ids == other.outputs[0].token_ids

@@ -77,7 +77,10 @@ PERSON = {
     "$defs": {
         "Address": {
             "type": "object",
-            "properties": {"city": {"type": "string", "maxLength": 20}, "zip": {"type": ["string", "null"], "pattern": "^[0-9]{5}$"}},
+            "properties": {
+                "city": {"type": "string", "maxLength": 20},
+                "zip": {"type": ["string", "null"], "pattern": "^[0-9]{5}$"},
+            },
             "required": ["city", "zip"],
             "additionalProperties": False,
         }
@@ -104,7 +107,9 @@ def test_a_real_model_writes_what_five_hundred_schemas_say(smollm2: LLM, first: 
 def test_whitespace_and_properties_as_asked_for(tiny: LLM, make_tiny: Callable[..., LLM]) -> None:
     schema: Any = {
         "type": "object",
-        "properties": {"a": {"type": "array", "items": {"type": "boolean"}, "minItems": 3, "maxItems": 3}},
+        "properties": {
+            "a": {"type": "array", "items": {"type": "boolean"}, "minItems": 3, "maxItems": 3}
+        },
         "required": ["a"],
     }
     wanted = StructuredOutputsParams(
@@ -118,9 +123,17 @@ def test_whitespace_and_properties_as_asked_for(tiny: LLM, make_tiny: Callable[.
     # The same by the server's own settings.
     llm = make_tiny(
         structured_outputs_config={
-            "disable_any_whitespace": True, "disable_additional_properties": True, "backend": "xgrammar"
+            "disable_any_whitespace": True,
+            "disable_additional_properties": True,
+            "backend": "xgrammar",
         }
     )
-    params = SamplingParams(temperature=2.0, max_tokens=100, seed=3, n=8, structured_outputs=StructuredOutputsParams(json=schema))
+    params = SamplingParams(
+        temperature=2.0,
+        max_tokens=100,
+        seed=3,
+        n=8,
+        structured_outputs=StructuredOutputsParams(json=schema),
+    )
     [other] = llm.generate("x", params, use_tqdm=False)
     assert [s.text for s in other.outputs] == [s.text for s in output.outputs]

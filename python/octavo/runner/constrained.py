@@ -1,8 +1,8 @@
 """ConstrainedSteps: steps on GPUs whose tokens wait for masks, in two parts.
 
 The model's part is launched like any step's, ahead of the host. Once the tokens before it are known
-the core fills the masks, while the device computes; they follow in one copy, and the sampler's kernels
-with them. So the forward pass never waits for a mask.
+the core fills the masks, while the device computes; they follow in one copy, and the sampler's
+kernels with them. So the forward pass never waits for a mask.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class ConstrainedSteps:
     ) -> Unchosen:
         """Start the model's part of the step that is staged.
 
-        ``split``: its decodes, prefills and prefilled rows. ``spans``: in the plan's rows; with any,
-        nothing is captured.
+        ``split``: its decodes, prefills and prefilled rows. ``spans``: in the plan's rows; with
+        any, nothing is captured.
         """
         padded = None if spans else shapes.find(*split)
         shape = padded or exact_shape(*split)

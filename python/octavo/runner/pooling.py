@@ -23,9 +23,9 @@ from octavo.runner.cuda_graphs import computing, mixed_rows
 from octavo.runner.input_batch import InputBatch
 from octavo.runner.library_pages import drop_library_pages
 from octavo.runner.loading import LoadedModel
+from octavo.runner.masks import FillMasks
 from octavo.runner.pooling_graphs import PoolingGraphs, TextBatch
 from octavo.runner.request_state import RequestState
-from octavo.runner.masks import FillMasks
 from octavo.runner.runner import ComputedStep, InFlight, Observer, is_device_error
 from octavo.runner.sampler import SampledTokens
 from octavo.runner.sizing import StepSizes

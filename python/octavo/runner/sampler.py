@@ -1,9 +1,9 @@
 """Sampler: logits to tokens, row by row as each request asked, on the host.
 
 The order is vLLM's: allowed ids, bad words, min_tokens, logit bias, penalties, and last of all the
-masks of grammars; then the maximum, or temperature, min-p, top-k, top-p and one draw. Log probabilities are of the raw logits. A row's
-token depends on its own logits, its request's seed and how many tokens came before: never on what
-else is in the batch.
+masks of grammars; then the maximum, or temperature, min-p, top-k, top-p and one draw. Log
+probabilities are of the raw logits. A row's token depends on its own logits, its request's seed and
+how many tokens came before: never on what else is in the batch.
 """
 
 from __future__ import annotations

@@ -188,7 +188,7 @@ class GpuShard:
     def run_model_exact(
         self, staged: Tensor, shape: StepShape, spans: Sequence[PromptSpan]
     ) -> tuple[Tensor, Sequence[ScoredRows]]:
-        """Logits [S, V] of the step that is staged and the scores of ``spans``, kernel by kernel."""
+        """(logits [S, V], scores of ``spans``) of the step that is staged, kernel by kernel."""
         with self.ready():
             self._upload(staged)
             hidden = self._hidden(shape)

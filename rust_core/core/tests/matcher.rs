@@ -169,20 +169,42 @@ fn schemas() {
     check(
         &grammar,
         &[r#"{"a":1}"#, r#"{"a": 12, "b": null}"#, "{\n \"a\" : -3}"],
-        &[r#"{"a":1.5}"#, r#"{"b":null}"#, r#"{"a":1,"c":2}"#, r#"{"a":1"#, "[]", ""],
+        &[
+            r#"{"a":1.5}"#,
+            r#"{"b":null}"#,
+            r#"{"a":1,"c":2}"#,
+            r#"{"a":1"#,
+            "[]",
+            "",
+        ],
     );
     let spaces = " ".repeat(21);
     check(&grammar, &[], &[&format!("{{{spaces}\"a\":1}}")]);
     let reference = r##"{"$ref": "#/$defs/tree", "$defs": {"tree": {"type": "array", "items": {"$ref": "#/$defs/tree"}}}}"##;
-    check(&compile(GrammarKind::Json, reference), &["[[], [[]]]"], &["[1]", "[[]"]);
-    check(&compile(GrammarKind::Json, "true"), &["1", "{\"a\": []}"], &["nul"]);
-    check(&compile(GrammarKind::JsonObject, ""), &["{}", "{\"a\": [1, {}]}"], &["[]", "1"]);
+    check(
+        &compile(GrammarKind::Json, reference),
+        &["[[], [[]]]"],
+        &["[1]", "[[]"],
+    );
+    check(
+        &compile(GrammarKind::Json, "true"),
+        &["1", "{\"a\": []}"],
+        &["nul"],
+    );
+    check(
+        &compile(GrammarKind::JsonObject, ""),
+        &["{}", "{\"a\": [1, {}]}"],
+        &["[]", "1"],
+    );
 }
 
 #[test]
 fn whitespace_as_asked_for() {
     let grammars = grammars();
-    let mut asked = source(GrammarKind::Json, r#"{"type": "array", "items": {"type": "integer"}}"#);
+    let mut asked = source(
+        GrammarKind::Json,
+        r#"{"type": "array", "items": {"type": "integer"}}"#,
+    );
     asked.options.disable_any_whitespace = true;
     let grammar = grammars.compile(&asked).unwrap();
     check(&grammar, &["[1,2]"], &["[1, 2]", "[ 1]"]);
@@ -195,16 +217,32 @@ fn whitespace_as_asked_for() {
 
 #[test]
 fn patterns_and_choices() {
-    check(&compile(GrammarKind::Regex, r"^\d{2}-[a-c]+$"), &["12-abc"], &["12-", "1-a", "12-abd"]);
-    check(&compile(GrammarKind::Regex, "a/b|é+"), &["a/b", "éé"], &["a", "/b"]);
+    check(
+        &compile(GrammarKind::Regex, r"^\d{2}-[a-c]+$"),
+        &["12-abc"],
+        &["12-", "1-a", "12-abd"],
+    );
+    check(
+        &compile(GrammarKind::Regex, "a/b|é+"),
+        &["a/b", "éé"],
+        &["a", "/b"],
+    );
     let grammar = compile(GrammarKind::Choice, r#"["yes", "yes!", "no\n", "日本"]"#);
-    check(&grammar, &["yes", "yes!", "no\n", "日本"], &["ye", "no", "yesno", "日"]);
+    check(
+        &grammar,
+        &["yes", "yes!", "no\n", "日本"],
+        &["ye", "no", "yesno", "日"],
+    );
 }
 
 #[test]
 fn grammars_of_both_languages() {
     let lark = "start: pair+\npair: \"(\" pair* \")\"";
-    check(&compile(GrammarKind::Grammar, lark), &["()", "(()())()"], &["(", ")", "(()"]);
+    check(
+        &compile(GrammarKind::Grammar, lark),
+        &["()", "(()())()"],
+        &["(", ")", "(()"],
+    );
     let gbnf = "root ::= object\nobject ::= \"{\" ws (member (\",\" ws member)*)? \"}\" ws\nmember ::= [a-z]+ \":\" ws value\nvalue ::= object | [0-9]+ ws\nws ::= [ \\t\\n]*\n";
     check(
         &compile(GrammarKind::Grammar, gbnf),
@@ -212,7 +250,11 @@ fn grammars_of_both_languages() {
         &["{a}", "{a:1", "{A:1}"],
     );
     let regular = "root ::= (\"a\" | \"ab\") \"b\" word{2}\nword ::= [^a-z\\n] .";
-    check(&compile(GrammarKind::Grammar, regular), &["abAxBy", "abb1-2-"], &["abax", "b1a2b"]);
+    check(
+        &compile(GrammarKind::Grammar, regular),
+        &["abAxBy", "abb1-2-"],
+        &["abax", "b1a2b"],
+    );
 }
 
 #[test]
@@ -230,7 +272,11 @@ fn structural_tags() {
         "tags": [{"begin": "<tool>f", "content": {"type": "json_schema", "json_schema": {"type": "boolean"}}, "end": ";"}],
         "at_least_one": true, "stop_after_first": true}}"#;
     let grammar = compile(GrammarKind::StructuralTag, calls);
-    check(&grammar, &["<tool>ftrue;"], &["", "x<tool>ftrue;", "<tool>g", "<tool>ftrue;x"]);
+    check(
+        &grammar,
+        &["<tool>ftrue;"],
+        &["", "x<tool>ftrue;", "<tool>g", "<tool>ftrue;x"],
+    );
     let parts = r#"{"type": "structural_tag", "format": {"type": "sequence", "elements": [
         {"type": "tag", "begin": "[", "content": {"type": "any_text"}, "end": ["]", "."]},
         {"type": "or", "elements": [{"type": "const_string", "value": "x"}, {"type": "regex", "pattern": "[0-9]+"}]},
@@ -243,12 +289,28 @@ fn structural_tags() {
     );
     let separated = r#"{"type": "structural_tag", "format": {"type": "tags_with_separator", "separator": ",", "at_least_one": true,
         "tags": [{"begin": "<", "content": {"type": "any_text", "excludes": ["!"]}, "end": ">"}]}}"#;
-    check(&compile(GrammarKind::StructuralTag, separated), &["<a>", "<a>,<b>"], &["", "<a!>", "<a><b>"]);
+    check(
+        &compile(GrammarKind::StructuralTag, separated),
+        &["<a>", "<a>,<b>"],
+        &["", "<a!>", "<a><b>"],
+    );
     for (tag, why) in [
-        (r#"{"format": {"type": "magic"}}"#, "\"magic\" is not supported"),
-        (r#"{"format": {"type": "tag", "begin": 1}}"#, "begin must be"),
-        (r#"{"structures": [{"begin": "<a>", "schema": {}, "end": ""}], "triggers": ["<b"]}"#, "triggers"),
-        (r#"{"format": {"type": "json_schema", "json_schema": {"not": {"type": "null"}}}}"#, "not is not supported"),
+        (
+            r#"{"format": {"type": "magic"}}"#,
+            "\"magic\" is not supported",
+        ),
+        (
+            r#"{"format": {"type": "tag", "begin": 1}}"#,
+            "begin must be",
+        ),
+        (
+            r#"{"structures": [{"begin": "<a>", "schema": {}, "end": ""}], "triggers": ["<b"]}"#,
+            "triggers",
+        ),
+        (
+            r#"{"format": {"type": "json_schema", "json_schema": {"not": {"type": "null"}}}}"#,
+            "not is not supported",
+        ),
         ("{}", "neither format nor structures"),
     ] {
         let found = refusal(GrammarKind::StructuralTag, tag);
@@ -263,8 +325,14 @@ fn what_is_wrong_is_an_error() {
         (GrammarKind::Json, "3"),
         (GrammarKind::Json, r#"{"type": "nonsense"}"#),
         (GrammarKind::Json, "false"),
-        (GrammarKind::Json, r#"{"type": "string", "pattern": "(?=a)b"}"#),
-        (GrammarKind::Json, r#"{"type": "integer", "minimum": 3, "maximum": 2}"#),
+        (
+            GrammarKind::Json,
+            r#"{"type": "string", "pattern": "(?=a)b"}"#,
+        ),
+        (
+            GrammarKind::Json,
+            r#"{"type": "integer", "minimum": 3, "maximum": 2}"#,
+        ),
         (GrammarKind::Regex, "("),
         (GrammarKind::Regex, ""),
         (GrammarKind::Regex, r"a\b"),
@@ -400,10 +468,16 @@ fn the_cache_is_bounded_by_memory_and_keeps_what_is_used() {
     grammars.compile(&often).unwrap();
     for number in 0..100 {
         let text = format!("[a-z]{{1,30}}{number}");
-        grammars.compile(&source(GrammarKind::Regex, &text)).unwrap();
+        grammars
+            .compile(&source(GrammarKind::Regex, &text))
+            .unwrap();
         assert!(grammars.find(&often).is_some());
     }
-    assert!((2..100).contains(&grammars.num_cached()), "{}", grammars.num_cached());
+    assert!(
+        (2..100).contains(&grammars.num_cached()),
+        "{}",
+        grammars.num_cached()
+    );
 }
 
 #[test]
@@ -411,7 +485,9 @@ fn hostile_grammars_end_in_time() {
     let many: Vec<String> = (0..10_000).map(|i| format!("\"value {i}\"")).collect();
     let mut all_of = Vec::new();
     for i in 0..30 {
-        let any_of: Vec<String> = (0..30).map(|j| format!("{{\"properties\": {{\"p{i}\": {{\"const\": {j}}}}}}}")).collect();
+        let any_of: Vec<String> = (0..30)
+            .map(|j| format!("{{\"properties\": {{\"p{i}\": {{\"const\": {j}}}}}}}"))
+            .collect();
         all_of.push(format!("{{\"anyOf\": [{}]}}", any_of.join(",")));
     }
     let hostile = [
@@ -431,20 +507,29 @@ fn hostile_grammars_end_in_time() {
         (GrammarKind::Json, format!("{{\"const\": \"{}\"}}", "x".repeat(300_000))),
     ];
     let grammars = grammars();
-    grammars.compile(&source(GrammarKind::JsonObject, "")).unwrap();
+    grammars
+        .compile(&source(GrammarKind::JsonObject, ""))
+        .unwrap();
     for (kind, text) in hostile {
         let began = Instant::now();
         if let Ok(grammar) = grammars.compile(&source(kind, &text)) {
             let mut matcher = grammar.open();
             for _ in 0..20 {
-                let Some(ids) = allowed(&mut matcher) else { break };
+                let Some(ids) = allowed(&mut matcher) else {
+                    break;
+                };
                 if matcher.accept(ids[ids.len() / 2]).unwrap_or(true) {
                     break;
                 }
             }
         }
         let limit = Duration::from_secs(if cfg!(debug_assertions) { 60 } else { 5 });
-        assert!(began.elapsed() < limit, "{:.80}: {:?}", text, began.elapsed());
+        assert!(
+            began.elapsed() < limit,
+            "{:.80}: {:?}",
+            text,
+            began.elapsed()
+        );
     }
 }
 
@@ -455,7 +540,9 @@ fn compiling_is_given_up_at_the_deadline() {
         ..GrammarsConfig::default()
     };
     let grammars = Grammars::new(tokenizer(), WIDTH, &[EOS], config);
-    let error = grammars.compile(&source(GrammarKind::JsonObject, "")).unwrap_err();
+    let error = grammars
+        .compile(&source(GrammarKind::JsonObject, ""))
+        .unwrap_err();
     assert!(error.to_string().contains("longer than"), "{error}");
 }
 
@@ -490,7 +577,11 @@ fn nothing_is_constrained_while_reasoning_is_open() {
     assert_eq!(constraint.accept(a), Accepted::Complete);
 
     let mut constraint = Constraint::new(Some(&grammar), Some(tokens), &[]).unwrap();
-    assert_eq!(constraint.accept(a), Accepted::Complete, "without reasoning");
+    assert_eq!(
+        constraint.accept(a),
+        Accepted::Complete,
+        "without reasoning"
+    );
 
     tokens.is_open = true;
     tokens.budget = Some(2);
@@ -558,7 +649,10 @@ impl Run {
     }
 
     fn next(&mut self, most: usize) -> usize {
-        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        self.random = self
+            .random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
         (self.random >> 33) as usize % most
     }
 
@@ -645,7 +739,10 @@ fn constrained_samples_follow_their_grammars_whatever_happens() {
             if id / 2 % 3 == 2 {
                 continue;
             }
-            assert!(matches!(reason, FinishReason::Stop | FinishReason::Length), "{reason:?}");
+            assert!(
+                matches!(reason, FinishReason::Stop | FinishReason::Length),
+                "{reason:?}"
+            );
             if reason == FinishReason::Stop {
                 let value: serde_json::Value = serde_json::from_str(&text).expect(&text);
                 assert!(value["abc"].is_string() && value["n"].is_array(), "{text}");

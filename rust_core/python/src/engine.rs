@@ -380,11 +380,7 @@ impl PyEngineCore {
     }
 
     /// The core is free meanwhile: whoever wants its outbox does not wait for masks.
-    fn masks(
-        this: &Bound<'_, Self>,
-        step_id: u64,
-        masks: &Bound<'_, PyAny>,
-    ) -> PyResult<Vec<i32>> {
+    fn masks(this: &Bound<'_, Self>, step_id: u64, masks: &Bound<'_, PyAny>) -> PyResult<Vec<i32>> {
         let buffer = self::buffer::<u32>(masks, "masks", "uint32")?;
         let &[num_rows, num_words] = buffer.shape() else {
             return Err(PyValueError::new_err("masks has not two dimensions"));

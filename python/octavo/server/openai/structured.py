@@ -1,4 +1,4 @@
-"""Fields that constrain a request's text: response_format, structured_outputs, and vLLM's older guided_*."""
+"""Fields that constrain a request's text: response_format, structured_outputs, and guided_*."""
 
 from __future__ import annotations
 
@@ -88,9 +88,7 @@ def _structured_outputs(name: str, value: Any) -> StructuredOutputsParams:
         if key not in _OPTIONS and key not in KINDS and key not in _IGNORED:
             field = f"{name}.{clip(key)}"
             raise UnsupportedParameterError(f"Unrecognized request argument: {field}", field)
-    known = {
-        key: one for key, one in given.items() if one is not None and key not in _IGNORED
-    }
+    known = {key: one for key, one in given.items() if one is not None and key not in _IGNORED}
     return StructuredOutputsParams(**known)
 
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from octavo.engine.engine import AsyncEngine
     from octavo.runner.request_state import Delivery
     from octavo.sampling_params import SamplingParams
-    from octavo.structured_outputs import ReasoningTokens
     from octavo.server.http.http_server import HttpProtocol
+    from octavo.structured_outputs import ReasoningTokens
 
 
 class Generation:

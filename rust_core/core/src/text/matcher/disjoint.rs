@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::schema::target;
+use super::reference::target;
 
 /// Schemas within schemas that a proof looks at: a tag stands near the top.
 const MAX_DEPTH: usize = 6;
@@ -138,14 +138,23 @@ mod tests {
         let dog = json!({"$ref": "#/$defs/Dog"});
         let apart = [
             (cat.clone(), dog.clone()),
-            (json!({"type": "string"}), json!({"type": ["integer", "null"]})),
+            (
+                json!({"type": "string"}),
+                json!({"type": ["integer", "null"]}),
+            ),
             (json!({"const": 1}), json!({"enum": [2, "1"]})),
-            (cat.clone(), json!({"anyOf": [dog.clone(), {"type": "null"}]})),
+            (
+                cat.clone(),
+                json!({"anyOf": [dog.clone(), {"type": "null"}]}),
+            ),
             (cat.clone(), json!({"allOf": [{}, dog.clone()]})),
             (json!(false), json!({})),
         ];
         for (a, b) in &apart {
-            assert!(are_disjoint(&root, a, b) && are_disjoint(&root, b, a), "{a} {b}");
+            assert!(
+                are_disjoint(&root, a, b) && are_disjoint(&root, b, a),
+                "{a} {b}"
+            );
         }
         let together = [
             (cat.clone(), cat.clone()),

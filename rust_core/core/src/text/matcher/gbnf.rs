@@ -464,9 +464,13 @@ mod tests {
 
     #[test]
     fn repetitions_and_escapes() {
-        let lark = to_lark(r#"root ::= "a\x41\n"{2,3} [^\]\-a-c]{4} .{1,} <|end|> !<[7]>"#).unwrap();
+        let lark =
+            to_lark(r#"root ::= "a\x41\n"{2,3} [^\]\-a-c]{4} .{1,} <|end|> !<[7]>"#).unwrap();
         assert!(lark.contains(r#"("aA\u000a"){2,3}"#), "{lark}");
-        assert!(lark.contains(r"(/[^\x{5d}\x{2d}\x{61}-\x{63}]/){4,4}"), "{lark}");
+        assert!(
+            lark.contains(r"(/[^\x{5d}\x{2d}\x{61}-\x{63}]/){4,4}"),
+            "{lark}"
+        );
         assert!(lark.contains("(/(?s:.)/)+ <|end|> <[^7]>"), "{lark}");
     }
 
@@ -479,9 +483,18 @@ mod tests {
             ("a ::= \"b\"", "the rule root is missing"),
             ("root ::= (\"a\"", "line 1: a group has no end"),
             ("root ::= *", "line 1: there is nothing to repeat"),
-            ("root ::= \"a\"{3,2}", "line 1: a repetition ends before it begins"),
-            ("root ::= \"a\"{99999}", "line 1: more than 10000 repetitions"),
-            ("root ::= \"a\"\nroot ::= \"b\"", "line 2: root is defined twice"),
+            (
+                "root ::= \"a\"{3,2}",
+                "line 1: a repetition ends before it begins",
+            ),
+            (
+                "root ::= \"a\"{99999}",
+                "line 1: more than 10000 repetitions",
+            ),
+            (
+                "root ::= \"a\"\nroot ::= \"b\"",
+                "line 2: root is defined twice",
+            ),
         ] {
             assert_eq!(to_lark(text).unwrap_err().to_string(), why, "{text}");
         }

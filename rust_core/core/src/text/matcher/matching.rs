@@ -170,7 +170,11 @@ impl Matcher {
                 | StopReason::NoExtension
                 | StopReason::NoExtensionBias
         );
-        if was_ok && self.guarded(|parser| parser.reset().map_err(|error| line(&error))).is_ok() {
+        if was_ok
+            && self
+                .guarded(|parser| parser.reset().map_err(|error| line(&error)))
+                .is_ok()
+        {
             let Self {
                 parser, grammar, ..
             } = self;

@@ -17,6 +17,7 @@ mod grammars;
 mod lark;
 mod masks;
 mod matching;
+mod reference;
 mod schema;
 mod source;
 mod structural_tag;

@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use serde_json::{Map, Value, json};
 
 use super::disjoint::are_disjoint;
+use super::reference::target;
 use super::source::GrammarOptions;
 use crate::error::{Error, Result};
 
@@ -104,7 +105,10 @@ pub(super) fn prepare(schema: Value, options: &GrammarOptions) -> Result<Value> 
         };
     }
     if let Value::Object(root) = &mut prepared {
-        root.insert("x-guidance".into(), guidance(root.get("x-guidance"), options));
+        root.insert(
+            "x-guidance".into(),
+            guidance(root.get("x-guidance"), options),
+        );
     }
     Ok(prepared)
 }
@@ -139,32 +143,6 @@ fn nesting(value: &Value) -> usize {
         most = most.max(level);
     }
     most
-}
-
-/// The JSON pointer of a reference within its schema; None for one that leaves it.
-pub(super) fn target(reference: &str) -> Option<String> {
-    let fragment = percent_decoded(reference.strip_prefix('#')?)?;
-    match fragment.as_str() {
-        "" | "/" => Some(String::new()),
-        pointer if pointer.starts_with('/') => Some(pointer.to_owned()),
-        _ => None,
-    }
-}
-
-fn percent_decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&byte, tail)) = rest.split_first() {
-        if byte == b'%' {
-            let digits = str::from_utf8(tail.get(..2)?).ok()?;
-            bytes.push(u8::from_str_radix(digits, 16).ok()?);
-            rest = &tail[2..];
-        } else {
-            bytes.push(byte);
-            rest = tail;
-        }
-    }
-    String::from_utf8(bytes).ok()
 }
 
 /// A change of one schema.
@@ -243,7 +221,10 @@ impl Visit<'_> {
             Some(Value::Bool(_)) => return Ok(()),
             _ => return Err(at(&pointer, "a schema must be an object, true or false")),
         };
-        if schema.get("not").is_some_and(|not| not == &json!({}) || not == &Value::Bool(true)) {
+        if schema
+            .get("not")
+            .is_some_and(|not| not == &json!({}) || not == &Value::Bool(true))
+        {
             self.edits.push((pointer, Edit::Never));
             return Ok(());
         }
@@ -276,7 +257,8 @@ impl Visit<'_> {
             return Err(at(pointer, &format!("format {format:?} is not supported")));
         }
         if !FORMATS.contains(&format.as_str()) {
-            self.edits.push((pointer.to_owned(), Edit::Remove("format")));
+            self.edits
+                .push((pointer.to_owned(), Edit::Remove("format")));
         }
         Ok(())
     }
@@ -358,12 +340,7 @@ impl Visit<'_> {
         self.schema(to, depth + 1)
     }
 
-    fn children(
-        &mut self,
-        pointer: &str,
-        schema: &Map<String, Value>,
-        depth: usize,
-    ) -> Result<()> {
+    fn children(&mut self, pointer: &str, schema: &Map<String, Value>, depth: usize) -> Result<()> {
         for key in ["properties", "patternProperties"] {
             if let Some(Value::Object(members)) = schema.get(key) {
                 for name in members.keys() {
@@ -462,10 +439,14 @@ mod tests {
             prepared(json!({"oneOf": options})).unwrap(),
             json!({"anyOf": options})
         );
-        assert!(refusal(json!({"oneOf": [{"type": "number"}, {"type": "integer"}]})).contains("oneOf"));
+        assert!(
+            refusal(json!({"oneOf": [{"type": "number"}, {"type": "integer"}]})).contains("oneOf")
+        );
         // As pydantic writes a union by a tag that has a default.
-        let cat = json!({"type": "object", "properties": {"kind": {"const": "cat", "default": "cat"}}});
-        let dog = json!({"type": "object", "properties": {"kind": {"const": "dog", "default": "dog"}}});
+        let cat =
+            json!({"type": "object", "properties": {"kind": {"const": "cat", "default": "cat"}}});
+        let dog =
+            json!({"type": "object", "properties": {"kind": {"const": "dog", "default": "dog"}}});
         let union = json!({"oneOf": [{"$ref": "#/$defs/Cat"}, {"$ref": "#/$defs/Dog"}],
                            "discriminator": {"propertyName": "kind"},
                            "$defs": {"Cat": cat, "Dog": dog}});
@@ -482,7 +463,10 @@ mod tests {
         assert!(refusal(deep).contains("nested"));
         let mut defs = Map::new();
         for i in 0..10_000 {
-            defs.insert(format!("d{i}"), json!({"$ref": format!("#/$defs/d{}", i + 1)}));
+            defs.insert(
+                format!("d{i}"),
+                json!({"$ref": format!("#/$defs/d{}", i + 1)}),
+            );
         }
         defs.insert("d10000".into(), json!({}));
         assert!(refusal(json!({"$ref": "#/$defs/d0", "$defs": defs})).contains("references"));
@@ -498,15 +482,11 @@ mod tests {
         let schema = json!({"properties": {"a": {"properties": {}}, "b": {"type": "object"}}});
         let schema = prepare(schema, &options).unwrap();
         assert_eq!(schema["additionalProperties"], json!(false));
-        assert_eq!(schema["properties"]["a"]["additionalProperties"], json!(false));
+        assert_eq!(
+            schema["properties"]["a"]["additionalProperties"],
+            json!(false)
+        );
         assert_eq!(schema["properties"]["b"], json!({"type": "object"}));
         assert_eq!(schema["x-guidance"], json!({"whitespace_flexible": false}));
-    }
-
-    #[test]
-    fn escapes_of_references_are_read() {
-        assert_eq!(target("#/a%20b").unwrap(), "/a b");
-        assert_eq!(target("#").unwrap(), "");
-        assert_eq!(target("#%"), None);
     }
 }

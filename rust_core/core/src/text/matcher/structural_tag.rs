@@ -50,7 +50,10 @@ fn from_structures(tag: &Value) -> Result<Value> {
         .map(|one| {
             let schema = one.get("schema").cloned().unwrap_or_else(|| json!({}));
             let content = json!({"type": "json_schema", "json_schema": schema});
-            let (begin, end) = (text(one, "begin", "structures")?, text(one, "end", "structures")?);
+            let (begin, end) = (
+                text(one, "begin", "structures")?,
+                text(one, "end", "structures")?,
+            );
             Ok(json!({"begin": begin, "content": content, "end": end}))
         })
         .collect();
@@ -64,7 +67,10 @@ fn wrong(place: &str, why: &str) -> Error {
 fn list<'a>(value: &'a Value, key: &str, place: &str) -> Result<&'a Vec<Value>> {
     match value.get(key) {
         Some(Value::Array(items)) if !items.is_empty() => Ok(items),
-        _ => Err(wrong(place, &format!("{key} must be a list that is not empty"))),
+        _ => Err(wrong(
+            place,
+            &format!("{key} must be a list that is not empty"),
+        )),
     }
 }
 
@@ -155,7 +161,10 @@ impl Writer<'_> {
             "tag" => self.tag(format, place, depth),
             "triggered_tags" => self.triggered(format, place, depth),
             "tags_with_separator" => self.separated(format, place, depth),
-            other => Err(wrong(place, &format!("the type {other:?} is not supported"))),
+            other => Err(wrong(
+                place,
+                &format!("the type {other:?} is not supported"),
+            )),
         }
     }
 
@@ -175,7 +184,10 @@ impl Writer<'_> {
         let style = format.get("style").and_then(Value::as_str);
         if !matches!(style, None | Some("json")) {
             let style = style.unwrap_or_default();
-            return Err(wrong(place, &format!("the style {style:?} is not supported")));
+            return Err(wrong(
+                place,
+                &format!("the style {style:?} is not supported"),
+            ));
         }
         let schema = format.get("json_schema").cloned().unwrap_or(Value::Null);
         let schema = schema::prepare(schema, self.options)
@@ -190,17 +202,17 @@ impl Writer<'_> {
         };
         let excluded: Option<Vec<String>> = excludes
             .iter()
-            .map(|one| one.as_str().filter(|text| !text.is_empty()).map(lark::string))
+            .map(|one| {
+                one.as_str()
+                    .filter(|text| !text.is_empty())
+                    .map(lark::string)
+            })
             .collect();
-        let excluded =
-            excluded.ok_or_else(|| wrong(place, "excludes must be a list of texts"))?;
+        let excluded = excluded.ok_or_else(|| wrong(place, "excludes must be a list of texts"))?;
         if excluded.is_empty() {
             return Ok(ANY_TEXT.into());
         }
-        let inner = self.terminal(&format!(
-            "{ANY_TEXT} ({}) {ANY_TEXT}",
-            excluded.join(" | ")
-        ));
+        let inner = self.terminal(&format!("{ANY_TEXT} ({}) {ANY_TEXT}", excluded.join(" | ")));
         Ok(self.terminal(&format!("{ANY_TEXT} & ~{inner}")))
     }
 
@@ -308,12 +320,18 @@ impl Writer<'_> {
         for (i, tag) in tags.iter().enumerate() {
             let place = format!("{place}.tags[{i}]");
             let begin = text(tag, "begin", &place)?;
-            let Some(k) = triggers.iter().position(|trigger| begin.starts_with(trigger)) else {
+            let Some(k) = triggers
+                .iter()
+                .position(|trigger| begin.starts_with(trigger))
+            else {
                 return Err(wrong(&place, "begin starts with none of the triggers"));
             };
             let rest = self.after_begin(tag, &place, depth + 1)?;
             let rest = self.rule("", &rest);
-            groups[k].push(format!("{} {rest}", self.literal(&begin[triggers[k].len()..])));
+            groups[k].push(format!(
+                "{} {rest}",
+                self.literal(&begin[triggers[k].len()..])
+            ));
             whole.push(format!("{} {rest}", self.literal(begin)));
         }
         let mut options = Vec::new();
@@ -335,12 +353,17 @@ impl Writer<'_> {
         let tag = self.rule("", &options.join(" | "));
         let rest = self.rule("", &any);
         let first = whole.join(" | ");
-        Ok(match (flag(format, "at_least_one"), flag(format, "stop_after_first")) {
-            (true, true) => format!("({first})"),
-            (true, false) => format!("(({first}) {tag}* {rest})"),
-            (false, true) => format!("({tag} | {rest})"),
-            (false, false) => format!("({tag}* {rest})"),
-        })
+        Ok(
+            match (
+                flag(format, "at_least_one"),
+                flag(format, "stop_after_first"),
+            ) {
+                (true, true) => format!("({first})"),
+                (true, false) => format!("(({first}) {tag}* {rest})"),
+                (false, true) => format!("({tag} | {rest})"),
+                (false, false) => format!("({tag}* {rest})"),
+            },
+        )
     }
 
     fn separated(&mut self, format: &Value, place: &str, depth: usize) -> Result<String> {

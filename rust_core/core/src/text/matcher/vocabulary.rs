@@ -95,7 +95,10 @@ impl Vocabulary {
         if self.spells(&ids, text.as_bytes()) {
             return Some(ids);
         }
-        let ids = self.tokenizer.encode(&format!("{LEAD}{text}"), false).ok()?;
+        let ids = self
+            .tokenizer
+            .encode(&format!("{LEAD}{text}"), false)
+            .ok()?;
         // The token after which the lead is complete.
         let lead = ids
             .iter()
