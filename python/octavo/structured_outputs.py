@@ -1,4 +1,4 @@
-"""StructuredOutputsParams: a constraint on a request's text, and the reasoning that may precede it."""
+"""StructuredOutputsParams: a constraint on a request's text, and the reasoning before it."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def empty_masks(max_num_seqs: int, vocab_size: int) -> NDArray[np.uint32]:
 class Masks(NamedTuple):
     """Masks on the host.
 
-    ``words``: uint32 [at least M, ceil(V / 32)], a bit a token; ``rows``: as FillMasks returns them.
+    ``words``: uint32 [at least M, ceil(V / 32)], a bit a token; ``rows``: as FillMasks returns.
     """
 
     rows: list[int]

@@ -9,8 +9,8 @@ use std::collections::HashSet;
 use serde_json::{Map, Value, json};
 
 use super::disjoint::are_disjoint;
+use super::options::GrammarOptions;
 use super::reference::target;
-use super::source::GrammarOptions;
 use crate::error::{Error, Result};
 
 /// Deepest nesting of a schema's text.

@@ -3,6 +3,7 @@
 use llguidance::api::TopLevelGrammar;
 use serde_json::{Value, json};
 
+use super::options::GrammarOptions;
 use super::vocabulary::Vocabulary;
 use super::{gbnf, lark, schema, structural_tag};
 use crate::error::{Error, Result};
@@ -25,17 +26,6 @@ pub enum GrammarKind {
     Grammar,
     /// Tags around structures, as JSON.
     StructuralTag,
-}
-
-/// Options of the kinds that hold JSON.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-pub struct GrammarOptions {
-    /// No whitespace between a JSON text's parts.
-    pub disable_any_whitespace: bool,
-    /// Objects have the properties that their schema names and no others.
-    pub disable_additional_properties: bool,
-    /// Whitespace between parts matches this.
-    pub whitespace_pattern: Option<String>,
 }
 
 /// See the module's page. Equal sources are one grammar.
@@ -71,7 +61,7 @@ impl GrammarSource {
                 let schema = schema::prepare(json!({"type": "object"}), &self.options)?;
                 return Ok(TopLevelGrammar::from_json_schema(schema));
             }
-            GrammarKind::Regex => format!("start: {}", lark::regex(&anchored(text)?)),
+            GrammarKind::Regex => format!("start: {}", lark::whole_regex(text)?),
             GrammarKind::Choice => choice(&parse(text)?)?,
             GrammarKind::Grammar if text.trim().is_empty() => {
                 return Err(Error::invalid("it is empty"));
@@ -88,20 +78,6 @@ impl GrammarSource {
 
 fn parse(text: &str) -> Result<Value> {
     serde_json::from_str(text).map_err(|error| Error::invalid(format!("it is not JSON: {error}")))
-}
-
-/// A pattern of the whole text: anchors at its ends change nothing, and the crate knows none.
-pub(super) fn anchored(pattern: &str) -> Result<String> {
-    let pattern = pattern.strip_prefix('^').unwrap_or(pattern);
-    let is_escaped = |text: &str| text.chars().rev().take_while(|&c| c == '\\').count() % 2 == 1;
-    let pattern = match pattern.strip_suffix('$') {
-        Some(rest) if !is_escaped(rest) => rest,
-        _ => pattern,
-    };
-    if pattern.is_empty() {
-        return Err(Error::invalid("it matches only an empty text"));
-    }
-    Ok(pattern.to_owned())
 }
 
 fn choice(choices: &Value) -> Result<String> {
@@ -124,14 +100,6 @@ fn choice(choices: &Value) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn anchors_at_a_patterns_ends_are_its_own() {
-        assert_eq!(anchored("^a+$").unwrap(), "a+");
-        assert_eq!(anchored("a\\$").unwrap(), "a\\$");
-        assert_eq!(anchored("a\\\\$").unwrap(), "a\\\\");
-        assert!(anchored("^$").is_err());
-    }
 
     #[test]
     fn choices_are_texts() {

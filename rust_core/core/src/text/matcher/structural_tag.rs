@@ -9,7 +9,7 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
-use super::source::{GrammarOptions, anchored};
+use super::options::GrammarOptions;
 use super::vocabulary::{Piece, Vocabulary};
 use super::{gbnf, lark, schema};
 use crate::error::{Error, Result};
@@ -148,10 +148,7 @@ impl Writer<'_> {
                 };
                 Ok(self.rule("", &format!("%lark {{\n{grammar}\n}}")))
             }
-            "regex" => {
-                let pattern = anchored(text(format, "pattern", place)?)?;
-                Ok(lark::regex(&pattern))
-            }
+            "regex" => lark::whole_regex(text(format, "pattern", place)?),
             "sequence" => Ok(format!("({})", self.all(format, place, depth)?.join(" "))),
             "or" => Ok(format!("({})", self.all(format, place, depth)?.join(" | "))),
             "optional" => Ok(format!("({})?", self.content(format, place, depth)?)),
