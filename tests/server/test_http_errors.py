@@ -131,6 +131,12 @@ WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
     ),
     (CHAT, {"chat_template_kwargs": []}, "chat_template_kwargs"),
     (CHAT, {"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
+    (CHAT, {"response_format": {"type": "xml"}}, "response_format.type"),
+    (CHAT, {"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    (CHAT, {"structured_outputs": {"regex": 1}}, "structured_outputs"),
+    (CHAT, {"guided_json": {}, "guided_regex": "a"}, "guided_regex"),
+    (COMPLETION, {"guided_choice": []}, "guided_choice"),
+    (COMPLETION, {"guided_grammar": 1}, "guided_grammar"),
     (COMPLETION, {"prompt": []}, "prompt"),
     (COMPLETION, {"prompt": ["a", [1]]}, "prompt"),
     (COMPLETION, {"prompt": {"a": 1}}, "prompt"),
@@ -144,12 +150,9 @@ WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
 
 # Known or unknown: nothing that would change the answer is ignored.
 UNSUPPORTED: list[tuple[str, dict[str, Any], str]] = [
-    (CHAT, {"response_format": {"type": "json_object"}}, "response_format"),
     (CHAT, {"tools": [{"type": "web_search"}]}, "tools[0].type"),
     (CHAT, {"functions": [{"name": "f"}]}, "functions"),
-    (CHAT, {"structured_outputs": {"json": {}}}, "structured_outputs"),
-    (CHAT, {"guided_json": {}}, "guided_json"),
-    (CHAT, {"guided_regex": "a"}, "guided_regex"),
+    (CHAT, {"structured_outputs": {"frobnicate": {}}}, "structured_outputs.frobnicate"),
     (CHAT, {"echo": True}, "echo"),
     (CHAT, {"verbosity": "low"}, "verbosity"),
     (CHAT, {"documents": [{"text": "x"}]}, "documents"),
