@@ -30,6 +30,7 @@ LEAVES = {
     "pooling",
     "prompt_logprobs",
     "sampling_params",
+    "structured_outputs",
 }
 BELOW = {
     "kernels": {"_core"},

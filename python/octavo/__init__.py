@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from octavo.models.registry import ModelRegistry
     from octavo.outputs import CompletionOutput, RequestOutput
     from octavo.sampling_params import SamplingParams
+    from octavo.structured_outputs import StructuredOutputsParams
 
 __all__ = [
     "LLM",
@@ -24,6 +25,7 @@ __all__ = [
     "ModelRegistry",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
 ]
 
 _HOMES = {
@@ -35,6 +37,7 @@ _HOMES = {
     "ModelRegistry": "octavo.models.registry",
     "RequestOutput": "octavo.outputs",
     "SamplingParams": "octavo.sampling_params",
+    "StructuredOutputsParams": "octavo.structured_outputs",
 }
 
 

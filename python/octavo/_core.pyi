@@ -16,6 +16,9 @@ __all__ = [
     "Detokenizer",
     "EngineCore",
     "GgufFile",
+    "Grammar",
+    "Grammars",
+    "Matcher",
     "Metrics",
     "Outbox",
     "ScheduledBatch",
@@ -88,6 +91,8 @@ class ScheduledBatch:
     num_reqs: int
     num_decodes: int
     num_samples: int
+    # Samples that may not be chosen before EngineCore.masks() has been called for the step.
+    num_constrained: int
     num_block_updates: int
     max_query_len: int
     max_seq_len: int
@@ -112,8 +117,8 @@ class SseTemplate:
     """The fixed bytes around a stream's text: ``before + json_escaped(text) + after`` per piece.
 
     ``first`` precedes a sample's first frame. The text that a sample ends with has no frame: the
-    last Delta holds it, for the frame of the end. ``reasoning``: before and after a piece of
-    reasoning; None leaves reasoning out.
+    last Delta holds it, for the frame of the end. ``reasoning``: the same of a piece of reasoning,
+    which stands between each two of the parts; None leaves reasoning out.
     """
 
     def __new__(
@@ -121,7 +126,7 @@ class SseTemplate:
         before: bytes,
         after: bytes,
         first: bytes = b"",
-        reasoning: tuple[bytes, bytes] | None = None,
+        reasoning: Sequence[bytes] | None = None,
     ) -> Self: ...
 
 @final
@@ -260,6 +265,8 @@ class EngineCore:
         delivery: Literal["sse", "delta", "final"] = "final",
         sse: Sequence[SseTemplate] | None = None,
         channels: Channels | None = None,
+        grammar: Grammar | None = None,
+        reasoning: tuple[int | None, int, bool, int | None] | None = None,
     ) -> None:
         """Queue one request; one id per sample (n = len(request_ids)), sharing the prompt's blocks.
 
@@ -267,6 +274,9 @@ class EngineCore:
         ``arrival_s``: time.monotonic() at arrival, now if None. ``stream_interval``: tokens per
         delta, the constructor's if None. ``channels``: each sample's text is told apart by a parser
         of its own; stop strings are looked for in pieces of text alone.
+        delta, the constructor's if None. ``grammar``: what each sample follows, to its end.
+        ``reasoning``: (token that opens it, token that closes it, whether the prompt has opened it,
+        most tokens of it): while it is open no grammar holds.
 
         Raises:
             ValueError: empty prompt, prompt that can never fit (max_model_len or the whole pool),
@@ -279,6 +289,15 @@ class EngineCore:
 
         May be called again before update(): the plan then runs ahead, with input_ids of -1 where a
         token is still on the device.
+        """
+    def masks(self, step_id: int, masks: Any) -> list[int]:
+        """Fill the masks of the oldest step in flight, on several threads and without the GIL.
+
+        ``masks``: writable uint32 buffer [at least num_constrained, ceil(V / 32)]; bit i % 32 of
+        word i // 32 is set where token i may come.
+
+        Returns:
+            The row, among the step's samples, that each mask is of; -1: any token may come there.
         """
     def update(
         self,
@@ -350,6 +369,10 @@ class TokenIds(Sequence[int]):
     def __getitem__(self, index: slice, /) -> TokenIds: ...
     def __iter__(self) -> Iterator[int]: ...
 
+_GrammarKind: TypeAlias = Literal[
+    "json", "json_object", "regex", "choice", "grammar", "structural_tag"
+]
+
 # content, special, normalized, lstrip, rstrip, single_word
 _AddedToken = tuple[str, bool, bool, bool, bool, bool]
 
@@ -406,6 +429,83 @@ class Tokenizer:
 
         Empty for ids that are not in the vocabulary.
         """
+
+@final
+class Grammars:
+    """Grammars of one vocabulary: compiled on threads of their own, kept by use. For any thread.
+
+    ``vocab_size``: the width of the model's logits. The vocabulary's tables are made with the first
+    grammar. ``max_bytes``: of memory for grammars; ``deadline_s``: for compiling one.
+    """
+
+    def __new__(
+        cls,
+        tokenizer: Tokenizer,
+        vocab_size: int,
+        eos_token_ids: Sequence[int],
+        *,
+        max_bytes: int | None = None,
+        deadline_s: float | None = None,
+    ) -> Self: ...
+    def find(
+        self,
+        kind: _GrammarKind,
+        text: str,
+        *,
+        disable_any_whitespace: bool = False,
+        disable_additional_properties: bool = False,
+        whitespace_pattern: str | None = None,
+    ) -> Grammar | None:
+        """One that has been compiled and is kept."""
+    def compile(
+        self,
+        kind: _GrammarKind,
+        text: str,
+        *,
+        disable_any_whitespace: bool = False,
+        disable_additional_properties: bool = False,
+        whitespace_pattern: str | None = None,
+    ) -> Grammar:
+        """Compile a grammar, or find it. Blocks without the GIL.
+
+        ``text``: a JSON schema, nothing, a regular expression, a JSON list of texts, Lark or GBNF,
+        a structural tag's JSON. The options are about JSON: no whitespace between its parts; no
+        properties beyond those that a schema names; a pattern of the whitespace.
+
+        Raises:
+            ValueError: it is no grammar of its kind, uses what is not supported (naming the keyword
+                and its place), is beyond the limits, or takes longer than the deadline.
+        """
+    @property
+    def num_cached(self) -> int: ...
+
+@final
+class Grammar:
+    """A compiled grammar, for any number of samples."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory it takes, roughly."""
+
+@final
+class Matcher:
+    """One text's place in a grammar; the engine has one per constrained sample."""
+
+    def __new__(cls, grammar: Grammar, vocab_size: int) -> Self: ...
+    def mask(self) -> bytes:
+        """uint32 words [ceil(vocab_size / 32)], little-endian: bits of the tokens that may come.
+
+        Raises:
+            ValueError: none may, or the grammar has failed before.
+        """
+    def accept(self, token_id: int) -> bool:
+        """Take a token. Returns whether the text is complete: nothing may follow.
+
+        Raises:
+            ValueError: it may not come here.
+        """
+    def is_accepting(self) -> bool:
+        """Whether the text may end here."""
 
 def json_size(text: bytes) -> tuple[int, int]:
     """(objects, arrays and members of objects; commas) of a JSON text, strings left out.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 
 def _flag(default: Any, group: str, help: str, **extra: Any) -> Any:
@@ -19,6 +19,29 @@ def _flag(default: Any, group: str, help: str, **extra: Any) -> Any:
     ``vllm_env`` (vLLM's environment variable, read where OCTAVO_<FLAG> is not set).
     """
     return dataclasses.field(default=default, metadata={"group": group, "help": help, **extra})
+
+
+# Keys of structured_outputs_config and the types of their values.
+_STRUCTURED_OUTPUTS: Final[dict[str, type]] = {
+    "backend": str,
+    "disable_any_whitespace": bool,
+    "disable_additional_properties": bool,
+    "disable_fallback": bool,
+    "enable_in_reasoning": bool,
+    "reasoning_parser": str,
+}
+
+
+def _check_structured_outputs(config: dict[str, Any]) -> None:
+    """Raises ValueError naming a key that is not known or whose value is of another type."""
+    for key, value in config.items():
+        kind = _STRUCTURED_OUTPUTS.get(key)
+        if kind is None:
+            known = ", ".join(_STRUCTURED_OUTPUTS)
+            raise ValueError(f"structured_outputs_config.{key} is not one of {known}")
+        if not isinstance(value, kind):
+            must = "true or false" if kind is bool else "a string"
+            raise ValueError(f"structured_outputs_config.{key} must be {must}, not {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +168,18 @@ class EngineConfig:
         1, "parallel", "GPUs the layers are split over", short="-pp"
     )
 
+    # --- structured output ---
+    # None: each request says for itself. There is one backend, whatever name is asked for.
+    structured_outputs_config: dict[str, Any] | None = _flag(
+        None,
+        "structured output",
+        "JSON: disable_any_whitespace, disable_additional_properties, enable_in_reasoning; backend "
+        "may be any",
+    )
+    guided_decoding_backend: str | None = _flag(
+        None, "structured output", "accepted: there is one backend"
+    )
+
     # --- observability ---
     max_logprobs: int = _flag(20, "limits", "most logprobs a request may ask for; -1: no limit")
 
@@ -175,6 +210,7 @@ class EngineConfig:
         )
         check(self.max_logprobs >= -1, "max_logprobs", "at least 0, or -1")
         check(self.threads is None or self.threads >= 1, "threads", "at least 1")
+        _check_structured_outputs(self.structured_outputs_config or {})
         check(self.tensor_parallel_size == 1, "tensor_parallel_size", "1 in this version")
         check(self.pipeline_parallel_size == 1, "pipeline_parallel_size", "1 in this version")
         if self.trust_remote_code:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from octavo.errors import InvalidParameterError
+from octavo.structured_outputs import StructuredOutputsParams
 
 # Samples of one request; vLLM's limit (VLLM_MAX_N_SEQUENCES).
 MAX_N: Final = 16_384
@@ -34,7 +35,8 @@ class SamplingParams:
     makes a request's tokens a function of the request alone; -1 is None, a random one.
     ``max_tokens=None`` runs to the model's length limit. A stream's chunk leaves after
     ``stream_interval`` tokens, None is the engine's. ``spaces_between_special_tokens`` makes no
-    difference where a tokenizer writes none; elsewhere false is refused.
+    difference where a tokenizer writes none; elsewhere false is refused. ``structured_outputs``
+    constrains the text; it is applied last.
 
     Numbers may be numpy's, and lists stand for tuples; ``stop`` may be one string, and None an
     empty list. Fields hold Python's own types after construction.
@@ -66,6 +68,7 @@ class SamplingParams:
     logit_bias: dict[int, float] = field(default_factory=dict)
     allowed_token_ids: tuple[int, ...] = ()
     bad_words: tuple[str, ...] = ()
+    structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
         # Written out: one of them per request, and loops over tables take several times as long.
@@ -142,6 +145,8 @@ class SamplingParams:
             self._convert_ids("allowed_token_ids")
         if self.logit_bias:
             self._convert_bias()
+        if self.structured_outputs is not None:
+            self._convert_structure()
 
     @property
     def greedy(self) -> bool:
@@ -232,6 +237,17 @@ class SamplingParams:
             if not (-FLOAT32_MAX <= value <= FLOAT32_MAX or value == -math.inf):
                 raise self._refusal(param, "finite as float32, or -inf", value)
         self._set(param, bias)
+
+    def _convert_structure(self) -> None:
+        given: object = self.structured_outputs
+        if isinstance(given, Mapping):
+            try:
+                self._set("structured_outputs", StructuredOutputsParams(**given))
+            except TypeError:
+                must = "StructuredOutputsParams, or a mapping of its fields"
+                raise self._refusal("structured_outputs", must) from None
+        elif not isinstance(given, StructuredOutputsParams):
+            raise self._refusal("structured_outputs", "StructuredOutputsParams")
 
     def _integer(self, param: str, value: object, must: str = "an integer") -> int:
         if not isinstance(value, bool):

@@ -80,9 +80,8 @@ def templated(start_server: StartServer) -> RunningServer:
 def test_no_sampling_field_is_forgotten() -> None:
     assert set(SAMPLING) == set(protocol.SAMPLING_FIELDS)
     # "SamplingParams has every field": but for what other fields of the request stand for.
-    assert set(SAMPLING) | {"logprobs", "prompt_logprobs"} == set(
-        SamplingParams.__dataclass_fields__
-    )
+    others = {"logprobs", "prompt_logprobs", "structured_outputs"}
+    assert set(SAMPLING) | others == set(SamplingParams.__dataclass_fields__)
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETION])

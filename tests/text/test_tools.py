@@ -57,7 +57,6 @@ def test_a_function_without_parameters_takes_an_empty_object() -> None:
         ([tool(parameters=[])], "tools[0].function.parameters"),
         ([tool(parameters={"x": "y" * 300_000})], "tools[0].function.parameters"),
         ([tool(strict="yes")], "tools[0].function.strict"),
-        ([tool(), tool()], "tools[1].function.name"),
         ([tool(str(i)) for i in range(1025)], "tools"),
     ],
 )
@@ -135,6 +134,12 @@ def test_a_bad_choice_is_named(choice: Any, field: str) -> None:
     with pytest.raises(InvalidParameterError) as caught:
         parse_tool_use(parse_tools("tools", [tool(name) for name in "abc"]), choice)
     assert caught.value.param == field
+
+
+def test_the_first_of_several_tools_of_a_name_counts() -> None:
+    use = parse_tool_use(parse_tools("tools", [tool("f", parameters={"a": 1}), tool("f")]))
+    assert use.signatures == [("f", '{"a": 1}')]
+    assert len(use.definitions) == 2
 
 
 @pytest.mark.parametrize("choice", ["required", NAMED])

@@ -9,6 +9,7 @@ import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from octavo._core import TokenIds
@@ -22,13 +23,14 @@ from octavo.errors import (
 from octavo.outputs import CompletionOutput, RequestOutput
 
 if TYPE_CHECKING:
-    from octavo._core import Channels, Delta, Metrics, SseTemplate, SseWriter, Tokenizer
+    from octavo._core import Channels, Delta, Grammar, Metrics, SseTemplate, SseWriter, Tokenizer
     from octavo.config import EngineConfig
     from octavo.engine.step_times import StepTimes
     from octavo.models.config import ModelConfig
     from octavo.pooling import PoolingInfo
     from octavo.runner.request_state import Delivery
     from octavo.sampling_params import SamplingParams
+    from octavo.structured_outputs import ReasoningTokens
 
 logger = logging.getLogger("octavo.engine")
 
@@ -39,6 +41,10 @@ Prompt = str | Sequence[int] | Mapping[str, Any]
 
 # Below this an encode costs less than a hop to a worker thread and back.
 INLINE_ENCODE_CHARS = 2048
+
+# Threads that wait for grammars to be compiled. Not those that encode: a hostile grammar takes its
+# time, and the next long prompt must not.
+NUM_COMPILE_THREADS = 4
 
 
 _PROMPT_KEYS = frozenset({"prompt", "prompt_token_ids", "cache_salt", "type"})
@@ -136,6 +142,7 @@ class AsyncEngine:
         self._is_stopped = False
         # Made by whoever waits for the last sample to end; set then.
         self._idle: asyncio.Event | None = None
+        self._compilers = ThreadPoolExecutor(NUM_COMPILE_THREADS, "octavo-compile")
 
     async def start(self) -> None:
         """Begin to step. The running loop becomes the one that delivers.
@@ -164,6 +171,7 @@ class AsyncEngine:
         # An abort takes one step.
         await self._wait_idle(STALL_S)
         await asyncio.to_thread(self._engine_loop.stop)
+        self._compilers.shutdown(wait=False, cancel_futures=True)
         self._deliver()
         self._fail_all(EngineDeadError("the engine is stopped"))
 
@@ -215,6 +223,8 @@ class AsyncEngine:
         cache_salt: str | None = None,
         num_first: int | None = None,
         channels: Channels | None = None,
+        grammar: Grammar | None = None,
+        reasoning: ReasoningTokens | None = None,
     ) -> list[int]:
         """Queue one request; event-loop thread only.
 
@@ -222,7 +232,9 @@ class AsyncEngine:
             sink: gets every Delta of every sample on the event loop, or one EngineDeadError per
                 sample in place of the rest. ``Delta.extra`` is the prompt's PromptLogprobs, with
                 each sample's first token, or a pooling model's vector, float32 [D], at the end.
-            delivery, sse, priority, cache_salt, num_first, channels: see ``EngineLoop.prepare``.
+            delivery, sse, priority, cache_salt, num_first, channels, reasoning: see
+                ``EngineLoop.prepare``.
+            grammar: what ``compile`` has returned; without it a grammar is compiled here and now.
 
         Returns:
             One id per sample, consecutive: sample i is ``ids[0] + i``.
@@ -249,6 +261,8 @@ class AsyncEngine:
             cache_salt=cache_salt,
             num_first=num_first,
             channels=channels,
+            grammar=grammar,
+            reasoning=reasoning,
         )
         ids = [sample.request_id for sample in samples]
         self._sinks.update(dict.fromkeys(ids, sink))
@@ -265,6 +279,19 @@ class AsyncEngine:
         """End samples; each one's sink still gets a last Delta. Unknown ids are ignored."""
         if ids := [request_id for request_id in request_ids if request_id in self._sinks]:
             self._engine_loop.abort(ids)
+
+    async def compile(self, params: SamplingParams) -> Grammar | None:
+        """Compile what a request's text is to follow, off the event loop. None: nothing.
+
+        Raises:
+            InvalidParameterError: it cannot be followed; names the request's field.
+        """
+        if params.structured_outputs is None:
+            return None
+        if (kept := self._engine_loop.find_grammar(params)) is not None:
+            return kept
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._compilers, self._engine_loop.compile, params)
 
     async def encode(self, text: str, add_special_tokens: bool = True) -> TokenIds:
         """Token ids; a long text is encoded off the event loop."""
@@ -306,6 +333,7 @@ class AsyncEngine:
             delivery="delta",
             priority=priority,
             cache_salt=prompt_salt(prompt),
+            grammar=await self.compile(params),
         )
         try:
             while not output.finished:

@@ -26,6 +26,7 @@ from octavo.text import reasoning_formats as reasoning_names
 from octavo.text import tool_formats as tool_names
 from octavo.text import tool_prompt
 from octavo.text.chat_template import ChatTemplate
+from octavo.text.own_markers import own_markers
 from octavo.text.template_probe import NAME, SCHEMA, Calls, TemplateProbe, markers_around
 from octavo.text.tools import ToolUse
 
@@ -147,8 +148,8 @@ def find_chat_format(
     tools = _find_tools(tool_call_parser, template, probe, declared)
     reasoning = _find_reasoning(reasoning_parser, template, probe, response_template)
     core = None
-    if tools.name is not None or reasoning.name is not None or reasoning.overrides:
-        overrides = {**tools.overrides, **reasoning.overrides}
+    overrides = {**tools.overrides, **reasoning.overrides}
+    if tools.name is not None or reasoning.name is not None or overrides:
         core = ChannelFormat(
             tools.name, reasoning.name, overrides=json.dumps(overrides) if overrides else None
         )
@@ -189,7 +190,7 @@ def _find_tools(
     if name != AUTO:
         family = tool_names.FAMILIES.get(name, ())
         calls = probe.calls() if probe is not None and family else []
-        read = (one for one in family if calls and _reads_all(one, calls))
+        read = (one for one in family if calls and _reads_all(ChannelFormat(one), calls))
         return _Finding(next(read, name), "flag")
     if declared and (name := tool_names.sign_of(declared, known) or ""):
         return _Finding(name, "response_template")
@@ -199,9 +200,13 @@ def _find_tools(
     calls = probe.calls()
     if calls:
         for name in _by_likelihood(guess, known):
-            if _reads_all(name, calls):
-                return _Finding(name, "template")
-    if guess is not None:
+            if _reads_all(ChannelFormat(name), calls):
+                return _Finding(_narrower(name, calls), "template")
+        for overrides in own_markers(calls):
+            if _reads_all(ChannelFormat(overrides=json.dumps(overrides)), calls):
+                return _Finding(None, "markers of the template", overrides)
+    # Calls that the format cannot read are another's.
+    if guess is not None and not calls:
         return _Finding(guess, "words in the template")
     return _Finding()
 
@@ -210,15 +215,18 @@ def _by_likelihood(guess: str | None, known: Sequence[str]) -> Iterator[str]:
     """The formats to try, the guess first, those that take anything for a call last."""
     if guess is not None:
         yield guess
-    for is_bare in (False, True):
-        for name in known:
-            if name != guess and (name in tool_names.BARE) is is_bare:
-                yield name
+    yield from (name for name in known if name != guess and name not in tool_names.BARE)
+    yield from (name for name in tool_names.BARE if name != guess)
 
 
-def _reads_all(name: str, turns: Sequence[Calls]) -> bool:
+def _narrower(name: str, turns: Sequence[Calls]) -> str:
+    """The format that writes calls as the template does, where several read them."""
+    own, other = tool_names.NARROWER.get(name, ("", name))
+    return name if all(own in calls.text for calls in turns) else other
+
+
+def _reads_all(core: ChannelFormat, turns: Sequence[Calls]) -> bool:
     """Whether the parser of a format gives back the calls that a template has written."""
-    core = ChannelFormat(name)
     return all(_reads(core, calls) for calls in turns)
 
 
@@ -264,8 +272,9 @@ def _find_reasoning(
                 frames = reasoning_names.FRAMES
                 framed = next((frames[one] for one in frames if rest.startswith(one)), name)
                 return _Finding(framed if name == reasoning_names.THINK else name, "template")
-    if (name := reasoning_names.sign_of(template.source, known)) is not None:
-        return _Finding(name, "words in the template")
+    sign = reasoning_names.sign_of(template.source, known)
+    if sign is not None:
+        return _Finding(sign, "words in the template")
     if around is not None and (markers := markers_around(*around)) is not None:
         return _named_markers(markers, known, "template")
     return _Finding()
@@ -338,11 +347,12 @@ def _declared_markers(response_template: Any) -> tuple[str, str] | None:
 def _summary(
     found: ChatFormat, tools: _Finding, reasoning: _Finding, probe: TemplateProbe | None
 ) -> str:
-    calls = "none" if tools.name is None else f"{tools.name} ({tools.where})"
+    calls = "none" if found.tool_calls is None else f"{found.tool_calls} ({tools.where})"
     markers = found.reasoning_markers
     if markers is None:
         return f"tool calls {calls}; reasoning none"
-    text = f"tool calls {calls}; reasoning {reasoning.name} ({reasoning.where})"
+    name = " ".join(markers) if reasoning.overrides else found.core and found.core.reasoning
+    text = f"tool calls {calls}; reasoning {name} ({reasoning.where})"
     prompt = None if probe is None else probe.prompt()
     if prompt is not None:
         opened, closed = (marker.strip() for marker in markers)

@@ -41,14 +41,22 @@ TOGGLES: Final = ("enable_thinking", "thinking", "think", "reasoning", "enable_r
 # What a marker of reasoning looks like: a tag, a word in brackets, a special token.
 _BEFORE: Final = re.compile(r"(<\|?[^<>\s]{1,40}>|\[[A-Z_]{2,30}\]|◁[^◁▷\s]{1,30}▷)\s*$")
 _AFTER: Final = re.compile(r"\s*(<\|?/?[^<>\s]{1,40}>|\[/?[A-Z_]{2,30}\]|◁/?[^◁▷\s]{1,30}▷)")
+_OPEN: Final = re.compile(r"<\|?[^<>]{1,40}$")
 
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """Calls as a template writes them: the text of the turn, and the arguments in it."""
+    """Calls as a template writes them.
+
+    Args:
+        text: the turn that holds them.
+        arguments: of each call.
+        plain: a turn that holds none.
+    """
 
     text: str
     arguments: tuple[dict[str, str], ...]
+    plain: str
 
 
 class TemplateProbe:
@@ -62,32 +70,24 @@ class TemplateProbe:
         prompt = self._render([_QUESTION], TOOLS, add_generation_prompt=True)
         if prompt is None:
             return []
+        plain = self._render([_QUESTION, {"role": "assistant", "content": _ANSWER}], TOOLS) or ""
+        plain_turn = plain[_common_length(plain, prompt) :]
         found = []
         for count in (1, 2):
             arguments = tuple({KEY: value} for value in _VALUES[:count])
             for message in _calling(arguments):
                 text = self._render([_QUESTION, message], TOOLS)
                 if text is not None and all(value in text for value in _VALUES[:count]):
-                    found.append(Calls(self._turn(text, prompt), arguments))
+                    text = text[_common_length(text, prompt) :]
+                    if NAME not in text:
+                        # Written as part of the id, which had another form.
+                        continue
+                    # Without the turn's end.
+                    if _ANSWER in plain_turn:
+                        text = text.removesuffix(plain_turn.rpartition(_ANSWER)[2])
+                    found.append(Calls(text, arguments, plain_turn))
                     break
         return found
-
-    def _turn(self, text: str, prompt: str) -> str:
-        """The part of a conversation that the model has written, without the turn's end."""
-        pairs = enumerate(zip(text, prompt, strict=False))
-        begin = next((at for at, (a, b) in pairs if a != b), min(len(text), len(prompt)))
-        # Two markers may begin alike: neither is cut.
-        for opened, closed in ("<>", "[]"):
-            mark = text.rfind(opened, 0, begin)
-            if mark >= 0 and closed not in text[mark:begin]:
-                begin = mark
-        end = len(text)
-        plain = self._render([_QUESTION, {"role": "assistant", "content": _ANSWER}], TOOLS)
-        if plain is not None and _ANSWER in plain:
-            tail = plain.rpartition(_ANSWER)[2]
-            if tail and text.endswith(tail):
-                end -= len(tail)
-        return text[begin:end]
 
     def reasoning(self) -> tuple[str, str] | None:
         """What stands right before and right after an earlier turn's reasoning; None: nothing is
@@ -136,11 +136,45 @@ class TemplateProbe:
 
 
 def markers_around(before: str, after: str) -> tuple[str, str] | None:
-    """The markers that end ``before`` and begin ``after``, where both look like markers."""
+    """The markers that end ``before`` and begin ``after``, where both look like markers.
+
+    What stands elsewhere too, as around every message, is none of reasoning's.
+    """
     opened, closed = _BEFORE.search(before), _AFTER.match(after)
     if opened is None or closed is None:
         return None
-    return opened[1], closed[1]
+    markers = opened[1], closed[1]
+    is_unique = before.count(markers[0]) == 1 and markers[0] not in after
+    return markers if is_unique and markers[1] not in before else None
+
+
+def _common_length(text: str, prompt: str) -> int:
+    """How much of a conversation is its prompt; what the model has written follows."""
+    pairs = enumerate(zip(text, prompt, strict=False))
+    length = next((at for at, (a, b) in pairs if a != b), min(len(text), len(prompt)))
+    # Two markers may begin alike: neither is cut.
+    for opened, closed in ("<>", "[]"):
+        mark = text.rfind(opened, 0, length)
+        if mark >= 0 and closed not in text[mark:length]:
+            length = mark
+    return length
+
+
+def last_marker(text: str, *, is_whole: bool = True) -> str:
+    """The marker that a text ends with, and the white space behind it; empty: none.
+
+    ``is_whole`` off: it may have been opened and not closed, as ``<function=``.
+    """
+    found = _BEFORE.search(text)
+    if found is None and not is_whole:
+        found = _OPEN.search(text)
+    return "" if found is None else found[0]
+
+
+def next_marker(text: str) -> str:
+    """The marker that a text begins with, and the white space before it; empty: none."""
+    found = _AFTER.match(text)
+    return "" if found is None else found[0]
 
 
 def _calling(arguments: Sequence[Mapping[str, str]]) -> Iterator[dict[str, Any]]:

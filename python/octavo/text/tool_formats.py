@@ -44,6 +44,7 @@ SIGNS: Final[Sequence[tuple[tuple[str, ...], str]]] = (
     (("<tool_calls>",), "jamba"),
     (("<|tool_call_start|>",), "lfm2"),
     (("<|tool_list_start|>",), "lfm2"),
+    (("List of tools: [",), "lfm2"),
     (("functools",), "phi4_mini_json"),
     (("<tool_call>",), "hermes"),
     (("[TOOL_CALLS]", "[ARGS]"), "mistral"),
@@ -54,16 +55,23 @@ SIGNS: Final[Sequence[tuple[tuple[str, ...], str]]] = (
     (('"parameters"', '"name"'), "llama3_json"),
 )
 
-# Formats that take bare text for a call: they would also take the inner part of others.
-BARE: Final = frozenset({"llama3_json", "pythonic", "llama4_pythonic", "xlam"})
+# Formats that take bare text for a call: they would also take the inner part of others, and are
+# tried last, in this order.
+BARE: Final = ("llama3_json", "pythonic", "llama4_pythonic", "xlam")
+
+# Formats whose parser reads another's calls too, what their own calls hold, and the other: the
+# grammar of calls writes one form only.
+NARROWER: Final = {
+    "glm45": ("\n<arg_key>", "glm47"),
+    "jamba": ("[", "minimax"),
+}
 
 # One of vLLM's names -> forms of one family, of which the model's template tells.
 FAMILIES: Final = {
-    "mistral": ("mistral", "mistral_array"),
-    "glm45": ("glm45", "glm47"),
     "deepseek_v32": ("deepseek_v32", "deepseek_v4"),
+    "glm45": ("glm45", "glm47"),
     "granite": ("granite", "hermes"),
-    "jamba": ("jamba", "minimax"),
+    "mistral": ("mistral_array", "mistral"),
 }
 
 

@@ -73,8 +73,11 @@ class ToolUse:
 
     @property
     def signatures(self) -> list[tuple[str, str]]:
-        """(name, JSON schema) of each tool."""
-        return [(tool.name, tool.schema) for tool in self.tools]
+        """(name, JSON schema) of each tool; of several with one name the first's."""
+        schemas: dict[str, str] = {}
+        for tool in self.tools:
+            schemas.setdefault(tool.name, tool.schema)
+        return list(schemas.items())
 
     @property
     def num_chars(self) -> int:
@@ -108,7 +111,7 @@ def parse_tools(field: str, value: Any) -> tuple[Tool, ...]:
         raise InvalidParameterError(
             f"{field} must have at most {MAX_TOOLS_CHARS} characters of parameters", field
         )
-    return tuple(tools.values())
+    return tools
 
 
 def _parse_tool(field: str, value: Any) -> Tool:
@@ -175,7 +178,8 @@ def parse_tool_use(tools: Sequence[Tool], choice: Any = None, parallel: bool = T
         InvalidParameterError: naming the field.
     """
     field = "tool_choice"
-    known = {tool.name: tool for tool in tools}
+    known = {tool.name: tool for tool in reversed(tools)}
+    used = tuple(tools)
     mode: Mode = "auto"
     match choice:
         case None:
@@ -184,7 +188,7 @@ def parse_tool_use(tools: Sequence[Tool], choice: Any = None, parallel: bool = T
             mode = choice
         case {"type": "function", "function": {"name": str(name)}}:
             mode = "named"
-            known = {name: _find(known, name, f"{field}.function.name")}
+            used = (_find(known, name, f"{field}.function.name"),)
         case {"type": "allowed_tools", "allowed_tools": {"tools": list(allowed)} as inner}:
             mode = inner.get("mode", "auto")
             place = f"{field}.allowed_tools"
@@ -193,19 +197,19 @@ def parse_tool_use(tools: Sequence[Tool], choice: Any = None, parallel: bool = T
                     f"{place}.mode must be auto or required", f"{place}.mode"
                 )
             names = [_allowed_name(f"{place}.tools[{i}]", one) for i, one in enumerate(allowed)]
-            found = {name: _find(known, name, f"{place}.tools") for name in names}
+            found = {_find(known, name, f"{place}.tools").name for name in names}
             if not found:
                 raise InvalidParameterError(f"{place}.tools must not be empty", f"{place}.tools")
-            known = {name: tool for name, tool in known.items() if name in found}
+            used = tuple(tool for tool in tools if tool.name in found)
         case _:
             raise InvalidParameterError(
                 f"{field} must be none, auto, required, or an object that names a function or "
                 "allowed_tools",
                 field,
             )
-    if mode in ("required", "named") and not known:
+    if mode in ("required", "named") and not used:
         raise InvalidParameterError(f"{field} {mode} needs tools", field)
-    return ToolUse(tuple(known.values()), mode, parallel)
+    return ToolUse(used, mode, parallel)
 
 
 def _allowed_name(field: str, value: Any) -> str:

@@ -42,11 +42,11 @@ impl PySseTemplate {
         before: Vec<u8>,
         after: Vec<u8>,
         first: Vec<u8>,
-        reasoning: Option<(Vec<u8>, Vec<u8>)>,
+        reasoning: Option<Vec<Vec<u8>>>,
     ) -> Self {
         let inner = SseTemplate {
             around_text: [before.into(), after.into()],
-            around_reasoning: reasoning.map(|(before, after)| [before.into(), after.into()]),
+            around_reasoning: reasoning.map(|parts| parts.into_iter().map(Into::into).collect()),
             first: first.into(),
         };
         Self {

@@ -7,6 +7,7 @@ mod delivery;
 mod engine;
 mod error;
 mod files;
+mod matcher;
 mod text;
 mod token_ids;
 
@@ -21,6 +22,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     token_ids::register(m)?;
     text::register(m)?;
     channels::register(m)?;
+    matcher::register(m)?;
     files::register(m)?;
     cpu::register(m)
 }

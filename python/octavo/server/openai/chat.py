@@ -163,6 +163,11 @@ class ChatReply(OpenAiReply):
             "stop_reason": None,
         }
 
+    def reasoning_choice(self, index: int, text: str) -> dict[str, Any] | None:
+        if self.channels is None or not self.request.include_reasoning:
+            return None
+        return self._delta_choice(index, {"reasoning": text, "reasoning_content": text})
+
     def text_choice(
         self, index: int, text: str, finish_reason: str | None, stop_reason: str | int | None
     ) -> dict[str, Any]:

@@ -6,6 +6,7 @@ fragments of its arguments, then an end. Here they become the deltas of a stream
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -31,28 +32,33 @@ class ChatMessage:
         self._format = tool_calls
         self._num_earlier_calls = num_earlier_calls
         self._shows_reasoning = shows_reasoning
-        # An id that the model has written, for the call that comes next.
-        self._given_id = ""
         self.num_calls = 0
         self.num_ended = 0
 
     def deltas(self, pieces: Iterable[Piece]) -> list[dict[str, Any]]:
         """The deltas of a stream, in order; pieces of one kind in a row are one."""
         deltas: list[dict[str, Any]] = []
-        for kind, call, text in joined(pieces):
+        last: Piece = ("end", 0, "")
+        following = itertools.pairwise(itertools.chain(joined(pieces), [last]))
+        for (kind, call, text), (next_kind, _, next_text) in following:
             match kind:
                 case "text" if text:
                     deltas.append({"content": text})
                 case "reasoning" if text and self._shows_reasoning:
                     # DeepSeek's name is the second, which most clients read.
                     deltas.append({"reasoning": text, "reasoning_content": text})
-                case "id":
-                    self._given_id = text
                 case "name":
                     self.num_calls += 1
-                    function = {"name": text, "arguments": ""}
-                    opened = {"index": call, "id": self._id(call, text), "type": "function"}
-                    deltas.append({"tool_calls": [{**opened, "function": function}]})
+                    # The model's own id, if it is known so early.
+                    given = next_text if next_kind == "id" else ""
+                    number = self._num_earlier_calls + call
+                    opened = {
+                        "index": call,
+                        "id": call_id(self._format, text, number, given),
+                        "type": "function",
+                        "function": {"name": text, "arguments": ""},
+                    }
+                    deltas.append({"tool_calls": [opened]})
                 case "arguments" if text:
                     fragment = {"index": call, "function": {"arguments": text}}
                     deltas.append({"tool_calls": [fragment]})
@@ -83,7 +89,3 @@ class ChatMessage:
             "reasoning": thought or None,
             "reasoning_content": thought or None,
         }
-
-    def _id(self, call: int, name: str) -> str:
-        given, self._given_id = self._given_id, ""
-        return call_id(self._format, name, self._num_earlier_calls + call, given)

@@ -114,7 +114,15 @@ class OpenAiReply(ABC):
 
         event = self.chunk_event([self.text_choice(index, _TEXT, None, None)])
         before, _, after = event.partition(_TEXT.encode())
-        return SseTemplate(before, after, self.start(index))
+        choice = self.reasoning_choice(index, _TEXT)
+        parts = None
+        if choice is not None:
+            parts = self.chunk_event([choice]).split(_TEXT.encode())
+        return SseTemplate(before, after, self.start(index), parts)
+
+    def reasoning_choice(self, index: int, text: str) -> dict[str, Any] | None:
+        """The choice of a chunk that carries reasoning; None: none is shown."""
+        return None
 
     def chunk_event(self, choices: list[dict[str, Any]], **fields: Any) -> bytes:
         """One chunk of a stream."""

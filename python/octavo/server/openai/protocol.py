@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Final
 from octavo.errors import InvalidParameterError, UnsupportedParameterError, clip
 from octavo.server.http import fields, limits
 from octavo.server.http.body import BOOKKEEPING_FIELDS, Body
+from octavo.server.openai import structured
 from octavo.server.openai.messages import MESSAGES_SCHEMA, parse_messages
 from octavo.server.work.request import Conversation, GenerationRequest
 from octavo.text.chat_template import MAX_TEMPLATE_CHARS, RESERVED_VARIABLES
@@ -290,6 +291,7 @@ _CONVERSATION_FIELDS: Final = frozenset(
 CHAT_FIELDS: Final[dict[str, fields.Check]] = {
     **SAMPLING_FIELDS,
     **COMMON_FIELDS,
+    **structured.FIELDS,
     **TEMPLATE_FIELDS,
     "max_tokens": fields.integer(1),
     "max_completion_tokens": fields.integer(1),
@@ -306,6 +308,7 @@ CHAT_FIELDS: Final[dict[str, fields.Check]] = {
 COMPLETION_FIELDS: Final[dict[str, fields.Check]] = {
     **SAMPLING_FIELDS,
     **COMMON_FIELDS,
+    **structured.FIELDS,
     "prompt": _prompts,
     "echo": _boolean,
     "logprobs": _LOGPROBS,
@@ -326,12 +329,6 @@ DETOKENIZE_FIELDS: Final[dict[str, fields.Check]] = {
 
 # What both generation routes refuse.
 _REFUSED: Final[dict[str, tuple[Any, ...]]] = {
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
     "best_of": (1,),
     "use_beam_search": (False,),
     "length_penalty": (1, 1.0),
@@ -391,6 +388,14 @@ def _take(clean: dict[str, Any], names: Container[str]) -> dict[str, Any]:
     return {name: clean.pop(name) for name in [*clean] if name in names}
 
 
+def _sampling(clean: dict[str, Any]) -> dict[str, Any]:
+    """Move the fields of SamplingParams out of ``clean``."""
+    sampling = _take(clean, SAMPLING_FIELDS)
+    if (constraint := structured.take_constraint(clean)) is not None:
+        sampling["structured_outputs"] = constraint
+    return sampling
+
+
 def _num_logprobs(clean: Mapping[str, Any], name: str) -> dict[str, int]:
     """Numbers of alternatives a token, by field: ``name`` and prompt_logprobs."""
     found = {}
@@ -443,7 +448,7 @@ def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
     )
     conversation = _conversation(clean)
     conversation.tools = tool_use.definitions
-    sampling = _take(clean, SAMPLING_FIELDS)
+    sampling = _sampling(clean)
     if wants_logprobs:
         sampling["logprobs"] = num_top
     sampling["prompt_logprobs"] = clean.get("prompt_logprobs")
@@ -467,7 +472,7 @@ def parse_completion(body: Mapping[str, Any]) -> CompletionRequest:
     _stream_options(clean)
     num_logprobs = _num_logprobs(clean, "logprobs")
     num_top = clean.pop("logprobs", None)
-    sampling = _take(clean, SAMPLING_FIELDS)
+    sampling = _sampling(clean)
     prompts = clean.pop("prompt")
     wanted = [clean.get("prompt_logprobs")]
     if num_top is not None:

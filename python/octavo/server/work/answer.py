@@ -16,7 +16,7 @@ from octavo.server.work.news import Untouched
 from octavo.server.work.usage import Usage
 
 if TYPE_CHECKING:
-    from octavo._core import Delta, SseWriter
+    from octavo._core import Delta, Grammar, SseWriter
     from octavo.runner.request_state import Delivery
     from octavo.sampling_params import SamplingParams
     from octavo.server.http.exchange import Exchange
@@ -88,8 +88,11 @@ async def answer(dialect: Dialect[Request], state: ServerState, exchange: Exchan
     if params.max_tokens == 0 and params.prompt_logprobs is None:
         await _answer_untouched(exchange, dialect, request, reply, model.engine.max_model_len)
         return
+    grammar = None
+    if params.structured_outputs is not None:
+        grammar = await model.engine.compile(params)
     with Generation(model.engine, exchange.connection, state.generations) as generation:
-        is_ready = _submit(generation, request, params, reply)
+        is_ready = _submit(generation, request, params, reply, grammar)
         if request.stream:
             await _stream(exchange, generation, dialect, reply, request.n, is_ready=is_ready)
             return
@@ -97,7 +100,11 @@ async def answer(dialect: Dialect[Request], state: ServerState, exchange: Exchan
 
 
 def _submit(
-    generation: Generation, request: GenerationRequest, params: SamplingParams, reply: Reply
+    generation: Generation,
+    request: GenerationRequest,
+    params: SamplingParams,
+    reply: Reply,
+    grammar: Grammar | None,
 ) -> bool:
     """Queue the samples. Returns whether the core makes their frames of text."""
     templates = reply.templates() if request.stream else None
@@ -113,6 +120,7 @@ def _submit(
             priority=request.priority,
             cache_salt=request.cache_salt,
             channels=reply.channels,
+            grammar=grammar,
         )
     except RequestTooLongError as error:
         error.param = reply.prompt_field

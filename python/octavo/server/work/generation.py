@@ -11,11 +11,12 @@ from starlette.requests import ClientDisconnect
 from octavo.errors import DrainingError, EngineDeadError, GenerationError
 
 if TYPE_CHECKING:
-    from octavo._core import Channels, Delta, SseTemplate, SseWriter, TokenIds
+    from octavo._core import Channels, Delta, Grammar, SseTemplate, SseWriter, TokenIds
     from octavo.engine.engine import AsyncEngine
     from octavo.runner.request_state import Delivery
     from octavo.sampling_params import SamplingParams
     from octavo.server.http.http_server import HttpProtocol
+    from octavo.structured_outputs import ReasoningTokens
 
 
 class Generation:
@@ -72,11 +73,13 @@ class Generation:
         cache_salt: str | None = None,
         num_first: Sequence[int | None] = (),
         channels: Channels | None = None,
+        grammar: Grammar | None = None,
+        reasoning: ReasoningTokens | None = None,
     ) -> None:
         """Queue ``n`` samples of each prompt; sample i of prompt p is choice ``p * n + i``.
 
         ``sse``: one template per choice. ``num_first``: of pairs for a pooling model, one per
-        prompt. ``channels``: of all prompts; see ``EngineLoop.prepare``.
+        prompt. ``channels``, ``grammar``, ``reasoning``: see ``AsyncEngine.submit``.
 
         Raises:
             QueueFullError, RequestTooLongError, InvalidParameterError, UnsupportedParameterError,
@@ -95,6 +98,8 @@ class Generation:
                 cache_salt=cache_salt,
                 num_first=num_first[number] if num_first else None,
                 channels=channels,
+                grammar=grammar,
+                reasoning=reasoning,
             )
             for offset, sample_id in enumerate(ids):
                 self._running[sample_id] = self._indices[sample_id] = first + offset

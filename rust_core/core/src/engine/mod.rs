@@ -9,6 +9,7 @@
 //! invariants do not hold afterwards, all requests end so and the scheduler starts afresh.
 
 mod inspection;
+mod masking;
 pub mod metrics;
 mod new_request;
 pub mod outbox;
@@ -31,6 +32,7 @@ use crate::error::{Error, Result};
 use crate::scheduler::batch::{Plan, ScheduledBatch, Staging};
 use crate::scheduler::request::FinishReason;
 use crate::scheduler::{NewRequest, Scheduler, SchedulerConfig};
+use crate::text::matcher::Constraint;
 use crate::text::tokenizer::Tokenizer;
 
 /// Tokens and strings that end a request's samples.
@@ -60,6 +62,8 @@ struct Sample {
     num_logprobs: Option<u32>,
     // Boxed: large, and only there to find stop strings; other text is made in the outbox.
     text_maker: Option<Box<TextMaker>>,
+    /// What its next token may be. Boxed: few samples have one.
+    constraint: Option<Box<Constraint>>,
     rules: Arc<StopRules>,
 }
 
@@ -98,6 +102,8 @@ pub struct EngineCore {
     /// Preemptions before the scheduler was last replaced.
     preemptions_before: u64,
     indices: Vec<u32>,
+    /// Samples with a constraint: a step without any looks for none.
+    num_constrained: usize,
     /// Samples that are over, until they are taken.
     ended: Vec<u64>,
 }
@@ -128,6 +134,7 @@ impl EngineCore {
             owes_wake_up: false,
             preemptions_before: 0,
             indices: Vec::new(),
+            num_constrained: 0,
             ended: Vec::new(),
         })
     }
@@ -187,6 +194,7 @@ impl EngineCore {
             all.collect::<Vec<_>>()
         }))
         .map_err(|_| Error::Panic("the detokenizer cannot be built".into()))?;
+        let constraints = masking::open_constraints(&new)?;
 
         self.indices.clear();
         self.scheduler.add(
@@ -208,8 +216,9 @@ impl EngineCore {
         let stop_ids = new.eos_token_ids.iter().chain(new.stop_token_ids);
         let stop_mask = stop_ids.fold(0, |mask, id| mask | 1 << (id % 64));
         let mut outbox = self.outbox.lock();
-        let each = self.indices.iter().zip(text_makers).zip(new.deliveries);
-        for ((&index, text_maker), delivery) in each {
+        let texts = text_makers.into_iter().zip(constraints);
+        let each = self.indices.iter().zip(texts).zip(new.deliveries);
+        for ((&index, (text_maker, constraint)), delivery) in each {
             let request = &self.scheduler.requests()[index as usize];
             let delta = Delta {
                 request_id: request.request_id,
@@ -230,6 +239,7 @@ impl EngineCore {
             if self.samples.len() <= index as usize {
                 self.samples.resize_with(index as usize + 1, || None);
             }
+            self.num_constrained += usize::from(constraint.is_some());
             self.samples[index as usize] = Some(Sample {
                 stop_mask,
                 num_outputs: 0,
@@ -245,6 +255,7 @@ impl EngineCore {
                 max_tokens,
                 num_logprobs: new.num_logprobs.map(|k| k as u32),
                 text_maker,
+                constraint,
                 rules: rules.clone(),
             });
         }
@@ -382,6 +393,9 @@ impl EngineCore {
                 }
             }
             self.publish(&mut self.metrics.lock());
+        }
+        if self.num_constrained > 0 {
+            batch.num_constrained = self.count_constrained(&plan);
         }
         batch.step_id = self.next_step_id;
         self.next_step_id += 1;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::engine::outbox::Delivery;
 use crate::text::channels::Channels;
+use crate::text::matcher::{Grammar, ReasoningTokens};
 
 /// One request: a sample per id, all of one prompt.
 #[derive(Debug, Default)]
@@ -28,6 +29,10 @@ pub struct AddRequest<'a> {
     pub skip_special_tokens: bool,
     /// Tells text, reasoning and calls apart; needs a tokenizer.
     pub channels: Option<Arc<Channels>>,
+    /// What its output follows.
+    pub grammar: Option<Arc<Grammar>>,
+    /// The tokens around reasoning, which comes before what the grammar is about.
+    pub reasoning: Option<ReasoningTokens>,
     /// Number of likely tokens to report with each.
     pub num_logprobs: Option<usize>,
     /// Lower is served first under the priority policy.

@@ -85,6 +85,8 @@ pub struct Delta {
 pub struct Stream {
     /// The next drain's delta, without its `sse`.
     pub delta: Delta,
+    /// The token that stops it is part of its text: a grammar's last one, not a mark of the end.
+    pub ends_with_text: bool,
     delivery: Delivery,
     /// Makes the text of `delta.token_ids` at the drain; None where the engine makes it, or there is none.
     // Boxed: large, and the engine's thread passes it by.
@@ -113,8 +115,8 @@ impl Stream {
             return;
         };
         let delta = &mut self.delta;
-        // The token that stopped it is not part of the text.
-        let is_stopped = delta.finish_reason == Some(FinishReason::Stop);
+        // A token that marks the end is not part of the text.
+        let is_stopped = delta.finish_reason == Some(FinishReason::Stop) && !self.ends_with_text;
         let num_with_text = delta
             .token_ids
             .len()
@@ -228,6 +230,7 @@ impl OutboxData {
     ) -> u32 {
         self.streams.insert(Stream {
             delta,
+            ends_with_text: false,
             delivery,
             text_maker,
             queued: false,
@@ -320,7 +323,7 @@ mod tests {
         let part = |text: &str| text.as_bytes().into();
         Arc::new(SseTemplate {
             around_text: [part("<"), part(">")],
-            around_reasoning: Some([part("("), part(")")]),
+            around_reasoning: Some(vec![part("("), part(")")]),
             first: part("[first]"),
         })
     }

@@ -5,6 +5,7 @@ use crate::engine::metrics::{LatencyBatch, MetricsData};
 use crate::engine::outbox::{Delta, OutboxData};
 use crate::scheduler::Landed;
 use crate::scheduler::request::{FinishReason, StopReason};
+use crate::text::matcher::Accepted;
 
 impl EngineCore {
     pub(super) fn take_tokens(
@@ -134,6 +135,19 @@ impl EngineCore {
                 });
             }
         }
+        if finish.is_none()
+            && let Some(constraint) = &mut sample.constraint
+        {
+            finish = match constraint.accept(token) {
+                Accepted::Open => None,
+                // Nothing may follow, whatever EOS and min_tokens say.
+                Accepted::Complete => {
+                    outbox.stream(sample.stream_key).ends_with_text = true;
+                    Some((FinishReason::Stop, None))
+                }
+                Accepted::Failed => Some((FinishReason::Error, None)),
+            };
+        }
         if finish.is_none() {
             let num_tokens = self.scheduler.requests()[index as usize].num_tokens;
             finish = (num_tokens >= sample.max_len).then_some((FinishReason::Length, None));
@@ -159,9 +173,10 @@ impl EngineCore {
         outbox: &mut OutboxData,
         metrics: &mut MetricsData,
     ) {
-        let Some(sample) = self.samples[index as usize].take() else {
+        let Some(mut sample) = self.samples[index as usize].take() else {
             return;
         };
+        self.close_constraint(&mut sample, reason);
         let request = &self.scheduler.requests()[index as usize];
         let delta = &mut outbox.stream(sample.stream_key).delta;
         if let Some(mut text_maker) = sample.text_maker {

@@ -7,8 +7,9 @@
 pub struct SseTemplate {
     /// Before and after a piece of text.
     pub around_text: [Box<[u8]>; 2],
-    /// The same for reasoning; None: it is left out.
-    pub around_reasoning: Option<[Box<[u8]>; 2]>,
+    /// The same for reasoning, which stands between each two of these parts: a frame may name it
+    /// more than once. None: it is left out.
+    pub around_reasoning: Option<Vec<Box<[u8]>>>,
     /// Before the first frame.
     pub first: Box<[u8]>,
 }
@@ -59,8 +60,12 @@ pub fn write_reasoning(template: &SseTemplate, text: &str, out: &mut Vec<u8>) {
     }
 }
 
-fn write_frame([before, after]: &[Box<[u8]>; 2], text: &str, out: &mut Vec<u8>) {
-    out.extend_from_slice(before);
-    escape_json(text, out);
-    out.extend_from_slice(after);
+/// The parts, with the text between each two of them.
+fn write_frame(parts: &[Box<[u8]>], text: &str, out: &mut Vec<u8>) {
+    for (index, part) in parts.iter().enumerate() {
+        if index > 0 {
+            escape_json(text, out);
+        }
+        out.extend_from_slice(part);
+    }
 }

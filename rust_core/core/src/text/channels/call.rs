@@ -176,8 +176,7 @@ impl Call {
             | Step::Stop(num_read)
             | Step::Leave(num_read)) = step;
             match step {
-                _ if !was_open && self.is_open => self.held.clear(),
-                Step::Read(_) | Step::Stop(_) if !was_open => {
+                Step::Read(_) | Step::Stop(_) if !was_open && !self.is_open => {
                     self.held.push_str(&text[at..at + num_read]);
                 }
                 Step::Drop(_) | Step::Close(_) => self.held.clear(),
@@ -375,6 +374,7 @@ impl Call {
             match c {
                 '{' => {
                     self.is_open = true;
+                    self.held.clear();
                     self.has_called = true;
                     sink.begin(&self.name, &self.id);
                 }
@@ -422,6 +422,7 @@ impl Call {
                 break progress;
             }
             self.is_open = true;
+            self.held.clear();
             self.has_called = true;
             sink.begin(&self.name, &self.id);
         };
@@ -477,6 +478,7 @@ impl Call {
                 return Step::Stop(at);
             }
             self.is_open = true;
+            self.held.clear();
             self.has_called = true;
             let id = reader.take_id().unwrap_or_default();
             sink.begin(reader.name(), &id);
@@ -513,6 +515,7 @@ impl Call {
                 return Step::Stop(at);
             }
             self.is_open = true;
+            self.held.clear();
             self.has_called = true;
             sink.begin(reader.name(), "");
         };

@@ -16,6 +16,8 @@ pub(crate) struct Envelope {
     /// Around one call.
     pub(crate) open: Vec<String>,
     pub(crate) close: Vec<String>,
+    /// Each call has a section of its own.
+    pub(crate) has_own_section: bool,
     /// Between two calls.
     pub(crate) separator: String,
     pub(crate) body: Body,
@@ -56,6 +58,18 @@ pub(crate) struct Keys {
     pub(crate) id: Vec<String>,
     /// The function's name is the object's only key, and the arguments are its value.
     pub(crate) name_is_key: bool,
+    /// Where the id is written.
+    pub(crate) id_place: IdPlace,
+}
+
+/// The place of an id among a call object's keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum IdPlace {
+    None,
+    /// A number.
+    First,
+    /// Nine letters and digits.
+    Last,
 }
 
 fn texts(texts: &[&str]) -> Vec<String> {
@@ -77,7 +91,13 @@ impl Keys {
             arguments: first(arguments, &["arguments", "parameters", "args"]),
             id: first(id, &["id", "tool_call_id"]),
             name_is_key: false,
+            id_place: IdPlace::None,
         }
+    }
+
+    /// With an id written in this place.
+    pub(crate) fn with_id(self, id_place: IdPlace) -> Self {
+        Self { id_place, ..self }
     }
 
     /// As [`Keys::new`], made once.
@@ -95,6 +115,7 @@ impl Envelope {
             section: None,
             open: Vec::new(),
             close: Vec::new(),
+            has_own_section: false,
             separator: String::new(),
             body,
             is_bare: false,
@@ -106,6 +127,14 @@ impl Envelope {
     pub(crate) fn section(mut self, open: &[&str], close: &[&str]) -> Self {
         self.section = Some((texts(open), texts(close)));
         self
+    }
+
+    /// A section around each call.
+    pub(crate) fn sections(self, open: &[&str], close: &[&str]) -> Self {
+        Self {
+            has_own_section: true,
+            ..self.section(open, close)
+        }
     }
 
     /// Markers around one call.

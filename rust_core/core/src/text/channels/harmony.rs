@@ -53,6 +53,8 @@ enum State {
 pub(crate) struct Harmony {
     state: State,
     header: String,
+    /// The header holds special tokens: it is one.
+    is_header: bool,
     held: Held,
 }
 
@@ -61,6 +63,7 @@ impl Default for Harmony {
         Self {
             state: State::Header,
             header: String::new(),
+            is_header: false,
             held: Held::default(),
         }
     }
@@ -91,7 +94,7 @@ impl Harmony {
             self.add(&held, sink);
         }
         match &self.state {
-            State::Header if !self.header.contains("<|") => {
+            State::Header if !self.is_header => {
                 append(sink.pieces, PieceKind::Text, 0, &self.header);
             }
             State::CallBegin(name) => sink.begin(name, ""),
@@ -108,7 +111,9 @@ impl Harmony {
             match &mut self.state {
                 State::Header => {
                     self.header.push_str(rest);
-                    if !is_header(&self.header) {
+                    if self.header.len() > MAX_HEADER_BYTES
+                        || !(self.is_header || may_be_header(&self.header))
+                    {
                         self.state = State::Text;
                         append(sink.pieces, PieceKind::Text, 0, &self.header);
                         self.header.clear();
@@ -160,14 +165,22 @@ impl Harmony {
         match (&self.state, token) {
             (State::Header, MESSAGE) => {
                 let header = std::mem::take(&mut self.header);
+                self.is_header = false;
                 self.state = state_of(&header, channels);
             }
-            (State::Header, CHANNEL | CONSTRAIN) => self.header.push_str(token),
-            (State::Header, _) => self.header.clear(),
+            (State::Header, CHANNEL | CONSTRAIN) => {
+                self.is_header = true;
+                self.header.push_str(token);
+            }
+            (State::Header, _) => {
+                self.is_header = true;
+                self.header.clear();
+            }
             (_, MESSAGE | CONSTRAIN) => {}
             (_, token) => {
                 self.end_message(channels, sink);
                 self.state = State::Header;
+                self.is_header = true;
                 self.header.clear();
                 // A model that forgets to end its message begins the next one so.
                 if token == CHANNEL {
@@ -195,12 +208,11 @@ impl Harmony {
     }
 }
 
-/// True for what may be a header's beginning.
-fn is_header(header: &str) -> bool {
+/// True for what may be the beginning of a header, in front of its first special token.
+fn may_be_header(header: &str) -> bool {
     let text = header.trim_start();
     let begins = |start: &str| text.starts_with(start) || start.starts_with(text);
-    header.len() <= MAX_HEADER_BYTES
-        && (header.contains("<|") || begins("to=") || begins("assistant"))
+    begins("to=") || begins("assistant")
 }
 
 /// What a message is, by its header.

@@ -18,6 +18,7 @@ mod overrides;
 mod piece;
 mod python;
 mod reasoning;
+mod rules;
 mod scanner;
 mod schema;
 mod settings;

@@ -89,6 +89,8 @@ pub(crate) struct TagReader {
     buffer: String,
     /// What was read since the last certain thing: a closing tag that may be none, say.
     tail: String,
+    /// The length of that closing tag.
+    tag_len: usize,
     /// The value's first line feed may still be dropped.
     is_at_start: bool,
     is_begun: bool,
@@ -106,6 +108,7 @@ impl Default for TagReader {
             own_ends: None,
             buffer: String::new(),
             tail: String::new(),
+            tag_len: 0,
             is_at_start: false,
             is_begun: false,
             num_parameters: 0,
@@ -211,7 +214,6 @@ impl TagReader {
         in_value: bool,
         out: &mut String,
     ) -> Option<usize> {
-        let num_matched = self.expect.num_matched();
         let (number, num_read) = match self.expect.step(&rules.scanners.between, c) {
             Match::More => {
                 self.tail.push(c);
@@ -226,7 +228,7 @@ impl TagReader {
                 // The tag was part of the value after all.
                 self.expect = Expect::default();
                 let tail = std::mem::take(&mut self.tail);
-                let (value, again) = tail.split_at(tail.len() - num_matched);
+                let (value, again) = tail.split_at(self.tag_len);
                 self.add_value(rules.tags, value, out);
                 self.state = State::Value;
                 self.pass_value(rules, again, out);
@@ -296,6 +298,7 @@ impl TagReader {
         }
         self.tail
             .push_str(&rules.tags.close.replace("{key}", &self.key));
+        self.tag_len = self.tail.len();
         self.state = State::Between { in_value: true };
         found.end
     }

@@ -2,7 +2,9 @@
 
 use std::sync::LazyLock;
 
-use crate::text::channels::envelope::{Arguments, Body, Envelope, Field, FieldKind, Keys, Tags};
+use crate::text::channels::envelope::{
+    Arguments, Body, Envelope, Field, FieldKind, IdPlace, Keys, Tags,
+};
 use crate::text::channels::value::Dialect;
 
 /// Harmony's calls are channels of messages: see `harmony`.
@@ -97,11 +99,14 @@ fn objects() -> Vec<Envelope> {
         Envelope::new("inkling", keyed(Keys::new("name", "args", "")))
             .call(&["<|content_invoke_tool_json|>"], &["<|end_message|>"])
             .frames(&["<|message_model|>", "<|content_text|>", "<|end_message|>"]),
-        Envelope::new("mistral_array", array(Keys::new("name", "arguments", "id")))
-            .section(&["[TOOL_CALLS]"], &[]),
+        Envelope::new(
+            "mistral_array",
+            array(Keys::usual().clone().with_id(IdPlace::Last)),
+        )
+        .section(&["[TOOL_CALLS]"], &[]),
         Envelope::new(
             "cohere_command3",
-            array(Keys::new("tool_name", "parameters", "tool_call_id")),
+            array(Keys::new("tool_name", "parameters", "tool_call_id").with_id(IdPlace::First)),
         )
         .section(&["<|START_ACTION|>"], &["<|END_ACTION|>"])
         .frames(COHERE_FRAMES),
@@ -220,11 +225,11 @@ fn tagged() -> Vec<Envelope> {
     };
     let mut all = vec![
         Envelope::new("qwen3_coder", function(true))
-            .section(&["<tool_call>\n"], &["\n</tool_call>"])
+            .sections(&["<tool_call>\n"], &["\n</tool_call>"])
             .call(&["<function="], &["</function>"])
             .separator("\n"),
         Envelope::new("seed_oss", function(false))
-            .section(&["<seed:tool_call>\n"], &["\n</seed:tool_call>"])
+            .sections(&["<seed:tool_call>\n"], &["\n</seed:tool_call>"])
             .call(&["<function="], &["</function>"])
             .separator("\n"),
         Envelope::new("glm45", keyed(name(&[("\n", 1)]), "\n<arg_value>", "\n"))
