@@ -51,6 +51,15 @@ from octavo.server.pooling.protocol import (
     SCORE_BODY,
 )
 from octavo.server.pooling.rerank import rerank, score
+from octavo.server.responses.create import create, input_tokens
+from octavo.server.responses.protocol import INPUT_TOKENS_BODY, RESPONSES_BODY
+from octavo.server.responses.stored import (
+    cancel_response,
+    delete_response,
+    get_response,
+    list_input_items,
+    refuse_websocket,
+)
 from octavo.server.work.state import ServerState
 
 Handler = Callable[[ServerState, Exchange], Awaitable[None]]
@@ -105,6 +114,7 @@ async def openapi(state: ServerState, exchange: Exchange) -> None:
 ROUTES: Final[tuple[Entry, ...]] = (
     Entry("/v1/chat/completions", ("POST",), chat_completions, CHAT_BODY, admits=True),
     Entry("/v1/completions", ("POST",), completions, COMPLETION_BODY, admits=True),
+    Entry("/v1/responses", ("POST",), create, RESPONSES_BODY, admits=True),
     _anthropic("/v1/messages", messages, MESSAGES_BODY, admits=True),
     _anthropic("/v1/messages/count_tokens", count_tokens, COUNT_TOKENS_BODY),
     Entry("/v1/embeddings", ("POST",), embeddings, EMBEDDING_BODY, admits=True),
@@ -122,6 +132,12 @@ ROUTES: Final[tuple[Entry, ...]] = (
     # SageMaker's. Its bodies are those of the routes above.
     Entry("/invocations", ("POST",), invocations, admits=True),
     Entry("/v1/models", ("GET",), models.list_models),
+    Entry("/v1/responses", ("GET",), refuse_websocket),
+    Entry("/v1/responses/input_tokens", ("POST",), input_tokens, INPUT_TOKENS_BODY),
+    Entry("/v1/responses/{id}", ("GET",), get_response),
+    Entry("/v1/responses/{id}", ("DELETE",), delete_response),
+    Entry("/v1/responses/{id}/cancel", ("POST",), cancel_response),
+    Entry("/v1/responses/{id}/input_items", ("GET",), list_input_items),
     # Names may hold slashes.
     Entry("/v1/models/{name:path}", ("GET",), models.get_model),
     Entry("/tokenize", ("POST",), tokenize, TOKENIZE_BODY),

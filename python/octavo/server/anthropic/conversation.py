@@ -133,7 +133,10 @@ def _readable(place: str, block: dict[str, Any]) -> str | None:
         case "document":
             return _document(place, block)
         case "search_result":
-            texts = [_text_block(where, one) for where, one in _listed(f"{place}.content", block.get("content"))]
+            texts = [
+                _text_block(where, one)
+                for where, one in _listed(f"{place}.content", block.get("content"))
+            ]
             return "\n".join([str(block.get("title", "")), str(block.get("source", "")), *texts])
         case "image" | "container_upload" as kind:
             raise UnsupportedParameterError(

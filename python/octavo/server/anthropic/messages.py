@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class MessagesDialect:
-    """A conversation in, blocks out. Made for each exchange, whose headers tell what was skipped."""
+    """A conversation in, blocks out. One for each exchange, whose head tells what was skipped."""
 
     media_type = "text/event-stream; charset=utf-8"
     ping = PING

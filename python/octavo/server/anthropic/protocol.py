@@ -60,7 +60,9 @@ def _thinking(name: str, value: Any) -> dict[str, Any]:
         case {"type": "disabled" | "adaptive"}:
             return dict(value)
         case {"type": "enabled"}:
-            budget = fields.integer(_LEAST_BUDGET)(f"{name}.budget_tokens", value.get("budget_tokens"))
+            budget = fields.integer(_LEAST_BUDGET)(
+                f"{name}.budget_tokens", value.get("budget_tokens")
+            )
             return {"type": "enabled", "budget_tokens": budget}
     raise fields.invalid(name, "an object whose type is enabled, disabled or adaptive", value)
 

@@ -89,22 +89,23 @@ def _unseal(content: Any) -> str:
     return data.removeprefix(_SEAL).decode("utf-8", "replace") if data.startswith(_SEAL) else ""
 
 
-def as_messages(items: Sequence[Item], skipped: list[str], name: str = "input") -> list[Item]:
-    """Items as messages, one for each; those of one turn are still apart.
+def as_messages(
+    items: Sequence[Item], skipped: list[str], name: str = "input"
+) -> list[Item | None]:
+    """A message for each item; those of one turn are still apart.
 
     Args:
-        skipped: gets the types of items that the model has no use for.
+        skipped: gets the types of items that the model has no use for, which become None.
 
     Raises:
         InvalidParameterError, UnsupportedParameterError: naming the field.
     """
-    messages: list[Item] = []
+    messages: list[Item | None] = []
     for index, item in enumerate(items):
         message = _message(f"{name}[{index}]", item)
-        if message is not None:
-            messages.append(message)
-        else:
+        if message is None:
             skipped.append(item["type"])
+        messages.append(message)
     return messages
 
 

@@ -168,7 +168,7 @@ def parse_input_tokens(body: Mapping[str, Any]) -> ResponsesRequest:
 
 
 def _request(clean: dict[str, Any]) -> ResponsesRequest:
-    echo = {name: clean.get(name) for name in _ECHOED}
+    echo: dict[str, Any] = {name: clean.get(name) for name in _ECHOED}
     echo["metadata"] = echo["metadata"] or {}
     reasoning, text = clean.get("reasoning", {}), clean.get("text", {})
     echo["reasoning"] = {"effort": None, "summary": None, **reasoning}
@@ -191,7 +191,7 @@ def _request(clean: dict[str, Any]) -> ResponsesRequest:
     sampling = {name: clean[name] for name in _SAMPLING if name in clean}
     if "max_output_tokens" in clean:
         sampling["max_tokens"] = clean["max_output_tokens"]
-    num_logprobs = {}
+    num_logprobs: dict[str, int] = {}
     if echo["top_logprobs"] or LOGPROBS in include:
         sampling["logprobs"] = num_logprobs["top_logprobs"] = echo["top_logprobs"]
     if (constraint := _constraint(echo["text"]["format"], tools)) is not None:
@@ -224,8 +224,9 @@ def _constraint(form: Mapping[str, Any], tools: ResponseTools) -> Any:
     origin = tools.forced_text
     if origin is not None and origin.grammar is not None:
         syntax, definition = origin.grammar
-        kind = "grammar" if syntax == "lark" else "regex"
-        return StructuredOutputsParams(**{kind: definition}, param="tools")
+        if syntax == "lark":
+            return StructuredOutputsParams(grammar=definition, param="tools")
+        return StructuredOutputsParams(regex=definition, param="tools")
     if form["type"] == "json_object":
         return StructuredOutputsParams(json_object=True, param="text.format")
     if form["type"] == "json_schema":

@@ -13,6 +13,7 @@ from octavo.errors import (
     ModelNotFoundError,
     StalledError,
 )
+from octavo.server.work.response_store import ResponseStore
 from octavo.server.work.served_model import ServedModel
 from octavo.text.chat_format import check_parser_name
 from octavo.text.chat_template import ChatTemplate, load_chat_template
@@ -40,6 +41,8 @@ class ServerState:
         self.generations: set[Generation] = set()
         # Reason -> requests turned away.
         self.rejections: Counter[str] = Counter()
+        # Of /v1/responses.
+        self.responses = ResponseStore()
         # A bad flag is found before the model is loaded, not by the first chat.
         self._template_source = (
             None if config.chat_template is None else load_chat_template(config.chat_template)
