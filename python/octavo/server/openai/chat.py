@@ -10,18 +10,18 @@ from octavo.server.openai.dialect import OpenAiDialect, OpenAiReply
 from octavo.server.openai.logprobs import chat_logprobs, prompt_logprobs
 from octavo.server.openai.protocol import ChatRequest, parse_chat
 from octavo.server.work.answer import answer
+from octavo.server.work.chat import ChatPlan, plan_chat
 from octavo.server.work.prompts import encode_chat, truncate
 from octavo.server.work.usage import timings_object
 
 if TYPE_CHECKING:
-    from octavo._core import Channels, TokenIds
+    from octavo._core import TokenIds
     from octavo.server.http.exchange import Exchange
     from octavo.server.work.dialect import Dialect
     from octavo.server.work.news import News
     from octavo.server.work.served_model import ServedModel
     from octavo.server.work.state import ServerState
     from octavo.server.work.usage import Usage
-    from octavo.text.tools import ToolUse
 
 # Keys that vLLM writes into every message, whose clients read them unasked.
 _ABSENT: Final[dict[str, Any]] = {
@@ -55,21 +55,8 @@ class ChatDialect(OpenAiDialect):
         token_ids = truncate(
             prompt.token_ids, request.truncate_prompt_tokens, model.engine.max_model_len
         )
-        reply = ChatReply(request, model, request_id, [token_ids])
-        reply.channels = _channels(request, model, prompt.text)
-        return reply
-
-
-def _channels(request: ChatRequest, model: ServedModel, prompt: str) -> Channels | None:
-    """How the answer to a rendered prompt is taken apart; None: it is text and nothing else."""
-    use: ToolUse | None = request.tool_use
-    if request.tool_use.mode == "auto" and not model.config.enable_auto_tool_choice:
-        use = None
-    continued = ""
-    if request.conversation.continue_final_message:
-        content = request.conversation.messages[-1]["content"]
-        continued = content if isinstance(content, str) else ""
-    return model.chat_format.channels(prompt, use, continued)
+        plan = await plan_chat(model, conversation, prompt, use, request.thinking_token_budget)
+        return ChatReply(request, model, request_id, [token_ids], plan)
 
 
 class ChatReply(OpenAiReply):
@@ -87,8 +74,9 @@ class ChatReply(OpenAiReply):
         model: ServedModel,
         request_id: str,
         prompts: Sequence[TokenIds],
+        plan: ChatPlan,
     ) -> None:
-        super().__init__(request, model, request_id, prompts)
+        super().__init__(request, model, request_id, prompts, plan)
         self._model = model
         # By sample, those that have sent pieces.
         self._messages: dict[int, ChatMessage] = {}
@@ -177,7 +165,7 @@ class ChatReply(OpenAiReply):
         }
 
     def reasoning_choice(self, index: int, text: str) -> dict[str, Any] | None:
-        if self.channels is None or not self.request.include_reasoning:
+        if self.plan.channels is None or not self.request.include_reasoning:
             return None
         return self._delta_choice(index, {"reasoning": text, "reasoning_content": text})
 
