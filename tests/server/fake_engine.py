@@ -91,6 +91,9 @@ class ByteTokenizer:
     def id_to_token(self, token_id: int) -> str | None:
         return self.token_bytes(token_id).decode("latin-1")
 
+    def added_tokens(self) -> list[tuple[int, tuple[Any, ...]]]:
+        return [(i, (text, True, False, False, False, False)) for i, text in SPECIAL.items()]
+
     def token_bytes(self, token_id: int) -> bytes:
         return SPECIAL[token_id].encode() if token_id in SPECIAL else bytes([token_id])
 
@@ -238,6 +241,8 @@ class FakeEngine:
         self.chat_template: str | None = CHAT_TEMPLATE
         self.tool_template: str | None = None
         self.response_template: Any = None
+        # Texts that no grammar may hold.
+        self.no_grammars: tuple[str, ...] = ()
         # What every sample says, where it is set.
         self.said: str | None = None
         self.generation_defaults: dict[str, Any] = {}
@@ -293,6 +298,11 @@ class FakeEngine:
 
     async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens)
+
+    async def compile(self, params: SamplingParams) -> None:
+        wanted = params.structured_outputs
+        if wanted is not None and any(one in wanted.text for one in self.no_grammars):
+            raise InvalidParameterError("cannot be used", wanted.param)
 
     def submit(
         self,

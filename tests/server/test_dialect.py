@@ -16,7 +16,7 @@ from harness import RunningServer, StartServer, eventually
 from test_core_streams import start_core_server, tokenizer  # noqa: F401 (fixtures)
 from test_streams import dechunk, send
 
-from octavo._core import Channels, SseTemplate, TokenIds
+from octavo._core import SseTemplate, TokenIds
 from octavo.errors import error_kind, error_message
 from octavo.prompt_logprobs import PromptLogprobs
 from octavo.server import lifecycle
@@ -26,6 +26,7 @@ from octavo.server.http.exchange import Exchange
 from octavo.server.routes import ROUTES, Entry, make_app
 from octavo.server.work import answer as answer_module
 from octavo.server.work.answer import answer
+from octavo.server.work.chat import PLAIN
 from octavo.server.work.dialect import Dialect
 from octavo.server.work.news import News
 from octavo.server.work.prompts import encode
@@ -82,7 +83,7 @@ class ToyReply:
         self.request = request
         self.prompts = prompts
         self.scores: dict[int, PromptLogprobs] = {}
-        self.channels: Channels | None = None
+        self.plan = PLAIN
 
     def templates(self) -> list[SseTemplate] | None:
         import octavo._core

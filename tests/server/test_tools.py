@@ -8,7 +8,7 @@ from typing import Any
 
 import openai
 import pytest
-from fake_engine import FakeEngine
+from fake_engine import IM_END, IM_START, ByteTokenizer, FakeEngine
 from harness import RunningServer, StartServer
 from test_streams import CHAT, events
 
@@ -259,6 +259,98 @@ def test_a_bad_field_is_named(server: RunningServer, fields: dict[str, Any], par
     answer = server.post(CHAT, {"messages": MESSAGES, "tools": TOOLS, **fields})
     assert answer.status == 400
     assert answer.error["param"] == param
+
+
+# ------------------------------------------------------------------------ constraints
+
+
+def grammar_of(server: RunningServer) -> str | None:
+    constraint = server.engine.submitted[-1][1].structured_outputs
+    return None if constraint is None else constraint.grammar
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_bound"),
+    [
+        ({}, False),
+        ({"tool_choice": "none"}, False),
+        ({"parallel_tool_calls": True}, False),
+        ({"parallel_tool_calls": False}, True),
+        ({"tool_choice": "required"}, True),
+        ({"tool_choice": NAMED}, True),
+        ({"tools": [{**TOOLS[0], "function": {**TOOLS[0]["function"], "strict": True}}]}, True),
+    ],
+)
+def test_a_grammar_binds_what_is_asked_for(
+    start_server: StartServer, fields: dict[str, Any], is_bound: bool
+) -> None:
+    server = start_family(start_server, QWEN3)
+    ask(server, **fields)
+    grammar = grammar_of(server)
+    assert (grammar is not None) is is_bound
+    if grammar is not None:
+        assert "<tool_call>" in grammar
+        assert "clock" in grammar
+        has_schema = "digits" in grammar
+        assert has_schema is ("parallel_tool_calls" not in fields)
+    if fields.get("tool_choice") == NAMED:
+        assert "now" not in grammar
+        assert plain(ask(server, **fields))["finish_reason"] == "stop"
+
+
+def test_a_schema_that_no_grammar_can_follow_binds_the_name(
+    start_server: StartServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = start_family(start_server, QWEN3)
+    server.engine.no_grammars = ("digits",)
+    ask(server, tool_choice="required")
+    grammar = grammar_of(server)
+    assert grammar is not None
+    assert "clock" in grammar
+    assert "digits" not in grammar
+    assert "tool clock: its schema is not followed" in caplog.text
+
+
+def test_calls_that_no_grammar_can_hold_are_refused(start_server: StartServer) -> None:
+    server = start_family(start_server, QWEN3)
+    server.engine.no_grammars = ("clock",)
+    answer = server.post(CHAT, {"messages": MESSAGES, "tools": TOOLS, "tool_choice": "required"})
+    assert (answer.status, answer.error["param"]) == (400, "tools")
+
+
+def test_a_model_without_calls_cannot_be_made_to(start_server: StartServer) -> None:
+    server = start_family(start_server, QWEN3, tool_call_parser="none")
+    answer = server.post(CHAT, {"messages": MESSAGES, "tools": TOOLS, "tool_choice": "required"})
+    assert (answer.status, answer.error["param"]) == (400, "tool_choice")
+
+
+@pytest.fixture
+def think_tokens(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Markers of reasoning that are tokens of the fake vocabulary."""
+    tokens = {"<think>": IM_START, "</think>": IM_END}
+    monkeypatch.setattr(ByteTokenizer, "token_to_id", lambda self, token: tokens.get(token, None))
+    return tokens
+
+
+def test_constraints_begin_behind_the_reasoning(
+    start_server: StartServer, think_tokens: dict[str, int]
+) -> None:
+    def reasoning(server: RunningServer, **fields: Any) -> Any:
+        ask(server, **fields)
+        return server.engine.submitted[-1][2]["reasoning"]
+
+    server = start_family(start_server, QWEN3)
+    assert reasoning(server) == (IM_START, IM_END, False, None)
+    assert reasoning(server, thinking_token_budget=7) == (IM_START, IM_END, False, 7)
+    assert reasoning(server, reasoning_effort="none") is None
+    server = start_family(start_server, THINKING)
+    assert reasoning(server) == (IM_START, IM_END, True, None)
+
+
+def test_a_budget_needs_a_token_that_ends_the_reasoning(start_server: StartServer) -> None:
+    server = start_family(start_server, QWEN3)
+    answer = server.post(CHAT, {"messages": MESSAGES, "thinking_token_budget": 5})
+    assert (answer.status, answer.error["param"]) == (400, "thinking_token_budget")
 
 
 # -------------------------------------------------------------------------- reasoning

@@ -34,6 +34,7 @@ logger = logging.getLogger("octavo.text")
 
 AUTO: Final = "auto"
 NONE: Final = "none"
+HARMONY: Final = "openai"
 # vLLM's names of what the checkpoint declares, which is found without a name.
 _DECLARED: Final = ("hf", "response_template")
 
@@ -56,6 +57,11 @@ class ChatFormat:
     def tool_calls(self) -> str | None:
         """The tool-call format's name."""
         return None if self.core is None else self.core.tool_calls
+
+    @property
+    def is_harmony(self) -> bool:
+        """True where reasoning and calls are messages of their own, as of gpt-oss."""
+        return self.core is not None and self.core.reasoning == HARMONY
 
     @property
     def reasoning_markers(self) -> tuple[str, str] | None:

@@ -98,16 +98,8 @@ def parse_tools(field: str, value: Any) -> tuple[Tool, ...]:
         raise InvalidParameterError(
             f"{field} must have at most {MAX_TOOLS} tools, not {len(value)}", field
         )
-    tools: dict[str, Tool] = {}
-    for index, one in enumerate(value):
-        tool = _parse_tool(f"{field}[{index}]", one)
-        if tool.name in tools:
-            place = f"{field}[{index}].function.name"
-            raise InvalidParameterError(
-                f"{place}: there is a tool {clip(tool.name)} already", place
-            )
-        tools[tool.name] = tool
-    if sum(len(tool.schema) for tool in tools.values()) > MAX_TOOLS_CHARS:
+    tools = tuple(_parse_tool(f"{field}[{index}]", one) for index, one in enumerate(value))
+    if sum(len(tool.schema) for tool in tools) > MAX_TOOLS_CHARS:
         raise InvalidParameterError(
             f"{field} must have at most {MAX_TOOLS_CHARS} characters of parameters", field
         )

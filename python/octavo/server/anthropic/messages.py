@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from octavo.server.anthropic.errors import error_body
 from octavo.server.anthropic.protocol import parse_count_tokens, parse_messages
 from octavo.server.anthropic.reply import PING, MessagesReply
-from octavo.server.work.agent_prompt import agent_prompt
+from octavo.server.work.agent_prompt import agent_prompt, encode_turns
 from octavo.server.work.answer import answer
 from octavo.server.work.skipped import warn_skipped
 
@@ -42,8 +42,10 @@ class MessagesDialect:
             InvalidRequestError: the template refuses it, or it is longer than any that fits.
         """
         warn_skipped(self._exchange, request.skipped_tools)
-        prompt, channels = await agent_prompt(model, request.conversation, request.tool_use)
-        return MessagesReply(request, model, request_id, prompt, channels)
+        prompt, plan = await agent_prompt(
+            model, request.conversation, request.tool_use, request.thinking_token_budget
+        )
+        return MessagesReply(request, model, request_id, prompt, plan)
 
 
 async def messages(state: ServerState, exchange: Exchange) -> None:
@@ -58,5 +60,5 @@ async def count_tokens(state: ServerState, exchange: Exchange) -> None:
     request = await exchange.read(parse_count_tokens)
     model = state.model(request.model, takes_any=request.takes_any_model)
     model.check_generates()
-    prompt, _ = await agent_prompt(model, request.conversation, request.tool_use)
-    await exchange.respond_json({"input_tokens": len(prompt)})
+    prompt = await encode_turns(model, request.conversation, request.tool_use)
+    await exchange.respond_json({"input_tokens": len(prompt.token_ids)})

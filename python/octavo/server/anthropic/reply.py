@@ -16,10 +16,11 @@ from octavo.server.work.news import pieces_of
 from octavo.text.tools import call_id
 
 if TYPE_CHECKING:
-    from octavo._core import Channels, SseTemplate, TokenIds
+    from octavo._core import SseTemplate, TokenIds
     from octavo.prompt_logprobs import PromptLogprobs
     from octavo.server.anthropic.protocol import MessagesRequest
     from octavo.server.work.blocks import Block, Step
+    from octavo.server.work.chat import ChatPlan
     from octavo.server.work.news import News
     from octavo.server.work.served_model import ServedModel
     from octavo.server.work.usage import Usage
@@ -55,12 +56,12 @@ class MessagesReply:
         model: ServedModel,
         request_id: str,
         prompt: TokenIds,
-        channels: Channels | None,
+        plan: ChatPlan,
     ) -> None:
         self.request = request
         self.prompts: Sequence[TokenIds] = [prompt]
         self.scores: dict[int, PromptLogprobs] = {}
-        self.channels = channels
+        self.plan = plan
         self._model = model
         self._request_id = request_id
         messages = request.conversation.messages
@@ -90,7 +91,7 @@ class MessagesReply:
 
     def templates(self) -> list[SseTemplate] | None:
         """One, where the answer is text and nothing else."""
-        if self.channels is not None:
+        if self.plan.channels is not None:
             return None
         from octavo._core import SseTemplate
 

@@ -10,7 +10,8 @@ from octavo.server.openai.dialect import OpenAiDialect, OpenAiReply
 from octavo.server.openai.logprobs import chat_logprobs, prompt_logprobs
 from octavo.server.openai.protocol import ChatRequest, parse_chat
 from octavo.server.work.answer import answer
-from octavo.server.work.prompts import answer_channels, encode_chat, truncate
+from octavo.server.work.chat import ChatPlan, plan_chat
+from octavo.server.work.prompts import encode_chat, truncate
 from octavo.server.work.usage import timings_object
 
 if TYPE_CHECKING:
@@ -54,9 +55,8 @@ class ChatDialect(OpenAiDialect):
         token_ids = truncate(
             prompt.token_ids, request.truncate_prompt_tokens, model.engine.max_model_len
         )
-        reply = ChatReply(request, model, request_id, [token_ids])
-        reply.channels = answer_channels(model, conversation, use, prompt.text)
-        return reply
+        plan = await plan_chat(model, conversation, prompt, use, request.thinking_token_budget)
+        return ChatReply(request, model, request_id, [token_ids], plan)
 
 
 class ChatReply(OpenAiReply):
@@ -74,8 +74,9 @@ class ChatReply(OpenAiReply):
         model: ServedModel,
         request_id: str,
         prompts: Sequence[TokenIds],
+        plan: ChatPlan,
     ) -> None:
-        super().__init__(request, model, request_id, prompts)
+        super().__init__(request, model, request_id, prompts, plan)
         self._model = model
         # By sample, those that have sent pieces.
         self._messages: dict[int, ChatMessage] = {}
@@ -164,7 +165,7 @@ class ChatReply(OpenAiReply):
         }
 
     def reasoning_choice(self, index: int, text: str) -> dict[str, Any] | None:
-        if self.channels is None or not self.request.include_reasoning:
+        if self.plan.channels is None or not self.request.include_reasoning:
             return None
         return self._delta_choice(index, {"reasoning": text, "reasoning_content": text})
 

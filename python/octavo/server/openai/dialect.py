@@ -12,10 +12,11 @@ import orjson
 
 from octavo import __version__
 from octavo.server.openai.errors import error_body, error_object
+from octavo.server.work.chat import PLAIN, ChatPlan
 from octavo.server.work.usage import Usage, slowest_timings, timings_object, usage_object
 
 if TYPE_CHECKING:
-    from octavo._core import Channels, SseTemplate, TokenIds
+    from octavo._core import SseTemplate, TokenIds
     from octavo.prompt_logprobs import PromptLogprobs
     from octavo.server.openai.protocol import OpenAiRequest
     from octavo.server.work.news import News
@@ -61,11 +62,12 @@ class OpenAiReply(ABC):
         model: ServedModel,
         request_id: str,
         prompts: Sequence[TokenIds],
+        plan: ChatPlan = PLAIN,
     ) -> None:
         self.request = request
         self.prompts = prompts
         self.scores: dict[int, PromptLogprobs] = {}
-        self.channels: Channels | None = None
+        self.plan = plan
         self._texts = model.token_texts
         self._request_id = request_id
         self._chunk: dict[str, Any] = {
@@ -137,7 +139,7 @@ class OpenAiReply(ABC):
         if not self.request.continuous_usage_stats:
             return {}
         num_prompt_tokens = len(self.prompts[index // self.request.n])
-        num_reasoning_tokens = None if self.channels is None else 0
+        num_reasoning_tokens = None if self.plan.channels is None else 0
         return {"usage": usage_object(num_prompt_tokens, 0, 0, num_reasoning_tokens)}
 
     def text(self, index: int, news: News) -> bytes:
@@ -165,7 +167,7 @@ class OpenAiReply(ABC):
         return self.chunk_event(choices, **fields)
 
     def _num_reasoning_tokens(self, news: News) -> int | None:
-        return None if self.channels is None else news.num_reasoning_tokens
+        return None if self.plan.channels is None else news.num_reasoning_tokens
 
     def close(self, usage: Usage) -> bytes:
         """The extra chunk of ``include_usage``, and the end mark."""

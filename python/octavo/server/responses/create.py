@@ -11,15 +11,16 @@ from octavo.server.openai.errors import error_body
 from octavo.server.responses.items import as_messages, check_references, oldest_first_cuts
 from octavo.server.responses.protocol import parse_input_tokens, parse_response
 from octavo.server.responses.reply import ResponsesReply
-from octavo.server.work.agent_prompt import agent_prompt
+from octavo.server.work.agent_prompt import encode_turns
 from octavo.server.work.answer import answer
+from octavo.server.work.chat import PLAIN, plan_chat
 from octavo.server.work.request import Conversation
 from octavo.server.work.skipped import warn_skipped
 
 if TYPE_CHECKING:
-    from octavo._core import Channels, TokenIds
     from octavo.server.http.exchange import Exchange
     from octavo.server.responses.protocol import ResponsesRequest
+    from octavo.server.work.prompts import ChatPrompt
     from octavo.server.work.response_store import StoredResponse
     from octavo.server.work.served_model import ServedModel
     from octavo.server.work.state import ServerState
@@ -56,8 +57,13 @@ class ResponsesDialect:
         """
         previous = self._previous(request)
         items = self._resolved(request.items)
-        prompt, channels, conversation = await self._prompt(request, model, previous, items)
-        reply = ResponsesReply(request, model, request_id, prompt, channels, conversation.messages)
+        prompt, conversation = await self._prompt(request, model, previous, items)
+        plan = PLAIN
+        if request.tools.forced_text is None:
+            plan = await plan_chat(model, conversation, prompt, request.tools.use)
+        reply = ResponsesReply(
+            request, model, request_id, prompt.token_ids, plan, conversation.messages
+        )
         store = self._store
         if store is not None and request.is_stored:
             reply.keep = lambda response: store.put(self._owner, response, items, previous)
@@ -70,8 +76,8 @@ class ResponsesDialect:
             As ``reply``.
         """
         items = self._resolved(request.items)
-        prompt, _, _ = await self._prompt(request, model, self._previous(request), items)
-        return len(prompt)
+        prompt, _ = await self._prompt(request, model, self._previous(request), items)
+        return len(prompt.token_ids)
 
     def _previous(self, request: ResponsesRequest) -> StoredResponse | None:
         if request.previous_response_id is None:
@@ -94,7 +100,7 @@ class ResponsesDialect:
         model: ServedModel,
         previous: StoredResponse | None,
         items: list[dict[str, Any]],
-    ) -> tuple[TokenIds, Channels | None, Conversation]:
+    ) -> tuple[ChatPrompt, Conversation]:
         """Render the items; where they may be dropped, as many of the latest as fit."""
         earlier = [] if previous is None else previous.items()
         skipped = [*request.tools.skipped]
@@ -104,10 +110,9 @@ class ResponsesDialect:
         max_model_len = model.engine.max_model_len
         room = min(request.sampling.get("max_tokens", _ROOM), max_model_len // 4)
 
-        async def render(cut: int) -> tuple[TokenIds, Channels | None, Conversation]:
+        async def render(cut: int) -> tuple[ChatPrompt, Conversation]:
             conversation = _conversation(request, messages, cut)
-            prompt, channels = await agent_prompt(model, conversation, request.tools.use)
-            return prompt, channels, conversation
+            return await encode_turns(model, conversation, request.tools.use), conversation
 
         # By halves: each look is a render.
         least, most = 0, len(cuts) - 1
@@ -118,7 +123,7 @@ class ResponsesDialect:
             except RequestTooLongError:
                 least = middle + 1
                 continue
-            if len(found[0]) + room > max_model_len:
+            if len(found[0].token_ids) + room > max_model_len:
                 least = middle + 1
             elif middle == least:
                 return found

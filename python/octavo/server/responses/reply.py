@@ -13,14 +13,16 @@ from octavo.errors import error_kind, error_message
 from octavo.server.openai.logprobs import chat_logprobs
 from octavo.server.responses.output import Output
 from octavo.server.work.blocks import Blocks
+from octavo.server.work.chat import PLAIN
 from octavo.server.work.news import pieces_of
 from octavo.text.tools import call_id
 
 if TYPE_CHECKING:
-    from octavo._core import Channels, Piece, SseTemplate, TokenIds
+    from octavo._core import Piece, SseTemplate, TokenIds
     from octavo.prompt_logprobs import PromptLogprobs
     from octavo.server.responses.output import Event
     from octavo.server.responses.protocol import ResponsesRequest
+    from octavo.server.work.chat import ChatPlan
     from octavo.server.work.news import News
     from octavo.server.work.served_model import ServedModel
     from octavo.server.work.usage import Usage
@@ -49,7 +51,7 @@ class ResponsesReply:
         model: ServedModel,
         request_id: str,
         prompt: TokenIds,
-        channels: Channels | None,
+        plan: ChatPlan,
         conversation: Sequence[Mapping[str, Any]],
     ) -> None:
         self.request = request
@@ -57,7 +59,7 @@ class ResponsesReply:
         self.scores: dict[int, PromptLogprobs] = {}
         # A text that a grammar forces is a call's, whatever it looks like.
         self._forced = request.tools.forced_text
-        self.channels = None if self._forced is not None else channels
+        self.plan = PLAIN if self._forced is not None else plan
         self._model = model
         self._request_id = request_id
         self.keep: Keep | None = None

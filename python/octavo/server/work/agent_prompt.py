@@ -4,35 +4,51 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from octavo.errors import UnsupportedParameterError
 from octavo.server.work.agent_markers import without_markers
-from octavo.server.work.prompts import answer_channels, encode_chat
+from octavo.server.work.chat import ChatPlan, plan_chat
+from octavo.server.work.prompts import encode_chat
 from octavo.server.work.turns import as_turns
 
 if TYPE_CHECKING:
-    from octavo._core import Channels, TokenIds
+    from octavo._core import TokenIds
+    from octavo.server.work.prompts import ChatPrompt
     from octavo.server.work.request import Conversation
     from octavo.server.work.served_model import ServedModel
     from octavo.text.tools import ToolUse
 
 
 async def agent_prompt(
-    model: ServedModel, conversation: Conversation, tool_use: ToolUse
-) -> tuple[TokenIds, Channels | None]:
-    """Render and encode, and see how the answer is to be taken apart.
+    model: ServedModel,
+    conversation: Conversation,
+    use: ToolUse,
+    thinking_token_budget: int | None = None,
+) -> tuple[TokenIds, ChatPlan]:
+    """Render and encode, and plan the answer.
 
-    The conversation's messages become turns, in place.
+    The conversation's messages become turns, in place. The budget is a hint: it goes without where
+    no token ends the model's reasoning.
 
     Raises:
         InvalidRequestError: the template refuses them, or they are longer than any that fits.
     """
-    settle(model, conversation)
-    if tool_use.mode == "none" and model.config.exclude_tools_when_tool_choice_none:
+    prompt = await encode_turns(model, conversation, use)
+    try:
+        plan = await plan_chat(model, conversation, prompt, use, thinking_token_budget)
+    except UnsupportedParameterError:
+        plan = await plan_chat(model, conversation, prompt, use)
+    return prompt.token_ids, plan
+
+
+async def encode_turns(model: ServedModel, conversation: Conversation, use: ToolUse) -> ChatPrompt:
+    """Render and encode; see ``agent_prompt``."""
+    _settle(model, conversation)
+    if use.mode == "none" and model.config.exclude_tools_when_tool_choice_none:
         conversation.tools = []
-    prompt = await encode_chat(model, conversation)
-    return prompt.token_ids, answer_channels(model, conversation, tool_use, prompt.text)
+    return await encode_chat(model, conversation)
 
 
-def settle(model: ServedModel, conversation: Conversation) -> None:
+def _settle(model: ServedModel, conversation: Conversation) -> None:
     """Make the messages turns without volatile markers, and set the template's switch."""
     messages = conversation.messages
     if model.config.normalize_agent_markers:

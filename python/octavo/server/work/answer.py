@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -88,6 +89,8 @@ async def answer(dialect: Dialect[Request], state: ServerState, exchange: Exchan
     if params.max_tokens == 0 and params.prompt_logprobs is None:
         await _answer_untouched(exchange, dialect, request, reply, model.engine.max_model_len)
         return
+    if reply.plan.constraint is not None:
+        params = dataclasses.replace(params, structured_outputs=reply.plan.constraint)
     grammar = None
     if params.structured_outputs is not None:
         grammar = await model.engine.compile(params)
@@ -119,8 +122,9 @@ def _submit(
             sse=templates,
             priority=request.priority,
             cache_salt=request.cache_salt,
-            channels=reply.channels,
+            channels=reply.plan.channels,
             grammar=grammar,
+            reasoning=reply.plan.reasoning,
         )
     except RequestTooLongError as error:
         error.param = reply.prompt_field
@@ -129,7 +133,7 @@ def _submit(
 
 
 async def _answer_whole(exchange: Exchange, reply: Reply, news: Sequence[News], n: int) -> None:
-    usage = Usage(n, counts_reasoning=reply.channels is not None)
+    usage = Usage(n, counts_reasoning=reply.plan.channels is not None)
     for index, one in enumerate(news):
         usage.add(index, one)
         _take_scores(reply, index // n, one)
@@ -156,7 +160,7 @@ async def _stream(
             into the stream.
         ClientDisconnect: there is nobody to write to.
     """
-    usage = Usage(n, counts_reasoning=reply.channels is not None)
+    usage = Usage(n, counts_reasoning=reply.plan.channels is not None)
     silence = Silence(generation)
     opened: set[int] = set()
     try:
@@ -254,7 +258,7 @@ async def _answer_untouched(
     if not request.stream:
         await _answer_whole(exchange, reply, news, request.n)
         return
-    usage = Usage(request.n, counts_reasoning=reply.channels is not None)
+    usage = Usage(request.n, counts_reasoning=reply.plan.channels is not None)
     frames = []
     for index, one in enumerate(news):
         usage.add(index, one)

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from octavo.errors import InvalidParameterError, RequestTooLongError, UnsupportedParameterError
 
 if TYPE_CHECKING:
-    from octavo._core import Channels, TokenIds
+    from octavo._core import TokenIds
     from octavo.engine.engine import AsyncEngine
     from octavo.server.http.fields import Prompt
     from octavo.server.work.request import Conversation
     from octavo.server.work.served_model import ServedModel
-    from octavo.text.tools import ToolUse
 
 # A render or an encode below this is shorter than a hop to a worker thread and back (~0.3 ms).
 INLINE_CHARS: Final = 4096
@@ -79,20 +78,6 @@ def _variables(model: ServedModel, conversation: Conversation) -> dict[str, Any]
         if effort == "none" and toggle is not None:
             variables[toggle] = conversation.chat_template_kwargs.get(toggle, False)
     return variables
-
-
-def answer_channels(
-    model: ServedModel, conversation: Conversation, tool_use: ToolUse, prompt: str
-) -> Channels | None:
-    """How the answer to a rendered prompt is taken apart; None: it is text and nothing else."""
-    use: ToolUse | None = tool_use
-    if tool_use.mode == "auto" and not model.config.enable_auto_tool_choice:
-        use = None
-    continued = ""
-    if conversation.continue_final_message:
-        content = conversation.messages[-1]["content"]
-        continued = content if isinstance(content, str) else ""
-    return model.chat_format.channels(prompt, use, continued)
 
 
 def _num_chars(content: str | list[dict[str, str]] | None) -> int:
