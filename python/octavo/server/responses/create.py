@@ -13,9 +13,10 @@ from octavo.server.responses.protocol import parse_input_tokens, parse_response
 from octavo.server.responses.reply import ResponsesReply
 from octavo.server.work.agent_prompt import encode_turns
 from octavo.server.work.answer import answer
-from octavo.server.work.chat import PLAIN, plan_chat
+from octavo.server.work.chat import plan_chat
 from octavo.server.work.request import Conversation
 from octavo.server.work.skipped import warn_skipped
+from octavo.text.tools import ToolUse
 
 if TYPE_CHECKING:
     from octavo.server.http.exchange import Exchange
@@ -58,9 +59,9 @@ class ResponsesDialect:
         previous = self._previous(request)
         items = self._resolved(request.items)
         prompt, conversation = await self._prompt(request, model, previous, items)
-        plan = PLAIN
-        if request.tools.forced_text is None:
-            plan = await plan_chat(model, conversation, prompt, request.tools.use)
+        # A text that a grammar forces is a call's, whatever it looks like.
+        use = request.tools.use if request.tools.forced_text is None else ToolUse()
+        plan = await plan_chat(model, conversation, prompt, use)
         reply = ResponsesReply(
             request, model, request_id, prompt.token_ids, plan, conversation.messages
         )

@@ -13,7 +13,6 @@ from octavo.errors import error_kind, error_message
 from octavo.server.openai.logprobs import chat_logprobs
 from octavo.server.responses.output import Output
 from octavo.server.work.blocks import Blocks
-from octavo.server.work.chat import PLAIN
 from octavo.server.work.news import pieces_of
 from octavo.text.tools import call_id
 
@@ -57,9 +56,7 @@ class ResponsesReply:
         self.request = request
         self.prompts: Sequence[TokenIds] = [prompt]
         self.scores: dict[int, PromptLogprobs] = {}
-        # A text that a grammar forces is a call's, whatever it looks like.
-        self._forced = request.tools.forced_text
-        self.plan = PLAIN if self._forced is not None else plan
+        self.plan = plan
         self._model = model
         self._request_id = request_id
         self.keep: Keep | None = None
@@ -75,8 +72,13 @@ class ResponsesReply:
         self._output = Output(
             request.tools,
             is_sealed=request.seals_reasoning,
-            is_raw=self._forced is not None,
+            is_raw=request.tools.forced_text is not None,
         )
+        # The call that a forced text becomes, until it has begun.
+        self._forced: str | None = None
+        self._is_forced = request.tools.forced_text is not None
+        if self._is_forced:
+            self._forced = request.tools.use.tools[0].name
         self._number = 0
         self._response = self._new_response()
 
@@ -110,8 +112,7 @@ class ResponsesReply:
 
     def start(self, index: int) -> bytes:
         response = {"response": self._response}
-        frames = self._frames([("created", response), ("in_progress", response)])
-        return frames + self._frames(self._output.take(self._opening()))
+        return self._frames([("created", response), ("in_progress", response)])
 
     def text(self, index: int, news: News) -> bytes:
         return self._frames(self._events(news))
@@ -146,25 +147,32 @@ class ResponsesReply:
             self._number += 1
         return b"".join(frames)
 
-    def _opening(self) -> Iterable[Any]:
-        """The call that a forced text belongs to."""
-        if self._forced is None:
-            return ()
-        name = self.request.tools.use.tools[0].name
-        return self._blocks.take([("name", 0, name)])
-
     def _events(self, news: News) -> Iterable[Event]:
-        pieces: list[Piece] = pieces_of(news)
-        if self._forced is not None:
-            pieces = [("arguments", 0, news.text)]
+        pieces: Iterable[Piece] = pieces_of(news)
+        if self._is_forced:
+            pieces = self._call_pieces(pieces, is_over=news.finish_reason == "stop")
         yield from self._output.take(self._blocks.take(pieces), self._logprobs(news))
 
+    def _call_pieces(self, pieces: Iterable[Piece], *, is_over: bool) -> Iterable[Piece]:
+        """A forced text as the call that it is. ``is_over``: the text ends here."""
+        for kind, call, text in pieces:
+            if kind != "text":
+                yield kind, call, text
+                continue
+            yield from self._begin_call()
+            yield "arguments", 0, text
+        if is_over:
+            yield from self._begin_call()
+            yield "end", 0, ""
+
+    def _begin_call(self) -> Iterable[Piece]:
+        if self._forced is not None:
+            yield "name", 0, self._forced
+            self._forced = None
+
     def _last_events(self, news: News) -> Iterable[Event]:
-        is_cut = news.finish_reason == "length"
-        if self._forced is not None and not is_cut:
-            yield from self._output.take(self._blocks.take([("end", 0, "")]))
         yield from self._output.take(self._blocks.end())
-        yield from self._output.end(is_cut=is_cut)
+        yield from self._output.end(is_cut=news.finish_reason == "length")
 
     def _logprobs(self, news: News) -> list[dict[str, Any]]:
         if news.logprobs is None:
@@ -178,8 +186,6 @@ class ResponsesReply:
 
     def whole(self, news: Sequence[News], usage: Usage) -> bytes:
         [one] = news
-        for _ in self._output.take(self._opening()):
-            pass
         for _ in self._events(one):
             pass
         for _ in self._last_events(one):
