@@ -55,6 +55,7 @@ from octavo.server.responses.create import create, input_tokens
 from octavo.server.responses.protocol import INPUT_TOKENS_BODY, RESPONSES_BODY
 from octavo.server.responses.stored import (
     cancel_response,
+    compact,
     delete_response,
     get_response,
     list_input_items,
@@ -134,6 +135,7 @@ ROUTES: Final[tuple[Entry, ...]] = (
     Entry("/v1/models", ("GET",), models.list_models),
     Entry("/v1/responses", ("GET",), refuse_websocket),
     Entry("/v1/responses/input_tokens", ("POST",), input_tokens, INPUT_TOKENS_BODY),
+    Entry("/v1/responses/compact", ("POST",), compact),
     Entry("/v1/responses/{id}", ("GET",), get_response),
     Entry("/v1/responses/{id}", ("DELETE",), delete_response),
     Entry("/v1/responses/{id}/cancel", ("POST",), cancel_response),

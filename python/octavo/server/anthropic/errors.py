@@ -6,7 +6,13 @@ from typing import Any, Final
 
 import orjson
 
-from octavo.errors import EngineDeadError, QueueFullError, RequestTooLongError, error_kind
+from octavo.errors import (
+    EngineDeadError,
+    QueueFullError,
+    RequestTooLongError,
+    UnsupportedParameterError,
+    error_kind,
+)
 from octavo.errors import error_message as message_of
 
 _TYPES: Final = {
@@ -32,11 +38,11 @@ def error_object(error: BaseException, request_id: str | None = None) -> dict[st
         # Clients match these words, and compact their conversation.
         most = min(error.max_model_len, error.num_prompt_tokens - 1)
         message = f"prompt is too long: {error.num_prompt_tokens} tokens > {most} maximum"
-    return {
-        "type": "error",
-        "error": {"type": kind, "message": message},
-        "request_id": request_id,
-    }
+    inner: dict[str, Any] = {"type": kind, "message": message}
+    if isinstance(error, UnsupportedParameterError) and error.param == "thread":
+        # By these its client knows to send the whole conversation.
+        inner["details"] = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    return {"type": "error", "error": inner, "request_id": request_id}
 
 
 def error_body(error: BaseException, request_id: str | None = None) -> bytes:

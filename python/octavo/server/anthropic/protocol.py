@@ -138,6 +138,8 @@ MESSAGES_BODY: Final = Body(
         "stream": fields.boolean,
     },
     required=("model", "messages", "max_tokens"),
+    # Conversations that Anthropic keeps: to answer only the last turn would be another answer.
+    refused={"thread": ()},
     ignored=_IGNORED,
     is_open=True,
 )

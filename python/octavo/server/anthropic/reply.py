@@ -85,6 +85,8 @@ class MessagesReply:
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,
+            "stop_details": None,
+            "container": None,
         }
 
     # ------------------------------------------------------------------------ the stream
@@ -183,7 +185,13 @@ class MessagesReply:
         if text and not _is_object(block):
             text = _WRAP[0] + text + (_WRAP[1] if block.is_whole else "")
         arguments = read_object(text)
-        return {"type": "tool_use", "id": block.call_id, "name": block.name, "input": arguments}
+        return {
+            "type": "tool_use",
+            "id": block.call_id,
+            "name": block.name,
+            "input": arguments,
+            "caller": {"type": "direct"},
+        }
 
     def _end(self, news: News) -> dict[str, Any]:
         """Why the answer ends; counts the outcome of one that may have called tools."""
@@ -213,15 +221,26 @@ def _signature(block: Block) -> str:
     return hashlib.sha256(block.text.encode()).hexdigest()
 
 
-def _usage(num_prompt_tokens: int, num_cached: int, num_output: int) -> dict[str, Any]:
+def _usage(
+    num_prompt_tokens: int, num_cached: int, num_output: int, num_reasoning: int = 0
+) -> dict[str, Any]:
     return {
         "input_tokens": num_prompt_tokens - num_cached,
+        "cache_creation": None,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": num_cached,
         "output_tokens": num_output,
+        "output_tokens_details": {"thinking_tokens": num_reasoning},
+        "server_tool_use": None,
         "service_tier": "standard",
+        "inference_geo": None,
     }
 
 
 def _news_usage(news: News) -> dict[str, Any]:
-    return _usage(news.num_prompt_tokens, news.num_cached_tokens, news.num_output_tokens)
+    return _usage(
+        news.num_prompt_tokens,
+        news.num_cached_tokens,
+        news.num_output_tokens,
+        news.num_reasoning_tokens,
+    )

@@ -53,8 +53,10 @@ class OutputItem:
                 return {**item, "role": "assistant", "content": parts}
             case "reasoning":
                 parts = [self._part(block.text)] if status != "in_progress" else []
-                sealed = seal(block.text) if self._is_sealed and parts else None
-                return {**item, "summary": [], "content": parts, "encrypted_content": sealed}
+                item |= {"summary": [], "content": parts}
+                if self._is_sealed:
+                    item["encrypted_content"] = seal(block.text) if parts else ""
+                return item
         item |= {"call_id": block.call_id, "name": self._origin.name}
         if self._origin.namespace is not None:
             item["namespace"] = self._origin.namespace

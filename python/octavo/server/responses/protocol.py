@@ -187,6 +187,7 @@ def _request(clean: dict[str, Any]) -> ResponsesRequest:
     ):
         echo[name] = clean.get(name, default)
     tools = make_tools(echo["tools"], clean.get("tool_choice"), echo["parallel_tool_calls"])
+    echo["tools"] = [_whole_tool(tool) for tool in echo["tools"]]
     include = clean.get("include", ())
     sampling = {name: clean[name] for name in _SAMPLING if name in clean}
     if "max_output_tokens" in clean:
@@ -215,6 +216,13 @@ def _request(clean: dict[str, Any]) -> ResponsesRequest:
         cache_salt=clean.get("cache_salt"),
         request_id=clean.get("request_id"),
     )
+
+
+def _whole_tool(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A tool as responses repeat it: a function with all of its fields."""
+    if tool.get("type") != "function":
+        return tool
+    return {"description": None, "parameters": None, "strict": None, **tool}
 
 
 def _constraint(form: Mapping[str, Any], tools: ResponseTools) -> Any:

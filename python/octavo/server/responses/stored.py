@@ -9,6 +9,7 @@ from octavo.errors import (
     InvalidParameterError,
     MethodNotAllowedError,
     ResponseNotFoundError,
+    RouteNotFoundError,
     UnsupportedParameterError,
     UpgradeRefusedError,
 )
@@ -54,6 +55,11 @@ async def cancel_response(state: ServerState, exchange: Exchange) -> None:
     """Refused: a response ends with its connection, and none is in the background."""
     _stored(state, exchange)
     raise BadRequestError("Cannot cancel a synchronous response.")
+
+
+async def compact(state: ServerState, exchange: Exchange) -> None:
+    """Refused as a path that is not there: clients then compact by themselves."""
+    raise RouteNotFoundError("responses are not compacted here")
 
 
 async def list_input_items(state: ServerState, exchange: Exchange) -> None:
