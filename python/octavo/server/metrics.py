@@ -103,6 +103,14 @@ class EngineCollector:
         )
         values = {calls.key: dict(self._state.model().tool_call_counts)}
         yield from self._families(CounterMetricFamily, calls, values)
+        prefixes = Row(
+            "agent_prompts",
+            "Prompts of agents' conversations: new, extended, or diverged from an earlier one.",
+            "outcome",
+            prefix="octavo:",
+        )
+        values = {prefixes.key: dict(self._state.model().prompt_history.counts)}
+        yield from self._families(CounterMetricFamily, prefixes, values)
         yield self._cache_config()
 
     def _families(

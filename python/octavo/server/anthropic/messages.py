@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from octavo.server.anthropic.errors import error_body
 from octavo.server.anthropic.protocol import parse_count_tokens, parse_messages
 from octavo.server.anthropic.reply import PING, MessagesReply
-from octavo.server.work.agent_prompt import agent_prompt, encode_turns
+from octavo.server.work.agent_prompt import encode_turns, plan_turns
 from octavo.server.work.answer import answer
 from octavo.server.work.skipped import warn_skipped
 
@@ -42,10 +42,11 @@ class MessagesDialect:
             InvalidRequestError: the template refuses it, or it is longer than any that fits.
         """
         warn_skipped(self._exchange, request.skipped_tools)
-        prompt, plan = await agent_prompt(
-            model, request.conversation, request.tool_use, request.thinking_token_budget
-        )
-        return MessagesReply(request, model, request_id, prompt, plan)
+        conversation, use = request.conversation, request.tool_use
+        prompt = await encode_turns(model, conversation, use)
+        budget = request.thinking_token_budget
+        plan = await plan_turns(model, conversation, prompt, use, request_id, budget)
+        return MessagesReply(request, model, request_id, prompt.token_ids, plan)
 
 
 async def messages(state: ServerState, exchange: Exchange) -> None:

@@ -11,9 +11,8 @@ from octavo.server.openai.errors import error_body
 from octavo.server.responses.items import as_messages, check_references, oldest_first_cuts
 from octavo.server.responses.protocol import parse_input_tokens, parse_response
 from octavo.server.responses.reply import ResponsesReply
-from octavo.server.work.agent_prompt import encode_turns
+from octavo.server.work.agent_prompt import encode_turns, plan_turns
 from octavo.server.work.answer import answer
-from octavo.server.work.chat import plan_chat
 from octavo.server.work.request import Conversation
 from octavo.server.work.skipped import warn_skipped
 from octavo.text.tools import ToolUse
@@ -61,7 +60,7 @@ class ResponsesDialect:
         prompt, conversation = await self._prompt(request, model, previous, items)
         # A text that a grammar forces is a call's, whatever it looks like.
         use = request.tools.use if request.tools.forced_text is None else ToolUse()
-        plan = await plan_chat(model, conversation, prompt, use)
+        plan = await plan_turns(model, conversation, prompt, use, request_id)
         reply = ResponsesReply(
             request, model, request_id, prompt.token_ids, plan, conversation.messages
         )

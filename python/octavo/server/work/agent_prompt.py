@@ -11,41 +11,44 @@ from octavo.server.work.prompts import encode_chat
 from octavo.server.work.turns import as_turns
 
 if TYPE_CHECKING:
-    from octavo._core import TokenIds
     from octavo.server.work.prompts import ChatPrompt
     from octavo.server.work.request import Conversation
     from octavo.server.work.served_model import ServedModel
     from octavo.text.tools import ToolUse
 
 
-async def agent_prompt(
-    model: ServedModel,
-    conversation: Conversation,
-    use: ToolUse,
-    thinking_token_budget: int | None = None,
-) -> tuple[TokenIds, ChatPlan]:
-    """Render and encode, and plan the answer.
-
-    The conversation's messages become turns, in place. The budget is a hint: it goes without where
-    no token ends the model's reasoning.
+async def encode_turns(model: ServedModel, conversation: Conversation, use: ToolUse) -> ChatPrompt:
+    """Render and encode. The conversation's messages become turns, in place.
 
     Raises:
         InvalidRequestError: the template refuses them, or they are longer than any that fits.
     """
-    prompt = await encode_turns(model, conversation, use)
-    try:
-        plan = await plan_chat(model, conversation, prompt, use, thinking_token_budget)
-    except UnsupportedParameterError:
-        plan = await plan_chat(model, conversation, prompt, use)
-    return prompt.token_ids, plan
-
-
-async def encode_turns(model: ServedModel, conversation: Conversation, use: ToolUse) -> ChatPrompt:
-    """Render and encode; see ``agent_prompt``."""
     _settle(model, conversation)
     if use.mode == "none" and model.config.exclude_tools_when_tool_choice_none:
         conversation.tools = []
     return await encode_chat(model, conversation)
+
+
+async def plan_turns(
+    model: ServedModel,
+    conversation: Conversation,
+    prompt: ChatPrompt,
+    use: ToolUse,
+    request_id: str,
+    thinking_token_budget: int | None = None,
+) -> ChatPlan:
+    """Plan the answer to a prompt, and note where the prompt leaves those before it.
+
+    The budget is a hint: it goes without where no token ends the model's reasoning.
+
+    Raises:
+        InvalidParameterError: calls are insisted on, and the model has no form for them.
+    """
+    model.prompt_history.add(prompt.token_ids, request_id)
+    try:
+        return await plan_chat(model, conversation, prompt, use, thinking_token_budget)
+    except UnsupportedParameterError:
+        return await plan_chat(model, conversation, prompt, use)
 
 
 def _settle(model: ServedModel, conversation: Conversation) -> None:

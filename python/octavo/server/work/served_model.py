@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from octavo.errors import BadRequestError, UnsupportedParameterError
+from octavo.server.work.prompt_history import PromptHistory
 from octavo.server.work.token_texts import TokenTexts
 from octavo.structured_outputs import ReasoningTokens
 from octavo.text.chat_format import ChatFormat, find_chat_format
@@ -61,6 +62,7 @@ class ServedModel:
             self._template if own is None else ChatTemplate(own, engine.special_tokens)
         )
         self._request_templates: OrderedDict[str, ChatTemplate] = OrderedDict()
+        self.prompt_history = PromptHistory(engine.tokenizer, shows_text=config.enable_log_requests)
         # Answers to requests with tools: called, none, cut.
         self.tool_call_counts: Counter[str] = Counter()
 
