@@ -7,7 +7,10 @@ writes has the form which was asked for is the server's work, and all that is lo
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -257,3 +260,18 @@ def test_guidance(base_url: str) -> None:
     with guidance.assistant():
         model += guidance.json(name="city", schema=City, max_tokens=200)
     City.model_validate_json(model["city"])
+
+
+# --------------------------------------------------------------------------- examples
+
+
+@pytest.mark.parametrize(
+    ("name", "shows"), [("tool_loop", "calls temperature("), ("extraction", "quantity")]
+)
+def test_the_examples_run(base_url: str, name: str, shows: str) -> None:
+    pytest.importorskip("openai")
+    program = Path(__file__).parents[2] / "examples" / f"{name}.py"
+    command = [sys.executable, str(program), "--url", base_url.removesuffix("/v1")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert shows in done.stdout

@@ -328,7 +328,7 @@ def test_a_model_without_calls_cannot_be_made_to(start_server: StartServer) -> N
 def think_tokens(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Markers of reasoning that are tokens of the fake vocabulary."""
     tokens = {"<think>": IM_START, "</think>": IM_END}
-    monkeypatch.setattr(ByteTokenizer, "token_to_id", lambda self, token: tokens.get(token, None))
+    monkeypatch.setattr(ByteTokenizer, "token_to_id", lambda self, token: tokens.get(token))
     return tokens
 
 

@@ -22,7 +22,7 @@ _LENIENT: Final = {**_FORM, "lenient": True, "coerce_one_of": True}
 _ANY_OBJECT: Final = json.dumps({"type": "object", "x-guidance": _FORM})
 
 # Raises InvalidParameterError where a grammar cannot be followed.
-Compile = Callable[[StructuredOutputsParams], Awaitable[object]]
+Attempt = Callable[[StructuredOutputsParams], Awaitable[object]]
 
 
 def is_bound(use: ToolUse) -> bool:
@@ -37,7 +37,7 @@ async def call_grammar(
     core: ChannelFormat,
     use: ToolUse,
     special_tokens: Sequence[tuple[str, int]],
-    compile: Compile,
+    attempt: Attempt,
 ) -> StructuredOutputsParams:
     """The constraint of an answer that may, or must, call ``use.tools``.
 
@@ -46,7 +46,7 @@ async def call_grammar(
     Args:
         core: the model's format.
         special_tokens: markers that are one special token each, and their ids.
-        compile: tries a constraint.
+        attempt: tries a constraint.
 
     Raises:
         InvalidParameterError: no grammar can be made even of the names.
@@ -65,7 +65,7 @@ async def call_grammar(
     schemas = [_schema(tool, use) for tool in tools]
     whole = constraint(tools, schemas)
     try:
-        await compile(whole)
+        await attempt(whole)
         return whole
     except InvalidParameterError as error:
         failure = error
@@ -73,13 +73,13 @@ async def call_grammar(
         for schema in (schemas[index], _guided(tool, _LENIENT), _ANY_OBJECT):
             schemas[index] = schema
             try:
-                await compile(constraint([tool], [schema]))
+                await attempt(constraint([tool], [schema]))
                 break
             except InvalidParameterError as error:
                 logger.warning("tool %s: its schema is not followed: %s", tool.name, error)
     whole = constraint(tools, schemas)
     try:
-        await compile(whole)
+        await attempt(whole)
     except InvalidParameterError:
         raise failure from None
     return whole
