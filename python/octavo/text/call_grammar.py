@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Awaitable, Callable, Sequence
@@ -91,4 +92,28 @@ def _schema(tool: Tool, use: ToolUse) -> str:
 
 
 def _guided(tool: Tool, guidance: dict[str, Any]) -> str:
-    return json.dumps({**json.loads(tool.schema), "x-guidance": guidance}, ensure_ascii=False)
+    schema = json.loads(tool.schema)
+    with contextlib.suppress(RecursionError):
+        schema = _closed(schema)
+    return json.dumps({**schema, "x-guidance": guidance}, ensure_ascii=False)
+
+
+def _closed(schema: Any) -> Any:
+    """A schema whose objects hold the properties that it names, and no others where it leaves that
+    open: a small model would never stop to make some up."""
+    if isinstance(schema, list):
+        return [_closed(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = dict(schema)
+    for key in ("items", "anyOf", "oneOf", "prefixItems"):
+        if key in closed:
+            closed[key] = _closed(closed[key])
+    for key in ("properties", "$defs", "definitions"):
+        if isinstance(closed.get(key), dict):
+            closed[key] = {name: _closed(one) for name, one in closed[key].items()}
+    # All parts of an allOf describe one object: none of them knows all its properties.
+    is_part = any(key in closed for key in ("allOf", "$ref", "patternProperties"))
+    if isinstance(closed.get("properties"), dict) and not is_part:
+        closed.setdefault("additionalProperties", False)
+    return closed
