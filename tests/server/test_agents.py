@@ -6,6 +6,7 @@ writes has the form which was asked for is the server's work, and all that is lo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -241,12 +242,13 @@ def test_litellm(base_url: str) -> None:
 def test_dspy(base_url: str) -> None:
     dspy = pytest.importorskip("dspy")
     model = dspy.LM("openai/m", api_base=base_url, api_key="none", max_tokens=300, cache=False)
-    with dspy.context(lm=model, adapter=dspy.JSONAdapter()):
-        try:
-            assert isinstance(dspy.Predict("question -> answer")(question=QUESTION).answer, str)
-        except dspy.utils.exceptions.AdapterParseError as error:
-            # It asks this model for objects of any form: its keys are the model's choice.
-            assert isinstance(json.loads(error.lm_response), dict)
+    with (
+        dspy.context(lm=model, adapter=dspy.JSONAdapter()),
+        # It asks this model for objects of any form: which keys they have is luck.
+        contextlib.suppress(dspy.utils.exceptions.AdapterParseError),
+    ):
+        dspy.Predict("question -> answer")(question=QUESTION)
+    assert isinstance(json.loads(model.history[-1]["outputs"][0]), dict)
 
 
 def test_outlines(base_url: str) -> None:
