@@ -22,7 +22,7 @@ pub enum TextMaker {
     /// All of it is text.
     Plain(Detokenizer),
     /// In pieces.
-    Channels(ChannelStream),
+    Channels(Box<ChannelStream>),
 }
 
 impl TextMaker {
@@ -39,13 +39,13 @@ impl TextMaker {
                     skip_special,
                 ))
             }
-            Some(channels) => Self::Channels(ChannelStream::new(
+            Some(channels) => Self::Channels(Box::new(ChannelStream::new(
                 tokenizer,
                 Arc::clone(channels),
                 rules.stop,
                 include_stop,
                 skip_special,
-            )),
+            ))),
         }
     }
 

@@ -9,7 +9,7 @@ use crate::text::channels::envelope::{
     Arguments, Body, Envelope, FieldKind, IdPlace, Keys, Tags, marker,
 };
 use crate::text::channels::format::ChannelFormat;
-use crate::text::channels::rules::{Rules, any_object};
+use crate::text::channels::rules::{Rules, any_object, escape_regex};
 use crate::text::channels::schema::{ArgumentType, resolve, type_of};
 use crate::text::channels::value::Dialect;
 
@@ -120,11 +120,19 @@ fn write_calls(
             rules.add("start", &format!("TEXT (calls TEXT){many}"));
         }
         Some(trigger) => {
-            // The trigger is read at the end of the text in front of it.
-            let quoted = rules.literal(trigger);
-            rules.add("head[lazy]", &format!("TEXT {quoted}"));
-            let calls = calls(rules, &open[trigger.len()..]);
+            // Text in front of a call ends with what the call begins with. No special token can be
+            // part of a text.
+            let (plain, tokens) = rules.split_at_special(trigger);
+            let calls = calls(rules, &open[plain.len()..]);
             rules.add("calls", &calls);
+            if tokens.is_empty() {
+                let quoted = rules.literal(plain);
+                rules.add("head[lazy]", &format!("TEXT {quoted}"));
+            } else {
+                let plain = escape_regex(plain);
+                rules.add("HEAD", &format!(r"/(.|\n)*{plain}/"));
+                rules.add("head", "HEAD");
+            }
             rules.add("start", &format!("(head calls){many} TEXT"));
         }
         None => {
