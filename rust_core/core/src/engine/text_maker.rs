@@ -18,11 +18,12 @@ pub(super) struct TextRules<'a> {
 
 /// See the module's page.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // boxed wherever it is kept
 pub enum TextMaker {
     /// All of it is text.
     Plain(Detokenizer),
     /// In pieces.
-    Channels(Box<ChannelStream>),
+    Channels(ChannelStream),
 }
 
 impl TextMaker {
@@ -39,13 +40,13 @@ impl TextMaker {
                     skip_special,
                 ))
             }
-            Some(channels) => Self::Channels(Box::new(ChannelStream::new(
+            Some(channels) => Self::Channels(ChannelStream::new(
                 tokenizer,
                 Arc::clone(channels),
                 rules.stop,
                 include_stop,
                 skip_special,
-            ))),
+            )),
         }
     }
 

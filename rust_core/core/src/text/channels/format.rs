@@ -113,6 +113,11 @@ impl ChannelFormat {
         let calls_name = tool_calls.map(canonical_tool_calls).transpose()?;
         let reasoning_name = reasoning.map(canonical_reasoning).transpose()?;
         let is_harmony = [calls_name, reasoning_name].contains(&Some(tool_calls::HARMONY));
+        // Harmony is one form of both.
+        let (calls_name, reasoning_name) = match is_harmony {
+            true => (None, None),
+            false => (calls_name, reasoning_name),
+        };
         let envelope = calls_name.and_then(|name| {
             let mut all = tool_calls::envelopes().iter();
             all.find(|envelope| envelope.name == name).cloned()

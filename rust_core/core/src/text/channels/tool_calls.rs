@@ -171,7 +171,8 @@ fn named_values() -> Vec<Envelope> {
         .call(&["<|tool_call_begin|>"], &["<|tool_call_end|>"]),
         Envelope::new("functionary_v3", json(vec![name(&[("\n", 1)])]))
             .call(&[">>>"], &[])
-            .frames(&[">>>all\n"]),
+            .frames(&[">>>all\n"])
+            .prompted(">>>"),
         Envelope::new("gemma4", gemma("<|\"|>"))
             .call(&["<|tool_call>call:"], &["<tool_call|>"])
             .tokens(&["<|\"|>"]),
