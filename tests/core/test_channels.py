@@ -111,7 +111,7 @@ def test_formats_and_their_names() -> None:
             assert name in known
             assert alias not in known
             assert getattr(ChannelFormat(**{kind: alias}), kind) == name
-    with pytest.raises(ValueError, match="known are .*hermes"):
+    with pytest.raises(ValueError, match=r"known are .*hermes"):
         ChannelFormat("no such")
     with pytest.raises(ValueError, match="unknown key"):
         ChannelFormat(overrides='{"x": 1}')
