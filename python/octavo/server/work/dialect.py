@@ -21,9 +21,9 @@ may be empty. One that must not be lost is written by ``start``, ``end`` or ``cl
 
 Frames of text are the many. Where their bytes depend on the text alone, ``templates`` hands the
 bytes around it to the core, which then writes them to the socket by itself, and ``text`` is not
-called. A reply whose plan has ``channels`` gets its samples' news in ``pieces``: text, reasoning, tool calls.
-The core's frames hold text and reasoning up to the first call in a piece of news; what is left is
-in ``pieces``, for ``text`` and ``end`` to write.
+called. A reply whose plan has ``channels`` gets its samples' news in ``pieces``: text, reasoning,
+tool calls. The core's frames hold text and reasoning up to the first call in a piece of news; what
+is left is in ``pieces``, for ``text`` and ``end`` to write.
 
 Errors before the first frame are raised, not written: the edge of the server (``http/app.py``)
 answers them by ``error_body``, as it does for errors on the way to the route.
