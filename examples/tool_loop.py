@@ -52,6 +52,7 @@ def run(client: openai.OpenAI, model: str, question: str, max_turns: int = 4) ->
             messages=messages,
             tools=TOOLS,
             tool_choice=choice,
+            parallel_tool_calls=False,
             temperature=0,
             max_tokens=200,
         )

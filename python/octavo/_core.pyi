@@ -537,8 +537,8 @@ class Detokenizer:
 # -------------------------------------------------------------------------------------- channels
 
 # kind, call, text. "text" and "reasoning" (call is 0); of call number ``call``, from 0: "name" (it
-# begins; the function's name), "id" (the model's own, where the envelope has one; it may come as late
-# as before "end"), "arguments" (a part of one JSON value), "end" (complete; no text).
+# begins; the function's name), "id" (the model's own, where the envelope has one; as late as before
+# "end"), "arguments" (a part of one JSON value), "end" (complete; no text).
 Piece: TypeAlias = tuple[Literal["text", "reasoning", "name", "id", "arguments", "end"], int, str]
 
 def tool_call_formats() -> list[str]:
@@ -572,9 +572,9 @@ class ChannelFormat:
 
         Args:
             overrides: a JSON object of markers in place of the table's, each with the white space
-                that is written around it: ``section`` and ``call`` ([open, close]; a section of null
-                is none), ``separator`` between calls, ``name_end``, ``keys`` of a call object
-                ([name, arguments, id]), ``parameter`` ([open, end of its name, close]),
+                that is written around it: ``section`` and ``call`` ([open, close]; null is no
+                section), ``separator`` between calls, ``name_end`` ([end]), ``keys`` of a call
+                object ([name, arguments, id]), ``parameter`` ([open, end of its name, close]),
                 ``reasoning`` ([open, close]), ``frames`` (markers around text). Without
                 ``tool_calls``, ``style`` names the form: object, array, value (a name, then JSON),
                 tags, python.
@@ -641,9 +641,9 @@ class Channels:
 class ChannelParser:
     """One answer's text in, pieces out. Any split of the text gives the same pieces, joined.
 
-    Of a call, "name" comes once its first argument is seen; joined, its "arguments" are the beginning
-    of a JSON value, and a whole one once "end" came. A call that the text's end cuts off has no "end".
-    What looks like a call and is none is text.
+    Of a call, "name" comes once its first argument is seen; joined, its "arguments" are the
+    beginning of a JSON value, and a whole one once "end" came. A call that the text's end cuts off
+    has no "end". What looks like a call and is none is text.
     """
 
     def __new__(cls, channels: Channels) -> Self: ...

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from octavo._core import Channels, Delta, Tokenizer
     from octavo.pooling import Vector
     from octavo.runner.request_state import RequestState
+    from octavo.structured_outputs import ReasoningTokens
 
 Message = Mapping[str, Any]
 
@@ -166,6 +167,7 @@ class LLM:
         tokenizer = self._engine.tokenizer
         prompts: list[Prompt] = []
         channels: list[Channels | None] = []
+        reasoning: list[ReasoningTokens | None] = []
         form = self._chat_format(source, template)
         for conversation in conversations:
             text = template.render(
@@ -177,11 +179,12 @@ class LLM:
             )
             # The template has written the special tokens already.
             prompts.append({"prompt": text, "prompt_token_ids": tokenizer.encode(text, False)})
-            continued = conversation[-1].get("content") if continue_final_message else None
-            channels.append(
-                form.channels(text, use, continued if isinstance(continued, str) else "")
-            )
-        outputs = self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+            last = conversation[-1].get("content") if continue_final_message else None
+            continued = last if isinstance(last, str) else ""
+            channels.append(form.channels(text, use, continued))
+            reasoning.append(form.reasoning_tokens(tokenizer.token_to_id, text, continued))
+        params = self._per_prompt(sampling_params, len(prompts))
+        outputs = self._alone(lambda: self._generate(prompts, params, use_tqdm, reasoning))
         for output, settings in zip(outputs, channels, strict=True):
             if settings is not None:
                 for sample in output.outputs:
@@ -468,9 +471,16 @@ class LLM:
         return list(sampling_params)
 
     def _generate(
-        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], use_tqdm: bool
+        self,
+        prompts: Sequence[Prompt],
+        params: Sequence[SamplingParams],
+        use_tqdm: bool,
+        reasoning: Sequence[ReasoningTokens | None] = (),
     ) -> list[RequestOutput]:
-        """Check all, then run all: a bad prompt must not leave its neighbours running."""
+        """Check all, then run all: a bad prompt must not leave its neighbours running.
+
+        ``reasoning``: one per prompt, or none of any.
+        """
         engine = self._engine
         if (info := engine.runner.pooling) is not None:
             raise ValueError(f"this model generates no text: use {info.task}")
@@ -478,14 +488,16 @@ class LLM:
         outputs: list[RequestOutput] = []
         # Sample id -> its request's output, and its index there.
         places: dict[int, tuple[RequestOutput, int]] = {}
-        for prompt, sampling in zip(prompts, params, strict=True):
+        thoughts = reasoning or [None] * len(prompts)
+        for prompt, sampling, thought in zip(prompts, params, thoughts, strict=True):
             text, given_ids = prompt_parts(prompt)
             if given_ids is None:
                 assert text is not None
                 token_ids = engine.tokenizer.encode_ids(text)
             else:
                 token_ids = checked_ids(given_ids)
-            samples = engine.prepare(token_ids, sampling, cache_salt=prompt_salt(prompt))
+            salt = prompt_salt(prompt)
+            samples = engine.prepare(token_ids, sampling, cache_salt=salt, reasoning=thought)
             output = RequestOutput(
                 request_id=str(samples[0].request_id),
                 prompt=text,

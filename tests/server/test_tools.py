@@ -13,6 +13,8 @@ from harness import RunningServer, StartServer
 from test_streams import CHAT, events
 
 from families import CALLS, FAMILIES, HERMES, TOOLS, Family
+from octavo.server.http.config import ServerConfig
+from octavo.server.work.state import ServerState
 
 MESSAGES = [{"role": "user", "content": "What time is it?"}]
 QWEN3 = next(family for family in FAMILIES if family.template == "qwen3")
@@ -440,6 +442,48 @@ def test_parsers_may_be_named_or_switched_off(start_server: StartServer) -> None
         start_server, QWEN3, tool_call_parser="qwen3_xml", reasoning_parser="deepseek_r1"
     )
     assert plain(ask(server))["message"]["reasoning"].strip() == QWEN3.thought
+
+
+@pytest.mark.parametrize("flag", ["tool_call_parser", "reasoning_parser"])
+def test_a_parser_that_there_is_not_ends_the_start(flag: str) -> None:
+    with pytest.raises(ValueError, match=f"--{flag.replace('_', '-')} must be auto, none"):
+        ServerState(ServerConfig(**{flag: "nonesuch"}))
+
+
+def test_plug_ins_are_refused() -> None:
+    with pytest.raises(ValueError, match="tool_parser_plugin is refused"):
+        ServerConfig(tool_parser_plugin="parser.py")
+
+
+def test_outcomes_are_counted(start_server: StartServer) -> None:
+    server = start_family(start_server, QWEN3)
+    ask(server)
+    stream(server)
+    ask(server, max_tokens=QWEN3.says.encode().index(b"HB"))
+    server.engine.said = "No calls."
+    ask(server)
+    ask(server, tools=[])
+    ask(server, tool_choice="none")
+    name = "vllm:tool_call_parser_invocations_total"
+    lines = server.get("/metrics").body.decode().splitlines()
+    found = {
+        re.search('status="(.*?)"', line)[1]: float(line.rpartition(" ")[2])  # type: ignore[index]
+        for line in lines
+        if line.startswith(name + "{")
+    }
+    assert found == {"called": 2, "cut": 1, "none": 1}
+
+
+def test_a_template_of_its_own_describes_tools(start_server: StartServer) -> None:
+    engine = FakeEngine(max_model_len=8192)
+    engine.chat_template = "{% for m in messages %}plain {{ m.content }}{% endfor %}"
+    engine.tool_template = QWEN3.source
+    engine.said = QWEN3.says
+    server = start_server(engine)
+    check_content(QWEN3, plain(ask(server)))
+    assert "<tools>" in prompt_of(server)
+    ask(server, tools=[])
+    assert prompt_of(server) == "plain What time is it?"
 
 
 # ------------------------------------------------------------------------ histories

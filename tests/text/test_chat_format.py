@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from families import FAMILIES, TEMPLATES, Family
 from octavo._core import reasoning_formats, tool_call_formats
 from octavo.text import reasoning_formats as reasoning_signs
 from octavo.text import tool_formats as tool_signs
+from octavo.text.answer_parts import answer_parts
 from octavo.text.chat_format import check_parser_name, find_chat_format
 from octavo.text.chat_template import ChatTemplate
 from octavo.text.tools import parse_tool_use, parse_tools
@@ -47,6 +49,55 @@ def test_markers_of_a_models_own_are_found() -> None:
     source = (TEMPLATES / "own_tags.jinja").read_text()
     found = find_chat_format(ChatTemplate(source, SPECIAL))
     assert found.reasoning_markers == ("<ponder>", "</ponder>")
+
+
+STYLES = {
+    "objects": (
+        """{{- '<do>{"fn": "' + f.name + '", "args": ' + f.arguments | tojson + '}</do>' }}""",
+        '<do>{"fn": "clock", "args": {"zone": "Oslo"}}</do>',
+    ),
+    "values": (
+        "{{- '<run:' + f.name + '>' + f.arguments | tojson + '</run>' }}",
+        '<run:clock>{"zone": "Oslo"}</run>',
+    ),
+    "tags": (
+        "{{- '<use=' + f.name + '>' }}{%- for k, v in f.arguments | items %}"
+        "{{- '<arg=' + k + '>' + v + '</arg>' }}{%- endfor %}{{- '</use>' }}",
+        "<use=clock><arg=zone>Oslo</arg></use>",
+    ),
+}
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_calls_between_markers_of_a_models_own_are_found(style: str) -> None:
+    writes, said = STYLES[style]
+    source = (
+        "{{ tools | tojson }}{% for m in messages %}{{- '<' + m.role + '>' + (m.content or '') }}"
+        "{%- for c in m.tool_calls or [] %}{%- set f = c.function %}" + writes + "{%- endfor %}"
+        "{{- '</' + m.role + '>' }}{%- endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    found = find_chat_format(ChatTemplate(source, SPECIAL))
+    assert found.tool_calls == "custom", found.summary
+    schema = {"type": "object", "properties": {"zone": {"type": "string"}}}
+    function = {"name": "clock", "parameters": schema}
+    use = parse_tool_use(parse_tools("tools", [{"type": "function", "function": function}]))
+    channels = found.channels("<assistant>", use)
+    assert channels is not None
+    parts = answer_parts(f"Look: {said} and {said}", channels)
+    assert [(name, json.loads(arguments)) for name, arguments in parts.calls] == [
+        ("clock", {"zone": "Oslo"})
+    ] * 2
+    assert found.core is not None
+    assert "clock" in found.core.grammar(use.signatures, at_least_one=True, at_most_one=True)
+
+
+def test_markers_of_every_turn_are_not_a_calls() -> None:
+    source = (
+        "{{ tools | tojson }}{% for m in messages %}{{- '<msg>' + (m.content or '') }}"
+        '{%- for c in m.tool_calls or [] %}{{- \'{"fn": "\' + c.function.name + \'", "args": \' '
+        "+ c.function.arguments | tojson + '}' }}{%- endfor %}{{- '</msg>' }}{%- endfor %}"
+    )
+    assert find_chat_format(ChatTemplate(source, SPECIAL)).tool_calls is None
 
 
 @pytest.mark.parametrize("flag", ["tool_call_parser", "reasoning_parser"])

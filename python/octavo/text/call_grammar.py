@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Awaitable, Callable, Sequence
@@ -22,7 +23,7 @@ _LENIENT: Final = {**_FORM, "lenient": True, "coerce_one_of": True}
 _ANY_OBJECT: Final = json.dumps({"type": "object", "x-guidance": _FORM})
 
 # Raises InvalidParameterError where a grammar cannot be followed.
-Compile = Callable[[StructuredOutputsParams], Awaitable[object]]
+Attempt = Callable[[StructuredOutputsParams], Awaitable[object]]
 
 
 def is_bound(use: ToolUse) -> bool:
@@ -37,7 +38,7 @@ async def call_grammar(
     core: ChannelFormat,
     use: ToolUse,
     special_tokens: Sequence[tuple[str, int]],
-    compile: Compile,
+    attempt: Attempt,
 ) -> StructuredOutputsParams:
     """The constraint of an answer that may, or must, call ``use.tools``.
 
@@ -46,7 +47,7 @@ async def call_grammar(
     Args:
         core: the model's format.
         special_tokens: markers that are one special token each, and their ids.
-        compile: tries a constraint.
+        attempt: tries a constraint.
 
     Raises:
         InvalidParameterError: no grammar can be made even of the names.
@@ -65,7 +66,7 @@ async def call_grammar(
     schemas = [_schema(tool, use) for tool in tools]
     whole = constraint(tools, schemas)
     try:
-        await compile(whole)
+        await attempt(whole)
         return whole
     except InvalidParameterError as error:
         failure = error
@@ -73,13 +74,13 @@ async def call_grammar(
         for schema in (schemas[index], _guided(tool, _LENIENT), _ANY_OBJECT):
             schemas[index] = schema
             try:
-                await compile(constraint([tool], [schema]))
+                await attempt(constraint([tool], [schema]))
                 break
             except InvalidParameterError as error:
                 logger.warning("tool %s: its schema is not followed: %s", tool.name, error)
     whole = constraint(tools, schemas)
     try:
-        await compile(whole)
+        await attempt(whole)
     except InvalidParameterError:
         raise failure from None
     return whole
@@ -91,4 +92,28 @@ def _schema(tool: Tool, use: ToolUse) -> str:
 
 
 def _guided(tool: Tool, guidance: dict[str, Any]) -> str:
-    return json.dumps({**json.loads(tool.schema), "x-guidance": guidance}, ensure_ascii=False)
+    schema = json.loads(tool.schema)
+    with contextlib.suppress(RecursionError):
+        schema = _closed(schema)
+    return json.dumps({**schema, "x-guidance": guidance}, ensure_ascii=False)
+
+
+def _closed(schema: Any) -> Any:
+    """A schema whose objects hold the properties that it names, and no others where it leaves that
+    open: a small model would never stop to make some up."""
+    if isinstance(schema, list):
+        return [_closed(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = dict(schema)
+    for key in ("items", "anyOf", "oneOf", "prefixItems"):
+        if key in closed:
+            closed[key] = _closed(closed[key])
+    for key in ("properties", "$defs", "definitions"):
+        if isinstance(closed.get(key), dict):
+            closed[key] = {name: _closed(one) for name, one in closed[key].items()}
+    # All parts of an allOf describe one object: none of them knows all its properties.
+    is_part = any(key in closed for key in ("allOf", "$ref", "patternProperties"))
+    if isinstance(closed.get("properties"), dict) and not is_part:
+        closed.setdefault("additionalProperties", False)
+    return closed

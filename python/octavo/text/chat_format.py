@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -22,6 +22,8 @@ from octavo._core import (
     reasoning_formats,
     tool_call_formats,
 )
+from octavo.errors import UnsupportedParameterError
+from octavo.structured_outputs import ReasoningTokens
 from octavo.text import reasoning_formats as reasoning_names
 from octavo.text import tool_formats as tool_names
 from octavo.text import tool_prompt
@@ -100,6 +102,41 @@ class ChatFormat:
         if continued:
             return continued.rfind(opened) > continued.rfind(closed)
         return bool(opened) and prompt[-200:].rstrip().endswith(opened)
+
+    def reasoning_tokens(
+        self,
+        token_to_id: Callable[[str], int | None],
+        prompt: str,
+        continued: str = "",
+        budget: int | None = None,
+    ) -> ReasoningTokens | None:
+        """The tokens around the reasoning of an answer to ``prompt``; None: it has none.
+
+        ``budget``: the most tokens of it. Harmony's grammars hold the reasoning themselves.
+
+        Raises:
+            UnsupportedParameterError: a budget, and no token that ends the reasoning.
+        """
+        markers = self.reasoning_markers
+        if markers is None:
+            return None
+        opened, closed = (marker.strip() for marker in markers)
+        close_id = None if self.is_harmony else token_to_id(closed)
+        if close_id is None:
+            if budget is not None:
+                raise UnsupportedParameterError(
+                    "thinking_token_budget is not supported: no token of its own ends this "
+                    "model's reasoning",
+                    "thinking_token_budget",
+                )
+            return None
+        is_open = self.is_reasoning(prompt, continued)
+        # A prompt that has closed it asks for none.
+        is_over = not is_open and (continued or prompt).rstrip().endswith(closed)
+        open_id = None if is_over else token_to_id(opened)
+        if not is_open and open_id is None:
+            return None
+        return ReasoningTokens(open_id, close_id, is_open, budget)
 
 
 def check_parser_name(flag: str, value: str | None) -> None:

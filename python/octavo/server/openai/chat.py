@@ -196,7 +196,7 @@ class ChatReply(OpenAiReply):
             self._count_calls(message)
         choice = {
             "index": index,
-            "message": {"role": "assistant", **_ABSENT, **own},
+            "message": {"role": "assistant", "content": None, **_ABSENT, **own},
             "logprobs": None,
             "finish_reason": self._finish_reason(index, news),
             "stop_reason": news.stop_reason,

@@ -71,7 +71,8 @@ async def plan_chat(
         )
     reasoning = None
     if channels is not None:
-        reasoning = model.reasoning_tokens(prompt.text, continued, thinking_token_budget)
+        find_id = model.engine.tokenizer.token_to_id
+        reasoning = form.reasoning_tokens(find_id, prompt.text, continued, thinking_token_budget)
     return ChatPlan(channels, constraint, reasoning)
 
 

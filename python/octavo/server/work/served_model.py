@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 from octavo.errors import BadRequestError, UnsupportedParameterError
 from octavo.server.work.prompt_history import PromptHistory
 from octavo.server.work.token_texts import TokenTexts
-from octavo.structured_outputs import ReasoningTokens
 from octavo.text.chat_format import ChatFormat, find_chat_format
 from octavo.text.chat_template import ChatTemplate
 
@@ -104,38 +103,6 @@ class ServedModel:
         return [
             (token[0], token_id) for token_id, token in added if token[1] and token[0] in markers
         ]
-
-    def reasoning_tokens(
-        self, prompt: str, continued: str = "", budget: int | None = None
-    ) -> ReasoningTokens | None:
-        """The tokens around the reasoning of an answer to ``prompt``; None: it has none.
-
-        ``continued``, ``budget``: see ``ChatFormat.is_reasoning`` and ``ReasoningTokens``.
-
-        Raises:
-            UnsupportedParameterError: a budget, and no token that ends the reasoning.
-        """
-        markers = self.chat_format.reasoning_markers
-        if markers is None or self.chat_format.is_harmony:
-            return None
-        opened, closed = (marker.strip() for marker in markers)
-        tokenizer = self.engine.tokenizer
-        close_id = tokenizer.token_to_id(closed)
-        if close_id is None:
-            if budget is not None:
-                raise UnsupportedParameterError(
-                    "thinking_token_budget is not supported: no single token ends this model's "
-                    "reasoning",
-                    "thinking_token_budget",
-                )
-            return None
-        is_open = self.chat_format.is_reasoning(prompt, continued)
-        # A prompt that closes it asks for none.
-        is_over = not is_open and (continued or prompt).rstrip().endswith(closed)
-        open_id = None if is_over else tokenizer.token_to_id(opened)
-        if not is_open and open_id is None:
-            return None
-        return ReasoningTokens(open_id, close_id, is_open, budget)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use slab::Slab;
 
-use crate::engine::text_maker::TextMaker;
+use crate::engine::text_maker::{TextMaker, TextOut};
 use crate::scheduler::request::{FinishReason, StopReason};
 use crate::text::channels::{Piece, PieceKind};
 use crate::text::sse::{SseTemplate, write_chunk, write_reasoning};
@@ -80,6 +80,17 @@ pub struct Delta {
     pub extra: Option<Extra>,
 }
 
+impl Delta {
+    /// Where its text goes.
+    pub(super) fn text_out(&mut self) -> TextOut<'_> {
+        TextOut {
+            text: &mut self.text,
+            pieces: &mut self.pieces,
+            num_reasoning_tokens: &mut self.num_reasoning_tokens,
+        }
+    }
+}
+
 /// A sample's gathered output.
 #[derive(Debug)]
 pub struct Stream {
@@ -126,10 +137,10 @@ impl Stream {
         let token_ids = std::mem::take(&mut delta.token_ids);
         let done = catch_unwind(AssertUnwindSafe(|| {
             for &token in &token_ids[num_detokenized..num_with_text] {
-                text_maker.push(token, true, delta);
+                text_maker.push(token, true, delta.text_out());
             }
             if delta.finish_reason.is_some() {
-                text_maker.finish(delta);
+                text_maker.finish(delta.text_out());
             }
         }));
         delta.token_ids = token_ids;

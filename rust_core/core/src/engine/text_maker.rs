@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::engine::outbox::Delta;
-use crate::text::channels::{ChannelStream, Channels};
+use crate::text::channels::{ChannelStream, Channels, Piece};
 use crate::text::detokenizer::Detokenizer;
 use crate::text::tokenizer::Tokenizer;
 
@@ -16,8 +15,17 @@ pub(super) struct TextRules<'a> {
     pub(super) channels: Option<&'a Arc<Channels>>,
 }
 
+/// Where text goes: into a sample's next delta.
+#[derive(Debug)]
+pub(super) struct TextOut<'a> {
+    pub(super) text: &'a mut String,
+    pub(super) pieces: &'a mut Option<Vec<Piece>>,
+    pub(super) num_reasoning_tokens: &'a mut u32,
+}
+
 /// See the module's page.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // boxed wherever it is kept
 pub enum TextMaker {
     /// All of it is text.
     Plain(Detokenizer),
@@ -49,33 +57,33 @@ impl TextMaker {
         }
     }
 
-    /// Takes a token: its text goes into the delta. Returns the index of the stop string that ended it.
+    /// Takes a token: its text goes out. Returns the index of the stop string that ended it.
     ///
     /// `may_stop`: see [`Detokenizer::push_without_stop`].
     #[inline]
-    pub(super) fn push(&mut self, token: u32, may_stop: bool, delta: &mut Delta) -> Option<usize> {
+    pub(super) fn push(&mut self, token: u32, may_stop: bool, out: TextOut<'_>) -> Option<usize> {
         match self {
-            Self::Plain(detokenizer) if may_stop => detokenizer.push(token, &mut delta.text),
+            Self::Plain(detokenizer) if may_stop => detokenizer.push(token, out.text),
             Self::Plain(detokenizer) => {
-                detokenizer.push_without_stop(token, &mut delta.text);
+                detokenizer.push_without_stop(token, out.text);
                 None
             }
             Self::Channels(stream) => {
-                let pieces = delta.pieces.get_or_insert_default();
+                let pieces = out.pieces.get_or_insert_default();
                 let stop = stream.push(token, may_stop, pieces);
-                delta.num_reasoning_tokens = stream.num_reasoning_tokens();
+                *out.num_reasoning_tokens = stream.num_reasoning_tokens();
                 stop
             }
         }
     }
 
-    /// No more tokens: what was held back goes into the delta. Returns as [`TextMaker::push`].
-    pub(super) fn finish(&mut self, delta: &mut Delta) -> Option<usize> {
+    /// No more tokens: what was held back goes out. Returns as [`TextMaker::push`].
+    pub(super) fn finish(&mut self, out: TextOut<'_>) -> Option<usize> {
         match self {
-            Self::Plain(detokenizer) => detokenizer.finish(&mut delta.text),
+            Self::Plain(detokenizer) => detokenizer.finish(out.text),
             Self::Channels(stream) => {
-                let stop = stream.finish(delta.pieces.get_or_insert_default());
-                delta.num_reasoning_tokens = stream.num_reasoning_tokens();
+                let stop = stream.finish(out.pieces.get_or_insert_default());
+                *out.num_reasoning_tokens = stream.num_reasoning_tokens();
                 stop
             }
         }

@@ -126,7 +126,7 @@ impl EngineCore {
             if let Some(text_maker) = &mut sample.text_maker
                 && finish.is_none()
             {
-                let hit = text_maker.push(token, may_stop, delta);
+                let hit = text_maker.push(token, may_stop, delta.text_out());
                 finish = hit.map(|hit| {
                     (
                         FinishReason::Stop,
@@ -180,7 +180,7 @@ impl EngineCore {
         let request = &self.scheduler.requests()[index as usize];
         let delta = &mut outbox.stream(sample.stream_key).delta;
         if let Some(mut text_maker) = sample.text_maker {
-            let hit = text_maker.finish(delta);
+            let hit = text_maker.finish(delta.text_out());
             if let (FinishReason::Length, Some(hit)) = (reason, hit) {
                 reason = FinishReason::Stop;
                 stop_reason = Some(StopReason::Text(sample.rules.strings[hit].clone()));

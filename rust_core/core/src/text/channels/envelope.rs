@@ -25,6 +25,8 @@ pub(crate) struct Envelope {
     pub(crate) is_bare: bool,
     /// Markers around an answer's text, which are not part of it.
     pub(crate) frames: Vec<String>,
+    /// A marker that the prompt ends with.
+    pub(crate) prompted: String,
     /// Tokens that are part of the markers above, where a marker is no token by itself.
     pub(crate) tokens: Vec<String>,
 }
@@ -120,6 +122,7 @@ impl Envelope {
             body,
             is_bare: false,
             frames: Vec::new(),
+            prompted: String::new(),
             tokens: Vec::new(),
         }
     }
@@ -156,6 +159,11 @@ impl Envelope {
 
     pub(crate) fn frames(mut self, frames: &[&str]) -> Self {
         self.frames = texts(frames);
+        self
+    }
+
+    pub(crate) fn prompted(mut self, marker: &str) -> Self {
+        marker.clone_into(&mut self.prompted);
         self
     }
 

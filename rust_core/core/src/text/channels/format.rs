@@ -4,7 +4,7 @@ use crate::text::channels::envelope::{Arguments, Body, Envelope, Reasoning, mark
 use crate::text::channels::overrides::Overrides;
 use crate::text::channels::scanner::Scanner;
 use crate::text::channels::tags::TagScanners;
-use crate::text::channels::{harmony, reasoning, tool_calls};
+use crate::text::channels::{reasoning, tool_calls};
 
 /// What a marker in an answer means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,6 +113,11 @@ impl ChannelFormat {
         let calls_name = tool_calls.map(canonical_tool_calls).transpose()?;
         let reasoning_name = reasoning.map(canonical_reasoning).transpose()?;
         let is_harmony = [calls_name, reasoning_name].contains(&Some(tool_calls::HARMONY));
+        // Harmony is one form of both.
+        let (calls_name, reasoning_name) = match is_harmony {
+            true => (None, None),
+            false => (calls_name, reasoning_name),
+        };
         let envelope = calls_name.and_then(|name| {
             let mut all = tool_calls::envelopes().iter();
             all.find(|envelope| envelope.name == name).cloned()
@@ -166,7 +171,7 @@ impl ChannelFormat {
     #[must_use]
     pub fn reasoning_markers(&self) -> Option<(&str, &str)> {
         if self.is_harmony {
-            return Some(harmony::REASONING_MARKERS);
+            return Some(tool_calls::HARMONY_REASONING);
         }
         let form = self.reasoning.as_ref()?;
         Some((form.open.first()?, form.close.first()?))
@@ -177,7 +182,7 @@ impl ChannelFormat {
     pub fn markers(&self) -> Vec<&str> {
         let mut all: Vec<&str> = Vec::new();
         if self.is_harmony {
-            all.extend(harmony::TOKENS);
+            all.extend(tool_calls::HARMONY_TOKENS);
         }
         if let Some(form) = &self.reasoning {
             for text in form.open.iter().chain(&form.close).chain(&form.frames) {

@@ -9,7 +9,7 @@ use crate::text::channels::envelope::{
     Arguments, Body, Envelope, FieldKind, IdPlace, Keys, Tags, marker,
 };
 use crate::text::channels::format::ChannelFormat;
-use crate::text::channels::rules::{Rules, any_object};
+use crate::text::channels::rules::{Rules, any_object, escape_regex};
 use crate::text::channels::schema::{ArgumentType, resolve, type_of};
 use crate::text::channels::value::Dialect;
 
@@ -120,11 +120,19 @@ fn write_calls(
             rules.add("start", &format!("TEXT (calls TEXT){many}"));
         }
         Some(trigger) => {
-            // The trigger is read at the end of the text in front of it.
-            let quoted = rules.literal(trigger);
-            rules.add("head[lazy]", &format!("TEXT {quoted}"));
-            let calls = calls(rules, &open[trigger.len()..]);
+            // Text in front of a call ends with what the call begins with. No special token can be
+            // part of a text.
+            let (plain, tokens) = rules.split_at_special(trigger);
+            let calls = calls(rules, &open[plain.len()..]);
             rules.add("calls", &calls);
+            if tokens.is_empty() {
+                let quoted = rules.literal(plain);
+                rules.add("head[lazy]", &format!("TEXT {quoted}"));
+            } else {
+                let plain = escape_regex(plain);
+                rules.add("HEAD", &format!(r"/(.|\n)*{plain}/"));
+                rules.add("head", "HEAD");
+            }
             rules.add("start", &format!("(head calls){many} TEXT"));
         }
         None => {
@@ -328,9 +336,9 @@ fn parameters(tool: &Tool<'_>) -> Option<Vec<(String, Value, bool)>> {
     Some(properties.into_iter().map(one).collect())
 }
 
-/// A part of a schema, with the definitions that it may refer to.
+/// A part of a schema, with the definitions that it may refer to and the settings of its grammar.
 fn with_definitions(mut schema: Value, root: &Value) -> Value {
-    for key in ["$defs", "definitions"] {
+    for key in ["$defs", "definitions", "x-guidance"] {
         if let (Some(definitions), Value::Object(schema)) = (root.get(key), &mut schema) {
             schema.entry(key).or_insert_with(|| definitions.clone());
         }
@@ -525,4 +533,80 @@ fn write_harmony(rules: &mut Rules<'_>, tools: &[Tool<'_>], options: &GrammarOpt
         "start",
         &format!("({next})? thought? preamble? (answer | call {more})"),
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grammar(name: &str, schema: &str, options: &GrammarOptions<'_>) -> String {
+        let format = ChannelFormat::new(Some(name), None, None).unwrap();
+        let tools = [("f".to_owned(), schema.to_owned())];
+        format.grammar(&tools, options).unwrap()
+    }
+
+    const ONE: GrammarOptions<'_> = GrammarOptions {
+        at_least_one: true,
+        at_most_one: true,
+        strict: None,
+        special_tokens: &[],
+    };
+
+    #[test]
+    fn calls_are_written_as_their_family_does() {
+        assert_eq!(
+            grammar("hermes", "{}", &ONE),
+            "call_0: \"{\\\"name\\\": \\\"f\\\", \\\"arguments\\\": \" %json {} \"}\\n</tool_call>\"\n\
+             call: call_0\n\
+             one: \"<tool_call>\\n\" call\n\
+             start: \"<tool_call>\\n\" call\n"
+        );
+        let schema = r#"{"properties": {"s": {}, "n": {"type": "integer"}}, "required": ["n"]}"#;
+        let text = grammar("qwen3_coder", schema, &ONE);
+        assert!(
+            text.contains("call_0: \"f>\\n\" parameter_0_0? parameter_0_1 \"</function>\"\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("value_0_0[lazy]: /(.|\\n)*/ \"\\n</parameter>\"\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains(
+                "\"<parameter=n>\\n\" %json {\"type\":\"integer\"} \"\\n</parameter>\" \"\\n\"\n"
+            ),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn special_tokens_are_written_by_id() {
+        let special_tokens = [
+            ("<tool_call>".to_owned(), 7),
+            ("</tool_call>".to_owned(), 8),
+        ];
+        let options = GrammarOptions {
+            at_least_one: false,
+            at_most_one: false,
+            special_tokens: &special_tokens,
+            ..ONE
+        };
+        let text = grammar("hermes", "{}", &options);
+        assert!(
+            text.contains("calls: <[7]> \"\\n\" call (\"\\n\" one)*\n"),
+            "{text}"
+        );
+        assert!(text.contains("start: TEXT (calls TEXT)*\n"), "{text}");
+        assert!(!text.contains("tool_call>"), "{text}");
+    }
+
+    #[test]
+    fn definitions_and_settings_go_with_a_parameter() {
+        let schema = r##"{"properties": {"n": {"$ref": "#/$defs/n"}}, "x-guidance": {"lenient": true},
+            "$defs": {"n": {"type": "integer"}}}"##;
+        let text = grammar("glm45", schema, &ONE);
+        let expected =
+            r#"{"type":"integer","$defs":{"n":{"type":"integer"}},"x-guidance":{"lenient":true}}"#;
+        assert!(text.contains(expected), "{text}");
+    }
 }

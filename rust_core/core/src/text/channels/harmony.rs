@@ -4,35 +4,19 @@
 //! <|constrain|>json<|message|>{…}`: analysis is reasoning, commentary and final are text, and what is
 //! addressed to a function is a call. The prompt has written the first `<|start|>assistant`.
 
+use std::sync::LazyLock;
+
 use crate::text::channels::call::Sink;
 use crate::text::channels::piece::{PieceKind, append, escape};
 use crate::text::channels::scanner::{Held, Scanner};
 use crate::text::channels::settings::Channels;
+use crate::text::channels::tool_calls::{HARMONY_TOKENS, harmony_token};
 use crate::text::channels::value::{Dialect, Progress, ValueReader};
-use std::sync::LazyLock;
-
-/// The special tokens of the form.
-pub(crate) const TOKENS: [&str; 7] = [
-    START,
-    "<|end|>",
-    MESSAGE,
-    CHANNEL,
-    CONSTRAIN,
-    "<|return|>",
-    "<|call|>",
-];
-const START: &str = "<|start|>";
-const MESSAGE: &str = "<|message|>";
-const CHANNEL: &str = "<|channel|>";
-const CONSTRAIN: &str = "<|constrain|>";
-
-/// What stands around reasoning.
-pub(crate) const REASONING_MARKERS: (&str, &str) = ("<|channel|>analysis<|message|>", "<|end|>");
 
 /// A header is shorter than this; longer text that stands where one is due is an answer's.
 const MAX_HEADER_BYTES: usize = 256;
 
-static SCANNER: LazyLock<Scanner> = LazyLock::new(|| Scanner::new(TOKENS));
+static SCANNER: LazyLock<Scanner> = LazyLock::new(|| Scanner::new(HARMONY_TOKENS));
 
 #[derive(Debug)]
 enum State {
@@ -82,7 +66,7 @@ impl Harmony {
         let mut held = std::mem::take(&mut self.held);
         let mut rest = text;
         while let Some(found) = held.scan(&SCANNER, rest, |part| self.add(part, sink)) {
-            self.take_token(TOKENS[found.marker], channels, sink);
+            self.take_token(HARMONY_TOKENS[found.marker], channels, sink);
             rest = &rest[found.end..];
         }
         self.held = held;
@@ -163,12 +147,12 @@ impl Harmony {
 
     fn take_token(&mut self, token: &str, channels: &Channels, sink: &mut Sink<'_>) {
         match (&self.state, token) {
-            (State::Header, MESSAGE) => {
+            (State::Header, harmony_token::MESSAGE) => {
                 let header = std::mem::take(&mut self.header);
                 self.is_header = false;
                 self.state = state_of(&header, channels);
             }
-            (State::Header, CHANNEL | CONSTRAIN) => {
+            (State::Header, harmony_token::CHANNEL | harmony_token::CONSTRAIN) => {
                 self.is_header = true;
                 self.header.push_str(token);
             }
@@ -176,14 +160,14 @@ impl Harmony {
                 self.is_header = true;
                 self.header.clear();
             }
-            (_, MESSAGE | CONSTRAIN) => {}
+            (_, harmony_token::MESSAGE | harmony_token::CONSTRAIN) => {}
             (_, token) => {
                 self.end_message(channels, sink);
                 self.state = State::Header;
                 self.is_header = true;
                 self.header.clear();
                 // A model that forgets to end its message begins the next one so.
-                if token == CHANNEL {
+                if token == harmony_token::CHANNEL {
                     self.header.push_str(token);
                 }
             }
@@ -222,7 +206,7 @@ fn state_of(header: &str, channels: &Channels) -> State {
         let end = rest.find(|c: char| c.is_whitespace() || c == '<');
         Some(&rest[..end.unwrap_or(rest.len())])
     };
-    let channel = word_after(CHANNEL).unwrap_or_default();
+    let channel = word_after(harmony_token::CHANNEL).unwrap_or_default();
     if let Some(recipient) = word_after("to=") {
         let name = recipient.strip_prefix("functions.");
         let is_function = name.is_some() || channels.types(recipient).is_some();

@@ -49,6 +49,8 @@ struct Prose {
     may_begin_call: bool,
     /// There has been text.
     has_text: bool,
+    /// Bytes that the prompt has written, and no answer's text.
+    num_prompted: usize,
 }
 
 /// What becomes of the white space at the beginning of a stretch of text.
@@ -65,6 +67,9 @@ const BLANK: [char; 4] = [' ', '\n', '\r', '\t'];
 
 impl Prose {
     fn add(&mut self, text: &str, pieces: &mut Vec<Piece>) {
+        let num_prompted = self.num_prompted.min(text.len());
+        self.num_prompted -= num_prompted;
+        let text = &text[num_prompted..];
         if text.is_empty() {
             return;
         }
@@ -94,6 +99,7 @@ impl Prose {
     /// Text or reasoning begins behind a marker.
     fn turn(&mut self, is_reasoning: bool) {
         self.blank.clear();
+        self.num_prompted = 0;
         self.is_reasoning = is_reasoning;
         self.lead = match is_reasoning || !self.has_text {
             true => Lead::Drop,
@@ -122,6 +128,7 @@ impl Machine {
                 marked.prose.turn(true);
             }
             marked.prose.may_begin_call = !channels.in_reasoning;
+            marked.read_prompt(&channels);
             State::Marked(marked)
         };
         Self {
@@ -142,10 +149,11 @@ impl Machine {
         }
     }
 
-    /// Number of tokens that were reasoning, markers aside; see [`Machine::push_token`].
+    /// Number of tokens that were reasoning, markers aside; those that may begin one count once they
+    /// do not. See [`Machine::push_token`].
     #[must_use]
     pub fn num_reasoning_tokens(&self) -> u32 {
-        self.num_reasoning_tokens + self.num_open_tokens
+        self.num_reasoning_tokens
     }
 
     /// Takes a token's text, which may be empty.
@@ -184,6 +192,7 @@ impl Machine {
 
     /// No more text: appends what was held.
     pub fn finish(&mut self, pieces: &mut Vec<Piece>) {
+        self.num_reasoning_tokens += std::mem::take(&mut self.num_open_tokens);
         let mut sink = Sink {
             pieces,
             num_calls: &mut self.num_calls,
@@ -196,6 +205,21 @@ impl Machine {
 }
 
 impl Marked {
+    /// Reads the marker that the prompt ends with.
+    fn read_prompt(&mut self, channels: &Channels) {
+        let calls = channels.format.calls.as_ref();
+        let Some(format) = calls.filter(|_| channels.has_calls && !channels.in_reasoning) else {
+            return;
+        };
+        let prompted = &format.envelope.prompted;
+        self.prose.num_prompted = prompted.len();
+        let mut sink = Sink {
+            pieces: &mut Vec::new(),
+            num_calls: &mut 0,
+        };
+        self.push(channels, prompted, &mut sink);
+    }
+
     fn push(&mut self, channels: &Channels, text: &str, sink: &mut Sink<'_>) {
         let mut rest = text;
         while !rest.is_empty() {

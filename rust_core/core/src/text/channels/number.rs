@@ -15,7 +15,8 @@ pub(crate) fn json_number(word: &str) -> Option<String> {
     if let Some(hex) = hex {
         return Some(format!("{sign}{}", u64::from_str_radix(hex, 16).ok()?));
     }
-    if !digits.starts_with(|c: char| c.is_ascii_digit() || c == '.') {
+    let has_digit = digits.contains(|c: char| c.is_ascii_digit());
+    if !has_digit || !digits.starts_with(|c: char| c.is_ascii_digit() || c == '.') {
         return None;
     }
     let digits = match digits.trim_start_matches('0') {

@@ -18,6 +18,18 @@ pub(crate) fn any_object() -> Value {
     json!({"type": "object"})
 }
 
+/// A text as a regular expression between slashes.
+pub(crate) fn escape_regex(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.chars() {
+        if c.is_ascii_punctuation() {
+            out.push('\\');
+        }
+        out.push(c);
+    }
+    out
+}
+
 impl<'a> Rules<'a> {
     pub(crate) fn new(special_tokens: &'a [(String, u32)]) -> Self {
         let mut special_tokens: Vec<_> = special_tokens
@@ -83,6 +95,13 @@ impl<'a> Rules<'a> {
     pub(crate) fn is_special(&self, text: &str) -> bool {
         let mut tokens = self.special_tokens.iter();
         tokens.any(|(token, _)| text.starts_with(token))
+    }
+
+    /// A text up to its first special token, and the rest.
+    pub(crate) fn split_at_special<'t>(&self, text: &'t str) -> (&'t str, &'t str) {
+        let tokens = self.special_tokens.iter();
+        let first = tokens.filter_map(|(token, _)| text.find(token)).min();
+        text.split_at(first.unwrap_or(text.len()))
     }
 
     /// A value by its schema.

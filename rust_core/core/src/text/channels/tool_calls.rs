@@ -10,6 +10,27 @@ use crate::text::channels::value::Dialect;
 /// Harmony's calls are channels of messages: see `harmony`.
 pub(crate) const HARMONY: &str = "openai";
 
+/// Harmony's special tokens that its reader knows.
+pub(crate) mod harmony_token {
+    pub(crate) const CHANNEL: &str = "<|channel|>";
+    pub(crate) const CONSTRAIN: &str = "<|constrain|>";
+    pub(crate) const MESSAGE: &str = "<|message|>";
+}
+
+/// All of harmony's special tokens.
+pub(crate) const HARMONY_TOKENS: [&str; 7] = [
+    "<|start|>",
+    "<|end|>",
+    harmony_token::MESSAGE,
+    harmony_token::CHANNEL,
+    harmony_token::CONSTRAIN,
+    "<|return|>",
+    "<|call|>",
+];
+
+/// What stands around harmony's reasoning.
+pub(crate) const HARMONY_REASONING: (&str, &str) = ("<|channel|>analysis<|message|>", "<|end|>");
+
 /// Other names, most of them vLLM's, and the envelopes they stand for.
 pub(crate) const ALIASES: &[(&str, &str)] = &[
     ("cohere", "cohere_command3"),
@@ -171,7 +192,8 @@ fn named_values() -> Vec<Envelope> {
         .call(&["<|tool_call_begin|>"], &["<|tool_call_end|>"]),
         Envelope::new("functionary_v3", json(vec![name(&[("\n", 1)])]))
             .call(&[">>>"], &[])
-            .frames(&[">>>all\n"]),
+            .frames(&[">>>all\n"])
+            .prompted(">>>"),
         Envelope::new("gemma4", gemma("<|\"|>"))
             .call(&["<|tool_call>call:"], &["<tool_call|>"])
             .tokens(&["<|\"|>"]),
