@@ -171,13 +171,13 @@ def ids(text: str) -> list[int]:
 
 def test_outcomes() -> None:
     seen = history()
-    prompt = "system " * 30 + "question one"
+    prompt = "system " * 50 + "question one"
     assert seen.add(ids(prompt), "a").outcome == "new"
     assert seen.add(ids(prompt + " answer, question two"), "b").outcome == "extended"
     other = prompt.replace("question one", "question ?") + "x" * 200
     found = seen.add(ids(other), "c")
-    assert (found.outcome, found.position) == ("extended", len("system " * 30 + "question "))
-    late = "system " * 3 + "changed " + "system " * 26 + "question one"
+    assert (found.outcome, found.position) == ("extended", len("system " * 50 + "question "))
+    late = "system " * 3 + "changed " + "system " * 46 + "question one"
     found = seen.add(ids(late), "d")
     assert (found.outcome, found.position) == ("diverged", 21)
     assert found.new == "changed system syste"
@@ -189,8 +189,8 @@ def test_outcomes() -> None:
 def test_the_longest_earlier_prompt_is_the_one() -> None:
     seen = history()
     for number in range(3):
-        seen.add(ids("common beginning " + "abc"[: number + 1] + "!" * 200), "a")
-    found = seen.add(ids("common beginning ab?" + "?" * 200), "b")
+        seen.add(ids("common beginning " + "abc"[: number + 1] + "!" * 400), "a")
+    found = seen.add(ids("common beginning ab?" + "?" * 400), "b")
     assert found.position == len("common beginning ab")
 
 

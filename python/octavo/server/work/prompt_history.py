@@ -29,8 +29,9 @@ MAX_PROMPTS: Final = 32
 MAX_TOKENS: Final = 4 * 1024 * 1024
 # Prompts share less by chance, or by a template's first words.
 LEAST_COMMON: Final = 16
-# A prompt ends with the opening of the answer, which is written otherwise once it is history.
-OPENING: Final = 64
+# A prompt ends with the opening of the answer, which is written otherwise once it is history, and
+# with what agent_markers has moved there.
+OPENING: Final = 128
 # Characters of both sides in the log; as many tokens hold them.
 NUM_CHARS: Final = 20
 _CHUNK: Final = 8192
