@@ -392,6 +392,20 @@ def adjust_logits(
     return z.to(logits.dtype)
 
 
+def mask_logits(logits: Tensor, rows: Tensor, masks: Tensor) -> Tensor:
+    """logits [S, V], -inf where a mask does not hold the token: [S, V].
+
+    rows [M]: the row that each mask is of, below 0 for none. masks [M, ceil(V / 32)]: token i is
+    bit i % 32 of word i // 32.
+    """
+    out = logits.clone()
+    for row, mask in zip(rows.tolist(), masks, strict=True):
+        if row >= 0:
+            bits = (mask[:, None] >> torch.arange(32, device=mask.device)) & 1
+            out[row, bits.flatten()[: logits.shape[1]] == 0] = -math.inf
+    return out
+
+
 def sample(
     logits: Tensor,
     temperature: Tensor,

@@ -36,6 +36,7 @@ LEAVES = {
     "pooling_params",
     "prompt_logprobs",
     "sampling_params",
+    "structured_outputs",
     "vllm_flags",
 }
 BELOW = {

@@ -14,6 +14,7 @@ from .compile_only import compile_only
 from .embedding import embedding
 from .launch import set_pdl
 from .linear import linear, prepare
+from .mask_logits import mask_logits
 from .moe import moe, prepare_experts
 from .norm import layer_norm, rms_norm
 from .rope import qk_norm_rope_store_kv
@@ -35,6 +36,7 @@ __all__ = [
     "gated_activation",
     "layer_norm",
     "linear",
+    "mask_logits",
     "max_rope_decodes",
     "moe",
     "paged_attention",

@@ -31,6 +31,7 @@ BLOCK = tl.constexpr(2048)  # gathered logits held in registers
 GROUPS_PER_CHUNK = tl.constexpr(CHUNK.value // GROUP.value)
 
 NO_ID = tl.constexpr(0x7FFFFFFF)  # above every id
+NOTHING = tl.constexpr(-1)  # in place of an id: every logit is -inf
 LEAST_KEY = tl.constexpr(-0x7FFFFFFF)  # below float_key of every float
 # The least top_p and the least tail 1 - top_p, so that no logarithm or goal is that of zero.
 MIN_TOP_P = tl.constexpr(1e-12)
@@ -420,9 +421,11 @@ def pick_kernel(
         # Rounding may put the target past the last token.
         drawn = tl.where(found < V, found, last)
         chosen = tl.where((drawn >= 0) & (drawn < V), drawn, greedy)
-    tl.store(ids + row, chosen)
+    # There may be nothing to choose from; what the device goes on with is a valid id all the same.
+    reported = tl.where(largest > float("-inf"), chosen, NOTHING)
+    tl.store(ids + row, reported)
     if host_ids is not None:
-        tl.store(host_ids + tl.load(turn).to(tl.int64) * host_stride + row, chosen)
+        tl.store(host_ids + tl.load(turn).to(tl.int64) * host_stride + row, reported)
     tl.store(column_at(slot_table, slot, OUTPUT_POSITION), position + 1)
     tl.store(column_at(slot_table, slot, LAST_TOKEN), chosen)
     if token_counts is not None:

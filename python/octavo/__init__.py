@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from octavo.pooling_params import PoolingParams
     from octavo.sampling_params import BeamSearchParams, SamplingParams
+    from octavo.structured_outputs import StructuredOutputsParams
 
 __all__ = [
     "LLM",
@@ -54,6 +55,7 @@ __all__ = [
     "SamplingParams",
     "ScoringOutput",
     "ScoringRequestOutput",
+    "StructuredOutputsParams",
     "TextPrompt",
     "TokensPrompt",
 ]
@@ -82,6 +84,7 @@ _HOMES = {
     "SamplingParams": "octavo.sampling_params",
     "ScoringOutput": "octavo.outputs",
     "ScoringRequestOutput": "octavo.outputs",
+    "StructuredOutputsParams": "octavo.structured_outputs",
     "TextPrompt": "octavo.inputs",
     "TokensPrompt": "octavo.inputs",
 }

@@ -6,6 +6,9 @@ from typing import Any, Literal, Self, TypeAlias, final, overload
 from typing_extensions import Buffer
 
 __all__ = [
+    "ChannelFormat",
+    "ChannelParser",
+    "Channels",
     "CpuDecoder",
     "CpuEncoder",
     "CpuLinear",
@@ -13,6 +16,9 @@ __all__ = [
     "Detokenizer",
     "EngineCore",
     "GgufFile",
+    "Grammar",
+    "Grammars",
+    "Matcher",
     "Metrics",
     "Outbox",
     "ScheduledBatch",
@@ -35,6 +41,10 @@ __all__ = [
     "cpu_selected_logprobs",
     "cpu_set_num_threads",
     "json_size",
+    "reasoning_aliases",
+    "reasoning_formats",
+    "tool_call_aliases",
+    "tool_call_formats",
 ]
 
 __version__: str
@@ -81,6 +91,8 @@ class ScheduledBatch:
     num_reqs: int
     num_decodes: int
     num_samples: int
+    # Samples that may not be chosen before EngineCore.masks() has been called for the step.
+    num_constrained: int
     num_block_updates: int
     max_query_len: int
     max_seq_len: int
@@ -105,10 +117,17 @@ class SseTemplate:
     """The fixed bytes around a stream's text: ``before + json_escaped(text) + after`` per piece.
 
     ``first`` precedes a sample's first frame. The text that a sample ends with has no frame: the
-    last Delta holds it, for the frame of the end.
+    last Delta holds it, for the frame of the end. ``reasoning``: the same of a piece of reasoning,
+    which stands between each two of the parts; None leaves reasoning out.
     """
 
-    def __new__(cls, before: bytes, after: bytes, first: bytes = b"") -> Self: ...
+    def __new__(
+        cls,
+        before: bytes,
+        after: bytes,
+        first: bytes = b"",
+        reasoning: Sequence[bytes] | None = None,
+    ) -> Self: ...
 
 @final
 class Delta:
@@ -117,7 +136,11 @@ class Delta:
     request_id: int
     # The ready frames of an ``sse`` sample; None for the other deliveries.
     sse: bytes | None
+    # All of this delta's text; of a request with channels, its pieces of text joined.
     text: str
+    # In order; None unless the request has channels. Of an ``sse`` sample those that have no ready
+    # frame: what comes from a delta's first piece of a call on, and all that a sample ends with.
+    pieces: list[Piece] | None
     token_ids: list[int]
     # Per token: [(token_id, logprob, rank), ...], the chosen token first, then the best ones in
     # order; None unless the request asked for logprobs.
@@ -131,6 +154,8 @@ class Delta:
     num_cached_tokens: int
     # All output tokens so far, not only this delta's.
     num_output_tokens: int
+    # Those of them that were reasoning, markers aside; 0 without channels.
+    num_reasoning_tokens: int
     # Seconds, None until known: arrival->first scheduled, first scheduled->first token,
     # first token->last token.
     queue_s: float | None
@@ -239,12 +264,19 @@ class EngineCore:
         stream_interval: int | None = None,
         delivery: Literal["sse", "delta", "final"] = "final",
         sse: Sequence[SseTemplate] | None = None,
+        channels: Channels | None = None,
+        grammar: Grammar | None = None,
+        reasoning: tuple[int | None, int, bool, int | None] | None = None,
     ) -> None:
         """Queue one request; one id per sample (n = len(request_ids)), sharing the prompt's blocks.
 
         ``eos_token_ids`` empty: EOS is ignored. max_tokens is clipped to max_model_len - prompt.
         ``arrival_s``: time.monotonic() at arrival, now if None. ``stream_interval``: tokens per
-        delta, the constructor's if None.
+        delta, the constructor's if None. ``channels``: each sample's text is told apart by a parser
+        of its own; stop strings are looked for in pieces of text alone.
+        delta, the constructor's if None. ``grammar``: what each sample follows, to its end.
+        ``reasoning``: (token that opens it, token that closes it, whether the prompt has opened it,
+        most tokens of it): while it is open no grammar holds.
 
         Raises:
             ValueError: empty prompt, prompt that can never fit (max_model_len or the whole pool),
@@ -257,6 +289,15 @@ class EngineCore:
 
         May be called again before update(): the plan then runs ahead, with input_ids of -1 where a
         token is still on the device.
+        """
+    def masks(self, step_id: int, masks: Any) -> list[int]:
+        """Fill the masks of the oldest step in flight, on several threads and without the GIL.
+
+        ``masks``: writable uint32 buffer [at least num_constrained, ceil(V / 32)]; bit i % 32 of
+        word i // 32 is set where token i may come.
+
+        Returns:
+            The row, among the step's samples, that each mask is of; -1: any token may come there.
         """
     def update(
         self,
@@ -328,6 +369,10 @@ class TokenIds(Sequence[int]):
     def __getitem__(self, index: slice, /) -> TokenIds: ...
     def __iter__(self) -> Iterator[int]: ...
 
+_GrammarKind: TypeAlias = Literal[
+    "json", "json_object", "regex", "choice", "grammar", "structural_tag"
+]
+
 # content, special, normalized, lstrip, rstrip, single_word
 _AddedToken = tuple[str, bool, bool, bool, bool, bool]
 
@@ -387,6 +432,83 @@ class Tokenizer:
         Empty for ids that are not in the vocabulary.
         """
 
+@final
+class Grammars:
+    """Grammars of one vocabulary: compiled on threads of their own, kept by use. For any thread.
+
+    ``vocab_size``: the width of the model's logits. The vocabulary's tables are made with the first
+    grammar. ``max_bytes``: of memory for grammars; ``deadline_s``: for compiling one.
+    """
+
+    def __new__(
+        cls,
+        tokenizer: Tokenizer,
+        vocab_size: int,
+        eos_token_ids: Sequence[int],
+        *,
+        max_bytes: int | None = None,
+        deadline_s: float | None = None,
+    ) -> Self: ...
+    def find(
+        self,
+        kind: _GrammarKind,
+        text: str,
+        *,
+        disable_any_whitespace: bool = False,
+        disable_additional_properties: bool = False,
+        whitespace_pattern: str | None = None,
+    ) -> Grammar | None:
+        """One that has been compiled and is kept."""
+    def compile(
+        self,
+        kind: _GrammarKind,
+        text: str,
+        *,
+        disable_any_whitespace: bool = False,
+        disable_additional_properties: bool = False,
+        whitespace_pattern: str | None = None,
+    ) -> Grammar:
+        """Compile a grammar, or find it. Blocks without the GIL.
+
+        ``text``: a JSON schema, nothing, a regular expression, a JSON list of texts, Lark or GBNF,
+        a structural tag's JSON. The options are about JSON: no whitespace between its parts; no
+        properties beyond those that a schema names; a pattern of the whitespace.
+
+        Raises:
+            ValueError: it is no grammar of its kind, uses what is not supported (naming the keyword
+                and its place), is beyond the limits, or takes longer than the deadline.
+        """
+    @property
+    def num_cached(self) -> int: ...
+
+@final
+class Grammar:
+    """A compiled grammar, for any number of samples."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory it takes, roughly."""
+
+@final
+class Matcher:
+    """One text's place in a grammar; the engine has one per constrained sample."""
+
+    def __new__(cls, grammar: Grammar, vocab_size: int) -> Self: ...
+    def mask(self) -> bytes:
+        """uint32 words [ceil(vocab_size / 32)], little-endian: bits of the tokens that may come.
+
+        Raises:
+            ValueError: none may, or the grammar has failed before.
+        """
+    def accept(self, token_id: int) -> bool:
+        """Take a token. Returns whether the text is complete: nothing may follow.
+
+        Raises:
+            ValueError: it may not come here.
+        """
+    def is_accepting(self) -> bool:
+        """Whether the text may end here."""
+
 def json_size(text: bytes) -> tuple[int, int]:
     """(objects, arrays and members of objects; commas) of a JSON text, strings left out.
 
@@ -413,6 +535,123 @@ class Detokenizer:
         """
     def finish(self) -> str:
         """What was held back (a possible stop string's beginning, incomplete UTF-8)."""
+
+# -------------------------------------------------------------------------------------- channels
+
+# kind, call, text. "text" and "reasoning" (call is 0); of call number ``call``, from 0: "name" (it
+# begins; the function's name), "id" (the model's own, where the envelope has one; as late as before
+# "end"), "arguments" (a part of one JSON value), "end" (complete; no text).
+Piece: TypeAlias = tuple[Literal["text", "reasoning", "name", "id", "arguments", "end"], int, str]
+
+def tool_call_formats() -> list[str]:
+    """The canonical names of tool-call envelopes."""
+
+def tool_call_aliases() -> list[tuple[str, str]]:
+    """Other names, such as vLLM's: (alias, canonical name)."""
+
+def reasoning_formats() -> list[str]:
+    """The canonical names of reasoning forms."""
+
+def reasoning_aliases() -> list[tuple[str, str]]:
+    """Other names, such as vLLM's: (alias, canonical name)."""
+
+@final
+class ChannelFormat:
+    """A model's forms of tool calls and reasoning. Immutable; made once a model.
+
+    Raises:
+        ValueError: from construction: a name that is not known, or what is wrong with overrides.
+    """
+
+    def __new__(
+        cls,
+        tool_calls: str | None = None,
+        reasoning: str | None = None,
+        *,
+        overrides: str | None = None,
+    ) -> Self:
+        """By canonical names or aliases; None: the model has no such thing.
+
+        Args:
+            overrides: a JSON object of markers in place of the table's, each with the white space
+                that is written around it: ``section`` and ``call`` ([open, close]; null is no
+                section), ``separator`` between calls, ``name_end`` ([end]), ``keys`` of a call
+                object ([name, arguments, id]), ``parameter`` ([open, end of its name, close]),
+                ``reasoning`` ([open, close]), ``frames`` (markers around text). Without
+                ``tool_calls``, ``style`` names the form: object, array, value (a name, then JSON),
+                tags, python.
+        """
+    @property
+    def tool_calls(self) -> str | None:
+        """The canonical name."""
+    @property
+    def reasoning(self) -> str | None:
+        """The canonical name."""
+    @property
+    def markers(self) -> list[str]:
+        """Texts of the markers and of the tokens they consist of.
+
+        Those that are special tokens reach the parser even where special tokens leave no text.
+        """
+    @property
+    def reasoning_markers(self) -> tuple[str, str] | None:
+        """The texts that open and close reasoning."""
+    def grammar(
+        self,
+        tools: Sequence[tuple[str, str]],
+        *,
+        at_least_one: bool,
+        at_most_one: bool,
+        strict: Sequence[str] | None = None,
+        special_tokens: Sequence[tuple[str, int]] = (),
+    ) -> str:
+        """The grammar of calls, in llguidance's dialect of Lark.
+
+        Args:
+            tools: names, and JSON schemas of the parameters.
+            at_least_one: the text is nothing but calls; else calls may stand anywhere in it.
+            at_most_one: no second call.
+            strict: names of the tools whose arguments follow their schemas, all if None. Those of
+                the others are any JSON object.
+            special_tokens: markers that are one special token each, with their ids.
+
+        Raises:
+            ValueError: the format has no tool calls, or there are no tools.
+        """
+
+@final
+class Channels:
+    """What the answers to one request are parsed by. Immutable; each sample has its own parser."""
+
+    def __new__(
+        cls,
+        format: ChannelFormat,
+        *,
+        in_reasoning: bool = False,
+        parse_tool_calls: bool = True,
+        parse_reasoning: bool = True,
+        tools: Sequence[tuple[str, str]] = (),
+    ) -> Self:
+        """
+        Args:
+            in_reasoning: the prompt has opened the reasoning.
+            parse_tool_calls, parse_reasoning: without, what belongs to them stays text.
+            tools: names, and JSON schemas of the parameters, by which bare text gets its type.
+        """
+
+@final
+class ChannelParser:
+    """One answer's text in, pieces out. Any split of the text gives the same pieces, joined.
+
+    Of a call, "name" comes once its first argument is seen; joined, its "arguments" are the
+    beginning of a JSON value, and a whole one once "end" came. A call that the text's end cuts off
+    has no "end". What looks like a call and is none is text.
+    """
+
+    def __new__(cls, channels: Channels) -> Self: ...
+    def push(self, text: str) -> list[Piece]: ...
+    def finish(self) -> list[Piece]:
+        """What was held back."""
 
 # ------------------------------------------------------------------------------ checkpoint files
 

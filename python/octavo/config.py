@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 
 def _flag(default: Any, group: str, help: str, **extra: Any) -> Any:
@@ -29,6 +29,29 @@ def _flag(default: Any, group: str, help: str, **extra: Any) -> Any:
 _OWN_KERNELS = ("auto", "octavo has its own attention kernels")
 _OWN_LOADER = ("auto", "octavo maps the files and reads them ahead")
 _NO_FP8_CACHE = "octavo has no KV cache of 8 bits yet"
+
+
+# Keys of structured_outputs_config and the types of their values.
+_STRUCTURED_OUTPUTS: Final[dict[str, type]] = {
+    "backend": str,
+    "disable_any_whitespace": bool,
+    "disable_additional_properties": bool,
+    "disable_fallback": bool,
+    "enable_in_reasoning": bool,
+    "reasoning_parser": str,
+}
+
+
+def _check_structured_outputs(config: dict[str, Any]) -> None:
+    """Raises ValueError naming a key that is not known or whose value is of another type."""
+    for key, value in config.items():
+        kind = _STRUCTURED_OUTPUTS.get(key)
+        if kind is None:
+            known = ", ".join(_STRUCTURED_OUTPUTS)
+            raise ValueError(f"structured_outputs_config.{key} is not one of {known}")
+        if not isinstance(value, kind):
+            must = "true or false" if kind is bool else "a string"
+            raise ValueError(f"structured_outputs_config.{key} must be {must}, not {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +247,18 @@ class EngineConfig:
     # Several shards on one device: to try a split where there is one.
     mesh: str | None = _flag(None, "parallel", "each shard's device, such as cpu,cpu")
 
+    # --- structured output ---
+    # None: each request says for itself. There is one backend, whatever name is asked for.
+    structured_outputs_config: dict[str, Any] | None = _flag(
+        None,
+        "structured output",
+        "JSON: disable_any_whitespace, disable_additional_properties, enable_in_reasoning; backend "
+        "may be any",
+    )
+    guided_decoding_backend: str | None = _flag(
+        None, "structured output", "accepted: there is one backend"
+    )
+
     # --- observability ---
     max_logprobs: int = _flag(20, "limits", "most logprobs a request may ask for; -1: no limit")
 
@@ -264,6 +299,7 @@ class EngineConfig:
             )
         check(self.max_logprobs >= -1, "max_logprobs", "at least 0, or -1")
         check(self.threads is None or self.threads >= 1, "threads", "at least 1")
+        _check_structured_outputs(self.structured_outputs_config or {})
         check(self.tensor_parallel_size >= 1, "tensor_parallel_size", "at least 1")
         check(self.pipeline_parallel_size >= 1, "pipeline_parallel_size", "at least 1")
         if self.trust_remote_code:

@@ -111,6 +111,24 @@ class ModelNotFoundError(OctavoError):
         super().__init__(f"The model {clip(model)!r} does not exist.")
 
 
+class ResponseNotFoundError(OctavoError):
+    """No stored response has the id, or none that the client's key may see.
+
+    ``param``: the request's field that holds the id; None: its path does.
+    """
+
+    def __init__(self, response_id: str, param: str | None = None) -> None:
+        super().__init__(f"Response with id {clip(response_id)!r} not found.")
+        self.param = param
+
+
+class UpgradeRefusedError(OctavoError):
+    """A client asks for a WebSocket. By this answer it knows to use plain HTTP."""
+
+    def __init__(self) -> None:
+        super().__init__("responses are streamed over HTTP here: send POST with stream")
+
+
 class RouteNotFoundError(OctavoError):
     """No such path."""
 
@@ -211,6 +229,7 @@ ERROR_TABLE: dict[type[BaseException], ErrorKind] = {
     ),
     ForbiddenHostError: ErrorKind(403, _INVALID, "forbidden_host"),
     ModelNotFoundError: ErrorKind(404, _INVALID, "model_not_found"),
+    ResponseNotFoundError: ErrorKind(404, _INVALID, "not_found"),
     RouteNotFoundError: ErrorKind(404, _INVALID, "not_found"),
     MethodNotAllowedError: ErrorKind(405, _INVALID, "method_not_allowed"),
     RequestTimeoutError: ErrorKind(408, _INVALID, "request_timeout", {"Connection": "close"}),
@@ -218,6 +237,9 @@ ERROR_TABLE: dict[type[BaseException], ErrorKind] = {
     ContentTypeError: ErrorKind(415, _INVALID, "unsupported_content_type"),
     ContentCodingError: ErrorKind(
         415, _INVALID, "unsupported_content_encoding", {"Accept-Encoding": "gzip, deflate"}
+    ),
+    UpgradeRefusedError: ErrorKind(
+        426, _INVALID, "upgrade_refused", {"Connection": "close", "Upgrade": "HTTP/1.1"}
     ),
     HeaderTooLargeError: ErrorKind(431, _INVALID, "header_too_large", {"Connection": "close"}),
     TransferCodingError: ErrorKind(

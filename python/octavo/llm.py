@@ -22,14 +22,18 @@ from octavo.errors import InvalidParameterError
 from octavo.llm_pooling import PoolingLLM
 from octavo.metrics_reader import Metric
 from octavo.offline import UseTqdm, as_batch, progress_bar
-from octavo.outputs import CompletionOutput, RequestOutput
+from octavo.outputs import CompletionOutput, RequestOutput, ToolCall
 from octavo.sampling_params import BeamSearchParams, SamplingParams
+from octavo.text.answer_parts import answer_parts
+from octavo.text.chat_format import ChatFormat, find_chat_format
 from octavo.text.chat_template import ChatTemplate
+from octavo.text.tools import ToolUse, call_id, parse_tool_use, parse_tools
 
 if TYPE_CHECKING:
-    from octavo._core import Delta, Tokenizer
+    from octavo._core import Channels, Delta, Tokenizer
     from octavo.engine.model_facts import ModelFacts
     from octavo.runner.request_state import RequestState
+    from octavo.structured_outputs import ReasoningTokens
 
 Message = Mapping[str, Any]
 Priorities = int | Sequence[int] | None
@@ -41,6 +45,14 @@ class _Prepared(NamedTuple):
     samples: list[RequestState]
     output: RequestOutput
     tokenizer: Tokenizer | None
+
+
+class _Turn(NamedTuple):
+    """A conversation, rendered, and how its answer is taken apart; no channels: not at all."""
+
+    prompt: Prompt
+    channels: Channels | None
+    reasoning: ReasoningTokens | None
 
 
 class LLM(PoolingLLM):
@@ -78,6 +90,8 @@ class LLM(PoolingLLM):
         self._num_profiles = 0
         # What ``enqueue`` was given.
         self._queued: list[_Prepared] = []
+        # The format of the last chat's template, by the template's text.
+        self._format: tuple[str, ChatFormat] | None = None
 
     def get_tokenizer(self) -> Any:
         """The model's tokenizer as transformers has it, which is imported now."""
@@ -182,6 +196,7 @@ class LLM(PoolingLLM):
         chat_template_content_format: str = "auto",
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         *,
         priority: Priorities = None,
@@ -192,44 +207,99 @@ class LLM(PoolingLLM):
         Args:
             continue_final_message: the prompt ends inside the last message.
             chat_template_content_format: "auto": the template is asked.
+            tools: functions that the model may call, in OpenAI's form. The calls it makes are the
+                outputs' ``tool_calls``.
+            chat_template_kwargs: further variables of the template.
 
         Args and Raises beside these: as for ``generate``.
 
         Raises:
             ValueError: the model has no chat template and none is given.
+            InvalidParameterError: a tool is not one.
         """
+        refuse_adapter(lora_request)
         if chat_template_content_format != "auto":
             raise ValueError(
                 "chat_template_content_format must be 'auto': octavo asks the template"
             )
         if continue_final_message and add_generation_prompt:
             raise ValueError("continue_final_message needs add_generation_prompt=False")
-        source = chat_template or self._chat_template or self._engine.source.chat_template
+        own = self._engine.source
+        source = chat_template or self._chat_template
+        source = source or (own.tool_template if tools else None) or own.chat_template
         if source is None:
             raise ValueError("the model has no chat template: pass chat_template")
-        template = ChatTemplate(source, self._engine.source.special_tokens)
+        template = ChatTemplate(source, own.special_tokens)
+        form = self._chat_format(source, template)
+        use = parse_tool_use(parse_tools("tools", tools or ()))
         conversations: Iterable[Any] = (
             [messages] if messages and isinstance(messages[0], Mapping) else messages
         )
-        tokenizer = self._engine.tokenizer
-        prompts: list[Prompt] = []
-        for conversation in conversations:
-            text = template.render(
+        turns = [
+            self._render(
+                template,
+                form,
+                use,
                 list(conversation),
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
                 **(chat_template_kwargs or {}),
             )
+            for conversation in conversations
+        ]
+        params = self._per_prompt(sampling_params, len(turns))
+        priorities = _priorities(priority, len(turns))
+
+        def work() -> list[RequestOutput]:
+            prompts, reasoning = [turn.prompt for turn in turns], [turn.reasoning for turn in turns]
+            prepared = self._prepare(prompts, params, priorities, tokenization_kwargs, reasoning)
+            return self._complete(prepared, use_tqdm)
+
+        outputs = self._alone(work)
+        for output, turn in zip(outputs, turns, strict=True):
+            if turn.channels is not None:
+                for sample in output.outputs:
+                    self._take_apart(sample, turn.channels, form)
+        return outputs
+
+    def _render(
+        self,
+        template: ChatTemplate,
+        form: ChatFormat,
+        use: ToolUse,
+        conversation: Sequence[Message],
+        **variables: Any,
+    ) -> _Turn:
+        text = template.render(conversation, tools=use.definitions, **variables)
+        tokenizer = self._engine.tokenizer
+        last = conversation[-1].get("content") if variables["continue_final_message"] else None
+        continued = last if isinstance(last, str) else ""
+        return _Turn(
             # The template has written the special tokens already.
-            prompts.append({"prompt": text, "prompt_token_ids": tokenizer.encode(text, False)})
-        return self.generate(
-            prompts,
-            sampling_params,
-            use_tqdm=use_tqdm,
-            lora_request=lora_request,
-            priority=priority,
-            tokenization_kwargs=tokenization_kwargs,
+            {"prompt": text, "prompt_token_ids": tokenizer.encode(text, False)},
+            form.channels(text, use, continued),
+            form.reasoning_tokens(tokenizer.token_to_id, text, continued),
         )
+
+    def _chat_format(self, source: str, template: ChatTemplate) -> ChatFormat:
+        """The format of a template; the last one is kept."""
+        if self._format is None or self._format[0] != source:
+            declared = self._engine.source.response_template
+            self._format = source, find_chat_format(template, response_template=declared)
+        return self._format[1]
+
+    def _take_apart(self, output: CompletionOutput, channels: Channels, form: ChatFormat) -> None:
+        """Fill in the parts of an answer."""
+        token_ids = output.token_ids
+        while token_ids and token_ids[-1] in self._engine.eos_token_ids:
+            token_ids = token_ids[:-1]
+        text = self._engine.tokenizer.decode(token_ids, skip_special_tokens=False)
+        parts = answer_parts(text, channels)
+        output.content, output.reasoning = parts.content, parts.reasoning
+        output.tool_calls = [
+            ToolCall(call_id(form.tool_calls, name, number), name, arguments)
+            for number, (name, arguments) in enumerate(parts.calls)
+        ]
 
     def beam_search(
         self,
@@ -300,19 +370,29 @@ class LLM(PoolingLLM):
         params: Sequence[SamplingParams],
         priorities: Sequence[int],
         tokenization_kwargs: Mapping[str, Any] | None,
+        reasoning: Sequence[ReasoningTokens | None] = (),
     ) -> list[_Prepared]:
-        """Check all, before any runs: a bad prompt must not leave its neighbours running."""
+        """Check all, before any runs: a bad prompt must not leave its neighbours running.
+
+        ``reasoning``: one per prompt, or none of any.
+        """
         engine = self._engine
         if (info := engine.runner.pooling) is not None:
             raise ValueError(f"this model generates no text: use {info.task}")
         prepared = []
         most = engine.limits.max_model_len
-        for prompt, sampling, priority in zip(prompts, params, priorities, strict=True):
+        thoughts = reasoning or [None] * len(prompts)
+        requests = zip(prompts, params, priorities, thoughts, strict=True)
+        for prompt, sampling, priority, thought in requests:
             text, token_ids = encode_prompt(
                 prompt, engine.tokenizer, most, sampling, tokenization_kwargs
             )
             samples = engine.prepare(
-                token_ids, sampling, priority=priority, cache_salt=prompt_salt(prompt)
+                token_ids,
+                sampling,
+                priority=priority,
+                cache_salt=prompt_salt(prompt),
+                reasoning=thought,
             )
             output = RequestOutput(
                 request_id=str(samples[0].request_id),

@@ -39,10 +39,21 @@ class RequestMetrics:
 
 
 @dataclass(slots=True)
+class ToolCall:
+    """A call that the model has written. ``arguments``: JSON, cut short where the answer is."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(slots=True)
 class CompletionOutput:
     """One sample of a request. ``index`` counts the request's ``n`` samples from 0.
 
-    ``lora_request``: always None; octavo has no LoRA yet.
+    ``text`` is all that the model has written. An answer of ``LLM.chat`` that holds reasoning or
+    calls of tools is also there in parts: ``reasoning``, ``tool_calls``, and what is left as
+    ``content``. ``lora_request``: always None; octavo has no LoRA yet.
     """
 
     index: int
@@ -54,6 +65,9 @@ class CompletionOutput:
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     lora_request: None = None
+    content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[ToolCall] = field(default_factory=list)
 
     def finished(self) -> bool:
         """True once the sample has ended."""

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Any, Final
 
 from octavo.errors import InvalidParameterError, UnsupportedParameterError
+from octavo.structured_outputs import StructuredOutputsParams
 
 # Samples of one request; vLLM's limit (VLLM_MAX_N_SEQUENCES).
 MAX_N: Final = 16_384
@@ -46,10 +47,10 @@ class SamplingParams:
     makes a request's tokens a function of the request alone; -1 is None, a random one.
     ``max_tokens=None`` runs to the model's length limit. A stream's chunk leaves after
     ``stream_interval`` tokens, None is the engine's. ``spaces_between_special_tokens`` makes no
-    difference where a tokenizer writes none; elsewhere false is refused.
-    ``truncate_prompt_tokens`` keeps so many of the prompt's last tokens, -1 what fits.
-    ``detokenize=False`` leaves texts empty. ``output_kind`` is for engines that give a request
-    several outputs. ``flat_logprobs`` and ``extra_args`` are refused.
+    difference where a tokenizer writes none; elsewhere false is refused. ``structured_outputs``
+    constrains the text; it is applied last. ``truncate_prompt_tokens`` keeps so many of the prompt's
+    last tokens, -1 what fits. ``detokenize=False`` leaves texts empty. ``output_kind`` is for engines
+    that give a request several outputs. ``flat_logprobs`` and ``extra_args`` are refused.
 
     Numbers may be numpy's, and lists stand for tuples; ``stop`` may be one string, and None an
     empty list; an empty list of ``allowed_token_ids`` is refused. Fields hold Python's own types
@@ -90,6 +91,7 @@ class SamplingParams:
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
     flat_logprobs: bool = False
     extra_args: dict[str, Any] | None = None
+    structured_outputs: StructuredOutputsParams | None = None
 
     @classmethod
     def from_optional(cls, *args: Any, **given: Any) -> SamplingParams:
@@ -197,6 +199,8 @@ class SamplingParams:
             self._convert_ids("allowed_token_ids")
         if self.logit_bias:
             self._convert_bias()
+        if self.structured_outputs is not None:
+            self._convert_structure()
 
     @property
     def greedy(self) -> bool:
@@ -294,6 +298,17 @@ class SamplingParams:
             if not (-FLOAT32_MAX <= value <= FLOAT32_MAX or value == -math.inf):
                 raise self._refusal(param, "finite as float32, or -inf", value)
         setattr(self, param, bias)
+
+    def _convert_structure(self) -> None:
+        given: object = self.structured_outputs
+        if isinstance(given, Mapping):
+            try:
+                self.structured_outputs = StructuredOutputsParams(**given)
+            except TypeError:
+                must = "StructuredOutputsParams, or a mapping of its fields"
+                raise self._refusal("structured_outputs", must) from None
+        elif not isinstance(given, StructuredOutputsParams):
+            raise self._refusal("structured_outputs", "StructuredOutputsParams")
 
     def _integer(self, param: str, value: object, must: str = "an integer") -> int:
         if not isinstance(value, bool):

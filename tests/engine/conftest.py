@@ -37,6 +37,8 @@ class FakeSource:
     name: str = "fake"
     model_config: FakeModelConfig = field(default_factory=FakeModelConfig)
     chat_template: str | None = None
+    tool_template: str | None = None
+    response_template: Any = None
     generation_defaults: dict[str, Any] = field(default_factory=dict)
     special_tokens: dict[str, str] = field(default_factory=dict)
     eos_token_ids: tuple[int, ...] = (EOS,)

@@ -722,6 +722,34 @@ def test_adjust_logits(dtype: torch.dtype, vocab: int, parts: str) -> None:
     assert_close(got[allowed], expected[allowed], dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab", [37, 4099])
+def test_mask_logits(dtype: torch.dtype, vocab: int) -> None:
+    """Rows in any order, one of them without a mask, and a mask of no row."""
+    logits = randn(5, vocab, dtype=dtype)
+    rows = int32([3, -1, 0, 4])
+    masks = torch.randint(-(2**31), 2**31, (4, -(-vocab // 32)), device=DEVICE).int()
+    expected = reference.mask_logits(logits, rows, masks)
+    gpu.mask_logits(logits, rows, masks)
+    assert torch.equal(logits, expected)
+    assert (logits[3] == float("-inf")).any()
+    assert torch.isfinite(logits[1:3]).all()
+    gpu.mask_logits(logits, rows[:0], masks[:0])
+    with pytest.raises(ValueError, match="masks"):
+        gpu.mask_logits(logits, rows, masks[:, :1])
+
+
+def test_a_row_without_any_token_is_told_apart() -> None:
+    state, slots, _ = make_state([(0.0, 0, 1.0, 0.0), (1.0, 0, 1.0, 0.0), (1.0, 5, 0.9, 0.0)])
+    logits = randn(3, 700)
+    logits[1:] = float("-inf")
+    chosen = gpu.sample(logits, slots, state)
+    assert chosen.tolist() == [int(logits[0].argmax()), -1, -1]
+    # The next step's input is a valid id all the same.
+    last = get_column(state.slot_table, slots_module.LAST_TOKEN)[slots.long()]
+    assert ((last >= 0) & (last < 700)).all()
+
+
 def test_a_part_of_the_bias_is_refused() -> None:
     state = gpu.SamplingState(make_table(1).to(DEVICE), bias_ids=int32([[1]]))
     with pytest.raises(ValueError, match="come together"):

@@ -144,6 +144,7 @@ def test_small_files_of_a_folder(save_tiny: Callable[..., Any]) -> None:
                 ],
                 "bos_token": {"content": "<s>"},
                 "eos_token": "</s>",
+                "response_template": {"version": 1},
             }
         )
     )
@@ -151,9 +152,14 @@ def test_small_files_of_a_folder(save_tiny: Callable[..., Any]) -> None:
     assert source.eos_token_ids == (9, 7)
     assert source.generation_defaults == {"temperature": 0.6, "top_p": 0.9}
     assert source.chat_template == "yes"
+    assert source.tool_template == "no"
+    assert source.response_template == {"version": 1}
     assert source.special_tokens == {"bos_token": "<s>", "eos_token": "</s>"}
     (path / "chat_template.jinja").write_text("first")
-    assert resolve_model(EngineConfig(model=str(path))).chat_template == "first"
+    (path / "additional_chat_templates").mkdir()
+    (path / "additional_chat_templates" / "tool_use.jinja").write_text("second")
+    source = resolve_model(EngineConfig(model=str(path)))
+    assert (source.chat_template, source.tool_template) == ("first", "second")
     none = EngineConfig(model=str(path), generation_config="vllm")
     assert resolve_model(none).generation_defaults == {}
     own = EngineConfig(

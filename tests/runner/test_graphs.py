@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -236,6 +237,66 @@ def test_interpreted_steps_choose_the_plain_runners_tokens(
     assert llm._engine.runner._observer is None
     scored = [output.prompt_logprobs for output in found[0][-2:]]
     assert [len(rows) for rows in scored] == [len(o.prompt_token_ids) for o in found[0][-2:]]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the plain runner is on a CPU")
+def test_interpreted_constrained_rows_choose_the_plain_runners_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps in two parts, one ahead of the host, beside rows that are free; in chunks, with all that
+    a request may ask for beside a grammar."""
+    (tmp_path / "config.json").write_text(json.dumps(SMALL | {"eos_token_id": 7}))
+    schema = {"type": "array", "items": {"enum": [0, 12]}, "maxItems": 2}
+    array = {"json": schema, "disable_any_whitespace": True}
+    kinds: list[dict[str, Any]] = [
+        {"structured_outputs": {"regex": "[0-9]-[a-c]{1,2}"}},
+        {},
+        {"structured_outputs": array, "logprobs": 2},
+        {"structured_outputs": array, "repetition_penalty": 1.3, "logit_bias": {ord("["): 3.0}},
+        {"structured_outputs": {"choice": ["no", "nothing"]}, "prompt_logprobs": 1},
+        {"logprobs": 1},
+        {"structured_outputs": {"regex": "a*"}, "min_tokens": 2, "n": 2},
+    ]
+    found = []
+    for runner in (EagerRunner, GraphRunner):
+        monkeypatch.setattr(
+            engine_loop,
+            "make_runner",
+            lambda config, source, runner=runner: runner(loading.load(config, source)),
+        )
+        if runner is GraphRunner:
+            monkeypatch.setattr(loading, "get_ops", lambda device, backend: gpu.OPS)
+        llm = make(
+            tmp_path,
+            device="cpu",
+            attention_backend="reference",
+            threads=1,
+            block_size=4,
+            max_num_seqs=4,
+            max_model_len=64,
+            max_num_batched_tokens=16,
+            enforce_eager=True,
+        )
+        params = [SamplingParams(**{"temperature": 0.0, **kind}, max_tokens=8) for kind in kinds]
+        asked = prompts(len(kinds), 20, 190)
+        found.append(llm.generate(asked, params, use_tqdm=False))
+    for plain, output in zip(*found, strict=True):
+        for one, other in zip(output.outputs, plain.outputs, strict=True):
+            assert one.token_ids == other.token_ids
+            assert (one.text, one.finish_reason) == (other.text, other.finish_reason)
+            assert_close(one.logprobs, other.logprobs)
+        assert_close(output.prompt_logprobs, plain.prompt_logprobs)
+    texts = [output.outputs[0].text for output in found[1]]
+    assert re.fullmatch("[0-9]-[a-c]{1,2}", texts[0])
+    assert isinstance(json.loads(texts[2]), list)
+    # Nothing to choose from ends that request alone.
+    bad = SamplingParams(
+        temperature=0.0, structured_outputs={"choice": ["no"]}, allowed_token_ids=[5], logprobs=1
+    )
+    with pytest.raises(RuntimeError, match="failed"):
+        llm.generate(asked[:2], [bad, params[1]], use_tqdm=False)
+    [again] = llm.generate(asked[1:2], params[1], use_tqdm=False)
+    assert again.outputs[0].token_ids == found[1][1].outputs[0].token_ids
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the toy model is on a CPU")

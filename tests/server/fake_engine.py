@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from octavo._core import ChannelParser, Channels
 from octavo.config import EngineConfig
 from octavo.engine.step_times import StepTimes
 from octavo.errors import (
@@ -90,6 +91,9 @@ class ByteTokenizer:
     def id_to_token(self, token_id: int) -> str | None:
         return self.token_bytes(token_id).decode("latin-1")
 
+    def added_tokens(self) -> list[tuple[int, tuple[Any, ...]]]:
+        return [(i, (text, True, False, False, False, False)) for i, text in SPECIAL.items()]
+
     def token_bytes(self, token_id: int) -> bytes:
         return SPECIAL[token_id].encode() if token_id in SPECIAL else bytes([token_id])
 
@@ -101,13 +105,27 @@ class FakeTemplate:
     before: bytes
     after: bytes
     first: bytes = b""
+    reasoning: tuple[bytes, ...] | None = None
 
     def render(self, delta: FakeDelta, is_first: bool) -> bytes:
-        """The frames of a delta but for its end's, which holds the last text."""
+        """The frames of a delta but for its end's, which holds the last text.
+
+        Of a delta in pieces, those up to the first call; the others stay.
+        """
         frames = self.first if is_first else b""
-        if delta.text and delta.finish_reason is None:
-            frames += self.before + orjson.dumps(delta.text)[1:-1] + self.after
-        return frames
+        if delta.finish_reason is not None:
+            return frames
+        if delta.pieces is None:
+            return frames + (self._frame("text", delta.text) if delta.text else b"")
+        plain = list(itertools.takewhile(lambda p: p[0] in ("text", "reasoning"), delta.pieces))
+        delta.pieces = delta.pieces[len(plain) :]
+        return frames + b"".join(self._frame(kind, text) for kind, _, text in plain)
+
+    def _frame(self, kind: str, text: str) -> bytes:
+        written = orjson.dumps(text)[1:-1]
+        if kind == "text":
+            return self.before + written + self.after
+        return b"" if self.reasoning is None else written.join(self.reasoning)
 
 
 @dataclass
@@ -127,6 +145,8 @@ class FakeDelta:
     prefill_s: float | None = 0.002
     decode_s: float | None = 0.01
     extra: PromptLogprobs | None = None
+    pieces: list[tuple[str, int, str]] | None = None
+    num_reasoning_tokens: int = 0
 
 
 @dataclass
@@ -141,12 +161,21 @@ class Script:
     shown: list[str] = field(default_factory=list)
 
 
-def write_script(prompt: Sequence[int], params: SamplingParams, index: int, room: int) -> Script:
-    """Decide what a sample says: a plain reference of stopping and holding back."""
+def write_script(
+    prompt: Sequence[int],
+    params: SamplingParams,
+    index: int,
+    room: int,
+    said: str | None = None,
+) -> Script:
+    """Decide what a sample says: a plain reference of stopping and holding back.
+
+    ``said``: in place of random words.
+    """
     seed = params.seed if params.seed is not None else 0
     rng = random.Random(zlib.crc32(repr((list(prompt), seed, index)).encode()))
     max_tokens = min(room, params.max_tokens if params.max_tokens is not None else room)
-    words = "".join(rng.choices(WORDS, k=rng.randint(3, 12))).encode()
+    words = (said or "".join(rng.choices(WORDS, k=rng.randint(3, 12)))).encode()
     ids = [*words, EOS]
     if params.ignore_eos or params.min_tokens >= len(ids):
         ids = list(itertools.islice(itertools.cycle(words), max_tokens))
@@ -210,6 +239,12 @@ class FakeEngine:
         self.model_config = SimpleNamespace(vocab_size=VOCAB_SIZE)
         self.tokenizer = ByteTokenizer()
         self.chat_template: str | None = CHAT_TEMPLATE
+        self.tool_template: str | None = None
+        self.response_template: Any = None
+        # Texts that no grammar may hold.
+        self.no_grammars: tuple[str, ...] = ()
+        # What every sample says, where it is set.
+        self.said: str | None = None
         self.generation_defaults: dict[str, Any] = {}
         self.special_tokens = {"bos_token": "<s>", "eos_token": "</s>"}
         self.eos_token_ids = (EOS,)
@@ -264,6 +299,11 @@ class FakeEngine:
     async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens)
 
+    async def compile(self, params: SamplingParams) -> None:
+        wanted = params.structured_outputs
+        if wanted is not None and any(one in wanted.text for one in self.no_grammars):
+            raise InvalidParameterError("cannot be used", wanted.param)
+
     def submit(
         self,
         prompt_token_ids: Sequence[int],
@@ -275,6 +315,8 @@ class FakeEngine:
         priority: int = 0,
         cache_salt: str | None = None,
         num_first: None = None,
+        channels: Channels | None = None,
+        **constraints: Any,
     ) -> list[int]:
         if not self.is_alive:
             raise EngineDeadError
@@ -290,7 +332,13 @@ class FakeEngine:
             raise RequestTooLongError(len(prompt), self.max_model_len)
         if not 0 <= min(prompt) <= max(prompt) < VOCAB_SIZE:
             raise InvalidParameterError(f"prompt token ids must be in [0, {VOCAB_SIZE})", "prompt")
-        options = {"delivery": delivery, "priority": priority, "cache_salt": cache_salt}
+        options = {
+            "delivery": delivery,
+            "priority": priority,
+            "cache_salt": cache_salt,
+            "channels": channels,
+            **constraints,
+        }
         self.submitted.append((prompt, params, options))
         num_logprobs = params.prompt_logprobs
         scores = None if num_logprobs is None else _scores(prompt, num_logprobs)
@@ -299,9 +347,12 @@ class FakeEngine:
             request_id = next(self._next_id)
             ids.append(request_id)
             self.sinks[request_id] = sink
-            script = write_script(prompt, params, index, room)
+            script = write_script(prompt, params, index, room, self.said)
             template = sse[index] if sse is not None else None
-            work = self._run(request_id, script, len(prompt), params, delivery, template, scores)
+            parser = None if channels is None else ChannelParser(channels)
+            work = self._run(
+                request_id, script, len(prompt), params, delivery, template, scores, parser
+            )
             self.running[request_id] = asyncio.get_running_loop().create_task(work)
         return ids
 
@@ -333,10 +384,12 @@ class FakeEngine:
         delivery: str,
         template: FakeTemplate | None,
         scores: PromptLogprobs | None,
+        parser: ChannelParser | None,
     ) -> None:
         while self.hold:
             await asyncio.sleep(0.01)
         sent_tokens, sent_text, is_first = 0, "", True
+        num_reasoning = 0
         total = len(script.token_ids)
         if not total:
             logprobs = None if params.logprobs is None else []
@@ -359,6 +412,13 @@ class FakeEngine:
                 "error" if failed else script.finish_reason if over else None,
                 script.stop_reason if over else None,
             )
+            if parser is not None:
+                delta.pieces = parser.push(delta.text) + (parser.finish() if over else [])
+                delta.text = "".join(text for kind, _, text in delta.pieces if kind == "text")
+                # One token a byte.
+                thoughts = (text for kind, _, text in delta.pieces if kind == "reasoning")
+                num_reasoning += sum(len(text.encode()) for text in thoughts)
+                delta.num_reasoning_tokens = num_reasoning
             if params.logprobs is not None:
                 delta.logprobs = [fake_logprobs(t, params.logprobs) for t in delta.token_ids]
             self.num_tokens += count - sent_tokens

@@ -67,9 +67,14 @@ def start_core_server(
         engine_loop, "make_runner", lambda config, source: fake.FakeRunner(config, 256, 1)
     )
 
-    def start(*, stream_interval: int = 1, **flags: Any) -> RunningServer:
-        engine = AsyncEngine(EngineConfig(max_num_seqs=16, stream_interval=stream_interval))
-        return start_server(engine, chat_template="{{ messages[0].content }}", **flags)
+    def start(
+        *, stream_interval: int = 1, max_model_len: int | None = None, **flags: Any
+    ) -> RunningServer:
+        config = EngineConfig(
+            max_num_seqs=16, stream_interval=stream_interval, max_model_len=max_model_len
+        )
+        flags.setdefault("chat_template", "{{ messages[0].content }}")
+        return start_server(AsyncEngine(config), **flags)
 
     return start
 

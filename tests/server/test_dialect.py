@@ -26,6 +26,7 @@ from octavo.server.http.exchange import Exchange
 from octavo.server.routes import ROUTES, Entry, make_app
 from octavo.server.work import answer as answer_module
 from octavo.server.work.answer import answer
+from octavo.server.work.chat import PLAIN
 from octavo.server.work.dialect import Dialect
 from octavo.server.work.news import News
 from octavo.server.work.prompts import encode
@@ -82,6 +83,7 @@ class ToyReply:
         self.request = request
         self.prompts = prompts
         self.scores: dict[int, PromptLogprobs] = {}
+        self.plan = PLAIN
 
     def templates(self) -> list[SseTemplate] | None:
         import octavo._core

@@ -195,6 +195,39 @@ def test_logprobs(client: openai.OpenAI, model: str) -> None:
         assert values == sorted(values, reverse=True)
 
 
+def test_a_call_of_a_tool(client: openai.OpenAI, model: str, process: ServerProcess) -> None:
+    assert "tool calls hermes (described in the system text); reasoning none" in process.output
+    parameters = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "enum": ["Paris", "Oslo"]}},
+        "required": ["city"],
+    }
+    function = {"name": "weather", "description": "Of a city.", "parameters": parameters}
+    fields: Any = {
+        "model": model,
+        "messages": [{"role": "user", "content": "What is the weather in Paris?"}],
+        "tools": [{"type": "function", "function": function}],
+        "tool_choice": "required",
+        "parallel_tool_calls": False,
+        "temperature": 0,
+        "max_tokens": 100,
+    }
+    choice = client.chat.completions.create(**fields).choices[0]
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.content is None
+    call: Any
+    [call] = choice.message.tool_calls or []
+    assert json.loads(call.function.arguments)["city"] in ("Paris", "Oslo")
+    with client.chat.completions.stream(**fields) as stream:
+        streamed: Any = stream.get_final_completion().choices[0].message.tool_calls
+    assert streamed[0].function.arguments == call.function.arguments
+    result = {"role": "tool", "tool_call_id": call.id, "content": "Rain."}
+    fields |= {"messages": [*fields["messages"], choice.message, result], "tool_choice": "none"}
+    answer = client.chat.completions.create(**fields).choices[0]
+    assert answer.message.content
+    assert not answer.message.tool_calls
+
+
 def test_a_client_that_leaves_frees_its_blocks(url: str, client: openai.OpenAI, model: str) -> None:
     host, _, port = url.removeprefix("http://").rpartition(":")
     for stream in (True, False):

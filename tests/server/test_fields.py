@@ -81,7 +81,7 @@ def test_no_sampling_field_is_forgotten() -> None:
     assert set(SAMPLING) == set(protocol.SAMPLING_FIELDS)
     # "SamplingParams has every field": but for what other fields of the request stand for, and what
     # only Python's callers have a use for.
-    others = {"logprobs", "prompt_logprobs", "truncate_prompt_tokens"}
+    others = {"logprobs", "prompt_logprobs", "truncate_prompt_tokens", "structured_outputs"}
     others |= {"output_kind", "detokenize", "flat_logprobs", "extra_args"}
     assert set(SAMPLING) | others == set(SamplingParams.__dataclass_fields__)
 

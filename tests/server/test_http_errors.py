@@ -131,6 +131,12 @@ WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
     ),
     (CHAT, {"chat_template_kwargs": []}, "chat_template_kwargs"),
     (CHAT, {"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
+    (CHAT, {"response_format": {"type": "xml"}}, "response_format.type"),
+    (CHAT, {"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    (CHAT, {"structured_outputs": {"regex": 1}}, "structured_outputs"),
+    (CHAT, {"guided_json": {}, "guided_regex": "a"}, "guided_regex"),
+    (COMPLETION, {"guided_choice": []}, "guided_choice"),
+    (COMPLETION, {"guided_grammar": 1}, "guided_grammar"),
     (COMPLETION, {"prompt": []}, "prompt"),
     (COMPLETION, {"prompt": ["a", [1]]}, "prompt"),
     (COMPLETION, {"prompt": {"a": 1}}, "prompt"),
@@ -144,14 +150,10 @@ WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
 
 # Known or unknown: nothing that would change the answer is ignored.
 UNSUPPORTED: list[tuple[str, dict[str, Any], str]] = [
-    (CHAT, {"response_format": {"type": "json_object"}}, "response_format"),
-    (CHAT, {"tools": [{"type": "function"}]}, "tools"),
-    (CHAT, {"tool_choice": "required"}, "tool_choice"),
-    (CHAT, {"structured_outputs": {"json": {}}}, "structured_outputs"),
-    (CHAT, {"guided_json": {}}, "guided_json"),
-    (CHAT, {"guided_regex": "a"}, "guided_regex"),
+    (CHAT, {"tools": [{"type": "web_search"}]}, "tools[0].type"),
+    (CHAT, {"functions": [{"name": "f"}]}, "functions"),
+    (CHAT, {"structured_outputs": {"frobnicate": {}}}, "structured_outputs.frobnicate"),
     (CHAT, {"echo": True}, "echo"),
-    (CHAT, {"include_reasoning": False}, "include_reasoning"),
     (CHAT, {"verbosity": "low"}, "verbosity"),
     (CHAT, {"documents": [{"text": "x"}]}, "documents"),
     (CHAT, {"chat_template": "x"}, "chat_template"),
@@ -538,8 +540,11 @@ def test_a_value_may_be_nested_as_deeply_as_json_allows(server: RunningServer, d
                 assert len(answer.body) < 400
 
 
-def test_a_tool_call_of_deep_arguments(server: RunningServer) -> None:
+def test_a_tool_call_of_deep_arguments(start_server: StartServer) -> None:
     """The template is given a call's arguments as an object, where they are one."""
+    engine = FakeEngine()
+    engine.chat_template = "{% for m in messages %}{{ m.tool_calls | length }}{% endfor %}"
+    server = start_server(engine)
     for depth in (1, 900, 100_000):
         function = {"name": "f", "arguments": deep(depth).decode()}
         message = {"role": "assistant", "tool_calls": [{"function": function}]}

@@ -14,7 +14,7 @@ from octavo.errors import InvalidParameterError, UnsupportedParameterError
 from octavo.server.http import limits
 from octavo.server.http.body import BOOKKEEPING_FIELDS, Body
 from octavo.server.http.openapi import body_schema
-from octavo.server.openai import protocol
+from octavo.server.openai import protocol, structured
 from octavo.server.pooling import protocol as pooling_protocol
 from octavo.server.routes import ROUTES
 
@@ -153,6 +153,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "top_logprobs": {"logprobs": True},
     "min_tokens": {"max_tokens": 2**31 - 1},
     "chat_template": {"messages": [{"role": "user", "content": "x"}]},
+    "tool_choice": {"tools": [{"type": "function", "function": {"name": "f"}}]},
 }
 NUM_EDGES = {
     "/detokenize": 2,
@@ -224,6 +225,8 @@ def example(schema: dict[str, Any]) -> Any:
         return schema["enum"][0]
     if schema["type"] == "array":
         return [example(schema["items"])]
+    if "function" in schema.get("properties", ()):
+        return {"type": "function", "function": {"name": "f"}}
     if schema["type"] == "object":
         return {"role": "user", "content": "x"}
     # A number may be a string of one, too.
@@ -280,7 +283,9 @@ def test_the_documented_fields_are_the_protocol_s() -> None:
     sampling, common = set(protocol.SAMPLING_FIELDS), set(protocol.COMMON_FIELDS)
     assert named(section("Sampling fields of both generation routes")) == sampling
     assert named(section("Further fields of both generation routes")) == common
-    shared = sampling | common
+    constraints = named(section("Constraints of both generation routes"))
+    assert constraints == set(structured.FIELDS)
+    shared = sampling | common | set(structured.FIELDS)
     chat = named(section("`/v1/chat/completions` only"))
     assert chat == set(protocol.CHAT_FIELDS) - shared
     completion = named(section("`/v1/completions` only"))
@@ -323,6 +328,7 @@ def test_the_documented_metrics_are_the_server_s() -> None:
     from octavo.server.metrics import COUNTERS, GAUGES, HISTOGRAMS
 
     served = {"cache_config_info", "admission_rejections_total"}
+    served.add("tool_call_parser_invocations_total")
     for rows, suffix in ((GAUGES, ""), (COUNTERS, "_total"), (HISTOGRAMS, "")):
         vllm = [name for row in rows if row.prefix == "vllm:" for name in row.names]
         served |= {name.removeprefix("vllm:") + suffix for name in vllm}

@@ -29,6 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--concurrency", type=int, default=256, metavar="N", help="requests under way [%(default)s]"
     )
     parser.add_argument("--chat-template", metavar="FILE", help="in place of the model's")
+    for kind in ("tool-call", "reasoning"):
+        parser.add_argument(
+            f"--{kind}-parser", metavar="NAME", help="a name, auto or none; default: found"
+        )
 
 
 def run(arguments: argparse.Namespace, config: EngineConfig) -> int:
@@ -44,7 +48,13 @@ def run(arguments: argparse.Namespace, config: EngineConfig) -> int:
         lines = stack.enter_context(open(arguments.input_file, "rb"))
         if _is_same_file(arguments.input_file, arguments.output_file):
             raise ValueError("--output-file is --input-file: its lines would be lost")
-        state = ServerState(ServerConfig(chat_template=arguments.chat_template))
+        state = ServerState(
+            ServerConfig(
+                chat_template=arguments.chat_template,
+                tool_call_parser=arguments.tool_call_parser,
+                reasoning_parser=arguments.reasoning_parser,
+            )
+        )
         output = stack.enter_context(open(arguments.output_file, "w", encoding="utf-8"))
         engine = AsyncEngine(config)
         counts = asyncio.run(_run(state, engine, lines, output, arguments.concurrency))

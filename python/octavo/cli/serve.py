@@ -104,7 +104,10 @@ async def _run(
         gc.collect()
         gc.freeze()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        print_ready(engine, url, time.time() - began, server_config)
+        seconds = time.time() - began
+        model = lifecycle.state.model()
+        chat = model.chat_format.summary if model.has_template else None
+        print_ready(engine, url, seconds, server_config, chat)
 
     status = await lifecycle.run(on_ready)
     return status, lifecycle.is_loading
@@ -135,11 +138,20 @@ def process_start() -> float:
     return time.time() - age
 
 
-def print_ready(engine: AsyncEngine, url: str, seconds: float, server_config: ServerConfig) -> None:
-    """Print the memory table, the ready line and a first request to try."""
-    if engine.memory_table:
-        width = max(len(name) for name, _ in engine.memory_table)
-        for name, value in engine.memory_table:
+def print_ready(
+    engine: AsyncEngine,
+    url: str,
+    seconds: float,
+    server_config: ServerConfig,
+    chat_format: str | None = None,
+) -> None:
+    """Print the memory table, the chat format, the ready line and a first request to try."""
+    table = list(engine.memory_table)
+    if chat_format is not None and engine.pooling is None:
+        table.append(("chat", chat_format))
+    if table:
+        width = max(len(name) for name, _ in table)
+        for name, value in table:
             print(f"  {name:<{width}}  {value}")
     print(f"ready in {seconds:.1f} s on {url}", flush=True)
     task = "generate" if engine.pooling is None else engine.pooling.task

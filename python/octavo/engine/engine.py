@@ -9,6 +9,7 @@ import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from octavo.engine.engine_loop import STALL_S, EngineLoop
@@ -20,7 +21,16 @@ from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.sampling_params import RequestOutputKind
 
 if TYPE_CHECKING:
-    from octavo._core import Delta, Metrics, SseTemplate, SseWriter, TokenIds, Tokenizer
+    from octavo._core import (
+        Channels,
+        Delta,
+        Grammar,
+        Metrics,
+        SseTemplate,
+        SseWriter,
+        TokenIds,
+        Tokenizer,
+    )
     from octavo.config import EngineConfig
     from octavo.engine.step_times import StepTimes
     from octavo.models.config import ModelConfig
@@ -28,6 +38,7 @@ if TYPE_CHECKING:
     from octavo.pooling import PoolingInfo
     from octavo.runner.request_state import Delivery
     from octavo.sampling_params import SamplingParams
+    from octavo.structured_outputs import ReasoningTokens
 
 logger = logging.getLogger("octavo.engine")
 
@@ -36,6 +47,10 @@ Sink = Callable[["Delta | EngineDeadError"], None]
 
 # Below this an encode costs less than a hop to a worker thread and back.
 INLINE_ENCODE_CHARS = 2048
+
+# Threads that wait for grammars to be compiled. Not those that encode: a hostile grammar takes its
+# time, and the next long prompt must not.
+NUM_COMPILE_THREADS = 4
 
 
 class AsyncEngine:
@@ -60,6 +75,8 @@ class AsyncEngine:
         self.model_facts = ModelFacts(self._engine_loop)
         self.tokenizer: Tokenizer = self._engine_loop.tokenizer
         self.chat_template: str | None = source.chat_template
+        self.tool_template: str | None = source.tool_template
+        self.response_template: Any = source.response_template
         self.generation_defaults: dict[str, Any] = source.generation_defaults
         self.special_tokens: dict[str, str] = source.special_tokens
         self.eos_token_ids: tuple[int, ...] = source.eos_token_ids
@@ -81,6 +98,7 @@ class AsyncEngine:
         self._is_stopped = False
         # Made by whoever waits for the last sample to end; set then.
         self._idle: asyncio.Event | None = None
+        self._compilers = ThreadPoolExecutor(NUM_COMPILE_THREADS, "octavo-compile")
 
     async def start(self) -> None:
         """Begin to step. The running loop becomes the one that delivers.
@@ -124,6 +142,7 @@ class AsyncEngine:
         # An abort takes one step.
         await self._wait_idle(STALL_S)
         await asyncio.to_thread(self._engine_loop.stop)
+        self._compilers.shutdown(wait=False, cancel_futures=True)
         self._deliver()
         self._fail_all(EngineDeadError("the engine is stopped"))
 
@@ -184,6 +203,9 @@ class AsyncEngine:
         priority: int = 0,
         cache_salt: str | None = None,
         num_first: int | None = None,
+        channels: Channels | None = None,
+        grammar: Grammar | None = None,
+        reasoning: ReasoningTokens | None = None,
     ) -> list[int]:
         """Queue one request; event-loop thread only.
 
@@ -192,7 +214,9 @@ class AsyncEngine:
             sink: gets every Delta of every sample on the event loop, or one EngineDeadError per
                 sample in place of the rest. ``Delta.extra`` is the prompt's PromptLogprobs, with
                 each sample's first token, or a pooling model's vector, float32 [D], at the end.
-            delivery, sse, priority, cache_salt, num_first: see ``EngineLoop.prepare``.
+            delivery, sse, priority, cache_salt, num_first, channels, reasoning: see
+                ``EngineLoop.prepare``.
+            grammar: what ``compile`` has returned; without it a grammar is compiled here and now.
 
         Returns:
             One id per sample, consecutive: sample i is ``ids[0] + i``.
@@ -218,6 +242,9 @@ class AsyncEngine:
             priority=priority,
             cache_salt=cache_salt,
             num_first=num_first,
+            channels=channels,
+            grammar=grammar,
+            reasoning=reasoning,
         )
         ids = [sample.request_id for sample in samples]
         self._sinks.update(dict.fromkeys(ids, sink))
@@ -234,6 +261,19 @@ class AsyncEngine:
         """End samples; each one's sink still gets a last Delta. Unknown ids are ignored."""
         if ids := [request_id for request_id in request_ids if request_id in self._sinks]:
             self._engine_loop.abort(ids)
+
+    async def compile(self, params: SamplingParams) -> Grammar | None:
+        """Compile what a request's text is to follow, off the event loop. None: nothing.
+
+        Raises:
+            InvalidParameterError: it cannot be followed; names the request's field.
+        """
+        if params.structured_outputs is None:
+            return None
+        if (kept := self._engine_loop.find_grammar(params)) is not None:
+            return kept
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._compilers, self._engine_loop.compile, params)
 
     async def encode(self, text: str, add_special_tokens: bool = True) -> TokenIds:
         """Token ids; a long text is encoded off the event loop."""
@@ -286,6 +326,7 @@ class AsyncEngine:
             delivery="final" if is_final else "delta",
             priority=priority,
             cache_salt=prompt_salt(prompt),
+            grammar=await self.compile(params),
         )
         named = self._named.setdefault(output.request_id, set())
         named.update(ids)

@@ -15,24 +15,25 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from octavo._core import EngineCore
+from octavo._core import EngineCore, Grammars
 from octavo.engine.limits import RequestLimits
 from octavo.engine.step_times import StepTimes
-from octavo.errors import EngineDeadError
+from octavo.errors import EngineDeadError, InvalidParameterError
 from octavo.models.source import load_tokenizer, resolve_model
 from octavo.runner.create import make_runner
 from octavo.runner.prompt_rows import PromptRows
 from octavo.runner.request_state import RequestState, encode_bad_words
 
 if TYPE_CHECKING:
-    from octavo._core import ScheduledBatch, SseTemplate, TokenIds
+    from octavo._core import Channels, Grammar, ScheduledBatch, SseTemplate, TokenIds
     from octavo.config import EngineConfig
     from octavo.models.source import ModelSource
     from octavo.runner.request_state import Delivery
     from octavo.runner.runner import InFlight, Runner
     from octavo.sampling_params import SamplingParams
+    from octavo.structured_outputs import ReasoningTokens, StructuredOutputsParams
 
 logger = logging.getLogger("octavo.engine")
 
@@ -95,6 +96,10 @@ class EngineLoop:
             has_priorities=config.scheduling_policy == "priority",
         )
         self.eos_token_ids = self.source.eos_token_ids
+        self.grammars: Grammars | None = None
+        if self.tokenizer is not None and self.runner.pooling is None:
+            vocab_size = self.source.model_config.vocab_size
+            self.grammars = Grammars(self.tokenizer, vocab_size, self.eos_token_ids)
         self.step_times = StepTimes()
         self.fatal_error: BaseException | None = None
         self.last_progress_s = time.monotonic()
@@ -126,12 +131,18 @@ class EngineLoop:
         priority: int = 0,
         cache_salt: str | None = None,
         num_first: int | None = None,
+        channels: Channels | None = None,
+        grammar: Grammar | None = None,
+        reasoning: ReasoningTokens | None = None,
     ) -> list[RequestState]:
         """Check a request and give its samples ids, consecutive ones. Nothing is queued yet.
 
         Args:
             sse: a template per sample, for delivery "sse".
             num_first: of a pair of texts for a pooling model, the tokens that belong to the first.
+            channels: what tells text, reasoning and tool calls apart; None: all of it is text.
+            grammar: what ``compile`` has made of the parameters; None: it is done here.
+            reasoning: the tokens around reasoning, which no grammar is about.
 
         Raises:
             RequestTooLongError, InvalidParameterError: the request can never run.
@@ -143,6 +154,10 @@ class EngineLoop:
         max_tokens = self.limits.check(prompt_token_ids, params)
         self.limits.check_service(priority, cache_salt)
         bad_words = encode_bad_words(self.tokenizer, params.bad_words)
+        if grammar is None:
+            grammar = self.compile(params)
+        if (self.config.structured_outputs_config or {}).get("enable_in_reasoning"):
+            reasoning = None
         ids = range(self._next_id, self._next_id + params.n)
         self._next_id = ids.stop
         rows = None
@@ -168,11 +183,47 @@ class EngineLoop:
                 bad_words_token_ids=bad_words,
                 prompt_rows=rows,
                 num_first=num_first,
+                channels=channels,
+                grammar=grammar,
+                reasoning=reasoning,
             )
             for index, request_id in enumerate(ids)
         ]
 
     # ------------------------------------------------------------------ any thread
+
+    def find_grammar(self, params: SamplingParams) -> Grammar | None:
+        """The compiled grammar of a request, if it is kept from an earlier one."""
+        wanted = params.structured_outputs
+        if wanted is None or self.grammars is None:
+            return None
+        return self.grammars.find(wanted.kind, wanted.text, **self._grammar_options(wanted))
+
+    def compile(self, params: SamplingParams) -> Grammar | None:
+        """Compile what a request's text is to follow; blocks without the GIL. None: nothing.
+
+        Raises:
+            InvalidParameterError: it cannot be followed; names the request's field.
+        """
+        wanted = params.structured_outputs
+        if wanted is None:
+            return None
+        name = wanted.param or f"structured_outputs.{wanted.kind}"
+        if self.grammars is None:
+            raise InvalidParameterError(f"{name} needs a model that generates text", name)
+        try:
+            return self.grammars.compile(wanted.kind, wanted.text, **self._grammar_options(wanted))
+        except ValueError as error:
+            raise InvalidParameterError(f"{name} cannot be used: {error}", name) from None
+
+    def _grammar_options(self, wanted: StructuredOutputsParams) -> dict[str, Any]:
+        defaults = self.config.structured_outputs_config or {}
+        names = ("disable_any_whitespace", "disable_additional_properties")
+        options: dict[str, Any] = {
+            name: getattr(wanted, name) or bool(defaults.get(name)) for name in names
+        }
+        options["whitespace_pattern"] = wanted.whitespace_pattern
+        return options
 
     def submit(self, samples: Sequence[RequestState]) -> None:
         """Queue what ``prepare`` made; it is the engine's from here on.
@@ -266,10 +317,26 @@ class EngineLoop:
             else:
                 self.step_times.observe("launch", time.perf_counter() - planned_s)
                 self._in_flight.append((batch, in_flight))
+                if batch.num_constrained and len(self._in_flight) == 1:
+                    self._choose(batch, in_flight)
         if self._in_flight and (batch is None or len(self._in_flight) == self.runner.max_in_flight):
             self._account(*self._in_flight.popleft())
+            if self._in_flight and self._in_flight[0][0].num_constrained:
+                self._choose(*self._in_flight[0])
             return True
         return batch is not None
+
+    def _choose(self, batch: ScheduledBatch, in_flight: InFlight) -> None:
+        """Have the tokens of the oldest step chosen, which waits for masks.
+
+        Its masks follow from the tokens before it, and those are known now; the model's part of the
+        step has been launched long since.
+        """
+        try:
+            self.runner.choose(in_flight, lambda masks: self.core.masks(batch.step_id, masks))
+        except Exception as error:
+            self._in_flight.popleft()
+            self._step_failed(batch.step_id, error)
 
     def _account(self, batch: ScheduledBatch, in_flight: InFlight) -> None:
         began_s = time.perf_counter()
@@ -333,6 +400,9 @@ class EngineLoop:
                 stream_interval=params.stream_interval,
                 delivery=first.delivery,
                 sse=[sample.sse for sample in samples if sample.sse is not None] or None,
+                channels=first.channels,
+                grammar=first.grammar,
+                reasoning=first.reasoning,
             )
         except Exception as error:
             logger.exception("request %d could not be added", ids[0], exc_info=error)

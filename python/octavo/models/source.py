@@ -145,13 +145,28 @@ class ModelSource:
 
         Those beside ``config.tokenizer``, where it is given, come first.
         """
+        return self._template("default")
+
+    @cached_property
+    def tool_template(self) -> str | None:
+        """A template of its own for conversations with tools, as some checkpoints have."""
+        return self._template("tool_use")
+
+    def _template(self, name: str) -> str | None:
         for files in (self.tokenizer_files, self._own_tokenizer_files):
-            if files is not None and (template := _template_of(files)) is not None:
+            if files is not None and (template := _template_of(files, name)) is not None:
                 return template
         if self.gguf is not None:
-            template = self.gguf.metadata().get("tokenizer.chat_template")
+            suffix = "" if name == "default" else f".{name}"
+            template = self.gguf.metadata().get(f"tokenizer.chat_template{suffix}")
             return template if isinstance(template, str) else None
         return None
+
+    @property
+    def response_template(self) -> Any:
+        """The checkpoint's word on how its answers are taken apart; None where it has none."""
+        files = self.tokenizer_files
+        return None if files is None else files.config.get("response_template")
 
     @cached_property
     def tokenizer_files(self) -> TokenizerFiles | None:
@@ -341,15 +356,21 @@ def _default_model_file() -> Path | None:
     return None
 
 
-def _template_of(files: TokenizerFiles) -> str | None:
-    """The chat template beside a tokenizer.json."""
-    file = files.file.with_name("chat_template.jinja")
+def _template_of(files: TokenizerFiles, name: str) -> str | None:
+    """The chat template of a name beside a tokenizer.json."""
+    folder = files.file.parent
+    is_default = name == "default"
+    file = folder / (
+        "chat_template.jinja" if is_default else f"additional_chat_templates/{name}.jinja"
+    )
     if file.is_file():
         return file.read_text(encoding="utf-8")
     found = files.config.get("chat_template")
     if isinstance(found, list):  # several, by name
         named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
-        found = named.get("default")
+        found = named.get(name)
+    elif not is_default:
+        return None
     return found if isinstance(found, str) else None
 
 

@@ -10,7 +10,7 @@ import contextlib
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
@@ -194,12 +194,17 @@ class CapturedGraph(Generic[T]):
 class GraphCache(Generic[T]):
     """Graphs by key, captured at a key's second use, all in one memory pool.
 
-    ``stream``: where everything runs; None on a CPU, where nothing is captured.
+    ``stream``: where everything runs; None on a CPU, where nothing is captured. ``other``: a cache
+    whose pool is shared.
     """
 
-    def __init__(self, stream: torch.cuda.Stream | None) -> None:
+    def __init__(
+        self, stream: torch.cuda.Stream | None, other: GraphCache[Any] | None = None
+    ) -> None:
         self._stream = stream
-        self._pool = None if stream is None else torch.cuda.graph_pool_handle()
+        self._pool: Any = None
+        if stream is not None:
+            self._pool = torch.cuda.graph_pool_handle() if other is None else other._pool
         self._graphs: dict[Hashable, CapturedGraph[T]] = {}
         self._seen: set[Hashable] = set()
         self._wasted: dict[Hashable, int] = {}

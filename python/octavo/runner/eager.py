@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from octavo._core import Staging
@@ -22,16 +25,28 @@ from octavo.runner.input_batch import InputBatch
 from octavo.runner.kv_cache import KVCachePlan, allocate_kv_cache
 from octavo.runner.library_pages import drop_library_pages
 from octavo.runner.loading import LoadedModel, ModelPart
+from octavo.runner.masks import FillMasks, Masks, empty_masks
 from octavo.runner.mesh import Mesh
 from octavo.runner.prompt_scorer import PromptScorer, PromptSpan, ScoredRows, collected
 from octavo.runner.request_state import RequestState
-from octavo.runner.runner import ComputedStep, InFlight, Observer, is_device_error
+from octavo.runner.runner import InFlight, Observer, is_device_error
 from octavo.runner.sampler import SampledTokens, Sampler
 from octavo.runner.sizing import StepSizes, available_bytes, fit_cache
 from octavo.runner.staging import StagingBuffer
 
 if TYPE_CHECKING:
     from octavo._core import ScheduledBatch
+
+
+@dataclass(slots=True, eq=False)
+class EagerStep(InFlight):
+    """A step whose logits are computed, and whose tokens once ``sampled`` is there."""
+
+    logits: Tensor
+    slots: NDArray[np.int32]
+    positions: NDArray[np.int32]
+    scored: Sequence[ScoredRows]
+    sampled: SampledTokens | None = None
 
 
 class EagerShard:
@@ -166,6 +181,8 @@ class EagerRunner:
         self.prompt_scorer = self.mesh.lead.prompt_scorer
         self.sampler = Sampler(self.max_num_seqs, loaded.config.seed)
         self._buffer = StagingBuffer(self._sizes.plan_len, pinned=loaded.device.type != "cpu")
+        # Made with the first constrained step.
+        self._masks: NDArray[np.uint32] | None = None
 
     # ---------------------------------------------------------------------------------- steps
 
@@ -179,7 +196,7 @@ class EagerRunner:
     def launch(
         self, batch: ScheduledBatch, staging: Staging, requests: Mapping[int, RequestState]
     ) -> InFlight:
-        """Compute a planned step to its tokens."""
+        """Compute a planned step to its tokens, or to its logits where those wait for masks."""
         for slot, request_id in batch.new_slots:
             self.sampler.admit(slot, requests[request_id])
             self.prompt_scorer.admit(slot, requests[request_id])
@@ -194,16 +211,30 @@ class EagerRunner:
         sample_rows = array[batch.sample_rows_offset :][: batch.num_samples]
         slots = array[batch.sample_slots_offset :][: batch.num_samples]
         positions = array[batch.positions_offset :][sample_rows]
+        step = EagerStep(batch.step_id, logits, slots, positions, scored)
+        if not batch.num_constrained:
+            self._sample(step, None)
+        return step
+
+    def choose(self, in_flight: InFlight, fill: FillMasks) -> None:
+        """Choose the tokens of a step that waits for its masks."""
+        assert isinstance(in_flight, EagerStep)
+        if self._masks is None:
+            self._masks = empty_masks(self.max_num_seqs, in_flight.logits.shape[1])
+        self._sample(in_flight, Masks(fill(self._masks), self._masks))
+
+    def _sample(self, step: EagerStep, masks: Masks | None) -> None:
         with torch.inference_mode():
-            sampled = self.sampler.sample(logits, slots, positions)
+            sampled = self.sampler.sample(step.logits, step.slots, step.positions, masks)
         # The device has come past them: it has computed the logits, which came later.
-        if extras := collected(scored):
+        if extras := collected(step.scored):
             sampled = sampled._replace(extras=extras)
-        return ComputedStep(batch.step_id, sampled)
+        step.sampled = sampled
 
     def collect(self, in_flight: InFlight) -> SampledTokens:
-        """The tokens, which ``launch`` has chosen already."""
-        assert isinstance(in_flight, ComputedStep)
+        """The tokens, which have been chosen already."""
+        assert isinstance(in_flight, EagerStep)
+        assert in_flight.sampled is not None
         return in_flight.sampled
 
     def abandon(self) -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 import random
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +37,22 @@ class _Slot:
     # token -> (bias, number of output tokens until which it holds)
     bias: dict[int, tuple[float, int]]
     words: tuple[tuple[int, ...], ...]  # bad words of several tokens
+
+
+class Needs(NamedTuple):
+    """The demands of a step's samples together, beyond their slots' records.
+
+    ``num_logprobs``: -1 is none; ``keep_raw``: of logits as they were before they were adjusted;
+    ``tracked``: (row, request) whose ids the host must know.
+    """
+
+    adjusted: bool
+    num_logprobs: int
+    keep_raw: bool
+    tracked: Sequence[tuple[int, RequestState]]
+
+
+PLAIN = Needs(False, -1, False, ())
 
 
 class GpuSampling:
@@ -103,7 +120,12 @@ class GpuSampling:
             bias or several or params.allowed_token_ids or state.has_penalties
         )
         self._tracks[slot] = bool(several) or state.has_penalties
-        if self._adjusts[slot] or self._tracks[slot] or params.logprobs is not None:
+        if (
+            self._adjusts[slot]
+            or self._tracks[slot]
+            or params.logprobs is not None
+            or state.is_constrained
+        ):
             self.demanding.add(slot)
         else:
             self.demanding.discard(slot)

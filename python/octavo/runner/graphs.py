@@ -12,14 +12,13 @@ The plan is packed once; every shard of the mesh gets a copy of it and launches 
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from threading import get_ident
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -32,6 +31,7 @@ from octavo.kernels.gpu.step import HEADER, HEADER_LEN
 from octavo.kernels.slots import RECORD_LEN
 from octavo.models.registry import CausalLM
 from octavo.pooling import PoolingInfo
+from octavo.runner.constrained import ConstrainedSteps, Unchosen
 from octavo.runner.cuda_driver import CudaDriverError, DeviceClock
 from octavo.runner.cuda_graphs import (
     MIXED_ROWS,
@@ -42,10 +42,11 @@ from octavo.runner.cuda_graphs import (
     exact_shape,
     mixed_rows,
 )
-from octavo.runner.gpu_sampling import GpuSampling
+from octavo.runner.gpu_sampling import PLAIN, GpuSampling, Needs
 from octavo.runner.loading import LoadedModel
 from octavo.runner.logprobs import TokenLogprobs, copy_logprobs
-from octavo.runner.prompt_scorer import PromptSpan, ScoredRows, collected
+from octavo.runner.masks import FillMasks
+from octavo.runner.prompt_scorer import PromptSpan, ScoredRows, collected, moved
 from octavo.runner.request_state import RequestState
 from octavo.runner.runner import InFlight, Observer, is_device_error
 from octavo.runner.sampler import SampledTokens
@@ -66,27 +67,13 @@ class GraphInFlight(InFlight):
     tracked: Sequence[tuple[int, RequestState]]
     logprobs: TokenLogprobs | None = None
     scored: Sequence[ScoredRows] = ()
+    # Of one that waits for masks.
+    unchosen: Unchosen | None = None
 
     @property
     def tokens(self) -> NDArray[np.int32]:
         """[num_samples], once they are there."""
         return self.ids.array[: self.num_samples]
-
-
-class _Needs(NamedTuple):
-    """The demands of a step's samples together, beyond their slots' records.
-
-    ``num_logprobs``: -1 is none; ``keep_raw``: of logits as they were before they were adjusted;
-    ``tracked``: (row, request) whose ids the host must know.
-    """
-
-    adjusted: bool
-    num_logprobs: int
-    keep_raw: bool
-    tracked: Sequence[tuple[int, RequestState]]
-
-
-_PLAIN = _Needs(False, -1, False, ())
 
 
 class GraphRunner:
@@ -169,6 +156,9 @@ class GraphRunner:
         )
         self._lead, self._followers = self.mesh.lead, self.mesh.shards[1:]
         self.sampling, self.prompt_scorer = self._lead.sampling, self._lead.prompt_scorer
+        self._constrained = ConstrainedSteps(
+            self.mesh, self.max_num_seqs, loaded.shape.vocab_size, pinned=self._on_gpu
+        )
         # For the steady path, which has no time to look them up.
         self._driver, self._packed_address = self._lead.driver, self._lead.packed_address
         self._ids = itertools.cycle(self._lead.ids)
@@ -345,6 +335,15 @@ class GraphRunner:
             spans = self.prompt_scorer.plan(batch, buffer.array)
             scored: Sequence[ScoredRows] = ()
             split = (num_decodes, num_reqs - num_decodes, num_tokens - num_decodes)
+            if batch.num_constrained:
+                unchosen = self._constrained.launch(
+                    buffer.host[:length], self._shapes, split, num_samples, needs, spans
+                )
+                self._last = GraphInFlight(
+                    batch.step_id, arriving, num_samples, needs.tracked, None, unchosen.scored
+                )
+                self._last.unchosen = unchosen
+                return self._last
             # Graphs keep neither raw logits nor hidden rows.
             shape = None
             if not (needs.keep_raw or spans):
@@ -384,7 +383,7 @@ class GraphRunner:
         staged: Tensor,
         shape: StepShape | None,
         split: tuple[int, int, int],
-        needs: _Needs,
+        needs: Needs,
         spans: list[PromptSpan],
     ) -> tuple[Tensor, Tensor, Sequence[ScoredRows]]:
         """The lead's (ids, logits, scores) of a step without a graph, or to be captured."""
@@ -392,10 +391,20 @@ class GraphRunner:
             padded = self.mesh.each(lambda shard: shard.run_padded(staged, shape, needs.adjusted))
             return *padded[0], ()
         exact = exact_shape(*split)
-        moved = _moved(spans, split[0], exact.decode_rows)
+        rows = moved(spans, split[0], exact.decode_rows)
         return self.mesh.each(
-            lambda shard: shard.run_exact(staged, exact, needs.adjusted, needs.keep_raw, moved)
+            lambda shard: shard.run_exact(staged, exact, needs.adjusted, needs.keep_raw, rows)
         )[0]
+
+    def choose(self, in_flight: InFlight, fill: FillMasks) -> None:
+        """Start the sampler of a step that waits for its masks."""
+        assert isinstance(in_flight, GraphInFlight)
+        assert in_flight.unchosen is not None
+        with self._lead.ready():
+            in_flight.logprobs = self._constrained.choose(in_flight.unchosen, fill)
+            self._device_thread = get_ident()
+            if self._driver is not None:
+                self._driver.record_event(in_flight.ids.handle)
 
     def _replay_followers(self, buffer: StagingBuffer, nbytes: int, num: int, turn: int) -> None:
         """Launch a step of ``num`` plain decodes on all shards but the lead."""
@@ -404,10 +413,10 @@ class GraphRunner:
         for shard in self._followers:
             shard.replay((shape, False), buffer.address, nbytes, turn)
 
-    def _needs(self, batch: ScheduledBatch, buffer: StagingBuffer) -> _Needs:
+    def _needs(self, batch: ScheduledBatch, buffer: StagingBuffer) -> Needs:
         sampling = self.sampling
         if not sampling.demanding:
-            return _PLAIN
+            return PLAIN
         slots = buffer.array[batch.sample_slots_offset :][: batch.num_samples]
         if sampling.has_words(slots):
             # The ban depends on the last step's tokens.
@@ -419,7 +428,7 @@ class GraphRunner:
         adjusted, num_logprobs = sampling.adjusts(slots), sampling.num_logprobs(slots)
         tracked = sampling.states_of(slots) if sampling.tracks(slots) else ()
         # Log probabilities are of the model's own logits, before they were adjusted.
-        return _Needs(adjusted, num_logprobs, adjusted and num_logprobs >= 0, tracked)
+        return Needs(adjusted, num_logprobs, adjusted and num_logprobs >= 0, tracked)
 
     def _write_records(
         self, batch: ScheduledBatch, buffer: StagingBuffer, requests: Mapping[int, RequestState]
@@ -486,13 +495,3 @@ class GraphRunner:
         self._wait(in_flight)
         if self._observer is not None:
             self._observer("wait", began_ns, time.perf_counter_ns())
-
-
-def _moved(spans: list[PromptSpan], num_decodes: int, decode_rows: int) -> list[PromptSpan]:
-    """The plan's rows in the padded step, where prefills come after ``decode_rows``."""
-    return [
-        span
-        if span.row < num_decodes
-        else dataclasses.replace(span, row=span.row - num_decodes + decode_rows)
-        for span in spans
-    ]

@@ -23,7 +23,8 @@ class TokenLogprobs:
 def copy_logprobs(logits: Tensor, ids: Tensor, most: int) -> TokenLogprobs:
     """Of raw logits [S, V] and the tokens chosen, ids [S]: the chosen, then the ``most`` best."""
     total = logits.logsumexp(-1, keepdim=True)
-    chosen = ids.long()[:, None]
+    # A row without a token to choose has some valid id's; nobody reads them.
+    chosen = ids.long().clamp_min(0)[:, None]
     logit = logits.gather(1, chosen)
     best, best_ids = logits.topk(most, dim=-1)
     ranks = (logits > logit).sum(-1, dtype=torch.int32) + 1

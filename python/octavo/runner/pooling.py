@@ -23,6 +23,7 @@ from octavo.runner.cuda_graphs import computing, mixed_rows
 from octavo.runner.input_batch import InputBatch
 from octavo.runner.library_pages import drop_library_pages
 from octavo.runner.loading import LoadedModel
+from octavo.runner.masks import FillMasks
 from octavo.runner.pooling_graphs import PoolingGraphs, TextBatch
 from octavo.runner.request_state import RequestState
 from octavo.runner.runner import ComputedStep, InFlight, Observer, is_device_error
@@ -125,6 +126,14 @@ class PoolingRunner:
                 rows = self._compute(batch, first, last, starts, is_second)
             extras += zip(request_ids[first:last], rows, strict=True)
         return ComputedStep(batch.step_id, SampledTokens(_NO_TOKENS, extras=extras))
+
+    def choose(self, in_flight: InFlight, fill: FillMasks) -> None:
+        """Nothing is chosen here.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError("a model for vectors has no constrained steps")
 
     def collect(self, in_flight: InFlight) -> SampledTokens:
         """No tokens: a vector for each request, as extras."""

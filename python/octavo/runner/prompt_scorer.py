@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -35,6 +35,14 @@ class PromptSpan:
     first: int
     row: int
     num_rows: int
+
+
+def moved(spans: Sequence[PromptSpan], num_decodes: int, decode_rows: int) -> list[PromptSpan]:
+    """The plan's rows in the padded step, where prefills come after ``decode_rows``."""
+    return [
+        span if span.row < num_decodes else replace(span, row=span.row - num_decodes + decode_rows)
+        for span in spans
+    ]
 
 
 @dataclass(frozen=True, slots=True)

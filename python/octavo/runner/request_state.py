@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Literal
 from octavo.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from octavo._core import SseTemplate, Tokenizer
+    from octavo._core import Channels, Grammar, SseTemplate, Tokenizer
     from octavo.runner.prompt_rows import PromptRows
+    from octavo.structured_outputs import ReasoningTokens
 
 # How a sample's output leaves: as the bytes of server-sent events, as text and ids when they come,
 # or whole, at the end.
@@ -34,7 +35,10 @@ class RequestState:
         bad_words_token_ids: see ``encode_bad_words``.
         prompt_rows: gathers prompt log probabilities where ``params`` asks for them; shared by the
             samples.
+        grammar: what the output follows.
+        reasoning: the tokens around reasoning, which comes before that.
         num_first: of a pair of texts, the tokens that belong to the first; None is no pair.
+        channels: what tells text, reasoning and tool calls apart.
         output_token_ids: the sampler's, kept only where penalties or bad words need them.
     """
 
@@ -51,13 +55,22 @@ class RequestState:
     eos_token_ids: tuple[int, ...] = ()
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
     prompt_rows: PromptRows | None = None
+    grammar: Grammar | None = None
+    reasoning: ReasoningTokens | None = None
     num_first: int | None = None
+    channels: Channels | None = None
     output_token_ids: list[int] = field(default_factory=list)
 
     @property
     def num_prompt_tokens(self) -> int:
         """The prompt's length."""
         return len(self.prompt_token_ids)
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether its steps wait for masks."""
+        reasoning = self.reasoning
+        return self.grammar is not None or (reasoning is not None and reasoning.budget is not None)
 
     @property
     def has_penalties(self) -> bool:

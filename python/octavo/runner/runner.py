@@ -1,10 +1,11 @@
 """Runner: what the engine asks of whatever computes its steps. Read this one first.
 
-One step goes through a runner in four calls, all on the engine's thread::
+One step goes through a runner in a few calls, all on the engine's thread::
 
     staging = runner.next_staging()                      # memory for the plan
     batch = core.schedule(staging)                       # the core writes the plan there
     in_flight = runner.launch(batch, staging, requests)  # the device, or this thread, computes
+    runner.choose(in_flight, fill_masks)                 # only where batch.num_constrained
     sampled = runner.collect(in_flight)                  # its tokens, and what else it produced
 
 A runner is given a LoadedModel (loading.py) and adds what steps need: a KV cache, staging memory,
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import torch
 
 from octavo.pooling import PoolingInfo
+from octavo.runner.masks import FillMasks
 from octavo.runner.request_state import RequestState
 from octavo.runner.sampler import SampledTokens
 
@@ -90,7 +92,16 @@ class Runner(Protocol):
     def launch(
         self, batch: ScheduledBatch, staging: Staging, requests: Mapping[int, RequestState]
     ) -> InFlight:
-        """Start a planned step. ``requests``: by id, at least those that this step admits."""
+        """Start a planned step. ``requests``: by id, at least those that this step admits.
+
+        With ``batch.num_constrained`` only the model computes: the tokens are left to ``choose``.
+        """
+
+    def choose(self, in_flight: InFlight, fill: FillMasks) -> None:
+        """Have the tokens of a launched step chosen that waits for its masks.
+
+        Once, when the tokens of all steps before it have been collected. ``fill`` is called once.
+        """
 
     def collect(self, in_flight: InFlight) -> SampledTokens:
         """A launched step's results: tokens in the order of its samples, and extras by request id.

@@ -1,9 +1,9 @@
 """Sampler: logits to tokens, row by row as each request asked, on the host.
 
-The order is vLLM's: allowed ids, bad words, min_tokens, logit bias, penalties; then the maximum, or
-temperature, min-p, top-k, top-p and one draw. Log probabilities are of the raw logits. A row's
-token depends on its own logits, its request's seed and how many tokens came before: never on what
-else is in the batch.
+The order is vLLM's: allowed ids, bad words, min_tokens, logit bias, penalties, and last of all the
+masks of grammars; then the maximum, or temperature, min-p, top-k, top-p and one draw. Log
+probabilities are of the raw logits. A row's token depends on its own logits, its request's seed and
+how many tokens came before: never on what else is in the batch.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from octavo.kernels.slots import NUM_PROMPT_TOKENS, TEMPERATURE
 from octavo.runner.draw import Floats, Ints, draw, uniforms
+from octavo.runner.masks import Masks
 from octavo.runner.request_state import RequestState
 from octavo.runner.slots import SlotRecords, column_of, seeds_of
 from octavo.runner.token_counts import TokenCounts
@@ -107,24 +108,33 @@ class Sampler:
         )
 
     def sample(
-        self, logits: Tensor, slots: NDArray[np.int32], positions: NDArray[np.int32]
+        self,
+        logits: Tensor,
+        slots: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        masks: Masks | None = None,
     ) -> SampledTokens:
-        """One token a row.
+        """One token a row; -1 where its mask leaves none.
 
         logits: float32 [S, V]; may be overwritten. slots: int32 [S]. positions: int32 [S], of the
         token each row's logits follow.
         """
         raw: Floats = logits.cpu().numpy()
-        if not self._special[slots].any():
+        if masks is None and not self._special[slots].any():
             return SampledTokens(raw.argmax(-1).astype(np.int32))
         records = self._records.rows[slots]
         num_outputs: Ints = positions + np.int64(1) - column_of(records, NUM_PROMPT_TOKENS)
         wanted = self._num_logprobs[slots]
         processed = raw
-        if self._processes[slots].any():
+        without_any: list[int] = []
+        if masks is not None or self._processes[slots].any():
             # Log probabilities are of the model's own logits.
             processed = raw.copy() if wanted.max() >= 0 else raw
             self._process(processed, slots, num_outputs)
+            if masks is not None:
+                without_any = masks.apply(processed)
+                # Whatever is drawn there is not taken.
+                processed[without_any] = 0.0
         drawn = np.flatnonzero(column_of(records, TEMPERATURE) > 0)
         if len(drawn) < len(slots):
             token_ids = processed.argmax(-1).astype(np.int32)
@@ -134,6 +144,7 @@ class Sampler:
             chosen = records[drawn]
             uniform = uniforms(seeds_of(chosen), num_outputs[drawn])
             token_ids[drawn] = draw(processed[drawn], chosen, uniform)
+        token_ids[without_any] = -1
         for row in np.flatnonzero(self._tracks[slots]).tolist():
             self._track(slots[row], int(token_ids[row]))
         if wanted.max() < 0:
@@ -154,6 +165,8 @@ class Sampler:
     def _track(self, slot: int, token: int) -> None:
         slot_state = self._slots[slot]
         assert slot_state is not None
+        if token < 0:
+            return
         slot_state.state.output_token_ids.append(token)
         if slot_state.counts is not None:
             slot_state.counts.add(token)

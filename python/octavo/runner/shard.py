@@ -71,7 +71,7 @@ class GpuShard:
         max_padding: int,
         num_turns: int,
     ) -> None:
-        self.device, self.model = part.device, part.model
+        self.device, self.model, self.rank = part.device, part.model, part.rank
         self.stream, self.sampling = stream, sampling
         self.driver = None if stream is None else CudaDriver(stream.cuda_stream)
         self._max_model_len = sizes.max_model_len
@@ -81,6 +81,8 @@ class GpuShard:
         self.model.bind_kv_cache(caches)
         self.prompt_scorer = PromptScorer(self.model.compute_logits, loaded.shape.vocab_size)
         self.graphs: GraphCache[tuple[Tensor, Tensor]] = GraphCache(stream)
+        # Of the model alone, for steps whose tokens wait for masks: logits by shape.
+        self.model_graphs: GraphCache[Tensor] = GraphCache(stream, self.graphs)
         self.packed = torch.zeros(plan_len, dtype=torch.int32, device=self.device)
         self.packed_address = self.packed.data_ptr()
         self.buffers = self._make_buffers(sizes, max_padding)
@@ -174,6 +176,47 @@ class GpuShard:
             ids, logits = self._sample(hidden, shape, adjusted, keep_raw)
             return ids, logits, self.prompt_scorer.score(spans, hidden)
 
+    def run_model(self, staged: Tensor, shape: StepShape) -> Tensor:
+        """Logits [S, V] of the step that is staged, padded to a shape which may be captured.
+
+        They hold until the next run of any graph.
+        """
+        with self.ready():
+            self._upload(staged)
+            return self.model_graphs.run(shape, lambda: self._logits(self._hidden(shape), shape))
+
+    def run_model_exact(
+        self, staged: Tensor, shape: StepShape, spans: Sequence[PromptSpan]
+    ) -> tuple[Tensor, Sequence[ScoredRows]]:
+        """(logits [S, V], scores of ``spans``) of the step that is staged, kernel by kernel."""
+        with self.ready():
+            self._upload(staged)
+            hidden = self._hidden(shape)
+            return self._logits(hidden, shape), self.prompt_scorer.score(spans, hidden)
+
+    def choose(
+        self,
+        logits: Tensor,
+        shape: StepShape,
+        rows: Tensor,
+        masks: Tensor,
+        adjusted: bool,
+        keep_raw: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """(ids [S], logits [S, V]) of ``run_model``'s logits, which are changed.
+
+        ``rows``, ``masks``: as ``mask_logits`` takes them, in pinned memory.
+        """
+        with self.ready():
+            raw = logits.clone() if keep_raw else logits
+            # First, though it has the last word: nothing brings back what is -inf.
+            gpu.mask_logits(
+                logits,
+                rows.to(self.device, non_blocking=True),
+                masks.to(self.device, non_blocking=True),
+            )
+            return self._choose(logits, shape, adjusted), raw
+
     def run(self, shape: StepShape, adjusted: bool) -> tuple[Tensor, Tensor]:
         """(ids [S], logits [S, V]) of the plan on the device; captured at its second run."""
         return self.graphs.run((shape, adjusted), lambda: self.forward(shape, adjusted))
@@ -222,14 +265,19 @@ class GpuShard:
     ) -> tuple[Tensor, Tensor]:
         """(ids [S], logits [S, V]); the logits are as sampled from, or with ``keep_raw`` as
         the model computed them."""
-        buffers = self.buffers
-        if shape.prefill_reqs:
-            hidden = hidden.index_select(0, buffers.sample_rows[: shape.reqs])
-        logits = self.model.compute_logits(hidden)
+        logits = self._logits(hidden, shape)
         raw = logits.clone() if keep_raw else logits
+        return self._choose(logits, shape, adjusted), raw
+
+    def _logits(self, hidden: Tensor, shape: StepShape) -> Tensor:
+        if shape.prefill_reqs:
+            hidden = hidden.index_select(0, self.buffers.sample_rows[: shape.reqs])
+        return self.model.compute_logits(hidden)
+
+    def _choose(self, logits: Tensor, shape: StepShape, adjusted: bool) -> Tensor:
         state = self.sampling.adjusted if adjusted else self.sampling.plain
-        slots = buffers.sample_slots[: shape.reqs]
-        return gpu.sample(logits, slots, state, self._host_ids), raw
+        slots = self.buffers.sample_slots[: shape.reqs]
+        return gpu.sample(logits, slots, state, self._host_ids)
 
 
 def open_stream(device: torch.device) -> torch.cuda.Stream | None:

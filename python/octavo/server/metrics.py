@@ -39,6 +39,19 @@ class EngineCollector:
         rejections = Row("admission_rejections", "Requests turned away, by reason.", "reason")
         values = {"admission_rejections": dict(self._state.rejections)}
         yield from self._families(CounterMetricFamily, rejections, values)
+        calls = Row(
+            "tool_call_parser_invocations", "Answers to requests with tools, by outcome.", "status"
+        )
+        values = {calls.key: dict(self._state.model().tool_call_counts)}
+        yield from self._families(CounterMetricFamily, calls, values)
+        prefixes = Row(
+            "agent_prompts",
+            "Prompts of agents' conversations: new, extended, or diverged from an earlier one.",
+            "outcome",
+            prefix="octavo:",
+        )
+        values = {prefixes.key: dict(self._state.model().prompt_history.counts)}
+        yield from self._families(CounterMetricFamily, prefixes, values)
         yield self._cache_config()
 
     def _families(

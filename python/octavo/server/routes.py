@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final, NamedTuple
 
 from starlette.requests import ClientDisconnect
@@ -16,6 +16,11 @@ from octavo.errors import (
     error_kind,
 )
 from octavo.server import health
+from octavo.server.anthropic import models
+from octavo.server.anthropic.errors import STATUSES as ANTHROPIC_STATUSES
+from octavo.server.anthropic.errors import error_body as anthropic_error_body
+from octavo.server.anthropic.messages import count_tokens, messages
+from octavo.server.anthropic.protocol import COUNT_TOKENS_BODY, MESSAGES_BODY
 from octavo.server.compat.routes import COMPAT_ROUTES
 from octavo.server.http.access import open_paths
 from octavo.server.http.app import ApiRoute, App, ErrorBody
@@ -24,7 +29,6 @@ from octavo.server.http.exchange import Exchange
 from octavo.server.http.openapi import describe
 from octavo.server.invocations import invocations
 from octavo.server.metrics import metrics
-from octavo.server.openai import models
 from octavo.server.openai.chat import chat_completions
 from octavo.server.openai.completions import completions
 from octavo.server.openai.errors import error_body
@@ -48,6 +52,16 @@ from octavo.server.pooling.protocol import (
     SCORE_BODY,
 )
 from octavo.server.pooling.rerank import rerank, score
+from octavo.server.responses.create import create, input_tokens
+from octavo.server.responses.protocol import INPUT_TOKENS_BODY, RESPONSES_BODY
+from octavo.server.responses.stored import (
+    cancel_response,
+    compact,
+    delete_response,
+    get_response,
+    list_input_items,
+    refuse_websocket,
+)
 from octavo.server.work.state import ServerState
 
 Handler = Callable[[ServerState, Exchange], Awaitable[None]]
@@ -61,6 +75,7 @@ class Entry(NamedTuple):
         body: the fields of a POST.
         admits: its requests queue for the engine.
         error_body: the form of errors on it, by its dialect.
+        statuses, id_header: see ``ApiRoute``.
     """
 
     path: str
@@ -69,6 +84,21 @@ class Entry(NamedTuple):
     body: Body | None = None
     admits: bool = False
     error_body: ErrorBody = error_body
+    statuses: Mapping[type[BaseException], int] | None = None
+    id_header: str | None = None
+
+
+def _anthropic(path: str, handler: Handler, body: Body, *, admits: bool = False) -> Entry:
+    return Entry(
+        path,
+        ("POST",),
+        handler,
+        body,
+        admits,
+        anthropic_error_body,
+        ANTHROPIC_STATUSES,
+        "request-id",
+    )
 
 
 async def openapi(state: ServerState, exchange: Exchange) -> None:
@@ -86,6 +116,9 @@ async def openapi(state: ServerState, exchange: Exchange) -> None:
 ROUTES: Final[tuple[Entry, ...]] = (
     Entry("/v1/chat/completions", ("POST",), chat_completions, CHAT_BODY, admits=True),
     Entry("/v1/completions", ("POST",), completions, COMPLETION_BODY, admits=True),
+    Entry("/v1/responses", ("POST",), create, RESPONSES_BODY, admits=True),
+    _anthropic("/v1/messages", messages, MESSAGES_BODY, admits=True),
+    _anthropic("/v1/messages/count_tokens", count_tokens, COUNT_TOKENS_BODY),
     Entry("/v1/embeddings", ("POST",), embeddings, EMBEDDING_BODY, admits=True),
     # Jina's and Cohere's clients differ in the version before the name.
     *(
@@ -101,6 +134,13 @@ ROUTES: Final[tuple[Entry, ...]] = (
     # SageMaker's. Its bodies are those of the routes above.
     Entry("/invocations", ("POST",), invocations, admits=True),
     Entry("/v1/models", ("GET",), models.list_models),
+    Entry("/v1/responses", ("GET",), refuse_websocket),
+    Entry("/v1/responses/input_tokens", ("POST",), input_tokens, INPUT_TOKENS_BODY),
+    Entry("/v1/responses/compact", ("POST",), compact),
+    Entry("/v1/responses/{id}", ("GET",), get_response),
+    Entry("/v1/responses/{id}", ("DELETE",), delete_response),
+    Entry("/v1/responses/{id}/cancel", ("POST",), cancel_response),
+    Entry("/v1/responses/{id}/input_items", ("GET",), list_input_items),
     # Names may hold slashes.
     Entry("/v1/models/{name:path}", ("GET",), models.get_model),
     Entry("/tokenize", ("POST",), tokenize, TOKENIZE_BODY),
@@ -151,7 +191,14 @@ def _entries(state: ServerState) -> list[Entry]:
 def make_app(state: ServerState, entries: Iterable[Entry] | None = None) -> App:
     """The application over a table of routes. A GET route answers HEAD too."""
     routes = [
-        ApiRoute(entry.path, Endpoint(state, entry), entry.methods, entry.error_body)
+        ApiRoute(
+            entry.path,
+            Endpoint(state, entry),
+            entry.methods,
+            entry.error_body,
+            entry.statuses,
+            entry.id_header,
+        )
         for entry in (_entries(state) if entries is None else entries)
     ]
     return App(routes, state.config, error_body)

@@ -30,6 +30,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from octavo.errors import BadRequestError
 from octavo.text.template_forms import TemplateForms, find_forms
+from octavo.text.tool_prompt import plain_calls, tool_text, with_system_text, with_user_text
 
 # String methods open to a request's template: none that makes a long string from short ones.
 _HARMLESS_STR_METHODS_TEXT = (
@@ -200,6 +201,8 @@ def _insert_checks(tree: nodes.Template, environment: jinja2.Environment, untrus
 class ChatTemplate:
     """A compiled template. Immutable; may render on several threads at once.
 
+    ``source`` is its text, ``knows_calls`` whether it writes earlier turns' calls of tools.
+
     Args:
         source: the Jinja text.
         special_tokens: variables such as ``bos_token`` -> its text.
@@ -236,11 +239,18 @@ class ChatTemplate:
         # Roles are compared as string literals; a template without this one would refuse it, or
         # write a header that the model has never seen.
         self._knows_developer = "developer" in source
+        self.knows_calls = "tool_calls" in source
+        self.source = source
         self._forms = self._find_forms(tree)
 
     def uses(self, variable: str) -> bool:
         """True for a variable that the template reads."""
         return variable in self._variables
+
+    @property
+    def knows_tools(self) -> bool:
+        """True where the template describes tools to the model; where not, ``render`` does."""
+        return self.uses("tools")
 
     def render(
         self,
@@ -258,14 +268,40 @@ class ChatTemplate:
         text: the template gets the form it is written for. Parts for a template that writes text
         only are joined by line feeds, as vLLM and llama.cpp join them.
         ``continue_final_message`` ends the prompt inside the last message, for the model to go on.
+        ``tools`` that the template does not know are described in the system text, or the user's
+        where the template refuses one (``text/tool_prompt.py``).
 
         Raises:
             BadRequestError: the template refuses the messages, fails on them, or takes more than
                 its bounds of time and size.
         """
         variables.update(
-            tools=tools, documents=documents, add_generation_prompt=add_generation_prompt
+            tools=tools or None, documents=documents, add_generation_prompt=add_generation_prompt
         )
+        if self.knows_tools:
+            return self._render_calls(messages, variables, continue_final_message)
+        if not self.knows_calls and any(message.get("tool_calls") for message in messages):
+            messages = plain_calls(messages)
+        if not tools:
+            return self._render_calls(messages, variables, continue_final_message)
+        text = tool_text(tools, explains_calls=not self.knows_calls)
+        try:
+            described = with_system_text(messages, text)
+            return self._render_calls(described, variables, continue_final_message)
+        except BadRequestError as error:
+            described = with_user_text(messages, text)
+            try:
+                return self._render_calls(described, variables, continue_final_message)
+            except BadRequestError:
+                raise error from None
+
+    def _render_calls(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any],
+        continue_final_message: bool,
+    ) -> str:
+        """Render with arguments in the template's form, or in the other where that fails."""
         form = self._forms.arguments
         try:
             return self._render(messages, variables, form, continue_final_message)
@@ -324,7 +360,8 @@ class ChatTemplate:
             plain["tool_calls"] = [_plain_tool_call(call, arguments) for call in calls]
         reasoning = next((plain[key] for key in _REASONING_FIELDS if plain.get(key)), None)
         if reasoning is not None:
-            plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}
+            names = dict.fromkeys(_REASONING_FIELDS, reasoning)
+            plain = {**names, **plain, "reasoning_content": reasoning}
         return plain
 
     def _content(self, message: Mapping[str, Any], calls: bool) -> Any:

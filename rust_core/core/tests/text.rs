@@ -207,6 +207,7 @@ fn events_are_valid_json_and_whole_characters() {
     let part = |text: &str| text.as_bytes().into();
     let template = Arc::new(SseTemplate {
         around_text: [part("data: {\"text\": \""), part("\"}\n\n")],
+        around_reasoning: None,
         first: part("data: {\"role\": 1}\n\n"),
     });
     for drains in [0, u64::MAX, 0b10110] {

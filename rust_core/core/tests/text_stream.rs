@@ -7,6 +7,7 @@ fn template() -> SseTemplate {
     let part = |text: &str| text.as_bytes().into();
     SseTemplate {
         around_text: [part("data: {\"text\":\""), part("\"}\n\n")],
+        around_reasoning: None,
         first: part(""),
     }
 }

@@ -17,6 +17,8 @@ use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
+use crate::channels::{PieceTuple, piece_tuple};
+
 pub(crate) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<PySseTemplate>()?;
     m.add_class::<PyDelta>()?;
@@ -32,10 +34,19 @@ pub(crate) struct PySseTemplate {
 #[pymethods]
 impl PySseTemplate {
     #[new]
-    #[pyo3(signature = (before, after, first=Vec::new()), text_signature = "(before, after, first=b'')")]
-    fn new(before: Vec<u8>, after: Vec<u8>, first: Vec<u8>) -> Self {
+    #[pyo3(
+        signature = (before, after, first=Vec::new(), reasoning=None),
+        text_signature = "(before, after, first=b'', reasoning=None)"
+    )]
+    fn new(
+        before: Vec<u8>,
+        after: Vec<u8>,
+        first: Vec<u8>,
+        reasoning: Option<Vec<Vec<u8>>>,
+    ) -> Self {
         let inner = SseTemplate {
             around_text: [before.into(), after.into()],
+            around_reasoning: reasoning.map(|parts| parts.into_iter().map(Into::into).collect()),
             first: first.into(),
         };
         Self {
@@ -67,6 +78,17 @@ impl PyDelta {
     #[getter]
     fn text(&self) -> &str {
         &self.inner.text
+    }
+
+    #[getter]
+    fn pieces(&self) -> Option<Vec<PieceTuple<'_>>> {
+        let pieces = self.inner.pieces.as_ref()?;
+        Some(pieces.iter().map(piece_tuple).collect())
+    }
+
+    #[getter]
+    fn num_reasoning_tokens(&self) -> u32 {
+        self.inner.num_reasoning_tokens
     }
 
     #[getter]
@@ -351,7 +373,9 @@ fn taker<'py>(
         return Ok(None);
     };
     let writer = writer.cast_into::<PySseWriter>()?;
-    let takes = writer.get().is_armed() && !writer.get().is_paused();
+    // Pieces that are no frames yet are the front end's to write.
+    let is_ready = delta.pieces.as_ref().is_none_or(Vec::is_empty);
+    let takes = is_ready && writer.get().is_armed() && !writer.get().is_paused();
     // An empty part would end a chunked answer.
     Ok((takes && !sse.is_empty()).then_some(writer))
 }

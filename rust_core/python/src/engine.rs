@@ -19,8 +19,10 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use crate::channels::PyChannels;
 use crate::delivery::{PyOutbox, PySseTemplate};
 use crate::error::engine_error;
+use crate::matcher::{PyGrammar, ReasoningTuple, reasoning_tokens};
 use crate::text::PyTokenizer;
 use crate::token_ids::token_ids;
 
@@ -130,8 +132,8 @@ macro_rules! scheduled_batch {
 }
 
 scheduled_batch! {
-    num_tokens num_reqs num_decodes num_samples num_block_updates max_query_len max_seq_len
-    packed_len
+    num_tokens num_reqs num_decodes num_samples num_constrained num_block_updates max_query_len
+    max_seq_len packed_len
     input_ids_offset positions_offset slot_mapping_offset slots_offset seq_lens_offset
     query_start_loc_offset sample_rows_offset sample_slots_offset block_updates_offset
 }
@@ -276,13 +278,15 @@ impl PyEngineCore {
             request_ids, prompt_token_ids, *, max_tokens, min_tokens=0, eos_token_ids=Vec::new(),
             stop_token_ids=Vec::new(), stop=Vec::new(), include_stop_str_in_output=false,
             skip_special_tokens=true, num_logprobs=None, priority=0, cache_salt=None,
-            arrival_s=None, stream_interval=None, delivery="final", sse=None
+            arrival_s=None, stream_interval=None, delivery="final", sse=None, channels=None,
+            grammar=None, reasoning=None
         ),
         text_signature = "($self, request_ids, prompt_token_ids, *, max_tokens, min_tokens=0, \
                           eos_token_ids=(), stop_token_ids=(), stop=(), \
                           include_stop_str_in_output=False, skip_special_tokens=True, \
                           num_logprobs=None, priority=0, cache_salt=None, arrival_s=None, \
-                          stream_interval=None, delivery='final', sse=None)"
+                          stream_interval=None, delivery='final', sse=None, channels=None, \
+                          grammar=None, reasoning=None)"
     )]
     #[allow(clippy::too_many_arguments)] // keyword arguments of the Python method
     fn add_request(
@@ -304,6 +308,9 @@ impl PyEngineCore {
         stream_interval: Option<u32>,
         delivery: &str,
         sse: Option<Vec<Py<PySseTemplate>>>,
+        channels: Option<&PyChannels>,
+        grammar: Option<&PyGrammar>,
+        reasoning: Option<ReasoningTuple>,
     ) -> PyResult<()> {
         let prompt = token_ids(prompt_token_ids)?;
         let num_samples = request_ids.len();
@@ -337,12 +344,15 @@ impl PyEngineCore {
                 stop: &stop,
                 include_stop_str_in_output,
                 skip_special_tokens,
+                grammar: grammar.map(|grammar| Arc::clone(&grammar.inner)),
+                reasoning: reasoning.map(reasoning_tokens),
                 num_logprobs,
                 priority,
                 cache_salt,
                 arrival_s,
                 stream_interval,
                 deliveries,
+                channels: channels.map(|channels| Arc::clone(&channels.inner)),
             })
         })
     }
@@ -370,6 +380,36 @@ impl PyEngineCore {
             .as_ref()
             .zip(plan)
             .map(|(batch, plan)| PyScheduledBatch::new(batch, plan)))
+    }
+
+    /// The core is free meanwhile: whoever wants its outbox does not wait for masks.
+    fn masks(this: &Bound<'_, Self>, step_id: u64, masks: &Bound<'_, PyAny>) -> PyResult<Vec<i32>> {
+        let buffer = self::buffer::<u32>(masks, "masks", "uint32")?;
+        let &[num_rows, num_words] = buffer.shape() else {
+            return Err(PyValueError::new_err("masks has not two dimensions"));
+        };
+        if buffer.readonly() {
+            return Err(PyValueError::new_err("masks is not writable"));
+        }
+        let mut batch = guarded(|| this.borrow_mut().core.take_masks(step_id))?;
+        let rows = if batch.items.len() > num_rows {
+            Err(PyValueError::new_err(format!(
+                "{} masks do not fit {num_rows} rows",
+                batch.items.len()
+            )))
+        } else {
+            let out = match buffer.as_slice_ptr() {
+                // SAFETY: the exporter keeps the memory alive and in place while `buffer` is held;
+                // PyBuffer has checked format and alignment, and `buffer` contiguity and that it is
+                // writable. It belongs to the runner, which uses it on this thread alone: nothing
+                // else refers to the memory until this call returns.
+                Some(mut slice) => unsafe { slice.as_mut() },
+                None => &mut [],
+            };
+            guarded(|| Ok(this.py().detach(|| batch.fill(out, num_words))))
+        };
+        this.borrow_mut().core.return_masks(batch);
+        rows
     }
 
     #[pyo3(signature = (

@@ -1,11 +1,13 @@
 //! The module `octavo._core`: the binding of the core and the CPU kernels, and the only crate that
 //! names pyo3. See `_core.pyi` for the contract.
 
+mod channels;
 mod cpu;
 mod delivery;
 mod engine;
 mod error;
 mod files;
+mod matcher;
 mod text;
 mod token_ids;
 
@@ -19,6 +21,8 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     delivery::register(m)?;
     token_ids::register(m)?;
     text::register(m)?;
+    channels::register(m)?;
+    matcher::register(m)?;
     files::register(m)?;
     cpu::register(m)
 }

@@ -80,6 +80,16 @@ class Access:
             raise AuthenticationError("the API key is wrong")
 
 
+def key_digest(scope: Scope, config: ServerConfig) -> bytes:
+    """The digest of the server's key that a request has brought; empty where there are no keys.
+
+    The request has passed ``Access``.
+    """
+    known = {_digest(key.encode()) for key in config.api_key}
+    given = map(_digest, _given_keys(Headers(scope=scope)))
+    return next((digest for digest in given if digest in known), b"")
+
+
 def route_path(scope: Scope) -> str:
     """The path without ``--root-path``, where a proxy has left that on it."""
     path: str = scope["path"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from starlette.datastructures import Headers
@@ -50,13 +50,25 @@ AnswerError = Callable[[Scope, Exception], Response]
 
 
 class ApiRoute(Route):
-    """A route, and the form of the errors on it."""
+    """A route, and the form of the errors on it.
+
+    ``statuses``: the API's own, by error, in place of those in errors.py. ``id_header``: the API's
+    name for a header with the request's id.
+    """
 
     def __init__(
-        self, path: str, endpoint: ASGIApp, methods: Sequence[str], error_body: ErrorBody
+        self,
+        path: str,
+        endpoint: ASGIApp,
+        methods: Sequence[str],
+        error_body: ErrorBody,
+        statuses: Mapping[type[BaseException], int] | None = None,
+        id_header: str | None = None,
     ) -> None:
         super().__init__(path, endpoint, methods=list(methods))
         self.error_body = error_body
+        self.statuses = statuses or {}
+        self.id_header = id_header
 
 
 class App:
@@ -95,8 +107,12 @@ class App:
 
     def error_body(self, path: str, error: BaseException, request_id: str | None) -> bytes:
         """An error's body in the form of the API that ``path`` belongs to."""
-        found = (route.error_body for route in self._routes if route.path_regex.match(path))
-        return next(found, self._error_body)(error, request_id)
+        route = self._route(path)
+        form = self._error_body if route is None else route.error_body
+        return form(error, request_id)
+
+    def _route(self, path: str) -> ApiRoute | None:
+        return next((route for route in self._routes if route.path_regex.match(path)), None)
 
     def answer_error(self, scope: Scope, error: Exception) -> Response:
         """An error's answer, by the table in errors.py."""
@@ -109,8 +125,13 @@ class App:
             # A template that meets data it was not written for may need its operator's eye.
             logger.warning("request %s: %r: %r", request_id, str(error), error.__cause__)
         kind = error_kind(error)
-        body = self.error_body(route_path(scope), error, request_id)
-        response = Response(body, kind.status, kind.headers, JSON)
+        path = route_path(scope)
+        route = self._route(path)
+        status = kind.status if route is None else route.statuses.get(type(error), kind.status)
+        body = self.error_body(path, error, request_id)
+        response = Response(body, status, kind.headers, JSON)
+        if route is not None and route.id_header is not None:
+            response.headers[route.id_header] = request_id
         if isinstance(error, MethodNotAllowedError):
             response.headers["allow"] = error.allowed
         return response

@@ -34,6 +34,8 @@ class Body:
         refused: fields of the API without an implementation: name -> the values that change
             nothing, which pass. null passes everywhere.
         ignored: fields that change no answer.
+        is_open: fields of other names are ignored too: the API's clients send what is new to
+            every server, and need an answer.
     """
 
     fields: Mapping[str, Check]
@@ -41,6 +43,7 @@ class Body:
     one_of: tuple[tuple[str, ...], ...] = ()
     refused: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
+    is_open: bool = False
 
     def clean(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """The body's checked fields; null is absence.
@@ -59,6 +62,8 @@ class Body:
                 continue
             neutral = self.refused.get(name)
             if neutral is None:
+                if self.is_open:
+                    continue
                 name = clip(name)
                 raise UnsupportedParameterError(f"Unrecognized request argument: {name}", name)
             # 1 equals true in Python, not in JSON.

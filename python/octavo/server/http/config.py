@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from octavo.config import _flag as flag
 
@@ -74,6 +74,10 @@ class ServerConfig:
         False, "templates", "accept a chat_template inside a request"
     )
 
+    default_chat_template_kwargs: dict[str, Any] | None = flag(
+        None, "templates", "JSON of template variables, for requests that do not set them"
+    )
+
     # --- answers ---
     # Off: OpenAI's clients get usage in a stream where they ask for it.
     enable_force_include_usage: bool = flag(
@@ -90,6 +94,40 @@ class ServerConfig:
     # Empty: routes that nobody asked for are only more to guard.
     compat: tuple[Literal["ollama", "tgi"], ...] = flag(
         (), "answers", "further APIs to serve", many=True, choices=("ollama", "tgi")
+    )
+
+    # --- tools and reasoning ---
+    # None: found from the checkpoint, which knows better than a command line.
+    tool_call_parser: str | None = flag(
+        None, "tools", "how the model calls tools: a name, auto or none; default: found"
+    )
+    reasoning_parser: str | None = flag(
+        None, "tools", "how the model reasons: a name, auto or none; default: found"
+    )
+    # On: a client that brings tools wants calls.
+    enable_auto_tool_choice: bool = flag(
+        True, "tools", "read calls where tool_choice is auto; off: they stay text"
+    )
+    # Off, as in vLLM: a prompt that is the same for every tool_choice is found in the cache.
+    exclude_tools_when_tool_choice_none: bool = flag(
+        False, "tools", "describe no tools to the model where tool_choice is none"
+    )
+    tool_parser_plugin: str | None = flag(
+        None, "tools", "refused: octavo never runs code from a plug-in; see --tool-call-parser"
+    )
+
+    # --- agents ---
+    # On: a counter at the head of a prompt keeps all of it out of the cache.
+    normalize_agent_markers: bool = flag(
+        True, "agents", "move or drop agents' counters and clocks, so that prompts are found cached"
+    )
+    # On: Claude Code asks for several of Anthropic's models, whatever is served.
+    messages_any_model: bool = flag(
+        True, "agents", "/v1/messages answers for any model name with the model there is"
+    )
+    # On: clients that go on from a response by its id cannot without.
+    response_store: bool = flag(
+        True, "agents", "keep responses of /v1/responses for an hour, up to 64 MB of them"
     )
 
     # --- log and life cycle ---
@@ -111,6 +149,11 @@ class ServerConfig:
             raise ValueError(f"root_path must begin with '/', not {self.root_path!r}")
         if any(not key for key in self.api_key):
             raise ValueError("api_key must not be empty")
+        if self.tool_parser_plugin:
+            raise ValueError(
+                "tool_parser_plugin is refused: octavo never runs code from a plug-in; its own "
+                "formats are named by --tool-call-parser"
+            )
         for name in ("ssl_keyfile", "ssl_ca_certs", "ssl_ciphers"):
             if getattr(self, name) is not None and self.ssl_certfile is None:
                 raise ValueError(f"{name} needs ssl_certfile")

@@ -92,6 +92,8 @@ class Exchange(Request):
         self.request_id: str = scope["state"]["request_id"]
         self._value: dict[str, Any] | None = None
         self._takes_any_type = False
+        # Of the answer, beside those that every answer has.
+        self._more_headers: list[tuple[bytes, bytes]] = []
 
     # ------------------------------------------------------------------ the request
 
@@ -162,9 +164,14 @@ class Exchange(Request):
 
     # ------------------------------------------------------------------- the answer
 
+    def add_header(self, name: bytes, value: bytes) -> None:
+        """Add a header to an answer that has not begun. ``name``: in lower case."""
+        self._more_headers.append((name, value))
+
     async def respond(self, response: Response) -> None:
         """A whole answer."""
         self.is_answered = True
+        response.raw_headers += self._more_headers
         await response(self.scope, self._receive, self._send)
 
     async def respond_json(self, value: Any) -> None:
@@ -177,9 +184,10 @@ class Exchange(Request):
         if self._is_direct and self._cycle is not None:
             lines = b"content-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
             lines %= (_JSON, len(body), self.request_id.encode())
-            if write_answer(self._cycle, lines, body):
+            if write_answer(self._cycle, lines + self._more_lines(), body):
                 return
         headers = [(b"content-type", _JSON), (b"content-length", b"%d" % len(body))]
+        headers += self._more_headers
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 
@@ -189,9 +197,10 @@ class Exchange(Request):
         headers, lines = _stream_headers(media_type)
         if self._is_direct and self._cycle is not None:
             lines = b"%bx-request-id: %b\r\n" % (lines, self.request_id.encode())
-            if write_stream_head(self._cycle, lines, data):
+            if write_stream_head(self._cycle, lines + self._more_lines(), data):
                 return
-        await self._send({"type": "http.response.start", "status": 200, "headers": [*headers]})
+        headers = [*headers, *self._more_headers]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         if data:
             await self.write(data)
 
@@ -202,3 +211,6 @@ class Exchange(Request):
     async def end_stream(self, data: bytes = b"") -> None:
         """The stream's last part."""
         await self._send({"type": "http.response.body", "body": data})
+
+    def _more_lines(self) -> bytes:
+        return b"".join(b"%b: %b\r\n" % line for line in self._more_headers)

@@ -44,6 +44,11 @@ def describe(
     routes: Iterable[Described], *, open_paths: Container[str] | None, root_path: str
 ) -> dict[str, Any]:
     """The OpenAPI 3.1 document. ``open_paths``: those that need no key; None: no route does."""
+    paths: dict[str, Any] = {}
+    for route in routes:
+        needs_key = open_paths is not None and route.path not in open_paths
+        # One path may have a handler for each method.
+        paths.setdefault(_path(route.path), {}).update(_operations(route, needs_key))
     document: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {
@@ -53,12 +58,7 @@ def describe(
             "the answer is either honoured or refused by name; null is the same as absence.",
         },
         "servers": [{"url": root_path or "/"}],
-        "paths": {
-            _path(route.path): _operations(
-                route, open_paths is not None and route.path not in open_paths
-            )
-            for route in routes
-        },
+        "paths": paths,
         "components": {"schemas": {"Error": _ERROR}},
     }
     if open_paths is not None:
@@ -123,7 +123,7 @@ def body_schema(body: Body) -> dict[str, Any]:
         "type": "object",
         "properties": properties,
         "required": list(body.required),
-        "additionalProperties": False,
+        "additionalProperties": body.is_open,
     }
     if body.one_of:
         names = dict.fromkeys(name for group in body.one_of for name in group)

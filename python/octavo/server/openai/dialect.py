@@ -12,6 +12,7 @@ import orjson
 
 from octavo import __version__
 from octavo.server.openai.errors import error_body, error_object
+from octavo.server.work.chat import PLAIN, ChatPlan
 from octavo.server.work.usage import Usage, slowest_timings, timings_object, usage_object
 
 if TYPE_CHECKING:
@@ -61,10 +62,12 @@ class OpenAiReply(ABC):
         model: ServedModel,
         request_id: str,
         prompts: Sequence[TokenIds],
+        plan: ChatPlan = PLAIN,
     ) -> None:
         self.request = request
         self.prompts = prompts
         self.scores: dict[int, PromptLogprobs] = {}
+        self.plan = plan
         self._texts = model.token_texts
         self._request_id = request_id
         self._chunk: dict[str, Any] = {
@@ -113,7 +116,15 @@ class OpenAiReply(ABC):
 
         event = self.chunk_event([self.text_choice(index, _TEXT, None, None)])
         before, _, after = event.partition(_TEXT.encode())
-        return SseTemplate(before, after, self.start(index))
+        choice = self.reasoning_choice(index, _TEXT)
+        parts = None
+        if choice is not None:
+            parts = self.chunk_event([choice]).split(_TEXT.encode())
+        return SseTemplate(before, after, self.start(index), parts)
+
+    def reasoning_choice(self, index: int, text: str) -> dict[str, Any] | None:
+        """The choice of a chunk that carries reasoning; None: none is shown."""
+        return None
 
     def chunk_event(self, choices: list[dict[str, Any]], **fields: Any) -> bytes:
         """One chunk of a stream."""
@@ -128,7 +139,8 @@ class OpenAiReply(ABC):
         if not self.request.continuous_usage_stats:
             return {}
         num_prompt_tokens = len(self.prompts[index // self.request.n])
-        return {"usage": usage_object(num_prompt_tokens, 0, 0)}
+        num_reasoning_tokens = None if self.plan.channels is None else 0
+        return {"usage": usage_object(num_prompt_tokens, 0, 0, num_reasoning_tokens)}
 
     def text(self, index: int, news: News) -> bytes:
         """A chunk with all its decorations."""
@@ -141,11 +153,21 @@ class OpenAiReply(ABC):
     def _text_event(self, index: int, news: News, **fields: Any) -> bytes:
         choice = self.text_choice(index, news.text, news.finish_reason, news.stop_reason)
         self.decorate(choice, index, news)
+        return self._news_event([choice], news, **fields)
+
+    def _news_event(self, choices: list[dict[str, Any]], news: News, **fields: Any) -> bytes:
+        """A chunk, with the usage so far where every chunk has one."""
         if self.request.continuous_usage_stats:
             fields["usage"] = usage_object(
-                news.num_prompt_tokens, news.num_cached_tokens, news.num_output_tokens
+                news.num_prompt_tokens,
+                news.num_cached_tokens,
+                news.num_output_tokens,
+                self._num_reasoning_tokens(news),
             )
-        return self.chunk_event([choice], **fields)
+        return self.chunk_event(choices, **fields)
+
+    def _num_reasoning_tokens(self, news: News) -> int | None:
+        return None if self.plan.channels is None else news.num_reasoning_tokens
 
     def close(self, usage: Usage) -> bytes:
         """The extra chunk of ``include_usage``, and the end mark."""

@@ -148,13 +148,18 @@ def _part(place: str, part: Any) -> str:
 
 
 def _tool_calls(field: str, value: Any) -> list[dict[str, Any]]:
+    """Calls with all that templates read of them: a type, and arguments."""
     if not isinstance(value, list):
         raise invalid(field, "a list of tool calls", value)
+    calls = []
     for index, call in enumerate(value):
         place = f"{field}[{index}]"
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise invalid(place, "an object with function.name", call)
-        if not isinstance(function.get("arguments", ""), str | dict):
-            raise invalid(f"{place}.function.arguments", "JSON text", function["arguments"])
-    return value
+        arguments = function.get("arguments")
+        if not isinstance(arguments, str | dict | None):
+            raise invalid(f"{place}.function.arguments", "JSON text", arguments)
+        arguments = "{}" if arguments is None else arguments
+        calls.append({**call, "type": "function", "function": {**function, "arguments": arguments}})
+    return calls

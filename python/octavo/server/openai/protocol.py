@@ -19,9 +19,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from octavo.errors import InvalidParameterError, UnsupportedParameterError, clip
 from octavo.server.http import fields, limits
 from octavo.server.http.body import BOOKKEEPING_FIELDS, Body
+from octavo.server.openai import structured
 from octavo.server.openai.messages import MESSAGES_SCHEMA, parse_messages
 from octavo.server.work.request import Conversation, GenerationRequest
 from octavo.text.chat_template import MAX_TEMPLATE_CHARS, RESERVED_VARIABLES
+from octavo.text.tools import (
+    MAX_SCHEMA_CHARS,
+    MAX_TOOL_NAME_CHARS,
+    MAX_TOOLS,
+    ToolUse,
+    parse_tool_use,
+    parse_tools,
+)
 
 if TYPE_CHECKING:
     from octavo.server.http.config import ServerConfig
@@ -59,9 +68,18 @@ class OpenAiRequest(GenerationRequest):
 
 @dataclass(slots=True, kw_only=True)
 class ChatRequest(OpenAiRequest):
-    """A checked /v1/chat/completions request."""
+    """A checked /v1/chat/completions request.
+
+    Args:
+        tool_use: the tools it brings, and how they may be used.
+        include_reasoning: whether the answer shows the reasoning, if there is any.
+        thinking_token_budget: after so many tokens the reasoning is ended.
+    """
 
     conversation: Conversation
+    tool_use: ToolUse = ToolUse()
+    include_reasoning: bool = True
+    thinking_token_budget: int | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -165,6 +183,72 @@ def _template_kwargs(name: str, value: Any) -> dict[str, Any]:
     return kwargs
 
 
+_TOOL_NAME: Final = {"type": "string", "minLength": 1, "maxLength": MAX_TOOL_NAME_CHARS}
+_FUNCTION_NAME: Final = {
+    "type": "object",
+    "properties": {
+        "type": {"const": "function"},
+        "function": {"type": "object", "properties": {"name": _TOOL_NAME}, "required": ["name"]},
+    },
+    "required": ["type", "function"],
+}
+_TOOLS: Final = fields.Check(
+    {
+        "type": "array",
+        "maxItems": MAX_TOOLS,
+        "items": {
+            "type": "object",
+            "properties": {
+                "type": {"const": "function"},
+                "function": {
+                    "type": "object",
+                    "properties": {
+                        "name": _TOOL_NAME,
+                        "description": {"type": ["string", "null"]},
+                        "parameters": {
+                            "type": ["object", "null"],
+                            "description": f"at most {MAX_SCHEMA_CHARS} characters of JSON",
+                        },
+                        "strict": {"type": ["boolean", "null"]},
+                    },
+                    "required": ["name"],
+                },
+            },
+            "required": ["function"],
+        },
+    },
+    parse_tools,
+)
+
+
+@fields.check(
+    anyOf=[
+        {"enum": ["none", "auto", "required"]},
+        _FUNCTION_NAME,
+        {
+            "type": "object",
+            "properties": {
+                "type": {"const": "allowed_tools"},
+                "allowed_tools": {
+                    "type": "object",
+                    "properties": {
+                        "mode": {"enum": ["auto", "required"]},
+                        "tools": {"type": "array", "items": _FUNCTION_NAME, "minItems": 1},
+                    },
+                    "required": ["tools"],
+                },
+            },
+            "required": ["type", "allowed_tools"],
+        },
+    ]
+)
+def _tool_choice(name: str, value: Any) -> Any:
+    # Checked together with the tools, which it names.
+    if not isinstance(value, str | dict):
+        raise fields.invalid(name, "a string or an object", value)
+    return value
+
+
 _boolean = fields.boolean
 _NUM_LOGPROBS: Final = fields.integer(-1)
 
@@ -221,6 +305,7 @@ TEMPLATE_FIELDS: Final[dict[str, fields.Check]] = {
     "continue_final_message": _boolean,
     "chat_template": fields.string(MAX_TEMPLATE_CHARS, least_chars=1),
     "chat_template_kwargs": _template_kwargs,
+    "tools": _TOOLS,
 }
 
 _CONVERSATION_FIELDS: Final = frozenset(
@@ -230,18 +315,24 @@ _CONVERSATION_FIELDS: Final = frozenset(
 CHAT_FIELDS: Final[dict[str, fields.Check]] = {
     **SAMPLING_FIELDS,
     **COMMON_FIELDS,
+    **structured.FIELDS,
     **TEMPLATE_FIELDS,
     "max_tokens": fields.integer(1),
     "max_completion_tokens": fields.integer(1),
     "logprobs": _boolean,
     "top_logprobs": _logprobs,
     "documents": fields.json_objects,
-    "reasoning_effort": fields.one_of("none", "minimal", "low", "medium", "high", "xhigh"),
+    "reasoning_effort": fields.one_of("none", "minimal", "low", "medium", "high", "xhigh", "max"),
+    "include_reasoning": _boolean,
+    "thinking_token_budget": fields.integer(0),
+    "tool_choice": _tool_choice,
+    "parallel_tool_calls": _boolean,
 }
 
 COMPLETION_FIELDS: Final[dict[str, fields.Check]] = {
     **SAMPLING_FIELDS,
     **COMMON_FIELDS,
+    **structured.FIELDS,
     "prompt": _prompts,
     "echo": _boolean,
     "logprobs": _logprobs,
@@ -262,12 +353,6 @@ DETOKENIZE_FIELDS: Final[dict[str, fields.Check]] = {
 
 # What both generation routes refuse.
 _REFUSED: Final[dict[str, tuple[Any, ...]]] = {
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
     "best_of": (1,),
     "use_beam_search": (False,),
     "length_penalty": (1, 1.0),
@@ -278,9 +363,6 @@ CHAT_BODY: Final = Body(
     required=("messages",),
     refused={
         **_REFUSED,
-        "tools": ([],),
-        "tool_choice": ("none", "auto"),
-        "parallel_tool_calls": (True, False),
         "functions": ([],),
         "function_call": ("none",),
         "echo": (False,),
@@ -289,7 +371,6 @@ CHAT_BODY: Final = Body(
         "prediction": (),
         # OpenAI's default, and vLLM's.
         "verbosity": ("medium",),
-        "include_reasoning": (True,),
         "web_search_options": (),
     },
     ignored=BOOKKEEPING_FIELDS,
@@ -303,7 +384,6 @@ COMPLETION_BODY: Final = Body(
 TOKENIZE_BODY: Final = Body(
     TOKENIZE_FIELDS,
     one_of=(("prompt",), ("messages",)),
-    refused={"tools": ([],)},
     ignored=BOOKKEEPING_FIELDS,
 )
 DETOKENIZE_BODY: Final = Body(DETOKENIZE_FIELDS, required=("tokens",), ignored=BOOKKEEPING_FIELDS)
@@ -332,6 +412,14 @@ def _take(clean: dict[str, Any], names: Container[str]) -> dict[str, Any]:
     return {name: clean.pop(name) for name in [*clean] if name in names}
 
 
+def _sampling(clean: dict[str, Any]) -> dict[str, Any]:
+    """Move the fields of SamplingParams out of ``clean``."""
+    sampling = _take(clean, SAMPLING_FIELDS)
+    if (constraint := structured.take_constraint(clean)) is not None:
+        sampling["structured_outputs"] = constraint
+    return sampling
+
+
 def _num_logprobs(clean: Mapping[str, Any], name: str) -> dict[str, int]:
     """Numbers of alternatives a token, by field: ``name`` and prompt_logprobs."""
     found = {}
@@ -355,7 +443,9 @@ def _conversation(clean: dict[str, Any]) -> Conversation:
                 "continue_final_message excludes add_generation_prompt", "continue_final_message"
             )
         own["add_generation_prompt"] = False
-    return Conversation(**own)
+    # Their definitions come by the request's ToolUse.
+    tools = own.pop("tools", ())
+    return Conversation(**own, tools=ToolUse(tools).definitions)
 
 
 def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
@@ -375,14 +465,24 @@ def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
     max_tokens = clean.pop("max_completion_tokens", clean.get("max_tokens"))
     if max_tokens is not None:
         clean["max_tokens"] = max_tokens
+    tool_use = parse_tool_use(
+        clean.pop("tools", ()),
+        clean.pop("tool_choice", None),
+        clean.pop("parallel_tool_calls", True),
+    )
     conversation = _conversation(clean)
-    sampling = _take(clean, SAMPLING_FIELDS)
+    conversation.tools = tool_use.definitions
+    sampling = _sampling(clean)
     if wants_logprobs:
         sampling["logprobs"] = num_top
     sampling["prompt_logprobs"] = clean.get("prompt_logprobs")
     limits.check_samples(1, sampling.get("n", 1))
     return ChatRequest(
-        conversation=conversation, num_logprobs=num_logprobs, sampling=sampling, **clean
+        conversation=conversation,
+        tool_use=tool_use,
+        num_logprobs=num_logprobs,
+        sampling=sampling,
+        **clean,
     )
 
 
@@ -396,7 +496,7 @@ def parse_completion(body: Mapping[str, Any]) -> CompletionRequest:
     _stream_options(clean)
     num_logprobs = _num_logprobs(clean, "logprobs")
     num_top = clean.pop("logprobs", None)
-    sampling = _take(clean, SAMPLING_FIELDS)
+    sampling = _sampling(clean)
     prompts = clean.pop("prompt")
     wanted = [clean.get("prompt_logprobs")]
     if num_top is not None:

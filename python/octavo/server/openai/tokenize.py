@@ -21,7 +21,7 @@ async def tokenize(state: ServerState, exchange: Exchange) -> None:
     model = state.model(request.model)
     engine = model.engine
     if request.conversation is not None:
-        tokens = await encode_chat(model, request.conversation)
+        tokens = (await encode_chat(model, request.conversation)).token_ids
     else:
         tokens = await encode(engine, request.prompt, request.add_special_tokens)
     strings = None

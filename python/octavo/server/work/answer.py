@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import math
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from octavo.server.work.news import Untouched
 from octavo.server.work.usage import Usage
 
 if TYPE_CHECKING:
-    from octavo._core import Delta, SseWriter
+    from octavo._core import Delta, Grammar, SseWriter
     from octavo.runner.request_state import Delivery
     from octavo.sampling_params import SamplingParams
     from octavo.server.http.exchange import Exchange
@@ -82,7 +83,7 @@ async def answer(dialect: Dialect[Request], state: ServerState, exchange: Exchan
         ClientDisconnect: there is nobody to write to; the samples are aborted.
     """
     request = await exchange.read(dialect.parse)
-    model = state.model_for_work(request.model)
+    model = state.model_for_work(request.model, takes_any=request.takes_any_model)
     model.check_generates()
     request.configure(state.config)
     request.check(model.engine)
@@ -91,8 +92,13 @@ async def answer(dialect: Dialect[Request], state: ServerState, exchange: Exchan
     if params.max_tokens == 0 and params.prompt_logprobs is None:
         await _answer_untouched(exchange, dialect, request, reply, model.engine.max_model_len)
         return
+    if reply.plan.constraint is not None:
+        params = dataclasses.replace(params, structured_outputs=reply.plan.constraint)
+    grammar = None
+    if params.structured_outputs is not None:
+        grammar = await model.engine.compile(params)
     with Generation(model.engine, exchange.connection, state.generations) as generation:
-        is_ready = _submit(generation, request, params, reply)
+        is_ready = _submit(generation, request, params, reply, grammar)
         if request.stream:
             ping_s = state.config.sse_keep_alive_interval
             await _stream(
@@ -103,7 +109,11 @@ async def answer(dialect: Dialect[Request], state: ServerState, exchange: Exchan
 
 
 def _submit(
-    generation: Generation, request: GenerationRequest, params: SamplingParams, reply: Reply
+    generation: Generation,
+    request: GenerationRequest,
+    params: SamplingParams,
+    reply: Reply,
+    grammar: Grammar | None,
 ) -> bool:
     """Queue the samples. Returns whether the core makes their frames of text."""
     templates = reply.templates() if request.stream else None
@@ -118,6 +128,9 @@ def _submit(
             sse=templates,
             priority=request.priority,
             cache_salt=request.cache_salt,
+            channels=reply.plan.channels,
+            grammar=grammar,
+            reasoning=reply.plan.reasoning,
         )
     except RequestTooLongError as error:
         error.param = reply.prompt_field
@@ -126,7 +139,7 @@ def _submit(
 
 
 async def _answer_whole(exchange: Exchange, reply: Reply, news: Sequence[News], n: int) -> None:
-    usage = Usage(n)
+    usage = Usage(n, counts_reasoning=reply.plan.channels is not None)
     for index, one in enumerate(news):
         usage.add(index, one)
         _take_scores(reply, index // n, one)
@@ -157,7 +170,7 @@ async def _stream(
             into the stream.
         ClientDisconnect: there is nobody to write to.
     """
-    usage = Usage(n)
+    usage = Usage(n, counts_reasoning=reply.plan.channels is not None)
     silence = Silence(generation, ping_s)
     opened: set[int] = set()
     try:
@@ -170,6 +183,8 @@ async def _stream(
             if not news and exchange.is_answered:
                 frames = dialect.ping
             is_over = not generation.is_open
+            # Nothing leaves of reasoning that the client does not see: to it, that is silence.
+            has_written = bool(frames) or not exchange.is_answered
             # What leaves together leaves in one write: each is a system call.
             if not exchange.is_answered:
                 await exchange.start_stream(dialect.media_type, frames)
@@ -181,7 +196,8 @@ async def _stream(
                 await exchange.end_stream(frames + reply.close(usage))
             elif frames:
                 await exchange.write(frames)
-            silence.written()
+            if has_written:
+                silence.written()
     except (ClientDisconnect, asyncio.CancelledError):
         raise
     except Exception as error:
@@ -215,6 +231,9 @@ def _frames(
         ready = delta.sse
         if ready is not None:
             frames.append(ready)
+            # Calls, and what came after one, are not among the core's frames.
+            if delta.pieces and not is_over:
+                frames.append(reply.text(index, delta))
         else:
             if index not in opened:
                 opened.add(index)
@@ -249,7 +268,7 @@ async def _answer_untouched(
     if not request.stream:
         await _answer_whole(exchange, reply, news, request.n)
         return
-    usage = Usage(request.n)
+    usage = Usage(request.n, counts_reasoning=reply.plan.channels is not None)
     frames = []
     for index, one in enumerate(news):
         usage.add(index, one)

@@ -21,8 +21,9 @@ may be empty. One that must not be lost is written by ``start``, ``end`` or ``cl
 
 Frames of text are the many. Where their bytes depend on the text alone, ``templates`` hands the
 bytes around it to the core, which then writes them to the socket by itself, and ``text`` is not
-called. Pieces of other channels, such as reasoning or tool calls, become further methods here and
-further templates of a sample.
+called. A reply whose plan has ``channels`` gets its samples' news in ``pieces``: text, reasoning,
+tool calls. The core's frames hold text and reasoning up to the first call in a piece of news; what
+is left is in ``pieces``, for ``text`` and ``end`` to write.
 
 Errors before the first frame are raised, not written: the edge of the server (``http/app.py``)
 answers them by ``error_body``, as it does for errors on the way to the route.
@@ -38,6 +39,7 @@ from octavo.server.work.request import GenerationRequest
 if TYPE_CHECKING:
     from octavo._core import SseTemplate, TokenIds
     from octavo.prompt_logprobs import PromptLogprobs
+    from octavo.server.work.chat import ChatPlan
     from octavo.server.work.news import News
     from octavo.server.work.served_model import ServedModel
     from octavo.server.work.usage import Usage
@@ -54,10 +56,12 @@ class Reply(Protocol):
         prompt_field: the body's field that they came in, for errors.
         scores: by prompt, where the request asks for the prompts' logprobs; set before the first
             call about a sample of the prompt.
+        plan: how the answers are bound, and taken apart.
     """
 
     prompts: Sequence[TokenIds]
     scores: dict[int, PromptLogprobs]
+    plan: ChatPlan
 
     @property
     def prompt_field(self) -> str: ...

@@ -11,11 +11,12 @@ from starlette.requests import ClientDisconnect
 from octavo.errors import DrainingError, EngineDeadError, GenerationError
 
 if TYPE_CHECKING:
-    from octavo._core import Delta, SseTemplate, SseWriter, TokenIds
+    from octavo._core import Channels, Delta, Grammar, SseTemplate, SseWriter, TokenIds
     from octavo.engine.engine import AsyncEngine
     from octavo.runner.request_state import Delivery
     from octavo.sampling_params import SamplingParams
     from octavo.server.http.http_server import HttpProtocol
+    from octavo.structured_outputs import ReasoningTokens
 
 
 class Generation:
@@ -71,11 +72,14 @@ class Generation:
         priority: int = 0,
         cache_salt: str | None = None,
         num_first: Sequence[int | None] = (),
+        channels: Channels | None = None,
+        grammar: Grammar | None = None,
+        reasoning: ReasoningTokens | None = None,
     ) -> None:
         """Queue ``n`` samples of each prompt; sample i of prompt p is choice ``p * n + i``.
 
         ``sse``: one template per choice. ``num_first``: of pairs for a pooling model, one per
-        prompt.
+        prompt. ``channels``, ``grammar``, ``reasoning``: see ``AsyncEngine.submit``.
 
         Raises:
             QueueFullError, RequestTooLongError, InvalidParameterError, UnsupportedParameterError,
@@ -93,6 +97,9 @@ class Generation:
                 priority=priority,
                 cache_salt=cache_salt,
                 num_first=num_first[number] if num_first else None,
+                channels=channels,
+                grammar=grammar,
+                reasoning=reasoning,
             )
             for offset, sample_id in enumerate(ids):
                 self._running[sample_id] = self._indices[sample_id] = first + offset

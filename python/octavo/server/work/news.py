@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from octavo._core import Piece
 
 
 class News(Protocol):
@@ -11,6 +16,8 @@ class News(Protocol):
 
     @property
     def text(self) -> str: ...
+    @property
+    def pieces(self) -> list[Piece] | None: ...
     @property
     def token_ids(self) -> list[int]: ...
     @property
@@ -25,6 +32,8 @@ class News(Protocol):
     def num_cached_tokens(self) -> int: ...
     @property
     def num_output_tokens(self) -> int: ...
+    @property
+    def num_reasoning_tokens(self) -> int: ...
     @property
     def queue_s(self) -> float | None: ...
     @property
@@ -41,13 +50,29 @@ class Untouched:
 
     num_prompt_tokens: int
     text: str = ""
+    pieces: None = None
     token_ids: list[int] = field(default_factory=list)
     logprobs: None = None
     finish_reason: str = "length"
     stop_reason: None = None
     num_cached_tokens: int = 0
     num_output_tokens: int = 0
+    num_reasoning_tokens: int = 0
     queue_s: None = None
     prefill_s: None = None
     decode_s: None = None
     extra: None = None
+
+
+def pieces_of(news: News) -> list[Piece]:
+    """What a sample wrote; without channels all of it is text."""
+    return [("text", 0, news.text)] if news.pieces is None else news.pieces
+
+
+def joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The pieces, those of one kind and call in a row as one."""
+    for (kind, call), group in itertools.groupby(pieces, key=lambda piece: piece[:2]):
+        if kind in ("text", "reasoning", "arguments"):
+            yield kind, call, "".join(text for _, _, text in group)
+        else:
+            yield from group

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from octavo.errors import RequestTooLongError, UnsupportedParameterError
 
@@ -17,30 +17,36 @@ if TYPE_CHECKING:
 
 # A render or an encode below this is shorter than a hop to a worker thread and back (~0.3 ms).
 INLINE_CHARS: Final = 4096
+# The same for a prompt that describes tools, of a few hundred characters each.
+INLINE_TOOLS: Final = 8
 
 # The longest tokens of today's vocabularies (runs of spaces or dashes) have as many characters: a
 # text beyond it is refused without being encoded.
 MAX_CHARS_PER_TOKEN: Final = 128
 
 
-async def encode_chat(model: ServedModel, conversation: Conversation) -> TokenIds:
-    """A conversation's token ids.
+class ChatPrompt(NamedTuple):
+    """A rendered conversation, as text and as token ids."""
+
+    text: str
+    token_ids: TokenIds
+
+
+async def encode_chat(model: ServedModel, conversation: Conversation) -> ChatPrompt:
+    """Render a conversation and encode it.
 
     Raises:
         BadRequestError: the template refuses the messages.
         UnsupportedParameterError: the template does not use something the request asks for.
         RequestTooLongError: the text is longer than any that could fit the context.
     """
-    template = model.template(conversation.chat_template)
-    variables: dict[str, Any] = dict(conversation.chat_template_kwargs)
-    documents, effort = conversation.documents, conversation.reasoning_effort
+    documents, tools = conversation.documents, conversation.tools
+    template = model.template(conversation.chat_template, has_tools=bool(tools))
     if documents is not None and not template.uses("documents"):
         raise UnsupportedParameterError(
             "documents is not supported: this model's chat template does not use it", "documents"
         )
-    # A hint, which clients send to every model: one without levels of effort has no use for it.
-    if effort is not None:
-        variables.setdefault("reasoning_effort", effort)
+    variables = _variables(model, conversation)
 
     def render() -> str:
         return template.render(
@@ -48,16 +54,33 @@ async def encode_chat(model: ServedModel, conversation: Conversation) -> TokenId
             add_generation_prompt=conversation.add_generation_prompt,
             continue_final_message=conversation.continue_final_message,
             documents=documents,
+            tools=tools,
             **variables,
         )
 
     num_chars = sum(_num_chars(message["content"]) for message in conversation.messages)
-    if num_chars <= INLINE_CHARS and template.executor is None:
+    # Their schemas are printed, in a way that only the template knows.
+    is_short = num_chars <= INLINE_CHARS and len(tools) <= INLINE_TOOLS
+    if is_short and template.executor is None:
         text = render()
     else:
         text = await asyncio.get_running_loop().run_in_executor(template.executor, render)
     # The template has written the special tokens already.
-    return await encode(model.engine, text, conversation.add_special_tokens, "messages")
+    token_ids = await encode(model.engine, text, conversation.add_special_tokens, "messages")
+    return ChatPrompt(text, token_ids)
+
+
+def _variables(model: ServedModel, conversation: Conversation) -> dict[str, Any]:
+    """The template's variables: the operator's, the request's, and what its effort means."""
+    variables = {**model.chat_template_kwargs, **conversation.chat_template_kwargs}
+    effort = conversation.reasoning_effort
+    # A hint, which clients send to every model: one without levels of effort has no use for it.
+    if effort is not None:
+        variables.setdefault("reasoning_effort", effort)
+        toggle = model.chat_format.toggle
+        if effort == "none" and toggle is not None:
+            variables[toggle] = conversation.chat_template_kwargs.get(toggle, False)
+    return variables
 
 
 def _num_chars(content: str | list[dict[str, str]] | None) -> int:

@@ -28,6 +28,8 @@ class GenerationRequest:
 
     # None: what fits into the context.
     default_max_tokens: ClassVar[int | None] = None
+    # Whether a name that is not served stands for the one that is, if the operator lets it.
+    takes_any_model: ClassVar[bool] = False
 
     sampling: dict[str, Any]
     model: str | None = None
@@ -83,7 +85,9 @@ class Conversation:
         chat_template: a template that came with the request.
         chat_template_kwargs: further variables of the template.
         documents: for a template that uses them; any other refuses them.
-        reasoning_effort: for a template that uses it; any other goes without.
+        tools: as the template gets them.
+        reasoning_effort: for a template that uses it; "none" switches reasoning off where the
+            template has a switch; any other goes without.
         add_special_tokens: beside those that the template writes.
     """
 
@@ -93,5 +97,6 @@ class Conversation:
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     documents: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] = field(default_factory=list)
     reasoning_effort: str | None = None
     add_special_tokens: bool = False

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections import Counter
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
 
 from octavo.errors import BadRequestError, UnsupportedParameterError
+from octavo.server.work.prompt_history import PromptHistory
 from octavo.server.work.token_texts import TokenTexts
+from octavo.text.chat_format import ChatFormat, find_chat_format
 from octavo.text.chat_template import ChatTemplate
 from octavo.text.template_process import RequestTemplate, TemplateProcess
 
 if TYPE_CHECKING:
     from octavo.engine.engine import AsyncEngine
     from octavo.pooling import PoolingInfo, PoolingTask
+    from octavo.server.http.config import ServerConfig
 
 # Routes for models that generate no text.
 _POOLING_ROUTES: Final[dict[PoolingTask, str]] = {
@@ -31,32 +36,71 @@ class ServedModel:
 
     Args:
         engine: loaded.
+        config: the operator's word on templates, tools and reasoning.
         template_source: in place of the model's own chat template.
-        trusts_request_templates: whether a request may bring a template.
 
     Raises:
         ValueError: the chat template is not a template.
     """
 
     def __init__(
-        self,
-        engine: AsyncEngine,
-        template_source: str | None = None,
-        *,
-        trusts_request_templates: bool = False,
+        self, engine: AsyncEngine, config: ServerConfig, template_source: str | None = None
     ) -> None:
         self.engine = engine
+        self.config = config
+        self.chat_template_kwargs: dict[str, Any] = config.default_chat_template_kwargs or {}
         # Texts of single tokens, for logprobs.
         self.token_texts = TokenTexts(engine.tokenizer)
         source = template_source or engine.chat_template
         self._template = None if source is None else ChatTemplate(source, engine.special_tokens)
-        self._trusts_request_templates = trusts_request_templates
+        # The operator's template is for all conversations.
+        own = engine.tool_template if template_source is None else None
+        self._tool_template = (
+            self._template if own is None else ChatTemplate(own, engine.special_tokens)
+        )
         self._template_process = TemplateProcess()
+        self.prompt_history = PromptHistory(engine.tokenizer, shows_text=config.enable_log_requests)
+        # Answers to requests with tools: called, none, cut.
+        self.tool_call_counts: Counter[str] = Counter()
 
     @property
     def has_template(self) -> bool:
-        """True where the model, or the operator, has a chat template."""
+        """True where conversations can be rendered."""
         return self._template is not None
+
+    @cached_property
+    def chat_format(self) -> ChatFormat:
+        """How the model calls tools and reasons."""
+        return find_chat_format(
+            self._tool_template,
+            response_template=self.engine.response_template,
+            tool_call_parser=self.config.tool_call_parser,
+            reasoning_parser=self.config.reasoning_parser,
+        )
+
+    @cached_property
+    def takes_late_system(self) -> bool:
+        """Whether the template writes a system's message that is not the first."""
+        template = self._tool_template
+        if template is None:
+            return False
+        late = "octavo late system text"
+        roles = (("user", "a"), ("assistant", "b"), ("system", late), ("user", "c"))
+        try:
+            text = template.render([{"role": role, "content": text} for role, text in roles])
+        except BadRequestError:
+            return False
+        return late in text
+
+    @cached_property
+    def special_markers(self) -> list[tuple[str, int]]:
+        """Markers of the chat format that are one special token each, and their ids."""
+        core = self.chat_format.core
+        markers = set() if core is None else set(core.markers)
+        added = self.engine.tokenizer.added_tokens()
+        return [
+            (token[0], token_id) for token_id, token in added if token[1] and token[0] in markers
+        ]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -88,8 +132,14 @@ class ServedModel:
             raise BadRequestError(f"this model {verb} texts: use {routes}", "model")
         return info
 
-    def template(self, requested: str | None = None) -> ChatTemplate | RequestTemplate:
+    def template(
+        self, requested: str | None = None, *, has_tools: bool = False
+    ) -> ChatTemplate | RequestTemplate:
         """The model's chat template, or the one a request brings.
+
+        Args:
+            requested: the request's.
+            has_tools: whether the conversation does; some models have a template for these.
 
         Raises:
             BadRequestError: there is none.
@@ -103,10 +153,10 @@ class ServedModel:
                 "--chat-template",
                 "messages",
             )
-        return self._template
+        return self._tool_template or self._template if has_tools else self._template
 
     def _request_template(self, source: str) -> RequestTemplate:
-        if not self._trusts_request_templates:
+        if not self.config.trust_request_chat_template:
             raise UnsupportedParameterError(
                 "chat_template in a request needs a server with --trust-request-chat-template",
                 "chat_template",

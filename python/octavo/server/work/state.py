@@ -13,7 +13,9 @@ from octavo.errors import (
     ModelNotFoundError,
     StalledError,
 )
+from octavo.server.work.response_store import ResponseStore
 from octavo.server.work.served_model import ServedModel
+from octavo.text.chat_format import check_parser_name
 from octavo.text.chat_template import ChatTemplate, load_chat_template
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ class ServerState:
     """One per server, touched on the event loop only.
 
     Raises:
-        ValueError: ``--chat-template`` is not a template.
+        ValueError: ``--chat-template`` is not a template, or a parser's name is none.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -39,12 +41,16 @@ class ServerState:
         self.generations: set[Generation] = set()
         # Reason -> requests turned away.
         self.rejections: Counter[str] = Counter()
+        # Of /v1/responses.
+        self.responses = ResponseStore()
         # A bad flag is found before the model is loaded, not by the first chat.
         self._template_source = (
             None if config.chat_template is None else load_chat_template(config.chat_template)
         )
         if self._template_source is not None:
             ChatTemplate(self._template_source, {})
+        check_parser_name("tool_call_parser", config.tool_call_parser)
+        check_parser_name("reasoning_parser", config.reasoning_parser)
         # By every name it is served under, and the one of requests without a name.
         self._models: dict[str, ServedModel] = {}
         self._default: ServedModel | None = None
@@ -55,11 +61,7 @@ class ServerState:
         Raises:
             ValueError: the model's chat template is not a template.
         """
-        model = ServedModel(
-            engine,
-            self._template_source,
-            trusts_request_templates=self.config.trust_request_chat_template,
-        )
+        model = ServedModel(engine, self.config, self._template_source)
         self._models = dict.fromkeys(model.names, model)
         self._default = model
         if self.phase == "loading":
@@ -77,8 +79,10 @@ class ServerState:
             self._check_alive(model)
         return self._models
 
-    def model(self, name: str | None = None) -> ServedModel:
+    def model(self, name: str | None = None, *, takes_any: bool = False) -> ServedModel:
         """The model of a name, for questions; without a name the first.
+
+        ``takes_any``: a name that is not served is the first's too, where the flags allow it.
 
         Raises:
             LoadingError, EngineDeadError: there is none, or no longer.
@@ -90,19 +94,21 @@ class ServerState:
         if model is None and name is not None:
             # Ollama's clients write the tag of what has none.
             model = self._models.get(name.removesuffix(":latest"))
+        if takes_any and self.config.messages_any_model:
+            model = model or self._default
         if model is None:
             raise ModelNotFoundError(name or "")
         self._check_alive(model)
         return model
 
-    def model_for_work(self, name: str | None) -> ServedModel:
-        """The model of a name, for new requests.
+    def model_for_work(self, name: str | None, *, takes_any: bool = False) -> ServedModel:
+        """The model of a name, for new requests; see ``model``.
 
         Raises:
             LoadingError, EngineDeadError, ModelNotFoundError: as ``model``.
             DrainingError: the server takes no new work.
         """
-        model = self.model(name)
+        model = self.model(name, takes_any=takes_any)
         self._check_open()
         return model
 

@@ -9,14 +9,19 @@ if TYPE_CHECKING:
     from octavo.server.work.news import News
 
 
-def usage_object(num_prompt_tokens: int, num_cached: int, num_output: int) -> dict[str, Any]:
-    """OpenAI's ``usage``."""
-    return {
+def usage_object(
+    num_prompt_tokens: int, num_cached: int, num_output: int, num_reasoning: int | None = None
+) -> dict[str, Any]:
+    """OpenAI's ``usage``. ``num_reasoning`` None: the answer was not looked at for reasoning."""
+    usage: dict[str, Any] = {
         "prompt_tokens": num_prompt_tokens,
         "completion_tokens": num_output,
         "total_tokens": num_prompt_tokens + num_output,
         "prompt_tokens_details": {"cached_tokens": num_cached},
     }
+    if num_reasoning is not None:
+        usage["completion_tokens_details"] = {"reasoning_tokens": num_reasoning}
+    return usage
 
 
 def timings_object(delta: News) -> dict[str, float | None]:
@@ -41,10 +46,15 @@ def _ms(seconds: float | None) -> float | None:
 
 
 class Usage:
-    """The tally of one HTTP request: each prompt counts once, each sample's output counts."""
+    """The tally of one HTTP request: each prompt counts once, each sample's output counts.
 
-    def __init__(self, n: int) -> None:
+    ``counts_reasoning``: whether answers are looked at for reasoning.
+    """
+
+    def __init__(self, n: int, *, counts_reasoning: bool = False) -> None:
         self.n = n
+        self._counts_reasoning = counts_reasoning
+        self._num_reasoning_tokens: dict[int, int] = {}
         self._num_prompt_tokens: dict[int, int] = {}
         self._num_cached_tokens: dict[int, int] = {}
         self._num_output_tokens: dict[int, int] = {}
@@ -57,6 +67,8 @@ class Usage:
         if index % self.n == 0:
             self._num_cached_tokens[prompt] = delta.num_cached_tokens
         self._num_output_tokens[index] = delta.num_output_tokens
+        if self._counts_reasoning:
+            self._num_reasoning_tokens[index] = delta.num_reasoning_tokens
 
     def to_object(self) -> dict[str, Any]:
         """OpenAI's ``usage``."""
@@ -64,6 +76,7 @@ class Usage:
             sum(self._num_prompt_tokens.values()),
             sum(self._num_cached_tokens.values()),
             sum(self._num_output_tokens.values()),
+            sum(self._num_reasoning_tokens.values()) if self._counts_reasoning else None,
         )
 
 

@@ -9,11 +9,13 @@
 //! invariants do not hold afterwards, all requests end so and the scheduler starts afresh.
 
 mod inspection;
+mod masking;
 pub mod metrics;
 mod new_request;
 pub mod outbox;
 mod recovery;
 mod sampled;
+mod text_maker;
 mod tokens;
 
 use std::collections::VecDeque;
@@ -23,13 +25,14 @@ use std::sync::Arc;
 pub use self::inspection::Stats;
 pub use self::new_request::AddRequest;
 pub use self::sampled::{Sampled, SampledLogprobs};
+use self::text_maker::{TextMaker, TextRules};
 use crate::engine::metrics::{Metrics, MetricsData};
 use crate::engine::outbox::{Delivery, Delta, Extra, Outbox};
 use crate::error::{Error, Result};
 use crate::scheduler::batch::{Plan, ScheduledBatch, Staging};
 use crate::scheduler::request::FinishReason;
 use crate::scheduler::{NewRequest, Scheduler, SchedulerConfig};
-use crate::text::detokenizer::Detokenizer;
+use crate::text::matcher::Constraint;
 use crate::text::tokenizer::Tokenizer;
 
 /// Tokens and strings that end a request's samples.
@@ -58,7 +61,9 @@ struct Sample {
     max_tokens: u32,
     num_logprobs: Option<u32>,
     // Boxed: large, and only there to find stop strings; other text is made in the outbox.
-    detokenizer: Option<Box<Detokenizer>>,
+    text_maker: Option<Box<TextMaker>>,
+    /// What its next token may be. Boxed: few samples have one.
+    constraint: Option<Box<Constraint>>,
     rules: Arc<StopRules>,
 }
 
@@ -97,6 +102,8 @@ pub struct EngineCore {
     /// Preemptions before the scheduler was last replaced.
     preemptions_before: u64,
     indices: Vec<u32>,
+    /// Samples with a constraint: a step without any looks for none.
+    num_constrained: usize,
     /// Samples that are over, until they are taken.
     ended: Vec<u64>,
 }
@@ -127,6 +134,7 @@ impl EngineCore {
             owes_wake_up: false,
             preemptions_before: 0,
             indices: Vec::new(),
+            num_constrained: 0,
             ended: Vec::new(),
         })
     }
@@ -167,16 +175,18 @@ impl EngineCore {
         if self.tokenizer.is_none() && !new.stop.is_empty() {
             return Err(Error::invalid("stop strings need a tokenizer"));
         }
+        if self.tokenizer.is_none() && new.channels.is_some() {
+            return Err(Error::invalid("channels need a tokenizer"));
+        }
         // Everything of the text side first: what fails there leaves no trace.
-        let detokenizers = catch_unwind(AssertUnwindSafe(|| {
-            let one = |tokenizer: &Arc<Tokenizer>| {
-                Box::new(Detokenizer::new(
-                    tokenizer.clone(),
-                    new.stop.to_vec(),
-                    new.include_stop_str_in_output,
-                    new.skip_special_tokens,
-                ))
+        let text_makers = catch_unwind(AssertUnwindSafe(|| {
+            let rules = TextRules {
+                stop: new.stop,
+                include_stop: new.include_stop_str_in_output,
+                skip_special: new.skip_special_tokens,
+                channels: new.channels.as_ref(),
             };
+            let one = |tokenizer| Box::new(TextMaker::new(tokenizer, rules));
             let all = new
                 .request_ids
                 .iter()
@@ -184,6 +194,7 @@ impl EngineCore {
             all.collect::<Vec<_>>()
         }))
         .map_err(|_| Error::Panic("the detokenizer cannot be built".into()))?;
+        let constraints = masking::open_constraints(&new)?;
 
         self.indices.clear();
         self.scheduler.add(
@@ -205,12 +216,14 @@ impl EngineCore {
         let stop_ids = new.eos_token_ids.iter().chain(new.stop_token_ids);
         let stop_mask = stop_ids.fold(0, |mask, id| mask | 1 << (id % 64));
         let mut outbox = self.outbox.lock();
-        let each = self.indices.iter().zip(detokenizers).zip(new.deliveries);
-        for ((&index, detokenizer), delivery) in each {
+        let texts = text_makers.into_iter().zip(constraints);
+        let each = self.indices.iter().zip(texts).zip(new.deliveries);
+        for ((&index, (text_maker, constraint)), delivery) in each {
             let request = &self.scheduler.requests()[index as usize];
             let delta = Delta {
                 request_id: request.request_id,
                 num_prompt_tokens: request.num_prompt,
+                pieces: new.channels.as_ref().map(|_| Vec::new()),
                 logprobs: new.num_logprobs.map(|_| Vec::new()),
                 cumulative_logprob: new.num_logprobs.map(|_| 0.0),
                 ..Delta::default()
@@ -218,14 +231,15 @@ impl EngineCore {
             let max_len = request.max_len;
             let max_tokens = max_len - request.num_prompt;
             // Text without stop strings is made when it is fetched.
-            let (detokenizer, makes_text) = match new.stop {
-                [] => (None, detokenizer),
-                _ => (detokenizer, None),
+            let (text_maker, makes_text) = match new.stop {
+                [] => (None, text_maker),
+                _ => (text_maker, None),
             };
             let stream_key = outbox.open(delta, delivery, makes_text);
             if self.samples.len() <= index as usize {
                 self.samples.resize_with(index as usize + 1, || None);
             }
+            self.num_constrained += usize::from(constraint.is_some());
             self.samples[index as usize] = Some(Sample {
                 stop_mask,
                 num_outputs: 0,
@@ -240,7 +254,8 @@ impl EngineCore {
                 arrival_s: new.arrival_s,
                 max_tokens,
                 num_logprobs: new.num_logprobs.map(|k| k as u32),
-                detokenizer,
+                text_maker,
+                constraint,
                 rules: rules.clone(),
             });
         }
@@ -378,6 +393,9 @@ impl EngineCore {
                 }
             }
             self.publish(&mut self.metrics.lock());
+        }
+        if self.num_constrained > 0 {
+            batch.num_constrained = self.count_constrained(&plan);
         }
         batch.step_id = self.next_step_id;
         self.next_step_id += 1;

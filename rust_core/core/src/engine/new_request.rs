@@ -1,6 +1,10 @@
 //! AddRequest: a request as the engine receives it.
 
+use std::sync::Arc;
+
 use crate::engine::outbox::Delivery;
+use crate::text::channels::Channels;
+use crate::text::matcher::{Grammar, ReasoningTokens};
 
 /// One request: a sample per id, all of one prompt.
 #[derive(Debug, Default)]
@@ -23,6 +27,12 @@ pub struct AddRequest<'a> {
     pub include_stop_str_in_output: bool,
     /// Special tokens leave no text.
     pub skip_special_tokens: bool,
+    /// Tells text, reasoning and calls apart; needs a tokenizer.
+    pub channels: Option<Arc<Channels>>,
+    /// What its output follows.
+    pub grammar: Option<Arc<Grammar>>,
+    /// The tokens around reasoning, which comes before what the grammar is about.
+    pub reasoning: Option<ReasoningTokens>,
     /// Number of likely tokens to report with each.
     pub num_logprobs: Option<usize>,
     /// Lower is served first under the priority policy.

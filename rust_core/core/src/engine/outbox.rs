@@ -12,9 +12,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use slab::Slab;
 
+use crate::engine::text_maker::{TextMaker, TextOut};
 use crate::scheduler::request::{FinishReason, StopReason};
-use crate::text::detokenizer::Detokenizer;
-use crate::text::sse::{SseTemplate, write_chunk};
+use crate::text::channels::{Piece, PieceKind};
+use crate::text::sse::{SseTemplate, write_chunk, write_reasoning};
 
 /// The way a sample's output is delivered.
 #[derive(Debug, Clone)]
@@ -63,6 +64,7 @@ pub struct Delta {
     pub request_id: u64,
     pub sse: Option<Vec<u8>>,
     pub text: String,
+    pub pieces: Option<Vec<Piece>>,
     pub token_ids: Vec<u32>,
     pub logprobs: Option<Vec<Vec<Logprob>>>,
     pub finish_reason: Option<FinishReason>,
@@ -71,10 +73,22 @@ pub struct Delta {
     pub num_prompt_tokens: u32,
     pub num_cached_tokens: u32,
     pub num_output_tokens: u32,
+    pub num_reasoning_tokens: u32,
     pub queue_s: Option<f64>,
     pub prefill_s: Option<f64>,
     pub decode_s: Option<f64>,
     pub extra: Option<Extra>,
+}
+
+impl Delta {
+    /// Where its text goes.
+    pub(super) fn text_out(&mut self) -> TextOut<'_> {
+        TextOut {
+            text: &mut self.text,
+            pieces: &mut self.pieces,
+            num_reasoning_tokens: &mut self.num_reasoning_tokens,
+        }
+    }
 }
 
 /// A sample's gathered output.
@@ -82,10 +96,12 @@ pub struct Delta {
 pub struct Stream {
     /// The next drain's delta, without its `sse`.
     pub delta: Delta,
+    /// The token that stops it is part of its text: a grammar's last one, not a mark of the end.
+    pub ends_with_text: bool,
     delivery: Delivery,
     /// Makes the text of `delta.token_ids` at the drain; None where the engine makes it, or there is none.
     // Boxed: large, and the engine's thread passes it by.
-    detokenizer: Option<Box<Detokenizer>>,
+    text_maker: Option<Box<TextMaker>>,
     queued: bool,
     has_sent_first: bool,
     /// Tokens of `delta.token_ids` whose text is made.
@@ -106,33 +122,34 @@ impl Stream {
     /// Appends the text of the gathered tokens. A panic over it is this sample's alone: it ends with
     /// "error", at once or with its next token.
     fn write_text(&mut self) {
-        let Some(mut detokenizer) = self.detokenizer.take() else {
+        let Some(mut text_maker) = self.text_maker.take() else {
             return;
         };
-        let Delta {
-            text,
-            token_ids,
-            finish_reason,
-            ..
-        } = &mut self.delta;
-        // The token that stopped it is not part of the text.
-        let is_stopped = *finish_reason == Some(FinishReason::Stop);
-        let num_with_text = token_ids.len().saturating_sub(usize::from(is_stopped));
-        let num_detokenized = std::mem::replace(&mut self.num_detokenized, token_ids.len());
+        let delta = &mut self.delta;
+        // A token that marks the end is not part of the text.
+        let is_stopped = delta.finish_reason == Some(FinishReason::Stop) && !self.ends_with_text;
+        let num_with_text = delta
+            .token_ids
+            .len()
+            .saturating_sub(usize::from(is_stopped));
+        let num_detokenized = std::mem::replace(&mut self.num_detokenized, delta.token_ids.len());
+        // Apart for a while: the text goes into the same delta.
+        let token_ids = std::mem::take(&mut delta.token_ids);
         let done = catch_unwind(AssertUnwindSafe(|| {
             for &token in &token_ids[num_detokenized..num_with_text] {
-                detokenizer.push(token, text);
+                text_maker.push(token, true, delta.text_out());
             }
-            if finish_reason.is_some() {
-                detokenizer.finish(text);
+            if delta.finish_reason.is_some() {
+                text_maker.finish(delta.text_out());
             }
         }));
+        delta.token_ids = token_ids;
         if done.is_ok() {
-            self.detokenizer = Some(detokenizer);
+            self.text_maker = Some(text_maker);
         } else {
             self.has_failed = true;
-            if finish_reason.is_some() {
-                *finish_reason = Some(FinishReason::Error);
+            if delta.finish_reason.is_some() {
+                delta.finish_reason = Some(FinishReason::Error);
             }
         }
     }
@@ -142,6 +159,7 @@ impl Stream {
     fn is_silent(&self) -> bool {
         matches!(self.delivery, Delivery::Sse(_))
             && self.delta.text.is_empty()
+            && self.delta.pieces.as_ref().is_none_or(Vec::is_empty)
             && self.has_sent_first
             && self.delta.finish_reason.is_none()
     }
@@ -158,12 +176,17 @@ impl Stream {
         let mut taken = Delta {
             text: std::mem::take(&mut self.delta.text),
             token_ids,
+            pieces: self.delta.pieces.as_mut().map(std::mem::take),
             logprobs: self.delta.logprobs.as_mut().map(std::mem::take),
             stop_reason: self.delta.stop_reason.take(),
             extra: self.delta.extra.take(),
             sse: None,
             ..self.delta
         };
+        if let Some(pieces) = &taken.pieces {
+            let text = pieces.iter().filter(|piece| piece.kind == PieceKind::Text);
+            taken.text = text.map(|piece| piece.text.as_str()).collect();
+        }
         if let Delivery::Sse(template) = &self.delivery {
             let mut bytes = Vec::with_capacity(taken.text.len() + 384);
             if !std::mem::replace(&mut self.has_sent_first, true) {
@@ -171,12 +194,31 @@ impl Stream {
             }
             // The text that a sample ends with leaves in the frame of its end, which the front end
             // writes: it holds what only the end knows.
-            if !taken.text.is_empty() && taken.finish_reason.is_none() {
-                write_chunk(template, &taken.text, &mut bytes);
+            if taken.finish_reason.is_none() {
+                match &mut taken.pieces {
+                    Some(pieces) => write_pieces(template, pieces, &mut bytes),
+                    None if !taken.text.is_empty() => {
+                        write_chunk(template, &taken.text, &mut bytes);
+                    }
+                    None => {}
+                }
             }
             taken.sse = Some(bytes);
         }
         taken
+    }
+}
+
+/// Writes the frames of text and reasoning up to the first piece of a call, and takes those pieces
+/// out: what is left is for the front end to write.
+fn write_pieces(template: &SseTemplate, pieces: &mut Vec<Piece>, bytes: &mut Vec<u8>) {
+    let is_call = |piece: &Piece| piece.kind.is_call();
+    let num_ready = pieces.iter().position(is_call).unwrap_or(pieces.len());
+    for piece in pieces.drain(..num_ready) {
+        match piece.kind {
+            PieceKind::Reasoning => write_reasoning(template, &piece.text, bytes),
+            _ => write_chunk(template, &piece.text, bytes),
+        }
     }
 }
 
@@ -190,17 +232,18 @@ pub struct OutboxData {
 impl OutboxData {
     /// Opens a sample's stream; the key is good until `finish`.
     ///
-    /// `detokenizer`: makes its text, where the engine does not.
+    /// `text_maker`: makes its text, where the engine does not.
     pub fn open(
         &mut self,
         delta: Delta,
         delivery: Delivery,
-        detokenizer: Option<Box<Detokenizer>>,
+        text_maker: Option<Box<TextMaker>>,
     ) -> u32 {
         self.streams.insert(Stream {
             delta,
+            ends_with_text: false,
             delivery,
-            detokenizer,
+            text_maker,
             queued: false,
             has_sent_first: false,
             num_detokenized: 0,
@@ -222,7 +265,7 @@ impl OutboxData {
         stream.num_fresh += 1;
         if !stream.queued {
             let due = stream.num_fresh >= stream_interval || stream.delta.num_output_tokens == 1;
-            if due && (stream.detokenizer.is_some() || !stream.is_silent()) {
+            if due && (stream.text_maker.is_some() || !stream.is_silent()) {
                 stream.queued = true;
                 self.order.push(key);
             }
@@ -285,11 +328,13 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::text::detokenizer::Detokenizer;
 
     fn template() -> Arc<SseTemplate> {
         let part = |text: &str| text.as_bytes().into();
         Arc::new(SseTemplate {
             around_text: [part("<"), part(">")],
+            around_reasoning: Some(vec![part("("), part(")")]),
             first: part("[first]"),
         })
     }
@@ -378,7 +423,8 @@ mod tests {
         let mut outbox = OutboxData::default();
         let keys = [Delivery::Delta, Delivery::Delta, Delivery::Final].map(|delivery| {
             let detokenizer = Detokenizer::new(tokenizer.clone(), Vec::new(), false, true);
-            outbox.open(Delta::default(), delivery, Some(Box::new(detokenizer)))
+            let text_maker = Box::new(TextMaker::Plain(detokenizer));
+            outbox.open(Delta::default(), delivery, Some(text_maker))
         });
         let push = |outbox: &mut OutboxData, key: u32| {
             outbox.stream(key).delta.token_ids.push(0);

@@ -54,6 +54,7 @@ impl EngineCore {
         self.scheduler.prefix_hits = old.prefix_hits;
         let (outbox, metrics) = (self.outbox.clone(), self.metrics.clone());
         let (outbox, metrics) = (&mut outbox.lock(), &mut metrics.lock());
+        self.num_constrained = 0;
         for sample in self.samples.drain(..).flatten() {
             let delta = &mut outbox.stream(sample.stream_key).delta;
             delta.finish_reason = Some(FinishReason::Error);

@@ -5,6 +5,7 @@ use crate::engine::metrics::{LatencyBatch, MetricsData};
 use crate::engine::outbox::{Delta, OutboxData};
 use crate::scheduler::Landed;
 use crate::scheduler::request::{FinishReason, StopReason};
+use crate::text::matcher::Accepted;
 
 impl EngineCore {
     pub(super) fn take_tokens(
@@ -113,7 +114,7 @@ impl EngineCore {
                 finish = Some((FinishReason::Stop, Some(StopReason::Token(token))));
             }
         }
-        if sample.streams || sample.detokenizer.is_some() || sample.num_logprobs.is_some() {
+        if sample.streams || sample.text_maker.is_some() || sample.num_logprobs.is_some() {
             let delta = &mut outbox.stream(sample.stream_key).delta;
             delta.num_output_tokens = sample.num_outputs;
             if sample.streams {
@@ -122,15 +123,10 @@ impl EngineCore {
             if let (Some(k), Some(logprobs)) = (sample.num_logprobs, &sampled.logprobs) {
                 push_logprobs(delta, logprobs, row, k as usize);
             }
-            if let Some(detokenizer) = &mut sample.detokenizer
+            if let Some(text_maker) = &mut sample.text_maker
                 && finish.is_none()
             {
-                let hit = if may_stop {
-                    detokenizer.push(token, &mut delta.text)
-                } else {
-                    detokenizer.push_without_stop(token, &mut delta.text);
-                    None
-                };
+                let hit = text_maker.push(token, may_stop, delta.text_out());
                 finish = hit.map(|hit| {
                     (
                         FinishReason::Stop,
@@ -138,6 +134,19 @@ impl EngineCore {
                     )
                 });
             }
+        }
+        if finish.is_none()
+            && let Some(constraint) = &mut sample.constraint
+        {
+            finish = match constraint.accept(token) {
+                Accepted::Open => None,
+                // Nothing may follow, whatever EOS and min_tokens say.
+                Accepted::Complete => {
+                    outbox.stream(sample.stream_key).ends_with_text = true;
+                    Some((FinishReason::Stop, None))
+                }
+                Accepted::Failed => Some((FinishReason::Error, None)),
+            };
         }
         if finish.is_none() {
             let num_tokens = self.scheduler.requests()[index as usize].num_tokens;
@@ -164,13 +173,14 @@ impl EngineCore {
         outbox: &mut OutboxData,
         metrics: &mut MetricsData,
     ) {
-        let Some(sample) = self.samples[index as usize].take() else {
+        let Some(mut sample) = self.samples[index as usize].take() else {
             return;
         };
+        self.close_constraint(&mut sample, reason);
         let request = &self.scheduler.requests()[index as usize];
         let delta = &mut outbox.stream(sample.stream_key).delta;
-        if let Some(mut detokenizer) = sample.detokenizer {
-            let hit = detokenizer.finish(&mut delta.text);
+        if let Some(mut text_maker) = sample.text_maker {
+            let hit = text_maker.finish(delta.text_out());
             if let (FinishReason::Length, Some(hit)) = (reason, hit) {
                 reason = FinishReason::Stop;
                 stop_reason = Some(StopReason::Text(sample.rules.strings[hit].clone()));

@@ -124,6 +124,8 @@ pub struct ScheduledBatch {
     pub num_reqs: usize,
     pub num_decodes: usize,
     pub num_samples: usize,
+    /// Written by the engine: samples whose token waits for a mask.
+    pub num_constrained: usize,
     pub num_block_updates: usize,
     pub max_query_len: usize,
     pub max_seq_len: usize,

@@ -23,6 +23,8 @@ pub struct Detokenizer {
     joiner: Joiner,
     stops: StopStrings,
     skip_special: bool,
+    /// Special tokens that leave text all the same.
+    visible: Box<[u32]>,
     /// A push's text on its way to the stop strings.
     scratch: String,
 }
@@ -45,8 +47,25 @@ impl Detokenizer {
             joiner,
             stops: StopStrings::new(&stop, include_stop),
             skip_special,
+            visible: Box::default(),
             scratch: String::new(),
         }
+    }
+
+    /// These special tokens leave text, whatever becomes of the others.
+    #[must_use]
+    pub fn with_visible(mut self, token_ids: Vec<u32>) -> Self {
+        self.visible = token_ids.into();
+        self
+    }
+
+    #[inline]
+    fn join(&mut self, token: u32, out: &mut String) {
+        let skip = Skip {
+            special: self.skip_special,
+            but: &self.visible,
+        };
+        self.joiner.push(&self.tokenizer, token, skip, out);
     }
 
     /// Take a token; append to `out` the text that became certain.
@@ -54,18 +73,18 @@ impl Detokenizer {
     /// Returns the index of the stop string that ended the text, once. After that nothing comes.
     pub fn push(&mut self, token: u32, out: &mut String) -> Option<usize> {
         if self.stops.is_empty() {
-            self.joiner
-                .push(&self.tokenizer, token, self.skip_special, out);
+            self.join(token, out);
             return None;
         }
         if self.stops.is_over() {
             return None;
         }
-        self.scratch.clear();
-        let scratch = &mut self.scratch;
-        self.joiner
-            .push(&self.tokenizer, token, self.skip_special, scratch);
-        self.stops.push(scratch, out)
+        let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.clear();
+        self.join(token, &mut scratch);
+        let stop = self.stops.push(&scratch, out);
+        self.scratch = scratch;
+        stop
     }
 
     /// Take a token whose text must not end the sequence, nor count as a stop string's beginning
@@ -73,8 +92,7 @@ impl Detokenizer {
     pub fn push_without_stop(&mut self, token: u32, out: &mut String) {
         if !self.stops.is_over() {
             self.stops.release(out);
-            self.joiner
-                .push(&self.tokenizer, token, self.skip_special, out);
+            self.join(token, out);
         }
     }
 
@@ -93,6 +111,13 @@ impl Detokenizer {
     }
 }
 
+/// Which special tokens leave no text: all, or none, but for some.
+#[derive(Debug, Clone, Copy)]
+struct Skip<'a> {
+    special: bool,
+    but: &'a [u32],
+}
+
 #[derive(Debug)]
 enum Joiner {
     Table(TableJoiner),
@@ -101,12 +126,12 @@ enum Joiner {
 
 impl Joiner {
     #[inline]
-    fn push(&mut self, tokenizer: &Tokenizer, token: u32, skip_special: bool, out: &mut String) {
+    fn push(&mut self, tokenizer: &Tokenizer, token: u32, skip: Skip<'_>, out: &mut String) {
         match (self, tokenizer.table()) {
             (Joiner::Table(joiner), Some(table)) => {
-                joiner.push(tokenizer, table, token, skip_special, out);
+                joiner.push(tokenizer, table, token, skip, out);
             }
-            (Joiner::Window(window), _) => window.push(tokenizer, token, skip_special, out),
+            (Joiner::Window(window), _) => window.push(tokenizer, token, skip, out),
             (Joiner::Table(_), None) => unreachable!("new() saw the table"),
         }
     }
@@ -145,13 +170,13 @@ impl TableJoiner {
         tokenizer: &Tokenizer,
         table: &TokenTable,
         token: u32,
-        skip_special: bool,
+        skip: Skip<'_>,
         out: &mut String,
     ) {
         let Some(entry) = table.get(token) else {
             return;
         };
-        if entry.is_special && skip_special {
+        if entry.is_special && skip.special && !skip.but.contains(&token) {
             return;
         }
         let is_first = std::mem::replace(&mut self.is_first, false);
@@ -263,15 +288,21 @@ struct Window {
 }
 
 impl Window {
-    fn push(&mut self, tokenizer: &Tokenizer, token: u32, skip_special: bool, out: &mut String) {
-        if !tokenizer.is_visible(token, skip_special) {
+    fn push(&mut self, tokenizer: &Tokenizer, token: u32, skip: Skip<'_>, out: &mut String) {
+        if !tokenizer.is_visible(token, skip.special) {
+            if skip.but.contains(&token) {
+                // A text of its own: the decoder would leave it out.
+                self.finish(out);
+                *self = Self::default();
+                out.push_str(&tokenizer.id_to_token(token).unwrap_or_default());
+            }
             return;
         }
-        self.skip_special = skip_special;
+        self.skip_special = skip.special;
         self.tokens.push(token);
         // A decoder that fails has no text for these tokens in one go either.
         let text = tokenizer
-            .decode(&self.tokens, skip_special)
+            .decode(&self.tokens, skip.special)
             .unwrap_or_default();
         let certain = common_prefix(&self.text, &text);
         if certain > self.num_sent {

@@ -1,10 +1,13 @@
-//! Text to token ids and back: tokenizers, incremental detokenizing, stop strings, SSE chunks, JSON sizes.
+//! Text to token ids and back: tokenizers, incremental detokenizing, stop strings, channels,
+//! grammars, SSE chunks, JSON sizes.
 
 mod ascii_words;
+pub mod channels;
 pub mod detokenizer;
 mod gguf_end_tokens;
 mod gguf_tokenizer;
 pub mod json_size;
+pub mod matcher;
 mod splitting;
 pub mod sse;
 mod stop_strings;

@@ -7,6 +7,9 @@
 pub struct SseTemplate {
     /// Before and after a piece of text.
     pub around_text: [Box<[u8]>; 2],
+    /// The same for reasoning, which stands between each two of these parts: a frame may name it
+    /// more than once. None: it is left out.
+    pub around_reasoning: Option<Vec<Box<[u8]>>>,
     /// Before the first frame.
     pub first: Box<[u8]>,
 }
@@ -47,8 +50,22 @@ pub fn escape_json(text: &str, out: &mut Vec<u8>) {
 
 /// Append one frame of `text`.
 pub fn write_chunk(template: &SseTemplate, text: &str, out: &mut Vec<u8>) {
-    let [before, after] = &template.around_text;
-    out.extend_from_slice(before);
-    escape_json(text, out);
-    out.extend_from_slice(after);
+    write_frame(&template.around_text, text, out);
+}
+
+/// Append one frame of reasoning, where the template has one.
+pub fn write_reasoning(template: &SseTemplate, text: &str, out: &mut Vec<u8>) {
+    if let Some(around) = &template.around_reasoning {
+        write_frame(around, text, out);
+    }
+}
+
+/// The parts, with the text between each two of them.
+fn write_frame(parts: &[Box<[u8]>], text: &str, out: &mut Vec<u8>) {
+    for (index, part) in parts.iter().enumerate() {
+        if index > 0 {
+            escape_json(text, out);
+        }
+        out.extend_from_slice(part);
+    }
 }

@@ -1,0 +1,46 @@
+"""Masks: which tokens may come next in the constrained rows of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Fills a buffer of masks, uint32 [max_num_seqs, ceil(V / 32)]; returns the row, among the step's
+# samples, that each one is of. -1: any token may come there.
+FillMasks: TypeAlias = Callable[[NDArray[np.uint32]], list[int]]
+
+
+def empty_masks(max_num_seqs: int, vocab_size: int) -> NDArray[np.uint32]:
+    """A buffer of one mask per request."""
+    return np.empty((max_num_seqs, -(-vocab_size // 32)), np.uint32)
+
+
+class Masks(NamedTuple):
+    """Masks on the host.
+
+    ``words``: uint32 [at least M, ceil(V / 32)], a bit a token; ``rows``: as FillMasks returns.
+    """
+
+    rows: list[int]
+    words: NDArray[np.uint32]
+
+    def apply(self, logits: NDArray[np.float32]) -> list[int]:
+        """Make the logits [S, V] of tokens that may not come -inf, in place.
+
+        Returns:
+            the rows in which none is left.
+        """
+        without_any = []
+        vocab_size = logits.shape[1]
+        for row, words in zip(self.rows, self.words, strict=False):
+            if row < 0:
+                continue
+            octets = np.invert(words).astype("<u4", copy=False).view(np.uint8)
+            banned = np.unpackbits(octets, count=vocab_size, bitorder="little").view(np.bool_)
+            np.copyto(logits[row], -np.inf, where=banned)
+            if logits[row].max() == -np.inf:
+                without_any.append(row)
+        return without_any

@@ -1,0 +1,81 @@
+//! Constrained samples: their masks for a step, and their end.
+//!
+//! A step's masks are due when all tokens before it are known: of the oldest step in flight. They are
+//! taken out of the core, filled wherever there is a core, without the core, and given back.
+
+use super::{AddRequest, EngineCore, Sample};
+use crate::error::{Error, Result};
+use crate::scheduler::batch::Plan;
+use crate::scheduler::request::FinishReason;
+use crate::text::matcher::{Constraint, MaskBatch, MaskItem};
+
+/// A constraint per sample, where the request has any.
+///
+/// # Errors
+/// [`Error::Panic`]: a matcher cannot be opened.
+pub(super) fn open_constraints(new: &AddRequest<'_>) -> Result<Vec<Option<Box<Constraint>>>> {
+    let open = || {
+        let grammar = new.grammar.as_ref();
+        Constraint::new(grammar, new.reasoning, new.stop_token_ids).map(Box::new)
+    };
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        new.request_ids.iter().map(|_| open()).collect()
+    }))
+    .map_err(|_| Error::Panic("the grammar cannot be followed".into()))
+}
+
+impl EngineCore {
+    /// The samples of a plan that have a constraint. O(entries).
+    pub(super) fn count_constrained(&self, plan: &Plan) -> usize {
+        let samples = plan.entries.iter().filter(|entry| entry.sample);
+        samples
+            .filter_map(|entry| self.samples[entry.index as usize].as_ref())
+            .filter(|sample| sample.constraint.is_some())
+            .count()
+    }
+
+    /// Takes the constraints of a step's samples, for [`MaskBatch::fill`]; `return_masks` is to follow.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] unless it is the oldest step in flight.
+    pub fn take_masks(&mut self, step_id: u64) -> Result<MaskBatch> {
+        let Some(step) = self.steps.front().filter(|step| step.id == step_id) else {
+            return Err(Error::invalid(format!(
+                "step {step_id} is not the oldest in flight: tokens before it are not known"
+            )));
+        };
+        let mut items = Vec::new();
+        let samples = step.plan.entries.iter().filter(|entry| entry.sample);
+        for (row, entry) in samples.enumerate().filter(|_| !step.is_void) {
+            // One that has ended in flight has left nothing there.
+            let sample = self.samples[entry.index as usize].as_mut();
+            if let Some(constraint) = sample.and_then(|sample| sample.constraint.take()) {
+                items.push(MaskItem {
+                    index: entry.index,
+                    row: row as i32,
+                    constraint,
+                });
+            }
+        }
+        Ok(MaskBatch { items })
+    }
+
+    /// Gives the samples back what `take_masks` took. Nothing may happen to them in between.
+    pub fn return_masks(&mut self, batch: MaskBatch) {
+        for item in batch.items {
+            if let Some(Some(sample)) = self.samples.get_mut(item.index as usize) {
+                sample.constraint = Some(item.constraint);
+            }
+        }
+    }
+
+    /// Accounts for the end of a sample; what its grammar has learned is kept if it ended well.
+    pub(super) fn close_constraint(&mut self, sample: &mut Sample, reason: FinishReason) {
+        if let Some(constraint) = sample.constraint.take() {
+            self.num_constrained = self.num_constrained.saturating_sub(1);
+            if matches!(reason, FinishReason::Stop | FinishReason::Length) {
+                constraint.close();
+            }
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Constraint: what a sample's next token may be. Reasoning comes first, and then the grammar holds.
+
+use std::sync::Arc;
+
+use super::matching::{Grammar, Matcher};
+
+/// The tokens around a sample's reasoning, during which no grammar holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReasoningTokens {
+    /// Opens it, as the first token; None where only the prompt does.
+    pub open: Option<u32>,
+    /// Closes it.
+    pub close: u32,
+    /// The prompt has opened it.
+    pub is_open: bool,
+    /// After so many tokens of reasoning it is closed.
+    pub budget: Option<u32>,
+}
+
+/// What a token did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accepted {
+    /// More may follow.
+    Open,
+    /// The text is complete.
+    Complete,
+    /// It may not come here, or the grammar is beyond its limits: the sample cannot go on.
+    Failed,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Reasoning may begin with the next token.
+    Before,
+    Reasoning {
+        num_tokens: u32,
+    },
+    After,
+}
+
+/// See the module's page. One per sample that has any.
+#[derive(Debug)]
+pub struct Constraint {
+    matcher: Option<Matcher>,
+    reasoning: Option<ReasoningTokens>,
+    phase: Phase,
+    /// Tokens that end the sample, allowed wherever the text may end.
+    stop_token_ids: Box<[u32]>,
+    has_failed: bool,
+}
+
+impl Constraint {
+    /// None if nothing would ever be constrained.
+    #[must_use]
+    pub fn new(
+        grammar: Option<&Arc<Grammar>>,
+        reasoning: Option<ReasoningTokens>,
+        stop_token_ids: &[u32],
+    ) -> Option<Self> {
+        let has_budget = reasoning.is_some_and(|tokens| tokens.budget.is_some());
+        if grammar.is_none() && !has_budget {
+            return None;
+        }
+        let phase = match reasoning {
+            Some(tokens) if tokens.is_open => Phase::Reasoning { num_tokens: 0 },
+            Some(tokens) if tokens.open.is_some() => Phase::Before,
+            _ => Phase::After,
+        };
+        Some(Self {
+            matcher: grammar.map(Grammar::open),
+            reasoning,
+            phase,
+            stop_token_ids: stop_token_ids.into(),
+            has_failed: false,
+        })
+    }
+
+    /// Writes a bit per token that may come next to `row`; false, and nothing is written, where every
+    /// token may. What fails here makes the next `accept` fail.
+    pub fn fill_mask(&mut self, row: &mut [u32]) -> bool {
+        if let (Phase::Reasoning { num_tokens }, Some(tokens)) = (self.phase, self.reasoning) {
+            let is_spent = tokens.budget.is_some_and(|budget| num_tokens >= budget);
+            if is_spent {
+                row.fill(0);
+                allow(row, tokens.close);
+            }
+            return is_spent;
+        }
+        let Some(matcher) = &mut self.matcher else {
+            return false;
+        };
+        if self.has_failed || matcher.fill_mask(row).is_err() {
+            self.has_failed = true;
+            return false;
+        }
+        if !self.stop_token_ids.is_empty() && matcher.is_accepting().unwrap_or(false) {
+            for &id in &self.stop_token_ids {
+                allow(row, id);
+            }
+        }
+        if let (Phase::Before, Some(open)) = (self.phase, self.reasoning.and_then(|r| r.open)) {
+            allow(row, open);
+        }
+        true
+    }
+
+    /// Takes the sample's next token, unless that has ended it.
+    pub fn accept(&mut self, token: u32) -> Accepted {
+        if self.has_failed {
+            return Accepted::Failed;
+        }
+        if let Some(tokens) = self.reasoning {
+            if let Phase::Reasoning { num_tokens } = &mut self.phase {
+                *num_tokens += 1;
+                if token == tokens.close {
+                    self.phase = Phase::After;
+                }
+                return Accepted::Open;
+            }
+            // Where no grammar forbids it, reasoning may begin later too.
+            let may_open = self.phase == Phase::Before || self.matcher.is_none();
+            if may_open && tokens.open == Some(token) {
+                self.phase = Phase::Reasoning { num_tokens: 0 };
+                return Accepted::Open;
+            }
+            self.phase = Phase::After;
+        }
+        match self.matcher.as_mut().map(|matcher| matcher.accept(token)) {
+            None | Some(Ok(false)) => Accepted::Open,
+            Some(Ok(true)) => Accepted::Complete,
+            Some(Err(_)) => {
+                self.has_failed = true;
+                Accepted::Failed
+            }
+        }
+    }
+
+    /// The sample has ended well.
+    pub fn close(self) {
+        if let Some(matcher) = self.matcher.filter(|_| !self.has_failed) {
+            matcher.close();
+        }
+    }
+}
+
+fn allow(row: &mut [u32], id: u32) {
+    if let Some(word) = row.get_mut(id as usize / 32) {
+        *word |= 1 << (id % 32);
+    }
+}

@@ -1,0 +1,83 @@
+"""LLM.chat with tools and reasoning, on SmolLM2: the answers' parts beside their whole text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from families import FAMILIES, TOOLS
+from octavo.errors import InvalidParameterError
+from octavo.llm import LLM
+from octavo.sampling_params import SamplingParams
+from octavo.structured_outputs import StructuredOutputsParams
+
+MESSAGES = [{"role": "user", "content": "What time is it?"}]
+QWEN3 = next(family for family in FAMILIES if family.template == "qwen3")
+CALL = '<tool_call>\n{"name": "clock", "arguments": {"zone": "Oslo"}}\n</tool_call>'
+
+
+@pytest.fixture(scope="module")
+def llm(smollm2_path: Path) -> LLM:
+    return LLM(str(smollm2_path), threads=1, max_model_len=1024, max_num_seqs=2)
+
+
+def says(text: str) -> SamplingParams:
+    """Parameters under which a model says just this."""
+    only = StructuredOutputsParams(choice=(text,))
+    return SamplingParams(temperature=0, max_tokens=200, structured_outputs=only)
+
+
+def test_calls_are_found_in_the_whole_text(llm: LLM) -> None:
+    text = f"Let me see.\n{CALL}\n{CALL}"
+    [output] = llm.chat(MESSAGES, says(text), tools=TOOLS, use_tqdm=False)
+    assert output.prompt is not None
+    assert '"clock"' in output.prompt
+    [sample] = output.outputs
+    assert sample.text == text
+    assert sample.content is not None
+    assert sample.content.strip() == "Let me see."
+    assert [(call.name, json.loads(call.arguments)) for call in sample.tool_calls] == [
+        ("clock", {"zone": "Oslo"})
+    ] * 2
+    assert len({call.id for call in sample.tool_calls}) == 2
+
+
+def test_without_tools_an_answer_is_text(llm: LLM) -> None:
+    [output] = llm.chat(MESSAGES, says(CALL), use_tqdm=False)
+    [sample] = output.outputs
+    assert (sample.text, sample.content, sample.tool_calls) == (CALL, None, [])
+
+
+def test_reasoning_is_found_in_the_whole_text(llm: LLM) -> None:
+    def ask(text: str, **fields: Any) -> Any:
+        [output] = llm.chat(
+            MESSAGES, says(text), use_tqdm=False, chat_template=QWEN3.source, **fields
+        )
+        return output.outputs[0]
+
+    sample = ask("<think>\nHm.\n</think>\n\nNoon.")
+    assert (sample.reasoning.strip(), sample.content.strip()) == ("Hm.", "Noon.")
+    assert sample.text == "<think>\nHm.\n</think>\n\nNoon."
+    # The prompt has closed it.
+    sample = ask("Noon.", chat_template_kwargs={"enable_thinking": False})
+    assert (sample.reasoning, sample.content) == (None, "Noon.")
+    continued = [*MESSAGES, {"role": "assistant", "content": "<think>\nOne"}]
+    [output] = llm.chat(
+        continued,
+        says(" two.</think>Noon."),
+        use_tqdm=False,
+        chat_template=QWEN3.source,
+        continue_final_message=True,
+    )
+    assert output.prompt is not None
+    assert output.prompt.endswith("<think>\nOne")
+    assert output.outputs[0].reasoning == " two."
+
+
+def test_a_bad_tool_is_named(llm: LLM) -> None:
+    with pytest.raises(InvalidParameterError) as caught:
+        llm.chat(MESSAGES, tools=[{"type": "function"}])
+    assert caught.value.param == "tools[0].function"

@@ -1,0 +1,104 @@
+"""call_grammar.py: what a request's calls have to follow, and what becomes of schemas that cannot be."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from octavo._core import ChannelFormat
+from octavo.errors import InvalidParameterError
+from octavo.structured_outputs import StructuredOutputsParams
+from octavo.text.call_grammar import call_grammar, is_bound
+from octavo.text.tools import parse_tool_use, parse_tools
+
+PARAMETERS = {
+    "type": "object",
+    "properties": {
+        "zone": {"type": "string"},
+        "more": {"type": "object", "properties": {"deep": {"type": "integer"}}},
+        "open": {"type": "object", "properties": {}, "additionalProperties": True},
+    },
+}
+
+
+def use(choice: Any = "required", *, strict: bool = False, parallel: bool = True) -> Any:
+    def tool(name: str, is_strict: bool) -> dict[str, Any]:
+        function = {"name": name, "parameters": PARAMETERS, "strict": is_strict}
+        return {"type": "function", "function": function}
+
+    tools = parse_tools("tools", [tool("clock", strict), tool("now", False)])
+    return parse_tool_use(tools, choice, parallel)
+
+
+def grammar(wanted: Any, refused: tuple[str, ...] = ()) -> str:
+    async def attempt(constraint: StructuredOutputsParams) -> None:
+        if any(one in constraint.text for one in refused):
+            raise InvalidParameterError("no", constraint.param)
+
+    made = asyncio.run(call_grammar(ChannelFormat("hermes"), wanted, (), attempt))
+    assert made.grammar is not None
+    return made.grammar
+
+
+@pytest.mark.parametrize(
+    ("wanted", "bound"),
+    [
+        (use("auto"), False),
+        (use("none", strict=True), False),
+        (use("auto", strict=True), True),
+        (use("auto", parallel=False), True),
+        (use("required"), True),
+        (parse_tool_use((), "auto", False), False),
+    ],
+)
+def test_only_what_asks_for_it_is_bound(wanted: Any, bound: bool) -> None:
+    assert is_bound(wanted) is bound
+
+
+def test_objects_hold_what_their_schema_names() -> None:
+    text = grammar(use())
+    assert text.count('"additionalProperties":false') == 4
+    assert text.count('"additionalProperties":true') == 2
+    assert '"key_separator":": "' in text
+
+
+def test_with_auto_strict_tools_alone_follow_their_schema() -> None:
+    assert grammar(use("auto", strict=True)).count('"zone"') == 1
+    assert grammar(use("auto", parallel=False)).count('"zone"') == 0
+    assert grammar(use("required")).count('"zone"') == 2
+
+
+def test_a_schema_is_followed_as_far_as_it_can_be(caplog: pytest.LogCaptureFixture) -> None:
+    text = grammar(use(), refused=('"lenient":', '"zone"'))
+    assert '"zone"' not in text
+    assert "clock" in text
+    assert len(caplog.records) == 4
+    caplog.clear()
+    # Only its other keywords are in the way.
+    text = grammar(use(), refused=('": "}}',))
+    assert text.count('"lenient":true') == 2
+    assert '"zone"' in text
+
+
+def test_a_name_that_cannot_be_followed_is_refused() -> None:
+    with pytest.raises(InvalidParameterError) as caught:
+        grammar(use(), refused=("clock",))
+    assert caught.value.param == "tools"
+
+
+def test_shared_parts_of_a_schema_stay_open() -> None:
+    parameters = {
+        "type": "object",
+        "properties": {"a": {"$ref": "#/$defs/a"}},
+        "$defs": {"a": {"type": "object", "properties": {"b": {}}, "allOf": [{"properties": {}}]}},
+    }
+    function = {"name": "f", "parameters": parameters}
+    tools = parse_tools("tools", [{"type": "function", "function": function}])
+    text = grammar(parse_tool_use(tools, "required"))
+    line = next(line for line in text.splitlines() if "%json" in line)
+    schema = json.JSONDecoder().raw_decode(line.partition("%json ")[2])[0]
+    assert schema["additionalProperties"] is False
+    assert "additionalProperties" not in schema["$defs"]["a"]
