@@ -20,6 +20,7 @@ from octavo.server.http.body import Body
 from octavo.server.openai.messages import MESSAGES_SCHEMA, parse_messages
 from octavo.server.openai.protocol import SAMPLING_FIELDS
 from octavo.server.work.answer import answer
+from octavo.server.work.chat import PLAIN
 from octavo.server.work.dialect import Dialect
 from octavo.server.work.prompts import encode, encode_chat
 from octavo.server.work.request import Conversation, GenerationRequest
@@ -212,7 +213,7 @@ class OllamaDialect:
         if request.conversation is None:
             prompt = await encode(model.engine, request.text, True)
         else:
-            prompt = await encode_chat(model, request.conversation)
+            prompt = (await encode_chat(model, request.conversation)).token_ids
         return OllamaReply(request, model, [prompt], self)
 
 
@@ -278,6 +279,7 @@ class OllamaReply:
         self.prompts = prompts
         self.prompt_field = dialect.prompt_field
         self.scores: dict[int, PromptLogprobs] = {}
+        self.plan = PLAIN
         self._is_chat = dialect.is_chat
         self._head = {"model": request.model or model.names[0], "created_at": now()}
 

@@ -20,6 +20,7 @@ from octavo.server.http import fields, limits
 from octavo.server.http.body import Body
 from octavo.server.openai.protocol import SAMPLING_FIELDS
 from octavo.server.work.answer import answer
+from octavo.server.work.chat import PLAIN
 from octavo.server.work.dialect import Dialect
 from octavo.server.work.prompts import encode
 from octavo.server.work.request import GenerationRequest
@@ -184,6 +185,7 @@ class TgiReply:
     ) -> None:
         self.prompts = prompts
         self.scores: dict[int, PromptLogprobs] = {}
+        self.plan = PLAIN
         self._request = request
         self._in_list = in_list
         self._texts = model.token_texts

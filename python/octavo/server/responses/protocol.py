@@ -117,7 +117,7 @@ _FIELDS: Final[dict[str, fields.Check]] = {
     "max_tool_calls": fields.integer(0),
     "store": fields.boolean,
     "include": _include,
-    "top_logprobs": fields.integer(0, limits.MAX_LOGPROBS),
+    "top_logprobs": fields.integer(0, limits.ALL_LOGPROBS),
     "metadata": fields.json_object,
     "user": fields.string(),
     "prompt_cache_key": fields.string(),
