@@ -55,7 +55,14 @@ class ChatDialect(OpenAiDialect):
         token_ids = truncate(
             prompt.token_ids, request.truncate_prompt_tokens, model.engine.max_model_len
         )
-        plan = await plan_chat(model, conversation, prompt, use, request.thinking_token_budget)
+        plan = await plan_chat(
+            model,
+            conversation,
+            prompt,
+            use,
+            request.thinking_token_budget,
+            request.sampling.get("structured_outputs"),
+        )
         return ChatReply(request, model, request_id, [token_ids], plan)
 
 

@@ -61,7 +61,8 @@ class ResponsesDialect:
         prompt, conversation = await self._prompt(request, model, previous, items)
         # A text that a grammar forces is a call's, whatever it looks like.
         use = request.tools.use if request.tools.forced_text is None else ToolUse()
-        plan = await plan_turns(model, conversation, prompt, use, request_id)
+        wanted = request.sampling.get("structured_outputs")
+        plan = await plan_turns(model, conversation, prompt, use, request_id, wanted=wanted)
         reply = ResponsesReply(
             request, model, request_id, prompt.token_ids, plan, conversation.messages
         )
