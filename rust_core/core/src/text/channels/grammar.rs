@@ -556,7 +556,7 @@ mod tests {
     fn calls_are_written_as_their_family_does() {
         assert_eq!(
             grammar("hermes", "{}", &ONE),
-            "call_0: \"{\\\"name\\\": \\\"f\\\", \\\"arguments\\\": \" %json {} \"}\\n</tool_call>\"\n\
+            "call_0: \"{\\\"name\\\": \\\"f\\\", \\\"arguments\\\": \" %json {} \"}\" \"\\n</tool_call>\"\n\
              call: call_0\n\
              one: \"<tool_call>\\n\" call\n\
              start: \"<tool_call>\\n\" call\n"
