@@ -50,7 +50,8 @@ class SamplingParams:
     difference where a tokenizer writes none; elsewhere false is refused. ``structured_outputs``
     constrains the text; it is applied last. ``truncate_prompt_tokens`` keeps so many of the
     last prompt tokens, -1 what fits. ``detokenize=False`` leaves texts empty. ``output_kind`` is
-    for engines that give a request several outputs. ``flat_logprobs`` and ``extra_args`` are refused.
+    for engines that give a request several outputs. ``flat_logprobs`` and ``extra_args`` are
+    refused.
 
     Numbers may be numpy's, and lists stand for tuples; ``stop`` may be one string, and None an
     empty list; an empty list of ``allowed_token_ids`` is refused. Fields hold Python's own types

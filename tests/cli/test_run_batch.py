@@ -61,7 +61,7 @@ def test_every_line_is_answered(run: Any, capsys: pytest.CaptureFixture[str]) ->
             line("bad", completion, prompt="x", top_p=7),
             line("stranger", completion, prompt="x", model="other"),
             line("stream", chat, messages=MESSAGES, stream=True),
-            line("where", "/v1/responses", input="x"),
+            line("where", "/v1/files", input="x"),
             "{not json",
             json.dumps({"custom_id": "bare"}),
         ]

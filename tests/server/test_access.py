@@ -25,7 +25,8 @@ def test_every_route_asks_for_the_key(start_server: StartServer) -> None:
     for method, path in CLOSED:
         answer = server.request(method, path, {} if method == "POST" else None)
         assert answer.status == 401, path
-        assert answer.error["type"] == "authentication_error"
+        # The same name in OpenAI's form and in Anthropic's.
+        assert answer.json["error"]["type"] == "authentication_error"
         assert answer.headers["www-authenticate"] == "Bearer"
         assert answer.headers["x-request-id"]
     for path in OPEN:

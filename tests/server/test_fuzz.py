@@ -15,25 +15,40 @@ from harness import RunningServer, eventually, tiny_server
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from octavo.server.anthropic import protocol as anthropic_protocol
 from octavo.server.openai import protocol
+from octavo.server.responses import protocol as responses_protocol
 from octavo.server.routes import ROUTES
 
 NUM_EXAMPLES, PER_EXAMPLE, NUM_BAD = 230, 25, 5000
 
 MESSAGES = [{"role": "user", "content": "Say."}]
 # Enough to pass, so that what is wrong is what was put in.
+MESSAGES_PATH, COUNT_PATH = "/v1/messages", "/v1/messages/count_tokens"
 VALID: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": MESSAGES, "max_tokens": 2},
     "/v1/completions": {"prompt": "x", "max_tokens": 2},
     "/tokenize": {"prompt": "x"},
     "/detokenize": {"tokens": [65]},
+    "/v1/responses": {"input": "x", "max_output_tokens": 2},
+    "/v1/responses/input_tokens": {"input": "x"},
+    "/v1/messages": {"model": "m", "messages": MESSAGES, "max_tokens": 2},
+    "/v1/messages/count_tokens": {"model": "m", "messages": MESSAGES},
 }
 PATHS = [entry.path.replace("{name:path}", "octavo") for entry in ROUTES]
 FIELDS = sorted(
     {*protocol.CHAT_FIELDS, *protocol.COMPLETION_FIELDS, *protocol.TOKENIZE_FIELDS}
     | {*protocol.CHAT_BODY.refused, *protocol.COMPLETION_BODY.refused}
+    | {*responses_protocol.RESPONSES_BODY.fields, *anthropic_protocol.MESSAGES_BODY.fields}
     | {"tokens", "role", "no_such_field"}
 )
+KEYS = ("role", "content", "type", "text", "5", "tool_calls", "x", "id", "name", "input", "call_id")
+KEYS += ("output", "arguments", "source", "data", "tool_use_id", "thinking", "encrypted_content")
+KEYS += ("format", "schema", "effort", "budget_tokens", "input_schema", "parameters", "tools")
+# What decides about the other members of an object.
+TYPES = ("text", "image", "document", "tool_use", "tool_result", "thinking", "message", "reasoning")
+TYPES += ("function", "custom", "namespace", "function_call", "function_call_output", "json_schema")
+TYPES += ("item_reference", "enabled", "adaptive", "any", "tool", "grammar", "user", "assistant")
 
 SCALARS = st.one_of(
     st.none(),
@@ -42,6 +57,7 @@ SCALARS = st.one_of(
     st.sampled_from([0.5, -0.5, 1e-320, 1e308, -1e308, 1e400, 3.0]),
     st.integers(-5, 200),
     st.text(max_size=8),
+    st.sampled_from(TYPES),
     st.sampled_from(["", "x" * 2000, "\x00", "\ud800", "</s>", "{{ 7*7 }}", "{% for %}", "🦊"]),
 )
 VALUES = st.recursive(
@@ -49,9 +65,9 @@ VALUES = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["role", "content", "type", "text", "5", "tool_calls", "x"]),
+            st.sampled_from(KEYS),
             inner,
-            max_size=3,
+            max_size=4,
         )
     ),
     max_leaves=6,
@@ -155,13 +171,22 @@ class Fuzzer:
             assert answer == b""
         elif status != 200:
             error = json.loads(answer)["error"]
-            assert set(error) == {"message", "type", "param", "code"}
+            keys = {"message", "type", "param", "code"}
+            # A head that is no HTTP has no path, whose API's form it could have.
+            is_known = method != "FOO" and status not in (408, 431)
+            if is_known and path.partition("?")[0] in (MESSAGES_PATH, COUNT_PATH):
+                keys = {"message", "type"}
+            assert set(error) - {"details"} == keys
             assert 0 < len(error["message"]) <= 1024
             assert "Traceback" not in error["message"]
             assert "/python/" not in error["message"]
         elif response.headers["content-type"].startswith("text/event-stream"):
-            assert answer.endswith(b"data: [DONE]\n\n")
-            assert b'"error"' not in answer
+            last = {"/v1/messages": b"event: message_stop", "/v1/responses": b'"response":{"id":'}
+            assert (
+                last.get(path, b"data: [DONE]") in answer.removesuffix(b"\n\n").split(b"\n\n")[-1]
+            )
+            assert b"event: error" not in answer
+            assert b'"error":{' not in answer
 
 
 def counts(server: RunningServer) -> tuple[int, int]:

@@ -11,11 +11,13 @@ import pytest
 from harness import RunningServer, StartServer
 
 from octavo.errors import InvalidParameterError, UnsupportedParameterError
+from octavo.server.anthropic import protocol as anthropic_protocol
 from octavo.server.http import limits
 from octavo.server.http.body import BOOKKEEPING_FIELDS, Body
 from octavo.server.http.openapi import body_schema
 from octavo.server.openai import protocol, structured
 from octavo.server.pooling import protocol as pooling_protocol
+from octavo.server.responses import protocol as responses_protocol
 from octavo.server.routes import ROUTES
 
 DOCS = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
@@ -31,6 +33,13 @@ TABLES: dict[str, Body] = {
     "/pooling": pooling_protocol.ENCODE_BODY,
     "/v2/embed": pooling_protocol.COHERE_EMBED_BODY,
 }
+# Bodies whose fields depend on each other: their bounds have tests of their own.
+AGENTS: dict[str, Body] = {
+    "/v1/responses": responses_protocol.RESPONSES_BODY,
+    "/v1/responses/input_tokens": responses_protocol.INPUT_TOKENS_BODY,
+    "/v1/messages": anthropic_protocol.MESSAGES_BODY,
+    "/v1/messages/count_tokens": anthropic_protocol.COUNT_TOKENS_BODY,
+}
 
 
 def test_every_route_and_field_is_described(server: RunningServer) -> None:
@@ -40,19 +49,21 @@ def test_every_route_and_field_is_described(server: RunningServer) -> None:
     assert set(paths) == {entry.path.replace(":path", "") for entry in ROUTES}
     for entry in ROUTES:
         operations = paths[entry.path.replace(":path", "")]
-        assert set(operations) == {method.lower() for method in entry.methods}
-        for operation in operations.values():
+        methods = {method.lower() for method in entry.methods}
+        same_path = [one for one in ROUTES if one.path == entry.path]
+        assert set(operations) == {m.lower() for one in same_path for m in one.methods}
+        for operation in (operations[method] for method in methods):
             assert operation["summary"]
             assert ("requestBody" in operation) == (entry.body is not None)
     ids = [op["operationId"] for path in paths.values() for op in path.values()]
     assert len(ids) == len(set(ids))
     bodies = {entry.path: entry.body for entry in ROUTES if entry.body is not None}
-    assert TABLES.items() <= bodies.items()
+    assert {**TABLES, **AGENTS}.items() <= bodies.items()
     for path, body in bodies.items():
         content = paths[path]["post"]["requestBody"]["content"]["application/json"]
         known = {*body.fields, *body.ignored, *body.refused}
         assert set(content["schema"]["properties"]) == known
-        assert content["schema"]["additionalProperties"] is False
+        assert content["schema"]["additionalProperties"] is body.is_open
         assert content["schema"]["required"] == list(body.required)
     assert "securitySchemes" not in document["components"]
 
@@ -69,10 +80,10 @@ def test_keys_and_prefixes_are_described(start_server: StartServer) -> None:
             assert ("security" in operation) != is_open
 
 
-@pytest.mark.parametrize("path", TABLES)
+@pytest.mark.parametrize("path", {**TABLES, **AGENTS})
 def test_schemas_are_schemas_and_hold_for_what_passes(path: str) -> None:
     jsonschema = pytest.importorskip("jsonschema")
-    schema = body_schema(TABLES[path])
+    schema = body_schema({**TABLES, **AGENTS}[path])
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
     for body in (
@@ -120,6 +131,13 @@ def test_schemas_are_schemas_and_hold_for_what_passes(path: str) -> None:
         {"query": "x", "documents": ["y", {"text": "z"}], "top_n": 1},
         {"query": "x", "documents": [{"text": 1}]},
         {"query": ["x"], "documents": ["y"]},
+        {"input": [{"role": "user", "content": "x"}], "reasoning": {"effort": "low"}},
+        {"input": "x", "reasoning": {"effort": "huge"}},
+        {"input": "x", "metadata": {"a": 1}, "store": False},
+        {"input": "x", "text": {"format": {"type": "json_object"}}, "temperature": 3},
+        {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1},
+        {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 0},
+        {"model": "m", "messages": [{"role": "user", "content": "x"}], "thinking": {"type": "x"}},
         {},
     ):
         assert validator.is_valid(body) == (refusal(path, body) is None), body
@@ -138,6 +156,10 @@ def refusal(path: str, body: dict[str, Any]) -> str | None:
         "/classify": pooling_protocol.parse_classify,
         "/pooling": pooling_protocol.parse_encode,
         "/v2/embed": pooling_protocol.parse_cohere_embed,
+        "/v1/responses": lambda b: responses_protocol.parse_response(b).sampling_params({}),
+        "/v1/responses/input_tokens": responses_protocol.parse_input_tokens,
+        "/v1/messages": lambda b: anthropic_protocol.parse_messages(b).sampling_params({}),
+        "/v1/messages/count_tokens": anthropic_protocol.parse_count_tokens,
     }
     try:
         parsers[path](body)
@@ -303,6 +325,10 @@ def test_the_documented_fields_are_the_protocol_s() -> None:
     assert scores == {name for body in bodies for name in body.fields}
     classes = named(section("`/classify`"))
     assert classes == set(pooling_protocol.CLASSIFY_BODY.fields)
+    sampling = set(protocol.SAMPLING_FIELDS) - {"n", "max_tokens", "stream_interval"}
+    responses = named(section("`/v1/responses`"))
+    assert responses == set(responses_protocol.RESPONSES_BODY.fields) - sampling
+    assert named(section("`/v1/messages`")) == set(anthropic_protocol.MESSAGES_BODY.fields)
     refused = named(section("Refused, unless they ask for nothing")) - {"text"}
     assert refused == {*protocol.CHAT_BODY.refused, *protocol.COMPLETION_BODY.refused}
     assert set(re.findall(r"`(\w+)`", DOCS.partition("\n## ")[0])) >= BOOKKEEPING_FIELDS

@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import orjson
 import pytest
 
 from octavo.errors import ResponseNotFoundError
-from octavo.server.work.response_store import ResponseStore, StoredResponse
+from octavo.server.work.response_store import ItemTurn, ResponseStore, StoredResponse
 
 ME, YOU = b"me", b"you"
 
@@ -17,8 +18,9 @@ def response(name: str, text: str = "") -> dict[str, Any]:
     return {"id": name, "output": [{"type": "message", "id": f"out_{name}", "text": text}]}
 
 
-def items(name: str, text: str = "") -> list[dict[str, Any]]:
-    return [{"type": "message", "id": f"in_{name}", "text": text}]
+def items(name: str, text: str = "") -> ItemTurn:
+    item = {"type": "message", "id": f"in_{name}", "text": text}
+    return ItemTurn(orjson.dumps([item]), [item["id"]])
 
 
 def test_chains_share_their_turns() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from octavo._core import ChannelFormat
+from octavo._core import ChannelFormat, tool_call_formats
 from octavo.errors import InvalidParameterError
 from octavo.structured_outputs import StructuredOutputsParams
 from octavo.text.call_grammar import call_grammar, is_bound
@@ -63,6 +63,26 @@ def test_objects_hold_what_their_schema_names() -> None:
     assert text.count('"additionalProperties":false') == 4
     assert text.count('"additionalProperties":true') == 2
     assert '"key_separator":": "' in text
+
+
+@pytest.mark.parametrize("name", tool_call_formats())
+def test_an_answer_of_a_schema_stands_beside_calls(name: str) -> None:
+    """Agents ask for objects and bring tools at once."""
+
+    async def attempt(constraint: StructuredOutputsParams) -> None:
+        made.append(constraint.text)
+
+    made: list[str] = []
+    answer = '{"type": "object", "title": "start: x"}'
+    core = ChannelFormat(name)
+    asyncio.run(call_grammar(core, use("auto"), (), attempt, answer))
+    [text] = made
+    assert text.endswith(f"| answer\nanswer: %json {answer}\n")
+    assert text.count("\nstart: ") + text.startswith("start: ") == 1
+    # Without a schema for it an answer is any text; where a call must come there is none.
+    made.clear()
+    asyncio.run(call_grammar(core, use("required"), (), attempt, answer))
+    assert "answer: " not in made[0]
 
 
 def test_with_auto_strict_tools_alone_follow_their_schema() -> None:

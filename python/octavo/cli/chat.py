@@ -48,13 +48,7 @@ class Client:
         Raises:
             ClientError: no connection, or an error instead of an answer, or inside it.
         """
-        connection_class = (
-            http.client.HTTPSConnection
-            if self._parts.scheme == "https"
-            else http.client.HTTPConnection
-        )
-        assert self._parts.hostname is not None
-        connection = connection_class(self._parts.hostname, self._parts.port, timeout=TIMEOUT_S)
+        connection = self._connect()
         try:
             payload = json.dumps({**body, "stream": True})
             connection.request("POST", self._path + path, payload, self._headers)
@@ -62,13 +56,41 @@ class Client:
             if response.status != 200:
                 raise ClientError(_error_text(response.status, response.read()))
             yield from _events(response)
-        except OSError as error:
-            address = f"{self._parts.hostname}:{self._parts.port}"
-            raise ClientError(f"no answer from {address}: {error}") from None
-        except http.client.HTTPException as error:
-            raise ClientError(f"the server broke off: {type(error).__name__}") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise self._broken(error) from None
         finally:
             connection.close()
+
+    def get(self, path: str) -> Any:
+        """The JSON at a path.
+
+        Raises:
+            ClientError: no connection, or an error instead of an answer.
+        """
+        connection = self._connect()
+        try:
+            connection.request("GET", self._path + path, headers=self._headers)
+            response = connection.getresponse()
+            body = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise self._broken(error) from None
+        finally:
+            connection.close()
+        if response.status != 200:
+            raise ClientError(_error_text(response.status, body))
+        return json.loads(body)
+
+    def _connect(self) -> http.client.HTTPConnection:
+        is_secure = self._parts.scheme == "https"
+        kind = http.client.HTTPSConnection if is_secure else http.client.HTTPConnection
+        assert self._parts.hostname is not None
+        return kind(self._parts.hostname, self._parts.port, timeout=TIMEOUT_S)
+
+    def _broken(self, error: Exception) -> ClientError:
+        if isinstance(error, OSError):
+            address = f"{self._parts.hostname}:{self._parts.port}"
+            return ClientError(f"no answer from {address}: {error}")
+        return ClientError(f"the server broke off: {type(error).__name__}")
 
 
 def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:

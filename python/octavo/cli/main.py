@@ -1,4 +1,4 @@
-"""``octavo``: serve, chat, complete, run-batch, bench, collect-env.
+"""``octavo``: serve, chat, complete, clients, run-batch, bench, collect-env.
 
 Nothing heavy is imported before the command is known: ``octavo --help`` answers at once.
 """
@@ -148,12 +148,15 @@ def _add_clients(commands: Any) -> None:
     complete = commands.add_parser("complete", help="let a running server continue a text")
     complete.add_argument("prompt", nargs="?", metavar="TEXT", help="default: read lines")
     complete.set_defaults(run=_complete)
-    for parser in (chat, complete):
+    settings = commands.add_parser("clients", help="settings of agents for a running server")
+    settings.set_defaults(run=_clients)
+    for parser in (chat, complete, settings):
         parser.add_argument(
             "--url", default="http://127.0.0.1:8000", help="the server [%(default)s]"
         )
         parser.add_argument("--model", metavar="NAME", help="default: the server's")
         parser.add_argument("--api-key", metavar="KEY", help="default: OCTAVO_API_KEY")
+    for parser in (chat, complete):
         parser.add_argument("--max-tokens", type=int, metavar="N", help="longest answer")
         parser.add_argument("--temperature", type=float, metavar="X", help="0 is deterministic")
 
@@ -168,6 +171,12 @@ def _complete(arguments: argparse.Namespace) -> int:
     from octavo.cli.chat import complete
 
     return complete(arguments)
+
+
+def _clients(arguments: argparse.Namespace) -> int:
+    from octavo.cli.agent_settings import clients
+
+    return clients(arguments)
 
 
 def _collect_env(arguments: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from octavo.cli.agent_settings import agent_settings, reachable
 from octavo.cli.terminal import drain
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def print_ready(
     server_config: ServerConfig,
     chat_format: str | None = None,
 ) -> None:
-    """Print the memory table, the chat format, the ready line and a first request to try."""
+    """Print the memory table, chat format, ready line, a request to try, and agents' settings."""
     table = list(engine.memory_table)
     if chat_format is not None and engine.pooling is None:
         table.append(("chat", chat_format))
@@ -155,8 +156,11 @@ def print_ready(
             print(f"  {name:<{width}}  {value}")
     print(f"ready in {seconds:.1f} s on {url}", flush=True)
     task = "generate" if engine.pooling is None else engine.pooling.task
-    chat = engine.chat_template is not None
+    chat = engine.chat_template is not None or server_config.chat_template is not None
     print(example_command(url, server_config, chat=chat, task=task), flush=True)
+    if server_config.print_clients and chat and task == "generate" and server_config.uds is None:
+        model, needs_key = engine.served_model_names[0], bool(server_config.api_key)
+        print(agent_settings(url, model, engine.max_model_len, needs_key=needs_key), flush=True)
 
 
 def example_command(url: str, config: ServerConfig, *, chat: bool, task: str = "generate") -> str:
@@ -165,7 +169,7 @@ def example_command(url: str, config: ServerConfig, *, chat: bool, task: str = "
     options = ""
     if config.uds is not None:
         options, target = f"--unix-socket {config.uds} ", "http://localhost"
-    target = target.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+    target = reachable(target)
     if config.api_key:
         options += "-H 'Authorization: Bearer YOUR_KEY' "
     if task == "embed":
@@ -173,7 +177,7 @@ def example_command(url: str, config: ServerConfig, *, chat: bool, task: str = "
     elif task == "score":
         path = "/v1/score"
         body = '{"text_1":"What is the capital of France?","text_2":"Paris is."}'
-    elif chat or config.chat_template is not None:
+    elif chat:
         path = "/v1/chat/completions"
         body = (
             '{"messages":[{"role":"system","content":"You are a helpful assistant."},'

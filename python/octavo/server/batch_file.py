@@ -17,7 +17,7 @@ import orjson
 from starlette.types import ASGIApp, Message, Scope
 
 # Routes that a batch may use.
-URLS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+URLS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
 RETRY_S: Final = 0.2
 
 

@@ -39,6 +39,7 @@ async def call_grammar(
     use: ToolUse,
     special_tokens: Sequence[tuple[str, int]],
     attempt: Attempt,
+    answer: str | None = None,
 ) -> StructuredOutputsParams:
     """The constraint of an answer that may, or must, call ``use.tools``.
 
@@ -48,6 +49,7 @@ async def call_grammar(
         core: the model's format.
         special_tokens: markers that are one special token each, and their ids.
         attempt: tries a constraint.
+        answer: JSON schema of an answer that calls nothing, with ``auto``; None: it is any text.
 
     Raises:
         InvalidParameterError: no grammar can be made even of the names.
@@ -56,10 +58,14 @@ async def call_grammar(
     def constraint(tools: Sequence[Tool], schemas: Sequence[str]) -> StructuredOutputsParams:
         text = core.grammar(
             [(tool.name, schema) for tool, schema in zip(tools, schemas, strict=True)],
-            at_least_one=use.mode in ("required", "named"),
+            at_least_one=use.mode != "auto" or answer is not None,
             at_most_one=use.mode == "named" or not use.parallel,
             special_tokens=special_tokens,
         )
+        if answer is not None and use.mode == "auto":
+            # The last rule; the grammars of formats have none of this name.
+            rules, _, calls = text.rpartition("start: ")
+            text = f"{rules}start: ({calls.strip()}) | answer\nanswer: %json {answer}\n"
         return StructuredOutputsParams(grammar=text, param="tools")
 
     tools = list({tool.name: tool for tool in reversed(use.tools)}.values())[::-1]

@@ -398,11 +398,11 @@ def _summary(
     text = f"tool calls {calls}; reasoning {name} ({reasoning.where})"
     prompt = None if probe is None else probe.prompt()
     if prompt is not None:
-        opened, closed = (marker.strip() for marker in markers)
+        closed = markers[1].strip()
         tail = prompt[-200:].rstrip()
         if found.is_reasoning(prompt):
             text += ", opened by the prompt"
-        elif tail.endswith(closed) and opened in tail:
+        elif tail.endswith(closed):
             text += ", closed by the prompt"
         else:
             text += ", up to the model"

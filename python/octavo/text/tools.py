@@ -85,6 +85,10 @@ class ToolUse:
         return sum(len(tool.name) + len(tool.schema) for tool in self.tools)
 
 
+# Of most requests.
+NO_TOOLS: Final = ToolUse()
+
+
 def parse_tools(field: str, value: Any) -> tuple[Tool, ...]:
     """Check a list of tools.
 

@@ -213,9 +213,10 @@ def _call(place: str, block: dict[str, Any]) -> dict[str, Any]:
     arguments = block.get("input")
     if not isinstance(arguments, dict):
         raise invalid(f"{place}.input", "an object", arguments)
-    # As clients of the chat interface send them; templates get the form they are written for.
-    function = {
-        "name": _string(place, block, "name"),
-        "arguments": json.dumps(arguments, ensure_ascii=False),
-    }
+    try:
+        # As clients of the chat interface send them; templates get the form they are written for.
+        text = json.dumps(arguments, ensure_ascii=False)
+    except RecursionError:
+        raise InvalidParameterError(f"{place}.input nests too deeply", f"{place}.input") from None
+    function = {"name": _string(place, block, "name"), "arguments": text}
     return {"id": _string(place, block, "id"), "type": "function", "function": function}

@@ -44,8 +44,15 @@ class MessagesDialect:
         warn_skipped(self._exchange, request.skipped_tools)
         conversation, use = request.conversation, request.tool_use
         prompt = await encode_turns(model, conversation, use)
-        budget = request.thinking_token_budget
-        plan = await plan_turns(model, conversation, prompt, use, request_id, budget)
+        plan = await plan_turns(
+            model,
+            conversation,
+            prompt,
+            use,
+            request_id,
+            wanted=request.sampling.get("structured_outputs"),
+            thinking_token_budget=request.thinking_token_budget,
+        )
         return MessagesReply(request, model, request_id, prompt.token_ids, plan)
 
 

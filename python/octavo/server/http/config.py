@@ -130,6 +130,11 @@ class ServerConfig:
         True, "agents", "keep responses of /v1/responses for an hour, up to 64 MB of them"
     )
 
+    # On: agents have to be told a model's context, and a few things more.
+    print_clients: bool = flag(
+        True, "agents", "print settings of agents at the start, as 'octavo clients' does"
+    )
+
     # --- log and life cycle ---
     enable_log_requests: bool = flag(
         False, "logging", "one line per request, without its text", common=True

@@ -27,6 +27,7 @@ from octavo.text.tools import (
     MAX_SCHEMA_CHARS,
     MAX_TOOL_NAME_CHARS,
     MAX_TOOLS,
+    NO_TOOLS,
     ToolUse,
     parse_tool_use,
     parse_tools,
@@ -77,7 +78,7 @@ class ChatRequest(OpenAiRequest):
     """
 
     conversation: Conversation
-    tool_use: ToolUse = ToolUse()
+    tool_use: ToolUse = NO_TOOLS
     include_reasoning: bool = True
     thinking_token_budget: int | None = None
 
@@ -183,6 +184,7 @@ def _template_kwargs(name: str, value: Any) -> dict[str, Any]:
     return kwargs
 
 
+_TOOL_FIELDS: Final = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
 _TOOL_NAME: Final = {"type": "string", "minLength": 1, "maxLength": MAX_TOOL_NAME_CHARS}
 _FUNCTION_NAME: Final = {
     "type": "object",
@@ -443,9 +445,9 @@ def _conversation(clean: dict[str, Any]) -> Conversation:
                 "continue_final_message excludes add_generation_prompt", "continue_final_message"
             )
         own["add_generation_prompt"] = False
-    # Their definitions come by the request's ToolUse.
-    tools = own.pop("tools", ())
-    return Conversation(**own, tools=ToolUse(tools).definitions)
+    if tools := own.pop("tools", ()):
+        own["tools"] = ToolUse(tools).definitions
+    return Conversation(**own)
 
 
 def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
@@ -465,11 +467,13 @@ def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
     max_tokens = clean.pop("max_completion_tokens", clean.get("max_tokens"))
     if max_tokens is not None:
         clean["max_tokens"] = max_tokens
-    tool_use = parse_tool_use(
-        clean.pop("tools", ()),
-        clean.pop("tool_choice", None),
-        clean.pop("parallel_tool_calls", True),
-    )
+    tool_use = NO_TOOLS
+    if not _TOOL_FIELDS.isdisjoint(clean):
+        tool_use = parse_tool_use(
+            clean.pop("tools", ()),
+            clean.pop("tool_choice", None),
+            clean.pop("parallel_tool_calls", True),
+        )
     conversation = _conversation(clean)
     conversation.tools = tool_use.definitions
     sampling = _sampling(clean)

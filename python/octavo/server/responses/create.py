@@ -9,11 +9,12 @@ from octavo.errors import RequestTooLongError, ResponseNotFoundError
 from octavo.server.http.access import key_digest
 from octavo.server.openai.errors import error_body
 from octavo.server.responses.items import as_messages, check_references, oldest_first_cuts
-from octavo.server.responses.protocol import parse_input_tokens, parse_response
+from octavo.server.responses.protocol import encoded, parse_input_tokens, parse_response
 from octavo.server.responses.reply import ResponsesReply
 from octavo.server.work.agent_prompt import encode_turns, plan_turns
 from octavo.server.work.answer import answer
 from octavo.server.work.request import Conversation
+from octavo.server.work.response_store import ItemTurn
 from octavo.server.work.skipped import warn_skipped
 from octavo.text.tools import ToolUse
 
@@ -60,13 +61,15 @@ class ResponsesDialect:
         prompt, conversation = await self._prompt(request, model, previous, items)
         # A text that a grammar forces is a call's, whatever it looks like.
         use = request.tools.use if request.tools.forced_text is None else ToolUse()
-        plan = await plan_turns(model, conversation, prompt, use, request_id)
+        wanted = request.sampling.get("structured_outputs")
+        plan = await plan_turns(model, conversation, prompt, use, request_id, wanted=wanted)
         reply = ResponsesReply(
             request, model, request_id, prompt.token_ids, plan, conversation.messages
         )
         store = self._store
         if store is not None and request.is_stored:
-            reply.keep = lambda response: store.put(self._owner, response, items, previous)
+            turn = ItemTurn(encoded("input", items), [item["id"] for item in items])
+            reply.keep = lambda response: store.put(self._owner, response, turn, previous)
         return reply
 
     async def count(self, request: ResponsesRequest, model: ServedModel) -> int:

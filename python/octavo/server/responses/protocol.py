@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import orjson
+
 from octavo.errors import InvalidParameterError
 from octavo.server.http import fields, limits
 from octavo.server.http.body import Body
@@ -19,6 +21,8 @@ ENCRYPTED: Final = "reasoning.encrypted_content"
 LOGPROBS: Final = "message.output_text.logprobs"
 # What an answer may be asked to include. What this server never has is not missed.
 _INCLUDE: Final = 64
+# OpenAI's.
+_METADATA: Final = 16
 _EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
@@ -52,9 +56,12 @@ class ResponsesRequest(GenerationRequest):
 
 @fields.check(type="object", properties={"effort": {"enum": [*_EFFORTS, None]}})
 def _reasoning(name: str, value: Any) -> dict[str, Any]:
-    reasoning: dict[str, Any] = fields.json_object(name, value)
-    if (effort := reasoning.get("effort")) is not None:
-        fields.one_of(*_EFFORTS)(f"{name}.effort", effort)
+    given = fields.json_object(name, value)
+    reasoning: dict[str, Any] = {"effort": None, "summary": None}
+    if (effort := given.get("effort")) is not None:
+        reasoning["effort"] = fields.one_of(*_EFFORTS)(f"{name}.effort", effort)
+    if (summary := given.get("summary")) is not None:
+        reasoning["summary"] = fields.string()(f"{name}.summary", summary)
     return reasoning
 
 
@@ -84,6 +91,15 @@ def _text(name: str, value: Any) -> dict[str, Any]:
     raise fields.invalid(
         f"{name}.format", "an object of type text, json_object or json_schema", text["format"]
     )
+
+
+@fields.check(type="object", maxProperties=_METADATA, additionalProperties={"type": "string"})
+def _metadata(name: str, value: Any) -> dict[str, str]:
+    metadata: dict[str, str] = fields.json_object(name, value)
+    limits.check_count(name, metadata, _METADATA)
+    if not all(isinstance(one, str) for one in metadata.values()):
+        raise fields.invalid(name, "an object of strings", value)
+    return metadata
 
 
 @fields.check(type="array", items={"type": "string"}, maxItems=_INCLUDE)
@@ -118,7 +134,7 @@ _FIELDS: Final[dict[str, fields.Check]] = {
     "store": fields.boolean,
     "include": _include,
     "top_logprobs": fields.integer(0, limits.ALL_LOGPROBS),
-    "metadata": fields.json_object,
+    "metadata": _metadata,
     "user": fields.string(),
     "prompt_cache_key": fields.string(),
     "safety_identifier": fields.string(),
@@ -139,9 +155,12 @@ _REFUSED: Final[dict[str, tuple[Any, ...]]] = {
     "conversation": (),
     "prompt": (),
 }
-RESPONSES_BODY: Final = Body(_FIELDS, refused=_REFUSED, ignored=_IGNORED, is_open=True)
+RESPONSES_BODY: Final = Body(
+    _FIELDS, required=("input",), refused=_REFUSED, ignored=_IGNORED, is_open=True
+)
 INPUT_TOKENS_BODY: Final = Body(
     _PROMPT_FIELDS,
+    required=("input",),
     refused={name: _REFUSED[name] for name in ("conversation", "prompt")},
     is_open=True,
 )
@@ -171,7 +190,7 @@ def _request(clean: dict[str, Any]) -> ResponsesRequest:
     echo: dict[str, Any] = {name: clean.get(name) for name in _ECHOED}
     echo["metadata"] = echo["metadata"] or {}
     reasoning, text = clean.get("reasoning", {}), clean.get("text", {})
-    echo["reasoning"] = {"effort": None, "summary": None, **reasoning}
+    echo["reasoning"] = reasoning or {"effort": None, "summary": None}
     echo["text"] = {**text, "format": text.get("format") or {"type": "text"}}
     for name, default in (
         ("tools", []),
@@ -188,6 +207,8 @@ def _request(clean: dict[str, Any]) -> ResponsesRequest:
         echo[name] = clean.get(name, default)
     tools = make_tools(echo["tools"], clean.get("tool_choice"), echo["parallel_tool_calls"])
     echo["tools"] = [_whole_tool(tool) for tool in echo["tools"]]
+    for name, value in echo.items():
+        encoded(name, value)
     include = clean.get("include", ())
     sampling = {name: clean[name] for name in _SAMPLING if name in clean}
     if "max_output_tokens" in clean:
@@ -198,7 +219,7 @@ def _request(clean: dict[str, Any]) -> ResponsesRequest:
     if (constraint := _constraint(echo["text"]["format"], tools)) is not None:
         sampling["structured_outputs"] = constraint
     return ResponsesRequest(
-        items=clean.get("input", []),
+        items=clean["input"],
         instructions=clean.get("instructions"),
         tools=tools,
         previous_response_id=clean.get("previous_response_id"),
@@ -216,6 +237,18 @@ def _request(clean: dict[str, Any]) -> ResponsesRequest:
         cache_salt=clean.get("cache_salt"),
         request_id=clean.get("request_id"),
     )
+
+
+def encoded(name: str, value: Any) -> bytes:
+    """A value of the body as JSON.
+
+    Raises:
+        InvalidParameterError: it is nested more deeply than it can be written again.
+    """
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError as error:
+        raise InvalidParameterError(f"{name} cannot be repeated: {error}", name) from None
 
 
 def _whole_tool(tool: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from octavo.server.work.prompts import ChatPrompt
     from octavo.server.work.request import Conversation
     from octavo.server.work.served_model import ServedModel
+    from octavo.structured_outputs import StructuredOutputsParams
     from octavo.text.tools import ToolUse
 
 
@@ -35,20 +36,23 @@ async def plan_turns(
     prompt: ChatPrompt,
     use: ToolUse,
     request_id: str,
+    *,
+    wanted: StructuredOutputsParams | None = None,
     thinking_token_budget: int | None = None,
 ) -> ChatPlan:
     """Plan the answer to a prompt, and note where the prompt leaves those before it.
 
-    The budget is a hint: it goes without where no token ends the model's reasoning.
+    ``wanted``: see ``plan_chat``. The budget is a hint: it goes without where no token ends the
+    model's reasoning.
 
     Raises:
         InvalidParameterError: calls are insisted on, and the model has no form for them.
     """
     model.prompt_history.add(prompt.token_ids, request_id)
     try:
-        return await plan_chat(model, conversation, prompt, use, thinking_token_budget)
+        return await plan_chat(model, conversation, prompt, use, thinking_token_budget, wanted)
     except UnsupportedParameterError:
-        return await plan_chat(model, conversation, prompt, use)
+        return await plan_chat(model, conversation, prompt, use, None, wanted)
 
 
 def _settle(model: ServedModel, conversation: Conversation) -> None:

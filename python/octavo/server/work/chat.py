@@ -43,8 +43,12 @@ async def plan_chat(
     prompt: ChatPrompt,
     use: ToolUse,
     thinking_token_budget: int | None = None,
+    wanted: StructuredOutputsParams | None = None,
 ) -> ChatPlan:
     """Plan the answer to a rendered conversation.
+
+    ``wanted``: what the request's answer is to follow. Where it may call tools instead, the plan's
+    constraint allows both.
 
     Raises:
         InvalidParameterError: calls are insisted on, and the model has no form for them.
@@ -65,15 +69,25 @@ async def plan_chat(
             "--tool-call-parser",
             "tool_choice",
         )
-    if is_bound(use) and form.core is not None and form.tool_calls is not None:
+    answer = None
+    if channels is not None and use.tools and use.mode == "auto" and wanted is not None:
+        answer = _schema(wanted)
+    if (is_bound(use) or answer is not None) and form.core is not None and form.tool_calls:
         constraint = await call_grammar(
-            form.core, use, model.special_markers, lambda one: _compile(model, one)
+            form.core, use, model.special_markers, lambda one: _compile(model, one), answer
         )
     reasoning = None
     if channels is not None:
         find_id = model.engine.tokenizer.token_to_id
         reasoning = form.reasoning_tokens(find_id, prompt.text, continued, thinking_token_budget)
     return ChatPlan(channels, constraint, reasoning)
+
+
+def _schema(wanted: StructuredOutputsParams) -> str | None:
+    """The JSON schema of a constraint; None: it is one of another kind."""
+    if wanted.kind == "json_object":
+        return '{"type": "object"}'
+    return wanted.text if wanted.kind == "json" else None
 
 
 async def _compile(model: ServedModel, constraint: StructuredOutputsParams) -> object:

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -22,6 +22,13 @@ from octavo.errors import ResponseNotFoundError
 MAX_BYTES: Final = 64 * 1024 * 1024
 MAX_RESPONSES: Final = 16 * 1024
 MAX_AGE_S: Final = 3600.0
+
+
+class ItemTurn(NamedTuple):
+    """The items that went in with one request: as JSON, and their ids."""
+
+    data: bytes
+    ids: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +90,15 @@ class ResponseStore:
         self,
         owner: bytes,
         response: dict[str, Any],
-        items: Sequence[dict[str, Any]],
+        items: ItemTurn,
         previous: StoredResponse | None,
     ) -> None:
         """Keep a response that is over. ``items``: the new ones that went in."""
         old = () if previous is None else previous.turns
-        turns = (*old, orjson.dumps(list(items)), orjson.dumps(response["output"]))
+        output = ItemTurn(
+            orjson.dumps(response["output"]), [item["id"] for item in response["output"]]
+        )
+        turns = (*old, items.data, output.data)
         stored = StoredResponse(owner, orjson.dumps(response), turns, self._clock())
         self._responses[response["id"]] = stored
         self.num_bytes += len(stored.response)
@@ -96,9 +106,9 @@ class ResponseStore:
             if not self._num_users[owner, turn]:
                 self.num_bytes += len(turn)
             self._num_users[owner, turn] += 1
-        for turn, its_items in zip(turns[-2:], (items, response["output"]), strict=True):
-            for item in its_items:
-                self._turn_of[owner, item["id"]] = turn
+        for turn, ids in (items, output):
+            for item_id in ids:
+                self._turn_of[owner, item_id] = turn
         self._shrink()
 
     def get(self, owner: bytes, response_id: str, param: str | None = None) -> StoredResponse:

@@ -1,6 +1,7 @@
 //! Whatever the envelope and however its text is cut, the pieces are what was written.
 
 mod families;
+mod grammars;
 mod properties;
 mod support;
 

@@ -3,7 +3,7 @@
 //! Until a call's name and its first argument are seen, all text is held: it may be no call. From
 //! then on its arguments leave as they come.
 
-use crate::text::channels::envelope::{Arguments, Body, Envelope, FieldKind, Keys};
+use crate::text::channels::envelope::{Arguments, Body, Envelope, FieldKind, Keys, marker};
 use crate::text::channels::expect::{Expect, Match};
 use crate::text::channels::format::{CallFormat, Due};
 use crate::text::channels::object::{ObjectProgress, ObjectReader};
@@ -25,6 +25,8 @@ pub(crate) enum Outcome {
     Over,
     /// This is no call: what is held is text.
     Failed,
+    /// What is held is a marker around text.
+    Frame,
 }
 
 #[derive(Debug)]
@@ -53,6 +55,17 @@ enum Step {
     Stop(usize),
     /// Dealt with; the next character fits nowhere.
     Leave(usize),
+    /// What is held is a marker around text.
+    Frame,
+}
+
+impl Step {
+    fn num_read(&self) -> usize {
+        match self {
+            Self::Read(n) | Self::Drop(n) | Self::Close(n) | Self::Stop(n) | Self::Leave(n) => *n,
+            Self::Frame => 0,
+        }
+    }
 }
 
 /// Where calls go.
@@ -170,11 +183,11 @@ impl Call {
         while at < text.len() {
             let was_open = self.is_open;
             let step = self.step(format, channels, &text[at..], sink);
-            let (Step::Read(num_read)
-            | Step::Drop(num_read)
-            | Step::Close(num_read)
-            | Step::Stop(num_read)
-            | Step::Leave(num_read)) = step;
+            if matches!(step, Step::Frame) {
+                self.held.clear();
+                return (at, Outcome::Frame);
+            }
+            let num_read = step.num_read();
             match step {
                 Step::Read(_) | Step::Stop(_) if !was_open && !self.is_open => {
                     self.held.push_str(&text[at..at + num_read]);
@@ -312,6 +325,16 @@ impl Call {
         }
         if self.field.is_empty() {
             return Step::Stop(0);
+        }
+        // A name of the family's own for text, say.
+        let held = self.held.trim();
+        if format
+            .envelope
+            .frames
+            .iter()
+            .any(|frame| marker(frame) == held)
+        {
+            return Step::Frame;
         }
         let field = std::mem::take(&mut self.field);
         match fields[number].kind {

@@ -26,6 +26,15 @@ pub struct GrammarOptions<'a> {
     pub special_tokens: &'a [(String, u32)],
 }
 
+/// Parameters of a tool whose schema is not followed.
+const PARAMETER_NAME: &str = "/[a-zA-Z_][a-zA-Z0-9_.-]{0,63}/";
+
+/// The same, where it is a word of Python.
+const IDENTIFIER: &str = "/[a-zA-Z_][a-zA-Z0-9_]{0,63}/";
+
+/// Arrays in arrays follow their schema so deep: one may refer to itself.
+const MAX_DEPTH: usize = 4;
+
 /// A tool: its name, and its schema where the arguments follow it.
 struct Tool<'a> {
     name: &'a str,
@@ -48,9 +57,9 @@ impl ChannelFormat {
         let tools = tools.iter().map(|(name, schema)| {
             let is_strict = options.strict.is_none_or(|strict| strict.contains(name));
             let schema = match is_strict && !schema.is_empty() {
-                true => Some(serde_json::from_str(schema).map_err(|error| {
-                    format!("grammar: the parameters of {name:?} are no JSON: {error}")
-                })?),
+                true => Some(of_object(serde_json::from_str(schema).map_err(
+                    |error| format!("grammar: the parameters of {name:?} are no JSON: {error}"),
+                )?)),
                 false => None,
             };
             Ok(Tool { name, schema })
@@ -64,6 +73,18 @@ impl ChannelFormat {
         }
         Ok(rules.finish())
     }
+}
+
+/// A schema of arguments, which are an object even where it does not say so.
+fn of_object(schema: Value) -> Value {
+    let Value::Object(mut schema) = schema else {
+        return any_object();
+    };
+    let is_told = ["type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const"];
+    if !is_told.iter().any(|key| schema.contains_key(*key)) {
+        schema.insert("type".to_owned(), "object".into());
+    }
+    Value::Object(schema)
 }
 
 fn write_calls(
@@ -239,7 +260,7 @@ fn call(rules: &mut Rules<'_>, envelope: &Envelope, tool: &Tool<'_>, number: usi
                             literal.push_str(&format!("functions.{}:", tool.name));
                         }
                         parts.push(rules.literal(&literal));
-                        parts.push("/[0-9]+/".to_owned());
+                        parts.push("/[0-9]{1,4}/".to_owned());
                         literal.clear();
                     }
                 }
@@ -304,7 +325,7 @@ fn object_parts(keys: &Keys, name: &str) -> ObjectParts {
         ),
         IdPlace::First => (
             (format!("{{{id}: \""), format!("\", {head}")),
-            ("/[0-9]+/", ""),
+            ("/[0-9]{1,4}/", ""),
             ("}".to_owned(), String::new()),
         ),
         IdPlace::Last => (
@@ -360,7 +381,7 @@ fn tag_parts(rules: &mut Rules<'_>, tool: &Tool<'_>, tags: &Tags, number: usize)
         let between = rules.literal(&format!("{end}{value_open}{line}"));
         let value = rules.text_up_to("any_value", &format!("{line}{}", tags.close));
         let separator = rules.literal(&tags.separator);
-        let any = rules.sequence(&[&head, r#"/[^<>"\s]+/"#, &between, &value, &separator]);
+        let any = rules.sequence(&[&head, PARAMETER_NAME, &between, &value, &separator]);
         rules.add("any_parameter", &any);
         return vec!["any_parameter*".to_owned()];
     };
@@ -425,10 +446,7 @@ fn listed(
     let Some(parameters) = parameters(tool) else {
         let any = value(rules, &json!({}), "any");
         let equals = rules.literal(equals);
-        rules.add(
-            "any_parameter",
-            &format!("/[a-zA-Z_][a-zA-Z0-9_]*/ {equals} {any}"),
-        );
+        rules.add("any_parameter", &format!("{IDENTIFIER} {equals} {any}"));
         let comma = rules.literal(comma);
         return format!("(any_parameter ({comma} any_parameter)*)?");
     };
@@ -468,25 +486,40 @@ fn listed(
 fn marked_object(rules: &mut Rules<'_>, tool: &Tool<'_>, mark: &str, number: usize) -> String {
     rules.add_marked(mark);
     let value = |rules: &mut Rules<'_>, schema: &Value, name: &str| {
-        let kind = schema
-            .get("type")
-            .and_then(Value::as_str)
-            .unwrap_or_default();
-        match (kind, texts_of(schema)) {
-            (_, Some(texts)) => {
-                let quoted = |text: &String| rules.literal(&format!("{mark}{text}{mark}"));
-                let texts: Vec<String> = texts.iter().map(quoted).collect();
-                format!("({})", texts.join(" | "))
-            }
-            ("string", _) => rules.text_between(name, mark),
-            ("number" | "integer" | "boolean" | "null", _) => rules.json(schema),
-            ("array", _) => "marked_array".to_owned(),
-            ("object", _) => "marked_object".to_owned(),
-            _ => "marked_value".to_owned(),
-        }
+        marked_value(rules, schema, mark, name, 0)
     };
     let parameters = listed(rules, tool, number, (":", ","), value);
     rules.sequence(&["\"{\"", &parameters, "\"}\""])
+}
+
+/// A value in that dialect. The members of objects inside follow no schema.
+fn marked_value(
+    rules: &mut Rules<'_>,
+    schema: &Value,
+    mark: &str,
+    name: &str,
+    depth: usize,
+) -> String {
+    if let Some(texts) = texts_of(schema) {
+        let quoted = |text: &String| rules.literal(&format!("{mark}{text}{mark}"));
+        let texts: Vec<String> = texts.iter().map(quoted).collect();
+        return format!("({})", texts.join(" | "));
+    }
+    let kind = schema.get("type").and_then(Value::as_str);
+    match (kind, schema.get("items")) {
+        (Some("string"), _) => rules.text_between(name, mark),
+        (Some("number" | "integer" | "boolean" | "null"), _) => rules.json(schema),
+        (Some("array"), Some(items @ Value::Object(_))) if depth < MAX_DEPTH => {
+            let items = with_definitions(resolve(items, schema).clone(), schema);
+            let item = marked_value(rules, &items, mark, &format!("{name}_item"), depth + 1);
+            let rule = format!("{name}_array");
+            rules.add(&rule, &format!("\"[\" ({item} (\",\" {item})*)? \"]\""));
+            rule
+        }
+        (Some("array"), _) => "marked_array".to_owned(),
+        (Some("object"), _) => "marked_object".to_owned(),
+        _ => "marked_value".to_owned(),
+    }
 }
 
 fn write_harmony(rules: &mut Rules<'_>, tools: &[Tool<'_>], options: &GrammarOptions<'_>) {
@@ -556,7 +589,7 @@ mod tests {
     fn calls_are_written_as_their_family_does() {
         assert_eq!(
             grammar("hermes", "{}", &ONE),
-            "call_0: \"{\\\"name\\\": \\\"f\\\", \\\"arguments\\\": \" %json {} \"}\\n</tool_call>\"\n\
+            "call_0: \"{\\\"name\\\": \\\"f\\\", \\\"arguments\\\": \" %json {\"type\":\"object\"} \"}\" \"\\n</tool_call>\"\n\
              call: call_0\n\
              one: \"<tool_call>\\n\" call\n\
              start: \"<tool_call>\\n\" call\n"

@@ -302,6 +302,9 @@ impl Marked {
         if outcome != Outcome::More {
             let (held, again) = call.take_held();
             self.call = None;
+            if outcome == Outcome::Frame {
+                self.prose.turn(false);
+            }
             self.prose.add(&held, sink.pieces);
             self.push(channels, &again, sink);
         }

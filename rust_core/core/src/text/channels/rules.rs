@@ -22,7 +22,7 @@ pub(crate) fn any_object() -> Value {
 pub(crate) fn escape_regex(text: &str) -> String {
     let mut out = String::new();
     for c in text.chars() {
-        if c.is_ascii_punctuation() {
+        if "\\.+*?()|[]{}^$/".contains(c) {
             out.push('\\');
         }
         out.push(c);
@@ -162,7 +162,7 @@ impl<'a> Rules<'a> {
         );
         self.add(
             "marked_pair",
-            r#"/[a-zA-Z_][a-zA-Z0-9_]*/ ":" marked_value"#,
+            r#"/[a-zA-Z_][a-zA-Z0-9_]{0,63}/ ":" marked_value"#,
         );
     }
 }
