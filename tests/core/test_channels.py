@@ -29,7 +29,7 @@ from octavo._core import (
     tool_call_formats,
 )
 
-LIMITS = {
+LIMITS: dict[str, Any] = {
     "max_num_batched_tokens": 64,
     "max_num_seqs": 4,
     "max_model_len": 512,

@@ -1,4 +1,4 @@
-//! ArgumentTypes: how a tool's parameters are to be read where an envelope holds them as bare text.
+//! ArgumentTypes: the types of a tool's parameters, for envelopes that hold them as bare text.
 
 use std::collections::HashMap;
 
