@@ -196,14 +196,12 @@ def tables(grammars: Grammars) -> str:
     ]
     for name, (schema, good, bad) in KEYWORDS.items():
         text = json.dumps(schema)
-        try:
-            grammars.compile("json", text)
-        except ValueError as error:
-            assert not good, (name, error)
-            why = re.sub("^at #: ", "", str(error))
+        if not good:
+            with pytest.raises(ValueError, match="supported") as refusal:
+                grammars.compile("json", text)
+            why = re.sub("^at #: ", "", str(refusal.value))
             lines.append(f"| {name} | no: {why} | | |")
             continue
-        assert good, f"{name} is supported"
         assert follows(grammars, "json", text, good), name
         assert not follows(grammars, "json", text, bad), name
         lines.append(f"| {name} | yes | `{good}` | `{bad}` |")
