@@ -2,7 +2,7 @@
 
 Each request asks for JSON by one of a few schemas, at temperature 1. The free load has the same
 prompts and generates, request by request, as many tokens as the constrained one did. Both run in
-this process, in turn. Grammars are compiled before the clock starts; their times are printed beside.
+this process, in turn. Grammars are compiled before the clock starts; their times are printed too.
 
     python bench/structured.py --concurrency 1 16 --num-requests 32 --repeat 5
 """

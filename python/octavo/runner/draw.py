@@ -1,7 +1,8 @@
 """One draw per row from a filtered softmax, on the host.
 
 numpy's compares, partition and argmax run at memory speed; torch's of the same name are ten times
-slower on a CPU, and so is its exponential where the result is 0. Work is per row throughout, so a row's token never depends on its neighbours.
+slower on a CPU, and so is its exponential where the result is 0. Work is per row throughout, so a
+row's token never depends on its neighbours.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 FillMasks: TypeAlias = Callable[[NDArray[np.uint32]], list[int]]
 
 
-# By a mask's octet: the bounds of eight logits. Looked up and compared, at memory speed; numpy's masked
-# assignments branch at every bit, and take ten times as long.
+# By a mask's octet: the bounds of eight logits. Looked up and compared, at memory speed; numpy's
+# masked assignments branch at every bit, and take ten times as long.
 _BOUNDS = np.where(
     np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"),
     np.float32(np.inf),
