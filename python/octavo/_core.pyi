@@ -245,13 +245,15 @@ class EngineCore:
         delivery: Literal["sse", "delta", "final"] = "final",
         sse: Sequence[SseTemplate] | None = None,
         grammar: Grammar | None = None,
+        may_force: bool = False,
         reasoning: tuple[int | None, int, bool, int | None] | None = None,
     ) -> None:
         """Queue one request; one id per sample (n = len(request_ids)), sharing the prompt's blocks.
 
         ``eos_token_ids`` empty: EOS is ignored. max_tokens is clipped to max_model_len - prompt.
         ``arrival_s``: time.monotonic() at arrival, now if None. ``stream_interval``: tokens per
-        delta, the constructor's if None. ``grammar``: what each sample follows, to its end.
+        delta, the constructor's if None. ``grammar``: what each sample follows, to its end;
+        with ``may_force`` several tokens of it may come at once, where it leaves no choice.
         ``reasoning``: (token that opens it, token that closes it, whether the prompt has opened it,
         most tokens of it): while it is open no grammar holds.
 

@@ -393,6 +393,7 @@ class EngineLoop:
                 delivery=first.delivery,
                 sse=[sample.sse for sample in samples if sample.sse is not None] or None,
                 grammar=first.grammar,
+                may_force=first.may_force,
                 reasoning=first.reasoning,
             )
         except Exception as error:

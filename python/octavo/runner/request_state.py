@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -69,6 +70,19 @@ class RequestState:
         """Whether its steps wait for masks."""
         reasoning = self.reasoning
         return self.grammar is not None or (reasoning is not None and reasoning.budget is not None)
+
+    @property
+    def may_force(self) -> bool:
+        """Whether tokens that its grammar decides alone need not pass the sampler: nothing that it
+        does depends on them, and nothing else could forbid them."""
+        p = self.params
+        return not (
+            p.logprobs is not None
+            or self.has_penalties
+            or self.bad_words_token_ids
+            or p.allowed_token_ids
+            or -math.inf in p.logit_bias.values()
+        )
 
     @property
     def has_penalties(self) -> bool:

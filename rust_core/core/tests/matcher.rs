@@ -624,6 +624,7 @@ struct Run {
     buffer: Vec<i32>,
     masks: Vec<u32>,
     random: u64,
+    num_steps: usize,
 }
 
 impl Run {
@@ -645,6 +646,7 @@ impl Run {
             buffer,
             masks: vec![0; 8 * WIDTH.div_ceil(32)],
             random: 7,
+            num_steps: 0,
         }
     }
 
@@ -673,6 +675,7 @@ impl Run {
             }
             if in_flight.len() > ahead || is_idle {
                 let batch = in_flight.remove(0);
+                self.num_steps += 1;
                 let mut ids: Vec<i32> = (0..batch.num_samples)
                     .map(|_| self.next(256) as i32)
                     .collect();
@@ -697,7 +700,8 @@ impl Run {
                 self.core.update(batch.step_id, sampled, 0.0).unwrap();
                 self.core.check_integrity().unwrap();
                 for delta in self.core.outbox().drain() {
-                    let reason = delta.finish_reason.unwrap();
+                    // While it runs, "length" stands for more to come.
+                    let reason = delta.finish_reason.unwrap_or(FinishReason::Length);
                     ends.push((delta.request_id, reason, delta.text));
                 }
             }
@@ -727,6 +731,7 @@ fn constrained_samples_follow_their_grammars_whatever_happens() {
                     eos_token_ids: if id == 0 { &[] } else { &[EOS] },
                     min_tokens: 3,
                     grammar: (!is_free).then(|| grammar.clone()),
+                    may_force: id % 2 == 0,
                     deliveries: vec![Delivery::Final; 2],
                     ..AddRequest::default()
                 })
@@ -750,6 +755,43 @@ fn constrained_samples_follow_their_grammars_whatever_happens() {
         }
     }
     assert!(num_preemptions > 0);
+}
+
+#[test]
+fn forced_tokens_come_several_a_step() {
+    let schema = r#"{"type": "object", "properties": {"a long name": {"const": "and a long value"},
+        "another one": {"type": "boolean"}}, "required": ["a long name", "another one"],
+        "additionalProperties": false}"#;
+    let mut source = source(GrammarKind::Json, schema);
+    source.options.disable_any_whitespace = true;
+    let grammar = grammars().compile(&source).unwrap();
+    let mut found = Vec::new();
+    for (may_force, max_tokens) in [(false, 100), (true, 100), (true, 20)] {
+        let mut run = Run::new(64);
+        run.core
+            .add_request(AddRequest {
+                request_ids: &[0],
+                prompt: &[1, 2, 3],
+                max_tokens,
+                grammar: Some(grammar.clone()),
+                may_force,
+                deliveries: vec![Delivery::Delta],
+                ..AddRequest::default()
+            })
+            .unwrap();
+        let ends = run.finish(0);
+        let text: String = ends.iter().map(|(_, _, text)| text.as_str()).collect();
+        found.push((run.num_steps, text));
+    }
+    let whole =
+        |value: &str| format!(r#"{{"a long name":"and a long value","another one":{value}}}"#);
+    for (_, text) in &found[..2] {
+        assert!([whole("true"), whole("false")].contains(text), "{text}");
+    }
+    assert!(found[0].0 > 40 && found[1].0 < 6, "{found:?}");
+    // They count as any others do.
+    assert!(whole("true").starts_with(&found[2].1), "{:?}", found[2].1);
+    assert!(found[2].1.len() >= 20);
 }
 
 #[test]

@@ -278,14 +278,14 @@ impl PyEngineCore {
             stop_token_ids=Vec::new(), stop=Vec::new(), include_stop_str_in_output=false,
             skip_special_tokens=true, num_logprobs=None, priority=0, cache_salt=None,
             arrival_s=None, stream_interval=None, delivery="final", sse=None, grammar=None,
-            reasoning=None
+            may_force=false, reasoning=None
         ),
         text_signature = "($self, request_ids, prompt_token_ids, *, max_tokens, min_tokens=0, \
                           eos_token_ids=(), stop_token_ids=(), stop=(), \
                           include_stop_str_in_output=False, skip_special_tokens=True, \
                           num_logprobs=None, priority=0, cache_salt=None, arrival_s=None, \
                           stream_interval=None, delivery='final', sse=None, grammar=None, \
-                          reasoning=None)"
+                          may_force=False, reasoning=None)"
     )]
     #[allow(clippy::too_many_arguments)] // keyword arguments of the Python method
     fn add_request(
@@ -308,6 +308,7 @@ impl PyEngineCore {
         delivery: &str,
         sse: Option<Vec<Py<PySseTemplate>>>,
         grammar: Option<&PyGrammar>,
+        may_force: bool,
         reasoning: Option<ReasoningTuple>,
     ) -> PyResult<()> {
         let prompt = token_ids(prompt_token_ids)?;
@@ -343,6 +344,7 @@ impl PyEngineCore {
                 include_stop_str_in_output,
                 skip_special_tokens,
                 grammar: grammar.map(|grammar| Arc::clone(&grammar.inner)),
+                may_force,
                 reasoning: reasoning.map(reasoning_tokens),
                 num_logprobs,
                 priority,

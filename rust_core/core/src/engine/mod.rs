@@ -63,6 +63,7 @@ struct Sample {
     detokenizer: Option<Box<Detokenizer>>,
     /// What its next token may be. Boxed: few samples have one.
     constraint: Option<Box<Constraint>>,
+    may_force: bool,
     rules: Arc<StopRules>,
 }
 
@@ -252,6 +253,7 @@ impl EngineCore {
                 num_logprobs: new.num_logprobs.map(|k| k as u32),
                 detokenizer,
                 constraint,
+                may_force: new.may_force,
                 rules: rules.clone(),
             });
         }

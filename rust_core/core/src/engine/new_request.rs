@@ -28,6 +28,9 @@ pub struct AddRequest<'a> {
     pub skip_special_tokens: bool,
     /// What its output follows.
     pub grammar: Option<Arc<Grammar>>,
+    /// Tokens that the grammar leaves no choice about need not be sampled: nothing else is asked of
+    /// them.
+    pub may_force: bool,
     /// The tokens around reasoning, which comes before what the grammar is about.
     pub reasoning: Option<ReasoningTokens>,
     /// Number of likely tokens to report with each.

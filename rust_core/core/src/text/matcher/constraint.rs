@@ -135,6 +135,17 @@ impl Constraint {
         }
     }
 
+    /// The tokens that must come next, whatever the model says.
+    pub fn forced(&mut self) -> Vec<u32> {
+        match &mut self.matcher {
+            Some(matcher) if self.phase == Phase::After && !self.has_failed => {
+                // What fails here fails with the next token.
+                matcher.forced().unwrap_or_default()
+            }
+            _ => Vec::new(),
+        }
+    }
+
     /// The sample has ended well.
     pub fn close(self) {
         if let Some(matcher) = self.matcher.filter(|_| !self.has_failed) {

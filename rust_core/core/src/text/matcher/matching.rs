@@ -154,6 +154,15 @@ impl Matcher {
         })
     }
 
+    /// The tokens that must come next, as the tokenizer spells them; none where there is a choice, or
+    /// where the last one's spelling is open.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] after an earlier error.
+    pub fn forced(&mut self) -> Result<Vec<u32>> {
+        self.guarded(|parser| Ok(parser.compute_ff_tokens()))
+    }
+
     /// True if the text may end here.
     ///
     /// # Errors
