@@ -167,6 +167,70 @@ def test_nothing_is_sampled_from_an_empty_set(tiny: LLM) -> None:
         assert again.outputs[0].token_ids == alone.outputs[0].token_ids
 
 
+NAMED: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "a name of some length": {"type": "boolean"},
+        "another": {"enum": ["one thing", "one thing more", "something else"]},
+        "list": {"type": "array", "items": {"const": "the same"}, "minItems": 1, "maxItems": 3},
+    },
+    "required": ["a name of some length", "another", "list"],
+    "additionalProperties": False,
+}
+
+
+def test_forced_tokens_are_those_that_would_be_sampled(tiny: LLM) -> None:
+    wanted = StructuredOutputsParams(json=NAMED, disable_any_whitespace=True)
+    launch, steps = tiny._engine.runner.launch, []
+
+    def counted(batch: Any, *args: Any) -> Any:
+        steps.append(batch.num_samples)
+        return launch(batch, *args)
+
+    tiny._engine.runner.launch = counted  # type: ignore[method-assign]
+    num_steps = []
+    try:
+        for settings in [
+            {},
+            {"max_tokens": 20},
+            {"stop": ["some"]},
+            {"stop_token_ids": [ord("m")]},
+        ]:
+            found = []
+            # With log probabilities each token is sampled.
+            for more in ({}, {"logprobs": 0}):
+                steps.clear()
+                sampling = [params(wanted, seed=seed, **(settings | more)) for seed in range(5)]
+                outputs = tiny.generate([f"p{seed}" for seed in range(5)], sampling, use_tqdm=False)
+                found.append(
+                    [
+                        (o.outputs[0].token_ids, o.outputs[0].text, o.outputs[0].finish_reason)
+                        for o in outputs
+                    ]
+                )
+                num_steps.append(len(steps))
+            assert found[0] == found[1], settings
+    finally:
+        del tiny._engine.runner.launch
+    assert 2 * num_steps[0] < num_steps[1]
+
+
+def test_a_step_whose_tokens_cannot_be_chosen_fails_alone(tiny: LLM) -> None:
+    choose = tiny._engine.runner.choose
+
+    def broken(in_flight: Any, fill: Any) -> None:
+        raise ValueError("this step's fault")
+
+    tiny._engine.runner.choose = broken  # type: ignore[method-assign]
+    try:
+        with pytest.raises(RuntimeError, match="failed"):
+            tiny.generate("x", params(StructuredOutputsParams(choice=["yes"])), use_tqdm=False)
+    finally:
+        del tiny._engine.runner.choose
+    assert tiny._engine.runner.choose == choose
+    assert text_of(tiny, params(StructuredOutputsParams(choice=["yes"]))) == "yes"
+
+
 def test_free_rows_keep_their_tokens(tiny: LLM) -> None:
     free = [
         params(seed=seed, max_tokens=30, temperature=t) for seed, t in enumerate((0.0, 1.0, 1.5))

@@ -446,6 +446,54 @@ fn forced_texts_are_spelled_as_the_tokenizer_spells_them() {
     }
 }
 
+/// A vocabulary as Llama 2's: words begin with a mark, a text's first one too, and bytes fall back to
+/// tokens of their own.
+fn sentence_piece() -> Arc<Tokenizer> {
+    let mut vocab = serde_json::Map::new();
+    vocab.insert("<unk>".into(), 0.into());
+    for byte in 0..256 {
+        vocab.insert(format!("<0x{byte:02X}>"), (byte + 1).into());
+    }
+    for piece in ["a", "b", "c", "\u{2581}", "ab", "\u{2581}c", "\u{2581}ab"] {
+        let id = vocab.len();
+        vocab.insert(piece.into(), id.into());
+    }
+    let merges = ["a b", "\u{2581} c", "\u{2581} ab"];
+    let mark =
+        serde_json::json!({"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"});
+    let json = serde_json::json!({"version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [],
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u{2581}"}, mark]},
+        "pre_tokenizer": null, "post_processor": null,
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "\u{2581}"}, "content": " "},
+            {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>",
+            "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": true,
+            "byte_fallback": true, "ignore_merges": false, "vocab": vocab, "merges": merges}});
+    Arc::new(Tokenizer::new(json.to_string().parse().unwrap()))
+}
+
+#[test]
+fn words_in_the_middle_of_a_text_are_spelled_as_there() {
+    let tokenizer = sentence_piece();
+    let id = |piece: &str| tokenizer.token_to_id(piece).unwrap();
+    let grammars = Grammars::new(tokenizer.clone(), 270, &[], GrammarsConfig::default());
+    let choice = source(GrammarKind::Choice, "[\"ab c!\"]");
+    let mut matcher = grammars.compile(&choice).unwrap().open();
+    for piece in ["ab", "\u{2581}c", "<0x21>"] {
+        assert_eq!(allowed(&mut matcher), Some(vec![id(piece)]), "{piece}");
+        matcher.accept(id(piece)).unwrap();
+    }
+    // Where there is a choice, a byte may come as such and as a letter.
+    let regex = source(GrammarKind::Regex, "[ab]{2}");
+    let mut matcher = grammars.compile(&regex).unwrap().open();
+    let mut expected: Vec<u32> = ["<0x61>", "<0x62>", "a", "b", "ab"].map(id).into();
+    expected.sort_unstable();
+    assert_eq!(allowed(&mut matcher), Some(expected));
+}
+
 #[test]
 fn a_matcher_that_has_failed_stays_so() {
     let mut matcher = compile(GrammarKind::Choice, r#"["a"]"#).open();
