@@ -247,6 +247,7 @@ class EngineCore:
         grammar: Grammar | None = None,
         may_force: bool = False,
         reasoning: tuple[int | None, int, bool, int | None] | None = None,
+        bad_words: Sequence[Sequence[int]] = (),
     ) -> None:
         """Queue one request; one id per sample (n = len(request_ids)), sharing the prompt's blocks.
 
@@ -255,7 +256,8 @@ class EngineCore:
         delta, the constructor's if None. ``grammar``: what each sample follows, to its end;
         with ``may_force`` several tokens of it may come at once, where it leaves no choice.
         ``reasoning``: (token that opens it, token that closes it, whether the prompt has opened it,
-        most tokens of it): while it is open no grammar holds.
+        most tokens of it): while it is open no grammar holds. ``bad_words``: sequences of tokens
+        that must not come; those of one token are the sampler's to ban.
 
         Raises:
             ValueError: empty prompt, prompt that can never fit (max_model_len or the whole pool),

@@ -288,6 +288,28 @@ def test_an_abort_frees_a_matcher_at_any_step(tiny: LLM) -> None:
         json.loads(ends[held[1].request_id].text)
 
 
+def test_bad_words_of_several_tokens_break_off(tiny: LLM) -> None:
+    free = params(temperature=0, max_tokens=16)
+    [output] = tiny.generate("x", free, use_tqdm=False)
+    said = list(output.outputs[0].token_ids)
+    loop = tiny._engine
+    ends = []
+    for words in [((said[3], said[4]),), ((said[3], said[4]), tuple(said[:3]))]:
+        samples = loop.prepare(TokenIds([*b"x"]), free)
+        for sample in samples:
+            sample.bad_words_token_ids = words
+        loop.submit(samples)
+        while loop.step() or loop.core.has_work():
+            pass
+        [delta] = loop.core.outbox.drain()
+        tokens = list(delta.token_ids)
+        for word in words:
+            assert all(tuple(tokens[i : i + len(word)]) != word for i in range(len(tokens)))
+        ends.append(next(i for i, (a, b) in enumerate(zip(said, tokens, strict=True)) if a != b))
+    first = next(i for i in range(1, 16) if (said[i - 1], said[i]) == (said[3], said[4]))
+    assert ends == [first, min(2, first)]
+
+
 # ---------------------------------------------------------------------------------- reasoning
 
 

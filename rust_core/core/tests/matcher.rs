@@ -615,7 +615,7 @@ fn nothing_is_constrained_while_reasoning_is_open() {
         is_open: false,
         budget: None,
     };
-    let mut constraint = Constraint::new(Some(&grammar), Some(tokens), &[]).unwrap();
+    let mut constraint = Constraint::new(Some(&grammar), Some(tokens), &[].into(), &[]).unwrap();
     assert_eq!(bits(&mut constraint), Some(vec![a, THINK]));
     assert_eq!(constraint.accept(THINK), Accepted::Open);
     assert_eq!(bits(&mut constraint), None);
@@ -624,7 +624,7 @@ fn nothing_is_constrained_while_reasoning_is_open() {
     assert_eq!(bits(&mut constraint), Some(vec![a]));
     assert_eq!(constraint.accept(a), Accepted::Complete);
 
-    let mut constraint = Constraint::new(Some(&grammar), Some(tokens), &[]).unwrap();
+    let mut constraint = Constraint::new(Some(&grammar), Some(tokens), &[].into(), &[]).unwrap();
     assert_eq!(
         constraint.accept(a),
         Accepted::Complete,
@@ -633,7 +633,7 @@ fn nothing_is_constrained_while_reasoning_is_open() {
 
     tokens.is_open = true;
     tokens.budget = Some(2);
-    let mut constraint = Constraint::new(Some(&grammar), Some(tokens), &[]).unwrap();
+    let mut constraint = Constraint::new(Some(&grammar), Some(tokens), &[].into(), &[]).unwrap();
     for _ in 0..2 {
         assert_eq!(bits(&mut constraint), None);
         assert_eq!(constraint.accept(u32::from(b'z')), Accepted::Open);
@@ -645,24 +645,43 @@ fn nothing_is_constrained_while_reasoning_is_open() {
 
     // A budget holds without a grammar too, wherever reasoning begins.
     tokens.is_open = false;
-    let mut constraint = Constraint::new(None, Some(tokens), &[]).unwrap();
+    let mut constraint = Constraint::new(None, Some(tokens), &[].into(), &[]).unwrap();
     for token in [a, a, THINK, a, a] {
         assert_eq!(bits(&mut constraint), None);
         assert_eq!(constraint.accept(token), Accepted::Open);
     }
     assert_eq!(bits(&mut constraint), Some(vec![THOUGHT]));
     tokens.budget = None;
-    assert!(Constraint::new(None, Some(tokens), &[]).is_none());
+    assert!(Constraint::new(None, Some(tokens), &[].into(), &[]).is_none());
 }
 
 #[test]
 fn stop_tokens_may_come_where_a_text_may_end() {
     let grammar = compile(GrammarKind::Regex, "a+");
-    let mut constraint = Constraint::new(Some(&grammar), None, &[TOOL]).unwrap();
+    let mut constraint = Constraint::new(Some(&grammar), None, &[].into(), &[TOOL]).unwrap();
     assert!(!bits(&mut constraint).unwrap().contains(&TOOL));
     constraint.accept(u32::from(b'a'));
     let ids = bits(&mut constraint).unwrap();
     assert!(ids.contains(&TOOL) && ids.contains(&EOS), "{ids:?}");
+}
+
+#[test]
+fn bad_words_are_banned_before_their_last_token() {
+    let [a, b, c] = [b'a', b'b', b'c'].map(u32::from);
+    let words = [Box::from([a, b]), Box::from([c])].into();
+    let mut constraint = Constraint::new(None, None, &words, &[]).unwrap();
+    assert_eq!(bits(&mut constraint), None);
+    constraint.accept(a);
+    let ids = bits(&mut constraint).unwrap();
+    assert!(!ids.contains(&b) && ids.contains(&a) && ids.contains(&c));
+    constraint.accept(c);
+    assert_eq!(bits(&mut constraint), None);
+    // Beside a grammar.
+    let grammar = compile(GrammarKind::Regex, "a[abc]");
+    let mut constraint = Constraint::new(Some(&grammar), None, &words, &[]).unwrap();
+    constraint.accept(a);
+    assert_eq!(bits(&mut constraint), Some(vec![a, c]));
+    assert!(Constraint::new(None, None, &[Box::from([c])].into(), &[]).is_none());
 }
 
 // ---------------------------------------------------------------------------------- engine

@@ -278,14 +278,14 @@ impl PyEngineCore {
             stop_token_ids=Vec::new(), stop=Vec::new(), include_stop_str_in_output=false,
             skip_special_tokens=true, num_logprobs=None, priority=0, cache_salt=None,
             arrival_s=None, stream_interval=None, delivery="final", sse=None, grammar=None,
-            may_force=false, reasoning=None
+            may_force=false, reasoning=None, bad_words=Vec::new()
         ),
         text_signature = "($self, request_ids, prompt_token_ids, *, max_tokens, min_tokens=0, \
                           eos_token_ids=(), stop_token_ids=(), stop=(), \
                           include_stop_str_in_output=False, skip_special_tokens=True, \
                           num_logprobs=None, priority=0, cache_salt=None, arrival_s=None, \
                           stream_interval=None, delivery='final', sse=None, grammar=None, \
-                          may_force=False, reasoning=None)"
+                          may_force=False, reasoning=None, bad_words=())"
     )]
     #[allow(clippy::too_many_arguments)] // keyword arguments of the Python method
     fn add_request(
@@ -310,6 +310,7 @@ impl PyEngineCore {
         grammar: Option<&PyGrammar>,
         may_force: bool,
         reasoning: Option<ReasoningTuple>,
+        bad_words: Vec<Vec<u32>>,
     ) -> PyResult<()> {
         let prompt = token_ids(prompt_token_ids)?;
         let num_samples = request_ids.len();
@@ -345,6 +346,7 @@ impl PyEngineCore {
                 skip_special_tokens,
                 grammar: grammar.map(|grammar| Arc::clone(&grammar.inner)),
                 may_force,
+                bad_words: &bad_words,
                 reasoning: reasoning.map(reasoning_tokens),
                 num_logprobs,
                 priority,

@@ -28,6 +28,8 @@ pub struct AddRequest<'a> {
     pub skip_special_tokens: bool,
     /// What its output follows.
     pub grammar: Option<Arc<Grammar>>,
+    /// Sequences of tokens that must not come; those of one token are the sampler's to ban.
+    pub bad_words: &'a [Vec<u32>],
     /// Tokens that the grammar leaves no choice about need not be sampled: nothing else is asked of
     /// them.
     pub may_force: bool,

@@ -4,12 +4,13 @@
 //! the like, all of them lowered to Lark or JSON for the crate `llguidance`. [`Grammars`] compiles
 //! sources on threads of their own and keeps what it has compiled; each sample opens a [`Matcher`] of a
 //! [`Grammar`], advances it by the sample's tokens, and asks it for masks. A [`Constraint`] is a
-//! sample's whole state: reasoning that comes first, then the matcher. [`MaskBatch`] fills the masks of
+//! sample's whole state: reasoning that comes first, then the matcher, and words that must not come. [`MaskBatch`] fills the masks of
 //! a step's rows on several threads.
 //!
 //! Costs: a first grammar of a model takes O(vocabulary) (a second for 131,072 tokens), a schema about a
 //! millisecond, a mask some 5 to 50 us, a token some us (`cargo bench -p octavo-core --bench matcher`).
 
+mod bad_words;
 mod constraint;
 mod disjoint;
 mod gbnf;
