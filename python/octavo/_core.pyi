@@ -480,13 +480,13 @@ class Matcher:
             ValueError: none may, or the grammar has failed before.
         """
     def accept(self, token_id: int) -> bool:
-        """Take a token. Returns whether the text is complete: nothing may follow.
+        """Take a token. Returns True if the text is complete: nothing may follow.
 
         Raises:
             ValueError: it may not come here.
         """
     def is_accepting(self) -> bool:
-        """Whether the text may end here."""
+        """True if the text may end here."""
 
 def json_size(text: bytes) -> tuple[int, int]:
     """(objects, arrays and members of objects; commas) of a JSON text, strings left out.

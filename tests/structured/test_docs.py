@@ -170,7 +170,7 @@ def grammars() -> Grammars:
 
 
 def follows(grammars: Grammars, kind: Any, text: str, output: str) -> bool:
-    """Whether an output, byte by byte, is a whole text of the grammar."""
+    """True if an output, byte by byte, is a whole text of the grammar."""
     matcher = Matcher(grammars.compile(kind, text), 300)
     is_complete = False
     for byte in output.encode():

@@ -67,15 +67,17 @@ class RequestState:
 
     @property
     def is_constrained(self) -> bool:
-        """Whether its steps wait for masks."""
+        """True if its steps wait for masks."""
         has_budget = self.reasoning is not None and self.reasoning.budget is not None
         has_words = any(len(word) > 1 for word in self.bad_words_token_ids)
         return self.grammar is not None or has_budget or has_words
 
     @property
     def may_force(self) -> bool:
-        """Whether tokens that its grammar decides alone need not pass the sampler: nothing that it
-        does depends on them, and nothing else could forbid them."""
+        """True if tokens that its grammar decides alone need not pass the sampler.
+
+        Nothing that the sampler does depends on them then, and nothing else could forbid them.
+        """
         p = self.params
         return not (
             p.logprobs is not None

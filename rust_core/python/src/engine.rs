@@ -1,4 +1,4 @@
-//! EngineCore, Staging, ScheduledBatch, Metrics. See `_core.pyi`.
+//! EngineCore, Staging, ScheduledBatch. See `_core.pyi`.
 //!
 //! No Python code runs while a lock of the core is held: it could hand the GIL to a thread that
 //! waits for the same lock.
@@ -7,12 +7,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use octavo_core::engine::metrics::Metrics;
 use octavo_core::engine::outbox::{Delivery, Extra};
 use octavo_core::engine::{AddRequest, EngineCore, Sampled, SampledLogprobs};
 use octavo_core::error::Error;
 use octavo_core::scheduler::batch::{self, StagingLimits};
-use octavo_core::scheduler::request::FinishReason;
 use octavo_core::scheduler::{Policy, SchedulerConfig};
 use pyo3::buffer::{Element, PyBuffer};
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -22,6 +20,7 @@ use pyo3::types::PyDict;
 use crate::delivery::{PyOutbox, PySseTemplate};
 use crate::error::engine_error;
 use crate::matcher::{PyGrammar, ReasoningTuple, reasoning_tokens};
+use crate::metrics::PyMetrics;
 use crate::text::PyTokenizer;
 use crate::token_ids::token_ids;
 
@@ -144,40 +143,6 @@ impl PyScheduledBatch {
             "ScheduledBatch(step_id={}, num_tokens={}, num_reqs={}, num_decodes={})",
             self.step_id, self.num_tokens, self.num_reqs, self.num_decodes
         )
-    }
-}
-
-// --------------------------------------------------------------------------------- metrics
-
-#[pyclass(frozen, name = "Metrics", module = "octavo._core")]
-struct PyMetrics {
-    inner: Arc<Metrics>,
-}
-
-#[pymethods]
-impl PyMetrics {
-    fn snapshot<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let data = self.inner.snapshot();
-        let dict = PyDict::new(py);
-        for (name, value) in data.counters() {
-            dict.set_item(name, value)?;
-        }
-        for (name, value) in data.gauges() {
-            dict.set_item(name, value)?;
-        }
-        let by_reason = PyDict::new(py);
-        for (reason, count) in FinishReason::ALL.iter().zip(data.request_success) {
-            by_reason.set_item(reason.as_str(), count)?;
-        }
-        dict.set_item("request_success", by_reason)?;
-        for (name, histogram) in data.histograms() {
-            let entry = PyDict::new(py);
-            entry.set_item("buckets", histogram.cumulative().collect::<Vec<_>>())?;
-            entry.set_item("sum", histogram.sum())?;
-            entry.set_item("count", histogram.count())?;
-            dict.set_item(name, entry)?;
-        }
-        Ok(dict)
     }
 }
 

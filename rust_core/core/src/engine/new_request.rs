@@ -26,7 +26,7 @@ pub struct AddRequest<'a> {
     pub include_stop_str_in_output: bool,
     /// Special tokens leave no text.
     pub skip_special_tokens: bool,
-    /// What its output follows.
+    /// The grammar that its output follows.
     pub grammar: Option<Arc<Grammar>>,
     /// Sequences of tokens that must not come; those of one token are the sampler's to ban.
     pub bad_words: &'a [Vec<u32>],

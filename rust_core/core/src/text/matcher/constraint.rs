@@ -19,7 +19,7 @@ pub struct ReasoningTokens {
     pub budget: Option<u32>,
 }
 
-/// What a token did.
+/// The effect of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accepted {
     /// More may follow.

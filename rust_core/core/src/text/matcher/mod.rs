@@ -14,6 +14,7 @@ mod bad_words;
 mod constraint;
 mod disjoint;
 mod gbnf;
+mod gbnf_tokens;
 mod grammars;
 mod lark;
 mod masks;
