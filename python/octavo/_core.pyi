@@ -266,17 +266,21 @@ class EngineCore:
         sse: Sequence[SseTemplate] | None = None,
         channels: Channels | None = None,
         grammar: Grammar | None = None,
+        may_force: bool = False,
         reasoning: tuple[int | None, int, bool, int | None] | None = None,
+        bad_words: Sequence[Sequence[int]] = (),
     ) -> None:
         """Queue one request; one id per sample (n = len(request_ids)), sharing the prompt's blocks.
 
         ``eos_token_ids`` empty: EOS is ignored. max_tokens is clipped to max_model_len - prompt.
         ``arrival_s``: time.monotonic() at arrival, now if None. ``stream_interval``: tokens per
         delta, the constructor's if None. ``channels``: each sample's text is told apart by a parser
-        of its own; stop strings are looked for in pieces of text alone.
-        delta, the constructor's if None. ``grammar``: what each sample follows, to its end.
+        of its own; stop strings are looked for in pieces of text alone. ``grammar``: what each
+        sample follows, to its end;
+        with ``may_force`` several tokens of it may come at once, where it leaves no choice.
         ``reasoning``: (token that opens it, token that closes it, whether the prompt has opened it,
-        most tokens of it): while it is open no grammar holds.
+        most tokens of it): while it is open no grammar holds. ``bad_words``: sequences of tokens
+        that must not come; those of one token are the sampler's to ban.
 
         Raises:
             ValueError: empty prompt, prompt that can never fit (max_model_len or the whole pool),
@@ -501,13 +505,13 @@ class Matcher:
             ValueError: none may, or the grammar has failed before.
         """
     def accept(self, token_id: int) -> bool:
-        """Take a token. Returns whether the text is complete: nothing may follow.
+        """Take a token. Returns True if the text is complete: nothing may follow.
 
         Raises:
             ValueError: it may not come here.
         """
     def is_accepting(self) -> bool:
-        """Whether the text may end here."""
+        """True if the text may end here."""
 
 def json_size(text: bytes) -> tuple[int, int]:
     """(objects, arrays and members of objects; commas) of a JSON text, strings left out.

@@ -69,7 +69,9 @@ def test_every_kind_of_flag() -> None:
         "--port 0 --enable-log-requests --shutdown-timeout 3.5"
     )
     overrides = ("--override-generation-config", '{"temperature": 0.5}')
-    engine, server = parse(*words.split(), *overrides)
+    structured = ("--structured-outputs-config", '{"disable_any_whitespace": true, "backend": "x"}')
+    engine, server = parse(*words.split(), *overrides, *structured)
+    assert engine.structured_outputs_config == {"disable_any_whitespace": True, "backend": "x"}
     assert engine.model == "m"
     assert engine.max_model_len == 8000
     assert engine.kv_cache_memory_bytes == 2**31
@@ -179,6 +181,8 @@ def run(*words: str) -> int:
         (["serve", "--max-model-len", "long"], "is not a number"),
         (["serve", "--trust-remote-code"], "never runs code from a checkpoint"),
         (["serve", "--tensor-parallel-size", "2"], "--tensor-parallel-size must be 1"),
+        (["serve", "--structured-outputs-config", '{"magic": 1}'], "magic is not one of backend"),
+        (["serve", "--structured-outputs-config", '{"backend": 1}'], "must be a string"),
         (["frobnicate"], "invalid choice"),
     ],
 )

@@ -11,6 +11,7 @@ import torch
 
 from octavo.kernels import reference
 from octavo.runner.draw import uniforms
+from octavo.runner.masks import Masks
 from octavo.runner.request_state import RequestState
 from octavo.runner.sampler import SampledTokens, Sampler
 from octavo.sampling_params import SamplingParams
@@ -253,17 +254,42 @@ def test_min_tokens_holds_back_the_end_until_then() -> None:
     assert tokens == [7, 7, 7, 2, 2]
 
 
-def test_bad_words_break_off_before_their_last_token() -> None:
+def test_bad_words_of_one_token_never_come() -> None:
     logits = torch.zeros(1, 10)
-    logits[0, 3], logits[0, 4], logits[0, 5] = 9.0, 8.0, 7.0
+    logits[0, 3], logits[0, 4], logits[0, 5] = 7.0, 8.0, 9.0
+    # Longer ones are the core's, which masks what would complete them.
     request = state(temperature=0, bad_words_token_ids=((3, 3, 4), (5,)))
-    sampler = Sampler(1, seed=0)
-    sampler.admit(0, request)
-    assert [int(sample(logits, [request], n, sampler).token_ids[0]) for n in range(3)] == [3] * 3
-    logits[0, 3] = 0.0
-    # 3, 3 came before: 4 would complete the word, 5 is one by itself.
-    assert int(sample(logits, [request], 3, sampler).token_ids[0]) == 0
-    assert int(sample(logits, [request], 4, sampler).token_ids[0]) == 4
+    assert request.is_constrained
+    assert [int(sample(logits, [request], n).token_ids[0]) for n in range(3)] == [4] * 3
+    assert not state(bad_words_token_ids=((5,),)).is_constrained
+
+
+def test_masks_have_the_last_word() -> None:
+    logits = random_logits(5, 70)
+    logits[:, 69] = 50.0
+    words = np.zeros((5, 3), np.uint32)
+    words[0, 2] = 1 << 4  # 68
+    words[1, 0] = 0b1010  # 1, 3
+    words[2] = 0xFFFFFFFF
+    words[4, 0] = 1
+    states = [
+        state(temperature=0, logit_bias={69: 9.0}),
+        state(temperature=1, seed=1, allowed_token_ids=(3, 69)),
+        state(temperature=0),
+        state(temperature=0, logprobs=1),
+        state(temperature=1, seed=2, allowed_token_ids=(69,), frequency_penalty=0.5),
+    ]
+    sampler = Sampler(5, seed=0)
+    for slot, one in enumerate(states):
+        sampler.admit(slot, one)
+    slots, positions = np.arange(5, dtype=np.int32), np.full(5, 2, np.int32)
+    masks = Masks([0, 1, 2, -1, 4], words)
+    result = sampler.sample(logits.clone(), slots, positions, masks)
+    assert result.token_ids.tolist() == [68, 3, 69, 69, -1]
+    # Nothing to choose from is no token of the request.
+    assert states[4].output_token_ids == []
+    assert result.logprobs is not None
+    assert result.logprobs[3, 0] == pytest.approx(float(logits[3].log_softmax(-1)[69]))
 
 
 def test_what_is_allowed_wins_where_nothing_else_is_left() -> None:

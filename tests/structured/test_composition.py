@@ -167,6 +167,70 @@ def test_nothing_is_sampled_from_an_empty_set(tiny: LLM) -> None:
         assert again.outputs[0].token_ids == alone.outputs[0].token_ids
 
 
+NAMED: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "a name of some length": {"type": "boolean"},
+        "another": {"enum": ["one thing", "one thing more", "something else"]},
+        "list": {"type": "array", "items": {"const": "the same"}, "minItems": 1, "maxItems": 3},
+    },
+    "required": ["a name of some length", "another", "list"],
+    "additionalProperties": False,
+}
+
+
+def test_forced_tokens_are_those_that_would_be_sampled(tiny: LLM) -> None:
+    wanted = StructuredOutputsParams(json=NAMED, disable_any_whitespace=True)
+    launch, steps = tiny._engine.runner.launch, []
+
+    def counted(batch: Any, *args: Any) -> Any:
+        steps.append(batch.num_samples)
+        return launch(batch, *args)
+
+    tiny._engine.runner.launch = counted  # type: ignore[method-assign]
+    num_steps = []
+    try:
+        for settings in [
+            {},
+            {"max_tokens": 20},
+            {"stop": ["some"]},
+            {"stop_token_ids": [ord("m")]},
+        ]:
+            found = []
+            # With log probabilities each token is sampled.
+            for more in ({}, {"logprobs": 0}):
+                steps.clear()
+                sampling = [params(wanted, seed=seed, **(settings | more)) for seed in range(5)]
+                outputs = tiny.generate([f"p{seed}" for seed in range(5)], sampling, use_tqdm=False)
+                found.append(
+                    [
+                        (o.outputs[0].token_ids, o.outputs[0].text, o.outputs[0].finish_reason)
+                        for o in outputs
+                    ]
+                )
+                num_steps.append(len(steps))
+            assert found[0] == found[1], settings
+    finally:
+        del tiny._engine.runner.launch
+    assert 2 * num_steps[0] < num_steps[1]
+
+
+def test_a_step_whose_tokens_cannot_be_chosen_fails_alone(tiny: LLM) -> None:
+    choose = tiny._engine.runner.choose
+
+    def broken(in_flight: Any, fill: Any) -> None:
+        raise ValueError("this step's fault")
+
+    tiny._engine.runner.choose = broken  # type: ignore[method-assign]
+    try:
+        with pytest.raises(RuntimeError, match="failed"):
+            tiny.generate("x", params(StructuredOutputsParams(choice=["yes"])), use_tqdm=False)
+    finally:
+        del tiny._engine.runner.choose
+    assert tiny._engine.runner.choose == choose
+    assert text_of(tiny, params(StructuredOutputsParams(choice=["yes"]))) == "yes"
+
+
 def test_free_rows_keep_their_tokens(tiny: LLM) -> None:
     free = [
         params(seed=seed, max_tokens=30, temperature=t) for seed, t in enumerate((0.0, 1.0, 1.5))
@@ -222,6 +286,28 @@ def test_an_abort_frees_a_matcher_at_any_step(tiny: LLM) -> None:
         assert ends[held[0].request_id].finish_reason == "abort"
         assert ends[other[0].request_id].text == "abc"
         json.loads(ends[held[1].request_id].text)
+
+
+def test_bad_words_of_several_tokens_break_off(tiny: LLM) -> None:
+    free = params(temperature=0, max_tokens=16)
+    [output] = tiny.generate("x", free, use_tqdm=False)
+    said = list(output.outputs[0].token_ids)
+    loop = tiny._engine
+    ends = []
+    for words in [((said[3], said[4]),), ((said[3], said[4]), tuple(said[:3]))]:
+        samples = loop.prepare(TokenIds([*b"x"]), free)
+        for sample in samples:
+            sample.bad_words_token_ids = words
+        loop.submit(samples)
+        while loop.step() or loop.core.has_work():
+            pass
+        [delta] = loop.core.outbox.drain()
+        tokens = list(delta.token_ids)
+        for word in words:
+            assert all(tuple(tokens[i : i + len(word)]) != word for i in range(len(tokens)))
+        ends.append(next(i for i, (a, b) in enumerate(zip(said, tokens, strict=True)) if a != b))
+    first = next(i for i in range(1, 16) if (said[i - 1], said[i]) == (said[3], said[4]))
+    assert ends == [first, min(2, first)]
 
 
 # ---------------------------------------------------------------------------------- reasoning

@@ -402,7 +402,9 @@ class EngineLoop:
                 sse=[sample.sse for sample in samples if sample.sse is not None] or None,
                 channels=first.channels,
                 grammar=first.grammar,
+                may_force=first.may_force,
                 reasoning=first.reasoning,
+                bad_words=first.bad_words_token_ids,
             )
         except Exception as error:
             logger.exception("request %d could not be added", ids[0], exc_info=error)

@@ -1,7 +1,8 @@
 """One draw per row from a filtered softmax, on the host.
 
 numpy's compares, partition and argmax run at memory speed; torch's of the same name are ten times
-slower on a CPU. Work is per row throughout, so a row's token never depends on its neighbours.
+slower on a CPU, and so is its exponential where the result is 0. Work is per row throughout, so a
+row's token never depends on its neighbours.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ def draw(logits: Floats, records: NDArray[np.int32], uniform: Doubles) -> Ints:
     temperature, min_p = column_of(records, TEMPERATURE), column_of(records, MIN_P)
     top_k, top_p = column_of(records, TOP_K), column_of(records, TOP_P)
     x = torch.from_numpy(logits)
-    x.sub_(x.amax(-1, keepdim=True)).div_(torch.from_numpy(temperature)[:, None]).exp_()
-    weights = logits  # [R, V]: relative to the largest, which is 1
+    x.sub_(x.amax(-1, keepdim=True)).div_(torch.from_numpy(temperature)[:, None])
+    weights = np.exp(logits, out=logits)  # [R, V]: relative to the largest, which is 1
     if min_p.any():
         weights[weights < min_p[:, None]] = 0.0
     filtered = np.flatnonzero((top_k > 0) & (top_k < logits.shape[1]) | (top_p < 1))

@@ -2,13 +2,12 @@
 
 The parameters of a request are written once, when it gets its slot: its record travels in the
 step's own copy (``admit`` returns it), biases, masks and counts by copies of their own. Logits are
-changed by bias, allowed ids, bad words and penalties only in steps where some request asks for that
+changed by bias, allowed ids and penalties only in steps where some request asks for that
 (``adjusts``): those have graphs of their own.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import random
 import sys
 from collections.abc import Iterable, Sequence
@@ -27,16 +26,6 @@ from octavo.runner.slots import SlotRecords
 FOREVER = 2**31 - 1
 # Biased tokens a request may have before the tables grow.
 BIAS_WIDTH = 64
-
-
-@dataclasses.dataclass(slots=True)
-class _Slot:
-    """A slot's request, and its needs beyond the record."""
-
-    state: RequestState
-    # token -> (bias, number of output tokens until which it holds)
-    bias: dict[int, tuple[float, int]]
-    words: tuple[tuple[int, ...], ...]  # bad words of several tokens
 
 
 class Needs(NamedTuple):
@@ -63,7 +52,7 @@ class GpuSampling:
         self._random = random.Random(seed)
         self._device = device
         self._records = SlotRecords(n)
-        self._slots: dict[int, _Slot] = {}
+        self._states: dict[int, RequestState] = {}
         self._num_logprobs = np.full(n, -1, np.int64)
         self._adjusts = np.zeros(n, bool)
         self._tracks = np.zeros(n, bool)
@@ -111,15 +100,11 @@ class GpuSampling:
             for token in {*state.eos_token_ids, *params.stop_token_ids}:
                 until = FOREVER if token in bias else params.min_tokens
                 bias[token] = (-np.inf, until)
-        words = state.bad_words_token_ids
-        bias |= {word[0]: (-np.inf, FOREVER) for word in words if len(word) == 1}
-        several = tuple(word for word in words if len(word) > 1)
-        held = self._slots[slot] = _Slot(state, bias, several)
+        bias |= dict.fromkeys(state.banned_token_ids, (-np.inf, FOREVER))
+        self._states[slot] = state
         self._num_logprobs[slot] = -1 if params.logprobs is None else params.logprobs
-        self._adjusts[slot] = bool(
-            bias or several or params.allowed_token_ids or state.has_penalties
-        )
-        self._tracks[slot] = bool(several) or state.has_penalties
+        self._adjusts[slot] = bool(bias or params.allowed_token_ids or state.has_penalties)
+        self._tracks[slot] = state.has_penalties
         if (
             self._adjusts[slot]
             or self._tracks[slot]
@@ -141,7 +126,7 @@ class GpuSampling:
         if params.allowed_token_ids:
             self._write_allowed(slot, params.allowed_token_ids)
         if state.has_penalties:
-            self._write_counts(slot, held.state)
+            self._write_counts(slot, state)
         return self._records.write(slot, state)
 
     def _write_bias(self, slot: int, bias: dict[int, tuple[float, int]]) -> None:
@@ -205,27 +190,7 @@ class GpuSampling:
         """The most log probabilities asked for by one of these slots; -1: by none."""
         return int(self._num_logprobs[slots].max(initial=-1))
 
-    def has_words(self, slots: NDArray[np.int32]) -> bool:
-        """True if some of these slots have bad words of several tokens."""
-        return any(self._slots[slot].words for slot in slots[self._tracks[slots]].tolist())
-
-    def ban_words(self, slots: NDArray[np.int32]) -> None:
-        """Ban tokens that would complete a bad word; the output tokens must be tracked."""
-        for slot in slots[self._tracks[slots]].tolist():
-            held = self._slots[slot]
-            if held.words:
-                output = held.state.output_token_ids
-                banned = {
-                    w[-1]: (-np.inf, FOREVER) for w in held.words if _ends_with(output, w[:-1])
-                }
-                self._marked.add(slot)
-                self._write_bias(slot, held.bias | banned)
-
     def states_of(self, slots: NDArray[np.int32]) -> list[tuple[int, RequestState]]:
         """(row, request) of the slots whose tokens are tracked."""
         rows = np.flatnonzero(self._tracks[slots]).tolist()
-        return [(row, self._slots[int(slots[row])].state) for row in rows]
-
-
-def _ends_with(tokens: list[int], tail: tuple[int, ...]) -> bool:
-    return tuple(tokens[-len(tail) :]) == tail
+        return [(row, self._states[int(slots[row])]) for row in rows]

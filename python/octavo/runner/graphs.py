@@ -91,7 +91,6 @@ class GraphRunner:
         self._loaded = loaded
         self._on_gpu = loaded.device.type == "cuda"
         self._observer: Observer | None = None
-        self._last: GraphInFlight | None = None
         # The last thread on which torch has used the device: the driver's own calls need that.
         self._device_thread: int | None = None
         self._weight_bytes = torch.cuda.memory_allocated(loaded.device) if self._on_gpu else 0
@@ -302,8 +301,7 @@ class GraphRunner:
             graph,
             ids.handle,
         )
-        self._last = in_flight = GraphInFlight(batch.step_id, ids, num, ())
-        return in_flight
+        return GraphInFlight(batch.step_id, ids, num, ())
 
     def _launch_any(
         self, batch: ScheduledBatch, staging: Staging, requests: Mapping[int, RequestState]
@@ -339,11 +337,14 @@ class GraphRunner:
                 unchosen = self._constrained.launch(
                     buffer.host[:length], self._shapes, split, num_samples, needs, spans
                 )
-                self._last = GraphInFlight(
-                    batch.step_id, arriving, num_samples, needs.tracked, None, unchosen.scored
+                return GraphInFlight(
+                    batch.step_id,
+                    arriving,
+                    num_samples,
+                    needs.tracked,
+                    scored=unchosen.scored,
+                    unchosen=unchosen,
                 )
-                self._last.unchosen = unchosen
-                return self._last
             # Graphs keep neither raw logits nor hidden rows.
             shape = None
             if not (needs.keep_raw or spans):
@@ -373,10 +374,7 @@ class GraphRunner:
             self._device_thread = get_ident()
             if self._driver is not None:
                 self._driver.record_event(arriving.handle)
-        self._last = GraphInFlight(
-            batch.step_id, arriving, num_samples, needs.tracked, logprobs, scored
-        )
-        return self._last
+        return GraphInFlight(batch.step_id, arriving, num_samples, needs.tracked, logprobs, scored)
 
     def _compute(
         self,
@@ -418,13 +416,6 @@ class GraphRunner:
         if not sampling.demanding:
             return PLAIN
         slots = buffer.array[batch.sample_slots_offset :][: batch.num_samples]
-        if sampling.has_words(slots):
-            # The ban depends on the last step's tokens.
-            if self._last is not None:
-                self._observed_wait(self._last)
-            for shard in self.mesh.shards:
-                with shard.ready():
-                    shard.sampling.ban_words(slots)
         adjusted, num_logprobs = sampling.adjusts(slots), sampling.num_logprobs(slots)
         tracked = sampling.states_of(slots) if sampling.tracks(slots) else ()
         # Log probabilities are of the model's own logits, before they were adjusted.
@@ -476,7 +467,6 @@ class GraphRunner:
         if self._on_gpu:
             for shard in self.mesh.shards:
                 torch.cuda.synchronize(shard.device)
-        self._last = None
         self.prompt_scorer.unscored.clear()
 
     def _wait(self, in_flight: GraphInFlight) -> None:

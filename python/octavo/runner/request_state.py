@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -32,14 +33,14 @@ class RequestState:
         arrival_s: ``time.monotonic()`` when the request came.
         seed: None: the sampler draws one at the first admission.
         eos_token_ids: banned by min_tokens, beside ``params.stop_token_ids``.
-        bad_words_token_ids: see ``encode_bad_words``.
+        bad_words_token_ids: see ``encode_bad_words``; the sampler bans those of one token.
         prompt_rows: gathers prompt log probabilities where ``params`` asks for them; shared by the
             samples.
         grammar: what the output follows.
         reasoning: the tokens around reasoning, which comes before that.
         num_first: of a pair of texts, the tokens that belong to the first; None is no pair.
         channels: what tells text, reasoning and tool calls apart.
-        output_token_ids: the sampler's, kept only where penalties or bad words need them.
+        output_token_ids: the sampler's, kept only where penalties need them.
     """
 
     request_id: int
@@ -68,9 +69,30 @@ class RequestState:
 
     @property
     def is_constrained(self) -> bool:
-        """Whether its steps wait for masks."""
-        reasoning = self.reasoning
-        return self.grammar is not None or (reasoning is not None and reasoning.budget is not None)
+        """True if its steps wait for masks."""
+        has_budget = self.reasoning is not None and self.reasoning.budget is not None
+        has_words = any(len(word) > 1 for word in self.bad_words_token_ids)
+        return self.grammar is not None or has_budget or has_words
+
+    @property
+    def may_force(self) -> bool:
+        """True if tokens that its grammar decides alone need not pass the sampler.
+
+        Nothing that the sampler does depends on them then, and nothing else could forbid them.
+        """
+        p = self.params
+        return not (
+            p.logprobs is not None
+            or self.has_penalties
+            or self.bad_words_token_ids
+            or p.allowed_token_ids
+            or -math.inf in p.logit_bias.values()
+        )
+
+    @property
+    def banned_token_ids(self) -> list[int]:
+        """Bad words of one token, which may never come."""
+        return [word[0] for word in self.bad_words_token_ids if len(word) == 1]
 
     @property
     def has_penalties(self) -> bool:

@@ -1,9 +1,9 @@
 """Sampler: logits to tokens, row by row as each request asked, on the host.
 
-The order is vLLM's: allowed ids, bad words, min_tokens, logit bias, penalties, and last of all the
-masks of grammars; then the maximum, or temperature, min-p, top-k, top-p and one draw. Log
-probabilities are of the raw logits. A row's token depends on its own logits, its request's seed and
-how many tokens came before: never on what else is in the batch.
+The order is vLLM's: allowed ids, bad words of one token, min_tokens, logit bias, penalties, and
+last of all the masks of grammars and of longer bad words; then the maximum, or temperature, min-p,
+top-k, top-p and one draw. Log probabilities are of the raw logits. A row's token depends on its own
+logits, its request's seed and how many tokens came before: never on what else is in the batch.
 """
 
 from __future__ import annotations
@@ -47,12 +47,13 @@ class SampledTokens(NamedTuple):
 class _SlotState:
     """One slot's changes to its logits, as arrays where they are used every step."""
 
-    __slots__ = ("allowed", "banned_early", "bias", "counts", "state")
+    __slots__ = ("allowed", "banned", "banned_early", "bias", "counts", "state")
 
     def __init__(self, state: RequestState) -> None:
         params = state.params
         self.state = state
         self.allowed = np.array(params.allowed_token_ids, np.int64)
+        self.banned = state.banned_token_ids
         early = {*state.eos_token_ids, *params.stop_token_ids} if params.min_tokens else ()
         self.banned_early = np.array([*early], np.int64)
         self.bias = (
@@ -69,13 +70,13 @@ class _SlotState:
     @property
     def processes(self) -> bool:
         """True if anything but temperature and its kind changes the logits."""
-        arrays = (self.allowed, self.banned_early, self.bias[0])
-        return any(len(a) for a in arrays) or self.tracks_output
+        parts = (self.allowed, self.banned, self.banned_early, self.bias[0])
+        return any(len(part) for part in parts) or self.tracks_output
 
     @property
     def tracks_output(self) -> bool:
         """True if the tokens sampled so far matter."""
-        return self.counts is not None or bool(self.state.bad_words_token_ids)
+        return self.counts is not None
 
 
 class Sampler:
@@ -178,25 +179,15 @@ def _mask(row: Floats, slot: _SlotState, num_outputs: int) -> None:
         kept = row[slot.allowed]
         row.fill(-np.inf)
         row[slot.allowed] = kept
-    banned = _bad_tokens(slot.state)
+    banned = slot.banned
     if num_outputs < slot.state.params.min_tokens:
-        banned += slot.banned_early.tolist()
+        banned = banned + slot.banned_early.tolist()
     if banned:
         before = row[banned]
         row[banned] = -np.inf
         # What a request forbids and what it allows may leave nothing; it still gets a token.
         if row.max() == -np.inf:
             row[banned] = before
-
-
-def _bad_tokens(state: RequestState) -> list[int]:
-    """Tokens that would complete a bad word."""
-    banned = []
-    for word in state.bad_words_token_ids:
-        head = len(word) - 1
-        if head == 0 or tuple(state.output_token_ids[-head:]) == word[:-1]:
-            banned.append(word[-1])
-    return banned
 
 
 def _penalize(row: Floats, slot: _SlotState) -> None:

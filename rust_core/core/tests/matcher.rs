@@ -446,6 +446,54 @@ fn forced_texts_are_spelled_as_the_tokenizer_spells_them() {
     }
 }
 
+/// A vocabulary as Llama 2's: words begin with a mark, a text's first one too, and bytes fall back to
+/// tokens of their own.
+fn sentence_piece() -> Arc<Tokenizer> {
+    let mut vocab = serde_json::Map::new();
+    vocab.insert("<unk>".into(), 0.into());
+    for byte in 0..256 {
+        vocab.insert(format!("<0x{byte:02X}>"), (byte + 1).into());
+    }
+    for piece in ["a", "b", "c", "\u{2581}", "ab", "\u{2581}c", "\u{2581}ab"] {
+        let id = vocab.len();
+        vocab.insert(piece.into(), id.into());
+    }
+    let merges = ["a b", "\u{2581} c", "\u{2581} ab"];
+    let mark =
+        serde_json::json!({"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"});
+    let json = serde_json::json!({"version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [],
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u{2581}"}, mark]},
+        "pre_tokenizer": null, "post_processor": null,
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "\u{2581}"}, "content": " "},
+            {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>",
+            "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": true,
+            "byte_fallback": true, "ignore_merges": false, "vocab": vocab, "merges": merges}});
+    Arc::new(Tokenizer::new(json.to_string().parse().unwrap()))
+}
+
+#[test]
+fn words_in_the_middle_of_a_text_are_spelled_as_there() {
+    let tokenizer = sentence_piece();
+    let id = |piece: &str| tokenizer.token_to_id(piece).unwrap();
+    let grammars = Grammars::new(tokenizer.clone(), 270, &[], GrammarsConfig::default());
+    let choice = source(GrammarKind::Choice, "[\"ab c!\"]");
+    let mut matcher = grammars.compile(&choice).unwrap().open();
+    for piece in ["ab", "\u{2581}c", "<0x21>"] {
+        assert_eq!(allowed(&mut matcher), Some(vec![id(piece)]), "{piece}");
+        matcher.accept(id(piece)).unwrap();
+    }
+    // Where there is a choice, a byte may come as such and as a letter.
+    let regex = source(GrammarKind::Regex, "[ab]{2}");
+    let mut matcher = grammars.compile(&regex).unwrap().open();
+    let mut expected: Vec<u32> = ["<0x61>", "<0x62>", "a", "b", "ab"].map(id).into();
+    expected.sort_unstable();
+    assert_eq!(allowed(&mut matcher), Some(expected));
+}
+
 #[test]
 fn a_matcher_that_has_failed_stays_so() {
     let mut matcher = compile(GrammarKind::Choice, r#"["a"]"#).open();
@@ -567,7 +615,7 @@ fn nothing_is_constrained_while_reasoning_is_open() {
         is_open: false,
         budget: None,
     };
-    let mut constraint = Constraint::new(Some(&grammar), Some(tokens), &[]).unwrap();
+    let mut constraint = Constraint::new(Some(&grammar), Some(tokens), &[].into(), &[]).unwrap();
     assert_eq!(bits(&mut constraint), Some(vec![a, THINK]));
     assert_eq!(constraint.accept(THINK), Accepted::Open);
     assert_eq!(bits(&mut constraint), None);
@@ -576,7 +624,7 @@ fn nothing_is_constrained_while_reasoning_is_open() {
     assert_eq!(bits(&mut constraint), Some(vec![a]));
     assert_eq!(constraint.accept(a), Accepted::Complete);
 
-    let mut constraint = Constraint::new(Some(&grammar), Some(tokens), &[]).unwrap();
+    let mut constraint = Constraint::new(Some(&grammar), Some(tokens), &[].into(), &[]).unwrap();
     assert_eq!(
         constraint.accept(a),
         Accepted::Complete,
@@ -585,7 +633,7 @@ fn nothing_is_constrained_while_reasoning_is_open() {
 
     tokens.is_open = true;
     tokens.budget = Some(2);
-    let mut constraint = Constraint::new(Some(&grammar), Some(tokens), &[]).unwrap();
+    let mut constraint = Constraint::new(Some(&grammar), Some(tokens), &[].into(), &[]).unwrap();
     for _ in 0..2 {
         assert_eq!(bits(&mut constraint), None);
         assert_eq!(constraint.accept(u32::from(b'z')), Accepted::Open);
@@ -597,24 +645,43 @@ fn nothing_is_constrained_while_reasoning_is_open() {
 
     // A budget holds without a grammar too, wherever reasoning begins.
     tokens.is_open = false;
-    let mut constraint = Constraint::new(None, Some(tokens), &[]).unwrap();
+    let mut constraint = Constraint::new(None, Some(tokens), &[].into(), &[]).unwrap();
     for token in [a, a, THINK, a, a] {
         assert_eq!(bits(&mut constraint), None);
         assert_eq!(constraint.accept(token), Accepted::Open);
     }
     assert_eq!(bits(&mut constraint), Some(vec![THOUGHT]));
     tokens.budget = None;
-    assert!(Constraint::new(None, Some(tokens), &[]).is_none());
+    assert!(Constraint::new(None, Some(tokens), &[].into(), &[]).is_none());
 }
 
 #[test]
 fn stop_tokens_may_come_where_a_text_may_end() {
     let grammar = compile(GrammarKind::Regex, "a+");
-    let mut constraint = Constraint::new(Some(&grammar), None, &[TOOL]).unwrap();
+    let mut constraint = Constraint::new(Some(&grammar), None, &[].into(), &[TOOL]).unwrap();
     assert!(!bits(&mut constraint).unwrap().contains(&TOOL));
     constraint.accept(u32::from(b'a'));
     let ids = bits(&mut constraint).unwrap();
     assert!(ids.contains(&TOOL) && ids.contains(&EOS), "{ids:?}");
+}
+
+#[test]
+fn bad_words_are_banned_before_their_last_token() {
+    let [a, b, c] = [b'a', b'b', b'c'].map(u32::from);
+    let words = [Box::from([a, b]), Box::from([c])].into();
+    let mut constraint = Constraint::new(None, None, &words, &[]).unwrap();
+    assert_eq!(bits(&mut constraint), None);
+    constraint.accept(a);
+    let ids = bits(&mut constraint).unwrap();
+    assert!(!ids.contains(&b) && ids.contains(&a) && ids.contains(&c));
+    constraint.accept(c);
+    assert_eq!(bits(&mut constraint), None);
+    // Beside a grammar.
+    let grammar = compile(GrammarKind::Regex, "a[abc]");
+    let mut constraint = Constraint::new(Some(&grammar), None, &words, &[]).unwrap();
+    constraint.accept(a);
+    assert_eq!(bits(&mut constraint), Some(vec![a, c]));
+    assert!(Constraint::new(None, None, &[Box::from([c])].into(), &[]).is_none());
 }
 
 // ---------------------------------------------------------------------------------- engine
@@ -624,6 +691,7 @@ struct Run {
     buffer: Vec<i32>,
     masks: Vec<u32>,
     random: u64,
+    num_steps: usize,
 }
 
 impl Run {
@@ -645,6 +713,7 @@ impl Run {
             buffer,
             masks: vec![0; 8 * WIDTH.div_ceil(32)],
             random: 7,
+            num_steps: 0,
         }
     }
 
@@ -673,6 +742,7 @@ impl Run {
             }
             if in_flight.len() > ahead || is_idle {
                 let batch = in_flight.remove(0);
+                self.num_steps += 1;
                 let mut ids: Vec<i32> = (0..batch.num_samples)
                     .map(|_| self.next(256) as i32)
                     .collect();
@@ -697,7 +767,8 @@ impl Run {
                 self.core.update(batch.step_id, sampled, 0.0).unwrap();
                 self.core.check_integrity().unwrap();
                 for delta in self.core.outbox().drain() {
-                    let reason = delta.finish_reason.unwrap();
+                    // While it runs, "length" stands for more to come.
+                    let reason = delta.finish_reason.unwrap_or(FinishReason::Length);
                     ends.push((delta.request_id, reason, delta.text));
                 }
             }
@@ -727,6 +798,7 @@ fn constrained_samples_follow_their_grammars_whatever_happens() {
                     eos_token_ids: if id == 0 { &[] } else { &[EOS] },
                     min_tokens: 3,
                     grammar: (!is_free).then(|| grammar.clone()),
+                    may_force: id % 2 == 0,
                     deliveries: vec![Delivery::Final; 2],
                     ..AddRequest::default()
                 })
@@ -750,6 +822,43 @@ fn constrained_samples_follow_their_grammars_whatever_happens() {
         }
     }
     assert!(num_preemptions > 0);
+}
+
+#[test]
+fn forced_tokens_come_several_a_step() {
+    let schema = r#"{"type": "object", "properties": {"a long name": {"const": "and a long value"},
+        "another one": {"type": "boolean"}}, "required": ["a long name", "another one"],
+        "additionalProperties": false}"#;
+    let mut source = source(GrammarKind::Json, schema);
+    source.options.disable_any_whitespace = true;
+    let grammar = grammars().compile(&source).unwrap();
+    let mut found = Vec::new();
+    for (may_force, max_tokens) in [(false, 100), (true, 100), (true, 20)] {
+        let mut run = Run::new(64);
+        run.core
+            .add_request(AddRequest {
+                request_ids: &[0],
+                prompt: &[1, 2, 3],
+                max_tokens,
+                grammar: Some(grammar.clone()),
+                may_force,
+                deliveries: vec![Delivery::Delta],
+                ..AddRequest::default()
+            })
+            .unwrap();
+        let ends = run.finish(0);
+        let text: String = ends.iter().map(|(_, _, text)| text.as_str()).collect();
+        found.push((run.num_steps, text));
+    }
+    let whole =
+        |value: &str| format!(r#"{{"a long name":"and a long value","another one":{value}}}"#);
+    for (_, text) in &found[..2] {
+        assert!([whole("true"), whole("false")].contains(text), "{text}");
+    }
+    assert!(found[0].0 > 40 && found[1].0 < 6, "{found:?}");
+    // They count as any others do.
+    assert!(whole("true").starts_with(&found[2].1), "{:?}", found[2].1);
+    assert!(found[2].1.len() >= 20);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! EngineCore, Staging, ScheduledBatch, Metrics. See `_core.pyi`.
+//! EngineCore, Staging, ScheduledBatch. See `_core.pyi`.
 //!
 //! No Python code runs while a lock of the core is held: it could hand the GIL to a thread that
 //! waits for the same lock.
@@ -7,12 +7,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use octavo_core::engine::metrics::Metrics;
 use octavo_core::engine::outbox::{Delivery, Extra};
 use octavo_core::engine::{AddRequest, EngineCore, Sampled, SampledLogprobs};
 use octavo_core::error::Error;
 use octavo_core::scheduler::batch::{self, StagingLimits};
-use octavo_core::scheduler::request::FinishReason;
 use octavo_core::scheduler::{Policy, SchedulerConfig};
 use pyo3::buffer::{Element, PyBuffer};
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -23,6 +21,7 @@ use crate::channels::PyChannels;
 use crate::delivery::{PyOutbox, PySseTemplate};
 use crate::error::engine_error;
 use crate::matcher::{PyGrammar, ReasoningTuple, reasoning_tokens};
+use crate::metrics::PyMetrics;
 use crate::text::PyTokenizer;
 use crate::token_ids::token_ids;
 
@@ -148,40 +147,6 @@ impl PyScheduledBatch {
     }
 }
 
-// --------------------------------------------------------------------------------- metrics
-
-#[pyclass(frozen, name = "Metrics", module = "octavo._core")]
-struct PyMetrics {
-    inner: Arc<Metrics>,
-}
-
-#[pymethods]
-impl PyMetrics {
-    fn snapshot<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let data = self.inner.snapshot();
-        let dict = PyDict::new(py);
-        for (name, value) in data.counters() {
-            dict.set_item(name, value)?;
-        }
-        for (name, value) in data.gauges() {
-            dict.set_item(name, value)?;
-        }
-        let by_reason = PyDict::new(py);
-        for (reason, count) in FinishReason::ALL.iter().zip(data.request_success) {
-            by_reason.set_item(reason.as_str(), count)?;
-        }
-        dict.set_item("request_success", by_reason)?;
-        for (name, histogram) in data.histograms() {
-            let entry = PyDict::new(py);
-            entry.set_item("buckets", histogram.cumulative().collect::<Vec<_>>())?;
-            entry.set_item("sum", histogram.sum())?;
-            entry.set_item("count", histogram.count())?;
-            dict.set_item(name, entry)?;
-        }
-        Ok(dict)
-    }
-}
-
 // ---------------------------------------------------------------------------------- engine
 
 /// Python's `time.monotonic()` without a call into Python.
@@ -279,14 +244,14 @@ impl PyEngineCore {
             stop_token_ids=Vec::new(), stop=Vec::new(), include_stop_str_in_output=false,
             skip_special_tokens=true, num_logprobs=None, priority=0, cache_salt=None,
             arrival_s=None, stream_interval=None, delivery="final", sse=None, channels=None,
-            grammar=None, reasoning=None
+            grammar=None, may_force=false, reasoning=None, bad_words=Vec::new()
         ),
         text_signature = "($self, request_ids, prompt_token_ids, *, max_tokens, min_tokens=0, \
                           eos_token_ids=(), stop_token_ids=(), stop=(), \
                           include_stop_str_in_output=False, skip_special_tokens=True, \
                           num_logprobs=None, priority=0, cache_salt=None, arrival_s=None, \
                           stream_interval=None, delivery='final', sse=None, channels=None, \
-                          grammar=None, reasoning=None)"
+                          grammar=None, may_force=False, reasoning=None, bad_words=())"
     )]
     #[allow(clippy::too_many_arguments)] // keyword arguments of the Python method
     fn add_request(
@@ -310,7 +275,9 @@ impl PyEngineCore {
         sse: Option<Vec<Py<PySseTemplate>>>,
         channels: Option<&PyChannels>,
         grammar: Option<&PyGrammar>,
+        may_force: bool,
         reasoning: Option<ReasoningTuple>,
+        bad_words: Vec<Vec<u32>>,
     ) -> PyResult<()> {
         let prompt = token_ids(prompt_token_ids)?;
         let num_samples = request_ids.len();
@@ -345,6 +312,8 @@ impl PyEngineCore {
                 include_stop_str_in_output,
                 skip_special_tokens,
                 grammar: grammar.map(|grammar| Arc::clone(&grammar.inner)),
+                may_force,
+                bad_words: &bad_words,
                 reasoning: reasoning.map(reasoning_tokens),
                 num_logprobs,
                 priority,

@@ -8,6 +8,7 @@ mod engine;
 mod error;
 mod files;
 mod matcher;
+mod metrics;
 mod text;
 mod token_ids;
 

@@ -94,7 +94,7 @@ def _structured_outputs(name: str, value: Any) -> StructuredOutputsParams:
 
 @fields.check(**_SCHEMA)
 def _any_json(name: str, value: Any) -> Any:
-    """What it must be is checked with the others'."""
+    """Any JSON; StructuredOutputsParams checks the rest."""
     return value
 
 

@@ -1,5 +1,6 @@
 //! The engine's state for callers, monitoring and tests.
 
+use super::metrics::MetricsData;
 use super::{EngineCore, Step};
 use crate::error::{Error, Result};
 
@@ -68,6 +69,18 @@ impl EngineCore {
             num_preemptions: self.preemptions_before + self.scheduler.num_preemptions,
             num_in_flight: self.steps.len(),
         }
+    }
+
+    /// The gauges, and the counters that the scheduler keeps.
+    pub(super) fn publish(&self, metrics: &mut MetricsData) {
+        let scheduler = &self.scheduler;
+        metrics.num_requests_running = scheduler.num_running() as u64;
+        metrics.num_requests_waiting = scheduler.num_waiting() as u64;
+        let pool = scheduler.pool().lock();
+        metrics.kv_cache_usage_perc = 1.0 - pool.num_free() as f64 / pool.num_blocks() as f64;
+        metrics.num_preemptions = self.preemptions_before + scheduler.num_preemptions;
+        metrics.prefix_cache_queries = scheduler.prefix_queries;
+        metrics.prefix_cache_hits = scheduler.prefix_hits;
     }
 
     /// Checks every invariant. O(everything held).

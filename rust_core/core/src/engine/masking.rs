@@ -3,6 +3,8 @@
 //! A step's masks are due when all tokens before it are known: of the oldest step in flight. They are
 //! taken out of the core, filled wherever there is a core, without the core, and given back.
 
+use std::sync::Arc;
+
 use super::{AddRequest, EngineCore, Sample};
 use crate::error::{Error, Result};
 use crate::scheduler::batch::Plan;
@@ -14,9 +16,12 @@ use crate::text::matcher::{Constraint, MaskBatch, MaskItem};
 /// # Errors
 /// [`Error::Panic`]: a matcher cannot be opened.
 pub(super) fn open_constraints(new: &AddRequest<'_>) -> Result<Vec<Option<Box<Constraint>>>> {
+    let bad_words = new.bad_words.iter().map(|word| word.as_slice().into());
+    let bad_words: Arc<[Box<[u32]>]> = bad_words.collect();
     let open = || {
         let grammar = new.grammar.as_ref();
-        Constraint::new(grammar, new.reasoning, new.stop_token_ids).map(Box::new)
+        let constraint = Constraint::new(grammar, new.reasoning, &bad_words, new.stop_token_ids);
+        constraint.map(Box::new)
     };
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         new.request_ids.iter().map(|_| open()).collect()

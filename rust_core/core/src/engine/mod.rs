@@ -26,7 +26,7 @@ pub use self::inspection::Stats;
 pub use self::new_request::AddRequest;
 pub use self::sampled::{Sampled, SampledLogprobs};
 use self::text_maker::{TextMaker, TextRules};
-use crate::engine::metrics::{Metrics, MetricsData};
+use crate::engine::metrics::Metrics;
 use crate::engine::outbox::{Delivery, Delta, Extra, Outbox};
 use crate::error::{Error, Result};
 use crate::scheduler::batch::{Plan, ScheduledBatch, Staging};
@@ -62,8 +62,9 @@ struct Sample {
     num_logprobs: Option<u32>,
     // Boxed: large, and only there to find stop strings; other text is made in the outbox.
     text_maker: Option<Box<TextMaker>>,
-    /// What its next token may be. Boxed: few samples have one.
+    /// The bounds of its next token. Boxed: few samples have any.
     constraint: Option<Box<Constraint>>,
+    may_force: bool,
     rules: Arc<StopRules>,
 }
 
@@ -102,7 +103,7 @@ pub struct EngineCore {
     /// Preemptions before the scheduler was last replaced.
     preemptions_before: u64,
     indices: Vec<u32>,
-    /// Samples with a constraint: a step without any looks for none.
+    /// Samples with a constraint: a step without any examines none.
     num_constrained: usize,
     /// Samples that are over, until they are taken.
     ended: Vec<u64>,
@@ -256,6 +257,7 @@ impl EngineCore {
                 num_logprobs: new.num_logprobs.map(|k| k as u32),
                 text_maker,
                 constraint,
+                may_force: new.may_force,
                 rules: rules.clone(),
             });
         }
@@ -495,17 +497,5 @@ impl EngineCore {
     fn wake_up_is_due(&mut self, was_empty: bool) -> bool {
         let owed = std::mem::take(&mut self.owes_wake_up);
         (owed || was_empty) && !self.outbox.lock().is_empty()
-    }
-
-    /// The gauges, and the counters that the scheduler keeps.
-    fn publish(&self, metrics: &mut MetricsData) {
-        let scheduler = &self.scheduler;
-        metrics.num_requests_running = scheduler.num_running() as u64;
-        metrics.num_requests_waiting = scheduler.num_waiting() as u64;
-        let pool = scheduler.pool().lock();
-        metrics.kv_cache_usage_perc = 1.0 - pool.num_free() as f64 / pool.num_blocks() as f64;
-        metrics.num_preemptions = self.preemptions_before + scheduler.num_preemptions;
-        metrics.prefix_cache_queries = scheduler.prefix_queries;
-        metrics.prefix_cache_hits = scheduler.prefix_hits;
     }
 }

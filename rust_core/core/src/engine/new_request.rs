@@ -29,8 +29,13 @@ pub struct AddRequest<'a> {
     pub skip_special_tokens: bool,
     /// Tells text, reasoning and calls apart; needs a tokenizer.
     pub channels: Option<Arc<Channels>>,
-    /// What its output follows.
+    /// The grammar that its output follows.
     pub grammar: Option<Arc<Grammar>>,
+    /// Sequences of tokens that must not come; those of one token are the sampler's to ban.
+    pub bad_words: &'a [Vec<u32>],
+    /// Tokens that the grammar leaves no choice about need not be sampled: nothing else is asked of
+    /// them.
+    pub may_force: bool,
     /// The tokens around reasoning, which comes before what the grammar is about.
     pub reasoning: Option<ReasoningTokens>,
     /// Number of likely tokens to report with each.

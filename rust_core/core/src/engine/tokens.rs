@@ -1,11 +1,14 @@
 //! One step's tokens, on their way into their samples.
 
-use super::{Cursor, EngineCore, Sampled, SampledLogprobs, Step};
+use super::{Cursor, EngineCore, Sample, Sampled, SampledLogprobs, Step};
 use crate::engine::metrics::{LatencyBatch, MetricsData};
 use crate::engine::outbox::{Delta, OutboxData};
-use crate::scheduler::Landed;
 use crate::scheduler::request::{FinishReason, StopReason};
+use crate::scheduler::{Landed, Scheduler};
 use crate::text::matcher::Accepted;
+
+/// Forced tokens a step: a schema's longest names are shorter, and a step's chunk stays small.
+const MAX_FORCED: u32 = 64;
 
 impl EngineCore {
     pub(super) fn take_tokens(
@@ -83,10 +86,7 @@ impl EngineCore {
             self.finish(index, FinishReason::Error, None, now_s, outbox, metrics);
             return;
         };
-        self.scheduler.push_token(index, token);
-        sample.num_outputs += 1;
-        metrics.generation_tokens += 1;
-        if sample.num_outputs == 1 {
+        if sample.num_outputs == 0 {
             sample.first_token_s = now_s;
             metrics
                 .time_to_first_token_seconds
@@ -104,59 +104,20 @@ impl EngineCore {
             );
         }
         sample.last_token_s = now_s;
-
-        let may_stop = sample.num_outputs >= sample.min_tokens;
-        let mut finish = None;
-        if sample.stop_mask >> (token % 64) & 1 == 1 && may_stop {
-            if sample.rules.eos_token_ids.contains(&token) {
-                finish = Some((FinishReason::Stop, None));
-            } else if sample.rules.stop_token_ids.contains(&token) {
-                finish = Some((FinishReason::Stop, Some(StopReason::Token(token))));
+        metrics.generation_tokens += 1;
+        let logprobs = sampled.logprobs.as_ref().map(|logprobs| (logprobs, row));
+        let scheduler = &mut self.scheduler;
+        let mut finish = append(sample, scheduler, index, token, logprobs, outbox);
+        if finish.is_none() && sample.may_force && scheduler.may_extend(index) {
+            // Their texts and their places are known: they are computed in one go.
+            let mut num_left = MAX_FORCED;
+            while let (None, Some(token), 1..) = (&finish, sample.next_forced(), num_left) {
+                num_left -= 1;
+                metrics.generation_tokens += 1;
+                latencies.add(now_s, &mut metrics.inter_token_latency_seconds);
+                finish = append(sample, scheduler, index, token, None, outbox);
             }
-        }
-        if sample.streams || sample.text_maker.is_some() || sample.num_logprobs.is_some() {
-            let delta = &mut outbox.stream(sample.stream_key).delta;
-            delta.num_output_tokens = sample.num_outputs;
-            if sample.streams {
-                delta.token_ids.push(token);
-            }
-            if let (Some(k), Some(logprobs)) = (sample.num_logprobs, &sampled.logprobs) {
-                push_logprobs(delta, logprobs, row, k as usize);
-            }
-            if let Some(text_maker) = &mut sample.text_maker
-                && finish.is_none()
-            {
-                let hit = text_maker.push(token, may_stop, delta.text_out());
-                finish = hit.map(|hit| {
-                    (
-                        FinishReason::Stop,
-                        Some(StopReason::Text(sample.rules.strings[hit].clone())),
-                    )
-                });
-            }
-        }
-        if finish.is_none()
-            && let Some(constraint) = &mut sample.constraint
-        {
-            finish = match constraint.accept(token) {
-                Accepted::Open => None,
-                // Nothing may follow, whatever EOS and min_tokens say.
-                Accepted::Complete => {
-                    outbox.stream(sample.stream_key).ends_with_text = true;
-                    Some((FinishReason::Stop, None))
-                }
-                Accepted::Failed => Some((FinishReason::Error, None)),
-            };
-        }
-        if finish.is_none() {
-            let num_tokens = self.scheduler.requests()[index as usize].num_tokens;
-            finish = (num_tokens >= sample.max_len).then_some((FinishReason::Length, None));
-        }
-        if finish.is_none()
-            && sample.streams
-            && !outbox.token_added(sample.stream_key, sample.stream_interval)
-        {
-            finish = Some((FinishReason::Error, None));
+            scheduler.extend(index);
         }
         if let Some((reason, stop)) = finish {
             self.finish(index, reason, stop, now_s, outbox, metrics);
@@ -270,6 +231,81 @@ impl EngineCore {
         }
         self.scheduler.current = None;
         self.publish(metrics);
+    }
+}
+
+/// Appends a token to a sample: stop rules, text, delivery, grammar, length. Returns the end it brings.
+#[inline]
+fn append(
+    sample: &mut Sample,
+    scheduler: &mut Scheduler,
+    index: u32,
+    token: u32,
+    logprobs: Option<(&SampledLogprobs<'_>, usize)>,
+    outbox: &mut OutboxData,
+) -> Option<(FinishReason, Option<StopReason>)> {
+    scheduler.push_token(index, token);
+    sample.num_outputs += 1;
+    let may_stop = sample.num_outputs >= sample.min_tokens;
+    let mut finish = None;
+    if sample.stop_mask >> (token % 64) & 1 == 1 && may_stop {
+        if sample.rules.eos_token_ids.contains(&token) {
+            finish = Some((FinishReason::Stop, None));
+        } else if sample.rules.stop_token_ids.contains(&token) {
+            finish = Some((FinishReason::Stop, Some(StopReason::Token(token))));
+        }
+    }
+    if sample.streams || sample.text_maker.is_some() || sample.num_logprobs.is_some() {
+        let delta = &mut outbox.stream(sample.stream_key).delta;
+        delta.num_output_tokens = sample.num_outputs;
+        if sample.streams {
+            delta.token_ids.push(token);
+        }
+        if let (Some(k), Some((logprobs, row))) = (sample.num_logprobs, logprobs) {
+            push_logprobs(delta, logprobs, row, k as usize);
+        }
+        if let Some(text_maker) = &mut sample.text_maker
+            && finish.is_none()
+        {
+            let hit = text_maker.push(token, may_stop, delta.text_out());
+            finish = hit.map(|hit| {
+                (
+                    FinishReason::Stop,
+                    Some(StopReason::Text(sample.rules.strings[hit].clone())),
+                )
+            });
+        }
+    }
+    if finish.is_none()
+        && let Some(constraint) = &mut sample.constraint
+    {
+        finish = match constraint.accept(token) {
+            Accepted::Open => None,
+            // Nothing may follow, whatever EOS and min_tokens say.
+            Accepted::Complete => {
+                outbox.stream(sample.stream_key).ends_with_text = true;
+                Some((FinishReason::Stop, None))
+            }
+            Accepted::Failed => Some((FinishReason::Error, None)),
+        };
+    }
+    if finish.is_none() {
+        let num_tokens = scheduler.requests()[index as usize].num_tokens;
+        finish = (num_tokens >= sample.max_len).then_some((FinishReason::Length, None));
+    }
+    if finish.is_none()
+        && sample.streams
+        && !outbox.token_added(sample.stream_key, sample.stream_interval)
+    {
+        finish = Some((FinishReason::Error, None));
+    }
+    finish
+}
+
+impl Sample {
+    /// The next token, if its grammar leaves no choice.
+    fn next_forced(&mut self) -> Option<u32> {
+        self.constraint.as_mut()?.forced().first().copied()
     }
 }
 

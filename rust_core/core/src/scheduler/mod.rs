@@ -407,6 +407,24 @@ impl Scheduler {
         self.requests[index as usize].push_token(token);
     }
 
+    /// True if further tokens may follow the one that has landed: no step computes with what comes next.
+    #[must_use]
+    pub fn may_extend(&self, index: u32) -> bool {
+        self.requests[index as usize].num_in_flight == 0
+    }
+
+    /// Has the tokens computed that were pushed behind the one that has landed, as a prompt's are.
+    pub fn extend(&mut self, index: u32) {
+        let request = &mut self.requests[index as usize];
+        if let RequestStatus::Running(seat) = &mut request.status
+            && !seat.prefilling
+            && seat.num_computed + 1 < request.num_tokens
+        {
+            seat.prefilling = true;
+            self.num_prefilling += 1;
+        }
+    }
+
     /// Forgets the prefix cache; running requests keep their blocks. O(pool).
     pub fn reset_prefix_cache(&mut self) {
         self.pool.lock().reset_cache();

@@ -18,6 +18,13 @@ impl Scheduler {
                 )
             };
             if seat.prefilling {
+                // Room for forced tokens; a prompt has all it needs.
+                if seat.capacity < request.num_tokens {
+                    match self.grow(index, plan) {
+                        Growth::Grown => continue,
+                        Growth::Wait | Growth::Preempted => return,
+                    }
+                }
                 i += 1;
                 continue;
             }
@@ -109,7 +116,7 @@ impl Scheduler {
         }
     }
 
-    /// Gives a decode its next block, at the cost of lower ranks if need be.
+    /// Gives a sample its next block, at the cost of lower ranks if need be.
     fn grow(&mut self, index: u32, plan: &mut Plan) -> Growth {
         let block_size = self.config.block_size as u32;
         loop {

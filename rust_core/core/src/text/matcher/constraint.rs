@@ -1,7 +1,9 @@
-//! Constraint: what a sample's next token may be. Reasoning comes first, and then the grammar holds.
+//! Constraint: what a sample's next token may be. Reasoning comes first, and then the grammar holds; words
+//! that must not come are bad all along.
 
 use std::sync::Arc;
 
+use super::bad_words::BadWords;
 use super::matching::{Grammar, Matcher};
 
 /// The tokens around a sample's reasoning, during which no grammar holds.
@@ -17,7 +19,7 @@ pub struct ReasoningTokens {
     pub budget: Option<u32>,
 }
 
-/// What a token did.
+/// The effect of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accepted {
     /// More may follow.
@@ -42,6 +44,7 @@ enum Phase {
 #[derive(Debug)]
 pub struct Constraint {
     matcher: Option<Matcher>,
+    bad_words: Option<BadWords>,
     reasoning: Option<ReasoningTokens>,
     phase: Phase,
     /// Tokens that end the sample, allowed wherever the text may end.
@@ -55,10 +58,12 @@ impl Constraint {
     pub fn new(
         grammar: Option<&Arc<Grammar>>,
         reasoning: Option<ReasoningTokens>,
+        bad_words: &Arc<[Box<[u32]>]>,
         stop_token_ids: &[u32],
     ) -> Option<Self> {
         let has_budget = reasoning.is_some_and(|tokens| tokens.budget.is_some());
-        if grammar.is_none() && !has_budget {
+        let bad_words = BadWords::new(bad_words);
+        if grammar.is_none() && bad_words.is_none() && !has_budget {
             return None;
         }
         let phase = match reasoning {
@@ -68,6 +73,7 @@ impl Constraint {
         };
         Some(Self {
             matcher: grammar.map(Grammar::open),
+            bad_words,
             reasoning,
             phase,
             stop_token_ids: stop_token_ids.into(),
@@ -78,6 +84,19 @@ impl Constraint {
     /// Writes a bit per token that may come next to `row`; false, and nothing is written, where every
     /// token may. What fails here makes the next `accept` fail.
     pub fn fill_mask(&mut self, row: &mut [u32]) -> bool {
+        let mut is_masked = self.fill_allowed(row);
+        for token in self.bad_words.iter().flat_map(BadWords::banned) {
+            if !is_masked {
+                row.fill(u32::MAX);
+                is_masked = true;
+            }
+            forbid(row, token);
+        }
+        is_masked
+    }
+
+    /// `fill_mask` of reasoning and the grammar.
+    fn fill_allowed(&mut self, row: &mut [u32]) -> bool {
         if let (Phase::Reasoning { num_tokens }, Some(tokens)) = (self.phase, self.reasoning) {
             let is_spent = tokens.budget.is_some_and(|budget| num_tokens >= budget);
             if is_spent {
@@ -109,6 +128,9 @@ impl Constraint {
         if self.has_failed {
             return Accepted::Failed;
         }
+        if let Some(words) = &mut self.bad_words {
+            words.accept(token);
+        }
         if let Some(tokens) = self.reasoning {
             if let Phase::Reasoning { num_tokens } = &mut self.phase {
                 *num_tokens += 1;
@@ -135,11 +157,28 @@ impl Constraint {
         }
     }
 
+    /// The tokens that must come next, whatever the model says.
+    pub fn forced(&mut self) -> Vec<u32> {
+        match &mut self.matcher {
+            Some(matcher) if self.phase == Phase::After && !self.has_failed => {
+                // What fails here fails with the next token.
+                matcher.forced().unwrap_or_default()
+            }
+            _ => Vec::new(),
+        }
+    }
+
     /// The sample has ended well.
     pub fn close(self) {
         if let Some(matcher) = self.matcher.filter(|_| !self.has_failed) {
             matcher.close();
         }
+    }
+}
+
+fn forbid(row: &mut [u32], id: u32) {
+    if let Some(word) = row.get_mut(id as usize / 32) {
+        *word &= !(1 << (id % 32));
     }
 }
 

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::reference::target;
 
-/// Schemas within schemas that a proof looks at: a tag stands near the top.
+/// Schemas within schemas that a proof goes into: a tag stands near the top.
 const MAX_DEPTH: usize = 6;
 
 const TYPES: [&str; 6] = ["null", "boolean", "number", "string", "array", "object"];

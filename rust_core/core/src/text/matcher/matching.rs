@@ -10,8 +10,8 @@ use llguidance::api::StopReason;
 use crate::error::{Error, Result};
 
 /// A lexer that has learned more than this is not kept for the next sample: opening a matcher copies
-/// it.
-const MAX_LEARNED_BYTES: usize = 1 << 20;
+/// it, and the cache has to hold it.
+const MAX_LEARNED_BYTES: usize = 512 << 10;
 
 /// A compiled grammar, shared by the samples that follow it.
 pub struct Grammar {
@@ -39,8 +39,9 @@ impl Grammar {
         parser
             .compute_mask()
             .map_err(|error| Error::invalid(format!("nothing can match it: {}", line(&error))))?;
-        // Of the rules no size is known; they grow with the text.
-        let num_bytes = parser.parser.lexer_stats().num_bytes + 16 * num_text_bytes;
+        // Of the rules no size is known; they grow with the text. The lexer may yet learn.
+        let num_lexer_bytes = parser.parser.lexer_stats().num_bytes;
+        let num_bytes = num_lexer_bytes.max(MAX_LEARNED_BYTES) + 16 * num_text_bytes;
         Ok(Self {
             prototype: Mutex::new(parser),
             num_bytes,
@@ -151,6 +152,15 @@ impl Matcher {
             }
             parser.check_stop().map_err(|error| line(&error))
         })
+    }
+
+    /// The tokens that must come next, as the tokenizer spells them; none where there is a choice, or
+    /// where the last one's spelling is open.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] after an earlier error.
+    pub fn forced(&mut self) -> Result<Vec<u32>> {
+        self.guarded(|parser| Ok(parser.compute_ff_tokens()))
     }
 
     /// True if the text may end here.

@@ -1,18 +1,20 @@
-//! Structured output: which tokens may come next, by a grammar.
+//! Structured output: the tokens that may come next, by a grammar.
 //!
 //! A request's constraint is a [`GrammarSource`]: a JSON schema, a regular expression, a grammar and
 //! the like, all of them lowered to Lark or JSON for the crate `llguidance`. [`Grammars`] compiles
 //! sources on threads of their own and keeps what it has compiled; each sample opens a [`Matcher`] of a
 //! [`Grammar`], advances it by the sample's tokens, and asks it for masks. A [`Constraint`] is a
-//! sample's whole state: reasoning that comes first, then the matcher. [`MaskBatch`] fills the masks of
-//! a step's rows on several threads.
+//! sample's whole state: reasoning that comes first, then the matcher, and words that must not come.
+//! [`MaskBatch`] fills the masks of a step's rows on several threads.
 //!
-//! Costs: a first grammar of a model takes O(vocabulary) (a second for 131,072 tokens), a schema about a
-//! millisecond, a mask some 5 to 50 us, a token some us (`cargo bench -p octavo-core --bench matcher`).
+//! Costs: a model's first grammar takes O(vocabulary) for its tables; a schema some milliseconds, a mask
+//! tens of microseconds, a token some (`cargo bench -p octavo-core --bench matcher`).
 
+mod bad_words;
 mod constraint;
 mod disjoint;
 mod gbnf;
+mod gbnf_tokens;
 mod grammars;
 mod lark;
 mod masks;

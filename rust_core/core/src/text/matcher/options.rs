@@ -1,4 +1,4 @@
-//! GrammarOptions: what the text of a constraint leaves open.
+//! GrammarOptions: settings that the text of a constraint leaves open.
 
 /// Options of the kinds that hold JSON.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]

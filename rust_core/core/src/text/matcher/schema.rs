@@ -1,6 +1,6 @@
 //! JSON schemas, made ready for llguidance: bounded, checked keyword by keyword, with octavo's defaults.
 //!
-//! What is reached from the root is visited once, by its JSON pointer. A keyword that constrains and is
+//! All that is reached from the root is visited once, by its JSON pointer. A keyword that constrains and is
 //! not supported is an error that names it and its place; what no validator acts upon is dropped; `oneOf`
 //! becomes `anyOf` where its options cannot hold at once.
 

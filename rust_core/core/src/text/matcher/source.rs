@@ -35,7 +35,7 @@ pub struct GrammarSource {
     pub kind: GrammarKind,
     /// The text in that language.
     pub text: String,
-    /// What the text leaves open.
+    /// Settings that the text leaves open.
     pub options: GrammarOptions,
 }
 

@@ -8,7 +8,7 @@ use toktrie::{INVALID_TOKEN, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
 use crate::error::{Error, Result};
 use crate::text::tokenizer::Tokenizer;
 
-/// What stands before a text whose first token would otherwise be spelled as a text's beginning.
+/// Stands before a text whose first token would otherwise be spelled as a text's beginning.
 const LEAD: char = '\u{2}';
 
 /// See the module's page. As wide as the model's logits: ids without a token match nothing.

@@ -1,0 +1,169 @@
+"""The price of JSON schemas: a constrained load beside the same load without, token for token.
+
+Each request asks for JSON by one of a few schemas, at temperature 1. The free load has the same
+prompts and generates, request by request, as many tokens as the constrained one did. Both run in
+this process, in turn. Grammars are compiled before the clock starts; their times are printed too.
+
+    python bench/structured.py --concurrency 1 16 --num-requests 32 --repeat 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from typing import Any
+
+from octavo.llm import LLM
+from octavo.sampling_params import SamplingParams
+from octavo.structured_outputs import StructuredOutputsParams
+
+TEXT: dict[str, Any] = {"type": "string", "minLength": 4, "maxLength": 40}
+ADDRESS: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "street": TEXT,
+        "city": TEXT,
+        "zip": {"type": "string", "pattern": "^[0-9]{5}$"},
+    },
+    "required": ["street", "city", "zip"],
+    "additionalProperties": False,
+}
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "a person": {
+        "type": "object",
+        "properties": {
+            "name": TEXT,
+            "age": {"type": "integer", "minimum": 0, "maximum": 120},
+            "email": {"type": "string", "format": "email", "maxLength": 40},
+            "address": {"$ref": "#/$defs/Address"},
+        },
+        "required": ["name", "age", "email", "address"],
+        "additionalProperties": False,
+        "$defs": {"Address": ADDRESS},
+    },
+    "an order": {
+        "type": "object",
+        "properties": {
+            "id": {"type": "integer"},
+            "date": {"type": "string", "format": "date"},
+            "items": {
+                "type": "array",
+                "minItems": 2,
+                "maxItems": 4,
+                "items": {
+                    "type": "object",
+                    "properties": {
+                        "article": TEXT,
+                        "count": {"type": "integer", "minimum": 1, "maximum": 99},
+                        "price": {"type": "number", "minimum": 0, "maximum": 1000},
+                    },
+                    "required": ["article", "count", "price"],
+                    "additionalProperties": False,
+                },
+            },
+        },
+        "required": ["id", "date", "items"],
+        "additionalProperties": False,
+    },
+    "a call of a tool": {
+        "type": "object",
+        "properties": {
+            "name": {"enum": ["get_weather", "send_mail", "search"]},
+            "arguments": {
+                "type": "object",
+                "properties": {"query": TEXT, "unit": {"enum": ["celsius", "fahrenheit", None]}},
+                "required": ["query", "unit"],
+                "additionalProperties": False,
+            },
+        },
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+    },
+}
+
+
+def make_requests(llm: LLM, num: int, max_tokens: int) -> tuple[list[Any], list[SamplingParams]]:
+    """Prompts and constrained parameters of ``num`` requests, the schemas in turn."""
+    prompts: list[Any] = []
+    params = []
+    for number in range(num):
+        topic, schema = list(SCHEMAS.items())[number % len(SCHEMAS)]
+        text = f"Request {number}. Invent {topic}, and write it as JSON only."
+        prompts.append(f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n")
+        wanted = StructuredOutputsParams(json=schema)
+        params.append(
+            SamplingParams(
+                temperature=1.0, seed=number, max_tokens=max_tokens, structured_outputs=wanted
+            )
+        )
+    return prompts, params
+
+
+def timed(llm: LLM, prompts: list[Any], params: list[SamplingParams]) -> tuple[float, list[Any]]:
+    began_s = time.perf_counter()
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    return time.perf_counter() - began_s, outputs
+
+
+def measure(args: argparse.Namespace, concurrency: int) -> dict[str, Any]:
+    """Seconds of both loads, in turn, and what was generated."""
+    llm = LLM(
+        args.model,
+        load_format=args.load_format,
+        max_num_seqs=concurrency,
+        enable_prefix_caching=False,
+        threads=args.threads,
+    )
+    prompts, constrained = make_requests(llm, args.num_requests, args.max_tokens)
+    compile_ms = []
+    for params in constrained[: len(SCHEMAS)]:
+        began_s = time.perf_counter()
+        llm._engine.compile(params)
+        compile_ms.append((time.perf_counter() - began_s) * 1e3)
+    _, outputs = timed(llm, prompts, constrained)
+    counts = [len(output.outputs[0].token_ids) for output in outputs]
+    for output in outputs:
+        if output.outputs[0].finish_reason == "stop":
+            json.loads(output.outputs[0].text)
+    free = [
+        SamplingParams(temperature=1.0, seed=n, max_tokens=count, ignore_eos=True)
+        for n, count in enumerate(counts)
+    ]
+    seconds: dict[str, list[float]] = {"free": [], "constrained": []}
+    for _ in range(args.repeat):
+        for name, params_of in (("free", free), ("constrained", constrained)):
+            taken_s, outputs = timed(llm, prompts, params_of)
+            seconds[name].append(taken_s)
+            assert [len(output.outputs[0].token_ids) for output in outputs] == counts
+    rates = {name: sum(counts) / statistics.median(found) for name, found in seconds.items()}
+    ratios = [f / c for f, c in zip(seconds["free"], seconds["constrained"], strict=True)]
+    return {
+        "concurrency": concurrency,
+        "tokens": sum(counts),
+        "whole": sum(output.outputs[0].finish_reason == "stop" for output in outputs),
+        "compile_ms": [round(ms, 1) for ms in compile_ms],
+        "free_tokens_per_s": round(rates["free"], 1),
+        "constrained_tokens_per_s": round(rates["constrained"], 1),
+        "loss_percent": round(100 * (1 - statistics.median(ratios)), 2),
+        "loss_percent_each": [round(100 * (1 - ratio), 2) for ratio in ratios],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default=None)
+    parser.add_argument("--load-format", default="auto")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--num-requests", type=int, default=32)
+    parser.add_argument("--max-tokens", type=int, default=200)
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=None)
+    args = parser.parse_args()
+    for concurrency in args.concurrency:
+        print(json.dumps(measure(args, concurrency)))
+
+
+if __name__ == "__main__":
+    main()
