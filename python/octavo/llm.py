@@ -190,7 +190,7 @@ class LLM(PoolingLLM):
         """Answer one conversation or several, each a list of ``{"role", "content"}``.
 
         Args:
-            continue_final_message: the prompt ends inside the last message.
+            continue_final_message: let the model go on with the last message.
             chat_template_content_format: "auto": the template is asked.
 
         Args and Raises beside these: as for ``generate``.
@@ -202,8 +202,6 @@ class LLM(PoolingLLM):
             raise ValueError(
                 "chat_template_content_format must be 'auto': octavo asks the template"
             )
-        if continue_final_message and add_generation_prompt:
-            raise ValueError("continue_final_message needs add_generation_prompt=False")
         source = chat_template or self._chat_template or self._engine.source.chat_template
         if source is None:
             raise ValueError("the model has no chat template: pass chat_template")
@@ -216,7 +214,7 @@ class LLM(PoolingLLM):
         for conversation in conversations:
             text = template.render(
                 list(conversation),
-                add_generation_prompt=add_generation_prompt,
+                add_generation_prompt=add_generation_prompt and not continue_final_message,
                 continue_final_message=continue_final_message,
                 **(chat_template_kwargs or {}),
             )
