@@ -205,7 +205,7 @@ class LLM(PoolingLLM):
         """Answer one conversation or several, each a list of ``{"role", "content"}``.
 
         Args:
-            continue_final_message: the prompt ends inside the last message.
+            continue_final_message: let the model go on with the last message.
             chat_template_content_format: "auto": the template is asked.
             tools: functions that the model may call, in OpenAI's form. The calls it makes are the
                 outputs' ``tool_calls``.
@@ -222,8 +222,6 @@ class LLM(PoolingLLM):
             raise ValueError(
                 "chat_template_content_format must be 'auto': octavo asks the template"
             )
-        if continue_final_message and add_generation_prompt:
-            raise ValueError("continue_final_message needs add_generation_prompt=False")
         own = self._engine.source
         source = chat_template or self._chat_template
         source = source or (own.tool_template if tools else None) or own.chat_template
@@ -241,7 +239,7 @@ class LLM(PoolingLLM):
                 form,
                 use,
                 list(conversation),
-                add_generation_prompt=add_generation_prompt,
+                add_generation_prompt=add_generation_prompt and not continue_final_message,
                 continue_final_message=continue_final_message,
                 **(chat_template_kwargs or {}),
             )

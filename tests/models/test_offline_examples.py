@@ -107,13 +107,9 @@ def test_chat(llm: LLM) -> None:
     ids = tokenizer.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False)
     assert ids == output.prompt_token_ids
     begun = [*conversation, {"role": "assistant", "content": "The capital"}]
-    [goes_on] = llm.chat(
-        begun, settings, use_tqdm=False, add_generation_prompt=False, continue_final_message=True
-    )
+    [goes_on] = llm.chat(begun, settings, use_tqdm=False, continue_final_message=True)
     assert goes_on.prompt is not None
     assert goes_on.prompt.endswith("The capital")
-    with pytest.raises(ValueError, match="continue_final_message"):
-        llm.chat(begun, settings, continue_final_message=True)
     with pytest.raises(ValueError, match="chat_template_content_format"):
         llm.chat(begun, settings, chat_template_content_format="openai")
 
