@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,13 @@ def test_what_moves_goes_behind_the_last_result() -> None:
 )
 def test_other_texts_stay(text: str) -> None:
     assert without_markers([system(text), USER]) == [system(text), USER]
+
+
+def test_long_texts_take_no_long_time() -> None:
+    began = time.monotonic()
+    for text in (" " * 10**6, "\n" * 10**6, "current time " * 10**5, "<total_tokens>" * 10**5):
+        without_markers([system(text), USER])
+    assert time.monotonic() - began < 5
 
 
 def test_a_user_s_markers_stay() -> None:

@@ -89,13 +89,27 @@ def test_owners_are_apart() -> None:
     assert set(store.find_items(ME, ["in_a", "out_a"])) == {"in_a", "out_a"}
 
 
+def test_an_id_that_is_given_twice() -> None:
+    store = ResponseStore()
+    store.put(ME, response("a", "one"), items("a"), None)
+    store.put(YOU, response("a", "two"), items("b"), None)
+    assert b"one" in store.get(ME, "a").response
+    store.put(ME, response("a", "three"), items("c"), None)
+    assert b"three" in store.get(ME, "a").response
+    assert b"two" in store.get(YOU, "a").response
+    store.delete(ME, "a")
+    store.delete(YOU, "a")
+    assert (len(store), store.num_bytes) == (0, 0)
+
+
 def test_bytes_are_conserved() -> None:
     rng = random.Random(0)
     store = ResponseStore(max_bytes=20_000, max_responses=12)
     names: list[str] = []
     for n in range(500):
-        name = f"{n}"
-        alive = [one for one in names if one in store._responses]
+        # Some are given again.
+        name = f"{n % 40}"
+        alive = [one for one in names if (ME, one) in store._responses]
         if alive and rng.random() < 0.3:
             store.delete(ME, rng.choice(alive))
             continue

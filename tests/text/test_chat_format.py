@@ -235,7 +235,7 @@ RESPONSE_TEMPLATE = {
     "version": 1,
     "start_anchor": "<a>",
     "fields": {
-        "thinking": {"open": "<think>", "close": "</think>", "content": "text"},
+        "thinking": {"open": ["<think>", "<thought>"], "close": "</think>", "content": "text"},
         "tool_calls": {
             "open_pattern": r"<\|tool_call>call:(?P<name>\w+)",
             "close": "<tool_call|>",
@@ -354,6 +354,7 @@ REAL: dict[str, tuple[str | None, str | None]] = {
     "inclusionai-ling-3.0-flash": ("glm45", "think"),
     "llama-cpp-deepseek-r1": ("deepseek_v3", "think"),
     "meetkai-functionary-medium-v3.1": ("custom", None),
+    "meetkai-functionary-medium-v3.2": ("functionary_v3", None),
     "meta-llama-Llama-3.1-8B-Instruct": ("llama3_json", None),
     "meta-llama-Llama-3.2-3B-Instruct": ("llama3_json", None),
     "meta-llama-Llama-3.3-70B-Instruct": ("llama3_json", None),

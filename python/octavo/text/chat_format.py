@@ -378,10 +378,17 @@ def _declared_markers(response_template: Any) -> tuple[str, str] | None:
     for name in ("thinking", "reasoning_content", "reasoning"):
         field = fields.get(name)
         if isinstance(field, Mapping):
-            opened, closed = field.get("open"), field.get("close")
-            if isinstance(opened, str) and isinstance(closed, str):
+            opened, closed = (_literal(field.get(key)) for key in ("open", "close"))
+            if opened is not None and closed is not None:
                 return opened, closed
     return None
+
+
+def _literal(value: Any) -> str | None:
+    """A declared literal, of several the first."""
+    if isinstance(value, list) and value:
+        value = value[0]
+    return value if isinstance(value, str) else None
 
 
 # ----------------------------------------------------------------------------- summary

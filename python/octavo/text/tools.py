@@ -82,7 +82,8 @@ class ToolUse:
     @property
     def num_chars(self) -> int:
         """About how many characters a prompt needs for them."""
-        return sum(len(tool.name) + len(tool.schema) for tool in self.tools)
+        descriptions = (tool.definition["function"].get("description", "") for tool in self.tools)
+        return sum(len(tool.schema) for tool in self.tools) + sum(map(len, descriptions))
 
 
 # Of most requests.

@@ -445,9 +445,15 @@ def _conversation(clean: dict[str, Any]) -> Conversation:
                 "continue_final_message excludes add_generation_prompt", "continue_final_message"
             )
         own["add_generation_prompt"] = False
-    if tools := own.pop("tools", ()):
-        own["tools"] = ToolUse(tools).definitions
-    return Conversation(**own)
+    tools = own.pop("tools", ())
+    conversation = Conversation(**own)
+    if tools:
+        _give_tools(conversation, ToolUse(tools))
+    return conversation
+
+
+def _give_tools(conversation: Conversation, use: ToolUse) -> None:
+    conversation.tools, conversation.num_tool_chars = use.definitions, use.num_chars
 
 
 def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
@@ -475,7 +481,8 @@ def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
             clean.pop("parallel_tool_calls", True),
         )
     conversation = _conversation(clean)
-    conversation.tools = tool_use.definitions
+    if tool_use.tools:
+        _give_tools(conversation, tool_use)
     sampling = _sampling(clean)
     if wants_logprobs:
         sampling["logprobs"] = num_top

@@ -25,9 +25,10 @@ class CustomInput:
     """The text of one call so far."""
 
     def __init__(self) -> None:
-        self._arguments = ""
-        # Up to where they have become text; None: the text has not begun.
-        self._at: int | None = None
+        self._arguments: list[str] = []
+        # What of them has not become text.
+        self._rest = ""
+        self._has_begun = False
         self._said: list[str] = []
 
     @property
@@ -37,33 +38,32 @@ class CustomInput:
 
     def push(self, arguments: str) -> str:
         """The text of a fragment of arguments, as far as it is certain."""
-        self._arguments += arguments
-        if self._at is None:
-            head = _HEAD.match(self._arguments)
+        self._arguments.append(arguments)
+        self._rest += arguments
+        if not self._has_begun:
+            head = _HEAD.match(self._rest)
             if head is None:
                 return ""
-            self._at = head.end()
-        end = self._end(self._at)
-        text = str(json.loads(f'"{self._arguments[self._at : end]}"', strict=False))
-        self._at = end
+            self._has_begun = True
+            self._rest = self._rest[head.end() :]
+        found = _CHARACTERS.match(self._rest)
+        assert found is not None
+        text = str(json.loads(f'"{found.group()}"', strict=False))
+        self._rest = self._rest[found.end() :]
         return self._say(text)
 
     def finish(self) -> str:
         """The rest, once the arguments are complete: those of another form are the text."""
+        arguments = "".join(self._arguments)
         try:
-            value = json.loads(self._arguments)
+            value = json.loads(arguments)
         except ValueError:
-            value = self._arguments
+            value = arguments
         if isinstance(value, dict) and isinstance(value.get(INPUT), str):
             value = value[INPUT]
-        whole = value if isinstance(value, str) else self._arguments
+        whole = value if isinstance(value, str) else arguments
         said = self.text
         return self._say(whole[len(said) :] if whole.startswith(said) else "")
-
-    def _end(self, start: int) -> int:
-        found = _CHARACTERS.match(self._arguments, start)
-        assert found is not None
-        return found.end()
 
     def _say(self, text: str) -> str:
         self._said.append(text)

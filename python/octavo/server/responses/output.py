@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from octavo.server.responses.custom_input import CustomInput
@@ -144,11 +144,14 @@ class Output:
         self._items: list[OutputItem] = []
         self._is_cut = False
         self._has_ended = True
+        # Of tokens whose text has not come: half a character, or what is no text.
+        self._logprobs: list[dict[str, Any]] = []
 
     def take(
-        self, steps: Iterable[Step], logprobs: list[dict[str, Any]] | None = None
+        self, steps: Iterable[Step], logprobs: Sequence[dict[str, Any]] = ()
     ) -> Iterator[Event]:
-        """The events of steps. ``logprobs``: of the tokens behind them, for the first text."""
+        """The events of steps. ``logprobs``: of the tokens behind them, for the next text."""
+        self._logprobs += logprobs
         for action, block, text in steps:
             match action:
                 case "open":
@@ -161,12 +164,17 @@ class Output:
                     yield from self._items[-1].added()
                 case "add":
                     item = self._items[-1]
-                    own = (logprobs or []) if item.kind == "message" else []
+                    own: list[dict[str, Any]] = []
+                    if item.kind == "message":
+                        own, self._logprobs = self._logprobs, own
                     yield from item.delta(text, own)
-                    if own:
-                        logprobs = None
                 case "close":
-                    yield from self._items[-1].done()
+                    item = self._items[-1]
+                    if item.kind == "message":
+                        # Of the end of the text, which has none.
+                        item.logprobs += self._logprobs
+                        self._logprobs = []
+                    yield from item.done()
 
     def end(self, *, is_cut: bool) -> Iterator[Event]:
         """The last event of the last item, unless it has come. ``is_cut``: its end is missing."""

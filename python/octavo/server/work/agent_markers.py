@@ -22,7 +22,8 @@ from typing import Any, Final
 Message = dict[str, Any]
 
 _BILLING: Final = re.compile(r"\A\s*x-anthropic-billing-header:[^\n]*\n*")
-_TOKENS_LEFT: Final = re.compile(r"\s*<total_tokens>([^<>]{0,100})</total_tokens>")
+# Not from inside of white space: a long run of it would be looked through from each of its places.
+_TOKENS_LEFT: Final = re.compile(r"(?<!\s)\s*<total_tokens>([^<>]{0,100})</total_tokens>")
 _CLOCK: Final = re.compile(
     r"""^[ \t]*(?:[-*][ \t]+)?(?:the[ ])?(?:current|today's)[ ]
     (?:(?:local|utc|system)[ ])?(?:date(?:[ ]?(?:and|/|&)[ ]?time)?|datetime|time|timestamp)

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 # A render or an encode below this is shorter than a hop to a worker thread and back (~0.3 ms).
 INLINE_CHARS: Final = 4096
-# The same for a prompt that describes tools, of a few hundred characters each.
-INLINE_TOOLS: Final = 8
 
 # The longest tokens of today's vocabularies (runs of spaces or dashes) have as many characters: a
 # text beyond it is refused without being encoded.
@@ -59,9 +57,8 @@ async def encode_chat(model: ServedModel, conversation: Conversation) -> ChatPro
         )
 
     num_chars = sum(_num_chars(message["content"]) for message in conversation.messages)
-    # Their schemas are printed, in a way that only the template knows.
-    is_short = num_chars <= INLINE_CHARS and len(tools) <= INLINE_TOOLS
-    if is_short and template.executor is None:
+    num_chars += conversation.num_tool_chars
+    if num_chars <= INLINE_CHARS and template.executor is None:
         text = render()
     else:
         text = await asyncio.get_running_loop().run_in_executor(template.executor, render)

@@ -85,7 +85,7 @@ class Conversation:
         chat_template: a template that came with the request.
         chat_template_kwargs: further variables of the template.
         documents: for a template that uses them; any other refuses them.
-        tools: as the template gets them.
+        tools: as the template gets them. ``num_tool_chars``: about how long they are in the prompt.
         reasoning_effort: for a template that uses it; "none" switches reasoning off where the
             template has a switch; any other goes without.
         add_special_tokens: beside those that the template writes.
@@ -98,5 +98,6 @@ class Conversation:
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     documents: list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] = field(default_factory=list)
+    num_tool_chars: int = 0
     reasoning_effort: str | None = None
     add_special_tokens: bool = False

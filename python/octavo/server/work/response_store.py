@@ -76,8 +76,8 @@ class ResponseStore:
         self._max_responses = max_responses
         self._max_age_s = max_age_s
         self._clock = clock
-        # Oldest first.
-        self._responses: dict[str, StoredResponse] = {}
+        # By owner and id, which a client may have chosen; oldest first.
+        self._responses: dict[tuple[bytes, str], StoredResponse] = {}
         # By owner and turn: responses that hold it. By owner and an item's id: its last turn.
         self._num_users: Counter[tuple[bytes, bytes]] = Counter()
         self._turn_of: dict[tuple[bytes, str], bytes] = {}
@@ -100,7 +100,10 @@ class ResponseStore:
         )
         turns = (*old, items.data, output.data)
         stored = StoredResponse(owner, orjson.dumps(response), turns, self._clock())
-        self._responses[response["id"]] = stored
+        place = owner, response["id"]
+        if place in self._responses:
+            self._forget(place)
+        self._responses[place] = stored
         self.num_bytes += len(stored.response)
         for turn in turns:
             if not self._num_users[owner, turn]:
@@ -118,8 +121,8 @@ class ResponseStore:
             ResponseNotFoundError: there is none, or no longer. ``param``: the field at fault.
         """
         self._shrink()
-        stored = self._responses.get(response_id)
-        if stored is None or stored.owner != owner:
+        stored = self._responses.get((owner, response_id))
+        if stored is None:
             raise ResponseNotFoundError(response_id, param)
         return stored
 
@@ -130,7 +133,7 @@ class ResponseStore:
             ResponseNotFoundError: there is none, or no longer.
         """
         self.get(owner, response_id)
-        self._forget(response_id)
+        self._forget((owner, response_id))
 
     def find_items(self, owner: bytes, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Items of this owner's by id, as many as there are."""
@@ -143,7 +146,7 @@ class ResponseStore:
     def _shrink(self) -> None:
         latest = self._clock() - self._max_age_s
         while self._responses:
-            name, oldest = next(iter(self._responses.items()))
+            place, oldest = next(iter(self._responses.items()))
             is_over = (
                 self.num_bytes > self._max_bytes
                 or len(self._responses) > self._max_responses
@@ -151,17 +154,17 @@ class ResponseStore:
             )
             if not is_over:
                 return
-            self._forget(name)
+            self._forget(place)
 
-    def _forget(self, response_id: str) -> None:
-        stored = self._responses.pop(response_id)
+    def _forget(self, place: tuple[bytes, str]) -> None:
+        stored = self._responses.pop(place)
+        owner = stored.owner
         self.num_bytes -= len(stored.response)
         for turn in stored.turns:
-            place = stored.owner, turn
-            self._num_users[place] -= 1
-            if not self._num_users[place]:
-                del self._num_users[place]
+            self._num_users[owner, turn] -= 1
+            if not self._num_users[owner, turn]:
+                del self._num_users[owner, turn]
                 self.num_bytes -= len(turn)
                 for item in orjson.loads(turn):
-                    if self._turn_of.get((stored.owner, item["id"])) is turn:
-                        del self._turn_of[stored.owner, item["id"]]
+                    if self._turn_of.get((owner, item["id"])) is turn:
+                        del self._turn_of[owner, item["id"]]
