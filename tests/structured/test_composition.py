@@ -345,6 +345,11 @@ def test_the_grammar_begins_after_reasoning(tiny: LLM) -> None:
     assert (found[0], found[3], found[4:]) == (opening, closing, abc)
 
 
+def test_the_grammar_may_hold_during_reasoning(make_tiny: Callable[..., LLM]) -> None:
+    llm = make_tiny(structured_outputs_config={"enable_in_reasoning": True})
+    assert reason(llm, ReasoningTokens(None, 281, True)) == list(b"abc")
+
+
 # --------------------------------------------------------------------------------- the binding
 
 
