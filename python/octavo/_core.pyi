@@ -18,6 +18,7 @@ __all__ = [
     "GgufFile",
     "Metrics",
     "Outbox",
+    "Piece",
     "ScheduledBatch",
     "SseTemplate",
     "SseWriter",
