@@ -21,6 +21,7 @@ __all__ = [
     "Matcher",
     "Metrics",
     "Outbox",
+    "Piece",
     "ScheduledBatch",
     "SseTemplate",
     "SseWriter",

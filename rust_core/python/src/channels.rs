@@ -5,8 +5,11 @@ use std::sync::Arc;
 use octavo_core::text::channels::{self, ChannelFormat, Channels, GrammarOptions, Machine, Piece};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 
 pub(crate) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    // An alias in the stub, for annotations.
+    m.add("Piece", m.py().get_type::<PyTuple>())?;
     m.add_class::<PyChannelFormat>()?;
     m.add_class::<PyChannels>()?;
     m.add_class::<PyChannelParser>()?;

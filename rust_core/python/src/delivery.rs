@@ -82,13 +82,13 @@ impl PyDelta {
 
     #[getter]
     fn pieces(&self) -> Option<Vec<PieceTuple<'_>>> {
-        let pieces = self.inner.pieces.as_ref()?;
-        Some(pieces.iter().map(piece_tuple).collect())
+        Some(self.inner.pieces()?.iter().map(piece_tuple).collect())
     }
 
     #[getter]
     fn num_reasoning_tokens(&self) -> u32 {
-        self.inner.num_reasoning_tokens
+        let news = self.inner.channels.as_ref();
+        news.map_or(0, |news| news.num_reasoning_tokens)
     }
 
     #[getter]
@@ -374,7 +374,7 @@ fn taker<'py>(
     };
     let writer = writer.cast_into::<PySseWriter>()?;
     // Pieces that are no frames yet are the front end's to write.
-    let is_ready = delta.pieces.as_ref().is_none_or(Vec::is_empty);
+    let is_ready = delta.pieces().is_none_or(<[_]>::is_empty);
     let takes = is_ready && writer.get().is_armed() && !writer.get().is_paused();
     // An empty part would end a chunked answer.
     Ok((takes && !sse.is_empty()).then_some(writer))

@@ -224,7 +224,7 @@ impl EngineCore {
             let delta = Delta {
                 request_id: request.request_id,
                 num_prompt_tokens: request.num_prompt,
-                pieces: new.channels.as_ref().map(|_| Vec::new()),
+                channels: new.channels.as_ref().map(|_| Box::default()),
                 logprobs: new.num_logprobs.map(|_| Vec::new()),
                 cumulative_logprob: new.num_logprobs.map(|_| 0.0),
                 ..Delta::default()

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use slab::Slab;
 
+pub use crate::engine::text_maker::ChannelNews;
 use crate::engine::text_maker::{TextMaker, TextOut};
 use crate::scheduler::request::{FinishReason, StopReason};
 use crate::text::channels::{Piece, PieceKind};
@@ -64,7 +65,8 @@ pub struct Delta {
     pub request_id: u64,
     pub sse: Option<Vec<u8>>,
     pub text: String,
-    pub pieces: Option<Vec<Piece>>,
+    // Boxed: few have it, and every delta is moved about.
+    pub channels: Option<Box<ChannelNews>>,
     pub token_ids: Vec<u32>,
     pub logprobs: Option<Vec<Vec<Logprob>>>,
     pub finish_reason: Option<FinishReason>,
@@ -73,7 +75,6 @@ pub struct Delta {
     pub num_prompt_tokens: u32,
     pub num_cached_tokens: u32,
     pub num_output_tokens: u32,
-    pub num_reasoning_tokens: u32,
     pub queue_s: Option<f64>,
     pub prefill_s: Option<f64>,
     pub decode_s: Option<f64>,
@@ -81,12 +82,30 @@ pub struct Delta {
 }
 
 impl Delta {
+    /// The pieces of a request with channels.
+    #[must_use]
+    pub fn pieces(&self) -> Option<&[Piece]> {
+        self.channels.as_ref().map(|news| news.pieces.as_slice())
+    }
+
+    /// Takes the pieces, leaving the running total.
+    fn take_channels(&mut self) -> Option<Box<ChannelNews>> {
+        let news = self.channels.as_mut()?;
+        let num_reasoning_tokens = news.num_reasoning_tokens;
+        Some(std::mem::replace(
+            news,
+            Box::new(ChannelNews {
+                pieces: Vec::new(),
+                num_reasoning_tokens,
+            }),
+        ))
+    }
+
     /// Where its text goes.
     pub(super) fn text_out(&mut self) -> TextOut<'_> {
         TextOut {
             text: &mut self.text,
-            pieces: &mut self.pieces,
-            num_reasoning_tokens: &mut self.num_reasoning_tokens,
+            channels: &mut self.channels,
         }
     }
 }
@@ -159,7 +178,7 @@ impl Stream {
     fn is_silent(&self) -> bool {
         matches!(self.delivery, Delivery::Sse(_))
             && self.delta.text.is_empty()
-            && self.delta.pieces.as_ref().is_none_or(Vec::is_empty)
+            && self.delta.pieces().is_none_or(<[Piece]>::is_empty)
             && self.has_sent_first
             && self.delta.finish_reason.is_none()
     }
@@ -176,14 +195,14 @@ impl Stream {
         let mut taken = Delta {
             text: std::mem::take(&mut self.delta.text),
             token_ids,
-            pieces: self.delta.pieces.as_mut().map(std::mem::take),
+            channels: self.delta.take_channels(),
             logprobs: self.delta.logprobs.as_mut().map(std::mem::take),
             stop_reason: self.delta.stop_reason.take(),
             extra: self.delta.extra.take(),
             sse: None,
             ..self.delta
         };
-        if let Some(pieces) = &taken.pieces {
+        if let Some(pieces) = taken.pieces() {
             let text = pieces.iter().filter(|piece| piece.kind == PieceKind::Text);
             taken.text = text.map(|piece| piece.text.as_str()).collect();
         }
@@ -195,8 +214,8 @@ impl Stream {
             // The text that a sample ends with leaves in the frame of its end, which the front end
             // writes: it holds what only the end knows.
             if taken.finish_reason.is_none() {
-                match &mut taken.pieces {
-                    Some(pieces) => write_pieces(template, pieces, &mut bytes),
+                match &mut taken.channels {
+                    Some(news) => write_pieces(template, &mut news.pieces, &mut bytes),
                     None if !taken.text.is_empty() => {
                         write_chunk(template, &taken.text, &mut bytes);
                     }

@@ -19,8 +19,15 @@ pub(super) struct TextRules<'a> {
 #[derive(Debug)]
 pub(super) struct TextOut<'a> {
     pub(super) text: &'a mut String,
-    pub(super) pieces: &'a mut Option<Vec<Piece>>,
-    pub(super) num_reasoning_tokens: &'a mut u32,
+    pub(super) channels: &'a mut Option<Box<ChannelNews>>,
+}
+
+/// What a request with channels has beyond text.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[allow(missing_docs)] // named and explained in _core.pyi
+pub struct ChannelNews {
+    pub pieces: Vec<Piece>,
+    pub num_reasoning_tokens: u32,
 }
 
 /// See the module's page.
@@ -69,9 +76,9 @@ impl TextMaker {
                 None
             }
             Self::Channels(stream) => {
-                let pieces = out.pieces.get_or_insert_default();
-                let stop = stream.push(token, may_stop, pieces);
-                *out.num_reasoning_tokens = stream.num_reasoning_tokens();
+                let news = out.channels.get_or_insert_default();
+                let stop = stream.push(token, may_stop, &mut news.pieces);
+                news.num_reasoning_tokens = stream.num_reasoning_tokens();
                 stop
             }
         }
@@ -82,8 +89,9 @@ impl TextMaker {
         match self {
             Self::Plain(detokenizer) => detokenizer.finish(out.text),
             Self::Channels(stream) => {
-                let stop = stream.finish(out.pieces.get_or_insert_default());
-                *out.num_reasoning_tokens = stream.num_reasoning_tokens();
+                let news = out.channels.get_or_insert_default();
+                let stop = stream.finish(&mut news.pieces);
+                news.num_reasoning_tokens = stream.num_reasoning_tokens();
                 stop
             }
         }
