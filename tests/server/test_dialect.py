@@ -58,7 +58,7 @@ class ToyRequest(GenerationRequest):
 
 class ToyDialect:
     media_type = "application/jsonl"
-    ping = b"\n"
+    ping = early_ping = b"\n"
 
     def parse(self, body: Mapping[str, Any]) -> ToyRequest:
         clean = BODY.clean(body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -397,6 +398,25 @@ def test_hidden_reasoning_is_pinged(
     names = [name for name, _ in stream(server)]
     at = names.index("content_block_start")
     assert "ping" in names[2:at]
+
+
+def test_nothing_comes_before_the_message(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt that takes long is pinged by comments, which are no events."""
+    from octavo.server.work import answer as answer_module
+
+    monkeypatch.setattr(answer_module, "HEAD_WAIT_S", 0.05)
+    monkeypatch.setattr(answer_module, "PING_S", 0.05)
+    engine = FakeEngine()
+    engine.hold = True
+    server = start_server(engine)
+    threading.Timer(0.5, lambda: setattr(engine, "hold", False)).start()
+    body = server.post(MESSAGES, {**BODY, "stream": True}).body
+    early, _, rest = body.partition(b"event: message_start\n")
+    assert early
+    assert set(early.split(b"\n\n")) == {b": ping", b""}
+    assert fold_message(events(b"event: message_start\n" + rest))["content"][0]["text"]
 
 
 def test_a_client_that_leaves_aborts(start_server: StartServer) -> None:

@@ -334,6 +334,18 @@ def test_reasoning_of_other_servers_is_left_out(server: RunningServer) -> None:
         assert "assistant\ny<|im_end|>" in prompt(server)
 
 
+def test_a_history_may_end_with_a_thought(start_server: StartServer) -> None:
+    server = start_family(start_server, QWEN3)
+    thought = {
+        "type": "reasoning",
+        "summary": [],
+        "content": [{"type": "reasoning_text", "text": "T"}],
+    }
+    ask(server, input=[{"role": "user", "content": "Hello."}, thought])
+    text = prompt(server)
+    assert text.index("Hello.") < text.index("T\n") < text.rindex("<|im_start|>assistant")
+
+
 def test_empty_input_is_answered(server: RunningServer) -> None:
     """Clients look whether a server is there."""
     ask(server, input=[], max_output_tokens=1)

@@ -24,6 +24,8 @@ class MessagesDialect:
 
     media_type = "text/event-stream; charset=utf-8"
     ping = PING
+    # No event comes before message_start; a comment is none.
+    early_ping = b": ping\n\n"
     error_body = staticmethod(error_body)
 
     def __init__(self, exchange: Exchange) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from octavo.errors import InvalidParameterError, UnsupportedParameterError, clip
 from octavo.server.http.fields import Check
+
+logger = logging.getLogger("octavo.server")
 
 # OpenAI's notes to itself, which clients send to any route.
 BOOKKEEPING_FIELDS: Final = frozenset(
@@ -63,6 +66,7 @@ class Body:
             neutral = self.refused.get(name)
             if neutral is None:
                 if self.is_open:
+                    logger.debug("a field of a name that is not known is ignored: %s", clip(name))
                     continue
                 name = clip(name)
                 raise UnsupportedParameterError(f"Unrecognized request argument: {name}", name)

@@ -184,7 +184,9 @@ class Exchange(Request):
         if self._is_direct and self._cycle is not None:
             lines = b"content-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
             lines %= (_JSON, len(body), self.request_id.encode())
-            if write_answer(self._cycle, lines + self._more_lines(), body):
+            if self._more_headers:
+                lines += self._more_lines()
+            if write_answer(self._cycle, lines, body):
                 return
         headers = [(b"content-type", _JSON), (b"content-length", b"%d" % len(body))]
         headers += self._more_headers
@@ -197,7 +199,9 @@ class Exchange(Request):
         headers, lines = _stream_headers(media_type)
         if self._is_direct and self._cycle is not None:
             lines = b"%bx-request-id: %b\r\n" % (lines, self.request_id.encode())
-            if write_stream_head(self._cycle, lines + self._more_lines(), data):
+            if self._more_headers:
+                lines += self._more_lines()
+            if write_stream_head(self._cycle, lines, data):
                 return
         headers = [*headers, *self._more_headers]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})

@@ -41,7 +41,7 @@ class OpenAiDialect:
 
     media_type = "text/event-stream; charset=utf-8"
     # A comment, which is no event.
-    ping = b": ping\n\n"
+    ping = early_ping = b": ping\n\n"
     error_body = staticmethod(error_body)
 
 

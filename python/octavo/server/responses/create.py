@@ -35,7 +35,7 @@ class ResponsesDialect:
     """Items in, items out. Made for each exchange: what is kept belongs to its key."""
 
     media_type = "text/event-stream; charset=utf-8"
-    ping = b": ping\n\n"
+    ping = early_ping = b": ping\n\n"
     error_body = staticmethod(error_body)
 
     def __init__(self, state: ServerState, exchange: Exchange) -> None:

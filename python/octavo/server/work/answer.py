@@ -174,14 +174,15 @@ async def _stream(
     silence = Silence(generation, ping_s)
     opened: set[int] = set()
     try:
-        is_over = False
+        is_over = has_begun = False
         while not is_over:
             news = await generation.news()
             if not exchange.is_answered:
                 _raise_early_failure(generation, news)
             frames = _frames(generation, reply, news, usage, opened)
             if not news and exchange.is_answered:
-                frames = dialect.ping
+                frames = dialect.ping if has_begun else dialect.early_ping
+            has_begun |= bool(news)
             is_over = not generation.is_open
             # Nothing leaves of reasoning that the client does not see: to it, that is silence.
             has_written = bool(frames) or not exchange.is_answered

@@ -97,12 +97,15 @@ class Dialect(Protocol[Request]):
     Attributes:
         media_type: of streams.
         ping: what is written where a stream is silent for long; clients skip it.
+        early_ping: the same before the stream's first frame.
     """
 
     @property
     def media_type(self) -> str: ...
     @property
     def ping(self) -> bytes: ...
+    @property
+    def early_ping(self) -> bytes: ...
 
     def parse(self, body: Mapping[str, Any]) -> Request:
         """Check a body. Knows no model, and may run on any thread.
