@@ -251,16 +251,16 @@ class EngineConfig:
     # None: each request says for itself. There is one backend, whatever name is asked for.
     structured_outputs_config: dict[str, Any] | None = _flag(
         None,
-        "structured output",
+        "answers",
         "JSON: disable_any_whitespace, disable_additional_properties, enable_in_reasoning; backend "
         "may be any",
     )
     guided_decoding_backend: str | None = _flag(
-        None, "structured output", "accepted: there is one backend"
+        None, "answers", "accepted: there is one backend"
     )
 
     # --- observability ---
-    max_logprobs: int = _flag(20, "limits", "most logprobs a request may ask for; -1: no limit")
+    max_logprobs: int = _flag(20, "answers", "most logprobs a request may ask for; -1: no limit")
 
     def __post_init__(self) -> None:
         def check(ok: bool, name: str, must: str) -> None:

@@ -75,9 +75,7 @@ _MEDIA = "octavo takes text alone, no images, sound or video"
 _STATE_SPACE = "octavo has no state-space models"
 _LORA = "octavo has no LoRA yet"
 _SPECULATIVE = "octavo has no speculative decoding yet"
-_TOOLS = "octavo has no tool calls yet"
-_REASONING = "octavo does not separate reasoning from answers yet"
-_STRUCTURED = "octavo has no structured outputs yet"
+_REASONING = "octavo finds how a model reasons; --reasoning-parser names another way"
 _DATA_PARALLEL = "octavo has no data parallelism: run one server a GPU"
 _ONE_PROCESS = "octavo is one process on one machine"
 _EXPERTS = "octavo splits a model's experts with its layers"
@@ -340,26 +338,16 @@ _ALL: Final[list[Row]] = [
     ),
     *_rows(_SPECULATIVE, "per_request_spec_decode_metrics"),
     # ----------------------------------------------- tools, reasoning, structured outputs
-    *_refused(
-        _TOOLS, "enable_auto_tool_choice exclude_tools_when_tool_choice_none", "switch"
-    ),
-    *_refused(_TOOLS, "tool_call_parser"),
-    *_refused(_OWN_CODE, "tool_parser_plugin reasoning_parser_plugin"),
+    *_refused(_OWN_CODE, "reasoning_parser_plugin"),
     *_refused("octavo runs no tools", "tool_server"),
-    *_refused(_REASONING, "reasoning_parser"),
-    *_refused(_REASONING, "enable_reasoning", "switch"),
+    *_rows(_REASONING, "enable_reasoning", "switch"),
     *_refused(_REASONING, "reasoning_config", "object"),
-    *_refused(_STRUCTURED, "structured_outputs_config", "object"),
-    *_refused(_STRUCTURED, "guided_decoding_backend"),
     # ------------------------------------------------------------- templates and answers
     *_refused(
         "octavo asks the template which form it takes",
         "chat_template_content_format",
         "value",
         "auto",
-    ),
-    *_refused(
-        "octavo takes chat_template_kwargs from requests", "default_chat_template_kwargs", "object"
     ),
     *_refused("octavo answers as assistant", "response_role", "value", "assistant"),
     *_refused("a fingerprint names octavo's version", "fingerprint_mode", "value", "full", "hash"),

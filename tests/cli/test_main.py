@@ -180,7 +180,7 @@ def run(*words: str) -> int:
         (["serve", "--dtype", "int3"], "is not one of auto, float16"),
         (["serve", "--max-model-len", "long"], "is not a number"),
         (["serve", "--trust-remote-code"], "never runs code from a checkpoint"),
-        (["serve", "--tensor-parallel-size", "2"], "--tensor-parallel-size must be 1"),
+        (["serve", "--tensor-parallel-size", "0"], "--tensor-parallel-size must be at least 1"),
         (["serve", "--structured-outputs-config", '{"magic": 1}'], "magic is not one of backend"),
         (["serve", "--structured-outputs-config", '{"backend": 1}'], "must be a string"),
         (["frobnicate"], "invalid choice"),
