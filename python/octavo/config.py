@@ -255,9 +255,7 @@ class EngineConfig:
         "JSON: disable_any_whitespace, disable_additional_properties, enable_in_reasoning; backend "
         "may be any",
     )
-    guided_decoding_backend: str | None = _flag(
-        None, "answers", "accepted: there is one backend"
-    )
+    guided_decoding_backend: str | None = _flag(None, "answers", "accepted: there is one backend")
 
     # --- observability ---
     max_logprobs: int = _flag(20, "answers", "most logprobs a request may ask for; -1: no limit")

@@ -100,16 +100,17 @@ def test_a_hub_id_downloads_weights_and_text_files_only(
 def test_one_file_of_a_hub_id(monkeypatch: pytest.MonkeyPatch, smollm2_path: Path) -> None:
     asked: tuple[Any, ...] = ()
 
-    def hf_hub_download(repo: str, file: str, *, revision: str, cache_dir: str) -> str:
+    def hf_hub_download(repo: str, file: str, *, revision: str, cache_dir: str, token: str) -> str:
         nonlocal asked
-        asked = (repo, file, revision, cache_dir)
+        asked = (repo, file, revision, cache_dir, token)
         return str(smollm2_path)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", hf_hub_download)
     model = "someone/model/folder/weights.gguf"
-    source = resolve_model(EngineConfig(model=model, revision="v2", download_dir="/elsewhere"))
+    config = EngineConfig(model=model, revision="v2", download_dir="/elsewhere", hf_token="secret")
+    source = resolve_model(config)
     assert (source.kind, source.name, source.path) == ("gguf", model, smollm2_path)
-    assert asked == ("someone/model", "folder/weights.gguf", "v2", "/elsewhere")
+    assert asked == ("someone/model", "folder/weights.gguf", "v2", "/elsewhere", "secret")
 
 
 def test_a_folder_with_one_gguf_and_a_path_that_is_nothing(

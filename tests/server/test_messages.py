@@ -391,8 +391,7 @@ def test_hidden_reasoning_is_pinged(
     from octavo.server.work import answer as answer_module
 
     monkeypatch.setattr(answer_module, "HEAD_WAIT_S", 0.05)
-    monkeypatch.setattr(answer_module, "PING_S", 0.05)
-    server = start_family(start_server, THINKING)
+    server = start_family(start_server, THINKING, sse_keep_alive_interval=0.05)
     server.engine.said = "thought " * 30 + "</think>\n\nDone."
     server.engine.delay_s = 0.01
     names = [name for name, _ in stream(server)]
@@ -407,10 +406,9 @@ def test_nothing_comes_before_the_message(
     from octavo.server.work import answer as answer_module
 
     monkeypatch.setattr(answer_module, "HEAD_WAIT_S", 0.05)
-    monkeypatch.setattr(answer_module, "PING_S", 0.05)
     engine = FakeEngine()
     engine.hold = True
-    server = start_server(engine)
+    server = start_server(engine, sse_keep_alive_interval=0.05)
     threading.Timer(0.5, lambda: setattr(engine, "hold", False)).start()
     body = server.post(MESSAGES, {**BODY, "stream": True}).body
     early, _, rest = body.partition(b"event: message_start\n")

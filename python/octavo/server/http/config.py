@@ -50,7 +50,10 @@ class ServerConfig:
         (), "access", "origins whose web pages may call (CORS); '*' for all", many=True, common=True
     )
     allowed_methods: tuple[str, ...] = flag(
-        ("GET", "POST"), "access", "methods that such pages may use; '*' for all", many=True
+        ("GET", "POST", "DELETE"),
+        "access",
+        "methods that such pages may use; '*' for all",
+        many=True,
     )
     # Keys travel in headers of the page's own making, clients add some of their own.
     allowed_headers: tuple[str, ...] = flag(
