@@ -117,7 +117,7 @@ bench: build ## latency, throughput and start-up of the default model on this ma
 
 # ---------------------------------------------------------------------------------------- checking
 
-.PHONY: test test-slow check quick lint rust-lint python-lint types rust-test sanitize pytest
+.PHONY: test test-slow test-nightly check quick lint rust-lint python-lint types rust-test sanitize pytest
 test: dev ## install everything and run every check (CI adds test-slow)
 	@$(MAKE) --no-print-directory check
 
@@ -127,7 +127,10 @@ check: lint types rust-test sanitize pytest ## every check
 PYTEST = env OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile
 
 test-slow: dev ## long lists of cases, each of a kind that `test` has too (PYTEST_ARGS="-k ...")
-	$(PYTEST) -m "not gpu and slow" $(PYTEST_ARGS)
+	$(PYTEST) -m "not gpu and slow and not nightly" $(PYTEST_ARGS)
+
+test-nightly: dev ## the longest lists, for which CI has no time
+	$(PYTEST) -m "not gpu and nightly" $(PYTEST_ARGS)
 
 quick: dev ## core, engine, server over a fake engine, Rust unit tests: less than a minute
 	$(CARGO) test --locked --quiet -p octavo-core --lib

@@ -98,7 +98,9 @@ def test_a_real_model_writes_a_person(smollm2: LLM, temperature: float) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("first", range(0, 512, 64))
+@pytest.mark.parametrize(
+    "first", [0, *(pytest.param(at, marks=pytest.mark.nightly) for at in range(64, 512, 64))]
+)
 def test_a_real_model_writes_what_five_hundred_schemas_say(smollm2: LLM, first: int) -> None:
     schemas = [random_schema(seed) for seed in range(first, first + 64)]
     prompts = [f"JSON for the schema {json.dumps(schema)[:300]}:\n" for schema in schemas]
