@@ -202,6 +202,8 @@ class OllamaDialect:
         """A line that adds nothing."""
         return _line(done=False, **_content("", self.is_chat))
 
+    early_ping = ping
+
     async def reply(
         self, request: OllamaRequest, model: ServedModel, request_id: str
     ) -> OllamaReply:

@@ -143,7 +143,7 @@ class TgiDialect:
     """``is_stream``: of /generate_stream. ``in_list``: the answer is the one item of a list."""
 
     media_type = "text/event-stream"
-    ping = b":\n\n"
+    ping = early_ping = b":\n\n"
     error_body = staticmethod(error_body)
 
     def __init__(self, *, is_stream: bool, in_list: bool = False) -> None:
