@@ -50,6 +50,8 @@ class _Source:
     model_config: _ModelConfig
     name: str = "instant"
     chat_template: str = CHAT_TEMPLATE
+    tool_template: str | None = None
+    response_template: None = None
     generation_defaults: dict[str, Any] = field(default_factory=dict)
     special_tokens: dict[str, str] = field(default_factory=dict)
     eos_token_ids: tuple[int, ...] = (2,)
