@@ -132,7 +132,7 @@ test-slow: dev ## long lists of cases, each of a kind that `test` has too (PYTES
 test-nightly: dev ## the longest lists, for which CI has no time
 	$(PYTEST) -m "not gpu and nightly" $(PYTEST_ARGS)
 
-quick: dev ## core, engine, server over a fake engine, Rust unit tests: less than a minute
+quick: dev ## core, engine, server over a fake engine, Rust unit tests
 	$(CARGO) test --locked --quiet -p octavo-core --lib
 	$(PYTEST) -m "not gpu and not slow and not system" tests/core tests/engine tests/server
 
