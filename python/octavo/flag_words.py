@@ -73,16 +73,25 @@ def _switched(option: str, value: str) -> str:
     return option if on else "--no-" + option[2:]
 
 
+def parse_object(text: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"{text!r} is not a JSON object")
+    return value
+
+
 def _put(into: dict[str, Any], path: str, text: str) -> None:
     """Set one key; an empty path merges a whole object."""
     if not path:
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = None
-        if not isinstance(value, dict):
-            raise ValueError(f"{text!r} is not a JSON object")
-        into.update(value)
+        into.update(parse_object(text))
         return
     *parents, last = path.split(".")
     for key in parents:

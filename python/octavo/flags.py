@@ -22,7 +22,7 @@ from decimal import Decimal
 from typing import Any, Final, Literal, NoReturn
 
 from octavo import vllm_flags
-from octavo.flag_words import plain_words
+from octavo.flag_words import parse_object, plain_words
 
 ENV_PREFIX: Final = "OCTAVO_"
 VLLM_PREFIX: Final = "VLLM_"
@@ -62,21 +62,6 @@ def parse_int(text: str) -> int:
     if value != int(value):
         raise ValueError(f"{text!r} is not a whole number")
     return int(value)
-
-
-def parse_object(text: str) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise ValueError(f"{text!r} is not a JSON object")
-    return value
 
 
 def option_of(name: str) -> str:

@@ -235,11 +235,11 @@ def _find_tools(
         calls = probe.calls() if probe is not None and family else []
         read = (one for one in family if calls and _reads_all(ChannelFormat(one), calls))
         return _Finding(next(read, name), "flag")
-    if declared and (name := tool_names.sign_of(declared, known) or ""):
+    if declared and (name := _sign_of(tool_names.SIGNS, declared, known) or ""):
         return _Finding(name, "response_template")
     if template is None or probe is None:
         return _Finding()
-    guess = tool_names.sign_of(template.source, known)
+    guess = _sign_of(tool_names.SIGNS, template.source, known)
     calls = probe.calls()
     if calls:
         for name in _by_likelihood(guess, known):
@@ -252,6 +252,16 @@ def _find_tools(
     if guess is not None and not calls:
         return _Finding(guess, "words in the template")
     return _Finding()
+
+
+def _sign_of(
+    signs: Sequence[tuple[Sequence[str], str]], text: str, known: Sequence[str]
+) -> str | None:
+    """The format that a template shows signs of, among ``known``."""
+    for words, name in signs:
+        if name in known and all(word in text for word in words):
+            return name
+    return None
 
 
 def _by_likelihood(guess: str | None, known: Sequence[str]) -> Iterator[str]:
@@ -315,7 +325,7 @@ def _find_reasoning(
                 frames = reasoning_names.FRAMES
                 framed = next((frames[one] for one in frames if rest.startswith(one)), name)
                 return _Finding(framed if name == reasoning_names.THINK else name, "template")
-    sign = reasoning_names.sign_of(template.source, known)
+    sign = _sign_of(reasoning_names.SIGNS, template.source, known)
     if sign is not None:
         return _Finding(sign, "words in the template")
     if around is not None and (markers := markers_around(*around)) is not None:

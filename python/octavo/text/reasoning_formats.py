@@ -31,11 +31,3 @@ SIGNS: Final[Sequence[tuple[tuple[str, ...], str]]] = (
 
 # What may follow <think>'s end, and be part of the format.
 FRAMES: Final = {"<answer>": "hunyuan_a13b", "<response>": "ernie45"}
-
-
-def sign_of(text: str, known: Sequence[str]) -> str | None:
-    """The format that a template shows signs of, among ``known``."""
-    for words, name in SIGNS:
-        if name in known and all(word in text for word in words):
-            return name
-    return None

@@ -73,11 +73,3 @@ FAMILIES: Final = {
     "granite": ("granite", "hermes"),
     "mistral": ("mistral_array", "mistral"),
 }
-
-
-def sign_of(text: str, known: Sequence[str]) -> str | None:
-    """The format that a template shows signs of, among ``known``."""
-    for words, name in SIGNS:
-        if name in known and all(word in text for word in words):
-            return name
-    return None

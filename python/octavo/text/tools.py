@@ -10,7 +10,7 @@ import json
 import re
 import secrets
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -49,6 +49,11 @@ class Tool:
     schema: str
     strict: bool
     definition: dict[str, Any]
+
+
+def num_tool_calls(messages: Iterable[Mapping[str, Any]]) -> int:
+    """Calls in a conversation."""
+    return sum(len(one.get("tool_calls") or ()) for one in messages)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from octavo.server.anthropic.errors import error_object
 from octavo.server.anthropic.partial_json import read_object
 from octavo.server.work.blocks import Blocks
 from octavo.server.work.news import pieces_of
-from octavo.text.tools import call_id
+from octavo.text.tools import call_id, num_tool_calls
 
 if TYPE_CHECKING:
     from octavo._core import SseTemplate, TokenIds
@@ -64,8 +64,7 @@ class MessagesReply:
         self.plan = plan
         self._model = model
         self._request_id = request_id
-        messages = request.conversation.messages
-        num_earlier = sum(len(one.get("tool_calls") or ()) for one in messages)
+        num_earlier = num_tool_calls(request.conversation.messages)
         form = model.chat_format.tool_calls
 
         def new_call_id(name: str, number: int, given: str) -> str:
@@ -196,11 +195,8 @@ class MessagesReply:
     def _end(self, news: News) -> dict[str, Any]:
         """Why the answer ends; counts the outcome of one that may have called tools."""
         calls = self._blocks.calls
-        use = self.request.tool_use
-        if use.tools and use.mode != "none":
-            has_all = all(block.is_whole for block in calls)
-            status = "none" if not calls else "called" if has_all else "cut"
-            self._model.tool_call_counts[status] += 1
+        num_whole = sum(block.is_whole for block in calls)
+        self._model.count_calls(self.request.tool_use, len(calls), num_whole)
         reason, stop = "end_turn", None
         if news.finish_reason == "length":
             reason = "max_tokens"

@@ -14,6 +14,7 @@ from octavo.server.work.answer import answer
 from octavo.server.work.chat import PLAIN, ChatPlan, plan_chat
 from octavo.server.work.prompts import encode_chat
 from octavo.server.work.usage import timings_object
+from octavo.text.tools import num_tool_calls
 
 if TYPE_CHECKING:
     from octavo._core import TokenIds
@@ -94,10 +95,9 @@ class ChatReply(OpenAiReply):
     def _message(self, index: int) -> ChatMessage:
         message = self._messages.get(index)
         if message is None:
-            earlier = self.request.conversation.messages
             message = self._messages[index] = ChatMessage(
                 self._model.chat_format.tool_calls,
-                sum(len(one.get("tool_calls") or ()) for one in earlier),
+                num_tool_calls(self.request.conversation.messages),
                 shows_reasoning=self.request.include_reasoning,
             )
         return message
@@ -123,12 +123,7 @@ class ChatReply(OpenAiReply):
         return self.chunk_event([choice], **fields)
 
     def _count_calls(self, message: ChatMessage) -> None:
-        """Count the outcome of a sample that may have called tools."""
-        use = self.request.tool_use
-        if use.tools and use.mode != "none":
-            has_all = message.num_ended == message.num_calls
-            status = "none" if not message.num_calls else "called" if has_all else "cut"
-            self._model.tool_call_counts[status] += 1
+        self._model.count_calls(self.request.tool_use, message.num_calls, message.num_ended)
 
     def text(self, index: int, news: News) -> bytes:
         """The chunks of all pieces: one chunk where there are no channels."""

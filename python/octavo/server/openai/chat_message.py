@@ -6,11 +6,10 @@ fragments of its arguments, then an end. Here they become the deltas of a stream
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from octavo.server.work.news import joined
+from octavo.server.work.news import identified
 from octavo.text.tools import call_id
 
 if TYPE_CHECKING:
@@ -38,9 +37,7 @@ class ChatMessage:
     def deltas(self, pieces: Iterable[Piece]) -> list[dict[str, Any]]:
         """The deltas of a stream, in order; pieces of one kind in a row are one."""
         deltas: list[dict[str, Any]] = []
-        last: Piece = ("end", 0, "")
-        following = itertools.pairwise(itertools.chain(joined(pieces), [last]))
-        for (kind, call, text), (next_kind, _, next_text) in following:
+        for kind, call, text, given in identified(pieces):
             match kind:
                 case "text" if text:
                     deltas.append({"content": text})
@@ -49,8 +46,6 @@ class ChatMessage:
                     deltas.append({"reasoning": text, "reasoning_content": text})
                 case "name":
                     self.num_calls += 1
-                    # The model's own id, if it is known so early.
-                    given = next_text if next_kind == "id" else ""
                     number = self._num_earlier_calls + call
                     opened = {
                         "index": call,

@@ -14,7 +14,7 @@ from octavo.server.openai.logprobs import chat_logprobs
 from octavo.server.responses.output import Output
 from octavo.server.work.blocks import Blocks
 from octavo.server.work.news import pieces_of
-from octavo.text.tools import call_id
+from octavo.text.tools import call_id, num_tool_calls
 
 if TYPE_CHECKING:
     from octavo._core import Piece, SseTemplate, TokenIds
@@ -60,7 +60,7 @@ class ResponsesReply:
         self._model = model
         self._request_id = request_id
         self.keep: Keep | None = None
-        num_earlier = sum(len(one.get("tool_calls") or ()) for one in conversation)
+        num_earlier = num_tool_calls(conversation)
         form = model.chat_format.tool_calls
         most = request.max_tool_calls
         if not request.tools.use.parallel:
@@ -212,16 +212,9 @@ class ResponsesReply:
             "output_tokens_details": {"reasoning_tokens": news.num_reasoning_tokens},
             "total_tokens": news.num_prompt_tokens + news.num_output_tokens,
         }
-        self._count_calls()
+        calls = self._blocks.calls
+        num_whole = sum(block.is_whole for block in calls)
+        self._model.count_calls(self.request.tools.use, len(calls), num_whole)
         if self.keep is not None:
             self.keep(response)
         return response
-
-    def _count_calls(self) -> None:
-        """Count the outcome of an answer that may have called tools."""
-        use = self.request.tools.use
-        if use.tools and use.mode != "none":
-            calls = self._blocks.calls
-            has_all = all(block.is_whole for block in calls)
-            status = "none" if not calls else "called" if has_all else "cut"
-            self._model.tool_call_counts[status] += 1

@@ -6,12 +6,11 @@ responses are lists: text, reasoning and calls of tools in the order in which th
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from octavo.server.work.news import joined
+from octavo.server.work.news import identified
 
 if TYPE_CHECKING:
     from octavo._core import Piece
@@ -78,16 +77,12 @@ class Blocks:
 
     def take(self, pieces: Iterable[Piece]) -> Iterator[Step]:
         """The steps of what came, in order; text of one kind in a row is one."""
-        last: Piece = ("end", 0, "")
-        following = itertools.pairwise(itertools.chain(joined(pieces), [last]))
-        for (kind, call, text), (next_kind, _, next_text) in following:
+        for kind, call, text, given in identified(pieces):
             match kind:
                 case "text" | "reasoning" if text:
                     if kind == "text" or self._shows_reasoning:
                         yield from self._say(kind, text)
                 case "name" if self._max_calls is None or call < self._max_calls:
-                    # The model's own id, if it is known so early.
-                    given = next_text if next_kind == "id" else ""
                     yield from self.open("call", text, self._new_call_id(text, call, given))
                 case "arguments" if text and self._open is not None and self._open.kind == "call":
                     yield self._add(self._open, text)

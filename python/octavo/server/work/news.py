@@ -69,6 +69,14 @@ def pieces_of(news: News) -> list[Piece]:
     return [("text", 0, news.text)] if news.pieces is None else news.pieces
 
 
+def identified(pieces: Iterable[Piece]) -> Iterator[tuple[str, int, str, str]]:
+    """The joined pieces, and beside a call's name the model's own id, if it is known so early."""
+    last: Piece = ("end", 0, "")
+    following = itertools.pairwise(itertools.chain(joined(pieces), [last]))
+    for (kind, call, text), (next_kind, _, next_text) in following:
+        yield kind, call, text, next_text if kind == "name" and next_kind == "id" else ""
+
+
 def joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
     """The pieces, those of one kind and call in a row as one."""
     for (kind, call), group in itertools.groupby(pieces, key=lambda piece: piece[:2]):

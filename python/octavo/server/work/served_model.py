@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from octavo.engine.engine import AsyncEngine
     from octavo.pooling import PoolingInfo, PoolingTask
     from octavo.server.http.config import ServerConfig
+    from octavo.text.tools import ToolUse
 
 # Routes for models that generate no text.
 _POOLING_ROUTES: Final[dict[PoolingTask, str]] = {
@@ -101,6 +102,12 @@ class ServedModel:
         return [
             (token[0], token_id) for token_id, token in added if token[1] and token[0] in markers
         ]
+
+    def count_calls(self, use: ToolUse, num_calls: int, num_whole: int) -> None:
+        """Count the outcome of an answer that may have called tools."""
+        if use.tools and use.mode != "none":
+            status = "none" if not num_calls else "called" if num_whole == num_calls else "cut"
+            self.tool_call_counts[status] += 1
 
     @property
     def names(self) -> tuple[str, ...]:
