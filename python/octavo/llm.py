@@ -142,13 +142,10 @@ class LLM(PoolingLLM):
                 has run.
             RuntimeError: the model failed on a request.
         """
-        batch = as_batch(prompts)
-        refuse_adapter(lora_request)
-        params = self._per_prompt(sampling_params, len(batch))
-        priorities = _priorities(priority, len(batch))
+        asked = self._asked(prompts, sampling_params, lora_request, priority)
 
         def work() -> list[RequestOutput]:
-            prepared = self._prepare(batch, params, priorities, tokenization_kwargs)
+            prepared = self._prepare(*asked, tokenization_kwargs)
             return self._complete(prepared, use_tqdm)
 
         return self._alone(work)
@@ -167,13 +164,8 @@ class LLM(PoolingLLM):
 
         Args and Raises: as for ``generate``.
         """
-        batch = as_batch(prompts)
-        refuse_adapter(lora_request)
-        params = self._per_prompt(sampling_params, len(batch))
-        priorities = _priorities(priority, len(batch))
-        prepared = self._alone(
-            lambda: self._prepare(batch, params, priorities, tokenization_kwargs)
-        )
+        asked = self._asked(prompts, sampling_params, lora_request, priority)
+        prepared = self._alone(lambda: self._prepare(*asked, tokenization_kwargs))
         self._queued += prepared
         return [one.output.request_id for one in prepared]
 
@@ -345,6 +337,19 @@ class LLM(PoolingLLM):
                 self._engine.source.eos_token_ids,
                 progress.update,
             )
+
+    def _asked(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        lora_request: None,
+        priority: Priorities,
+    ) -> tuple[Sequence[Prompt], list[SamplingParams], list[int]]:
+        """The prompts, and settings and a priority for each."""
+        batch = as_batch(prompts)
+        refuse_adapter(lora_request)
+        params = self._per_prompt(sampling_params, len(batch))
+        return batch, params, _priorities(priority, len(batch))
 
     def _per_prompt(
         self, sampling_params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int

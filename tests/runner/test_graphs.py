@@ -10,6 +10,7 @@ import copy
 import itertools
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -190,15 +191,8 @@ def test_a_shape_gets_its_own_graph_once_padding_has_cost_as_much() -> None:
 # ----------------------------------------------------------------------------------- interpreted
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU runs everything below")
-def test_interpreted_steps_choose_the_plain_runners_tokens(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(SMALL))
-    sampling: list[dict[str, Any]] = [{}, {"logprobs": 2}, ADJUSTED[0], ADJUSTED[2], ADJUSTED[3]]
-    sampling.append({"bad_words": ["\x01\x02"], "min_tokens": 2, "stop_token_ids": [5]})
-    sampling += [{"prompt_logprobs": 2}, {"prompt_logprobs": 0, "repetition_penalty": 1.2}]
-    found = []
+def both_runners(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LLM]:
+    """The model in ``folder`` behind the plain runner, then behind that of GPUs, interpreted."""
     for runner in (EagerRunner, GraphRunner):
         monkeypatch.setattr(
             engine_loop,
@@ -207,8 +201,8 @@ def test_interpreted_steps_choose_the_plain_runners_tokens(
         )
         if runner is GraphRunner:
             monkeypatch.setattr(loading, "get_ops", lambda device, backend: gpu.OPS)
-        llm = make(
-            tmp_path,
+        yield make(
+            folder,
             device="cpu",
             attention_backend="reference",
             threads=1,
@@ -218,6 +212,18 @@ def test_interpreted_steps_choose_the_plain_runners_tokens(
             max_num_batched_tokens=16,
             enforce_eager=True,
         )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU runs everything below")
+def test_interpreted_steps_choose_the_plain_runners_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SMALL))
+    sampling: list[dict[str, Any]] = [{}, {"logprobs": 2}, ADJUSTED[0], ADJUSTED[2], ADJUSTED[3]]
+    sampling.append({"bad_words": ["\x01\x02"], "min_tokens": 2, "stop_token_ids": [5]})
+    sampling += [{"prompt_logprobs": 2}, {"prompt_logprobs": 0, "repetition_penalty": 1.2}]
+    found = []
+    for llm in both_runners(tmp_path, monkeypatch):
         params = [
             SamplingParams(**{"temperature": 0.0, **kind}, max_tokens=3, ignore_eos=True)
             for kind in sampling
@@ -258,25 +264,7 @@ def test_interpreted_constrained_rows_choose_the_plain_runners_tokens(
         {"structured_outputs": {"regex": "a*"}, "min_tokens": 2, "n": 2},
     ]
     found = []
-    for runner in (EagerRunner, GraphRunner):
-        monkeypatch.setattr(
-            engine_loop,
-            "make_runner",
-            lambda config, source, runner=runner: runner(loading.load(config, source)),
-        )
-        if runner is GraphRunner:
-            monkeypatch.setattr(loading, "get_ops", lambda device, backend: gpu.OPS)
-        llm = make(
-            tmp_path,
-            device="cpu",
-            attention_backend="reference",
-            threads=1,
-            block_size=4,
-            max_num_seqs=4,
-            max_model_len=64,
-            max_num_batched_tokens=16,
-            enforce_eager=True,
-        )
+    for llm in both_runners(tmp_path, monkeypatch):
         params = [SamplingParams(**{"temperature": 0.0, **kind}, max_tokens=8) for kind in kinds]
         asked = prompts(len(kinds), 20, 190)
         found.append(llm.generate(asked, params, use_tqdm=False))

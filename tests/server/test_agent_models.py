@@ -14,22 +14,13 @@ from typing import Any, Literal
 
 import pytest
 from pydantic import BaseModel
-from test_agents import City, check_weather
+from test_agents import QUESTION, TOOL, City, check_weather
 from test_end_to_end import ROOT, ServerProcess
 from test_end_to_end import pytestmark as end_to_end
 
 pytestmark = [*end_to_end, pytest.mark.slow]
 
-SCHEMA: Any = {
-    "type": "object",
-    "properties": {
-        "city": {"type": "string", "enum": ["Paris", "Oslo"]},
-        "days": {"type": "integer", "minimum": 1, "maximum": 9},
-    },
-    "required": ["city", "days"],
-    "additionalProperties": False,
-}
-QUESTION = "What is the weather in Paris?"
+SCHEMA: Any = TOOL["function"]["parameters"]
 EASY = "What is the capital of France?"
 
 

@@ -89,10 +89,7 @@ class EagerShard:
         ``staged``: the plan, int32 [packed_len], on the host. ``states``: of the stage before.
         """
         with torch.inference_mode():
-            self.batch.load(batch, self._upload(staged))
-            self.batch.context.ends_only = not spans
-            inputs = self._inputs(states)
-            hidden = self.model(inputs, self.batch.context)
+            hidden = self._hidden(batch, staged, states, ends_only=not spans)
             scored = self.prompt_scorer.score(spans, hidden)
             num_samples = batch.num_samples
             # A prefill chunk that is not its prompt's last samples nothing; a step of decodes
@@ -106,10 +103,7 @@ class EagerShard:
     ) -> Tensor:
         """A step's states [T, D] after a stage that is not the last; arguments as ``compute``'s."""
         with torch.inference_mode():
-            self.batch.load(batch, self._upload(staged))
-            self.batch.context.ends_only = False
-            inputs = self._inputs(states)
-            return self.model(inputs, self.batch.context)
+            return self._hidden(batch, staged, states, ends_only=False)
 
     def warm_up(self, states: Tensor | None = None) -> Tensor:
         """One decode that stores nothing; returns its states, or logits."""
@@ -133,9 +127,17 @@ class EagerShard:
             hidden = self.model(ints(0) if states is None else states, context)
             return self.model.compute_logits(hidden) if self._is_last else hidden
 
-    def _inputs(self, states: Tensor | None) -> Tensor:
-        """A stage's input. A copy: layers add to it, and other ranks are given the same states."""
-        return self.batch.input_ids if states is None else states.to(self.device, copy=True)
+    def _hidden(
+        self, batch: ScheduledBatch, staged: Tensor, states: Tensor | None, *, ends_only: bool
+    ) -> Tensor:
+        """What the model's part makes of a step: [T, D]."""
+        self.batch.load(batch, self._upload(staged))
+        self.batch.context.ends_only = ends_only
+        inputs = self.batch.input_ids
+        if states is not None:
+            # A copy: layers add to it, and other ranks are given the same states.
+            inputs = states.to(self.device, copy=True)
+        return self.model(inputs, self.batch.context)
 
     def _upload(self, staged: Tensor) -> Tensor:
         if self._packed is None:
@@ -204,10 +206,8 @@ class EagerRunner:
         spans = self.prompt_scorer.plan(batch, array)
         states = None
         for stage in self._earlier:
-            passed = [functools.partial(s.pass_on, batch, staged, states) for s in stage.shards]
-            states = stage.exchange.run(passed)[0]
-        computed = self.mesh.each(lambda shard: shard.compute(batch, staged, spans, states))
-        logits, scored = computed[0]
+            states = stage.each(EagerShard.pass_on, batch, staged, states)[0]
+        logits, scored = self.mesh.each(EagerShard.compute, batch, staged, spans, states)[0]
         sample_rows = array[batch.sample_rows_offset :][: batch.num_samples]
         slots = array[batch.sample_slots_offset :][: batch.num_samples]
         positions = array[batch.positions_offset :][sample_rows]
@@ -248,8 +248,7 @@ class EagerRunner:
         drop_library_pages()
         states = None
         for stage in (*self._earlier, self.mesh):
-            begun = [functools.partial(shard.warm_up, states) for shard in stage.shards]
-            states = stage.exchange.run(begun)[0]
+            states = stage.each(EagerShard.warm_up, states)[0]
 
     def idle_work(self) -> bool:
         """There is none."""

@@ -11,7 +11,7 @@ import functools
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Generic, Protocol, TypeVar
+from typing import Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from octavo.kernels.rank import Rank
 
 S = TypeVar("S")
 R = TypeVar("R")
+P = ParamSpec("P")
 
 
 class Exchange(Protocol):
@@ -66,9 +67,12 @@ class Mesh(Generic[S]):
         """A mesh of what ``make`` makes of each shard, with the same exchange."""
         return Mesh([make(shard) for shard in self.shards], self.exchange)
 
-    def each(self, program: Callable[[S], R]) -> list[R]:
-        """Run ``program`` for every shard, which may exchange in it: the results by rank."""
-        return self.exchange.run([functools.partial(program, shard) for shard in self.shards])
+    def each(
+        self, program: Callable[Concatenate[S, P], R], *args: P.args, **kwargs: P.kwargs
+    ) -> list[R]:
+        """Run ``program(shard, *args)`` for every shard, which may exchange in it: by rank."""
+        programs = [functools.partial(program, shard, *args, **kwargs) for shard in self.shards]
+        return self.exchange.run(programs)
 
 
 def ranks_of(exchange: Exchange) -> list[Rank]:
