@@ -220,32 +220,41 @@ impl ValueReader {
                 self.open(Container::Tuple);
             }
             ']' | ')' if may_close => return self.close_container(c, out),
-            '"' | '\'' => {
-                self.flush(out);
-                out.push('"');
-                self.is_key = false;
-                self.state = State::String { quote: c };
-            }
             c => {
-                if let Dialect::Marked(mark, _) = dialect
-                    && mark.starts_with(c)
-                {
-                    self.flush(out);
-                    self.is_key = false;
-                    self.state = State::Mark { matched: 0 };
-                    return Step::Left;
-                }
                 let begins_word = match dialect {
                     Dialect::Marked(..) => !matches!(c, '}' | ']' | ',' | ':'),
                     _ => c.is_ascii_alphanumeric() || matches!(c, '-' | '+' | '.'),
                 };
-                if !begins_word {
-                    return Step::Stuck;
-                }
-                self.flush(out);
-                self.is_key = false;
-                self.begin_word(c);
+                return self.begin(dialect, c, false, begins_word, out);
             }
+        }
+        Step::Taken
+    }
+
+    /// Begins a key or a value that is no container: quoted, between marks, or a bare word.
+    fn begin(
+        &mut self,
+        dialect: &Dialect,
+        c: char,
+        is_key: bool,
+        begins_word: bool,
+        out: &mut String,
+    ) -> Step {
+        let is_quote = matches!(c, '"' | '\'');
+        let is_mark = matches!(dialect, Dialect::Marked(mark, _) if mark.starts_with(c));
+        if !is_quote && !is_mark && !begins_word {
+            return Step::Stuck;
+        }
+        self.flush(out);
+        self.is_key = is_key;
+        if is_quote {
+            out.push('"');
+            self.state = State::String { quote: c };
+        } else if is_mark {
+            self.state = State::Mark { matched: 0 };
+            return Step::Left;
+        } else {
+            self.begin_word(c);
         }
         Step::Taken
     }
@@ -254,31 +263,12 @@ impl ValueReader {
         match c {
             c if is_space(c) => self.space(c, out),
             '}' => return self.close_container(c, out),
-            '"' | '\'' => {
-                self.flush(out);
-                out.push('"');
-                self.is_key = true;
-                self.state = State::String { quote: c };
-            }
             c => {
-                if let Dialect::Marked(mark, _) = dialect
-                    && mark.starts_with(c)
-                {
-                    self.flush(out);
-                    self.is_key = true;
-                    self.state = State::Mark { matched: 0 };
-                    return Step::Left;
-                }
                 let begins_word = match dialect {
                     Dialect::Marked(..) => !matches!(c, ',' | ':' | '{' | '[' | ']'),
                     _ => c.is_alphanumeric() || matches!(c, '_' | '$' | '-'),
                 };
-                if !begins_word {
-                    return Step::Stuck;
-                }
-                self.flush(out);
-                self.is_key = true;
-                self.begin_word(c);
+                return self.begin(dialect, c, true, begins_word, out);
             }
         }
         Step::Taken
