@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from .weights import Norm
+
 
 @dataclass(frozen=True, slots=True)
 class Rank:
@@ -20,15 +22,18 @@ class Rank:
     rank: int
     size: int
     reduce: Callable[[Tensor], Tensor]  # the sum over all ranks, the same bits on each
-    # All ranks' tensors side by side along the last dimension, in which they may differ.
-    gather: Callable[[Tensor], Tensor]
+    # (tensor, N): all ranks' shares of N columns side by side, as ``weights.share`` shares them.
+    gather: Callable[[Tensor, int], Tensor]
+    # (x, residual, norm) -> (norm(sum), sum) of the residual and all ranks' x, at once; the sum may
+    # be written into the residual. None: ``reduce`` and a norm.
+    add_norm: Callable[[Tensor, Tensor, Norm], tuple[Tensor, Tensor]] | None = None
 
     def at(self, rank: int, size: int) -> Rank:
         """Another place, with the same exchanges."""
         return replace(self, rank=rank, size=size)
 
 
-def _itself(tensor: Tensor) -> Tensor:
+def _itself(tensor: Tensor, columns: int = 0) -> Tensor:
     return tensor
 
 

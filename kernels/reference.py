@@ -47,6 +47,14 @@ def linear(
     return y.to(out_dtype or x.dtype)
 
 
+def sum_of_ranks(parts: Sequence[Tensor]) -> Tensor:
+    """The ranks' tensors added in their order, in their dtype."""
+    total = parts[0].float().clone()
+    for part in parts[1:]:
+        total += part.float()
+    return total.to(parts[0].dtype)
+
+
 def embedding(
     ids: Tensor, weight: Tensor, *, scale: float = 1.0, out_dtype: torch.dtype | None = None
 ) -> Tensor:

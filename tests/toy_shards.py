@@ -123,7 +123,7 @@ class ToyPart:
         return x / x.norm(dim=-1, keepdim=True)
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        return self._rank.gather(hidden @ self._weights["head"].T) * 8
+        return self._rank.gather(hidden @ self._weights["head"].T, SHAPE.vocab_size) * 8
 
 
 def load_toy(config: EngineConfig, exchange: Exchange) -> LoadedModel[Any]:

@@ -19,6 +19,13 @@ from triton.runtime.jit import JITFunction
 # Compiling is mostly LLVM and ptxas, which hold no interpreter lock; the rest is Python.
 MAX_THREADS = 16
 
+_is_compiling = False
+
+
+def is_compiling() -> bool:
+    """True within ``compile_only``: what is launched does not run."""
+    return _is_compiling
+
 
 class _Compilers(ThreadPoolExecutor):
     """Threads that compile kernels and load them, on this thread's device."""
@@ -68,9 +75,12 @@ def compile_only() -> Iterator[None]:
         self.device_caches[device][0][key] = kernel
         return kernel
 
+    global _is_compiling
     with _Compilers() as compilers, triton.AsyncCompileMode(compilers):
         JITFunction.run, JITFunction._do_compile = compile_alone, compile_once
+        _is_compiling = True
         try:
             yield
         finally:
+            _is_compiling = False
             JITFunction.run, JITFunction._do_compile = run, compile_kernel

@@ -1,6 +1,6 @@
 """Shared by every kernel's launch: device checks, PDL, the counters of last arrivers.
 
-The kernels run on one stream a device. They synchronize nothing with the host and allocate only
+The kernels of a shard run on one stream. They synchronize nothing with the host and allocate only
 through torch.empty, so all of them can be captured into a CUDA graph; run each shape once eagerly
 before capturing it, so that its kernel is compiled and the counters exist.
 """
@@ -53,11 +53,12 @@ def num_sms(device: torch.device) -> int:
     return _num_sms(device.index if device.index is not None else torch.cuda.current_device())
 
 
-_counters: dict[torch.device, torch.Tensor] = {}
+# By device and stream: launches of two streams overlap.
+_counters: dict[tuple[torch.device, int], torch.Tensor] = {}
 
 
 def counters(device: torch.device, count: int) -> torch.Tensor:
-    """Zeroed int32 [NUM_COUNTERS], shared by the split kernels of one device.
+    """Zeroed int32 [NUM_COUNTERS], shared by the split kernels of a device's current stream.
 
     Raises:
         ValueError: if a launch needs more than NUM_COUNTERS.
@@ -65,12 +66,13 @@ def counters(device: torch.device, count: int) -> torch.Tensor:
     """
     if count > NUM_COUNTERS:
         raise ValueError(f"a launch needs {count} tiles, at most {NUM_COUNTERS} are counted")
-    found = _counters.get(device)
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    found = _counters.get((device, stream))
     if found is None:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise RuntimeError("run a step eagerly before capturing it: the counters do not exist")
         found = torch.zeros(NUM_COUNTERS, dtype=torch.int32, device=device)
-        _counters[device] = found
+        _counters[device, stream] = found
     return found
 
 

@@ -207,7 +207,7 @@ class Scored:
     logprobs: torch.Tensor
 
 
-def octavos(folder: Path, dtype: str) -> list[Scored]:
+def octavos(folder: Path, dtype: str, **options: Any) -> list[Scored]:
     """Prompts of several lengths in one batch, in chunks, and 24 greedy tokens each."""
     llm = LLM(
         str(folder),
@@ -218,6 +218,7 @@ def octavos(folder: Path, dtype: str) -> list[Scored]:
         max_num_batched_tokens=64,
         max_logprobs=VOCAB,
         kv_cache_memory_bytes=64 << 20,
+        **options,
     )
     prompts = [prompt(length, length) for length in (1, 17, 64, 90, 130, 150)]
     params = SamplingParams(

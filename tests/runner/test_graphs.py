@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +37,8 @@ from octavo.runner.cuda_graphs import (
 )
 from octavo.runner.eager import EagerRunner
 from octavo.runner.graphs import GraphRunner
-from octavo.runner.mesh import LockstepExchange, NoExchange
+from octavo.runner.lockstep import LockstepExchange
+from octavo.runner.mesh import NoExchange
 from octavo.sampling_params import SamplingParams
 from toy_shards import assert_same, generate_with
 
@@ -89,9 +91,14 @@ def prompts(count: int, longest: int = 100, vocab: int = 500) -> list[dict[str, 
     return [{"prompt_token_ids": rng.integers(3, vocab, n).tolist()} for n in lengths]
 
 
+# The same tests over several shards: OCTAVO_TEST_MESH=cuda:0,cuda:1 (bench/gpu.sh mesh).
+MESH = os.environ.get("OCTAVO_TEST_MESH")
+
+
 def make(folder: Path, **config: Any) -> LLM:
     settings: dict[str, Any] = {
         "load_format": "dummy",
+        "mesh": MESH,
         "dtype": "float32",
         "max_model_len": 256,
         "max_num_seqs": 16,

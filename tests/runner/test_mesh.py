@@ -12,7 +12,8 @@ from torch import Tensor
 
 from octavo.config import EngineConfig
 from octavo.runner.eager import EagerRunner
-from octavo.runner.mesh import Exchange, LockstepExchange, Mesh, NoExchange, ranks_of
+from octavo.runner.lockstep import LockstepExchange
+from octavo.runner.mesh import Exchange, Mesh, NoExchange, ranks_of
 from toy_shards import assert_same, generate_with, load_toy
 
 
@@ -69,7 +70,7 @@ def test_sums_are_in_float32_and_gathers_in_the_ranks_order() -> None:
         exchange.barrier(rank)
         total = exchange.all_reduce(tensor, rank)
         assert total.dtype is torch.bfloat16
-        return float(total), exchange.gather(torch.tensor([[rank], [10 * rank]]), rank).tolist()
+        return float(total), exchange.gather(torch.tensor([[rank], [10 * rank]]), 3, rank).tolist()
 
     assert run(exchange, program) == [(258.0, [[0, 1, 2], [0, 10, 20]])] * 3
 
@@ -125,7 +126,7 @@ def test_one_rank_exchanges_nothing() -> None:
     [rank] = ranks_of(NoExchange())
     tensor = torch.ones(2)
     assert rank.reduce(tensor) is tensor
-    assert rank.gather(tensor) is tensor
+    assert rank.gather(tensor, 2) is tensor
     assert (rank.rank, rank.size) == (0, 1)
 
 

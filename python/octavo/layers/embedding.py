@@ -46,16 +46,17 @@ class Embedding:
 class LMHead:
     """Hidden states to logits: softcap(scale * (x W^T + b)).
 
-    ``weight``: [V, D], or a rank's rows of it; a tied head is given the embedding's own.
-    ``softcap`` 0: none. ``bias``: [V], or the rank's, or None.
+    ``weight``: [V, D], or a rank's share of it; a tied head is given the embedding's own.
+    ``num_ids``: V. ``softcap`` 0: none. ``bias``: [V], or the rank's, or None.
     """
 
-    __slots__ = ("_linear", "_rank", "bias", "scale", "softcap", "weight")
+    __slots__ = ("_linear", "_num_ids", "_rank", "bias", "scale", "softcap", "weight")
 
     def __init__(
         self,
         ops: OpSet,
         weight: Weight,
+        num_ids: int,
         softcap: float = 0.0,
         *,
         scale: float = 1.0,
@@ -63,6 +64,7 @@ class LMHead:
     ) -> None:
         self._linear = weight.linear
         self._rank = ops.rank
+        self._num_ids = num_ids
         self.weight = weight
         self.softcap = softcap
         self.scale = scale
@@ -75,4 +77,4 @@ class LMHead:
             logits = logits * self.scale
         if self.softcap:
             logits = torch.tanh(logits / self.softcap) * self.softcap
-        return self._rank.gather(logits)
+        return self._rank.gather(logits, self._num_ids)

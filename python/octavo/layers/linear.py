@@ -8,7 +8,7 @@ from torch import Tensor
 
 from octavo.kernels.opset import OpSet
 from octavo.kernels.weights import Stored, Weight
-from octavo.layers.norm import RMSNorm
+from octavo.layers.norm import Addend, Parts, RMSNorm
 
 
 class Linear:
@@ -18,8 +18,8 @@ class Linear:
     ``bias``: [N] or None. ``partial``: K is one rank's part of the input, and the result is the sum
     over all ranks, each of which takes part in it; the bias is rank 0's.
 
-    A block's sum may be left to the norm after it: ``add`` returns an addend (or None) beside the
-    residual, and ``normed`` and ``RMSNorm.add`` take the two.
+    A block's sum may be left to the norm after it: ``add`` returns an addend beside the residual,
+    and ``normed`` and ``RMSNorm.add`` take the two.
     """
 
     __slots__ = ("_linear", "_reduce", "bias", "weight")
@@ -43,7 +43,7 @@ class Linear:
         return y if self._reduce is None else self._reduce(y)
 
     def normed(
-        self, x: Tensor | None, residual: Tensor, norm: RMSNorm, gate: str = ""
+        self, x: Addend, residual: Tensor, norm: RMSNorm, gate: str = ""
     ) -> tuple[Tensor, Tensor]:
         """(projection of norm(residual + x), residual + x); may write the sum into ``residual``.
 
@@ -54,14 +54,16 @@ class Linear:
         normed, residual = norm.add(x, residual)
         return self._linear(normed, self.bias, gate=gate), residual
 
-    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor | None, Tensor]:
+    def add(self, x: Tensor, residual: Tensor) -> tuple[Addend, Tensor]:
         """(addend, residual), [T, N] each: the projection, still to be added to the residual.
 
         The addend is None where the projection itself adds it, for less than the next norm would.
         """
-        if self._reduce is None and self.weight.adds_residual(x.shape[0]):
+        if self._reduce is not None:
+            return Parts(self._linear(x, self.bias)), residual
+        if self.weight.adds_residual(x.shape[0]):
             return None, self._linear(x, self.bias, residual=residual)
-        return self(x), residual
+        return self._linear(x, self.bias), residual
 
     def spec(self) -> tuple[Weight, Tensor | None]:
         """(weight, bias), as ``kernels.decoder`` takes them."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from octavo.kernels.opset import OpSet
 from octavo.kernels.weights import Stored
-from octavo.layers.norm import RMSNorm
+from octavo.layers.norm import Addend, Parts, RMSNorm
 
 
 class MoE:
@@ -43,16 +43,18 @@ class MoE:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, D] -> [T, D]."""
-        logits = self.router.linear(x, out_dtype=torch.float32)
-        mixed = self.experts.mix(x, logits, self.top_k, self.renormalize, kind=self.act)
-        return self._rank.reduce(mixed)
+        return self._rank.reduce(self._mix(x))
 
-    def normed(
-        self, x: Tensor | None, residual: Tensor, norm: RMSNorm
-    ) -> tuple[Tensor | None, Tensor]:
+    def _mix(self, x: Tensor) -> Tensor:
+        """The rank's part."""
+        logits = self.router.linear(x, out_dtype=torch.float32)
+        return self.experts.mix(x, logits, self.top_k, self.renormalize, kind=self.act)
+
+    def normed(self, x: Addend, residual: Tensor, norm: RMSNorm) -> tuple[Addend, Tensor]:
         """(addend, residual) after norm(residual + x) has gone through this; see ``Linear``."""
         normed, residual = norm.add(x, residual)
-        return self(normed), residual
+        mixed = self._mix(normed)
+        return mixed if self._rank.size == 1 else Parts(mixed), residual
 
     def spec(self) -> None:
         """None: no op set has experts in its call of all layers."""

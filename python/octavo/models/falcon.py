@@ -18,6 +18,7 @@ from octavo.kernels.opset import OpSet
 from octavo.kernels.weights import Range, Rows, reordered
 from octavo.layers.context import StepContext
 from octavo.layers.linear import Linear
+from octavo.layers.norm import Addend
 from octavo.models.config import ModelConfig
 from octavo.models.hf_config import HfConfig
 from octavo.models.layer_norm_decoder import (
@@ -101,9 +102,7 @@ class FalconDecoderLayer:
         mlp = (f"{prefix}.mlp.dense_h_to_4h", f"{prefix}.mlp.dense_4h_to_h")
         self.mlp = UngatedMLP(mlp, config, bias, weights, ops)
 
-    def __call__(
-        self, x: Tensor | None, residual: Tensor, ctx: StepContext
-    ) -> tuple[Tensor | None, Tensor]:
+    def __call__(self, x: Addend, residual: Tensor, ctx: StepContext) -> tuple[Addend, Tensor]:
         x, residual = self.norm.add(x, residual)
         attended = self.dense(self.attention(self.qkv(x), ctx))
         if not self.parallel:

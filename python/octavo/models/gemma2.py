@@ -10,6 +10,7 @@ from torch import Tensor
 from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
 from octavo.layers.context import StepContext
+from octavo.layers.norm import Addend
 from octavo.models.config import ModelConfig
 from octavo.models.gemma import gemma_fields
 from octavo.models.hf_config import HfConfig
@@ -45,9 +46,7 @@ class Gemma2DecoderLayer:
         self.mlp = LlamaMLP(config, layer, weights, ops)
         self.post_feedforward_layernorm = norm("post_feedforward_layernorm")
 
-    def __call__(
-        self, x: Tensor | None, residual: Tensor, ctx: StepContext
-    ) -> tuple[Tensor | None, Tensor]:
+    def __call__(self, x: Addend, residual: Tensor, ctx: StepContext) -> tuple[Addend, Tensor]:
         x, residual = self.input_layernorm.add(x, residual)
         x = self.post_attention_layernorm(self.self_attn(x, ctx))
         x, residual = self.pre_feedforward_layernorm.add(x, residual)

@@ -10,6 +10,7 @@ from torch import Tensor
 from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
 from octavo.layers.context import StepContext
+from octavo.layers.norm import Addend
 from octavo.models.config import ModelConfig
 from octavo.models.hf_config import HfConfig
 from octavo.models.llama import DecoderLayer, LlamaDecoderLayer, LlamaForCausalLM
@@ -26,9 +27,7 @@ class GraniteDecoderLayer(LlamaDecoderLayer):
         super().__init__(config, layer, cos_sin, weights, ops)
         self.scale = config.residual_scale
 
-    def __call__(
-        self, x: Tensor | None, residual: Tensor, ctx: StepContext
-    ) -> tuple[Tensor | None, Tensor]:
+    def __call__(self, x: Addend, residual: Tensor, ctx: StepContext) -> tuple[Addend, Tensor]:
         x, residual = self.input_layernorm.add(x, residual)
         x = self.self_attn(x, ctx) * self.scale
         x, residual = self.post_attention_layernorm.add(x, residual)

@@ -16,6 +16,7 @@ from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
 from octavo.layers.attention import Attention
 from octavo.layers.context import StepContext
+from octavo.layers.norm import Addend, added
 from octavo.models.config import ModelConfig
 from octavo.models.parts import (
     heads_of,
@@ -36,9 +37,7 @@ class Layer(Protocol):
 
     attention: Attention
 
-    def __call__(
-        self, x: Tensor | None, residual: Tensor, ctx: StepContext
-    ) -> tuple[Tensor | None, Tensor]: ...
+    def __call__(self, x: Addend, residual: Tensor, ctx: StepContext) -> tuple[Addend, Tensor]: ...
 
 
 class LayerNormDecoder:
@@ -66,6 +65,7 @@ class LayerNormDecoder:
         self.stage = stage = stage or whole(config)
         self.config = part_config(config, ops.rank, stage)
         self.num_weights = 0
+        self._rank = ops.rank
         if stage.is_first or (stage.is_last and config.tie_word_embeddings):
             self.embed_tokens = load_vocabulary(self.embedding_name, config, weights, ops)
         tables = rope_tables(config, max_model_len, device)
@@ -90,11 +90,11 @@ class LayerNormDecoder:
         Those of the last stage have gone through the final norm.
         """
         residual = self.embed_tokens(inputs) if self.stage.is_first else inputs
-        x: Tensor | None = None
+        x: Addend = None
         for layer in self.layers:
             x, residual = layer(x, residual, ctx)
         if not self.stage.is_last:
-            return residual if x is None else residual + x
+            return added(x, residual, self._rank)
         return self.norm.add(x, residual)[0]
 
     def compute_logits(self, hidden: Tensor) -> Tensor:

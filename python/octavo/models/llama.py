@@ -19,7 +19,7 @@ from octavo.kernels.opset import OpSet
 from octavo.kernels.weights import Weight
 from octavo.layers.attention import Attention
 from octavo.layers.context import StepContext
-from octavo.layers.norm import RMSNorm
+from octavo.layers.norm import Addend, RMSNorm, added
 from octavo.models.config import ModelConfig
 from octavo.models.hf_config import HfConfig
 from octavo.models.parts import (
@@ -83,8 +83,8 @@ class LlamaAttention:
         return self.o_proj(self.attention(self.qkv_proj(x), ctx))
 
     def normed(
-        self, x: Tensor | None, residual: Tensor, norm: RMSNorm, ctx: StepContext
-    ) -> tuple[Tensor | None, Tensor]:
+        self, x: Addend, residual: Tensor, norm: RMSNorm, ctx: StepContext
+    ) -> tuple[Addend, Tensor]:
         """(addend, residual) after norm(residual + x) has gone through this; see ``Linear``."""
         qkv, residual = self.qkv_proj.normed(x, residual, norm)
         return self.o_proj.add(self.attention(qkv, ctx), residual)
@@ -111,9 +111,7 @@ class LlamaMLP:
         """x [T, D] -> [T, D]."""
         return self.down_proj(self._gated_activation(self.gate_up_proj(x), self.act))
 
-    def normed(
-        self, x: Tensor | None, residual: Tensor, norm: RMSNorm
-    ) -> tuple[Tensor | None, Tensor]:
+    def normed(self, x: Addend, residual: Tensor, norm: RMSNorm) -> tuple[Addend, Tensor]:
         """(addend, residual) after norm(residual + x) has gone through this; see ``Linear``."""
         hidden, residual = self.gate_up_proj.normed(x, residual, norm, self.act)
         return self.down_proj.add(hidden, residual)
@@ -128,9 +126,7 @@ class FeedForward(Protocol):
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
-    def normed(
-        self, x: Tensor | None, residual: Tensor, norm: RMSNorm
-    ) -> tuple[Tensor | None, Tensor]: ...
+    def normed(self, x: Addend, residual: Tensor, norm: RMSNorm) -> tuple[Addend, Tensor]: ...
 
     def spec(self) -> tuple[Projection, Projection] | None: ...
 
@@ -154,9 +150,7 @@ class LlamaDecoderLayer:
         """The block's second half."""
         return LlamaMLP(config, layer, weights, ops)
 
-    def __call__(
-        self, x: Tensor | None, residual: Tensor, ctx: StepContext
-    ) -> tuple[Tensor | None, Tensor]:
+    def __call__(self, x: Addend, residual: Tensor, ctx: StepContext) -> tuple[Addend, Tensor]:
         x, residual = self.self_attn.normed(x, residual, self.input_layernorm, ctx)
         return self.mlp.normed(x, residual, self.post_attention_layernorm)
 
@@ -190,9 +184,7 @@ class DecoderLayer(Protocol):
 
     self_attn: Any
 
-    def __call__(
-        self, x: Tensor | None, residual: Tensor, ctx: StepContext
-    ) -> tuple[Tensor | None, Tensor]: ...
+    def __call__(self, x: Addend, residual: Tensor, ctx: StepContext) -> tuple[Addend, Tensor]: ...
 
     def spec(self) -> LayerSpec | None:
         """This layer as ``kernels.decoder`` describes one; None if it is of another build."""
@@ -300,11 +292,11 @@ class LlamaForCausalLM:
         residual = self.embed_tokens(inputs) if self.stage.is_first else inputs
         if self._decoder is not None:
             return self._decoder(residual, ctx)
-        x: Tensor | None = None
+        x: Addend = None
         for layer in self.layers:
             x, residual = layer(x, residual, ctx)
         if not self.stage.is_last:
-            return residual if x is None else residual + x
+            return added(x, residual, self._ops.rank)
         return self.norm.add(x, residual)[0]
 
     def compute_logits(self, hidden: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
 from octavo.kernels.weights import Range
 from octavo.layers.context import StepContext
-from octavo.layers.norm import RMSNorm
+from octavo.layers.norm import Addend, RMSNorm, added
 from octavo.models.config import ModelConfig
 from octavo.models.llama import (
     DecoderLayer,
@@ -61,7 +61,8 @@ class Olmo2Attention(LlamaAttention):
 
     def _normed_part(self, x: Tensor, norm: RMSNorm, rows: Range, copies: int) -> Tensor:
         """A rank's part of a norm over all ranks' heads; ``copies``: ranks that hold the same."""
-        parts = self._rank.gather(x).view(len(x), self._rank.size, -1)
+        size = self._rank.size
+        parts = self._rank.gather(x, size * x.shape[1]).view(len(x), size, -1)
         whole = parts[:, ::copies].reshape(len(x), -1).contiguous()
         return norm(whole)[:, slice(*rows)].contiguous()
 
@@ -69,21 +70,26 @@ class Olmo2Attention(LlamaAttention):
 class Olmo2DecoderLayer:
     """Attention and MLP on the residual itself; what they add is normed."""
 
-    __slots__ = ("mlp", "post_attention_layernorm", "post_feedforward_layernorm", "self_attn")
+    __slots__ = (
+        "_rank",
+        "mlp",
+        "post_attention_layernorm",
+        "post_feedforward_layernorm",
+        "self_attn",
+    )
 
     def __init__(
         self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: OpSet
     ) -> None:
+        self._rank = ops.rank
         norm = layer_norms(config, layer, weights, ops)
         self.self_attn = Olmo2Attention(config, layer, cos_sin, weights, ops)
         self.post_attention_layernorm = norm("post_attention_layernorm")
         self.mlp = LlamaMLP(config, layer, weights, ops)
         self.post_feedforward_layernorm = norm("post_feedforward_layernorm")
 
-    def __call__(
-        self, x: Tensor | None, residual: Tensor, ctx: StepContext
-    ) -> tuple[Tensor | None, Tensor]:
-        residual = residual if x is None else residual + x
+    def __call__(self, x: Addend, residual: Tensor, ctx: StepContext) -> tuple[Addend, Tensor]:
+        residual = added(x, residual, self._rank)
         residual = residual + self.post_attention_layernorm(self.self_attn(residual, ctx))
         return self.post_feedforward_layernorm(self.mlp(residual)), residual
 

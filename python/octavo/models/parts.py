@@ -185,7 +185,7 @@ def load_head(
         shape = (config.vocab_size, config.hidden_size)
         head = ops.weight([weights.linear("lm_head", shape, part)])
     bias = weights.vector("lm_head.bias", config.vocab_size, part) if has_bias else None
-    return LMHead(ops, head, softcap, scale=scale, bias=bias)
+    return LMHead(ops, head, config.vocab_size, softcap, scale=scale, bias=bias)
 
 
 def vocabulary_of(config: ModelConfig, rank: Rank) -> Range:

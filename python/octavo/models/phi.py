@@ -14,6 +14,7 @@ from octavo.checkpoints.weights import Weights
 from octavo.errors import ModelLoadError
 from octavo.kernels.opset import OpSet
 from octavo.layers.context import StepContext
+from octavo.layers.norm import Addend
 from octavo.models.config import ModelConfig
 from octavo.models.hf_config import HfConfig
 from octavo.models.layer_norm_decoder import (
@@ -47,9 +48,7 @@ class PhiDecoderLayer:
         mlp = (f"{prefix}.mlp.fc1", f"{prefix}.mlp.fc2")
         self.mlp = UngatedMLP(mlp, config, True, weights, ops)
 
-    def __call__(
-        self, x: Tensor | None, residual: Tensor, ctx: StepContext
-    ) -> tuple[Tensor | None, Tensor]:
+    def __call__(self, x: Addend, residual: Tensor, ctx: StepContext) -> tuple[Addend, Tensor]:
         x, residual = self.norm.add(x, residual)
         attended = self.dense(self.attention(self.qkv_proj(x), ctx))
         return attended + self.mlp(x), residual

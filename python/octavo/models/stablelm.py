@@ -15,7 +15,7 @@ from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
 from octavo.kernels.weights import Range
 from octavo.layers.context import StepContext
-from octavo.layers.norm import LayerNorm
+from octavo.layers.norm import Addend, LayerNorm
 from octavo.models.config import ModelConfig
 from octavo.models.hf_config import HfConfig
 from octavo.models.layer_norm_decoder import Layer, LayerNormDecoder, make_attention
@@ -95,9 +95,7 @@ class StableLmDecoderLayer:
         self.o_proj = load_rows(out, d, config.q_size, False, weights, ops, heads.q_rows)
         self.mlp = LlamaMLP(config, layer, weights, ops)
 
-    def __call__(
-        self, x: Tensor | None, residual: Tensor, ctx: StepContext
-    ) -> tuple[Tensor | None, Tensor]:
+    def __call__(self, x: Addend, residual: Tensor, ctx: StepContext) -> tuple[Addend, Tensor]:
         x, residual = self.norm.add(x, residual)
         qkv = self.qkv_proj(x)
         if self.q_norm is not None and self.k_norm is not None:

@@ -19,7 +19,8 @@ class CudaDriver:
     """Queues copies, graphs and events on one stream.
 
     Handles and addresses are integers, as torch gives them; the calling thread must have the
-    device's context, which it has once it has run anything there.
+    device's context, which it has once it has run anything there, or after ``enter``. Made on a
+    thread that has it.
 
     Raises:
         OSError: there is no driver library.
@@ -45,6 +46,19 @@ class CudaDriver:
         self._launch_graph = function("cuGraphLaunch", c_void_p, c_void_p)
         self._record_event = function("cuEventRecord", c_void_p, c_void_p)
         self._query_event = function("cuEventQuery", c_void_p)
+        self._upload_graph = function("cuGraphUpload", c_void_p, c_void_p)
+        self._set_context = function("cuCtxSetCurrent", c_void_p)
+        context = c_void_p()
+        _check(function("cuCtxGetCurrent", c_void_p)(ctypes.byref(context)))
+        self._context = context.value
+
+    def enter(self) -> None:
+        """Give the calling thread the device's context, in place of the one it has."""
+        _check(self._set_context(self._context))
+
+    def upload(self, graph_exec: int) -> None:
+        """Queue a graph's first-launch work, which may allocate memory."""
+        _check(self._upload_graph(graph_exec, self._stream))
 
     def run_step(
         self,

@@ -194,14 +194,19 @@ class CapturedGraph(Generic[T]):
 class GraphCache(Generic[T]):
     """Graphs by key, captured at a key's second use, all in one memory pool.
 
-    ``stream``: where everything runs; None on a CPU, where nothing is captured. ``other``: a cache
-    whose pool is shared.
+    Args:
+        stream: where everything runs; None on a CPU, where nothing is captured.
+        other: a cache whose pool is shared.
+        prepare: called with a new graph's handle before its first run.
     """
 
     def __init__(
-        self, stream: torch.cuda.Stream | None, other: GraphCache[Any] | None = None
+        self,
+        stream: torch.cuda.Stream | None,
+        other: GraphCache[Any] | None = None,
+        prepare: Callable[[int], None] | None = None,
     ) -> None:
-        self._stream = stream
+        self._stream, self._prepare = stream, prepare
         self._pool: Any = None
         if stream is not None:
             self._pool = torch.cuda.graph_pool_handle() if other is None else other._pool
@@ -236,6 +241,8 @@ class GraphCache(Generic[T]):
                 self._seen.add(key)
                 return forward()
             held = self._graphs[key] = self._capture(forward)
+            if self._prepare is not None:
+                self._prepare(held.handle)
         held.graph.replay()
         return held.output
 

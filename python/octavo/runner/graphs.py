@@ -48,9 +48,15 @@ from octavo.runner.logprobs import TokenLogprobs, copy_logprobs
 from octavo.runner.masks import FillMasks
 from octavo.runner.prompt_scorer import PromptSpan, ScoredRows, collected, moved
 from octavo.runner.request_state import RequestState
-from octavo.runner.runner import InFlight, Observer, is_device_error
+from octavo.runner.runner import InFlight, Observer, ShardLostError, is_device_error
 from octavo.runner.sampler import SampledTokens
-from octavo.runner.shard import GpuShard, StepIds, open_stream, reserve_activations
+from octavo.runner.shard import (
+    GpuShard,
+    StepIds,
+    compile_largest_step,
+    open_stream,
+    reserve_activations,
+)
 from octavo.runner.sizing import available_bytes, fit_cache, max_num_seqs
 from octavo.runner.staging import StagingBuffer
 
@@ -109,6 +115,8 @@ class GraphRunner:
             gpu.set_pdl(torch.cuda.get_device_capability(loaded.device) >= (9, 0))
             # The KV cache comes before the graphs, which hold its address; they live in the part
             # of the free memory that gpu_memory_utilization leaves.
+            for part in parts:
+                compile_largest_step(loaded, part, streams[part.rank], tables[part.rank])
             loaded.mesh.each(
                 lambda part: reserve_activations(
                     loaded, part, streams[part.rank], tables[part.rank]
@@ -116,7 +124,8 @@ class GraphRunner:
             )
             for part in parts:
                 torch.cuda.synchronize(part.device)
-        self._plan, self._sizes = fit_cache(loaded, available_bytes(loaded.config, loaded.device))
+        free = min(available_bytes(loaded.config, part.device) for part in parts)
+        self._plan, self._sizes = fit_cache(loaded, free)
         self.num_blocks = self._sizes.num_blocks
         self.block_size = self._sizes.block_size
         self.max_num_seqs = self._sizes.max_num_seqs
@@ -164,38 +173,33 @@ class GraphRunner:
         # By the number of plain decodes: their graph's handle on the lead. Graphs of plain steps
         # are never dropped.
         self._steady: dict[int, int] = {}
+        self._steady_keys: dict[int, tuple[StepShape, bool]] = {}
 
     # ---------------------------------------------------------------------------- between steps
 
     def warm_up(self) -> None:
         """Compile all kernels that the first steps need, and capture the widest graphs."""
         shapes = self._shapes.first()
-
-        def compile_all(shard: GpuShard) -> None:
-            with shard.ready():
-                shard.clear_plan()
-                if not self._on_gpu or not shapes:
-                    shard.forward(StepShape(1, 0, 0), adjusted=False)
-                    return
-                with gpu.compile_only():
-                    # Those that prefill first: their kernels take the longest to compile.
-                    for shape in reversed(shapes):
-                        # The others' kernels are those of their neighbours.
-                        if shape.prefill_rows or shape.rows.bit_count() == 1:
-                            shard.forward(shape, adjusted=False)
-
-        device = self._loaded.device
-        before = torch.cuda.memory_reserved(device) if self._on_gpu else 0
-        self.mesh.each(compile_all)
         if not self._on_gpu or not shapes:
+            self.mesh.each(GpuShard.run_nothing)
             return
+        device = self._loaded.device
+        before = torch.cuda.memory_reserved(device)
+        for shard in self.mesh.shards:
+            with shard.ready(), gpu.compile_only():
+                # Those that prefill first: their kernels take the longest to compile.
+                for shape in reversed(shapes):
+                    # The others' kernels are those of their neighbours.
+                    if shape.prefill_rows or shape.rows.bit_count() == 1:
+                        shard.forward(shape, adjusted=False)
         # What the widest need the pool holds for the others: they all share it.
         widest = self._shapes.widest()
         self._uncaptured.extend(widest)
         self._uncaptured.extend(shape for shape in shapes if shape not in widest)
         for _ in widest:
             self.idle_work()
-        torch.cuda.synchronize(device)
+        for shard in self.mesh.shards:
+            torch.cuda.synchronize(shard.device)
         self._graph_bytes = torch.cuda.memory_reserved(device) - before
 
     def idle_work(self) -> bool:
@@ -220,8 +224,8 @@ class GraphRunner:
         self._lead.enter_thread()
 
     def is_fatal(self, error: BaseException) -> bool:
-        """True if a device's context is broken."""
-        return isinstance(error, CudaDriverError) or is_device_error(error)
+        """True if a device's context is broken, or a shard is lost."""
+        return isinstance(error, CudaDriverError | ShardLostError) or is_device_error(error)
 
     def memory(self) -> list[tuple[str, str]]:
         """Sizes and memory use by purpose, on the lead's device."""
@@ -295,7 +299,8 @@ class GraphRunner:
             buffer.header, 0, num, num, num, num, batch.num_block_updates, 0, packed_len, ids.turn
         )
         if self._followers:
-            self._replay_followers(buffer, 4 * (HEADER_LEN + packed_len), num, ids.turn)
+            key = self._steady_keys[num]
+            self._replay_followers(key, buffer, 4 * (HEADER_LEN + packed_len), ids.turn)
         self._driver.run_step(
             (self._packed_address, buffer.address, 4 * (HEADER_LEN + packed_len)),
             graph,
@@ -355,8 +360,11 @@ class GraphRunner:
                 ids, logits = graph.output
                 if num_decodes == num_tokens and not needs.adjusted:
                     self._steady[num_samples] = graph.handle
-                for shard in self._followers:
-                    shard.replay((shape, needs.adjusted), buffer.address, 4 * length, arriving.turn)
+                    self._steady_keys[num_samples] = (shape, False)
+                if self._followers:
+                    self._replay_followers(
+                        (shape, needs.adjusted), buffer, 4 * length, arriving.turn
+                    )
                 self._driver.run_step(
                     (self._packed_address, buffer.address, 4 * length),
                     graph.handle,
@@ -404,12 +412,14 @@ class GraphRunner:
             if self._driver is not None:
                 self._driver.record_event(in_flight.ids.handle)
 
-    def _replay_followers(self, buffer: StagingBuffer, nbytes: int, num: int, turn: int) -> None:
-        """Launch a step of ``num`` plain decodes on all shards but the lead."""
-        shape = self._shapes.find(num, 0, 0)
-        assert shape is not None
+    def _replay_followers(
+        self, key: tuple[StepShape, bool], buffer: StagingBuffer, nbytes: int, turn: int
+    ) -> None:
+        """Launch a captured step on all shards but the lead."""
         for shard in self._followers:
-            shard.replay((shape, False), buffer.address, nbytes, turn)
+            shard.replay(key, buffer.address, nbytes, turn)
+        assert self._driver is not None
+        self._driver.enter()
 
     def _needs(self, batch: ScheduledBatch, buffer: StagingBuffer) -> Needs:
         sampling = self.sampling
@@ -474,6 +484,8 @@ class GraphRunner:
         ids, driver = in_flight.ids, self._driver
         if ids.done is not None and driver is not None and not driver.is_done(ids.handle):
             ids.done.synchronize()
+        if self._followers and self.mesh.exchange.has_lost_a_rank():
+            raise ShardLostError("a shard did not come to an exchange with the others")
         if in_flight.tracked:
             for row, state in in_flight.tracked:
                 state.output_token_ids.append(int(ids.array[row]))

@@ -38,7 +38,8 @@ from octavo.models.pooling_model import PoolingModel
 from octavo.models.registry import ARCHITECTURES, CausalLM, model_class
 from octavo.models.source import ModelSource
 from octavo.models.stage import Stage, stages_of
-from octavo.runner.mesh import LockstepExchange, Mesh, NoExchange, ranks_of
+from octavo.runner.lockstep import LockstepExchange
+from octavo.runner.mesh import Exchange, Mesh, NoExchange, ranks_of
 
 M = TypeVar("M")
 
@@ -131,17 +132,23 @@ def load(config: EngineConfig, source: ModelSource) -> LoadedModel[CausalLM]:
     left = Leftovers()
     stages = []
     for stage in stages_of(shape, config.pipeline_parallel_size):
-        exchange = NoExchange() if size == 1 else LockstepExchange(size)
+        own_devices = devices[stage.index * size :][:size]
+        exchange = _make_exchange(own_devices, shape.hidden_size * dtypes.activations.itemsize)
         parts = []
-        for rank in ranks_of(exchange):
-            device = devices[stage.index * size + rank.rank]
+        for rank, device in zip(ranks_of(exchange), own_devices, strict=True):
             own = replace(ops, rank=rank)
-            model = load_model(
-                source, dtypes, own, max_model_len=limit, device=device, stage=stage, left=left
-            )
+            with _current(device):
+                model = load_model(
+                    source, dtypes, own, max_model_len=limit, device=device, stage=stage, left=left
+                )
             parts.append(ModelPart(rank.rank, device, model))
         stages.append(Mesh(parts, exchange))
     return LoadedModel(config, shape, dtypes, stages[-1], tuple(stages[:-1]))
+
+
+def _current(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Kernels are launched on this device; a CPU needs nothing."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def load_pooling(config: EngineConfig, source: ModelSource) -> LoadedModel[PoolingModel]:
@@ -204,11 +211,39 @@ def shard_devices(config: EngineConfig) -> list[torch.device]:
         is_whole = len(devices) % config.pipeline_parallel_size == 0
         if size != len(devices) and not (config.tensor_parallel_size == 1 and is_whole):
             raise ModelLoadError(f"mesh {names!r} has {len(devices)} devices for {asked} shards")
-    if len(devices) > 1 and any(device.type != "cpu" for device in devices):
-        raise ModelLoadError(
-            "a model is split over shards on a CPU only: GPUs have no exchange between them yet"
-        )
+    if len({device.type for device in devices}) > 1:
+        raise ModelLoadError(f"mesh {names!r}: its devices must be of one kind")
+    for device in devices:
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise ModelLoadError(
+                f"mesh {names!r}: this machine has {torch.cuda.device_count()} GPUs"
+            )
+    if len(devices) > 1 and devices[0].type == "cuda":
+        _check_gpu_mesh(config)
     return devices
+
+
+def _check_gpu_mesh(config: EngineConfig) -> None:
+    """Raises ModelLoadError where shards on GPUs do not have what is asked for."""
+    if config.pipeline_parallel_size > 1:
+        raise ModelLoadError(
+            f"pipeline_parallel_size {config.pipeline_parallel_size}: stages are on a CPU only, "
+            "over GPUs there is tensor_parallel_size"
+        )
+    if config.attention_backend == "reference":
+        raise ModelLoadError("attention_backend reference: shards on GPUs run Triton's kernels")
+
+
+def _make_exchange(devices: Sequence[torch.device], row_bytes: int) -> Exchange:
+    """The exchange between the shards of one stage."""
+    if len(devices) == 1:
+        return NoExchange()
+    if devices[0].type == "cpu":
+        return LockstepExchange(len(devices))
+    # Imported here: Triton is not needed, and may be missing, on a CPU.
+    from octavo.runner.peer_exchange import PeerExchange
+
+    return PeerExchange(devices, row_bytes)
 
 
 def _check_splits(model_config: ModelConfig, size: int) -> None:

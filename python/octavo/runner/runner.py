@@ -138,6 +138,10 @@ class Runner(Protocol):
         """
 
 
+class ShardLostError(RuntimeError):
+    """A shard has waited in vain for another: the step's results are wrong, and all later ones."""
+
+
 def is_device_error(error: BaseException) -> bool:
     """True if torch reports that the device's context is broken."""
     broken = getattr(torch, "AcceleratorError", None)

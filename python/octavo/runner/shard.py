@@ -73,16 +73,21 @@ class GpuShard:
     ) -> None:
         self.device, self.model, self.rank = part.device, part.model, part.rank
         self.stream, self.sampling = stream, sampling
-        self.driver = None if stream is None else CudaDriver(stream.cuda_stream)
+        self.driver: CudaDriver | None = None
+        if stream is not None:
+            with torch.cuda.stream(stream):
+                self.driver = CudaDriver(stream.cuda_stream)
         self._max_model_len = sizes.max_model_len
         # The thread that does nothing but step: it stays on this stream.
         self._thread: int | None = None
         caches = allocate_kv_cache(plan, self.model.config, loaded.kv_dtype, self.device)
         self.model.bind_kv_cache(caches)
         self.prompt_scorer = PromptScorer(self.model.compute_logits, loaded.shape.vocab_size)
-        self.graphs: GraphCache[tuple[Tensor, Tensor]] = GraphCache(stream)
+        self._exchange = loaded.mesh.exchange
+        prepare = None if self._exchange.size == 1 else self._prepare_graph
+        self.graphs: GraphCache[tuple[Tensor, Tensor]] = GraphCache(stream, prepare=prepare)
         # Of the model alone, for steps whose tokens wait for masks: logits by shape.
-        self.model_graphs: GraphCache[Tensor] = GraphCache(stream, self.graphs)
+        self.model_graphs: GraphCache[Tensor] = GraphCache(stream, self.graphs, prepare)
         self.packed = torch.zeros(plan_len, dtype=torch.int32, device=self.device)
         self.packed_address = self.packed.data_ptr()
         self.buffers = self._make_buffers(sizes, max_padding)
@@ -142,11 +147,12 @@ class GpuShard:
     ) -> None:
         """Copy the plan at a pinned address to the device and launch a step that is captured.
 
-        The calling thread must have the device's context.
+        The calling thread then has the device's context.
         """
         graph = self.graphs.get(key)
         assert graph is not None
         assert self.driver is not None
+        self.driver.enter()
         self.driver.run_step(
             (self.packed_address, plan_address, nbytes), graph.handle, self.ids[turn].handle
         )
@@ -221,9 +227,25 @@ class GpuShard:
         """(ids [S], logits [S, V]) of the plan on the device; captured at its second run."""
         return self.graphs.run((shape, adjusted), lambda: self.forward(shape, adjusted))
 
+    def run_nothing(self) -> None:
+        """Run one padded row, which stores nothing, kernel by kernel."""
+        with self.ready():
+            self.clear_plan()
+            self.forward(StepShape(1, 0, 0), adjusted=False)
+
     def clear_plan(self) -> None:
         """Make the plan on the device empty: every row is padding, nothing is stored."""
         self.packed.zero_()
+
+    def _prepare_graph(self, handle: int) -> None:
+        """Do what a graph's first launch would do, and wait for the other shards to have come here.
+
+        A graph that waits for a peer must not run while the peer still captures, or allocates.
+        """
+        if self.driver is not None and self.stream is not None:
+            self.driver.upload(handle)
+            self.stream.synchronize()
+        self._exchange.barrier(self.rank)
 
     # ------------------------------------------------------------------------- what is captured
 
@@ -293,14 +315,23 @@ def reserve_activations(
     stream: torch.cuda.Stream | None,
     sampling: GpuSampling,
 ) -> None:
-    """Run the largest step once, storing nothing.
+    """Run the largest step once, storing nothing, on every rank.
 
     The allocator keeps what that took, and no later step needs more: once the device has come to
     its end, the memory that is free is free for good.
     """
     with computing(stream):
-        with gpu.compile_only():
-            _run_largest_step(loaded, part, sampling)
+        _run_largest_step(loaded, part, sampling)
+
+
+def compile_largest_step(
+    loaded: LoadedModel[CausalLM],
+    part: ModelPart[CausalLM],
+    stream: torch.cuda.Stream | None,
+    sampling: GpuSampling,
+) -> None:
+    """Compile the kernels of ``reserve_activations`` on one rank."""
+    with computing(stream), gpu.compile_only():
         _run_largest_step(loaded, part, sampling)
 
 

@@ -1,0 +1,93 @@
+"""PeerExchange: how the shards on GPUs exchange, by kernels that read each other's memory.
+
+A kernel that waits for a peer holds its device until the peer's kernel comes. So the kernels of
+one exchange are launched one right after the other, with everything that may wait for a device
+(memory, code that is loaded at a first launch) done before: kernel by kernel the ranks run in
+lockstep up to each exchange, whose launches the last of them makes for all. In a graph there is
+nothing to be done between, and each rank's launch is recorded where it stands.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from octavo.errors import ModelLoadError
+from octavo.kernels.gpu import all_reduce as kernels
+from octavo.kernels.gpu.compile_only import is_compiling
+from octavo.kernels.weights import Norm
+from octavo.runner.lockstep import Lockstep
+
+R = TypeVar("R")
+
+
+class PeerExchange(Lockstep):
+    """The Exchange of several ranks on GPUs of one host, or on one GPU.
+
+    Args:
+        devices: each rank's.
+        row_bytes: of the widest row that is added up and normed.
+
+    Raises:
+        ModelLoadError: two of the devices cannot reach each other's memory.
+    """
+
+    def __init__(self, devices: Sequence[torch.device], row_bytes: int) -> None:
+        super().__init__(len(devices))
+        _check_access(devices)
+        self._peers = kernels.make_peers(devices, row_bytes)
+        for device in devices:
+            torch.cuda.synchronize(device)
+        self._lost = [peers.lost_on_host.numpy() for peers in self._peers]
+
+    def all_reduce(self, tensor: Tensor, rank: int) -> Tensor:
+        """As Exchange.all_reduce."""
+        peers = self._peers[rank]
+        return self._launch(functools.partial(kernels.all_reduce, tensor, peers), rank)
+
+    def gather(self, tensor: Tensor, columns: int, rank: int) -> Tensor:
+        """As Exchange.gather."""
+        peers = self._peers[rank]
+        return self._launch(functools.partial(kernels.all_gather, tensor, columns, peers), rank)
+
+    def add_norm(self, x: Tensor, residual: Tensor, norm: Norm, rank: int) -> tuple[Tensor, Tensor]:
+        """As Rank.add_norm."""
+        peers = self._peers[rank]
+        return self._launch(functools.partial(kernels.add_norm, x, residual, norm, peers), rank)
+
+    def has_lost_a_rank(self) -> bool:
+        """As Exchange.has_lost_a_rank."""
+        return any(lost[0] for lost in self._lost)
+
+    def _launch(self, launch: Callable[[], R], rank: int) -> R:
+        """Launch this rank's kernel, on its current stream."""
+        if is_compiling() or torch.cuda.is_current_stream_capturing():
+            return launch()
+        stream = torch.cuda.current_stream()
+
+        def on_stream() -> R:
+            # In the thread of the rank that launches for all.
+            with torch.inference_mode(), torch.cuda.stream(stream):
+                return launch()
+
+        return self.meet(on_stream, rank, _call_all)
+
+
+def _call_all(launches: list[Callable[[], R]]) -> list[R]:
+    return [launch() for launch in launches]
+
+
+def _check_access(devices: Sequence[torch.device]) -> None:
+    if "expandable_segments:True" in os.environ.get("PYTORCH_CUDA_ALLOC_CONF", ""):
+        raise ModelLoadError(
+            "PYTORCH_CUDA_ALLOC_CONF: expandable_segments hides a GPU's memory from the others"
+        )
+    for a in devices:
+        for b in devices:
+            if a != b and not torch.cuda.can_device_access_peer(a, b):
+                raise ModelLoadError(f"{a} cannot reach the memory of {b}: no shards on these two")

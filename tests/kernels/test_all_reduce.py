@@ -1,0 +1,225 @@
+"""Exchanges through peer memory: in the interpreter rank by rank, on GPUs as they meet.
+
+With one GPU all ranks share it, each on a stream of its own.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+kernels = pytest.importorskip("octavo.kernels.gpu.all_reduce")
+from octavo.kernels import reference  # noqa: E402
+from octavo.kernels.weights import Norm, share  # noqa: E402
+
+ON_GPU = torch.cuda.is_available()
+HALF = torch.bfloat16 if ON_GPU else torch.float16
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+
+@pytest.fixture(autouse=True)
+def _several_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter takes a minute for what fills a GPU's buffers."""
+    if not ON_GPU:
+        monkeypatch.setattr(kernels, "MAX_PROGRAMS", 3)
+        monkeypatch.setattr(kernels, "PIECE", 64)
+        monkeypatch.setattr(kernels, "HALF_BYTES", 1024)
+
+
+# (in the interpreter, on a GPU)
+def size(small: int, large: int) -> int:
+    return large if ON_GPU else small
+
+
+def devices_of(world: int) -> list[torch.device]:
+    if not ON_GPU:
+        return [torch.device("cpu")] * world
+    count = torch.cuda.device_count()
+    return [torch.device("cuda", rank % count) for rank in range(world)]
+
+
+class Ranks:
+    """Peers with a stream each."""
+
+    def __init__(self, world: int, row_bytes: int, **options: Any) -> None:
+        self.devices = devices_of(world)
+        self.peers = kernels.make_peers(self.devices, row_bytes, **options)
+        self.streams = [torch.cuda.Stream(d) if ON_GPU else None for d in self.devices]
+        self.synchronize()
+
+    def synchronize(self) -> None:
+        for device in self.devices if ON_GPU else []:
+            torch.cuda.synchronize(device)
+
+    def run(self, launch: Callable[[int, Any], Any]) -> list[Any]:
+        """``launch(rank, peers)`` of every rank."""
+        if ON_GPU:
+            results = []
+            for rank, stream in enumerate(self.streams):
+                with torch.cuda.stream(stream):
+                    results.append(launch(rank, self.peers[rank]))
+            self.synchronize()
+            return results
+        # One rank runs at a time here: first all write their pieces and flags without waiting for
+        # the others', then all read, which is the same for up to two rounds a program.
+        polls = [peers.max_polls for peers in self.peers]
+        for rank, peers in enumerate(self.peers):
+            object.__setattr__(peers, "max_polls", 0)
+            launch(rank, peers)
+        for peers, most in zip(self.peers, polls, strict=True):
+            object.__setattr__(peers, "max_polls", most)
+            for tensor in (peers.epochs, peers.lost, peers.lost_on_host):
+                tensor.zero_()
+        return [launch(rank, peers) for rank, peers in enumerate(self.peers)]
+
+    def none_is_lost(self) -> bool:
+        return not any(int(p.lost) or int(p.lost_on_host) for p in self.peers)
+
+
+def parts_of(ranks: Ranks, *shape: int, dtype: torch.dtype) -> list[Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(shape).to(dtype).to(device) for device in ranks.devices]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+@pytest.mark.parametrize("shape", [(1, 64), (3, 5, 33), (1,), (size(7, 100), size(130, 4100))])
+@pytest.mark.parametrize("world", [2, 3])
+def test_every_rank_gets_the_sum_in_the_ranks_order(
+    world: int, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    ranks = Ranks(world, 256)
+    parts = parts_of(ranks, *shape, dtype=dtype)
+    found = ranks.run(lambda rank, peers: kernels.all_reduce(parts[rank], peers))
+    expected = reference.sum_of_ranks([part.cpu() for part in parts])
+    for total in found:
+        torch.testing.assert_close(total.cpu(), expected, atol=0, rtol=0)
+    assert ranks.none_is_lost()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+@pytest.mark.parametrize(("rows", "hidden"), [(1, 64), (5, 100), (size(7, 700), size(130, 4100))])
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_a_sum_is_added_to_the_residual_and_normed(
+    rows: int, hidden: int, offset: float, dtype: torch.dtype
+) -> None:
+    ranks = Ranks(2, 2 * hidden * dtype.itemsize)
+    parts = parts_of(ranks, rows, hidden, dtype=dtype)
+    residual, weight = torch.randn(rows, hidden).to(dtype), torch.rand(hidden).to(dtype)
+
+    def launch(rank: int, peers: Any) -> tuple[Tensor, Tensor]:
+        device = ranks.devices[rank]
+        norm = Norm(weight.to(device), 1e-5, offset)
+        own = residual.to(device, copy=True)
+        return kernels.add_norm(parts[rank], own, norm, peers)
+
+    found = ranks.run(launch)
+    total = reference.sum_of_ranks([part.cpu() for part in parts])
+    normed, added = reference.rms_norm(
+        total, weight, 1e-5, residual=residual.clone(), weight_offset=offset
+    )
+    for y, after in found:
+        torch.testing.assert_close(after.cpu(), added, atol=0, rtol=0)
+        torch.testing.assert_close(y.cpu(), normed, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    torch.testing.assert_close(found[0][0].cpu(), found[1][0].cpu(), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(1, 7), (5, 100), (3, 401), (size(2, 60), size(900, 12000))]
+)
+@pytest.mark.parametrize("world", [2, 3])
+def test_shares_are_joined_in_the_ranks_order(
+    world: int, rows: int, columns: int, dtype: torch.dtype
+) -> None:
+    ranks = Ranks(world, 256)
+    whole = torch.randn(rows, columns).to(dtype)
+
+    def launch(rank: int, peers: Any) -> Tensor:
+        begin, end = share(columns, rank, world)
+        own = whole[:, begin:end].contiguous().to(ranks.devices[rank])
+        return kernels.all_gather(own, columns, peers)
+
+    for found in ranks.run(launch):
+        torch.testing.assert_close(found.cpu(), whole, atol=0, rtol=0)
+
+
+def test_nothing_is_exchanged_of_empty_tensors() -> None:
+    ranks = Ranks(2, 64)
+    empty = [torch.zeros(0, 16, device=device) for device in ranks.devices]
+    found = ranks.run(lambda rank, peers: kernels.all_reduce(empty[rank], peers))
+    assert [tuple(part.shape) for part in found] == [(0, 16)] * 2
+
+
+def test_wrong_shapes_are_refused() -> None:
+    ranks = Ranks(2, 64)
+    device = ranks.devices[0]
+    wide, narrow = torch.zeros(2, 1 << 17, device=device), torch.zeros(2, 8, device=device)
+    with pytest.raises(ValueError, match="do not fit"):
+        kernels.add_norm(wide, wide, Norm(wide[0], 1e-5), ranks.peers[0])
+    with pytest.raises(ValueError, match="its share is 5"):
+        kernels.all_gather(narrow, 10, ranks.peers[0])
+    with pytest.raises(ValueError, match="residual"):
+        kernels.add_norm(narrow, narrow[:1], Norm(narrow[0], 1e-5), ranks.peers[0])
+
+
+def test_a_rank_that_does_not_come_is_given_up() -> None:
+    ranks = Ranks(2, 64, max_polls=1000)
+    x = torch.ones(4, 16, device=ranks.devices[0])
+    kernels.all_reduce(x, ranks.peers[0])
+    ranks.synchronize()
+    assert int(ranks.peers[0].lost_on_host) == 1
+    # From then on it waits for none, so that the host sees it soon.
+    object.__setattr__(ranks.peers[0], "max_polls", 1 << 30)
+    kernels.all_reduce(x, ranks.peers[0])
+    ranks.synchronize()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not ON_GPU, reason="needs a CUDA device")
+@pytest.mark.parametrize("world", [2, 3])
+def test_graphs_meet_again_and_again_whatever_their_delays(world: int) -> None:
+    ranks = Ranks(world, 8192)
+    shapes = [(1, 4096), (8, 4096), (500, 512)]
+    parts = [parts_of(ranks, *shape, dtype=torch.bfloat16) for shape in shapes]
+    wide = parts_of(ranks, 2, 5000, dtype=torch.float32)
+
+    def forward(rank: int, peers: Any) -> list[Tensor]:
+        sums = [kernels.all_reduce(part[rank], peers) for part in parts]
+        return [*sums, kernels.all_gather(wide[rank], 5000 * world, peers)]
+
+    expected = [reference.sum_of_ranks([p.cpu() for p in part]) for part in parts]
+    expected.append(torch.cat([part.cpu() for part in wide], dim=-1))
+    ranks.run(forward)
+    graphs, outputs = [], []
+    for rank, stream in enumerate(ranks.streams):
+        with torch.cuda.stream(stream):
+            graph = torch.cuda.CUDAGraph()
+            graph.capture_begin(capture_error_mode="thread_local")
+            outputs.append(forward(rank, ranks.peers[rank]))
+            graph.capture_end()
+            graphs.append(graph)
+    draw = random.Random(0)
+    for replay in range(20_000):
+        order = list(range(world))
+        draw.shuffle(order)
+        for rank in order:
+            if draw.random() < 0.02:
+                until = time.perf_counter() + draw.random() * 2e-4
+                while time.perf_counter() < until:
+                    pass
+            with torch.cuda.stream(ranks.streams[rank]):
+                graphs[rank].replay()
+        if replay % 500 == 499:
+            ranks.synchronize()
+            for output in outputs:
+                for found, want in zip(output, expected, strict=True):
+                    torch.testing.assert_close(found.cpu(), want, atol=0, rtol=0)
+                    found.zero_()
+            ranks.synchronize()
+    assert ranks.none_is_lost()
