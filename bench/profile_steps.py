@@ -89,6 +89,8 @@ def main() -> int:
         (event.time_range.end, event.time_range.start, event.name)
         for event in profile.events()
         if event.device_type == torch.autograd.DeviceType.CUDA
+        # Of several shards the lead.
+        and event.device_index == torch.cuda.current_device()
     )
     charged: dict[str, list[float]] = defaultdict(list)
     idle_us = 0.0

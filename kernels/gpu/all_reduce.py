@@ -5,6 +5,9 @@ rank copies a piece of its rows into its own buffer, raises a flag in each peer'
 the peers' flags in its own, and reads the peers' pieces. Sums are added in the ranks' order in
 float32: every rank computes the same bits, whatever the timing.
 
+Few rows travel with their flags instead, one beside each four bytes, straight into the peers'
+buffers: nobody waits for a store before it raises a flag, nor reads over the link.
+
 A program of one rank meets the programs of the same number on the others. Its buffer has two
 halves, used in turns: a rank that writes a half again has met its peers since they read it. Rounds
 are counted on the device, so that a graph's next replay goes on where the last one ended.
@@ -15,15 +18,16 @@ error, not a hang.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import functools
+from collections.abc import Hashable, Sequence
+from typing import Any, Generic, TypeVar
 
 import torch
 import triton
 import triton.language as tl
 
 from ..weights import Norm, share
+from .compile_only import is_compiling
 from .launch import cdiv, check_shape, check_tensors, next_power_of_2, pdl_options
 
 # Programs of a launch wait for one another across devices, so all must be resident at once: fewer
@@ -36,6 +40,10 @@ HALF_BYTES = 64 << 10
 PIECE = 4096
 # Some 10 s of an H200 at 0.32 us a poll (bench/exchange.py): later than any rank that will come.
 MAX_POLLS = 1 << 25
+# Rows whose words carry flags, which doubles what travels (bench/exchange.py).
+MAX_FLAGGED_ROWS = 16
+
+R = TypeVar("R")
 
 
 @triton.jit
@@ -71,7 +79,7 @@ def _meet(
     tl.debug_barrier()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "NUMEL", "max_polls"])
 def all_reduce_kernel(
     x,  # [M, H]: this rank's addend
     residual,  # [M, H]: becomes the sum where there is a norm
@@ -94,6 +102,7 @@ def all_reduce_kernel(
     HALF: tl.constexpr,  # elements
     BLOCK: tl.constexpr,  # >= H
     ROWS: tl.constexpr,  # of a round; ROWS * BLOCK <= HALF
+    EARLY: tl.constexpr,  # let the next kernel start while this one waits
     PDL: tl.constexpr,
 ):
     pid = tl.program_id(0)
@@ -104,6 +113,8 @@ def all_reduce_kernel(
     if HAS_NORM:
         g = tl.load(norm_weight + cols, mask=in_row, other=0.0).to(tl.float32) + weight_offset
     if PDL:
+        if EARLY:
+            tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     epoch = tl.load(epochs + pid)
     for first in range(pid, M, step * ROWS):
@@ -138,12 +149,121 @@ def all_reduce_kernel(
                 total = rounded.to(tl.float32)
                 total = total * tl.rsqrt(tl.sum(total * total, 0) / H + eps) * g
             tl.store(y + row * H + cols, total.to(element), mask=mask)
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
     tl.store(epochs + pid, epoch)
 
 
 @triton.jit
+def _from_words(words, element: tl.constexpr):
+    """Words of four bytes, int32 [W] -> float32 [W]: their lower halves and their upper halves.
+
+    Of float32 a word is a number, and the second is 0.
+    """
+    if element == tl.float32:
+        low = words.to(tl.float32, bitcast=True)
+        high = tl.zeros_like(low)
+    else:
+        low = words.to(tl.int16).to(element, bitcast=True).to(tl.float32)
+        high = (words >> 16).to(tl.int16).to(element, bitcast=True).to(tl.float32)
+    return low, high
+
+
+@triton.jit
+def _to_words(low, high, element: tl.constexpr):
+    """``_from_words`` backwards, rounded to the element type."""
+    if element == tl.float32:
+        words = low.to(tl.int32, bitcast=True)
+    else:
+        lower = low.to(element).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+        upper = high.to(element).to(tl.int16, bitcast=True).to(tl.int32)
+        words = lower | (upper << 16)
+    return words
+
+
+@triton.jit(do_not_specialize=["NUMEL", "max_polls"])
+def flagged_sum_kernel(
+    x,  # [M, H]: this rank's addend; M is the grid's size
+    residual,  # [M, H]: becomes the sum where there is a norm
+    norm_weight,  # [H]
+    y,  # [M, H]
+    buffers,  # [WORLD] int64: addresses of int64 [MAX_FLAGGED_ROWS, 2, WORLD, HALF]
+    epochs,  # int32 [MAX_PROGRAMS]
+    lost,  # int32 [1]
+    lost_on_host,  # int32 [1]
+    H,
+    NUMEL,
+    eps,
+    weight_offset,
+    max_polls,
+    HAS_NORM: tl.constexpr,
+    RANK: tl.constexpr,
+    WORLD: tl.constexpr,
+    HALF: tl.constexpr,  # words of one rank's row
+    WORDS: tl.constexpr,  # >= the words of a row, which is a whole number of them
+    EARLY: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """``all_reduce_kernel`` of a row a program, whose words carry the round's number."""
+    row = tl.program_id(0)
+    element: tl.constexpr = x.dtype.element_ty
+    PER_WORD: tl.constexpr = 32 // x.dtype.element_ty.primitive_bitwidth
+    word_pointer: tl.constexpr = tl.pointer_type(tl.int32)
+    cols = tl.arange(0, WORDS)
+    at = row.to(tl.int64) * (H // PER_WORD) + cols
+    mask = (cols * PER_WORD < H) & (at * PER_WORD < NUMEL)
+    if HAS_NORM:
+        g = tl.load(norm_weight.to(word_pointer) + cols, mask=mask, other=0)
+        g_low, g_high = _from_words(g, element)
+    if PDL:
+        if EARLY:
+            tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    epoch = tl.load(epochs + row) + 1
+    own = tl.load(x.to(word_pointer) + at, mask=mask, other=0)
+    half = ((row * 2 + (epoch & 1)) * WORLD * HALF).to(tl.int64)
+    # The round's number, and under it four bytes.
+    packed = (epoch.to(tl.int64) << 32) | (own.to(tl.int64) & 0xFFFFFFFF)
+    for r in tl.static_range(WORLD):
+        if r != RANK:
+            theirs = tl.load(buffers + r).to(tl.pointer_type(tl.int64)) + half + RANK * HALF
+            tl.store(tl.multiple_of(theirs, 16) + cols, packed)
+    here = tl.load(buffers + RANK).to(tl.pointer_type(tl.int64)) + half
+    patience = tl.where(tl.load(lost) == 0, max_polls, 0)
+    low, high = _from_words(tl.zeros_like(own), element)
+    for r in tl.static_range(WORLD):
+        if r == RANK:
+            words = own
+        else:
+            place = tl.multiple_of(here + r * HALF, 16) + cols
+            polls = 0
+            arrived = tl.load(place, volatile=True)
+            missing = tl.sum(((arrived >> 32).to(tl.int32) != epoch).to(tl.int32), 0)
+            while (missing != 0) & (polls < patience):
+                arrived = tl.load(place, volatile=True)
+                missing = tl.sum(((arrived >> 32).to(tl.int32) != epoch).to(tl.int32), 0)
+                polls += 1
+            if missing != 0:
+                tl.store(lost, 1)
+                tl.store(lost_on_host, 1)
+            words = arrived.to(tl.int32)
+        part_low, part_high = _from_words(words, element)
+        low += part_low
+        high += part_high
+    if HAS_NORM:
+        # As an addend that another kernel has rounded.
+        low, high = _from_words(_to_words(low, high, element), element)
+        before = tl.load(residual.to(word_pointer) + at, mask=mask, other=0)
+        before_low, before_high = _from_words(before, element)
+        total = _to_words(low + before_low, high + before_high, element)
+        tl.store(residual.to(word_pointer) + at, total, mask=mask)
+        low, high = _from_words(total, element)
+        low, high = tl.where(mask, low, 0.0), tl.where(mask, high, 0.0)
+        scale = tl.rsqrt(tl.sum(low * low + high * high, 0) / H + eps)
+        low, high = low * scale * (g_low + weight_offset), high * scale * (g_high + weight_offset)
+    tl.store(y.to(word_pointer) + at, _to_words(low, high, element), mask=mask)
+    tl.store(epochs + row, epoch)
+
+
+@triton.jit(do_not_specialize=["M", "max_polls"])
 def all_gather_kernel(
     x,  # [M, OWN]: this rank's columns
     y,  # [M, N]: all ranks'
@@ -161,12 +281,15 @@ def all_gather_kernel(
     PIECES: tl.constexpr,  # of a row; the widest rank's
     BLOCK: tl.constexpr,
     ROUND: tl.constexpr,  # pieces; ROUND * BLOCK <= HALF
+    EARLY: tl.constexpr,
     PDL: tl.constexpr,
 ):
     pid = tl.program_id(0)
     step = tl.num_programs(0)
     element: tl.constexpr = x.dtype.element_ty
     if PDL:
+        if EARLY:
+            tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     epoch = tl.load(epochs + pid)
     own_width = N * (RANK + 1) // WORLD - N * RANK // WORLD  # as weights.share shares them
@@ -198,31 +321,48 @@ def all_gather_kernel(
                     cache_modifier=".cv",
                 )
                 tl.store(y + row * N + begin + cols, v, mask=mask)
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
     tl.store(epochs + pid, epoch)
 
 
-@dataclass(frozen=True, eq=False)
 class Peers:
     """One rank's side of the memory that its mesh exchanges through.
 
-    buffers, flags: int64 [world] on this rank's device, every rank's addresses; epochs: int32
-    [MAX_PROGRAMS]; lost: int32 [1] on the device and ``lost_on_host`` in pinned memory, not 0 once
-    a rank has not come. ``half_bytes``: of each program's two. ``kept``: what the addresses point
-    to on this device. ``max_polls``: of one wait.
+    buffers, flags, flagged: int64 [world] on this rank's device, every rank's addresses; epochs and
+    flagged_epochs: int32 [MAX_PROGRAMS]; lost: int32 [1] on the device, and ``lost_on_host`` in
+    pinned memory, not 0 once a rank has not come. ``half_bytes``, ``flagged_words``: of each
+    program's two halves. ``is_shared``: another rank is on this device. ``max_polls``: of one wait.
+    ``kept``: what the addresses point to on this device.
     """
 
-    rank: int
-    world: int
-    half_bytes: int
-    buffers: torch.Tensor
-    flags: torch.Tensor
-    epochs: torch.Tensor
-    lost: torch.Tensor
-    lost_on_host: torch.Tensor
-    kept: tuple[torch.Tensor, ...]
-    max_polls: int = MAX_POLLS
+    def __init__(
+        self,
+        rank: int,
+        devices: Sequence[torch.device],
+        half_bytes: int,
+        memory: Sequence[Sequence[torch.Tensor]],
+        max_polls: int,
+    ) -> None:
+        self.rank, self.world = rank, len(devices)
+        self.device = devices[rank]
+        self.is_shared = list(devices).count(self.device) > 1
+        self.half_bytes, self.flagged_words = half_bytes, half_bytes // 4
+        self.max_polls = max_polls
+        self.kept = [tensors[rank] for tensors in memory]
+        self.buffers, self.flags, self.flagged = (self._addresses(tensors) for tensors in memory)
+        self.epochs = self._ints(MAX_PROGRAMS)
+        self.flagged_epochs = self._ints(MAX_PROGRAMS)
+        self.lost = self._ints(1)
+        pinned = self.device.type == "cuda"
+        self.lost_on_host = torch.zeros(1, dtype=torch.int32, pin_memory=pinned)
+        # Launches whose kernels are on this device: those that differ in nothing but sizes.
+        self.loaded: set[Hashable] = set()
+
+    def _addresses(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        addresses = [tensor.data_ptr() for tensor in tensors]
+        return torch.tensor(addresses, dtype=torch.int64, device=self.device)
+
+    def _ints(self, count: int) -> torch.Tensor:
+        return torch.zeros(count, dtype=torch.int32, device=self.device)
 
 
 def make_peers(
@@ -231,36 +371,51 @@ def make_peers(
     """Exchange memory for rows of up to ``row_bytes`` between the ranks on ``devices``."""
     world = len(devices)
     half = max(HALF_BYTES, next_power_of_2(row_bytes))
-    data = [torch.zeros(MAX_PROGRAMS * 2 * half, dtype=torch.uint8, device=d) for d in devices]
-    flags = [torch.zeros((MAX_PROGRAMS, world), dtype=torch.int32, device=d) for d in devices]
+
+    def zeros(count: int, dtype: torch.dtype) -> list[torch.Tensor]:
+        return [torch.zeros(count, dtype=dtype, device=device) for device in devices]
+
+    memory = (
+        zeros(MAX_PROGRAMS * 2 * half, torch.uint8),
+        zeros(MAX_PROGRAMS * world, torch.int32),
+        zeros(MAX_FLAGGED_ROWS * 2 * world * (half // 4), torch.int64),
+    )
     for a in devices:
         for b in devices:
             if a != b:
                 # torch lets two devices reach each other's memory at the first copy between them.
                 torch.zeros(1, device=a).to(b)
-    pinned = devices[0].type == "cuda"
-
-    def addresses(tensors: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
-        return torch.tensor([t.data_ptr() for t in tensors], dtype=torch.int64, device=device)
-
-    return [
-        Peers(
-            rank,
-            world,
-            half,
-            addresses(data, device),
-            addresses(flags, device),
-            torch.zeros(MAX_PROGRAMS, dtype=torch.int32, device=device),
-            torch.zeros(1, dtype=torch.int32, device=device),
-            torch.zeros(1, dtype=torch.int32, pin_memory=pinned),
-            (data[rank], flags[rank]),
-            max_polls,
-        )
-        for rank, device in enumerate(devices)
-    ]
+    return [Peers(rank, devices, half, memory, max_polls) for rank in range(world)]
 
 
-def all_reduce(x: torch.Tensor, peers: Peers) -> torch.Tensor:
+class Pending(Generic[R]):
+    """A launch that every rank of a mesh has to make, and what it will have written.
+
+    Its kernel is compiled and on the device: the launch itself waits for nothing, as it must not
+    while a peer's kernel waits for it.
+    """
+
+    def __init__(
+        self, result: R, peers: Peers, kernel: Any, grid: int, *args: Any, **constants: Any
+    ) -> None:
+        self.result = result
+        self._launch = functools.partial(kernel[(grid,)], *args, **constants) if grid else None
+        if not grid or peers.device.type == "cpu" or is_compiling():
+            return
+        key = (kernel, args[0].dtype, *sorted(constants.items()))
+        if key not in peers.loaded:
+            # ``run`` loads the code, which is otherwise left to the first launch.
+            _ = kernel.warmup(*args, grid=(grid,), **constants).run
+            peers.loaded.add(key)
+
+    def launch(self) -> R:
+        """Launch it on the current stream."""
+        if self._launch is not None:
+            self._launch()
+        return self.result
+
+
+def all_reduce(x: torch.Tensor, peers: Peers) -> Pending[torch.Tensor]:
     """The ranks' sum of ``x``, of any shape: a new tensor, the same bits on every rank.
 
     Every rank must launch it, with an x of the same shape and type.
@@ -271,13 +426,12 @@ def all_reduce(x: torch.Tensor, peers: Peers) -> torch.Tensor:
     check_tensors(x=x)
     y = torch.empty_like(x)
     width = min(PIECE, next_power_of_2(x.numel()))
-    _launch_sum(x, x, None, y, peers, width)
-    return y
+    return _pending_sum(y, x, x, None, y, peers, width)
 
 
 def add_norm(
     x: torch.Tensor, residual: torch.Tensor, norm: Norm, peers: Peers
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Pending[tuple[torch.Tensor, torch.Tensor]]:
     """(norm(sum), sum), the sum being residual + the ranks' x; it is written into ``residual``.
 
     x, residual: [M, H]. Every rank must launch it, with an x of the same shape and type.
@@ -292,42 +446,55 @@ def add_norm(
     if next_power_of_2(hidden) * x.element_size() > peers.half_bytes:
         raise ValueError(f"rows of {hidden} values do not fit into {peers.half_bytes} bytes")
     y = torch.empty_like(x)
-    _launch_sum(x, residual, norm, y, peers, hidden)
-    return y, residual
+    return _pending_sum((y, residual), x, residual, norm, y, peers, hidden)
 
 
-def _launch_sum(
+def _pending_sum(
+    result: R,
     x: torch.Tensor,
     residual: torch.Tensor,
     norm: Norm | None,
     y: torch.Tensor,
     peers: Peers,
     width: int,
-) -> None:
-    """Add up, ``width`` elements a row."""
+) -> Pending[R]:
+    """The sum in rows of ``width`` elements."""
     rows, block = cdiv(x.numel(), width), next_power_of_2(width)
-    if not rows:
-        return
     weight, eps, weight_offset = norm or Norm(x, 0.0)
-    all_reduce_kernel[(min(rows, MAX_PROGRAMS),)](
-        x,
-        residual,
-        weight,
-        y,
+    tensors = (x, residual, weight, y)
+    numbers = (width, x.numel(), eps, weight_offset, peers.max_polls)
+    constants = {"HAS_NORM": norm is not None, **_constants(block, peers)}
+    row_bytes = min(width, x.numel()) * x.element_size()
+    if rows <= MAX_FLAGGED_ROWS and row_bytes % 4 == 0 and x.nbytes % 4 == 0:
+        return Pending(
+            result,
+            peers,
+            flagged_sum_kernel,
+            rows,
+            *tensors,
+            *(peers.flagged, peers.flagged_epochs, peers.lost, peers.lost_on_host),
+            *numbers,
+            HALF=peers.flagged_words,
+            WORDS=max(block * x.element_size() // 4, 1),
+            **constants,
+        )
+    return Pending(
+        result,
+        peers,
+        all_reduce_kernel,
+        min(rows, MAX_PROGRAMS),
+        *tensors,
         *_memory(peers),
         rows,
-        width,
-        x.numel(),
-        eps,
-        weight_offset,
-        peers.max_polls,
-        HAS_NORM=norm is not None,
+        *numbers,
+        HALF=peers.half_bytes // x.element_size(),
+        BLOCK=block,
         ROWS=_pieces(rows, block, x, peers),
-        **_layout(block, x, peers),
+        **constants,
     )
 
 
-def all_gather(x: torch.Tensor, columns: int, peers: Peers) -> torch.Tensor:
+def all_gather(x: torch.Tensor, columns: int, peers: Peers) -> Pending[torch.Tensor]:
     """[..., a rank's share of the columns] of each rank -> [..., columns], in the ranks' order.
 
     Every rank must launch it, with the same columns, type and leading dimensions.
@@ -343,19 +510,23 @@ def all_gather(x: torch.Tensor, columns: int, peers: Peers) -> torch.Tensor:
     widest = cdiv(columns, peers.world)
     block = min(PIECE, next_power_of_2(widest))
     rows, pieces = y.numel() // columns, cdiv(widest, block)
-    if rows:
-        all_gather_kernel[(min(rows * pieces, MAX_PROGRAMS),)](
-            x,
-            y,
-            *_memory(peers),
-            rows,
-            columns,
-            peers.max_polls,
-            PIECES=pieces,
-            ROUND=_pieces(rows * pieces, block, x, peers),
-            **_layout(block, x, peers),
-        )
-    return y
+    return Pending(
+        y,
+        peers,
+        all_gather_kernel,
+        min(rows * pieces, MAX_PROGRAMS),
+        x,
+        y,
+        *_memory(peers),
+        rows,
+        columns,
+        peers.max_polls,
+        HALF=peers.half_bytes // x.element_size(),
+        BLOCK=block,
+        PIECES=pieces,
+        ROUND=_pieces(rows * pieces, block, x, peers),
+        **_constants(block, peers),
+    )
 
 
 def _memory(peers: Peers) -> tuple[torch.Tensor, ...]:
@@ -367,13 +538,12 @@ def _pieces(count: int, block: int, x: torch.Tensor, peers: Peers) -> int:
     return 1 if count <= MAX_PROGRAMS else peers.half_bytes // (block * x.element_size())
 
 
-def _layout(block: int, x: torch.Tensor, peers: Peers) -> dict[str, Any]:
-    """The launch's constants."""
+def _constants(block: int, peers: Peers) -> dict[str, Any]:
     return {
         "RANK": peers.rank,
         "WORLD": peers.world,
-        "HALF": peers.half_bytes // x.element_size(),
-        "BLOCK": block,
+        # What waits early for a kernel holds the device, which on a shared one the peer needs.
+        "EARLY": not peers.is_shared,
         # 16 values a thread: two 16-byte loads each of a 16-bit type.
         "num_warps": min(max(block // 512, 1), 16),
         **pdl_options(),

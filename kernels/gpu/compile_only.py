@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import triton
+from triton.runtime._async_compile import active_mode
 from triton.runtime.jit import JITFunction
 
 # Compiling is mostly LLVM and ptxas, which hold no interpreter lock; the rest is Python.
@@ -50,6 +51,16 @@ class _Compilers(ThreadPoolExecutor):
 
 
 @contextmanager
+def _async_compile(compilers: _Compilers) -> Iterator[None]:
+    """Triton's mode; left even if a kernel does not compile, when Triton itself stays in it."""
+    try:
+        with triton.AsyncCompileMode(compilers):
+            yield
+    finally:
+        active_mode.set(None)
+
+
+@contextmanager
 def compile_only() -> Iterator[None]:
     """Make launches compile and load their kernels, on several threads, and run nothing.
 
@@ -76,7 +87,7 @@ def compile_only() -> Iterator[None]:
         return kernel
 
     global _is_compiling
-    with _Compilers() as compilers, triton.AsyncCompileMode(compilers):
+    with _Compilers() as compilers, _async_compile(compilers):
         JITFunction.run, JITFunction._do_compile = compile_alone, compile_once
         _is_compiling = True
         try:

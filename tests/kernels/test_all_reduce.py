@@ -5,6 +5,7 @@ With one GPU all ranks share it, each on a stream of its own.
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable
@@ -20,6 +21,9 @@ from octavo.kernels.weights import Norm, share  # noqa: E402
 
 ON_GPU = torch.cuda.is_available()
 HALF = torch.bfloat16 if ON_GPU else torch.float16
+# Of four exchanges each, three of them with flags of their own: 10^5 exchanges. More by
+# OCTAVO_NUM_REPLAYS.
+NUM_REPLAYS = int(os.environ.get("OCTAVO_NUM_REPLAYS", "25000"))
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
@@ -28,6 +32,7 @@ def _several_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter takes a minute for what fills a GPU's buffers."""
     if not ON_GPU:
         monkeypatch.setattr(kernels, "MAX_PROGRAMS", 3)
+        monkeypatch.setattr(kernels, "MAX_FLAGGED_ROWS", 2)
         monkeypatch.setattr(kernels, "PIECE", 64)
         monkeypatch.setattr(kernels, "HALF_BYTES", 1024)
 
@@ -57,26 +62,28 @@ class Ranks:
         for device in self.devices if ON_GPU else []:
             torch.cuda.synchronize(device)
 
-    def run(self, launch: Callable[[int, Any], Any]) -> list[Any]:
-        """``launch(rank, peers)`` of every rank."""
+    def run(self, plan: Callable[[int, Any], Any]) -> list[Any]:
+        """The results of ``plan(rank, peers)``'s launches on every rank."""
         if ON_GPU:
-            results = []
+            pending = []
             for rank, stream in enumerate(self.streams):
                 with torch.cuda.stream(stream):
-                    results.append(launch(rank, self.peers[rank]))
+                    pending.append(plan(rank, self.peers[rank]))
             self.synchronize()
-            return results
+            for one, stream in zip(pending, self.streams, strict=True):
+                with torch.cuda.stream(stream):
+                    one.launch()
+            self.synchronize()
+            return [one.result for one in pending]
         # One rank runs at a time here: first all write their pieces and flags without waiting for
         # the others', then all read, which is the same for up to two rounds a program.
-        polls = [peers.max_polls for peers in self.peers]
         for rank, peers in enumerate(self.peers):
-            object.__setattr__(peers, "max_polls", 0)
-            launch(rank, peers)
-        for peers, most in zip(self.peers, polls, strict=True):
-            object.__setattr__(peers, "max_polls", most)
-            for tensor in (peers.epochs, peers.lost, peers.lost_on_host):
+            most, peers.max_polls = peers.max_polls, 0
+            plan(rank, peers).launch()
+            peers.max_polls = most
+            for tensor in (peers.epochs, peers.flagged_epochs, peers.lost, peers.lost_on_host):
                 tensor.zero_()
-        return [launch(rank, peers) for rank, peers in enumerate(self.peers)]
+        return [plan(rank, peers).launch() for rank, peers in enumerate(self.peers)]
 
     def none_is_lost(self) -> bool:
         return not any(int(p.lost) or int(p.lost_on_host) for p in self.peers)
@@ -112,13 +119,13 @@ def test_a_sum_is_added_to_the_residual_and_normed(
     parts = parts_of(ranks, rows, hidden, dtype=dtype)
     residual, weight = torch.randn(rows, hidden).to(dtype), torch.rand(hidden).to(dtype)
 
-    def launch(rank: int, peers: Any) -> tuple[Tensor, Tensor]:
+    def plan(rank: int, peers: Any) -> Any:
         device = ranks.devices[rank]
         norm = Norm(weight.to(device), 1e-5, offset)
         own = residual.to(device, copy=True)
         return kernels.add_norm(parts[rank], own, norm, peers)
 
-    found = ranks.run(launch)
+    found = ranks.run(plan)
     total = reference.sum_of_ranks([part.cpu() for part in parts])
     normed, added = reference.rms_norm(
         total, weight, 1e-5, residual=residual.clone(), weight_offset=offset
@@ -140,12 +147,12 @@ def test_shares_are_joined_in_the_ranks_order(
     ranks = Ranks(world, 256)
     whole = torch.randn(rows, columns).to(dtype)
 
-    def launch(rank: int, peers: Any) -> Tensor:
+    def plan(rank: int, peers: Any) -> Any:
         begin, end = share(columns, rank, world)
         own = whole[:, begin:end].contiguous().to(ranks.devices[rank])
         return kernels.all_gather(own, columns, peers)
 
-    for found in ranks.run(launch):
+    for found in ranks.run(plan):
         torch.testing.assert_close(found.cpu(), whole, atol=0, rtol=0)
 
 
@@ -171,12 +178,12 @@ def test_wrong_shapes_are_refused() -> None:
 def test_a_rank_that_does_not_come_is_given_up() -> None:
     ranks = Ranks(2, 64, max_polls=1000)
     x = torch.ones(4, 16, device=ranks.devices[0])
-    kernels.all_reduce(x, ranks.peers[0])
+    kernels.all_reduce(x, ranks.peers[0]).launch()
     ranks.synchronize()
     assert int(ranks.peers[0].lost_on_host) == 1
     # From then on it waits for none, so that the host sees it soon.
-    object.__setattr__(ranks.peers[0], "max_polls", 1 << 30)
-    kernels.all_reduce(x, ranks.peers[0])
+    ranks.peers[0].max_polls = 1 << 30
+    kernels.all_reduce(x, ranks.peers[0]).launch()
     ranks.synchronize()
 
 
@@ -189,23 +196,24 @@ def test_graphs_meet_again_and_again_whatever_their_delays(world: int) -> None:
     parts = [parts_of(ranks, *shape, dtype=torch.bfloat16) for shape in shapes]
     wide = parts_of(ranks, 2, 5000, dtype=torch.float32)
 
-    def forward(rank: int, peers: Any) -> list[Tensor]:
+    def plans(rank: int, peers: Any) -> list[Any]:
         sums = [kernels.all_reduce(part[rank], peers) for part in parts]
         return [*sums, kernels.all_gather(wide[rank], 5000 * world, peers)]
 
     expected = [reference.sum_of_ranks([p.cpu() for p in part]) for part in parts]
     expected.append(torch.cat([part.cpu() for part in wide], dim=-1))
-    ranks.run(forward)
+    for kind in range(len(expected)):
+        ranks.run(lambda rank, peers, kind=kind: plans(rank, peers)[kind])
     graphs, outputs = [], []
     for rank, stream in enumerate(ranks.streams):
         with torch.cuda.stream(stream):
             graph = torch.cuda.CUDAGraph()
             graph.capture_begin(capture_error_mode="thread_local")
-            outputs.append(forward(rank, ranks.peers[rank]))
+            outputs.append([plan.launch() for plan in plans(rank, ranks.peers[rank])])
             graph.capture_end()
             graphs.append(graph)
     draw = random.Random(0)
-    for replay in range(20_000):
+    for replay in range(NUM_REPLAYS):
         order = list(range(world))
         draw.shuffle(order)
         for rank in order:

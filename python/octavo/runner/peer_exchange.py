@@ -9,9 +9,8 @@ nothing to be done between, and each rank's launch is recorded where it stands.
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -47,39 +46,36 @@ class PeerExchange(Lockstep):
 
     def all_reduce(self, tensor: Tensor, rank: int) -> Tensor:
         """As Exchange.all_reduce."""
-        peers = self._peers[rank]
-        return self._launch(functools.partial(kernels.all_reduce, tensor, peers), rank)
+        return self._launch(kernels.all_reduce(tensor, self._peers[rank]), rank)
 
     def gather(self, tensor: Tensor, columns: int, rank: int) -> Tensor:
         """As Exchange.gather."""
-        peers = self._peers[rank]
-        return self._launch(functools.partial(kernels.all_gather, tensor, columns, peers), rank)
+        return self._launch(kernels.all_gather(tensor, columns, self._peers[rank]), rank)
 
     def add_norm(self, x: Tensor, residual: Tensor, norm: Norm, rank: int) -> tuple[Tensor, Tensor]:
         """As Rank.add_norm."""
-        peers = self._peers[rank]
-        return self._launch(functools.partial(kernels.add_norm, x, residual, norm, peers), rank)
+        return self._launch(kernels.add_norm(x, residual, norm, self._peers[rank]), rank)
 
     def has_lost_a_rank(self) -> bool:
         """As Exchange.has_lost_a_rank."""
         return any(lost[0] for lost in self._lost)
 
-    def _launch(self, launch: Callable[[], R], rank: int) -> R:
+    def _launch(self, pending: kernels.Pending[R], rank: int) -> R:
         """Launch this rank's kernel, on its current stream."""
         if is_compiling() or torch.cuda.is_current_stream_capturing():
-            return launch()
-        stream = torch.cuda.current_stream()
-
-        def on_stream() -> R:
-            # In the thread of the rank that launches for all.
-            with torch.inference_mode(), torch.cuda.stream(stream):
-                return launch()
-
-        return self.meet(on_stream, rank, _call_all)
+            return pending.launch()
+        return self.meet((pending, torch.cuda.current_stream()), rank, _launch_all)
 
 
-def _call_all(launches: list[Callable[[], R]]) -> list[R]:
-    return [launch() for launch in launches]
+def _launch_all(
+    launches: list[tuple[kernels.Pending[R], torch.cuda.Stream]],
+) -> list[R]:
+    """Called by one rank for all."""
+    results = []
+    for pending, stream in launches:
+        with torch.inference_mode(), torch.cuda.stream(stream):
+            results.append(pending.launch())
+    return results
 
 
 def _check_access(devices: Sequence[torch.device]) -> None:
