@@ -12,6 +12,9 @@ A program of one rank meets the programs of the same number on the others. Its b
 halves, used in turns: a rank that writes a half again has met its peers since they read it. Rounds
 are counted on the device, so that a graph's next replay goes on where the last one ended.
 
+Outside of graphs a host launches every rank's kernel: there the streams wait for one another's
+events, and plain kernels read the addends where they are.
+
 A wait ends after a number of polls, and ``Peers.lost`` is set: a rank that never comes is an
 error, not a hang.
 """
@@ -19,7 +22,8 @@ error, not a hang.
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Sequence
+import math
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -41,7 +45,10 @@ PIECE = 4096
 # Some 10 s of an H200 at 0.32 us a poll (bench/exchange.py): later than any rank that will come.
 MAX_POLLS = 1 << 25
 # Rows whose words carry flags, which doubles what travels (bench/exchange.py).
-MAX_FLAGGED_ROWS = 16
+MAX_FLAGGED_ROWS = 32
+# The direct kernels' arguments: addresses of up to eight ranks.
+MAX_WORLD = 8
+ADDRESSES = tuple(f"a{rank}" for rank in range(MAX_WORLD))
 
 R = TypeVar("R")
 
@@ -79,7 +86,7 @@ def _meet(
     tl.debug_barrier()
 
 
-@triton.jit(do_not_specialize=["M", "NUMEL", "max_polls"])
+@triton.jit(do_not_specialize=["M", "max_polls"])
 def all_reduce_kernel(
     x,  # [M, H]: this rank's addend
     residual,  # [M, H]: becomes the sum where there is a norm
@@ -110,8 +117,6 @@ def all_reduce_kernel(
     cols = tl.arange(0, BLOCK)
     in_row = cols < H
     element: tl.constexpr = x.dtype.element_ty
-    if HAS_NORM:
-        g = tl.load(norm_weight + cols, mask=in_row, other=0.0).to(tl.float32) + weight_offset
     if PDL:
         if EARLY:
             tl.extra.cuda.gdc_launch_dependents()
@@ -141,13 +146,10 @@ def all_reduce_kernel(
                 )
                 total += v.to(tl.float32)
             if HAS_NORM:
-                # As an addend that another kernel has rounded.
-                total = total.to(element).to(tl.float32)
-                total += tl.load(residual + row * H + cols, mask=mask, other=0.0).to(tl.float32)
-                rounded = total.to(element)
-                tl.store(residual + row * H + cols, rounded, mask=mask)
-                total = rounded.to(tl.float32)
-                total = total * tl.rsqrt(tl.sum(total * total, 0) / H + eps) * g
+                at = row * H + cols
+                total = _normed(
+                    total, residual, norm_weight, at, cols, mask, H, eps, weight_offset, element
+                )
             tl.store(y + row * H + cols, total.to(element), mask=mask)
     tl.store(epochs + pid, epoch)
 
@@ -179,7 +181,7 @@ def _to_words(low, high, element: tl.constexpr):
     return words
 
 
-@triton.jit(do_not_specialize=["NUMEL", "max_polls"])
+@triton.jit(do_not_specialize=["max_polls"])
 def flagged_sum_kernel(
     x,  # [M, H]: this rank's addend; M is the grid's size
     residual,  # [M, H]: becomes the sum where there is a norm
@@ -189,8 +191,8 @@ def flagged_sum_kernel(
     epochs,  # int32 [MAX_PROGRAMS]
     lost,  # int32 [1]
     lost_on_host,  # int32 [1]
-    H,
-    NUMEL,
+    W,  # words of a row, which is a whole number of them
+    NUM_WORDS,  # M * W, or less where the last row is shorter
     eps,
     weight_offset,
     max_polls,
@@ -198,7 +200,7 @@ def flagged_sum_kernel(
     RANK: tl.constexpr,
     WORLD: tl.constexpr,
     HALF: tl.constexpr,  # words of one rank's row
-    WORDS: tl.constexpr,  # >= the words of a row, which is a whole number of them
+    WORDS: tl.constexpr,  # >= W
     EARLY: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -208,8 +210,8 @@ def flagged_sum_kernel(
     PER_WORD: tl.constexpr = 32 // x.dtype.element_ty.primitive_bitwidth
     word_pointer: tl.constexpr = tl.pointer_type(tl.int32)
     cols = tl.arange(0, WORDS)
-    at = row.to(tl.int64) * (H // PER_WORD) + cols
-    mask = (cols * PER_WORD < H) & (at * PER_WORD < NUMEL)
+    at = row.to(tl.int64) * W + cols
+    mask = (cols < W) & (at < NUM_WORDS)
     if HAS_NORM:
         g = tl.load(norm_weight.to(word_pointer) + cols, mask=mask, other=0)
         g_low, g_high = _from_words(g, element)
@@ -257,7 +259,7 @@ def flagged_sum_kernel(
         tl.store(residual.to(word_pointer) + at, total, mask=mask)
         low, high = _from_words(total, element)
         low, high = tl.where(mask, low, 0.0), tl.where(mask, high, 0.0)
-        scale = tl.rsqrt(tl.sum(low * low + high * high, 0) / H + eps)
+        scale = tl.rsqrt(tl.sum(low * low + high * high, 0) / (W * PER_WORD) + eps)
         low, high = low * scale * (g_low + weight_offset), high * scale * (g_high + weight_offset)
     tl.store(y.to(word_pointer) + at, _to_words(low, high, element), mask=mask)
     tl.store(epochs + row, epoch)
@@ -280,6 +282,7 @@ def all_gather_kernel(
     HALF: tl.constexpr,
     PIECES: tl.constexpr,  # of a row; the widest rank's
     BLOCK: tl.constexpr,
+    UNIT: tl.constexpr,  # shares are whole numbers of it
     ROUND: tl.constexpr,  # pieces; ROUND * BLOCK <= HALF
     EARLY: tl.constexpr,
     PDL: tl.constexpr,
@@ -292,7 +295,8 @@ def all_gather_kernel(
             tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     epoch = tl.load(epochs + pid)
-    own_width = N * (RANK + 1) // WORLD - N * RANK // WORLD  # as weights.share shares them
+    own_begin = N * RANK // WORLD  # as weights.share shares them
+    own_width = tl.multiple_of(N * (RANK + 1) // WORLD - own_begin, UNIT)
     for first in range(pid, M * PIECES, step * ROUND):
         epoch += 1
         half = ((pid * 2 + (epoch & 1)) * HALF).to(tl.int64)
@@ -307,8 +311,8 @@ def all_gather_kernel(
         _meet(flags, epoch, lost, lost_on_host, max_polls, RANK, WORLD)
         for r in tl.static_range(WORLD):
             theirs = tl.load(buffers + r).to(tl.pointer_type(element)) + half
-            begin = N * r // WORLD
-            width = N * (r + 1) // WORLD - begin
+            begin = tl.multiple_of(N * r // WORLD, UNIT)
+            width = tl.multiple_of(N * (r + 1) // WORLD - begin, UNIT)
             for i in range(ROUND):
                 piece = first + i * step
                 row = (piece // PIECES).to(tl.int64)
@@ -324,13 +328,107 @@ def all_gather_kernel(
     tl.store(epochs + pid, epoch)
 
 
+@triton.jit
+def _address(r: tl.constexpr, a0, a1, a2, a3, a4, a5, a6, a7):
+    """The r-th of eight addresses."""
+    addresses = (a0, a1, a2, a3, a4, a5, a6, a7)
+    return addresses[r]
+
+
+@triton.jit(do_not_specialize=[*ADDRESSES])
+def direct_sum_kernel(
+    residual,  # [M, H]: becomes the sum where there is a norm
+    norm_weight,  # [H]
+    y,  # [M, H]
+    a0,  # the ranks' addends [M, H]: WORLD addresses
+    a1,
+    a2,
+    a3,
+    a4,
+    a5,
+    a6,
+    a7,
+    H,
+    NUMEL,
+    eps,
+    weight_offset,
+    HAS_NORM: tl.constexpr,
+    WORLD: tl.constexpr,
+    BLOCK: tl.constexpr,  # >= H
+):
+    """A row a program, of addends that are there and stay there."""
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, BLOCK)
+    at = row * H + cols
+    mask = (cols < H) & (at < NUMEL)
+    element: tl.constexpr = y.dtype.element_ty
+    total = tl.zeros([BLOCK], tl.float32)
+    for r in tl.static_range(WORLD):
+        address = _address(r, a0, a1, a2, a3, a4, a5, a6, a7)
+        x = tl.multiple_of(address.to(tl.pointer_type(element)), 16)
+        # Another device's memory is not kept coherent in this one's caches.
+        v = tl.load(x + at, mask=mask, other=0.0, cache_modifier=".cv")
+        total += v.to(tl.float32)
+    if HAS_NORM:
+        total = _normed(
+            total, residual, norm_weight, at, cols, mask, H, eps, weight_offset, element
+        )
+    tl.store(y + at, total.to(element), mask=mask)
+
+
+@triton.jit(do_not_specialize=[*ADDRESSES])
+def direct_gather_kernel(
+    y,  # [M, N]: all ranks' columns
+    a0,  # the ranks' columns: WORLD addresses
+    a1,
+    a2,
+    a3,
+    a4,
+    a5,
+    a6,
+    a7,
+    N,
+    PIECES: tl.constexpr,  # of a row; the widest rank's
+    WORLD: tl.constexpr,
+    BLOCK: tl.constexpr,
+    UNIT: tl.constexpr,  # shares are whole numbers of it
+):
+    """A piece of every rank a program."""
+    row = (tl.program_id(0) // PIECES).to(tl.int64)
+    cols = (tl.program_id(0) % PIECES) * BLOCK + tl.arange(0, BLOCK)
+    element: tl.constexpr = y.dtype.element_ty
+    for r in tl.static_range(WORLD):
+        begin = tl.multiple_of(N * r // WORLD, UNIT)
+        width = tl.multiple_of(N * (r + 1) // WORLD - begin, UNIT)
+        address = _address(r, a0, a1, a2, a3, a4, a5, a6, a7)
+        x = tl.multiple_of(address.to(tl.pointer_type(element)), 16)
+        mask = cols < width
+        v = tl.load(x + row * width + cols, mask=mask, other=0.0, cache_modifier=".cv")
+        tl.store(y + row * N + begin + cols, v, mask=mask)
+
+
+@triton.jit
+def _normed(
+    total, residual, norm_weight, at, cols, mask, H, eps, weight_offset, element: tl.constexpr
+):
+    """norm(residual + total) of a row, in float32; the sum becomes the residual."""
+    g = tl.load(norm_weight + cols, mask=mask, other=0.0).to(tl.float32) + weight_offset
+    # As an addend that another kernel has rounded.
+    total = total.to(element).to(tl.float32)
+    total += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
+    rounded = total.to(element)
+    tl.store(residual + at, rounded, mask=mask)
+    total = tl.where(mask, rounded.to(tl.float32), 0.0)
+    return total * tl.rsqrt(tl.sum(total * total, 0) / H + eps) * g
+
+
 class Peers:
     """One rank's side of the memory that its mesh exchanges through.
 
     buffers, flags, flagged: int64 [world] on this rank's device, every rank's addresses; epochs and
     flagged_epochs: int32 [MAX_PROGRAMS]; lost: int32 [1] on the device, and ``lost_on_host`` in
     pinned memory, not 0 once a rank has not come. ``half_bytes``, ``flagged_words``: of each
-    program's two halves. ``is_shared``: another rank is on this device. ``max_polls``: of one wait.
+    program's two halves. ``on_device``: ranks on one device, at most. ``max_polls``: of one wait.
     ``kept``: what the addresses point to on this device.
     """
 
@@ -344,7 +442,9 @@ class Peers:
     ) -> None:
         self.rank, self.world = rank, len(devices)
         self.device = devices[rank]
-        self.is_shared = list(devices).count(self.device) > 1
+        self.on_device = max(list(devices).count(device) for device in devices)
+        # All of them on a device must be resident at once.
+        self.max_programs = MAX_PROGRAMS // self.on_device
         self.half_bytes, self.flagged_words = half_bytes, half_bytes // 4
         self.max_polls = max_polls
         self.kept = [tensors[rank] for tensors in memory]
@@ -389,29 +489,52 @@ def make_peers(
 
 
 class Pending(Generic[R]):
-    """A launch that every rank of a mesh has to make, and what it will have written.
+    """An exchange that every rank of a mesh has to launch, and what it will have written.
 
-    Its kernel is compiled and on the device: the launch itself waits for nothing, as it must not
-    while a peer's kernel waits for it.
+    In a graph by ``launch``, whose kernel waits for the peers'. It is compiled and on the device
+    from here on, so that it waits for nothing else. Kernel by kernel by ``launch_directly``, once
+    the streams have waited for each other.
+
+    Args:
+        part: what this rank gives.
+        grid: programs of the waiting kernel.
+        direct: launches the other one, given the addresses of all ranks' parts.
     """
 
     def __init__(
-        self, result: R, peers: Peers, kernel: Any, grid: int, *args: Any, **constants: Any
+        self,
+        result: R,
+        part: torch.Tensor,
+        peers: Peers,
+        kernel: Any,
+        grid: int,
+        args: Sequence[Any],
+        constants: dict[str, Any],
+        direct: Callable[[Sequence[int]], object],
     ) -> None:
-        self.result = result
+        self.result, self.part, self._direct = result, part, direct
         self._launch = functools.partial(kernel[(grid,)], *args, **constants) if grid else None
         if not grid or peers.device.type == "cpu" or is_compiling():
             return
-        key = (kernel, args[0].dtype, *sorted(constants.items()))
+        # What a kernel is compiled for: sizes that are whole numbers of vectors, too.
+        sizes = (arg % 16 == 0 for arg in args if isinstance(arg, int))
+        key = (kernel, part.dtype, *sizes, *sorted(constants.items()))
         if key not in peers.loaded:
             # ``run`` loads the code, which is otherwise left to the first launch.
             _ = kernel.warmup(*args, grid=(grid,), **constants).run
             peers.loaded.add(key)
 
     def launch(self) -> R:
-        """Launch it on the current stream."""
+        """Launch the kernel that waits, on the current stream."""
         if self._launch is not None:
             self._launch()
+        return self.result
+
+    def launch_directly(self, parts: Sequence[torch.Tensor]) -> R:
+        """Launch the kernel that reads the ranks' parts where they are, on the current stream."""
+        if self._launch is not None:
+            addresses = [part.data_ptr() for part in parts]
+            self._direct([*addresses, *[0] * (MAX_WORLD - len(addresses))])
         return self.result
 
 
@@ -461,37 +584,36 @@ def _pending_sum(
     """The sum in rows of ``width`` elements."""
     rows, block = cdiv(x.numel(), width), next_power_of_2(width)
     weight, eps, weight_offset = norm or Norm(x, 0.0)
-    tensors = (x, residual, weight, y)
-    numbers = (width, x.numel(), eps, weight_offset, peers.max_polls)
-    constants = {"HAS_NORM": norm is not None, **_constants(block, peers)}
+    tensors = (residual, weight, y)
+    numbers = (width, x.numel(), eps, weight_offset)
+    shape = {"HAS_NORM": norm is not None, "WORLD": peers.world}
+
+    def direct(addresses: Sequence[int]) -> None:
+        direct_sum_kernel[(rows,)](
+            *tensors, *addresses, *numbers, BLOCK=block, num_warps=_num_warps(block), **shape
+        )
+
+    constants = {**shape, **_constants(block, peers)}
+    lost = (peers.lost, peers.lost_on_host)
     row_bytes = min(width, x.numel()) * x.element_size()
     if rows <= MAX_FLAGGED_ROWS and row_bytes % 4 == 0 and x.nbytes % 4 == 0:
-        return Pending(
-            result,
-            peers,
-            flagged_sum_kernel,
-            rows,
-            *tensors,
-            *(peers.flagged, peers.flagged_epochs, peers.lost, peers.lost_on_host),
-            *numbers,
-            HALF=peers.flagged_words,
-            WORDS=max(block * x.element_size() // 4, 1),
-            **constants,
-        )
-    return Pending(
-        result,
-        peers,
-        all_reduce_kernel,
-        min(rows, MAX_PROGRAMS),
-        *tensors,
-        *_memory(peers),
-        rows,
-        *numbers,
-        HALF=peers.half_bytes // x.element_size(),
-        BLOCK=block,
-        ROWS=_pieces(rows, block, x, peers),
-        **constants,
-    )
+        kernel, grid = flagged_sum_kernel, rows
+        words = (width * x.element_size() // 4, x.nbytes // 4)
+        memory = (peers.flagged, peers.flagged_epochs, *lost)
+        args = (x, *tensors, *memory, *words, eps, weight_offset, peers.max_polls)
+        constants |= {
+            "HALF": peers.flagged_words,
+            "WORDS": max(block * x.element_size() // 4, 1),
+        }
+    else:
+        kernel, grid = all_reduce_kernel, min(rows, peers.max_programs)
+        args = (x, *tensors, *_memory(peers), rows, *numbers, peers.max_polls)
+        constants |= {
+            "HALF": peers.half_bytes // x.element_size(),
+            "BLOCK": block,
+            "ROWS": _pieces(rows, block, x, peers),
+        }
+    return Pending(result, x, peers, kernel, grid, args, constants, direct)
 
 
 def all_gather(x: torch.Tensor, columns: int, peers: Peers) -> Pending[torch.Tensor]:
@@ -510,23 +632,22 @@ def all_gather(x: torch.Tensor, columns: int, peers: Peers) -> Pending[torch.Ten
     widest = cdiv(columns, peers.world)
     block = min(PIECE, next_power_of_2(widest))
     rows, pieces = y.numel() // columns, cdiv(widest, block)
-    return Pending(
-        y,
-        peers,
-        all_gather_kernel,
-        min(rows * pieces, MAX_PROGRAMS),
-        x,
-        y,
-        *_memory(peers),
-        rows,
-        columns,
-        peers.max_polls,
-        HALF=peers.half_bytes // x.element_size(),
-        BLOCK=block,
-        PIECES=pieces,
-        ROUND=_pieces(rows * pieces, block, x, peers),
+    count = rows * pieces
+    unit = 1 if columns % peers.world else math.gcd(columns // peers.world, 16)
+    shape = {"PIECES": pieces, "WORLD": peers.world, "BLOCK": block, "UNIT": unit}
+
+    def direct(addresses: Sequence[int]) -> None:
+        direct_gather_kernel[(count,)](y, *addresses, columns, num_warps=_num_warps(block), **shape)
+
+    constants = {
+        **shape,
         **_constants(block, peers),
-    )
+        "HALF": peers.half_bytes // x.element_size(),
+        "ROUND": _pieces(count, block, x, peers),
+    }
+    args = (x, y, *_memory(peers), rows, columns, peers.max_polls)
+    grid = min(count, peers.max_programs)
+    return Pending(y, x, peers, all_gather_kernel, grid, args, constants, direct)
 
 
 def _memory(peers: Peers) -> tuple[torch.Tensor, ...]:
@@ -535,16 +656,20 @@ def _memory(peers: Peers) -> tuple[torch.Tensor, ...]:
 
 def _pieces(count: int, block: int, x: torch.Tensor, peers: Peers) -> int:
     """Pieces of a round: one where every program has one, else all that fit."""
-    return 1 if count <= MAX_PROGRAMS else peers.half_bytes // (block * x.element_size())
+    return 1 if count <= peers.max_programs else peers.half_bytes // (block * x.element_size())
 
 
 def _constants(block: int, peers: Peers) -> dict[str, Any]:
+    """Of every kernel that waits."""
     return {
         "RANK": peers.rank,
-        "WORLD": peers.world,
         # What waits early for a kernel holds the device, which on a shared one the peer needs.
-        "EARLY": not peers.is_shared,
-        # 16 values a thread: two 16-byte loads each of a 16-bit type.
-        "num_warps": min(max(block // 512, 1), 16),
+        "EARLY": peers.on_device == 1,
+        "num_warps": _num_warps(block),
         **pdl_options(),
     }
+
+
+def _num_warps(block: int) -> int:
+    """16 values a thread: two 16-byte loads each of a 16-bit type."""
+    return min(max(block // 512, 1), 16)

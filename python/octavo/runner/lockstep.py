@@ -65,6 +65,7 @@ class Lockstep:
         round_.has_begun = True
         round_.turns[0].release()
         ended = [self._run_one(0, programs[0]), *(other.result() for other in others)]
+        self._round = _Round(self.size)  # nothing of it is kept
         if round_.error is not None:
             raise round_.error
         return [result for results in ended for result in results]

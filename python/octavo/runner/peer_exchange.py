@@ -1,10 +1,9 @@
 """PeerExchange: how the shards on GPUs exchange, by kernels that read each other's memory.
 
-A kernel that waits for a peer holds its device until the peer's kernel comes. So the kernels of
-one exchange are launched one right after the other, with everything that may wait for a device
-(memory, code that is loaded at a first launch) done before: kernel by kernel the ranks run in
-lockstep up to each exchange, whose launches the last of them makes for all. In a graph there is
-nothing to be done between, and each rank's launch is recorded where it stands.
+In a graph a kernel waits for its peers', which come because every rank launches the same graph.
+Kernel by kernel that would not do: what a host does between two launches (memory, code that is
+loaded at its first launch) may itself wait for the device that waits. So there the ranks run in
+lockstep up to each exchange, and the last of them has the streams wait for each other's events.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class PeerExchange(Lockstep):
         row_bytes: of the widest row that is added up and normed.
 
     Raises:
-        ModelLoadError: two of the devices cannot reach each other's memory.
+        ModelLoadError: two of the devices cannot reach each other's memory, or they are too many.
     """
 
     def __init__(self, devices: Sequence[torch.device], row_bytes: int) -> None:
@@ -42,6 +41,7 @@ class PeerExchange(Lockstep):
         self._peers = kernels.make_peers(devices, row_bytes)
         for device in devices:
             torch.cuda.synchronize(device)
+        self._events = [torch.cuda.Event() for _ in devices]  # type: ignore[no-untyped-call]
         self._lost = [peers.lost_on_host.numpy() for peers in self._peers]
 
     def all_reduce(self, tensor: Tensor, rank: int) -> Tensor:
@@ -64,21 +64,30 @@ class PeerExchange(Lockstep):
         """Launch this rank's kernel, on its current stream."""
         if is_compiling() or torch.cuda.is_current_stream_capturing():
             return pending.launch()
-        return self.meet((pending, torch.cuda.current_stream()), rank, _launch_all)
+        return self.meet((pending, torch.cuda.current_stream()), rank, self._launch_all)
 
+    def _launch_all(self, launches: list[tuple[kernels.Pending[R], torch.cuda.Stream]]) -> list[R]:
+        """Every rank's, once all parts are there; what comes after waits until all are read."""
+        parts = [pending.part for pending, _ in launches]
+        self._wait_for_each_other([stream for _, stream in launches])
+        results = []
+        for pending, stream in launches:
+            with torch.inference_mode(), torch.cuda.stream(stream):
+                results.append(pending.launch_directly(parts))
+        self._wait_for_each_other([stream for _, stream in launches])
+        return results
 
-def _launch_all(
-    launches: list[tuple[kernels.Pending[R], torch.cuda.Stream]],
-) -> list[R]:
-    """Called by one rank for all."""
-    results = []
-    for pending, stream in launches:
-        with torch.inference_mode(), torch.cuda.stream(stream):
-            results.append(pending.launch())
-    return results
+    def _wait_for_each_other(self, streams: list[torch.cuda.Stream]) -> None:
+        for event, stream in zip(self._events, streams, strict=True):
+            event.record(stream)
+        for stream in streams:
+            for event in self._events:
+                stream.wait_event(event)
 
 
 def _check_access(devices: Sequence[torch.device]) -> None:
+    if len(devices) > kernels.MAX_WORLD:
+        raise ModelLoadError(f"{len(devices)} shards of a layer: at most {kernels.MAX_WORLD}")
     if "expandable_segments:True" in os.environ.get("PYTORCH_CUDA_ALLOC_CONF", ""):
         raise ModelLoadError(
             "PYTORCH_CUDA_ALLOC_CONF: expandable_segments hides a GPU's memory from the others"

@@ -11,7 +11,8 @@ Without a GPU there is no stream and nothing is captured: Triton's interpreter r
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import get_ident
 
@@ -83,8 +84,10 @@ class GpuShard:
         caches = allocate_kv_cache(plan, self.model.config, loaded.kv_dtype, self.device)
         self.model.bind_kv_cache(caches)
         self.prompt_scorer = PromptScorer(self.model.compute_logits, loaded.shape.vocab_size)
-        self._exchange = loaded.mesh.exchange
-        prepare = None if self._exchange.size == 1 else self._prepare_graph
+        prepare = None
+        if self.driver is not None and stream is not None and loaded.mesh.exchange.size > 1:
+            barrier = functools.partial(loaded.mesh.exchange.barrier, part.rank)
+            prepare = functools.partial(_prepare_graph, self.driver, stream, barrier)
         self.graphs: GraphCache[tuple[Tensor, Tensor]] = GraphCache(stream, prepare=prepare)
         # Of the model alone, for steps whose tokens wait for masks: logits by shape.
         self.model_graphs: GraphCache[Tensor] = GraphCache(stream, self.graphs, prepare)
@@ -237,16 +240,6 @@ class GpuShard:
         """Make the plan on the device empty: every row is padding, nothing is stored."""
         self.packed.zero_()
 
-    def _prepare_graph(self, handle: int) -> None:
-        """Do what a graph's first launch would do, and wait for the other shards to have come here.
-
-        A graph that waits for a peer must not run while the peer still captures, or allocates.
-        """
-        if self.driver is not None and self.stream is not None:
-            self.driver.upload(handle)
-            self.stream.synchronize()
-        self._exchange.barrier(self.rank)
-
     # ------------------------------------------------------------------------- what is captured
 
     def forward(self, shape: StepShape, adjusted: bool) -> tuple[Tensor, Tensor]:
@@ -300,6 +293,18 @@ class GpuShard:
         state = self.sampling.adjusted if adjusted else self.sampling.plain
         slots = self.buffers.sample_slots[: shape.reqs]
         return gpu.sample(logits, slots, state, self._host_ids)
+
+
+def _prepare_graph(
+    driver: CudaDriver, stream: torch.cuda.Stream, barrier: Callable[[], None], handle: int
+) -> None:
+    """Do what a graph's first launch would do, and wait for the other shards to have come here.
+
+    A graph that waits for a peer must not run while the peer still captures, or allocates.
+    """
+    driver.upload(handle)
+    stream.synchronize()
+    barrier()
 
 
 def open_stream(device: torch.device) -> torch.cuda.Stream | None:
