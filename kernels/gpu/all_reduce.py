@@ -594,6 +594,7 @@ def _pending_sum(
         )
 
     constants = {**shape, **_constants(block, peers)}
+    args: tuple[Any, ...]
     lost = (peers.lost, peers.lost_on_host)
     row_bytes = min(width, x.numel()) * x.element_size()
     if rows <= MAX_FLAGGED_ROWS and row_bytes % 4 == 0 and x.nbytes % 4 == 0:

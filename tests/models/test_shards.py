@@ -224,7 +224,7 @@ def test_widths_are_the_whole_and_between_the_same_blocks(size: int, count: int)
         ({"mesh": "cpu,cpu", "tensor_parallel_size": 3}, "has 2 devices for 3 x 1 shards"),
         ({"mesh": "cpu,cpu,cpu", "pipeline_parallel_size": 2}, "has 3 devices for 1 x 2 shards"),
         ({"mesh": "cpu,nowhere"}, "mesh 'cpu,nowhere'"),
-        ({"mesh": "cpu,meta"}, "on a CPU only"),
+        ({"mesh": "cpu,meta"}, "must be of one kind"),
     ],
 )
 def test_devices_that_are_not_there_are_refused(settings: dict[str, Any], message: str) -> None:

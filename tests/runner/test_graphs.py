@@ -467,7 +467,10 @@ def test_prompt_logprobs_are_transformers(tmp_path: Path, config: dict[str, Any]
     """Beside requests that ask for none, one step ahead of the host, in chunks of few logits."""
     model = _transformers_model(tmp_path)
     llm = make(tmp_path, load_format="auto", **config)
-    llm._engine.runner.prompt_scorer._max_rows = 20
+    runner = llm._engine.runner
+    assert isinstance(runner, GraphRunner)
+    for shard in runner.mesh.shards:
+        shard.prompt_scorer._max_rows = 20
     asked = prompts(24)
     kinds: list[dict[str, Any]] = [
         {"prompt_logprobs": 3, "max_tokens": 0},

@@ -69,6 +69,9 @@ def decode_sizes(max_num_seqs: int, asked: Sequence[int] | None = None) -> tuple
 # Launching a layer's ten kernels one by one takes the host so long on a server that is loaded, a
 # quarter of it on one that is not.
 LAUNCH_LAYER_S = 1e-3
+# Of several shards one host launches all kernels, and changes the thread at each exchange: a shard
+# takes it so much longer than if alone (bench/NOTES.md, "Two shards launched by one host").
+LOCKSTEP_COST = 1.3
 # What an H100 makes of the matrix products of a thousand rows and more.
 DEVICE_FLOPS = 5e14
 # A run kernel by kernel, which compiles what it meets, and a capture.
@@ -80,11 +83,17 @@ def rows_in(seconds: float, num_weights: int) -> int:
     return int(seconds * DEVICE_FLOPS / (2 * max(num_weights, 1)))
 
 
+def launched_layers(num_layers: int, num_shards: int) -> int:
+    """Layers of one shard that take a host as long to launch as one layer of each of all shards."""
+    return num_layers if num_shards == 1 else round(num_layers * num_shards * LOCKSTEP_COST)
+
+
 def mixed_rows(num_layers: int, num_weights: int, max_rows: int) -> tuple[int, ...]:
     """Prefilled tokens of the graphs that prefill, ascending.
 
     A graph pads, so it pays while the host would take longer to launch the step's kernels than the
     device to run them: up to 1,024 rows of an 8B model, 8,192 of one of 135M.
+    ``num_layers``: as ``launched_layers``; ``num_weights``: of a shard.
     """
     last = min(rows_in(num_layers * LAUNCH_LAYER_S, num_weights), max_rows)
     wider = range(MIXED_ROWS[-1] + MIXED_ROWS_STEP, last + 1, MIXED_ROWS_STEP)

@@ -40,6 +40,7 @@ from octavo.runner.cuda_graphs import (
     StepShape,
     decode_sizes,
     exact_shape,
+    launched_layers,
     mixed_rows,
 )
 from octavo.runner.gpu_sampling import PLAIN, GpuSampling, Needs
@@ -62,6 +63,9 @@ from octavo.runner.staging import StagingBuffer
 
 if TYPE_CHECKING:
     from octavo._core import ScheduledBatch
+
+
+GIB = 1 << 30
 
 
 @dataclass(slots=True, eq=False)
@@ -99,7 +103,10 @@ class GraphRunner:
         self._observer: Observer | None = None
         # The last thread on which torch has used the device: the driver's own calls need that.
         self._device_thread: int | None = None
-        self._weight_bytes = torch.cuda.memory_allocated(loaded.device) if self._on_gpu else 0
+        self._weight_bytes = {
+            part.device: torch.cuda.memory_allocated(part.device)
+            for part in (loaded.mesh.shards if self._on_gpu else ())
+        }
         self._graph_bytes = 0
         weights = loaded.model.num_weights
 
@@ -132,7 +139,7 @@ class GraphRunner:
         self.max_num_batched_tokens = self._sizes.max_num_batched_tokens
         self.max_model_len = self._sizes.max_model_len
 
-        num_layers = loaded.shape.num_layers
+        num_layers = launched_layers(loaded.shape.num_layers, len(parts))
         decodes: tuple[int, ...] = ()
         if not loaded.config.enforce_eager:
             decodes = decode_sizes(self.max_num_seqs, loaded.config.cuda_graph_sizes)
@@ -228,30 +235,36 @@ class GraphRunner:
         return isinstance(error, CudaDriverError | ShardLostError) or is_device_error(error)
 
     def memory(self) -> list[tuple[str, str]]:
-        """Sizes and memory use by purpose, on the lead's device."""
-        device = self._loaded.device
+        """Sizes and memory use by purpose: of every GPU, if there are several."""
         rows = [*self._plan.rows(self._loaded.kv_dtype), *self._sizes.rows()]
         if not self._on_gpu:
-            return [("device", str(device)), *rows]
-        gib = 1 << 30
+            return [("device", str(self._loaded.device)), *rows]
+        graphs = (
+            f"{len(self._lead.graphs)}, {self._graph_bytes / GIB:,.2f} GiB; "
+            f"{len(self._uncaptured)} more when idle"
+        )
+        devices = dict.fromkeys(shard.device for shard in self.mesh.shards)
+        per_device = [self._device_memory(device) for device in devices]
+        if len(devices) > 1:
+            named = zip(devices, per_device, strict=True)
+            per_device = [[(f"{name}, {d}", value) for name, value in r] for d, r in named]
+        return [*itertools.chain(*per_device), ("CUDA graphs", graphs), *rows]
+
+    def _device_memory(self, device: torch.device) -> list[tuple[str, str]]:
         free, total = torch.cuda.mem_get_info(device)
+        num_shards = sum(shard.device == device for shard in self.mesh.shards)
+        weights = self._weight_bytes[device]
         activations = (
             torch.cuda.memory_reserved(device)
-            - self._weight_bytes
-            - self._plan.nbytes
+            - weights
+            - num_shards * self._plan.nbytes
             - self._graph_bytes
         )
         return [
             ("device", torch.cuda.get_device_name(device)),
-            ("weights", f"{self._weight_bytes / gib:,.2f} GiB"),
-            ("activations", f"{activations / gib:,.2f} GiB"),
-            (
-                "CUDA graphs",
-                f"{len(self._lead.graphs)}, {self._graph_bytes / gib:,.2f} GiB; "
-                f"{len(self._uncaptured)} more when idle",
-            ),
-            ("free", f"{free / gib:,.2f} of {total / gib:,.2f} GiB"),
-            *rows,
+            ("weights", f"{weights / GIB:,.2f} GiB"),
+            ("activations", f"{activations / GIB:,.2f} GiB"),
+            ("free", f"{free / GIB:,.2f} of {total / GIB:,.2f} GiB"),
         ]
 
     def observe(self, observer: Observer | None) -> DeviceClock | None:

@@ -8,8 +8,11 @@ comes after that (sizing.py), when the runner knows how much memory its steps ne
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -134,16 +137,28 @@ def load(config: EngineConfig, source: ModelSource) -> LoadedModel[CausalLM]:
     for stage in stages_of(shape, config.pipeline_parallel_size):
         own_devices = devices[stage.index * size :][:size]
         exchange = _make_exchange(own_devices, shape.hidden_size * dtypes.activations.itemsize)
-        parts = []
-        for rank, device in zip(ranks_of(exchange), own_devices, strict=True):
-            own = replace(ops, rank=rank)
-            with _current(device):
-                model = load_model(
-                    source, dtypes, own, max_model_len=limit, device=device, stage=stage, left=left
-                )
-            parts.append(ModelPart(rank.rank, device, model))
+        build = functools.partial(
+            load_model, source, dtypes, max_model_len=limit, stage=stage, left=left
+        )
+        own_ops = [replace(ops, rank=rank) for rank in ranks_of(exchange)]
+        parts = _build_parts(build, own_ops, own_devices)
         stages.append(Mesh(parts, exchange))
     return LoadedModel(config, shape, dtypes, stages[-1], tuple(stages[:-1]))
+
+
+def _build_parts(
+    build: Callable[..., CausalLM], ops: Sequence[OpSet], devices: Sequence[torch.device]
+) -> list[ModelPart[CausalLM]]:
+    """Each rank's part by ``build(ops, device=device)``: on several GPUs at the same time."""
+
+    def part(own: OpSet, device: torch.device) -> ModelPart[CausalLM]:
+        with _current(device):
+            return ModelPart(own.rank.rank, device, build(own, device=device))
+
+    if len(set(devices)) == 1:
+        return list(map(part, ops, devices))
+    with ThreadPoolExecutor(len(devices), thread_name_prefix="octavo-load") as threads:
+        return list(threads.map(part, ops, devices))
 
 
 def _current(device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -419,16 +434,19 @@ class Leftovers:
 
     def __init__(self) -> None:
         self._names: set[str] | None = None
+        self._lock = threading.Lock()
 
     def finish(self, weights: Weights, *, is_last: bool) -> None:
-        """End a stage's reading.
+        """End a stage's reading, on whatever thread.
 
         Raises:
             ModelLoadError: it is the last, and no stage has a use for some tensor.
         """
         unread = weights.unread()
-        self._names = unread if self._names is None else self._names & unread
-        weights.finish(unread - self._names if is_last else unread)
+        with self._lock:
+            self._names = unread if self._names is None else self._names & unread
+            left = self._names
+        weights.finish(unread - left if is_last else unread)
 
 
 class _WeightCounter:
