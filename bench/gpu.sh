@@ -2,7 +2,7 @@
 # The GPU's tests and benchmark table, in parts:
 #
 #     bench/gpu.sh [serve] [transformers]      (default: both, results/h100.md's table)
-#                  [startup] [tests] [embeddings] [latency] [context] [loading]
+#                  [startup] [tests] [mesh] [embeddings] [latency] [context] [loading]
 #
 # MODELS="llama-3.1-8b ..." chooses the configs, REPEAT the runs of each load, ONE_STREAM=1 only one
 # of serve's loads. The default took 415 s of an H100, tests 180. Everything is written to $OUT
@@ -50,6 +50,28 @@ last = subprocess.run(alone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, t
 print(last.stdout if last.returncode else last.stdout.splitlines()[-1])
 sys.exit(not ids or any(process.returncode for process in [*running, last]))
 PY
+}
+
+# Several shards: the runner's tests on a mesh of one GPU, or of two; with two, what they exchange
+# and a step of both beside a step of one (results/h200x2.md).
+mesh() {
+  local devices=cuda:0,cuda:0 count
+  count=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
+  [ "$count" -gt 1 ] && devices=cuda:0,cuda:1
+  OCTAVO_TEST_MESH=$devices timeout 200 "$PYTHON" -m pytest -q -p no:cacheprovider --timeout 100 \
+    -m gpu tests/runner/test_graphs.py 2>&1 | tee "$OUT/mesh.log" | tail -n 20 || fail "mesh $devices"
+  [ "$count" -gt 1 ] || return 0
+  timeout 60 "$PYTHON" bench/exchange.py | tee "$OUT/exchange.md" || fail exchange
+  for shards in 1 2; do
+    for load in "1 128 128" "64 128 128" "256 128 128" "1 4096 32"; do
+      set -- $load
+      timeout 90 "$PYTHON" -m octavo bench latency --model bench/configs/llama-3.1-8b \
+        --load-format dummy --max-model-len 8192 -tp "$shards" --batch-size "$1" --input-len "$2" \
+        --output-len "$3" --num-iters 2 --repeat "$REPEAT" --markdown "$OUT/mesh.md" \
+        --title "llama-3.1-8b on $shards GPUs: batch $1, $2/$3, in process" \
+        || fail "mesh latency $shards $load"
+    done
+  done
 }
 
 # A small encoder beside transformers' own, random weights, in each type.
