@@ -5,6 +5,7 @@ Two shards share one GPU, each on a stream of its own; with several GPUs they ar
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,12 @@ if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
 from test_gpu_families import CASES, Scored, _free_memory, octavos, save
+
+from octavo.errors import EngineDeadError
+from octavo.llm import LLM
+from octavo.runner.runner import ShardLostError
+from octavo.runner.shard import GpuShard
+from octavo.sampling_params import SamplingParams
 
 __all__ = ["_free_memory"]
 
@@ -27,6 +34,25 @@ def assert_same(found: list[Scored], expected: list[Scored], **tolerance: float)
     for one, other in zip(found, expected, strict=True):
         assert one.token_ids == other.token_ids
         torch.testing.assert_close(one.logprobs, other.logprobs, **tolerance)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_a_shard_that_is_not_launched_ends_the_engine(
+    mesh: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within the 15 s that a lost rank may take, and with no wait left on a device."""
+    family, config = CASES["Llama"]
+    save(family, config, tmp_path)
+    llm = LLM(str(tmp_path), mesh=mesh, max_model_len=200, kv_cache_memory_bytes=64 << 20)
+    params = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
+    llm.generate("once", params, use_tqdm=False)
+    monkeypatch.setattr(GpuShard, "replay", lambda *_: None)
+    began = time.monotonic()
+    with pytest.raises(EngineDeadError) as caught:
+        llm.generate("again", params, use_tqdm=False)
+    assert isinstance(caught.value.__cause__, ShardLostError)
+    torch.cuda.synchronize()
+    assert time.monotonic() - began < 15
 
 
 def fits(config: dict[str, Any]) -> bool:

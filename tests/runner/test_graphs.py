@@ -23,6 +23,7 @@ pytest.importorskip("triton")
 from octavo._core import TokenIds
 from octavo.checkpoints.dummy_tokenizer import dummy_tokenizer_json
 from octavo.engine import engine_loop
+from octavo.errors import EngineDeadError
 from octavo.kernels.gpu import ops as gpu
 from octavo.llm import LLM
 from octavo.runner import loading
@@ -39,6 +40,7 @@ from octavo.runner.eager import EagerRunner
 from octavo.runner.graphs import GraphRunner
 from octavo.runner.lockstep import LockstepExchange
 from octavo.runner.mesh import NoExchange
+from octavo.runner.runner import ShardLostError
 from octavo.sampling_params import SamplingParams
 from toy_shards import assert_same, generate_with
 
@@ -301,6 +303,15 @@ def test_interpreted_shards_choose_the_tokens_of_one(
     """One plan for every shard; ids and log probabilities are read from rank 0."""
     expected = generate_with(GraphRunner, NoExchange(), tmp_path, monkeypatch)
     assert_same(generate_with(GraphRunner, LockstepExchange(2), tmp_path, monkeypatch), expected)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the toy model is on a CPU")
+def test_a_lost_shard_ends_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exchange = LockstepExchange(2)
+    monkeypatch.setattr(exchange, "has_lost_a_rank", lambda: True)
+    with pytest.raises(EngineDeadError) as caught:
+        generate_with(GraphRunner, exchange, tmp_path, monkeypatch)
+    assert isinstance(caught.value.__cause__, ShardLostError)
 
 
 # -------------------------------------------------------------------------------------- switches
