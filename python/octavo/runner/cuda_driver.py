@@ -70,6 +70,15 @@ class CudaDriver:
             or self._record_event(done, stream)
         )
 
+    def start(self, copied: tuple[int, int, int], graph_exec: int) -> None:
+        """Queue the first half of ``run_step``: a copy to the device, and a graph that reads it.
+
+        Args:
+            copied, graph_exec: as ``run_step``'s plan and graph.
+        """
+        stream = self._stream
+        _check(self._copy_to_device(*copied, stream) or self._launch_graph(graph_exec, stream))
+
     def record_event(self, event: int) -> None:
         """Record an event after everything that is queued."""
         _check(self._record_event(event, self._stream))

@@ -1,4 +1,4 @@
-"""Masks: which tokens may come next in the constrained rows of a step."""
+"""Masks: which tokens may come next in the constrained rows of a step, on a host or a device."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 # Fills a buffer of masks, uint32 [max_num_seqs, ceil(V / 32)]; returns the row, among the step's
 # samples, that each one is of. -1: any token may come there.
@@ -54,3 +56,33 @@ class Masks(NamedTuple):
             if logits[row].max() == -np.inf:
                 without_any.append(row)
         return without_any
+
+
+class RowMasks:
+    """A step's masks in one buffer, which one copy brings from the host to a device.
+
+    Args:
+        pinned: whether it is the host's, for such copies.
+    """
+
+    def __init__(
+        self, max_num_seqs: int, vocab_size: int, device: torch.device, *, pinned: bool = False
+    ) -> None:
+        self.num_words = -(-vocab_size // 32)
+        length = max_num_seqs * (1 + self.num_words)
+        # int32: ``rows``, then ``words``.
+        self.packed: Tensor = torch.zeros(
+            length, dtype=torch.int32, device=device, pin_memory=pinned
+        )
+        # [max_num_seqs]: the row that each mask is of; -1: of none.
+        self.rows = self.packed[:max_num_seqs]
+        # [max_num_seqs, num_words]: a bit a token.
+        self.words = self.packed[max_num_seqs:].view(max_num_seqs, self.num_words)
+
+    def fill(self, fill: FillMasks) -> int:
+        """Take a step's masks, on the host. Returns how many elements of ``packed`` hold them."""
+        rows = self.rows.numpy()
+        rows.fill(-1)
+        found = fill(self.words.numpy().view(np.uint32))
+        rows[: len(found)] = found
+        return len(rows) + len(found) * self.num_words
