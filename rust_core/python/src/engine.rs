@@ -244,14 +244,16 @@ impl PyEngineCore {
             stop_token_ids=Vec::new(), stop=Vec::new(), include_stop_str_in_output=false,
             skip_special_tokens=true, num_logprobs=None, priority=0, cache_salt=None,
             arrival_s=None, stream_interval=None, delivery="final", sse=None, channels=None,
-            grammar=None, may_force=false, reasoning=None, bad_words=Vec::new()
+            grammar=None, trigger=None, may_force=false, reasoning=None,
+            bad_words=Vec::new()
         ),
         text_signature = "($self, request_ids, prompt_token_ids, *, max_tokens, min_tokens=0, \
                           eos_token_ids=(), stop_token_ids=(), stop=(), \
                           include_stop_str_in_output=False, skip_special_tokens=True, \
                           num_logprobs=None, priority=0, cache_salt=None, arrival_s=None, \
                           stream_interval=None, delivery='final', sse=None, channels=None, \
-                          grammar=None, may_force=False, reasoning=None, bad_words=())"
+                          grammar=None, trigger=None, may_force=False, reasoning=None, \
+                          bad_words=())"
     )]
     #[allow(clippy::too_many_arguments)] // keyword arguments of the Python method
     fn add_request(
@@ -275,6 +277,7 @@ impl PyEngineCore {
         sse: Option<Vec<Py<PySseTemplate>>>,
         channels: Option<&PyChannels>,
         grammar: Option<&PyGrammar>,
+        trigger: Option<&str>,
         may_force: bool,
         reasoning: Option<ReasoningTuple>,
         bad_words: Vec<Vec<u32>>,
@@ -312,6 +315,7 @@ impl PyEngineCore {
                 include_stop_str_in_output,
                 skip_special_tokens,
                 grammar: grammar.map(|grammar| Arc::clone(&grammar.inner)),
+                trigger,
                 may_force,
                 bad_words: &bad_words,
                 reasoning: reasoning.map(reasoning_tokens),

@@ -9,18 +9,31 @@ use super::{AddRequest, EngineCore, Sample};
 use crate::error::{Error, Result};
 use crate::scheduler::batch::Plan;
 use crate::scheduler::request::FinishReason;
-use crate::text::matcher::{Constraint, MaskBatch, MaskItem};
+use crate::text::matcher::{Constraint, MaskBatch, MaskItem, Trigger};
+use crate::text::tokenizer::Tokenizer;
 
 /// A constraint per sample, where the request has any.
 ///
 /// # Errors
-/// [`Error::Panic`]: a matcher cannot be opened.
-pub(super) fn open_constraints(new: &AddRequest<'_>) -> Result<Vec<Option<Box<Constraint>>>> {
+/// [`Error::Panic`]: a matcher cannot be opened; [`Error::InvalidArgument`]: a trigger that is empty, or
+/// without a tokenizer.
+pub(super) fn open_constraints(
+    new: &AddRequest<'_>,
+    tokenizer: Option<&Arc<Tokenizer>>,
+) -> Result<Vec<Option<Box<Constraint>>>> {
+    let trigger = match (new.trigger, tokenizer) {
+        (Some(""), _) => return Err(Error::invalid("trigger is empty")),
+        (Some(_), None) => return Err(Error::invalid("a trigger needs a tokenizer")),
+        (Some(text), Some(tokenizer)) => Some(Arc::new(Trigger::new(text, tokenizer.clone()))),
+        (None, _) => None,
+    };
     let bad_words = new.bad_words.iter().map(|word| word.as_slice().into());
     let bad_words: Arc<[Box<[u32]>]> = bad_words.collect();
     let open = || {
         let grammar = new.grammar.as_ref();
-        let constraint = Constraint::new(grammar, new.reasoning, &bad_words, new.stop_token_ids);
+        let trigger = trigger.as_ref();
+        let constraint =
+            Constraint::new(grammar, trigger, new.reasoning, &bad_words, new.stop_token_ids);
         constraint.map(Box::new)
     };
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -30,12 +43,12 @@ pub(super) fn open_constraints(new: &AddRequest<'_>) -> Result<Vec<Option<Box<Co
 }
 
 impl EngineCore {
-    /// The samples of a plan that have a constraint. O(entries).
+    /// The samples of a plan whose tokens may need a mask. O(entries).
     pub(super) fn count_constrained(&self, plan: &Plan) -> usize {
         let samples = plan.entries.iter().filter(|entry| entry.sample);
         samples
             .filter_map(|entry| self.samples[entry.index as usize].as_ref())
-            .filter(|sample| sample.constraint.is_some())
+            .filter(|sample| sample.is_constrained())
             .count()
     }
 
@@ -52,8 +65,11 @@ impl EngineCore {
         let mut items = Vec::new();
         let samples = step.plan.entries.iter().filter(|entry| entry.sample);
         for (row, entry) in samples.enumerate().filter(|_| !step.is_void) {
-            // One that has ended in flight has left nothing there.
+            // One that has ended in flight has left nothing there; one whose sample is given up gets no
+            // token, and its constraint is further on.
             let sample = self.samples[entry.index as usize].as_mut();
+            let sample = sample
+                .filter(|sample| sample.is_constrained() && !self.scheduler.is_void(entry.index));
             if let Some(constraint) = sample.and_then(|sample| sample.constraint.take()) {
                 items.push(MaskItem {
                     index: entry.index,
@@ -82,5 +98,13 @@ impl EngineCore {
                 constraint.close();
             }
         }
+    }
+}
+
+impl Sample {
+    /// True if its next token may need a mask.
+    fn is_constrained(&self) -> bool {
+        let constraint = self.constraint.as_ref();
+        constraint.is_some_and(|constraint| constraint.is_active())
     }
 }

@@ -195,7 +195,7 @@ impl EngineCore {
             all.collect::<Vec<_>>()
         }))
         .map_err(|_| Error::Panic("the detokenizer cannot be built".into()))?;
-        let constraints = masking::open_constraints(&new)?;
+        let constraints = masking::open_constraints(&new, self.tokenizer.as_ref())?;
 
         self.indices.clear();
         self.scheduler.add(

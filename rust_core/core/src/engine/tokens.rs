@@ -10,6 +10,10 @@ use crate::text::matcher::Accepted;
 /// Forced tokens a step: a schema's longest names are shorter, and a step's chunk stays small.
 const MAX_FORCED: u32 = 64;
 
+/// Fewer are not worth a chunk. Where a step is ahead, its sample is given up for them: it would have
+/// been the first, so that one more is needed.
+const MIN_FORCED: usize = 1;
+
 impl EngineCore {
     pub(super) fn take_tokens(
         &mut self,
@@ -108,7 +112,11 @@ impl EngineCore {
         let logprobs = sampled.logprobs.as_ref().map(|logprobs| (logprobs, row));
         let scheduler = &mut self.scheduler;
         let mut finish = append(sample, scheduler, index, token, logprobs, outbox);
-        if finish.is_none() && sample.may_force && scheduler.may_extend(index) {
+        if finish.is_none()
+            && sample.may_force
+            && sample.num_forced() >= MIN_FORCED + usize::from(scheduler.is_ahead(index))
+            && scheduler.disregard(index)
+        {
             // Their texts and their places are known: they are computed in one go.
             let mut num_left = MAX_FORCED;
             while let (None, Some(token), 1..) = (&finish, sample.next_forced(), num_left) {
@@ -281,6 +289,13 @@ fn append(
     {
         finish = match constraint.accept(token) {
             Accepted::Open => None,
+            Accepted::Armed => {
+                if !scheduler.disregard(index) {
+                    // The last token is on its way without it.
+                    constraint.release();
+                }
+                None
+            }
             // Nothing may follow, whatever EOS and min_tokens say.
             Accepted::Complete => {
                 outbox.stream(sample.stream_key).ends_with_text = true;
@@ -303,6 +318,11 @@ fn append(
 }
 
 impl Sample {
+    /// Number of tokens that its grammar leaves no choice about, as far as is seen from here.
+    fn num_forced(&mut self) -> usize {
+        self.constraint.as_mut().map_or(0, |one| one.forced().len())
+    }
+
     /// The next token, if its grammar leaves no choice.
     fn next_forced(&mut self) -> Option<u32> {
         self.constraint.as_mut()?.forced().first().copied()
