@@ -267,6 +267,7 @@ class EngineCore:
         sse: Sequence[SseTemplate] | None = None,
         channels: Channels | None = None,
         grammar: Grammar | None = None,
+        trigger: str | None = None,
         may_force: bool = False,
         reasoning: tuple[int | None, int, bool, int | None] | None = None,
         bad_words: Sequence[Sequence[int]] = (),
@@ -277,8 +278,9 @@ class EngineCore:
         ``arrival_s``: time.monotonic() at arrival, now if None. ``stream_interval``: tokens per
         delta, the constructor's if None. ``channels``: each sample's text is told apart by a parser
         of its own; stop strings are looked for in pieces of text alone. ``grammar``: what each
-        sample follows, to its end;
-        with ``may_force`` several tokens of it may come at once, where it leaves no choice.
+        sample follows, to its end; with a ``trigger`` from the token on in which that text begins,
+        as soon as it is there, if it fits. With ``may_force`` several tokens of it may come at
+        once, where it leaves no choice.
         ``reasoning``: (token that opens it, token that closes it, whether the prompt has opened it,
         most tokens of it): while it is open no grammar holds. ``bad_words``: sequences of tokens
         that must not come; those of one token are the sampler's to ban.
@@ -601,6 +603,9 @@ class ChannelFormat:
     @property
     def reasoning_markers(self) -> tuple[str, str] | None:
         """The texts that open and close reasoning."""
+    @property
+    def trigger(self) -> str | None:
+        """The text that begins calls within other text; None: they have no marker."""
     def grammar(
         self,
         tools: Sequence[tuple[str, str]],

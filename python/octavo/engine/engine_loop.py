@@ -402,6 +402,7 @@ class EngineLoop:
                 sse=[sample.sse for sample in samples if sample.sse is not None] or None,
                 channels=first.channels,
                 grammar=first.grammar,
+                trigger=first.trigger,
                 may_force=first.may_force,
                 reasoning=first.reasoning,
                 bad_words=first.bad_words_token_ids,

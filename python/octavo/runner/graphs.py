@@ -278,6 +278,7 @@ class GraphRunner:
             or batch.num_tokens != num
             or batch.num_decodes != num
             or batch.new_slots
+            or batch.num_constrained
             or self.sampling.demanding
             or self.prompt_scorer.unscored
             or self._driver is None

@@ -26,12 +26,18 @@ _ANY_OBJECT: Final = json.dumps({"type": "object", "x-guidance": _FORM})
 Attempt = Callable[[StructuredOutputsParams], Awaitable[object]]
 
 
-def is_bound(use: ToolUse) -> bool:
-    """Whether an answer has to follow a grammar: it must call, may not call twice, or a call must
-    fit its schema."""
+def is_bound(use: ToolUse, core: ChannelFormat) -> bool:
+    """True if an answer's calls follow a grammar.
+
+    With "auto" that holds from a call's first marker on and costs nothing before. Where calls have
+    none it holds from the answer's first token on, and only if a call must fit its schema or may
+    not be followed by another.
+    """
     if not use.tools or use.mode == "none":
         return False
-    return use.mode != "auto" or not use.parallel or any(tool.strict for tool in use.tools)
+    if use.mode != "auto" or core.trigger is not None:
+        return True
+    return not use.parallel or any(tool.strict for tool in use.tools)
 
 
 async def call_grammar(
@@ -43,7 +49,7 @@ async def call_grammar(
 ) -> StructuredOutputsParams:
     """The constraint of an answer that may, or must, call ``use.tools``.
 
-    A schema that no grammar can follow binds the name alone, and is logged.
+    One that may, and is any text otherwise, is bound from a call's first marker on. A schema that no grammar can follow binds the name alone, and is logged.
 
     Args:
         core: the model's format.
@@ -66,7 +72,9 @@ async def call_grammar(
             # The last rule; the grammars of formats have none of this name.
             rules, _, calls = text.rpartition("start: ")
             text = f"{rules}start: ({calls.strip()}) | answer\nanswer: %json {answer}\n"
-        return StructuredOutputsParams(grammar=text, param="tools")
+        is_free = use.mode == "auto" and answer is None
+        trigger = core.trigger if is_free else None
+        return StructuredOutputsParams(grammar=text, param="tools", trigger=trigger)
 
     tools = list({tool.name: tool for tool in reversed(use.tools)}.values())[::-1]
     schemas = [_schema(tool, use) for tool in tools]
