@@ -297,14 +297,24 @@ class EngineCore:
         May be called again before update(): the plan then runs ahead, with input_ids of -1 where a
         token is still on the device.
         """
-    def masks(self, step_id: int, masks: Any) -> list[int]:
-        """Fill the masks of the oldest step in flight, on several threads and without the GIL.
+    def masks(self, step_id: int, rows: Any, masks: Any, token_ids: Any | None = None) -> int:
+        """Fill a step's masks, on several threads and without the GIL.
 
-        ``masks``: writable uint32 buffer [at least num_constrained, ceil(V / 32)]; bit i % 32 of
-        word i // 32 is set where token i may come.
+        It is the oldest step in flight, or with the ``token_ids`` that the oldest has sampled
+        (int32 [num_samples]) the one behind it; ``update`` has to follow.
+
+        Args:
+            rows: writable int32 buffer [at least num_constrained]: the row, among the step's
+                samples, that each mask is of; -1: any token may come there.
+            masks: writable uint32 buffer [at least num_constrained, ceil(V / 32)], not in the same
+                memory; bit i % 32 of word i // 32 is set where token i may come.
 
         Returns:
-            The row, among the step's samples, that each mask is of; -1: any token may come there.
+            The number of masks.
+
+        Raises:
+            ValueError: another step, a buffer that is too small, or as many token ids as the oldest
+                step has no samples.
         """
     def update(
         self,

@@ -102,7 +102,7 @@ class ConstrainedSteps:
         is_ready = captured and self._lead.choice_graphs.get(key) is not None
         if is_ready and has_context and self._lead.driver is not None:
             for shard in reversed(self._mesh.shards):
-                shard.replay_choice(key, self._of_rank[shard.rank], host.packed, length)
+                shard.replay_choice(key, self._of_rank[shard.rank], host, length)
             return None
         raw = step.logits[0].clone() if num_logprobs >= 0 else None
         staged = host.packed[:length]

@@ -24,7 +24,7 @@ from octavo.kernels.gpu import ops as gpu
 from octavo.kernels.gpu.step import HEADER_TURN, StepBuffers, prepare_step
 from octavo.layers.context import StepContext
 from octavo.models.registry import CausalLM
-from octavo.runner.cuda_driver import CudaDriver, make_event
+from octavo.runner.cuda_driver import CudaDriver, SideStream, make_event
 from octavo.runner.cuda_graphs import GraphCache, StepShape, computing
 from octavo.runner.gpu_sampling import GpuSampling
 from octavo.runner.kv_cache import KVCachePlan, allocate_kv_cache
@@ -75,6 +75,7 @@ class GpuShard:
         self.device, self.model, self.rank = part.device, part.model, part.rank
         self.stream, self.sampling = stream, sampling
         self.driver = None if stream is None else CudaDriver(stream.cuda_stream)
+        self._side = None if stream is None else SideStream(self.device)
         self._max_model_len = sizes.max_model_len
         # The thread that does nothing but step: it stays on this stream.
         self._thread: int | None = None
@@ -205,13 +206,19 @@ class GpuShard:
             return self._logits(hidden, shape), self.prompt_scorer.score(spans, hidden)
 
     def replay_choice(
-        self, key: tuple[StepShape, bool], masks: RowMasks, host: Tensor, length: int
+        self, key: tuple[StepShape, bool], masks: RowMasks, host: RowMasks, length: int
     ) -> None:
-        """``choose`` of a key that is captured, with the first ``length`` elements of ``host``."""
+        """``choose`` of a key that is captured, with the first ``length`` elements of ``host``.
+
+        They are copied beside what the stream is at: the sampler that read the last ones has ended,
+        since its tokens have led to these.
+        """
         graph = self.choice_graphs.get(key)
         assert graph is not None
         assert self.driver is not None
-        self.driver.start((masks.packed.data_ptr(), host.data_ptr(), 4 * length), graph.handle)
+        assert self._side is not None
+        self._side.copy((masks.address, host.address, 4 * length))
+        self.driver.start_after(self._side, graph.handle)
 
     def choose(
         self,

@@ -615,7 +615,7 @@ fn nothing_is_constrained_while_reasoning_is_open() {
         is_open: false,
         budget: None,
     };
-    let mut constraint = Constraint::new(Some(&grammar), Some(tokens), &[].into(), &[]).unwrap();
+    let mut constraint = Constraint::new(Some(&grammar), None, Some(tokens), &[].into(), &[]).unwrap();
     assert_eq!(bits(&mut constraint), Some(vec![a, THINK]));
     assert_eq!(constraint.accept(THINK), Accepted::Open);
     assert_eq!(bits(&mut constraint), None);
@@ -624,7 +624,7 @@ fn nothing_is_constrained_while_reasoning_is_open() {
     assert_eq!(bits(&mut constraint), Some(vec![a]));
     assert_eq!(constraint.accept(a), Accepted::Complete);
 
-    let mut constraint = Constraint::new(Some(&grammar), Some(tokens), &[].into(), &[]).unwrap();
+    let mut constraint = Constraint::new(Some(&grammar), None, Some(tokens), &[].into(), &[]).unwrap();
     assert_eq!(
         constraint.accept(a),
         Accepted::Complete,
@@ -633,7 +633,7 @@ fn nothing_is_constrained_while_reasoning_is_open() {
 
     tokens.is_open = true;
     tokens.budget = Some(2);
-    let mut constraint = Constraint::new(Some(&grammar), Some(tokens), &[].into(), &[]).unwrap();
+    let mut constraint = Constraint::new(Some(&grammar), None, Some(tokens), &[].into(), &[]).unwrap();
     for _ in 0..2 {
         assert_eq!(bits(&mut constraint), None);
         assert_eq!(constraint.accept(u32::from(b'z')), Accepted::Open);
@@ -645,20 +645,20 @@ fn nothing_is_constrained_while_reasoning_is_open() {
 
     // A budget holds without a grammar too, wherever reasoning begins.
     tokens.is_open = false;
-    let mut constraint = Constraint::new(None, Some(tokens), &[].into(), &[]).unwrap();
+    let mut constraint = Constraint::new(None, None, Some(tokens), &[].into(), &[]).unwrap();
     for token in [a, a, THINK, a, a] {
         assert_eq!(bits(&mut constraint), None);
         assert_eq!(constraint.accept(token), Accepted::Open);
     }
     assert_eq!(bits(&mut constraint), Some(vec![THOUGHT]));
     tokens.budget = None;
-    assert!(Constraint::new(None, Some(tokens), &[].into(), &[]).is_none());
+    assert!(Constraint::new(None, None, Some(tokens), &[].into(), &[]).is_none());
 }
 
 #[test]
 fn stop_tokens_may_come_where_a_text_may_end() {
     let grammar = compile(GrammarKind::Regex, "a+");
-    let mut constraint = Constraint::new(Some(&grammar), None, &[].into(), &[TOOL]).unwrap();
+    let mut constraint = Constraint::new(Some(&grammar), None, None, &[].into(), &[TOOL]).unwrap();
     assert!(!bits(&mut constraint).unwrap().contains(&TOOL));
     constraint.accept(u32::from(b'a'));
     let ids = bits(&mut constraint).unwrap();
@@ -669,7 +669,7 @@ fn stop_tokens_may_come_where_a_text_may_end() {
 fn bad_words_are_banned_before_their_last_token() {
     let [a, b, c] = [b'a', b'b', b'c'].map(u32::from);
     let words = [Box::from([a, b]), Box::from([c])].into();
-    let mut constraint = Constraint::new(None, None, &words, &[]).unwrap();
+    let mut constraint = Constraint::new(None, None, None, &words, &[]).unwrap();
     assert_eq!(bits(&mut constraint), None);
     constraint.accept(a);
     let ids = bits(&mut constraint).unwrap();
@@ -678,10 +678,10 @@ fn bad_words_are_banned_before_their_last_token() {
     assert_eq!(bits(&mut constraint), None);
     // Beside a grammar.
     let grammar = compile(GrammarKind::Regex, "a[abc]");
-    let mut constraint = Constraint::new(Some(&grammar), None, &words, &[]).unwrap();
+    let mut constraint = Constraint::new(Some(&grammar), None, None, &words, &[]).unwrap();
     constraint.accept(a);
     assert_eq!(bits(&mut constraint), Some(vec![a, c]));
-    assert!(Constraint::new(None, None, &[Box::from([c])].into(), &[]).is_none());
+    assert!(Constraint::new(None, None, None, &[Box::from([c])].into(), &[]).is_none());
 }
 
 // ---------------------------------------------------------------------------------- engine
@@ -747,8 +747,9 @@ impl Run {
                     .map(|_| self.next(256) as i32)
                     .collect();
                 if batch.num_constrained > 0 {
-                    let mut masks = self.core.take_masks(batch.step_id).unwrap();
-                    let rows = masks.fill(&mut self.masks, words);
+                    let mut masks = self.core.take_masks(batch.step_id, None).unwrap();
+                    let mut rows = vec![-1; masks.items.len()];
+                    masks.fill(&mut rows, &mut self.masks, words);
                     self.core.return_masks(masks);
                     assert!(rows.len() <= batch.num_constrained);
                     for (k, row) in rows.into_iter().enumerate().filter(|(_, row)| *row >= 0) {
@@ -882,7 +883,7 @@ fn a_token_against_the_grammar_ends_that_sample_alone() {
     };
     let batch = run.core.schedule(&mut staging, 0.0).unwrap().unwrap();
     assert_eq!(batch.num_constrained, 1);
-    assert!(run.core.take_masks(batch.step_id + 1).is_err());
+    assert!(run.core.take_masks(batch.step_id + 1, None).is_err());
     let sampled = Sampled {
         token_ids: &[i32::from(b'z'), i32::from(b'z')],
         logprobs: None,

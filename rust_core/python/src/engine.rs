@@ -356,21 +356,42 @@ impl PyEngineCore {
     }
 
     /// The core is free meanwhile: whoever wants its outbox does not wait for masks.
-    fn masks(this: &Bound<'_, Self>, step_id: u64, masks: &Bound<'_, PyAny>) -> PyResult<Vec<i32>> {
+    #[pyo3(signature = (step_id, rows, masks, token_ids=None))]
+    fn masks(
+        this: &Bound<'_, Self>,
+        step_id: u64,
+        rows: &Bound<'_, PyAny>,
+        masks: &Bound<'_, PyAny>,
+        token_ids: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<usize> {
+        let row_buffer = self::buffer::<i32>(rows, "rows", "int32")?;
         let buffer = self::buffer::<u32>(masks, "masks", "uint32")?;
+        let token_ids = token_ids
+            .map(|ids| self::buffer::<i32>(ids, "token_ids", "int32"))
+            .transpose()?;
         let &[num_rows, num_words] = buffer.shape() else {
             return Err(PyValueError::new_err("masks has not two dimensions"));
         };
-        if buffer.readonly() {
-            return Err(PyValueError::new_err("masks is not writable"));
+        if buffer.readonly() || row_buffer.readonly() {
+            return Err(PyValueError::new_err("masks or rows is not writable"));
         }
-        let mut batch = guarded(|| this.borrow_mut().core.take_masks(step_id))?;
-        let rows = if batch.items.len() > num_rows {
+        let (first, last) = (buffer.buf_ptr() as usize, row_buffer.buf_ptr() as usize);
+        if first < last + row_buffer.len_bytes() && last < first + buffer.len_bytes() {
+            return Err(PyValueError::new_err("masks and rows share memory"));
+        }
+        let tokens = token_ids.as_ref().map(elements);
+        let mut batch = guarded(|| this.borrow_mut().core.take_masks(step_id, tokens))?;
+        let num_masks = batch.items.len();
+        let filled = if num_masks > num_rows.min(row_buffer.item_count()) {
             Err(PyValueError::new_err(format!(
-                "{} masks do not fit {num_rows} rows",
-                batch.items.len()
+                "{num_masks} masks do not fit {num_rows} rows"
             )))
         } else {
+            let rows = match row_buffer.as_slice_ptr() {
+                // SAFETY: as of `out`, with which it shares no memory.
+                Some(mut slice) => unsafe { slice.as_mut() },
+                None => &mut [],
+            };
             let out = match buffer.as_slice_ptr() {
                 // SAFETY: the exporter keeps the memory alive and in place while `buffer` is held;
                 // PyBuffer has checked format and alignment, and `buffer` contiguity and that it is
@@ -379,10 +400,13 @@ impl PyEngineCore {
                 Some(mut slice) => unsafe { slice.as_mut() },
                 None => &mut [],
             };
-            guarded(|| Ok(this.py().detach(|| batch.fill(out, num_words))))
+            guarded(|| {
+                this.py().detach(|| batch.fill(rows, out, num_words));
+                Ok(num_masks)
+            })
         };
         this.borrow_mut().core.return_masks(batch);
-        rows
+        filled
     }
 
     #[pyo3(signature = (

@@ -1,7 +1,8 @@
 //! Constrained samples: their masks for a step, and their end.
 //!
-//! A step's masks are due when all tokens before it are known: of the oldest step in flight. They are
-//! taken out of the core, filled wherever there is a core, without the core, and given back.
+//! A step's masks are due when all tokens before it are known. The constraints are then taken out of the
+//! core, advanced by their last tokens and asked for masks on several threads, without the core, and given
+//! back. All that waits for a mask waits for this alone: what else a token brings about comes later.
 
 use std::sync::Arc;
 
@@ -54,27 +55,59 @@ impl EngineCore {
 
     /// Takes the constraints of a step's samples, for [`MaskBatch::fill`]; `return_masks` is to follow.
     ///
+    /// The masks follow from the tokens before, and are due when those are known: of the oldest step in
+    /// flight, or with the `tokens` that the oldest has sampled, of the one behind it. `update` then
+    /// finds those tokens taken.
+    ///
     /// # Errors
-    /// [`Error::InvalidArgument`] unless it is the oldest step in flight.
-    pub fn take_masks(&mut self, step_id: u64) -> Result<MaskBatch> {
-        let Some(step) = self.steps.front().filter(|step| step.id == step_id) else {
-            return Err(Error::invalid(format!(
-                "step {step_id} is not the oldest in flight: tokens before it are not known"
-            )));
+    /// [`Error::InvalidArgument`] if it is another step's turn, or the number of tokens is wrong.
+    pub fn take_masks(&mut self, step_id: u64, tokens: Option<&[i32]>) -> Result<MaskBatch> {
+        let Some(step) = self.steps.get(usize::from(tokens.is_some())) else {
+            return Err(Error::invalid(format!("step {step_id} is not in flight")));
         };
+        if step.id != step_id {
+            return Err(Error::invalid(format!(
+                "step {step_id}: the tokens before it are not known"
+            )));
+        }
         let mut items = Vec::new();
+        if let Some(tokens) = tokens {
+            let oldest = &self.steps[0];
+            if tokens.len() != oldest.num_samples {
+                return Err(Error::invalid("token_ids are not the oldest step's"));
+            }
+            self.new_tokens.clear();
+            self.new_tokens.resize(self.samples.len(), None);
+            let entries = oldest.plan.entries.iter().filter(|entry| entry.sample);
+            for (entry, &token) in entries.zip(tokens).filter(|_| !oldest.is_void) {
+                self.new_tokens[entry.index as usize] = Some(token);
+            }
+        }
         let samples = step.plan.entries.iter().filter(|entry| entry.sample);
         for (row, entry) in samples.enumerate().filter(|_| !step.is_void) {
-            // One that has ended in flight has left nothing there; one whose sample is given up gets no
-            // token, and its constraint is further on.
-            let sample = self.samples[entry.index as usize].as_mut();
-            let sample = sample
-                .filter(|sample| sample.is_constrained() && !self.scheduler.is_void(entry.index));
+            let index = entry.index as usize;
+            let new_token = tokens.and_then(|_| self.new_tokens[index]);
+            // A sample that is given up adds no token; what it is followed by has its constraint in place.
+            let is_void = self.scheduler.is_void(entry.index);
+            let token = match new_token.map(u32::try_from) {
+                _ if is_void => None,
+                None => None,
+                Some(Ok(token)) => Some(token),
+                // It is about to end.
+                Some(Err(_)) => continue,
+            };
+            if is_void && new_token.is_none() {
+                continue;
+            }
+            // One that has ended in flight has left nothing there.
+            let sample = self.samples[index].as_mut();
+            let sample = sample.filter(|sample| sample.is_constrained());
             if let Some(constraint) = sample.and_then(|sample| sample.constraint.take()) {
                 items.push(MaskItem {
                     index: entry.index,
                     row: row as i32,
                     constraint,
+                    token,
                 });
             }
         }

@@ -55,6 +55,8 @@ pub struct Constraint {
     /// Tokens that end the sample, allowed wherever the text may end.
     stop_token_ids: Box<[u32]>,
     has_failed: bool,
+    /// A token that was taken ahead of its `accept`, and what that is to return.
+    ahead: Option<(u32, Accepted)>,
 }
 
 impl Constraint {
@@ -87,6 +89,7 @@ impl Constraint {
             phase,
             stop_token_ids: stop_token_ids.into(),
             has_failed: false,
+            ahead: None,
         })
     }
 
@@ -144,8 +147,19 @@ impl Constraint {
         true
     }
 
+    /// Takes the next token ahead of its `accept`, for the mask behind it. False: nothing may follow.
+    pub fn advance(&mut self, token: u32) -> bool {
+        let accepted = self.accept(token);
+        self.ahead = Some((token, accepted));
+        matches!(accepted, Accepted::Open | Accepted::Armed)
+    }
+
     /// Takes the sample's next token, unless that has ended it.
     pub fn accept(&mut self, token: u32) -> Accepted {
+        if let Some((ahead, accepted)) = self.ahead.take() {
+            debug_assert_eq!(ahead, token);
+            return accepted;
+        }
         if self.has_failed {
             return Accepted::Failed;
         }
