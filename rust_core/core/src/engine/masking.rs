@@ -33,8 +33,13 @@ pub(super) fn open_constraints(
     let open = || {
         let grammar = new.grammar.as_ref();
         let trigger = trigger.as_ref();
-        let constraint =
-            Constraint::new(grammar, trigger, new.reasoning, &bad_words, new.stop_token_ids);
+        let constraint = Constraint::new(
+            grammar,
+            trigger,
+            new.reasoning,
+            &bad_words,
+            new.stop_token_ids,
+        );
         constraint.map(Box::new)
     };
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {

@@ -39,7 +39,10 @@ impl Scheduler {
             let id = request.request_id;
             let (count, samples, tokens) = steps.remove(&(index as u32)).unwrap_or_default();
             ensure!(
-                (request.num_in_flight, request.num_pending + request.num_void) == (count, samples),
+                (
+                    request.num_in_flight,
+                    request.num_pending + request.num_void
+                ) == (count, samples),
                 "request {id}: {} steps and {} + {} samples in flight, counted {count} and {samples}",
                 request.num_in_flight,
                 request.num_pending,

@@ -439,7 +439,9 @@ impl Scheduler {
     /// True if the oldest sample of a request in flight is given up.
     #[must_use]
     pub fn is_void(&self, index: u32) -> bool {
-        self.requests.get(index as usize).is_some_and(|request| request.num_void > 0)
+        self.requests
+            .get(index as usize)
+            .is_some_and(|request| request.num_void > 0)
     }
 
     /// Has the tokens computed that were pushed behind the one that has landed, as a prompt's are.

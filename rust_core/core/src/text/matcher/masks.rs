@@ -38,7 +38,9 @@ impl MaskBatch {
     /// every token may come. What the samples' next `accept` finds is found here.
     pub fn fill(&mut self, rows: &mut [i32], out: &mut [u32], num_words: usize) {
         let fill = |((item, row), words): ((&mut MaskItem, &mut i32), &mut [u32])| {
-            let is_over = item.token.is_some_and(|token| !item.constraint.advance(token));
+            let is_over = item
+                .token
+                .is_some_and(|token| !item.constraint.advance(token));
             let is_masked = !is_over && item.constraint.fill_mask(words);
             *row = if is_masked { item.row } else { -1 };
         };

@@ -343,10 +343,7 @@ fn object_parts(keys: &Keys, name: &str) -> ObjectParts {
 fn write_harmony(rules: &mut Rules<'_>, tools: &[Tool<'_>], options: &GrammarOptions<'_>) {
     let mut names = Vec::new();
     for (number, tool) in tools.iter().enumerate() {
-        let head = format!(
-            "{HARMONY_CALL}{} <|constrain|>json<|message|>",
-            tool.name
-        );
+        let head = format!("{HARMONY_CALL}{} <|constrain|>json<|message|>", tool.name);
         let head = rules.literal(&head);
         let arguments = rules.json(tool.schema.as_ref().unwrap_or(&any_object()));
         let rule = format!("call_{number}");
