@@ -379,6 +379,12 @@ def test_constrained_rows_in_graphs_choose_the_same_tokens(
     assert tokens(make(folder, max_num_seqs=3), kinds) == expected, "other batches"
     runner = llm._engine.runner
     assert isinstance(runner, GraphRunner)
+    # Rows without a grammar have the tokens that they have among others without.
+    free = [{"temperature": 0.0} if kind in CONSTRAINED else kind for kind in kinds]
+    alone = tokens(llm, free)
+    for row, one in enumerate(alone):
+        if kinds[row % len(kinds)] not in CONSTRAINED:
+            assert one == expected[row], row
     # Log probabilities are of the logits before, which graphs do not keep.
     has_logprobs = any("logprobs" in kind for kind in kinds)
     assert (len(runner.mesh.lead.choice_graphs) > 0) is not has_logprobs

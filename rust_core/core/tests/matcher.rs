@@ -1045,9 +1045,9 @@ fn tokens_taken_ahead_are_taken_once() {
     let none = [].into();
     let mut constraint = Constraint::new(Some(&grammar), None, None, &none, &[]).unwrap();
     let [a, b] = [b'a', b'b'].map(u32::from);
-    assert!(constraint.advance(a));
+    assert!(constraint.advance(a, true));
     assert_eq!(bits(&mut constraint), Some(vec![b, EOS]));
     assert_eq!(constraint.accept(a), Accepted::Open);
-    assert!(!constraint.advance(b));
+    assert!(!constraint.advance(b, true));
     assert_eq!(constraint.accept(b), Accepted::Complete);
 }

@@ -106,13 +106,16 @@ impl EngineCore {
             }
             // One that has ended in flight has left nothing there.
             let sample = self.samples[index].as_mut();
-            let sample = sample.filter(|sample| sample.is_constrained());
-            if let Some(constraint) = sample.and_then(|sample| sample.constraint.take()) {
+            let Some(sample) = sample.filter(|sample| sample.is_constrained()) else {
+                continue;
+            };
+            if let Some(constraint) = sample.constraint.take() {
                 items.push(MaskItem {
                     index: entry.index,
                     row: row as i32,
                     constraint,
                     token,
+                    may_force: sample.may_force,
                 });
             }
         }

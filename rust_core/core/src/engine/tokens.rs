@@ -10,9 +10,19 @@ use crate::text::matcher::Accepted;
 /// Forced tokens a step: a schema's longest names are shorter, and a step's chunk stays small.
 const MAX_FORCED: u32 = 64;
 
-/// Fewer are not worth a chunk. Where a step is ahead, its sample is given up for them: it would have
-/// been the first, so that one more is needed.
-const MIN_FORCED: usize = 1;
+/// A step that holds a chunk beside its decodes takes about this part longer than one that does not
+/// (bench/NOTES.md). Where a step is ahead, and most others hold none, that has to come back.
+const CHUNK_PART: usize = 12;
+
+/// The forced tokens of a sample that are worth a chunk.
+fn least_forced(scheduler: &Scheduler, index: u32) -> usize {
+    if scheduler.is_ahead(index) {
+        // The step ahead is given up for them, and would have had the first.
+        2 + scheduler.num_running() / CHUNK_PART
+    } else {
+        1
+    }
+}
 
 impl EngineCore {
     pub(super) fn take_tokens(
@@ -114,7 +124,7 @@ impl EngineCore {
         let mut finish = append(sample, scheduler, index, token, logprobs, outbox);
         if finish.is_none()
             && sample.may_force
-            && sample.num_forced() >= MIN_FORCED + usize::from(scheduler.is_ahead(index))
+            && sample.num_forced() >= least_forced(scheduler, index)
             && scheduler.disregard(index)
         {
             // Their texts and their places are known: they are computed in one go.

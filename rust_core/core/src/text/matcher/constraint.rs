@@ -57,6 +57,8 @@ pub struct Constraint {
     has_failed: bool,
     /// A token that was taken ahead of its `accept`, and what that is to return.
     ahead: Option<(u32, Accepted)>,
+    /// Tokens that must come next, where that has been found out already.
+    forced: Option<Vec<u32>>,
 }
 
 impl Constraint {
@@ -90,6 +92,7 @@ impl Constraint {
             stop_token_ids: stop_token_ids.into(),
             has_failed: false,
             ahead: None,
+            forced: None,
         })
     }
 
@@ -147,11 +150,14 @@ impl Constraint {
         true
     }
 
-    /// Takes the next token ahead of its `accept`, for the mask behind it. False: nothing may follow.
-    pub fn advance(&mut self, token: u32) -> bool {
+    /// Takes the next token ahead of its `accept`, for the mask behind it, and finds what must follow if
+    /// that `may_force` it. False: nothing may follow.
+    pub fn advance(&mut self, token: u32, may_force: bool) -> bool {
         let accepted = self.accept(token);
+        let is_open = matches!(accepted, Accepted::Open | Accepted::Armed);
+        self.forced = (may_force && is_open).then(|| self.forced());
         self.ahead = Some((token, accepted));
-        matches!(accepted, Accepted::Open | Accepted::Armed)
+        is_open
     }
 
     /// Takes the sample's next token, unless that has ended it.
@@ -160,6 +166,7 @@ impl Constraint {
             debug_assert_eq!(ahead, token);
             return accepted;
         }
+        self.forced = None;
         if self.has_failed {
             return Accepted::Failed;
         }
@@ -199,6 +206,9 @@ impl Constraint {
 
     /// The tokens that must come next, whatever the model says.
     pub fn forced(&mut self) -> Vec<u32> {
+        if let Some(forced) = self.forced.take() {
+            return forced;
+        }
         match &mut self.matcher {
             Some(matcher) if self.phase == Phase::After && !self.has_failed => {
                 // What fails here fails with the next token.

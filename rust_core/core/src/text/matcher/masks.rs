@@ -24,6 +24,8 @@ pub struct MaskItem {
     pub constraint: Box<Constraint>,
     /// The token before, which it has not taken yet.
     pub token: Option<u32>,
+    /// What must follow is of interest.
+    pub may_force: bool,
 }
 
 /// See the module's page.
@@ -40,7 +42,7 @@ impl MaskBatch {
         let fill = |((item, row), words): ((&mut MaskItem, &mut i32), &mut [u32])| {
             let is_over = item
                 .token
-                .is_some_and(|token| !item.constraint.advance(token));
+                .is_some_and(|token| !item.constraint.advance(token, item.may_force));
             let is_masked = !is_over && item.constraint.fill_mask(words);
             *row = if is_masked { item.row } else { -1 };
         };
