@@ -26,18 +26,16 @@ _ANY_OBJECT: Final = json.dumps({"type": "object", "x-guidance": _FORM})
 Attempt = Callable[[StructuredOutputsParams], Awaitable[object]]
 
 
-def is_bound(use: ToolUse, core: ChannelFormat) -> bool:
-    """True if an answer's calls follow a grammar.
+def is_bound(use: ToolUse) -> bool:
+    """Whether an answer has to follow a grammar: it must call, may not call twice, or a call must
+    fit its schema.
 
-    With "auto" that holds from a call's first marker on and costs nothing before. Where calls have
-    none it holds from the answer's first token on, and only if a call must fit its schema or may
-    not be followed by another.
+    A call of which none of that is asked is read as the model writes it. Several families write
+    calls in more ways than their grammar has.
     """
     if not use.tools or use.mode == "none":
         return False
-    if use.mode != "auto" or core.trigger is not None:
-        return True
-    return not use.parallel or any(tool.strict for tool in use.tools)
+    return use.mode != "auto" or not use.parallel or any(tool.strict for tool in use.tools)
 
 
 async def call_grammar(

@@ -295,6 +295,42 @@ fn structural_tags() {
         &["<a>", "<a>,<b>"],
         &["", "<a!>", "<a><b>"],
     );
+    let dispatch = r#"{"format": {"type": "dispatch", "excludes": ["!"], "rules": [
+        ["@", {"type": "regex", "pattern": "[0-9]"}], ["<tool>", {"type": "const_string", "value": "f;"}]]}}"#;
+    check(
+        &compile(GrammarKind::StructuralTag, dispatch),
+        &["", "free", "a @1 b<tool>f; c", "@1@2"],
+        &["a!", "a @x", "<tool>g", "@"],
+    );
+    let once = dispatch.replace("\"rules\"", "\"loop\": false, \"rules\"");
+    check(
+        &compile(GrammarKind::StructuralTag, &once),
+        &["", "free", "a @1", "<tool>f;"],
+        &["@1 b", "@1@2", "@x"],
+    );
+    let tokens = r#"{"format": {"type": "token_dispatch", "exclude_tokens": ["<think>"], "rules": [
+        ["<tool>", {"type": "const_string", "value": "f;"}]]}}"#;
+    check(
+        &compile(GrammarKind::StructuralTag, tokens),
+        &["", "free", "a<tool>f; c<tool>f;"],
+        &["<tool>g", "a<think>", "<tool>"],
+    );
+    let triggered = r#"{"format": {"type": "token_triggered_tags", "trigger_tokens": ["<tool>"], "tags": [
+        {"begin": {"type": "token", "token": "<tool>"}, "content": {"type": "regex", "pattern": "[0-9]"}, "end": ";"}]}}"#;
+    check(
+        &compile(GrammarKind::StructuralTag, triggered),
+        &["", "a<tool>1;b<tool>2;"],
+        &["<tool>x", "<tool>1"],
+    );
+    let one = triggered.replace(
+        "\"tags\"",
+        "\"at_least_one\": true, \"stop_after_first\": true, \"tags\"",
+    );
+    check(
+        &compile(GrammarKind::StructuralTag, &one),
+        &["<tool>1;"],
+        &["", "a<tool>1;", "<tool>1;b"],
+    );
     for (tag, why) in [
         (
             r#"{"format": {"type": "magic"}}"#,
@@ -303,6 +339,14 @@ fn structural_tags() {
         (
             r#"{"format": {"type": "tag", "begin": 1}}"#,
             "begin must be",
+        ),
+        (
+            r#"{"format": {"type": "dispatch", "rules": [["a"]]}}"#,
+            "pairs of a pattern",
+        ),
+        (
+            r#"{"format": {"type": "token_dispatch", "rules": [["a", {"type": "any_text"}]]}}"#,
+            "no special token",
         ),
         (
             r#"{"structures": [{"begin": "<a>", "schema": {}, "end": ""}], "triggers": ["<b"]}"#,

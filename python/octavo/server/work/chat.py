@@ -73,7 +73,7 @@ async def plan_chat(
     if (
         form.core is not None
         and form.tool_calls
-        and (answer is not None or (has_calls and is_bound(use, form.core)))
+        and (answer is not None or (has_calls and is_bound(use)))
     ):
         constraint = await call_grammar(
             form.core, use, model.special_markers, lambda one: _compile(model, one), answer

@@ -33,10 +33,7 @@ const MAX_LEXER_STATES: usize = 50_000;
 /// Tokens of so few characters within a JSON string, beside the crate's own 10, 30 and more. Where a
 /// string may be longer by that much the mask holds all of them, and none is tried. Near the end of a
 /// string of `maxLength` every token was.
-const SHORT_TEXTS: [&str; 2] = [
-    r#"[^"\\\x00-\x1F\x7F]{1,3}"#,
-    r#"[^"\\\x00-\x1F\x7F]{1,6}"#,
-];
+const SHORT_TEXTS: [&str; 2] = [r#"[^"\\\x00-\x1F\x7F]{1,3}"#, r#"[^"\\\x00-\x1F\x7F]{1,6}"#];
 
 /// Sizes of a [`Grammars`].
 #[derive(Debug, Clone, Copy)]

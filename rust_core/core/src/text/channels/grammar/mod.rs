@@ -41,7 +41,8 @@ impl ChannelFormat {
         };
         let frame = Frame::new(envelope);
         let open = format!("{}{}", frame.all.0, frame.one.0);
-        trigger(envelope, open.trim_start())
+        // A marker that the prompt ends with stands before text, too.
+        trigger(envelope, open.trim_start()).filter(|marker| *marker != envelope.prompted)
     }
 
     /// The grammar of calls of `tools`: names and JSON schemas.
