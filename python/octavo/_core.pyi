@@ -267,6 +267,7 @@ class EngineCore:
         sse: Sequence[SseTemplate] | None = None,
         channels: Channels | None = None,
         grammar: Grammar | None = None,
+        trigger: str | None = None,
         may_force: bool = False,
         reasoning: tuple[int | None, int, bool, int | None] | None = None,
         bad_words: Sequence[Sequence[int]] = (),
@@ -277,8 +278,9 @@ class EngineCore:
         ``arrival_s``: time.monotonic() at arrival, now if None. ``stream_interval``: tokens per
         delta, the constructor's if None. ``channels``: each sample's text is told apart by a parser
         of its own; stop strings are looked for in pieces of text alone. ``grammar``: what each
-        sample follows, to its end;
-        with ``may_force`` several tokens of it may come at once, where it leaves no choice.
+        sample follows, to its end; with a ``trigger`` from the token on in which that text begins,
+        as soon as it is there, if it fits. With ``may_force`` several tokens of it may come at
+        once, where it leaves no choice.
         ``reasoning``: (token that opens it, token that closes it, whether the prompt has opened it,
         most tokens of it): while it is open no grammar holds. ``bad_words``: sequences of tokens
         that must not come; those of one token are the sampler's to ban.
@@ -295,14 +297,24 @@ class EngineCore:
         May be called again before update(): the plan then runs ahead, with input_ids of -1 where a
         token is still on the device.
         """
-    def masks(self, step_id: int, masks: Any) -> list[int]:
-        """Fill the masks of the oldest step in flight, on several threads and without the GIL.
+    def masks(self, step_id: int, rows: Any, masks: Any, token_ids: Any | None = None) -> int:
+        """Fill a step's masks, on several threads and without the GIL.
 
-        ``masks``: writable uint32 buffer [at least num_constrained, ceil(V / 32)]; bit i % 32 of
-        word i // 32 is set where token i may come.
+        It is the oldest step in flight, or with the ``token_ids`` that the oldest has sampled
+        (int32 [num_samples]) the one behind it; ``update`` has to follow.
+
+        Args:
+            rows: writable int32 buffer [at least num_constrained]: the row, among the step's
+                samples, that each mask is of; -1: any token may come there.
+            masks: writable uint32 buffer [at least num_constrained, ceil(V / 32)], not in the same
+                memory; bit i % 32 of word i // 32 is set where token i may come.
 
         Returns:
-            The row, among the step's samples, that each mask is of; -1: any token may come there.
+            The number of masks.
+
+        Raises:
+            ValueError: another step, a buffer that is too small, or as many token ids as the oldest
+                step has no samples.
         """
     def update(
         self,
@@ -601,6 +613,9 @@ class ChannelFormat:
     @property
     def reasoning_markers(self) -> tuple[str, str] | None:
         """The texts that open and close reasoning."""
+    @property
+    def trigger(self) -> str | None:
+        """The text that begins calls within other text; None: they have no marker."""
     def grammar(
         self,
         tools: Sequence[tuple[str, str]],

@@ -36,6 +36,8 @@ class StructuredOutputsParams:
         disable_additional_properties: objects have only the properties that the schema names.
         whitespace_pattern: a regular expression of the whitespace between the parts of JSON.
         param: the request's field that errors name, where it is not this one.
+        trigger: the text from which on it holds, in whose place in the constraint any text may come
+            before; None: from the start.
 
     Raises:
         InvalidParameterError: from construction: none or several kinds, or a value of another type.
@@ -51,6 +53,7 @@ class StructuredOutputsParams:
     disable_additional_properties: bool = False
     whitespace_pattern: str | None = None
     param: str | None = field(default=None, compare=False, repr=False)
+    trigger: str | None = field(default=None, compare=False, repr=False)
     kind: GrammarKind = field(init=False, compare=False, repr=False)
     # The constraint in its kind's language.
     text: str = field(init=False, compare=False, repr=False)

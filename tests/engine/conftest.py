@@ -20,6 +20,7 @@ from octavo.engine import engine_loop
 from octavo.runner.sampler import SampledTokens
 
 VOCAB_SIZE = 1000
+MASK_WORDS = 4096  # of any vocabulary
 EOS = 7
 
 
@@ -131,6 +132,14 @@ class FakeRunner:
             tokens.append(next_token(context.tolist()))
             self.last_token[slots[r]] = tokens[-1]
         return SampledTokens(np.asarray(tokens, np.int32))
+
+    def choose(self, in_flight: SampledTokens, fill: Callable[[Any, Any], int]) -> None:
+        """The hash knows no masks: they have to allow what it says."""
+        rows = np.empty(self.max_num_seqs, np.int32)
+        masks = np.empty((self.max_num_seqs, MASK_WORDS), np.uint32)
+        for row, mask in zip(rows[: fill(rows, masks)], masks, strict=False):
+            token = int(in_flight.token_ids[row])
+            assert row < 0 or mask[token // 32] >> (token % 32) & 1, f"token {token} is masked"
 
     def collect(self, in_flight: SampledTokens) -> SampledTokens:
         return in_flight

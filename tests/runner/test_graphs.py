@@ -372,6 +372,42 @@ def test_experts_in_a_graph_choose_the_same_tokens(tmp_path: Path) -> None:
     assert len(runner.mesh.lead.graphs) > 0
 
 
+# And those that follow a grammar. The dummy tokenizer's ids below 256 are bytes.
+CONSTRAINED: list[dict[str, Any]] = [
+    {"temperature": 0.0, "structured_outputs": {"regex": "[0-9]-[a-c]{4,30}"}},
+    {"temperature": 1.0, "seed": 21, "structured_outputs": {"json": {"type": "object"}}},
+    {"temperature": 0.0, "structured_outputs": {"choice": ["no", "nothing at all"]}},
+    {"temperature": 0.0, "structured_outputs": {"regex": "a{3,9}b"}, "repetition_penalty": 1.2},
+]
+
+
+@pytest.mark.gpu
+@on_gpu
+@pytest.mark.parametrize("kinds", [CONSTRAINED, CONSTRAINED + KINDS + ADJUSTED])
+def test_constrained_rows_in_graphs_choose_the_same_tokens(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, kinds: list[dict[str, Any]]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(GraphRunner, "max_in_flight", 1)
+        expected = tokens(make(folder, enforce_eager=True), kinds)
+    llm = make(folder)
+    for _ in range(3):  # kernel by kernel, captured, replayed
+        assert tokens(llm, kinds) == expected
+    assert tokens(make(folder, max_num_batched_tokens=16), kinds) == expected, "chunks"
+    assert tokens(make(folder, max_num_seqs=3), kinds) == expected, "other batches"
+    runner = llm._engine.runner
+    assert isinstance(runner, GraphRunner)
+    # Rows without a grammar have the tokens that they have among others without.
+    free = [{"temperature": 0.0} if kind in CONSTRAINED else kind for kind in kinds]
+    alone = tokens(llm, free)
+    for row, one in enumerate(alone):
+        if kinds[row % len(kinds)] not in CONSTRAINED:
+            assert one == expected[row], row
+    # Log probabilities are of the logits before, which graphs do not keep.
+    has_logprobs = any("logprobs" in kind for kind in kinds)
+    assert (len(runner.mesh.lead.choice_graphs) > 0) is not has_logprobs
+
+
 @pytest.mark.gpu
 @on_gpu
 def test_bad_words_of_several_tokens_never_come(

@@ -151,7 +151,6 @@ WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
 # Known or unknown: nothing that would change the answer is ignored.
 UNSUPPORTED: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"tools": [{"type": "web_search"}]}, "tools[0].type"),
-    (CHAT, {"functions": [{"name": "f"}]}, "functions"),
     (CHAT, {"structured_outputs": {"frobnicate": {}}}, "structured_outputs.frobnicate"),
     (CHAT, {"echo": True}, "echo"),
     (CHAT, {"verbosity": "low"}, "verbosity"),

@@ -293,8 +293,11 @@ def test_a_grammar_binds_what_is_asked_for(
     if grammar is not None:
         assert "<tool_call>" in grammar
         assert "clock" in grammar
+        constraint = server.engine.submitted[-1][1].structured_outputs
+        is_auto = "tool_choice" not in fields
+        assert constraint.trigger == ("<tool_call>" if is_auto else None)
         has_schema = "digits" in grammar
-        assert has_schema is ("parallel_tool_calls" not in fields)
+        assert has_schema is (not is_auto or "tools" in fields)
     if fields.get("tool_choice") == NAMED:
         assert "now" not in grammar
         assert plain(ask(server, **fields))["finish_reason"] == "stop"

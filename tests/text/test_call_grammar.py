@@ -24,6 +24,10 @@ PARAMETERS = {
 }
 
 
+# Formats in which calls have no marker, or one that text has, too.
+BARE = {"llama3_json", "llama4_pythonic", "pythonic", "xlam", "functionary_v3"}
+
+
 def use(choice: Any = "required", *, strict: bool = False, parallel: bool = True) -> Any:
     def tool(name: str, is_strict: bool) -> dict[str, Any]:
         function = {"name": name, "parameters": PARAMETERS, "strict": is_strict}
@@ -56,6 +60,23 @@ def grammar(wanted: Any, refused: tuple[str, ...] = ()) -> str:
 )
 def test_only_what_asks_for_it_is_bound(wanted: Any, bound: bool) -> None:
     assert is_bound(wanted) is bound
+
+
+@pytest.mark.parametrize("name", tool_call_formats())
+def test_with_auto_a_call_is_bound_from_its_marker_on(name: str) -> None:
+    made: list[StructuredOutputsParams] = []
+
+    async def attempt(constraint: StructuredOutputsParams) -> None:
+        made.append(constraint)
+
+    core = ChannelFormat(name)
+    asyncio.run(call_grammar(core, use("auto"), (), attempt))
+    assert made[-1].trigger == core.trigger
+    assert (core.trigger is None) is (name in BARE)
+    # What has to begin with a call, or to be a JSON object otherwise, is bound from the start.
+    asyncio.run(call_grammar(core, use("required"), (), attempt))
+    asyncio.run(call_grammar(core, use("auto"), (), attempt, "{}"))
+    assert [one.trigger for one in made[1:]] == [None, None]
 
 
 def test_objects_hold_what_their_schema_names() -> None:

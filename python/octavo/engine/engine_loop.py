@@ -27,6 +27,9 @@ from octavo.runner.prompt_rows import PromptRows
 from octavo.runner.request_state import RequestState, encode_bad_words
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from octavo._core import Channels, Grammar, ScheduledBatch, SseTemplate, TokenIds
     from octavo.config import EngineConfig
     from octavo.models.source import ModelSource
@@ -317,26 +320,34 @@ class EngineLoop:
             else:
                 self.step_times.observe("launch", time.perf_counter() - planned_s)
                 self._in_flight.append((batch, in_flight))
-                if batch.num_constrained and len(self._in_flight) == 1:
-                    self._choose(batch, in_flight)
+                if len(self._in_flight) == 1 and (unchosen := self._choose()) is not None:
+                    self._drop_unchosen(unchosen)
         if self._in_flight and (batch is None or len(self._in_flight) == self.runner.max_in_flight):
             self._account(*self._in_flight.popleft())
-            if self._in_flight and self._in_flight[0][0].num_constrained:
-                self._choose(*self._in_flight[0])
             return True
         return batch is not None
 
-    def _choose(self, batch: ScheduledBatch, in_flight: InFlight) -> None:
-        """Have the tokens of the oldest step chosen, which waits for masks.
+    def _choose(self, tokens_before: NDArray[np.int32] | None = None) -> Exception | None:
+        """Have the tokens of the next step chosen, if it waits for masks. Returns what went wrong.
 
-        Its masks follow from the tokens before it, and those are known now; the model's part of the
-        step has been launched long since.
+        Its masks follow from the tokens before it: those of the step that is being accounted for,
+        or that has been. The model's part of the step has been launched long since.
         """
+        if not self._in_flight or not self._in_flight[0][0].num_constrained:
+            return None
+        batch, in_flight = self._in_flight[0]
         try:
-            self.runner.choose(in_flight, lambda masks: self.core.masks(batch.step_id, masks))
+            self.runner.choose(
+                in_flight,
+                lambda rows, masks: self.core.masks(batch.step_id, rows, masks, tokens_before),
+            )
         except Exception as error:
-            self._in_flight.popleft()
-            self._step_failed(batch.step_id, error)
+            return error
+        return None
+
+    def _drop_unchosen(self, error: Exception) -> None:
+        batch, _ = self._in_flight.popleft()
+        self._step_failed(batch.step_id, error)
 
     def _account(self, batch: ScheduledBatch, in_flight: InFlight) -> None:
         began_s = time.perf_counter()
@@ -344,16 +355,23 @@ class EngineLoop:
             sampled = self.runner.collect(in_flight)
         except Exception as error:
             self._step_failed(batch.step_id, error)
+            if (error_of_next := self._choose()) is not None:
+                self._drop_unchosen(error_of_next)
             return
         self._failed_steps = 0
         self.last_progress_s = time.monotonic()
         collected_s = time.perf_counter()
+        # First of all, for the device may be waiting for it.
+        error_of_next = self._choose(sampled.token_ids)
+        chosen_s = time.perf_counter()
         has_news = self.core.update(batch.step_id, *sampled)
         self._forget_ended()
         self.step_times.observe("collect", collected_s - began_s)
-        self.step_times.observe("update", time.perf_counter() - collected_s)
+        self.step_times.observe("update", time.perf_counter() - chosen_s)
         if has_news:
             self._notify()
+        if error_of_next is not None:
+            self._drop_unchosen(error_of_next)
 
     def _step_failed(self, step_id: int, error: Exception) -> None:
         """End the step's requests; the others go on, unless the failure is the engine's own."""
@@ -402,6 +420,7 @@ class EngineLoop:
                 sse=[sample.sse for sample in samples if sample.sse is not None] or None,
                 channels=first.channels,
                 grammar=first.grammar,
+                trigger=first.trigger,
                 may_force=first.may_force,
                 reasoning=first.reasoning,
                 bad_words=first.bad_words_token_ids,

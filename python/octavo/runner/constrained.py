@@ -1,8 +1,8 @@
 """ConstrainedSteps: steps on GPUs whose tokens wait for masks, in two parts.
 
-The model's part is launched like any step's, ahead of the host. Once the tokens before it are known
-the core fills the masks, while the device computes; they follow in one copy, and the sampler's
-kernels with them. So the forward pass never waits for a mask.
+The model's part is launched like any step's, ahead of the host. Once the tokens before it are
+known the core fills the masks, while the device computes; one copy brings them to the device, and a
+second graph, from logits to ids, follows it. So the forward pass never waits for a mask.
 """
 
 from __future__ import annotations
@@ -11,92 +11,125 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from octavo.runner.cuda_graphs import Shapes, StepShape, exact_shape
 from octavo.runner.gpu_sampling import Needs
 from octavo.runner.logprobs import TokenLogprobs, copy_logprobs
-from octavo.runner.masks import FillMasks
+from octavo.runner.masks import FillMasks, RowMasks
 from octavo.runner.prompt_scorer import PromptSpan, ScoredRows, moved
 
 if TYPE_CHECKING:
     from octavo.runner.mesh import Mesh
     from octavo.runner.shard import GpuShard
+    from octavo.runner.staging import StagingBuffer
 
 
 @dataclass(slots=True, eq=False)
 class Unchosen:
-    """A step whose logits are being computed. ``logits``: each shard's [S, V]."""
+    """A step whose logits are being computed.
+
+    ``logits``: each shard's [S, V]; ``captured``: whether graphs have written them.
+    """
 
     shape: StepShape
     needs: Needs
     num_samples: int
     logits: Sequence[Tensor]
-    scored: Sequence[ScoredRows]
+    captured: bool
+    scored: Sequence[ScoredRows] = ()
 
 
 class ConstrainedSteps:
-    """The two parts of such steps, on every shard of a mesh. Buffers are made with the first.
+    """The two parts of such steps, on every shard of a mesh. Buffers are made with the first."""
 
-    Args:
-        pinned: whether masks are copied to a GPU.
-    """
-
-    def __init__(
-        self, mesh: Mesh[GpuShard], max_num_seqs: int, vocab_size: int, *, pinned: bool
-    ) -> None:
-        self._mesh = mesh
-        self._shape = (max_num_seqs, -(-vocab_size // 32))
-        self._pinned = pinned
-        # One of each is enough: a step's masks are filled when the last step's tokens, which were
-        # chosen with theirs, have come back.
-        self._masks: Tensor | None = None
-        self._rows: Tensor | None = None
+    def __init__(self, mesh: Mesh[GpuShard], max_num_seqs: int, vocab_size: int) -> None:
+        self._mesh, self._lead = mesh, mesh.lead
+        self._sizes = (max_num_seqs, vocab_size)
+        # One is enough: a step's masks are filled when the last step's tokens, which were chosen
+        # with theirs, have come back.
+        self._host: RowMasks | None = None
+        self._of_rank: list[RowMasks] = []
 
     def launch(
         self,
-        staged: Tensor,
+        buffer: StagingBuffer,
+        length: int,
         shapes: Shapes,
         split: tuple[int, int, int],
         num_samples: int,
         needs: Needs,
         spans: Sequence[PromptSpan],
+        *,
+        has_context: bool,
     ) -> Unchosen:
         """Start the model's part of the step that is staged.
 
-        ``split``: its decodes, prefills and prefilled rows. ``spans``: in the plan's rows; with
-        any, nothing is captured.
+        Args:
+            length: int32 elements of the packed plan.
+            split: the step's decodes, prefills and prefilled rows.
+            spans: in the plan's rows; with any, nothing is captured.
+            has_context: whether the driver may be called on this thread.
         """
         padded = None if spans else shapes.find(*split)
         shape = padded or exact_shape(*split)
+        if padded is not None:
+            captured = self._lead.model_graphs.get(padded) is not None
+            if captured and has_context and self._lead.driver is not None:
+                for shard in reversed(self._mesh.shards):
+                    shard.replay_model(padded, buffer.address, 4 * length)
+                logits = [graph_logits(shard, padded) for shard in self._mesh.shards]
+                return Unchosen(shape, needs, num_samples, logits, captured)
+            logits = self._mesh.each(lambda shard: shard.run_model(buffer.host[:length], padded))
+            captured = self._lead.model_graphs.get(padded) is not None
+            return Unchosen(shape, needs, num_samples, logits, captured)
         rows = moved(spans, split[0], shape.decode_rows)
+        parts = self._mesh.each(
+            lambda shard: shard.run_model_exact(buffer.host[:length], shape, rows)
+        )
+        logits = [logits for logits, _ in parts]
+        return Unchosen(shape, needs, num_samples, logits, False, parts[0][1])
 
-        def run(shard: GpuShard) -> tuple[Tensor, Sequence[ScoredRows]]:
-            if padded is not None:
-                return shard.run_model(staged, padded), ()
-            return shard.run_model_exact(staged, shape, rows)
-
-        parts = self._mesh.each(run)
-        return Unchosen(shape, needs, num_samples, [logits for logits, _ in parts], parts[0][1])
-
-    def choose(self, step: Unchosen, fill: FillMasks) -> TokenLogprobs | None:
+    def choose(self, step: Unchosen, fill: FillMasks, *, has_context: bool) -> TokenLogprobs | None:
         """Start the sampler, and the copy of the log probabilities that the step needs."""
-        if self._masks is None or self._rows is None:
-            self._masks = torch.zeros(self._shape, dtype=torch.int32, pin_memory=self._pinned)
-            self._rows = torch.zeros(self._shape[0], dtype=torch.int32, pin_memory=self._pinned)
-        found = fill(self._masks.numpy().view(np.uint32))
-        self._rows.numpy()[: len(found)] = found
-        rows, masks = self._rows[: len(found)], self._masks[: len(found)]
-        num_logprobs, adjusted = step.needs.num_logprobs, step.needs.adjusted
-
-        def choose(shard: GpuShard) -> tuple[Tensor, Tensor]:
-            logits = step.logits[shard.rank]
-            return shard.choose(logits, step.shape, rows, masks, adjusted, num_logprobs >= 0)
-
-        ids, logits = self._mesh.each(choose)[0]
-        if num_logprobs < 0:
+        host = self._host or self._make_buffers()
+        length = host.fill(fill)
+        adjusted, num_logprobs = step.needs.adjusted, step.needs.num_logprobs
+        key = (step.shape, adjusted)
+        # Graphs do not keep the logits that log probabilities are of.
+        captured = step.captured and num_logprobs < 0
+        is_ready = captured and self._lead.choice_graphs.get(key) is not None
+        if is_ready and has_context and self._lead.driver is not None:
+            for shard in reversed(self._mesh.shards):
+                shard.replay_choice(key, self._of_rank[shard.rank], host, length)
+            return None
+        raw = step.logits[0].clone() if num_logprobs >= 0 else None
+        staged = host.packed[:length]
+        ids = self._mesh.each(
+            lambda shard: shard.choose(
+                step.logits[shard.rank],
+                step.shape,
+                self._of_rank[shard.rank],
+                staged,
+                adjusted,
+                captured=captured,
+            )
+        )[0]
+        if raw is None:
             return None
         num = step.num_samples
-        return copy_logprobs(logits[:num], ids[:num], num_logprobs)
+        return copy_logprobs(raw[:num], ids[:num], num_logprobs)
+
+    def _make_buffers(self) -> RowMasks:
+        pinned = self._lead.stream is not None
+        self._of_rank = [RowMasks(*self._sizes, shard.device) for shard in self._mesh.shards]
+        self._host = RowMasks(*self._sizes, torch.device("cpu"), pinned=pinned)
+        return self._host
+
+
+def graph_logits(shard: GpuShard, shape: StepShape) -> Tensor:
+    """The logits [S, V] that the graph of a shape writes."""
+    graph = shard.model_graphs.get(shape)
+    assert graph is not None
+    return graph.output

@@ -8,7 +8,7 @@ took 1.0 ms instead of 0.1. These calls only queue work and return within micros
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_int, c_size_t, c_void_p
+from ctypes import c_int, c_size_t, c_uint, c_void_p
 
 import torch
 
@@ -45,6 +45,7 @@ class CudaDriver:
         )
         self._launch_graph = function("cuGraphLaunch", c_void_p, c_void_p)
         self._record_event = function("cuEventRecord", c_void_p, c_void_p)
+        self._wait_for_event = function("cuStreamWaitEvent", c_void_p, c_void_p, c_uint)
         self._query_event = function("cuEventQuery", c_void_p)
         self._upload_graph = function("cuGraphUpload", c_void_p, c_void_p)
         self._set_context = function("cuCtxSetCurrent", c_void_p)
@@ -84,6 +85,28 @@ class CudaDriver:
             or self._record_event(done, stream)
         )
 
+    def start(self, copied: tuple[int, int, int], graph_exec: int) -> None:
+        """Queue the first half of ``run_step``: a copy to the device, and a graph that reads it.
+
+        Args:
+            copied, graph_exec: as ``run_step``'s plan and graph.
+        """
+        stream = self._stream
+        _check(self._copy_to_device(*copied, stream) or self._launch_graph(graph_exec, stream))
+
+    def copy(self, copied: tuple[int, int, int], done: int) -> None:
+        """Queue a copy to the device, as ``run_step``'s plan, and an event."""
+        stream = self._stream
+        _check(self._copy_to_device(*copied, stream) or self._record_event(done, stream))
+
+    def start_after(self, side: SideStream, graph_exec: int) -> None:
+        """Queue a graph, which waits for another stream's last copy."""
+        stream = self._stream
+        _check(
+            self._wait_for_event(stream, side.done.cuda_event, 0)
+            or self._launch_graph(graph_exec, stream)
+        )
+
     def record_event(self, event: int) -> None:
         """Record an event after everything that is queued."""
         _check(self._record_event(event, self._stream))
@@ -99,6 +122,19 @@ class CudaDriver:
 def _check(status: int) -> None:
     if status:
         raise CudaDriverError(f"CUDA driver error {status}")
+
+
+class SideStream:
+    """A stream for copies beside a device's work, and the event after the last one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._driver = CudaDriver(self._stream.cuda_stream)
+        self.done = make_event(self._stream)
+
+    def copy(self, copied: tuple[int, int, int]) -> None:
+        """As ``CudaDriver.copy``."""
+        self._driver.copy(copied, self.done.cuda_event)
 
 
 def make_event(stream: torch.cuda.Stream, *, timed: bool = False) -> torch.cuda.Event:

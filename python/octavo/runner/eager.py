@@ -184,7 +184,7 @@ class EagerRunner:
         self.sampler = Sampler(self.max_num_seqs, loaded.config.seed)
         self._buffer = StagingBuffer(self._sizes.plan_len, pinned=loaded.device.type != "cpu")
         # Made with the first constrained step.
-        self._masks: NDArray[np.uint32] | None = None
+        self._masks: Masks | None = None
 
     # ---------------------------------------------------------------------------------- steps
 
@@ -221,7 +221,7 @@ class EagerRunner:
         assert isinstance(in_flight, EagerStep)
         if self._masks is None:
             self._masks = empty_masks(self.max_num_seqs, in_flight.logits.shape[1])
-        self._sample(in_flight, Masks(fill(self._masks), self._masks))
+        self._sample(in_flight, self._masks.filled(fill))
 
     def _sample(self, step: EagerStep, masks: Masks | None) -> None:
         with torch.inference_mode():

@@ -105,12 +105,7 @@ class GpuSampling:
         self._num_logprobs[slot] = -1 if params.logprobs is None else params.logprobs
         self._adjusts[slot] = bool(bias or params.allowed_token_ids or state.has_penalties)
         self._tracks[slot] = state.has_penalties
-        if (
-            self._adjusts[slot]
-            or self._tracks[slot]
-            or params.logprobs is not None
-            or state.is_constrained
-        ):
+        if self._adjusts[slot] or self._tracks[slot] or params.logprobs is not None:
             self.demanding.add(slot)
         else:
             self.demanding.discard(slot)

@@ -171,9 +171,7 @@ class GraphRunner:
         )
         self._lead, self._followers = self.mesh.lead, self.mesh.shards[1:]
         self.sampling, self.prompt_scorer = self._lead.sampling, self._lead.prompt_scorer
-        self._constrained = ConstrainedSteps(
-            self.mesh, self.max_num_seqs, loaded.shape.vocab_size, pinned=self._on_gpu
-        )
+        self._constrained = ConstrainedSteps(self.mesh, self.max_num_seqs, loaded.shape.vocab_size)
         # For the steady path, which has no time to look them up.
         self._driver, self._packed_address = self._lead.driver, self._lead.packed_address
         self._ids = itertools.cycle(self._lead.ids)
@@ -297,6 +295,7 @@ class GraphRunner:
             or batch.num_tokens != num
             or batch.num_decodes != num
             or batch.new_slots
+            or batch.num_constrained
             or self.sampling.demanding
             or self.prompt_scorer.unscored
             or self._driver is None
@@ -351,10 +350,19 @@ class GraphRunner:
             spans = self.prompt_scorer.plan(batch, buffer.array)
             scored: Sequence[ScoredRows] = ()
             split = (num_decodes, num_reqs - num_decodes, num_tokens - num_decodes)
+            has_context = get_ident() == self._device_thread
             if batch.num_constrained:
                 unchosen = self._constrained.launch(
-                    buffer.host[:length], self._shapes, split, num_samples, needs, spans
+                    buffer,
+                    length,
+                    self._shapes,
+                    split,
+                    num_samples,
+                    needs,
+                    spans,
+                    has_context=has_context,
                 )
+                self._device_thread = get_ident()
                 return GraphInFlight(
                     batch.step_id,
                     arriving,
@@ -368,7 +376,6 @@ class GraphRunner:
             if not (needs.keep_raw or spans):
                 shape = self._padding.choose(split, needs.adjusted, self._lead.graphs)
             graph = None if shape is None else self._lead.graphs.get((shape, needs.adjusted))
-            has_context = get_ident() == self._device_thread
             if shape is not None and graph is not None and self._driver is not None and has_context:
                 ids, logits = graph.output
                 if num_decodes == num_tokens and not needs.adjusted:
@@ -420,7 +427,10 @@ class GraphRunner:
         assert isinstance(in_flight, GraphInFlight)
         assert in_flight.unchosen is not None
         with self._lead.ready():
-            in_flight.logprobs = self._constrained.choose(in_flight.unchosen, fill)
+            has_context = get_ident() == self._device_thread
+            in_flight.logprobs = self._constrained.choose(
+                in_flight.unchosen, fill, has_context=has_context
+            )
             self._device_thread = get_ident()
             if self._driver is not None:
                 self._driver.record_event(in_flight.ids.handle)
@@ -461,7 +471,7 @@ class GraphRunner:
             self.prompt_scorer.admit(slot, requests[request_id])
         if self.sampling.adjusted is not adjusted:
             for shard in self.mesh.shards:
-                shard.graphs.drop(lambda key: isinstance(key, tuple) and key[1] is True)
+                shard.drop_adjusted()
         at = batch.packed_len
         buffer.array[at : at + len(records) * RECORD_LEN] = np.concatenate(records)
         return len(records)

@@ -1,4 +1,4 @@
-"""Masks: which tokens may come next in the constrained rows of a step."""
+"""Masks: which tokens may come next in the constrained rows of a step, on a host or a device."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-# Fills a buffer of masks, uint32 [max_num_seqs, ceil(V / 32)]; returns the row, among the step's
-# samples, that each one is of. -1: any token may come there.
-FillMasks: TypeAlias = Callable[[NDArray[np.uint32]], list[int]]
+# Fills two buffers: int32 [max_num_seqs], the row among the step's samples that each mask is of, -1
+# where any token may come; uint32 [max_num_seqs, ceil(V / 32)], the masks. Returns how many there are.
+FillMasks: TypeAlias = Callable[[NDArray[np.int32], NDArray[np.uint32]], int]
 
 
 # By a mask's octet: the bounds of eight logits. Looked up and compared, at memory speed; numpy's
@@ -22,19 +24,25 @@ _BOUNDS = np.where(
 )
 
 
-def empty_masks(max_num_seqs: int, vocab_size: int) -> NDArray[np.uint32]:
-    """A buffer of one mask per request."""
-    return np.empty((max_num_seqs, -(-vocab_size // 32)), np.uint32)
+def empty_masks(max_num_seqs: int, vocab_size: int) -> Masks:
+    """Room for one mask per request."""
+    words = np.empty((max_num_seqs, -(-vocab_size // 32)), np.uint32)
+    return Masks(np.empty(max_num_seqs, np.int32), words)
 
 
 class Masks(NamedTuple):
     """Masks on the host.
 
-    ``words``: uint32 [at least M, ceil(V / 32)], a bit a token; ``rows``: as FillMasks returns.
+    ``rows`` [M], ``words`` [M, ceil(V / 32)]: as FillMasks fills them.
     """
 
-    rows: list[int]
+    rows: NDArray[np.int32]
     words: NDArray[np.uint32]
+
+    def filled(self, fill: FillMasks) -> Masks:
+        """A step's masks, in this room."""
+        num_masks = fill(self.rows, self.words)
+        return Masks(self.rows[:num_masks], self.words[:num_masks])
 
     def apply(self, logits: NDArray[np.float32]) -> list[int]:
         """Make the logits [S, V] of tokens that may not come -inf, in place.
@@ -45,7 +53,7 @@ class Masks(NamedTuple):
         without_any = []
         bounds = np.empty((self.words.shape[1] * 4, 8), np.float32)
         flat = bounds.reshape(-1)[: logits.shape[1]]
-        for row, words in zip(self.rows, self.words, strict=False):
+        for row, words in zip(self.rows.tolist(), self.words, strict=True):
             if row < 0:
                 continue
             octets = words.astype("<u4", copy=False).view(np.uint8)
@@ -54,3 +62,35 @@ class Masks(NamedTuple):
             if logits[row].max() == -np.inf:
                 without_any.append(row)
         return without_any
+
+
+class RowMasks:
+    """A step's masks in one buffer, which one copy brings from the host to a device.
+
+    Args:
+        pinned: whether it is the host's, for such copies.
+    """
+
+    def __init__(
+        self, max_num_seqs: int, vocab_size: int, device: torch.device, *, pinned: bool = False
+    ) -> None:
+        self.num_words = -(-vocab_size // 32)
+        length = max_num_seqs * (1 + self.num_words)
+        # int32: ``rows``, then ``words``.
+        self.packed: Tensor = torch.zeros(
+            length, dtype=torch.int32, device=device, pin_memory=pinned
+        )
+        # [max_num_seqs]: the row that each mask is of; -1: of none.
+        self.rows = self.packed[:max_num_seqs]
+        # [max_num_seqs, num_words]: a bit a token.
+        self.words = self.packed[max_num_seqs:].view(max_num_seqs, self.num_words)
+        self.address = self.packed.data_ptr()
+        if device.type == "cpu":
+            self._host_rows = self.rows.numpy()
+            self._host_words = self.words.numpy().view(np.uint32)
+
+    def fill(self, fill: FillMasks) -> int:
+        """Take a step's masks, on the host. Returns how many elements of ``packed`` hold them."""
+        self._host_rows.fill(-1)
+        num_masks = fill(self._host_rows, self._host_words)
+        return len(self._host_rows) + num_masks * self.num_words

@@ -68,11 +68,14 @@ class RequestState:
         return len(self.prompt_token_ids)
 
     @property
-    def is_constrained(self) -> bool:
-        """True if its steps wait for masks."""
-        has_budget = self.reasoning is not None and self.reasoning.budget is not None
-        has_words = any(len(word) > 1 for word in self.bad_words_token_ids)
-        return self.grammar is not None or has_budget or has_words
+    def trigger(self) -> str | None:
+        """The text from which on its grammar holds; None: from the start.
+
+        What a step ahead has sampled behind that text is given up. The device has counted it by
+        then, so that penalties need the grammar from the start.
+        """
+        wanted = self.params.structured_outputs
+        return None if wanted is None or self.has_penalties else wanted.trigger
 
     @property
     def may_force(self) -> bool:

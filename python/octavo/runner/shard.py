@@ -25,11 +25,12 @@ from octavo.kernels.gpu import ops as gpu
 from octavo.kernels.gpu.step import HEADER_TURN, StepBuffers, prepare_step
 from octavo.layers.context import StepContext
 from octavo.models.registry import CausalLM
-from octavo.runner.cuda_driver import CudaDriver, make_event
+from octavo.runner.cuda_driver import CudaDriver, SideStream, make_event
 from octavo.runner.cuda_graphs import GraphCache, StepShape, computing
 from octavo.runner.gpu_sampling import GpuSampling
 from octavo.runner.kv_cache import KVCachePlan, allocate_kv_cache
 from octavo.runner.loading import LoadedModel, ModelPart
+from octavo.runner.masks import RowMasks
 from octavo.runner.prompt_scorer import PromptScorer, PromptSpan, ScoredRows
 from octavo.runner.sizing import StepSizes, max_num_seqs, max_step_tokens
 
@@ -75,9 +76,13 @@ class GpuShard:
         self.device, self.model, self.rank = part.device, part.model, part.rank
         self.stream, self.sampling = stream, sampling
         self.driver: CudaDriver | None = None
+        self._side: SideStream | None = None
         if stream is not None:
             with torch.cuda.stream(stream):
                 self.driver = CudaDriver(stream.cuda_stream)
+                self._side = SideStream(self.device)
+        # A shard alone on its thread never leaves its device's context.
+        self._is_alone = loaded.mesh.exchange.size == 1
         self._max_model_len = sizes.max_model_len
         # The thread that does nothing but step: it stays on this stream.
         self._thread: int | None = None
@@ -89,8 +94,10 @@ class GpuShard:
             barrier = functools.partial(loaded.mesh.exchange.barrier, part.rank)
             prepare = functools.partial(_prepare_graph, self.driver, stream, barrier)
         self.graphs: GraphCache[tuple[Tensor, Tensor]] = GraphCache(stream, prepare=prepare)
-        # Of the model alone, for steps whose tokens wait for masks: logits by shape.
+        # Of steps whose tokens wait for masks, in two parts: the model's logits by shape, and ids
+        # chosen from them by (shape, whether they are adjusted).
         self.model_graphs: GraphCache[Tensor] = GraphCache(stream, self.graphs, prepare)
+        self.choice_graphs: GraphCache[Tensor] = GraphCache(stream, self.graphs)
         self.packed = torch.zeros(plan_len, dtype=torch.int32, device=self.device)
         self.packed_address = self.packed.data_ptr()
         self.buffers = self._make_buffers(sizes, max_padding)
@@ -185,6 +192,15 @@ class GpuShard:
             ids, logits = self._sample(hidden, shape, adjusted, keep_raw)
             return ids, logits, self.prompt_scorer.score(spans, hidden)
 
+    def replay_model(self, shape: StepShape, plan_address: int, nbytes: int) -> None:
+        """``run_model`` of a shape that is captured, as ``replay``."""
+        graph = self.model_graphs.get(shape)
+        assert graph is not None
+        assert self.driver is not None
+        if not self._is_alone:
+            self.driver.enter()
+        self.driver.start((self.packed_address, plan_address, nbytes), graph.handle)
+
     def run_model(self, staged: Tensor, shape: StepShape) -> Tensor:
         """Logits [S, V] of the step that is staged, padded to a shape which may be captured.
 
@@ -203,28 +219,56 @@ class GpuShard:
             hidden = self._hidden(shape)
             return self._logits(hidden, shape), self.prompt_scorer.score(spans, hidden)
 
+    def replay_choice(
+        self, key: tuple[StepShape, bool], masks: RowMasks, host: RowMasks, length: int
+    ) -> None:
+        """``choose`` of a key that is captured, with the first ``length`` elements of ``host``.
+
+        They are copied beside what the stream is at: the sampler that read the last ones has ended,
+        since its tokens have led to these.
+        """
+        graph = self.choice_graphs.get(key)
+        assert graph is not None
+        assert self.driver is not None
+        assert self._side is not None
+        if not self._is_alone:
+            self.driver.enter()
+        self._side.copy((masks.address, host.address, 4 * length))
+        self.driver.start_after(self._side, graph.handle)
+
     def choose(
         self,
         logits: Tensor,
         shape: StepShape,
-        rows: Tensor,
-        masks: Tensor,
+        masks: RowMasks,
+        staged: Tensor,
         adjusted: bool,
-        keep_raw: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """(ids [S], logits [S, V]) of ``run_model``'s logits, which are changed.
+        *,
+        captured: bool,
+    ) -> Tensor:
+        """Ids [S] chosen from logits [S, V], which are changed.
 
-        ``rows``, ``masks``: as ``mask_logits`` takes them, in pinned memory.
+        Args:
+            masks: this device's; ``staged`` is what they become.
+            captured: whether the logits are those of a model's graph, which always have one place.
         """
         with self.ready():
-            raw = logits.clone() if keep_raw else logits
-            # First, though it has the last word: nothing brings back what is -inf.
-            gpu.mask_logits(
-                logits,
-                rows.to(self.device, non_blocking=True),
-                masks.to(self.device, non_blocking=True),
-            )
-            return self._choose(logits, shape, adjusted), raw
+            masks.packed[: len(staged)].copy_(staged, non_blocking=True)
+            num = min(shape.reqs, len(masks.rows))
+
+            def masked() -> Tensor:
+                # First, though they have the last word: nothing brings back what is -inf.
+                gpu.mask_logits(logits, masks.rows[:num], masks.words[:num])
+                return self._choose(logits, shape, adjusted)
+
+            if captured:
+                return self.choice_graphs.run((shape, adjusted), masked)
+            return masked()
+
+    def drop_adjusted(self) -> None:
+        """Forget the graphs that read the tensors of adjusted logits: these have been replaced."""
+        for graphs in (self.graphs, self.choice_graphs):
+            graphs.drop(lambda key: isinstance(key, tuple) and key[1] is True)
 
     def run(self, shape: StepShape, adjusted: bool) -> tuple[Tensor, Tensor]:
         """(ids [S], logits [S, V]) of the plan on the device; captured at its second run."""

@@ -28,7 +28,11 @@ Attempt = Callable[[StructuredOutputsParams], Awaitable[object]]
 
 def is_bound(use: ToolUse) -> bool:
     """Whether an answer has to follow a grammar: it must call, may not call twice, or a call must
-    fit its schema."""
+    fit its schema.
+
+    A call of which none of that is asked is read as the model writes it. Several families write
+    calls in more ways than their grammar has.
+    """
     if not use.tools or use.mode == "none":
         return False
     return use.mode != "auto" or not use.parallel or any(tool.strict for tool in use.tools)
@@ -43,7 +47,7 @@ async def call_grammar(
 ) -> StructuredOutputsParams:
     """The constraint of an answer that may, or must, call ``use.tools``.
 
-    A schema that no grammar can follow binds the name alone, and is logged.
+    One that may, and is any text otherwise, is bound from a call's first marker on. A schema that no grammar can follow binds the name alone, and is logged.
 
     Args:
         core: the model's format.
@@ -66,7 +70,9 @@ async def call_grammar(
             # The last rule; the grammars of formats have none of this name.
             rules, _, calls = text.rpartition("start: ")
             text = f"{rules}start: ({calls.strip()}) | answer\nanswer: %json {answer}\n"
-        return StructuredOutputsParams(grammar=text, param="tools")
+        is_free = use.mode == "auto" and answer is None
+        trigger = core.trigger if is_free else None
+        return StructuredOutputsParams(grammar=text, param="tools", trigger=trigger)
 
     tools = list({tool.name: tool for tool in reversed(use.tools)}.values())[::-1]
     schemas = [_schema(tool, use) for tool in tools]

@@ -1,16 +1,17 @@
 //! Grammars over a vocabulary of bytes and a few longer tokens, and constrained samples in the engine.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use octavo_core::engine::outbox::Delivery;
 use octavo_core::engine::{AddRequest, EngineCore, Sampled};
-use octavo_core::scheduler::batch::Staging;
+use octavo_core::scheduler::batch::{ScheduledBatch, Staging};
 use octavo_core::scheduler::request::FinishReason;
 use octavo_core::scheduler::{Policy, SchedulerConfig};
 use octavo_core::text::matcher::{
     Accepted, Constraint, Grammar, GrammarKind, GrammarOptions, GrammarSource, Grammars,
-    GrammarsConfig, Matcher, ReasoningTokens,
+    GrammarsConfig, Matcher, ReasoningTokens, Trigger,
 };
 use octavo_core::text::tokenizer::Tokenizer;
 use proptest::prelude::*;
@@ -294,6 +295,42 @@ fn structural_tags() {
         &["<a>", "<a>,<b>"],
         &["", "<a!>", "<a><b>"],
     );
+    let dispatch = r#"{"format": {"type": "dispatch", "excludes": ["!"], "rules": [
+        ["@", {"type": "regex", "pattern": "[0-9]"}], ["<tool>", {"type": "const_string", "value": "f;"}]]}}"#;
+    check(
+        &compile(GrammarKind::StructuralTag, dispatch),
+        &["", "free", "a @1 b<tool>f; c", "@1@2"],
+        &["a!", "a @x", "<tool>g", "@"],
+    );
+    let once = dispatch.replace("\"rules\"", "\"loop\": false, \"rules\"");
+    check(
+        &compile(GrammarKind::StructuralTag, &once),
+        &["", "free", "a @1", "<tool>f;"],
+        &["@1 b", "@1@2", "@x"],
+    );
+    let tokens = r#"{"format": {"type": "token_dispatch", "exclude_tokens": ["<think>"], "rules": [
+        ["<tool>", {"type": "const_string", "value": "f;"}]]}}"#;
+    check(
+        &compile(GrammarKind::StructuralTag, tokens),
+        &["", "free", "a<tool>f; c<tool>f;"],
+        &["<tool>g", "a<think>", "<tool>"],
+    );
+    let triggered = r#"{"format": {"type": "token_triggered_tags", "trigger_tokens": ["<tool>"], "tags": [
+        {"begin": {"type": "token", "token": "<tool>"}, "content": {"type": "regex", "pattern": "[0-9]"}, "end": ";"}]}}"#;
+    check(
+        &compile(GrammarKind::StructuralTag, triggered),
+        &["", "a<tool>1;b<tool>2;"],
+        &["<tool>x", "<tool>1"],
+    );
+    let one = triggered.replace(
+        "\"tags\"",
+        "\"at_least_one\": true, \"stop_after_first\": true, \"tags\"",
+    );
+    check(
+        &compile(GrammarKind::StructuralTag, &one),
+        &["<tool>1;"],
+        &["", "a<tool>1;", "<tool>1;b"],
+    );
     for (tag, why) in [
         (
             r#"{"format": {"type": "magic"}}"#,
@@ -302,6 +339,14 @@ fn structural_tags() {
         (
             r#"{"format": {"type": "tag", "begin": 1}}"#,
             "begin must be",
+        ),
+        (
+            r#"{"format": {"type": "dispatch", "rules": [["a"]]}}"#,
+            "pairs of a pattern",
+        ),
+        (
+            r#"{"format": {"type": "token_dispatch", "rules": [["a", {"type": "any_text"}]]}}"#,
+            "no special token",
         ),
         (
             r#"{"structures": [{"begin": "<a>", "schema": {}, "end": ""}], "triggers": ["<b"]}"#,
@@ -615,7 +660,8 @@ fn nothing_is_constrained_while_reasoning_is_open() {
         is_open: false,
         budget: None,
     };
-    let mut constraint = Constraint::new(Some(&grammar), Some(tokens), &[].into(), &[]).unwrap();
+    let mut constraint =
+        Constraint::new(Some(&grammar), None, Some(tokens), &[].into(), &[]).unwrap();
     assert_eq!(bits(&mut constraint), Some(vec![a, THINK]));
     assert_eq!(constraint.accept(THINK), Accepted::Open);
     assert_eq!(bits(&mut constraint), None);
@@ -624,7 +670,8 @@ fn nothing_is_constrained_while_reasoning_is_open() {
     assert_eq!(bits(&mut constraint), Some(vec![a]));
     assert_eq!(constraint.accept(a), Accepted::Complete);
 
-    let mut constraint = Constraint::new(Some(&grammar), Some(tokens), &[].into(), &[]).unwrap();
+    let mut constraint =
+        Constraint::new(Some(&grammar), None, Some(tokens), &[].into(), &[]).unwrap();
     assert_eq!(
         constraint.accept(a),
         Accepted::Complete,
@@ -633,7 +680,8 @@ fn nothing_is_constrained_while_reasoning_is_open() {
 
     tokens.is_open = true;
     tokens.budget = Some(2);
-    let mut constraint = Constraint::new(Some(&grammar), Some(tokens), &[].into(), &[]).unwrap();
+    let mut constraint =
+        Constraint::new(Some(&grammar), None, Some(tokens), &[].into(), &[]).unwrap();
     for _ in 0..2 {
         assert_eq!(bits(&mut constraint), None);
         assert_eq!(constraint.accept(u32::from(b'z')), Accepted::Open);
@@ -645,20 +693,20 @@ fn nothing_is_constrained_while_reasoning_is_open() {
 
     // A budget holds without a grammar too, wherever reasoning begins.
     tokens.is_open = false;
-    let mut constraint = Constraint::new(None, Some(tokens), &[].into(), &[]).unwrap();
+    let mut constraint = Constraint::new(None, None, Some(tokens), &[].into(), &[]).unwrap();
     for token in [a, a, THINK, a, a] {
         assert_eq!(bits(&mut constraint), None);
         assert_eq!(constraint.accept(token), Accepted::Open);
     }
     assert_eq!(bits(&mut constraint), Some(vec![THOUGHT]));
     tokens.budget = None;
-    assert!(Constraint::new(None, Some(tokens), &[].into(), &[]).is_none());
+    assert!(Constraint::new(None, None, Some(tokens), &[].into(), &[]).is_none());
 }
 
 #[test]
 fn stop_tokens_may_come_where_a_text_may_end() {
     let grammar = compile(GrammarKind::Regex, "a+");
-    let mut constraint = Constraint::new(Some(&grammar), None, &[].into(), &[TOOL]).unwrap();
+    let mut constraint = Constraint::new(Some(&grammar), None, None, &[].into(), &[TOOL]).unwrap();
     assert!(!bits(&mut constraint).unwrap().contains(&TOOL));
     constraint.accept(u32::from(b'a'));
     let ids = bits(&mut constraint).unwrap();
@@ -669,7 +717,7 @@ fn stop_tokens_may_come_where_a_text_may_end() {
 fn bad_words_are_banned_before_their_last_token() {
     let [a, b, c] = [b'a', b'b', b'c'].map(u32::from);
     let words = [Box::from([a, b]), Box::from([c])].into();
-    let mut constraint = Constraint::new(None, None, &words, &[]).unwrap();
+    let mut constraint = Constraint::new(None, None, None, &words, &[]).unwrap();
     assert_eq!(bits(&mut constraint), None);
     constraint.accept(a);
     let ids = bits(&mut constraint).unwrap();
@@ -678,10 +726,10 @@ fn bad_words_are_banned_before_their_last_token() {
     assert_eq!(bits(&mut constraint), None);
     // Beside a grammar.
     let grammar = compile(GrammarKind::Regex, "a[abc]");
-    let mut constraint = Constraint::new(Some(&grammar), None, &words, &[]).unwrap();
+    let mut constraint = Constraint::new(Some(&grammar), None, None, &words, &[]).unwrap();
     constraint.accept(a);
     assert_eq!(bits(&mut constraint), Some(vec![a, c]));
-    assert!(Constraint::new(None, None, &[Box::from([c])].into(), &[]).is_none());
+    assert!(Constraint::new(None, None, None, &[Box::from([c])].into(), &[]).is_none());
 }
 
 // ---------------------------------------------------------------------------------- engine
@@ -692,6 +740,9 @@ struct Run {
     masks: Vec<u32>,
     random: u64,
     num_steps: usize,
+    num_masked_steps: usize,
+    /// What is sampled at these places behind a prompt of three tokens.
+    script: Vec<u32>,
 }
 
 impl Run {
@@ -714,6 +765,8 @@ impl Run {
             masks: vec![0; 8 * WIDTH.div_ceil(32)],
             random: 7,
             num_steps: 0,
+            num_masked_steps: 0,
+            script: Vec::new(),
         }
     }
 
@@ -725,10 +778,44 @@ impl Run {
         (self.random >> 33) as usize % most
     }
 
-    /// Runs to the end, `ahead` steps in flight, sampling at random among what masks allow.
-    fn finish(&mut self, ahead: usize) -> Vec<(u64, FinishReason, String)> {
+    /// Samples a step's tokens: at random among what its masks allow, and by the script where nothing
+    /// is masked. `before`: the tokens of the step before, if that is still in flight.
+    fn choose(&mut self, batch: &ScheduledBatch, before: Option<&[i32]>) -> Vec<i32> {
+        let plan = self.core.plan(batch.step_id).unwrap();
+        let entries = plan.entries.iter().filter(|entry| entry.sample);
+        let places = entries.map(|entry| ((entry.start + entry.count) as usize).wrapping_sub(3));
+        let places: Vec<usize> = places.collect();
+        let mut ids = Vec::new();
+        for at in places {
+            let said = self.script.get(at).copied();
+            ids.push(said.unwrap_or_else(|| self.next(256) as u32) as i32);
+        }
+        if batch.num_constrained == 0 {
+            return ids;
+        }
+        self.num_masked_steps += 1;
         let words = WIDTH.div_ceil(32);
-        let mut in_flight = Vec::new();
+        let mut masks = self.core.take_masks(batch.step_id, before).unwrap();
+        let mut rows = vec![-1; masks.items.len()];
+        masks.fill(&mut rows, &mut self.masks, words);
+        self.core.return_masks(masks);
+        assert!(rows.len() <= batch.num_constrained);
+        for (k, row) in rows.into_iter().enumerate().filter(|(_, row)| *row >= 0) {
+            let mask = self.masks[k * words..(k + 1) * words].to_vec();
+            let allowed: Vec<i32> = (0..WIDTH)
+                .filter(|id| mask[id / 32] >> (id % 32) & 1 == 1)
+                .map(|id| id as i32)
+                .collect();
+            ids[row as usize] = allowed[self.next(allowed.len())];
+        }
+        ids
+    }
+
+    /// Runs to the end, `ahead` steps in flight.
+    fn finish(&mut self, ahead: usize) -> Vec<(u64, FinishReason, String)> {
+        let mut in_flight: VecDeque<ScheduledBatch> = VecDeque::new();
+        // The oldest one's.
+        let mut ids: Vec<i32> = Vec::new();
         let mut ends = Vec::new();
         for _ in 0..5000 {
             let mut staging = Staging {
@@ -737,35 +824,24 @@ impl Run {
             let batch = self.core.schedule(&mut staging, 0.0).unwrap();
             let is_idle = batch.is_none();
             in_flight.extend(batch);
-            if in_flight.is_empty() {
+            let Some(oldest) = in_flight.front().copied() else {
                 break;
+            };
+            if in_flight.len() == 1 && !is_idle {
+                ids = self.choose(&oldest, None);
             }
             if in_flight.len() > ahead || is_idle {
-                let batch = in_flight.remove(0);
                 self.num_steps += 1;
-                let mut ids: Vec<i32> = (0..batch.num_samples)
-                    .map(|_| self.next(256) as i32)
-                    .collect();
-                if batch.num_constrained > 0 {
-                    let mut masks = self.core.take_masks(batch.step_id).unwrap();
-                    let rows = masks.fill(&mut self.masks, words);
-                    self.core.return_masks(masks);
-                    assert!(rows.len() <= batch.num_constrained);
-                    for (k, row) in rows.into_iter().enumerate().filter(|(_, row)| *row >= 0) {
-                        let mask = self.masks[k * words..(k + 1) * words].to_vec();
-                        let allowed: Vec<i32> = (0..WIDTH)
-                            .filter(|id| mask[id / 32] >> (id % 32) & 1 == 1)
-                            .map(|id| id as i32)
-                            .collect();
-                        ids[row as usize] = allowed[self.next(allowed.len())];
-                    }
-                }
+                in_flight.pop_front();
+                let next = in_flight.front().copied();
+                let next_ids = next.map(|next| self.choose(&next, Some(&ids)));
                 let sampled = Sampled {
                     token_ids: &ids,
                     logprobs: None,
                 };
-                self.core.update(batch.step_id, sampled, 0.0).unwrap();
+                self.core.update(oldest.step_id, sampled, 0.0).unwrap();
                 self.core.check_integrity().unwrap();
+                ids = next_ids.unwrap_or_default();
                 for delta in self.core.outbox().drain() {
                     // While it runs, "length" stands for more to come.
                     let reason = delta.finish_reason.unwrap_or(FinishReason::Length);
@@ -833,7 +909,14 @@ fn forced_tokens_come_several_a_step() {
     source.options.disable_any_whitespace = true;
     let grammar = grammars().compile(&source).unwrap();
     let mut found = Vec::new();
-    for (may_force, max_tokens) in [(false, 100), (true, 100), (true, 20)] {
+    let cases = [
+        (false, 100, 0),
+        (true, 100, 0),
+        (true, 20, 0),
+        (false, 100, 1),
+        (true, 100, 1),
+    ];
+    for (may_force, max_tokens, ahead) in cases {
         let mut run = Run::new(64);
         run.core
             .add_request(AddRequest {
@@ -846,16 +929,18 @@ fn forced_tokens_come_several_a_step() {
                 ..AddRequest::default()
             })
             .unwrap();
-        let ends = run.finish(0);
+        let ends = run.finish(ahead);
         let text: String = ends.iter().map(|(_, _, text)| text.as_str()).collect();
         found.push((run.num_steps, text));
     }
     let whole =
         |value: &str| format!(r#"{{"a long name":"and a long value","another one":{value}}}"#);
-    for (_, text) in &found[..2] {
+    for (_, text) in [&found[..2], &found[3..]].concat().iter() {
         assert!([whole("true"), whole("false")].contains(text), "{text}");
     }
     assert!(found[0].0 > 40 && found[1].0 < 6, "{found:?}");
+    // What is sampled ahead of them is given up.
+    assert!(found[3].0 > 40 && found[4].0 < 10, "{found:?}");
     // They count as any others do.
     assert!(whole("true").starts_with(&found[2].1), "{:?}", found[2].1);
     assert!(found[2].1.len() >= 20);
@@ -882,7 +967,7 @@ fn a_token_against_the_grammar_ends_that_sample_alone() {
     };
     let batch = run.core.schedule(&mut staging, 0.0).unwrap().unwrap();
     assert_eq!(batch.num_constrained, 1);
-    assert!(run.core.take_masks(batch.step_id + 1).is_err());
+    assert!(run.core.take_masks(batch.step_id + 1, None).is_err());
     let sampled = Sampled {
         token_ids: &[i32::from(b'z'), i32::from(b'z')],
         logprobs: None,
@@ -891,4 +976,122 @@ fn a_token_against_the_grammar_ends_that_sample_alone() {
     let ends = run.finish(0);
     let reasons: Vec<FinishReason> = ends.iter().map(|(_, reason, _)| *reason).collect();
     assert_eq!(reasons, [FinishReason::Error, FinishReason::Length]);
+}
+
+/// Any text, with calls in it that a special token begins.
+const CALLS: &str = r#"start: TEXT (calls TEXT)*
+TEXT: /(?s:.*)/
+calls: <[263]> "{" name "}"
+name: "ab" | "cd"
+"#;
+
+#[test]
+fn a_grammar_with_a_trigger_costs_nothing_until_it_comes() {
+    let grammar = compile(GrammarKind::Grammar, CALLS);
+    for (ahead, max_tokens) in [(0, 40), (1, 40), (0, 3), (1, 3), (0, 4), (1, 4)] {
+        let mut run = Run::new(64);
+        run.script = vec![u32::from(b'h'), u32::from(b'i'), TOOL];
+        run.core
+            .add_request(AddRequest {
+                request_ids: &[0],
+                prompt: &[1, 2, 3],
+                max_tokens,
+                eos_token_ids: &[EOS],
+                skip_special_tokens: false,
+                grammar: Some(grammar.clone()),
+                trigger: Some("<tool>"),
+                deliveries: vec![Delivery::Final],
+                ..AddRequest::default()
+            })
+            .unwrap();
+        let ends = run.finish(ahead);
+        let [(_, reason, text)] = ends.as_slice() else {
+            panic!("{ends:?}")
+        };
+        if max_tokens <= 4 {
+            assert_eq!(*reason, FinishReason::Length);
+            // A last token that is on its way already is not bound.
+            let is_bound = max_tokens == 4 && ahead == 0;
+            let known = if is_bound { "hi<tool>{" } else { "hi<tool>" };
+            assert!(text.starts_with(known), "{text:?}");
+            continue;
+        }
+        let call = text.strip_prefix("hi<tool>").expect(text);
+        assert!(
+            call.starts_with("{ab}") || call.starts_with("{cd}"),
+            "{text:?}"
+        );
+        // None for "hi" and the marker; one for every token from there on.
+        assert!(
+            run.num_masked_steps + 3 <= run.num_steps,
+            "{} {}",
+            run.num_masked_steps,
+            run.num_steps
+        );
+        assert!(run.num_masked_steps > 3);
+    }
+}
+
+#[test]
+fn a_trigger_is_found_however_it_is_spelled() {
+    let lark = r#"start: head /[0-9]+/
+TEXT: /(?s:.*)/
+head[lazy]: TEXT "<ab>"
+"#;
+    let grammar = compile(GrammarKind::Grammar, lark);
+    let [less, a, b, ab, more] = [u32::from(b'<'), 97, 98, 256, u32::from(b'>')];
+    let trigger = Arc::new(Trigger::new("<ab>", tokenizer()));
+    let digits: Vec<u32> = (u32::from(b'0')..=u32::from(b'9')).collect();
+    for tokens in [
+        vec![less, ab, more],
+        vec![b, less, a, b, more],
+        vec![less, less, ab, more],
+        vec![less, a, less, ab, more],
+        // Spelled once in vain, then again.
+        vec![less, ab, b, less, ab, more],
+    ] {
+        let none = [].into();
+        let mut constraint =
+            Constraint::new(Some(&grammar), Some(&trigger), None, &none, &[]).unwrap();
+        let (last, first) = tokens.split_last().unwrap();
+        for &token in first {
+            assert_eq!(constraint.accept(token), Accepted::Open);
+            assert!(!constraint.is_active());
+            assert_eq!(bits(&mut constraint), None);
+        }
+        assert_eq!(constraint.accept(*last), Accepted::Armed, "{tokens:?}");
+        assert_eq!(bits(&mut constraint), Some(digits.clone()));
+        constraint.release();
+        assert_eq!(bits(&mut constraint), None);
+    }
+}
+
+#[test]
+fn a_trigger_whose_token_says_more_than_fits_arms_nothing() {
+    // "abc" is one token, and nothing that ends with it fits.
+    let grammar = compile(
+        GrammarKind::Grammar,
+        "start: head \"d\"\nTEXT: /[x-z]*/\nhead[lazy]: TEXT \"ab\"\n",
+    );
+    let trigger = Arc::new(Trigger::new("ab", tokenizer()));
+    let none = [].into();
+    let mut constraint = Constraint::new(Some(&grammar), Some(&trigger), None, &none, &[]).unwrap();
+    assert_eq!(constraint.accept(257), Accepted::Open);
+    assert_eq!(bits(&mut constraint), None);
+    // The next one may.
+    assert_eq!(constraint.accept(256), Accepted::Armed);
+    assert_eq!(bits(&mut constraint), Some(vec![u32::from(b'd')]));
+}
+
+#[test]
+fn tokens_taken_ahead_are_taken_once() {
+    let grammar = compile(GrammarKind::Regex, "ab?");
+    let none = [].into();
+    let mut constraint = Constraint::new(Some(&grammar), None, None, &none, &[]).unwrap();
+    let [a, b] = [b'a', b'b'].map(u32::from);
+    assert!(constraint.advance(a, true));
+    assert_eq!(bits(&mut constraint), Some(vec![b, EOS]));
+    assert_eq!(constraint.accept(a), Accepted::Open);
+    assert!(!constraint.advance(b, true));
+    assert_eq!(constraint.accept(b), Accepted::Complete);
 }

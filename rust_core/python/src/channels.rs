@@ -87,6 +87,11 @@ impl PyChannelFormat {
         self.inner.reasoning_markers()
     }
 
+    #[getter]
+    fn trigger(&self) -> Option<&str> {
+        self.inner.trigger()
+    }
+
     #[pyo3(
         signature = (
             tools, *, at_least_one, at_most_one, strict=None, special_tokens=Vec::new()

@@ -244,14 +244,16 @@ impl PyEngineCore {
             stop_token_ids=Vec::new(), stop=Vec::new(), include_stop_str_in_output=false,
             skip_special_tokens=true, num_logprobs=None, priority=0, cache_salt=None,
             arrival_s=None, stream_interval=None, delivery="final", sse=None, channels=None,
-            grammar=None, may_force=false, reasoning=None, bad_words=Vec::new()
+            grammar=None, trigger=None, may_force=false, reasoning=None,
+            bad_words=Vec::new()
         ),
         text_signature = "($self, request_ids, prompt_token_ids, *, max_tokens, min_tokens=0, \
                           eos_token_ids=(), stop_token_ids=(), stop=(), \
                           include_stop_str_in_output=False, skip_special_tokens=True, \
                           num_logprobs=None, priority=0, cache_salt=None, arrival_s=None, \
                           stream_interval=None, delivery='final', sse=None, channels=None, \
-                          grammar=None, may_force=False, reasoning=None, bad_words=())"
+                          grammar=None, trigger=None, may_force=False, reasoning=None, \
+                          bad_words=())"
     )]
     #[allow(clippy::too_many_arguments)] // keyword arguments of the Python method
     fn add_request(
@@ -275,6 +277,7 @@ impl PyEngineCore {
         sse: Option<Vec<Py<PySseTemplate>>>,
         channels: Option<&PyChannels>,
         grammar: Option<&PyGrammar>,
+        trigger: Option<&str>,
         may_force: bool,
         reasoning: Option<ReasoningTuple>,
         bad_words: Vec<Vec<u32>>,
@@ -312,6 +315,7 @@ impl PyEngineCore {
                 include_stop_str_in_output,
                 skip_special_tokens,
                 grammar: grammar.map(|grammar| Arc::clone(&grammar.inner)),
+                trigger,
                 may_force,
                 bad_words: &bad_words,
                 reasoning: reasoning.map(reasoning_tokens),
@@ -352,21 +356,42 @@ impl PyEngineCore {
     }
 
     /// The core is free meanwhile: whoever wants its outbox does not wait for masks.
-    fn masks(this: &Bound<'_, Self>, step_id: u64, masks: &Bound<'_, PyAny>) -> PyResult<Vec<i32>> {
+    #[pyo3(signature = (step_id, rows, masks, token_ids=None))]
+    fn masks(
+        this: &Bound<'_, Self>,
+        step_id: u64,
+        rows: &Bound<'_, PyAny>,
+        masks: &Bound<'_, PyAny>,
+        token_ids: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<usize> {
+        let row_buffer = self::buffer::<i32>(rows, "rows", "int32")?;
         let buffer = self::buffer::<u32>(masks, "masks", "uint32")?;
+        let token_ids = token_ids
+            .map(|ids| self::buffer::<i32>(ids, "token_ids", "int32"))
+            .transpose()?;
         let &[num_rows, num_words] = buffer.shape() else {
             return Err(PyValueError::new_err("masks has not two dimensions"));
         };
-        if buffer.readonly() {
-            return Err(PyValueError::new_err("masks is not writable"));
+        if buffer.readonly() || row_buffer.readonly() {
+            return Err(PyValueError::new_err("masks or rows is not writable"));
         }
-        let mut batch = guarded(|| this.borrow_mut().core.take_masks(step_id))?;
-        let rows = if batch.items.len() > num_rows {
+        let (first, last) = (buffer.buf_ptr() as usize, row_buffer.buf_ptr() as usize);
+        if first < last + row_buffer.len_bytes() && last < first + buffer.len_bytes() {
+            return Err(PyValueError::new_err("masks and rows share memory"));
+        }
+        let tokens = token_ids.as_ref().map(elements);
+        let mut batch = guarded(|| this.borrow_mut().core.take_masks(step_id, tokens))?;
+        let num_masks = batch.items.len();
+        let filled = if num_masks > num_rows.min(row_buffer.item_count()) {
             Err(PyValueError::new_err(format!(
-                "{} masks do not fit {num_rows} rows",
-                batch.items.len()
+                "{num_masks} masks do not fit {num_rows} rows"
             )))
         } else {
+            let rows = match row_buffer.as_slice_ptr() {
+                // SAFETY: as of `out`, with which it shares no memory.
+                Some(mut slice) => unsafe { slice.as_mut() },
+                None => &mut [],
+            };
             let out = match buffer.as_slice_ptr() {
                 // SAFETY: the exporter keeps the memory alive and in place while `buffer` is held;
                 // PyBuffer has checked format and alignment, and `buffer` contiguity and that it is
@@ -375,10 +400,13 @@ impl PyEngineCore {
                 Some(mut slice) => unsafe { slice.as_mut() },
                 None => &mut [],
             };
-            guarded(|| Ok(this.py().detach(|| batch.fill(out, num_words))))
+            guarded(|| {
+                this.py().detach(|| batch.fill(rows, out, num_words));
+                Ok(num_masks)
+            })
         };
         this.borrow_mut().core.return_masks(batch);
-        rows
+        filled
     }
 
     #[pyo3(signature = (

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from octavo.engine.limits import truncate
 from octavo.server.openai.chat_message import ChatMessage
 from octavo.server.openai.dialect import OpenAiDialect, OpenAiReply
+from octavo.server.openai.functions import older_deltas, older_message
 from octavo.server.openai.logprobs import chat_logprobs, prompt_logprobs
 from octavo.server.openai.protocol import ChatRequest, parse_chat
 from octavo.server.work.answer import answer
@@ -17,7 +18,7 @@ from octavo.server.work.usage import timings_object
 from octavo.text.tools import num_tool_calls
 
 if TYPE_CHECKING:
-    from octavo._core import TokenIds
+    from octavo._core import Piece, TokenIds
     from octavo.server.http.exchange import Exchange
     from octavo.server.work.dialect import Dialect
     from octavo.server.work.news import News
@@ -103,11 +104,12 @@ class ChatReply(OpenAiReply):
         return message
 
     def _finish_reason(self, index: int, news: News) -> str | None:
-        """The engine's; "tool_calls" where a stop follows a call that the request did not name."""
+        """The engine's; "tool_calls", or its older name, where a stop follows a call that the
+        request did not name."""
         message = self._messages.get(index)
         has_calls = message is not None and message.num_calls > 0
         if has_calls and news.finish_reason == "stop" and self.request.tool_use.mode != "named":
-            return "tool_calls"
+            return "function_call" if self.request.uses_functions else "tool_calls"
         return news.finish_reason
 
     def start(self, index: int) -> bytes:
@@ -129,14 +131,18 @@ class ChatReply(OpenAiReply):
         """The chunks of all pieces: one chunk where there are no channels."""
         if news.pieces is None:
             return super().text(index, news)
-        return self._piece_events(index, news, self._message(index).deltas(news.pieces))
+        return self._piece_events(index, news, self._deltas(index, news.pieces))
+
+    def _deltas(self, index: int, pieces: Iterable[Piece]) -> list[dict[str, Any]]:
+        deltas = self._message(index).deltas(pieces)
+        return older_deltas(deltas) if self.request.uses_functions else deltas
 
     def end(self, index: int, news: News) -> bytes:
         """The chunks of what is left, and the one with the finish reason."""
         if news.pieces is None:
             return super().end(index, news)
         message = self._message(index)
-        deltas = message.deltas(news.pieces)
+        deltas = self._deltas(index, news.pieces)
         self._count_calls(message)
         # The last text may travel with the reason, as it does without channels.
         is_text = bool(deltas) and "content" in deltas[-1] and not message.num_calls
@@ -198,6 +204,8 @@ class ChatReply(OpenAiReply):
         else:
             message = self._message(index)
             own = message.whole(news.pieces)
+            if self.request.uses_functions:
+                own = older_message(own)
             self._count_calls(message)
         choice = {
             "index": index,

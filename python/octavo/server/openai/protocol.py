@@ -20,6 +20,12 @@ from octavo.errors import InvalidParameterError, UnsupportedParameterError, clip
 from octavo.server.http import fields, limits
 from octavo.server.http.body import BOOKKEEPING_FIELDS, Body
 from octavo.server.openai import structured
+from octavo.server.openai.functions import (
+    as_tool_messages,
+    function_use,
+    parse_function_call,
+    parse_functions,
+)
 from octavo.server.openai.messages import MESSAGES_SCHEMA, parse_messages
 from octavo.server.work.request import Conversation, GenerationRequest
 from octavo.text.chat_template import MAX_TEMPLATE_CHARS, RESERVED_VARIABLES
@@ -79,6 +85,8 @@ class ChatRequest(OpenAiRequest):
 
     conversation: Conversation
     tool_use: ToolUse = NO_TOOLS
+    # Whether its call is to be in the older form.
+    uses_functions: bool = False
     include_reasoning: bool = True
     thinking_token_budget: int | None = None
 
@@ -185,6 +193,7 @@ def _template_kwargs(name: str, value: Any) -> dict[str, Any]:
 
 
 _TOOL_FIELDS: Final = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
+_FUNCTION_FIELDS: Final = frozenset({"functions", "function_call"})
 _TOOL_NAME: Final = {"type": "string", "minLength": 1, "maxLength": MAX_TOOL_NAME_CHARS}
 _FUNCTION_NAME: Final = {
     "type": "object",
@@ -329,6 +338,8 @@ CHAT_FIELDS: Final[dict[str, fields.Check]] = {
     "thinking_token_budget": fields.integer(0),
     "tool_choice": _tool_choice,
     "parallel_tool_calls": _boolean,
+    "functions": parse_functions,
+    "function_call": parse_function_call,
 }
 
 COMPLETION_FIELDS: Final[dict[str, fields.Check]] = {
@@ -365,8 +376,6 @@ CHAT_BODY: Final = Body(
     required=("messages",),
     refused={
         **_REFUSED,
-        "functions": ([],),
-        "function_call": ("none",),
         "echo": (False,),
         "modalities": (["text"],),
         "audio": (),
@@ -474,12 +483,20 @@ def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
     if max_tokens is not None:
         clean["max_tokens"] = max_tokens
     tool_use = NO_TOOLS
-    if not _TOOL_FIELDS.isdisjoint(clean):
+    uses_functions = not _FUNCTION_FIELDS.isdisjoint(clean)
+    if uses_functions:
+        if clean.get("tools"):
+            raise InvalidParameterError("functions excludes tools, its newer name", "functions")
+        clean = {name: value for name, value in clean.items() if name not in _TOOL_FIELDS}
+        tool_use = function_use(clean.pop("functions", ()), clean.pop("function_call", None))
+    elif not _TOOL_FIELDS.isdisjoint(clean):
         tool_use = parse_tool_use(
             clean.pop("tools", ()),
             clean.pop("tool_choice", None),
             clean.pop("parallel_tool_calls", True),
         )
+    if uses_functions or any(one["role"] == "function" for one in clean["messages"]):
+        clean["messages"] = as_tool_messages(clean["messages"])
     conversation = _conversation(clean)
     if tool_use.tools:
         _give_tools(conversation, tool_use)
@@ -491,6 +508,7 @@ def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
     return ChatRequest(
         conversation=conversation,
         tool_use=tool_use,
+        uses_functions=uses_functions,
         num_logprobs=num_logprobs,
         sampling=sampling,
         **clean,

@@ -58,10 +58,8 @@ async def plan_chat(
     if conversation.continue_final_message:
         content = conversation.messages[-1]["content"]
         continued = content if isinstance(content, str) else ""
-    if use.mode == "auto" and not model.config.enable_auto_tool_choice:
-        channels = form.channels(prompt.text, None, continued)
-    else:
-        channels = form.channels(prompt.text, use, continued)
+    has_calls = use.mode != "auto" or model.config.enable_auto_tool_choice
+    channels = form.channels(prompt.text, use if has_calls else None, continued)
     constraint = None
     if use.mode in ("required", "named") and form.tool_calls is None:
         raise InvalidParameterError(
@@ -72,7 +70,11 @@ async def plan_chat(
     answer = None
     if channels is not None and use.tools and use.mode == "auto" and wanted is not None:
         answer = _schema(wanted)
-    if (is_bound(use) or answer is not None) and form.core is not None and form.tool_calls:
+    if (
+        form.core is not None
+        and form.tool_calls
+        and (answer is not None or (has_calls and is_bound(use)))
+    ):
         constraint = await call_grammar(
             form.core, use, model.special_markers, lambda one: _compile(model, one), answer
         )

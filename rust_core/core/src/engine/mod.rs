@@ -105,6 +105,8 @@ pub struct EngineCore {
     indices: Vec<u32>,
     /// Samples with a constraint: a step without any examines none.
     num_constrained: usize,
+    /// Scratch of `take_masks`: a sample's token in the oldest step, as sampled.
+    new_tokens: Vec<Option<i32>>,
     /// Samples that are over, until they are taken.
     ended: Vec<u64>,
 }
@@ -136,6 +138,7 @@ impl EngineCore {
             preemptions_before: 0,
             indices: Vec::new(),
             num_constrained: 0,
+            new_tokens: Vec::new(),
             ended: Vec::new(),
         })
     }
@@ -195,7 +198,7 @@ impl EngineCore {
             all.collect::<Vec<_>>()
         }))
         .map_err(|_| Error::Panic("the detokenizer cannot be built".into()))?;
-        let constraints = masking::open_constraints(&new)?;
+        let constraints = masking::open_constraints(&new, self.tokenizer.as_ref())?;
 
         self.indices.clear();
         self.scheduler.add(

@@ -31,6 +31,8 @@ pub struct AddRequest<'a> {
     pub channels: Option<Arc<Channels>>,
     /// The grammar that its output follows.
     pub grammar: Option<Arc<Grammar>>,
+    /// The text from which on it does; None: from the start.
+    pub trigger: Option<&'a str>,
     /// Sequences of tokens that must not come; those of one token are the sampler's to ban.
     pub bad_words: &'a [Vec<u32>],
     /// Tokens that the grammar leaves no choice about need not be sampled: nothing else is asked of

@@ -39,10 +39,14 @@ impl Scheduler {
             let id = request.request_id;
             let (count, samples, tokens) = steps.remove(&(index as u32)).unwrap_or_default();
             ensure!(
-                (request.num_in_flight, request.num_pending) == (count, samples),
-                "request {id}: {} steps and {} samples in flight, counted {count} and {samples}",
+                (
+                    request.num_in_flight,
+                    request.num_pending + request.num_void
+                ) == (count, samples),
+                "request {id}: {} steps and {} + {} samples in flight, counted {count} and {samples}",
                 request.num_in_flight,
-                request.num_pending
+                request.num_pending,
+                request.num_void
             );
             ensure!(
                 request.num_tokens as usize == request.prompt.tokens.len() + request.outputs.len(),
@@ -66,9 +70,10 @@ impl Scheduler {
             if let RequestStatus::Running(seat) = &request.status {
                 let room = seat.table.block_ids().len() * self.config.block_size;
                 ensure!(
-                    seat.num_confirmed + tokens == seat.num_computed,
-                    "request {id}: {} confirmed and {tokens} in flight, but {} computed",
+                    seat.num_confirmed + tokens == seat.num_computed + request.num_void,
+                    "request {id}: {} confirmed and {tokens} in flight, {} of them void, but {} computed",
                     seat.num_confirmed,
+                    request.num_void,
                     seat.num_computed
                 );
                 ensure!(

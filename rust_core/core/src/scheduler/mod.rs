@@ -280,6 +280,7 @@ impl Scheduler {
                 slot: NO_SLOT,
                 num_tokens: num_prompt as u32,
                 num_pending: 0,
+                num_void: 0,
                 num_in_flight: 0,
                 max_len: max_len as u32,
                 last_token: 0,
@@ -348,10 +349,15 @@ impl Scheduler {
         self.current = Some(index);
         let request = &mut self.requests[index as usize];
         request.num_in_flight -= 1;
-        request.num_pending -= u32::from(entry.sample);
+        let is_void = entry.sample && request.num_void > 0;
+        if is_void {
+            request.num_void -= 1;
+        } else {
+            request.num_pending -= u32::from(entry.sample);
+        }
         match &mut request.status {
             RequestStatus::Running(seat) => {
-                if failed {
+                if failed || is_void {
                     return Landed::Partial;
                 }
                 seat.num_confirmed += entry.count;
@@ -380,7 +386,7 @@ impl Scheduler {
                 if request.num_in_flight == 0 {
                     self.free_slot(index);
                 }
-                if entry.sample {
+                if entry.sample && !is_void {
                     Landed::Sample
                 } else {
                     Landed::Partial
@@ -407,10 +413,35 @@ impl Scheduler {
         self.requests[index as usize].push_token(token);
     }
 
-    /// True if further tokens may follow the one that has landed: no step computes with what comes next.
+    /// Gives up what the steps in flight sample behind the token that has landed: the next step goes on
+    /// from that one. Returns false, and nothing is given up, where the last token is on its way.
+    pub fn disregard(&mut self, index: u32) -> bool {
+        let request = &mut self.requests[index as usize];
+        if let RequestStatus::Running(seat) = &mut request.status {
+            if seat.closed {
+                return false;
+            }
+            // Each of them computes the token before its sample: those are due again.
+            seat.num_computed -= request.num_pending;
+        }
+        request.num_void += request.num_pending;
+        request.num_pending = 0;
+        true
+    }
+
+    /// True if a step in flight will compute the input that a further token needs: that one is sampled
+    /// without waiting.
     #[must_use]
-    pub fn may_extend(&self, index: u32) -> bool {
-        self.requests[index as usize].num_in_flight == 0
+    pub fn is_ahead(&self, index: u32) -> bool {
+        self.requests[index as usize].num_pending > 0
+    }
+
+    /// True if the oldest sample of a request in flight is given up.
+    #[must_use]
+    pub fn is_void(&self, index: u32) -> bool {
+        self.requests
+            .get(index as usize)
+            .is_some_and(|request| request.num_void > 0)
     }
 
     /// Has the tokens computed that were pushed behind the one that has landed, as a prompt's are.

@@ -149,6 +149,8 @@ pub struct Request {
     pub num_tokens: u32,
     /// Tokens being sampled by steps in flight.
     pub num_pending: u32,
+    /// Steps in flight whose sample is given up, the oldest ones: they count for nothing.
+    pub num_void: u32,
     /// Steps in flight that this request is in.
     pub num_in_flight: u32,
     /// `num_tokens` at which it ends.
@@ -244,6 +246,7 @@ mod tests {
             slot: NO_SLOT,
             num_tokens: prompt.len() as u32,
             num_pending: 0,
+            num_void: 0,
             num_in_flight: 0,
             max_len: 100,
             last_token: 0,

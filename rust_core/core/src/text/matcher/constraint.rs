@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::bad_words::BadWords;
 use super::matching::{Grammar, Matcher};
+use super::trigger::{Dormant, Trigger};
 
 /// The tokens around a sample's reasoning, during which no grammar holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub struct ReasoningTokens {
 pub enum Accepted {
     /// More may follow.
     Open,
+    /// The grammar holds from here on: what was sampled behind this token was not bound by it.
+    Armed,
     /// The text is complete.
     Complete,
     /// It may not come here, or the grammar is beyond its limits: the sample cannot go on.
@@ -44,19 +47,27 @@ enum Phase {
 #[derive(Debug)]
 pub struct Constraint {
     matcher: Option<Matcher>,
+    /// The grammar, until its trigger comes.
+    dormant: Option<Dormant>,
     bad_words: Option<BadWords>,
     reasoning: Option<ReasoningTokens>,
     phase: Phase,
     /// Tokens that end the sample, allowed wherever the text may end.
     stop_token_ids: Box<[u32]>,
     has_failed: bool,
+    /// A token that was taken ahead of its `accept`, and what that is to return.
+    ahead: Option<(u32, Accepted)>,
+    /// Tokens that must come next, where that has been found out already.
+    forced: Option<Vec<u32>>,
 }
 
 impl Constraint {
-    /// None if nothing would ever be constrained.
+    /// None if nothing would ever be constrained. With a trigger the grammar holds from there on, and is
+    /// forgotten where the text that is there by then does not fit it.
     #[must_use]
     pub fn new(
         grammar: Option<&Arc<Grammar>>,
+        trigger: Option<&Arc<Trigger>>,
         reasoning: Option<ReasoningTokens>,
         bad_words: &Arc<[Box<[u32]>]>,
         stop_token_ids: &[u32],
@@ -71,14 +82,30 @@ impl Constraint {
             Some(tokens) if tokens.open.is_some() => Phase::Before,
             _ => Phase::After,
         };
+        let dormant = grammar.cloned().zip(trigger.cloned());
         Some(Self {
-            matcher: grammar.map(Grammar::open),
+            matcher: grammar.filter(|_| trigger.is_none()).map(Grammar::open),
+            dormant: dormant.map(|(grammar, trigger)| Dormant::new(grammar, trigger)),
             bad_words,
             reasoning,
             phase,
             stop_token_ids: stop_token_ids.into(),
             has_failed: false,
+            ahead: None,
+            forced: None,
         })
+    }
+
+    /// False while every token may come, and no mask is needed.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        let has_budget = self.reasoning.is_some_and(|tokens| tokens.budget.is_some());
+        self.matcher.is_some() || self.bad_words.is_some() || has_budget
+    }
+
+    /// Forgets the grammar.
+    pub fn release(&mut self) {
+        self.matcher = None;
     }
 
     /// Writes a bit per token that may come next to `row`; false, and nothing is written, where every
@@ -123,13 +150,33 @@ impl Constraint {
         true
     }
 
+    /// Takes the next token ahead of its `accept`, for the mask behind it, and finds what must follow if
+    /// that `may_force` it. False: nothing may follow.
+    pub fn advance(&mut self, token: u32, may_force: bool) -> bool {
+        let accepted = self.accept(token);
+        let is_open = matches!(accepted, Accepted::Open | Accepted::Armed);
+        self.forced = (may_force && is_open).then(|| self.forced());
+        self.ahead = Some((token, accepted));
+        is_open
+    }
+
     /// Takes the sample's next token, unless that has ended it.
     pub fn accept(&mut self, token: u32) -> Accepted {
+        if let Some((ahead, accepted)) = self.ahead.take() {
+            debug_assert_eq!(ahead, token);
+            return accepted;
+        }
+        self.forced = None;
         if self.has_failed {
             return Accepted::Failed;
         }
         if let Some(words) = &mut self.bad_words {
             words.accept(token);
+        }
+        if let Some(matcher) = self.dormant.as_mut().and_then(|one| one.accept(token)) {
+            // A call ends reasoning, too.
+            (self.matcher, self.dormant, self.phase) = (Some(matcher), None, Phase::After);
+            return Accepted::Armed;
         }
         if let Some(tokens) = self.reasoning {
             if let Phase::Reasoning { num_tokens } = &mut self.phase {
@@ -159,6 +206,9 @@ impl Constraint {
 
     /// The tokens that must come next, whatever the model says.
     pub fn forced(&mut self) -> Vec<u32> {
+        if let Some(forced) = self.forced.take() {
+            return forced;
+        }
         match &mut self.matcher {
             Some(matcher) if self.phase == Phase::After && !self.has_failed => {
                 // What fails here fails with the next token.

@@ -30,6 +30,11 @@ const MAX_COMPILING: usize = 2;
 /// Lexer states of one sample: of the crate's 250,000, at 1 to 2 KB each, a fifth.
 const MAX_LEXER_STATES: usize = 50_000;
 
+/// Tokens of so few characters within a JSON string, beside the crate's own 10, 30 and more. Where a
+/// string may be longer by that much the mask holds all of them, and none is tried. Near the end of a
+/// string of `maxLength` every token was.
+const SHORT_TEXTS: [&str; 2] = [r#"[^"\\\x00-\x1F\x7F]{1,3}"#, r#"[^"\\\x00-\x1F\x7F]{1,6}"#];
+
 /// Sizes of a [`Grammars`].
 #[derive(Debug, Clone, Copy)]
 pub struct GrammarsConfig {
@@ -199,7 +204,8 @@ impl Shared {
         let vocabulary = Vocabulary::new(tokenizer, self.vocab_size, &self.eos_token_ids)?;
         let vocabulary = Arc::new(vocabulary);
         let env: TokEnv = vocabulary.clone();
-        let slices = SlicedBiasComputer::general_slices();
+        let mut slices = SlicedBiasComputer::general_slices();
+        slices.extend(SHORT_TEXTS.map(str::to_owned));
         let mut factory = ParserFactory::new(&env, InferenceCapabilities::default(), &slices)
             .map_err(|error| Error::invalid(line(&error)))?;
         factory.quiet();

@@ -10,8 +10,8 @@ use super::constraint::Constraint;
 
 /// Fewer masks than this take less time than other threads take to wake up.
 const MIN_SHARED: usize = 4;
-/// More threads than this gain nothing: masks of 256 rows are a few milliseconds of work.
-const MAX_THREADS: usize = 8;
+/// More threads than this gain nothing: masks of 256 rows are some ten milliseconds of one thread's work.
+const MAX_THREADS: usize = 16;
 
 /// One row, with its sample's constraint while its mask is filled.
 #[derive(Debug)]
@@ -22,6 +22,10 @@ pub struct MaskItem {
     pub row: i32,
     /// The sample gets it back.
     pub constraint: Box<Constraint>,
+    /// The token before, which it has not taken yet.
+    pub token: Option<u32>,
+    /// What must follow is of interest.
+    pub may_force: bool,
 }
 
 /// See the module's page.
@@ -32,24 +36,24 @@ pub struct MaskBatch {
 }
 
 impl MaskBatch {
-    /// Writes a mask of `num_words` per item to `out`, in order. Returns the items' rows, -1 for a row in
-    /// which every token may come.
-    pub fn fill(&mut self, out: &mut [u32], num_words: usize) -> Vec<i32> {
-        let fill = |(item, words): (&mut MaskItem, &mut [u32])| {
-            if item.constraint.fill_mask(words) {
-                item.row
-            } else {
-                -1
-            }
+    /// Writes a mask of `num_words` per item to `out`, in order, and to `rows` the row it is of: -1 where
+    /// every token may come. What the samples' next `accept` finds is found here.
+    pub fn fill(&mut self, rows: &mut [i32], out: &mut [u32], num_words: usize) {
+        let fill = |((item, row), words): ((&mut MaskItem, &mut i32), &mut [u32])| {
+            let is_over = item
+                .token
+                .is_some_and(|token| !item.constraint.advance(token, item.may_force));
+            let is_masked = !is_over && item.constraint.fill_mask(words);
+            *row = if is_masked { item.row } else { -1 };
         };
         match pool().filter(|_| self.items.len() >= MIN_SHARED) {
             Some(pool) => pool.install(|| {
-                let words = out.par_chunks_mut(num_words);
-                self.items.par_iter_mut().zip(words).map(fill).collect()
+                let items = self.items.par_iter_mut().zip(rows);
+                items.zip(out.par_chunks_mut(num_words)).for_each(fill);
             }),
             None => {
-                let words = out.chunks_mut(num_words);
-                self.items.iter_mut().zip(words).map(fill).collect()
+                let items = self.items.iter_mut().zip(rows);
+                items.zip(out.chunks_mut(num_words)).for_each(fill);
             }
         }
     }

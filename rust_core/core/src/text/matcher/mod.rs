@@ -4,7 +4,8 @@
 //! the like, all of them lowered to Lark or JSON for the crate `llguidance`. [`Grammars`] compiles
 //! sources on threads of their own and keeps what it has compiled; each sample opens a [`Matcher`] of a
 //! [`Grammar`], advances it by the sample's tokens, and asks it for masks. A [`Constraint`] is a
-//! sample's whole state: reasoning that comes first, then the matcher, and words that must not come.
+//! sample's whole state: reasoning that comes first, then the matcher, and words that must not come. With a
+//! [`Trigger`] the grammar lies dormant, and costs nothing, until that text comes.
 //! [`MaskBatch`] fills the masks of a step's rows on several threads.
 //!
 //! Costs: a model's first grammar takes O(vocabulary) for its tables; a schema some milliseconds, a mask
@@ -24,6 +25,7 @@ mod reference;
 mod schema;
 mod source;
 mod structural_tag;
+mod trigger;
 mod vocabulary;
 
 pub use self::constraint::{Accepted, Constraint, ReasoningTokens};
@@ -32,3 +34,4 @@ pub use self::masks::{MaskBatch, MaskItem};
 pub use self::matching::{Grammar, Matcher};
 pub use self::options::GrammarOptions;
 pub use self::source::{GrammarKind, GrammarSource};
+pub use self::trigger::Trigger;

@@ -83,6 +83,11 @@ fn flag(value: &Value, key: &str) -> bool {
     value.get(key).and_then(Value::as_bool).unwrap_or(false)
 }
 
+/// A dispatch goes on after what it has found, unless it says otherwise.
+fn loops(format: &Value) -> bool {
+    format.get("loop").and_then(Value::as_bool).unwrap_or(true)
+}
+
 struct Writer<'a> {
     options: &'a GrammarOptions,
     vocabulary: &'a Vocabulary,
@@ -158,6 +163,9 @@ impl Writer<'_> {
             "tag" => self.tag(format, place, depth),
             "triggered_tags" => self.triggered(format, place, depth),
             "tags_with_separator" => self.separated(format, place, depth),
+            "dispatch" => self.dispatch(format, place, depth),
+            "token_dispatch" => self.token_dispatch(format, place, depth),
+            "token_triggered_tags" => self.token_triggered(format, place, depth),
             other => Err(wrong(
                 place,
                 &format!("the type {other:?} is not supported"),
@@ -336,15 +344,7 @@ impl Writer<'_> {
             if group.is_empty() {
                 continue;
             }
-            let head = match self.vocabulary.split_special(trigger).as_slice() {
-                [Piece::Text(trigger)] => {
-                    self.rule("[lazy]", &format!("{any} {}", lark::string(trigger)))
-                }
-                _ => {
-                    let body = format!("{any} {}", self.literal(trigger));
-                    self.rule("", &body)
-                }
-            };
+            let head = self.head(&any, trigger);
             options.push(format!("{head} ({})", group.join(" | ")));
         }
         let tag = self.rule("", &options.join(" | "));
@@ -361,6 +361,109 @@ impl Writer<'_> {
                 (false, false) => format!("({tag}* {rest})"),
             },
         )
+    }
+
+    /// A rule of free text up to a trigger, with it.
+    fn head(&mut self, any: &str, trigger: &str) -> String {
+        match self.vocabulary.split_special(trigger).as_slice() {
+            // The first one is it: a greedy text would run past it.
+            [Piece::Text(trigger)] => {
+                self.rule("[lazy]", &format!("{any} {}", lark::string(trigger)))
+            }
+            _ => {
+                let body = format!("{any} {}", self.literal(trigger));
+                self.rule("", &body)
+            }
+        }
+    }
+
+    /// The rules of a dispatch: patterns, and what follows each.
+    fn dispatched<'a>(
+        &mut self,
+        format: &'a Value,
+        place: &str,
+        depth: usize,
+    ) -> Result<Vec<(&'a Value, String)>> {
+        let rules = list(format, "rules", place)?.iter().enumerate();
+        rules
+            .map(|(i, rule)| match rule.as_array().map(Vec::as_slice) {
+                Some([pattern, content]) => {
+                    let place = format!("{place}.rules[{i}]");
+                    let content = self.format(content, &place, depth + 1)?;
+                    Ok((pattern, self.rule("", &content)))
+                }
+                _ => Err(wrong(
+                    place,
+                    "rules must be pairs of a pattern and a format",
+                )),
+            })
+            .collect()
+    }
+
+    /// Free text, and what each pattern in it is followed by: again and again, or once.
+    fn dispatch(&mut self, format: &Value, place: &str, depth: usize) -> Result<String> {
+        let any = self.any_text(format, place)?;
+        let mut options = Vec::new();
+        for (pattern, content) in self.dispatched(format, place, depth)? {
+            let pattern = pattern.as_str().filter(|text| !text.is_empty());
+            let pattern = pattern.ok_or_else(|| wrong(place, "a pattern must be a text"))?;
+            options.push(format!("{} {content}", self.head(&any, pattern)));
+        }
+        let rest = self.rule("", &any);
+        Ok(self.repeated(&options, "", &rest, loops(format)))
+    }
+
+    /// The same with tokens in place of patterns.
+    fn token_dispatch(&mut self, format: &Value, place: &str, depth: usize) -> Result<String> {
+        let rules = self.dispatched(format, place, depth)?;
+        let tokens: Vec<Value> = rules.iter().map(|(token, _)| (*token).clone()).collect();
+        let free = self.free_tokens(&tokens, format, place)?;
+        let mut options = Vec::new();
+        for (token, content) in &rules {
+            let id = self.token_id(token, place)?;
+            options.push(format!("<[{id}]> {content}"));
+        }
+        Ok(self.repeated(&options, &free, &free, loops(format)))
+    }
+
+    /// Free tokens, and in them tags that begin with a trigger token.
+    fn token_triggered(&mut self, format: &Value, place: &str, depth: usize) -> Result<String> {
+        let free = self.free_tokens(list(format, "trigger_tokens", place)?, format, place)?;
+        let tags = list(format, "tags", place)?.iter().enumerate();
+        let tags: Result<Vec<String>> = tags
+            .map(|(i, tag)| self.tag(tag, &format!("{place}.tags[{i}]"), depth + 1))
+            .collect();
+        let tags = tags?;
+        let first = self.rule("", &tags.join(" | "));
+        let is_one = flag(format, "stop_after_first");
+        if !flag(format, "at_least_one") {
+            return Ok(self.repeated(&tags, &free, &free, !is_one));
+        }
+        Ok(match is_one {
+            true => first,
+            false => format!("({first} {})", self.repeated(&tags, &free, &free, true)),
+        })
+    }
+
+    /// Any tokens but triggers and those that are excluded.
+    fn free_tokens(&mut self, triggers: &[Value], format: &Value, place: &str) -> Result<String> {
+        let excluded = format.get("exclude_tokens").and_then(Value::as_array);
+        let all: Vec<Value> = triggers
+            .iter()
+            .chain(excluded.into_iter().flatten())
+            .cloned()
+            .collect();
+        let one = self.any_token_but(&json!({ "exclude_tokens": all }), place)?;
+        Ok(self.rule("", &format!("{one}*")))
+    }
+
+    /// `before` and one of the options, any number of times or once, and then the rest.
+    fn repeated(&mut self, options: &[String], before: &str, rest: &str, many: bool) -> String {
+        let one = self.rule("", &options.join(" | "));
+        match many {
+            true => format!("(({before} {one})* {rest})"),
+            false => format!("({before} {one} | {rest})"),
+        }
     }
 
     fn separated(&mut self, format: &Value, place: &str, depth: usize) -> Result<String> {

@@ -10,10 +10,13 @@ use serde_json::Value;
 use crate::text::channels::envelope::{
     Arguments, Body, Envelope, FieldKind, IdPlace, Keys, marker,
 };
-use crate::text::channels::format::ChannelFormat;
+use crate::text::channels::format::{CallFormat, ChannelFormat};
 use crate::text::channels::grammar::parameters::{Tool, listed, marked_object, tag_parts};
 use crate::text::channels::rules::{Rules, any_object, escape_regex};
 use crate::text::channels::value::Dialect;
+
+/// What harmony writes before a function's name.
+const HARMONY_CALL: &str = "<|channel|>commentary to=functions.";
 
 /// What calls a grammar allows.
 #[derive(Debug, Clone, Copy)]
@@ -29,6 +32,19 @@ pub struct GrammarOptions<'a> {
 }
 
 impl ChannelFormat {
+    /// The text that begins calls within other text, where a [`ChannelFormat::grammar`] of both has to
+    /// hold; None: they have no marker.
+    #[must_use]
+    pub fn trigger(&self) -> Option<&str> {
+        let Some(CallFormat { envelope, .. }) = &self.calls else {
+            return self.is_harmony.then_some(HARMONY_CALL);
+        };
+        let frame = Frame::new(envelope);
+        let open = format!("{}{}", frame.all.0, frame.one.0);
+        // A marker that the prompt ends with stands before text, too.
+        trigger(envelope, open.trim_start()).filter(|marker| *marker != envelope.prompted)
+    }
+
     /// The grammar of calls of `tools`: names and JSON schemas.
     ///
     /// # Errors
@@ -112,15 +128,7 @@ fn write_calls(
     rules.add_text();
     let many = if options.at_most_one { "?" } else { "*" };
     let open = open.trim_start();
-    let first_marker = envelope
-        .section
-        .as_ref()
-        .map_or("", |(open, _)| first(open));
-    let trigger = [first_marker, first(&envelope.open)].map(marker);
-    let trigger = trigger
-        .into_iter()
-        .find(|text| !text.is_empty() && open.starts_with(text));
-    match trigger {
+    match trigger(envelope, open) {
         // Text cannot hold a special token: a call is told by its first.
         Some(trigger) if rules.is_special(trigger) => {
             let calls = calls(rules, open);
@@ -150,6 +158,16 @@ fn write_calls(
             rules.add("start", "calls | PLAIN");
         }
     }
+}
+
+/// The marker by which a call is told in a text; None: it has none. `open`: what is written before the
+/// first call.
+fn trigger<'a>(envelope: &'a Envelope, open: &str) -> Option<&'a str> {
+    let section = envelope.section.as_ref();
+    let first_marker = section.map_or("", |(open, _)| first(open));
+    let markers = [first_marker, first(&envelope.open)].map(marker);
+    let mut markers = markers.into_iter();
+    markers.find(|text| !text.is_empty() && open.starts_with(text))
 }
 
 /// What is written around calls.
@@ -326,10 +344,7 @@ fn object_parts(keys: &Keys, name: &str) -> ObjectParts {
 fn write_harmony(rules: &mut Rules<'_>, tools: &[Tool<'_>], options: &GrammarOptions<'_>) {
     let mut names = Vec::new();
     for (number, tool) in tools.iter().enumerate() {
-        let head = format!(
-            "<|channel|>commentary to=functions.{} <|constrain|>json<|message|>",
-            tool.name
-        );
+        let head = format!("{HARMONY_CALL}{} <|constrain|>json<|message|>", tool.name);
         let head = rules.literal(&head);
         let arguments = rules.json(tool.schema.as_ref().unwrap_or(&any_object()));
         let rule = format!("call_{number}");
