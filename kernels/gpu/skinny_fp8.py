@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import cdiv, counters, next_power_of_2, pdl_options
+from .launch import cdiv, counters, next_power_of_2, num_sms, pdl_options
 from .skinny import finish_tile
 
 
@@ -99,6 +99,14 @@ def skinny_fp8_kernel(
     )
 
 
+def plan_skinny_fp8(m: int, n: int, k: int, sms: int) -> SkinnyFp8Config:
+    """The tile of m rows times an [n, k] weight."""
+    split = 1
+    while split < 8 and cdiv(n, 64) * split < 2 * sms and k >= 1024 * split:
+        split *= 2
+    return SkinnyFp8Config(64, 128, split, 4, 3)
+
+
 def skinny_fp8(
     x: torch.Tensor,
     x_scale: torch.Tensor | None,
@@ -108,11 +116,12 @@ def skinny_fp8(
     y: torch.Tensor,
     *,
     residual: torch.Tensor | None = None,
-    config: SkinnyFp8Config,
+    config: SkinnyFp8Config | None = None,
 ) -> torch.Tensor:
     """residual + x [M, K] @ weight.T + bias -> y [M, N], filled and returned."""
     m, k = x.shape
     n = weight.shape[0]
+    config = config or plan_skinny_fp8(m, n, k, num_sms(x.device))
     tiles = cdiv(n, config.block_n)
     block_m = max(next_power_of_2(m), 16)
     if config.split_k > 1:

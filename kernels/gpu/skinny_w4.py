@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .gemv_w4 import scale_of
-from .launch import cdiv, counters, next_power_of_2, pdl_options
+from .launch import cdiv, counters, next_power_of_2, num_sms, pdl_options
 from .skinny import finish_tile
 from .w4 import W4
 
@@ -115,6 +115,14 @@ def skinny_w4_kernel(
     )
 
 
+def plan_skinny_w4(m: int, n: int, chunks: int, sms: int) -> SkinnyW4Config:
+    """The tile of m rows times a weight of n rows and so many chunks a row."""
+    split = 1
+    while split < 8 and cdiv(n, 64) * split < 2 * sms and chunks >= 4 * split:
+        split *= 2
+    return SkinnyW4Config(64, split, 4, 2, scaled_first=False)
+
+
 def skinny_w4(
     x: torch.Tensor,
     weight: W4,
@@ -122,11 +130,12 @@ def skinny_w4(
     y: torch.Tensor,
     *,
     residual: torch.Tensor | None = None,
-    config: SkinnyW4Config,
+    config: SkinnyW4Config | None = None,
 ) -> torch.Tensor:
     """residual + x [M, K] @ weight.T + bias -> y [M, N], filled and returned."""
     m, k = x.shape
     n, chunks, group = weight.shape[0], weight.chunks, weight.group
+    config = config or plan_skinny_w4(m, n, chunks, num_sms(x.device))
     tiles = cdiv(n, config.block_n)
     block_m = max(next_power_of_2(m), 16)
     if config.split_k > 1:

@@ -124,7 +124,8 @@ class EngineConfig:
     quantization: str | None = _flag(
         None,
         "model",
-        "w4 or w8: round float weights to 4 or 8 bits at load (CPU)",
+        "round float weights at load: w4 or w8 (CPU), w4, fp8, fp8_per_channel, fp8_per_tensor or "
+        "fp8_per_block (GPU); or the checkpoint's own method",
         short="-q",
         common=True,
     )
