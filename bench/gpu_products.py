@@ -25,7 +25,7 @@ from octavo.kernels.gpu.dequantize_w4 import dequantize_w4
 from octavo.kernels.gpu.gemv import gemv
 from octavo.kernels.gpu.gemv_fp8 import GemvFp8Config, gemv_fp8
 from octavo.kernels.gpu.gemv_w4 import GemvW4Config, gemv_w4
-from octavo.kernels.gpu.launch import set_pdl
+from octavo.kernels.gpu.launch import block_rows, set_pdl
 from octavo.kernels.gpu.ops import compile_only
 from octavo.kernels.gpu.quantize_fp8 import FP8, quantize_rows
 from octavo.kernels.gpu.skinny_fp8 import SkinnyFp8Config, skinny_fp8
@@ -46,36 +46,51 @@ Candidate = tuple[str, Any, Callable[[torch.Tensor, int, torch.Tensor], torch.Te
 
 
 def fp8_gemv_tiles() -> Iterator[GemvFp8Config]:
-    for n, words, warps in [(32, 128, 8), (16, 128, 8), (8, 128, 8), (8, 64, 4), (16, 64, 4), (16, 256, 16),
-                            (32, 256, 16), (8, 256, 16), (4, 64, 4), (16, 64, 8), (8, 512, 8), (4, 1024, 8)]:  # fmt: skip
-        yield GemvFp8Config(n, words, warps)
+    for (n, words, warps), stages in itertools.product(
+        [(32, 128, 8), (16, 128, 8), (8, 128, 8), (8, 64, 4), (16, 256, 16), (8, 256, 16), (4, 128, 8)],
+        (2, 3, 4, 6),
+    ):  # fmt: skip
+        yield GemvFp8Config(n, words, warps, stages)
 
 
 def w4_gemv_tiles() -> Iterator[GemvW4Config]:
-    for n, chunks, warps in [(32, 2, 8), (16, 2, 8), (8, 1, 4), (16, 1, 4), (32, 1, 4), (32, 4, 16),
-                             (64, 4, 16), (8, 2, 8), (8, 4, 16), (16, 4, 16), (8, 1, 8), (16, 1, 8)]:  # fmt: skip
-        yield GemvW4Config(n, chunks, warps)
+    for (n, chunks, warps), stages in itertools.product(
+        [(32, 2, 8), (16, 2, 8), (8, 2, 8), (16, 1, 4), (32, 1, 4), (8, 1, 4), (32, 4, 16), (8, 4, 16)],
+        (2, 3, 4, 6),
+    ):  # fmt: skip
+        yield GemvW4Config(n, chunks, warps, stages)
+
+
+# (weight rows, warps): up to two warps use the instructions of one warp, four those of four.
+WARPS = [(16, 1), (32, 2), (64, 4), (128, 8)]
 
 
 def skinny_w4_tiles(rows: int) -> Iterator[SkinnyW4Config]:
-    for n, split, stages, first in itertools.product((64, 128), (1, 2, 4, 8), (2, 3, 4), (True, False)):
-        if n == 64 and rows > 64 or stages == 4 and rows > 16 or stages == 3 and rows > 64:
-            continue
-        yield SkinnyW4Config(n, split, 4 if n == 64 else 8, stages, first)
+    width = block_rows(rows)
+    for (n, warps), split, stages in itertools.product(WARPS, (1, 2, 4, 8), (2, 3, 4, 5)):
+        shared = stages * (n * GROUP * 2 + 4 * GROUP * width * 2)
+        if shared < SHARED and not (n < 64 and rows > 32) and not (n == 128 and rows <= 16):
+            yield SkinnyW4Config(n, split, warps, stages, False)
 
 
-def skinny_fp8_tiles(rows: int) -> Iterator[SkinnyFp8Config]:
-    for n, k, split, stages in itertools.product((64, 128), (128, 256), (1, 2, 4, 8), (3, 4, 5)):
-        if (k == 256 and stages > 3) or (rows > 64 and (n == 64 or k == 256)):
-            continue
-        for warps in (4, 8) if n == 128 else (4,):
+def skinny_fp8_tiles(rows: int, nbytes: int) -> Iterator[SkinnyFp8Config]:
+    width = block_rows(rows)
+    for (n, warps), k, split, stages in itertools.product(
+        WARPS, (128, 256), (1, 2, 4, 8), (3, 4, 5, 6)
+    ):
+        shared = stages * (n * k + k * width * nbytes)
+        if shared < SHARED and not (n < 64 and (rows > 32 or nbytes == 1)) and k + stages < 262:
             yield SkinnyFp8Config(n, k, split, warps, stages)
+
+
+SHARED = 220 << 10
 
 
 def fits(tile: Any, n: int, k: int) -> bool:
     """True where the tiles and parts are neither too few nor too many for 132 multiprocessors."""
     programs = n // tile.block_n * tile.split_k
-    return 96 <= programs <= 132 * 8 and tile.split_k * 1024 <= k
+    least, most = (96, 132 * 8) if tile.block_n >= 64 else (250, 132 * 16)
+    return least <= programs <= most and tile.split_k * 1024 <= k
 
 
 class Bf16:
@@ -106,16 +121,17 @@ class Fp8:
         if rows == 1:
             for tile in fp8_gemv_tiles() if sweep else ():
                 yield "gemv", tile, lambda x, i, y, t=tile: gemv_fp8(x, w[i], s, None, y, config=t)
-        for tile in skinny_fp8_tiles(rows) if sweep else ():
-            if not fits(tile, n, k):
-                continue
-            if rows <= 64:
-                yield "skinny 16", tile, lambda x, i, y, t=tile: skinny_fp8(
-                    x, None, w[i], s, None, y, config=t
+        if rows <= 64:
+            for tile in skinny_fp8_tiles(rows, 2) if sweep else ():
+                if fits(tile, n, k):
+                    yield "skinny 16", tile, lambda x, i, y, t=tile: skinny_fp8(
+                        x, None, w[i], s, None, y, config=t
+                    )
+        for tile in skinny_fp8_tiles(rows, 1) if sweep and rows >= 8 else ():
+            if fits(tile, n, k):
+                yield "skinny 8", tile, lambda x, i, y, t=tile: skinny_fp8(
+                    *self.rounded(x), w[i], s, None, y, config=t
                 )
-            yield "skinny 8", tile, lambda x, i, y, t=tile: skinny_fp8(
-                *self.rounded(x), w[i], s, None, y, config=t
-            )
         if rows >= 16:
             yield "scaled_mm", "", lambda x, i, y: torch._scaled_mm(
                 self.rounded(x)[0],
@@ -189,6 +205,8 @@ def graph_ms(launch: Callable[[], Any]) -> float:
 
 def measure(kind: str, rows: int, name: str, n: int, k: int, weight: Any, sweep: bool) -> list[dict[str, Any]]:
     x = torch.randn(rows, k, device="cuda").bfloat16()
+    if kind == "fp8":
+        weight.rounded(x)
     y = torch.empty(rows, n, device="cuda", dtype=torch.bfloat16)
     want = x.float() @ weight.dense.T
     found = []

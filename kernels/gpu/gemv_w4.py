@@ -13,15 +13,17 @@ import triton
 import triton.language as tl
 
 from .launch import cdiv, pdl_options
+from .prefetch import prefetch_lines
 from .w4 import W4
 
 
 class GemvW4Config(NamedTuple):
-    """Tile of gemv_w4_kernel: weight rows, chunks of four groups along K, and its warps."""
+    """Tile of gemv_w4_kernel: weight rows, chunks of four groups along K, warps, loads ahead."""
 
     block_n: int
     chunks: int
     num_warps: int
+    num_stages: int
 
 
 @triton.jit
@@ -53,7 +55,8 @@ def gemv_w4_kernel(
     BLOCK_N: tl.constexpr,
     CHUNKS: tl.constexpr,
     EVEN: tl.constexpr,  # no chunk is cut
-    ONE_STEP: tl.constexpr,
+    STAGES: tl.constexpr,
+    LINES: tl.constexpr,  # of 128 bytes, prefetched of each row
     PDL: tl.constexpr,
 ):
     PAIRS: tl.constexpr = GROUP // 2
@@ -72,25 +75,22 @@ def gemv_w4_kernel(
     X: tl.constexpr = x.dtype.element_ty
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-    # Weights are written by no kernel: their first tile may be on its way before the wait. Words
-    # beyond the row are never zeroed: the activations there are zeros, and the scales.
-    w = tl.load(tiles, mask=chunk < NUM_CHUNKS, eviction_policy="evict_first")
-    if PDL:
+        # Weights are written by no kernel: the first may be on their way before the wait.
+        lines = tl.arange(0, LINES)[None, :] * 32
+        first = words + tl.minimum(rows, N - 1)[:, None].to(tl.int64) * (NUM_CHUNKS * PAIRS)
+        prefetch_lines(first + tl.minimum(lines, (NUM_CHUNKS - 1) * PAIRS))
         tl.extra.cuda.gdc_wait()
+    # Opaque to the assembler, which would otherwise load it into a register for each use.
     exponent = 0x41800000 + tl.program_id(1)
     acc = tl.zeros([BLOCK_N, CHUNKS, PAIRS], dtype=tl.float32)
-    for k in range(0, NUM_CHUNKS, CHUNKS):
-        if not ONE_STEP:
-            upcoming = tl.load(
-                tiles + (k + CHUNKS) * PAIRS,
-                mask=k + CHUNKS + chunk < NUM_CHUNKS,
-                eviction_policy="evict_first",
-            )
+    for k in tl.range(0, NUM_CHUNKS, CHUNKS, num_stages=STAGES):
         if EVEN:
+            w = tl.load(tiles + k * PAIRS, eviction_policy="evict_first")
             scale4 = tl.load(four_scales + k)
             zero4 = tl.load(four_zeros + k) if ZERO != "" else scale4
         else:
             here = k + chunk < NUM_CHUNKS
+            w = tl.load(tiles + k * PAIRS, mask=here, other=0, eviction_policy="evict_first")
             scale4 = tl.load(four_scales + k, mask=here, other=0)
             zero4 = tl.load(four_zeros + k, mask=here, other=0) if ZERO != "" else scale4
         right = w >> 9
@@ -131,8 +131,6 @@ def gemv_w4_kernel(
             acc += scale_of(scale4, j, scales) * part
             if ZERO == "add":
                 acc += scale_of(zero4, j, zeros) * (x0 + x1)
-        if not ONE_STEP:
-            w = upcoming
     out = tl.sum(tl.sum(acc, 2), 1)
     if HAS_BIAS:
         out += tl.load(bias + rows, mask=rows < N, other=0.0).to(tl.float32)
@@ -172,7 +170,8 @@ def gemv_w4(
         BLOCK_N=config.block_n,
         CHUNKS=config.chunks,
         EVEN=chunks % config.chunks == 0 and k == chunks * 4 * group,
-        ONE_STEP=chunks <= config.chunks,
+        STAGES=config.num_stages,
+        LINES=min(config.num_stages * config.chunks * group // 64, 16) or 1,
         num_warps=config.num_warps,
         num_stages=1,
         **pdl_options(),
@@ -182,4 +181,4 @@ def gemv_w4(
 
 def plan_gemv_w4(n: int, k: int, group: int) -> GemvW4Config:
     """The tile of one row times an [n, k] weight."""
-    return GemvW4Config(16, 256 // group, 8)
+    return GemvW4Config(32, 128 // group, 4, 4)

@@ -79,6 +79,11 @@ def next_power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
+def block_rows(rows: int) -> int:
+    """Rows of activations in a tile whose other side is the weight's: the units take 8 or more."""
+    return max(next_power_of_2(rows), 8)
+
+
 def cdiv(a: int, b: int) -> int:
     """a / b, rounded up."""
     return -(-a // b)

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import cdiv, counters, next_power_of_2, num_sms, pdl_options
+from .launch import block_rows, cdiv, counters, num_sms, pdl_options
 from .skinny import finish_tile
 
 
@@ -123,7 +123,7 @@ def skinny_fp8(
     n = weight.shape[0]
     config = config or plan_skinny_fp8(m, n, k, num_sms(x.device))
     tiles = cdiv(n, config.block_n)
-    block_m = max(next_power_of_2(m), 16)
+    block_m = block_rows(m)
     if config.split_k > 1:
         partial = torch.empty(
             config.split_k * tiles * config.block_n * block_m, dtype=torch.float32, device=x.device

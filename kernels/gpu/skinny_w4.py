@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .gemv_w4 import scale_of
-from .launch import cdiv, counters, next_power_of_2, num_sms, pdl_options
+from .launch import block_rows, cdiv, counters, num_sms, pdl_options
 from .skinny import finish_tile
 from .w4 import W4
 
@@ -137,7 +137,7 @@ def skinny_w4(
     n, chunks, group = weight.shape[0], weight.chunks, weight.group
     config = config or plan_skinny_w4(m, n, chunks, num_sms(x.device))
     tiles = cdiv(n, config.block_n)
-    block_m = max(next_power_of_2(m), 16)
+    block_m = block_rows(m)
     if config.split_k > 1:
         partial = torch.empty(
             config.split_k * tiles * config.block_n * block_m, dtype=torch.float32, device=x.device

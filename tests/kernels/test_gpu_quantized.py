@@ -113,7 +113,7 @@ def test_gemv_w4(n: int, k: int, size: int, kind: str, chunks: int) -> None:
         x, bias, residual = randn(1, k), randn(n), randn(1, n)
         product = x.float() @ w4.unpack(weight).T
         y = torch.empty(1, n, dtype=torch.float32, device=DEVICE)
-        gemv_w4(x, weight, None, y, config=GemvW4Config(8, chunks, 4))
+        gemv_w4(x, weight, None, y, config=GemvW4Config(8, chunks, 4, 3))
         assert error_of(y, product) < 1e-4
         gemv_w4(x, weight, bias, residual, residual=(before := residual.clone()))
         assert error_of(residual, product + bias + before) < TOLERANCE[HALF]
@@ -144,7 +144,7 @@ def test_gemv_fp8(n: int, k: int, blocked: bool) -> None:
     product = x.float() @ weight.dequantize().T
     for words in (8, 32):
         y = torch.empty(1, n, dtype=torch.float32, device=DEVICE)
-        gemv_fp8(x, weight.q, weight.scales, None, y, config=GemvFp8Config(4, words, 4))
+        gemv_fp8(x, weight.q, weight.scales, None, y, config=GemvFp8Config(4, words, 4, 3))
         assert error_of(y, product) < 1e-4
     gemv_fp8(x, weight.q, weight.scales, bias, residual, residual=(before := residual.clone()))
     assert error_of(residual, product + bias + before) < TOLERANCE[HALF]
