@@ -3,9 +3,10 @@
     PYTHONPATH=python python3 bench/gpu_products.py [--kinds bf16,fp8,w4,w4-zero] [--rows 1,16,64]
                                                     [--sweep] [--json FILE]
 
-Each figure is the time of 32 products with as many weights in one CUDA graph, as a step of an 8B Llama
-has them, with programmatic dependent launch; the error is of the first weight's product against
-float32 of the same numbers. ``--sweep`` times every tile listed here, else only the planned ones.
+Each figure is the time of 32 products with as many weights in one CUDA graph, as a step of an 8B
+Llama has them, with programmatic dependent launch; the error is of the first weight's product
+against float32 of the same numbers. ``--sweep`` times every tile listed here, else only the planned
+ones.
 """
 
 from __future__ import annotations
@@ -47,17 +48,17 @@ Candidate = tuple[str, Any, Callable[[torch.Tensor, int, torch.Tensor], torch.Te
 
 def fp8_gemv_tiles() -> Iterator[GemvFp8Config]:
     for (n, words, warps), stages in itertools.product(
-        [(32, 128, 8), (16, 128, 8), (8, 128, 8), (8, 64, 4), (16, 256, 16), (8, 256, 16), (4, 128, 8)],
+        [(32, 128, 8), (16, 128, 8), (8, 128, 8), (8, 64, 4), (16, 256, 16), (8, 256, 16)],
         (2, 3, 4, 6),
-    ):  # fmt: skip
+    ):
         yield GemvFp8Config(n, words, warps, stages)
 
 
 def w4_gemv_tiles() -> Iterator[GemvW4Config]:
     for (n, chunks, warps), stages in itertools.product(
-        [(32, 2, 8), (16, 2, 8), (8, 2, 8), (16, 1, 4), (32, 1, 4), (8, 1, 4), (32, 4, 16), (8, 4, 16)],
+        [(32, 2, 8), (16, 2, 8), (16, 1, 4), (32, 1, 4), (8, 1, 4), (32, 4, 16), (8, 4, 16)],
         (2, 3, 4, 6),
-    ):  # fmt: skip
+    ):
         yield GemvW4Config(n, chunks, warps, stages)
 
 
@@ -124,22 +125,32 @@ class Fp8:
         if rows <= 64:
             for tile in skinny_fp8_tiles(rows, 2) if sweep else ():
                 if fits(tile, n, k):
-                    yield "skinny 16", tile, lambda x, i, y, t=tile: skinny_fp8(
-                        x, None, w[i], s, None, y, config=t
+                    yield (
+                        "skinny 16",
+                        tile,
+                        lambda x, i, y, t=tile: skinny_fp8(x, None, w[i], s, None, y, config=t),
                     )
         for tile in skinny_fp8_tiles(rows, 1) if sweep and rows >= 8 else ():
             if fits(tile, n, k):
-                yield "skinny 8", tile, lambda x, i, y, t=tile: skinny_fp8(
-                    *self.rounded(x), w[i], s, None, y, config=t
+                yield (
+                    "skinny 8",
+                    tile,
+                    lambda x, i, y, t=tile: skinny_fp8(
+                        *self.rounded(x), w[i], s, None, y, config=t
+                    ),
                 )
         if rows >= 16:
-            yield "scaled_mm", "", lambda x, i, y: torch._scaled_mm(
-                self.rounded(x)[0],
-                w[i].t(),
-                self.rounded(x)[1][:, None],
-                s[None, :],
-                out_dtype=torch.bfloat16,
-                use_fast_accum=True,
+            yield (
+                "scaled_mm",
+                "",
+                lambda x, i, y: torch._scaled_mm(
+                    self.rounded(x)[0],
+                    w[i].t(),
+                    self.rounded(x)[1][:, None],
+                    s[None, :],
+                    out_dtype=torch.bfloat16,
+                    use_fast_accum=True,
+                ),
             )
 
     def rounded(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -159,7 +170,9 @@ class W4:
         first = w4.pack(q, scale, zeros if zero else None, GROUP)
         self.weights = [first]
         for _ in range(LAYERS - 1):
-            words = torch.randint(-(2**31), 2**31 - 1, first.words.shape, device="cuda", dtype=torch.int32)
+            words = torch.randint(
+                -(2**31), 2**31 - 1, first.words.shape, device="cuda", dtype=torch.int32
+            )
             of_zeros = None if first.zeros is None else first.zeros.clone()
             self.weights.append(w4.W4(words, first.scales.clone(), of_zeros, GROUP, (n, k)))
         self.dense = w4.unpack(first)
@@ -203,16 +216,16 @@ def graph_ms(launch: Callable[[], Any]) -> float:
     return statistics.median(times[1:])
 
 
-def measure(kind: str, rows: int, name: str, n: int, k: int, weight: Any, sweep: bool) -> list[dict[str, Any]]:
+def measure(
+    kind: str, rows: int, name: str, n: int, k: int, weight: Any, sweep: bool
+) -> list[dict[str, Any]]:
     x = torch.randn(rows, k, device="cuda").bfloat16()
     if kind == "fp8":
         weight.rounded(x)
     y = torch.empty(rows, n, device="cuda", dtype=torch.bfloat16)
     want = x.float() @ weight.dense.T
     found = []
-    usable = []
-    for candidate in weight.candidates(rows, n, k, sweep):
-        usable.append(candidate)
+    usable = list(weight.candidates(rows, n, k, sweep))
     try:
         with compile_only():
             for _, _, product in usable:
@@ -232,8 +245,16 @@ def measure(kind: str, rows: int, name: str, n: int, k: int, weight: Any, sweep:
             continue
         rate = LAYERS * weight.nbytes / ms / 1e9
         found.append(
-            {"kind": kind, "kernel": kernel, "rows": rows, "shape": name, "ms": ms, "TB/s": rate,
-             "error": error, "tile": list(tile) if tile and tile != "planned" else tile}  # fmt: skip
+            {
+                "kind": kind,
+                "kernel": kernel,
+                "rows": rows,
+                "shape": name,
+                "ms": ms,
+                "TB/s": rate,
+                "error": error,
+                "tile": list(tile) if tile and tile != "planned" else tile,
+            }
         )
     return sorted(found, key=lambda row: row["ms"])
 
@@ -259,7 +280,12 @@ def main() -> None:
             results += found
             for kernel in dict.fromkeys(row["kernel"] for row in found):
                 for row in [row for row in found if row["kernel"] == kernel][: args.best]:
-                    bad = "" if row["error"] < (0.05 if kernel in ("skinny 8", "scaled_mm") else MAX_ERROR) else "BAD "
+                    bad = (
+                        ""
+                        if row["error"]
+                        < (0.05 if kernel in ("skinny 8", "scaled_mm") else MAX_ERROR)
+                        else "BAD "
+                    )
                     print(
                         f"{bad}{kind:8s}{kernel:12s}{rows:4d} {name:8s}{row['ms']:7.3f} ms "
                         f"{row['TB/s']:5.2f} TB/s err {row['error']:.1e} {row['tile']}",

@@ -38,7 +38,9 @@ def _halves(words, ASM: tl.constexpr):
             pack=1,
         )
     else:
-        return _half(words, 0) | (_half(words, 8) << 16), _half(words, 16) | (_half(words, 24) << 16)
+        return _half(words, 0) | (_half(words, 8) << 16), _half(words, 16) | (
+            _half(words, 24) << 16
+        )
 
 
 @triton.jit
@@ -142,7 +144,10 @@ def gemv_fp8(
     residual: torch.Tensor | None = None,
     config: GemvFp8Config | None = None,
 ) -> torch.Tensor:
-    """One row: x [1, K] @ (weight [N, K] * scales).T -> y [1, N], filled and returned; 4 divides K."""
+    """One row: x [1, K] @ (weight [N, K] * scales).T -> y [1, N], filled and returned.
+
+    K must be a multiple of 4.
+    """
     n, k = weight.shape
     config = config or plan_gemv_fp8(n, k)
     blocked = scales.ndim == 2

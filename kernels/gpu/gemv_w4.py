@@ -101,7 +101,7 @@ def gemv_w4_kernel(
                 xx = tl.load(pairs + at)
             else:
                 xx = tl.load(pairs + at, mask=at + chunk * (4 * PAIRS) + c < K // 2, other=0)
-            if X == tl.bfloat16:
+            if tl.bfloat16 == X:
                 x0 = (xx << 16).to(tl.float32, bitcast=True)
                 x1 = (xx & -65536).to(tl.float32, bitcast=True)
             else:

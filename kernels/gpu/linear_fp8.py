@@ -110,9 +110,7 @@ def prepare_fp8(parts: Sequence[Planes], exact: bool) -> Fp8Weight | None:
     return None if len(blocks) < len(scales) else Fp8Weight(q, torch.cat(blocks), exact)
 
 
-def _block_scales(
-    scale: torch.Tensor, group: torch.Tensor | None, k: int
-) -> torch.Tensor | None:
+def _block_scales(scale: torch.Tensor, group: torch.Tensor | None, k: int) -> torch.Tensor | None:
     """Scales [N, G], or [N, 1], of blocks of 128 x 128: float32 [ceil(N / 128), ceil(K / 128)].
 
     None if blocks of that size have more than one.

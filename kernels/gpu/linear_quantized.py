@@ -1,4 +1,4 @@
-"""QuantizedWeight: what the quantized weights of a GPU share: prologue, epilogue, rows, large steps."""
+"""QuantizedWeight: what quantized weights share on a GPU: prologue, epilogue, rows, large steps."""
 
 from __future__ import annotations
 

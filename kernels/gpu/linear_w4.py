@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import torch
 
+from ..formats.format import PlaneMap
+from ..formats.gguf_groups import four_bit_groups
 from ..weights import Planes
 from .dequantize_w4 import dequantize_w4
 from .gemv_w4 import gemv_w4
@@ -85,8 +87,7 @@ def prepare_w4(parts: Sequence[Planes], exact: bool) -> W4Weight | None:
         return None
     maps = [planes.get("group") for planes in found]
     first = maps[0]
-    if any((m is None) != (first is None) or m is not None and not torch.equal(m, first)  # type: ignore[arg-type]
-           for m in maps):  # fmt: skip
+    if not all(_same(group, first) for group in maps):
         return None
     k = parts[0].shape[1]
     order = None
@@ -115,9 +116,33 @@ def prepare_w4(parts: Sequence[Planes], exact: bool) -> W4Weight | None:
     return W4Weight(_stacked(packed), order)
 
 
-def _is_symmetric(planes: dict[str, torch.Tensor] | Planes) -> bool:
-    q, zero = planes["q"], planes.get("zero")  # type: ignore[index, union-attr]
-    middle = 0 if q.dtype == torch.int8 else 8
+def prepare_gguf(parts: Sequence[Planes], exact: bool) -> W4Weight | None:
+    """Parts of one of GGUF's kinds of 4 bits, stacked along N.
+
+    Q4_K's scales, products of two in the file, are rounded to 16 bits.
+    """
+    packed = []
+    for part in parts:
+        groups = four_bit_groups(part.format, part.in_order().planes["blocks"])
+        offset = groups.offset
+        if offset is None:
+            packed.append(pack(groups.q, groups.scale.half(), None, 32))
+            continue
+        both = _half_scales(torch.stack([groups.scale, offset]))
+        packed.append(pack(groups.q, both[0], both[1], 32))
+    return W4Weight(_stacked(packed))
+
+
+def _same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return torch.equal(a, b)
+
+
+def _is_symmetric(planes: PlaneMap) -> bool:
+    """True if all zero points are the middle of the integers."""
+    middle = 0 if planes["q"].dtype == torch.int8 else 8
+    zero = planes.get("zero")
     return middle == 0 if zero is None else bool((zero == middle).all())
 
 
@@ -137,6 +162,8 @@ def _stacked(parts: Sequence[W4]) -> W4:
     types = {part.scales.dtype for part in parts}
     scales = torch.cat([part.scales.to(min(types, key=str)) for part in parts])
     zeros = [part.zeros for part in parts if part.zeros is not None]
+    if zeros and zeros[0].is_floating_point():
+        zeros = [zero.to(scales.dtype) for zero in zeros]
     return W4(
         torch.cat([part.words for part in parts]),
         scales,

@@ -8,7 +8,7 @@ import triton.language as tl
 
 @triton.jit
 def prefetch_lines(pointers):
-    """Ask for the 128 bytes that each pointer points into; nothing waits for them. On a GPU only."""
+    """Ask for the 128 bytes that each pointer points into, without waiting. On a GPU only."""
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.b32 $0, 0;",
         "=r,l",

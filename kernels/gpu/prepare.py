@@ -1,4 +1,4 @@
-"""prepare: a checkpoint's parts as one weight of a GPU: quantized where there are kernels for it."""
+"""prepare: a checkpoint's parts as one weight of a GPU, quantized where there are kernels."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from ..formats.gguf_groups import FOUR_BITS
 from ..reference import stack_dense
 from ..weights import Planes, Stored, Weight, stacked_shape
 from .linear import GpuWeight
 from .linear_fp8 import prepare_fp8
-from .linear_w4 import prepare_w4
+from .linear_w4 import prepare_gguf, prepare_w4
 
 # A format -> the weight of such parts; None for parts that it has no form for.
 _FORMS: dict[str, Callable[[Sequence[Planes], bool], Weight | None]] = {
     "FP8": prepare_fp8,
     "INT4": prepare_w4,
+    **dict.fromkeys(FOUR_BITS, prepare_gguf),
 }
 # Of activations that kernels for quantized weights take; float32 is for exact arithmetic.
 _HALVES = (torch.bfloat16, torch.float16)

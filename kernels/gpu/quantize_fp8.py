@@ -16,7 +16,7 @@ FP8_MAX = tl.constexpr(448.0)
 
 @triton.jit
 def store_fp8(value, y, scales, row, offsets, mask):
-    """A row of float32, zeros where masked, as 8-bit floats times a scale: its maximum is theirs."""
+    """Store a row of float32, zeros where masked, as 8-bit floats times a scale."""
     scale = tl.maximum(tl.max(tl.abs(value), 0), 1e-12) / FP8_MAX
     # Rounding may reach beyond the maximum, and what is beyond it is no number.
     rounded = tl.minimum(tl.maximum(value / scale, -FP8_MAX), FP8_MAX)
@@ -50,7 +50,7 @@ def quantize_kernel(
 
 
 def quantize_rows(x: torch.Tensor, gate: str = "") -> tuple[torch.Tensor, torch.Tensor]:
-    """x [T, F], or gated [T, 2 F], in 8-bit floats [T, F], and the scale of each row: float32 [T]."""
+    """x [T, F], or gated [T, 2 F], in 8-bit floats [T, F], and each row's scale: float32 [T]."""
     check_tensors(x=x)
     rows, width = x.shape
     width = width // 2 if gate else width

@@ -73,7 +73,19 @@ def skinny_kernel(
         xk = tl.load(x_tiles + k, mask=in_m & in_k[:, None], other=0.0)
         acc = tl.dot(w, xk, acc, input_precision="ieee")
     finish_tile(
-        acc, bias, residual, y, partial, counters, M, N, HAS_BIAS, HAS_RESIDUAL, BLOCK_M, BLOCK_N, SPLIT_K
+        acc,
+        bias,
+        residual,
+        y,
+        partial,
+        counters,
+        M,
+        N,
+        HAS_BIAS,
+        HAS_RESIDUAL,
+        BLOCK_M,
+        BLOCK_N,
+        SPLIT_K,
     )
 
 

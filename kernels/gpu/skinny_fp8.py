@@ -95,7 +95,19 @@ def skinny_fp8_kernel(
     if SCALED_X:
         acc *= tl.load(x_scale + m, mask=m < M, other=0.0)[None, :]
     finish_tile(
-        acc, bias, residual, y, partial, counters, M, N, HAS_BIAS, HAS_RESIDUAL, BLOCK_M, BLOCK_N, SPLIT_K
+        acc,
+        bias,
+        residual,
+        y,
+        partial,
+        counters,
+        M,
+        N,
+        HAS_BIAS,
+        HAS_RESIDUAL,
+        BLOCK_M,
+        BLOCK_N,
+        SPLIT_K,
     )
 
 

@@ -56,8 +56,8 @@ def skinny_w4_kernel(
 ):
     PAIRS: tl.constexpr = GROUP // 2
     X: tl.constexpr = x.dtype.element_ty
-    BITS: tl.constexpr = 0x43004300 if X == tl.bfloat16 else 0x64006400
-    ONE: tl.constexpr = 128.0 if X == tl.bfloat16 else 1024.0
+    BITS: tl.constexpr = 0x43004300 if tl.bfloat16 == X else 0x64006400
+    ONE: tl.constexpr = 128.0 if tl.bfloat16 == X else 1024.0
     MIDDLE: tl.constexpr = 8.0 if ZERO == "" else (16.0 if ZERO == "zero" else 0.0)
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     n = tl.minimum(rows, N - 1).to(tl.int64)
@@ -111,7 +111,19 @@ def skinny_w4_kernel(
                 acc += scale * tl.dot(a, xk)
         scale4 = next_scale4
     finish_tile(
-        acc, bias, residual, y, partial, counters, M, N, HAS_BIAS, HAS_RESIDUAL, BLOCK_M, BLOCK_N, SPLIT_K
+        acc,
+        bias,
+        residual,
+        y,
+        partial,
+        counters,
+        M,
+        N,
+        HAS_BIAS,
+        HAS_RESIDUAL,
+        BLOCK_M,
+        BLOCK_N,
+        SPLIT_K,
     )
 
 

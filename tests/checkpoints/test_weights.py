@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from octavo._core import GgufFile
+from octavo.checkpoints import quantize as quantize_module
 from octavo.checkpoints.dummy import DummyWeights
 from octavo.checkpoints.gguf import GgufWeights
-from octavo.checkpoints import quantize as quantize_module
 from octavo.checkpoints.quantize import ROUNDINGS, QuantizedWeights
 from octavo.checkpoints.safetensors import SafetensorsWeights
 from octavo.checkpoints.schemes.dense import DenseScheme

@@ -22,7 +22,7 @@ from octavo.kernels.gpu.linear_w4 import W4Weight  # noqa: E402
 from octavo.kernels.gpu.quantize_fp8 import FP8, quantize_rows  # noqa: E402
 from octavo.kernels.gpu.skinny_fp8 import SkinnyFp8Config, skinny_fp8  # noqa: E402
 from octavo.kernels.gpu.skinny_w4 import SkinnyW4Config, skinny_w4  # noqa: E402
-from octavo.kernels.weights import Norm, Planes  # noqa: E402
+from octavo.kernels.weights import Norm, Planes, quantize  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HALF = torch.bfloat16 if torch.cuda.is_available() else torch.float16
@@ -273,6 +273,29 @@ def test_columns_in_another_order_are_sorted() -> None:
     check_planes([int4(10, 96, 3, group=group), int4(4, 96, 3, group=group.flip(0))], GpuWeight)
 
 
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q4_K"])
+def test_ggufs_kinds_of_4_bits_stay_so(kind: str) -> None:
+    def part(n: int, order: torch.Tensor | None = None) -> Planes:
+        if kind == "Q4_K":
+            blocks = torch.randint(0, 256, (n, 144), dtype=torch.uint8)
+            d = torch.tensor([0.01, 0.02]).half().view(torch.uint8)
+            blocks[:, :4] = d
+            planes = {"blocks": blocks.to(DEVICE)}
+        else:
+            planes = {"blocks": quantize(torch.randn(n, 256), kind).planes["blocks"].to(DEVICE)}
+        return Planes(kind, planes, (n, 256), order, HALF)
+
+    parts = [part(10), part(6, torch.randperm(6).to(DEVICE))]
+    weight = gpu.prepare(parts)
+    assert type(weight) is W4Weight
+    assert weight.w4.zero == ("" if kind == "Q4_0" else "add")
+    want = torch.cat([p.dequantize() for p in parts])
+    assert error_of(weight.dequantize(), want) < (1e-3 if kind == "Q4_K" else 1e-6)
+    for rows in (1, 3):
+        x = randn(rows, 256)
+        assert error_of(weight.linear(x), x.float() @ want.T) < TOLERANCE[HALF]
+
+
 def fp8(n: int, k: int, scale: torch.Tensor, **planes: torch.Tensor) -> Planes:
     found = {"q": randn(n, k).to(FP8), "scale": scale.to(DEVICE), **planes}
     return Planes("FP8", found, (n, k), dtype=HALF)
@@ -286,7 +309,10 @@ def test_parts_of_8_bits_stay_so() -> None:
         return (torch.rand(-(-n // 128), columns) + 0.1).repeat_interleave(128, 0)[:n].contiguous()
 
     ragged = (torch.arange(200, device=DEVICE) // 128).int()
-    whole, last = fp8(256, 200, blocks(256, 2), group=ragged), fp8(70, 200, blocks(70, 2), group=ragged)
+    whole, last = (
+        fp8(256, 200, blocks(256, 2), group=ragged),
+        fp8(70, 200, blocks(70, 2), group=ragged),
+    )
     assert check_planes([whole, last], Fp8Weight).scales.shape == (3, 2)
     # A block must not begin inside of another, and a scale is for all of its block.
     check_planes([last, whole], GpuWeight)

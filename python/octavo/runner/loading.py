@@ -21,6 +21,7 @@ from tqdm import tqdm
 from octavo.checkpoints.dummy import DummyWeights
 from octavo.checkpoints.gguf import GgufWeights
 from octavo.checkpoints.output_head import has_own_head
+from octavo.checkpoints.placed import PlacedWeights
 from octavo.checkpoints.quantize import QuantizedWeights
 from octavo.checkpoints.read_ahead import ReadAhead
 from octavo.checkpoints.safetensors import SafetensorsWeights, safetensors_files
@@ -286,7 +287,8 @@ def resolve_dtypes(
     quantize = _find_rounding(config, source, device)
     if device.type != "cpu":
         dtype = asked or DTYPES.get(model_config.dtype, torch.bfloat16)
-        return ModelDtypes(dtype, dtype, packed=False, kv_cache=dtype, quantize=quantize)
+        packed = source.kind == "gguf"
+        return ModelDtypes(dtype, dtype, packed=packed, kv_cache=dtype, quantize=quantize)
     exact = asked is torch.float32
     kv_cache = torch.bfloat16 if native and not exact else torch.float32
     if source.kind == "gguf" and native and asked in (None, torch.float32):
@@ -298,9 +300,7 @@ def resolve_dtypes(
     return ModelDtypes(asked, torch.float32, False, kv_cache, exact and bool(quantize), quantize)
 
 
-def _find_rounding(
-    config: EngineConfig, source: ModelSource, device: torch.device
-) -> str | None:
+def _find_rounding(config: EngineConfig, source: ModelSource, device: torch.device) -> str | None:
     """The rounding that ``--quantization`` asks for; None: none, or the checkpoint's own method.
 
     Raises:
@@ -496,7 +496,7 @@ def _open_weights(
             )
         case "gguf":
             assert source.gguf is not None
-            return GgufWeights(
+            weights = GgufWeights(
                 source.gguf,
                 heads=(model_config.num_heads, model_config.num_kv_heads),
                 device=device,
@@ -505,6 +505,10 @@ def _open_weights(
                 packed=dtypes.packed,
                 progress=progress,
             )
+            if dtypes.packed and device.type != "cpu":
+                assert dtypes.weights is not None
+                return PlacedWeights(weights, device, dtypes.weights)
+            return weights
         case "safetensors":
             return SafetensorsWeights(
                 safetensors_files(source.path),
