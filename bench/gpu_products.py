@@ -25,7 +25,6 @@ from octavo.kernels.gpu import w4
 from octavo.kernels.gpu.dequantize_w4 import dequantize_w4
 from octavo.kernels.gpu.gemv import gemv
 from octavo.kernels.gpu.gemv_fp8 import GemvFp8Config, gemv_fp8
-from octavo.kernels.gpu.gemv_w4 import GemvW4Config, gemv_w4
 from octavo.kernels.gpu.launch import block_rows, set_pdl
 from octavo.kernels.gpu.ops import compile_only
 from octavo.kernels.gpu.quantize_fp8 import FP8, quantize_rows
@@ -47,19 +46,10 @@ Candidate = tuple[str, Any, Callable[[torch.Tensor, int, torch.Tensor], torch.Te
 
 
 def fp8_gemv_tiles() -> Iterator[GemvFp8Config]:
-    for (n, words, warps), stages in itertools.product(
-        [(32, 128, 8), (16, 128, 8), (8, 128, 8), (8, 64, 4), (16, 256, 16), (8, 256, 16)],
-        (2, 3, 4, 6),
-    ):
-        yield GemvFp8Config(n, words, warps, stages)
-
-
-def w4_gemv_tiles() -> Iterator[GemvW4Config]:
-    for (n, chunks, warps), stages in itertools.product(
-        [(32, 2, 8), (16, 2, 8), (16, 1, 4), (32, 1, 4), (8, 1, 4), (32, 4, 16), (8, 4, 16)],
-        (2, 3, 4, 6),
-    ):
-        yield GemvW4Config(n, chunks, warps, stages)
+    for n, words, warps in itertools.product((4, 8, 16, 32), (64, 128, 256), (4, 8, 16)):
+        # Fewer words than threads: then a thread has the activations of its own words.
+        if warps * 16 <= words <= warps * 32 and n * words >= 128 * warps:
+            yield GemvFp8Config(n, words, warps)
 
 
 # (weight rows, warps): up to two warps use the instructions of one warp, four those of four.
@@ -68,10 +58,20 @@ WARPS = [(16, 1), (32, 2), (64, 4), (128, 8)]
 
 def skinny_w4_tiles(rows: int) -> Iterator[SkinnyW4Config]:
     width = block_rows(rows)
-    for (n, warps), split, stages in itertools.product(WARPS, (1, 2, 4, 8), (2, 3, 4, 5)):
-        shared = stages * (n * GROUP * 2 + 4 * GROUP * width * 2)
-        if shared < SHARED and not (n < 64 and rows > 32) and not (n == 128 and rows <= 16):
-            yield SkinnyW4Config(n, split, warps, stages, False)
+    for (n, warps), split, parts, stages in itertools.product(
+        WARPS, (1, 2, 4, 8), (1, 2, 4), (2, 3, 4)
+    ):
+        shared = stages * (n * GROUP * 2 + 4 * GROUP * width * 2) // parts
+        if (
+            shared > SHARED
+            or (n < 64 and rows > 16)
+            or (n == 128 and rows <= 16)
+            or (parts == 4 and rows <= 32)
+            or (parts == 1 and rows >= 64)
+        ):
+            continue
+        for lines in (0, 4) if rows == 1 and parts == 1 else (0,):
+            yield SkinnyW4Config(n, split, parts, warps, stages, lines)
 
 
 def skinny_fp8_tiles(rows: int, nbytes: int) -> Iterator[SkinnyFp8Config]:
@@ -89,6 +89,8 @@ SHARED = 220 << 10
 
 def fits(tile: Any, n: int, k: int) -> bool:
     """True where the tiles and parts are neither too few nor too many for 132 multiprocessors."""
+    if tile is None:  # the planned one
+        return True
     programs = n // tile.block_n * tile.split_k
     least, most = (96, 132 * 8) if tile.block_n >= 64 else (250, 132 * 16)
     return least <= programs <= most and tile.split_k * 1024 <= k
@@ -104,8 +106,8 @@ class Bf16:
 
     def candidates(self, rows: int, n: int, k: int, sweep: bool) -> Iterator[Candidate]:
         if rows == 1:
-            yield "gemv", "planned", lambda x, i, y: gemv(x, self.weights[i], None, y)
-        yield "cublas", "", lambda x, i, y: F.linear(x, self.weights[i])
+            yield "gemv", None, lambda x, i, y: gemv(x, self.weights[i], None, y)
+        yield "cublas", None, lambda x, i, y: F.linear(x, self.weights[i])
 
 
 class Fp8:
@@ -120,17 +122,17 @@ class Fp8:
     def candidates(self, rows: int, n: int, k: int, sweep: bool) -> Iterator[Candidate]:
         w, s = self.weights, self.scales
         if rows == 1:
-            for tile in fp8_gemv_tiles() if sweep else ():
+            for tile in fp8_gemv_tiles() if sweep else (None,):
                 yield "gemv", tile, lambda x, i, y, t=tile: gemv_fp8(x, w[i], s, None, y, config=t)
         if rows <= 64:
-            for tile in skinny_fp8_tiles(rows, 2) if sweep else ():
+            for tile in skinny_fp8_tiles(rows, 2) if sweep else (None,):
                 if fits(tile, n, k):
                     yield (
                         "skinny 16",
                         tile,
                         lambda x, i, y, t=tile: skinny_fp8(x, None, w[i], s, None, y, config=t),
                     )
-        for tile in skinny_fp8_tiles(rows, 1) if sweep and rows >= 8 else ():
+        for tile in skinny_fp8_tiles(rows, 1) if sweep and rows >= 8 else (None,):
             if fits(tile, n, k):
                 yield (
                     "skinny 8",
@@ -142,7 +144,7 @@ class Fp8:
         if rows >= 16:
             yield (
                 "scaled_mm",
-                "",
+                None,
                 lambda x, i, y: torch._scaled_mm(
                     self.rounded(x)[0],
                     w[i].t(),
@@ -180,14 +182,11 @@ class W4:
 
     def candidates(self, rows: int, n: int, k: int, sweep: bool) -> Iterator[Candidate]:
         w = self.weights
-        if rows == 1:
-            for tile in w4_gemv_tiles() if sweep else ():
-                yield "gemv", tile, lambda x, i, y, t=tile: gemv_w4(x, w[i], None, y, config=t)
-        for tile in skinny_w4_tiles(rows) if sweep else ():
+        for tile in skinny_w4_tiles(rows) if sweep else (None,):
             if fits(tile, n, k):
                 yield "skinny", tile, lambda x, i, y, t=tile: skinny_w4(x, w[i], None, y, config=t)
         if rows >= 64:
-            yield "dequantized", "", lambda x, i, y: F.linear(x, dequantize_w4(w[i], x.dtype))
+            yield "dequantized", None, lambda x, i, y: F.linear(x, dequantize_w4(w[i], x.dtype))
 
 
 KINDS: dict[str, Callable[[int, int], Any]] = {
@@ -253,7 +252,7 @@ def measure(
                 "ms": ms,
                 "TB/s": rate,
                 "error": error,
-                "tile": list(tile) if tile and tile != "planned" else tile,
+                "tile": list(tile) if tile else "planned",
             }
         )
     return sorted(found, key=lambda row: row["ms"])

@@ -6,8 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .gemv_w4 import scale_of
 from .launch import cdiv, pdl_options
+from .skinny_w4 import scale_of
 from .w4 import W4
 
 BLOCK_N = 16

@@ -12,16 +12,14 @@ import triton
 import triton.language as tl
 
 from .launch import cdiv, pdl_options
-from .prefetch import prefetch_lines
 
 
 class GemvFp8Config(NamedTuple):
-    """Tile of gemv_fp8_kernel: weight rows, words of four elements along K, warps, loads ahead."""
+    """Tile of gemv_fp8_kernel: weight rows, words of four elements along K, and its warps."""
 
     block_n: int
     words: int
     num_warps: int
-    num_stages: int
 
 
 @triton.jit
@@ -73,8 +71,7 @@ def gemv_fp8_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_W: tl.constexpr,
     EVEN: tl.constexpr,
-    STAGES: tl.constexpr,
-    LINES: tl.constexpr,  # of 128 bytes, prefetched of each row
+    ONE_STEP: tl.constexpr,
     ASM: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -87,19 +84,22 @@ def gemv_fp8_kernel(
     fours = x.to(tl.pointer_type(tl.int64)) + c
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-        # Weights are written by no kernel: the first may be on their way before the wait.
-        lines = tl.minimum(tl.arange(0, LINES)[None, :] * 32, WORDS - 1)
-        prefetch_lines(weight + n * WORDS + lines)
+    # Weights are written by no kernel: their first tile may be on its way before the wait.
+    w = tl.load(tiles, mask=(c < WORDS)[None, :], other=0, eviction_policy="evict_first")
+    if PDL:
         tl.extra.cuda.gdc_wait()
     acc = tl.zeros([BLOCK_N, BLOCK_W], dtype=tl.float32)
-    for k in tl.range(0, WORDS, BLOCK_W, num_stages=STAGES):
-        if EVEN:
-            w = tl.load(tiles + k, eviction_policy="evict_first")
-            xx = tl.load(fours + k)
-        else:
-            here = k + c < WORDS
-            w = tl.load(tiles + k, mask=here[None, :], other=0, eviction_policy="evict_first")
-            xx = tl.load(fours + k, mask=here, other=0)
+    for k in range(0, WORDS, BLOCK_W):
+        if not ONE_STEP:
+            after = (k + BLOCK_W + c < WORDS)[None, :]
+            if EVEN:
+                # Beyond the last step it is used by none: nothing need be zeroed.
+                upcoming = tl.load(tiles + k + BLOCK_W, mask=after, eviction_policy="evict_first")
+            else:
+                upcoming = tl.load(
+                    tiles + k + BLOCK_W, mask=after, other=0, eviction_policy="evict_first"
+                )
+        xx = tl.load(fours + k) if EVEN else tl.load(fours + k, mask=k + c < WORDS, other=0)
         x0 = _float(xx, X)[None, :]
         x1 = _float(xx >> 16, X)[None, :]
         x2 = _float(xx >> 32, X)[None, :]
@@ -118,6 +118,8 @@ def gemv_fp8_kernel(
             acc += _float(low >> 16, tl.float16) * x1
             acc += _float(high, tl.float16) * x2
             acc += _float(high >> 16, tl.float16) * x3
+        if not ONE_STEP:
+            w = upcoming
     out = tl.sum(acc, 1)
     mask = rows < N
     if not BLOCKED:
@@ -130,8 +132,14 @@ def gemv_fp8_kernel(
 
 
 def plan_gemv_fp8(n: int, k: int) -> GemvFp8Config:
-    """The tile of one row times an [n, k] weight."""
-    return GemvFp8Config(16, 128, 8, 4)
+    """The tile of one row times an [n, k] weight.
+
+    ``bench/gpu_products.py --kinds fp8 --sweep`` prints the alternatives.
+    """
+    if n <= 4096:
+        # Too few rows to fill the GPU by themselves: more threads along K.
+        return GemvFp8Config(16 if n > 2048 else 8, 256, 16)
+    return GemvFp8Config(32 if n <= 8192 else 16, 128, 8)
 
 
 def gemv_fp8(
@@ -168,8 +176,7 @@ def gemv_fp8(
         BLOCK_N=config.block_n,
         BLOCK_W=config.words,
         EVEN=words % config.words == 0,
-        STAGES=config.num_stages,
-        LINES=min(config.num_stages * max(config.words // 32, 1), 16),
+        ONE_STEP=words <= config.words,
         ASM=not triton.knobs.runtime.interpret,
         num_warps=config.num_warps,
         num_stages=1,

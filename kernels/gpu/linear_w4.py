@@ -1,6 +1,5 @@
 """W4Weight: 4-bit integers with scales of groups on a GPU, by the number of rows.
 
-- one row: ``gemv_w4``;
 - up to MAX_SKINNY_ROWS: ``skinny_w4``;
 - beyond: dequantized, then cuBLAS.
 """
@@ -15,7 +14,6 @@ from ..formats.format import PlaneMap
 from ..formats.gguf_groups import four_bit_groups
 from ..weights import Planes
 from .dequantize_w4 import dequantize_w4
-from .gemv_w4 import gemv_w4
 from .linear_quantized import QuantizedWeight
 from .skinny_w4 import skinny_w4
 from .w4 import W4, group_of, pack, unpack
@@ -49,10 +47,7 @@ class W4Weight(QuantizedWeight):
             return False
         if self.order is not None:
             x = x.index_select(1, self.order)
-        if rows == 1:
-            gemv_w4(x, self.w4, bias, y, residual=residual)
-        else:
-            skinny_w4(x, self.w4, bias, y, residual=residual)
+        skinny_w4(x, self.w4, bias, y, residual=residual)
         return True
 
     def floats(self, dtype: torch.dtype) -> torch.Tensor:

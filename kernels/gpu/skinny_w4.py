@@ -12,20 +12,34 @@ import torch
 import triton
 import triton.language as tl
 
-from .gemv_w4 import scale_of
 from .launch import block_rows, cdiv, counters, num_sms, pdl_options
+from .prefetch import prefetch_lines
 from .skinny import finish_tile
 from .w4 import W4
 
 
 class SkinnyW4Config(NamedTuple):
-    """Tile of skinny_w4_kernel: weight rows, parts of K, scales before or after the units."""
+    """Tile of skinny_w4_kernel: weight rows, parts of K and of each group, warps, loads ahead.
+
+    lines: of 128 bytes a row, asked for before the wait for the predecessor.
+    """
 
     block_n: int
     split_k: int
+    parts: int
     num_warps: int
     num_stages: int
-    scaled_first: bool
+    lines: int
+
+
+@triton.jit
+def scale_of(packed, j: tl.constexpr, scales):
+    """The j-th of four 16-bit floats, as float32; ``scales``: a pointer of their type."""
+    if scales.dtype.element_ty == tl.bfloat16 and j % 2 == 1:
+        half = (packed >> (16 * j - 16)).to(tl.int32)
+        return (half & -65536).to(tl.float32, bitcast=True)
+    bits = (packed >> (16 * j)).to(tl.int16)
+    return bits.to(scales.dtype.element_ty, bitcast=True).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -50,7 +64,8 @@ def skinny_w4_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     SPLIT_K: tl.constexpr,
-    SCALED_FIRST: tl.constexpr,
+    PARTS: tl.constexpr,
+    LINES: tl.constexpr,  # of 128 bytes a row, prefetched
     EVEN: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -63,30 +78,39 @@ def skinny_w4_kernel(
     n = tl.minimum(rows, N - 1).to(tl.int64)
     m = tl.arange(0, BLOCK_M)
     in_m = (m < M)[None, :]
-    kk = tl.arange(0, GROUP)
-    tiles = words + n[:, None] * (NUM_CHUNKS * PAIRS) + tl.arange(0, PAIRS)[None, :]
+    # A step takes one of PARTS parts of each group of a chunk: smaller tiles, more of them at work.
+    WIDTH: tl.constexpr = GROUP // PARTS
+    kk = tl.arange(0, WIDTH)
+    c = tl.arange(0, WIDTH // 2)
+    tiles = words + n[:, None] * (NUM_CHUNKS * PAIRS) + c[None, :]
     four_scales = scales.to(tl.pointer_type(tl.int64)) + n * NUM_CHUNKS
     four_zeros = zeros.to(tl.pointer_type(tl.int64)) + n * NUM_CHUNKS
     x_tiles = x + m[None, :] * K + kk[:, None]
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
     per_part = tl.cdiv(NUM_CHUNKS, SPLIT_K)
     begin = tl.program_id(1) * per_part
     end = tl.minimum(begin + per_part, NUM_CHUNKS)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    if PDL and LINES > 0:
+        # Weights are written by no kernel: the first may be on their way before the wait.
+        lines = tl.minimum(begin * PAIRS + tl.arange(0, LINES) * 32, NUM_CHUNKS * PAIRS - 1)
+        prefetch_lines(words + n[:, None] * (NUM_CHUNKS * PAIRS) + lines[None, :])
     # Scales are loaded a step ahead: nothing else hides their latency.
-    first = tl.minimum(begin, NUM_CHUNKS - 1)
-    scale4 = tl.load(four_scales + first)
+    scale4 = tl.load(four_scales + tl.minimum(begin, NUM_CHUNKS - 1))
     if PDL:
         tl.extra.cuda.gdc_wait()
     acc = tl.zeros([BLOCK_N, BLOCK_M], dtype=tl.float32)
-    for chunk in range(begin, end):
-        w = tl.load(tiles + chunk * PAIRS, eviction_policy="evict_first")
-        later = tl.minimum(chunk + 1, NUM_CHUNKS - 1)
+    if ZERO == "add":
+        ones = tl.full([BLOCK_N, WIDTH], 1.0, X)
+    for step in range(begin * PARTS, end * PARTS):
+        chunk = step // PARTS
+        w = tl.load(tiles + step * (WIDTH // 2), eviction_policy="evict_first")
+        later = tl.minimum((step + 1) // PARTS, NUM_CHUNKS - 1)
         next_scale4 = tl.load(four_scales + later)
         if ZERO != "":
             zero4 = tl.load(four_zeros + chunk)
         for j in tl.static_range(4):
-            k = (chunk * 4 + j) * GROUP
+            k = (chunk * 4 + j) * GROUP + step % PARTS * WIDTH
             if EVEN:
                 xk = tl.load(x_tiles + k, mask=in_m, other=0.0)
             else:
@@ -100,15 +124,11 @@ def skinny_w4_kernel(
                 q = q | BITS
             low = q.to(tl.int16).to(X, bitcast=True)
             high = (q >> 16).to(tl.int16).to(X, bitcast=True)
-            a = tl.reshape(tl.join(low, high), (BLOCK_N, GROUP)) - tl.full([1, 1], ONE + MIDDLE, X)
-            scale = scale_of(scale4, j, scales)[:, None]
+            a = tl.reshape(tl.join(low, high), (BLOCK_N, WIDTH)) - tl.full([1, 1], ONE + MIDDLE, X)
+            acc += scale_of(scale4, j, scales)[:, None] * tl.dot(a, xk)
             if ZERO == "add":
-                a = a.to(tl.float32) * scale + scale_of(zero4, j, zeros)[:, None]
-                acc = tl.dot(a.to(X), xk, acc)
-            elif SCALED_FIRST:
-                acc = tl.dot(a * scale.to(X), xk, acc)
-            else:
-                acc += scale * tl.dot(a, xk)
+                # A row of it has the sums of the activations.
+                acc += scale_of(zero4, j, zeros)[:, None] * tl.dot(ones, xk)
         scale4 = next_scale4
     finish_tile(
         acc,
@@ -128,11 +148,18 @@ def skinny_w4_kernel(
 
 
 def plan_skinny_w4(m: int, n: int, chunks: int, sms: int) -> SkinnyW4Config:
-    """The tile of m rows times a weight of n rows and so many chunks a row."""
+    """The tile of m rows times a weight of n rows and so many chunks a row.
+
+    ``bench/gpu_products.py --kinds w4 --sweep`` prints the alternatives.
+    """
     split = 1
-    while split < 8 and cdiv(n, 64) * split < 2 * sms and chunks >= 4 * split:
+    while split < 4 and cdiv(n, 64) * split < 2 * sms and chunks >= 4 * split:
         split *= 2
-    return SkinnyW4Config(64, split, 4, 2, scaled_first=False)
+    if m <= 16:
+        return SkinnyW4Config(64, split, 1, 4, 3, 0)
+    if m <= 32:
+        return SkinnyW4Config(64, split, 2, 4, 3, 0)
+    return SkinnyW4Config(128, split, 4, 8, 3, 0)
 
 
 def skinny_w4(
@@ -178,7 +205,8 @@ def skinny_w4(
         BLOCK_M=block_m,
         BLOCK_N=config.block_n,
         SPLIT_K=config.split_k,
-        SCALED_FIRST=config.scaled_first,
+        PARTS=config.parts,
+        LINES=config.lines,
         EVEN=k == chunks * 4 * group,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
