@@ -124,8 +124,7 @@ class EngineConfig:
     quantization: str | None = _flag(
         None,
         "model",
-        "round float weights at load: w4 or w8 (CPU), w4, fp8, fp8_per_channel, fp8_per_tensor or "
-        "fp8_per_block (GPU); or the checkpoint's own method",
+        "round weights at load: w4, w8 (CPU); w4, fp8, fp8_per_{channel,tensor,block} (GPU)",
         short="-q",
         common=True,
     )
