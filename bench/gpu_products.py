@@ -28,7 +28,7 @@ from octavo.kernels.gpu.gemv_fp8 import GemvFp8Config, gemv_fp8
 from octavo.kernels.gpu.launch import block_rows, set_pdl
 from octavo.kernels.gpu.ops import compile_only
 from octavo.kernels.gpu.quantize_fp8 import FP8, quantize_rows
-from octavo.kernels.gpu.skinny_fp8 import SkinnyFp8Config, skinny_fp8
+from octavo.kernels.gpu.skinny_8bit import Skinny8BitConfig, skinny_8bit
 from octavo.kernels.gpu.skinny_w4 import SkinnyW4Config, skinny_w4
 
 SHAPES = {
@@ -74,14 +74,14 @@ def skinny_w4_tiles(rows: int) -> Iterator[SkinnyW4Config]:
             yield SkinnyW4Config(n, split, parts, warps, stages, lines)
 
 
-def skinny_fp8_tiles(rows: int, nbytes: int) -> Iterator[SkinnyFp8Config]:
+def skinny_8bit_tiles(rows: int, nbytes: int) -> Iterator[Skinny8BitConfig]:
     width = block_rows(rows)
     for (n, warps), k, split, stages in itertools.product(
         WARPS, (128, 256), (1, 2, 4, 8), (3, 4, 5, 6)
     ):
         shared = stages * (n * k + k * width * nbytes)
         if shared < SHARED and not (n < 64 and (rows > 32 or nbytes == 1)) and k + stages < 262:
-            yield SkinnyFp8Config(n, k, split, warps, stages)
+            yield Skinny8BitConfig(n, k, split, warps, stages)
 
 
 SHARED = 220 << 10
@@ -125,19 +125,19 @@ class Fp8:
             for tile in fp8_gemv_tiles() if sweep else (None,):
                 yield "gemv", tile, lambda x, i, y, t=tile: gemv_fp8(x, w[i], s, None, y, config=t)
         if rows <= 64:
-            for tile in skinny_fp8_tiles(rows, 2) if sweep else (None,):
+            for tile in skinny_8bit_tiles(rows, 2) if sweep else (None,):
                 if fits(tile, n, k):
                     yield (
                         "skinny 16",
                         tile,
-                        lambda x, i, y, t=tile: skinny_fp8(x, None, w[i], s, None, y, config=t),
+                        lambda x, i, y, t=tile: skinny_8bit(x, None, w[i], s, None, y, config=t),
                     )
-        for tile in skinny_fp8_tiles(rows, 1) if sweep and rows >= 8 else (None,):
+        for tile in skinny_8bit_tiles(rows, 1) if sweep and rows >= 8 else (None,):
             if fits(tile, n, k):
                 yield (
                     "skinny 8",
                     tile,
-                    lambda x, i, y, t=tile: skinny_fp8(
+                    lambda x, i, y, t=tile: skinny_8bit(
                         *self.rounded(x), w[i], s, None, y, config=t
                     ),
                 )

@@ -1,6 +1,6 @@
-"""GGUF's blocks of 4 bits taken apart: integers, and what they are multiplied by and added to.
+"""GGUF's blocks taken apart: integers, and what groups are multiplied by and added to.
 
-For backends whose kernels have one layout for all formats of 4 bits.
+For backends whose kernels have one layout for all formats of so many bits.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .gguf import _f16, _k_scales, _nibbles
+from .gguf import _as, _f16, _k_scales, _nibbles
 
 
 class Groups(NamedTuple):
@@ -59,3 +59,20 @@ def four_bit_groups(kind: str, blocks: Tensor) -> Groups:
     return Groups(
         q.reshape(n, -1), scale.reshape(n, -1), None if offset is None else offset.reshape(n, -1)
     )
+
+
+def _q8_0(b: Tensor) -> tuple[Tensor, Tensor]:
+    return _as(b[:, 2:], torch.int8), _as(b[:, :2], torch.float16)
+
+
+EIGHT_BITS: dict[str, tuple[int, Callable[[Tensor], tuple[Tensor, Tensor]]]] = {
+    "Q8_0": (34, _q8_0),
+}
+
+
+def eight_bit_groups(kind: str, blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """(q int8 [N, K], scale float16 [N, K / 32]) of blocks of one of EIGHT_BITS: w = q * scale."""
+    n = blocks.shape[0]
+    nbytes, take_apart = EIGHT_BITS[kind]
+    q, scale = take_apart(blocks.reshape(-1, nbytes))
+    return q.reshape(n, -1), scale.reshape(n, -1)

@@ -53,6 +53,18 @@ def num_sms(device: torch.device) -> int:
     return _num_sms(device.index if device.index is not None else torch.cuda.current_device())
 
 
+@functools.cache
+def _shared_bytes(device_index: int) -> int:
+    return int(torch.cuda.get_device_properties(device_index).shared_memory_per_block_optin)
+
+
+def shared_bytes(device: torch.device) -> int:
+    """Shared memory that one program may have; a Hopper's for the CPU under the interpreter."""
+    if device.type != "cuda":
+        return 227 << 10
+    return _shared_bytes(device.index if device.index is not None else torch.cuda.current_device())
+
+
 _counters: dict[torch.device, torch.Tensor] = {}
 
 

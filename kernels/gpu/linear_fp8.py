@@ -1,11 +1,11 @@
 """Fp8Weight: 8-bit floats on a GPU, by the number of rows.
 
 - one row: ``gemv_fp8``;
-- up to MAX_FLOAT_ROWS: ``skinny_fp8``, activations as they are;
-- beyond: activations rounded to 8 bits, a scale a row: ``skinny_fp8`` up to MAX_SKINNY_ROWS, then
-  cuBLAS;
-- scales of blocks, weights to be computed with exactly, and shapes that cuBLAS does not take:
-  dequantized beyond MAX_FLOAT_ROWS.
+- up to MAX_FLOAT_ROWS: ``skinny_8bit``, activations as they are;
+- beyond: activations rounded to 8 bits, a scale a row: ``skinny_8bit`` up to MAX_SKINNY_ROWS, then
+  cuBLAS, or dequantized where cuBLAS does not take the shape;
+- with scales of blocks, or to be computed with exactly: activations as they are in ``skinny_8bit``
+  up to MAX_SKINNY_ROWS, then dequantized.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from collections.abc import Sequence
 import torch
 
 from ..weights import Planes
-from .dequantize_fp8 import dequantize_fp8
+from .dequantize_8bit import dequantize_8bit
 from .gemv_fp8 import gemv_fp8
 from .linear_quantized import QuantizedWeight
 from .quantize_fp8 import FP8, quantize_rows
-from .skinny_fp8 import skinny_fp8
+from .skinny_8bit import skinny_8bit
 
 # bench/gpu_products.py --kinds fp8 --sweep; bench/results/h200-quantized.md.
-MAX_FLOAT_ROWS = 32
+MAX_FLOAT_ROWS = 16
 MAX_SKINNY_ROWS = 64
 # Rows and columns of a weight that share a scale in files with scales of blocks.
 BLOCK = 128
@@ -33,10 +33,11 @@ _UNIT = 16
 class Fp8Weight(QuantizedWeight):
     """q e4m3 [N, K]; scales float32 [N], or [ceil(N / 128), ceil(K / 128)] of blocks."""
 
-    __slots__ = ("exact", "q", "scales")
+    __slots__ = ("_block", "exact", "q", "scales")
 
     def __init__(self, q: torch.Tensor, scales: torch.Tensor, exact: bool = False) -> None:
         self.q, self.scales, self.exact = q, scales, exact
+        self._block = (0, 0) if scales.ndim == 1 else (BLOCK, BLOCK)
         self.shape = (q.shape[0], q.shape[1])
         self.format = "FP8"
         self.nbytes = q.nbytes + scales.nbytes
@@ -54,14 +55,17 @@ class Fp8Weight(QuantizedWeight):
         if rows == 1 and k % 4 == 0:
             gemv_fp8(x, self.q, self.scales, bias, y, residual=residual)
             return True
-        if rows <= MAX_FLOAT_ROWS:
-            skinny_fp8(x, None, self.q, self.scales, bias, y, residual=residual)
+        rounds = not self.exact and self.scales.ndim == 1
+        if rows <= (MAX_FLOAT_ROWS if rounds else MAX_SKINNY_ROWS):
+            skinny_8bit(
+                x, None, self.q, self.scales, bias, y, scale_block=self._block, residual=residual
+            )
             return True
-        if self.exact or self.scales.ndim == 2:
+        if not rounds:
             return False
         if rows <= MAX_SKINNY_ROWS:
             x8, scale = quantize_rows(x)
-            skinny_fp8(x8, scale, self.q, self.scales, bias, y, residual=residual)
+            skinny_8bit(x8, scale, self.q, self.scales, bias, y, residual=residual)
             return True
         if not (x.is_cuda and y.dtype == torch.bfloat16) or n % _UNIT or k % _UNIT:
             return False
@@ -83,7 +87,7 @@ class Fp8Weight(QuantizedWeight):
         return True
 
     def floats(self, dtype: torch.dtype) -> torch.Tensor:
-        return dequantize_fp8(self.q, self.scales, dtype)
+        return dequantize_8bit(self.q, self.scales, dtype, self._block)
 
     def select(self, ids: torch.Tensor) -> torch.Tensor:
         found = self.q.view(torch.uint8).index_select(0, ids).view(FP8)

@@ -6,18 +6,21 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..formats.gguf_groups import FOUR_BITS
+from ..formats.gguf_groups import EIGHT_BITS, FOUR_BITS
 from ..reference import stack_dense
 from ..weights import Planes, Stored, Weight, stacked_shape
 from .linear import GpuWeight
 from .linear_fp8 import prepare_fp8
 from .linear_w4 import prepare_gguf, prepare_w4
+from .linear_w8 import prepare_gguf8, prepare_w8
 
 # A format -> the weight of such parts; None for parts that it has no form for.
 _FORMS: dict[str, Callable[[Sequence[Planes], bool], Weight | None]] = {
     "FP8": prepare_fp8,
     "INT4": prepare_w4,
+    "INT8": prepare_w8,
     **dict.fromkeys(FOUR_BITS, prepare_gguf),
+    **dict.fromkeys(EIGHT_BITS, prepare_gguf8),
 }
 # Of activations that kernels for quantized weights take; float32 is for exact arithmetic.
 _HALVES = (torch.bfloat16, torch.float16)

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import block_rows, cdiv, counters, num_sms, pdl_options
+from .launch import block_rows, cdiv, counters, num_sms, pdl_options, shared_bytes
 from .prefetch import prefetch_lines
 from .skinny import finish_tile
 from .w4 import W4
@@ -147,19 +147,37 @@ def skinny_w4_kernel(
     )
 
 
-def plan_skinny_w4(m: int, n: int, chunks: int, sms: int) -> SkinnyW4Config:
-    """The tile of m rows times a weight of n rows and so many chunks a row.
+def plan_skinny_w4(m: int, n: int, chunks: int, group: int, device: torch.device) -> SkinnyW4Config:
+    """The tile of m rows times a weight of n rows and so many chunks of four groups a row.
 
     ``bench/gpu_products.py --kinds w4 --sweep`` prints the alternatives.
     """
+    fills = cdiv(n, 64) >= 2 * num_sms(device)
     split = 1
-    while split < 4 and cdiv(n, 64) * split < 2 * sms and chunks >= 4 * split:
+    while not fills and split < 4 and chunks >= 4 * split:
         split *= 2
-    if m <= 16:
-        return SkinnyW4Config(64, split, 1, 4, 3, 0)
-    if m <= 32:
-        return SkinnyW4Config(64, split, 2, 4, 3, 0)
-    return SkinnyW4Config(128, split, 4, 8, 3, 0)
+    if m <= 8:
+        # Instructions of one warp, and many small programs, where there are few rows to share out.
+        config = SkinnyW4Config(*((64, 1, 1, 4, 3, 4) if fills else (32, split, 1, 2, 4, 0)))
+    elif m <= 16:
+        config = SkinnyW4Config(
+            *((64, min(chunks, 2), 2, 4, 3, 0) if fills else (64, split, 1, 4, 3, 0))
+        )
+    elif m <= 32:
+        config = SkinnyW4Config(*((64, 1, 1, 4, 2, 0) if fills else (64, split, 2, 4, 3, 0)))
+    else:
+        config = SkinnyW4Config(64, min(split, 2), 2, 4, 3, 0)
+    config = config._replace(parts=min(config.parts, group // 16))
+    # Words and activations of all steps ahead, within what a program may have.
+    row_bytes = 2 * group * config.block_n + 8 * group * block_rows(m)
+    while config.num_stages * row_bytes // config.parts > shared_bytes(device):
+        if config.num_stages > 2:
+            config = config._replace(num_stages=config.num_stages - 1)
+        elif config.parts < group // 16:
+            config = config._replace(parts=2 * config.parts)
+        else:
+            break
+    return config
 
 
 def skinny_w4(
@@ -174,7 +192,7 @@ def skinny_w4(
     """residual + x [M, K] @ weight.T + bias -> y [M, N], filled and returned."""
     m, k = x.shape
     n, chunks, group = weight.shape[0], weight.chunks, weight.group
-    config = config or plan_skinny_w4(m, n, chunks, num_sms(x.device))
+    config = config or plan_skinny_w4(m, n, chunks, group, x.device)
     tiles = cdiv(n, config.block_n)
     block_m = block_rows(m)
     if config.split_k > 1:

@@ -18,8 +18,9 @@ from octavo.kernels.gpu.linear import GpuWeight  # noqa: E402
 from octavo.kernels.gpu.linear_fp8 import Fp8Weight  # noqa: E402
 from octavo.kernels.gpu.linear_quantized import QuantizedWeight  # noqa: E402
 from octavo.kernels.gpu.linear_w4 import W4Weight  # noqa: E402
+from octavo.kernels.gpu.linear_w8 import W8Weight  # noqa: E402
 from octavo.kernels.gpu.quantize_fp8 import FP8, quantize_rows  # noqa: E402
-from octavo.kernels.gpu.skinny_fp8 import SkinnyFp8Config, skinny_fp8  # noqa: E402
+from octavo.kernels.gpu.skinny_8bit import Skinny8BitConfig, skinny_8bit  # noqa: E402
 from octavo.kernels.gpu.skinny_w4 import SkinnyW4Config, skinny_w4  # noqa: E402
 from octavo.kernels.weights import Norm, Planes, quantize  # noqa: E402
 
@@ -145,17 +146,28 @@ def test_gemv_fp8(n: int, k: int, blocked: bool) -> None:
 @pytest.mark.parametrize(
     ("n", "k", "rows", "split"), [(37, 72, 2, 1), (130, 384, 5, 2), (300, 200, 19, 2)]
 )
-def test_skinny_fp8(n: int, k: int, blocked: bool, rows: int, split: int) -> None:
+def test_skinny_8bit(n: int, k: int, blocked: bool, rows: int, split: int) -> None:
     weight = make_fp8(n, k, blocked)
     x, bias, residual = randn(rows, k), randn(n), randn(rows, n)
-    config = SkinnyFp8Config(16, 64, split, 4, 3)
+    config = Skinny8BitConfig(16, 64, split, 4, 3)
     want = x.float() @ weight.dequantize().T + bias.float() + residual.float()
     y = torch.empty(rows, n, dtype=HALF, device=DEVICE)
-    skinny_fp8(x, None, weight.q, weight.scales, bias, y, residual=residual, config=config)
+    block = (128, 128) if blocked else (0, 0)
+    skinny_8bit(
+        x,
+        None,
+        weight.q,
+        weight.scales,
+        bias,
+        y,
+        scale_block=block,
+        residual=residual,
+        config=config,
+    )
     assert error_of(y, want) < TOLERANCE[HALF]
     x8, scale = quantize_rows(x)
     want = (x8.float() * scale[:, None]) @ weight.dequantize().T
-    skinny_fp8(x8, scale, weight.q, weight.scales, None, y, config=config)
+    skinny_8bit(x8, scale, weight.q, weight.scales, None, y, scale_block=block, config=config)
     assert error_of(y, want) < TOLERANCE[HALF]
 
 
@@ -178,6 +190,9 @@ def test_rows_are_rounded_to_their_largest(rows: int, width: int, gate: str) -> 
 def weights_of(n: int, k: int) -> list[QuantizedWeight]:
     made: list[QuantizedWeight] = [make_fp8(n, k, blocked) for blocked in (False, True)]
     made += [W4Weight(make_w4(n, k, 32, kind)) for kind in ("", "zero", "add")]
+    q = torch.randint(-128, 128, (n, k), device=DEVICE, dtype=torch.int8)
+    made += [W8Weight(q, torch.rand(n, device=DEVICE) / 99, 0)]
+    made += [W8Weight(q, (torch.rand(n, k // 32, device=DEVICE) / 99).half(), 32)]
     order = torch.randperm(k, device=DEVICE)
     return [*made, W4Weight(make_w4(n, k, 32, "zero"), order)]
 
@@ -288,6 +303,27 @@ def test_ggufs_kinds_of_4_bits_stay_so(kind: str) -> None:
     for rows in (1, 3):
         x = randn(rows, 256)
         assert error_of(weight.linear(x), x.float() @ want.T) < TOLERANCE[HALF]
+
+
+def test_integers_of_8_bits_stay_so() -> None:
+    def part(n: int, groups: int, zero: int | None) -> Planes:
+        q = torch.randint(0, 256, (n, 128), device=DEVICE, dtype=torch.uint8)
+        found = {"q": q, "scale": randn(n, groups) * 0.01}
+        if zero is not None:
+            found["zero"] = torch.full((n, groups), zero, dtype=torch.uint8, device=DEVICE)
+        else:
+            found["q"] = q.view(torch.int8)
+        return Planes("INT8", found, (n, 128), dtype=HALF)
+
+    assert check_planes([part(10, 1, None), part(6, 1, 128)], W8Weight).scales.shape == (16,)
+    assert check_planes([part(10, 2, 128), part(6, 4, None)], W8Weight).scales.shape == (16, 4)
+    check_planes([part(10, 2, 127)], GpuWeight)
+    blocks = quantize(torch.randn(10, 96), "Q8_0").planes["blocks"].to(DEVICE)
+    found = check_planes([Planes("Q8_0", {"blocks": blocks}, (10, 96), dtype=HALF)], W8Weight)
+    ids = torch.tensor([9, -1, 3], dtype=torch.int32, device=DEVICE)
+    want = found.dequantize()[[9, 0, 3]]
+    want[1] = 0
+    assert torch.equal(found.rows(ids), want)
 
 
 def fp8(n: int, k: int, scale: torch.Tensor, **planes: torch.Tensor) -> Planes:

@@ -14,6 +14,8 @@ import torch
 from fidelity import make_prompt
 from test_schemes_files import BY_NAME, save
 
+from tiny_encoders import save_tokenizer
+
 gpu = pytest.importorskip("octavo.kernels.gpu.ops")
 from octavo.config import EngineConfig  # noqa: E402
 from octavo.errors import ModelLoadError  # noqa: E402
@@ -48,6 +50,9 @@ KEPT = {
     "fp8-tensor": ("FP8", "FP8"),
     "fbgemm-fp8": ("FP8", "FP8"),
     "modelopt-fp8": ("FP8", "FP8"),
+    "gptq-8bit-v1": ("F16", "F16"),
+    "ct-w8-sym": ("INT8", "INT8"),
+    "ct-int8": ("INT8", "INT8"),
     "bnb-nf4": ("F16", "F16"),
 }
 
@@ -143,6 +148,8 @@ def test_log_probabilities_are_as_near_as_bfloat16s(
 ) -> None:
     """Steps of one row, of few and of a prompt's; weights alone are rounded in all of them."""
     path, twin = save(BY_NAME[name], save_tiny, tmp_path)
+    for folder in (path, twin):
+        save_tokenizer(folder)
     options: dict[str, Any] = {
         "device": "cuda",
         "max_model_len": 256,
@@ -151,13 +158,12 @@ def test_log_probabilities_are_as_near_as_bfloat16s(
     exact = LLM(str(twin), dtype="float32", **options)
     rounded = LLM(str(twin), dtype="bfloat16", **options)
     kept = LLM(str(path), dtype="bfloat16", **options)
-    for length in (3, 20, 100):
-        prompt = make_prompt(length)
-        bound = float(errors(rounded, exact, prompt).mean())
-        found = float(errors(kept, exact, prompt).mean())
-        # Activations are rounded to 8 bits in steps of more rows than 32: 4 bits of mantissa each.
-        wide = length > 32 and KEPT[name][1] == "FP8"
-        assert found < (6 if wide else 1.2) * bound + 2e-3
+    prompts = [make_prompt(length) for length in (3, 12, 40, 100)]
+    bound = torch.cat([errors(rounded, exact, prompt) for prompt in prompts]).mean()
+    found = torch.cat([errors(kept, exact, prompt) for prompt in prompts]).mean()
+    # Activations are rounded to 8 bits, 4 of mantissa less, in steps of more rows than 16.
+    rounds = KEPT[name][1] == "FP8" and "block" not in name
+    assert found < (25 if rounds else 1.2) * bound, (found, bound)
 
 
 @pytest.mark.gpu
@@ -167,6 +173,7 @@ def test_rounded_models_answer_alike_alone_and_together(
     asked: str, save_tiny: Callable[..., Any]
 ) -> None:
     path, _ = save_tiny("Llama", hidden_size=256, intermediate_size=384)
+    save_tokenizer(path)
     llm = LLM(
         str(path), device="cuda", dtype="bfloat16", quantization=asked, max_model_len=256,
         num_gpu_blocks_override=256,

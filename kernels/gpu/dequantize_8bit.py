@@ -1,4 +1,4 @@
-"""dequantize_fp8: a weight of 8-bit floats in wider ones, for products of many rows."""
+"""dequantize_8bit: a weight of 8 bits an element in wider floats, for products of many rows."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ BLOCK_N, BLOCK_K = 16, 256
 
 
 @triton.jit
-def dequantize_fp8_kernel(
+def dequantize_8bit_kernel(
     weight,  # [N, K]
-    scales,  # [N], or [ceil(N / 128), K_BLOCKS]: float32
+    scales,  # [N], or [ceil(N / SCALE_ROWS), K_BLOCKS]
     y,  # [N, K]
     N,
     K,
     K_BLOCKS,
-    BLOCKED: tl.constexpr,
+    SCALE_ROWS: tl.constexpr,  # of a block of one scale; 0: one a row
+    SCALE_COLS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PDL: tl.constexpr,
@@ -28,10 +29,11 @@ def dequantize_fp8_kernel(
     k = (tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K))[None, :]
     mask = (n < N) & (k < K)
     w = tl.load(weight + n * K + k, mask=mask, other=0.0).to(tl.float16).to(tl.float32)
-    if BLOCKED:
-        w *= tl.load(scales + n // 128 * K_BLOCKS + k // 128, mask=mask, other=0.0)
+    if SCALE_ROWS == 0:
+        w *= tl.load(scales + n, mask=n < N, other=0.0).to(tl.float32)
     else:
-        w *= tl.load(scales + n, mask=n < N, other=0.0)
+        at = n // SCALE_ROWS * K_BLOCKS + k // SCALE_COLS
+        w *= tl.load(scales + at, mask=mask, other=0.0).to(tl.float32)
     if PDL:
         # The memory written may still be read by what runs before.
         tl.extra.cuda.gdc_launch_dependents()
@@ -39,20 +41,25 @@ def dequantize_fp8_kernel(
     tl.store(y + n * K + k, w.to(y.dtype.element_ty), mask=mask)
 
 
-def dequantize_fp8(weight: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """weight e4m3 [N, K] times its scales, in dtype; scales as ``linear_fp8.Fp8Weight``'s."""
+def dequantize_8bit(
+    weight: torch.Tensor,
+    scales: torch.Tensor,
+    dtype: torch.dtype,
+    scale_block: tuple[int, int] = (0, 0),
+) -> torch.Tensor:
+    """weight e4m3 or int8 [N, K] times its scales, in dtype; as ``skinny_8bit`` takes them."""
     n, k = weight.shape
     y = torch.empty((n, k), dtype=dtype, device=weight.device)
-    blocked = scales.ndim == 2
     if n and k:
-        dequantize_fp8_kernel[(cdiv(n, BLOCK_N), cdiv(k, BLOCK_K))](
+        dequantize_8bit_kernel[(cdiv(n, BLOCK_N), cdiv(k, BLOCK_K))](
             weight,
             scales,
             y,
             n,
             k,
-            scales.shape[1] if blocked else 0,
-            BLOCKED=blocked,
+            scales.shape[1] if scale_block[0] else 0,
+            SCALE_ROWS=scale_block[0],
+            SCALE_COLS=scale_block[1],
             BLOCK_N=BLOCK_N,
             BLOCK_K=BLOCK_K,
             num_warps=4,
