@@ -5,13 +5,14 @@
 #                  [startup] [tests] [mesh] [embeddings] [latency] [context] [loading]
 #
 # MODELS="llama-3.1-8b ..." chooses the configs, REPEAT the runs of each load, ONE_STREAM=1 only one
-# of serve's loads. The default took 415 s of an H100, tests 180. Everything is written to $OUT
+# of serve's loads, FLAGS="-q fp8" adds to what serve and latency start with. The default took 415 s of an H100, tests 180. Everything is written to $OUT
 # (default: bench/out). A part that fails does not stop the next; the exit status tells. Weights are
 # random; nothing is downloaded.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-bench/out}
 REPEAT=${REPEAT:-3}
+FLAGS=${FLAGS:-}
 MODELS=${MODELS:-"llama-3.1-8b llama-3.2-1b smollm2-135m"}
 PYTHON=${PYTHON:-python3}
 PORT=${PORT:-8377}
@@ -21,7 +22,8 @@ status=0
 seed=0
 fail() { echo "FAILED: $*"; status=1; }
 
-SERVER=(--max-model-len 8192 --max-num-seqs 256 --gpu-memory-utilization 0.9)
+# shellcheck disable=SC2206  # words, as a shell splits them
+SERVER=(--max-model-len 8192 --max-num-seqs 256 --gpu-memory-utilization 0.9 $FLAGS)
 
 # In several processes: most of the time goes to compiling kernels, each on one core.
 tests() {
@@ -87,9 +89,9 @@ latency() {
   for model in $MODELS; do
     for batch in ${BATCHES:-1 64 256}; do
       timeout 120 "$PYTHON" -m octavo bench latency --model "bench/configs/$model" \
-        --load-format dummy --max-model-len 8192 --batch-size "$batch" --input-len 128 \
+        --load-format dummy --max-model-len 8192 $FLAGS --batch-size "$batch" --input-len 128 \
         --output-len 128 --num-iters 2 --repeat 1 --trace "$OUT/trace-$model-$batch.json" \
-        --title "$model: batch $batch, 128/128, in process" --markdown "$OUT/latency.md" \
+        --title "$model${FLAGS:+ $FLAGS}: batch $batch, 128/128, in process" --markdown "$OUT/latency.md" \
         || fail "latency $model $batch"
     done
   done
@@ -127,7 +129,7 @@ load() {
   # Prompts no other load has sent: the prefix cache must not answer.
   seed=$((seed + 100))
   timeout 300 "$PYTHON" -m octavo bench serve --seed "$seed" --base-url "http://127.0.0.1:$PORT" \
-    --repeat "$REPEAT" --num-processes 8 --title "$model: $name" --markdown "$OUT/serve.md" \
+    --repeat "$REPEAT" --num-processes 8 --title "$model${FLAGS:+ $FLAGS}: $name" --markdown "$OUT/serve.md" \
     --json "$OUT/serve-$model.${name//[^a-z0-9]/-}.json" "$@" || fail "$model $name"
 }
 

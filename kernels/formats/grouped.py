@@ -136,6 +136,39 @@ def same_group_map(
     return group_map(k, size, device) if torch.equal(stored, plain) else {"group": stored}
 
 
+def round_to_fp8(weight: Tensor, block: tuple[int, int]) -> dict[str, Tensor]:
+    """Round a float weight [N, K] to e4m3, its planes: the largest of a block becomes 448.
+
+    block: (rows, columns) of one scale, which N and K need not be multiples of.
+    """
+    (n, k), (rows, columns) = weight.shape, block
+    shape = (-(-n // rows), -(-k // columns))
+    padded = torch.nn.functional.pad(weight, (0, -k % columns, 0, -n % rows))
+    blocks = padded.view(shape[0], rows, shape[1], columns)
+    scale = blocks.abs().amax((1, 3)).float() / torch.finfo(torch.float8_e4m3fn).max
+    scale = torch.where(scale == 0, 1.0, scale)
+    q = (blocks.float() / scale[:, None, :, None]).view(padded.shape)[:n, :k]
+    planes = {"q": q.to(torch.float8_e4m3fn), "scale": scale.repeat_interleave(rows, 0)[:n]}
+    return {**planes, **group_map(k, columns, weight.device)}
+
+
+def round_to_int4(weight: Tensor, size: int) -> dict[str, Tensor]:
+    """Round a float weight [N, K] to 4 bits with zero points, per group of ``size`` columns.
+
+    Scales are float16. K must be a multiple of ``size``.
+    """
+    n, k = weight.shape
+    groups = weight.float().view(n, k // size, size)
+    # Zero is one of the numbers, so that a zero point is.
+    low, high = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)
+    scale = ((high - low) / 15).half()
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    step = scale.float()
+    zero = (-low / step).round().clamp(0, 15)
+    q = (groups / step[:, :, None] + zero[:, :, None]).round().clamp(0, 15)
+    return {"q": q.to(torch.uint8).view(n, k), "scale": scale, "zero": zero.to(torch.uint8)}
+
+
 _INTEGERS = (torch.uint8, torch.int8)
 GROUPED_FORMATS: dict[str, GroupedFormat] = {
     found.name: found

@@ -8,14 +8,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 
 from ..formats.dense import DENSE_FORMATS
-from ..reference import stack_dense
-from ..weights import Norm, Stored, Weight
+from ..weights import Norm, Weight
 from .activation import GATED_KINDS, gated_activation
 from .embedding import embedding
 from .gemv import MANY_OUTPUTS, gemv
@@ -90,14 +87,14 @@ def linear(
         assert isinstance(normed, torch.Tensor)
         x = normed
     if gate:
-        gated = gated_activation(_product(x, weight, bias, rows, n, x.dtype), gate)
+        gated = gated_activation(dense_product(x, weight, bias, rows, n, x.dtype), gate)
         return gated if residual is None else residual.add_(gated)
     if residual is not None:
-        return _add_product(x, weight, bias, residual, rows, n)
-    return _product(x, weight, bias, rows, n, out_dtype or x.dtype)
+        return add_product(x, weight, bias, residual, rows, n)
+    return dense_product(x, weight, bias, rows, n, out_dtype or x.dtype)
 
 
-def _product(
+def dense_product(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
@@ -105,6 +102,7 @@ def _product(
     n: int,
     dtype: torch.dtype,
 ) -> torch.Tensor:
+    """x @ weight.T + bias [rows, n] in dtype."""
     way = plan_linear(rows, n, x.dtype)
     if way in ("gemv", "skinny"):
         y = torch.empty((rows, n), dtype=dtype, device=x.device)
@@ -121,7 +119,7 @@ def _product(
     return y if bias is None else y.add_(bias)
 
 
-def _add_product(
+def add_product(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
@@ -129,6 +127,7 @@ def _add_product(
     rows: int,
     n: int,
 ) -> torch.Tensor:
+    """residual + x @ weight.T + bias, written into the residual [rows, n]."""
     way = plan_linear(rows, n, x.dtype)
     if way in ("gemv", "skinny"):
         return (gemv if way == "gemv" else skinny)(x, weight, bias, residual, residual=residual)
@@ -159,7 +158,7 @@ def _check_linear(
 
 
 class GpuWeight(Weight):
-    """A dense weight [N, K]; quantized ones are dequantized to their planes' dtype."""
+    """A dense weight [N, K]."""
 
     __slots__ = ("format", "nbytes", "shape", "tensor")
 
@@ -193,14 +192,3 @@ class GpuWeight(Weight):
 
     def dequantize(self) -> torch.Tensor:
         return self.tensor.float()
-
-
-def prepare(parts: Sequence[Stored], *, exact: bool = False) -> GpuWeight:
-    """One dense contiguous weight [N, K] of its parts, stacked along N.
-
-    exact: quantized weights meet float activations; always so here.
-
-    Raises:
-        ValueError: parts that do not stack.
-    """
-    return GpuWeight(stack_dense(parts).contiguous())

@@ -13,10 +13,11 @@ from .attention import paged_attention
 from .compile_only import compile_only
 from .embedding import embedding
 from .launch import set_pdl
-from .linear import linear, prepare
+from .linear import linear
 from .mask_logits import mask_logits
 from .moe import moe, prepare_experts
 from .norm import layer_norm, rms_norm
+from .prepare import prepare
 from .rope import qk_norm_rope_store_kv
 from .rope_decode_attention import max_rope_decodes, rope_decode_attention
 from .sample import sample

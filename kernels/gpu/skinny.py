@@ -51,7 +51,6 @@ def skinny_kernel(
 ):
     tile = tl.program_id(0)
     part = tl.program_id(1)
-    num_tiles = tl.num_programs(0)
     rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.arange(0, BLOCK_M)
     cols = tl.arange(0, BLOCK_K)
@@ -73,11 +72,49 @@ def skinny_kernel(
         )
         xk = tl.load(x_tiles + k, mask=in_m & in_k[:, None], other=0.0)
         acc = tl.dot(w, xk, acc, input_precision="ieee")
-    n = rows[:, None]
+    finish_tile(
+        acc,
+        bias,
+        residual,
+        y,
+        partial,
+        counters,
+        M,
+        N,
+        HAS_BIAS,
+        HAS_RESIDUAL,
+        BLOCK_M,
+        BLOCK_N,
+        SPLIT_K,
+    )
+
+
+@triton.jit
+def finish_tile(
+    acc,  # [BLOCK_N, BLOCK_M] float32: of tile program_id(0), part program_id(1) of K
+    bias,
+    residual,
+    y,
+    partial,
+    counters,
+    M,
+    N,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+):
+    """Adds up the parts of K in the last program of a tile, then bias and residual; stores."""
+    tile = tl.program_id(0)
+    part = tl.program_id(1)
+    num_tiles = tl.num_programs(0)
+    n = (tile * BLOCK_N + tl.arange(0, BLOCK_N))[:, None]
+    m = tl.arange(0, BLOCK_M)[None, :]
     if SPLIT_K == 1:
-        _finish(acc, bias, residual, y, n, m[None, :], M, N, HAS_BIAS, HAS_RESIDUAL)
+        _finish(acc, bias, residual, y, n, m, M, N, HAS_BIAS, HAS_RESIDUAL)
     else:
-        inner = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + m[None, :]
+        inner = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + m
         tl.store(partial + (part * num_tiles + tile) * (BLOCK_N * BLOCK_M) + inner, acc)
         # All threads' stores come before the count; the count orders them for the last arriver.
         tl.debug_barrier()
@@ -87,7 +124,7 @@ def skinny_kernel(
             for p in tl.static_range(SPLIT_K):
                 there = p * num_tiles + tile
                 acc += tl.load(partial + there * (BLOCK_N * BLOCK_M) + inner, cache_modifier=".cg")
-            _finish(acc, bias, residual, y, n, m[None, :], M, N, HAS_BIAS, HAS_RESIDUAL)
+            _finish(acc, bias, residual, y, n, m, M, N, HAS_BIAS, HAS_RESIDUAL)
             tl.store(counters + tile, 0)
 
 

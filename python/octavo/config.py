@@ -124,7 +124,7 @@ class EngineConfig:
     quantization: str | None = _flag(
         None,
         "model",
-        "w4 or w8: round float weights to 4 or 8 bits at load (CPU)",
+        "round weights at load: w4, w8 (CPU); w4, fp8, fp8_per_{channel,tensor,block} (GPU)",
         short="-q",
         common=True,
     )

@@ -99,7 +99,7 @@ _ALL: Final[list[Row]] = [
     *_refused("octavo reads the config.json beside the weights", "hf_config_path"),
     *_rows("octavo never runs a checkpoint's code", "code_revision"),
     *_refused(
-        "octavo quantizes by --quantization w4 or w8, and takes what a checkpoint holds",
+        "octavo quantizes by --quantization w4, w8 or fp8, and takes what a checkpoint holds",
         "quantization_config",
         "object",
     ),

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from octavo._core import GgufFile
+from octavo.checkpoints import quantize as quantize_module
 from octavo.checkpoints.dummy import DummyWeights
 from octavo.checkpoints.gguf import GgufWeights
-from octavo.checkpoints.quantize import QuantizedWeights
+from octavo.checkpoints.quantize import ROUNDINGS, QuantizedWeights
 from octavo.checkpoints.safetensors import SafetensorsWeights
 from octavo.checkpoints.schemes.dense import DenseScheme
 from octavo.checkpoints.schemes.registry import find_scheme
@@ -137,6 +138,55 @@ def test_embeddings_and_the_head_keep_eight_bits(
     assert isinstance(embedding, Planes)
     assert isinstance(projection, Planes)
     assert (embedding.format, projection.format) == ("Q8_0", "Q4_1")
+
+
+@pytest.mark.parametrize(
+    ("rounding", "shape", "groups", "error"),
+    [
+        ("FP8 by channel", (10, 60), 1, 0.03),
+        ("FP8 by tensor", (10, 60), 1, 0.03),
+        ("FP8 by block", (300, 200), 2, 0.03),
+        ("INT4", (10, 256), 2, 0.12),
+    ],
+)
+def test_float_matrices_are_rounded(
+    rounding: str, shape: tuple[int, int], groups: int, error: float
+) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(shape).bfloat16()
+    weight[1] = 0
+    weight[2] = weight[2].abs() + 1  # all of one sign
+    found = ROUNDINGS[rounding].round(weight)
+    assert found.dtype == torch.bfloat16
+    assert found.planes["scale"].shape == (shape[0], groups)
+    rounded, exact = found.dequantize(), weight.float()
+    assert 0 < (rounded - exact).norm() / exact.norm() < error
+    assert not rounded[1].any()
+    if rounding == "FP8 by tensor":
+        assert found.planes["scale"].unique().numel() == 1
+        assert rounded.abs().max() == exact.abs().max()
+
+
+@pytest.mark.parametrize("rounding", ["FP8 by channel", "FP8 by tensor", "FP8 by block"])
+def test_rows_are_rounded_a_few_at_a_time(rounding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(600, 200)
+    whole = ROUNDINGS[rounding].round(weight)
+    monkeypatch.setattr(quantize_module, "_ROWS", 256)
+    found = quantize_module._rounded(weight, ROUNDINGS[rounding])
+    assert isinstance(found, Planes)
+    assert torch.equal(found.dequantize(), whole.dequantize())
+
+
+def test_what_a_rounding_cannot_take_stays_as_it_is(
+    open_file: Callable[..., SafetensorsWeights],
+) -> None:
+    weights = QuantizedWeights(open_file(), "FP8 by channel")
+    assert isinstance(weights.linear(Q, SHAPE), Planes)
+    assert isinstance(weights.embedding("model.embed_tokens", (16, 64)), torch.Tensor)
+    # There are no kernels for experts of it.
+    expert = next(weights.experts("mlp.experts", 4, "up_proj", (4, 64)))
+    assert isinstance(expert, torch.Tensor)
+    assert isinstance(QuantizedWeights(open_file(), "INT4").linear(Q, SHAPE), torch.Tensor)
 
 
 def test_a_checkpoint_without_a_quantization_is_dense() -> None:

@@ -9,8 +9,8 @@ from torch import Tensor
 from octavo.kernels import reference, weights
 from octavo.kernels.cpu import ops as cpu
 from octavo.kernels.formats.grouped import GROUPED_FORMATS
-from octavo.kernels.gpu import linear as gpu
 from octavo.kernels.gpu import moe as gpu_moe
+from octavo.kernels.gpu import prepare as gpu
 from octavo.kernels.weights import (
     Columns,
     Planes,

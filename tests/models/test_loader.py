@@ -381,7 +381,7 @@ def test_what_dtype_means_on_a_gpu(smollm2_path: Path) -> None:
         engine = EngineConfig(dtype=asked)  # type: ignore[arg-type]
         source = source_module.ModelSource("gguf", smollm2_path, "m", engine)
         dtypes = resolve_dtypes(engine, source.model_config, source, cuda)
-        assert (dtypes.weights, dtypes.activations, dtypes.packed) == (expected, expected, False)
+        assert (dtypes.weights, dtypes.activations, dtypes.packed) == (expected, expected, True)
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -540,7 +540,7 @@ def test_configs_in_other_places_are_found(
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "quantization.md"
 HERE = "tests/models/test_schemes_files.py"
-DEQUANTIZED = "dequantized at load"
+DEQUANTIZED = "dequantized at load; on a GPU see below"
 GGUF = [name for name in BLOCK_FORMATS if name not in DENSE_DTYPES]
 
 
@@ -553,7 +553,7 @@ def quantization_page() -> str:
         for row, names in rows.items()
     ]
     gguf = (
-        f"| GGUF {', '.join(GGUF)} | as they are on a CPU; dequantized at load on a GPU | CPU, GPU | "
+        f"| GGUF {', '.join(GGUF)} | as they are; on a GPU see below | CPU, GPU | "
         "`tests/models/test_gguf_kinds.py` |"
     )
     refused = [f"| `{method}` | {advice} |" for method, advice in sorted(REFUSED.items())]
@@ -572,13 +572,18 @@ def quantization_page() -> str:
             "of the model of its dequantized weights, on the plain PyTorch ops and on the CPU kernels, and",
             "greedy tokens equal. No file needs the package that made it.",
             "",
-            "- Weights are dequantized to the type that `--dtype` gives dense ones (bfloat16 where a CPU keeps",
-            "  each in its file's), so such a model takes the memory of its unquantized twin. Only GGUF files",
-            "  stay packed, and only on a CPU.",
-            "- On a GPU the same code unpacks there, and what is computed with is a dense weight; the tests of",
-            "  shards' parts run on one too (`-m gpu`), whole models so far only on a CPU.",
-            "- Activations are never quantized: W8A8 and FP8 files are computed with float activations, and",
-            "  their input scales, like scales of keys and values, are left unread.",
+            "- On a CPU, weights are dequantized to the type that `--dtype` gives dense ones (bfloat16 where",
+            "  each keeps its file's), so such a model takes the memory of its unquantized twin. Only GGUF",
+            "  files stay packed.",
+            "- On a GPU, in bfloat16 and float16, these stay as they are: integers of 4 bits whose groups are a",
+            "  multiple of 16 columns (desc_act too, where q, k and v share one order); e4m3 with",
+            "  scales by tensor, by row or by block of 128 x 128; integers of 8 bits without zero points, by",
+            "  row or in such groups; GGUF's Q4_0, Q4_1, Q4_K and Q8_0. Others, parts of",
+            "  a fused layer that disagree, experts and what `--dtype float32` loads are dequantized there.",
+            "  `tests/models/test_quantized_gpu.py` says for each layout, and compares whole models (`-m gpu`).",
+            "- Activations are floats, except in a GPU's steps of more than 16 rows with e4m3 weights whose",
+            "  scales are not of blocks: there each row is rounded to e4m3. Input scales, like scales of keys",
+            "  and values, are left unread.",
             "- The tensors stored for a module decide whether it is quantized, so that the parts of a fused",
             "  layer may be of several formats. Lists of modules left out (`modules_to_not_convert`,",
             "  `ignored_layers`) only repeat that; compressed-tensors' `ignore` and `targets` are matched as",

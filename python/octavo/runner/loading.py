@@ -24,6 +24,7 @@ from tqdm import tqdm
 from octavo.checkpoints.dummy import DummyWeights
 from octavo.checkpoints.gguf import GgufWeights
 from octavo.checkpoints.output_head import has_own_head
+from octavo.checkpoints.placed import PlacedWeights
 from octavo.checkpoints.quantize import QuantizedWeights
 from octavo.checkpoints.read_ahead import ReadAhead
 from octavo.checkpoints.safetensors import SafetensorsWeights, safetensors_files
@@ -52,8 +53,16 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
 }
 
-# --quantization -> what float matrices are rounded to, per group of 32 along K.
-QUANTIZATIONS = {"w4": "Q4_1", "w8": "Q8_0"}
+# --quantization -> the rounding of float matrices, by the kernels that there are for it.
+CPU_QUANTIZATIONS = {"w4": "Q4_1", "w8": "Q8_0"}
+GPU_QUANTIZATIONS = {
+    "w4": "INT4",
+    # A scale a row costs no more than one in all, and loses less.
+    "fp8": "FP8 by channel",
+    "fp8_per_channel": "FP8 by channel",
+    "fp8_per_tensor": "FP8 by tensor",
+    "fp8_per_block": "FP8 by block",
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,8 @@ class ModelDtypes:
     ``weights``: of matrices, None where each keeps the form it has in the file. ``activations``:
     of everything that flows. ``packed``: quantized matrices stay quantized. ``exact``: and are
     multiplied with float activations, never with rounded ones. ``kv_cache``: of keys and values
-    where nothing else is asked for. ``quantize``: GGUF kind that float matrices are rounded to.
+    where nothing else is asked for. ``quantize``: the rounding of float matrices, in
+    checkpoints.quantize.ROUNDINGS.
     """
 
     weights: torch.dtype | None
@@ -311,7 +321,8 @@ def resolve_dtypes(
     """The meaning of ``--dtype`` for this model on this device.
 
     On a GPU, weights and activations share one type: the one asked for, else the checkpoint's,
-    else (a GGUF file) bfloat16; quantized files are dequantized to it. On a CPU activations are
+    else (a GGUF file) bfloat16; quantized matrices stay so where there are kernels for them, and
+    are dequantized to it otherwise, as they are for float32. On a CPU activations are
     float32, whatever the weights: ``auto`` leaves each weight in its file's form, packed where
     quantized, with the fastest arithmetic the kernels have for it; ``float32`` is exact float32
     arithmetic (quantized weights stay packed where the kernels offer that, else are dequantized);
@@ -323,17 +334,11 @@ def resolve_dtypes(
     """
     asked = DTYPES.get(config.dtype)
     native = config.attention_backend != "reference"
-    quantize = None
-    if config.quantization is not None:
-        quantize = QUANTIZATIONS.get(config.quantization)
-        if quantize is None or device.type != "cpu" or not native:
-            known = ", ".join(QUANTIZATIONS) + " (on a CPU)"
-            raise ModelLoadError(
-                f"quantization {config.quantization!r} is not supported; known: {known}"
-            )
+    quantize = _find_rounding(config, source, device)
     if device.type != "cpu":
         dtype = asked or DTYPES.get(model_config.dtype, torch.bfloat16)
-        return ModelDtypes(dtype, dtype, packed=False, kv_cache=dtype)
+        packed = source.kind == "gguf"
+        return ModelDtypes(dtype, dtype, packed=packed, kv_cache=dtype, quantize=quantize)
     exact = asked is torch.float32
     kv_cache = torch.bfloat16 if native and not exact else torch.float32
     if source.kind == "gguf" and native and asked in (None, torch.float32):
@@ -343,6 +348,33 @@ def resolve_dtypes(
     if not native:
         asked = asked or torch.float32
     return ModelDtypes(asked, torch.float32, False, kv_cache, exact and bool(quantize), quantize)
+
+
+def _find_rounding(config: EngineConfig, source: ModelSource, device: torch.device) -> str | None:
+    """The rounding that ``--quantization`` asks for; None: none, or the checkpoint's own method.
+
+    Raises:
+        ModelLoadError: another method than the checkpoint's, or no kernels for it here.
+    """
+    asked = config.quantization
+    if asked is None:
+        return None
+    method = source.quant_method
+    # vLLM names its kernels with the method.
+    if method is not None and asked.removesuffix("_marlin").replace("_", "-") in (
+        method,
+        method.replace("_", "-"),
+    ):
+        return None
+    native = config.attention_backend != "reference"
+    known = (CPU_QUANTIZATIONS if native else {}) if device.type == "cpu" else GPU_QUANTIZATIONS
+    if asked not in known:
+        raise ModelLoadError(
+            f"quantization {asked!r} is not supported; known: {', '.join(CPU_QUANTIZATIONS)} (on a "
+            f"CPU), {', '.join(GPU_QUANTIZATIONS)} (on a GPU), or the checkpoint's own method, "
+            f"which is {method or 'none'}"
+        )
+    return known[asked]
 
 
 def load_model(
@@ -517,7 +549,7 @@ def _open_weights(
             )
         case "gguf":
             assert source.gguf is not None
-            return GgufWeights(
+            weights = GgufWeights(
                 source.gguf,
                 heads=(model_config.num_heads, model_config.num_kv_heads),
                 device=device,
@@ -526,6 +558,10 @@ def _open_weights(
                 packed=dtypes.packed,
                 progress=progress,
             )
+            if dtypes.packed and device.type != "cpu":
+                assert dtypes.weights is not None
+                return PlacedWeights(weights, device, dtypes.weights)
+            return weights
         case "safetensors":
             return SafetensorsWeights(
                 safetensors_files(source.path),

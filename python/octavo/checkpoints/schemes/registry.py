@@ -57,6 +57,14 @@ REFUSED = {
 }
 
 
+def method_of(config: Mapping[str, Any]) -> str | None:
+    """The quant_method of a ``quantization_config``; None without one."""
+    method = config.get("quant_method")
+    if not method and ("load_in_4bit" in config or "load_in_8bit" in config):
+        return "bitsandbytes"  # its first files do not name it
+    return method or None
+
+
 def find_scheme(quantization_config: Mapping[str, Any] | None) -> Scheme:
     """The scheme of a config.json's ``quantization_config``; dense without one.
 
@@ -65,10 +73,8 @@ def find_scheme(quantization_config: Mapping[str, Any] | None) -> Scheme:
             value that is missing or of another type.
     """
     config = quantization_config or {}
-    method = config.get("quant_method")
-    if not method and ("load_in_4bit" in config or "load_in_8bit" in config):
-        method = "bitsandbytes"  # its first files do not name it
-    if not method:
+    method = method_of(config)
+    if method is None:
         return DenseScheme()
     make = SCHEMES.get(method)
     if make is None:
