@@ -193,6 +193,7 @@ CASES = [
         ct({}, config_groups=TWO_GROUPS, ignore=["re:.*lm_head"]),
         files.ct_packed(four_or_eight, 32, sym=True),
     ),
+    Case("ct-lm-head", PACK_ROW, ct(ints(4, 32), ignore=[]), files.ct_packed(4, 32, sym=True), ()),
     Case("ct-moe", PACK_ROW, ct(ints(4, 32)), files.ct_packed(4, 32, sym=True), family="Mixtral"),
     Case(
         "ct-int8",
@@ -493,6 +494,64 @@ def test_files_that_do_not_fit_their_config_are_refused(
     file.write_text(json.dumps(config))
     with pytest.raises(ModelLoadError, match=message):
         driver(path)
+
+
+@pytest.mark.parametrize("name", ["gptq-lm-head", "ct-lm-head"])
+def test_a_quantized_head_is_used_where_the_config_ties_it(
+    name: str, save_tiny: Callable[..., Any], driver: Callable[..., Any], tmp_path: Path
+) -> None:
+    path, twin = save(BY_NAME[name], save_tiny, tmp_path)
+    for folder in (path, twin):
+        file = folder / "config.json"
+        config = json.loads(file.read_text())
+        file.write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    prompt = make_prompt(20)
+    got, want = (driver(p).logits(prompt) for p in (path, twin))
+    torch.testing.assert_close(got, want, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "names"),
+    [
+        ("awq-gemm", ("awq", "awq_marlin")),
+        ("gptq-sym", ("gptq", "gptq_marlin")),
+        ("auto-round-gptq", ("auto-round", "auto_round", "inc")),
+        ("ct-w4-sym", ("compressed-tensors",)),
+        ("fp8-tensor", ("fp8",)),
+        ("fbgemm-fp8", ("fbgemm_fp8",)),
+        ("modelopt-nvfp4", ("modelopt", "modelopt_fp4")),
+        ("bnb-nf4", ("bitsandbytes",)),
+    ],
+)
+def test_the_flag_may_name_what_the_files_are(
+    name: str,
+    names: tuple[str, ...],
+    save_tiny: Callable[..., Any],
+    driver: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    path, _ = save(BY_NAME[name], save_tiny, tmp_path)
+    prompt = make_prompt(8)
+    want = driver(path).logits(prompt)
+    for quantization in names:
+        assert torch.equal(driver(path, quantization=quantization).logits(prompt), want)
+    method = BY_NAME[name].config["quant_method"]
+    other = "gptq" if method == "awq" else "awq_marlin"
+    message = (
+        f"--quantization {other} does not fit the checkpoint, which is quantized by '{method}'"
+    )
+    with pytest.raises(ModelLoadError, match=message) as error:
+        driver(path, quantization=other)
+    assert "\n" not in str(error.value)
+
+
+def test_the_flag_does_not_make_files_what_they_are_not(
+    save_tiny: Callable[..., Any], driver: Callable[..., Any]
+) -> None:
+    path, _ = save_tiny("Llama")
+    for name in ("awq", "gptq_marlin", "bitsandbytes", "gguf", "hqq"):
+        with pytest.raises(ModelLoadError, match=f"{name} does not fit .* is not quantized"):
+            driver(path, quantization=name)
 
 
 def test_a_bias_that_is_not_zero_is_not_dropped(

@@ -21,7 +21,7 @@ from octavo.checkpoints.dummy_tokenizer import make_dummy_tokenizer
 from octavo.checkpoints.gguf_parts import first_parts, gguf_parts, open_gguf
 from octavo.checkpoints.json_file import read_json
 from octavo.checkpoints.safetensors import safetensors_files
-from octavo.checkpoints.schemes.registry import CONFIG_FILES, find_scheme
+from octavo.checkpoints.schemes.registry import CONFIG_FILES, find_scheme, is_of_files, method_of
 from octavo.checkpoints.schemes.scheme import Scheme
 from octavo.checkpoints.tokenizer_files import TokenizerFiles
 from octavo.config import EngineConfig
@@ -104,15 +104,29 @@ class ModelSource:
             raise ModelLoadError(f"{self.path}: {error}") from error
 
     @cached_property
-    def scheme(self) -> Scheme:
-        """The quantization scheme of a folder's files."""
+    def _quantization_config(self) -> dict[str, Any]:
+        """A folder's; {} where nothing is quantized."""
         config = self.hf_config
         found = config.get("quantization_config") or config.get("compression_config")
         for name, method in CONFIG_FILES.items():
             if not found and (values := self._json(name)):
                 found = {"quant_method": method, **values.get("quantization", values)}
+        return found or {}
+
+    def is_quantized_as(self, quantization: str) -> bool:
+        """True where ``--quantization`` only names how the files are quantized.
+
+        Raises:
+            ModelLoadError: it names another way than the files'.
+        """
+        method = "gguf" if self.kind == "gguf" else method_of(self._quantization_config)
+        return is_of_files(quantization, method)
+
+    @cached_property
+    def scheme(self) -> Scheme:
+        """The quantization scheme of a folder's files."""
         try:
-            return find_scheme(found)
+            return find_scheme(self._quantization_config)
         except ModelLoadError as error:
             raise ModelLoadError(f"{self.path / 'config.json'}: {error}") from error
 

@@ -274,7 +274,7 @@ def resolve_dtypes(
     asked = DTYPES.get(config.dtype)
     native = config.attention_backend != "reference"
     quantize = None
-    if config.quantization is not None:
+    if config.quantization is not None and not source.is_quantized_as(config.quantization):
         quantize = QUANTIZATIONS.get(config.quantization)
         if quantize is None or device.type != "cpu" or not native:
             known = ", ".join(QUANTIZATIONS) + " (on a CPU)"
@@ -292,7 +292,7 @@ def resolve_dtypes(
         asked = DTYPES.get(model_config.dtype, torch.bfloat16)
     if not native:
         asked = asked or torch.float32
-    return ModelDtypes(asked, torch.float32, False, kv_cache, exact and bool(quantize), quantize)
+    return ModelDtypes(asked, torch.float32, False, kv_cache, exact, quantize)
 
 
 def load_model(
@@ -359,7 +359,7 @@ def load_pooling_model(
     Raises:
         ModelLoadError: the model cannot be read, or is to be quantized.
     """
-    if config.quantization is not None:
+    if config.quantization is not None and not source.is_quantized_as(config.quantization):
         raise ModelLoadError(f"{source.path}: a model for embeddings cannot be quantized")
     shape = source.model_config
     asked = dtype = DTYPES.get(config.dtype)
