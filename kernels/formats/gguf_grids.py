@@ -142,6 +142,8 @@ _GRIDS: dict[str, tuple[int, tuple[int, ...], str]] = {
         "00010000000004000400000004000002000000000100000000000000",
     ),
 }
+# Elements of a block.
+_BLOCK = 256
 # IQ1's elements lie an eighth above or below -1, 0 and 1.
 _DELTA = 0.125
 
@@ -182,7 +184,7 @@ def _times(scale: Tensor, vectors: Tensor, signs: Tensor | None = None) -> Tenso
     """scale [B, S] over all elements [B, n, 8], n a multiple of S: float32 [B, 8n]."""
     blocks, count = scale.shape
     values = vectors if signs is None else vectors.reshape(signs.shape) * signs
-    return (scale[:, :, None] * values.reshape(blocks, count, -1)).flatten(1)
+    return (scale[:, :, None] * values.reshape(blocks, count, _BLOCK // count)).flatten(1)
 
 
 def _signed_groups(words: Tensor) -> tuple[Tensor, Tensor]:

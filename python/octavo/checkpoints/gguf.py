@@ -26,9 +26,10 @@ _RELEASE_BYTES = 32 << 20
 class GgufWeights:
     """Tensors of a mapped GGUF file, under their HF names, rows in HF's order.
 
-    ``packed``: quantized matrices come as Planes, bytes of the map, and ``dtype`` is for the rest
-    and for kinds that no backend has kernels for (IQ1, IQ2, IQ3, TQ); without it everything is
-    dequantized to ``dtype``. ``heads``: (num_heads, num_kv_heads).
+    ``packed``: quantized matrices come as Planes, bytes of the map, and ``dtype`` is for the rest;
+    without it everything is dequantized to ``dtype``. ``unpacked``: in place of a ``dtype`` of None,
+    for kinds that no backend has kernels for (IQ1, IQ2, IQ3, TQ). ``heads``: (num_heads,
+    num_kv_heads).
     """
 
     def __init__(
@@ -40,11 +41,12 @@ class GgufWeights:
         dtype: torch.dtype | None,
         act_dtype: torch.dtype,
         packed: bool,
+        unpacked: torch.dtype = torch.bfloat16,
         progress: Progress = lambda _: None,
     ) -> None:
         self._file, self._device = file, device
         self._dtype, self.act_dtype = dtype, act_dtype
-        self._packed = packed
+        self._packed, self._unpacked = packed, unpacked
         self._progress = progress
         self._tensors = file.tensors()
         # llama.cpp stores Llama's queries and keys with the two halves of a head interleaved.
@@ -124,7 +126,7 @@ class GgufWeights:
         nbytes: int,
     ) -> Tensor:
         if dtype is None:
-            dtype = DENSE_DTYPES.get(kind, torch.bfloat16 if kind in GRIDS else self.act_dtype)
+            dtype = DENSE_DTYPES.get(kind, self._unpacked if kind in GRIDS else self.act_dtype)
         out = torch.empty(math.prod(shape), dtype=torch.float32)
         self._file.dequantize(gguf_name, out.numpy())
         out = out.view(shape)

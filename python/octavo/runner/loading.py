@@ -471,6 +471,7 @@ def _open_weights(
                 dtype=dtypes.weights,
                 act_dtype=act,
                 packed=dtypes.packed,
+                unpacked=torch.float32 if dtypes.exact else torch.bfloat16,
                 progress=progress,
             )
         case "safetensors":
