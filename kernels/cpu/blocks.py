@@ -19,7 +19,7 @@ _GROUP = 32
 # Elements of a large block, where groups are as long: a factor each costs a quarter of a bit.
 _LONG = 128
 _NF4_BLOCK = 64
-_NF4 = (
+NF4 = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
     -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
     0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
@@ -72,7 +72,11 @@ def as_rows(weight: Planes, columns: Tensor | None) -> Rows | None:
     codes = weight.planes["codes"].tolist()
     if weight.format == "FP4" and [2 * code for code in codes] == list(E2M1):
         return _fp4(groups)
-    if weight.format == "NF4" and groups.size % _NF4_BLOCK == 0 and codes == list(_NF4):
+    if (
+        weight.format == "NF4"
+        and groups.size % _NF4_BLOCK == 0
+        and torch.equal(weight.planes["codes"], torch.tensor(NF4))
+    ):
         return Rows(_blocks(groups, _NF4_BLOCK, groups.q), "NF4_64")
     return None
 

@@ -339,28 +339,20 @@ def test_logits_and_tokens_are_the_twins(
     assert len(set(tokens[0])) > 3
 
 
-def round_to_bfloat16(file: Path, dense: tuple[str, ...]) -> None:
-    tensors = load_file(file)
-    for name, tensor in tensors.items():
-        prefix = name.removesuffix(".weight")
-        if files.is_projection(name, tensor) and not any(part in f"{prefix}." for part in dense):
-            tensors[name] = tensor.bfloat16()
-    save_file(tensors, file)
-
-
-@pytest.mark.parametrize("name", ["gptq-desc-act", "fp8-block", "bnb-nf4", "ct-moe"])
-def test_in_bfloat16_the_weights_are_the_twins_rounded(
+@pytest.mark.parametrize(
+    "name", ["gptq-sym", "awq-gemm", "ct-w8-asym", "ct-fp8-channel", "ct-nvfp4"]
+)
+def test_in_other_types_the_weights_keep_their_numbers(
     name: str, save_tiny: Callable[..., Any], driver: Callable[..., Any], tmp_path: Path
 ) -> None:
+    """``auto`` rounds activations a little; the twin's own weights are float32 then."""
     path, twin = save(BY_NAME[name], save_tiny, tmp_path)
     prompt = make_prompt(40)
-    for dtype in ("bfloat16", "auto"):
-        if (
-            dtype == "auto"
-        ):  # Dense matrices keep float32 then, and those in place of planes do not.
-            round_to_bfloat16(twin / "model.safetensors", BY_NAME[name].dense)
-        want, got = (driver(p, dtype=dtype).logits(prompt) for p in (twin, path))
-        torch.testing.assert_close(got, want, atol=1e-5, rtol=0, msg=dtype)
+    want = driver(twin, dtype="auto").logits(prompt)
+    rounded = (driver(twin, dtype="bfloat16").logits(prompt) - want).norm()
+    for dtype, most in (("bfloat16", 0.9), ("auto", 0.5)):
+        error = (driver(path, dtype=dtype).logits(prompt) - want).norm()
+        assert error < most * rounded, dtype
 
 
 class MemoryTensors:

@@ -27,8 +27,8 @@ class GgufWeights:
     """Tensors of a mapped GGUF file, under their HF names, rows in HF's order.
 
     ``packed``: quantized matrices come as Planes, bytes of the map, and ``dtype`` is for the rest;
-    without it everything is dequantized to ``dtype``. ``unpacked``: in place of a ``dtype`` of None,
-    for kinds that no backend has kernels for (IQ1, IQ2, IQ3, TQ). ``heads``: (num_heads,
+    without it everything is dequantized to ``dtype``. ``unpacked``: in place of a ``dtype`` of
+    None, for kinds that no backend has kernels for (IQ1, IQ2, IQ3, TQ). ``heads``: (num_heads,
     num_kv_heads).
     """
 

@@ -25,25 +25,18 @@ pub(super) trait Form: Format {
                 let exponent = s.max(s.load_i8(block.cast()), s.splat(-126.0));
                 return [s.pow2(exponent), s.zero()];
             }
-            let size = shape.factor_bytes() / shape.factors;
-            let factor = |i: usize| {
-                let p = block.add(i * size * S::LANES);
-                if shape.single {
-                    s.load(p.cast())
-                } else {
-                    s.load_f16(p.cast())
-                }
-            };
+            // Helpers instead of closures, which would not always be inlined.
+            let first = factor::<S, Self>(s, block, 0);
             let second = if shape.factors == 2 {
-                factor(1)
+                factor::<S, Self>(s, block, 1)
             } else {
                 s.zero()
             };
             if shape.codes == Codes::E4m3 {
                 let small = f32::from_bits((127 + 120) << 23);
-                return [s.mul(factor(0), s.splat(small)), second];
+                return [s.mul(first, s.splat(small)), second];
             }
-            [factor(0), second]
+            [first, second]
         }
     }
 
@@ -121,7 +114,10 @@ pub(super) trait Form: Format {
                 out[j + 4] = s.and(s.shift_right::<4>(both), 0x0f0f_0f0f);
             }
             if let Codes::Table(table) = Self::SHAPE.codes {
-                return out.map(|a| s.lookup(table, a));
+                for out in &mut out {
+                    *out = s.lookup(table, *out);
+                }
+                return out;
             }
             // Fields move to bits 4 and 5 of their bytes; what crosses from byte to byte is masked.
             if bits == 5 {
@@ -205,6 +201,24 @@ pub(super) trait Form: Format {
                     put(s, scale, k + 2, s.byte::<2>(w), s.byte::<3>(w), out);
                 }
             }
+        }
+    }
+}
+
+/// Factor `i` of a block.
+///
+/// # Safety
+/// As `Form::head`.
+#[inline(always)]
+unsafe fn factor<S: Simd, F: Form + ?Sized>(s: S, block: *const u8, i: usize) -> S::V {
+    let shape = F::SHAPE;
+    // SAFETY: the caller's.
+    unsafe {
+        let p = block.add(i * (shape.factor_bytes() / shape.factors) * S::LANES);
+        if shape.single {
+            s.load(p.cast())
+        } else {
+            s.load_f16(p.cast())
         }
     }
 }

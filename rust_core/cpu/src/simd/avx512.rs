@@ -432,8 +432,11 @@ impl<const DOTS: bool> Simd for Avx512<DOTS> {
     ) -> [__m512; 2] {
         isa! {
             let offset = _mm512_set1_epi8(-128);
-            let w = w.map(|w| _mm512_xor_si512(w, offset));
-            self.dot_halves(w, x, surplus)
+            let mut unsigned = w;
+            for j in 0..8 {
+                unsigned[j] = _mm512_xor_si512(w[j], offset);
+            }
+            self.dot_halves(unsigned, x, surplus)
         }
     }
     #[inline(always)]
