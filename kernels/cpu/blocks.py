@@ -105,7 +105,7 @@ def _blocks(groups: _Groups, block: int, elements: Tensor, zero: Tensor | None =
     out = torch.empty((n, k // block, head + block), dtype=torch.uint8)
     repeat = groups.size // block
     scale = groups.scale.repeat_interleave(repeat, 1) if repeat > 1 else groups.scale
-    out[:, :, :4] = scale.contiguous().view(torch.uint8).view(n, -1, 4)
+    out[:, :, :4] = scale.flatten().view(torch.uint8).view(n, -1, 4)
     if zero is not None:
         out[:, :, 4] = zero.repeat_interleave(repeat, 1) if repeat > 1 else zero
     out[:, :, head:] = elements.view(torch.uint8).view(n, -1, block)
@@ -162,10 +162,10 @@ def _fp4(groups: _Groups) -> Rows | None:
     half = _GROUP // 2
     if groups.size % half or k % _GROUP:
         return None
-    scale = groups.scale.repeat_interleave(groups.size // half, 1).contiguous()
+    scale = groups.scale.repeat_interleave(groups.size // half, 1)
     out = torch.empty((n, k // _GROUP, 8 + _GROUP), dtype=torch.uint8)
     # Elements are twice e2m1's.
-    out[:, :, :8] = (scale / 2).view(torch.uint8).view(n, -1, 8)
+    out[:, :, :8] = (scale / 2).flatten().view(torch.uint8).view(n, -1, 8)
     out[:, :, 8:] = groups.q.view(n, -1, _GROUP)
     return Rows(out.flatten(1), "FP4_16")
 
