@@ -1,12 +1,8 @@
-"""Quantized files in each layout: the model's logits and tokens are those of its dequantized twin.
-
-``OCTAVO_WRITE_DOCS=1`` writes what is proven here into docs/quantization.md.
-"""
+"""Quantized files in each layout: the model's logits and tokens are those of its dequantized twin."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +20,6 @@ from octavo.checkpoints.schemes.registry import REFUSED, find_scheme
 from octavo.checkpoints.weights import check_shape
 from octavo.errors import ModelLoadError
 from octavo.kernels.formats.dense import DENSE_DTYPES
-from octavo.kernels.formats.gguf import BLOCK_FORMATS
 from octavo.kernels.weights import Columns, Part, Rows, dense, part_of, share
 from octavo.sampling_params import SamplingParams
 
@@ -585,69 +580,3 @@ def test_configs_in_other_places_are_found(
     prompt = make_prompt(20)
     got, want = (driver(p).logits(prompt) for p in (path, twin))
     torch.testing.assert_close(got, want, atol=1e-3, rtol=0)
-
-
-# --------------------------------------------------------------------------------------------- docs
-
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "quantization.md"
-HERE = "tests/models/test_schemes_files.py"
-DEQUANTIZED = "dequantized at load"
-GGUF = [name for name in BLOCK_FORMATS if name not in DENSE_DTYPES]
-
-
-def quantization_page() -> str:
-    rows: dict[str, list[str]] = {}
-    for case in CASES:
-        rows.setdefault(case.row, []).append(case.name)
-    table = [
-        f"| {row} | {DEQUANTIZED} | CPU, GPU | `{HERE}`: {', '.join(names)} |"
-        for row, names in rows.items()
-    ]
-    gguf = (
-        f"| GGUF {', '.join(GGUF)} | as they are on a CPU; dequantized at load on a GPU | CPU, GPU | "
-        "`tests/models/test_gguf_kinds.py` |"
-    )
-    refused = [f"| `{method}` | {advice} |" for method, advice in sorted(REFUSED.items())]
-    return "\n".join(
-        [
-            "# Quantized files",
-            "",
-            f"Written by `OCTAVO_WRITE_DOCS=1 pytest {HERE}`; a test keeps it true.",
-            "",
-            "| files | computed | on | proven by |",
-            "|---|---|---|---|",
-            *table,
-            gguf,
-            "",
-            "Each case is a tiny random model written in that layout by hand: logits within 1e-3 in float32",
-            "of the model of its dequantized weights, on the plain PyTorch ops and on the CPU kernels, and",
-            "greedy tokens equal. No file needs the package that made it.",
-            "",
-            "- Weights are dequantized to the type that `--dtype` gives dense ones (bfloat16 where a CPU keeps",
-            "  each in its file's), so such a model takes the memory of its unquantized twin. Only GGUF files",
-            "  stay packed, and only on a CPU.",
-            "- On a GPU the same code unpacks there, and what is computed with is a dense weight; the tests of",
-            "  shards' parts run on one too (`-m gpu`), whole models so far only on a CPU.",
-            "- Activations are never quantized: W8A8 and FP8 files are computed with float activations, and",
-            "  their input scales, like scales of keys and values, are left unread.",
-            "- The tensors stored for a module decide whether it is quantized, so that the parts of a fused",
-            "  layer may be of several formats. Lists of modules left out (`modules_to_not_convert`,",
-            "  `ignored_layers`) only repeat that; compressed-tensors' `ignore` and `targets` are matched as",
-            "  its library does, by name, by regex after `re:`, by class name.",
-            "- Decoders that run through transformers' own module are refused quantized.",
-            "",
-            "Refused, by `quant_method`:",
-            "",
-            "| method | way out |",
-            "|---|---|",
-            *refused,
-            "",
-        ]
-    )
-
-
-def test_the_page_is_what_is_proven() -> None:
-    page = quantization_page()
-    if os.environ.get("OCTAVO_WRITE_DOCS"):
-        DOCS.write_text(page)
-    assert page == DOCS.read_text(), "OCTAVO_WRITE_DOCS=1 writes it anew"

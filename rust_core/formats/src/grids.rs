@@ -347,7 +347,7 @@ fn tq1_0(block: &[u8; 54], out: &mut [f32; BLOCK]) {
     for (bytes, digits) in parts {
         for power in [1u8, 3, 9, 27, 81].into_iter().take(digits) {
             for (byte, out) in bytes.iter().zip(out.by_ref()) {
-                let digit = u16::from(byte.wrapping_mul(power)) * 3 >> 8;
+                let digit = (u16::from(byte.wrapping_mul(power)) * 3) >> 8;
                 *out = d * (f32::from(digit) - 1.0);
             }
         }
