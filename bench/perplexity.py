@@ -30,6 +30,7 @@ from torch import Tensor
 
 from octavo.checkpoints.gguf import GgufWeights
 from octavo.config import EngineConfig
+from octavo.kernels.cpu import ops as cpu
 from octavo.kernels.cpu.blocks import NF4
 from octavo.kernels.cpu.linear import CpuWeight
 from octavo.llm import LLM
@@ -402,7 +403,20 @@ def main() -> None:
             f"{row['perplexity']:.2f} |"
         )
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=1))
+        machine = (
+            f"{processor()}, {cpu.num_threads()} threads, level {cpu.level()}, "
+            f"torch {torch.__version__}, medians of {args.rounds}"
+        )
+        command = f"bench/perplexity.py {args.model.name} --threads {args.threads}"
+        out = {"command": command, "machine": machine, "formats": rows}
+        args.json.write_text(json.dumps(out, indent=1) + "\n")
+
+
+def processor() -> str:
+    """The processor's name, where Linux tells it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, "an unnamed processor")
 
 
 if __name__ == "__main__":
