@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,10 @@ from octavo import _core
 
 from ..formats.dense import DENSE_DTYPES, DENSE_FORMATS
 from ..formats.gguf import BLOCK_FORMATS
+from ..formats.gguf_grids import GRIDS
+from ..formats.grouped import GROUPED_FORMATS
 from ..weights import Experts, Norm, Planes, Stored, Weight, stacked_shape
+from .blocks import as_rows, column_order
 from .elementwise import gated_activation, rms_norm
 from .tensors import FLOATS, float_type, ints, optional_vector, refuse
 
@@ -112,8 +115,8 @@ class CpuWeight(Weight):
 def prepare(parts: Sequence[Stored], *, exact: bool = False, level: str | None = None) -> CpuWeight:
     """Pack parts, stacked along N.
 
-    Every format keeps its own numbers, in a layout of about the file's size, and so does each part
-    of a stack that mixes them. The inputs may be freed afterwards.
+    Formats keep their own numbers, in a layout of about the file's size, and so does each part of a
+    stack that mixes them; what has no such layout is dense. The inputs may be freed afterwards.
 
     exact: see CpuWeight.
     level: an instruction set other than this process's, for tests.
@@ -122,40 +125,58 @@ def prepare(parts: Sequence[Stored], *, exact: bool = False, level: str | None =
         ValueError: nothing to pack, parts that do not stack, an unknown dtype.
     """
     n, k = stacked_shape(parts)
-    blocks = [_as_blocks(part) for part in parts]
+    orders = (column_order(part) for part in parts if isinstance(part, Planes))
+    columns = next((order for order in orders if order is not None), None)
+    stored = [_stored(part, columns) for part in parts]
     described = [
         (
-            (part.planes["blocks"].data_ptr(), "U8", part.planes["blocks"].numel()),
-            part.shape[0],
-            part.format,
-            None if part.row_order is None else (part.row_order.data_ptr(), "I64", part.shape[0]),
+            (part.blocks.data_ptr(), "U8", part.blocks.numel()),
+            part.blocks.shape[0],
+            part.kind,
+            None if part.order is None else (part.order.data_ptr(), "I64", len(part.order)),
         )
-        for part in blocks
+        for part in stored
     ]
-    handle = _core.CpuLinear(n, k, described, level)
-    formats = list(dict.fromkeys(part.format for part in blocks))
+    order = None if columns is None else (columns.data_ptr(), "I64", k)
+    handle = _core.CpuLinear(n, k, described, level, order)
+    formats = list(dict.fromkeys(part.format for part in stored))
     dtype = DENSE_DTYPES.get(formats[0], torch.float32) if len(formats) == 1 else torch.float32
     return CpuWeight(handle, (n, k), "+".join(formats), dtype, exact)
 
 
-def _as_blocks(weight: Stored) -> Planes:
-    """The weight as rows of bytes that the Rust core reads."""
+class _Stored(NamedTuple):
+    """Rows of bytes that the Rust core reads, and the format that they come from.
+
+    order: int64 [N], of the rows, or None.
+    """
+
+    blocks: Tensor
+    kind: str
+    format: str
+    order: Tensor | None
+
+
+def _stored(weight: Stored, columns: Tensor | None) -> _Stored:
+    """A weight as the core reads it; columns: int64 [K], the order to bring them to."""
     if isinstance(weight, Tensor):
         name = DENSE_FORMATS.get(weight.dtype)
         if name is None or not weight.is_cpu:
             raise refuse(weight, "weight", "a float32, bfloat16 or float16 CPU tensor")
+        weight = weight.detach() if columns is None else weight.detach()[:, columns]
         n, k = weight.shape
-        data = weight.detach().contiguous().view(-1).view(torch.uint8)
-        return Planes(name, {"blocks": data.view(n, k * weight.itemsize)}, (n, k))
-    if weight.format not in BLOCK_FORMATS:
-        # Without a packed form of its own: dense, as a file's dense weights are.
-        return _as_blocks(weight.dense())
-    if not weight.planes["blocks"].is_cpu:
-        raise refuse(weight.planes["blocks"], "blocks", "a CPU tensor")
-    order = weight.row_order
-    if order is None or order.is_contiguous():
-        return weight
-    return replace(weight, row_order=order.contiguous())
+        data = weight.contiguous().view(-1).view(torch.uint8)
+        return _Stored(data.view(n, k * weight.itemsize), name, name, None)
+    if not next(iter(weight.planes.values())).is_cpu:
+        raise refuse(next(iter(weight.planes.values())), "blocks", "a CPU tensor")
+    order = None if weight.row_order is None else weight.row_order.contiguous()
+    if weight.format in GROUPED_FORMATS:
+        rows = as_rows(weight, columns)
+        if rows is not None:
+            return _Stored(rows.blocks, rows.kind, weight.format, order)
+    elif weight.format in BLOCK_FORMATS and weight.format not in GRIDS and columns is None:
+        return _Stored(weight.planes["blocks"], weight.format, weight.format, order)
+    # Without a packed form of its own: dense, as a file's dense weights are.
+    return _stored(weight.dense(), columns)
 
 
 def packed(weight: Weight) -> CpuWeight:

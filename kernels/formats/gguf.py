@@ -6,15 +6,17 @@ the same formats at speed; tests hold both to the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from .block_bytes import Decoder, as_type, f16_at, nibbles
 from .format import Format, PlaneMap
+from .gguf_grids import GRIDS
 
-# uint8 [B, bytes of a block] -> float32 [B, elements of a block].
-Decoder = Callable[[Tensor], Tensor]
+# Values of IQ4's codes, spaced as weights are.
+_IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+# Twice the 4-bit floats e2m1.
+E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
 
 class BlockFormat(Format):
@@ -100,21 +102,6 @@ def _f16_bytes(x: Tensor) -> Tensor:
     return x.to(torch.float16).contiguous().view(torch.uint8)
 
 
-def _as(blocks: Tensor, dtype: torch.dtype) -> Tensor:
-    """The bytes reinterpreted; copied first, since a view needs an aligned storage offset."""
-    return blocks.clone(memory_format=torch.contiguous_format).view(dtype)
-
-
-def _f16(blocks: Tensor, at: int) -> Tensor:
-    """The half at byte ``at`` of each block: float32 [B, 1]."""
-    return _as(blocks[:, at : at + 2], torch.float16).to(torch.float32)
-
-
-def _nibbles(packed: Tensor) -> Tensor:
-    """[B, n] bytes -> [B, 2n]: all low nibbles, then all high ones."""
-    return torch.cat([packed & 15, packed >> 4], 1)
-
-
 def _high_bits(blocks: Tensor, at: int) -> Tensor:
     """32 bits at byte ``at``, bit j for element j: uint8 [B, 32] of 0 or 16."""
     bits = blocks[:, at : at + 4, None] >> torch.arange(8, device=blocks.device, dtype=torch.uint8)
@@ -122,23 +109,23 @@ def _high_bits(blocks: Tensor, at: int) -> Tensor:
 
 
 def _q4_0(b: Tensor) -> Tensor:
-    return _f16(b, 0) * (_nibbles(b[:, 2:]).float() - 8)
+    return f16_at(b, 0) * (nibbles(b[:, 2:]).float() - 8)
 
 
 def _q4_1(b: Tensor) -> Tensor:
-    return _f16(b, 0) * _nibbles(b[:, 4:]).float() + _f16(b, 2)
+    return f16_at(b, 0) * nibbles(b[:, 4:]).float() + f16_at(b, 2)
 
 
 def _q5_0(b: Tensor) -> Tensor:
-    return _f16(b, 0) * ((_nibbles(b[:, 6:]) | _high_bits(b, 2)).float() - 16)
+    return f16_at(b, 0) * ((nibbles(b[:, 6:]) | _high_bits(b, 2)).float() - 16)
 
 
 def _q5_1(b: Tensor) -> Tensor:
-    return _f16(b, 0) * (_nibbles(b[:, 8:]) | _high_bits(b, 4)).float() + _f16(b, 2)
+    return f16_at(b, 0) * (nibbles(b[:, 8:]) | _high_bits(b, 4)).float() + f16_at(b, 2)
 
 
 def _q8_0(b: Tensor) -> Tensor:
-    return _f16(b, 0) * _as(b[:, 2:], torch.int8).float()
+    return f16_at(b, 0) * as_type(b[:, 2:], torch.int8).float()
 
 
 def _k_scales(b: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,7 +140,7 @@ def _k_scales(b: Tensor) -> tuple[Tensor, Tensor]:
 def _k_values(b: Tensor, q: Tensor) -> Tensor:
     """d * scale * q - dmin * min for q uint8 [B, 8, 32]."""
     scales, mins = _k_scales(b)
-    return (_f16(b, 0) * scales)[:, :, None] * q.float() - (_f16(b, 2) * mins)[:, :, None]
+    return (f16_at(b, 0) * scales)[:, :, None] * q.float() - (f16_at(b, 2) * mins)[:, :, None]
 
 
 def _q4_k(b: Tensor) -> Tensor:
@@ -176,23 +163,78 @@ def _q6_k(b: Tensor) -> Tensor:
     # Per half of 128 elements: low nibbles of 64 bytes, then their high nibbles.
     q = torch.stack([low & 15, low >> 4], 2).reshape(-1, 2, 4, 32)
     q = (q | ((high >> shifts & 3) << 4)).reshape(-1, 16, 16).float() - 32
-    scales = _as(b[:, 192:208], torch.int8).float()
-    return q * (_f16(b, 208) * scales)[:, :, None]
+    scales = as_type(b[:, 192:208], torch.int8).float()
+    return q * (f16_at(b, 208) * scales)[:, :, None]
+
+
+def _q2_k(b: Tensor) -> Tensor:
+    scales = b[:, :16]
+    d, dmin = f16_at(b, 80) * (scales & 15).float(), f16_at(b, 82) * (scales >> 4).float()
+    q = _pairs_of_bits(b[:, 16:80]).reshape(-1, 16, 16)
+    return d[:, :, None] * q.float() - dmin[:, :, None]
+
+
+def _q3_k(b: Tensor) -> Tensor:
+    low = b[:, 96:104]
+    shifts = torch.tensor([0, 2, 4, 6], device=b.device, dtype=torch.uint8)[None, :, None]
+    high = (b[:, None, 104:108] >> shifts & 3).flatten(1)
+    scales = (torch.cat([low & 15, low >> 4], 1) | high << 4).float() - 32
+    third = b[:, None, :32] >> torch.arange(8, device=b.device, dtype=torch.uint8)[:, None] & 1
+    q = (_pairs_of_bits(b[:, 32:96]) | third << 2).reshape(-1, 16, 16)
+    return (f16_at(b, 108) * scales)[:, :, None] * (q.float() - 4)
+
+
+def _pairs_of_bits(packed: Tensor) -> Tensor:
+    """[B, 64] bytes, the pairs of four groups of 32 in each half: uint8 [B, 8, 32]."""
+    shifts = torch.tensor([0, 2, 4, 6], device=packed.device, dtype=torch.uint8)[
+        None, None, :, None
+    ]
+    return (packed.reshape(-1, 2, 1, 32) >> shifts & 3).flatten(1, 2)
+
+
+def _entries(table: tuple[int, ...], q: Tensor) -> Tensor:
+    return torch.tensor(table, dtype=torch.float32, device=q.device)[q.int()]
+
+
+def _iq4_nl(b: Tensor) -> Tensor:
+    return f16_at(b, 0) * _entries(_IQ4, nibbles(b[:, 2:]))
+
+
+def _iq4_xs(b: Tensor) -> Tensor:
+    shifts = torch.tensor([0, 2, 4, 6], device=b.device, dtype=torch.uint8)
+    low = torch.stack([b[:, 4:8] & 15, b[:, 4:8] >> 4], 2).flatten(1)
+    high = (b[:, 2:4, None] >> shifts & 3).flatten(1)
+    scales = f16_at(b, 0) * ((low | high << 4).float() - 32)
+    q = nibbles(b[:, 8:].reshape(-1, 16)).reshape(-1, 8, 32)
+    return scales[:, :, None] * _entries(_IQ4, q)
+
+
+def _mxfp4(b: Tensor) -> Tensor:
+    # 2 to the power of e - 128 as a float32's bits; the first two are subnormal.
+    e = b[:, :1].int()
+    power = torch.where(e < 2, 0x200000 << e.clamp(max=1), (e - 1) << 23).view(torch.float32)
+    return power * _entries(E2M1, nibbles(b[:, 1:]))
 
 
 BLOCK_FORMATS: dict[str, BlockFormat] = {
     found.name: found
     for found in (
-        BlockFormat("F32", 1, 4, lambda b: _as(b, torch.float32)),
-        BlockFormat("F16", 1, 2, lambda b: _as(b, torch.float16).to(torch.float32)),
-        BlockFormat("BF16", 1, 2, lambda b: _as(b, torch.bfloat16).to(torch.float32)),
+        BlockFormat("F32", 1, 4, lambda b: as_type(b, torch.float32)),
+        BlockFormat("F16", 1, 2, lambda b: as_type(b, torch.float16).to(torch.float32)),
+        BlockFormat("BF16", 1, 2, lambda b: as_type(b, torch.bfloat16).to(torch.float32)),
         BlockFormat("Q4_0", 32, 18, _q4_0),
         BlockFormat("Q4_1", 32, 20, _q4_1),
         BlockFormat("Q5_0", 32, 22, _q5_0),
         BlockFormat("Q5_1", 32, 24, _q5_1),
         BlockFormat("Q8_0", 32, 34, _q8_0),
+        BlockFormat("Q2_K", 256, 84, _q2_k),
+        BlockFormat("Q3_K", 256, 110, _q3_k),
         BlockFormat("Q4_K", 256, 144, _q4_k),
         BlockFormat("Q5_K", 256, 176, _q5_k),
         BlockFormat("Q6_K", 256, 210, _q6_k),
+        BlockFormat("IQ4_NL", 32, 18, _iq4_nl),
+        BlockFormat("IQ4_XS", 256, 136, _iq4_xs),
+        BlockFormat("MXFP4", 32, 17, _mxfp4),
+        *(BlockFormat(name, 256, nbytes, decode) for name, (nbytes, decode) in GRIDS.items()),
     )
 }

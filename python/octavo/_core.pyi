@@ -726,9 +726,12 @@ class CpuLinear:
         k: int,
         parts: Sequence[tuple[_Vector, int, str, _Vector | None]],
         level_name: str | None = None,
+        columns: _Vector | None = None,
     ) -> CpuLinear:
-        """parts, stacked along n: (bytes of the file's rows, number of rows, GGUF kind, int64
-        permutation of the rows); the kinds of ``GgufFile.dequantize``."""
+        """parts, stacked along n: (bytes of the file's rows, number of rows, kind, int64
+        permutation of the rows). Kinds: those of ``GgufFile.dequantize`` that are not found in
+        tables, and those of ``kernels/cpu/blocks.py``. columns: int64 [k], the weight's column for
+        each of the rows'; None: in order."""
     @property
     def nbytes(self) -> int: ...
     def forward(self, x: _Matrix, bias: _Vector | None, exact: bool, out: _Matrix) -> None: ...

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from gguf_blocks import KINDS, random_blocks
 from octavo._core import GgufFile
 from octavo.kernels import reference
 from octavo.kernels.cpu import ops as cpu
@@ -28,8 +29,6 @@ from octavo.kernels.weights import (
     stack,
 )
 
-QUANTIZED = [name for name in BLOCK_FORMATS if name.startswith("Q")]
-
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
@@ -37,17 +36,10 @@ def _seed() -> None:
 
 
 def random_planes(name: str, n: int, k: int, order: torch.Tensor | None = None) -> Planes:
-    """Any bytes, with scales of ordinary size."""
-    form = BLOCK_FORMATS[name]
-    raw = torch.randint(0, 256, (n * k // form.block, form.nbytes), dtype=torch.uint8)
-    halves = {"Q4_0": [0], "Q5_0": [0], "Q8_0": [0], "Q6_K": [208]}.get(name, [0, 2])
-    for at in halves:
-        half = (torch.rand(raw.shape[0], 1) * 0.1 + 0.01).to(torch.float16)
-        raw[:, at : at + 2] = half.view(torch.uint8)
-    return Planes(name, {"blocks": raw.view(n, -1)}, (n, k), order)
+    return Planes(name, {"blocks": random_blocks(name, n, k)}, (n, k), order)
 
 
-@pytest.mark.parametrize("name", QUANTIZED)
+@pytest.mark.parametrize("name", KINDS)
 def test_the_two_decoders_agree_to_the_bit(name: str, tmp_path: Path) -> None:
     """The reference in Python and the Rust core's, which reads files."""
     planes = random_planes(name, 5, 512)
@@ -72,7 +64,7 @@ def test_sizes_are_those_of_the_files(name: str) -> None:
 
 def sources(k: int) -> list[Stored]:
     order = torch.randperm(10)
-    planes = [random_planes(name, 10, k) for name in QUANTIZED]
+    planes = [random_planes(name, 10, k) for name in KINDS]
     return [
         torch.randn(10, k),
         torch.randn(10, k).bfloat16(),

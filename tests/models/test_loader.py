@@ -354,7 +354,7 @@ def test_dummy_weights_differ_between_rows_and_tensors() -> None:
         ("bfloat16", "native", "gguf", torch.bfloat16, False, False),
         ("auto", "reference", "gguf", torch.float32, False, False),
         ("auto", "native", "safetensors", None, False, False),
-        ("float32", "native", "safetensors", torch.float32, False, False),
+        ("float32", "native", "safetensors", torch.float32, False, True),
         ("bfloat16", "native", "safetensors", torch.bfloat16, False, False),
         ("auto", "reference", "safetensors", torch.float32, False, False),
     ],

@@ -16,6 +16,7 @@ from octavo.checkpoints.weights import Progress, check_shape, check_unused
 from octavo.errors import ModelLoadError
 from octavo.kernels.formats.dense import DENSE_DTYPES
 from octavo.kernels.formats.gguf import BLOCK_FORMATS
+from octavo.kernels.formats.gguf_grids import GRIDS
 from octavo.kernels.weights import Part, Planes, Rows, Stored, part_of, rows_of
 
 # Pages of a mapped file that may stay in memory while it is read.
@@ -26,7 +27,9 @@ class GgufWeights:
     """Tensors of a mapped GGUF file, under their HF names, rows in HF's order.
 
     ``packed``: quantized matrices come as Planes, bytes of the map, and ``dtype`` is for the rest;
-    without it everything is dequantized to ``dtype``. ``heads``: (num_heads, num_kv_heads).
+    without it everything is dequantized to ``dtype``. ``unpacked``: in place of a ``dtype`` of
+    None, for kinds that no backend has kernels for (IQ1, IQ2, IQ3, TQ). ``heads``: (num_heads,
+    num_kv_heads).
     """
 
     def __init__(
@@ -38,11 +41,12 @@ class GgufWeights:
         dtype: torch.dtype | None,
         act_dtype: torch.dtype,
         packed: bool,
+        unpacked: torch.dtype = torch.bfloat16,
         progress: Progress = lambda _: None,
     ) -> None:
         self._file, self._device = file, device
         self._dtype, self.act_dtype = dtype, act_dtype
-        self._packed = packed
+        self._packed, self._unpacked = packed, unpacked
         self._progress = progress
         self._tensors = file.tensors()
         # llama.cpp stores Llama's queries and keys with the two halves of a head interleaved.
@@ -56,7 +60,7 @@ class GgufWeights:
         name = f"{prefix}.weight"
         gguf_name, kind, nbytes = self._take(name, shape)
         order = self._row_order(name, shape[0])
-        if self._packed and kind not in DENSE_DTYPES:
+        if self._packed and kind not in DENSE_DTYPES and kind not in GRIDS:
             blocks = self._bytes(gguf_name).view(shape[0], -1)
             self._progress(nbytes)
             return part_of(Planes(kind, {"blocks": blocks}, shape, order), part)
@@ -122,7 +126,7 @@ class GgufWeights:
         nbytes: int,
     ) -> Tensor:
         if dtype is None:
-            dtype = DENSE_DTYPES.get(kind, self.act_dtype)
+            dtype = DENSE_DTYPES.get(kind, self._unpacked if kind in GRIDS else self.act_dtype)
         out = torch.empty(math.prod(shape), dtype=torch.float32)
         self._file.dequantize(gguf_name, out.numpy())
         out = out.view(shape)

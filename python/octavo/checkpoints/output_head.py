@@ -14,6 +14,8 @@ from octavo.checkpoints.safetensors import open_safetensors
 logger = logging.getLogger("octavo.checkpoints")
 
 HEAD = "lm_head.weight"
+# What stands in its place where the head is quantized: GPTQ and AWQ, compressed-tensors.
+_QUANTIZED_HEADS = ("lm_head.qweight", "lm_head.weight_packed")
 _EMBEDDINGS = ("embed_tokens.weight", "word_embeddings.weight", "wte.weight", "embed_in.weight")
 # Rows compared at a time: a few megabytes.
 _ROWS = 1024
@@ -23,8 +25,9 @@ def has_own_head(files: Sequence[Path]) -> bool:
     """True where these safetensors files hold an output head that differs from the embedding.
 
     Fine-tunes are saved with a head of their own under a config that still ties it; transformers 5
-    uses what is there. Many others hold a copy of the embedding, which is read once. Logs the
-    first. O(vocabulary) where there is a head, else a look at the names.
+    uses what is there. A quantized head differs from the embedding, which is not quantized. Many
+    others hold a copy of the embedding, which is read once. Logs the first. O(vocabulary) where
+    there is a dense head, else a look at the names.
 
     Raises:
         ModelLoadError: a file is cut short, or of another kind.
@@ -33,6 +36,8 @@ def has_own_head(files: Sequence[Path]) -> bool:
     for file in files:
         handle = open_safetensors(file, torch.device("cpu"))
         for name in handle.keys():  # noqa: SIM118 (not a dict)
+            if name in _QUANTIZED_HEADS:
+                return True
             if name == HEAD or name.endswith(_EMBEDDINGS):
                 found[name] = handle
     head = found.pop(HEAD, None)

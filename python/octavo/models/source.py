@@ -21,7 +21,7 @@ from octavo.checkpoints.dummy_tokenizer import make_dummy_tokenizer
 from octavo.checkpoints.gguf_parts import first_parts, gguf_parts, open_gguf
 from octavo.checkpoints.json_file import read_json
 from octavo.checkpoints.safetensors import safetensors_files
-from octavo.checkpoints.schemes.registry import CONFIG_FILES, find_scheme, method_of
+from octavo.checkpoints.schemes.registry import CONFIG_FILES, find_scheme, is_of_files, method_of
 from octavo.checkpoints.schemes.scheme import Scheme
 from octavo.checkpoints.tokenizer_files import TokenizerFiles
 from octavo.config import EngineConfig
@@ -104,8 +104,8 @@ class ModelSource:
             raise ModelLoadError(f"{self.path}: {error}") from error
 
     @cached_property
-    def _quantization_config(self) -> Mapping[str, Any]:
-        """config.json's, or what older files hold in its place; {} of a dense checkpoint."""
+    def _quantization_config(self) -> dict[str, Any]:
+        """A folder's; {} where nothing is quantized."""
         config = self.hf_config
         found = config.get("quantization_config") or config.get("compression_config")
         for name, method in CONFIG_FILES.items():
@@ -113,12 +113,14 @@ class ModelSource:
                 found = {"quant_method": method, **values.get("quantization", values)}
         return found or {}
 
-    @property
-    def quant_method(self) -> str | None:
-        """The method that the files are quantized by, as they name it; None: none."""
-        if self.gguf is not None:
-            return "gguf"
-        return method_of(self._quantization_config)
+    def is_quantized_as(self, quantization: str) -> bool:
+        """True where ``--quantization`` only names how the files are quantized.
+
+        Raises:
+            ModelLoadError: it names another way than the files'.
+        """
+        method = "gguf" if self.kind == "gguf" else method_of(self._quantization_config)
+        return is_of_files(quantization, method)
 
     @cached_property
     def scheme(self) -> Scheme:

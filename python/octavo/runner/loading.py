@@ -347,7 +347,7 @@ def resolve_dtypes(
         asked = DTYPES.get(model_config.dtype, torch.bfloat16)
     if not native:
         asked = asked or torch.float32
-    return ModelDtypes(asked, torch.float32, False, kv_cache, exact and bool(quantize), quantize)
+    return ModelDtypes(asked, torch.float32, False, kv_cache, exact, quantize)
 
 
 def _find_rounding(config: EngineConfig, source: ModelSource, device: torch.device) -> str | None:
@@ -357,22 +357,14 @@ def _find_rounding(config: EngineConfig, source: ModelSource, device: torch.devi
         ModelLoadError: another method than the checkpoint's, or no kernels for it here.
     """
     asked = config.quantization
-    if asked is None:
-        return None
-    method = source.quant_method
-    # vLLM names its kernels with the method.
-    if method is not None and asked.removesuffix("_marlin").replace("_", "-") in (
-        method,
-        method.replace("_", "-"),
-    ):
+    if asked is None or source.is_quantized_as(asked):
         return None
     native = config.attention_backend != "reference"
     known = (CPU_QUANTIZATIONS if native else {}) if device.type == "cpu" else GPU_QUANTIZATIONS
     if asked not in known:
         raise ModelLoadError(
             f"quantization {asked!r} is not supported; known: {', '.join(CPU_QUANTIZATIONS)} (on a "
-            f"CPU), {', '.join(GPU_QUANTIZATIONS)} (on a GPU), or the checkpoint's own method, "
-            f"which is {method or 'none'}"
+            f"CPU), {', '.join(GPU_QUANTIZATIONS)} (on a GPU)"
         )
     return known[asked]
 
@@ -441,7 +433,7 @@ def load_pooling_model(
     Raises:
         ModelLoadError: the model cannot be read, or is to be quantized.
     """
-    if config.quantization is not None:
+    if config.quantization is not None and not source.is_quantized_as(config.quantization):
         raise ModelLoadError(f"{source.path}: a model for embeddings cannot be quantized")
     shape = source.model_config
     asked = dtype = DTYPES.get(config.dtype)
@@ -556,6 +548,7 @@ def _open_weights(
                 dtype=dtypes.weights,
                 act_dtype=act,
                 packed=dtypes.packed,
+                unpacked=torch.float32 if dtypes.exact else torch.bfloat16,
                 progress=progress,
             )
             if dtypes.packed and device.type != "cpu":

@@ -146,7 +146,9 @@ fn main() {
     let only: Vec<String> = std::env::args().skip(1).collect();
     let only: Vec<&String> = only.iter().filter(|name| !name.starts_with('-')).collect();
     for name in [
-        "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_K", "Q6_K", "Q8_0", "BF16", "F16", "F32",
+        "Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_K", "Q6_K", "Q8_0", "IQ4_NL", "IQ4_XS",
+        "MXFP4", "INT4_32", "INT4_128", "INT8_32", "INT8_128", "FP4_16", "NF4_64", "FP8_32",
+        "FP8_128", "BF16", "F16", "F32",
     ] {
         let kind = kind(name);
         if !only.is_empty() && !only.iter().any(|o| *o == name) {
@@ -162,7 +164,7 @@ fn main() {
                 .map(|_| weight(level, kind, n, k, &source))
                 .collect();
             for exact in [false, true] {
-                if exact && !name.starts_with('Q') {
+                if exact && kind.elements() == 1 {
                     continue;
                 }
                 for m in [1usize, 4, 8, 16, 64, 128, 512] {

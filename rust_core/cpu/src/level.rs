@@ -123,9 +123,11 @@ impl Level {
     }
 
     /// True if matrix products may use the tile unit.
-    #[cfg(target_arch = "x86_64")]
     pub fn has_amx(self) -> bool {
-        self.0 == Kind::Amx
+        #[cfg(target_arch = "x86_64")]
+        return self.0 == Kind::Amx;
+        #[cfg(not(target_arch = "x86_64"))]
+        false
     }
 
     /// True if products of int16 are faster than those of float32, as with AVX-512 and AVX2. The tile unit does float32's, in parts, faster than vectors do int16's;

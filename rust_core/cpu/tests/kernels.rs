@@ -11,7 +11,7 @@ use octavo_cpu::linear::{Linear, Packed};
 use octavo_cpu::norm::{Norm, norm};
 use octavo_cpu::rope::Cache;
 use octavo_cpu::tensor::{Rows, RowsMut, load_one};
-use octavo_formats::blocks::BlockFormat;
+use octavo_formats::blocks::{BlockFormat, Codes, Scales};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -129,15 +129,32 @@ fn weight_rows(kind: Packed, n: usize, k: usize, random: &mut Random) -> Box<[u8
     let mut bytes: Box<[u8]> = (0..n * kind.file_row_bytes(k))
         .map(|_| random.bits() as u8)
         .collect();
-    let halves: &[usize] = match kind {
-        Packed::Blocks(BlockFormat::Q6_K) => &[208],
-        Packed::Blocks(format) if format.shape().halves == 1 => &[0],
-        _ => &[0, 2],
+    let Packed::Blocks(format) = kind else {
+        unreachable!("a plain kind is done");
     };
-    for block in bytes.chunks_exact_mut(kind.file_row_bytes(kind.elements())) {
-        for &at in halves {
-            let scale = f32_to_f16(random.float() / 8.0).to_le_bytes();
-            block[at..at + 2].copy_from_slice(&scale);
+    let shape = format.shape();
+    let first = match format {
+        BlockFormat::Q2_K => 80,
+        BlockFormat::Q3_K => 108,
+        BlockFormat::Q6_K => 208,
+        _ => 0,
+    };
+    for block in bytes.chunks_exact_mut(shape.bytes) {
+        for i in 0..shape.factors {
+            let scale = random.float() / 8.0;
+            if shape.single {
+                block[first + 4 * i..][..4].copy_from_slice(&scale.to_le_bytes());
+            } else {
+                block[first + 2 * i..][..2].copy_from_slice(&f32_to_f16(scale).to_le_bytes());
+            }
+        }
+        if shape.scales == Scales::Exponent {
+            block[0] = 120 + block[0] % 8;
+        } else if shape.single && shape.codes != Codes::E4m3 && shape.bits == 4 {
+            // No file's block: a byte for each element, and before them for a zero point.
+            for q in &mut block[shape.factor_bytes()..] {
+                *q &= 15;
+            }
         }
     }
     bytes
@@ -169,14 +186,13 @@ proptest! {
         kind in kinds(),
         (m, n, groups, odd) in (0usize..20, 1usize..70, 1usize..12, 0usize..32),
         (x_type, y_type, bias_type) in (dtypes(), dtypes(), dtypes()),
-        (gap, offset, exact) in (0usize..5, 0usize..8, any::<bool>()),
+        (gap, offset, exact, turned) in (0usize..5, 0usize..8, any::<bool>(), any::<bool>()),
         seed in any::<u64>(),
     ) {
         let plain = kind.dtype().is_some();
         let k = match kind.elements() {
             1 => groups * 32 - odd,
-            32 => groups * 32,
-            _ => groups.div_ceil(4) * 256,
+            elements => groups.div_ceil(elements / 32) * elements,
         };
         let mut random = Random(seed);
         let source = weight_rows(kind, n, k, &mut random);
@@ -187,6 +203,10 @@ proptest! {
             let mut w = Linear::new(level, k, &[(kind, n)]).expect("a valid shape");
             // SAFETY: `source` holds n rows.
             unsafe { w.pack_rows(0, n, source.as_ptr(), kind, Some(&order)) }.expect("it fits");
+            if turned {
+                let columns: Vec<i64> = (0..k as i64).map(|i| (i + 7) % k as i64).collect();
+                w.set_columns(&columns).expect("a permutation");
+            }
             let weights: Vec<Vec<f32>> = (0..n)
                 .map(|row| {
                     let mut out = vec![0.0; k];

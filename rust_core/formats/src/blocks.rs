@@ -1,27 +1,59 @@
-//! Block formats: a row of weights in blocks of 32 or 256, packed integers with shared scales.
+//! Block formats: a row of weights in blocks of 32 to 256, packed integers with shared scales.
 //!
-//! An element is `scale * (q - offset) + minimum`, with scale and minimum shared by a group of 32
-//! elements, or half of one. Formats differ in the numbers of a block from which these come, and in
-//! the places of a block's bits.
+//! An element is `scale * (value(q) - offset) + minimum`, with scale and minimum shared by a group of
+//! 32 elements, or half of one. Formats differ in the numbers of a block from which these come, in
+//! what an integer stands for, and in the places of a block's bits.
 
 use crate::kinds::{TensorKind, named};
 
 /// Elements of a group.
 pub const GROUP: usize = 32;
 
-/// The numbers of a block.
+/// What an integer of a block stands for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Codes {
+    /// Itself; of 8 bits as a signed number.
+    Integers,
+    /// An entry of a table of integers.
+    Table(&'static [i8; 16]),
+    /// An entry of a table of floats.
+    Floats(&'static [f32; 16]),
+    /// The float8 e4m3 of these bits. Its NaNs are read as 480.
+    E4m3,
+}
+
+/// The bytes of a block by which its factor d becomes a group's scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scales {
+    /// None: d, or one of two for each half of a group.
+    None,
+    /// A signed byte for each group (1) or half of one (2).
+    Bytes(usize),
+    /// The same, then as many for minimums, times the second factor.
+    Minimums(usize),
+    /// A zero point, subtracted from every element; signed where elements have 8 bits.
+    Zero,
+    /// No factor but an exponent: the scale is 2 to the power of this byte less 128.
+    Exponent,
+}
+
+/// The numbers of a block.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shape {
     /// Groups.
     pub groups: usize,
-    /// Half-precision numbers: d, then m or dmin.
-    pub halves: usize,
-    /// Scales as bytes; with two halves, as many of them scales as minimums.
-    pub scales: usize,
+    /// Factors: d, then m, dmin, or the d of second halves.
+    pub factors: usize,
+    /// True where factors are float32; false: half-precision.
+    pub single: bool,
+    /// See there.
+    pub scales: Scales,
     /// Bits of an element.
     pub bits: usize,
-    /// Subtracted from every element. Elements of 8 bits are signed.
+    /// Subtracted from every element.
     pub offset: u8,
+    /// See there.
+    pub codes: Codes,
     /// Bytes.
     pub bytes: usize,
 }
@@ -32,9 +64,37 @@ impl Shape {
         self.groups * GROUP
     }
 
+    /// Bytes of the factors.
+    pub const fn factor_bytes(&self) -> usize {
+        self.factors * if self.single { 4 } else { 2 }
+    }
+
+    /// Bytes of scales.
+    pub const fn num_scales(&self) -> usize {
+        match self.scales {
+            Scales::None => 0,
+            Scales::Bytes(each) => each * self.groups,
+            Scales::Minimums(each) => 2 * each * self.groups,
+            Scales::Zero | Scales::Exponent => 1,
+        }
+    }
+
     /// True where the halves of a group have scales of their own.
     pub const fn has_half_groups(&self) -> bool {
-        self.scales == 2 * self.groups && self.halves == 1
+        match self.scales {
+            Scales::Bytes(each) | Scales::Minimums(each) => each == 2,
+            Scales::None => self.single && self.factors == 2,
+            Scales::Zero | Scales::Exponent => false,
+        }
+    }
+
+    /// True where elements have a minimum that is not their offset's.
+    pub const fn has_minimums(&self) -> bool {
+        match self.scales {
+            Scales::None => !self.single && self.factors == 2,
+            Scales::Minimums(_) | Scales::Zero => true,
+            Scales::Bytes(_) | Scales::Exponent => false,
+        }
     }
 
     /// Scale and minimum of half `half` of group `g`, from the block's numbers.
@@ -42,24 +102,46 @@ impl Shape {
     pub fn scale(
         &self,
         [d, m]: [f32; 2],
-        scales: impl Fn(usize) -> i8,
+        scales: impl Fn(usize) -> u8,
         g: usize,
         half: usize,
     ) -> (f32, f32) {
-        let scales = |i| f32::from(scales(i));
-        match (self.scales > 0, self.halves) {
-            (false, 1) => (d, 0.0),
-            (false, _) => (d, m),
-            (true, 1) => (d * scales(2 * g + half), 0.0),
-            (true, _) => (d * scales(g), -(m * scales(self.groups + g))),
+        let signed = |i| f32::from(scales(i).cast_signed());
+        match self.scales {
+            Scales::None if self.has_half_groups() => ([d, m][half], 0.0),
+            Scales::None => (d, m),
+            Scales::Bytes(each) => (d * signed(each * g + half % each), 0.0),
+            Scales::Minimums(each) => {
+                let i = each * g + half % each;
+                (d * signed(i), -(m * signed(each * self.groups + i)))
+            }
+            Scales::Zero => (d, -(d * signed(0))),
+            // 2^-128 and 2^-127 are subnormal.
+            Scales::Exponent => match scales(0) {
+                e @ 0..2 => (f32::from_bits(0x0020_0000 << e), 0.0),
+                e => (f32::from_bits(u32::from(e - 1) << 23), 0.0),
+            },
         }
     }
 
-    /// `q - offset`.
+    /// `value(q) - offset`.
     #[inline(always)]
-    pub fn integer(&self, q: u8) -> f32 {
-        f32::from(q.wrapping_sub(self.offset).cast_signed())
+    pub fn value(&self, q: u8) -> f32 {
+        match self.codes {
+            Codes::Integers => f32::from(q.wrapping_sub(self.offset).cast_signed()),
+            Codes::Table(table) => f32::from(table[usize::from(q & 15)]),
+            Codes::Floats(table) => table[usize::from(q & 15)],
+            Codes::E4m3 => e4m3(q),
+        }
     }
+}
+
+/// A float8 e4m3, NaNs left out.
+#[inline(always)]
+fn e4m3(q: u8) -> f32 {
+    let bits = u32::from(q & 0x80) << 24 | u32::from(q & 0x7f) << 20;
+    // As the bits of a float32 of the same exponent and mantissa it is 2^120 too small.
+    f32::from_bits(bits) * f32::from_bits((127 + 120) << 23)
 }
 
 /// A block format as a type.
@@ -72,8 +154,11 @@ pub trait Format {
 
 /// `$d` is a dollar sign, for the macro that this one defines.
 macro_rules! blocks {
-    ($d:tt $($name:ident: $halves:literal, $scales:literal, $bits:literal, $offset:literal;)*) => {
-        /// A block format of GGUF.
+    ($d:tt $(
+        $name:ident: $factors:literal $factor:ident, $scales:expr, $bits:literal, $offset:literal,
+        $codes:expr;
+    )*) => {
+        /// A block format: GGUF's, and those of `kinds::ROW_KINDS`.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[allow(non_camel_case_types, missing_docs)]
         pub enum BlockFormat {
@@ -93,16 +178,20 @@ macro_rules! blocks {
 
             /// The numbers of a block.
             pub const fn shape(self) -> Shape {
-                let (halves, scales, bits, offset) = match self {
-                    $(BlockFormat::$name => ($halves, $scales, $bits, $offset),)*
+                let (factors, single, scales, bits, offset, codes) = match self {
+                    $(BlockFormat::$name => {
+                        ($factors, is_single(stringify!($factor)), $scales, $bits, $offset, $codes)
+                    })*
                 };
                 let kind = self.kind();
                 Shape {
                     groups: kind.block_len as usize / GROUP,
-                    halves,
+                    factors,
+                    single,
                     scales,
                     bits,
                     offset,
+                    codes,
                     bytes: kind.block_bytes as usize,
                 }
             }
@@ -132,41 +221,118 @@ macro_rules! blocks {
     };
 }
 
-// halves, scales, bits, offset
+/// A factor's type by the table's word, f16 or f32.
+const fn is_single(factor: &str) -> bool {
+    matches!(factor.as_bytes(), b"f32")
+}
+
+/// llama.cpp's values of 4-bit codes, spaced as weights are.
+pub const IQ4: [i8; 16] = [
+    -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113,
+];
+
+/// Twice the 4-bit floats e2m1.
+pub const E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+/// The values of NF4, quantiles of the normal distribution (QLoRA, appendix E).
+pub const NF4: [f32; 16] = [
+    -1.0,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
+    0.0,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
+    1.0,
+];
+
+use Codes::{E4m3, Floats, Integers, Table};
+use Scales::{Bytes, Exponent, Minimums, Zero};
+
+// factors and their type, scales, bits, offset, codes
 blocks! {$
-    Q4_0: 1, 0, 4, 8;
-    Q4_1: 2, 0, 4, 0;
-    Q5_0: 1, 0, 5, 16;
-    Q5_1: 2, 0, 5, 0;
-    Q8_0: 1, 0, 8, 0;
-    Q4_K: 2, 16, 4, 0;
-    Q5_K: 2, 16, 5, 0;
-    Q6_K: 1, 16, 6, 32;
+    Q4_0: 1 f16, Scales::None, 4, 8, Integers;
+    Q4_1: 2 f16, Scales::None, 4, 0, Integers;
+    Q5_0: 1 f16, Scales::None, 5, 16, Integers;
+    Q5_1: 2 f16, Scales::None, 5, 0, Integers;
+    Q8_0: 1 f16, Scales::None, 8, 0, Integers;
+    Q2_K: 2 f16, Minimums(2), 2, 0, Integers;
+    Q3_K: 1 f16, Bytes(2), 3, 4, Integers;
+    Q4_K: 2 f16, Minimums(1), 4, 0, Integers;
+    Q5_K: 2 f16, Minimums(1), 5, 0, Integers;
+    Q6_K: 1 f16, Bytes(2), 6, 32, Integers;
+    IQ4_NL: 1 f16, Scales::None, 4, 0, Table(&IQ4);
+    IQ4_XS: 1 f16, Bytes(1), 4, 0, Table(&IQ4);
+    MXFP4: 0 f16, Exponent, 4, 0, Table(&E2M1);
+    INT4_32: 1 f32, Zero, 4, 0, Integers;
+    INT4_128: 1 f32, Zero, 4, 0, Integers;
+    INT8_32: 1 f32, Zero, 8, 0, Integers;
+    INT8_128: 1 f32, Zero, 8, 0, Integers;
+    FP8_32: 1 f32, Scales::None, 8, 0, E4m3;
+    FP8_128: 1 f32, Scales::None, 8, 0, E4m3;
+    FP4_16: 2 f32, Scales::None, 4, 0, Table(&E2M1);
+    NF4_64: 1 f32, Scales::None, 4, 0, Floats(&NF4);
 }
 
 impl BlockFormat {
-    /// The format that GGUF calls by this name.
+    /// The format of this name.
     pub fn parse(name: &str) -> Option<BlockFormat> {
         Self::ALL.iter().copied().find(|f| f.kind().name == name)
     }
 
-    /// A block's half-precision numbers; zero for one it does not have.
+    /// The bits of a block's factors; zero for one it does not have.
     #[inline(always)]
-    pub fn read_halves(self, block: &[u8]) -> [u16; 2] {
-        let half = |at: usize| u16::from_le_bytes([block[at], block[at + 1]]);
-        match self {
-            BlockFormat::Q6_K => [half(208), 0],
-            _ if self.shape().halves == 1 => [half(0), 0],
-            _ => [half(0), half(2)],
-        }
+    pub fn read_factors(self, block: &[u8]) -> [u32; 2] {
+        let shape = self.shape();
+        let first = match self {
+            BlockFormat::Q2_K => 80,
+            BlockFormat::Q3_K => 108,
+            BlockFormat::Q6_K => 208,
+            _ => 0,
+        };
+        let factor = |i: usize| {
+            if i >= shape.factors {
+                0
+            } else if shape.single {
+                let at = first + 4 * i;
+                u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]])
+            } else {
+                let at = first + 2 * i;
+                u32::from(u16::from_le_bytes([block[at], block[at + 1]]))
+            }
+        };
+        [factor(0), factor(1)]
     }
 
     /// A block's scales, then minimums, as bytes.
     #[inline(always)]
-    pub fn read_scales(self, block: &[u8]) -> [u8; 16] {
-        let mut scales = [0; 16];
+    pub fn read_scales(self, block: &[u8]) -> [u8; 32] {
+        let mut scales = [0; 32];
         match self {
-            BlockFormat::Q6_K => scales.copy_from_slice(&block[192..208]),
+            BlockFormat::Q6_K => scales[..16].copy_from_slice(&block[192..208]),
+            BlockFormat::Q2_K => {
+                for (i, &both) in block[..16].iter().enumerate() {
+                    scales[i] = both & 15;
+                    scales[16 + i] = both >> 4;
+                }
+            }
+            BlockFormat::Q3_K => {
+                // Six bits each: the low four of 8 and 8 in a byte, the high two of four.
+                let s = &block[96..108];
+                for (i, scale) in scales[..16].iter_mut().enumerate() {
+                    let low = s[i % 8] >> (i / 8 * 4) & 15;
+                    let high = s[8 + i % 4] >> (i / 4 * 2) & 3;
+                    *scale = (low | high << 4).wrapping_sub(32);
+                }
+            }
             BlockFormat::Q4_K | BlockFormat::Q5_K => {
                 // Six bits each: four pairs whole, the high bits of four more in their spare ones.
                 let s = &block[4..16];
@@ -177,6 +343,15 @@ impl BlockFormat {
                     scales[12 + i] = s[8 + i] >> 4 | s[4 + i] >> 6 << 4;
                 }
             }
+            BlockFormat::IQ4_XS => {
+                for (i, scale) in scales[..8].iter_mut().enumerate() {
+                    let low = block[4 + i / 2] >> (i % 2 * 4) & 15;
+                    let high = block[2 + i / 4] >> (i % 4 * 2) & 3;
+                    *scale = (low | high << 4).wrapping_sub(32);
+                }
+            }
+            BlockFormat::MXFP4 => scales[0] = block[0],
+            _ if self.shape().scales == Zero => scales[0] = block[4],
             _ => {}
         }
         scales
@@ -186,7 +361,9 @@ impl BlockFormat {
     #[inline(always)]
     pub fn read_group(self, block: &[u8], g: usize) -> [u8; GROUP] {
         match self {
-            BlockFormat::Q4_0 => nibbles(&block[2..18]),
+            BlockFormat::Q4_0 | BlockFormat::IQ4_NL => nibbles(&block[2..18]),
+            BlockFormat::IQ4_XS => nibbles(&block[8 + 16 * g..][..16]),
+            BlockFormat::MXFP4 => nibbles(&block[1..17]),
             BlockFormat::Q4_1 => nibbles(&block[4..20]),
             BlockFormat::Q5_0 => with_high_bits(nibbles(&block[6..22]), &block[2..6]),
             BlockFormat::Q5_1 => with_high_bits(nibbles(&block[8..24]), &block[4..8]),
@@ -201,12 +378,34 @@ impl BlockFormat {
                 let high = &block[16..48];
                 std::array::from_fn(|i| low[i] >> (g % 2 * 4) & 15 | (high[i] >> g & 1) << 4)
             }
+            // Halves of 128 elements: four groups' pairs of bits in 32 bytes; a byte of high bits has one
+            // of each group.
+            BlockFormat::Q2_K => {
+                let low = &block[16 + g / 4 * 32..][..32];
+                std::array::from_fn(|i| low[i] >> (g % 4 * 2) & 3)
+            }
+            BlockFormat::Q3_K => {
+                let low = &block[32 + g / 4 * 32..][..32];
+                std::array::from_fn(|i| low[i] >> (g % 4 * 2) & 3 | (block[i] >> g & 1) << 2)
+            }
             // Halves of 128 elements: four groups' nibbles in 64 bytes, high bits in 32.
             BlockFormat::Q6_K => {
                 let (half, g) = (g / 4, g % 4);
                 let low = &block[half * 64 + g % 2 * 32..][..32];
                 let high = &block[128 + half * 32..][..32];
                 std::array::from_fn(|i| low[i] >> (g / 2 * 4) & 15 | (high[i] >> (2 * g) & 3) << 4)
+            }
+            BlockFormat::INT4_32
+            | BlockFormat::INT4_128
+            | BlockFormat::INT8_32
+            | BlockFormat::INT8_128
+            | BlockFormat::FP8_32
+            | BlockFormat::FP8_128
+            | BlockFormat::FP4_16
+            | BlockFormat::NF4_64 => {
+                let shape = self.shape();
+                let first = shape.factor_bytes() + shape.num_scales() + g * GROUP;
+                std::array::from_fn(|i| block[first + i])
             }
         }
     }
@@ -232,18 +431,25 @@ fn with_high_bits(mut low: [u8; GROUP], high: &[u8]) -> [u8; GROUP] {
 mod tests {
     use super::*;
 
+    /// Bytes of a block's scales in a file, where some have six bits or four.
+    fn bytes_of_scales(format: BlockFormat) -> usize {
+        match format {
+            BlockFormat::Q2_K => 16,
+            BlockFormat::Q3_K | BlockFormat::Q4_K | BlockFormat::Q5_K => 12,
+            BlockFormat::IQ4_XS => 6,
+            _ => format.shape().num_scales(),
+        }
+    }
+
     #[test]
     fn a_block_is_its_numbers() {
-        for format in BlockFormat::ALL {
+        for &format in BlockFormat::ALL {
             let shape = format.shape();
-            // Eight pairs of 6-bit scales and minimums take 12 bytes.
-            let scales = match (shape.scales, shape.halves) {
-                (16, 2) => 12,
-                (scales, _) => scales,
-            };
-            let elements = shape.elements() * shape.bits / 8;
+            // What is no file's has a byte for each element.
+            let bits = if shape.single { 8 } else { shape.bits };
+            let elements = shape.elements() * bits / 8;
             assert_eq!(
-                2 * shape.halves + scales + elements,
+                shape.factor_bytes() + bytes_of_scales(format) + elements,
                 shape.bytes,
                 "{format:?}"
             );
@@ -254,13 +460,18 @@ mod tests {
     fn every_bit_of_a_block_is_read_once() {
         for &format in BlockFormat::ALL {
             let shape = format.shape();
+            // Six bits around zero are stored 32 higher.
+            let raised = match format {
+                BlockFormat::Q3_K | BlockFormat::IQ4_XS => 32,
+                _ => 0,
+            };
             let read = |block: &[u8]| {
                 let mut bits = 0;
-                for half in format.read_halves(block) {
-                    bits += half.count_ones();
+                for factor in format.read_factors(block) {
+                    bits += factor.count_ones();
                 }
-                for scale in format.read_scales(block) {
-                    bits += scale.count_ones();
+                for scale in &format.read_scales(block)[..shape.num_scales()] {
+                    bits += scale.wrapping_add(raised).count_ones();
                 }
                 for g in 0..shape.groups {
                     for q in format.read_group(block, g) {
@@ -275,6 +486,20 @@ mod tests {
                 assert_eq!(read(&block), 1, "{format:?}: bit {at}");
                 block[at / 8] = 0;
             }
+        }
+    }
+
+    #[test]
+    fn bytes_are_floats() {
+        for q in 0..=255u8 {
+            let exponent = i32::from(q >> 3 & 15);
+            let mantissa = f32::from(q & 7) / 8.0;
+            let magnitude = match exponent {
+                0 => mantissa * 2f32.powi(-6),
+                _ => (1.0 + mantissa) * 2f32.powi(exponent - 7),
+            };
+            assert_eq!(e4m3(q).abs(), magnitude, "{q}");
+            assert_eq!(e4m3(q).is_sign_negative(), q > 127, "{q}");
         }
     }
 }

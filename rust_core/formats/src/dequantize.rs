@@ -7,7 +7,8 @@
 use std::num::NonZero;
 use std::thread;
 
-use crate::blocks::{BlockFormat, Format, GROUP};
+use crate::blocks::{BlockFormat, Format, GROUP, Shape};
+use crate::grids;
 use crate::kinds::TensorKind;
 
 /// Below this many elements a thread costs more than it gains.
@@ -50,14 +51,17 @@ pub fn dequantize(kind: TensorKind, data: &[u8], out: &mut [f32]) -> Result<(), 
 }
 
 /// Blocks to floats; lengths agree.
-type Convert = fn(&[u8], &mut [f32]);
+pub(crate) type Convert = fn(&[u8], &mut [f32]);
 
 fn converter(kind: &str) -> Option<Convert> {
     Some(match kind {
         "F32" => |data, out| elements(data, out, f32::from_le_bytes),
         "F16" => |data, out| elements(data, out, f16),
         "BF16" => |data, out| elements(data, out, bf16),
-        _ => with_format!(BlockFormat::parse(kind)?, F => blocks::<F>),
+        _ => match BlockFormat::parse(kind) {
+            Some(format) => with_format!(format, F => blocks::<F>),
+            None => grids::converter(kind)?,
+        },
     })
 }
 
@@ -72,17 +76,19 @@ fn blocks<F: Format>(data: &[u8], out: &mut [f32]) {
     let shape = const { F::SHAPE };
     let blocks = data.chunks_exact(shape.bytes);
     for (block, out) in blocks.zip(out.chunks_exact_mut(shape.elements())) {
-        let halves = F::FORMAT.read_halves(block).map(|h| f16(h.to_le_bytes()));
+        let factors = F::FORMAT
+            .read_factors(block)
+            .map(|bits| factor(shape, bits));
         let scales = F::FORMAT.read_scales(block);
         for (g, out) in out.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
             let values = F::FORMAT.read_group(block, g);
             let out = out.as_chunks_mut::<{ GROUP / 2 }>().0;
             let values = values.as_chunks::<{ GROUP / 2 }>().0;
             for (half, (out, values)) in out.iter_mut().zip(values).enumerate() {
-                let (scale, minimum) = shape.scale(halves, |i| scales[i].cast_signed(), g, half);
+                let (scale, minimum) = shape.scale(factors, |i| scales[i], g, half);
                 for (out, &q) in out.iter_mut().zip(values) {
-                    *out = scale * shape.integer(q);
-                    if shape.halves == 2 {
+                    *out = scale * shape.value(q);
+                    if shape.has_minimums() {
                         *out += minimum;
                     }
                 }
@@ -91,9 +97,19 @@ fn blocks<F: Format>(data: &[u8], out: &mut [f32]) {
     }
 }
 
+/// A block's factor from its bits.
+#[inline]
+pub fn factor(shape: Shape, bits: u32) -> f32 {
+    if shape.single {
+        f32::from_bits(bits)
+    } else {
+        f16((bits as u16).to_le_bytes())
+    }
+}
+
 /// A half-precision float. Without branches, so that loops over it become vector code.
 #[inline]
-fn f16(bytes: [u8; 2]) -> f32 {
+pub(crate) fn f16(bytes: [u8; 2]) -> f32 {
     const EXPONENT: u32 = 0x1f << 23;
     let half = u32::from(u16::from_le_bytes(bytes));
     let sign = (half & 0x8000) << 16;

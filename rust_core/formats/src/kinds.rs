@@ -22,7 +22,7 @@ const fn kind(id: u32, name: &'static str, block_len: u64, block_bytes: u64) -> 
     }
 }
 
-/// Every kind of known size; `dequantize` reads fewer.
+/// Every kind of known size; `dequantize` reads those of weights.
 pub const TENSOR_KINDS: &[TensorKind] = &[
     kind(0, "F32", 1, 4),
     kind(1, "F16", 1, 2),
@@ -56,22 +56,45 @@ pub const TENSOR_KINDS: &[TensorKind] = &[
     kind(39, "MXFP4", 32, 17),
 ];
 
+/// Kinds that no file holds: weights of safetensors files as rows of blocks (`kernels/cpu/blocks.py`).
+/// A block has a float32 factor, two for FP4_16; a zero point for INT; and a byte for each element.
+const ROW_KINDS: &[TensorKind] = &[
+    kind(NO_ID, "INT4_32", 32, 4 + 1 + 32),
+    kind(NO_ID, "INT4_128", 128, 4 + 1 + 128),
+    kind(NO_ID, "INT8_32", 32, 4 + 1 + 32),
+    kind(NO_ID, "INT8_128", 128, 4 + 1 + 128),
+    kind(NO_ID, "FP8_32", 32, 4 + 32),
+    kind(NO_ID, "FP8_128", 128, 4 + 128),
+    kind(NO_ID, "FP4_16", 32, 8 + 32),
+    kind(NO_ID, "NF4_64", 64, 4 + 64),
+];
+
+/// Of a kind that no file holds.
+const NO_ID: u32 = u32::MAX;
+
 /// The kind of this name.
 ///
 /// # Panics
 /// When there is none.
 pub(crate) const fn named(name: &str) -> TensorKind {
+    match (find(TENSOR_KINDS, name), find(ROW_KINDS, name)) {
+        (Some(kind), _) | (None, Some(kind)) => kind,
+        (None, None) => panic!("a kind of the tables"),
+    }
+}
+
+const fn find(kinds: &[TensorKind], name: &str) -> Option<TensorKind> {
     let mut i = 0;
-    while i < TENSOR_KINDS.len() {
-        let (a, b) = (TENSOR_KINDS[i].name.as_bytes(), name.as_bytes());
+    while i < kinds.len() {
+        let (a, b) = (kinds[i].name.as_bytes(), name.as_bytes());
         let mut same = 0;
         while same < a.len() && same < b.len() && a[same] == b[same] {
             same += 1;
         }
         if same == a.len() && same == b.len() {
-            return TENSOR_KINDS[i];
+            return Some(kinds[i]);
         }
         i += 1;
     }
-    panic!("a kind of the table")
+    None
 }

@@ -7,4 +7,5 @@
 #[macro_use]
 pub mod blocks;
 pub mod dequantize;
+mod grids;
 pub mod kinds;

@@ -36,6 +36,17 @@ CONFIG_FILES = {
     "hf_quant_config.json": "modelopt",
 }
 
+# Other names that --quantization may give files of a method, as vLLM calls its kernels for them.
+_OTHER_NAMES = {
+    "auto_round": "auto-round",
+    "awq_marlin": "awq",
+    "gptq_marlin": "gptq",
+    "inc": "auto-round",
+    "intel/auto-round": "auto-round",
+    "modelopt_fp4": "modelopt",
+    "modelopt_mixed": "modelopt",
+}
+
 _ADVICE = "quantize the model anew to compressed-tensors (llm-compressor), GPTQ, AWQ or GGUF"
 # Methods whose files are not read, and the way out where there is a shorter one.
 REFUSED = {
@@ -57,12 +68,33 @@ REFUSED = {
 }
 
 
-def method_of(config: Mapping[str, Any]) -> str | None:
-    """The quant_method of a ``quantization_config``; None without one."""
+def method_of(quantization_config: Mapping[str, Any] | None) -> str:
+    """The quant_method of a ``quantization_config``; "" where nothing is quantized."""
+    config = quantization_config or {}
     method = config.get("quant_method")
     if not method and ("load_in_4bit" in config or "load_in_8bit" in config):
         return "bitsandbytes"  # its first files do not name it
-    return method or None
+    return str(method or "")
+
+
+def is_of_files(quantization: str, method: str) -> bool:
+    """True where ``--quantization`` names how the files are quantized already, ``method``.
+
+    False where it names nothing that files hold, or "fp8" for files that are not quantized.
+
+    Raises:
+        ModelLoadError: it names another method than the files'.
+    """
+    if quantization not in SCHEMES and quantization not in (*_OTHER_NAMES, *REFUSED, "gguf"):
+        return False
+    if quantization == "fp8" and not method:
+        return False
+    if _OTHER_NAMES.get(quantization, quantization) == _OTHER_NAMES.get(method, method):
+        return True
+    held = f"quantized by {method!r}" if method else "not quantized"
+    raise ModelLoadError(
+        f"--quantization {quantization} does not fit the checkpoint, which is {held}: leave it out"
+    )
 
 
 def find_scheme(quantization_config: Mapping[str, Any] | None) -> Scheme:
@@ -72,9 +104,8 @@ def find_scheme(quantization_config: Mapping[str, Any] | None) -> Scheme:
         ModelLoadError: a quant_method that is unknown or not read, with what to convert to; a
             value that is missing or of another type.
     """
-    config = quantization_config or {}
-    method = method_of(config)
-    if method is None:
+    config, method = quantization_config or {}, method_of(quantization_config)
+    if not method:
         return DenseScheme()
     make = SCHEMES.get(method)
     if make is None:

@@ -2,9 +2,10 @@
 //!
 //! A tile is ROWS rows of x by one panel (2 vectors) of weights, its sums in registers; K goes in
 //! blocks whose panel slice stays in the first-level cache. Kinds other than F32 are unpacked into
-//! such a slice once per row block; BF16 and F16 with few rows are read directly instead, since a
-//! matrix times a vector is as fast as the memory and the detour would cost.
+//! such a slice once per row block; BF16, F16 and kinds that have no integer products are read directly
+//! with few rows, since a matrix times a vector is as fast as the memory and the detour would cost.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use octavo_formats::blocks::Format;
@@ -12,6 +13,7 @@ use octavo_formats::with_format;
 
 use crate::float::DType;
 use crate::linear::form::{Form, Out};
+use crate::linear::int8::{PREFETCH_BYTES, Product};
 use crate::linear::layout::{Packed, View};
 use crate::simd::{Kernel, Simd};
 use crate::tensor::{Rows, RowsMut, load_some, store_some};
@@ -22,7 +24,7 @@ pub(crate) const K_BLOCK: usize = 256;
 pub(crate) const ROW_BLOCK: usize = 96;
 /// Scratch of a task at any level: a panel slice and a block of sums.
 pub(crate) const SCRATCH_FLOATS: usize = (K_BLOCK + ROW_BLOCK) * 32;
-/// Up to so many rows 16-bit weights are read without unpacking.
+/// Up to so many rows weights are read without unpacking.
 const DIRECT_ROWS: usize = 4;
 
 /// Panels `panels` of the weight for rows `rows` of x.
@@ -299,6 +301,26 @@ impl FloatTask {
                     return panel_tiles(s, x, stride, rows, F16Panel(p), pairs, sums);
                 }
             }
+            if rows <= DIRECT_ROWS
+                && let Packed::Blocks(format) = w.packed
+                && with_format!(format, F => {
+                    if const { Product::of(F::SHAPE).is_none() } {
+                        // Rows in excess repeat the last one.
+                        let x = |r: usize| x.add(r.min(rows - 1) * stride);
+                        if rows == 1 {
+                            self.dots::<S, F, 1>(s, panel, [x(0)], k0..k0 + len, rows, sums);
+                        } else {
+                            let x = [x(0), x(1), x(2), x(3)];
+                            self.dots::<S, F, DIRECT_ROWS>(s, panel, x, k0..k0 + len, rows, sums);
+                        }
+                        true
+                    } else {
+                        false
+                    }
+                })
+            {
+                return;
+            }
             let weight = self.weight;
             let unpack = Unpack {
                 weight,
@@ -309,6 +331,77 @@ impl FloatTask {
             };
             let panel = F32Panel(unpack.run(s));
             panel_tiles(s, x, stride, rows, panel, pairs, sums);
+        }
+    }
+}
+
+impl FloatTask {
+    /// sums += R rows, of which `rows` count, times the blocks of `ks` of a panel.
+    ///
+    /// # Safety
+    /// As `block`; `x` has the rows' addresses.
+    #[inline(always)]
+    unsafe fn dots<S: Simd, F: Form, const R: usize>(
+        &self,
+        s: S,
+        panel: usize,
+        x: [*const f32; R],
+        ks: Range<usize>,
+        rows: usize,
+        sums: *mut f32,
+    ) {
+        let elements = F::SHAPE.elements();
+        let bytes = F::LAYOUT.block * S::LANES;
+        for half in 0..2 {
+            // SAFETY: the caller's, and the layouts in `linear`'s doc.
+            unsafe {
+                let first = (2 * panel + half) * (self.weight.k / elements) + ks.start / elements;
+                let block = self.weight.bytes.add(first * bytes);
+                let mut dots = Dots::<S, R>::new(s, x);
+                for b in 0..ks.len() / elements {
+                    for line in (0..bytes).step_by(64) {
+                        s.prefetch(block.wrapping_add(b * bytes + PREFETCH_BYTES + line));
+                    }
+                    F::weights(s, block.add(b * bytes), &dots);
+                    dots.x = dots.x.map(|x| x.add(elements));
+                }
+                for r in 0..rows {
+                    let sum = sums.add((2 * r + half) * S::LANES);
+                    let more = s.add(dots.even[r].get(), dots.odd[r].get());
+                    s.store(sum, s.add(s.load(sum), more));
+                }
+            }
+        }
+    }
+}
+
+/// Sums of a tile's weights times R rows of x, those of even and odd elements of K.
+struct Dots<S: Simd, const R: usize> {
+    x: [*const f32; R],
+    even: [Cell<S::V>; R],
+    odd: [Cell<S::V>; R],
+}
+
+impl<S: Simd, const R: usize> Dots<S, R> {
+    #[inline(always)]
+    fn new(s: S, x: [*const f32; R]) -> Self {
+        let zeros = || std::array::from_fn(|_| Cell::new(s.zero()));
+        Dots {
+            x,
+            even: zeros(),
+            odd: zeros(),
+        }
+    }
+}
+
+impl<S: Simd, const R: usize> Out<S> for Dots<S, R> {
+    #[inline(always)]
+    unsafe fn put(&self, s: S, k: usize, even: S::V, odd: S::V) {
+        for r in 0..R {
+            // SAFETY: the caller's: rows of x as long as the weights.
+            let [a, b] = unsafe { [s.splat(*self.x[r].add(k)), s.splat(*self.x[r].add(k + 1))] };
+            self.even[r].set(s.fma(a, even, self.even[r].get()));
+            self.odd[r].set(s.fma(b, odd, self.odd[r].get()));
         }
     }
 }

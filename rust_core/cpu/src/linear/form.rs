@@ -1,6 +1,6 @@
 //! Form: a block format as the vector kernels read it, a group of a tile at a time.
 
-use octavo_formats::blocks::Format;
+use octavo_formats::blocks::{Codes, Format, Scales};
 
 use crate::linear::layout::BlockLayout;
 use crate::simd::{GROUP, Simd};
@@ -10,19 +10,33 @@ pub(super) trait Form: Format {
     /// Sizes of a block.
     const LAYOUT: BlockLayout = BlockLayout::of(Self::SHAPE);
 
-    /// The block's halves: d, and m or dmin (else zero).
+    /// The block's factors, zero for one it does not have; of an exponent the power of two, and of
+    /// float8 times what their vectors lack.
     ///
     /// # Safety
     /// `block` is one of a tile of this kind, here and below.
     #[inline(always)]
     unsafe fn head<S: Simd>(s: S, block: *const u8) -> [S::V; 2] {
+        let shape = Self::SHAPE;
         // SAFETY: the caller's.
         unsafe {
-            let d = s.load_f16(block.cast());
-            if Self::SHAPE.halves == 1 {
-                return [d, s.zero()];
+            if shape.scales == Scales::Exponent {
+                // No smaller than a normal number.
+                let exponent = s.max(s.load_i8(block.cast()), s.splat(-126.0));
+                return [s.pow2(exponent), s.zero()];
             }
-            [d, s.load_f16(block.add(2 * S::LANES).cast())]
+            // Helpers instead of closures, which would not always be inlined.
+            let first = factor::<S, Self>(s, block, 0);
+            let second = if shape.factors == 2 {
+                factor::<S, Self>(s, block, 1)
+            } else {
+                s.zero()
+            };
+            if shape.codes == Codes::E4m3 {
+                let small = f32::from_bits((127 + 120) << 23);
+                return [s.mul(first, s.splat(small)), second];
+            }
+            [first, second]
         }
     }
 
@@ -42,18 +56,23 @@ pub(super) trait Form: Format {
         // SAFETY: the caller's.
         unsafe {
             let shape = Self::SHAPE;
-            let scales = block.add(2 * shape.halves * S::LANES).cast::<i8>();
+            let scales = block.add(shape.factor_bytes() * S::LANES).cast::<i8>();
             let scale = |i: usize| s.load_i8(scales.add(i * S::LANES));
-            let scaled = match (shape.scales > 0, shape.halves) {
-                (false, _) => d,
-                (true, 1) => s.mul(d, scale(2 * g + half)),
-                (true, _) => s.mul(d, scale(g)),
+            let (scaled, minimum) = match shape.scales {
+                Scales::None if shape.has_half_groups() => ([d, m][half], s.zero()),
+                Scales::None | Scales::Exponent => (d, m),
+                Scales::Bytes(each) => (s.mul(d, scale(each * g + half % each)), s.zero()),
+                Scales::Minimums(each) => {
+                    let i = each * g + half % each;
+                    let least = s.mul(m, scale(each * shape.groups + i));
+                    (s.mul(d, scale(i)), s.sub(s.zero(), least))
+                }
+                Scales::Zero => (d, s.sub(s.zero(), s.mul(d, scale(0)))),
             };
-            let minimum = match (shape.scales > 0, shape.halves) {
-                (true, 2) => s.sub(s.zero(), s.mul(m, scale(shape.groups + g))),
-                _ if shape.offset > 0 => s.mul(scaled, s.splat(-f32::from(shape.offset))),
-                _ => m,
-            };
+            if shape.offset > 0 {
+                let offset = s.splat(-f32::from(shape.offset));
+                return [scaled, s.mul(scaled, offset)];
+            }
             [scaled, minimum]
         }
     }
@@ -68,7 +87,7 @@ pub(super) trait Form: Format {
         unsafe { block.add((Self::LAYOUT.head + g * Self::LAYOUT.group) * S::LANES) }
     }
 
-    /// The group at `p`: byte b of vector j has elements 4j + b.
+    /// The group at `p`: byte b of vector j has elements 4j + b, those of a table looked up.
     ///
     /// # Safety
     /// As `head`.
@@ -85,11 +104,20 @@ pub(super) trait Form: Format {
                 }
                 return out;
             }
+            if bits < 4 {
+                return small_values(s, p, bits);
+            }
             let nibbles = p.add((bits - 4) * 4 * S::LANES);
             for j in 0..4 {
                 let both = s.load_words(nibbles.add(4 * j * S::LANES));
                 out[j] = s.and(both, 0x0f0f_0f0f);
                 out[j + 4] = s.and(s.shift_right::<4>(both), 0x0f0f_0f0f);
+            }
+            if let Codes::Table(table) = Self::SHAPE.codes {
+                for out in &mut out {
+                    *out = s.lookup(table, *out);
+                }
+                return out;
             }
             // Fields move to bits 4 and 5 of their bytes; what crosses from byte to byte is masked.
             if bits == 5 {
@@ -145,20 +173,26 @@ pub(super) trait Form: Format {
                     low
                 };
                 let k = g * GROUP;
-                if Self::SHAPE.bits == 4 {
-                    for j in 0..4 {
-                        let w = s.load_words(p.add(4 * j * S::LANES));
-                        let k = k + 4 * j;
-                        let (a, b) = (s.nibble::<0>(w), s.nibble::<8>(w));
-                        put(s, low, k, a, b, out);
-                        let (a, b) = (s.nibble::<16>(w), s.nibble::<24>(w));
-                        put(s, low, k + 2, a, b, out);
-                        let (a, b) = (s.nibble::<4>(w), s.nibble::<12>(w));
-                        put(s, high, k + 16, a, b, out);
-                        let (a, b) = (s.nibble::<20>(w), s.nibble::<28>(w));
-                        put(s, high, k + 18, a, b, out);
+                match Self::SHAPE.codes {
+                    Codes::Integers if Self::SHAPE.bits == 4 => {
+                        nibbles(s, p, [low, high], k, &Numbers, out);
+                        continue;
                     }
-                    continue;
+                    Codes::Floats(table) => {
+                        nibbles(s, p, [low, high], k, &Entries(table), out);
+                        continue;
+                    }
+                    Codes::E4m3 => {
+                        for j in 0..8 {
+                            let w = s.load_words(p.add(4 * j * S::LANES));
+                            let (a, b) = (s.small_e4m3::<0>(w), s.small_e4m3::<1>(w));
+                            put(s, low, k + 4 * j, a, b, out);
+                            let (a, b) = (s.small_e4m3::<2>(w), s.small_e4m3::<3>(w));
+                            put(s, low, k + 4 * j + 2, a, b, out);
+                        }
+                        continue;
+                    }
+                    Codes::Integers | Codes::Table(_) => {}
                 }
                 for (j, w) in Self::values(s, p).into_iter().enumerate() {
                     let scale = if j < 4 { low } else { high };
@@ -167,6 +201,122 @@ pub(super) trait Form: Format {
                     put(s, scale, k + 2, s.byte::<2>(w), s.byte::<3>(w), out);
                 }
             }
+        }
+    }
+}
+
+/// Factor `i` of a block.
+///
+/// # Safety
+/// As `Form::head`.
+#[inline(always)]
+unsafe fn factor<S: Simd, F: Form + ?Sized>(s: S, block: *const u8, i: usize) -> S::V {
+    let shape = F::SHAPE;
+    // SAFETY: the caller's.
+    unsafe {
+        let p = block.add(i * (shape.factor_bytes() / shape.factors) * S::LANES);
+        if shape.single {
+            s.load(p.cast())
+        } else {
+            s.load_f16(p.cast())
+        }
+    }
+}
+
+/// The group at `p` of 2 or 3 bits: see `Form::values`.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+unsafe fn small_values<S: Simd>(s: S, p: *const u8, bits: usize) -> [S::I; 8] {
+    // SAFETY: the caller's.
+    unsafe {
+        let high = s.load_words(p);
+        let low = p.add((bits - 2) * 4 * S::LANES);
+        let [a, b] = [s.load_words(low), s.load_words(low.add(4 * S::LANES))];
+        let mut out = [
+            a,
+            s.shift_right::<2>(a),
+            s.shift_right::<4>(a),
+            s.shift_right::<6>(a),
+            b,
+            s.shift_right::<2>(b),
+            s.shift_right::<4>(b),
+            s.shift_right::<6>(b),
+        ];
+        for out in &mut out {
+            *out = s.and(*out, 0x0303_0303);
+        }
+        if bits == 3 {
+            let up = [
+                s.shift_left::<2>(high),
+                s.shift_left::<1>(high),
+                high,
+                s.shift_right::<1>(high),
+                s.shift_right::<2>(high),
+                s.shift_right::<3>(high),
+                s.shift_right::<4>(high),
+                s.shift_right::<5>(high),
+            ];
+            for j in 0..8 {
+                out[j] = s.or(out[j], s.and(up[j], 0x0404_0404));
+            }
+        }
+        out
+    }
+}
+
+/// What a nibble stands for.
+trait Nibble {
+    fn of<const SHIFT: i32, S: Simd>(&self, s: S, w: S::I) -> S::V;
+}
+
+/// Itself.
+struct Numbers;
+
+impl Nibble for Numbers {
+    #[inline(always)]
+    fn of<const SHIFT: i32, S: Simd>(&self, s: S, w: S::I) -> S::V {
+        s.nibble::<SHIFT>(w)
+    }
+}
+
+/// An entry of a table.
+struct Entries<'a>(&'a [f32; 16]);
+
+impl Nibble for Entries<'_> {
+    #[inline(always)]
+    fn of<const SHIFT: i32, S: Simd>(&self, s: S, w: S::I) -> S::V {
+        s.lookup_nibble::<SHIFT>(self.0, w)
+    }
+}
+
+/// Put the group of nibbles at `p`, from element `k` on.
+///
+/// # Safety
+/// As `Form::weights`.
+#[inline(always)]
+unsafe fn nibbles<S: Simd, N: Nibble, O: Out<S>>(
+    s: S,
+    p: *const u8,
+    [low, high]: [[S::V; 2]; 2],
+    k: usize,
+    nibble: &N,
+    out: &O,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        for j in 0..4 {
+            let w = s.load_words(p.add(4 * j * S::LANES));
+            let k = k + 4 * j;
+            let (a, b) = (nibble.of::<0, S>(s, w), nibble.of::<8, S>(s, w));
+            put(s, low, k, a, b, out);
+            let (a, b) = (nibble.of::<16, S>(s, w), nibble.of::<24, S>(s, w));
+            put(s, low, k + 2, a, b, out);
+            let (a, b) = (nibble.of::<4, S>(s, w), nibble.of::<12, S>(s, w));
+            put(s, high, k + 16, a, b, out);
+            let (a, b) = (nibble.of::<20, S>(s, w), nibble.of::<28, S>(s, w));
+            put(s, high, k + 18, a, b, out);
         }
     }
 }

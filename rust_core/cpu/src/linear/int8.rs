@@ -5,14 +5,14 @@
 //! weight's minimum adds minimum * sum of the group's (rounded) activations, which is kept beside.
 //!
 //! Rounding to int8 alone would raise a model's perplexity (bench/NOTES.md, "Integer products"), so a
-//! second part holds the first one's error. For weights of more than 4 bits it is counted in 256ths of
-//! a step, with dot products of its own: twice as many. 4-bit weights lie in pairs in a byte, 16
+//! second part holds the first one's error. It is counted in 256ths of a step, with dot products of its
+//! own: twice as many. But 4-bit integers lie in pairs in a byte, 16
 //! times one and the other, elements k and k + 16 of a group; one product with that byte serves both,
 //! half as many (`Simd::store_nibble_parts`), and gives both 4 bits more than int8.
 
 use std::ops::Range;
 
-use octavo_formats::blocks::BlockFormat;
+use octavo_formats::blocks::{BlockFormat, Codes, Format, Shape};
 use octavo_formats::with_format;
 
 use crate::level::Level;
@@ -26,11 +26,40 @@ use crate::tensor::{Rows, RowsMut, load_some, store_some};
 /// them there; the weights of a task, read once a block, stay in the second level.
 const BLOCK_BYTES: usize = 16 << 10;
 
+/// The products of a group's integers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Product {
+    /// Of 4 bits, two by two.
+    Nibbles,
+    /// Of 5 bits.
+    Fives,
+    /// Of 2, 3 and 6 bits, each half by itself.
+    Halves,
+    /// Of signed bytes.
+    Bytes,
+    /// Of a table's signed bytes, each half by itself.
+    Entries,
+}
+
+impl Product {
+    /// Those of a format; None: its elements are no integers.
+    pub(super) const fn of(shape: Shape) -> Option<Product> {
+        match (shape.codes, shape.bits) {
+            (Codes::Integers, 4) => Some(Product::Nibbles),
+            (Codes::Integers, 5) => Some(Product::Fives),
+            (Codes::Integers, 8) => Some(Product::Bytes),
+            (Codes::Integers, _) => Some(Product::Halves),
+            (Codes::Table(_), _) => Some(Product::Entries),
+            (Codes::Floats(_) | Codes::E4m3, _) => None,
+        }
+    }
+}
+
 /// Distance of the prefetch of weights. A core's window of instructions holds too few groups of 4-bit
 /// weights to keep the memory busy by itself; from this distance on one row reads as fast as a plain
 /// sweep, and eight rows gain as well (`cargo bench -p octavo-cpu --bench cpu`; bench/NOTES.md, "One
 /// row").
-const PREFETCH_BYTES: usize = 4096;
+pub(super) const PREFETCH_BYTES: usize = 4096;
 
 /// Rows of x that lie together, group by group, so that a tile finds all it needs of a group at
 /// fixed distances from one address.
@@ -68,13 +97,14 @@ struct Group {
     /// Factor of `PART` times the first part's dot product plus the second one's, the same in all
     /// groups of a span.
     scale: [f32; ROWS],
-    /// `PART` times the sum of the rounded values in steps; for 6- and 8-bit weights of the first part in steps, as the
-    /// integer that a dot product starts from: -128 times the sum of all (8 bits), -32 times that
-    /// of the first half (6 bits).
+    /// `PART` times the sum of the rounded values in steps, in `Halves` with minimums of the first
+    /// half. Else the integer that the first part's dot product starts from: -128 times the sum of all
+    /// (`Bytes`) or of the first half (`Entries`), the offset times that (`Halves`).
     sum: [f32; ROWS],
     /// Second parts; for 4-bit weights 16 values, twice.
     second: [[i8; GROUP]; ROWS],
-    /// As `sum`: the second part (8 bits); the first one's other half, the second one's halves (6).
+    /// `Bytes`: the integer for the second part, then `PART` times the sum of the rounded values.
+    /// By halves: as `sum`, the other half; the integers for the second part's halves.
     more: [[f32; ROWS]; 3],
 }
 
@@ -121,7 +151,7 @@ impl Activations {
                 level.run(Quantize {
                     x,
                     out,
-                    bits: weights.shape().bits,
+                    shape: weights.shape(),
                     rows,
                 });
             }
@@ -141,7 +171,7 @@ struct Quantize {
     x: Rows,
     out: Activations,
     /// Of the weights.
-    bits: usize,
+    shape: Shape,
     rows: Range<usize>,
 }
 
@@ -150,7 +180,8 @@ impl Kernel for Quantize {
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) {
         let num_groups = self.out.num_groups;
-        let most = if self.bits == 4 { MOST_NIBBLES } else { MOST };
+        let nibbles = Product::of(self.shape) == Some(Product::Nibbles);
+        let most = if nibbles { MOST_NIBBLES } else { MOST };
         for row in self.rows.clone() {
             for first in (0..num_groups).step_by(SPAN) {
                 let span = first..num_groups.min(first + SPAN);
@@ -162,7 +193,7 @@ impl Kernel for Quantize {
                         let x = self.x.at(row, g * GROUP);
                         let to = &mut *self.out.group(row / ROWS, g);
                         to.scale[row % ROWS] = step / PART;
-                        if self.bits == 4 {
+                        if nibbles {
                             self.nibbles(s, x, inverse, to, row % ROWS);
                         } else {
                             self.bytes(s, x, inverse, to, row % ROWS);
@@ -196,7 +227,7 @@ impl Quantize {
         unsafe { load_some(s, x.add(i * self.x.dtype.size()), self.x.dtype, S::LANES) }
     }
 
-    /// For weights of more than 4 bits.
+    /// For all products but `Nibbles`.
     #[inline(always)]
     unsafe fn bytes<S: Simd>(&self, s: S, x: *const u8, inverse: S::V, to: &mut Group, r: usize) {
         // SAFETY: the caller's: a group to read.
@@ -217,18 +248,29 @@ impl Quantize {
             }
             let [a, b] = [s.sum(firsts[0]), s.sum(firsts[1])];
             let [c, d] = [s.sum(seconds[0]), s.sum(seconds[1])];
-            match self.bits {
-                8 => {
+            let rounded = |first: f32, second: f32| PART * first + second;
+            // By halves; what is taken off every element.
+            let mut halves = |offset: f32| {
+                to.sum[r] = integer(-offset * a);
+                to.more[0][r] = integer(-offset * b);
+                to.more[1][r] = integer(-offset * c);
+                to.more[2][r] = integer(-offset * d);
+            };
+            match Product::of(self.shape) {
+                Some(Product::Bytes) => {
                     to.sum[r] = integer(-128.0 * (a + b));
                     to.more[0][r] = integer(-128.0 * (c + d));
+                    to.more[1][r] = rounded(a + b, c + d);
                 }
-                6 => {
-                    to.sum[r] = integer(-32.0 * a);
-                    to.more[0][r] = integer(-32.0 * b);
-                    to.more[1][r] = integer(-32.0 * c);
-                    to.more[2][r] = integer(-32.0 * d);
+                Some(Product::Entries) => halves(128.0),
+                Some(Product::Halves) if !self.shape.has_minimums() => {
+                    halves(f32::from(self.shape.offset));
                 }
-                _ => to.sum[r] = PART * (a + b) + (c + d),
+                Some(Product::Halves) => {
+                    to.sum[r] = rounded(a, c);
+                    to.more[0][r] = rounded(b, d);
+                }
+                _ => to.sum[r] = rounded(a + b, c + d),
             }
         }
     }
@@ -261,7 +303,7 @@ fn integer(x: f32) -> f32 {
 
 /// Tiles `tiles` of the weight for rows `rows` of x.
 pub(crate) struct Int8Task {
-    /// Of a quantized kind.
+    /// Of a kind that has a `Product`.
     pub weight: View,
     /// [M, K]
     pub x: Activations,
@@ -280,7 +322,13 @@ impl Kernel for Int8Task {
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) {
         // SAFETY: the caller's.
-        unsafe { with_format!(self.weight.packed.blocks(), F => self.tiles::<S, F>(s)) }
+        unsafe {
+            with_format!(self.weight.packed.blocks(), F => {
+                if const { Product::of(F::SHAPE).is_some() } {
+                    self.tiles::<S, F>(s);
+                }
+            });
+        }
     }
 }
 
@@ -361,7 +409,7 @@ impl Int8Task {
                     } else {
                         low
                     };
-                    group::<S, F, R>(s, p, low, high[0], &*x, row % ROWS, &mut span);
+                    group::<S, F, R>(s, p, [low, high], &*x, row % ROWS, &mut span);
                     left -= 1;
                     if left == 0 || (b + 1 == blocks && i + 1 == shape.groups) {
                         each_row!(r < R, {
@@ -391,47 +439,70 @@ impl Int8Task {
 /// acc[R] += rows `at..at + R` of a group, in steps of their scales, times a group of weights.
 ///
 /// # Safety
-/// `p` is a group of the form, `d` and `m` its scale and minimum, `high` its second half's scale.
+/// `p` is a group of the form, followed by scale and minimum of its halves.
 #[inline(always)]
 unsafe fn group<S: Simd, F: Form, const R: usize>(
     s: S,
     p: *const u8,
-    [d, m]: [S::V; 2],
-    high: S::V,
+    [[d, m], [high, high_m]]: [[S::V; 2]; 2],
     x: &Group,
     at: usize,
     acc: &mut [S::V; R],
 ) {
-    let bits = F::SHAPE.bits;
+    let shape = F::SHAPE;
+    let product = Product::of(shape);
     let part = s.splat(PART);
     // SAFETY: the caller's; a row's parts have GROUP values.
     unsafe {
-        if bits == 8 {
+        if product == Some(Product::Bytes) {
             let first = s.dot_bytes::<R>(p, rows(&x.first, at), starts(&x.sum, at));
             let second = s.dot_bytes::<R>(p, rows(&x.second, at), starts(&x.more[0], at));
             each_row!(r < R, {
                 let dot = s.fma(first[r], part, second[r]);
                 acc[r] = s.fma(dot, d, acc[r]);
+                if shape.has_minimums() {
+                    acc[r] = s.fma(m, s.splat(x.more[1][at + r]), acc[r]);
+                }
             });
             return;
         }
         let values = F::values(s, p);
         let first: [*const i8; R] = rows(&x.first, at);
         let second: [*const i8; R] = rows(&x.second, at);
-        if bits == 6 {
-            let [a, b]: [[i32; R]; 2] = [starts(&x.sum, at), starts(&x.more[0], at)];
-            let [c, e]: [[i32; R]; 2] = [starts(&x.more[1], at), starts(&x.more[2], at)];
+        if matches!(product, Some(Product::Halves | Product::Entries)) {
+            let minimums = shape.has_minimums();
+            let start = |sums: &[f32; ROWS]| if minimums { [0; R] } else { starts(sums, at) };
+            let (a, b) = (start(&x.sum), start(&x.more[0]));
+            let (c, e) = (start(&x.more[1]), start(&x.more[2]));
             each_row!(r < R, {
-                let first = s.dot_halves(values, first[r], [a[r], b[r]]);
-                let second = s.dot_halves(values, second[r], [c[r], e[r]]);
-                let low = s.mul(s.fma(first[0], part, second[0]), d);
-                let dot = s.fma(s.fma(first[1], part, second[1]), high, low);
-                acc[r] = s.add(dot, acc[r]);
+                let [first, second] = if product == Some(Product::Entries) {
+                    [
+                        s.dot_signed_halves(values, first[r], [a[r], b[r]]),
+                        s.dot_signed_halves(values, second[r], [c[r], e[r]]),
+                    ]
+                } else {
+                    [
+                        s.dot_halves(values, first[r], [a[r], b[r]]),
+                        s.dot_halves(values, second[r], [c[r], e[r]]),
+                    ]
+                };
+                if shape.has_half_groups() {
+                    let low = s.mul(s.fma(first[0], part, second[0]), d);
+                    let dot = s.fma(s.fma(first[1], part, second[1]), high, low);
+                    acc[r] = s.add(dot, acc[r]);
+                } else {
+                    let (first, second) = (s.add(first[0], first[1]), s.add(second[0], second[1]));
+                    acc[r] = s.fma(s.fma(first, part, second), d, acc[r]);
+                }
+                if minimums {
+                    acc[r] = s.fma(m, s.splat(x.sum[at + r]), acc[r]);
+                    acc[r] = s.fma(high_m, s.splat(x.more[0][at + r]), acc[r]);
+                }
             });
             return;
         }
         each_row!(r < R, {
-            let dot = if bits == 4 {
+            let dot = if product == Some(Product::Nibbles) {
                 s.dot_nibbles(values, p, first[r], second[r])
             } else {
                 let second = s.dot::<5>(values, second[r]);

@@ -4,17 +4,18 @@
 //! - F32, F16: panels of 2 L rows; in a panel, for each k, its 2 L rows' elements.
 //! - BF16: the same for pairs of k, a row's two elements side by side (K padded to even), since
 //!   a shift and a mask then make float32 vectors of them.
-//! - Quantized kinds: tiles of L rows, along K in GGUF's blocks of 32 or super-blocks of 256. A
-//!   block has a head, each of its numbers for all L rows: the half d; the half m or dmin if the
-//!   kind has one; in super-blocks the scales of groups (of 16 for Q6_K, else of 32), then the
-//!   mins, as bytes. Its groups of 32 follow: L words for each bit of an element (see `encode`).
+//! - Quantized kinds: tiles of L rows, along K in the kind's blocks of 32 to 256. A block has a
+//!   head, each of its numbers for all L rows: the factors, then the scales of groups or halves of
+//!   them, then the mins, as bytes. Its groups of 32 follow: L words for each bit of an element (see
+//!   `encode`).
 //!
-//! Nothing is rounded, and a weight takes as many bits as in the file, but for Q4_K and Q5_K: the
-//! 6-bit scales and mins are bytes, so that it is 4.63 and 5.63 bits instead of 4.5 and 5.5.
+//! Nothing is rounded, and a weight takes as many bits as in a GGUF file, but that scales and mins of
+//! 4 or 6 bits are bytes: Q4_K takes 4.63 bits instead of 4.5, Q2_K 3.13 instead of 2.63.
 
-use octavo_formats::blocks::{BlockFormat, Shape};
+use octavo_formats::blocks::{BlockFormat, Scales, Shape};
+use octavo_formats::dequantize::factor;
 
-use crate::float::{DType, f16_to_f32};
+use crate::float::DType;
 use crate::simd::GROUP;
 use crate::tensor::load_one;
 
@@ -30,7 +31,7 @@ pub enum Packed {
 /// Bytes of one row's block in a tile.
 #[derive(Clone, Copy)]
 pub(super) struct BlockLayout {
-    /// The head: halves, then scales.
+    /// The head: factors, then scales.
     pub(super) head: usize,
     /// A group.
     pub(super) group: usize,
@@ -40,7 +41,7 @@ pub(super) struct BlockLayout {
 
 impl BlockLayout {
     pub(super) const fn of(shape: Shape) -> BlockLayout {
-        let head = 2 * shape.halves + shape.scales;
+        let head = shape.factor_bytes() + shape.num_scales();
         let group = shape.bits * GROUP / 8;
         BlockLayout {
             head,
@@ -80,7 +81,7 @@ impl Packed {
         }
     }
 
-    /// Elements of K in a block: 1, 32 or 256.
+    /// Elements of K in a block: 1, or 32 to 256.
     pub const fn elements(self) -> usize {
         match self {
             Packed::Plain(_) => 1,
@@ -205,15 +206,17 @@ fn plain_offset(dtype: DType, row: usize, width: usize, k: usize, num_k: usize) 
 unsafe fn pack_block(format: BlockFormat, from: &[u8], to: *mut u8, lane: usize, lanes: usize) {
     let shape = format.shape();
     let layout = BlockLayout::of(shape);
-    let (halves, scales) = (format.read_halves(from), format.read_scales(from));
+    let (factors, scales) = (format.read_factors(from), format.read_scales(from));
+    let size = shape.factor_bytes() / shape.factors.max(1);
     // SAFETY: the caller's; offsets are those of the layout.
     unsafe {
-        for (i, half) in halves[..shape.halves].iter().enumerate() {
-            let to = to.add((i * lanes + lane) * 2).cast::<u16>();
-            to.write_unaligned(half.to_le());
+        for (i, bits) in factors[..shape.factors].iter().enumerate() {
+            let bytes = bits.to_le_bytes();
+            let to = to.add((i * lanes + lane) * size);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, size);
         }
-        for (i, &scale) in scales[..shape.scales].iter().enumerate() {
-            *to.add((2 * shape.halves + i) * lanes + lane) = scale;
+        for (i, &scale) in scales[..shape.num_scales()].iter().enumerate() {
+            *to.add((shape.factor_bytes() + i) * lanes + lane) = flipped(shape, scale);
         }
         for g in 0..shape.groups {
             let to = to.add((layout.head + g * layout.group) * lanes + 4 * lane);
@@ -223,6 +226,15 @@ unsafe fn pack_block(format: BlockFormat, from: &[u8], to: *mut u8, lane: usize,
                 to.write_unaligned(word.to_le());
             }
         }
+    }
+}
+
+/// A scale as a block has it, and back: exponents less 128, which vectors read as signed numbers.
+fn flipped(shape: Shape, scale: u8) -> u8 {
+    if shape.scales == Scales::Exponent {
+        scale ^ 0x80
+    } else {
+        scale
     }
 }
 
@@ -241,12 +253,15 @@ unsafe fn read_block(
     let layout = BlockLayout::of(shape);
     // SAFETY: the caller's; offsets are those of the layout.
     unsafe {
-        let half = |i: usize| {
-            let p = from.add((i * lanes + lane) * 2).cast::<u16>();
-            f16_to_f32(u16::from_le(p.read_unaligned()))
-        };
-        let halves = [half(0), if shape.halves == 2 { half(1) } else { 0.0 }];
-        let byte = |i: usize| (*from.add((2 * shape.halves + i) * lanes + lane)).cast_signed();
+        let mut factors = [0.0; 2];
+        for (i, to) in factors[..shape.factors].iter_mut().enumerate() {
+            let mut bytes = [0; 4];
+            let size = shape.factor_bytes() / shape.factors;
+            let p = from.add((i * lanes + lane) * size);
+            std::ptr::copy_nonoverlapping(p, bytes.as_mut_ptr(), size);
+            *to = factor(shape, u32::from_le_bytes(bytes));
+        }
+        let byte = |i: usize| flipped(shape, *from.add((shape.factor_bytes() + i) * lanes + lane));
         for (g, out) in out.chunks_exact_mut(GROUP).enumerate() {
             let p = from.add((layout.head + g * layout.group) * lanes + 4 * lane);
             let mut words = [0; 8];
@@ -255,9 +270,9 @@ unsafe fn read_block(
             }
             let values = decode(&words, shape.bits);
             for (half, out) in out.chunks_exact_mut(GROUP / 2).enumerate() {
-                let (d, m) = shape.scale(halves, byte, g, half);
+                let (d, m) = shape.scale(factors, byte, g, half);
                 for (y, &q) in out.iter_mut().zip(&values[half * 16..]) {
-                    *y = (d * shape.integer(q) + m) * scale;
+                    *y = (d * shape.value(q) + m) * scale;
                 }
             }
         }
@@ -267,8 +282,9 @@ unsafe fn read_block(
 /// 32 integers as words of 32 bits, one for each bit of an element; byte b of a word belongs to
 /// elements 4j + b:
 /// - 8 bits: word j has the whole bytes of j.
-/// - fewer: first what is above four bits, 1 or 2 a field, j from the low fields up (2: words of
+/// - 4 to 6: first what is above four bits, 1 or 2 a field, j from the low fields up (2: words of
 ///   four j each); then word j has element 4j + b's low four bits low and 16 + 4j + b's high.
+/// - 2 and 3: first the third bits in the same way, then words of four j each, 2 bits a field.
 fn encode(values: &[u8; GROUP], bits: usize) -> [u32; 8] {
     let mut words = [0; 8];
     let word = |j: usize| u32::from_le_bytes([0, 1, 2, 3].map(|b| values[4 * j + b]));
@@ -278,15 +294,15 @@ fn encode(values: &[u8; GROUP], bits: usize) -> [u32; 8] {
         }
         return words;
     }
-    let extra = bits - 4;
+    let low = low_bits(bits);
+    let extra = bits - low;
     for j in 0..8 {
         let (at, shift) = (j * extra / 8, j * extra % 8);
         if extra > 0 {
-            words[at] |= (word(j) >> 4 & 0x0303_0303) << shift;
+            words[at] |= (word(j) >> low & 0x0303_0303) << shift;
         }
-    }
-    for j in 0..4 {
-        words[extra + j] = word(j) & 0x0f0f_0f0f | (word(4 + j) & 0x0f0f_0f0f) << 4;
+        let (at, shift) = low_field(bits, j);
+        words[extra + at] |= (word(j) & field(low)) << shift;
     }
     words
 }
@@ -298,15 +314,34 @@ fn decode(words: &[u32; 8], bits: usize) -> [u8; GROUP] {
         let word = if bits == 8 {
             words[j]
         } else {
-            let extra = bits - 4;
-            let low = words[extra + j % 4] >> (j / 4 * 4) & 0x0f0f_0f0f;
+            let extra = bits - low_bits(bits);
+            let (at, shift) = low_field(bits, j);
+            let low = words[extra + at] >> shift & field(low_bits(bits));
             let (at, shift) = (j * extra / 8, j * extra % 8);
-            let field = u32::from(extra > 0) * 0x0101_0101 * ((1 << extra) - 1);
-            low | (words[at] >> shift & field) << 4
+            low | (words[at] >> shift & field(extra)) << low_bits(bits)
         };
         out[4 * j..4 * j + 4].copy_from_slice(&word.to_le_bytes());
     }
     out
+}
+
+/// Bits of an element that lie together.
+fn low_bits(bits: usize) -> usize {
+    if bits < 4 { 2 } else { 4 }
+}
+
+/// Word and shift of the low bits of elements 4j to 4j + 3.
+fn low_field(bits: usize, j: usize) -> (usize, usize) {
+    if bits < 4 {
+        (j / 4, j % 4 * 2)
+    } else {
+        (j % 4, j / 4 * 4)
+    }
+}
+
+/// The lowest `bits`, at most 4, of every byte.
+fn field(bits: usize) -> u32 {
+    0x0101_0101 * ((1 << bits) - 1)
 }
 
 /// Packed rows of one kind as the kernels see them.
@@ -343,7 +378,7 @@ mod tests {
 
     #[test]
     fn groups_survive_every_width() {
-        for bits in [4, 5, 6, 8] {
+        for bits in [2, 3, 4, 5, 6, 8] {
             let values = std::array::from_fn(|i| ((i * 37 + 11) % (1 << bits)) as u8);
             assert_eq!(decode(&encode(&values, bits), bits), values, "{bits} bits");
         }

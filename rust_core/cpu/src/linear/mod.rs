@@ -14,14 +14,26 @@ pub(crate) mod int8;
 mod layout;
 
 use self::float::{FloatTask, ROW_BLOCK, SCRATCH_FLOATS};
-use self::int8::{Activations, Int8Task};
+use self::int8::{Activations, Int8Task, Product};
 pub use self::layout::Packed;
 use self::layout::View;
 use crate::float::DType;
 use crate::level::Level;
 use crate::pool;
 use crate::scratch::{AlignedBytes, with_floats};
-use crate::tensor::{Rows, RowsMut, store_one};
+use crate::tensor::{Rows, RowsMut, Shared, store_one};
+
+/// to[i] = from[columns[i]], elements as large as T, at any address.
+///
+/// # Safety
+/// They exist.
+unsafe fn gather<T: Copy>(from: *const u8, columns: &[usize], to: *mut u8) {
+    let (from, to) = (from.cast::<T>(), to.cast::<T>());
+    for (i, &column) in columns.iter().enumerate() {
+        // SAFETY: the caller's.
+        unsafe { to.add(i).write_unaligned(from.add(column).read_unaligned()) };
+    }
+}
 
 /// Rows of one kind.
 struct Section {
@@ -38,6 +50,8 @@ pub struct Linear {
     n: usize,
     k: usize,
     sections: Vec<Section>,
+    /// Packed column i is the weight's column `columns[i]`; None: i.
+    columns: Option<Vec<usize>>,
 }
 
 impl Linear {
@@ -67,6 +81,7 @@ impl Linear {
             n,
             k,
             sections: Vec::new(),
+            columns: None,
         };
         let mut first = 0;
         for (packed, n) in merged {
@@ -84,6 +99,28 @@ impl Linear {
             first += n;
         }
         Ok(linear)
+    }
+
+    /// Take the rows that are packed, or will be, for the weight's columns in another order: column i
+    /// of theirs is its column `order[i]`.
+    ///
+    /// # Errors
+    /// When the order is no permutation of K columns.
+    pub fn set_columns(&mut self, order: &[i64]) -> Result<(), String> {
+        let mut seen = vec![false; self.k];
+        let mut columns = Vec::with_capacity(self.k);
+        for &column in order {
+            let place = usize::try_from(column)
+                .ok()
+                .filter(|&c| c < self.k && !std::mem::replace(&mut seen[c], true))
+                .ok_or_else(|| format!("not a permutation of {} columns", self.k))?;
+            columns.push(place);
+        }
+        if columns.len() != self.k {
+            return Err(format!("not a permutation of {} columns", self.k));
+        }
+        self.columns = Some(columns);
+        Ok(())
     }
 
     /// The instruction set it is packed for.
@@ -169,11 +206,21 @@ impl Linear {
         assert!(out.len() == self.k, "a row has {} elements", self.k);
         let section = self.section(row).expect("the row exists");
         let (from, row) = (section.bytes.as_ptr(), row - section.first);
-        // SAFETY: the section has the row.
-        unsafe {
-            section
-                .packed
-                .read_row(from, row, self.level.lanes(), scale, out);
+        let read = |out: &mut [f32]| {
+            // SAFETY: the section has the row.
+            unsafe {
+                section
+                    .packed
+                    .read_row(from, row, self.level.lanes(), scale, out);
+            }
+        };
+        let Some(columns) = &self.columns else {
+            return read(out);
+        };
+        let mut packed = vec![0.0; self.k];
+        read(&mut packed);
+        for (&column, x) in columns.iter().zip(packed) {
+            out[column] = x;
         }
     }
 
@@ -210,7 +257,7 @@ impl Linear {
     /// y [M, N] = x [M, K] W^T + bias [N].
     ///
     /// Quantized weights meet activations rounded to int8 parts per group of 32, or float32 ones if
-    /// `exact`.
+    /// `exact` or where they are no integers.
     ///
     /// # Safety
     /// x, y and bias describe valid memory of M x K, M x N and 1 x N elements; y overlaps neither.
@@ -220,6 +267,37 @@ impl Linear {
         if y.rows == 0 || self.n == 0 {
             return;
         }
+        let Some(columns) = &self.columns else {
+            // SAFETY: the caller's contract.
+            return unsafe { self.forward_sections(x, bias, y, exact) };
+        };
+        let row_bytes = self.k * x.dtype.size();
+        let row_floats = row_bytes.div_ceil(size_of::<f32>());
+        with_floats(2, x.rows * row_floats, |p| {
+            let to = Rows {
+                stride: row_floats * size_of::<f32>() / x.dtype.size(),
+                ..Rows::new(p.cast(), x.dtype, x.rows, self.k)
+            };
+            let to_rows = Shared(p.cast::<u8>());
+            pool::run(x.rows, |row| {
+                // SAFETY: the caller's contract; columns exist, and tasks write rows of their own,
+                // which the buffer holds.
+                unsafe {
+                    let to = to_rows.at(row * row_floats * size_of::<f32>());
+                    match x.dtype {
+                        DType::F32 => gather::<u32>(x.at(row, 0), columns, to),
+                        DType::Bf16 | DType::F16 => gather::<u16>(x.at(row, 0), columns, to),
+                    }
+                }
+            });
+            // SAFETY: the caller's contract, for the copy of x.
+            unsafe { self.forward_sections(to, bias, y, exact) };
+        });
+    }
+
+    /// # Safety
+    /// As `forward`, of x in the order of the packed columns; there are rows.
+    unsafe fn forward_sections(&self, x: Rows, bias: Option<Rows>, y: RowsMut, exact: bool) {
         for section in &self.sections {
             // SAFETY: the caller's contract; the section's columns of y and bias exist.
             unsafe {
@@ -257,6 +335,7 @@ impl Linear {
             }
             if let Packed::Blocks(format) = weight.packed
                 && !exact
+                && Product::of(format.shape()).is_some()
             {
                 let floats = Activations::floats(x.rows, self.k);
                 with_floats(0, floats, |p| {

@@ -304,4 +304,52 @@ impl Simd for Avx2 {
             out
         }
     }
+    #[inline(always)]
+    unsafe fn dot_signed_halves(
+        self,
+        w: [__m256i; 8],
+        x: *const i8,
+        _surplus: [i32; 2],
+    ) -> [__m256; 2] {
+        isa! {
+            let x = x.cast::<i32>();
+            let ones = _mm256_set1_epi16(1);
+            // As in `dot_bytes`: a pair fits 16 bits.
+            let pair = |j: usize| {
+                let four = _mm256_set1_epi32(x.add(j).read_unaligned());
+                let signed = _mm256_sign_epi8(four, w[j]);
+                _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w[j]), signed), ones)
+            };
+            let two = |j| _mm256_add_epi32(pair(j), pair(j + 1));
+            let low = _mm256_add_epi32(two(0), two(2));
+            let high = _mm256_add_epi32(two(4), two(6));
+            [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)]
+        }
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[i8; 16], a: __m256i) -> __m256i {
+        isa! {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm256_shuffle_epi8(table, a)
+        }
+    }
+    #[inline(always)]
+    fn lookup_nibble<const SHIFT: i32>(self, table: &[f32; 16], a: __m256i) -> __m256 {
+        isa! {
+            let down = _mm256_srl_epi32(a, _mm_cvtsi32_si128(SHIFT));
+            // An index's low three bits choose in each half, its fourth one, moved to the sign, between
+            // them.
+            let low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.as_ptr()), down);
+            let high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.as_ptr().add(8)), down);
+            _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(down)))
+        }
+    }
+    #[inline(always)]
+    fn small_e4m3<const BYTE: i32>(self, a: __m256i) -> __m256 {
+        isa! {
+            let up = _mm256_sll_epi32(a, _mm_cvtsi32_si128(24 - 8 * BYTE));
+            let mask = _mm256_set1_epi32(0x87f0_0000u32.cast_signed());
+            _mm256_castsi256_ps(_mm256_and_si256(_mm256_srai_epi32::<4>(up), mask))
+        }
+    }
 }

@@ -423,6 +423,45 @@ impl<const DOTS: bool> Simd for Avx512<DOTS> {
             out
         }
     }
+    #[inline(always)]
+    unsafe fn dot_signed_halves(
+        self,
+        w: [__m512i; 8],
+        x: *const i8,
+        surplus: [i32; 2],
+    ) -> [__m512; 2] {
+        isa! {
+            let offset = _mm512_set1_epi8(-128);
+            let mut unsigned = w;
+            for j in 0..8 {
+                unsigned[j] = _mm512_xor_si512(w[j], offset);
+            }
+            self.dot_halves(unsigned, x, surplus)
+        }
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[i8; 16], a: __m512i) -> __m512i {
+        isa! {
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm512_shuffle_epi8(table, a)
+        }
+    }
+    #[inline(always)]
+    fn lookup_nibble<const SHIFT: i32>(self, table: &[f32; 16], a: __m512i) -> __m512 {
+        isa! {
+            // An index's low four bits choose: no need to clear the others.
+            let down = _mm512_srl_epi32(a, _mm_cvtsi32_si128(SHIFT));
+            _mm512_permutexvar_ps(down, _mm512_loadu_ps(table.as_ptr()))
+        }
+    }
+    #[inline(always)]
+    fn small_e4m3<const BYTE: i32>(self, a: __m512i) -> __m512 {
+        isa! {
+            let up = _mm512_sll_epi32(a, _mm_cvtsi32_si128(24 - 8 * BYTE));
+            let mask = _mm512_set1_epi32(0x87f0_0000u32.cast_signed());
+            _mm512_castsi512_ps(_mm512_and_si512(_mm512_srai_epi32::<4>(up), mask))
+        }
+    }
 }
 
 /// Elements of two rows of 32, in turns.

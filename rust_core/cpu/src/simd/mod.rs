@@ -193,6 +193,22 @@ pub trait Simd: Copy {
         surplus: [i32; R],
     ) -> [Self::V; R];
 
+    /// The dot products of a group's halves, signed bytes, with activations in [-127, 127].
+    /// `surplus`: -128 times the sum of each half's, for instruction sets that have to make weights
+    /// unsigned.
+    unsafe fn dot_signed_halves(
+        self,
+        w: [Self::I; 8],
+        x: *const i8,
+        surplus: [i32; 2],
+    ) -> [Self::V; 2];
+    /// Each byte's entry of a table; bytes are below 16.
+    fn lookup(self, table: &[i8; 16], a: Self::I) -> Self::I;
+    /// The entries that bits SHIFT..SHIFT+4 choose.
+    fn lookup_nibble<const SHIFT: i32>(self, table: &[f32; 16], a: Self::I) -> Self::V;
+    /// Byte BYTE, a float8 e4m3, times 2^-120: sign, exponent and mantissa where a float32 has them.
+    fn small_e4m3<const BYTE: i32>(self, a: Self::I) -> Self::V;
+
     /// True if `transpose_bf16` exists.
     const TRANSPOSES: bool = false;
 

@@ -87,6 +87,37 @@ fn byte_half<const BYTE: i32>(words: uint32x4_t) -> float32x4_t {
     }
 }
 
+#[inline(always)]
+fn lookup_half(table: &[i8; 16], words: uint32x4_t) -> uint32x4_t {
+    isa! {
+        let bytes = vqtbl1q_s8(vld1q_s8(table.as_ptr()), vreinterpretq_u8_u32(words));
+        vreinterpretq_u32_s8(bytes)
+    }
+}
+
+/// The floats that four words' bits SHIFT..SHIFT+4 choose.
+#[inline(always)]
+fn lookup_nibble_half<const SHIFT: i32>(table: &[f32; 16], words: uint32x4_t) -> float32x4_t {
+    isa! {
+        let down = vshlq_u32(words, vdupq_n_s32(-SHIFT));
+        let index = vandq_u32(down, vdupq_n_u32(15));
+        // Its four bytes in the table's 64.
+        let bytes = vmlaq_u32(vdupq_n_u32(0x0302_0100), index, vdupq_n_u32(0x0404_0404));
+        let table = vld1q_u8_x4(table.as_ptr().cast());
+        vreinterpretq_f32_u8(vqtbl4q_u8(table, vreinterpretq_u8_u32(bytes)))
+    }
+}
+
+/// Four words' byte BYTE, a float8 e4m3 over 2^120.
+#[inline(always)]
+fn e4m3_half<const BYTE: i32>(words: uint32x4_t) -> float32x4_t {
+    isa! {
+        let up = vshlq_s32(vreinterpretq_s32_u32(words), vdupq_n_s32(24 - 8 * BYTE));
+        let down = vreinterpretq_u32_s32(vshrq_n_s32::<4>(up));
+        vreinterpretq_f32_u32(vandq_u32(down, vdupq_n_u32(0x87f0_0000)))
+    }
+}
+
 /// Four words plus the products of their weights' pairs of int16 with x's.
 #[inline(always)]
 fn dot_pairs_half(sum: uint32x4_t, w: uint32x4_t, x: i32) -> uint32x4_t {
@@ -372,5 +403,25 @@ impl Simd for Neon {
             }
             to_floats(sums)
         }
+    }
+    /// Signed weights are what `dot16` takes anyway.
+    #[inline(always)]
+    unsafe fn dot_signed_halves(self, w: [Self::I; 8], x: *const i8, _surplus: [i32; 2]) -> [V; 2] {
+        isa!(self.dot_halves(w, x, [0, 0]))
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[i8; 16], a: Self::I) -> Self::I {
+        (lookup_half(table, a.0), lookup_half(table, a.1))
+    }
+    #[inline(always)]
+    fn lookup_nibble<const SHIFT: i32>(self, table: &[f32; 16], a: Self::I) -> V {
+        (
+            lookup_nibble_half::<SHIFT>(table, a.0),
+            lookup_nibble_half::<SHIFT>(table, a.1),
+        )
+    }
+    #[inline(always)]
+    fn small_e4m3<const BYTE: i32>(self, a: Self::I) -> V {
+        (e4m3_half::<BYTE>(a.0), e4m3_half::<BYTE>(a.1))
     }
 }

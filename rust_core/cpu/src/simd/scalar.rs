@@ -240,4 +240,40 @@ impl Simd for Scalar {
             })
         }
     }
+    #[inline(always)]
+    unsafe fn dot_signed_halves(
+        self,
+        w: [Self::I; 8],
+        x: *const i8,
+        _surplus: [i32; 2],
+    ) -> [Self::V; 2] {
+        // SAFETY: the trait's contract: 32 activations.
+        let x = unsafe { x.cast::<[i8; GROUP]>().read_unaligned() };
+        let half = |r: usize, part: Range<usize>| {
+            part.map(|i| {
+                let weight = w[i / 4][r].to_le_bytes()[i % 4].cast_signed();
+                i32::from(weight) * i32::from(x[i])
+            })
+            .sum::<i32>() as f32
+        };
+        [each(|r| half(r, 0..16)), each(|r| half(r, 16..GROUP))]
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[i8; 16], a: Self::I) -> Self::I {
+        a.map(|word| {
+            let bytes = word.to_le_bytes();
+            u32::from_le_bytes(bytes.map(|b| table[usize::from(b & 15)].cast_unsigned()))
+        })
+    }
+    #[inline(always)]
+    fn lookup_nibble<const SHIFT: i32>(self, table: &[f32; 16], a: Self::I) -> Self::V {
+        a.map(|x| table[(x >> SHIFT & 15) as usize])
+    }
+    #[inline(always)]
+    fn small_e4m3<const BYTE: i32>(self, a: Self::I) -> Self::V {
+        a.map(|x| {
+            let byte = u32::from(x.to_le_bytes()[BYTE as usize]);
+            f32::from_bits((byte & 0x80) << 24 | (byte & 0x7f) << 20)
+        })
+    }
 }

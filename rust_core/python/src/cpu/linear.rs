@@ -25,13 +25,14 @@ type Part = (Vector, usize, String, Option<Vector>);
 #[pymethods]
 impl CpuLinear {
     #[new]
-    #[pyo3(signature = (n, k, parts, level_name=None))]
+    #[pyo3(signature = (n, k, parts, level_name=None, columns=None))]
     fn new(
         py: Python<'_>,
         n: usize,
         k: usize,
         parts: Vec<Part>,
         level_name: Option<&str>,
+        columns: Option<Vector>,
     ) -> PyResult<Self> {
         let level =
             level_name.map_or_else(level, |name| Level::parse(name).map_err(value_error))?;
@@ -50,9 +51,15 @@ impl CpuLinear {
                 Ok((bytes.slice::<u8>()?, permutation.transpose()?))
             })
             .collect::<PyResult<Vec<_>>>()?;
+        // SAFETY: as above.
+        let columns = columns.map(|c| unsafe { c.of_len(k)?.slice::<i64>() });
+        let columns = columns.transpose()?;
         let inner = py
             .detach(|| {
                 let mut linear = Linear::new(level, k, &kinds)?;
+                if let Some(order) = columns {
+                    linear.set_columns(order)?;
+                }
                 if linear.n() != n {
                     return Err(format!("{} rows for a weight of {n}", linear.n()));
                 }

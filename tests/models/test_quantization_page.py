@@ -1,0 +1,181 @@
+"""docs/quantization.md: what is read, how it is computed with, and what proves it.
+
+``OCTAVO_WRITE_DOCS=1`` writes it anew, from the cases of the tests and the results of the bench.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from test_schemes_files import CASES, Case, MemoryTensors
+from test_tool_files import FOLDER, NAMES
+
+from gguf_blocks import KINDS
+from octavo.checkpoints.schemes.registry import REFUSED, find_scheme
+from octavo.kernels.cpu.blocks import as_rows, column_order
+from octavo.kernels.formats.gguf_grids import GRIDS
+from octavo.kernels.weights import Planes
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs" / "quantization.md"
+RESULTS = ROOT / "bench" / "results" / "perplexity.json"
+HERE = "tests/models/test_quantization_page.py"
+FILES = "tests/models/test_schemes_files.py"
+TOOLS = "tests/models/test_tool_files.py"
+# Kinds without integer products: their elements meet float32 activations.
+FLOATS = ("FP8", "NF4")
+
+
+def packed_kind(case: Case) -> str:
+    """The kind that a CPU packs a case's projection as, or "dense"."""
+    torch.manual_seed(0)
+    prefix = "model.layers.0.self_attn.q_proj"
+    written = case.write(prefix, torch.randn(64, 960))
+    assert written is not None
+    named = {f"{prefix}.{suffix}": tensor for suffix, tensor in written[0].items()}
+    stored = find_scheme(case.config).linear(MemoryTensors(named, "cpu"), prefix, (64, 960), None)
+    assert isinstance(stored, Planes)
+    rows = as_rows(stored, column_order(stored))
+    return "dense" if rows is None else rows.kind.split("_")[0]
+
+
+def computed(cases: list[Case]) -> str:
+    """How a CPU computes with the files of a row."""
+    kinds = dict.fromkeys(packed_kind(case) for case in cases)
+    packed = [kind for kind in kinds if kind != "dense"]
+    parts = []
+    for names, arithmetic in (
+        ([k for k in packed if k not in FLOATS], "integer products"),
+        ([k for k in packed if k in FLOATS], "float products"),
+    ):
+        if names:
+            parts.append(f"packed as {', '.join(names)}, {arithmetic}")
+    if "dense" in kinds:
+        dense = [case.name for case in cases if packed_kind(case) == "dense"]
+        parts.append(f"dense: {', '.join(dense)}")
+    return "; ".join(parts)
+
+
+def tool_files() -> list[str]:
+    by_tool: dict[str, list[str]] = {}
+    for name in NAMES:
+        with safe_open(FOLDER / f"{name}-logits.safetensors", "pt") as file:
+            versions = file.metadata()
+        tool = next(key for key in versions if key not in ("torch", "transformers"))
+        by_tool.setdefault(f"{tool} {versions[tool]}", []).append(name)
+    return [f"| {tool} | {', '.join(names)} |" for tool, names in sorted(by_tool.items())]
+
+
+def perplexities() -> list[str]:
+    results = json.loads(RESULTS.read_text())
+    rows = []
+    for name, row in results["formats"].items():
+        bits = "-" if row["bits_in_file"] is None else f"{row['bits_in_file']:.2f}"
+        size = "-" if row["file_bytes"] is None else f"{row['file_bytes'] / 1e6:.0f}"
+        speeds = " | ".join(f"{speed:.0f}" for speed in row["tok_s"].values())
+        rows.append(
+            f"| {name} | {bits} | {row['bits_in_memory']:.2f} | {size} | {speeds} | "
+            f"{row['perplexity']:.2f} |"
+        )
+    return [
+        f"`{results['command']}`: {results['machine']}.",
+        "",
+        "| format | bits, file | bits, memory | file, MB | tok/s, 1 | tok/s, 16 | perplexity |",
+        "|---|---|---|---|---|---|---|",
+        *rows,
+    ]
+
+
+def quantization_page() -> str:
+    rows: dict[str, list[Case]] = {}
+    for case in CASES:
+        rows.setdefault(case.row, []).append(case)
+    table = [
+        f"| {row} | {computed(cases)} | see below | "
+        f"`{FILES}`: {', '.join(case.name for case in cases)} |"
+        for row, cases in rows.items()
+    ]
+    packed = ", ".join(kind for kind in KINDS if kind not in GRIDS)
+    kinds = "`tests/models/test_gguf_kinds.py`, `tests/core/test_gguf.py`"
+    gguf = [
+        f"| GGUF {packed} | packed as they are, integer products | see below | {kinds} |",
+        f"| GGUF {', '.join(GRIDS)} | dequantized at load | dequantized at load | {kinds} |",
+    ]
+    refused = [f"| `{method}` | {advice} |" for method, advice in sorted(REFUSED.items())]
+    return "\n".join(
+        [
+            "# Quantized files",
+            "",
+            f"Written by `OCTAVO_WRITE_DOCS=1 pytest {HERE}`; a test keeps it true.",
+            "",
+            "| files | on a CPU | on a GPU | proven by |",
+            "|---|---|---|---|",
+            *table,
+            *gguf,
+            "",
+            "Each case is a tiny random model written in that layout by hand: logits within 1e-3 in",
+            "float32 of the model of its dequantized weights, on the plain PyTorch ops and on the CPU",
+            "kernels, and greedy tokens equal. GGUF's kinds are held to llama.cpp's own package, block",
+            "by block. No file needs the package that made it.",
+            "",
+            "- A CPU keeps the numbers of the file, whatever `--dtype` says, in about the file's size.",
+            "  Weights whose groups are no whole blocks of 16 or 32 columns are dense, in the type that",
+            "  `--dtype` gives dense ones (bfloat16 where a CPU keeps each in its file's), and so are",
+            "  parts of a fused layer in another activation order than its first.",
+            "- Integer products round activations to two int8 parts (12 bits or more); `--dtype float32`",
+            "  leaves them float32 everywhere.",
+            "- On a GPU, in bfloat16 and float16, these stay as they are: integers of 4 bits whose groups",
+            "  are a multiple of 16 columns (desc_act too, where q, k and v share one order); e4m3 with",
+            "  scales by tensor, by row or by block of 128 x 128; integers of 8 bits without zero points,",
+            "  by row or in such groups; GGUF's Q4_0, Q4_1, Q4_K and Q8_0. Others, parts of a fused layer",
+            "  that disagree, experts and what `--dtype float32` loads are dequantized there.",
+            "  `tests/models/test_quantized_gpu.py` has each layout, and compares whole models (`-m gpu`).",
+            "- W8A8 and FP8 files are computed with as weights of 8 bits, but for a GPU's steps of more",
+            "  than 16 rows with e4m3 weights whose scales are not of blocks: there each row of",
+            "  activations is rounded to e4m3. Input scales, like scales of keys and values, are left",
+            "  unread.",
+            "- The tensors stored for a module decide whether it is quantized, so that the parts of a",
+            "  fused layer may be of several formats. Lists of modules left out",
+            "  (`modules_to_not_convert`, `ignored_layers`) only repeat that; compressed-tensors' `ignore`",
+            "  and `targets` are matched as its library does, by name, by regex after `re:`, by class",
+            "  name. A quantized output head is used where the config ties it to the embedding.",
+            "- `--quantization` may name what the files are (`awq`, `awq_marlin`, `gptq_marlin`, ...);",
+            "  another name than theirs is refused.",
+            "- Decoders that run through transformers' own module are refused quantized.",
+            "",
+            "## Files of the formats' own tools",
+            "",
+            "Logits within 1e-3 in float32 of what the tool itself reads from its file, and its greedy",
+            f"tokens (`{TOOLS}`; `tests/models/make_tool_files.py` makes them anew):",
+            "",
+            "| made by | files |",
+            "|---|---|",
+            *tool_files(),
+            "",
+            "## What each costs",
+            "",
+            "SmolLM2-135M, its projections rounded to the nearest numbers of each format: a tool that",
+            "calibrates loses less. The model there is was rounded to Q4_1 before, which therefore",
+            "loses nothing more.",
+            "",
+            *perplexities(),
+            "",
+            "## Refused, by `quant_method`",
+            "",
+            "| method | way out |",
+            "|---|---|",
+            *refused,
+            "",
+        ]
+    )
+
+
+def test_the_page_is_what_is_proven() -> None:
+    page = quantization_page()
+    if os.environ.get("OCTAVO_WRITE_DOCS"):
+        DOCS.write_text(page)
+    assert page == DOCS.read_text(), "OCTAVO_WRITE_DOCS=1 writes it anew"
