@@ -129,9 +129,6 @@ class EngineConfig:
         common=True,
     )
     hf_overrides: dict[str, Any] | None = _flag(None, "model", "JSON merged over config.json")
-    trust_remote_code: bool = _flag(
-        False, "model", "refused: octavo never runs code from a checkpoint"
-    )
     # A model does what it was trained for; these check that it is what was expected.
     runner: Literal["auto", "generate", "pooling"] = _flag(
         "auto",
@@ -158,7 +155,11 @@ class EngineConfig:
     # --- memory ---
     # 0.9 leaves room for the allocator's fragments and other processes' contexts.
     gpu_memory_utilization: float = _flag(
-        0.9, "memory", "part of the free GPU memory that may be taken", common=True
+        0.9,
+        "memory",
+        "part of the free GPU memory that may be taken",
+        common=True,
+        aliases=("device_memory_utilization",),
     )
     # None: on a GPU what is free; on a CPU DEFAULT_CPU_KV_BYTES.
     kv_cache_memory_bytes: int | None = _flag(
@@ -300,7 +301,3 @@ class EngineConfig:
         _check_structured_outputs(self.structured_outputs_config or {})
         check(self.tensor_parallel_size >= 1, "tensor_parallel_size", "at least 1")
         check(self.pipeline_parallel_size >= 1, "pipeline_parallel_size", "at least 1")
-        if self.trust_remote_code:
-            raise ValueError(
-                "trust_remote_code is refused: octavo never runs code from a checkpoint"
-            )

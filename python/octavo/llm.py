@@ -133,8 +133,8 @@ class LLM(PoolingLLM):
             sampling_params: one for all or one per prompt; the model's defaults if None.
             use_tqdm: False hides the progress bar; a class makes it.
             lora_request: refused.
-            priority: one per prompt, the lowest runs first; needs
-                ``scheduling_policy="priority"``. One for all makes no difference.
+            priority: one for all or one per prompt, the lowest runs first; without
+                ``scheduling_policy="priority"`` they run as they came.
             tokenization_kwargs: ``add_special_tokens`` and ``truncate_prompt_tokens``.
 
         Raises:
@@ -479,13 +479,11 @@ class LLM(PoolingLLM):
 def _priorities(priority: Priorities, num_prompts: int) -> list[int]:
     """One priority per prompt.
 
-    One for all is none: they run alone.
-
     Raises:
         ValueError: there are more or fewer.
     """
     if priority is None or isinstance(priority, int):
-        return [0] * num_prompts
+        return [priority or 0] * num_prompts
     if len(priority) != num_prompts:
         raise ValueError(f"{len(priority)} priorities for {num_prompts} prompts")
-    return [0] * num_prompts if len(set(priority)) < 2 else list(priority)
+    return list(priority)

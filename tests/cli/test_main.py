@@ -179,7 +179,6 @@ def run(*words: str) -> int:
         (["serve", "a", "--model", "b"], "differ"),
         (["serve", "--dtype", "int3"], "is not one of auto, float16"),
         (["serve", "--max-model-len", "long"], "is not a number"),
-        (["serve", "--trust-remote-code"], "never runs code from a checkpoint"),
         (["serve", "--tensor-parallel-size", "0"], "--tensor-parallel-size must be at least 1"),
         (["serve", "--structured-outputs-config", '{"magic": 1}'], "magic is not one of backend"),
         (["serve", "--structured-outputs-config", '{"backend": 1}'], "must be a string"),
@@ -499,7 +498,7 @@ def test_a_guide_s_command_line_starts(
     words = (
         "m --host 0.0.0.0 --port 8000 --dtype half --gpu-memory-utilization 0.95 --swap-space 16 "
         "--max-model-len 32k --disable-log-requests --enable-chunked-prefill "
-        "--max-num-batched-tokens 8192 --trust_remote_code=false --tensor-parallel-size 1 "
+        "--max-num-batched-tokens 8192 --trust-remote-code --tensor-parallel-size 1 "
         "--block-size 16 --uvicorn-log-level info --max-seq-len-to-capture 8192 "
         "--distributed-executor-backend mp --disable-custom-all-reduce --api-server-count 4 "
         "--enable-server-load-tracking --runner generate --generation-config vllm -O3"

@@ -105,8 +105,8 @@ def test_priorities(fake_model: Any, alone: Any) -> None:
     for wrong in ([], [0, 0]):
         with pytest.raises(VLLMValidationError, match="priorities for 3 prompts"):
             llm.generate(PROMPTS, params(), priority=wrong)
-    with pytest.raises(UnsupportedParameterError, match="scheduling-policy priority"):
-        llm.generate(PROMPTS, params(), priority=[0, 0, 1])
+    # Without a policy of priorities requests run as they came.
+    assert ids(llm.generate(PROMPTS, params(), priority=[2, 0, 1], use_tqdm=False)) == expected
     llm = LLM(**CONFIG, scheduling_policy="priority", max_num_batched_tokens=8)
     one_at_a_time = [[n] * 6 for n in range(1, 6)]
     outputs = llm.generate(one_at_a_time, params(), priority=[5, 4, 3, 2, 1], use_tqdm=False)

@@ -28,7 +28,6 @@ from octavo.errors import (
     InvalidParameterError,
     QueueFullError,
     RequestTooLongError,
-    UnsupportedParameterError,
 )
 from octavo.prompt_logprobs import PromptLogprobs
 from octavo.sampling_params import SamplingParams
@@ -320,18 +319,16 @@ class FakeEngine:
     ) -> list[int]:
         if not self.is_alive:
             raise EngineDeadError
-        if priority and self.config.scheduling_policy != "priority":
-            raise UnsupportedParameterError("priority needs another policy", "priority")
         if len(self.running) + params.n > self.max_unfinished:
             raise QueueFullError(self.max_unfinished)
         prompt = list(prompt_token_ids)
         if not prompt:
-            raise InvalidParameterError("prompt must hold at least one token", "prompt")
+            raise InvalidParameterError("the decoder prompt cannot be empty", "prompt")
         room = self.max_model_len - len(prompt)
         if room < (params.max_tokens != 0):
             raise RequestTooLongError(len(prompt), self.max_model_len)
         if not 0 <= min(prompt) <= max(prompt) < VOCAB_SIZE:
-            raise InvalidParameterError(f"prompt token ids must be in [0, {VOCAB_SIZE})", "prompt")
+            raise InvalidParameterError("a token id is out of vocabulary", "prompt")
         options = {
             "delivery": delivery,
             "priority": priority,

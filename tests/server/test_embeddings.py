@@ -172,7 +172,7 @@ def test_long_texts_are_refused_or_cut(minilm: RunningServer) -> None:
         ({"input": "x", "encoding_format": "hex"}, "encoding_format"),
         ({"input": "x", "dimensions": 0}, "dimensions"),
         ({"input": "x", "temperature": 1}, "temperature"),
-        ({"input": "x", "priority": 1}, "priority"),
+        ({"input": "x", "priority": "1.5"}, "priority"),
         ({"input": [30522]}, "input"),
         ({"input": [-1]}, "input"),
     ],

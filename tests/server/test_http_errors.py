@@ -94,7 +94,7 @@ WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
         "stream_options.include_usage",
     ),
     (CHAT, {"priority": "high"}, "priority"),
-    (CHAT, {"priority": 1}, "priority"),
+    (CHAT, {"priority": 1.5}, "priority"),
     (CHAT, {"cache_salt": ""}, "cache_salt"),
     (CHAT, {"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
     (CHAT, {"truncate_prompt_tokens": 513}, "truncate_prompt_tokens"),

@@ -93,7 +93,6 @@ class EngineLoop:
             vocab_size=self.source.model_config.vocab_size,
             max_logprobs=config.max_logprobs,
             tokenizer=self.tokenizer,
-            has_priorities=config.scheduling_policy == "priority",
         )
         self.eos_token_ids = self.source.eos_token_ids
         self.grammars: Grammars | None = None

@@ -55,7 +55,10 @@ class ChatDialect(OpenAiDialect):
             conversation.tools = []
         prompt = await encode_chat(model, conversation)
         token_ids = truncate(
-            prompt.token_ids, request.truncate_prompt_tokens, model.engine.max_model_len
+            prompt.token_ids,
+            request.truncate_prompt_tokens,
+            model.engine.max_model_len,
+            request.truncation_side,
         )
         plan = PLAIN
         if use.tools or model.chat_format.reasoning_markers is not None:

@@ -50,6 +50,7 @@ class OpenAiRequest(GenerationRequest):
     # None: the operator's choice.
     return_tokens_as_token_ids: bool | None = None
     truncate_prompt_tokens: int | None = None
+    truncation_side: str | None = None
     # For the answer; echo with logprobs has the engine compute them too.
     prompt_logprobs: int | None = None
 
@@ -297,6 +298,7 @@ COMMON_FIELDS: Final[dict[str, fields.Check]] = {
     "return_token_ids": _boolean,
     "return_tokens_as_token_ids": _boolean,
     "truncate_prompt_tokens": fields.truncation,
+    "truncation_side": fields.one_of("left", "right"),
     "add_special_tokens": _boolean,
     "prompt_logprobs": _logprobs,
 }
