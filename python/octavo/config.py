@@ -27,6 +27,20 @@ def _flag(default: Any, group: str, help: str, **extra: Any) -> Any:
 
 
 _OWN_KERNELS = ("auto", "octavo has its own attention kernels")
+# vLLM's names of attention kernels, older ones among them.
+_VLLM_ATTENTION = (
+    "AMX_MLA B12X CPU_ATTN CPU_MLA CUSTOM CUTLASS_MLA CUTLASS_MSA FLASHINFER FLASHINFER_MLA "
+    "FLASHINFER_MLA_SPARSE FLASHINFER_MLA_SPARSE_DSV4 FLASHINFER_MLA_SPARSE_DSV41 "
+    "FLASHINFER_MLA_SPARSE_SM120 FLASHINFER_MLA_SPARSE_SM90 FLASHMLA FLASHMLA_MEGA_ATTN_DSV41 "
+    "FLASHMLA_SPARSE FLASHMLA_SPARSE_DSV4 FLASHMLA_SPARSE_DSV41 FLASH_ATTN FLASH_ATTN_DIFFKV "
+    "FLASH_ATTN_MLA FLASH_ATTN_MLA_SPARSE FLASH_ATTN_MLA_SPARSE_FA4 FLASH_ATTN_VLLM_V1 "
+    "FLEX_ATTENTION HPC_ATTN MINIMAX_M3_SPARSE NO_ATTENTION ROCM_AITER_FA ROCM_AITER_MLA "
+    "ROCM_AITER_MLA_SPARSE ROCM_AITER_TRITON_MLA ROCM_AITER_UNIFIED_ATTN ROCM_ATTN "
+    "ROCM_FLASHMLA_SPARSE_DSV4 ROCM_FLASHMLA_SPARSE_DSV41 ROCM_OCTAVE ROCM_SEGMENTED_ATTN "
+    "STEP5_DSA TOKENSPEED_MLA TORCH_SDPA TREE_ATTN TRITON_ATTN TRITON_ATTN_DIFFKV "
+    "TRITON_ATTN_VLLM_V1 TRITON_FLASHINFER TRITON_FLASH_ATTN TRITON_MLA TRITON_MSA TURBOQUANT "
+    "ULTRAQUANT XFORMERS XPU_MLA_SPARSE"
+)
 _OWN_LOADER = ("auto", "octavo maps the files and reads them ahead")
 _NO_FP8_CACHE = "octavo has no KV cache of 8 bits yet"
 
@@ -114,11 +128,15 @@ class EngineConfig:
         "how weights are stored; dummy: random",
         choices=("auto", "safetensors", "gguf", "dummy"),
         vllm_words={
-            "fastsafetensors": _OWN_LOADER,
-            "runai_streamer": _OWN_LOADER,
+            **dict.fromkeys(("fastsafetensors", "instanttensor", "runai_streamer"), _OWN_LOADER),
             "hf": ("auto", "octavo reads safetensors and GGUF"),
+            "mistral": ("auto", "octavo reads the repository's Hugging Face files"),
         },
         lacks=dict.fromkeys(("pt", "npcache"), "octavo loads no pickles")
+        | dict.fromkeys(
+            ("sharded_state", "runai_streamer_sharded", "tensorizer", "modelexpress", "ipc_cache"),
+            "octavo reads safetensors and GGUF",
+        )
         | {"bitsandbytes": "give --quantization w4: octavo loads no bitsandbytes by load format"},
     )
     quantization: str | None = _flag(
@@ -195,6 +213,16 @@ class EngineConfig:
     )
     # On: a long prompt never stalls the others' tokens.
     enable_chunked_prefill: bool = _flag(True, "scheduler", "split long prompts over steps")
+    # 0: a prompt takes what the tokens being decoded leave of a step, which ends it soonest.
+    long_prefill_token_threshold: int = _flag(
+        0,
+        "scheduler",
+        "most tokens of a prompt in a step that others wait for; 0: no limit",
+        human=True,
+    )
+    long_prefill_token_threshold_adaptive: bool = _flag(
+        False, "scheduler", "such a prompt may take its even share of a step at least"
+    )
     scheduling_policy: Literal["fcfs", "priority"] = _flag(
         "fcfs", "scheduler", "who is admitted first", choices=("fcfs", "priority"), common=True
     )
@@ -229,13 +257,7 @@ class EngineConfig:
         "execution",
         "native: Triton or Rust; reference: plain PyTorch",
         choices=("auto", "native", "reference"),
-        vllm_words=dict.fromkeys(
-            (
-                *("FLASH_ATTN", "FLASHINFER", "TRITON_ATTN", "FLEX_ATTENTION", "TORCH_SDPA"),
-                *("CPU_ATTN", "XFORMERS", "TREE_ATTN", "FLASH_ATTN_VLLM_V1", "TRITON_ATTN_VLLM_V1"),
-            ),
-            _OWN_KERNELS,
-        ),
+        vllm_words=dict.fromkeys(_VLLM_ATTENTION.split(), _OWN_KERNELS),
     )
 
     # --- parallel ---
@@ -256,7 +278,6 @@ class EngineConfig:
         "JSON: disable_any_whitespace, disable_additional_properties, enable_in_reasoning; backend "
         "may be any",
     )
-    guided_decoding_backend: str | None = _flag(None, "answers", "accepted: there is one backend")
 
     # --- observability ---
     max_logprobs: int = _flag(20, "answers", "most logprobs a request may ask for; -1: no limit")
@@ -279,6 +300,7 @@ class EngineConfig:
             "max_num_batched_tokens",
             "at least 1",
         )
+        check(self.long_prefill_token_threshold >= 0, "long_prefill_token_threshold", "at least 0")
         check(self.max_num_queued_reqs >= 1, "max_num_queued_reqs", "at least 1")
         check(self.stream_interval >= 1, "stream_interval", "at least 1")
         check(

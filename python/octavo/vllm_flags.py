@@ -96,9 +96,11 @@ _ALL: Final[list[Row]] = [
         "octavo reads a tokenizer.json or a GGUF file's tokenizer",
         "tokenizer_mode",
         "value",
-        *("auto", "hf", "slow"),
+        # A repository of Mistral's holds Hugging Face's files, too.
+        *("auto", "hf", "slow", "mistral"),
     ),
-    *_refused("octavo reads the config.json beside the weights", "hf_config_path"),
+    # The one that guides name for a GGUF file, which has its own.
+    *_rows("octavo reads the config beside the weights or among them", "hf_config_path"),
     *_rows("octavo never runs a checkpoint's code", "code_revision"),
     # On nearly every guide's command line; a model that cannot do without is refused at its load.
     *_rows("octavo never runs a checkpoint's code", "trust_remote_code", "switch"),
@@ -122,7 +124,9 @@ _ALL: Final[list[Row]] = [
     *_rows("octavo has no cascade attention", "disable_cascade_attn", "switch"),
     *_refused("octavo needs a model's tokenizer", "skip_tokenizer_init", "switch"),
     *_refused("octavo takes no tensors in requests", "enable_prompt_embeds", "switch"),
-    *_refused("octavo reads config.json or GGUF", "config_format", "value", "auto", "hf"),
+    *_refused(
+        "octavo reads config.json or GGUF", "config_format", "value", *("auto", "hf", "mistral")
+    ),
     *_refused(_OWN_CODE, "model_class_overrides", "object"),
     *_refused(_OWN_CODE, "logits_processors logits_processor_pattern", "values"),
     *_refused(_OWN_CODE, "io_processor_plugin"),
@@ -173,7 +177,8 @@ _ALL: Final[list[Row]] = [
     ),
     *_rows(
         "octavo has its own kernels",
-        "enable_flashinfer_autotune enable_bf16x3_router_gemm monokernel",
+        "enable_flashinfer_autotune disable_flashinfer_autotune enable_bf16x3_router_gemm "
+        "monokernel",
         "switch",
     ),
     *_rows(
@@ -221,7 +226,7 @@ _ALL: Final[list[Row]] = [
     ),
     *_refused(
         "octavo shares every step among decodes and prompts: --max-num-batched-tokens",
-        "long_prefill_token_threshold scheduler_delay_factor",
+        "scheduler_delay_factor",
         "value",
         "0",
     ),
@@ -259,7 +264,7 @@ _ALL: Final[list[Row]] = [
         "switch",
     ),
     *_rows(_DATA_PARALLEL, "disable_nccl_for_dp_synchronization", "switch"),
-    *_refused(_ONE_PROCESS, "distributed_executor_backend", "value", "mp", "uni"),
+    *_refused(_ONE_PROCESS, "distributed_executor_backend", "value", "mp", "uni", "ray"),
     *_refused(_ONE_PROCESS, "nnodes/-n", "value", "1"),
     *_refused(_ONE_PROCESS, "node_rank/-r", "value", "0"),
     *_rows(
@@ -365,7 +370,8 @@ _ALL: Final[list[Row]] = [
     ),
     *_rows(_SPECULATIVE, "per_request_spec_decode_metrics"),
     # ----------------------------------------------- tools, reasoning, structured outputs
-    *_refused(_OWN_CODE, "reasoning_parser_plugin"),
+    *_refused(_OWN_CODE, "reasoning_parser_plugin tool_parser_plugin"),
+    *_rows("octavo has one backend of structured output", "guided_decoding_backend"),
     *_refused("octavo runs no tools", "tool_server"),
     *_rows(_REASONING, "enable_reasoning", "switch"),
     *_refused(_REASONING, "reasoning_config", "object"),
@@ -387,7 +393,7 @@ _ALL: Final[list[Row]] = [
         "octavo asks the template which form it takes",
         "chat_template_content_format",
         "value",
-        "auto",
+        *("auto", "string", "openai"),
     ),
     *_refused("octavo answers as assistant", "response_role", "value", "assistant"),
     *_refused("a fingerprint names octavo's version", "fingerprint_mode", "value", "full", "hash"),

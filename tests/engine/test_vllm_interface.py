@@ -24,7 +24,7 @@ from octavo.errors import EngineDeadError, InvalidParameterError, UnsupportedPar
 from octavo.exceptions import VLLMValidationError
 from octavo.llm import LLM
 from octavo.lora.request import LoRARequest
-from octavo.outputs import CompletionOutput, Logprob
+from octavo.outputs import CompletionOutput, EmbeddingRequestOutput, Logprob, RequestOutput
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.utils import FlexibleArgumentParser
 
@@ -94,6 +94,11 @@ def test_what_is_enqueued_waits(fake_model: Any, alone: Any) -> None:
     assert [output.request_id for output in outputs] == [*first, *second]
     assert ids(outputs) == [alone(PROMPTS[0], 4), alone(PROMPTS[1], 4), alone(PROMPTS[2], 2)]
     assert llm.wait_for_completion(use_tqdm=False) == []
+    llm.enqueue(PROMPTS, params(), None, 1, False, {"truncate_prompt_tokens": 2})
+    with pytest.raises(TypeError, match="EmbeddingRequestOutput"):
+        llm.wait_for_completion(EmbeddingRequestOutput)
+    outputs = llm.wait_for_completion((EmbeddingRequestOutput, RequestOutput), use_tqdm=False)
+    assert ids(outputs) == [alone(p[-2:], 4) for p in PROMPTS]
 
 
 def test_priorities(fake_model: Any, alone: Any) -> None:

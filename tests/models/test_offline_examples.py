@@ -111,7 +111,7 @@ def test_chat(llm: LLM) -> None:
     assert goes_on.prompt is not None
     assert goes_on.prompt.endswith("The capital")
     with pytest.raises(ValueError, match="chat_template_content_format"):
-        llm.chat(begun, settings, chat_template_content_format="openai")
+        llm.chat(begun, settings, chat_template_content_format="html")
 
 
 def test_a_template_of_one_s_own(smollm2_path: Path) -> None:

@@ -235,7 +235,10 @@ class FakeEngine:
 
     def __init__(self, config: EngineConfig | None = None, max_model_len: int = 512) -> None:
         self.config = config or EngineConfig()
-        self.model_config = SimpleNamespace(vocab_size=VOCAB_SIZE)
+        self.model_config = SimpleNamespace(
+            vocab_size=VOCAB_SIZE, architecture="LlamaForCausalLM", hidden_size=64
+        )
+        self.source = SimpleNamespace(kind="safetensors", model_config=self.model_config)
         self.tokenizer = ByteTokenizer()
         self.chat_template: str | None = CHAT_TEMPLATE
         self.tool_template: str | None = None
@@ -328,7 +331,7 @@ class FakeEngine:
         if room < (params.max_tokens != 0):
             raise RequestTooLongError(len(prompt), self.max_model_len)
         if not 0 <= min(prompt) <= max(prompt) < VOCAB_SIZE:
-            raise InvalidParameterError("a token id is out of vocabulary", "prompt")
+            raise InvalidParameterError("the prompt is out of vocabulary", "prompt")
         options = {
             "delivery": delivery,
             "priority": priority,

@@ -407,6 +407,16 @@ def test_too_long_a_prompt_names_both_numbers(server: RunningServer) -> None:
     assert 'reason="context_length_exceeded"' in server.get("/metrics").body.decode()
 
 
+def test_wrong_keys_of_logit_bias_are_named(server: RunningServer) -> None:
+    bias = {"bad1": 1, "7": 1, "bad2": -1}
+    answer = server.post(COMPLETION, {"prompt": "x", "logit_bias": bias})
+    assert "'bad1', 'bad2'" in answer.error["message"]
+    many = {f"bad{n}": 1 for n in range(1000)}
+    answer = server.post(COMPLETION, {"prompt": "x", "logit_bias": many})
+    assert answer.status == 400
+    assert len(answer.error["message"]) < 300
+
+
 def test_a_prompt_is_truncated_on_demand(server: RunningServer) -> None:
     answer = server.post(COMPLETION, {"prompt": "abcdef", "truncate_prompt_tokens": 3})
     assert answer.status == 200

@@ -84,6 +84,8 @@ class EngineLoop:
             # Without keys and values from earlier steps, a prompt is computed in one.
             enable_prefix_caching=config.enable_prefix_caching and self.runner.keeps_kv,
             enable_chunked_prefill=config.enable_chunked_prefill and self.runner.keeps_kv,
+            long_prefill_token_threshold=config.long_prefill_token_threshold,
+            long_prefill_token_threshold_adaptive=config.long_prefill_token_threshold_adaptive,
             policy=config.scheduling_policy,
             stream_interval=config.stream_interval,
             tokenizer=self.tokenizer,

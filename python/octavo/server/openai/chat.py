@@ -11,7 +11,7 @@ from octavo.server.openai.dialect import OpenAiDialect, OpenAiReply
 from octavo.server.openai.logprobs import chat_logprobs, prompt_logprobs
 from octavo.server.openai.protocol import ChatRequest, parse_chat
 from octavo.server.work.answer import answer
-from octavo.server.work.chat import PLAIN, ChatPlan, plan_chat
+from octavo.server.work.chat import ChatPlan, plan_chat
 from octavo.server.work.prompts import encode_chat
 from octavo.server.work.usage import timings_object
 from octavo.text.tools import num_tool_calls
@@ -60,16 +60,14 @@ class ChatDialect(OpenAiDialect):
             model.engine.max_model_len,
             request.truncation_side,
         )
-        plan = PLAIN
-        if use.tools or model.chat_format.reasoning_markers is not None:
-            plan = await plan_chat(
-                model,
-                conversation,
-                prompt,
-                use,
-                request.thinking_token_budget,
-                request.sampling.get("structured_outputs"),
-            )
+        plan = await plan_chat(
+            model,
+            conversation,
+            prompt,
+            use,
+            request.thinking_token_budget,
+            request.sampling.get("structured_outputs"),
+        )
         return ChatReply(request, model, request_id, [token_ids], plan)
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from octavo.errors import InvalidParameterError, UnsupportedParameterError, clip
 from octavo.server.http import fields, limits
 from octavo.server.http.body import BOOKKEEPING_FIELDS, Body
+from octavo.server.http.config import EFFORTS
 from octavo.server.openai import structured
 from octavo.server.openai.messages import MESSAGES_SCHEMA, parse_messages
 from octavo.server.work.request import Conversation, GenerationRequest
@@ -195,7 +196,7 @@ _FUNCTION_NAME: Final = {
     },
     "required": ["type", "function"],
 }
-_TOOLS: Final = fields.Check(
+TOOLS: Final = fields.Check(
     {
         "type": "array",
         "maxItems": MAX_TOOLS,
@@ -309,7 +310,7 @@ TEMPLATE_FIELDS: Final[dict[str, fields.Check]] = {
     "continue_final_message": _boolean,
     "chat_template": fields.string(MAX_TEMPLATE_CHARS, least_chars=1),
     "chat_template_kwargs": _template_kwargs,
-    "tools": _TOOLS,
+    "tools": TOOLS,
 }
 
 _CONVERSATION_FIELDS: Final = frozenset(
@@ -326,7 +327,7 @@ CHAT_FIELDS: Final[dict[str, fields.Check]] = {
     "logprobs": _boolean,
     "top_logprobs": _logprobs,
     "documents": fields.json_objects,
-    "reasoning_effort": fields.one_of("none", "minimal", "low", "medium", "high", "xhigh", "max"),
+    "reasoning_effort": fields.one_of(*EFFORTS),
     "include_reasoning": _boolean,
     "thinking_token_budget": fields.integer(0),
     "tool_choice": _tool_choice,
