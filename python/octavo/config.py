@@ -281,6 +281,15 @@ class EngineConfig:
 
     # --- observability ---
     max_logprobs: int = _flag(20, "answers", "most logprobs a request may ask for; -1: no limit")
+    # Raw: what the model thinks, whatever a request does to its answer.
+    logprobs_mode: Literal[
+        "raw_logprobs", "raw_logits", "processed_logprobs", "processed_logits"
+    ] = _flag(
+        "raw_logprobs",
+        "answers",
+        "logprobs or logits; processed: of what tokens are drawn from",
+        choices=("raw_logprobs", "raw_logits", "processed_logprobs", "processed_logits"),
+    )
 
     def __post_init__(self) -> None:
         def check(ok: bool, name: str, must: str) -> None:

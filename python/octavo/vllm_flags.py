@@ -112,12 +112,6 @@ _ALL: Final[list[Row]] = [
     *_rows("octavo has no deprecated formats", "allow_deprecated_quantization", "switch"),
     *_refused("octavo does not return routed experts", "enable_return_routed_experts", "switch"),
     *_refused("octavo does not return sampling masks", "return_sampling_mask", "switch"),
-    *_refused(
-        "octavo returns log probabilities of the model's own distribution",
-        "logprobs_mode",
-        "value",
-        "raw_logprobs",
-    ),
     *_rows("octavo has one way to draw a token", "use_fp64_gumbel", "switch"),
     *_refused("octavo replays no traces", "enable_trace_replay", "switch"),
     *_refused("octavo keeps a model's sliding window", "disable_sliding_window", "switch"),

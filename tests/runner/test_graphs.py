@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,7 +117,8 @@ def assert_close(found: Any, expected: Any) -> None:
         assert (step is None) == (other is None)
         assert list(step or ()) == list(other or ())
         for token in step or ():
-            assert abs(step[token].logprob - other[token].logprob) < 1e-4
+            # Equal where both are -inf.
+            assert step[token].logprob == pytest.approx(other[token].logprob, rel=0, abs=1e-4)
             assert step[token].rank == other[token].rank
 
 
@@ -191,7 +193,7 @@ def test_a_shape_gets_its_own_graph_once_padding_has_cost_as_much() -> None:
 # ----------------------------------------------------------------------------------- interpreted
 
 
-def both_runners(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LLM]:
+def both_runners(folder: Path, monkeypatch: pytest.MonkeyPatch, **config: Any) -> Iterator[LLM]:
     """The model in ``folder`` behind the plain runner, then behind that of GPUs, interpreted."""
     for runner in (EagerRunner, GraphRunner):
         monkeypatch.setattr(
@@ -211,6 +213,7 @@ def both_runners(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LLM]
             max_model_len=64,
             max_num_batched_tokens=16,
             enforce_eager=True,
+            **config,
         )
 
 
@@ -243,6 +246,34 @@ def test_interpreted_steps_choose_the_plain_runners_tokens(
     assert llm._engine.runner._observer is None
     scored = [output.prompt_logprobs for output in found[0][-2:]]
     assert [len(rows) for rows in scored] == [len(o.prompt_token_ids) for o in found[0][-2:]]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the plain runner is on a CPU")
+@pytest.mark.parametrize("mode", ["raw_logits", "processed_logits", "processed_logprobs"])
+def test_interpreted_steps_report_the_plain_runners_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """What --logprobs-mode has reported, of rows whose tokens do not depend on chance."""
+    (tmp_path / "config.json").write_text(json.dumps(SMALL | {"eos_token_id": 7}))
+    kinds: list[dict[str, Any]] = [
+        {"logprobs": 2},
+        {"logprobs": 3, "temperature": 0.5, "top_k": 1, "seed": 1},
+        {"logprobs": 2, "repetition_penalty": 1.3, "logit_bias": {ord("["): 3.0}},
+        {"logprobs": 2, "structured_outputs": {"regex": "[0-9]-[a-c]{1,2}"}},
+        {"prompt_logprobs": 2},
+    ]
+    found = []
+    for llm in both_runners(tmp_path, monkeypatch, logprobs_mode=mode):
+        params = [SamplingParams(**{"temperature": 0.0, **kind}, max_tokens=3) for kind in kinds]
+        found.append(llm.generate(prompts(len(kinds), 20, 190), params, use_tqdm=False))
+    for plain, output in zip(*found, strict=True):
+        assert output.outputs[0].token_ids == plain.outputs[0].token_ids
+        assert_close(output.outputs[0].logprobs, plain.outputs[0].logprobs)
+        assert_close(output.prompt_logprobs, plain.prompt_logprobs)
+    alone = found[1][1].outputs[0]
+    for chosen, row in zip(alone.token_ids, alone.logprobs, strict=True):
+        others = {one.logprob for token, one in row.items() if token != chosen}
+        assert (others == {-math.inf}) is mode.startswith("processed")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the plain runner is on a CPU")

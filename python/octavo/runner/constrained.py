@@ -17,7 +17,7 @@ from torch import Tensor
 
 from octavo.runner.cuda_graphs import Shapes, StepShape, exact_shape
 from octavo.runner.gpu_sampling import Needs
-from octavo.runner.logprobs import TokenLogprobs, copy_logprobs
+from octavo.runner.logprobs import TokenLogprobs
 from octavo.runner.masks import FillMasks
 from octavo.runner.prompt_scorer import PromptSpan, ScoredRows, moved
 
@@ -89,14 +89,16 @@ class ConstrainedSteps:
         found = fill(self._masks.numpy().view(np.uint32))
         self._rows.numpy()[: len(found)] = found
         rows, masks = self._rows[: len(found)], self._masks[: len(found)]
-        num_logprobs, adjusted = step.needs.num_logprobs, step.needs.adjusted
+        needs = step.needs
+        # A mask changes the logits, whether or not anything else does.
+        keep_raw = needs.num_logprobs >= 0 and needs.records is None
 
         def choose(shard: GpuShard) -> tuple[Tensor, Tensor]:
             logits = step.logits[shard.rank]
-            return shard.choose(logits, step.shape, rows, masks, adjusted, num_logprobs >= 0)
+            return shard.choose(logits, step.shape, rows, masks, needs.adjusted, keep_raw)
 
         ids, logits = self._mesh.each(choose)[0]
-        if num_logprobs < 0:
+        if needs.num_logprobs < 0:
             return None
         num = step.num_samples
-        return copy_logprobs(logits[:num], ids[:num], num_logprobs)
+        return needs.copy_logprobs(logits[:num], ids[:num])

@@ -29,6 +29,7 @@ from octavo.runner.cuda_graphs import GraphCache, StepShape, computing
 from octavo.runner.gpu_sampling import GpuSampling
 from octavo.runner.kv_cache import KVCachePlan, allocate_kv_cache
 from octavo.runner.loading import LoadedModel, ModelPart
+from octavo.runner.logprobs import LogprobsMode
 from octavo.runner.prompt_scorer import PromptScorer, PromptSpan, ScoredRows
 from octavo.runner.sizing import StepSizes, max_num_seqs, max_step_tokens
 
@@ -79,7 +80,8 @@ class GpuShard:
         self._thread: int | None = None
         caches = allocate_kv_cache(plan, self.model.config, loaded.kv_dtype, self.device)
         self.model.bind_kv_cache(caches)
-        self.prompt_scorer = PromptScorer(self.model.compute_logits, loaded.shape.vocab_size)
+        mode = LogprobsMode.of(loaded.config.logprobs_mode)
+        self.prompt_scorer = PromptScorer(self.model.compute_logits, loaded.shape.vocab_size, mode)
         self.graphs: GraphCache[tuple[Tensor, Tensor]] = GraphCache(stream)
         # Of the model alone, for steps whose tokens wait for masks: logits by shape.
         self.model_graphs: GraphCache[Tensor] = GraphCache(stream, self.graphs)
