@@ -37,7 +37,10 @@ from octavo.runner.cuda_graphs import (
 )
 from octavo.runner.eager import EagerRunner
 from octavo.runner.graphs import GraphRunner
+from octavo.runner.logprobs import processed_logits
 from octavo.runner.mesh import LockstepExchange, NoExchange
+from octavo.runner.request_state import RequestState
+from octavo.runner.slots import SlotRecords
 from octavo.sampling_params import SamplingParams
 from toy_shards import assert_same, generate_with
 
@@ -520,6 +523,47 @@ def test_prompt_logprobs_are_transformers(tmp_path: Path, config: dict[str, Any]
                 assert set(entry) == {token, *best}
                 for candidate in entry:
                     assert abs(entry[candidate].logprob - float(row[candidate])) < 1e-3
+
+
+@pytest.mark.gpu
+@on_gpu
+@pytest.mark.parametrize("eager", [False, True])
+def test_processed_logprobs_are_the_draws_of_the_raw_ones(folder: Path, eager: bool) -> None:
+    """Every token's, of both modes: the same tokens come, and the filters' arithmetic between."""
+    num = SHAPE["vocab_size"]
+    kinds = [kind | {"logprobs": num} for kind in (*KINDS, *ADJUSTED[3:])]
+    rows = {}
+    for mode in ("raw_logprobs", "processed_logprobs"):
+        llm = make(folder, max_logprobs=-1, logprobs_mode=mode, enforce_eager=eager)
+        wanted = [SamplingParams(**kind, max_tokens=6, ignore_eos=True) for kind in kinds]
+        outputs = llm.generate(prompts(len(kinds)), wanted, use_tqdm=False)
+        rows[mode] = [output.outputs[0] for output in outputs]
+        del llm
+    for kind, raw, processed in zip(kinds, *rows.values(), strict=True):
+        assert processed.token_ids == raw.token_ids
+        records = SlotRecords(1)
+        state = RequestState(
+            request_id=0,
+            params=SamplingParams(**kind),
+            arrival_s=0.0,
+            prompt_token_ids=[0],
+            max_tokens=1,
+            seed=1,
+        )
+        records.write(0, state)
+        for token, before, after in zip(
+            raw.token_ids, raw.logprobs, processed.logprobs, strict=True
+        ):
+            logits = torch.tensor([[before[i].logprob for i in range(num)]])
+            if allowed := kind.get("allowed_token_ids"):
+                banned = [i for i in range(num) if i not in allowed]
+                logits[0, banned] = -math.inf
+            expected = processed_logits(logits, records.rows, torch.tensor([token]))
+            expected = expected.log_softmax(-1)[0]
+            found = torch.tensor([after[i].logprob for i in range(num)])
+            # A token at a filter's very bound may be on either side of it.
+            differs = (found - expected).abs().nan_to_num(0.0) > 1e-3
+            assert differs.sum() <= 1, (kind, differs.nonzero())
 
 
 @pytest.mark.gpu
