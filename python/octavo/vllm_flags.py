@@ -396,7 +396,6 @@ _ALL: Final[list[Row]] = [
     *_rows("octavo's answers always hold timings", "enable_per_request_metrics", "switch"),
     *_rows("octavo always counts them: /load", "enable_server_load_tracking", "switch"),
     *_rows("octavo always sends X-Request-Id", "enable_request_id_headers", "switch"),
-    *_refused("octavo has no /tokenizer_info", "enable_tokenizer_info_endpoint", "switch"),
     *_refused("octavo serves text alone", "tokens_only enable_scale_out", "switch"),
     *_rows("octavo has no Cohere chat route", "cohere_is_reasoning_model", "switch"),
     *_rows("octavo has no Cohere chat route", "cohere_format"),

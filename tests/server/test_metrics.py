@@ -94,6 +94,20 @@ def test_tokenize(server: RunningServer) -> None:
     assert server.post("/tokenize", {"prompt": "x", "model": "other"}).status == 404
 
 
+def test_tokenizer_info(start_server: StartServer) -> None:
+    server = start_server()
+    assert server.get("/tokenizer_info").status == 404
+    server = start_server(enable_tokenizer_info_endpoint=True, chat_template="{{ messages }}")
+    info = server.get("/tokenizer_info").json
+    assert info == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": server.engine.max_model_len,
+        **server.engine.special_tokens,
+        "chat_template": "{{ messages }}",
+    }
+    assert "/tokenizer_info" in server.get("/openapi.json").json["paths"]
+
+
 def test_detokenize(server: RunningServer) -> None:
     answer = server.post("/detokenize", {"tokens": [256, 110, 195, 169, 257]})
     assert answer.json == {"prompt": "<s>né</s>"}

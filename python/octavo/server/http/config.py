@@ -97,6 +97,9 @@ class ServerConfig:
         15.0, "answers", "seconds of silence after which a stream gets a comment; 0: never"
     )
 
+    enable_tokenizer_info_endpoint: bool = flag(
+        False, "answers", "serve /tokenizer_info: the chat template and the special tokens"
+    )
     # Empty: routes that nobody asked for are only more to guard.
     compat: tuple[Literal["ollama", "tgi"], ...] = flag(
         (), "answers", "further APIs to serve", many=True, choices=("ollama", "tgi")

@@ -53,7 +53,7 @@ class ServedModel:
         self.chat_template_kwargs: dict[str, Any] = config.default_chat_template_kwargs or {}
         # Texts of single tokens, for logprobs.
         self.token_texts = TokenTexts(engine.tokenizer)
-        source = template_source or engine.chat_template
+        source = self.template_source = template_source or engine.chat_template
         self._template = None if source is None else ChatTemplate(source, engine.special_tokens)
         # The operator's template is for all conversations.
         own = engine.tool_template if template_source is None else None
