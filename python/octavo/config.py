@@ -147,6 +147,11 @@ class EngineConfig:
         common=True,
     )
     hf_overrides: dict[str, Any] | None = _flag(None, "model", "JSON merged over config.json")
+    # vLLM's older flags, which guides to long contexts still have.
+    rope_scaling: dict[str, Any] | None = _flag(
+        None, "model", "JSON merged over config.json's settings of that name"
+    )
+    rope_theta: float | None = _flag(None, "model", "in place of config.json's")
     # A model does what it was trained for; these check that it is what was expected.
     runner: Literal["auto", "generate", "pooling"] = _flag(
         "auto",
@@ -290,6 +295,13 @@ class EngineConfig:
         "logprobs or logits; processed: of what tokens are drawn from",
         choices=("raw_logprobs", "raw_logits", "processed_logprobs", "processed_logits"),
     )
+
+    @property
+    def config_overrides(self) -> dict[str, Any]:
+        """``hf_overrides``, and those that have flags of their own."""
+        rope = {"rope_scaling": self.rope_scaling or None, "rope_theta": self.rope_theta}
+        own = {name: value for name, value in rope.items() if value is not None}
+        return {**(self.hf_overrides or {}), **own}
 
     def __post_init__(self) -> None:
         def check(ok: bool, name: str, must: str) -> None:

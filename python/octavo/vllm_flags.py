@@ -85,7 +85,6 @@ _CONTEXT_PARALLEL = "octavo has no context parallelism"
 _OWN_CODE = "octavo runs no code but its own"
 _OFFLOAD = "octavo keeps weights on the device"
 _TRANSFER = "octavo exchanges no caches or weights with other processes"
-_ROPE = "give it as --hf-overrides '{\"rope_parameters\": ...}'"
 _ACCESS_LOG = "octavo logs requests only with --enable-log-requests"
 _HTTP_LIMITS = "octavo's limits are fixed: a request's head of 16 KiB"
 _OWN_METRICS = "octavo has no such metrics"
@@ -142,8 +141,6 @@ _ALL: Final[list[Row]] = [
         *("auto", "vllm"),
     ),
     *_rows("octavo renders templates on threads of its own choice", "renderer_num_workers"),
-    *_refused(_ROPE, "rope_scaling", "object"),
-    *_refused(_ROPE, "rope_theta"),
     *_refused("octavo runs on CUDA and on CPUs", "override_neuron_config", "object"),
     # ------------------------------------------------------------------------ loading
     *_rows(
