@@ -335,7 +335,11 @@ _ALL: Final[list[Row]] = [
         "enable_prompt_adapter",
         "switch",
     ),
-    *_refused(_LORA, "lora_modules lora_target_modules long_lora_scaling_factors", "values"),
+    *_refused(
+        _LORA,
+        "lora_modules lora_target_modules long_lora_scaling_factors prompt_adapters",
+        "values",
+    ),
     *_refused(
         _LORA,
         "max_loras max_lora_rank max_cpu_loras lora_dtype lora_extra_vocab_size "

@@ -210,7 +210,10 @@ def test_help_is_grouped_and_short(capsys: pytest.CaptureFixture[str]) -> None:
     ("topic", "shown", "hidden"),
     [
         ("all", ["memory:", "OCTAVO_ALLOWED_HOSTS", "--no-enable-prefix-caching"], []),
+        ("page", ["memory:", "OCTAVO_ALLOWED_HOSTS"], []),
+        ("listgroup", ["memory\n", "front end\n"], ["--port"]),
         ("memory", ["--block-size N", "OCTAVO_BLOCK_SIZE"], ["--port"]),
+        ("ModelConfig", ["--max-model-len N"], ["--port"]),
         ("front-end", ["--root-path PATH"], ["--block-size"]),
         ("--cudagraph-capture-sizes", ["--cuda-graph-sizes N ..."], ["--port"]),
         ("max_model_len", ["--max-model-len N"], ["--max-num-seqs"]),
