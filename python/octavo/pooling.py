@@ -70,7 +70,8 @@ def max_text_len(truncate_prompt_tokens: int | None, max_model_len: int) -> int 
         return max_model_len
     if most is not None and not 1 <= most <= max_model_len:
         raise InvalidParameterError(
-            f"truncate_prompt_tokens must be -1 or in [1, {max_model_len}], not {most}",
+            f"truncate_prompt_tokens must be -1 or in [1, {max_model_len}], not {most}. "
+            "Please request a smaller truncation size.",
             "truncate_prompt_tokens",
         )
     return most

@@ -347,7 +347,8 @@ def test_cohere_s_embeddings(minilm: RunningServer, expected: list[list[float]])
     num_tokens = sum(len(tokenizer.encode(text)) for text in (CATS, RAIN))
     count = {"input_tokens": num_tokens}
     version = {"version": "2"}
-    assert body["meta"] == {"api_version": version, "billed_units": count, "tokens": count}
+    billed = {**count, "image_tokens": 0}
+    assert body["meta"] == {"api_version": version, "billed_units": billed, "tokens": count}
     assert list(body["embeddings"]) == kinds
     for index, vector in enumerate(expected):
         found = {kind: rows[index] for kind, rows in body["embeddings"].items()}

@@ -94,7 +94,7 @@ class RequestLimits:
         Raises:
             InvalidParameterError: a value of another type, or one that is out of range.
         """
-        if type(priority) is not int or not -_INT64_MAX <= priority <= _INT64_MAX:
+        if type(priority) is not int or not -_INT64_MAX - 1 <= priority <= _INT64_MAX:
             raise InvalidParameterError("priority must be an integer of 64 bits", "priority")
         if cache_salt is not None:
             try:

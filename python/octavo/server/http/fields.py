@@ -101,6 +101,10 @@ def integer(least: int = -INT32_MAX, most: int = INT32_MAX) -> Check:
     return checked
 
 
+# Of the scheduler's queue: any 64-bit integer, the lowest first.
+PRIORITY: Final = integer(-INT64_MAX - 1, INT64_MAX)
+
+
 def number(**bounds: float) -> Check:
     """A number, or a string of one.
 

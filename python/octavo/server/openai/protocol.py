@@ -293,7 +293,7 @@ COMMON_FIELDS: Final[dict[str, fields.Check]] = {
     "model": fields.string(),
     "stream": _boolean,
     "stream_options": fields.json_object,
-    "priority": fields.integer(),
+    "priority": fields.PRIORITY,
     "cache_salt": fields.string(limits.MAX_CACHE_SALT_CHARS, least_chars=1),
     "request_id": fields.string(limits.MAX_REQUEST_ID_CHARS, least_chars=1),
     "return_token_ids": _boolean,

@@ -57,7 +57,7 @@ async def embed(state: ServerState, exchange: Exchange) -> None:
             "texts": request.texts,
             "meta": {
                 "api_version": {"version": "2"},
-                "billed_units": {"input_tokens": num_tokens},
+                "billed_units": {"input_tokens": num_tokens, "image_tokens": 0},
                 "tokens": {"input_tokens": num_tokens},
             },
             "response_type": "embeddings_by_type",

@@ -172,7 +172,7 @@ _COMMON: Final[dict[str, fields.Check]] = {
     "model": fields.string(),
     "truncate_prompt_tokens": fields.truncation,
     "truncation_side": fields.one_of("left", "right"),
-    "priority": fields.integer(),
+    "priority": fields.PRIORITY,
 }
 EMBEDDING_BODY: Final = Body(
     {
@@ -225,7 +225,7 @@ ENCODE_BODY: Final = Body(
 COHERE_EMBED_BODY: Final = Body(
     {
         "model": fields.string(),
-        "priority": fields.integer(),
+        "priority": fields.PRIORITY,
         "texts": _text_list,
         "embedding_types": _embedding_types,
         "output_dimension": fields.integer(1),
