@@ -107,8 +107,9 @@ async def encoded_texts(
     tokenizer = engine.tokenizer
 
     def cut(token_ids: Sequence[int]) -> Sequence[int]:
-        is_left = side == "left" and most is not None
-        return token_ids[max(0, len(token_ids) - (most or 0)) :] if is_left else token_ids[:most]
+        if most is None:
+            return token_ids
+        return token_ids[-most:] if side == "left" else token_ids[:most]
 
     def encode() -> list[EncodedText]:
         return [
