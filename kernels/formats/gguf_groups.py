@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .gguf import _as, _f16, _k_scales, _nibbles
+from .block_bytes import as_type, f16_at, nibbles
+from .gguf import _k_scales
 
 
 class Groups(NamedTuple):
@@ -30,18 +31,18 @@ _Parts = tuple[Tensor, Tensor, Tensor | None]
 
 
 def _q4_0(b: Tensor) -> _Parts:
-    return _nibbles(b[:, 2:]), _f16(b, 0), None
+    return nibbles(b[:, 2:]), f16_at(b, 0), None
 
 
 def _q4_1(b: Tensor) -> _Parts:
-    return _nibbles(b[:, 4:]), _f16(b, 0), _f16(b, 2)
+    return nibbles(b[:, 4:]), f16_at(b, 0), f16_at(b, 2)
 
 
 def _q4_k(b: Tensor) -> _Parts:
     scales, mins = _k_scales(b)
     q = b[:, 16:].reshape(-1, 4, 32)
     q = torch.stack([q & 15, q >> 4], 2)
-    return q, _f16(b, 0) * scales, -_f16(b, 2) * mins
+    return q, f16_at(b, 0) * scales, -f16_at(b, 2) * mins
 
 
 FOUR_BITS: dict[str, tuple[int, Callable[[Tensor], _Parts]]] = {
@@ -62,7 +63,7 @@ def four_bit_groups(kind: str, blocks: Tensor) -> Groups:
 
 
 def _q8_0(b: Tensor) -> tuple[Tensor, Tensor]:
-    return _as(b[:, 2:], torch.int8), _as(b[:, :2], torch.float16)
+    return as_type(b[:, 2:], torch.int8), as_type(b[:, :2], torch.float16)
 
 
 EIGHT_BITS: dict[str, tuple[int, Callable[[Tensor], tuple[Tensor, Tensor]]]] = {

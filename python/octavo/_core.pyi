@@ -238,6 +238,8 @@ class EngineCore:
         max_model_len: int,
         enable_prefix_caching: bool = True,
         enable_chunked_prefill: bool = True,
+        long_prefill_token_threshold: int = 0,
+        long_prefill_token_threshold_adaptive: bool = False,
         policy: Literal["fcfs", "priority"] = "fcfs",
         stream_interval: int = 1,
         tokenizer: Tokenizer | None = None,

@@ -27,6 +27,20 @@ def _flag(default: Any, group: str, help: str, **extra: Any) -> Any:
 
 
 _OWN_KERNELS = ("auto", "octavo has its own attention kernels")
+# vLLM's names of attention kernels, older ones among them.
+_VLLM_ATTENTION = (
+    "AMX_MLA B12X CPU_ATTN CPU_MLA CUSTOM CUTLASS_MLA CUTLASS_MSA FLASHINFER FLASHINFER_MLA "
+    "FLASHINFER_MLA_SPARSE FLASHINFER_MLA_SPARSE_DSV4 FLASHINFER_MLA_SPARSE_DSV41 "
+    "FLASHINFER_MLA_SPARSE_SM120 FLASHINFER_MLA_SPARSE_SM90 FLASHMLA FLASHMLA_MEGA_ATTN_DSV41 "
+    "FLASHMLA_SPARSE FLASHMLA_SPARSE_DSV4 FLASHMLA_SPARSE_DSV41 FLASH_ATTN FLASH_ATTN_DIFFKV "
+    "FLASH_ATTN_MLA FLASH_ATTN_MLA_SPARSE FLASH_ATTN_MLA_SPARSE_FA4 FLASH_ATTN_VLLM_V1 "
+    "FLEX_ATTENTION HPC_ATTN MINIMAX_M3_SPARSE NO_ATTENTION ROCM_AITER_FA ROCM_AITER_MLA "
+    "ROCM_AITER_MLA_SPARSE ROCM_AITER_TRITON_MLA ROCM_AITER_UNIFIED_ATTN ROCM_ATTN "
+    "ROCM_FLASHMLA_SPARSE_DSV4 ROCM_FLASHMLA_SPARSE_DSV41 ROCM_OCTAVE ROCM_SEGMENTED_ATTN "
+    "STEP5_DSA TOKENSPEED_MLA TORCH_SDPA TREE_ATTN TRITON_ATTN TRITON_ATTN_DIFFKV "
+    "TRITON_ATTN_VLLM_V1 TRITON_FLASHINFER TRITON_FLASH_ATTN TRITON_MLA TRITON_MSA TURBOQUANT "
+    "ULTRAQUANT XFORMERS XPU_MLA_SPARSE"
+)
 _OWN_LOADER = ("auto", "octavo maps the files and reads them ahead")
 _NO_FP8_CACHE = "octavo has no KV cache of 8 bits yet"
 
@@ -114,11 +128,15 @@ class EngineConfig:
         "how weights are stored; dummy: random",
         choices=("auto", "safetensors", "gguf", "dummy"),
         vllm_words={
-            "fastsafetensors": _OWN_LOADER,
-            "runai_streamer": _OWN_LOADER,
+            **dict.fromkeys(("fastsafetensors", "instanttensor", "runai_streamer"), _OWN_LOADER),
             "hf": ("auto", "octavo reads safetensors and GGUF"),
+            "mistral": ("auto", "octavo reads the repository's Hugging Face files"),
         },
         lacks=dict.fromkeys(("pt", "npcache"), "octavo loads no pickles")
+        | dict.fromkeys(
+            ("sharded_state", "runai_streamer_sharded", "tensorizer", "modelexpress", "ipc_cache"),
+            "octavo reads safetensors and GGUF",
+        )
         | {"bitsandbytes": "give --quantization w4: octavo loads no bitsandbytes by load format"},
     )
     quantization: str | None = _flag(
@@ -129,9 +147,11 @@ class EngineConfig:
         common=True,
     )
     hf_overrides: dict[str, Any] | None = _flag(None, "model", "JSON merged over config.json")
-    trust_remote_code: bool = _flag(
-        False, "model", "refused: octavo never runs code from a checkpoint"
+    # vLLM's older flags, which guides to long contexts still have.
+    rope_scaling: dict[str, Any] | None = _flag(
+        None, "model", "JSON merged over config.json's settings of that name"
     )
+    rope_theta: float | None = _flag(None, "model", "in place of config.json's")
     # A model does what it was trained for; these check that it is what was expected.
     runner: Literal["auto", "generate", "pooling"] = _flag(
         "auto",
@@ -158,7 +178,11 @@ class EngineConfig:
     # --- memory ---
     # 0.9 leaves room for the allocator's fragments and other processes' contexts.
     gpu_memory_utilization: float = _flag(
-        0.9, "memory", "part of the free GPU memory that may be taken", common=True
+        0.9,
+        "memory",
+        "part of the free GPU memory that may be taken",
+        common=True,
+        aliases=("device_memory_utilization",),
     )
     # None: on a GPU what is free; on a CPU DEFAULT_CPU_KV_BYTES.
     kv_cache_memory_bytes: int | None = _flag(
@@ -194,6 +218,16 @@ class EngineConfig:
     )
     # On: a long prompt never stalls the others' tokens.
     enable_chunked_prefill: bool = _flag(True, "scheduler", "split long prompts over steps")
+    # 0: a prompt takes what the tokens being decoded leave of a step, which ends it soonest.
+    long_prefill_token_threshold: int = _flag(
+        0,
+        "scheduler",
+        "most tokens of a prompt in a step that others wait for; 0: no limit",
+        human=True,
+    )
+    long_prefill_token_threshold_adaptive: bool = _flag(
+        False, "scheduler", "such a prompt may take its even share of a step at least"
+    )
     scheduling_policy: Literal["fcfs", "priority"] = _flag(
         "fcfs", "scheduler", "who is admitted first", choices=("fcfs", "priority"), common=True
     )
@@ -228,13 +262,7 @@ class EngineConfig:
         "execution",
         "native: Triton or Rust; reference: plain PyTorch",
         choices=("auto", "native", "reference"),
-        vllm_words=dict.fromkeys(
-            (
-                *("FLASH_ATTN", "FLASHINFER", "TRITON_ATTN", "FLEX_ATTENTION", "TORCH_SDPA"),
-                *("CPU_ATTN", "XFORMERS", "TREE_ATTN", "FLASH_ATTN_VLLM_V1", "TRITON_ATTN_VLLM_V1"),
-            ),
-            _OWN_KERNELS,
-        ),
+        vllm_words=dict.fromkeys(_VLLM_ATTENTION.split(), _OWN_KERNELS),
     )
 
     # --- parallel ---
@@ -255,10 +283,25 @@ class EngineConfig:
         "JSON: disable_any_whitespace, disable_additional_properties, enable_in_reasoning; backend "
         "may be any",
     )
-    guided_decoding_backend: str | None = _flag(None, "answers", "accepted: there is one backend")
 
     # --- observability ---
     max_logprobs: int = _flag(20, "answers", "most logprobs a request may ask for; -1: no limit")
+    # Raw: what the model thinks, whatever a request does to its answer.
+    logprobs_mode: Literal[
+        "raw_logprobs", "raw_logits", "processed_logprobs", "processed_logits"
+    ] = _flag(
+        "raw_logprobs",
+        "answers",
+        "logprobs or logits; processed: of what tokens are drawn from",
+        choices=("raw_logprobs", "raw_logits", "processed_logprobs", "processed_logits"),
+    )
+
+    @property
+    def config_overrides(self) -> dict[str, Any]:
+        """``hf_overrides``, and those that have flags of their own."""
+        rope = {"rope_scaling": self.rope_scaling or None, "rope_theta": self.rope_theta}
+        own = {name: value for name, value in rope.items() if value is not None}
+        return {**(self.hf_overrides or {}), **own}
 
     def __post_init__(self) -> None:
         def check(ok: bool, name: str, must: str) -> None:
@@ -278,6 +321,7 @@ class EngineConfig:
             "max_num_batched_tokens",
             "at least 1",
         )
+        check(self.long_prefill_token_threshold >= 0, "long_prefill_token_threshold", "at least 0")
         check(self.max_num_queued_reqs >= 1, "max_num_queued_reqs", "at least 1")
         check(self.stream_interval >= 1, "stream_interval", "at least 1")
         check(
@@ -300,7 +344,3 @@ class EngineConfig:
         _check_structured_outputs(self.structured_outputs_config or {})
         check(self.tensor_parallel_size >= 1, "tensor_parallel_size", "at least 1")
         check(self.pipeline_parallel_size >= 1, "pipeline_parallel_size", "at least 1")
-        if self.trust_remote_code:
-            raise ValueError(
-                "trust_remote_code is refused: octavo never runs code from a checkpoint"
-            )

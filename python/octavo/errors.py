@@ -71,7 +71,7 @@ class RequestTooLongError(InvalidRequestError):
         count = f"at least {num_prompt_tokens}" if at_least else str(num_prompt_tokens)
         super().__init__(
             f"This model's maximum context length is {max_model_len} tokens, but the prompt holds "
-            f"{count} tokens. Please shorten the prompt."
+            f"{count} tokens. Please reduce the length of the input prompt."
         )
         self.num_prompt_tokens = num_prompt_tokens
         self.max_model_len = max_model_len

@@ -64,11 +64,19 @@ def short_help(flags: Iterable[Flag]) -> str:
 
 
 def long_help(flags: Sequence[Flag], topic: str) -> str | None:
-    """Everything about a group, a flag, the flags of a part of a name, or all; None: no such."""
+    """Everything about a group, a flag, the flags of a part of a name, or all; None: no such.
+
+    ``listgroup``: the groups' names.
+    """
     wanted = topic.strip().lower().lstrip("-").replace("-", "_")
     groups = _by_group(flags)
-    if wanted == "all":
+    # vLLM's words: "page" is all of it, a group's name ends in "Config".
+    if wanted in ("all", "page"):
         return "\n".join(_section(group, members) for group, members in groups)
+    if wanted == "listgroup":
+        return "".join(f"{group}\n" for group, _ in groups)
+    if wanted.removesuffix("config") in {group for group, _ in groups}:
+        wanted = wanted.removesuffix("config")
     for group, members in groups:
         if group.replace(" ", "_") == wanted.replace(" ", "_"):
             return _section(group, members)

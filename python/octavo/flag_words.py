@@ -3,11 +3,60 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, Final, NamedTuple
 
 # Behind a switch only these words are its value: any other may be the model's name.
 _SWITCHED: Final = {"true": True, "false": False}
+
+
+class Option(NamedTuple):
+    """An option as its word spells it: ``--hf_overrides.a.b=1``.
+
+    ``name``: ``--hf-overrides``; ``path``: the keys behind dots, ``a.b``; ``value``: what stands
+    behind the equals sign, None where there is none.
+    """
+
+    name: str
+    path: str
+    value: str | None
+
+    @classmethod
+    def of(cls, word: str) -> Option:
+        """A word taken apart; one with a single dash has no underscores to replace."""
+        head, equals, value = word.partition("=")
+        name, _, path = head.partition(".")
+        if name.startswith("--"):
+            name = name.replace("_", "-")
+        return cls(name, path, value if equals else None)
+
+
+class Line:
+    """A command line, read from the left; whoever takes a word may take those behind it."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._words = list(words)
+        self._at = 0
+
+    def __iter__(self) -> Iterator[str]:
+        """The words in front of ``--``."""
+        while (word := self.take(lambda word: word != "--")) is not None:
+            yield word
+
+    def take(self, fits: Callable[[str], bool]) -> str | None:
+        """The next word, if there is one and it fits."""
+        if self._at == len(self._words) or not fits(self._words[self._at]):
+            return None
+        self._at += 1
+        return self._words[self._at - 1]
+
+    def take_switched(self) -> str | None:
+        """The next word, if it is a switch's value."""
+        return self.take(lambda word: word.lower() in _SWITCHED)
+
+    def rest(self) -> list[str]:
+        """What has not been taken: ``--`` and the words behind it, after an iteration."""
+        return self._words[self._at :]
 
 
 def plain_words(
@@ -26,40 +75,29 @@ def plain_words(
     """
     plain: list[str] = []
     objects: dict[str, dict[str, Any]] = {}
-    words = list(words)
-    at = 0
-    while at < len(words):
-        word = words[at]
-        at += 1
-        if word == "--":
-            plain += words[at - 1 :]
-            break
+    line = Line(words)
+    for word in line:
+        name, path, value = Option.of(word)
         if not word.startswith("--"):
             plain.append(word)
-            continue
-        name, equals, value = word.partition("=")
-        option, _, path = name.partition(".")
-        option = option.replace("_", "-")
-        if option in switches:
-            if not equals and at < len(words) and words[at].lower() in _SWITCHED:
-                equals, value = "=", words[at]
-                at += 1
-            plain.append(_switched(option, value) if equals else option)
-            continue
-        if option not in json_options:
-            plain.append(name.replace("_", "-") + equals + value)
-            continue
-        if not equals:
-            value = words[at] if at < len(words) else ""
-            at += 1
-            if not value or value.startswith("--"):
-                raise ValueError(f"{name} needs a value")
-        try:
-            _put(objects.setdefault(option, {}), path, value)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{option}: {error}") from None
+        elif name in switches:
+            value = line.take_switched() if value is None else value
+            plain.append(name if value is None else _switched(name, value))
+        elif name not in json_options:
+            head, equals, text = word.partition("=")
+            plain.append(head.replace("_", "-") + equals + text)
+        else:
+            if value is None:
+                value = line.take(lambda word: bool(word) and not word.startswith("--"))
+            if value is None:
+                raise ValueError(f"{word} needs a value")
+            try:
+                _put(objects.setdefault(name, {}), path, value)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{name}: {error}") from None
     # In front of everything: a model's name may be the last word.
-    return [*(f"{option}={json.dumps(value)}" for option, value in objects.items()), *plain]
+    objects_first = [f"{option}={json.dumps(value)}" for option, value in objects.items()]
+    return [*objects_first, *plain, *line.rest()]
 
 
 def _switched(option: str, value: str) -> str:

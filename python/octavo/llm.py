@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from octavo.beam_search import BeamSearchOutput, search
+from octavo.conversations import Conversations, Message, Turn
 from octavo.engine.arg_utils import make_engine_config
 from octavo.engine.prompts import (
     Prompt,
@@ -18,41 +19,31 @@ from octavo.engine.prompts import (
     refuse_adapter,
 )
 from octavo.engine.trace import StepTrace
-from octavo.errors import InvalidParameterError
+from octavo.errors import InvalidParameterError, UnsupportedParameterError
 from octavo.llm_pooling import PoolingLLM
 from octavo.metrics_reader import Metric
 from octavo.offline import UseTqdm, as_batch, progress_bar
-from octavo.outputs import CompletionOutput, RequestOutput, ToolCall
+from octavo.outputs import CompletionOutput, RequestOutput
 from octavo.sampling_params import BeamSearchParams, SamplingParams
-from octavo.text.answer_parts import answer_parts
-from octavo.text.chat_format import ChatFormat, find_chat_format
-from octavo.text.chat_template import ChatTemplate
-from octavo.text.tools import ToolUse, call_id, parse_tool_use, parse_tools
 
 if TYPE_CHECKING:
-    from octavo._core import Channels, Delta, Tokenizer
+    from octavo._core import Delta, Tokenizer
     from octavo.engine.model_facts import ModelFacts
     from octavo.runner.request_state import RequestState
-    from octavo.structured_outputs import ReasoningTokens
 
-Message = Mapping[str, Any]
 Priorities = int | Sequence[int] | None
 
 
 class _Prepared(NamedTuple):
-    """A request that is checked and not queued yet. ``tokenizer``: None leaves texts empty."""
+    """A request that is checked and not queued yet.
+
+    ``tokenizer``: None leaves texts empty; ``turn``: of a conversation, None for a plain prompt.
+    """
 
     samples: list[RequestState]
     output: RequestOutput
     tokenizer: Tokenizer | None
-
-
-class _Turn(NamedTuple):
-    """A conversation, rendered, and how its answer is taken apart; no channels: not at all."""
-
-    prompt: Prompt
-    channels: Channels | None
-    reasoning: ReasoningTokens | None
+    turn: Turn | None
 
 
 class LLM(PoolingLLM):
@@ -82,16 +73,14 @@ class LLM(PoolingLLM):
         **config: Any,
     ) -> None:
         super().__init__(make_engine_config("LLM", {"model": model, **config}))
-        self._chat_template = chat_template
+        self._conversations = Conversations(self._engine, chat_template)
         folder = (profiler_config or {}).get("torch_profiler_dir")
         self._profile_folder = Path(folder or "octavo-profile")
         # Between start_profile and stop_profile: the trace, and its file's name.
         self._profile: tuple[StepTrace, str] | None = None
         self._num_profiles = 0
-        # What ``enqueue`` was given.
+        # What ``enqueue`` and ``enqueue_chat`` were given.
         self._queued: list[_Prepared] = []
-        # The format of the last chat's template, by the template's text.
-        self._format: tuple[str, ChatFormat] | None = None
 
     def get_tokenizer(self) -> Any:
         """The model's tokenizer as transformers has it, which is imported now."""
@@ -125,6 +114,7 @@ class LLM(PoolingLLM):
         lora_request: None = None,
         priority: Priorities = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
+        mm_processor_kwargs: None = None,
     ) -> list[RequestOutput]:
         """Complete every prompt; outputs are in the prompts' order.
 
@@ -132,9 +122,9 @@ class LLM(PoolingLLM):
             prompts: one prompt or several: text, token ids, or ``{"prompt_token_ids": [...]}``.
             sampling_params: one for all or one per prompt; the model's defaults if None.
             use_tqdm: False hides the progress bar; a class makes it.
-            lora_request: refused.
-            priority: one per prompt, the lowest runs first; needs
-                ``scheduling_policy="priority"``. One for all makes no difference.
+            lora_request, mm_processor_kwargs: refused.
+            priority: one for all or one per prompt, the lowest runs first; without
+                ``scheduling_policy="priority"`` they run as they came.
             tokenization_kwargs: ``add_special_tokens`` and ``truncate_prompt_tokens``.
 
         Raises:
@@ -142,39 +132,45 @@ class LLM(PoolingLLM):
                 has run.
             RuntimeError: the model failed on a request.
         """
-        asked = self._asked(prompts, sampling_params, lora_request, priority)
-
-        def work() -> list[RequestOutput]:
-            prepared = self._prepare(*asked, tokenization_kwargs)
-            return self._complete(prepared, use_tqdm)
-
-        return self._alone(work)
+        _refuse_others(lora_request, mm_processor_kwargs)
+        asked = as_batch(prompts), sampling_params, priority, tokenization_kwargs
+        return self._alone(lambda: self._complete(self._prepare(*asked), use_tqdm))
 
     def enqueue(
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        *,
-        use_tqdm: UseTqdm = True,
         lora_request: None = None,
         priority: Priorities = None,
+        use_tqdm: UseTqdm = True,
         tokenization_kwargs: Mapping[str, Any] | None = None,
+        mm_processor_kwargs: None = None,
     ) -> list[str]:
         """Check prompts, and leave them for ``wait_for_completion``; their request ids.
 
-        Args and Raises: as for ``generate``.
+        Args and Raises: as for ``generate``. There is nothing to show the progress of.
         """
-        asked = self._asked(prompts, sampling_params, lora_request, priority)
-        prepared = self._alone(lambda: self._prepare(*asked, tokenization_kwargs))
-        self._queued += prepared
-        return [one.output.request_id for one in prepared]
+        _refuse_others(lora_request, mm_processor_kwargs)
+        return self._enqueue(as_batch(prompts), sampling_params, priority, tokenization_kwargs)
 
-    def wait_for_completion(self, *, use_tqdm: UseTqdm = True) -> list[RequestOutput]:
-        """Complete all that ``enqueue`` was given since the last call, in its order.
+    def wait_for_completion(
+        self,
+        output_type: type[Any] | tuple[type[Any], ...] | None = None,
+        *,
+        use_tqdm: UseTqdm = True,
+    ) -> list[RequestOutput]:
+        """Complete all that has been enqueued since the last call, in its order.
+
+        Args:
+            output_type: RequestOutput, or several types with it: there are no others.
 
         Raises:
+            TypeError: another type; what has been enqueued stays so.
             RuntimeError: the model failed on a request.
         """
+        types = output_type if isinstance(output_type, tuple) else (output_type or RequestOutput,)
+        if not any(issubclass(RequestOutput, one) for one in types):
+            raise TypeError(f"what is enqueued has outputs of RequestOutput, not {output_type!r}")
         queued, self._queued = self._queued, []
         return self._alone(lambda: self._complete(queued, use_tqdm))
 
@@ -184,21 +180,21 @@ class LLM(PoolingLLM):
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: UseTqdm = True,
         lora_request: None = None,
+        priority: Priorities = None,
         chat_template: str | None = None,
         chat_template_content_format: str = "auto",
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
-        *,
-        priority: Priorities = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
+        mm_processor_kwargs: None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation or several, each a list of ``{"role", "content"}``.
 
         Args:
             continue_final_message: let the model go on with the last message.
-            chat_template_content_format: "auto": the template is asked.
+            chat_template_content_format: "auto", "string" or "openai": the template is asked.
             tools: functions that the model may call, in OpenAI's form. The calls it makes are the
                 outputs' ``tool_calls``.
             chat_template_kwargs: further variables of the template.
@@ -209,87 +205,50 @@ class LLM(PoolingLLM):
             ValueError: the model has no chat template and none is given.
             InvalidParameterError: a tool is not one.
         """
-        refuse_adapter(lora_request)
-        if chat_template_content_format != "auto":
-            raise ValueError(
-                "chat_template_content_format must be 'auto': octavo asks the template"
-            )
-        own = self._engine.source
-        source = chat_template or self._chat_template
-        source = source or (own.tool_template if tools else None) or own.chat_template
-        if source is None:
-            raise ValueError("the model has no chat template: pass chat_template")
-        template = ChatTemplate(source, own.special_tokens)
-        form = self._chat_format(source, template)
-        use = parse_tool_use(parse_tools("tools", tools or ()))
-        conversations: Iterable[Any] = (
-            [messages] if messages and isinstance(messages[0], Mapping) else messages
+        _refuse_others(lora_request, mm_processor_kwargs)
+        turns = self._conversations.render(
+            messages,
+            chat_template,
+            chat_template_content_format,
+            add_generation_prompt,
+            continue_final_message,
+            tools,
+            chat_template_kwargs,
         )
-        turns = [
-            self._render(
-                template,
-                form,
-                use,
-                list(conversation),
-                add_generation_prompt=add_generation_prompt and not continue_final_message,
-                continue_final_message=continue_final_message,
-                **(chat_template_kwargs or {}),
-            )
-            for conversation in conversations
-        ]
-        params = self._per_prompt(sampling_params, len(turns))
-        priorities = _priorities(priority, len(turns))
+        asked = turns, sampling_params, priority, tokenization_kwargs
+        return self._alone(lambda: self._complete(self._prepare(*asked), use_tqdm))
 
-        def work() -> list[RequestOutput]:
-            prompts, reasoning = [turn.prompt for turn in turns], [turn.reasoning for turn in turns]
-            prepared = self._prepare(prompts, params, priorities, tokenization_kwargs, reasoning)
-            return self._complete(prepared, use_tqdm)
-
-        outputs = self._alone(work)
-        for output, turn in zip(outputs, turns, strict=True):
-            if turn.channels is not None:
-                for sample in output.outputs:
-                    self._take_apart(sample, turn.channels, form)
-        return outputs
-
-    def _render(
+    def enqueue_chat(
         self,
-        template: ChatTemplate,
-        form: ChatFormat,
-        use: ToolUse,
-        conversation: Sequence[Message],
-        **variables: Any,
-    ) -> _Turn:
-        text = template.render(conversation, tools=use.definitions, **variables)
-        tokenizer = self._engine.tokenizer
-        last = conversation[-1].get("content") if variables["continue_final_message"] else None
-        continued = last if isinstance(last, str) else ""
-        return _Turn(
-            # The template has written the special tokens already.
-            {"prompt": text, "prompt_token_ids": tokenizer.encode(text, False)},
-            form.channels(text, use, continued),
-            form.reasoning_tokens(tokenizer.token_to_id, text, continued),
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: UseTqdm = True,
+        lora_request: None = None,
+        priority: Priorities = None,
+        chat_template: str | None = None,
+        chat_template_content_format: str = "auto",
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+        mm_processor_kwargs: None = None,
+    ) -> list[str]:
+        """Render conversations, and leave them for ``wait_for_completion``; their request ids.
+
+        Args and Raises: as for ``chat``. There is nothing to show the progress of.
+        """
+        _refuse_others(lora_request, mm_processor_kwargs)
+        turns = self._conversations.render(
+            messages,
+            chat_template,
+            chat_template_content_format,
+            add_generation_prompt,
+            continue_final_message,
+            tools,
+            chat_template_kwargs,
         )
-
-    def _chat_format(self, source: str, template: ChatTemplate) -> ChatFormat:
-        """The format of a template; the last one is kept."""
-        if self._format is None or self._format[0] != source:
-            declared = self._engine.source.response_template
-            self._format = source, find_chat_format(template, response_template=declared)
-        return self._format[1]
-
-    def _take_apart(self, output: CompletionOutput, channels: Channels, form: ChatFormat) -> None:
-        """Fill in the parts of an answer."""
-        token_ids = output.token_ids
-        while token_ids and token_ids[-1] in self._engine.eos_token_ids:
-            token_ids = token_ids[:-1]
-        text = self._engine.tokenizer.decode(token_ids, skip_special_tokens=False)
-        parts = answer_parts(text, channels)
-        output.content, output.reasoning = parts.content, parts.reasoning
-        output.tool_calls = [
-            ToolCall(call_id(form.tool_calls, name, number), name, arguments)
-            for number, (name, arguments) in enumerate(parts.calls)
-        ]
+        return self._enqueue(turns, sampling_params, priority, tokenization_kwargs)
 
     def beam_search(
         self,
@@ -338,18 +297,11 @@ class LLM(PoolingLLM):
                 progress.update,
             )
 
-    def _asked(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
-        lora_request: None,
-        priority: Priorities,
-    ) -> tuple[Sequence[Prompt], list[SamplingParams], list[int]]:
-        """The prompts, and settings and a priority for each."""
-        batch = as_batch(prompts)
-        refuse_adapter(lora_request)
-        params = self._per_prompt(sampling_params, len(batch))
-        return batch, params, _priorities(priority, len(batch))
+    def _enqueue(self, *asked: Any) -> list[str]:
+        """Check what ``_prepare`` takes, and keep it for ``wait_for_completion``."""
+        prepared = self._alone(lambda: self._prepare(*asked))
+        self._queued += prepared
+        return [one.output.request_id for one in prepared]
 
     def _per_prompt(
         self, sampling_params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
@@ -369,33 +321,31 @@ class LLM(PoolingLLM):
 
     def _prepare(
         self,
-        prompts: Sequence[Prompt],
-        params: Sequence[SamplingParams],
-        priorities: Sequence[int],
+        prompts: Sequence[Prompt | Turn],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        priority: Priorities,
         tokenization_kwargs: Mapping[str, Any] | None,
-        reasoning: Sequence[ReasoningTokens | None] = (),
     ) -> list[_Prepared]:
-        """Check all, before any runs: a bad prompt must not leave its neighbours running.
-
-        ``reasoning``: one per prompt, or none of any.
-        """
+        """Check all, before any runs: a bad prompt must not leave its neighbours running."""
+        params = self._per_prompt(sampling_params, len(prompts))
+        priorities = _priorities(priority, len(prompts))
         engine = self._engine
         if (info := engine.runner.pooling) is not None:
             raise ValueError(f"this model generates no text: use {info.task}")
         prepared = []
         most = engine.limits.max_model_len
-        thoughts = reasoning or [None] * len(prompts)
-        requests = zip(prompts, params, priorities, thoughts, strict=True)
-        for prompt, sampling, priority, thought in requests:
+        for one, sampling, rank in zip(prompts, params, priorities, strict=True):
+            turn = one if isinstance(one, Turn) else None
+            prompt = one.prompt if isinstance(one, Turn) else one
             text, token_ids = encode_prompt(
                 prompt, engine.tokenizer, most, sampling, tokenization_kwargs
             )
             samples = engine.prepare(
                 token_ids,
                 sampling,
-                priority=priority,
+                priority=rank,
                 cache_salt=prompt_salt(prompt),
-                reasoning=thought,
+                reasoning=turn and turn.reasoning,
             )
             output = RequestOutput(
                 request_id=str(samples[0].request_id),
@@ -404,7 +354,7 @@ class LLM(PoolingLLM):
                 outputs=[CompletionOutput(index) for index in range(sampling.n)],
             )
             tokenizer = engine.tokenizer if sampling.detokenize else None
-            prepared.append(_Prepared(samples, output, tokenizer))
+            prepared.append(_Prepared(samples, output, tokenizer, turn))
         return prepared
 
     def _complete(self, prepared: Sequence[_Prepared], use_tqdm: UseTqdm) -> list[RequestOutput]:
@@ -422,6 +372,9 @@ class LLM(PoolingLLM):
             return one.output.finished
 
         self._run_to_end([one.samples for one in prepared], take, use_tqdm)
+        for one in prepared:
+            if one.turn is not None:
+                self._conversations.take_apart(one.output, one.turn)
         return [one.output for one in prepared]
 
     # ------------------------------------------------------------- around the requests
@@ -476,16 +429,21 @@ class LLM(PoolingLLM):
         trace.write(self._profile_folder / f"{name}-{self._num_profiles}.json")
 
 
+def _refuse_others(lora_request: object, mm_processor_kwargs: object) -> None:
+    """Raises UnsupportedParameterError for what octavo has neither adapters nor pictures for."""
+    refuse_adapter(lora_request)
+    if mm_processor_kwargs:
+        raise UnsupportedParameterError("octavo takes text alone", "mm_processor_kwargs")
+
+
 def _priorities(priority: Priorities, num_prompts: int) -> list[int]:
     """One priority per prompt.
-
-    One for all is none: they run alone.
 
     Raises:
         ValueError: there are more or fewer.
     """
     if priority is None or isinstance(priority, int):
-        return [0] * num_prompts
+        return [priority or 0] * num_prompts
     if len(priority) != num_prompts:
         raise ValueError(f"{len(priority)} priorities for {num_prompts} prompts")
-    return [0] * num_prompts if len(set(priority)) < 2 else list(priority)
+    return list(priority)

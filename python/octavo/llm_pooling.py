@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -38,12 +38,27 @@ if TYPE_CHECKING:
     from octavo.pooling import Vector
 
 
+class _Pooled(NamedTuple):
+    """One prompt's output, and the settings that it came with."""
+
+    request_id: str
+    text: str | None
+    token_ids: list[int]
+    vector: Vector
+    params: PoolingParams
+
+    def values(self, info: PoolingInfo) -> list[float]:
+        """The numbers of the answer."""
+        return pooled_values(self.vector, info, self.params)
+
+
 class PoolingLLM(Offline):
     """What LLM does with a pooling model.
 
-    All methods take vLLM's ``pooling_params``, ``tokenization_kwargs`` (of which
-    ``add_special_tokens`` and ``truncate_prompt_tokens`` have a use) and ``lora_request``, which is
-    refused. ``use_tqdm`` may be a class of progress bars.
+    All methods take vLLM's ``pooling_params`` (one for all or one per prompt; of ``score`` one for
+    all), ``tokenization_kwargs`` (of which ``add_special_tokens`` and ``truncate_prompt_tokens``
+    have a use) and ``lora_request``, which is refused. ``use_tqdm`` may be a class of progress
+    bars.
     """
 
     def embed(
@@ -52,7 +67,7 @@ class PoolingLLM(Offline):
         *,
         truncate_prompt_tokens: int | None = None,
         use_tqdm: UseTqdm = True,
-        pooling_params: PoolingParams | None = None,
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
         lora_request: None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[EmbeddingRequestOutput]:
@@ -69,14 +84,14 @@ class PoolingLLM(Offline):
         """
         refuse_adapter(lora_request)
         info = self._pooling_info("embed")
-        params = self._params(pooling_params, info, truncate_prompt_tokens)
+        pooled = self._pool_each(
+            prompts, pooling_params, info, truncate_prompt_tokens, tokenization_kwargs, use_tqdm
+        )
         return [
             EmbeddingRequestOutput(
-                request_id, text, token_ids, EmbeddingOutput(pooled_values(vector, info, params))
+                one.request_id, one.text, one.token_ids, EmbeddingOutput(one.values(info))
             )
-            for request_id, text, token_ids, vector in self._pool_each(
-                prompts, params, tokenization_kwargs, use_tqdm
-            )
+            for one in pooled
         ]
 
     def classify(
@@ -85,7 +100,7 @@ class PoolingLLM(Offline):
         *,
         truncate_prompt_tokens: int | None = None,
         use_tqdm: UseTqdm = True,
-        pooling_params: PoolingParams | None = None,
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
         lora_request: None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[ClassificationRequestOutput]:
@@ -104,20 +119,20 @@ class PoolingLLM(Offline):
         """
         refuse_adapter(lora_request)
         info = self._pooling_info("classify", "score")
-        params = self._params(pooling_params, info, truncate_prompt_tokens)
+        pooled = self._pool_each(
+            prompts, pooling_params, info, truncate_prompt_tokens, tokenization_kwargs, use_tqdm
+        )
         return [
             ClassificationRequestOutput(
-                request_id, token_ids, ClassificationOutput(pooled_values(logits, info, params))
+                one.request_id, one.token_ids, ClassificationOutput(one.values(info))
             )
-            for request_id, _, token_ids, logits in self._pool_each(
-                prompts, params, tokenization_kwargs, use_tqdm
-            )
+            for one in pooled
         ]
 
     def encode(
         self,
         prompts: Prompt | Sequence[Prompt],
-        pooling_params: PoolingParams | None = None,
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
         *,
         pooling_task: str | None = None,
         truncate_prompt_tokens: int | None = None,
@@ -142,24 +157,19 @@ class PoolingLLM(Offline):
             pooling_task or "", ("embed", "classify", "score")
         )
         info = self._pooling_info(*wanted)
-        params = self._params(pooling_params, info, truncate_prompt_tokens)
         outputs = []
-        for request_id, _, token_ids, vector in self._pool_each(
-            prompts, params, tokenization_kwargs, use_tqdm
+        for one in self._pool_each(
+            prompts, pooling_params, info, truncate_prompt_tokens, tokenization_kwargs, use_tqdm
         ):
-            is_whole = info.task == "embed" and params.dimensions is None
-            data = (
-                torch.from_numpy(vector)
-                if is_whole
-                else torch.tensor(pooled_values(vector, info, params))
-            )
-            outputs.append(PoolingRequestOutput(request_id, token_ids, PoolingOutput(data)))
+            is_whole = info.task == "embed" and one.params.dimensions is None
+            data = torch.from_numpy(one.vector) if is_whole else torch.tensor(one.values(info))
+            outputs.append(PoolingRequestOutput(one.request_id, one.token_ids, PoolingOutput(data)))
         return outputs
 
     def _params(
         self, given: PoolingParams | None, info: PoolingInfo, truncate_prompt_tokens: int | None
     ) -> PoolingParams:
-        """A call's settings, checked."""
+        """Settings of a call, or of one prompt, checked."""
         params = (given or PoolingParams()).clone()
         if truncate_prompt_tokens is not None:
             params.truncate_prompt_tokens = truncate_prompt_tokens
@@ -169,14 +179,25 @@ class PoolingLLM(Offline):
     def _pool_each(
         self,
         prompts: Prompt | Sequence[Prompt],
-        params: PoolingParams,
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None,
+        info: PoolingInfo,
+        truncate_prompt_tokens: int | None,
         tokenization_kwargs: Mapping[str, Any] | None,
         use_tqdm: UseTqdm,
-    ) -> list[tuple[str, str | None, list[int], Vector]]:
-        """Each prompt's (request id, text, token ids, vector)."""
-        add_special_tokens, most = tokenization(tokenization_kwargs, params)
-        most = max_text_len(most, self._engine.limits.max_model_len)
+    ) -> list[_Pooled]:
+        """Each prompt's output, with its settings."""
         parts = [prompt_parts(prompt) for prompt in as_batch(prompts)]
+        given = (
+            list(pooling_params)
+            if isinstance(pooling_params, Sequence)
+            else [pooling_params] * len(parts)
+        )
+        if len(given) != len(parts):
+            raise ValueError(f"{len(given)} pooling params for {len(parts)} prompts")
+        params = [self._params(one, info, truncate_prompt_tokens) for one in given]
+        limit = self._engine.limits.max_model_len
+        add_special_tokens, _ = tokenization(tokenization_kwargs, PoolingParams())
+        room = [max_text_len(tokenization(tokenization_kwargs, one)[1], limit) for one in params]
         tokenizer = self._engine.tokenizer
         # In one call: it uses several cores.
         encoded = iter(
@@ -185,7 +206,7 @@ class PoolingLLM(Offline):
             )
         )
         texts = []
-        for text, token_ids in parts:
+        for (text, token_ids), most in zip(parts, room, strict=True):
             if token_ids is None:
                 assert text is not None
                 token_ids = next(encoded)
@@ -195,9 +216,10 @@ class PoolingLLM(Offline):
                 token_ids = token_ids[:most]
             texts.append(EncodedText(token_ids))
         results = self._pool(texts, use_tqdm)
+        rows = zip(results, parts, texts, params, strict=True)
         return [
-            (str(request_id), text, list(encoded.token_ids), vector)
-            for (request_id, vector), (text, _), encoded in zip(results, parts, texts, strict=True)
+            _Pooled(str(request_id), text, list(one.token_ids), vector, settings)
+            for (request_id, vector), (text, _), one, settings in rows
         ]
 
     def score(

@@ -70,16 +70,24 @@ def max_text_len(truncate_prompt_tokens: int | None, max_model_len: int) -> int 
         return max_model_len
     if most is not None and not 1 <= most <= max_model_len:
         raise InvalidParameterError(
-            f"truncate_prompt_tokens must be -1 or in [1, {max_model_len}], not {most}",
+            f"truncate_prompt_tokens must be -1 or in [1, {max_model_len}], not {most}. "
+            "Please request a smaller truncation size.",
             "truncate_prompt_tokens",
         )
     return most
 
 
 def encode_text(
-    tokenizer: Tokenizer, text: str, most: int | None, add_special_tokens: bool = True
+    tokenizer: Tokenizer,
+    text: str,
+    most: int | None,
+    add_special_tokens: bool = True,
+    side: str | None = None,
 ) -> list[int]:
-    """A text's token ids, at most ``most``: its end is cut off, its special tokens stay.
+    """A text's token ids, at most ``most``: its special tokens stay.
+
+    Args:
+        side: "right", as None is, cuts the text's end off, "left" its beginning.
 
     Raises:
         InvalidParameterError: the special tokens alone are more.
@@ -91,8 +99,9 @@ def encode_text(
     num_special = len(token_ids) - len(plain)
     _check_room(num_special, most)
     first = next(i for i in range(num_special + 1) if token_ids[i : i + len(plain)] == plain)
-    num_after = num_special - first
-    return token_ids[: most - num_after] + token_ids[len(token_ids) - num_after :]
+    room = most - num_special
+    kept = plain[len(plain) - room :] if side == "left" else plain[:room]
+    return token_ids[:first] + kept + token_ids[first + len(plain) :]
 
 
 def encode_pair(tokenizer: Tokenizer, first: str, second: str, most: int | None) -> EncodedText:

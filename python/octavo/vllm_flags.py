@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
+from octavo.flag_words import Line, Option
+
 # ``switch``: no value, or true and false; ``values``: one or several; ``object``: JSON, whose keys
 # may stand behind dots.
 Kind = Literal["switch", "value", "values", "object"]
@@ -83,7 +85,6 @@ _CONTEXT_PARALLEL = "octavo has no context parallelism"
 _OWN_CODE = "octavo runs no code but its own"
 _OFFLOAD = "octavo keeps weights on the device"
 _TRANSFER = "octavo exchanges no caches or weights with other processes"
-_ROPE = "give it as --hf-overrides '{\"rope_parameters\": ...}'"
 _ACCESS_LOG = "octavo logs requests only with --enable-log-requests"
 _HTTP_LIMITS = "octavo's limits are fixed: a request's head of 16 KiB"
 _OWN_METRICS = "octavo has no such metrics"
@@ -94,10 +95,14 @@ _ALL: Final[list[Row]] = [
         "octavo reads a tokenizer.json or a GGUF file's tokenizer",
         "tokenizer_mode",
         "value",
-        *("auto", "hf", "slow"),
+        # A repository of Mistral's holds Hugging Face's files, too.
+        *("auto", "hf", "slow", "mistral"),
     ),
-    *_refused("octavo reads the config.json beside the weights", "hf_config_path"),
+    # The one that guides name for a GGUF file, which has its own.
+    *_rows("octavo reads the config beside the weights or among them", "hf_config_path"),
     *_rows("octavo never runs a checkpoint's code", "code_revision"),
+    # On nearly every guide's command line; a model that cannot do without is refused at its load.
+    *_rows("octavo never runs a checkpoint's code", "trust_remote_code", "switch"),
     *_refused(
         "octavo quantizes by --quantization w4, w8 or fp8, and takes what a checkpoint holds",
         "quantization_config",
@@ -106,19 +111,15 @@ _ALL: Final[list[Row]] = [
     *_rows("octavo has no deprecated formats", "allow_deprecated_quantization", "switch"),
     *_refused("octavo does not return routed experts", "enable_return_routed_experts", "switch"),
     *_refused("octavo does not return sampling masks", "return_sampling_mask", "switch"),
-    *_refused(
-        "octavo returns log probabilities of the model's own distribution",
-        "logprobs_mode",
-        "value",
-        "raw_logprobs",
-    ),
     *_rows("octavo has one way to draw a token", "use_fp64_gumbel", "switch"),
     *_refused("octavo replays no traces", "enable_trace_replay", "switch"),
     *_refused("octavo keeps a model's sliding window", "disable_sliding_window", "switch"),
     *_rows("octavo has no cascade attention", "disable_cascade_attn", "switch"),
     *_refused("octavo needs a model's tokenizer", "skip_tokenizer_init", "switch"),
     *_refused("octavo takes no tensors in requests", "enable_prompt_embeds", "switch"),
-    *_refused("octavo reads config.json or GGUF", "config_format", "value", "auto", "hf"),
+    *_refused(
+        "octavo reads config.json or GGUF", "config_format", "value", *("auto", "hf", "mistral")
+    ),
     *_refused(_OWN_CODE, "model_class_overrides", "object"),
     *_refused(_OWN_CODE, "logits_processors logits_processor_pattern", "values"),
     *_refused(_OWN_CODE, "io_processor_plugin"),
@@ -128,6 +129,9 @@ _ALL: Final[list[Row]] = [
         "object",
     ),
     *_refused("octavo has no sleep mode", "enable_sleep_mode", "switch"),
+    *_rows("octavo has no sleep mode", "sleep_mode_backend"),
+    *_rows("octavo has no sleep mode", "sleep_mode_offload_cudagraph", "switch"),
+    *_rows("octavo has no sleep mode", "sleep_preserve_parameter_names", "values"),
     *_rows("octavo uses torch's allocator", "enable_cumem_allocator", "switch"),
     *_rows("octavo has no sleep mode", "enable_nccl_comm_suspend", "switch"),
     *_refused(
@@ -137,8 +141,6 @@ _ALL: Final[list[Row]] = [
         *("auto", "vllm"),
     ),
     *_rows("octavo renders templates on threads of its own choice", "renderer_num_workers"),
-    *_refused(_ROPE, "rope_scaling", "object"),
-    *_refused(_ROPE, "rope_theta"),
     *_refused("octavo runs on CUDA and on CPUs", "override_neuron_config", "object"),
     # ------------------------------------------------------------------------ loading
     *_rows(
@@ -160,19 +162,28 @@ _ALL: Final[list[Row]] = [
     ),
     *_rows("octavo's graphs hold the whole step", "full_cuda_graph", "switch"),
     *_rows("octavo has its own kernels", "attention_config/-ac kernel_config", "object"),
-    *_rows("octavo has its own kernels", "ir_op_priority moe_backend linear_backend"),
     *_rows(
         "octavo has its own kernels",
-        "enable_flashinfer_autotune enable_bf16x3_router_gemm",
+        "ir_op_priority moe_backend linear_backend sparse_indexer_topk_backend",
+    ),
+    *_rows(
+        "octavo has its own kernels",
+        "enable_flashinfer_autotune disable_flashinfer_autotune enable_bf16x3_router_gemm "
+        "monokernel",
         "switch",
     ),
     *_rows(
         _STATE_SPACE,
         "mamba_backend mamba_ssu_algorithm mamba_cache_philox_rounds mamba_cache_dtype "
         "mamba_ssm_cache_dtype mamba_block_size mamba_cache_mode replayssm_buffer_len "
-        "gdn_prefill_backend kda_prefill_backend",
+        "gdn_prefill_backend kda_prefill_backend kda_decode_backend",
     ),
-    *_rows(_STATE_SPACE, "enable_mamba_cache_stochastic_rounding use_replayssm", "switch"),
+    *_rows(
+        _STATE_SPACE,
+        "enable_mamba_cache_stochastic_rounding enable_mamba_shared_prefix_checkpoint "
+        "use_replayssm",
+        "switch",
+    ),
     *_rows(_STATE_SPACE, "mamba_config", "object"),
     # --------------------------------------------------------------------- memory, cache
     *_rows("octavo computes preempted requests again", "swap_space"),
@@ -184,7 +195,11 @@ _ALL: Final[list[Row]] = [
     ),
     *_rows("octavo's cache has one type", "kv_cache_dtype_skip_layers", "values"),
     *_rows("octavo's cache has no scales", "calculate_kv_scales", "switch"),
-    *_rows("octavo computes every layer of a prompt", "kv_sharing_fast_prefill", "switch"),
+    *_rows(
+        "octavo computes every layer of a prompt",
+        "kv_sharing_fast_prefill swa_bounded_replay",
+        "switch",
+    ),
     *_refused("octavo has no KV offloading", "kv_offloading_size", "value", "0"),
     *_rows("octavo has no KV offloading", "kv_offloading_backend"),
     *_refused(_OFFLOAD, "cpu_offload_gb offload_group_size", "value", "0"),
@@ -195,13 +210,14 @@ _ALL: Final[list[Row]] = [
     *_rows("octavo's cache has one kind of block", "use_v2_block_manager", "switch"),
     # ----------------------------------------------------------------------- scheduler
     *_refused("--max-num-batched-tokens is octavo's limit of a step", "max_num_scheduled_tokens"),
+    *_refused("--max-num-seqs is octavo's limit of a step", "max_num_active_seqs"),
     *_refused(
         "octavo limits waiting requests, not their tokens: --max-num-queued-reqs",
         "max_num_queued_tokens",
     ),
     *_refused(
         "octavo shares every step among decodes and prompts: --max-num-batched-tokens",
-        "long_prefill_token_threshold scheduler_delay_factor",
+        "scheduler_delay_factor",
         "value",
         "0",
     ),
@@ -239,7 +255,7 @@ _ALL: Final[list[Row]] = [
         "switch",
     ),
     *_rows(_DATA_PARALLEL, "disable_nccl_for_dp_synchronization", "switch"),
-    *_refused(_ONE_PROCESS, "distributed_executor_backend", "value", "mp", "uni"),
+    *_refused(_ONE_PROCESS, "distributed_executor_backend", "value", "mp", "uni", "ray"),
     *_refused(_ONE_PROCESS, "nnodes/-n", "value", "1"),
     *_refused(_ONE_PROCESS, "node_rank/-r", "value", "0"),
     *_rows(
@@ -280,12 +296,18 @@ _ALL: Final[list[Row]] = [
     ),
     *_rows(_EXPERTS, "eplb_config", "object"),
     *_refused(_EXPERTS, "enable_elastic_ep", "switch"),
+    *_rows(_EXPERTS, "elastic_ep_max_dp_size"),
+    *_rows("octavo chooses how devices exchange", "enable_hc_sp enable_shm_tensor_arena", "switch"),
     *_rows("octavo samples on one device", "enable_batch_sharded_sampling", "switch"),
     *_rows("octavo chooses how devices exchange", "disable_custom_all_reduce", "switch"),
     *_refused("octavo has no fault tolerance among nodes", "enable_fault_tolerance", "switch"),
     *_refused("octavo has no fault tolerance among nodes", "fault_tolerance_config", "object"),
     # -------------------------------------------------------------------- multi-modal
-    *_rows(_MEDIA, "language_model_only interleave_mm_strings skip_mm_profiling", "switch"),
+    *_rows(
+        _MEDIA,
+        "language_model_only interleave_mm_strings skip_mm_profiling trust_request_mm_kwargs",
+        "switch",
+    ),
     *_rows(
         _MEDIA,
         "disable_chunked_mm_input mm_device_do_normalize disable_mm_preprocessor_cache "
@@ -313,11 +335,16 @@ _ALL: Final[list[Row]] = [
         "enable_prompt_adapter",
         "switch",
     ),
-    *_refused(_LORA, "lora_modules lora_target_modules long_lora_scaling_factors", "values"),
+    *_refused(
+        _LORA,
+        "lora_modules lora_target_modules long_lora_scaling_factors prompt_adapters",
+        "values",
+    ),
     *_refused(
         _LORA,
         "max_loras max_lora_rank max_cpu_loras lora_dtype lora_extra_vocab_size "
-        "qlora_adapter_name_or_path max_prompt_adapters max_prompt_adapter_token",
+        "max_lora_cls_labels qlora_adapter_name_or_path max_prompt_adapters "
+        "max_prompt_adapter_token",
     ),
     *_refused(_LORA, "default_mm_loras", "object"),
     # -------------------------------------------------------------------- speculation
@@ -338,16 +365,30 @@ _ALL: Final[list[Row]] = [
     ),
     *_rows(_SPECULATIVE, "per_request_spec_decode_metrics"),
     # ----------------------------------------------- tools, reasoning, structured outputs
-    *_refused(_OWN_CODE, "reasoning_parser_plugin"),
+    *_refused(_OWN_CODE, "reasoning_parser_plugin tool_parser_plugin"),
+    *_rows("octavo has one backend of structured output", "guided_decoding_backend"),
     *_refused("octavo runs no tools", "tool_server"),
     *_rows(_REASONING, "enable_reasoning", "switch"),
     *_refused(_REASONING, "reasoning_config", "object"),
+    *_refused(
+        "octavo binds a call's arguments where its tool is strict or tool_choice asks for one",
+        "tool_strict_level",
+        "value",
+        "auto",
+    ),
+    *_refused(
+        "octavo switches reasoning off where the template has a switch",
+        "anthropic_disabled_thinking_effort",
+        "value",
+        *("auto", "none"),
+    ),
+    *_refused("octavo puts no watermark into its answers", "watermark_config", "object"),
     # ------------------------------------------------------------- templates and answers
     *_refused(
         "octavo asks the template which form it takes",
         "chat_template_content_format",
         "value",
-        "auto",
+        *("auto", "string", "openai"),
     ),
     *_refused("octavo answers as assistant", "response_role", "value", "assistant"),
     *_refused("a fingerprint names octavo's version", "fingerprint_mode", "value", "full", "hash"),
@@ -356,7 +397,6 @@ _ALL: Final[list[Row]] = [
     *_rows("octavo's answers always hold timings", "enable_per_request_metrics", "switch"),
     *_rows("octavo always counts them: /load", "enable_server_load_tracking", "switch"),
     *_rows("octavo always sends X-Request-Id", "enable_request_id_headers", "switch"),
-    *_refused("octavo has no /tokenizer_info", "enable_tokenizer_info_endpoint", "switch"),
     *_refused("octavo serves text alone", "tokens_only enable_scale_out", "switch"),
     *_rows("octavo has no Cohere chat route", "cohere_is_reasoning_model", "switch"),
     *_rows("octavo has no Cohere chat route", "cohere_format"),
@@ -374,7 +414,8 @@ _ALL: Final[list[Row]] = [
     # ------------------------------------------------------------------- logs, metrics
     *_rows(_ACCESS_LOG, "disable_uvicorn_access_log disable_log_requests", "switch"),
     *_rows(_ACCESS_LOG, "disable_access_log_for_endpoints"),
-    *_rows("octavo logs at one level", "uvicorn_log_level"),
+    *_rows("octavo logs at one level", "uvicorn_log_level log_level"),
+    *_rows("octavo logs at one level", "logging_config", "object"),
     *_refused("octavo logs to standard error", "log_config_file"),
     *_rows("octavo never logs texts", "max_log_len"),
     *_refused("octavo never logs texts", "enable_log_outputs", "switch"),
@@ -383,6 +424,8 @@ _ALL: Final[list[Row]] = [
     *_rows("octavo has one engine", "aggregate_engine_logging", "switch"),
     *_rows("octavo warns of VLLM_* it does not read", "fail_on_environ_validation", "switch"),
     *_rows("octavo hides no metrics", "show_hidden_metrics_for_version"),
+    *_refused("the buckets of octavo's histograms are fixed", "custom_histogram_buckets", "object"),
+    *_rows("/health answers 503 where no step ends", "watchdog_config", "object"),
     *_refused("octavo sends no traces", "otlp_traces_endpoint"),
     *_refused("octavo sends no traces", "collect_detailed_traces", "values"),
     *_rows(
@@ -398,11 +441,12 @@ _ALL: Final[list[Row]] = [
         _TRANSFER, "kv_transfer_config kv_events_config weight_transfer_config", "object"
     ),
     *_rows("octavo has no platforms of its own", "additional_config", "object"),
+    *_refused("octavo keeps no table of n-grams", "engram_config", "object"),
+    *_refused("octavo returns no hidden states", "aux_output_config", "object"),
 ]  # fmt: skip
 
 ROWS: Final[dict[str, Row]] = {row.name: row for row in _ALL}
 _BY_OPTION: Final = {option: row for row in _ALL for option in (row.option, *row.shorts)}
-_WORDS_OF_SWITCHES: Final = frozenset({"true", "false"})
 
 
 def note(row: Row, value: Any, spelling: str) -> str:
@@ -433,60 +477,45 @@ def take(
     """
     rest: list[str] = []
     found: dict[str, bool | str | list[str]] = {}
-    words = list(words)
-    at = 0
-    while at < len(words):
-        word = words[at]
-        at += 1
-        if word == "--":
-            rest += words[at - 1 :]
-            break
+    line = Line(words)
+    for word in line:
         row, value, is_negated = _find(word, own)
         if row is None:
             rest.append(word)
         elif row.kind == "switch":
-            if value is None and at < len(words) and words[at].lower() in _WORDS_OF_SWITCHES:
-                value = words[at]
-                at += 1
+            value = line.take_switched() if value is None else value
             found[row.name] = (value or "true").lower() != "false" and not is_negated
         else:
             values = [] if value is None else [value]
-            while (
-                at < len(words)
-                and not _is_option(words[at])
-                and (not values or (row.kind == "values" and value is None))
-            ):
-                values.append(words[at])
-                at += 1
+            takes_more = row.kind == "values" and value is None
+            while not values or takes_more:
+                if (value := line.take(_is_value)) is None:
+                    break
+                values.append(value)
             if not values:
                 raise ValueError(f"{word} needs a value")
             found[row.name] = values if row.kind == "values" else values[0]
-    return rest, found
+    return rest + line.rest(), found
 
 
 def _find(word: str, own: Collection[str]) -> tuple[Row | None, str | None, bool]:
     """A word's row, the value behind its ``=``, and whether it begins with ``--no-``."""
-    option, equals, text = word.partition("=")
-    value = text if equals else None
-    if option.startswith("--"):
-        option = option.replace("_", "-")
-    # Keys of an object stand behind dots.
-    option = option.partition(".")[0]
-    if option in own:
+    name, _, value = Option.of(word)
+    if name in own:
         return None, None, False
-    if (row := _BY_OPTION.get(option)) is not None:
+    if (row := _BY_OPTION.get(name)) is not None:
         return row, value, False
-    if option.startswith("--no-"):
-        row = _BY_OPTION.get("--" + option[5:])
+    if name.startswith("--no-"):
+        row = _BY_OPTION.get("--" + name[5:])
         if row is not None and row.kind == "switch":
             return row, value, True
-    if option.startswith("-O") and option[2:].isdigit():
-        return _BY_OPTION["-O"], option[2:], False
+    if name.startswith("-O") and name[2:].isdigit():
+        return _BY_OPTION["-O"], name[2:], False
     return None, None, False
 
 
-def _is_option(word: str) -> bool:
-    return word.startswith("-") and _number(word) is None
+def _is_value(word: str) -> bool:
+    return not word.startswith("-") or _number(word) is not None
 
 
 def arguments(

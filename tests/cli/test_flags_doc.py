@@ -54,8 +54,6 @@ def answer(name: str) -> str:
         return effect(vllm_flags.ROWS[name.replace("-", "_")])
     if flag.name != name.replace("-", "_"):
         return f"honoured, as `{flag.option}`"
-    if flag.name == "trust_remote_code":
-        return flag.help
     words = [f"`{word}` changes nothing: {why}" for word, (_, why) in flag.vllm_words.items()]
     return (
         "; ".join(["honoured", *words])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -178,8 +179,11 @@ def run(*words: str) -> int:
         (["serve", "a", "b"], "unknown argument 'b'"),
         (["serve", "a", "--model", "b"], "differ"),
         (["serve", "--dtype", "int3"], "is not one of auto, float16"),
+        (["serve", "--tool-parser-plugin", "x.py"], "x.py: octavo runs no code but its own"),
+        (["serve", "--reasoning-effort-map", '{"lots": "high"}'], "--reasoning-effort-map must"),
+        (["serve", "--reasoning-effort-map", '{"low": 1}'], "--reasoning-effort-map must"),
+        (["serve", "--long-prefill-token-threshold", "-1"], "must be at least 0"),
         (["serve", "--max-model-len", "long"], "is not a number"),
-        (["serve", "--trust-remote-code"], "never runs code from a checkpoint"),
         (["serve", "--tensor-parallel-size", "0"], "--tensor-parallel-size must be at least 1"),
         (["serve", "--structured-outputs-config", '{"magic": 1}'], "magic is not one of backend"),
         (["serve", "--structured-outputs-config", '{"backend": 1}'], "must be a string"),
@@ -206,7 +210,10 @@ def test_help_is_grouped_and_short(capsys: pytest.CaptureFixture[str]) -> None:
     ("topic", "shown", "hidden"),
     [
         ("all", ["memory:", "OCTAVO_ALLOWED_HOSTS", "--no-enable-prefix-caching"], []),
+        ("page", ["memory:", "OCTAVO_ALLOWED_HOSTS"], []),
+        ("listgroup", ["memory\n", "front end\n"], ["--port"]),
         ("memory", ["--block-size N", "OCTAVO_BLOCK_SIZE"], ["--port"]),
+        ("ModelConfig", ["--max-model-len N"], ["--port"]),
         ("front-end", ["--root-path PATH"], ["--block-size"]),
         ("--cudagraph-capture-sizes", ["--cuda-graph-sizes N ..."], ["--port"]),
         ("max_model_len", ["--max-model-len N"], ["--max-num-seqs"]),
@@ -431,15 +438,15 @@ def test_what_changes_nothing_is_one_warning(
         ("--spec-method ngram", "--spec-method ngram: octavo has no speculative decoding yet"),
         ("--data-parallel-size 2", "--data-parallel-size 2: octavo has no data parallelism"),
         ("-dp=2", "--data-parallel-size 2: octavo has no data parallelism"),
-        ("--tokenizer-mode mistral", "--tokenizer-mode mistral: octavo reads a tokenizer.json"),
+        ("--tokenizer-mode cohere", "--tokenizer-mode cohere: octavo reads a tokenizer.json"),
         ("--middleware a.b", "--middleware: octavo runs no code but its own"),
         ("--max-num-queued-tokens 100", "--max-num-queued-reqs"),
-        ("--long-prefill-token-threshold 100", "--max-num-batched-tokens"),
-        ("--logprobs-mode processed_logprobs", "log probabilities of the model's own"),
         ("--kv-cache-dtype fp8", "--kv-cache-dtype: octavo has no KV cache of 8 bits yet"),
         ("--task reward", "--task: octavo has no such models"),
         ("--load-format pt", "--load-format: octavo loads no pickles"),
-        ("--rope-scaling {}", "does not matter"),
+        ("--load-format tensorizer", "--load-format: octavo reads safetensors and GGUF"),
+        ("--max-num-active-seqs 4", "--max-num-seqs is octavo's limit of a step"),
+        ("--watermark-config.key 1", "octavo puts no watermark into its answers"),
         ("--enable-sleep-mode", "--enable-sleep-mode: octavo has no sleep mode"),
         ("--otlp-traces-endpoint http://x", "octavo sends no traces"),
         ("--swap-space", "--swap-space needs a value"),
@@ -451,10 +458,6 @@ def test_what_is_missing_is_one_true_line(
     served: list[tuple[EngineConfig, ServerConfig]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    if words == "--rope-scaling {}":
-        # An empty object asks for nothing.
-        assert run("serve", *words.split()) == 0
-        return
     assert run("serve", *words.split()) == 2
     err = capsys.readouterr().err.splitlines()[-1]
     assert err.startswith("octavo serve: error: ")
@@ -499,7 +502,7 @@ def test_a_guide_s_command_line_starts(
     words = (
         "m --host 0.0.0.0 --port 8000 --dtype half --gpu-memory-utilization 0.95 --swap-space 16 "
         "--max-model-len 32k --disable-log-requests --enable-chunked-prefill "
-        "--max-num-batched-tokens 8192 --trust_remote_code=false --tensor-parallel-size 1 "
+        "--max-num-batched-tokens 8192 --trust-remote-code --tensor-parallel-size 1 "
         "--block-size 16 --uvicorn-log-level info --max-seq-len-to-capture 8192 "
         "--distributed-executor-backend mp --disable-custom-all-reduce --api-server-count 4 "
         "--enable-server-load-tracking --runner generate --generation-config vllm -O3"
@@ -509,6 +512,50 @@ def test_a_guide_s_command_line_starts(
     assert served[0][0].runner == "generate"
     assert all(
         line.startswith("octavo: warning: --") for line in capsys.readouterr().err.splitlines()
+    )
+
+
+# What guides write for one family of models or another.
+GUIDES = [
+    "m -tp 8 --trust-remote-code --enable-auto-tool-choice --tool-call-parser kimi_k2",
+    "m --tokenizer_mode mistral --config_format mistral --load_format mistral "
+    "--enable-auto-tool-choice --tool-call-parser mistral --reasoning-parser mistral",
+    "m --runner pooling --convert embed --max-model-len 8192 --trust-remote-code",
+    "m --task embed --dtype float16 --max-num-seqs 512",
+    "m --quantization awq --dtype half --kv-cache-dtype auto --attention-backend flashinfer",
+    "m --enable-expert-parallel --all2all-backend deepep_low_latency --enable-eplb",
+    "m --async-scheduling --no-enable-prefix-caching --max-num-batched-tokens 16K",
+    "m --compilation-config.cudagraph_mode FULL_AND_PIECEWISE -cc.mode 3 -O.level 3",
+    "--model m --limit-mm-per-prompt '{\"image\": 2}' --mm-processor-cache-gb 0",
+    "m --chat-template-content-format string --reasoning-parser deepseek_r1 --enable-reasoning",
+    "m --distributed-executor-backend ray --disable-flashinfer-autotune --moe-backend auto",
+    "m:Q4_K_M --tokenizer org/m --hf-config-path org/m --gpu-memory-utilization=.85",
+    "m --attention-backend ROCM_AITER_UNIFIED_ATTN --default-chat-template-kwargs "
+    "'{\"enable_thinking\": false}'",
+    "m --api-key k1 k2 --served-model-name a b --uvicorn-log-level warning --log-level debug",
+    "m --guided-decoding-backend outlines --structured-outputs-config.backend xgrammar",
+    "m --allowed-origins '[\"*\"]' --disable-frontend-multiprocessing --api-server-count 2",
+    "m --long-prefill-token-threshold 2048 --max-long-partial-prefills 2 --stream-interval 4",
+    "m --override-generation-config.temperature 0.6 --generation-config vllm --seed 42",
+    '--hf-overrides \'{"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}\' m',
+    "m --max-model-len 131072 --rope-theta 1e6 --rope-scaling "
+    '\'{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}\'',
+    "m --enforce-eager --swap-space 16 --load-format runai_streamer --max-seq-len-to-capture 8k",
+    "m --ssl-keyfile k.pem --ssl-certfile c.pem --root-path /v --enable-log-requests",
+    '--reasoning-effort-map \'{"medium": "low"}\' --enable-force-include-usage m',
+]
+
+
+@pytest.mark.parametrize("line", GUIDES)
+def test_guides_lines_start(
+    line: str,
+    served: list[tuple[EngineConfig, ServerConfig]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run("serve", *shlex.split(line)) == 0
+    assert (served[0][0].model or "").startswith("m")
+    assert all(
+        said.startswith("octavo: warning: --") for said in capsys.readouterr().err.splitlines()
     )
 
 

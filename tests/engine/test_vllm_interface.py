@@ -24,7 +24,7 @@ from octavo.errors import EngineDeadError, InvalidParameterError, UnsupportedPar
 from octavo.exceptions import VLLMValidationError
 from octavo.llm import LLM
 from octavo.lora.request import LoRARequest
-from octavo.outputs import CompletionOutput, Logprob
+from octavo.outputs import CompletionOutput, EmbeddingRequestOutput, Logprob, RequestOutput
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.utils import FlexibleArgumentParser
 
@@ -94,6 +94,11 @@ def test_what_is_enqueued_waits(fake_model: Any, alone: Any) -> None:
     assert [output.request_id for output in outputs] == [*first, *second]
     assert ids(outputs) == [alone(PROMPTS[0], 4), alone(PROMPTS[1], 4), alone(PROMPTS[2], 2)]
     assert llm.wait_for_completion(use_tqdm=False) == []
+    llm.enqueue(PROMPTS, params(), None, 1, False, {"truncate_prompt_tokens": 2})
+    with pytest.raises(TypeError, match="EmbeddingRequestOutput"):
+        llm.wait_for_completion(EmbeddingRequestOutput)
+    outputs = llm.wait_for_completion((EmbeddingRequestOutput, RequestOutput), use_tqdm=False)
+    assert ids(outputs) == [alone(p[-2:], 4) for p in PROMPTS]
 
 
 def test_priorities(fake_model: Any, alone: Any) -> None:
@@ -105,8 +110,8 @@ def test_priorities(fake_model: Any, alone: Any) -> None:
     for wrong in ([], [0, 0]):
         with pytest.raises(VLLMValidationError, match="priorities for 3 prompts"):
             llm.generate(PROMPTS, params(), priority=wrong)
-    with pytest.raises(UnsupportedParameterError, match="scheduling-policy priority"):
-        llm.generate(PROMPTS, params(), priority=[0, 0, 1])
+    # Without a policy of priorities requests run as they came.
+    assert ids(llm.generate(PROMPTS, params(), priority=[2, 0, 1], use_tqdm=False)) == expected
     llm = LLM(**CONFIG, scheduling_policy="priority", max_num_batched_tokens=8)
     one_at_a_time = [[n] * 6 for n in range(1, 6)]
     outputs = llm.generate(one_at_a_time, params(), priority=[5, 4, 3, 2, 1], use_tqdm=False)

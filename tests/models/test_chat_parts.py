@@ -45,6 +45,20 @@ def test_calls_are_found_in_the_whole_text(llm: LLM) -> None:
     assert len({call.id for call in sample.tool_calls}) == 2
 
 
+def test_conversations_may_wait(llm: LLM) -> None:
+    [ready] = llm.chat(MESSAGES, says(CALL), False, tools=TOOLS)
+    ids = llm.enqueue_chat([MESSAGES, MESSAGES], says(CALL), False, None, 1, tools=TOOLS)
+    ids += llm.enqueue("The sea is", SamplingParams(max_tokens=2))
+    outputs = llm.wait_for_completion(use_tqdm=False)
+    assert [output.request_id for output in outputs] == ids
+    for output in outputs[:2]:
+        assert output.prompt == ready.prompt
+        [call], [other] = output.outputs[0].tool_calls, ready.outputs[0].tool_calls
+        assert (call.name, call.arguments) == (other.name, other.arguments)
+    assert outputs[2].outputs[0].tool_calls == []
+    assert llm.wait_for_completion(use_tqdm=False) == []
+
+
 def test_without_tools_an_answer_is_text(llm: LLM) -> None:
     [output] = llm.chat(MESSAGES, says(CALL), use_tqdm=False)
     [sample] = output.outputs

@@ -178,6 +178,31 @@ def test_overrides_are_merged_over_the_config(save_tiny: Callable[..., Any]) -> 
     assert resolve_model(engine).model_config.rope.theta == 77.0
 
 
+YARN = {"factor": 4.0, "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize("writes", ["rope_parameters", "rope_scaling"])
+@pytest.mark.parametrize("names", ["rope_type", "type"])
+def test_rope_is_scaled_by_whatever_name(
+    save_tiny: Callable[..., Any], writes: str, names: str
+) -> None:
+    """As guides to long contexts have it, over the files of either transformers."""
+    path, _model = save_tiny("Llama")
+    config = json.loads((path / "config.json").read_text())
+    config.pop("rope_parameters", None)
+    rope: dict[str, Any] = {"rope_parameters": {"rope_theta": 5000.0, "rope_type": "default"}}
+    if writes == "rope_scaling":
+        rope = {"rope_theta": 5000.0}
+    (path / "config.json").write_text(json.dumps(config | rope))
+    scaling = {names: "yarn", **YARN}
+    for given in ({"rope_scaling": scaling}, {"hf_overrides": {"rope_scaling": scaling}}):
+        found = resolve_model(EngineConfig(model=str(path), **given)).model_config
+        assert (found.rope.rope_type, found.rope.theta) == ("yarn", 5000.0)
+        assert found.context_limit == max(256, found.max_position_embeddings)
+    found = resolve_model(EngineConfig(model=str(path), rope_theta=70.0)).model_config
+    assert (found.rope.rope_type, found.rope.theta) == ("default", 70.0)
+
+
 # ------------------------------------------------------------------- a head that need not be there
 
 

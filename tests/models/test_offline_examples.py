@@ -111,7 +111,7 @@ def test_chat(llm: LLM) -> None:
     assert goes_on.prompt is not None
     assert goes_on.prompt.endswith("The capital")
     with pytest.raises(ValueError, match="chat_template_content_format"):
-        llm.chat(begun, settings, chat_template_content_format="openai")
+        llm.chat(begun, settings, chat_template_content_format="html")
 
 
 def test_a_template_of_one_s_own(smollm2_path: Path) -> None:
@@ -191,6 +191,12 @@ def test_embed(tmp_path: Path) -> None:
         "w5 " * 30, pooling_params=PoolingParams(truncate_prompt_tokens=8), use_tqdm=False
     )
     assert len(short.prompt_token_ids) == 8
+    each = [PoolingParams(dimensions=16), PoolingParams(truncate_prompt_tokens=8)]
+    first, second = llm.embed(["w5 w6", "w5 " * 30], pooling_params=each, use_tqdm=False)
+    assert first.outputs.embedding == pytest.approx(cut.outputs.embedding, abs=1e-5)
+    assert len(second.prompt_token_ids) == 8
+    with pytest.raises(ValueError, match="2 pooling params for 1 prompts"):
+        llm.encode("w5", each)
     [bare] = llm.encode("w5 w6", use_tqdm=False, tokenization_kwargs={"add_special_tokens": False})
     assert len(bare.prompt_token_ids) == 2
     [same] = llm.encode("w5 w6", PoolingParams(), pooling_task="embed", use_tqdm=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -39,8 +40,11 @@ from octavo.runner.cuda_graphs import (
 from octavo.runner.eager import EagerRunner
 from octavo.runner.graphs import GraphRunner
 from octavo.runner.lockstep import LockstepExchange
+from octavo.runner.logprobs import processed_logits
 from octavo.runner.mesh import NoExchange
+from octavo.runner.request_state import RequestState
 from octavo.runner.runner import ShardLostError
+from octavo.runner.slots import SlotRecords
 from octavo.sampling_params import SamplingParams
 from toy_shards import assert_same, generate_with
 
@@ -125,7 +129,8 @@ def assert_close(found: Any, expected: Any) -> None:
         assert (step is None) == (other is None)
         assert list(step or ()) == list(other or ())
         for token in step or ():
-            assert abs(step[token].logprob - other[token].logprob) < 1e-4
+            # Equal where both are -inf.
+            assert step[token].logprob == pytest.approx(other[token].logprob, rel=0, abs=1e-4)
             assert step[token].rank == other[token].rank
 
 
@@ -200,7 +205,7 @@ def test_a_shape_gets_its_own_graph_once_padding_has_cost_as_much() -> None:
 # ----------------------------------------------------------------------------------- interpreted
 
 
-def both_runners(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LLM]:
+def both_runners(folder: Path, monkeypatch: pytest.MonkeyPatch, **config: Any) -> Iterator[LLM]:
     """The model in ``folder`` behind the plain runner, then behind that of GPUs, interpreted."""
     for runner in (EagerRunner, GraphRunner):
         monkeypatch.setattr(
@@ -220,6 +225,7 @@ def both_runners(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LLM]
             max_model_len=64,
             max_num_batched_tokens=16,
             enforce_eager=True,
+            **config,
         )
 
 
@@ -252,6 +258,34 @@ def test_interpreted_steps_choose_the_plain_runners_tokens(
     assert llm._engine.runner._observer is None
     scored = [output.prompt_logprobs for output in found[0][-2:]]
     assert [len(rows) for rows in scored] == [len(o.prompt_token_ids) for o in found[0][-2:]]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the plain runner is on a CPU")
+@pytest.mark.parametrize("mode", ["raw_logits", "processed_logits", "processed_logprobs"])
+def test_interpreted_steps_report_the_plain_runners_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """What --logprobs-mode has reported, of rows whose tokens do not depend on chance."""
+    (tmp_path / "config.json").write_text(json.dumps(SMALL | {"eos_token_id": 7}))
+    kinds: list[dict[str, Any]] = [
+        {"logprobs": 2},
+        {"logprobs": 3, "temperature": 0.5, "top_k": 1, "seed": 1},
+        {"logprobs": 2, "repetition_penalty": 1.3, "logit_bias": {ord("["): 3.0}},
+        {"logprobs": 2, "structured_outputs": {"regex": "[0-9]-[a-c]{1,2}"}},
+        {"prompt_logprobs": 2},
+    ]
+    found = []
+    for llm in both_runners(tmp_path, monkeypatch, logprobs_mode=mode):
+        params = [SamplingParams(**{"temperature": 0.0, **kind}, max_tokens=3) for kind in kinds]
+        found.append(llm.generate(prompts(len(kinds), 20, 190), params, use_tqdm=False))
+    for plain, output in zip(*found, strict=True):
+        assert output.outputs[0].token_ids == plain.outputs[0].token_ids
+        assert_close(output.outputs[0].logprobs, plain.outputs[0].logprobs)
+        assert_close(output.prompt_logprobs, plain.prompt_logprobs)
+    alone = found[1][1].outputs[0]
+    for chosen, row in zip(alone.token_ids, alone.logprobs, strict=True):
+        others = {one.logprob for token, one in row.items() if token != chosen}
+        assert (others == {-math.inf}) is mode.startswith("processed")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the plain runner is on a CPU")
@@ -546,6 +580,47 @@ def test_prompt_logprobs_are_transformers(tmp_path: Path, config: dict[str, Any]
                 assert set(entry) == {token, *best}
                 for candidate in entry:
                     assert abs(entry[candidate].logprob - float(row[candidate])) < 1e-3
+
+
+@pytest.mark.gpu
+@on_gpu
+@pytest.mark.parametrize("eager", [False, True])
+def test_processed_logprobs_are_the_draws_of_the_raw_ones(folder: Path, eager: bool) -> None:
+    """Every token's, of both modes: the same tokens come, and the filters' arithmetic between."""
+    num = SHAPE["vocab_size"]
+    kinds = [kind | {"logprobs": num} for kind in (*KINDS, *ADJUSTED[3:])]
+    rows = {}
+    for mode in ("raw_logprobs", "processed_logprobs"):
+        llm = make(folder, max_logprobs=-1, logprobs_mode=mode, enforce_eager=eager)
+        wanted = [SamplingParams(**kind, max_tokens=6, ignore_eos=True) for kind in kinds]
+        outputs = llm.generate(prompts(len(kinds)), wanted, use_tqdm=False)
+        rows[mode] = [output.outputs[0] for output in outputs]
+        del llm
+    for kind, raw, processed in zip(kinds, *rows.values(), strict=True):
+        assert processed.token_ids == raw.token_ids
+        records = SlotRecords(1)
+        state = RequestState(
+            request_id=0,
+            params=SamplingParams(**kind),
+            arrival_s=0.0,
+            prompt_token_ids=[0],
+            max_tokens=1,
+            seed=1,
+        )
+        records.write(0, state)
+        for token, before, after in zip(
+            raw.token_ids, raw.logprobs, processed.logprobs, strict=True
+        ):
+            logits = torch.tensor([[before[i].logprob for i in range(num)]])
+            if allowed := kind.get("allowed_token_ids"):
+                banned = [i for i in range(num) if i not in allowed]
+                logits[0, banned] = -math.inf
+            expected = processed_logits(logits, records.rows, torch.tensor([token]))
+            expected = expected.log_softmax(-1)[0]
+            found = torch.tensor([after[i].logprob for i in range(num)])
+            # A token at a filter's very bound may be on either side of it.
+            differs = (found - expected).abs().nan_to_num(0.0) > 1e-3
+            assert differs.sum() <= 1, (kind, differs.nonzero())
 
 
 @pytest.mark.gpu

@@ -11,9 +11,11 @@ import torch
 
 from octavo.kernels import reference
 from octavo.runner.draw import uniforms
+from octavo.runner.logprobs import LogprobsMode, processed_logits
 from octavo.runner.masks import Masks
 from octavo.runner.request_state import RequestState
 from octavo.runner.sampler import SampledTokens, Sampler
+from octavo.runner.slots import SlotRecords
 from octavo.sampling_params import SamplingParams
 
 
@@ -321,3 +323,81 @@ def test_logprobs_are_of_the_raw_logits() -> None:
         chosen = expected[row, result.token_ids[row]]
         assert result.ranks[row] == int((expected[row] > chosen).sum()) + 1
     assert result.ranks[2] == 1
+
+
+def naive_processed(logits: torch.Tensor, fields: dict[str, Any]) -> torch.Tensor:
+    """A row's logits [V] over its temperature, -inf where drawing never comes, token by token."""
+    temperature = fields.get("temperature", 1.0)
+    if temperature == 0:
+        return logits
+    scaled = logits.double() / temperature
+    probs = scaled.softmax(-1)
+    best = float(probs.max())
+    kept = [t for t in range(len(probs)) if probs[t] >= fields.get("min_p", 0) * best]
+    top_k = fields.get("top_k", 0)
+    if 0 < top_k < len(probs):
+        bound = sorted((float(probs[t]) for t in kept), reverse=True)[min(top_k, len(kept)) - 1]
+        kept = [t for t in kept if probs[t] >= bound]
+    if (top_p := fields.get("top_p", 1)) < 1:
+        total = sum(float(probs[t]) for t in kept)
+        above = {t: sum(float(probs[u]) for u in kept if probs[u] > probs[t]) for t in kept}
+        kept = [t for t in kept if above[t] < max(top_p, 1e-12) * total]
+    out = torch.full_like(scaled, -math.inf)
+    out[kept] = scaled[kept]
+    return out.float()
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_processed_logits_are_the_naive_ones(ties: bool) -> None:
+    settings = [{"temperature": 0}, *FILTERS.values()]
+    logits = random_logits(len(settings), 120)
+    if ties:
+        logits = (logits * 2).round() / 2
+    records = SlotRecords(len(settings))
+    for slot, fields in enumerate(settings):
+        records.write(slot, state(seed=1, **fields))
+    ids = logits.argmax(-1)
+    found = processed_logits(logits, records.rows, ids)
+    for row, fields in enumerate(settings):
+        torch.testing.assert_close(found[row], naive_processed(logits[row], fields))
+    # The token that was drawn is never told to be impossible.
+    worst = logits.argmin(-1)
+    chosen = processed_logits(logits, records.rows, worst).gather(1, worst[:, None])
+    assert chosen.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "name", ["raw_logprobs", "raw_logits", "processed_logprobs", "processed_logits"]
+)
+def test_the_operator_chooses_what_logprobs_are(name: str) -> None:
+    logits = random_logits(3, 100)
+    fields: list[dict[str, Any]] = [
+        {"temperature": 0.5, "top_k": 4, "seed": 1},
+        {"temperature": 0},
+        {"temperature": 2.0, "top_p": 0.5, "seed": 2},
+    ]
+    biased = logits.clone()
+    biased[1, 7] += 50
+    states = [state(logprobs=6, **fields[0]), state(logprobs=6, logit_bias={7: 50}, **fields[1])]
+    states.append(state(**fields[2], logprobs=2))
+    sampler = Sampler(3, 0, LogprobsMode.of(name))
+    for slot, one in enumerate(states):
+        sampler.admit(slot, one)
+    result = sample(logits, states, sampler=sampler)
+    assert result.logprobs is not None
+    assert result.logprob_ids is not None
+    assert result.token_ids[1] == 7
+    source = logits
+    if name.startswith("processed"):
+        source = torch.stack(
+            [naive_processed(row, one) for row, one in zip(biased, fields, strict=True)]
+        )
+    expected = source.log_softmax(-1) if name.endswith("logprobs") else source
+    for row, num in ((0, 7), (1, 7), (2, 3)):
+        ids = result.logprob_ids[row, :num].tolist()
+        assert ids[0] == result.token_ids[row]
+        np.testing.assert_allclose(
+            result.logprobs[row, :num], expected[row, ids].numpy(), rtol=1e-5, atol=1e-5
+        )
+        best = expected[row].topk(num - 1).values
+        np.testing.assert_allclose(result.logprobs[row, 1:num], best.numpy(), rtol=1e-5, atol=1e-5)

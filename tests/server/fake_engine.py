@@ -28,7 +28,6 @@ from octavo.errors import (
     InvalidParameterError,
     QueueFullError,
     RequestTooLongError,
-    UnsupportedParameterError,
 )
 from octavo.prompt_logprobs import PromptLogprobs
 from octavo.sampling_params import SamplingParams
@@ -236,7 +235,10 @@ class FakeEngine:
 
     def __init__(self, config: EngineConfig | None = None, max_model_len: int = 512) -> None:
         self.config = config or EngineConfig()
-        self.model_config = SimpleNamespace(vocab_size=VOCAB_SIZE)
+        self.model_config = SimpleNamespace(
+            vocab_size=VOCAB_SIZE, architecture="LlamaForCausalLM", hidden_size=64
+        )
+        self.source = SimpleNamespace(kind="safetensors", model_config=self.model_config)
         self.tokenizer = ByteTokenizer()
         self.chat_template: str | None = CHAT_TEMPLATE
         self.tool_template: str | None = None
@@ -320,18 +322,16 @@ class FakeEngine:
     ) -> list[int]:
         if not self.is_alive:
             raise EngineDeadError
-        if priority and self.config.scheduling_policy != "priority":
-            raise UnsupportedParameterError("priority needs another policy", "priority")
         if len(self.running) + params.n > self.max_unfinished:
             raise QueueFullError(self.max_unfinished)
         prompt = list(prompt_token_ids)
         if not prompt:
-            raise InvalidParameterError("prompt must hold at least one token", "prompt")
+            raise InvalidParameterError("the decoder prompt cannot be empty", "prompt")
         room = self.max_model_len - len(prompt)
         if room < (params.max_tokens != 0):
             raise RequestTooLongError(len(prompt), self.max_model_len)
         if not 0 <= min(prompt) <= max(prompt) < VOCAB_SIZE:
-            raise InvalidParameterError(f"prompt token ids must be in [0, {VOCAB_SIZE})", "prompt")
+            raise InvalidParameterError("the prompt is out of vocabulary", "prompt")
         options = {
             "delivery": delivery,
             "priority": priority,

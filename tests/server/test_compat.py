@@ -118,7 +118,8 @@ def test_ollama_s_options(server: RunningServer) -> None:
 @pytest.mark.parametrize(
     ("path", "fields", "param"),
     [
-        (CHAT, {"messages": MESSAGES, "format": "json"}, "format"),
+        (CHAT, {"messages": MESSAGES, "format": "yaml"}, "format"),
+        (GENERATE, {"prompt": "x", "think": "much"}, "think"),
         (CHAT, {"messages": MESSAGES, "tools": [{}]}, "tools"),
         (CHAT, {"messages": MESSAGES, "think": True}, "think"),
         (CHAT, {"messages": [{**MESSAGES[0], "images": ["x"]}]}, "messages[0].images"),
@@ -213,7 +214,7 @@ def test_ollama_s_models(tiny: RunningServer) -> None:
     assert model["details"]["family"]
     for body in ({"model": name}, {"name": name}):
         shown = tiny.post("/api/show", body).json
-        assert shown["capabilities"] == ["completion"]
+        assert shown["capabilities"] == ["completion", "tools"]
         assert shown["model_info"][f"{shown['details']['family']}.context_length"] > 0
     assert tiny.post("/api/show", {"model": "other"}).status == 404
     assert tiny.get("/api/version").json["version"]

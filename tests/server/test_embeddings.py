@@ -142,6 +142,30 @@ def test_the_openai_client(minilm: RunningServer, expected: list[list[float]]) -
         client.embeddings.create(model="other", input=CATS)
 
 
+def test_texts_are_cut_at_either_end(minilm: RunningServer) -> None:
+    def vector(**fields: Any) -> Any:
+        return minilm.post("/v1/embeddings", {"input": CATS, **fields}).json["data"][0]["embedding"]
+
+    cls, *words, sep = minilm.engine.tokenizer.encode(CATS)
+    for side, kept in (("left", words[-4:]), ("right", words[:4]), (None, words[:4])):
+        cut = vector(truncate_prompt_tokens=6, truncation_side=side)
+        assert cut == pytest.approx(vector(input=[[cls, *kept, sep]]), abs=1e-5)
+        # Of token ids none is special.
+        ids = [*words, *words]
+        bare = vector(input=ids, truncate_prompt_tokens=4, truncation_side=side)
+        assert bare == pytest.approx(vector(input=[kept]), abs=1e-5)
+    for truncate, kept in (("START", words[-4:]), ("END", words[:4])):
+        body = {"texts": [CATS], "max_tokens": 6, "truncate": truncate}
+        [found] = minilm.post("/v2/embed", body).json["embeddings"]["float"]
+        assert found == pytest.approx(vector(input=[[cls, *kept, sep]]), abs=1e-5)
+    pair = {"text_1": CATS, "text_2": RAIN, "truncate_prompt_tokens": 5}
+    scores = [
+        minilm.post("/v1/score", {**pair, "truncation_side": side}).json["data"][0]["score"]
+        for side in ("left", "right")
+    ]
+    assert scores[0] != pytest.approx(scores[1], abs=1e-4)
+
+
 def test_long_texts_are_refused_or_cut(minilm: RunningServer) -> None:
     long = "word " * 300
     answer = minilm.post("/v1/embeddings", {"input": [CATS, long]})
@@ -172,7 +196,7 @@ def test_long_texts_are_refused_or_cut(minilm: RunningServer) -> None:
         ({"input": "x", "encoding_format": "hex"}, "encoding_format"),
         ({"input": "x", "dimensions": 0}, "dimensions"),
         ({"input": "x", "temperature": 1}, "temperature"),
-        ({"input": "x", "priority": 1}, "priority"),
+        ({"input": "x", "priority": "1.5"}, "priority"),
         ({"input": [30522]}, "input"),
         ({"input": [-1]}, "input"),
     ],
@@ -321,7 +345,10 @@ def test_cohere_s_embeddings(minilm: RunningServer, expected: list[list[float]])
     assert body["texts"] == [CATS, RAIN]
     tokenizer = minilm.engine.tokenizer
     num_tokens = sum(len(tokenizer.encode(text)) for text in (CATS, RAIN))
-    assert body["meta"] == {"api_version": {"version": "2"}, "tokens": {"input_tokens": num_tokens}}
+    count = {"input_tokens": num_tokens}
+    version = {"version": "2"}
+    billed = {**count, "image_tokens": 0}
+    assert body["meta"] == {"api_version": version, "billed_units": billed, "tokens": count}
     assert list(body["embeddings"]) == kinds
     for index, vector in enumerate(expected):
         found = {kind: rows[index] for kind, rows in body["embeddings"].items()}
@@ -351,7 +378,7 @@ def test_cohere_s_embeddings_of_long_texts(minilm: RunningServer) -> None:
         ({"output_dimension": 385}, "output_dimension"),
         ({"output_dimension": 9, "embedding_types": ["binary"]}, "embedding_types"),
         ({"embedding_types": ["int8"]}, "embedding_types"),
-        ({"truncate": "START"}, "truncate"),
+        ({"truncate": "MIDDLE"}, "truncate"),
         ({"input_type": "search_query"}, "input_type"),
         ({"images": ["data:"]}, "images"),
         ({"texts": []}, "texts"),
@@ -377,6 +404,8 @@ def test_bodies_of_no_route(minilm: RunningServer) -> None:
 
 def test_cross_encoders(cross: tuple[RunningServer, Path]) -> None:
     server, path = cross
+    pair = {"text_1": "a", "text_2": "b", "truncation_side": "left"}
+    assert server.post("/v1/score", pair).error["param"] == "truncation_side"
     llm = LLM(str(path), threads=1)
     texts = ["w7 w8", "w9", "w10 w11 w12"]
     scores = [o.outputs.score for o in llm.score("w5 w6", texts, use_tqdm=False)]

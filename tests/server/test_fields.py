@@ -175,6 +175,15 @@ def test_template_fields_show_in_the_prompt(templated: RunningServer) -> None:
     assert prompt(templated) == start + "effort=mine;[assistant:"
 
 
+def test_the_operator_has_words_for_efforts(start_server: StartServer) -> None:
+    engine = FakeEngine()
+    engine.chat_template = TEMPLATE
+    server = start_server(engine, reasoning_effort_map={"medium": "low", "xhigh": "max"})
+    for asked, told in (("medium", "low"), ("xhigh", "max"), ("high", "high")):
+        post(server, CHAT, reasoning_effort=asked)
+        assert f"effort={told};" in prompt(server)
+
+
 def test_a_final_message_is_continued(templated: RunningServer) -> None:
     messages = [*MESSAGES, {"role": "assistant", "content": "Well"}]
     post(templated, CHAT, messages=messages, continue_final_message=True)
@@ -201,6 +210,22 @@ def test_prompts_are_cut_from_the_left(start_server: StartServer) -> None:
     # -1: what fits, with room for one token.
     post(server, COMPLETION, prompt="x" * 1000, truncate_prompt_tokens=-1)
     assert prompt(server) == "x" * (server.engine.max_model_len - 1)
+
+
+def test_prompts_may_be_cut_from_the_right(start_server: StartServer) -> None:
+    server = start_server()
+    for side, kept in (("right", "abc"), ("left", "def"), (None, "def")):
+        ids = list(b"abcdef")
+        post(server, COMPLETION, prompt=ids, truncate_prompt_tokens=3, truncation_side=side)
+        assert prompt(server) == kept
+    post(server, COMPLETION, prompt="abcdef", truncate_prompt_tokens=3, truncation_side="right")
+    assert prompt(server) == "<s>ab"
+    post(server, COMPLETION, prompt="abcdef", truncation_side="right")
+    assert prompt(server) == "<s>abcdef"
+    post(server, CHAT, truncate_prompt_tokens=2, truncation_side="right")
+    assert len(server.engine.submitted[-1][0]) == 2
+    answer = server.post(COMPLETION, {"prompt": "abc", "truncation_side": "middle"})
+    assert (answer.status, answer.error["param"]) == (400, "truncation_side")
 
 
 def test_ids_of_the_client_s_own_are_the_prompt(start_server: StartServer) -> None:

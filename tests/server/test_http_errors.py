@@ -94,7 +94,7 @@ WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
         "stream_options.include_usage",
     ),
     (CHAT, {"priority": "high"}, "priority"),
-    (CHAT, {"priority": 1}, "priority"),
+    (CHAT, {"priority": 1.5}, "priority"),
     (CHAT, {"cache_salt": ""}, "cache_salt"),
     (CHAT, {"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
     (CHAT, {"truncate_prompt_tokens": 513}, "truncate_prompt_tokens"),
@@ -404,6 +404,16 @@ def test_too_long_a_prompt_names_both_numbers(server: RunningServer) -> None:
         assert "512" in answer.error["message"]
         assert answer.error["param"] == ("messages" if path == CHAT else "prompt")
     assert 'reason="context_length_exceeded"' in server.get("/metrics").body.decode()
+
+
+def test_wrong_keys_of_logit_bias_are_named(server: RunningServer) -> None:
+    bias = {"bad1": 1, "7": 1, "bad2": -1}
+    answer = server.post(COMPLETION, {"prompt": "x", "logit_bias": bias})
+    assert "'bad1', 'bad2'" in answer.error["message"]
+    many = {f"bad{n}": 1 for n in range(1000)}
+    answer = server.post(COMPLETION, {"prompt": "x", "logit_bias": many})
+    assert answer.status == 400
+    assert len(answer.error["message"]) < 300
 
 
 def test_a_prompt_is_truncated_on_demand(server: RunningServer) -> None:

@@ -171,9 +171,11 @@ def test_logprobs_of_an_operator_s_own(start_server: StartServer, most: int) -> 
             assert (answer.status, answer.error["param"]) == (400, param)
 
 
-def test_logprobs_of_every_token(tmp_path: Path) -> None:
+# The second is more than the tiny model's vocabulary.
+@pytest.mark.parametrize("most", [-1, 100_000])
+def test_logprobs_of_every_token(tmp_path: Path, most: int) -> None:
     """-1 where the operator allows it: the whole vocabulary's, which add up to one."""
-    server = tiny_server(tmp_path, max_logprobs=-1)
+    server = tiny_server(tmp_path, max_logprobs=most)
     try:
         size = server.engine.model_config.vocab_size
         chat = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
+from typing import Any
 
 import pytest
 from harness import RunningServer, StartServer, eventually
@@ -75,6 +77,26 @@ def test_version(server: RunningServer) -> None:
     assert server.get("/version").json == {"version": __version__}
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_a_balancer_s_report_of_the_load(server: RunningServer, path: str) -> None:
+    body: dict[str, Any] = {"prompt": "x", "messages": [{"role": "user", "content": "x"}]}
+    body.pop("messages" if path == "/v1/completions" else "prompt")
+
+    def report(form: str | None) -> str | None:
+        headers = {} if form is None else {"Endpoint-Load-Metrics-Format": form}
+        answer = server.request("POST", path, body, headers)
+        assert answer.status == 200
+        found: str | None = answer.headers.get("endpoint-load-metrics")
+        return found
+
+    assert report(None) is report("XML") is None
+    waiting = "named_metrics.num_requests_waiting=0.0"
+    assert report("TEXT") == f"TEXT named_metrics.kv_cache_usage_perc=0.0, {waiting}"
+    kind, _, text = (report("json") or "").partition(" ")
+    named = {"kv_cache_usage_perc": 0.0, "num_requests_waiting": 0.0}
+    assert (kind, json.loads(text)) == ("JSON", {"named_metrics": named})
+
+
 def test_tokenize(server: RunningServer) -> None:
     answer = server.post("/tokenize", {"prompt": "né", "return_token_strs": True})
     assert answer.json == {
@@ -92,6 +114,20 @@ def test_tokenize(server: RunningServer) -> None:
     for body in ({}, {"prompt": "x", "messages": messages}, {"prompt": 1}, {"tokens": [1]}):
         assert server.post("/tokenize", body).status == 400
     assert server.post("/tokenize", {"prompt": "x", "model": "other"}).status == 404
+
+
+def test_tokenizer_info(start_server: StartServer) -> None:
+    server = start_server()
+    assert server.get("/tokenizer_info").status == 404
+    server = start_server(enable_tokenizer_info_endpoint=True, chat_template="{{ messages }}")
+    info = server.get("/tokenizer_info").json
+    assert info == {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": server.engine.max_model_len,
+        **server.engine.special_tokens,
+        "chat_template": "{{ messages }}",
+    }
+    assert "/tokenizer_info" in server.get("/openapi.json").json["paths"]
 
 
 def test_detokenize(server: RunningServer) -> None:

@@ -508,9 +508,7 @@ def test_two_requests_on_one_connection(server: RunningServer) -> None:
 
 
 def test_priority_and_salt_reach_the_engine(start_server: StartServer) -> None:
-    from octavo.config import EngineConfig
-
-    server = start_server(FakeEngine(EngineConfig(scheduling_policy="priority")))
+    server = start_server(FakeEngine())
     server.post(COMPLETION, {"prompt": "x", "priority": -3, "cache_salt": "s"})
     options = server.engine.submitted[0][2]
     assert (options["priority"], options["cache_salt"]) == (-3, "s")

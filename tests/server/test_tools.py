@@ -453,11 +453,6 @@ def test_a_parser_that_there_is_not_ends_the_start(flag: str) -> None:
         ServerState(ServerConfig(**{flag: "nonesuch"}))
 
 
-def test_plug_ins_are_refused() -> None:
-    with pytest.raises(ValueError, match="tool_parser_plugin is refused"):
-        ServerConfig(tool_parser_plugin="parser.py")
-
-
 def test_outcomes_are_counted(start_server: StartServer) -> None:
     server = start_family(start_server, QWEN3)
     ask(server)

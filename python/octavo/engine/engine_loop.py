@@ -87,6 +87,8 @@ class EngineLoop:
             # Without keys and values from earlier steps, a prompt is computed in one.
             enable_prefix_caching=config.enable_prefix_caching and self.runner.keeps_kv,
             enable_chunked_prefill=config.enable_chunked_prefill and self.runner.keeps_kv,
+            long_prefill_token_threshold=config.long_prefill_token_threshold,
+            long_prefill_token_threshold_adaptive=config.long_prefill_token_threshold_adaptive,
             policy=config.scheduling_policy,
             stream_interval=config.stream_interval,
             tokenizer=self.tokenizer,
@@ -96,7 +98,6 @@ class EngineLoop:
             vocab_size=self.source.model_config.vocab_size,
             max_logprobs=config.max_logprobs,
             tokenizer=self.tokenizer,
-            has_priorities=config.scheduling_policy == "priority",
         )
         self.eos_token_ids = self.source.eos_token_ids
         self.grammars: Grammars | None = None

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from octavo.errors import InvalidParameterError, RequestTooLongError, UnsupportedParameterError
+from octavo.errors import InvalidParameterError, RequestTooLongError
 
 if TYPE_CHECKING:
     from octavo._core import TokenIds, Tokenizer
@@ -17,16 +17,12 @@ _INT64_MAX = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """Limits of the loaded model, checked before anything is allocated for a request.
-
-    ``has_priorities``: whether requests may have one.
-    """
+    """Limits of the loaded model, checked before anything is allocated for a request."""
 
     max_model_len: int
     vocab_size: int
     max_logprobs: int
     tokenizer: Tokenizer
-    has_priorities: bool = False
 
     def resolve(self, params: SamplingParams) -> SamplingParams:
         """The parameters with as many logprobs as there are tokens in place of -1.
@@ -56,15 +52,19 @@ class RequestLimits:
         """
         num_prompt_tokens = len(prompt_token_ids)
         if num_prompt_tokens == 0:
-            raise InvalidParameterError("prompt must hold at least one token", "prompt")
+            raise InvalidParameterError(
+                "the decoder prompt cannot be empty: it must hold at least one token", "prompt"
+            )
         room = self.max_model_len - num_prompt_tokens
         wanted = room if params.max_tokens is None else params.max_tokens
         if room < min(wanted, 1) or (params.max_tokens is None and room < 1):
             raise RequestTooLongError(num_prompt_tokens, self.max_model_len)
         # Kernels index the embedding with these ids: one out of range reads foreign memory.
-        if prompt_token_ids.max() >= self.vocab_size:
+        if (largest := prompt_token_ids.max()) >= self.vocab_size:
             raise InvalidParameterError(
-                f"prompt token ids must be in [0, {self.vocab_size})", "prompt"
+                f"token id {largest} of the prompt is out of vocabulary: ids must be in "
+                f"[0, {self.vocab_size})",
+                "prompt",
             )
         spaces = params.skip_special_tokens or params.spaces_between_special_tokens
         if not spaces and self.tokenizer.spaces_tokens:
@@ -92,15 +92,10 @@ class RequestLimits:
         """Check what a request asks of the scheduler and the prefix cache.
 
         Raises:
-            UnsupportedParameterError: a priority, where all requests are served in order.
             InvalidParameterError: a value of another type, or one that is out of range.
         """
-        if type(priority) is not int or not -_INT64_MAX <= priority <= _INT64_MAX:
+        if type(priority) is not int or not -_INT64_MAX - 1 <= priority <= _INT64_MAX:
             raise InvalidParameterError("priority must be an integer of 64 bits", "priority")
-        if priority and not self.has_priorities:
-            raise UnsupportedParameterError(
-                "priority needs a server with --scheduling-policy priority", "priority"
-            )
         if cache_salt is not None:
             try:
                 cache_salt.encode()
@@ -110,8 +105,13 @@ class RequestLimits:
                 ) from None
 
 
-def truncate(token_ids: TokenIds, most: int | None, max_model_len: int) -> TokenIds:
+def truncate(
+    token_ids: TokenIds, most: int | None, max_model_len: int, side: str | None = None
+) -> TokenIds:
     """The last ``most`` ids; -1 is the whole context, None is no truncation.
+
+    Args:
+        side: the end that is cut: "left", as None is, or "right", which keeps the first ids.
 
     Raises:
         InvalidParameterError: ``most`` is over the context.
@@ -124,4 +124,5 @@ def truncate(token_ids: TokenIds, most: int | None, max_model_len: int) -> Token
             "truncate_prompt_tokens",
         )
     # One token of the context is the answer's.
-    return token_ids[-(max_model_len - 1 if most == -1 else most) :]
+    most = max_model_len - 1 if most == -1 else most
+    return token_ids[:most] if side == "right" else token_ids[-most:]

@@ -90,12 +90,17 @@ class ModelSource:
     @cached_property
     def hf_config(self) -> dict[str, Any]:
         """A folder's config.json, with the user's overrides."""
-        return {**read_json(self.path / "config.json"), **(self.config.hf_overrides or {})}
+        return _overridden(read_json(self.path / "config.json"), self.config.config_overrides)
 
     @cached_property
     def model_config(self) -> ModelConfig:
         """The model's shape."""
         if self.gguf is not None:
+            if self.config.rope_scaling or self.config.rope_theta is not None:
+                raise ModelLoadError(
+                    f"{self.path}: rope_scaling and rope_theta are config.json's: override a GGUF "
+                    "file's own keys by hf_overrides"
+                )
             return _config_from_gguf(self.gguf, self.config.hf_overrides or {})
         _ = self.scheme  # refuses an unknown one
         try:
@@ -386,6 +391,27 @@ def _template_of(files: TokenizerFiles, name: str) -> str | None:
     elif not is_default:
         return None
     return found if isinstance(found, str) else None
+
+
+def _overridden(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json with the user's values in place of its own.
+
+    Guides name the rotary embedding's settings as transformers 4 does, ``rope_scaling`` and
+    ``rope_theta``. They change what transformers 5 has written as ``rope_parameters``, too.
+    """
+    merged = {**values, **overrides}
+    written = values.get("rope_parameters")
+    is_flat = isinstance(written, Mapping) and not any(
+        isinstance(one, Mapping) for one in written.values()
+    )
+    named = dict(overrides.get("rope_scaling") or {})
+    if "type" in named:
+        named.setdefault("rope_type", named.pop("type"))
+    if overrides.get("rope_theta") is not None:
+        named["rope_theta"] = overrides["rope_theta"]
+    if is_flat and named and "rope_parameters" not in overrides:
+        merged["rope_parameters"] = {**(written or {}), **named}
+    return merged
 
 
 def _config_from_gguf(file: GgufFile, overrides: Mapping[str, Any]) -> ModelConfig:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from octavo.runner.cuda_graphs import Shapes, StepShape, exact_shape
 from octavo.runner.gpu_sampling import Needs
-from octavo.runner.logprobs import TokenLogprobs, copy_logprobs
+from octavo.runner.logprobs import TokenLogprobs
 from octavo.runner.masks import FillMasks, RowMasks
 from octavo.runner.prompt_scorer import PromptSpan, ScoredRows, moved
 
@@ -95,7 +95,8 @@ class ConstrainedSteps:
         """Start the sampler, and the copy of the log probabilities that the step needs."""
         host = self._host or self._make_buffers()
         length = host.fill(fill)
-        adjusted, num_logprobs = step.needs.adjusted, step.needs.num_logprobs
+        needs = step.needs
+        adjusted, num_logprobs = needs.adjusted, needs.num_logprobs
         key = (step.shape, adjusted)
         # Graphs do not keep the logits that log probabilities are of.
         captured = step.captured and num_logprobs < 0
@@ -104,7 +105,10 @@ class ConstrainedSteps:
             for shard in reversed(self._mesh.shards):
                 shard.replay_choice(key, self._of_rank[shard.rank], host, length)
             return None
-        raw = step.logits[0].clone() if num_logprobs >= 0 else None
+        logits = step.logits[0]
+        if num_logprobs >= 0 and needs.records is None:
+            # A mask changes the logits, whether or not anything else does.
+            logits = logits.clone()
         staged = host.packed[:length]
         ids = self._mesh.each(
             lambda shard: shard.choose(
@@ -116,10 +120,10 @@ class ConstrainedSteps:
                 captured=captured,
             )
         )[0]
-        if raw is None:
+        if num_logprobs < 0:
             return None
         num = step.num_samples
-        return copy_logprobs(raw[:num], ids[:num], num_logprobs)
+        return needs.copy_logprobs(logits[:num], ids[:num])
 
     def _make_buffers(self) -> RowMasks:
         pinned = self._lead.stream is not None

@@ -25,6 +25,7 @@ from octavo.runner.input_batch import InputBatch
 from octavo.runner.kv_cache import KVCachePlan, allocate_kv_cache
 from octavo.runner.library_pages import drop_library_pages
 from octavo.runner.loading import LoadedModel, ModelPart
+from octavo.runner.logprobs import LogprobsMode
 from octavo.runner.masks import FillMasks, Masks, empty_masks
 from octavo.runner.mesh import Mesh
 from octavo.runner.prompt_scorer import PromptScorer, PromptSpan, ScoredRows, collected
@@ -62,6 +63,7 @@ class EagerShard:
         sizes: StepSizes,
         kv_dtype: torch.dtype,
         vocab_size: int,
+        logprobs_mode: LogprobsMode,
         *,
         is_last: bool = True,
     ) -> None:
@@ -69,7 +71,7 @@ class EagerShard:
         self.kv_caches = allocate_kv_cache(plan, self.model.config, kv_dtype, self.device)
         self.model.bind_kv_cache(self.kv_caches)
         self.batch = InputBatch(sizes.max_num_seqs, sizes.max_blocks_per_seq, self.device)
-        self.prompt_scorer = PromptScorer(self.model.compute_logits, vocab_size)
+        self.prompt_scorer = PromptScorer(self.model.compute_logits, vocab_size, logprobs_mode)
         self._spare_slot = sizes.max_num_seqs
         self._is_last = is_last
         # A CPU reads the plan where the core wrote it.
@@ -165,6 +167,7 @@ class EagerRunner:
         self.max_num_seqs = self._sizes.max_num_seqs
         self.max_num_batched_tokens = self._sizes.max_num_batched_tokens
         self.max_model_len = self._sizes.max_model_len
+        mode = LogprobsMode.of(loaded.config.logprobs_mode)
         *earlier, self.mesh = (
             stage.map(
                 functools.partial(
@@ -173,6 +176,7 @@ class EagerRunner:
                     sizes=self._sizes,
                     kv_dtype=loaded.kv_dtype,
                     vocab_size=loaded.shape.vocab_size,
+                    logprobs_mode=mode,
                     is_last=stage is loaded.mesh,
                 )
             )
@@ -181,7 +185,7 @@ class EagerRunner:
         self._earlier: list[Mesh[EagerShard]] = earlier
         self.model = self.mesh.lead.model
         self.prompt_scorer = self.mesh.lead.prompt_scorer
-        self.sampler = Sampler(self.max_num_seqs, loaded.config.seed)
+        self.sampler = Sampler(self.max_num_seqs, loaded.config.seed, mode)
         self._buffer = StagingBuffer(self._sizes.plan_len, pinned=loaded.device.type != "cpu")
         # Made with the first constrained step.
         self._masks: Masks | None = None

@@ -20,6 +20,13 @@ from torch import Tensor
 
 from octavo.kernels.gpu.adjust_logits import IN_PROMPT, MAX_COUNT
 from octavo.kernels.gpu.ops import SamplingState
+from octavo.runner.logprobs import (
+    RAW_LOGPROBS,
+    LogprobsMode,
+    TokenLogprobs,
+    copy_logprobs,
+    processed_logits,
+)
 from octavo.runner.request_state import RequestState
 from octavo.runner.slots import SlotRecords
 
@@ -32,13 +39,22 @@ class Needs(NamedTuple):
     """The demands of a step's samples together, beyond their slots' records.
 
     ``num_logprobs``: -1 is none; ``keep_raw``: of logits as they were before they were adjusted;
-    ``tracked``: (row, request) whose ids the host must know.
+    ``tracked``: (row, request) whose ids the host must know; ``normalizes``: log probabilities, not
+    logits; ``records``: of the rows, where the logits are to be processed as drawing does.
     """
 
     adjusted: bool
     num_logprobs: int
     keep_raw: bool
     tracked: Sequence[tuple[int, RequestState]]
+    normalizes: bool = True
+    records: NDArray[np.int32] | None = None
+
+    def copy_logprobs(self, logits: Tensor, ids: Tensor) -> TokenLogprobs:
+        """The log probabilities, or logits, of a step's samples; logits [S, V], ids [S]."""
+        if self.records is not None:
+            logits = processed_logits(logits, self.records, ids)
+        return copy_logprobs(logits, ids, self.num_logprobs, normalizes=self.normalizes)
 
 
 PLAIN = Needs(False, -1, False, ())
@@ -47,8 +63,16 @@ PLAIN = Needs(False, -1, False, ())
 class GpuSampling:
     """Sampling state by slot; the last slot is the padding's. ``seed``: of requests without one."""
 
-    def __init__(self, max_num_seqs: int, vocab_size: int, seed: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        max_num_seqs: int,
+        vocab_size: int,
+        seed: int,
+        device: torch.device,
+        mode: LogprobsMode = RAW_LOGPROBS,
+    ) -> None:
         n = max_num_seqs + 1
+        self._mode = mode
         self._random = random.Random(seed)
         self._device = device
         self._records = SlotRecords(n)
@@ -173,19 +197,16 @@ class GpuSampling:
 
     # ---------------------------------------------------------------------------------- steps
 
-    def adjusts(self, slots: NDArray[np.int32]) -> bool:
-        """True if the logits of some of these slots are changed before sampling."""
-        return bool(self._adjusts[slots].any())
-
-    def tracks(self, slots: NDArray[np.int32]) -> bool:
-        """True if the host needs the output tokens of some of these slots."""
-        return bool(self._tracks[slots].any())
-
-    def num_logprobs(self, slots: NDArray[np.int32]) -> int:
-        """The most log probabilities asked for by one of these slots; -1: by none."""
-        return int(self._num_logprobs[slots].max(initial=-1))
-
-    def states_of(self, slots: NDArray[np.int32]) -> list[tuple[int, RequestState]]:
-        """(row, request) of the slots whose tokens are tracked."""
+    def needs(self, slots: NDArray[np.int32]) -> Needs:
+        """The demands of a step that samples in these slots [S]."""
+        adjusted = bool(self._adjusts[slots].any())
+        num_logprobs = int(self._num_logprobs[slots].max(initial=-1))
         rows = np.flatnonzero(self._tracks[slots]).tolist()
-        return [(row, self._states[int(slots[row])]) for row in rows]
+        tracked = [(row, self._states[int(slots[row])]) for row in rows]
+        if num_logprobs < 0:
+            return Needs(adjusted, num_logprobs, False, tracked)
+        is_raw = not self._mode.is_processed
+        records = None if is_raw else self._records.rows[slots]
+        return Needs(
+            adjusted, num_logprobs, adjusted and is_raw, tracked, self._mode.normalizes, records
+        )

@@ -45,7 +45,7 @@ from octavo.runner.cuda_graphs import (
 )
 from octavo.runner.gpu_sampling import PLAIN, GpuSampling, Needs
 from octavo.runner.loading import LoadedModel
-from octavo.runner.logprobs import TokenLogprobs, copy_logprobs
+from octavo.runner.logprobs import LogprobsMode, TokenLogprobs
 from octavo.runner.masks import FillMasks
 from octavo.runner.prompt_scorer import PromptSpan, ScoredRows, collected, moved
 from octavo.runner.request_state import RequestState
@@ -114,7 +114,11 @@ class GraphRunner:
         streams = [open_stream(part.device) for part in parts]
         tables = [
             GpuSampling(
-                max_num_seqs(loaded), loaded.shape.vocab_size, loaded.config.seed, part.device
+                max_num_seqs(loaded),
+                loaded.shape.vocab_size,
+                loaded.config.seed,
+                part.device,
+                LogprobsMode.of(loaded.config.logprobs_mode),
             )
             for part in parts
         ]
@@ -396,9 +400,7 @@ class GraphRunner:
                 )
             logprobs = None
             if needs.num_logprobs >= 0:
-                logprobs = copy_logprobs(
-                    logits[:num_samples], ids[:num_samples], needs.num_logprobs
-                )
+                logprobs = needs.copy_logprobs(logits[:num_samples], ids[:num_samples])
             self._device_thread = get_ident()
             if self._driver is not None:
                 self._driver.record_event(arriving.handle)
@@ -449,10 +451,7 @@ class GraphRunner:
         if not sampling.demanding:
             return PLAIN
         slots = buffer.array[batch.sample_slots_offset :][: batch.num_samples]
-        adjusted, num_logprobs = sampling.adjusts(slots), sampling.num_logprobs(slots)
-        tracked = sampling.states_of(slots) if sampling.tracks(slots) else ()
-        # Log probabilities are of the model's own logits, before they were adjusted.
-        return Needs(adjusted, num_logprobs, adjusted and num_logprobs >= 0, tracked)
+        return sampling.needs(slots)
 
     def _write_records(
         self, batch: ScheduledBatch, buffer: StagingBuffer, requests: Mapping[int, RequestState]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor
 
-from octavo.runner.logprobs import copy_logprobs
+from octavo.runner.logprobs import LogprobsMode, copy_logprobs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,10 +73,14 @@ class PromptScorer:
     Args:
         compute_logits: hidden rows [R, D] -> float32 [R, V].
         vocab_size: V.
+        mode: what is reported; a prompt's tokens are not drawn, and so not processed.
     """
 
-    def __init__(self, compute_logits: Callable[[Tensor], Tensor], vocab_size: int) -> None:
+    def __init__(
+        self, compute_logits: Callable[[Tensor], Tensor], vocab_size: int, mode: LogprobsMode
+    ) -> None:
         self._compute_logits = compute_logits
+        self._mode = mode
         self._max_rows = max(1, MAX_LOGITS_BYTES // (4 * vocab_size))
         # Slot -> the request there whose prompt is not planned to its end.
         self.unscored: dict[int, RequestState] = {}
@@ -135,7 +139,7 @@ class PromptScorer:
             pin_memory=logits.is_cuda,
         )
         own = tokens.to(logits.device, non_blocking=True)
-        scored = copy_logprobs(logits, own, rows.num_logprobs)
+        scored = copy_logprobs(logits, own, rows.num_logprobs, normalizes=self._mode.normalizes)
         return ScoredRows(rows, first, scored.ids, scored.values, scored.ranks)
 
 

@@ -2,7 +2,8 @@
 
 The order is vLLM's: allowed ids, bad words of one token, min_tokens, logit bias, penalties, and
 last of all the masks of grammars and of longer bad words; then the maximum, or temperature, min-p,
-top-k, top-p and one draw. Log probabilities are of the raw logits. A row's token depends on its own
+top-k, top-p and one draw. Log probabilities are of the raw logits, unless the operator wants them
+of what is drawn from (``LogprobsMode``). A row's token depends on its own
 logits, its request's seed and how many tokens came before: never on what else is in the batch.
 """
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from octavo.kernels.slots import NUM_PROMPT_TOKENS, TEMPERATURE
 from octavo.runner.draw import Floats, Ints, draw, uniforms
+from octavo.runner.logprobs import RAW_LOGPROBS, LogprobsMode, processed_logits
 from octavo.runner.masks import Masks
 from octavo.runner.request_state import RequestState
 from octavo.runner.slots import SlotRecords, column_of, seeds_of
@@ -82,8 +84,9 @@ class _SlotState:
 class Sampler:
     """Sampling state by slot. ``seed``: of requests that bring none."""
 
-    def __init__(self, max_num_seqs: int, seed: int) -> None:
+    def __init__(self, max_num_seqs: int, seed: int, mode: LogprobsMode = RAW_LOGPROBS) -> None:
         self._random = random.Random(seed)
+        self._mode = mode
         n = max_num_seqs
         self._slots: list[_SlotState | None] = [None] * n
         # Not plain greedy: the one test that a step of greedy requests takes.
@@ -129,8 +132,8 @@ class Sampler:
         processed = raw
         without_any: list[int] = []
         if masks is not None or self._processes[slots].any():
-            # Log probabilities are of the model's own logits.
-            processed = raw.copy() if wanted.max() >= 0 else raw
+            keeps_raw = wanted.max() >= 0 and not self._mode.is_processed
+            processed = raw.copy() if keeps_raw else raw
             self._process(processed, slots, num_outputs)
             if masks is not None:
                 without_any = masks.apply(processed)
@@ -150,7 +153,10 @@ class Sampler:
             self._track(slots[row], int(token_ids[row]))
         if wanted.max() < 0:
             return SampledTokens(token_ids)
-        return _with_logprobs(raw, token_ids, wanted)
+        if self._mode.is_processed:
+            chosen_ids = torch.from_numpy(token_ids)
+            raw = processed_logits(torch.from_numpy(processed), records, chosen_ids).numpy()
+        return _with_logprobs(raw, token_ids, wanted, normalizes=self._mode.normalizes)
 
     def _process(self, logits: Floats, slots: NDArray[np.int32], num_outputs: Ints) -> None:
         """Everything that changes logits before the maximum is taken, in place."""
@@ -200,7 +206,9 @@ def _penalize(row: Floats, slot: _SlotState) -> None:
     row[counts.ids] = values
 
 
-def _with_logprobs(raw: Floats, token_ids: NDArray[np.int32], wanted: Ints) -> SampledTokens:
+def _with_logprobs(
+    raw: Floats, token_ids: NDArray[np.int32], wanted: Ints, *, normalizes: bool
+) -> SampledTokens:
     """Log probabilities of the rows that ask for them, scattered among all rows."""
     num_rows, most = len(token_ids), int(wanted.max())
     rows = np.flatnonzero(wanted >= 0)
@@ -214,7 +222,8 @@ def _with_logprobs(raw: Floats, token_ids: NDArray[np.int32], wanted: Ints) -> S
     logprobs = np.zeros((num_rows, 1 + most), np.float32)
     ranks = np.zeros(num_rows, np.int32)
     ids[rows] = np.concatenate([chosen, best_ids.numpy()], axis=1)
-    total = logits.logsumexp(-1, keepdim=True).numpy()
-    logprobs[rows] = np.concatenate([logit, best.numpy()], axis=1) - total
+    logprobs[rows] = np.concatenate([logit, best.numpy()], axis=1)
+    if normalizes:
+        logprobs[rows] -= logits.logsumexp(-1, keepdim=True).numpy()
     ranks[rows] = np.count_nonzero(raw > logit, axis=1) + 1
     return SampledTokens(token_ids, ids, logprobs, ranks)

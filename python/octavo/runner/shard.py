@@ -30,6 +30,7 @@ from octavo.runner.cuda_graphs import GraphCache, StepShape, computing
 from octavo.runner.gpu_sampling import GpuSampling
 from octavo.runner.kv_cache import KVCachePlan, allocate_kv_cache
 from octavo.runner.loading import LoadedModel, ModelPart
+from octavo.runner.logprobs import LogprobsMode
 from octavo.runner.masks import RowMasks
 from octavo.runner.prompt_scorer import PromptScorer, PromptSpan, ScoredRows
 from octavo.runner.sizing import StepSizes, max_num_seqs, max_step_tokens
@@ -88,7 +89,8 @@ class GpuShard:
         self._thread: int | None = None
         caches = allocate_kv_cache(plan, self.model.config, loaded.kv_dtype, self.device)
         self.model.bind_kv_cache(caches)
-        self.prompt_scorer = PromptScorer(self.model.compute_logits, loaded.shape.vocab_size)
+        mode = LogprobsMode.of(loaded.config.logprobs_mode)
+        self.prompt_scorer = PromptScorer(self.model.compute_logits, loaded.shape.vocab_size, mode)
         prepare = None
         if self.driver is not None and stream is not None and loaded.mesh.exchange.size > 1:
             barrier = functools.partial(loaded.mesh.exchange.barrier, part.rank)

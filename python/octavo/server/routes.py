@@ -38,7 +38,7 @@ from octavo.server.openai.protocol import (
     DETOKENIZE_BODY,
     TOKENIZE_BODY,
 )
-from octavo.server.openai.tokenize import detokenize, tokenize
+from octavo.server.openai.tokenize import detokenize, tokenize, tokenizer_info
 from octavo.server.pooling.classify import classify
 from octavo.server.pooling.cohere import embed
 from octavo.server.pooling.embeddings import embeddings
@@ -155,6 +155,9 @@ ROUTES: Final[tuple[Entry, ...]] = (
     Entry("/openapi.json", ("GET",), openapi),
 )
 
+# Off by default, as in vLLM: a template of one's own may be nobody's business.
+TOKENIZER_INFO: Final = Entry("/tokenizer_info", ("GET",), tokenizer_info)
+
 # Refusals that an operator counts: the server's state, not the client's mistake.
 _COUNTED: Final = (QueueFullError, DrainingError, LoadingError, RequestTooLongError)
 
@@ -183,9 +186,12 @@ class Endpoint:
 
 
 def _entries(state: ServerState) -> list[Entry]:
-    """The table, and the routes of the other APIs that the operator wants."""
+    """The table, and the routes that the operator wants beside it."""
     others = dict.fromkeys(state.config.compat)
-    return [*ROUTES, *(Entry(*row) for name in others for row in COMPAT_ROUTES[name])]
+    entries = [*ROUTES, *(Entry(*row) for name in others for row in COMPAT_ROUTES[name])]
+    if state.config.enable_tokenizer_info_endpoint:
+        entries.append(TOKENIZER_INFO)
+    return entries
 
 
 def make_app(state: ServerState, entries: Iterable[Entry] | None = None) -> App:

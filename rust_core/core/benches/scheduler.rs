@@ -5,7 +5,7 @@ use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use octavo_core::engine::outbox::Delivery;
 use octavo_core::engine::{AddRequest, EngineCore, Sampled};
 use octavo_core::scheduler::batch::Staging;
-use octavo_core::scheduler::{Policy, SchedulerConfig};
+use octavo_core::scheduler::{LongPrefill, Policy, SchedulerConfig};
 
 const BLOCK_SIZE: usize = 16;
 const MAX_MODEL_LEN: usize = 1 << 20;
@@ -28,6 +28,7 @@ impl Decoding {
                 max_model_len: MAX_MODEL_LEN,
                 enable_prefix_caching: true,
                 enable_chunked_prefill: true,
+                long_prefill: LongPrefill::default(),
                 policy: Policy::Fcfs,
             },
             1,

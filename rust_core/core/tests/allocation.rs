@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use octavo_core::engine::outbox::Delivery;
 use octavo_core::engine::{AddRequest, EngineCore, Sampled};
 use octavo_core::scheduler::batch::Staging;
-use octavo_core::scheduler::{Policy, SchedulerConfig};
+use octavo_core::scheduler::{LongPrefill, Policy, SchedulerConfig};
 
 struct Counting;
 
@@ -48,6 +48,7 @@ fn steady_decode_does_not_allocate() {
             max_model_len: 4096,
             enable_prefix_caching: true,
             enable_chunked_prefill: true,
+            long_prefill: LongPrefill::default(),
             policy: Policy::Fcfs,
         },
         1,

@@ -8,7 +8,7 @@ use octavo_core::engine::outbox::Delivery;
 use octavo_core::engine::{AddRequest, EngineCore, Sampled};
 use octavo_core::scheduler::batch::{ScheduledBatch, Staging};
 use octavo_core::scheduler::request::FinishReason;
-use octavo_core::scheduler::{Policy, SchedulerConfig};
+use octavo_core::scheduler::{LongPrefill, Policy, SchedulerConfig};
 use octavo_core::text::matcher::{
     Accepted, Constraint, Grammar, GrammarKind, GrammarOptions, GrammarSource, Grammars,
     GrammarsConfig, Matcher, ReasoningTokens, Trigger,
@@ -755,6 +755,7 @@ impl Run {
             max_model_len: 200,
             enable_prefix_caching: true,
             enable_chunked_prefill: true,
+            long_prefill: LongPrefill::default(),
             policy: Policy::Fcfs,
         };
         let core = EngineCore::new(config, 1, Some(tokenizer())).unwrap();

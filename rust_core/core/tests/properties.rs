@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Wish, World};
-use octavo_core::scheduler::{Policy, SchedulerConfig};
+use octavo_core::scheduler::{LongPrefill, Policy, SchedulerConfig};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -79,7 +79,7 @@ fn configs() -> impl Strategy<Value = SchedulerConfig> {
         1usize..=5,
         1usize..=18,
         8usize..=24,
-        any::<[bool; 3]>(),
+        any::<[bool; 5]>(),
     )
         .prop_map(
             |(
@@ -88,7 +88,7 @@ fn configs() -> impl Strategy<Value = SchedulerConfig> {
                 max_num_seqs,
                 budget,
                 max_model_len,
-                [caching, chunked, fcfs],
+                [caching, chunked, fcfs, capped, is_adaptive],
             )| {
                 SchedulerConfig {
                     num_blocks,
@@ -98,6 +98,10 @@ fn configs() -> impl Strategy<Value = SchedulerConfig> {
                     max_model_len,
                     enable_prefix_caching: caching,
                     enable_chunked_prefill: chunked,
+                    long_prefill: LongPrefill {
+                        threshold: if capped { 3 } else { 0 },
+                        is_adaptive,
+                    },
                     policy: if fcfs { Policy::Fcfs } else { Policy::Priority },
                 }
             },

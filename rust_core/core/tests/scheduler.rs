@@ -5,7 +5,7 @@ mod common;
 
 use common::{Wish, World, config};
 use octavo_core::scheduler::request::FinishReason;
-use octavo_core::scheduler::{Policy, SchedulerConfig};
+use octavo_core::scheduler::{LongPrefill, Policy, SchedulerConfig};
 
 fn ids(world: &World) -> Vec<u64> {
     world
@@ -69,6 +69,54 @@ fn without_chunks_a_prompt_waits_for_a_step_that_holds_it_whole() {
     assert_eq!(world.in_flight[0].batch.num_tokens, 16);
     world.update();
     world.finish(1, 50);
+}
+
+#[test]
+fn a_long_prompt_leaves_others_their_share_of_a_step() {
+    // The limit, or half of a step, until the second prompt is over.
+    let wanted = [
+        (false, vec![4 + 4, 4 + 4, 4 + 3]),
+        (true, vec![8 + 8, 8 + 3]),
+    ];
+    for (is_adaptive, sizes) in wanted {
+        let mut world = World::new(SchedulerConfig {
+            long_prefill: LongPrefill {
+                threshold: 4,
+                is_adaptive,
+            },
+            ..config(32, 4)
+        });
+        world.add(&Wish::new(&[7; 20], 2));
+        // Alone it takes the whole step.
+        world.schedule();
+        assert_eq!(world.in_flight[0].batch.num_tokens, 16);
+        world.update();
+        world.finish(1, 50);
+
+        world.add(&Wish::new(&[8; 20], 1));
+        world.add(&Wish::new(&[9; 11], 1));
+        for size in sizes {
+            world.schedule();
+            assert_eq!(world.in_flight[0].batch.num_tokens, size, "{is_adaptive}");
+            world.update();
+        }
+        world.finish(1, 50);
+    }
+}
+
+#[test]
+fn a_long_prompt_is_split_only_where_prompts_may_be() {
+    let mut world = World::new(SchedulerConfig {
+        enable_chunked_prefill: false,
+        long_prefill: LongPrefill {
+            threshold: 4,
+            is_adaptive: false,
+        },
+        ..config(32, 4)
+    });
+    world.add(&Wish::new(&prompt(8), 1));
+    world.add(&Wish::new(&[9; 8], 1));
+    assert_eq!(step(&mut world), [0, 1]);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use octavo_core::engine::outbox::{Delivery, Delta};
 use octavo_core::engine::{AddRequest, EngineCore, Sampled};
 use octavo_core::scheduler::batch::Staging;
 use octavo_core::scheduler::request::{FinishReason, StopReason};
-use octavo_core::scheduler::{Policy, SchedulerConfig};
+use octavo_core::scheduler::{LongPrefill, Policy, SchedulerConfig};
 use octavo_core::text::sse::SseTemplate;
 use octavo_core::text::tokenizer::Tokenizer;
 
@@ -48,6 +48,7 @@ fn core() -> EngineCore {
         max_model_len: 64,
         enable_prefix_caching: true,
         enable_chunked_prefill: true,
+        long_prefill: LongPrefill::default(),
         policy: Policy::Fcfs,
     };
     EngineCore::new(config, 1, Some(tokenizer())).unwrap()

@@ -11,7 +11,7 @@ use octavo_core::engine::outbox::{Delivery, Extra};
 use octavo_core::engine::{AddRequest, EngineCore, Sampled, SampledLogprobs};
 use octavo_core::error::Error;
 use octavo_core::scheduler::batch::{self, StagingLimits};
-use octavo_core::scheduler::{Policy, SchedulerConfig};
+use octavo_core::scheduler::{LongPrefill, Policy, SchedulerConfig};
 use pyo3::buffer::{Element, PyBuffer};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -180,7 +180,8 @@ impl PyEngineCore {
     #[new]
     #[pyo3(signature = (
         *, num_blocks, block_size, max_num_seqs, max_num_batched_tokens, max_model_len,
-        enable_prefix_caching=true, enable_chunked_prefill=true, policy="fcfs", stream_interval=1,
+        enable_prefix_caching=true, enable_chunked_prefill=true, long_prefill_token_threshold=0,
+        long_prefill_token_threshold_adaptive=false, policy="fcfs", stream_interval=1,
         tokenizer=None
     ))]
     #[allow(clippy::too_many_arguments)] // keyword arguments of the Python constructor
@@ -193,6 +194,8 @@ impl PyEngineCore {
         max_model_len: usize,
         enable_prefix_caching: bool,
         enable_chunked_prefill: bool,
+        long_prefill_token_threshold: usize,
+        long_prefill_token_threshold_adaptive: bool,
         policy: &str,
         stream_interval: u32,
         tokenizer: Option<&PyTokenizer>,
@@ -214,6 +217,10 @@ impl PyEngineCore {
             max_model_len,
             enable_prefix_caching,
             enable_chunked_prefill,
+            long_prefill: LongPrefill {
+                threshold: long_prefill_token_threshold,
+                is_adaptive: long_prefill_token_threshold_adaptive,
+            },
             policy,
         };
         let tokenizer = tokenizer.map(|tokenizer| Arc::clone(&tokenizer.inner));

@@ -86,9 +86,20 @@ async def show(state: ServerState, exchange: Exchange) -> None:
                 f"{architecture}.context_length": model.engine.max_model_len,
                 f"{architecture}.embedding_length": shape.hidden_size,
             },
-            "capabilities": ["completion"] if model.engine.pooling is None else ["embedding"],
+            "capabilities": _capabilities(model),
         }
     )
+
+
+def _capabilities(model: ServedModel) -> list[str]:
+    if model.engine.pooling is not None:
+        return ["embedding"]
+    found = ["completion"]
+    if model.has_template and model.chat_format.tool_calls is not None:
+        found.append("tools")
+    if model.has_template and model.chat_format.reasoning_markers is not None:
+        found.append("thinking")
+    return found
 
 
 async def version(state: ServerState, exchange: Exchange) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
-from octavo.server.compat import ollama, ollama_models, tgi
+from octavo.server.compat import ollama, ollama_models, ollama_protocol, tgi
 from octavo.server.compat.errors import error_body
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ def _get(path: str, handler: Handler) -> Row:
 
 COMPAT_ROUTES: Final[dict[str, tuple[Row, ...]]] = {
     "ollama": (
-        _post("/api/chat", ollama.chat, ollama.CHAT_BODY),
-        _post("/api/generate", ollama.generate, ollama.GENERATE_BODY),
+        _post("/api/chat", ollama.chat, ollama_protocol.CHAT_BODY),
+        _post("/api/generate", ollama.generate, ollama_protocol.GENERATE_BODY),
         _post("/api/embed", ollama_models.embed, ollama_models.EMBED_BODY),
         _post("/api/show", ollama_models.show, ollama_models.SHOW_BODY, admits=False),
         _get("/api/tags", ollama_models.tags),

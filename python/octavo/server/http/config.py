@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from octavo.config import _flag as flag
+
+# What a request may ask of reasoning: OpenAI's words, and those of other interfaces.
+EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +97,9 @@ class ServerConfig:
         15.0, "answers", "seconds of silence after which a stream gets a comment; 0: never"
     )
 
+    enable_tokenizer_info_endpoint: bool = flag(
+        False, "answers", "serve /tokenizer_info: the chat template and the special tokens"
+    )
     # Empty: routes that nobody asked for are only more to guard.
     compat: tuple[Literal["ollama", "tgi"], ...] = flag(
         (), "answers", "further APIs to serve", many=True, choices=("ollama", "tgi")
@@ -115,8 +121,9 @@ class ServerConfig:
     exclude_tools_when_tool_choice_none: bool = flag(
         False, "tools", "describe no tools to the model where tool_choice is none"
     )
-    tool_parser_plugin: str | None = flag(
-        None, "tools", "refused: octavo never runs code from a plug-in; see --tool-call-parser"
+    # None: a template that knows other efforts than its clients send is the exception.
+    reasoning_effort_map: dict[str, str] | None = flag(
+        None, "tools", "JSON: the template's word for each reasoning effort of a request"
     )
 
     # --- agents ---
@@ -157,11 +164,11 @@ class ServerConfig:
             raise ValueError(f"root_path must begin with '/', not {self.root_path!r}")
         if any(not key for key in self.api_key):
             raise ValueError("api_key must not be empty")
-        if self.tool_parser_plugin:
-            raise ValueError(
-                "tool_parser_plugin is refused: octavo never runs code from a plug-in; its own "
-                "formats are named by --tool-call-parser"
-            )
+        for effort, word in (self.reasoning_effort_map or {}).items():
+            if effort not in EFFORTS or not isinstance(word, str):
+                raise ValueError(
+                    f"reasoning_effort_map must give a word for some of {', '.join(EFFORTS)}"
+                )
         for name in ("ssl_keyfile", "ssl_ca_certs", "ssl_ciphers"):
             if getattr(self, name) is not None and self.ssl_certfile is None:
                 raise ValueError(f"{name} needs ssl_certfile")

@@ -101,6 +101,10 @@ def integer(least: int = -INT32_MAX, most: int = INT32_MAX) -> Check:
     return checked
 
 
+# Of the scheduler's queue: any 64-bit integer, the lowest first.
+PRIORITY: Final = integer(-INT64_MAX - 1, INT64_MAX)
+
+
 def number(**bounds: float) -> Check:
     """A number, or a string of one.
 
@@ -253,6 +257,8 @@ def json_objects(name: str, value: Any) -> list[dict[str, Any]]:
 
 
 _BIAS = number()
+# Enough to see what went wrong; a message is one line.
+_MAX_NAMED: Final = 8
 
 
 def logit_bias(name: str, value: Any, most: int) -> dict[int, float]:
@@ -260,10 +266,13 @@ def logit_bias(name: str, value: Any, most: int) -> dict[int, float]:
     if not isinstance(value, dict):
         raise invalid(name, "an object of token id -> bias", value)
     limits.check_count(name, value, most)
-    bias: dict[int, float] = {}
-    for key, entry in value.items():
-        # Not int(key): it takes " 1_0", and digits of other scripts.
-        if not (key.isascii() and key.isdigit() and len(key) <= 10):
-            raise invalid(name, "an object whose keys are token ids", key)
-        bias[int(key)] = _BIAS(name, entry)
-    return bias
+    # Not int(key): it takes " 1_0", and digits of other scripts.
+    wrong = [k for k in value if not (k.isascii() and k.isdigit() and len(k) <= 10)]
+    if wrong:
+        named = ", ".join(map(shorten, wrong[:_MAX_NAMED])) + (
+            ", ..." if len(wrong) > _MAX_NAMED else ""
+        )
+        raise InvalidParameterError(
+            f"{name} must be an object whose keys are token ids, not {named}", name
+        )
+    return {int(key): _BIAS(name, entry) for key, entry in value.items()}

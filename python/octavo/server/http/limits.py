@@ -118,10 +118,11 @@ def check_logit_bias(bias: Mapping[int, float]) -> None:
             )
 
 
-def check_logprobs(param: str, num_logprobs: int, max_logprobs: int) -> None:
+def check_logprobs(param: str, num_logprobs: int, max_logprobs: int, vocab_size: int) -> None:
     """``max_logprobs``: the most that the operator allows; -1 is no limit."""
-    if max_logprobs != -1 and num_logprobs > max_logprobs:
-        asked = "-1 (all)" if num_logprobs == ALL_LOGPROBS else num_logprobs
+    asks_for_all = num_logprobs == ALL_LOGPROBS
+    if max_logprobs != -1 and (vocab_size if asks_for_all else num_logprobs) > max_logprobs:
+        asked = "-1 (all)" if asks_for_all else num_logprobs
         raise InvalidParameterError(
             f"{param} must be between 0 and {max_logprobs}, not {asked}", param
         )

@@ -12,7 +12,7 @@ from octavo.server.openai.functions import older_deltas, older_message
 from octavo.server.openai.logprobs import chat_logprobs, prompt_logprobs
 from octavo.server.openai.protocol import ChatRequest, parse_chat
 from octavo.server.work.answer import answer
-from octavo.server.work.chat import PLAIN, ChatPlan, plan_chat
+from octavo.server.work.chat import ChatPlan, plan_chat
 from octavo.server.work.prompts import encode_chat
 from octavo.server.work.usage import timings_object
 from octavo.text.tools import num_tool_calls
@@ -56,18 +56,19 @@ class ChatDialect(OpenAiDialect):
             conversation.tools = []
         prompt = await encode_chat(model, conversation)
         token_ids = truncate(
-            prompt.token_ids, request.truncate_prompt_tokens, model.engine.max_model_len
+            prompt.token_ids,
+            request.truncate_prompt_tokens,
+            model.engine.max_model_len,
+            request.truncation_side,
         )
-        plan = PLAIN
-        if use.tools or model.chat_format.reasoning_markers is not None:
-            plan = await plan_chat(
-                model,
-                conversation,
-                prompt,
-                use,
-                request.thinking_token_budget,
-                request.sampling.get("structured_outputs"),
-            )
+        plan = await plan_chat(
+            model,
+            conversation,
+            prompt,
+            use,
+            request.thinking_token_budget,
+            request.sampling.get("structured_outputs"),
+        )
         return ChatReply(request, model, request_id, [token_ids], plan)
 
 

@@ -42,7 +42,12 @@ class CompletionDialect(OpenAiDialect):
         add_special_tokens = request.add_special_tokens is not False
         encoded = await encode_prompts(engine, request.prompts, add_special_tokens)
         prompts = [
-            truncate(prompt, request.truncate_prompt_tokens, engine.max_model_len)
+            truncate(
+                prompt,
+                request.truncate_prompt_tokens,
+                engine.max_model_len,
+                request.truncation_side,
+            )
             for prompt in encoded
         ]
         echoes = [""] * len(prompts)

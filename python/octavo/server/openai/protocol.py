@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from octavo.errors import InvalidParameterError, UnsupportedParameterError, clip
 from octavo.server.http import fields, limits
 from octavo.server.http.body import BOOKKEEPING_FIELDS, Body
+from octavo.server.http.config import EFFORTS
 from octavo.server.openai import structured
 from octavo.server.openai.functions import (
     as_tool_messages,
@@ -56,6 +57,7 @@ class OpenAiRequest(GenerationRequest):
     # None: the operator's choice.
     return_tokens_as_token_ids: bool | None = None
     truncate_prompt_tokens: int | None = None
+    truncation_side: str | None = None
     # For the answer; echo with logprobs has the engine compute them too.
     prompt_logprobs: int | None = None
 
@@ -203,7 +205,7 @@ _FUNCTION_NAME: Final = {
     },
     "required": ["type", "function"],
 }
-_TOOLS: Final = fields.Check(
+TOOLS: Final = fields.Check(
     {
         "type": "array",
         "maxItems": MAX_TOOLS,
@@ -300,12 +302,13 @@ COMMON_FIELDS: Final[dict[str, fields.Check]] = {
     "model": fields.string(),
     "stream": _boolean,
     "stream_options": fields.json_object,
-    "priority": fields.integer(),
+    "priority": fields.PRIORITY,
     "cache_salt": fields.string(limits.MAX_CACHE_SALT_CHARS, least_chars=1),
     "request_id": fields.string(limits.MAX_REQUEST_ID_CHARS, least_chars=1),
     "return_token_ids": _boolean,
     "return_tokens_as_token_ids": _boolean,
     "truncate_prompt_tokens": fields.truncation,
+    "truncation_side": fields.one_of("left", "right"),
     "add_special_tokens": _boolean,
     "prompt_logprobs": _logprobs,
 }
@@ -316,7 +319,7 @@ TEMPLATE_FIELDS: Final[dict[str, fields.Check]] = {
     "continue_final_message": _boolean,
     "chat_template": fields.string(MAX_TEMPLATE_CHARS, least_chars=1),
     "chat_template_kwargs": _template_kwargs,
-    "tools": _TOOLS,
+    "tools": TOOLS,
 }
 
 _CONVERSATION_FIELDS: Final = frozenset(
@@ -333,7 +336,7 @@ CHAT_FIELDS: Final[dict[str, fields.Check]] = {
     "logprobs": _boolean,
     "top_logprobs": _logprobs,
     "documents": fields.json_objects,
-    "reasoning_effort": fields.one_of("none", "minimal", "low", "medium", "high", "xhigh", "max"),
+    "reasoning_effort": fields.one_of(*EFFORTS),
     "include_reasoning": _boolean,
     "thinking_token_budget": fields.integer(0),
     "tool_choice": _tool_choice,

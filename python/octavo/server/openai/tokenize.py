@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize."""
+"""POST /tokenize and /detokenize, GET /tokenizer_info."""
 
 from __future__ import annotations
 
@@ -33,6 +33,20 @@ async def tokenize(state: ServerState, exchange: Exchange) -> None:
             "max_model_len": engine.max_model_len,
             "tokens": list(tokens),
             "token_strs": strings,
+        }
+    )
+
+
+async def tokenizer_info(state: ServerState, exchange: Exchange) -> None:
+    """What a client must know to prepare texts as this model reads them, in transformers' words."""
+    model = state.model()
+    engine = model.engine
+    await exchange.respond_json(
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": engine.max_model_len,
+            **engine.special_tokens,
+            "chat_template": model.template_source,
         }
     )
 

@@ -38,12 +38,16 @@ async def embed(state: ServerState, exchange: Exchange) -> None:
             f"embedding_types: vectors of {size} numbers are no whole bytes", "embedding_types"
         )
     most = min(request.max_tokens or engine.max_model_len, engine.max_model_len)
-    cuts = request.truncate == "END"
-    texts = await encoded_texts(engine, request.texts, most if cuts else None, "texts")
+    side = {"START": "left", "END": "right"}.get(request.truncate)
+    texts = await encoded_texts(
+        engine, request.texts, None if side is None else most, "texts", side=side
+    )
     for text in texts:
         if len(text.token_ids) > most:
             raise RequestTooLongError(len(text.token_ids), most, "texts")
     pooled = await pool(state, exchange, engine, request, texts, "texts")
+
+    num_tokens = usage(texts)["prompt_tokens"]
 
     def body() -> dict[str, Any]:
         rows = cut_vectors(pooled, info, size)
@@ -53,7 +57,8 @@ async def embed(state: ServerState, exchange: Exchange) -> None:
             "texts": request.texts,
             "meta": {
                 "api_version": {"version": "2"},
-                "tokens": {"input_tokens": usage(texts)["prompt_tokens"]},
+                "billed_units": {"input_tokens": num_tokens, "image_tokens": 0},
+                "tokens": {"input_tokens": num_tokens},
             },
             "response_type": "embeddings_by_type",
         }

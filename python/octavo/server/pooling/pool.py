@@ -87,7 +87,9 @@ async def encoded_inputs(
 ) -> list[EncodedText]:
     """Each text of ``input``, off the event loop where these are long."""
     most = max_text_len(request.truncate_prompt_tokens, engine.max_model_len)
-    return await encoded_texts(engine, request.inputs, most, "input", request.add_special_tokens)
+    return await encoded_texts(
+        engine, request.inputs, most, "input", request.add_special_tokens, request.truncation_side
+    )
 
 
 async def encoded_texts(
@@ -96,16 +98,25 @@ async def encoded_texts(
     most: int | None,
     param: str,
     add_special_tokens: bool = True,
+    side: str | None = None,
 ) -> list[EncodedText]:
-    """Each of ``inputs``, of ``most`` tokens at most; ``param``: the field that they came in."""
+    """Each of ``inputs``, of ``most`` tokens at most; ``param``: the field that they came in.
+
+    ``side``: see ``encode_text``.
+    """
     tokenizer = engine.tokenizer
+
+    def cut(token_ids: Sequence[int]) -> Sequence[int]:
+        if most is None:
+            return token_ids
+        return token_ids[-most:] if side == "left" else token_ids[:most]
 
     def encode() -> list[EncodedText]:
         return [
             EncodedText(
-                encode_text(tokenizer, one, most, add_special_tokens)
+                encode_text(tokenizer, one, most, add_special_tokens, side)
                 if isinstance(one, str)
-                else one[:most]
+                else cut(one)
             )
             for one in inputs
         ]

@@ -41,6 +41,7 @@ class PoolingRequest:
 
     model: str | None = None
     truncate_prompt_tokens: int | None = None
+    truncation_side: str | None = None
     priority: int = 0
 
 
@@ -170,7 +171,8 @@ def _documents(name: str, value: Any) -> list[str]:
 _COMMON: Final[dict[str, fields.Check]] = {
     "model": fields.string(),
     "truncate_prompt_tokens": fields.truncation,
-    "priority": fields.integer(),
+    "truncation_side": fields.one_of("left", "right"),
+    "priority": fields.PRIORITY,
 }
 EMBEDDING_BODY: Final = Body(
     {
@@ -223,12 +225,12 @@ ENCODE_BODY: Final = Body(
 COHERE_EMBED_BODY: Final = Body(
     {
         "model": fields.string(),
-        "priority": fields.integer(),
+        "priority": fields.PRIORITY,
         "texts": _text_list,
         "embedding_types": _embedding_types,
         "output_dimension": fields.integer(1),
         "max_tokens": fields.integer(1),
-        "truncate": fields.one_of("NONE", "END"),
+        "truncate": fields.one_of("NONE", "START", "END"),
     },
     required=("texts",),
     # A kind of text is a prefix that some models are trained with; their files are not read for it.

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from octavo.errors import UnsupportedParameterError
 from octavo.pooling import EncodedText, cosine, encode_pair, encode_text, max_text_len, squash
 from octavo.server.pooling.pool import encoded, pool, usage
 from octavo.server.pooling.protocol import (
@@ -84,6 +85,10 @@ async def _scores(
     # A text that is paired several times is computed once where it is computed alone.
     plain = list(dict.fromkeys([*firsts, *seconds]))
     if info.task == "score":
+        if request.truncation_side == "left":
+            raise UnsupportedParameterError(
+                "truncation_side: left is not supported by a cross-encoder", "truncation_side"
+            )
 
         def encode_pairs() -> list[EncodedText]:
             couples = zip(firsts, seconds, strict=True)
@@ -96,7 +101,8 @@ async def _scores(
         return [squash(logits, squashes) for logits in vectors], pairs
 
     def encode_plain() -> list[EncodedText]:
-        return [EncodedText(encode_text(tokenizer, text, most)) for text in plain]
+        side = request.truncation_side
+        return [EncodedText(encode_text(tokenizer, text, most, side=side)) for text in plain]
 
     texts = await encoded(engine, plain, most, param, encode_plain)
     vectors = await pool(state, exchange, engine, request, texts, param)

@@ -11,6 +11,7 @@ import orjson
 from octavo.errors import InvalidParameterError
 from octavo.server.http import fields, limits
 from octavo.server.http.body import Body
+from octavo.server.http.config import EFFORTS
 from octavo.server.openai.protocol import COMMON_FIELDS, SAMPLING_FIELDS
 from octavo.server.responses.items import INPUT_CHECK, Item
 from octavo.server.responses.tools import TOOL_CHOICE, TOOLS, ResponseTools, make_tools
@@ -23,7 +24,6 @@ LOGPROBS: Final = "message.output_text.logprobs"
 _INCLUDE: Final = 64
 # OpenAI's.
 _METADATA: Final = 16
-_EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,12 +54,12 @@ class ResponsesRequest(GenerationRequest):
     echo: dict[str, Any] = field(default_factory=dict)
 
 
-@fields.check(type="object", properties={"effort": {"enum": [*_EFFORTS, None]}})
+@fields.check(type="object", properties={"effort": {"enum": [*EFFORTS, None]}})
 def _reasoning(name: str, value: Any) -> dict[str, Any]:
     given = fields.json_object(name, value)
     reasoning: dict[str, Any] = {"effort": None, "summary": None}
     if (effort := given.get("effort")) is not None:
-        reasoning["effort"] = fields.one_of(*_EFFORTS)(f"{name}.effort", effort)
+        reasoning["effort"] = fields.one_of(*EFFORTS)(f"{name}.effort", effort)
     if (summary := given.get("summary")) is not None:
         reasoning["summary"] = fields.string()(f"{name}.summary", summary)
     return reasoning

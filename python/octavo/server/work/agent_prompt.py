@@ -61,7 +61,7 @@ def _settle(model: ServedModel, conversation: Conversation) -> None:
     if model.config.normalize_agent_markers:
         messages = without_markers(messages)
     conversation.messages = as_turns(messages, takes_late_system=model.takes_late_system)
-    toggle, effort = model.chat_format.toggle, conversation.reasoning_effort
+    toggle, effort = model.chat_format.toggle, model.effort_of(conversation)
     if toggle is not None and effort not in (None, "none"):
         # Off by default in some models.
         conversation.chat_template_kwargs.setdefault(toggle, True)

@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from octavo.errors import OctavoError, RequestTooLongError
 from octavo.server.work.dialect import Request
 from octavo.server.work.generation import Generation
+from octavo.server.work.load_report import add_load_report
 from octavo.server.work.news import Untouched
 from octavo.server.work.usage import Usage
 
@@ -105,7 +106,9 @@ async def answer(dialect: Dialect[Request], state: ServerState, exchange: Exchan
                 exchange, generation, dialect, reply, request.n, ping_s=ping_s, is_ready=is_ready
             )
             return
-        await _answer_whole(exchange, reply, await generation.collect(), request.n)
+        news = await generation.collect()
+        add_load_report(exchange, model.engine)
+        await _answer_whole(exchange, reply, news, request.n)
 
 
 def _submit(

@@ -54,6 +54,8 @@ async def plan_chat(
         InvalidParameterError: calls are insisted on, and the model has no form for them.
     """
     form = model.chat_format
+    if not use.tools and form.reasoning_markers is None:
+        return PLAIN
     continued = ""
     if conversation.continue_final_message:
         content = conversation.messages[-1]["content"]

@@ -70,7 +70,7 @@ async def encode_chat(model: ServedModel, conversation: Conversation) -> ChatPro
 def _variables(model: ServedModel, conversation: Conversation) -> dict[str, Any]:
     """The template's variables: the operator's, the request's, and what its effort means."""
     variables = {**model.chat_template_kwargs, **conversation.chat_template_kwargs}
-    effort = conversation.reasoning_effort
+    effort = model.effort_of(conversation)
     # A hint, which clients send to every model: one without levels of effort has no use for it.
     if effort is not None:
         variables.setdefault("reasoning_effort", effort)

@@ -53,10 +53,11 @@ class GenerationRequest:
         Raises:
             InvalidParameterError: naming the field.
         """
+        vocab_size = engine.model_config.vocab_size
         for name, count in self.num_logprobs.items():
-            limits.check_logprobs(name, count, engine.config.max_logprobs)
+            limits.check_logprobs(name, count, engine.config.max_logprobs, vocab_size)
         if limits.ALL_LOGPROBS in self.num_logprobs.values():
-            self.ask_for_all(engine.model_config.vocab_size)
+            self.ask_for_all(vocab_size)
 
     def ask_for_all(self, vocab_size: int) -> None:
         """Put the number of all tokens where the request asks for the logprobs of all."""

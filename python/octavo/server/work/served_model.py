@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from octavo.engine.engine import AsyncEngine
     from octavo.pooling import PoolingInfo, PoolingTask
     from octavo.server.http.config import ServerConfig
+    from octavo.server.work.request import Conversation
     from octavo.text.tools import ToolUse
 
 # Routes for models that generate no text.
@@ -52,7 +53,7 @@ class ServedModel:
         self.chat_template_kwargs: dict[str, Any] = config.default_chat_template_kwargs or {}
         # Texts of single tokens, for logprobs.
         self.token_texts = TokenTexts(engine.tokenizer)
-        source = template_source or engine.chat_template
+        source = self.template_source = template_source or engine.chat_template
         self._template = None if source is None else ChatTemplate(source, engine.special_tokens)
         # The operator's template is for all conversations.
         own = engine.tool_template if template_source is None else None
@@ -63,6 +64,11 @@ class ServedModel:
         self.prompt_history = PromptHistory(engine.tokenizer, shows_text=config.enable_log_requests)
         # Answers to requests with tools: called, none, cut.
         self.tool_call_counts: Counter[str] = Counter()
+
+    def effort_of(self, conversation: Conversation) -> str | None:
+        """How much a request lets the model reason, in the operator's word for it."""
+        effort = conversation.reasoning_effort
+        return effort and (self.config.reasoning_effort_map or {}).get(effort, effort)
 
     @property
     def has_template(self) -> bool:

@@ -79,7 +79,7 @@ mod tests {
     use crate::engine::outbox::Delivery;
     use crate::engine::{AddRequest, Sampled};
     use crate::scheduler::batch::Staging;
-    use crate::scheduler::{Policy, SchedulerConfig};
+    use crate::scheduler::{LongPrefill, Policy, SchedulerConfig};
 
     struct Run {
         core: EngineCore,
@@ -97,6 +97,7 @@ mod tests {
                 max_model_len: 64,
                 enable_prefix_caching: true,
                 enable_chunked_prefill: true,
+                long_prefill: LongPrefill::default(),
                 policy: Policy::Fcfs,
             };
             let core = EngineCore::new(config, 1, None).unwrap();

@@ -13,6 +13,15 @@ pub enum Policy {
     Priority,
 }
 
+/// How much of a step one prompt may take from the others' tokens and prompts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LongPrefill {
+    /// Most tokens of a prompt in a step that other requests wait for or share; 0: no limit.
+    pub threshold: usize,
+    /// A prompt may take its even share of the step at least.
+    pub is_adaptive: bool,
+}
+
 /// The scheduler's fixed settings.
 #[derive(Debug, Clone)]
 pub struct SchedulerConfig {
@@ -31,6 +40,8 @@ pub struct SchedulerConfig {
     /// Split prompts over steps to fill them up. Off: a prompt waits for a step that holds it
     /// whole; only one that exceeds the budget by itself is split.
     pub enable_chunked_prefill: bool,
+    /// Counts where prompts may be split.
+    pub long_prefill: LongPrefill,
     /// Order of service.
     pub policy: Policy,
 }

@@ -47,7 +47,7 @@ use std::sync::Arc;
 
 use slab::Slab;
 
-pub use self::config::{Policy, SchedulerConfig};
+pub use self::config::{LongPrefill, Policy, SchedulerConfig};
 use self::groups::Group;
 use crate::error::{Error, Result};
 use crate::scheduler::batch::{Entry, Plan, StagingLimits};

@@ -1,6 +1,6 @@
 //! A step of the admitted requests: decodes, chunks of prefills, memory to grow into.
 
-use super::Scheduler;
+use super::{LongPrefill, Scheduler};
 use crate::scheduler::batch::{Entry, ON_DEVICE, Plan};
 use crate::scheduler::request::{NO_GROUP, RequestStatus};
 
@@ -82,15 +82,33 @@ impl Scheduler {
         }
     }
 
-    /// Schedules as much of a prefill as the budget holds.
+    /// Most tokens of one prompt in this step.
+    fn longest_chunk(&self) -> usize {
+        let LongPrefill {
+            threshold,
+            is_adaptive,
+        } = self.config.long_prefill;
+        let num_requests = self.num_running + self.num_waiting();
+        if threshold == 0 || num_requests < 2 || !self.config.enable_chunked_prefill {
+            return usize::MAX;
+        }
+        if is_adaptive {
+            threshold.max(self.config.max_num_batched_tokens / num_requests)
+        } else {
+            threshold
+        }
+    }
+
+    /// Schedules as much of a prefill as the budget and the other requests leave.
     pub(super) fn schedule_chunk(&mut self, index: u32, plan: &mut Plan, budget: &mut usize) {
         self.current = Some(index);
+        let most = self.longest_chunk().min(*budget) as u32;
         let request = &mut self.requests[index as usize];
         let RequestStatus::Running(seat) = &mut request.status else {
             unreachable!("request {} prefills without a seat", request.request_id)
         };
         let start = seat.num_computed;
-        let count = (request.num_tokens - start).min(*budget as u32);
+        let count = (request.num_tokens - start).min(most);
         seat.num_computed += count;
         *budget -= count as usize;
         let complete = seat.num_computed == request.num_tokens;

@@ -11,7 +11,7 @@ use octavo_core::engine::outbox::{Delivery, Delta, Extra};
 use octavo_core::engine::{AddRequest, EngineCore, Sampled};
 use octavo_core::scheduler::batch::{ScheduledBatch, Staging};
 use octavo_core::scheduler::request::{FinishReason, StopReason};
-use octavo_core::scheduler::{Policy, SchedulerConfig};
+use octavo_core::scheduler::{LongPrefill, Policy, SchedulerConfig};
 
 /// Token ids are below this, so that EOS and equal prefixes happen.
 pub(crate) const VOCABULARY: u64 = 13;
@@ -127,6 +127,7 @@ pub(crate) fn config(num_blocks: usize, block_size: usize) -> SchedulerConfig {
         max_model_len: 32,
         enable_prefix_caching: true,
         enable_chunked_prefill: true,
+        long_prefill: LongPrefill::default(),
         policy: Policy::Fcfs,
     }
 }
