@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -20,3 +21,12 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     The workers of a parallel run compare their lists, and none runs where two differ.
     """
     return argname if isinstance(val, bytes | bytearray) else None
+
+
+def pytest_configure() -> None:
+    """No deadline for hypothesis: on a machine that is loaded any example may take seconds."""
+    with contextlib.suppress(ImportError):
+        from hypothesis import settings
+
+        settings.register_profile("octavo", deadline=None)
+        settings.load_profile("octavo")

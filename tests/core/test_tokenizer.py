@@ -109,9 +109,9 @@ def test_lone_surrogates_are_refused(smollm2: Tokenizer) -> None:
 
 def test_building_is_fast_enough_to_go_unnoticed(smollm2_path: str) -> None:
     file = GgufFile(smollm2_path)
-    start = time.perf_counter()
+    start = time.thread_time()  # of this thread alone: other tests may have the cores
     Tokenizer.from_gguf(file)
-    assert time.perf_counter() - start < 1.0  # 0.06 s on a quiet machine
+    assert time.thread_time() - start < 1.0  # 0.06 s
 
 
 def test_long_texts_leave_the_gil(smollm2: Tokenizer) -> None:

@@ -18,6 +18,8 @@ from scripted_engine import QWEN3, ScriptedEngine
 from octavo.server.work.agent_markers import without_markers
 from octavo.server.work.prompt_history import MAX_PROMPTS, PromptHistory
 
+pytestmark = pytest.mark.system
+
 NUM_TURNS = 12
 # Bytes are tokens here: 20k of them at the end.
 CHARS = {"system_chars": 5000, "result_chars": 550}

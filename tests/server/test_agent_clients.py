@@ -13,6 +13,8 @@ from harness import RunningServer, StartServer
 from pydantic import BaseModel
 from scripted_engine import ScriptedEngine, call
 
+pytestmark = pytest.mark.system
+
 TURNS = [
     call("clock", '{"zone": "Oslo"}'),
     call("clock", '{"zone": "Zürich"}'),

@@ -12,6 +12,8 @@ from harness import RunningServer, StartServer, tiny_server
 
 from octavo.server.compat.routes import COMPAT_ROUTES
 
+pytestmark = pytest.mark.system
+
 CHAT, GENERATE = "/api/chat", "/api/generate"
 MESSAGES = [{"role": "user", "content": "hi"}]
 

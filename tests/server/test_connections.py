@@ -16,6 +16,8 @@ from harness import RunningServer, StartServer, eventually, tiny_server
 
 from octavo.server.http import exchange, http_server, limits
 
+pytestmark = pytest.mark.system
+
 COMPLETION = "/v1/completions"
 
 

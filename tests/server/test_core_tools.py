@@ -15,6 +15,8 @@ from families import FAMILIES, Family
 from octavo._core import Tokenizer
 from octavo.engine import engine_loop
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture
 def start_family(

@@ -17,6 +17,8 @@ from octavo.server import lifecycle
 from octavo.server.http.config import ServerConfig
 from octavo.server.lifecycle import Lifecycle
 
+pytestmark = pytest.mark.system
+
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 
 

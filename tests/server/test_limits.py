@@ -24,6 +24,8 @@ from octavo.server.routes import ROUTES
 from octavo.text import chat_template
 from octavo.text.chat_template import ChatTemplate
 
+pytestmark = pytest.mark.system
+
 COMPLETION = "/v1/completions"
 BODY = b'{"prompt":"x","max_tokens":1}'
 

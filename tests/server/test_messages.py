@@ -14,6 +14,8 @@ from harness import RunningServer, StartServer, eventually
 from families import FAMILIES, Family
 from octavo.server.anthropic.partial_json import read_object
 
+pytestmark = pytest.mark.system
+
 HI = [{"role": "user", "content": "What time is it?"}]
 BODY: dict[str, Any] = {"model": "claude-opus-5", "max_tokens": 32000, "messages": HI}
 QWEN3 = next(family for family in FAMILIES if family.template == "qwen3")

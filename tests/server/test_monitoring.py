@@ -19,6 +19,8 @@ import yaml
 from harness import RunningServer, tiny_server
 from prometheus_client.parser import text_string_to_metric_families
 
+pytestmark = pytest.mark.system
+
 EXAMPLES = Path(__file__).parents[2] / "examples" / "monitoring"
 DASHBOARD = json.loads((EXAMPLES / "grafana.json").read_text())
 EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]

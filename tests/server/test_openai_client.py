@@ -11,6 +11,8 @@ import pytest
 from fake_engine import EOS
 from harness import RunningServer, StartServer
 
+pytestmark = pytest.mark.system
+
 MESSAGES: Any = [
     {"role": "system", "content": "You are a helpful assistant."},
     {"role": "user", "content": [{"type": "text", "text": "What is the capital of France?"}]},

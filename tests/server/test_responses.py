@@ -15,6 +15,8 @@ from families import CALLS, FAMILIES, Family
 from octavo.server.responses.custom_input import CustomInput
 from octavo.server.responses.items import oldest_first_cuts
 
+pytestmark = pytest.mark.system
+
 QWEN3 = next(family for family in FAMILIES if family.template == "qwen3")
 THINKING = next(family for family in FAMILIES if family.template == "qwen3_thinking")
 NEW = ("id", "call_id", "created_at", "completed_at")

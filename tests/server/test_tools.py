@@ -16,6 +16,8 @@ from families import CALLS, FAMILIES, HERMES, TOOLS, Family
 from octavo.server.http.config import ServerConfig
 from octavo.server.work.state import ServerState
 
+pytestmark = pytest.mark.system
+
 MESSAGES = [{"role": "user", "content": "What time is it?"}]
 QWEN3 = next(family for family in FAMILIES if family.template == "qwen3")
 THINKING = next(family for family in FAMILIES if family.template == "qwen3_thinking")
