@@ -181,7 +181,7 @@ def test_values_of_other_types_are_refused_before_anything_runs(fake_model: Any)
     many = {10**6 + n: 1.0 for n in range(20)}
     with pytest.raises(InvalidParameterError, match=r"not 1000000, .*1000007, \.\.\.$"):
         prepare(TokenIds([1]), SamplingParams(logit_bias=many))
-    with pytest.raises(InvalidParameterError, match="token id 1000000 .* out of vocabulary"):
+    with pytest.raises(InvalidParameterError, match=r"token id 1000000 .* out of vocabulary"):
         prepare(TokenIds([1, 10**6]), PARAMS)
     for salt in (5, b"x", "\ud800"):
         with pytest.raises(InvalidParameterError, match="cache_salt"):
