@@ -115,7 +115,7 @@ _ALL: Final[list[Row]] = [
     *_refused("octavo replays no traces", "enable_trace_replay", "switch"),
     *_refused("octavo keeps a model's sliding window", "disable_sliding_window", "switch"),
     *_rows("octavo has no cascade attention", "disable_cascade_attn", "switch"),
-    *_refused("octavo needs a model's tokenizer", "skip_tokenizer_init", "switch"),
+    *_rows("octavo reads a model's tokenizer in any case", "skip_tokenizer_init", "switch"),
     *_refused("octavo takes no tensors in requests", "enable_prompt_embeds", "switch"),
     *_refused(
         "octavo reads config.json or GGUF", "config_format", "value", *("auto", "hf", "mistral")

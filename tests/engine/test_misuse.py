@@ -22,7 +22,7 @@ from octavo._core import TokenIds
 from octavo.config import EngineConfig
 from octavo.engine.engine import AsyncEngine
 from octavo.engine.engine_loop import MAX_FAILED_STEPS
-from octavo.errors import EngineDeadError, InvalidParameterError, UnsupportedParameterError
+from octavo.errors import EngineDeadError, InvalidParameterError
 from octavo.llm import LLM
 from octavo.sampling_params import SamplingParams
 
@@ -170,8 +170,19 @@ def test_values_of_other_types_are_refused_before_anything_runs(fake_model: Any)
     for priority in ("1", 1.5, 2**63, True):
         with pytest.raises(InvalidParameterError, match="priority"):
             prepare(TokenIds([1]), PARAMS, priority=priority)  # type: ignore[arg-type]
-    with pytest.raises(UnsupportedParameterError, match="priority"):
-        prepare(TokenIds([1]), PARAMS, priority=1)
+    outside = {
+        "logit_bias": {10**6: 1.0, 5: 1.0},
+        "stop_token_ids": [10**6],
+        "allowed_token_ids": [10**6],
+    }
+    for param, ids in outside.items():
+        with pytest.raises(InvalidParameterError, match=f"{param} must hold.*, not 1000000$"):
+            prepare(TokenIds([1]), SamplingParams(**{param: ids}))
+    many = {10**6 + n: 1.0 for n in range(20)}
+    with pytest.raises(InvalidParameterError, match=r"not 1000000, .*1000007, \.\.\.$"):
+        prepare(TokenIds([1]), SamplingParams(logit_bias=many))
+    with pytest.raises(InvalidParameterError, match=r"token id 1000000 .* out of vocabulary"):
+        prepare(TokenIds([1, 10**6]), PARAMS)
     for salt in (5, b"x", "\ud800"):
         with pytest.raises(InvalidParameterError, match="cache_salt"):
             prepare(TokenIds([1]), PARAMS, cache_salt=salt)  # type: ignore[arg-type]

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from octavo.sampling_params import SamplingParams
 
 _INT64_MAX = 2**63 - 1
+# Of wrong token ids: enough to see what went wrong.
+_MAX_NAMED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +85,11 @@ class RequestLimits:
             ("logit_bias", tuple(params.logit_bias)),
         ):
             if ids and not (min(ids) >= 0 and max(ids) < self.vocab_size):
+                wrong = [token for token in ids if not 0 <= token < self.vocab_size]
+                more = ", ..." if len(wrong) > _MAX_NAMED else ""
+                named = ", ".join(map(str, wrong[:_MAX_NAMED])) + more
                 raise InvalidParameterError(
-                    f"{param} must hold token ids in [0, {self.vocab_size})", param
+                    f"{param} must hold token ids in [0, {self.vocab_size}), not {named}", param
                 )
         return min(wanted, room)
 
