@@ -1,7 +1,7 @@
-"""functions: the older form of tools in chat, ``functions`` and ``function_call``, in terms of the newer.
+"""functions: chat's older form of tools, ``functions`` and ``function_call``, as tools.
 
-A message then holds one call at most, without an id, under ``function_call``; its result is a message
-of the role ``function`` that names the function.
+A message then holds one call at most, without an id, under ``function_call``; its result is a
+message of the role ``function`` that names the function.
 """
 
 from __future__ import annotations
