@@ -112,7 +112,7 @@ def load_masked(logits, cols, masks, mask, V: tl.constexpr):
 def mask_of(masks, row):
     """The mask of a row; -1: none."""
     if masks is not None:
-        return tl.load(masks.index + row).to(tl.int64)
+        return tl.load(masks.of_row + row).to(tl.int64)
     else:
         return tl.full([], -1, tl.int64)
 

@@ -50,9 +50,9 @@ def sample(
     if not rows:
         return torch.empty(0, dtype=torch.int32, device=logits.device)
     if masks is not None:
-        check_tensors(logits=logits, index=masks.index, words=masks.words)
-        if masks.index.shape[0] < rows:
-            raise ValueError(f"{masks.index.shape[0]} masks for {rows} rows")
+        check_tensors(logits=logits, of_row=masks.of_row, words=masks.words)
+        if masks.of_row.shape[0] < rows:
+            raise ValueError(f"{masks.of_row.shape[0]} masks for {rows} rows")
         check_shape("words", masks.words, masks.words.shape[0], cdiv(logits.shape[1], 32))
     adjust_logits(logits, slots, state)
     return pick_token(logits, slots, state, host, masks)

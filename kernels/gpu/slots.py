@@ -52,7 +52,7 @@ class TokenMasks(NamedTuple):
     """The tokens that may come next in some rows of a step, a bit a token: token i is bit i % 32 of
     word i // 32."""
 
-    index: torch.Tensor  # [>= S] int32: the mask of each row of logits; below 0: it has none
+    of_row: torch.Tensor  # [>= S] int32: the mask of each row of logits; below 0: it has none
     words: torch.Tensor  # [M, ceil(V / 32)] int32
 
 
