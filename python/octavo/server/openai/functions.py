@@ -40,7 +40,13 @@ def parse_functions(name: str, value: Any) -> tuple[Tool, ...]:
     """Check ``functions``."""
     if not isinstance(value, list):
         raise fields.invalid(name, "a list of functions", value)
-    return flat_tools([(f"{name}[{index}]", one) for index, one in enumerate(value)], {})
+    try:
+        return flat_tools([(f"{name}[{index}]", one) for index, one in enumerate(value)], {})
+    except InvalidParameterError as error:
+        if error.param != "tools":
+            raise
+        # Of all of them together: they are too many, or too long.
+        raise InvalidParameterError(str(error).replace("tools", name), name) from None
 
 
 @fields.check(
