@@ -79,6 +79,15 @@ def function_use(functions: Sequence[Tool], choice: Any) -> ToolUse:
     return parse_tool_use(functions, choice, parallel=False)
 
 
+def has_function_results(messages: list[dict[str, Any]]) -> bool:
+    """True if a conversation holds older calls and their results: it may go on without functions.
+
+    Either alone is left to the template.
+    """
+    has_result = any(message["role"] == "function" for message in messages)
+    return has_result and any("function_call" in message for message in messages)
+
+
 def as_tool_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Messages with older calls and their results as calls of tools, which templates know.
 
