@@ -92,6 +92,18 @@ $(STAMPS)/dev: pyproject.toml $(STAMPS)/run $(STAMPS)/embedding-model
 	  $(call install,"$${requirements[@]}")
 	@touch $@
 
+# Libraries of others want versions of their own: they stand before those of $(VENV), not among them.
+CLIENTS := $(VENV)/clients
+$(STAMPS)/clients: pyproject.toml $(STAMPS)/package $(STAMPS)/model $(STAMPS)/dev
+	@echo "installing libraries of clients"
+	@[ -x $(CLIENTS)/bin/python ] || $(PY) -m venv $(CLIENTS)
+	@eval "requirements=( $(call requirements,t["project"]["optional-dependencies"]["clients"]) )"; \
+	  env $(UV_ENV) $(BIN)/uv pip install --python $(CLIENTS)/bin/python "$${requirements[@]}" \
+	  || $(CLIENTS)/bin/python -m pip install --quiet "$${requirements[@]}"
+	@$(PY) -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > "$$($(CLIENTS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/octavo.pth"
+	@touch $@
+
 # --uv falls away where uv is missing; the dependencies are there already, so that either is quick.
 $(STAMPS)/package: $(RUST_SOURCES) pyproject.toml $(STAMPS)/run
 	@echo "building the core"
@@ -117,7 +129,7 @@ bench: build ## latency, throughput and start-up of the default model on this ma
 
 # ---------------------------------------------------------------------------------------- checking
 
-.PHONY: test test-slow test-nightly check quick lint rust-lint python-lint types rust-test sanitize pytest
+.PHONY: test test-slow test-nightly test-clients check quick lint rust-lint python-lint types rust-test sanitize pytest
 test: dev ## install everything and run every check (CI adds test-slow)
 	@$(MAKE) --no-print-directory check
 
@@ -131,6 +143,12 @@ test-slow: dev ## long lists of cases, each of a kind that `test` has too (PYTES
 
 test-nightly: dev ## the longest lists, for which CI has no time
 	$(PYTEST) -m "not gpu and nightly" $(PYTEST_ARGS)
+
+# In one process: the model's server takes the cores.
+CLIENT_TESTS := $(addprefix tests/server/test_,agents.py agent_clients.py agent_models.py llm_comply.py \
+  openai_client.py functions.py)
+test-clients: $(STAMPS)/clients ## the libraries that people call servers by (PYTEST_ARGS="-k ...")
+	env OMP_NUM_THREADS=1 $(CLIENTS)/bin/python -m pytest -q -m "not gpu" $(CLIENT_TESTS) $(PYTEST_ARGS)
 
 quick: dev ## core, engine, server over a fake engine, Rust unit tests
 	$(CARGO) test --locked --quiet -p octavo-core --lib

@@ -14,14 +14,13 @@ from .compile_only import compile_only
 from .embedding import embedding
 from .launch import set_pdl
 from .linear import linear
-from .mask_logits import mask_logits
 from .moe import moe, prepare_experts
 from .norm import layer_norm, rms_norm
 from .prepare import prepare
 from .rope import qk_norm_rope_store_kv
 from .rope_decode_attention import max_rope_decodes, rope_decode_attention
 from .sample import sample
-from .slots import HostIds, SamplingState
+from .slots import HostIds, SamplingState, TokenMasks
 from .step import StepBuffers, prepare_step
 
 __all__ = [
@@ -29,6 +28,7 @@ __all__ = [
     "HostIds",
     "SamplingState",
     "StepBuffers",
+    "TokenMasks",
     "activation",
     "adjust_logits",
     "argmax",
@@ -37,7 +37,6 @@ __all__ = [
     "gated_activation",
     "layer_norm",
     "linear",
-    "mask_logits",
     "max_rope_decodes",
     "moe",
     "paged_attention",

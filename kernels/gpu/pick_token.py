@@ -22,7 +22,7 @@ import triton.language as tl
 from .. import slots as columns
 from .adjust_logits import count_token
 from .launch import cdiv, next_power_of_2, pdl_options
-from .slots import HostIds, SamplingState, column_at, load_column
+from .slots import HostIds, SamplingState, TokenMasks, column_at, load_column
 
 CHUNK = tl.constexpr(4096)  # logits a program of chunk_kernel: 16 KB of float32
 GROUP = tl.constexpr(256)  # logits a group: a vocabulary of 128k has 501, which one program holds
@@ -94,6 +94,30 @@ def float_key(x):
 
 
 @triton.jit
+def load_masked(logits, cols, masks, mask, V: tl.constexpr):
+    """Logits of the row at ``logits``, float32; -inf past its end and where its mask has no bit.
+
+    ``masks``: TokenMasks, or None; ``mask``: the row's, below 0 for none.
+    """
+    z = tl.load(logits + cols, mask=cols < V, other=float("-inf")).to(tl.float32)
+    if masks is not None:
+        W: tl.constexpr = (V + 31) // 32
+        has_bits = (cols < V) & (mask + tl.zeros_like(cols) >= 0)
+        word = tl.load(masks.words + mask * W + cols // 32, mask=has_bits, other=-1)
+        z = tl.where(((word >> (cols % 32)) & 1) == 0, float("-inf"), z)
+    return z
+
+
+@triton.jit
+def mask_of(masks, row):
+    """The mask of a row; -1: none."""
+    if masks is not None:
+        return tl.load(masks.of_row + row).to(tl.int64)
+    else:
+        return tl.full([], -1, tl.int64)
+
+
+@triton.jit
 def below(bound):
     """A bound rounded down a little: the exact test follows, on the gathered logits."""
     return bound - tl.abs(bound) * 1e-6 - 1e-6
@@ -108,6 +132,7 @@ def chunk_kernel(
     slots,  # [S]
     slot_table,  # [N, RECORD_LEN]
     stats,  # ChunkStats
+    masks,  # TokenMasks; None: of no row
     V: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -118,7 +143,7 @@ def chunk_kernel(
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-    z = tl.load(logits + row * V + cols, mask=cols < V, other=float("-inf")).to(tl.float32)
+    z = load_masked(logits + row * V, cols, masks, mask_of(masks, row), V)
     t = load_column(slot_table, tl.load(slots + row).to(tl.int64), TEMPERATURE)
     groups = tl.max(tl.reshape(z, (GROUPS_PER_CHUNK, GROUP)), 1)
     largest = tl.max(groups, 0)
@@ -145,6 +170,8 @@ def draw_from_all(
     sums,  # [BLOCK_C]
     largest,
     inverse,
+    masks,
+    mask,
     V: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -160,7 +187,7 @@ def draw_from_all(
     chunk = tl.where(hit_chunk < C, hit_chunk, last_chunk)
     target -= tl.sum(tl.where(c < chunk, sums, 0.0), 0)
     cols = chunk * CHUNK + tl.arange(0, CHUNK)
-    z = tl.load(logits + cols, mask=cols < V, other=float("-inf")).to(tl.float32)
+    z = load_masked(logits, cols, masks, mask, V)
     weight = tl.where(z > float("-inf"), tl.exp((z - largest) * inverse), 0.0)
     hit = (tl.cumsum(weight, 0) > target) & (weight > 0.0)
     found = tl.min(tl.where(hit, cols, NO_ID), 0)
@@ -217,6 +244,8 @@ def gather_candidates(
     groups,  # [NUM_GROUPS] scratch
     values,  # [V] scratch
     ids,  # [V] scratch
+    masks,
+    mask,
     V: tl.constexpr,
     NUM_GROUPS: tl.constexpr,
     BLOCK_NG: tl.constexpr,
@@ -234,7 +263,7 @@ def gather_candidates(
         group = tl.load(groups + at, mask=at < num_listed, other=NUM_GROUPS)
         cols = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
         cols = tl.reshape(cols, (GATHER_GROUPS * GROUP,))
-        z = tl.load(logits + cols, mask=cols < V, other=float("-inf")).to(tl.float32)
+        z = load_masked(logits, cols, masks, mask, V)
         kept = (z >= bound) & (z > float("-inf"))
         to = count + tl.cumsum(kept.to(tl.int32), 0) - 1
         tl.store(values + to, z, mask=kept)
@@ -366,6 +395,7 @@ def pick_kernel(
     host_ids,  # [T, host_stride] int32; None: no host reads them
     turn,  # [1] int32
     host_stride,
+    masks,  # TokenMasks; None: of no row
     V: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_NG: tl.constexpr,
@@ -398,6 +428,7 @@ def pick_kernel(
     if (t > 0.0) & (largest > float("-inf")):
         inverse = 1.0 / t
         logits_row = logits + row * V
+        mask = mask_of(masks, row)
         if ((k > 0) & (k < V)) | (p < 1.0) | (min_p > 0.0):
             g = tl.arange(0, BLOCK_NG)
             tops = tl.load(
@@ -408,7 +439,17 @@ def pick_kernel(
             values = candidates.logits + row * V
             value_ids = candidates.ids + row * V
             count = gather_candidates(
-                logits_row, tops, bound, groups, values, value_ids, V, NUM_GROUPS, BLOCK_NG
+                logits_row,
+                tops,
+                bound,
+                groups,
+                values,
+                value_ids,
+                masks,
+                mask,
+                V,
+                NUM_GROUPS,
+                BLOCK_NG,
             )
             held = load_candidates(values, 0, count)
             floor = threshold_key(held, values, count, t, k, p, min_p, largest, inverse, V)
@@ -417,7 +458,9 @@ def pick_kernel(
             )
         else:
             sums = tl.load(stats.total + row * C + c, mask=c < C, other=0.0)
-            found, last = draw_from_all(logits_row, u, maxima, sums, largest, inverse, V, BLOCK_C)
+            found, last = draw_from_all(
+                logits_row, u, maxima, sums, largest, inverse, masks, mask, V, BLOCK_C
+            )
         # Rounding may put the target past the last token.
         drawn = tl.where(found < V, found, last)
         chosen = tl.where((drawn >= 0) & (drawn < V), drawn, greedy)
@@ -436,7 +479,11 @@ def pick_kernel(
 
 
 def pick_token(
-    logits: torch.Tensor, slots: torch.Tensor, state: SamplingState, host: HostIds | None
+    logits: torch.Tensor,
+    slots: torch.Tensor,
+    state: SamplingState,
+    host: HostIds | None,
+    masks: TokenMasks | None,
 ) -> torch.Tensor:
     """ids [S] int32 of logits [S, V], S > 0; the state is advanced. Arguments as sample checks."""
     rows, vocab = logits.shape
@@ -457,6 +504,7 @@ def pick_token(
         slots,
         state.slot_table,
         stats,
+        masks,
         V=vocab,
         num_warps=8,
         num_stages=1,
@@ -479,6 +527,7 @@ def pick_token(
         None if host is None else host.ids,
         None if host is None else host.turn,
         0 if host is None else host.ids.stride(0),
+        masks,
         V=vocab,
         BLOCK_C=next_power_of_2(num_chunks),
         BLOCK_NG=next_power_of_2(num_groups),

@@ -48,6 +48,14 @@ class SamplingState:
     allowed_mask: torch.Tensor | None = None  # [N, ceil(V / 32)] int32, a bit a token
 
 
+class TokenMasks(NamedTuple):
+    """The tokens that may come next in some rows of a step, a bit a token: token i is bit i % 32 of
+    word i // 32."""
+
+    of_row: torch.Tensor  # [>= S] int32: the mask of each row of logits; below 0: it has none
+    words: torch.Tensor  # [M, ceil(V / 32)] int32
+
+
 class HostIds(NamedTuple):
     """Host memory for a step's ids, written by the kernel that chooses them.
 

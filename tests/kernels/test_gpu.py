@@ -721,20 +721,35 @@ def test_adjust_logits(dtype: torch.dtype, vocab: int, parts: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("vocab", [37, 4099])
-def test_mask_logits(dtype: torch.dtype, vocab: int) -> None:
-    """Rows in any order, one of them without a mask, and a mask of no row."""
-    logits = randn(5, vocab, dtype=dtype)
-    rows = int32([3, -1, 0, 4])
-    masks = torch.randint(-(2**31), 2**31, (4, -(-vocab // 32)), device=DEVICE).int()
-    expected = reference.mask_logits(logits, rows, masks)
-    gpu.mask_logits(logits, rows, masks)
-    assert torch.equal(logits, expected)
-    assert (logits[3] == float("-inf")).any()
-    assert torch.isfinite(logits[1:3]).all()
-    gpu.mask_logits(logits, rows[:0], masks[:0])
+@pytest.mark.parametrize("vocab", [37, 9001])
+@pytest.mark.parametrize("settings", [(0.0, 0, 1.0, 0.0), (1.0, 0, 1.0, 0.0), (0.9, 5, 0.8, 0.01)])
+def test_a_mask_has_the_last_word(dtype: torch.dtype, vocab: int, settings: Any) -> None:
+    """Rows in any order, some of them without a mask; one token in fifty may come."""
+    num, width = 12, -(-vocab // 32)
+    logits = randn(num, vocab, dtype=dtype)
+    bits = torch.rand(num, width * 32) < 0.02
+    bits[:, torch.randint(vocab, (num,))] = True
+    words = (bits.view(num, width, 32).long() << torch.arange(32)).sum(-1)
+    masks = (words - ((words >> 31) << 32)).int().to(DEVICE)
+    rows = [3, -1, 0, 4, 7, 11, 5, -1, 9, 1]
+    index = torch.full((num + 4,), -1, dtype=torch.int32, device=DEVICE)
+    for number, row in enumerate(rows):
+        if row >= 0:
+            index[row] = number
+    expected = reference.mask_logits(logits, int32(rows), masks[: len(rows)])
+    state, slots, _ = make_state([settings] * num)
+    same = gpu.SamplingState(state.slot_table.clone())
+    plain = gpu.sample(expected, slots, same)
+    before = logits.clone()
+    found = gpu.sample(logits, slots, state, masks=gpu.TokenMasks(index, masks))
+    assert found.tolist() == plain.tolist()
+    assert torch.equal(logits, before)
+    masked = [row for row in rows if row >= 0]
+    assert all(bits[rows.index(row), found[row]] for row in masked)
+    with pytest.raises(ValueError, match="words"):
+        gpu.sample(logits, slots, state, masks=gpu.TokenMasks(index, masks[:, 1:].contiguous()))
     with pytest.raises(ValueError, match="masks"):
-        gpu.mask_logits(logits, rows, masks[:, :1])
+        gpu.sample(logits, slots, state, masks=gpu.TokenMasks(index[:3], masks))
 
 
 def test_a_row_without_any_token_is_told_apart() -> None:

@@ -11,7 +11,7 @@ from harness import RunningServer, StartServer
 from test_core_streams import start_core_server, tokenizer  # noqa: F401 (fixtures)
 from test_tools import ask, check_content, joined, plain, stream, without_ids
 
-from families import FAMILIES, Family
+from families import FAMILIES, TOOLS, Family
 from octavo._core import Tokenizer
 from octavo.engine import engine_loop
 
@@ -75,3 +75,31 @@ def test_reasoning_leaves_the_core_as_ready_frames(start_family: Any, shows: boo
     if shows:
         assert "".join(one["reasoning"] for one in thoughts).strip() == family.thought
         assert all(one["reasoning"] == one["reasoning_content"] for one in thoughts)
+
+
+# Families whose answers here are what their grammar writes, beside other text.
+CANONICAL = ("hermes", "qwen3", "qwen3_coder", "deepseek_v31", "kimi_k2", "glm45", "nemotron")
+STRICT = [{**tool, "function": {**tool["function"], "strict": True}} for tool in TOOLS]
+
+
+@pytest.mark.parametrize("template", CANONICAL)
+def test_a_strict_call_is_bound_from_its_marker_on(start_family: Any, template: str) -> None:
+    """What the model says without masks is what each mask allows, and no mask is made before."""
+    family = next(family for family in FAMILIES if family.template == template)
+    server = start_family(family)
+    engine = server.engine._engine_loop
+    plain_steps, masked_steps = [], []
+    launch = engine.runner.launch
+
+    def counted(batch: Any, *arguments: Any) -> Any:
+        (masked_steps if batch.num_constrained else plain_steps).append(batch.step_id)
+        return launch(batch, *arguments)
+
+    engine.runner.launch = counted
+    check_content(family, plain(ask(server, tools=STRICT)))
+    assert masked_steps
+    assert len(plain_steps) > 1
+    assert min(masked_steps) > max(plain_steps)
+    masked_steps.clear()
+    check_content(family, plain(ask(server)))
+    assert not masked_steps

@@ -454,6 +454,23 @@ def test_models_in_anthropic_s_form(server: RunningServer) -> None:
     assert server.get("/v1/models").json["object"] == "list"
 
 
+def test_errors_of_models_have_the_form_of_who_asks(start_server: StartServer) -> None:
+    server = start_server(FakeEngine(), api_key=("key",))
+    version, key = {"anthropic_version": "2023-06-01"}, {"x_api_key": "key"}
+    refused = server.get("/v1/models", **version)
+    unknown = server.get("/v1/models/none", **version, **key)
+    for answer, status, kind in (
+        (refused, 401, "authentication_error"),
+        (unknown, 404, "not_found_error"),
+    ):
+        assert answer.status == status
+        assert (answer.json["type"], answer.json["error"]["type"]) == ("error", kind)
+        assert answer.headers["request-id"] == answer.json["request_id"]
+    other = server.get("/v1/models/none", authorization="Bearer key")
+    assert (other.status, other.error["code"]) == (404, "model_not_found")
+    assert "request-id" not in other.headers
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -249,6 +249,8 @@ def example(schema: dict[str, Any]) -> Any:
         return [example(schema["items"])]
     if "function" in schema.get("properties", ()):
         return {"type": "function", "function": {"name": "f"}}
+    if "parameters" in schema.get("properties", ()):
+        return {"name": "f"}
     if schema["type"] == "object":
         return {"role": "user", "content": "x"}
     # A number may be a string of one, too.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -372,3 +373,18 @@ def test_masks_are_those_of_a_matcher() -> None:
         grammars.compile("magic", "")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="longer than"):
         Grammars(make_dummy_tokenizer(300), 300, [EOS], deadline_s=0.0).compile("regex", "a")
+
+
+def test_five_hundred_grammars_in_a_minute_fit_their_memory() -> None:
+    """Those of other requests are given up, and compiled again when they are asked for."""
+    grammars = Grammars(make_dummy_tokenizer(300), 300, [EOS], max_bytes=16 << 20)
+    began_s = time.monotonic()
+    sizes = []
+    for number in range(500):
+        schema = {"type": "object", "properties": {f"p{number}": {"type": "integer"}}}
+        sizes.append(grammars.compile("json", json.dumps(schema)).num_bytes)
+        assert grammars.num_cached * min(sizes) <= 16 << 20
+    assert time.monotonic() - began_s < 60
+    assert grammars.find("json", json.dumps(schema)) is not None
+    assert grammars.find("json", json.dumps({**schema, "properties": {"p0": {}}})) is None
+    assert grammars.num_cached < 100

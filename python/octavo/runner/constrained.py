@@ -46,7 +46,7 @@ class ConstrainedSteps:
 
     def __init__(self, mesh: Mesh[GpuShard], max_num_seqs: int, vocab_size: int) -> None:
         self._mesh, self._lead = mesh, mesh.lead
-        self._sizes = (max_num_seqs, vocab_size)
+        self._sizes = (len(mesh.lead.buffers.sample_slots), max_num_seqs, vocab_size)
         # One is enough: a step's masks are filled when the last step's tokens, which were chosen
         # with theirs, have come back.
         self._host: RowMasks | None = None

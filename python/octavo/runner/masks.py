@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 # Fills two buffers: int32 [max_num_seqs], the row among the step's samples that each mask is of, -1
-# where any token may come; uint32 [max_num_seqs, ceil(V / 32)], the masks. Returns how many there are.
+# where any token may come; uint32 [max_num_seqs, ceil(V / 32)], the masks. Returns their number.
 FillMasks: TypeAlias = Callable[[NDArray[np.int32], NDArray[np.uint32]], int]
 
 
@@ -68,29 +68,40 @@ class RowMasks:
     """A step's masks in one buffer, which one copy brings from the host to a device.
 
     Args:
+        max_rows: of logits, padding included.
         pinned: whether it is the host's, for such copies.
     """
 
     def __init__(
-        self, max_num_seqs: int, vocab_size: int, device: torch.device, *, pinned: bool = False
+        self,
+        max_rows: int,
+        max_num_seqs: int,
+        vocab_size: int,
+        device: torch.device,
+        *,
+        pinned: bool = False,
     ) -> None:
         self.num_words = -(-vocab_size // 32)
-        length = max_num_seqs * (1 + self.num_words)
-        # int32: ``rows``, then ``words``.
+        length = max_rows + max_num_seqs * self.num_words
+        # int32: ``index``, then ``words``.
         self.packed: Tensor = torch.zeros(
             length, dtype=torch.int32, device=device, pin_memory=pinned
         )
-        # [max_num_seqs]: the row that each mask is of; -1: of none.
-        self.rows = self.packed[:max_num_seqs]
+        # [max_rows]: the mask of each row of logits; -1: it has none.
+        self.index = self.packed[:max_rows]
         # [max_num_seqs, num_words]: a bit a token.
-        self.words = self.packed[max_num_seqs:].view(max_num_seqs, self.num_words)
+        self.words = self.packed[max_rows:].view(max_num_seqs, self.num_words)
         self.address = self.packed.data_ptr()
         if device.type == "cpu":
-            self._host_rows = self.rows.numpy()
+            self._host_index = self.index.numpy()
+            self._host_rows = np.empty(max_num_seqs, np.int32)
             self._host_words = self.words.numpy().view(np.uint32)
 
     def fill(self, fill: FillMasks) -> int:
         """Take a step's masks, on the host. Returns how many elements of ``packed`` hold them."""
-        self._host_rows.fill(-1)
         num_masks = fill(self._host_rows, self._host_words)
-        return len(self._host_rows) + num_masks * self.num_words
+        rows = self._host_rows[:num_masks]
+        used = np.flatnonzero(rows >= 0)
+        self._host_index.fill(-1)
+        self._host_index[rows[used]] = used
+        return len(self._host_index) + num_masks * self.num_words

@@ -248,7 +248,7 @@ class GpuShard:
         *,
         captured: bool,
     ) -> Tensor:
-        """Ids [S] chosen from logits [S, V], which are changed.
+        """Ids [S] chosen from logits [S, V], which are changed if ``adjusted``.
 
         Args:
             masks: this device's; ``staged`` is what they become.
@@ -256,12 +256,10 @@ class GpuShard:
         """
         with self.ready():
             masks.packed[: len(staged)].copy_(staged, non_blocking=True)
-            num = min(shape.reqs, len(masks.rows))
+            of_rows = gpu.TokenMasks(masks.index, masks.words)
 
             def masked() -> Tensor:
-                # First, though they have the last word: nothing brings back what is -inf.
-                gpu.mask_logits(logits, masks.rows[:num], masks.words[:num])
-                return self._choose(logits, shape, adjusted)
+                return self._choose(logits, shape, adjusted, of_rows)
 
             if captured:
                 return self.choice_graphs.run((shape, adjusted), masked)
@@ -335,10 +333,16 @@ class GpuShard:
             hidden = hidden.index_select(0, self.buffers.sample_rows[: shape.reqs])
         return self.model.compute_logits(hidden)
 
-    def _choose(self, logits: Tensor, shape: StepShape, adjusted: bool) -> Tensor:
+    def _choose(
+        self,
+        logits: Tensor,
+        shape: StepShape,
+        adjusted: bool,
+        masks: gpu.TokenMasks | None = None,
+    ) -> Tensor:
         state = self.sampling.adjusted if adjusted else self.sampling.plain
         slots = self.buffers.sample_slots[: shape.reqs]
-        return gpu.sample(logits, slots, state, self._host_ids)
+        return gpu.sample(logits, slots, state, self._host_ids, masks)
 
 
 def _prepare_graph(

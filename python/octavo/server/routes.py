@@ -23,7 +23,7 @@ from octavo.server.anthropic.messages import count_tokens, messages
 from octavo.server.anthropic.protocol import COUNT_TOKENS_BODY, MESSAGES_BODY
 from octavo.server.compat.routes import COMPAT_ROUTES
 from octavo.server.http.access import open_paths
-from octavo.server.http.app import ApiRoute, App, ErrorBody
+from octavo.server.http.app import ApiRoute, App, ErrorBody, ErrorForm
 from octavo.server.http.body import Body
 from octavo.server.http.exchange import Exchange
 from octavo.server.http.openapi import describe
@@ -75,7 +75,7 @@ class Entry(NamedTuple):
         body: the fields of a POST.
         admits: its requests queue for the engine.
         error_body: the form of errors on it, by its dialect.
-        statuses, id_header: see ``ApiRoute``.
+        statuses, id_header, other_form: see ``ApiRoute``.
     """
 
     path: str
@@ -86,6 +86,10 @@ class Entry(NamedTuple):
     error_body: ErrorBody = error_body
     statuses: Mapping[type[BaseException], int] | None = None
     id_header: str | None = None
+    other_form: tuple[bytes, ErrorForm] | None = None
+
+
+_ANTHROPIC: Final = ErrorForm(anthropic_error_body, ANTHROPIC_STATUSES, "request-id")
 
 
 def _anthropic(path: str, handler: Handler, body: Body, *, admits: bool = False) -> Entry:
@@ -95,10 +99,13 @@ def _anthropic(path: str, handler: Handler, body: Body, *, admits: bool = False)
         handler,
         body,
         admits,
-        anthropic_error_body,
-        ANTHROPIC_STATUSES,
-        "request-id",
+        *_ANTHROPIC,
     )
+
+
+def _models(path: str, handler: Handler) -> Entry:
+    """A route of OpenAI's, and of Anthropic's for clients that send its version."""
+    return Entry(path, ("GET",), handler, other_form=(models.VERSION, _ANTHROPIC))
 
 
 async def openapi(state: ServerState, exchange: Exchange) -> None:
@@ -133,7 +140,7 @@ ROUTES: Final[tuple[Entry, ...]] = (
     Entry("/v2/embed", ("POST",), embed, COHERE_EMBED_BODY, admits=True),
     # SageMaker's. Its bodies are those of the routes above.
     Entry("/invocations", ("POST",), invocations, admits=True),
-    Entry("/v1/models", ("GET",), models.list_models),
+    _models("/v1/models", models.list_models),
     Entry("/v1/responses", ("GET",), refuse_websocket),
     Entry("/v1/responses/input_tokens", ("POST",), input_tokens, INPUT_TOKENS_BODY),
     Entry("/v1/responses/compact", ("POST",), compact),
@@ -142,7 +149,7 @@ ROUTES: Final[tuple[Entry, ...]] = (
     Entry("/v1/responses/{id}/cancel", ("POST",), cancel_response),
     Entry("/v1/responses/{id}/input_items", ("GET",), list_input_items),
     # Names may hold slashes.
-    Entry("/v1/models/{name:path}", ("GET",), models.get_model),
+    _models("/v1/models/{name:path}", models.get_model),
     Entry("/tokenize", ("POST",), tokenize, TOKENIZE_BODY),
     Entry("/detokenize", ("POST",), detokenize, DETOKENIZE_BODY),
     Entry("/health", ("GET",), health.health),
@@ -204,6 +211,7 @@ def make_app(state: ServerState, entries: Iterable[Entry] | None = None) -> App:
             entry.error_body,
             entry.statuses,
             entry.id_header,
+            entry.other_form,
         )
         for entry in (_entries(state) if entries is None else entries)
     ]

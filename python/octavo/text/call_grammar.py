@@ -47,7 +47,8 @@ async def call_grammar(
 ) -> StructuredOutputsParams:
     """The constraint of an answer that may, or must, call ``use.tools``.
 
-    One that may, and is any text otherwise, is bound from a call's first marker on. A schema that no grammar can follow binds the name alone, and is logged.
+    One that may, and is any text otherwise, is bound from a call's first marker on. A schema that
+    no grammar can follow binds the name alone, and is logged.
 
     Args:
         core: the model's format.

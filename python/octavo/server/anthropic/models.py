@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from octavo.server.http.exchange import header
 from octavo.server.openai import models as openai_models
@@ -11,6 +11,10 @@ from octavo.server.openai import models as openai_models
 if TYPE_CHECKING:
     from octavo.server.http.exchange import Exchange
     from octavo.server.work.state import ServerState
+
+
+# The header by which Anthropic's clients are known.
+VERSION: Final = b"anthropic-version"
 
 
 def _model_object(state: ServerState, name: str) -> dict[str, Any]:
@@ -25,7 +29,7 @@ def _model_object(state: ServerState, name: str) -> dict[str, Any]:
 
 
 def _is_anthropic(exchange: Exchange) -> bool:
-    return header(exchange.scope, b"anthropic-version") is not None
+    return header(exchange.scope, VERSION) is not None
 
 
 async def list_models(state: ServerState, exchange: Exchange) -> None:

@@ -10,7 +10,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -49,11 +49,23 @@ ErrorBody = Callable[[BaseException, str | None], bytes]
 AnswerError = Callable[[Scope, Exception], Response]
 
 
-class ApiRoute(Route):
-    """A route, and the form of the errors on it.
+class ErrorForm(NamedTuple):
+    """The form of an API's errors.
 
     ``statuses``: the API's own, by error, in place of those in errors.py. ``id_header``: the API's
     name for a header with the request's id.
+    """
+
+    body: ErrorBody
+    statuses: Mapping[type[BaseException], int] = {}
+    id_header: str | None = None
+
+
+class ApiRoute(Route):
+    """A route, and the form of the errors on it.
+
+    ``statuses``, ``id_header``: see ErrorForm. ``other_form``: that of requests with a header, by
+    its name, where two APIs share a path.
     """
 
     def __init__(
@@ -64,11 +76,17 @@ class ApiRoute(Route):
         error_body: ErrorBody,
         statuses: Mapping[type[BaseException], int] | None = None,
         id_header: str | None = None,
+        other_form: tuple[bytes, ErrorForm] | None = None,
     ) -> None:
         super().__init__(path, endpoint, methods=list(methods))
-        self.error_body = error_body
-        self.statuses = statuses or {}
-        self.id_header = id_header
+        self.error_form = ErrorForm(error_body, statuses or {}, id_header)
+        self._other_form = other_form
+
+    def error_form_of(self, scope: Scope) -> ErrorForm:
+        """The form of a request's errors."""
+        if self._other_form is not None and header(scope, self._other_form[0]) is not None:
+            return self._other_form[1]
+        return self.error_form
 
 
 class App:
@@ -108,7 +126,7 @@ class App:
     def error_body(self, path: str, error: BaseException, request_id: str | None) -> bytes:
         """An error's body in the form of the API that ``path`` belongs to."""
         route = self._route(path)
-        form = self._error_body if route is None else route.error_body
+        form = self._error_body if route is None else route.error_form.body
         return form(error, request_id)
 
     def _route(self, path: str) -> ApiRoute | None:
@@ -125,13 +143,12 @@ class App:
             # A template that meets data it was not written for may need its operator's eye.
             logger.warning("request %s: %r: %r", request_id, str(error), error.__cause__)
         kind = error_kind(error)
-        path = route_path(scope)
-        route = self._route(path)
-        status = kind.status if route is None else route.statuses.get(type(error), kind.status)
-        body = self.error_body(path, error, request_id)
-        response = Response(body, status, kind.headers, JSON)
-        if route is not None and route.id_header is not None:
-            response.headers[route.id_header] = request_id
+        route = self._route(route_path(scope))
+        form = ErrorForm(self._error_body) if route is None else route.error_form_of(scope)
+        status = form.statuses.get(type(error), kind.status)
+        response = Response(form.body(error, request_id), status, kind.headers, JSON)
+        if form.id_header is not None:
+            response.headers[form.id_header] = request_id
         if isinstance(error, MethodNotAllowedError):
             response.headers["allow"] = error.allowed
         return response

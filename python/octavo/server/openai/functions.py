@@ -1,7 +1,7 @@
-"""functions: the older form of tools in chat, ``functions`` and ``function_call``, in terms of the newer.
+"""functions: chat's older form of tools, ``functions`` and ``function_call``, as tools.
 
-A message then holds one call at most, without an id, under ``function_call``; its result is a message
-of the role ``function`` that names the function.
+A message then holds one call at most, without an id, under ``function_call``; its result is a
+message of the role ``function`` that names the function.
 """
 
 from __future__ import annotations
@@ -40,7 +40,13 @@ def parse_functions(name: str, value: Any) -> tuple[Tool, ...]:
     """Check ``functions``."""
     if not isinstance(value, list):
         raise fields.invalid(name, "a list of functions", value)
-    return flat_tools([(f"{name}[{index}]", one) for index, one in enumerate(value)], {})
+    try:
+        return flat_tools([(f"{name}[{index}]", one) for index, one in enumerate(value)], {})
+    except InvalidParameterError as error:
+        if error.param != "tools":
+            raise
+        # Of all of them together: they are too many, or too long.
+        raise InvalidParameterError(str(error).replace("tools", name), name) from None
 
 
 @fields.check(
@@ -71,6 +77,15 @@ def function_use(functions: Sequence[Tool], choice: Any) -> ToolUse:
             )
         choice = {"type": "function", "function": {"name": name}}
     return parse_tool_use(functions, choice, parallel=False)
+
+
+def has_function_results(messages: list[dict[str, Any]]) -> bool:
+    """True if a conversation holds older calls and their results: it may go on without functions.
+
+    Either alone is left to the template.
+    """
+    has_result = any(message["role"] == "function" for message in messages)
+    return has_result and any("function_call" in message for message in messages)
 
 
 def as_tool_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from octavo.server.openai import structured
 from octavo.server.openai.functions import (
     as_tool_messages,
     function_use,
+    has_function_results,
     parse_function_call,
     parse_functions,
 )
@@ -498,7 +499,7 @@ def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
             clean.pop("tool_choice", None),
             clean.pop("parallel_tool_calls", True),
         )
-    if uses_functions or any(one["role"] == "function" for one in clean["messages"]):
+    if uses_functions or has_function_results(clean["messages"]):
         clean["messages"] = as_tool_messages(clean["messages"])
     conversation = _conversation(clean)
     if tool_use.tools:
