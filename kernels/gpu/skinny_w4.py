@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .launch import block_rows, cdiv, counters, num_sms, pdl_options, shared_bytes
-from .prefetch import prefetch_lines
+from .prefetch import PREFETCHED_LINES, prefetch_lines
 from .skinny import finish_tile
 from .w4 import W4
 
@@ -93,7 +93,7 @@ def skinny_w4_kernel(
         tl.extra.cuda.gdc_launch_dependents()
     if PDL and LINES > 0:
         # Weights are written by no kernel: the first may be on their way before the wait.
-        lines = tl.minimum(begin * PAIRS + tl.arange(0, LINES) * 32, NUM_CHUNKS * PAIRS - 1)
+        lines = tl.minimum(begin * PAIRS + tl.arange(0, LINES) * 32, end * PAIRS - 1)
         prefetch_lines(words + n[:, None] * (NUM_CHUNKS * PAIRS) + lines[None, :])
     # Scales are loaded a step ahead: nothing else hides their latency.
     scale4 = tl.load(four_scales + tl.minimum(begin, NUM_CHUNKS - 1))
@@ -158,7 +158,13 @@ def plan_skinny_w4(m: int, n: int, chunks: int, group: int, device: torch.device
         split *= 2
     if m <= 8:
         # Instructions of one warp, and many small programs, where there are few rows to share out.
-        config = SkinnyW4Config(*((64, 1, 1, 4, 3, 4) if fills else (32, split, 1, 2, 4, 0)))
+        config = SkinnyW4Config(
+            *(
+                (64, 1, 1, 4, 3, PREFETCHED_LINES)
+                if fills
+                else (32, split, 1, 2, 4, PREFETCHED_LINES)
+            )
+        )
     elif m <= 16:
         config = SkinnyW4Config(
             *((64, min(chunks, 2), 2, 4, 3, 0) if fills else (64, split, 1, 4, 3, 0))
