@@ -53,6 +53,11 @@ def num_sms(device: torch.device) -> int:
     return _num_sms(device.index if device.index is not None else torch.cuda.current_device())
 
 
+def capability(device: torch.device) -> tuple[int, int]:
+    """A GPU's compute capability; a Hopper's for the CPU under the interpreter."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
+
+
 @functools.cache
 def _shared_bytes(device_index: int) -> int:
     return int(torch.cuda.get_device_properties(device_index).shared_memory_per_block_optin)
