@@ -70,8 +70,8 @@ def skinny_w4_tiles(rows: int) -> Iterator[SkinnyW4Config]:
             or (parts == 1 and rows >= 64)
         ):
             continue
-        for lines in (0, 4) if rows == 1 and parts == 1 else (0,):
-            yield SkinnyW4Config(n, split, parts, warps, stages, lines)
+        for first in (False, True) if rows > 16 else (False,):
+            yield SkinnyW4Config(n, split, parts, warps, stages, 0, first)
 
 
 def skinny_8bit_tiles(rows: int, nbytes: int) -> Iterator[Skinny8BitConfig]:
