@@ -25,7 +25,8 @@ from octavo.kernels.gpu import w4
 from octavo.kernels.gpu.dequantize_w4 import dequantize_w4
 from octavo.kernels.gpu.gemv import gemv
 from octavo.kernels.gpu.gemv_fp8 import GemvFp8Config, gemv_fp8
-from octavo.kernels.gpu.launch import block_rows, set_pdl
+from octavo.kernels.gpu.launch import set_pdl
+from octavo.kernels.gpu.limits import block_rows
 from octavo.kernels.gpu.ops import compile_only
 from octavo.kernels.gpu.quantize_fp8 import FP8, quantize_rows
 from octavo.kernels.gpu.skinny_8bit import Skinny8BitConfig, skinny_8bit

@@ -17,7 +17,7 @@ import torch
 from ..weights import Planes
 from .dequantize_8bit import dequantize_8bit
 from .gemv_fp8 import gemv_fp8
-from .launch import capability
+from .limits import capability
 from .linear_quantized import QuantizedWeight
 from .quantize_fp8 import FP8, quantize_rows
 from .skinny_8bit import skinny_8bit
