@@ -25,7 +25,8 @@ from octavo.kernels.gpu import w4
 from octavo.kernels.gpu.dequantize_w4 import dequantize_w4
 from octavo.kernels.gpu.gemv import gemv
 from octavo.kernels.gpu.gemv_fp8 import GemvFp8Config, gemv_fp8
-from octavo.kernels.gpu.launch import block_rows, set_pdl
+from octavo.kernels.gpu.launch import set_pdl
+from octavo.kernels.gpu.limits import block_rows
 from octavo.kernels.gpu.ops import compile_only
 from octavo.kernels.gpu.quantize_fp8 import FP8, quantize_rows
 from octavo.kernels.gpu.skinny_8bit import Skinny8BitConfig, skinny_8bit
@@ -70,8 +71,8 @@ def skinny_w4_tiles(rows: int) -> Iterator[SkinnyW4Config]:
             or (parts == 1 and rows >= 64)
         ):
             continue
-        for lines in (0, 4) if rows == 1 and parts == 1 else (0,):
-            yield SkinnyW4Config(n, split, parts, warps, stages, lines)
+        for first in (False, True) if rows > 16 else (False,):
+            yield SkinnyW4Config(n, split, parts, warps, stages, 0, first)
 
 
 def skinny_8bit_tiles(rows: int, nbytes: int) -> Iterator[Skinny8BitConfig]:

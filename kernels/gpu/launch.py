@@ -53,18 +53,6 @@ def num_sms(device: torch.device) -> int:
     return _num_sms(device.index if device.index is not None else torch.cuda.current_device())
 
 
-@functools.cache
-def _shared_bytes(device_index: int) -> int:
-    return int(torch.cuda.get_device_properties(device_index).shared_memory_per_block_optin)
-
-
-def shared_bytes(device: torch.device) -> int:
-    """Shared memory that one program may have; a Hopper's for the CPU under the interpreter."""
-    if device.type != "cuda":
-        return 227 << 10
-    return _shared_bytes(device.index if device.index is not None else torch.cuda.current_device())
-
-
 # By device and stream: launches of two streams overlap.
 _counters: dict[tuple[torch.device, int], torch.Tensor] = {}
 
@@ -91,11 +79,6 @@ def counters(device: torch.device, count: int) -> torch.Tensor:
 def next_power_of_2(n: int) -> int:
     """The smallest power of two >= n."""
     return 1 << max(n - 1, 0).bit_length()
-
-
-def block_rows(rows: int) -> int:
-    """Rows of activations in a tile whose other side is the weight's: the units take 8 or more."""
-    return max(next_power_of_2(rows), 8)
 
 
 def cdiv(a: int, b: int) -> int:

@@ -17,6 +17,7 @@ import torch
 from ..weights import Planes
 from .dequantize_8bit import dequantize_8bit
 from .gemv_fp8 import gemv_fp8
+from .limits import capability
 from .linear_quantized import QuantizedWeight
 from .quantize_fp8 import FP8, quantize_rows
 from .skinny_8bit import skinny_8bit
@@ -26,6 +27,8 @@ MAX_FLOAT_ROWS = 16
 MAX_SKINNY_ROWS = 64
 # Rows and columns of a weight that share a scale in files with scales of blocks.
 BLOCK = 128
+# The first GPUs with conversions of e4m3.
+_CAPABILITY = (8, 9)
 # cuBLAS takes 8-bit floats in multiples of it.
 _UNIT = 16
 
@@ -33,10 +36,12 @@ _UNIT = 16
 class Fp8Weight(QuantizedWeight):
     """q e4m3 [N, K]; scales float32 [N], or [ceil(N / 128), ceil(K / 128)] of blocks."""
 
-    __slots__ = ("_block", "exact", "q", "scales")
+    __slots__ = ("_block", "_rowwise", "exact", "q", "scales")
 
     def __init__(self, q: torch.Tensor, scales: torch.Tensor, exact: bool = False) -> None:
         self.q, self.scales, self.exact = q, scales, exact
+        # cuBLAS has scales of rows there.
+        self._rowwise = q.is_cuda and capability(q.device) >= (9, 0)
         self._block = (0, 0) if scales.ndim == 1 else (BLOCK, BLOCK)
         self.shape = (q.shape[0], q.shape[1])
         self.format = "FP8"
@@ -67,7 +72,7 @@ class Fp8Weight(QuantizedWeight):
             x8, scale = quantize_rows(x)
             skinny_8bit(x8, scale, self.q, self.scales, bias, y, residual=residual)
             return True
-        if not (x.is_cuda and y.dtype == torch.bfloat16) or n % _UNIT or k % _UNIT:
+        if not self._rowwise or y.dtype != torch.bfloat16 or n % _UNIT or k % _UNIT:
             return False
         x8, scale = quantize_rows(x)
         torch._scaled_mm(
@@ -101,6 +106,8 @@ def prepare_fp8(parts: Sequence[Planes], exact: bool) -> Fp8Weight | None:
     """The parts stacked along N; None if they have no form here."""
     found = [part.in_order().planes for part in parts]
     if any(planes["q"].dtype != FP8 or "codes" in planes for planes in found):
+        return None
+    if capability(found[0]["q"].device) < _CAPABILITY:
         return None
     q = torch.cat([planes["q"].view(torch.uint8) for planes in found]).view(FP8)
     k = q.shape[1]

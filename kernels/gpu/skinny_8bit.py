@@ -12,7 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import block_rows, cdiv, counters, num_sms, pdl_options, shared_bytes
+from .launch import cdiv, counters, num_sms, pdl_options
+from .limits import block_rows, shared_bytes
 from .skinny import finish_tile
 
 

@@ -12,8 +12,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import block_rows, cdiv, counters, num_sms, pdl_options, shared_bytes
-from .prefetch import prefetch_lines
+from .launch import cdiv, counters, num_sms, pdl_options
+from .limits import block_rows, shared_bytes
+from .prefetch import PREFETCHED_LINES, prefetch_lines
 from .skinny import finish_tile
 from .w4 import W4
 
@@ -21,7 +22,8 @@ from .w4 import W4
 class SkinnyW4Config(NamedTuple):
     """Tile of skinny_w4_kernel: weight rows, parts of K and of each group, warps, loads ahead.
 
-    lines: of 128 bytes a row, asked for before the wait for the predecessor.
+    lines: of 128 bytes a row, asked for before the wait for the predecessor. scaled_first: weights
+    are rounded to the activations' type, as dequantized ones are.
     """
 
     block_n: int
@@ -30,6 +32,7 @@ class SkinnyW4Config(NamedTuple):
     num_warps: int
     num_stages: int
     lines: int
+    scaled_first: bool = False
 
 
 @triton.jit
@@ -65,6 +68,7 @@ def skinny_w4_kernel(
     BLOCK_N: tl.constexpr,
     SPLIT_K: tl.constexpr,
     PARTS: tl.constexpr,
+    SCALED_FIRST: tl.constexpr,  # scales meet the weights, not the sums of products with a group
     LINES: tl.constexpr,  # of 128 bytes a row, prefetched
     EVEN: tl.constexpr,
     PDL: tl.constexpr,
@@ -93,10 +97,11 @@ def skinny_w4_kernel(
         tl.extra.cuda.gdc_launch_dependents()
     if PDL and LINES > 0:
         # Weights are written by no kernel: the first may be on their way before the wait.
-        lines = tl.minimum(begin * PAIRS + tl.arange(0, LINES) * 32, NUM_CHUNKS * PAIRS - 1)
+        lines = tl.minimum(begin * PAIRS + tl.arange(0, LINES) * 32, end * PAIRS - 1)
         prefetch_lines(words + n[:, None] * (NUM_CHUNKS * PAIRS) + lines[None, :])
-    # Scales are loaded a step ahead: nothing else hides their latency.
-    scale4 = tl.load(four_scales + tl.minimum(begin, NUM_CHUNKS - 1))
+    if not SCALED_FIRST:
+        # Loaded a step ahead: nothing else hides their latency.
+        scale4 = tl.load(four_scales + tl.minimum(begin, NUM_CHUNKS - 1))
     if PDL:
         tl.extra.cuda.gdc_wait()
     acc = tl.zeros([BLOCK_N, BLOCK_M], dtype=tl.float32)
@@ -105,8 +110,12 @@ def skinny_w4_kernel(
     for step in range(begin * PARTS, end * PARTS):
         chunk = step // PARTS
         w = tl.load(tiles + step * (WIDTH // 2), eviction_policy="evict_first")
-        later = tl.minimum((step + 1) // PARTS, NUM_CHUNKS - 1)
-        next_scale4 = tl.load(four_scales + later)
+        if SCALED_FIRST:
+            # On its way into the dot, so that it is loaded as far ahead as the words are.
+            scale4 = tl.load(four_scales + chunk)
+        else:
+            later = tl.minimum((step + 1) // PARTS, NUM_CHUNKS - 1)
+            next_scale4 = tl.load(four_scales + later)
         if ZERO != "":
             zero4 = tl.load(four_zeros + chunk)
         for j in tl.static_range(4):
@@ -125,11 +134,15 @@ def skinny_w4_kernel(
             low = q.to(tl.int16).to(X, bitcast=True)
             high = (q >> 16).to(tl.int16).to(X, bitcast=True)
             a = tl.reshape(tl.join(low, high), (BLOCK_N, WIDTH)) - tl.full([1, 1], ONE + MIDDLE, X)
-            acc += scale_of(scale4, j, scales)[:, None] * tl.dot(a, xk)
+            if SCALED_FIRST:
+                acc = tl.dot(a * scale_of(scale4, j, scales).to(X)[:, None], xk, acc)
+            else:
+                acc += scale_of(scale4, j, scales)[:, None] * tl.dot(a, xk)
             if ZERO == "add":
                 # A row of it has the sums of the activations.
                 acc += scale_of(zero4, j, zeros)[:, None] * tl.dot(ones, xk)
-        scale4 = next_scale4
+        if not SCALED_FIRST:
+            scale4 = next_scale4
     finish_tile(
         acc,
         bias,
@@ -158,7 +171,13 @@ def plan_skinny_w4(m: int, n: int, chunks: int, group: int, device: torch.device
         split *= 2
     if m <= 8:
         # Instructions of one warp, and many small programs, where there are few rows to share out.
-        config = SkinnyW4Config(*((64, 1, 1, 4, 3, 4) if fills else (32, split, 1, 2, 4, 0)))
+        config = SkinnyW4Config(
+            *(
+                (64, 1, 1, 4, 3, PREFETCHED_LINES)
+                if fills
+                else (32, split, 1, 2, 4, PREFETCHED_LINES)
+            )
+        )
     elif m <= 16:
         config = SkinnyW4Config(
             *((64, min(chunks, 2), 2, 4, 3, 0) if fills else (64, split, 1, 4, 3, 0))
@@ -225,6 +244,7 @@ def skinny_w4(
         SPLIT_K=config.split_k,
         PARTS=config.parts,
         LINES=config.lines,
+        SCALED_FIRST=config.scaled_first,
         EVEN=k == chunks * 4 * group,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
