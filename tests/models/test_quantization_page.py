@@ -34,10 +34,10 @@ def packed_kind(case: Case) -> str:
     """The kind that a CPU packs a case's projection as, or "dense"."""
     torch.manual_seed(0)
     prefix = "model.layers.0.self_attn.q_proj"
-    written = case.write(prefix, torch.randn(64, 960))
+    written = case.write(prefix, torch.randn(64, 384))
     assert written is not None
     named = {f"{prefix}.{suffix}": tensor for suffix, tensor in written[0].items()}
-    stored = find_scheme(case.config).linear(MemoryTensors(named, "cpu"), prefix, (64, 960), None)
+    stored = find_scheme(case.config).linear(MemoryTensors(named, "cpu"), prefix, (64, 384), None)
     assert isinstance(stored, Planes)
     rows = as_rows(stored, column_order(stored))
     return "dense" if rows is None else rows.kind.split("_")[0]
@@ -122,8 +122,9 @@ def quantization_page() -> str:
             "kernels, and greedy tokens equal. GGUF's kinds are held to llama.cpp's own package, block",
             "by block. No file needs the package that made it.",
             "",
-            "- A CPU keeps the numbers of the file, whatever `--dtype` says, in about the file's size.",
-            "  Weights whose groups are no whole blocks of 16 or 32 columns are dense, in the type that",
+            "- A CPU keeps the numbers of the file in about its size, whatever `--dtype` says (but GGUF's",
+            "  are rounded to bfloat16 or float16, where one of these is asked for). Weights whose groups",
+            "  are no whole blocks of 16 or 32 columns are dense, in the type that",
             "  `--dtype` gives dense ones (bfloat16 where a CPU keeps each in its file's), and so are",
             "  parts of a fused layer in another activation order than its first.",
             "- Integer products round activations to two int8 parts (12 bits or more); `--dtype float32`",

@@ -326,8 +326,9 @@ def resolve_dtypes(
     float32, whatever the weights: ``auto`` leaves each weight in its file's form, packed where
     quantized, with the fastest arithmetic the kernels have for it; ``float32`` is exact float32
     arithmetic (quantized weights stay packed where the kernels offer that, else are dequantized);
-    ``bfloat16`` and ``float16`` round weights to that type. Keys and values are bfloat16 unless
-    float32 was asked for. ``--quantization`` rounds float matrices as they are read.
+    ``bfloat16`` and ``float16`` round float weights, and a GGUF file's, to that type. Keys and
+    values are bfloat16 unless float32 was asked for. ``--quantization`` rounds float matrices as
+    they are read, or only names what the files are.
 
     Raises:
         ModelLoadError: a quantization that this device has no kernels for.

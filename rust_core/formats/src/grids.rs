@@ -5,7 +5,7 @@
 //! vector that there could be is the whole table (ggml-common.h has the vectors themselves). What the
 //! bits of a block mean: ggml-quants.c.
 
-use crate::dequantize::{Convert, f16};
+use crate::floats::f16;
 
 /// Elements of a block.
 const BLOCK: usize = 256;
@@ -180,6 +180,9 @@ const TWO: [f32; 3] = [8.0, 25.0, 43.0];
 const THREE: [f32; 8] = [4.0, 12.0, 20.0, 28.0, 36.0, 44.0, 52.0, 62.0];
 /// IQ1's elements lie an eighth above or below -1, 0 and 1.
 const DELTA: f32 = 0.125;
+
+/// Blocks to floats; lengths agree.
+pub(crate) type Convert = fn(&[u8], &mut [f32]);
 
 /// The conversion of a kind to float32; None: it is none of these.
 pub(crate) fn converter(kind: &str) -> Option<Convert> {

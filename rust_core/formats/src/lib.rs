@@ -7,5 +7,6 @@
 #[macro_use]
 pub mod blocks;
 pub mod dequantize;
+pub mod floats;
 mod grids;
 pub mod kinds;

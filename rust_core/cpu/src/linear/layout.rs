@@ -13,7 +13,7 @@
 //! 4 or 6 bits are bytes: Q4_K takes 4.63 bits instead of 4.5, Q2_K 3.13 instead of 2.63.
 
 use octavo_formats::blocks::{BlockFormat, Scales, Shape};
-use octavo_formats::dequantize::factor;
+use octavo_formats::floats::factor;
 
 use crate::float::DType;
 use crate::simd::GROUP;
