@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from octavo.kernels.gpu import all_reduce as kernels
+from octavo.kernels.gpu import peers as peer_memory
 from octavo.kernels.gpu.ops import set_pdl
 from octavo.kernels.weights import Norm
 
@@ -30,7 +31,7 @@ class Bench:
 
     def __init__(self, names: str, hidden: int, replays: int) -> None:
         self.devices = [torch.device(name) for name in names.split(",")]
-        self.peers = kernels.make_peers(self.devices, 4 * hidden)
+        self.peers = peer_memory.make_peers(self.devices, 4 * hidden)
         self.streams = [torch.cuda.Stream(device) for device in self.devices]
         self.replays = replays
 
@@ -89,7 +90,8 @@ def measure(bench: Bench, rows: int, hidden: int) -> str:
     total = sum(part.float().cpu() for part in parts).bfloat16()
     cells = [f"{rows:,}", f"{rows * hidden * 2 / 1024:,.0f}"]
     for most in (0, MAX_FLAGGED_ROWS):
-        kernels.MAX_FLAGGED_ROWS = most
+        for peers in bench.peers:
+            peers.max_flagged_rows = most
         if rows > most > 0:
             cells += ["", ""]
             continue
@@ -119,7 +121,7 @@ def main() -> None:
     parser.add_argument("--no-pdl", action="store_true", help="kernels start one after another")
     args = parser.parse_args()
     set_pdl(torch.cuda.get_device_capability() >= (9, 0) and not args.no_pdl)
-    kernels.MAX_FLAGGED_ROWS = MAX_FLAGGED_ROWS
+    peer_memory.MAX_FLAGGED_ROWS = MAX_FLAGGED_ROWS
     bench = Bench(args.devices, args.hidden, args.replays)
     print(
         f"{args.devices}, {torch.cuda.get_device_name()}, rows of {args.hidden} bfloat16; us a call"

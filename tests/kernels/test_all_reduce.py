@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 kernels = pytest.importorskip("octavo.kernels.gpu.all_reduce")
+peer_memory = pytest.importorskip("octavo.kernels.gpu.peers")
 from octavo.kernels import reference  # noqa: E402
 from octavo.kernels.weights import Norm, share  # noqa: E402
 
@@ -32,10 +33,10 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 def _several_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter takes a minute for what fills a GPU's buffers."""
     if not ON_GPU:
-        monkeypatch.setattr(kernels, "MAX_PROGRAMS", 9)  # three or four a rank
-        monkeypatch.setattr(kernels, "MAX_FLAGGED_ROWS", 2)
+        monkeypatch.setattr(peer_memory, "MAX_PROGRAMS", 9)  # three or four a rank
+        monkeypatch.setattr(peer_memory, "MAX_FLAGGED_ROWS", 2)
         monkeypatch.setattr(kernels, "PIECE", 64)
-        monkeypatch.setattr(kernels, "HALF_BYTES", 1024)
+        monkeypatch.setattr(peer_memory, "HALF_BYTES", 1024)
 
 
 # (in the interpreter, on a GPU)
@@ -55,7 +56,7 @@ class Ranks:
 
     def __init__(self, world: int, row_bytes: int, **options: Any) -> None:
         self.devices = devices_of(world)
-        self.peers = kernels.make_peers(self.devices, row_bytes, **options)
+        self.peers = peer_memory.make_peers(self.devices, row_bytes, **options)
         self.streams = [torch.cuda.Stream(d) if ON_GPU else None for d in self.devices]
         self.synchronize()
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from octavo.errors import ModelLoadError
-from octavo.kernels.gpu import all_reduce as kernels
+from octavo.kernels.gpu.all_reduce import add_norm, all_gather, all_reduce
 from octavo.kernels.gpu.compile_only import is_compiling
+from octavo.kernels.gpu.peers import MAX_WORLD, Pending, make_peers
 from octavo.kernels.weights import Norm
 from octavo.runner.lockstep import Lockstep
 
@@ -38,7 +39,7 @@ class PeerExchange(Lockstep):
     def __init__(self, devices: Sequence[torch.device], row_bytes: int) -> None:
         super().__init__(len(devices))
         _check_access(devices)
-        self._peers = kernels.make_peers(devices, row_bytes)
+        self._peers = make_peers(devices, row_bytes)
         for device in devices:
             torch.cuda.synchronize(device)
         self._events = [torch.cuda.Event() for _ in devices]  # type: ignore[no-untyped-call]
@@ -46,27 +47,27 @@ class PeerExchange(Lockstep):
 
     def all_reduce(self, tensor: Tensor, rank: int) -> Tensor:
         """As Exchange.all_reduce."""
-        return self._launch(kernels.all_reduce(tensor, self._peers[rank]), rank)
+        return self._launch(all_reduce(tensor, self._peers[rank]), rank)
 
     def gather(self, tensor: Tensor, columns: int, rank: int) -> Tensor:
         """As Exchange.gather."""
-        return self._launch(kernels.all_gather(tensor, columns, self._peers[rank]), rank)
+        return self._launch(all_gather(tensor, columns, self._peers[rank]), rank)
 
     def add_norm(self, x: Tensor, residual: Tensor, norm: Norm, rank: int) -> tuple[Tensor, Tensor]:
         """As Rank.add_norm."""
-        return self._launch(kernels.add_norm(x, residual, norm, self._peers[rank]), rank)
+        return self._launch(add_norm(x, residual, norm, self._peers[rank]), rank)
 
     def has_lost_a_rank(self) -> bool:
         """As Exchange.has_lost_a_rank."""
         return any(lost[0] for lost in self._lost)
 
-    def _launch(self, pending: kernels.Pending[R], rank: int) -> R:
+    def _launch(self, pending: Pending[R], rank: int) -> R:
         """Launch this rank's kernel, on its current stream."""
         if is_compiling() or torch.cuda.is_current_stream_capturing():
             return pending.launch()
         return self.meet((pending, torch.cuda.current_stream()), rank, self._launch_all)
 
-    def _launch_all(self, launches: list[tuple[kernels.Pending[R], torch.cuda.Stream]]) -> list[R]:
+    def _launch_all(self, launches: list[tuple[Pending[R], torch.cuda.Stream]]) -> list[R]:
         """Every rank's, once all parts are there; what comes after waits until all are read."""
         parts = [pending.part for pending, _ in launches]
         self._wait_for_each_other([stream for _, stream in launches])
@@ -86,8 +87,8 @@ class PeerExchange(Lockstep):
 
 
 def _check_access(devices: Sequence[torch.device]) -> None:
-    if len(devices) > kernels.MAX_WORLD:
-        raise ModelLoadError(f"{len(devices)} shards of a layer: at most {kernels.MAX_WORLD}")
+    if len(devices) > MAX_WORLD:
+        raise ModelLoadError(f"{len(devices)} shards of a layer: at most {MAX_WORLD}")
     if "expandable_segments:True" in os.environ.get("PYTORCH_CUDA_ALLOC_CONF", ""):
         raise ModelLoadError(
             "PYTORCH_CUDA_ALLOC_CONF: expandable_segments hides a GPU's memory from the others"
