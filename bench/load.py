@@ -26,7 +26,8 @@ from octavo.checkpoints.safetensors import read_entries
 from octavo.config import EngineConfig
 from octavo.layers.ops import get_ops
 from octavo.models.source import resolve_model
-from octavo.runner.loading import load_model, resolve_dtypes
+from octavo.runner.dtypes import resolve_dtypes
+from octavo.runner.loading import load_model
 
 CONFIG = Path(__file__).parent / "configs" / "llama-3.1-8b" / "config.json"
 INDEX = "model.safetensors.index.json"

@@ -21,7 +21,8 @@ from octavo.layers.rope import identity_table
 from octavo.llm import LLM
 from octavo.models.config import ModelConfig
 from octavo.models.registry import config_from_hf
-from octavo.runner.loading import LoadedModel, ModelDtypes, ModelPart
+from octavo.runner.dtypes import ModelDtypes
+from octavo.runner.loading import LoadedModel, ModelPart
 from octavo.runner.mesh import Exchange, Mesh, ranks_of
 from octavo.sampling_params import SamplingParams
 

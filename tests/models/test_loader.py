@@ -22,7 +22,8 @@ from octavo.errors import ModelLoadError
 from octavo.kernels.weights import Planes
 from octavo.models import source as source_module
 from octavo.models.source import DEFAULT_MODEL, load_tokenizer, resolve_model
-from octavo.runner.loading import load_model, resolve_dtypes
+from octavo.runner.dtypes import resolve_dtypes
+from octavo.runner.loading import load_model
 
 CPU = torch.device("cpu")
 

@@ -21,12 +21,12 @@ from octavo.config import EngineConfig  # noqa: E402
 from octavo.errors import ModelLoadError  # noqa: E402
 from octavo.llm import LLM  # noqa: E402
 from octavo.models.source import resolve_model  # noqa: E402
-from octavo.runner.loading import (  # noqa: E402
+from octavo.runner.dtypes import (  # noqa: E402
     GPU_QUANTIZATIONS,
     ModelDtypes,
-    load_model,
     resolve_dtypes,
 )
+from octavo.runner.loading import load_model  # noqa: E402
 from octavo.sampling_params import SamplingParams  # noqa: E402
 
 # A case -> the formats of its first layer's fused query, key and value, and of its down projection.

@@ -23,6 +23,7 @@ from octavo.errors import ModelLoadError
 from octavo.layers.ops import get_ops
 from octavo.models.source import resolve_model
 from octavo.runner import loading
+from octavo.runner.dtypes import resolve_dtypes
 
 CPU = torch.device("cpu")
 BLOCK = 1024
@@ -201,7 +202,7 @@ def test_a_model_is_the_same_however_it_is_read(
     read_ahead = loading._read_ahead
 
     def load() -> Any:
-        dtypes = loading.resolve_dtypes(config, source.model_config, source, CPU)
+        dtypes = resolve_dtypes(config, source.model_config, source, CPU)
         ops = get_ops(CPU, "reference")
         return loading.load_model(source, dtypes, ops, max_model_len=64, device=CPU)
 

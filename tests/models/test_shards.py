@@ -23,7 +23,7 @@ from octavo.models.parts import check_split, heads_of, width_of
 from octavo.models.registry import config_from_hf
 from octavo.models.source import resolve_model
 from octavo.models.stage import stages_of
-from octavo.runner.loading import shard_devices
+from octavo.runner.devices import shard_devices
 from octavo.sampling_params import SamplingParams
 
 

@@ -42,46 +42,12 @@ from octavo.models.pooling_model import PoolingModel
 from octavo.models.registry import ARCHITECTURES, CausalLM, model_class
 from octavo.models.source import ModelSource
 from octavo.models.stage import Stage, stages_of
+from octavo.runner.devices import resolve_device, shard_devices
+from octavo.runner.dtypes import DTYPES, ModelDtypes, resolve_dtypes
 from octavo.runner.lockstep import LockstepExchange
 from octavo.runner.mesh import Exchange, Mesh, NoExchange, ranks_of
 
 M = TypeVar("M")
-
-DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
-
-# --quantization -> the rounding of float matrices, by the kernels that there are for it.
-CPU_QUANTIZATIONS = {"w4": "Q4_1", "w8": "Q8_0"}
-GPU_QUANTIZATIONS = {
-    "w4": "INT4",
-    # A scale a row costs no more than one in all, and loses less.
-    "fp8": "FP8 by channel",
-    "fp8_per_channel": "FP8 by channel",
-    "fp8_per_tensor": "FP8 by tensor",
-    "fp8_per_block": "FP8 by block",
-}
-
-
-@dataclass(frozen=True)
-class ModelDtypes:
-    """The dtypes of a model in memory.
-
-    ``weights``: of matrices, None where each keeps the form it has in the file. ``activations``:
-    of everything that flows. ``packed``: quantized matrices stay quantized. ``exact``: and are
-    multiplied with float activations, never with rounded ones. ``kv_cache``: of keys and values
-    where nothing else is asked for. ``quantize``: the rounding of float matrices, in
-    checkpoints.quantize.ROUNDINGS.
-    """
-
-    weights: torch.dtype | None
-    activations: torch.dtype
-    packed: bool
-    kv_cache: torch.dtype
-    exact: bool = False
-    quantize: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -193,72 +159,6 @@ def load_pooling(config: EngineConfig, source: ModelSource) -> LoadedModel[Pooli
     return LoadedModel(config, model.config, dtypes, mesh)
 
 
-def resolve_device(config: EngineConfig) -> torch.device:
-    """The device that ``--device`` means here.
-
-    Raises:
-        ModelLoadError: a GPU is asked for and there is none.
-    """
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ModelLoadError("device cuda: there is no GPU that torch can use")
-    return torch.device(config.device)
-
-
-def shard_devices(config: EngineConfig) -> list[torch.device]:
-    """Each shard's device, stage by stage: those of ``--mesh``, else as many as there are to be.
-
-    Raises:
-        ModelLoadError: they are not there, not of one kind, or another number is asked for.
-    """
-    size, names = config.tensor_parallel_size * config.pipeline_parallel_size, config.mesh
-    asked = f"{config.tensor_parallel_size} x {config.pipeline_parallel_size}"
-    if names is None:
-        device = resolve_device(config)
-        if size == 1:
-            return [device]
-        if device.type == "cpu":
-            raise ModelLoadError(
-                f"{asked} shards: a CPU is one device, and one shard uses its cores all; "
-                f"--mesh {','.join(['cpu'] * size)} splits a model on it all the same"
-            )
-        count = torch.cuda.device_count()
-        if count < size:
-            raise ModelLoadError(f"{asked} shards: this machine has {count} GPUs")
-        devices = [torch.device("cuda", index) for index in range(size)]
-    else:
-        try:
-            devices = [torch.device(name.strip()) for name in names.split(",")]
-        except RuntimeError as error:
-            raise ModelLoadError(f"mesh {names!r}: {str(error).splitlines()[0]}") from None
-        # Without tensor_parallel_size, what the stages leave.
-        is_whole = len(devices) % config.pipeline_parallel_size == 0
-        if size != len(devices) and not (config.tensor_parallel_size == 1 and is_whole):
-            raise ModelLoadError(f"mesh {names!r} has {len(devices)} devices for {asked} shards")
-    if len({device.type for device in devices}) > 1:
-        raise ModelLoadError(f"mesh {names!r}: its devices must be of one kind")
-    for device in devices:
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise ModelLoadError(
-                f"mesh {names!r}: this machine has {torch.cuda.device_count()} GPUs"
-            )
-    if len(devices) > 1 and devices[0].type == "cuda":
-        _check_gpu_mesh(config)
-    return devices
-
-
-def _check_gpu_mesh(config: EngineConfig) -> None:
-    """Raises ModelLoadError where shards on GPUs do not have what is asked for."""
-    if config.pipeline_parallel_size > 1:
-        raise ModelLoadError(
-            f"pipeline_parallel_size {config.pipeline_parallel_size}: stages are on a CPU only, "
-            "over GPUs there is tensor_parallel_size"
-        )
-    if config.attention_backend == "reference":
-        raise ModelLoadError("attention_backend reference: shards on GPUs run Triton's kernels")
-
-
 def _make_exchange(devices: Sequence[torch.device], row_bytes: int) -> Exchange:
     """The exchange between the shards of one stage."""
     if len(devices) == 1:
@@ -313,61 +213,6 @@ def _check_max_model_len(max_model_len: int | None, source: ModelSource) -> int:
     if max_model_len > limit:
         raise ModelLoadError(f"max_model_len {max_model_len} is beyond the model's own {limit}")
     return max_model_len
-
-
-def resolve_dtypes(
-    config: EngineConfig, model_config: ModelConfig, source: ModelSource, device: torch.device
-) -> ModelDtypes:
-    """The meaning of ``--dtype`` for this model on this device.
-
-    On a GPU, weights and activations share one type: the one asked for, else the checkpoint's,
-    else (a GGUF file) bfloat16; quantized matrices stay so where there are kernels for them, and
-    are dequantized to it otherwise, as they are for float32. On a CPU activations are
-    float32, whatever the weights: ``auto`` leaves each weight in its file's form, packed where
-    quantized, with the fastest arithmetic the kernels have for it; ``float32`` is exact float32
-    arithmetic (quantized weights stay packed where the kernels offer that, else are dequantized);
-    ``bfloat16`` and ``float16`` round float weights, and a GGUF file's, to that type. Keys and
-    values are bfloat16 unless float32 was asked for. ``--quantization`` rounds float matrices as
-    they are read, or only names what the files are.
-
-    Raises:
-        ModelLoadError: a quantization that this device has no kernels for.
-    """
-    asked = DTYPES.get(config.dtype)
-    native = config.attention_backend != "reference"
-    quantize = _find_rounding(config, source, device)
-    if device.type != "cpu":
-        dtype = asked or DTYPES.get(model_config.dtype, torch.bfloat16)
-        packed = source.kind == "gguf"
-        return ModelDtypes(dtype, dtype, packed=packed, kv_cache=dtype, quantize=quantize)
-    exact = asked is torch.float32
-    kv_cache = torch.bfloat16 if native and not exact else torch.float32
-    if source.kind == "gguf" and native and asked in (None, torch.float32):
-        return ModelDtypes(None, torch.float32, True, kv_cache, exact, quantize)
-    if asked is None and source.kind == "dummy":
-        asked = DTYPES.get(model_config.dtype, torch.bfloat16)
-    if not native:
-        asked = asked or torch.float32
-    return ModelDtypes(asked, torch.float32, False, kv_cache, exact, quantize)
-
-
-def _find_rounding(config: EngineConfig, source: ModelSource, device: torch.device) -> str | None:
-    """The rounding that ``--quantization`` asks for; None: none, or the checkpoint's own method.
-
-    Raises:
-        ModelLoadError: another method than the checkpoint's, or no kernels for it here.
-    """
-    asked = config.quantization
-    if asked is None or source.is_quantized_as(asked):
-        return None
-    native = config.attention_backend != "reference"
-    known = (CPU_QUANTIZATIONS if native else {}) if device.type == "cpu" else GPU_QUANTIZATIONS
-    if asked not in known:
-        raise ModelLoadError(
-            f"quantization {asked!r} is not supported; known: {', '.join(CPU_QUANTIZATIONS)} (on a "
-            f"CPU), {', '.join(GPU_QUANTIZATIONS)} (on a GPU)"
-        )
-    return known[asked]
 
 
 def load_model(
