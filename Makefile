@@ -133,7 +133,7 @@ bench: build ## latency, throughput and start-up of the default model on this ma
 test: dev ## install everything and run every check (CI adds test-slow)
 	@$(MAKE) --no-print-directory check
 
-check: lint types rust-test sanitize pytest ## every check
+check: lint types rust-test pytest ## every check
 
 # A file's tests stay in one process, for what they share. The cores are taken by the workers.
 PYTEST = env OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile
@@ -141,7 +141,7 @@ PYTEST = env OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile
 test-slow: dev ## long lists of cases, each of a kind that `test` has too (PYTEST_ARGS="-k ...")
 	$(PYTEST) -m "not gpu and slow and not nightly" $(PYTEST_ARGS)
 
-test-nightly: dev ## the longest lists, for which CI has no time
+test-nightly: dev sanitize ## the longest lists, for which CI has no time
 	$(PYTEST) -m "not gpu and nightly" $(PYTEST_ARGS)
 
 # In one process: the model's server takes the cores.
@@ -168,12 +168,14 @@ types: dev ## mypy, and that _core.pyi says what the compiled core does
 	$(BIN)/mypy
 	$(PY) -m mypy.stubtest octavo._core
 
-rust-test: ## the core's tests, without Python
+# The kernels' in the profile that the package is built in: what it has built is used again, and
+# building so many kernels less optimised takes longer.
+rust-test: ## the core's and the kernels' tests, without Python
 	$(CARGO) test --locked --quiet -p octavo-core
+	$(CARGO) test --locked --quiet --release -p octavo-cpu --lib --test kernels
 
 # AddressSanitizer comes with every rustup toolchain; the variable lets a stable one switch it on.
-# The program for it has its own folder of builds beside the usual one, and building the kernels
-# once more without it takes longer than all their tests.
+# Ten minutes of building for a second of tests (bench/NOTES.md, "the time of the tests").
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 sanitize: ## the CPU kernels' tests at every level, with AddressSanitizer
 	@if ls "$$(rustc --print sysroot)/lib/rustlib/$(HOST)/lib/"librustc-*asan* >/dev/null 2>&1; then \
