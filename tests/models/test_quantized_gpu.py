@@ -111,10 +111,11 @@ def test_a_checkpoints_own_method_may_be_named(
     for asked in ("awq", "awq_marlin"):
         for device in ("cuda", "cpu"):
             assert rounding(path, asked, device) is None
-    assert rounding(path, "fp8") == "FP8 by channel"
-    with pytest.raises(ModelLoadError, match=r"'gptq' is not supported; .* method, which is awq"):
-        rounding(path, "gptq")
-    with pytest.raises(ModelLoadError, match=r"'awq' is not supported; .* method, which is none"):
+    assert rounding(twin, "fp8") == "FP8 by channel"
+    for asked in ("gptq", "fp8"):
+        with pytest.raises(ModelLoadError, match=f"{asked} does not fit .* quantized by 'awq'"):
+            rounding(path, asked)
+    with pytest.raises(ModelLoadError, match=r"awq does not fit .* is not quantized"):
         rounding(twin, "awq")
     with pytest.raises(ModelLoadError, match=r"'fp8' is not supported; known: w4, w8 \(on a CPU\)"):
         rounding(twin, "fp8", "cpu")

@@ -106,8 +106,7 @@ class ConstrainedSteps:
                 shard.replay_choice(key, self._of_rank[shard.rank], host, length)
             return None
         logits = step.logits[0]
-        if num_logprobs >= 0 and needs.records is None:
-            # A mask changes the logits, whether or not anything else does.
+        if needs.keep_raw:
             logits = logits.clone()
         staged = host.packed[:length]
         ids = self._mesh.each(
@@ -122,8 +121,11 @@ class ConstrainedSteps:
         )[0]
         if num_logprobs < 0:
             return None
-        num = step.num_samples
-        return needs.copy_logprobs(logits[:num], ids[:num])
+        logits, ids = logits[: step.num_samples], ids[: step.num_samples]
+        if needs.records is not None:
+            # The sampler reads masks and leaves the logits as they are.
+            logits = self._of_rank[self._lead.rank].masked(logits)
+        return needs.copy_logprobs(logits, ids)
 
     def _make_buffers(self) -> RowMasks:
         pinned = self._lead.stream is not None

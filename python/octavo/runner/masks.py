@@ -105,3 +105,11 @@ class RowMasks:
         self._host_index.fill(-1)
         self._host_index[rows[used]] = used
         return len(self._host_index) + num_masks * self.num_words
+
+    def masked(self, logits: Tensor) -> Tensor:
+        """Logits [S, V] with -inf where a row's mask has no bit: a copy, on this device."""
+        index = self.index[: len(logits)]
+        bits = torch.arange(32, dtype=torch.int32, device=logits.device)
+        words = self.words[index.clamp_min(0)]
+        allowed = ((words[:, :, None] >> bits) & 1).flatten(1)[:, : logits.shape[1]].bool()
+        return logits.masked_fill(~allowed & (index >= 0)[:, None], float("-inf"))
