@@ -61,10 +61,7 @@ def linear(
         ValueError: a wrong shape, layout, type or device, or an unknown gate.
     """
     rows, n, k = _check_linear(x, weight, bias, residual, norm)
-    if gate and gate not in GATED_KINDS:
-        raise ValueError(f"unknown gated activation {gate!r}, known: {', '.join(GATED_KINDS)}")
-    if residual is not None:
-        check_shape("residual", residual, rows, n // 2 if gate else n)
+    check_epilogue(rows, n, bias, gate, residual)
     if rows == 1 and (k <= MAX_FUSED_SIZE or (norm is None and not gate)):
         y = residual
         if y is None:
@@ -150,11 +147,21 @@ def _check_linear(
     rows, k = x.shape
     n = weight.shape[0]
     check_shape("weight", weight, n, k)
-    if bias is not None:
-        check_shape("bias", bias, n)
     if norm_weight is not None:
         check_shape("norm_weight", norm_weight, k)
     return rows, n, k
+
+
+def check_epilogue(
+    rows: int, n: int, bias: torch.Tensor | None, gate: str, residual: torch.Tensor | None
+) -> None:
+    """Raises ValueError: what follows a product [rows, n] has a wrong shape or an unknown name."""
+    if bias is not None:
+        check_shape("bias", bias, n)
+    if gate and gate not in GATED_KINDS:
+        raise ValueError(f"unknown gated activation {gate!r}, known: {', '.join(GATED_KINDS)}")
+    if residual is not None:
+        check_shape("residual", residual, rows, n // 2 if gate else n)
 
 
 class GpuWeight(Weight):

@@ -7,9 +7,9 @@ from abc import abstractmethod
 import torch
 
 from ..weights import Norm, Weight
-from .activation import GATED_KINDS, gated_activation
+from .activation import gated_activation
 from .launch import check_shape, check_tensors
-from .linear import add_product, dense_product
+from .linear import add_product, check_epilogue, dense_product
 from .norm import rms_norm
 
 
@@ -54,12 +54,7 @@ class QuantizedWeight(Weight):
         rows = x.shape[0]
         check_tensors(x=x, bias=bias, residual=residual)
         check_shape("x", x, rows, k)
-        if bias is not None:
-            check_shape("bias", bias, n)
-        if gate and gate not in GATED_KINDS:
-            raise ValueError(f"unknown gated activation {gate!r}, known: {', '.join(GATED_KINDS)}")
-        if residual is not None:
-            check_shape("residual", residual, rows, n // 2 if gate else n)
+        check_epilogue(rows, n, bias, gate, residual)
         if norm is not None:
             normed = rms_norm(x, norm.weight, norm.eps, weight_offset=norm.weight_offset)
             assert isinstance(normed, torch.Tensor)

@@ -149,6 +149,16 @@ def _finish(
     tl.store(y + m * N + n, acc.to(y.dtype.element_ty), mask=mask)
 
 
+def split_scratch(
+    split_k: int, tiles: int, tile_len: int, y: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ``partial`` and ``counters`` of ``finish_tile``; y stands in where K is not split."""
+    if split_k == 1:
+        return y, y
+    partial = torch.empty(split_k * tiles * tile_len, dtype=torch.float32, device=y.device)
+    return partial, counters(y.device, tiles)
+
+
 def plan_skinny(m: int, n: int, k: int, sms: int) -> SkinnyConfig:
     """The tile of m rows (2 .. MAX_ROWS) times an [n, k] weight.
 
@@ -179,13 +189,7 @@ def skinny(
     config = config or plan_skinny(m, n, k, num_sms(x.device))
     tiles = cdiv(n, config.block_n)
     block_m = max(next_power_of_2(m), 16)
-    if config.split_k > 1:
-        partial = torch.empty(
-            config.split_k * tiles * config.block_n * block_m, dtype=torch.float32, device=x.device
-        )
-        counts = counters(x.device, tiles)
-    else:
-        partial = counts = y
+    partial, counts = split_scratch(config.split_k, tiles, config.block_n * block_m, y)
     skinny_kernel[(tiles, config.split_k)](
         x,
         weight,

@@ -12,9 +12,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import cdiv, counters, num_sms, pdl_options
+from .launch import cdiv, num_sms, pdl_options
 from .limits import block_rows, shared_bytes
-from .skinny import finish_tile
+from .skinny import finish_tile, split_scratch
 
 
 class Skinny8BitConfig(NamedTuple):
@@ -169,13 +169,7 @@ def skinny_8bit(
     config = config or plan_skinny_8bit(m, n, k, x.element_size(), x.device)
     tiles = cdiv(n, config.block_n)
     block_m = block_rows(m)
-    if config.split_k > 1:
-        partial = torch.empty(
-            config.split_k * tiles * config.block_n * block_m, dtype=torch.float32, device=x.device
-        )
-        counts = counters(x.device, tiles)
-    else:
-        partial = counts = y
+    partial, counts = split_scratch(config.split_k, tiles, config.block_n * block_m, y)
     scale_rows, scale_cols = scale_block
     block_k = min(config.block_k, scale_cols) if scale_rows else config.block_k
     skinny_8bit_kernel[(tiles, config.split_k)](

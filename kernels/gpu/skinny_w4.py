@@ -12,10 +12,10 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import cdiv, counters, num_sms, pdl_options
+from .launch import cdiv, num_sms, pdl_options
 from .limits import block_rows, shared_bytes
 from .prefetch import PREFETCHED_LINES, prefetch_lines
-from .skinny import finish_tile
+from .skinny import finish_tile, split_scratch
 from .w4 import W4
 
 
@@ -214,13 +214,7 @@ def skinny_w4(
     config = config or plan_skinny_w4(m, n, chunks, group, x.device)
     tiles = cdiv(n, config.block_n)
     block_m = block_rows(m)
-    if config.split_k > 1:
-        partial = torch.empty(
-            config.split_k * tiles * config.block_n * block_m, dtype=torch.float32, device=x.device
-        )
-        counts = counters(x.device, tiles)
-    else:
-        partial = counts = y
+    partial, counts = split_scratch(config.split_k, tiles, config.block_n * block_m, y)
     skinny_w4_kernel[(tiles, config.split_k)](
         x,
         weight.words,

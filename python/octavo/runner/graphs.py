@@ -182,7 +182,6 @@ class GraphRunner:
         # By the number of plain decodes: their graph's handle on the lead. Graphs of plain steps
         # are never dropped.
         self._steady: dict[int, int] = {}
-        self._steady_keys: dict[int, tuple[StepShape, bool]] = {}
 
     # ---------------------------------------------------------------------------- between steps
 
@@ -315,8 +314,10 @@ class GraphRunner:
             buffer.header, 0, num, num, num, num, batch.num_block_updates, 0, packed_len, ids.turn
         )
         if self._followers:
-            key = self._steady_keys[num]
-            self._replay_followers(key, buffer, 4 * (HEADER_LEN + packed_len), ids.turn)
+            shape = self._shapes.find(num, 0, 0)
+            assert shape is not None
+            nbytes = 4 * (HEADER_LEN + packed_len)
+            self._replay_followers((shape, False), buffer, nbytes, ids.turn)
         self._driver.run_step(
             (self._packed_address, buffer.address, 4 * (HEADER_LEN + packed_len)),
             graph,
@@ -384,7 +385,6 @@ class GraphRunner:
                 ids, logits = graph.output
                 if num_decodes == num_tokens and not needs.adjusted:
                     self._steady[num_samples] = graph.handle
-                    self._steady_keys[num_samples] = (shape, False)
                 if self._followers:
                     self._replay_followers(
                         (shape, needs.adjusted), buffer, 4 * length, arriving.turn
