@@ -25,24 +25,29 @@ fail() { echo "FAILED: $*"; status=1; }
 # shellcheck disable=SC2206  # words, as a shell splits them
 SERVER=(--max-model-len 8192 --max-num-seqs 256 --gpu-memory-utilization 0.9 $FLAGS)
 
-# In several processes: most of the time goes to compiling kernels, each on one core.
+# In several processes, dealt out to the GPUs: most of the time goes to compiling kernels, each on one core.
 tests() {
   timeout 300 "$PYTHON" - <<'PY' 2>&1 | tee "$OUT/tests.log" | tail -n 60 || fail tests
 import os, subprocess, sys
 command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
 folders = ["tests/runner", "tests/engine", "tests/kernels", "tests/models"]
-listed = subprocess.run([*command, "--collect-only", *folders], capture_output=True, text=True)
+one_gpu = {**os.environ, "CUDA_VISIBLE_DEVICES": "0"}
+listed = subprocess.run(
+    [*command, "--collect-only", *folders], capture_output=True, text=True, env=one_gpu
+)
 # One test takes all of the memory; it comes last, alone.
 ids = [i for i in listed.stdout.splitlines() if "::" in i and "test_gpu_memory" not in i]
 alone = [*command, "tests/runner/test_gpu_memory.py"]
-workers = min(12, os.cpu_count() or 1)
+gpus = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout.count("GPU ")
+workers = min(12 * gpus, os.cpu_count() or 1)
 shares = [share for i in range(workers) if (share := ids[i::workers])]
 running = [
     subprocess.Popen(
         [*command, "--timeout", "200", *share],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": str(i % gpus)},
     )
-    for share in shares
+    for i, share in enumerate(shares)
 ]
 outputs = [process.communicate()[0] for process in running]
 for output, process in zip(outputs, running, strict=True):
@@ -60,8 +65,8 @@ mesh() {
   local devices=cuda:0,cuda:0 count
   count=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
   [ "$count" -gt 1 ] && devices=cuda:0,cuda:1
-  OCTAVO_TEST_MESH=$devices timeout 200 "$PYTHON" -m pytest -q -p no:cacheprovider --timeout 100 \
-    -m gpu tests/runner/test_graphs.py 2>&1 | tee "$OUT/mesh.log" | tail -n 20 || fail "mesh $devices"
+  OCTAVO_TEST_MESH=$devices timeout 300 "$PYTHON" -m pytest -q -p no:cacheprovider --timeout 100 \
+    -m gpu tests/runner/test_graphs.py tests/models/test_gpu_shards.py 2>&1 | tee "$OUT/mesh.log" | tail -n 20 || fail "mesh $devices"
   [ "$count" -gt 1 ] || return 0
   timeout 60 "$PYTHON" bench/exchange.py | tee "$OUT/exchange.md" || fail exchange
   for shards in 1 2; do

@@ -91,14 +91,14 @@ def _pending_sum(
         kernel, grid = flagged_sum_kernel, rows
         words = (width * x.element_size() // 4, x.nbytes // 4)
         memory = (peers.flagged, peers.flagged_epochs, *lost)
-        args = (x, *tensors, *memory, *words, eps, weight_offset, peers.max_polls)
+        args = (x, *tensors, *memory, *words, eps, weight_offset, peers.max_ns)
         constants |= {
             "HALF": peers.flagged_words,
             "WORDS": max(block * x.element_size() // 4, 1),
         }
     else:
         kernel, grid = all_reduce_kernel, min(rows, peers.max_programs)
-        args = (x, *tensors, *_memory(peers), rows, *numbers, peers.max_polls)
+        args = (x, *tensors, *_memory(peers), rows, *numbers, peers.max_ns)
         constants |= {
             "HALF": peers.half_bytes // x.element_size(),
             "BLOCK": block,
@@ -136,7 +136,7 @@ def all_gather(x: torch.Tensor, columns: int, peers: Peers) -> Pending[torch.Ten
         "HALF": peers.half_bytes // x.element_size(),
         "ROUND": _pieces(count, block, x, peers),
     }
-    args = (x, y, *_memory(peers), rows, columns, peers.max_polls)
+    args = (x, y, *_memory(peers), rows, columns, peers.max_ns)
     grid = min(count, peers.max_programs)
     return Pending(y, x, peers, all_gather_kernel, grid, args, constants, direct)
 

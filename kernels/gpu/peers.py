@@ -20,8 +20,9 @@ MAX_PROGRAMS = 96
 # Of one half of a program's buffer: a round that exchanges less leaves the links idle while it
 # meets (bench/exchange.py).
 HALF_BYTES = 64 << 10
-# Some 10 s of an H200 at 0.32 us a poll (bench/exchange.py): later than any rank that will come.
-MAX_POLLS = 1 << 25
+# Of one wait: later than any rank that will come, and soon enough for the 15 s in which a lost one
+# ends the engine.
+MAX_WAIT_NS = 8 * 10**9
 # Rows whose words carry flags, which doubles what travels (bench/exchange.py).
 MAX_FLAGGED_ROWS = 32
 # The direct kernels' arguments: addresses of up to eight ranks.
@@ -37,7 +38,7 @@ class Peers:
     buffers, flags, flagged: int64 [world] on this rank's device, every rank's addresses; epochs and
     flagged_epochs: int32 [MAX_PROGRAMS]; lost: int32 [1] on the device, and ``lost_on_host`` in
     pinned memory, not 0 once a rank has not come. ``half_bytes``, ``flagged_words``: of each
-    program's two halves. ``on_device``: ranks on one device, at most. ``max_polls``: of one wait.
+    program's two halves. ``on_device``: ranks on one device, at most. ``max_ns``: of one wait.
     ``kept``: what the addresses point to on this device.
     """
 
@@ -47,7 +48,7 @@ class Peers:
         devices: Sequence[torch.device],
         half_bytes: int,
         memory: Sequence[Sequence[torch.Tensor]],
-        max_polls: int,
+        max_ns: int,
     ) -> None:
         self.rank, self.world = rank, len(devices)
         self.device = devices[rank]
@@ -56,7 +57,7 @@ class Peers:
         self.max_programs = MAX_PROGRAMS // self.on_device
         self.max_flagged_rows = MAX_FLAGGED_ROWS
         self.half_bytes, self.flagged_words = half_bytes, half_bytes // 4
-        self.max_polls = max_polls
+        self.max_ns = max_ns
         self.kept = [tensors[rank] for tensors in memory]
         self.buffers, self.flags, self.flagged = (self._addresses(tensors) for tensors in memory)
         self.epochs = self._ints(MAX_PROGRAMS)
@@ -76,7 +77,7 @@ class Peers:
 
 
 def make_peers(
-    devices: Sequence[torch.device], row_bytes: int, max_polls: int = MAX_POLLS
+    devices: Sequence[torch.device], row_bytes: int, max_ns: int = MAX_WAIT_NS
 ) -> list[Peers]:
     """Exchange memory for rows of up to ``row_bytes`` between the ranks on ``devices``."""
     world = len(devices)
@@ -95,7 +96,7 @@ def make_peers(
             if a != b:
                 # torch lets two devices reach each other's memory at the first copy between them.
                 torch.zeros(1, device=a).to(b)
-    return [Peers(rank, devices, half, memory, max_polls) for rank in range(world)]
+    return [Peers(rank, devices, half, memory, max_ns) for rank in range(world)]
 
 
 class Pending(Generic[R]):

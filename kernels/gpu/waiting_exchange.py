@@ -7,14 +7,16 @@ are counted on the device, so that a graph's next replay goes on where the last 
 Few rows travel with their flags instead, one beside each four bytes, straight into the peers'
 buffers: nobody waits for a store before it raises a flag, nor reads over the link.
 
-A wait ends after a number of polls, and ``lost`` is set: a rank that never comes is an error, not a
-hang.
+A wait ends after ``max_ns``, and ``lost`` is set: a rank that never comes is an error, not a hang.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+# Polls between two looks at the clock, which takes longer to read than the flags (bench/exchange.py).
+POLLS_A_LOOK = tl.constexpr(64)
 
 
 @triton.jit
@@ -33,12 +35,23 @@ def normed_sum(
 
 
 @triton.jit
+def _is_in_time(polls, began, max_ns):
+    """(when the clock was first read, in ns; False once ``max_ns`` have passed since then)."""
+    in_time = polls > 0
+    if polls % POLLS_A_LOOK == 0:
+        now = tl.extra.cuda.globaltimer()
+        began = tl.where(began == 0, now, began)
+        in_time = now - began < max_ns
+    return began, in_time
+
+
+@triton.jit
 def _meet(
     flags,
     epoch,
     lost,
     lost_on_host,
-    max_polls,
+    max_ns,
     RANK: tl.constexpr,
     WORLD: tl.constexpr,
 ):
@@ -51,21 +64,23 @@ def _meet(
             tl.atomic_xchg(theirs, epoch, sem="release", scope="sys")
     own = tl.load(flags + RANK).to(tl.pointer_type(tl.int32)) + pid * WORLD
     # Who has lost a rank waits for none again.
-    patience = tl.where(tl.load(lost) == 0, max_polls, 0)
+    waits = (tl.load(lost) == 0) & (max_ns > 0)
+    polls = 0
+    began = tl.full((), 0, tl.int64)
     for r in tl.static_range(WORLD):
         if r != RANK:
-            polls = 0
             seen = tl.atomic_add(own + r, 0, sem="acquire", scope="sys")
-            while (seen - epoch < 0) & (polls < patience):
+            while (seen - epoch < 0) & waits:
                 seen = tl.atomic_add(own + r, 0, sem="acquire", scope="sys")
                 polls += 1
+                began, waits = _is_in_time(polls, began, max_ns)
             if seen - epoch < 0:
                 tl.store(lost, 1)
                 tl.store(lost_on_host, 1)
     tl.debug_barrier()
 
 
-@triton.jit(do_not_specialize=["M", "max_polls"])
+@triton.jit(do_not_specialize=["M", "max_ns"])
 def all_reduce_kernel(
     x,  # [M, H]: this rank's addend
     residual,  # [M, H]: becomes the sum where there is a norm
@@ -81,7 +96,7 @@ def all_reduce_kernel(
     NUMEL,  # M * H, or less where the last row is shorter
     eps,
     weight_offset,
-    max_polls,
+    max_ns,
     HAS_NORM: tl.constexpr,
     RANK: tl.constexpr,
     WORLD: tl.constexpr,
@@ -110,7 +125,7 @@ def all_reduce_kernel(
             mask = in_row & (row * H + cols < NUMEL)
             v = tl.load(x + row * H + cols, mask=mask, other=0.0)
             tl.store(tl.multiple_of(own, 16) + i * BLOCK + cols, v, mask=mask)
-        _meet(flags, epoch, lost, lost_on_host, max_polls, RANK, WORLD)
+        _meet(flags, epoch, lost, lost_on_host, max_ns, RANK, WORLD)
         for i in range(ROWS):
             row = (first + i * step).to(tl.int64)
             mask = in_row & (row * H + cols < NUMEL)
@@ -160,7 +175,7 @@ def _to_words(low, high, element: tl.constexpr):
     return words
 
 
-@triton.jit(do_not_specialize=["max_polls"])
+@triton.jit(do_not_specialize=["max_ns"])
 def flagged_sum_kernel(
     x,  # [M, H]: this rank's addend; M is the grid's size
     residual,  # [M, H]: becomes the sum where there is a norm
@@ -174,7 +189,7 @@ def flagged_sum_kernel(
     NUM_WORDS,  # M * W, or less where the last row is shorter
     eps,
     weight_offset,
-    max_polls,
+    max_ns,
     HAS_NORM: tl.constexpr,
     RANK: tl.constexpr,
     WORLD: tl.constexpr,
@@ -208,20 +223,22 @@ def flagged_sum_kernel(
             theirs = tl.load(buffers + r).to(tl.pointer_type(tl.int64)) + half + RANK * HALF
             tl.store(tl.multiple_of(theirs, 16) + cols, packed)
     here = tl.load(buffers + RANK).to(tl.pointer_type(tl.int64)) + half
-    patience = tl.where(tl.load(lost) == 0, max_polls, 0)
+    waits = (tl.load(lost) == 0) & (max_ns > 0)
+    polls = 0
+    began = tl.full((), 0, tl.int64)
     low, high = _from_words(tl.zeros_like(own), element)
     for r in tl.static_range(WORLD):
         if r == RANK:
             words = own
         else:
             place = tl.multiple_of(here + r * HALF, 16) + cols
-            polls = 0
             arrived = tl.load(place, volatile=True)
             missing = tl.sum(((arrived >> 32).to(tl.int32) != epoch).to(tl.int32), 0)
-            while (missing != 0) & (polls < patience):
+            while (missing != 0) & waits:
                 arrived = tl.load(place, volatile=True)
                 missing = tl.sum(((arrived >> 32).to(tl.int32) != epoch).to(tl.int32), 0)
                 polls += 1
+                began, waits = _is_in_time(polls, began, max_ns)
             if missing != 0:
                 tl.store(lost, 1)
                 tl.store(lost_on_host, 1)
@@ -244,7 +261,7 @@ def flagged_sum_kernel(
     tl.store(epochs + row, epoch)
 
 
-@triton.jit(do_not_specialize=["M", "max_polls"])
+@triton.jit(do_not_specialize=["M", "max_ns"])
 def all_gather_kernel(
     x,  # [M, OWN]: this rank's columns
     y,  # [M, N]: all ranks'
@@ -255,7 +272,7 @@ def all_gather_kernel(
     lost_on_host,
     M,
     N,
-    max_polls,
+    max_ns,
     RANK: tl.constexpr,
     WORLD: tl.constexpr,
     HALF: tl.constexpr,
@@ -287,7 +304,7 @@ def all_gather_kernel(
             mask = cols < tl.where(row < M, own_width, 0)
             v = tl.load(x + row * own_width + cols, mask=mask, other=0.0)
             tl.store(tl.multiple_of(own, 16) + i * BLOCK + tl.arange(0, BLOCK), v, mask=mask)
-        _meet(flags, epoch, lost, lost_on_host, max_polls, RANK, WORLD)
+        _meet(flags, epoch, lost, lost_on_host, max_ns, RANK, WORLD)
         for r in tl.static_range(WORLD):
             theirs = tl.load(buffers + r).to(tl.pointer_type(element)) + half
             begin = tl.multiple_of(N * r // WORLD, UNIT)

@@ -874,10 +874,13 @@ def test_graph_replays_like_eager(pdl: bool) -> None:
     gpu.set_pdl(pdl)
     try:
         set_lengths([1, 1000, 30, 500])
-        step()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(stream):
+            step()
+        with torch.cuda.graph(graph, stream=stream):
             captured = step()
+        step()
         for lengths in ([1, 1000, 30, 500], [1024, 2, 1023, 700], [5, 6, 7, 8]):
             set_lengths(lengths)
             eager = [t.clone() for t in step()]
