@@ -138,8 +138,8 @@ def main() -> None:
         kernels.all_reduce(torch.ones(99, 5000, device=bench.devices[0]), bench.peers[0]).launch()
     bench.synchronize()
     print(
-        f"alone for a wait of 0.1 s, and one that is spared: {time.perf_counter() - began:.2f} s, lost: "
-        f"{int(bench.peers[0].lost_on_host)}"
+        f"alone for a wait of 0.1 s, and one that is spared: {time.perf_counter() - began:.2f} s, "
+        f"lost: {int(bench.peers[0].lost_on_host)}"
     )
 
 

@@ -59,23 +59,33 @@ sys.exit(not ids or any(process.returncode for process in [*running, last]))
 PY
 }
 
-# Several shards: the runner's tests on a mesh of one GPU, or of two; with two, what they exchange
-# and a step of both beside a step of one (results/h200x2.md).
+# Several shards: the tests of the runner and of families split over one GPU, or over two, by heads
+# and by layers; with two, what they exchange and a step of both beside a step of one
+# (results/h200x2.md).
 mesh() {
-  local devices=cuda:0,cuda:0 count
+  local devices=cuda:0,cuda:0 count waiting=() stages
   count=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
   [ "$count" -gt 1 ] && devices=cuda:0,cuda:1
-  OCTAVO_TEST_MESH=$devices timeout 300 "$PYTHON" -m pytest -q -p no:cacheprovider --timeout 100 \
-    -m gpu tests/runner/test_graphs.py tests/models/test_gpu_shards.py 2>&1 | tee "$OUT/mesh.log" | tail -n 20 || fail "mesh $devices"
+  for stages in 1 2; do
+    for file in tests/runner/test_graphs.py tests/models/test_gpu_families.py; do
+      OCTAVO_TEST_MESH=$devices OCTAVO_TEST_STAGES=$stages timeout 300 "$PYTHON" -m pytest -q \
+        -p no:cacheprovider --timeout 200 -m gpu $file >"$OUT/mesh-$stages-$(basename $file).log" 2>&1 &
+      waiting+=($!)
+    done
+  done
+  timeout 300 "$PYTHON" -m pytest -q -p no:cacheprovider --timeout 200 -m gpu \
+    tests/models/test_gpu_shards.py >"$OUT/mesh-shards.log" 2>&1 &
+  for process in "${waiting[@]}" $!; do wait "$process" || fail "mesh: $process"; done
+  tail -q -n 15 "$OUT"/mesh-*.log
   [ "$count" -gt 1 ] || return 0
   timeout 60 "$PYTHON" bench/exchange.py | tee "$OUT/exchange.md" || fail exchange
-  for shards in 1 2; do
+  for shards in "" "-tp 2" "-pp 2"; do
     for load in "1 128 128" "64 128 128" "256 128 128" "1 4096 32"; do
       set -- $load
       timeout 90 "$PYTHON" -m octavo bench latency --model bench/configs/llama-3.1-8b \
-        --load-format dummy --max-model-len 8192 -tp "$shards" --batch-size "$1" --input-len "$2" \
+        --load-format dummy --max-model-len 8192 $shards --batch-size "$1" --input-len "$2" \
         --output-len "$3" --num-iters 2 --repeat "$REPEAT" --markdown "$OUT/mesh.md" \
-        --title "llama-3.1-8b on $shards GPUs: batch $1, $2/$3, in process" \
+        --title "llama-3.1-8b ${shards:-on one GPU}: batch $1, $2/$3, in process" \
         || fail "mesh latency $shards $load"
     done
   done

@@ -504,7 +504,7 @@ def prepare_step(
         used = token < (num_decodes if row < decode_rows else num_tokens)
         token_id = ids[token] if used else 0
         if token_id < 0:
-            token_id = int(table[slots[token], columns.LAST_TOKEN.index])
+            token_id = int(buffers["sampled_table"][slots[token], columns.LAST_TOKEN.index])
         buffers["input_ids"][row] = token_id
         buffers["positions"][row] = positions[token] if used else 0
         buffers["slot_mapping"][row] = mapping[token] if used else -1

@@ -53,6 +53,8 @@ class StepBuffers(NamedTuple):
     sample_slots: torch.Tensor  # [max requests]
     block_table: torch.Tensor  # [N, max_blocks_per_seq]
     slot_table: torch.Tensor  # [N, RECORD_LEN]
+    # The one whose last tokens are read: slot_table, or a later stage's, perhaps on another device.
+    sampled_table: torch.Tensor  # [N, RECORD_LEN]
 
 
 class Plan(NamedTuple):
@@ -117,7 +119,7 @@ def write_rows(plan, buffers, decode_rows, prefill_rows):
     # A negative id is still on the device: the last one sampled in the request's slot.
     on_device = used & (ids < 0)
     slot = tl.load(plan.slots + token, mask=on_device, other=0)
-    last = tl.load(column_at(buffers.slot_table, slot, LAST_TOKEN), mask=on_device, other=0)
+    last = tl.load(column_at(buffers.sampled_table, slot, LAST_TOKEN), mask=on_device, other=0)
     ids = tl.where(on_device, last, ids)
     position = tl.load(plan.positions + token, mask=used, other=0)
     mapping = tl.load(plan.slot_mapping + token, mask=used, other=-1)
@@ -223,7 +225,7 @@ def prepare_step(
     Raises:
         ValueError: a buffer is too small, not contiguous, or on another device.
     """
-    check_tensors(packed=packed, **buffers._asdict())
+    check_tensors(packed=packed, **buffers._replace(sampled_table=buffers.slot_table)._asdict())
     rows, reqs = decode_rows + prefill_rows, decode_rows + prefill_reqs
     if rows > buffers.input_ids.shape[0] or reqs > buffers.slots.shape[0]:
         raise ValueError(f"{rows} rows of {reqs} requests do not fit the step's buffers")

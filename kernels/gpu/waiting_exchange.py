@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Polls between two looks at the clock, which takes longer to read than the flags (bench/exchange.py).
+# Polls between two looks at the clock, which take longer than a poll (bench/exchange.py).
 POLLS_A_LOOK = tl.constexpr(64)
 
 

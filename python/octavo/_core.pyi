@@ -88,6 +88,8 @@ class ScheduledBatch:
     """
 
     step_id: int
+    # The newest step that samples an input of this one, while that is on its way.
+    awaited_step: int | None
     num_tokens: int
     num_reqs: int
     num_decodes: int
@@ -241,6 +243,7 @@ class EngineCore:
         long_prefill_token_threshold: int = 0,
         long_prefill_token_threshold_adaptive: bool = False,
         policy: Literal["fcfs", "priority"] = "fcfs",
+        num_stages: int = 1,
         stream_interval: int = 1,
         tokenizer: Tokenizer | None = None,
     ) -> Self: ...

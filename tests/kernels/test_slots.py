@@ -157,6 +157,7 @@ def make_buffers(table: torch.Tensor, rows: int, reqs: int, blocks: int = 5) -> 
         sample_slots=unwritten(reqs),
         block_table=unwritten(table.shape[0], blocks),
         slot_table=table,
+        sampled_table=table,
     )
 
 
@@ -217,6 +218,8 @@ def test_prepare_step(
     options = dict(zip(("decode_rows", "prefill_reqs", "prefill_rows"), shape, strict=True))
     size, reqs = decode_rows + prefill_rows + 2, decode_rows + prefill_reqs + 2
     buffers = make_buffers(table.to(DEVICE), size, reqs, blocks=100)
+    # A later stage's.
+    buffers = buffers._replace(sampled_table=buffers.slot_table.flip(0).contiguous())
     want = {name: tensor.cpu().clone() for name, tensor in buffers._asdict().items()}
     reference.prepare_step(packed, want, **options)
     gpu.prepare_step(packed.to(DEVICE), buffers, **options)

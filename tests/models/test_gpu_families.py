@@ -8,6 +8,7 @@ answers (in CUDA graphs).
 from __future__ import annotations
 
 import gc
+import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -199,6 +200,21 @@ def save(family: str, config: dict[str, Any], folder: Path) -> Any:
     return model_class
 
 
+# All of this over several shards: as tests/runner/test_graphs.py.
+MESH = os.environ.get("OCTAVO_TEST_MESH")
+STAGES = int(os.environ.get("OCTAVO_TEST_STAGES", "1"))
+
+
+def fits(config: dict[str, Any]) -> bool:
+    """Heads that two shards can have."""
+    return bool(config.get("num_attention_heads", 4) % 2 == 0)
+
+
+NAMES = [*CASES, *FOREIGN]
+if MESH is not None:
+    NAMES = [name for name, (_, config) in CASES.items() if STAGES > 1 or fits(config)]
+
+
 @dataclass
 class Scored:
     """One sequence, prompt and answer, and float64 [T - 1, V]: of what follows each token."""
@@ -218,7 +234,7 @@ def octavos(folder: Path, dtype: str, **options: Any) -> list[Scored]:
         max_num_batched_tokens=64,
         max_logprobs=VOCAB,
         kv_cache_memory_bytes=64 << 20,
-        **options,
+        **({"mesh": MESH, "pipeline_parallel_size": STAGES} | options),
     )
     prompts = [prompt(length, length) for length in (1, 17, 64, 90, 130, 150)]
     params = SamplingParams(
@@ -265,7 +281,7 @@ def _free_memory() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", [*CASES, *FOREIGN])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_family_is_as_exact_as_transformers(name: str, dtype: str, tmp_path: Path) -> None:
     family, config = (CASES | FOREIGN)[name]
     model_class = save(family, config, tmp_path)
@@ -282,7 +298,7 @@ def test_a_family_is_as_exact_as_transformers(name: str, dtype: str, tmp_path: P
     assert ours <= MAX_RATIO * theirs + SLACK[dtype], (ours, theirs)
 
 
-@pytest.mark.parametrize("name", [*CASES, *FOREIGN])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_family_in_float32_is_what_transformers_computes(name: str, tmp_path: Path) -> None:
     family, config = (CASES | FOREIGN)[name]
     model_class = save(family, config, tmp_path)

@@ -1,13 +1,13 @@
-"""Families split over shards on GPUs: what one shard computes.
+"""Families split over shards and stages on GPUs: what one shard computes.
 
-Two shards share one GPU, each on a stream of its own; with several GPUs they are on two, too.
+Two share one GPU, each on a stream of its own; with several GPUs they are on two, too.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ import torch
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 
-from test_gpu_families import CASES, Scored, _free_memory, octavos, save
+from test_gpu_families import CASES, Scored, _free_memory, fits, octavos, save
 
 from octavo.errors import EngineDeadError
 from octavo.llm import LLM
@@ -55,15 +55,23 @@ def test_a_shard_that_is_not_launched_ends_the_engine(
     assert time.monotonic() - began < 15
 
 
-def fits(config: dict[str, Any]) -> bool:
-    """Heads and groups that two shards can have."""
-    return bool(config.get("num_attention_heads", 4) % 2 == 0)
+def splits() -> Iterator[tuple[str, str, int]]:
+    """(family's case, mesh, stages)."""
+    for name, (_, config) in CASES.items():
+        for mesh in MESHES:
+            if fits(config):
+                yield name, mesh, 1
+            yield name, mesh, 2
+    for mesh in MESHES:
+        yield "Llama", f"{mesh},{mesh}", 2
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("name", [name for name, (_, config) in CASES.items() if fits(config)])
-def test_two_shards_compute_what_one_does_in_float32(name: str, mesh: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "mesh", "stages"), splits())
+def test_shards_compute_what_one_does_in_float32(
+    name: str, mesh: str, stages: int, tmp_path: Path
+) -> None:
     family, config = CASES[name]
     save(family, config, tmp_path)
-    expected = octavos(tmp_path, "float32")
-    assert_same(octavos(tmp_path, "float32", mesh=mesh), expected, atol=2e-4, rtol=1e-4)
+    expected = octavos(tmp_path, "float32", mesh=None, pipeline_parallel_size=1)
+    found = octavos(tmp_path, "float32", mesh=mesh, pipeline_parallel_size=stages)
+    assert_same(found, expected, atol=2e-4, rtol=1e-4)

@@ -97,14 +97,17 @@ def prompts(count: int, longest: int = 100, vocab: int = 500) -> list[dict[str, 
     return [{"prompt_token_ids": rng.integers(3, vocab, n).tolist()} for n in lengths]
 
 
-# The same tests over several shards: OCTAVO_TEST_MESH=cuda:0,cuda:1 (bench/gpu.sh mesh).
+# The same tests over several shards: OCTAVO_TEST_MESH=cuda:0,cuda:1, and OCTAVO_TEST_STAGES=2 for
+# stages (bench/gpu.sh mesh).
 MESH = os.environ.get("OCTAVO_TEST_MESH")
+STAGES = int(os.environ.get("OCTAVO_TEST_STAGES", "1"))
 
 
 def make(folder: Path, **config: Any) -> LLM:
     settings: dict[str, Any] = {
         "load_format": "dummy",
         "mesh": MESH,
+        "pipeline_parallel_size": STAGES,
         "dtype": "float32",
         "max_model_len": 256,
         "max_num_seqs": 16,
@@ -339,6 +342,30 @@ def test_interpreted_shards_choose_the_tokens_of_one(
     assert_same(generate_with(GraphRunner, LockstepExchange(2), tmp_path, monkeypatch), expected)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the plain runner is on a CPU")
+def test_interpreted_stages_choose_the_tokens_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps on their way at once, whose tokens the first stage takes from the last one's memory."""
+    transformers_model(tmp_path, SMALL | {"num_hidden_layers": 2, "eos_token_id": 7})
+    kinds: list[dict[str, Any]] = [
+        {"logprobs": 2},
+        {"structured_outputs": {"regex": "[0-9]-[a-c]{1,2}"}},
+        {"repetition_penalty": 1.3, "min_tokens": 2},
+    ]
+    params = [SamplingParams(**{"temperature": 0.0, **kind}, max_tokens=4) for kind in kinds]
+    asked = prompts(len(kinds), 20, 190)
+    batches = [(asked, params), (asked[:1], params[0])]
+    found = []
+    for config in ({}, {"mesh": "cpu,cpu", "pipeline_parallel_size": 2}):
+        *_, llm = both_runners(tmp_path, monkeypatch, load_format="auto", **config)
+        found.append([out for batch in batches for out in llm.generate(*batch, use_tqdm=False)])
+    assert llm._engine.runner.max_in_flight == 3
+    for output, other in zip(*found, strict=True):
+        assert output.outputs[0].token_ids == other.outputs[0].token_ids
+        assert_close(output.outputs[0].logprobs, other.outputs[0].logprobs)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the toy model is on a CPU")
 def test_a_lost_shard_ends_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exchange = LockstepExchange(2)
@@ -512,22 +539,21 @@ def test_a_stop_while_a_step_is_in_flight_frees_its_slot(folder: Path) -> None:
 # ---------------------------------------------------------------------------------- transformers
 
 
-def _transformers_model(folder: Path, vocab: int = 512) -> Any:
+def transformers_model(folder: Path, shape: dict[str, Any] = SHAPE) -> Any:
+    """A random model, saved in the folder with a tokenizer."""
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
-    keys += ("num_attention_heads", "num_key_value_heads", "max_position_embeddings")
-    config = transformers.LlamaConfig(**{key: SHAPE[key] for key in keys})
+    config = transformers.LlamaConfig(**shape)
     model = transformers.LlamaForCausalLM(config).eval()
     model.save_pretrained(folder)
-    (folder / "tokenizer.json").write_text(dummy_tokenizer_json(vocab))
-    return model.cuda()
+    (folder / "tokenizer.json").write_text(dummy_tokenizer_json(shape["vocab_size"]))
+    return model
 
 
 @pytest.mark.gpu
 @on_gpu
 def test_greedy_tokens_are_transformers(tmp_path: Path) -> None:
-    model = _transformers_model(tmp_path)
+    model = transformers_model(tmp_path).cuda()
     llm = make(tmp_path, load_format="auto")
     asked = prompts(8)
     params = SamplingParams(temperature=0.0, max_tokens=48, ignore_eos=True)
@@ -546,7 +572,7 @@ def test_greedy_tokens_are_transformers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("config", [{}, {"enforce_eager": True}, {"max_num_batched_tokens": 48}])
 def test_prompt_logprobs_are_transformers(tmp_path: Path, config: dict[str, Any]) -> None:
     """Beside requests that ask for none, one step ahead of the host, in chunks of few logits."""
-    model = _transformers_model(tmp_path)
+    model = transformers_model(tmp_path).cuda()
     llm = make(tmp_path, load_format="auto", **config)
     runner = llm._engine.runner
     assert isinstance(runner, GraphRunner)
@@ -627,7 +653,7 @@ def test_processed_logprobs_are_the_draws_of_the_raw_ones(folder: Path, eager: b
 @on_gpu
 def test_bfloat16_is_as_exact_as_transformers(tmp_path: Path) -> None:
     """The mean error of log probabilities against float32, over every token of the vocabulary."""
-    model = _transformers_model(tmp_path)
+    model = transformers_model(tmp_path).cuda()
     llm = make(tmp_path, load_format="auto", dtype="bfloat16", max_logprobs=512)
     params = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True, logprobs=512)
     asked = prompts(8)

@@ -90,6 +90,7 @@ class EngineLoop:
             long_prefill_token_threshold=config.long_prefill_token_threshold,
             long_prefill_token_threshold_adaptive=config.long_prefill_token_threshold_adaptive,
             policy=config.scheduling_policy,
+            num_stages=self.runner.num_stages,
             stream_interval=config.stream_interval,
             tokenizer=self.tokenizer,
         )
@@ -301,13 +302,17 @@ class EngineLoop:
     def step(self) -> bool:
         """One step: plan, launch, then account for the oldest step whose tokens are due.
 
-        A device that runs ahead launches step n+1 before step n's tokens are read; on a CPU
-        (``max_in_flight`` 1) the step just launched is read at once.
+        A device that runs ahead launches step n+1 before step n's tokens are read, and a pipeline
+        one more for each stage; on a CPU (``max_in_flight`` 1) the step just launched is read at
+        once.
 
         Returns:
             Whether there was anything to do.
         """
         self.take_commands()
+        # Nothing may be launched behind a step whose tokens wait for masks.
+        while len(self._in_flight) > 1 and self._in_flight[-1][0].num_constrained:
+            self._account(*self._in_flight.popleft())
         staging = self.runner.next_staging()
         began_s = time.perf_counter()
         batch = self.core.schedule(staging)

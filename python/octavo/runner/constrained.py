@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from octavo.runner.cuda_graphs import Shapes, StepShape, exact_shape
+from octavo.runner.cuda_graphs import StepShape
 from octavo.runner.gpu_sampling import Needs
 from octavo.runner.logprobs import TokenLogprobs
 from octavo.runner.masks import FillMasks, RowMasks
-from octavo.runner.prompt_scorer import PromptSpan, ScoredRows, moved
+from octavo.runner.prompt_scorer import PromptSpan, ScoredRows
 
 if TYPE_CHECKING:
     from octavo.runner.mesh import Mesh
@@ -56,8 +56,8 @@ class ConstrainedSteps:
         self,
         buffer: StagingBuffer,
         length: int,
-        shapes: Shapes,
-        split: tuple[int, int, int],
+        padded: StepShape | None,
+        exact: StepShape,
         num_samples: int,
         needs: Needs,
         spans: Sequence[PromptSpan],
@@ -68,12 +68,12 @@ class ConstrainedSteps:
 
         Args:
             length: int32 elements of the packed plan.
-            split: the step's decodes, prefills and prefilled rows.
-            spans: in the plan's rows; with any, nothing is captured.
+            padded: the shape to run in, which may be captured; None where no graph will do.
+            exact: the step's own shape.
+            spans: in the rows of ``exact``; with any, nothing is captured.
             has_context: whether the driver may be called on this thread.
         """
-        padded = None if spans else shapes.find(*split)
-        shape = padded or exact_shape(*split)
+        shape = padded or exact
         if padded is not None:
             captured = self._lead.model_graphs.get(padded) is not None
             if captured and has_context and self._lead.driver is not None:
@@ -84,9 +84,8 @@ class ConstrainedSteps:
             logits = self._mesh.each(lambda shard: shard.run_model(buffer.host[:length], padded))
             captured = self._lead.model_graphs.get(padded) is not None
             return Unchosen(shape, needs, num_samples, logits, captured)
-        rows = moved(spans, split[0], shape.decode_rows)
         parts = self._mesh.each(
-            lambda shard: shard.run_model_exact(buffer.host[:length], shape, rows)
+            lambda shard: shard.run_model_exact(buffer.host[:length], shape, spans)
         )
         logits = [logits for logits, _ in parts]
         return Unchosen(shape, needs, num_samples, logits, False, parts[0][1])

@@ -43,6 +43,9 @@ class CudaDriver:
         self._copy_to_host = function(
             "cuMemcpyDtoHAsync_v2", c_void_p, c_void_p, c_size_t, c_void_p
         )
+        self._copy_on_devices = function(
+            "cuMemcpyDtoDAsync_v2", c_void_p, c_void_p, c_size_t, c_void_p
+        )
         self._launch_graph = function("cuGraphLaunch", c_void_p, c_void_p)
         self._record_event = function("cuEventRecord", c_void_p, c_void_p)
         self._wait_for_event = function("cuStreamWaitEvent", c_void_p, c_void_p, c_uint)
@@ -98,6 +101,23 @@ class CudaDriver:
         """Queue a copy to the device, as ``run_step``'s plan, and an event."""
         stream = self._stream
         _check(self._copy_to_device(*copied, stream) or self._record_event(done, stream))
+
+    def send(self, copied: tuple[int, int, int], done: int) -> None:
+        """Queue a copy between devices, or within one, and an event.
+
+        ``copied``: the address to copy to, the one to copy from, bytes.
+        """
+        stream = self._stream
+        _check(self._copy_on_devices(*copied, stream) or self._record_event(done, stream))
+
+    def receive(self, copied: tuple[int, int, int], sent: int) -> None:
+        """Queue a copy, as ``send``, that comes after another stream's event."""
+        stream = self._stream
+        _check(self._wait_for_event(stream, sent, 0) or self._copy_on_devices(*copied, stream))
+
+    def await_event(self, event: int) -> None:
+        """Have all that is queued from here on wait for an event of another stream."""
+        _check(self._wait_for_event(self._stream, event, 0))
 
     def start_after(self, side: SideStream, graph_exec: int) -> None:
         """Queue a graph, which waits for another stream's last copy."""

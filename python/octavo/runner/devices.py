@@ -65,10 +65,5 @@ def shard_devices(config: EngineConfig) -> list[torch.device]:
 
 def _check_gpu_mesh(config: EngineConfig) -> None:
     """Raises ModelLoadError where shards on GPUs do not have what is asked for."""
-    if config.pipeline_parallel_size > 1:
-        raise ModelLoadError(
-            f"pipeline_parallel_size {config.pipeline_parallel_size}: stages are on a CPU only, "
-            "over GPUs there is tensor_parallel_size"
-        )
     if config.attention_backend == "reference":
         raise ModelLoadError("attention_backend reference: shards on GPUs run Triton's kernels")

@@ -155,6 +155,7 @@ class EagerRunner:
     """
 
     max_in_flight = 1
+    num_stages = 1
     keeps_kv = True
     pooling: PoolingInfo | None = None
 

@@ -7,7 +7,8 @@ n + 1 is launched before step n's tokens are known. Steps that no captured shape
 code kernel by kernel.
 
 The plan is packed once; every shard of the mesh gets a copy of it and launches its own graph, rank
-0 last, whose ids are the ones waited for.
+0 last, whose ids are the ones waited for. Of a pipeline the mesh is the last stage: a step passes
+through the others (pipeline.py) before it.
 """
 
 from __future__ import annotations
@@ -44,21 +45,18 @@ from octavo.runner.cuda_graphs import (
     mixed_rows,
 )
 from octavo.runner.gpu_sampling import PLAIN, GpuSampling, Needs
+from octavo.runner.largest_step import LargestStep, open_stream
 from octavo.runner.loading import LoadedModel
 from octavo.runner.logprobs import LogprobsMode, TokenLogprobs
 from octavo.runner.masks import FillMasks
+from octavo.runner.pipeline import Pipeline
 from octavo.runner.prompt_scorer import PromptSpan, ScoredRows, collected, moved
 from octavo.runner.request_state import RequestState
 from octavo.runner.runner import InFlight, Observer, ShardLostError, is_device_error
 from octavo.runner.sampler import SampledTokens
-from octavo.runner.shard import (
-    GpuShard,
-    StepIds,
-    compile_largest_step,
-    open_stream,
-    reserve_activations,
-)
+from octavo.runner.shard import GpuShard, StepIds
 from octavo.runner.sizing import available_bytes, fit_cache, max_num_seqs
+from octavo.runner.stage_shard import StageShard
 from octavo.runner.staging import StagingBuffer
 
 if TYPE_CHECKING:
@@ -93,25 +91,30 @@ class GraphRunner:
         ModelLoadError: one request of max_model_len does not fit into memory.
     """
 
-    max_in_flight = 2
     keeps_kv = True
     pooling: PoolingInfo | None = None
 
     def __init__(self, loaded: LoadedModel[CausalLM]) -> None:
         self._loaded = loaded
         self._on_gpu = loaded.device.type == "cuda"
+        # Each stage is at a step, and the next one waits on the device.
+        self.num_stages = len(loaded.earlier) + 1
+        self.max_in_flight = self.num_stages + 1
         self._observer: Observer | None = None
         # The last thread on which torch has used the device: the driver's own calls need that.
         self._device_thread: int | None = None
         self._weight_bytes = {
             part.device: torch.cuda.memory_allocated(part.device)
-            for part in (loaded.mesh.shards if self._on_gpu else ())
+            for part in (loaded.parts if self._on_gpu else ())
         }
         self._graph_bytes = 0
         weights = loaded.model.num_weights
 
         parts = loaded.mesh.shards
-        streams = [open_stream(part.device) for part in parts]
+        stages = (*loaded.earlier, loaded.mesh)
+        streams = {
+            stage.exchange: [open_stream(part.device) for part in stage.shards] for stage in stages
+        }
         tables = [
             GpuSampling(
                 max_num_seqs(loaded),
@@ -126,16 +129,9 @@ class GraphRunner:
             gpu.set_pdl(torch.cuda.get_device_capability(loaded.device) >= (9, 0))
             # The KV cache comes before the graphs, which hold its address; they live in the part
             # of the free memory that gpu_memory_utilization leaves.
-            for part in parts:
-                compile_largest_step(loaded, part, streams[part.rank], tables[part.rank])
-            loaded.mesh.each(
-                lambda part: reserve_activations(
-                    loaded, part, streams[part.rank], tables[part.rank]
-                )
-            )
-            for part in parts:
-                torch.cuda.synchronize(part.device)
-        free = min(available_bytes(loaded.config, part.device) for part in parts)
+            for stage in stages:
+                LargestStep(loaded, tables, streams[stage.exchange], stage).reserve()
+        free = min(available_bytes(loaded.config, part.device) for part in loaded.parts)
         self._plan, self._sizes = fit_cache(loaded, free)
         self.num_blocks = self._sizes.num_blocks
         self.block_size = self._sizes.block_size
@@ -155,25 +151,47 @@ class GraphRunner:
 
         # The header stays in front of what the core writes, new requests' records come after it.
         length = self._sizes.plan_len + self.max_num_seqs * RECORD_LEN
-        self._stagings = [
+        stagings = [
             StagingBuffer(length, pinned=self._on_gpu, header_len=HEADER_LEN)
             for _ in range(self.max_in_flight)
         ]
-        self._next_staging = itertools.cycle([buffer.staging for buffer in self._stagings])
+        self._next_buffer = itertools.cycle(stagings)
+        # Of the step that is planned next, or was last.
+        self._buffer = stagings[0]
+        padding = {
+            "plan_len": HEADER_LEN + length,
+            "max_padding": self._shapes.max_padding,
+        }
         self.mesh = loaded.mesh.map(
             lambda part: GpuShard(
                 loaded,
                 part,
-                streams[part.rank],
+                streams[loaded.mesh.exchange][part.rank],
                 tables[part.rank],
                 self._plan,
                 self._sizes,
-                plan_len=HEADER_LEN + length,
-                max_padding=self._shapes.max_padding,
+                **padding,
                 num_turns=self.max_in_flight + 1,
             )
         )
+        self._pipeline: Pipeline | None = None
+        if loaded.earlier:
+            self._pipeline = Pipeline(
+                loaded,
+                self.mesh,
+                lambda part, exchange: StageShard(
+                    loaded,
+                    part,
+                    streams[exchange][part.rank],
+                    exchange,
+                    self._plan,
+                    self._sizes,
+                    **padding,
+                ),
+            )
         self._lead, self._followers = self.mesh.lead, self.mesh.shards[1:]
+        # Shards that take part in a step before the lead does.
+        self._has_others = len(loaded.parts) > 1
         self.sampling, self.prompt_scorer = self._lead.sampling, self._lead.prompt_scorer
         self._constrained = ConstrainedSteps(self.mesh, self.max_num_seqs, loaded.shape.vocab_size)
         # For the steady path, which has no time to look them up.
@@ -189,25 +207,28 @@ class GraphRunner:
         """Compile all kernels that the first steps need, and capture the widest graphs."""
         shapes = self._shapes.first()
         if not self._on_gpu or not shapes:
+            if self._pipeline is not None:
+                self._pipeline.run_nothing()
             self.mesh.each(GpuShard.run_nothing)
             return
         device = self._loaded.device
         before = torch.cuda.memory_reserved(device)
-        for shard in self.mesh.shards:
+        # Those that prefill first: their kernels take the longest to compile. The others' are those
+        # of their neighbours.
+        compiled = [
+            shape for shape in reversed(shapes) if shape.prefill_rows or shape.rows.bit_count() == 1
+        ]
+        for shard in self._shards:
             with shard.ready(), gpu.compile_only():
-                # Those that prefill first: their kernels take the longest to compile.
-                for shape in reversed(shapes):
-                    # The others' kernels are those of their neighbours.
-                    if shape.prefill_rows or shape.rows.bit_count() == 1:
-                        shard.forward(shape, adjusted=False)
+                for shape in compiled:
+                    shard.forward(shape)
         # What the widest need the pool holds for the others: they all share it.
         widest = self._shapes.widest()
         self._uncaptured.extend(widest)
         self._uncaptured.extend(shape for shape in shapes if shape not in widest)
         for _ in widest:
             self.idle_work()
-        for shard in self.mesh.shards:
-            torch.cuda.synchronize(shard.device)
+        self._synchronize()
         self._graph_bytes = torch.cuda.memory_reserved(device) - before
 
     def idle_work(self) -> bool:
@@ -215,17 +236,21 @@ class GraphRunner:
         if not self._uncaptured:
             return False
         shape = self._uncaptured.popleft()
-
-        def capture(shard: GpuShard) -> None:
-            with shard.ready():
-                # The last step's plan must not be carried out again.
-                shard.clear_plan()
-                # It is captured at its second run.
-                for _ in range(2):
-                    shard.run(shape, adjusted=False)
-
-        self.mesh.each(capture)
+        if self._pipeline is not None:
+            self._pipeline.capture(shape)
+        self.mesh.each(GpuShard.capture, shape)
         return True
+
+    @property
+    def _shards(self) -> list[StageShard | GpuShard]:
+        """Of all stages."""
+        earlier = self._pipeline.shards if self._pipeline is not None else []
+        return [*earlier, *self.mesh.shards]
+
+    def _synchronize(self) -> None:
+        """Wait for every device."""
+        for shard in self._shards:
+            torch.cuda.synchronize(shard.device)
 
     def enter_thread(self) -> None:
         """Keep the calling thread, which does nothing but step, on the lead's stream."""
@@ -244,7 +269,7 @@ class GraphRunner:
             f"{len(self._lead.graphs)}, {self._graph_bytes / GIB:,.2f} GiB; "
             f"{len(self._uncaptured)} more when idle"
         )
-        devices = dict.fromkeys(shard.device for shard in self.mesh.shards)
+        devices = dict.fromkeys(shard.device for shard in self._shards)
         per_device = [self._device_memory(device) for device in devices]
         if len(devices) > 1:
             named = zip(devices, per_device, strict=True)
@@ -253,14 +278,9 @@ class GraphRunner:
 
     def _device_memory(self, device: torch.device) -> list[tuple[str, str]]:
         free, total = torch.cuda.mem_get_info(device)
-        num_shards = sum(shard.device == device for shard in self.mesh.shards)
         weights = self._weight_bytes[device]
-        activations = (
-            torch.cuda.memory_reserved(device)
-            - weights
-            - num_shards * self._plan.nbytes
-            - self._graph_bytes
-        )
+        cache = sum(shard.kv_bytes for shard in self._shards if shard.device == device)
+        activations = torch.cuda.memory_reserved(device) - weights - cache - self._graph_bytes
         return [
             ("device", torch.cuda.get_device_name(device)),
             ("weights", f"{weights / GIB:,.2f} GiB"),
@@ -280,7 +300,8 @@ class GraphRunner:
 
     def next_staging(self) -> Staging:
         """The staging area of the next step; as many rotate as steps may be in flight."""
-        return next(self._next_staging)
+        self._buffer = next(self._next_buffer)
+        return self._buffer.staging
 
     def launch(
         self, batch: ScheduledBatch, staging: Staging, requests: Mapping[int, RequestState]
@@ -305,31 +326,29 @@ class GraphRunner:
             or get_ident() != self._device_thread
         ):
             return self._launch_any(batch, staging, requests)
-        buffer = self._stagings[0]
-        if buffer.staging is not staging:
-            buffer = self._stagings[1]
-        packed_len = batch.packed_len
+        buffer, packed_len = self._buffer, batch.packed_len
         ids = next(self._ids)
         HEADER.pack_into(
             buffer.header, 0, num, num, num, num, batch.num_block_updates, 0, packed_len, ids.turn
         )
-        if self._followers:
+        length = HEADER_LEN + packed_len
+        if self._has_others:
             shape = self._shapes.find(num, 0, 0)
             assert shape is not None
-            nbytes = 4 * (HEADER_LEN + packed_len)
-            self._replay_followers((shape, False), buffer, nbytes, ids.turn)
-        self._driver.run_step(
-            (self._packed_address, buffer.address, 4 * (HEADER_LEN + packed_len)),
-            graph,
-            ids.handle,
-        )
+            if self._pipeline is not None:
+                self._pipeline.launch(
+                    batch, buffer, length, shape, ids, padded=True, has_context=True
+                )
+            self._replay_followers((shape, False), buffer, 4 * length, ids.turn)
+        self._driver.run_step((self._packed_address, buffer.address, 4 * length), graph, ids.handle)
         return GraphInFlight(batch.step_id, ids, num, ())
 
     def _launch_any(
         self, batch: ScheduledBatch, staging: Staging, requests: Mapping[int, RequestState]
     ) -> InFlight:
         """Any step, its needs found out one by one."""
-        buffer = next(s for s in self._stagings if s.staging is staging)
+        assert self._buffer.staging is staging
+        buffer = self._buffer
         num_samples, num_reqs = batch.num_samples, batch.num_reqs
         num_tokens, packed_len = batch.num_tokens, batch.packed_len
         with self._lead.ready():
@@ -356,15 +375,32 @@ class GraphRunner:
             scored: Sequence[ScoredRows] = ()
             split = (num_decodes, num_reqs - num_decodes, num_tokens - num_decodes)
             has_context = get_ident() == self._device_thread
+            # Graphs keep neither raw logits nor hidden rows.
+            shape = None
+            if batch.num_constrained and not spans:
+                shape = self._shapes.find(*split)
+            elif not (needs.keep_raw or spans):
+                shape = self._padding.choose(split, needs.adjusted, self._lead.graphs)
+            exact = exact_shape(*split)
+            if self._pipeline is not None:
+                self._pipeline.launch(
+                    batch,
+                    buffer,
+                    length,
+                    shape or exact,
+                    arriving,
+                    padded=shape is not None,
+                    has_context=has_context,
+                )
             if batch.num_constrained:
                 unchosen = self._constrained.launch(
                     buffer,
                     length,
-                    self._shapes,
-                    split,
+                    shape,
+                    exact,
                     num_samples,
                     needs,
-                    spans,
+                    moved(spans, split[0], exact.decode_rows),
                     has_context=has_context,
                 )
                 self._device_thread = get_ident()
@@ -376,16 +412,12 @@ class GraphRunner:
                     scored=unchosen.scored,
                     unchosen=unchosen,
                 )
-            # Graphs keep neither raw logits nor hidden rows.
-            shape = None
-            if not (needs.keep_raw or spans):
-                shape = self._padding.choose(split, needs.adjusted, self._lead.graphs)
             graph = None if shape is None else self._lead.graphs.get((shape, needs.adjusted))
             if shape is not None and graph is not None and self._driver is not None and has_context:
                 ids, logits = graph.output
                 if num_decodes == num_tokens and not needs.adjusted:
                     self._steady[num_samples] = graph.handle
-                if self._followers:
+                if self._has_others:
                     self._replay_followers(
                         (shape, needs.adjusted), buffer, 4 * length, arriving.turn
                     )
@@ -395,9 +427,8 @@ class GraphRunner:
                     arriving.handle,
                 )
             else:
-                ids, logits, scored = self._compute(
-                    buffer.host[:length], shape, split, needs, spans
-                )
+                rows = moved(spans, split[0], exact.decode_rows)
+                ids, logits, scored = self._compute(buffer.host[:length], shape, exact, needs, rows)
             logprobs = None
             if needs.num_logprobs >= 0:
                 logprobs = needs.copy_logprobs(logits[:num_samples], ids[:num_samples])
@@ -410,16 +441,14 @@ class GraphRunner:
         self,
         staged: Tensor,
         shape: StepShape | None,
-        split: tuple[int, int, int],
+        exact: StepShape,
         needs: Needs,
-        spans: list[PromptSpan],
+        rows: Sequence[PromptSpan],
     ) -> tuple[Tensor, Tensor, Sequence[ScoredRows]]:
         """The lead's (ids, logits, scores) of a step without a graph, or to be captured."""
         if shape is not None:
             padded = self.mesh.each(lambda shard: shard.run_padded(staged, shape, needs.adjusted))
             return *padded[0], ()
-        exact = exact_shape(*split)
-        rows = moved(spans, split[0], exact.decode_rows)
         return self.mesh.each(
             lambda shard: shard.run_exact(staged, exact, needs.adjusted, needs.keep_raw, rows)
         )[0]
@@ -440,7 +469,7 @@ class GraphRunner:
     def _replay_followers(
         self, key: tuple[StepShape, bool], buffer: StagingBuffer, nbytes: int, turn: int
     ) -> None:
-        """Launch a captured step on all shards but the lead."""
+        """Launch a captured step on all shards of the mesh but the lead."""
         for shard in self._followers:
             shard.replay(key, buffer.address, nbytes, turn)
         assert self._driver is not None
@@ -497,8 +526,7 @@ class GraphRunner:
     def abandon(self) -> None:
         """See Runner."""
         if self._on_gpu:
-            for shard in self.mesh.shards:
-                torch.cuda.synchronize(shard.device)
+            self._synchronize()
         self.prompt_scorer.unscored.clear()
 
     def _wait(self, in_flight: GraphInFlight) -> None:
@@ -506,12 +534,16 @@ class GraphRunner:
         ids, driver = in_flight.ids, self._driver
         if ids.done is not None and driver is not None and not driver.is_done(ids.handle):
             ids.done.synchronize()
-        if self._followers and self.mesh.exchange.has_lost_a_rank():
+        if self._has_others and self._has_lost_a_rank():
             raise ShardLostError("a shard did not come to an exchange with the others")
         if in_flight.tracked:
             for row, state in in_flight.tracked:
                 state.output_token_ids.append(int(ids.array[row]))
             in_flight.tracked = ()
+
+    def _has_lost_a_rank(self) -> bool:
+        lost = self.mesh.exchange.has_lost_a_rank()
+        return lost or (self._pipeline is not None and self._pipeline.has_lost_a_rank())
 
     def _observed_wait(self, in_flight: GraphInFlight) -> None:
         """``_wait``, reported to the observer if there is one."""

@@ -8,7 +8,6 @@ lockstep up to each exchange, and the last of them has the streams wait for each
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -21,6 +20,7 @@ from octavo.kernels.gpu.compile_only import is_compiling
 from octavo.kernels.gpu.peers import MAX_WORLD, Pending, make_peers
 from octavo.kernels.weights import Norm
 from octavo.runner.lockstep import Lockstep
+from octavo.runner.peer_access import open_access
 
 R = TypeVar("R")
 
@@ -38,7 +38,9 @@ class PeerExchange(Lockstep):
 
     def __init__(self, devices: Sequence[torch.device], row_bytes: int) -> None:
         super().__init__(len(devices))
-        _check_access(devices)
+        if len(devices) > MAX_WORLD:
+            raise ModelLoadError(f"{len(devices)} shards of a layer: at most {MAX_WORLD}")
+        open_access(devices)
         self._peers = make_peers(devices, row_bytes)
         for device in devices:
             torch.cuda.synchronize(device)
@@ -84,16 +86,3 @@ class PeerExchange(Lockstep):
         for stream in streams:
             for event in self._events:
                 stream.wait_event(event)
-
-
-def _check_access(devices: Sequence[torch.device]) -> None:
-    if len(devices) > MAX_WORLD:
-        raise ModelLoadError(f"{len(devices)} shards of a layer: at most {MAX_WORLD}")
-    if "expandable_segments:True" in os.environ.get("PYTORCH_CUDA_ALLOC_CONF", ""):
-        raise ModelLoadError(
-            "PYTORCH_CUDA_ALLOC_CONF: expandable_segments hides a GPU's memory from the others"
-        )
-    for a in devices:
-        for b in devices:
-            if a != b and not torch.cuda.can_device_access_peer(a, b):
-                raise ModelLoadError(f"{a} cannot reach the memory of {b}: no shards on these two")

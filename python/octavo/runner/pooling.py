@@ -47,6 +47,7 @@ class PoolingRunner:
     """See Runner. A step's results are extras: one vector a request, float32 [D]."""
 
     max_in_flight = 1
+    num_stages = 1
     keeps_kv = False
 
     def __init__(self, loaded: LoadedModel[PoolingModel]) -> None:

@@ -75,6 +75,8 @@ class Runner(Protocol):
     max_num_batched_tokens: int  # tokens a step
     max_model_len: int  # tokens a request, prompt and output
     max_in_flight: int
+    # Stages that work at different steps: a step rather has tokens of one so many steps before it.
+    num_stages: int
     # False: keys and values are gone when a step is over, so a prompt must be computed in one.
     keeps_kv: bool
     # Of a model that computes vectors; None of one that generates text.

@@ -9,12 +9,14 @@ import torch
 from octavo._core import Staging
 from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
+from octavo.models.config import ModelConfig
 from octavo.models.registry import CausalLM
 from octavo.runner.host_memory import available_cpu_bytes
 from octavo.runner.kv_cache import (
     DEFAULT_CPU_KV_BYTES,
     MAX_CPU_MEMORY_FRACTION,
     KVCachePlan,
+    bytes_per_token,
     plan_kv_cache,
 )
 from octavo.runner.loading import LoadedModel
@@ -107,8 +109,14 @@ def fit_cache(loaded: LoadedModel[CausalLM], available_bytes: int) -> tuple[KVCa
         ModelLoadError: one request of max_model_len does not fit.
     """
     config = loaded.config
-    # Every device holds as many parts as the first.
-    parts = [p.model.config for p in loaded.parts if p.device == loaded.device]
+    # Of the device that holds the most of a token: stages may differ in layers.
+    on_device: dict[torch.device, list[ModelConfig]] = {}
+    for part in loaded.parts:
+        on_device.setdefault(part.device, []).append(part.model.config)
+    parts = max(
+        on_device.values(),
+        key=lambda configs: sum(bytes_per_token(config, loaded.kv_dtype) for config in configs),
+    )
     plan = plan_kv_cache(
         parts,
         loaded.kv_dtype,

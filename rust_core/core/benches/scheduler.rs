@@ -30,6 +30,7 @@ impl Decoding {
                 enable_chunked_prefill: true,
                 long_prefill: LongPrefill::default(),
                 policy: Policy::Fcfs,
+                num_stages: 1,
             },
             1,
             None,

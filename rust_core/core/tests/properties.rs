@@ -80,6 +80,7 @@ fn configs() -> impl Strategy<Value = SchedulerConfig> {
         1usize..=18,
         8usize..=24,
         any::<[bool; 5]>(),
+        1usize..=3,
     )
         .prop_map(
             |(
@@ -89,6 +90,7 @@ fn configs() -> impl Strategy<Value = SchedulerConfig> {
                 budget,
                 max_model_len,
                 [caching, chunked, fcfs, capped, is_adaptive],
+                num_stages,
             )| {
                 SchedulerConfig {
                     num_blocks,
@@ -103,6 +105,7 @@ fn configs() -> impl Strategy<Value = SchedulerConfig> {
                         is_adaptive,
                     },
                     policy: if fcfs { Policy::Fcfs } else { Policy::Priority },
+                    num_stages,
                 }
             },
         )
@@ -145,7 +148,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_life_is_as_if_lived_alone(config in configs(), depth in 1usize..=3, ops in ops()) {
+    fn every_life_is_as_if_lived_alone(config in configs(), depth in 1usize..=4, ops in ops()) {
         live(config, depth, ops);
     }
 }

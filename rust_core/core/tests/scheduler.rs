@@ -120,6 +120,50 @@ fn a_long_prompt_is_split_only_where_prompts_may_be() {
 }
 
 #[test]
+fn stages_take_turns_at_groups_of_requests() {
+    let mut world = World::new(SchedulerConfig {
+        num_stages: 2,
+        ..config(32, 4)
+    });
+    for id in 0..4 {
+        world.add(&Wish::new(&[id; 3], 20));
+    }
+    let mut planned = |world: &mut World| {
+        assert!(world.schedule());
+        let step = world.in_flight.back().unwrap();
+        (step.request_ids.clone(), step.batch.awaited_step)
+    };
+    assert_eq!(planned(&mut world), (vec![0, 1, 2, 3], None));
+    // None is due yet; half of them wait on the device for the step before.
+    assert_eq!(planned(&mut world), (vec![0, 1], Some(0)));
+    assert_eq!(planned(&mut world), (vec![2, 3], Some(0)));
+    assert_eq!(planned(&mut world), (vec![0, 1], Some(1)));
+    world.update();
+    assert_eq!(planned(&mut world), (vec![2, 3], Some(2)));
+    // What has come back is not waited for.
+    while !world.in_flight.is_empty() {
+        world.update();
+    }
+    assert_eq!(planned(&mut world), (vec![0, 1], None));
+    assert_eq!(planned(&mut world), (vec![2, 3], None));
+    world.finish(3, 200);
+}
+
+#[test]
+fn a_request_alone_waits_for_its_own_last_step() {
+    let mut world = World::new(SchedulerConfig {
+        num_stages: 3,
+        ..config(32, 4)
+    });
+    world.add(&Wish::new(&prompt(3), 9));
+    for awaited in [None, Some(0), Some(1), Some(2)] {
+        assert!(world.schedule());
+        assert_eq!(world.in_flight.back().unwrap().batch.awaited_step, awaited);
+    }
+    world.finish(4, 50);
+}
+
+#[test]
 fn admission_is_by_arrival_or_by_priority() {
     for (policy, order) in [(Policy::Fcfs, [0, 1, 2]), (Policy::Priority, [2, 0, 1])] {
         let config = SchedulerConfig {

@@ -50,6 +50,7 @@ fn core() -> EngineCore {
         enable_chunked_prefill: true,
         long_prefill: LongPrefill::default(),
         policy: Policy::Fcfs,
+        num_stages: 1,
     };
     EngineCore::new(config, 1, Some(tokenizer())).unwrap()
 }

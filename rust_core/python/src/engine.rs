@@ -112,6 +112,7 @@ macro_rules! scheduled_batch {
         #[pyclass(frozen, get_all, name = "ScheduledBatch", module = "octavo._core")]
         struct PyScheduledBatch {
             step_id: u64,
+            awaited_step: Option<u64>,
             $($field: usize,)*
             new_slots: Vec<(u32, u64)>,
             request_ids: Vec<u64>,
@@ -121,6 +122,7 @@ macro_rules! scheduled_batch {
             fn new(batch: &batch::ScheduledBatch, plan: &batch::Plan) -> Self {
                 Self {
                     step_id: batch.step_id,
+                    awaited_step: batch.awaited_step,
                     $($field: batch.$field,)*
                     new_slots: plan.new_slots.clone(),
                     request_ids: plan.entries.iter().map(|entry| entry.request_id).collect(),
@@ -181,8 +183,8 @@ impl PyEngineCore {
     #[pyo3(signature = (
         *, num_blocks, block_size, max_num_seqs, max_num_batched_tokens, max_model_len,
         enable_prefix_caching=true, enable_chunked_prefill=true, long_prefill_token_threshold=0,
-        long_prefill_token_threshold_adaptive=false, policy="fcfs", stream_interval=1,
-        tokenizer=None
+        long_prefill_token_threshold_adaptive=false, policy="fcfs", num_stages=1,
+        stream_interval=1, tokenizer=None
     ))]
     #[allow(clippy::too_many_arguments)] // keyword arguments of the Python constructor
     fn new(
@@ -197,6 +199,7 @@ impl PyEngineCore {
         long_prefill_token_threshold: usize,
         long_prefill_token_threshold_adaptive: bool,
         policy: &str,
+        num_stages: usize,
         stream_interval: u32,
         tokenizer: Option<&PyTokenizer>,
     ) -> PyResult<Self> {
@@ -222,6 +225,7 @@ impl PyEngineCore {
                 is_adaptive: long_prefill_token_threshold_adaptive,
             },
             policy,
+            num_stages,
         };
         let tokenizer = tokenizer.map(|tokenizer| Arc::clone(&tokenizer.inner));
         let core = EngineCore::new(config, stream_interval, tokenizer).map_err(engine_error)?;

@@ -93,7 +93,6 @@ pub struct EngineCore {
     samples: Vec<Option<Sample>>,
     steps: VecDeque<Step>,
     spare_plans: Vec<Plan>,
-    next_step_id: u64,
     stream_interval: u32,
     tokenizer: Option<Arc<Tokenizer>>,
     outbox: Arc<Outbox>,
@@ -129,7 +128,6 @@ impl EngineCore {
             samples: Vec::new(),
             steps: VecDeque::with_capacity(4),
             spare_plans: Vec::new(),
-            next_step_id: 0,
             stream_interval,
             tokenizer,
             outbox: Arc::default(),
@@ -402,8 +400,6 @@ impl EngineCore {
         if self.num_constrained > 0 {
             batch.num_constrained = self.count_constrained(&plan);
         }
-        batch.step_id = self.next_step_id;
-        self.next_step_id += 1;
         self.steps.push_back(Step {
             id: batch.step_id,
             num_samples: batch.num_samples,

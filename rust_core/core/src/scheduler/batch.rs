@@ -35,12 +35,16 @@ pub struct Entry {
 /// The scheduler's plan of one step; buffers keep their capacity from step to step.
 #[derive(Debug, Default)]
 pub struct Plan {
+    /// The step's number.
+    pub step_id: u64,
     /// Decodes first, then prefill chunks.
     pub entries: Vec<Entry>,
     /// Number of entries that are decodes.
     pub num_decodes: usize,
     /// Query tokens in all.
     pub num_tokens: usize,
+    /// The newest step that samples a token which this one computes with.
+    pub awaited_step: Option<u64>,
     /// Flat indices into `block_table[max_num_seqs, max_blocks_per_seq]`.
     pub update_rows: Vec<u32>,
     /// The block ids that go there.
@@ -57,6 +61,7 @@ impl Plan {
         self.entries.clear();
         self.num_decodes = 0;
         self.num_tokens = 0;
+        self.awaited_step = None;
         self.update_rows.clear();
         self.update_ids.clear();
         self.new_slots.clear();
@@ -120,6 +125,7 @@ impl StagingLimits {
 #[allow(missing_docs)] // named and explained in _core.pyi
 pub struct ScheduledBatch {
     pub step_id: u64,
+    pub awaited_step: Option<u64>,
     pub num_tokens: usize,
     pub num_reqs: usize,
     pub num_decodes: usize,
@@ -197,6 +203,8 @@ impl Staging<'_> {
             num_reqs,
             num_decodes: plan.num_decodes,
             num_block_updates: plan.update_ids.len(),
+            step_id: plan.step_id,
+            awaited_step: plan.awaited_step,
             ..ScheduledBatch::default()
         };
         let mut batch = batch.with_layout();

@@ -44,6 +44,9 @@ pub struct SchedulerConfig {
     pub long_prefill: LongPrefill,
     /// Order of service.
     pub policy: Policy,
+    /// Stages that the device works on different steps at: a token sampled in one step is the input
+    /// of the step so many later.
+    pub num_stages: usize,
 }
 
 impl SchedulerConfig {
@@ -55,6 +58,7 @@ impl SchedulerConfig {
             ("max_num_seqs", self.max_num_seqs),
             ("max_num_batched_tokens", self.max_num_batched_tokens),
             ("max_model_len", self.max_model_len),
+            ("num_stages", self.num_stages),
         ];
         for (name, value) in positive {
             // Positions, mappings and flat block-table indices are int32 on the device.

@@ -12,6 +12,10 @@
 //! later step at once. A request that *ends* while in flight keeps its blocks and slot until the
 //! step comes back; a preempted one gives its blocks back at once and keeps its slot.
 //!
+//! **Stages.** Where a pipeline's stages work at different steps, a decode comes only so many steps
+//! after the one that samples its input, and a step holds its share of the decodes alone. Requests so
+//! fall into as many groups as there are stages, whose steps take turns.
+//!
 //! **Admission** takes all blocks of the known tokens at once, so that a prefill never stops
 //! half-way without memory, and shares what the prefix cache holds. Contents are named, and
 //! shared, only when their step came back: a failed step poisons no other request.
@@ -129,6 +133,8 @@ pub struct Scheduler {
     sharing: Vec<u32>,
     free_slots: Vec<Slot>,
     next_sequence: u64,
+    /// Steps planned so far: the next one's number.
+    num_steps: u64,
     num_running: usize,
     num_parked: usize,
     num_prefilling: usize,
@@ -169,6 +175,7 @@ impl Scheduler {
             // Popped from the end: low slots first.
             free_slots: (0..config.max_num_seqs as u32).rev().collect(),
             next_sequence: 0,
+            num_steps: 0,
             num_running: 0,
             num_parked: 0,
             num_prefilling: 0,
@@ -282,6 +289,7 @@ impl Scheduler {
                 num_pending: 0,
                 num_void: 0,
                 num_in_flight: 0,
+                sampled_in: 0,
                 max_len: max_len as u32,
                 last_token: 0,
                 num_prompt: num_prompt as u32,
@@ -308,7 +316,7 @@ impl Scheduler {
         plan.clear();
         let mut budget = self.config.max_num_batched_tokens;
         let preempted_before = self.num_preemptions;
-        self.schedule_decodes(plan, &mut budget);
+        self.schedule_decodes(plan, &mut budget, self.config.num_stages as u64);
         plan.num_decodes = plan.entries.len();
         if self.num_prefilling > 0 {
             self.schedule_prefills(plan, &mut budget);
@@ -317,6 +325,11 @@ impl Scheduler {
         if self.num_preemptions == preempted_before {
             self.admit(plan, &mut budget);
         }
+        if plan.entries.is_empty() && self.config.num_stages > 1 {
+            // Too few requests for all stages: a step waits for the last one's tokens on the device.
+            self.schedule_decodes(plan, &mut budget, 1);
+            plan.num_decodes = plan.entries.len();
+        }
         plan.num_tokens = self.config.max_num_batched_tokens - budget;
         for i in 0..self.closing.len() {
             let index = self.closing[i];
@@ -324,7 +337,12 @@ impl Scheduler {
         }
         self.closing.clear();
         self.current = None;
-        !plan.entries.is_empty()
+        if plan.entries.is_empty() {
+            return false;
+        }
+        plan.step_id = self.num_steps;
+        self.num_steps += 1;
+        true
     }
 
     /// Takes a request off the device; it will be recomputed. Its blocks are free at once.

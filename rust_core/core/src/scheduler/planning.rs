@@ -5,7 +5,10 @@ use crate::scheduler::batch::{Entry, ON_DEVICE, Plan};
 use crate::scheduler::request::{NO_GROUP, RequestStatus};
 
 impl Scheduler {
-    pub(super) fn schedule_decodes(&mut self, plan: &mut Plan, budget: &mut usize) {
+    /// Decodes whose input is known, or sampled at least `lag` steps before this one.
+    pub(super) fn schedule_decodes(&mut self, plan: &mut Plan, budget: &mut usize, lag: u64) {
+        let num_decoding = self.running.len() - self.num_prefilling;
+        let most = num_decoding.div_ceil(self.config.num_stages);
         let mut i = 0;
         while i < self.running.len() && *budget > 0 {
             let index = self.running[i].1;
@@ -28,6 +31,11 @@ impl Scheduler {
                 i += 1;
                 continue;
             }
+            let is_early = request.num_pending > 0 && request.sampled_in + lag > self.num_steps;
+            if is_early || plan.entries.len() == most {
+                i += 1;
+                continue;
+            }
             if seat.num_computed == seat.capacity {
                 match self.grow(index, plan) {
                     Growth::Grown => {}
@@ -43,6 +51,7 @@ impl Scheduler {
             let start = seat.num_computed;
             seat.num_computed += 1;
             let input_id = if request.num_pending > 0 {
+                plan.awaited_step = plan.awaited_step.max(Some(request.sampled_in));
                 ON_DEVICE
             } else {
                 request.last_token as i32
@@ -59,6 +68,7 @@ impl Scheduler {
             });
             request.num_in_flight += 1;
             request.num_pending += 1;
+            request.sampled_in = self.num_steps;
             if request.num_tokens + request.num_pending >= request.max_len {
                 self.closing.push(index);
             }
@@ -128,6 +138,7 @@ impl Scheduler {
             seat.prefilling = false;
             self.num_prefilling -= 1;
             request.num_pending += u32::from(sample);
+            request.sampled_in = self.num_steps;
             if request.num_tokens + request.num_pending >= request.max_len {
                 self.closing.push(index);
             }

@@ -112,6 +112,8 @@ pub(crate) struct World {
     cache: Vec<u64>,
     block_table: Vec<i32>,
     last_token: Vec<i32>,
+    /// The step that has sampled it.
+    sampled_in: Vec<Option<u64>>,
     seed: Vec<u64>,
     next_id: u64,
     pub now_s: f64,
@@ -129,6 +131,7 @@ pub(crate) fn config(num_blocks: usize, block_size: usize) -> SchedulerConfig {
         enable_chunked_prefill: true,
         long_prefill: LongPrefill::default(),
         policy: Policy::Fcfs,
+        num_stages: 1,
     }
 }
 
@@ -144,6 +147,7 @@ impl World {
             cache: vec![GARBAGE; config.num_blocks * config.block_size],
             block_table: vec![-1; rows * columns],
             last_token: vec![-1; rows],
+            sampled_in: vec![None; rows],
             seed: vec![u64::MAX; rows],
             next_id: 0,
             now_s: 0.0,
@@ -410,6 +414,9 @@ impl World {
             max_query_len = max_query_len.max(query.len());
             let slot = arrays.slots[r] as usize;
             assert_eq!(self.seed[slot], id, "slot {slot} belongs to another");
+            if arrays.input_ids[query.start] < 0 {
+                assert!(batch.awaited_step >= self.sampled_in[slot], "it waits for too little");
+            }
             for row in query {
                 let (cell, fingerprint) = self.compute(&arrays, r, row);
                 writes.push((cell, fingerprint));
@@ -428,6 +435,7 @@ impl World {
             .map(|(row, &slot)| {
                 let token = next_token(fingerprints[row], self.seed[slot as usize]);
                 self.last_token[slot as usize] = token;
+                self.sampled_in[slot as usize] = Some(batch.step_id);
                 token
             })
             .collect();

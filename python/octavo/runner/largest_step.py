@@ -1,0 +1,101 @@
+"""The largest step, run once before the KV cache takes what memory it leaves."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from octavo.kernels.gpu import ops as gpu
+from octavo.layers.context import StepContext
+from octavo.models.registry import CausalLM
+from octavo.runner.cuda_graphs import computing
+from octavo.runner.gpu_sampling import GpuSampling
+from octavo.runner.loading import LoadedModel, ModelPart
+from octavo.runner.mesh import Mesh
+from octavo.runner.sizing import max_num_seqs, max_step_tokens
+
+
+def open_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """A stream that can be captured, as the default one cannot; None on a CPU."""
+    if device.type == "cpu":
+        return None
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+class LargestStep:
+    """One request of as many tokens as a step may have, and max_num_seqs samples.
+
+    Args:
+        tables: of the last stage's ranks, which sample.
+        streams: of one stage's ranks.
+        stage: its parts of the model.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel[CausalLM],
+        tables: list[GpuSampling],
+        streams: list[torch.cuda.Stream | None],
+        stage: Mesh[ModelPart[CausalLM]],
+    ) -> None:
+        self._loaded, self._tables, self._streams, self._stage = loaded, tables, streams, stage
+        self._is_first = not loaded.earlier or stage is loaded.earlier[0]
+        self._is_last = stage is loaded.mesh
+
+    def reserve(self) -> None:
+        """Compile its kernels, and run it on every rank, storing nothing.
+
+        The allocator keeps what that took, and no later step needs more: once the device has come
+        to its end, the memory that is free is free for good.
+        """
+        for part in self._stage.shards:
+            with computing(self._streams[part.rank]), gpu.compile_only():
+                self._run(part)
+
+        def run(part: ModelPart[CausalLM]) -> None:
+            with computing(self._streams[part.rank]):
+                self._run(part)
+
+        self._stage.each(run)
+        for part in self._stage.shards:
+            torch.cuda.synchronize(part.device)
+
+    def _run(self, part: ModelPart[CausalLM]) -> None:
+        loaded, model, device = self._loaded, part.model, part.device
+        config = loaded.config
+        tokens, num_seqs = max_step_tokens(loaded), max_num_seqs(loaded)
+        shape = (1, model.config.num_kv_heads, config.block_size, model.config.head_dim)
+        cache = torch.zeros(shape, dtype=loaded.kv_dtype, device=device)
+        model.bind_kv_cache([(cache, cache)] * model.config.num_layers)
+
+        def ints(*shape: int, fill: int = 0) -> Tensor:
+            return torch.full(shape, fill, dtype=torch.int32, device=device)
+
+        context = StepContext(
+            positions=ints(tokens),
+            slot_mapping=ints(tokens, fill=-1),
+            slots=ints(1),
+            seq_lens=ints(1, fill=tokens),
+            query_start_loc=torch.tensor([0, tokens], dtype=torch.int32, device=device),
+            block_table=ints(1, -(-tokens // config.block_size)),
+            num_reqs=1,
+            num_decodes=0,
+            max_query_len=tokens,
+            max_seq_len=tokens,
+        )
+        inputs = ints(tokens)
+        if not self._is_first:
+            inputs = torch.zeros(
+                (tokens, model.config.hidden_size),
+                dtype=loaded.dtypes.activations,
+                device=device,
+            )
+        states = model(inputs, context)
+        if not self._is_last:
+            return
+        rows = min(num_seqs, tokens)
+        logits = model.compute_logits(states[:rows])
+        spare = ints(rows, fill=num_seqs)
+        host = torch.zeros((1, rows), dtype=torch.int32, pin_memory=True)
+        table = self._tables[part.rank].adjusted
+        gpu.sample(logits, spare, table, gpu.HostIds(host, ints(1)))
