@@ -61,6 +61,7 @@ class InstantRunner:
     """A Runner without a model."""
 
     max_in_flight = 1
+    num_stages = 1
     keeps_kv = True
     pooling = None
 

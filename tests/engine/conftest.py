@@ -55,6 +55,7 @@ class FakeRunner:
         self.max_num_seqs = config.max_num_seqs or 8
         self.max_num_batched_tokens = config.max_num_batched_tokens or 64
         self.max_in_flight = max_in_flight
+        self.num_stages = max(max_in_flight - 1, 1)
         self.keeps_kv = True
         self.pooling = None
         self.max_blocks = -(-self.max_model_len // self.block_size)

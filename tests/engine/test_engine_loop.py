@@ -37,7 +37,7 @@ def run_to_end(loop: EngineLoop, max_steps: int = 5000) -> dict[int, Any]:
     raise AssertionError("the engine did not become idle")
 
 
-@pytest.mark.parametrize("max_in_flight", [1, 2])
+@pytest.mark.parametrize("max_in_flight", [1, 2, 3])
 @pytest.mark.parametrize("num_blocks", [12, 64])
 def test_mixed_requests_say_what_each_says_alone(
     fake_model: Any, alone: Any, max_in_flight: int, num_blocks: int
@@ -63,7 +63,7 @@ def test_mixed_requests_say_what_each_says_alone(
     assert stats["num_running"] == stats["num_waiting"] == stats["num_in_flight"] == 0
 
 
-@pytest.mark.parametrize("max_in_flight", [1, 2])
+@pytest.mark.parametrize("max_in_flight", [1, 2, 3])
 def test_abort_at_every_step(fake_model: Any, alone: Any, max_in_flight: int) -> None:
     """Whatever is in flight, an abort ends one request and leaves its neighbour's tokens alone."""
     for step in range(12):
@@ -102,7 +102,7 @@ def test_an_abort_frees_its_blocks_within_one_step(fake_model: Any, max_in_fligh
         loop.core.check_integrity()
 
 
-@pytest.mark.parametrize("max_in_flight", [1, 2])
+@pytest.mark.parametrize("max_in_flight", [1, 2, 3])
 def test_a_failed_step_fails_its_requests_only(
     fake_model: Any, alone: Any, max_in_flight: int
 ) -> None:

@@ -83,7 +83,7 @@ class Interrupter:
         sys.settrace(None)
 
 
-@pytest.mark.parametrize("max_in_flight", [1, 2])
+@pytest.mark.parametrize("max_in_flight", [1, 2, 3])
 def test_an_interrupt_anywhere_leaves_an_engine_for_the_next_call(
     fake_model: Any, alone: Any, max_in_flight: int
 ) -> None:

@@ -247,7 +247,7 @@ def run(engine: LLMEngine) -> dict[str, list[Any]]:
     raise AssertionError("it does not end")
 
 
-@pytest.mark.parametrize("max_in_flight", [1, 2])
+@pytest.mark.parametrize("max_in_flight", [1, 2, 3])
 def test_an_engine_that_is_stepped(fake_model: Any, alone: Any, max_in_flight: int) -> None:
     engine = make_engine(fake_model, max_in_flight=max_in_flight)
     for number, prompt in enumerate(PROMPTS):

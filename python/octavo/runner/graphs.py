@@ -91,15 +91,16 @@ class GraphRunner:
         ModelLoadError: one request of max_model_len does not fit into memory.
     """
 
+    # Launched while the device is at others: one, so that it never waits for the host.
+    steps_ahead = 1
     keeps_kv = True
     pooling: PoolingInfo | None = None
 
     def __init__(self, loaded: LoadedModel[CausalLM]) -> None:
         self._loaded = loaded
         self._on_gpu = loaded.device.type == "cuda"
-        # Each stage is at a step, and the next one waits on the device.
         self.num_stages = len(loaded.earlier) + 1
-        self.max_in_flight = self.num_stages + 1
+        self.max_in_flight = self.num_stages + self.steps_ahead
         self._observer: Observer | None = None
         # The last thread on which torch has used the device: the driver's own calls need that.
         self._device_thread: int | None = None
@@ -156,8 +157,8 @@ class GraphRunner:
             for _ in range(self.max_in_flight)
         ]
         self._next_buffer = itertools.cycle(stagings)
-        # Of the step that is planned next, or was last.
-        self._buffer = stagings[0]
+        # Of the step that is planned next; where nothing can be planned, of the one after that.
+        self._buffer = next(self._next_buffer)
         padding = {
             "plan_len": HEADER_LEN + length,
             "max_padding": self._shapes.max_padding,
@@ -300,7 +301,6 @@ class GraphRunner:
 
     def next_staging(self) -> Staging:
         """The staging area of the next step; as many rotate as steps may be in flight."""
-        self._buffer = next(self._next_buffer)
         return self._buffer.staging
 
     def launch(
@@ -312,6 +312,8 @@ class GraphRunner:
         the last one: none of the code is in the caches then, and each function called costs ten
         times what it does in a loop. So such a step runs through these lines alone.
         """
+        assert self._buffer.staging is staging
+        buffer, self._buffer = self._buffer, next(self._next_buffer)
         num = batch.num_samples
         graph = self._steady.get(num)
         if (
@@ -325,8 +327,8 @@ class GraphRunner:
             or self._driver is None
             or get_ident() != self._device_thread
         ):
-            return self._launch_any(batch, staging, requests)
-        buffer, packed_len = self._buffer, batch.packed_len
+            return self._launch_any(batch, buffer, requests)
+        packed_len = batch.packed_len
         ids = next(self._ids)
         HEADER.pack_into(
             buffer.header, 0, num, num, num, num, batch.num_block_updates, 0, packed_len, ids.turn
@@ -344,11 +346,9 @@ class GraphRunner:
         return GraphInFlight(batch.step_id, ids, num, ())
 
     def _launch_any(
-        self, batch: ScheduledBatch, staging: Staging, requests: Mapping[int, RequestState]
+        self, batch: ScheduledBatch, buffer: StagingBuffer, requests: Mapping[int, RequestState]
     ) -> InFlight:
         """Any step, its needs found out one by one."""
-        assert self._buffer.staging is staging
-        buffer = self._buffer
         num_samples, num_reqs = batch.num_samples, batch.num_reqs
         num_tokens, packed_len = batch.num_tokens, batch.packed_len
         with self._lead.ready():
