@@ -119,7 +119,9 @@ def write_rows(plan, buffers, decode_rows, prefill_rows):
     # A negative id is still on the device: the last one sampled in the request's slot.
     on_device = used & (ids < 0)
     slot = tl.load(plan.slots + token, mask=on_device, other=0)
-    last = tl.load(column_at(buffers.sampled_table, slot, LAST_TOKEN), mask=on_device, other=0)
+    last_token = column_at(buffers.sampled_table, slot, LAST_TOKEN)
+    # From where it is: this device may hold an old copy of another's memory.
+    last = tl.load(last_token, mask=on_device, other=0, cache_modifier=".cv")
     ids = tl.where(on_device, last, ids)
     position = tl.load(plan.positions + token, mask=used, other=0)
     mapping = tl.load(plan.slot_mapping + token, mask=used, other=-1)

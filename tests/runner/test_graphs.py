@@ -397,7 +397,7 @@ def test_no_switch_changes_a_token(
     assert tokens(llm, kinds) == expected, "prefix hits"
     assert tokens(make(folder, max_num_batched_tokens=16), kinds) == expected, "chunks"
     assert tokens(make(folder, max_num_seqs=3), kinds) == expected, "other batches"
-    small = make(folder, kv_cache_memory_bytes=(256 + 160) * 2 * 3 * 128 * 4, max_num_seqs=8)
+    small = make(folder, num_gpu_blocks_override=(256 + 160) // 16, max_num_seqs=8)
     assert tokens(small, kinds) == expected, "preemption"
     assert small._engine.core.stats()["num_preemptions"] > 0
 
