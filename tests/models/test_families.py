@@ -8,11 +8,12 @@ heads, tied and untied embeddings, biases on and off.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from attention_cases import ATTENTION_CASES
 from fidelity import assert_greedy, logits_of, make_prompt, prove_greedy, tiny_config
 
 from levels import OTHER_LEVELS, run_at_level
@@ -339,10 +340,20 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             **TIED,
         },
     ),
+    **ATTENTION_CASES,
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+def quick_or_slow() -> Iterator[Any]:
+    """All cases; of those that came later, a family's first is quick."""
+    seen: set[str] = set()
+    for name, (family, _) in CASES.items():
+        is_slow = name in ATTENTION_CASES and family in seen
+        seen.add(family)
+        yield pytest.param(name, marks=[pytest.mark.slow] if is_slow else [])
+
+
+@pytest.mark.parametrize("name", list(quick_or_slow()))
 def test_a_family_is_what_transformers_computes(
     name: str,
     save_tiny: Callable[..., Any],

@@ -15,6 +15,8 @@ class Attention:
     ``k_cache``, ``v_cache``: [num_blocks, num_kv_heads, block_size, head_dim]; empty until the
     runner binds them. ``cos_sin``: float32 [max_model_len, rot_dim], shared by the layers.
     ``q_norm``, ``k_norm``: [head_dim] or None; ``scale`` of the scores: head_dim ** -0.5 if None.
+    ``interleaved``: rope turns neighbours. ``sinks``, ``slopes``: float32 [num_heads], as
+    ``paged_attention`` takes them, or None.
     """
 
     __slots__ = (
@@ -25,13 +27,16 @@ class Attention:
         "cos_sin",
         "eps",
         "head_dim",
+        "interleaved",
         "k_cache",
         "k_norm",
         "num_heads",
         "num_kv_heads",
         "q_norm",
         "scale",
+        "sinks",
         "sliding_window",
+        "slopes",
         "softcap",
         "v_cache",
         "weight_offset",
@@ -52,6 +57,9 @@ class Attention:
         weight_offset: float = 0.0,
         sliding_window: int = 0,
         softcap: float = 0.0,
+        interleaved: bool = False,
+        sinks: Tensor | None = None,
+        slopes: Tensor | None = None,
     ) -> None:
         self._rope_store = ops.qk_norm_rope_store_kv
         self._paged_attention = ops.paged_attention
@@ -69,6 +77,9 @@ class Attention:
         self.weight_offset = weight_offset
         self.sliding_window = sliding_window
         self.softcap = softcap
+        self.interleaved = interleaved
+        self.sinks = sinks
+        self.slopes = slopes
         self.k_cache = torch.empty(0)
         self.v_cache = torch.empty(0)
 
@@ -93,8 +104,11 @@ class Attention:
                 k_norm=self.k_norm,
                 eps=self.eps,
                 weight_offset=self.weight_offset,
+                interleaved=self.interleaved,
                 sliding_window=self.sliding_window,
                 softcap=self.softcap,
+                sinks=self.sinks,
+                slopes=self.slopes,
             )
         q = self._rope_store(
             qkv,
@@ -110,6 +124,7 @@ class Attention:
             k_norm=self.k_norm,
             eps=self.eps,
             weight_offset=self.weight_offset,
+            interleaved=self.interleaved,
         )
         return self._paged_attention(
             q,
@@ -125,4 +140,6 @@ class Attention:
             max_seq_len=ctx.max_seq_len,
             sliding_window=self.sliding_window,
             softcap=self.softcap,
+            sinks=self.sinks,
+            slopes=self.slopes,
         )

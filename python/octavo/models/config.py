@@ -51,6 +51,10 @@ class ModelConfig:
     mlp_bias: bool = False
     # The checkpoint holds q, k, v as one tensor, and gate and up as another.
     fused_projections: bool = False
+    # Rope turns neighbouring elements together, not those of a head's two halves.
+    interleaved_rope: bool = False
+    # A score of each head that every query's softmax has and no value belongs to.
+    attention_sinks: bool = False
     # RMSNorm over each head's query and key, before rope.
     qk_norm: bool = False
     # Norms multiply by (weight + this): Gemma trains weights around zero.
@@ -73,6 +77,8 @@ class ModelConfig:
     moe_intermediate_size: int = 0
     renormalize_experts: bool = True
     moe_layers: tuple[bool, ...] = ()
+    # The checkpoint holds each expert's gate and up as one tensor.
+    fused_experts: bool = False
     eos_token_ids: tuple[int, ...] = ()
     dtype: str = "float32"
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)

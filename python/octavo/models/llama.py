@@ -16,7 +16,7 @@ from torch import Tensor
 from octavo.checkpoints.weights import Weights
 from octavo.kernels.decoder import Decoder, DecoderSpec, LayerSpec
 from octavo.kernels.opset import OpSet
-from octavo.kernels.weights import Weight
+from octavo.kernels.weights import Rows, Weight
 from octavo.layers.attention import Attention
 from octavo.layers.context import StepContext
 from octavo.layers.norm import Addend, RMSNorm, added
@@ -63,6 +63,10 @@ class LlamaAttention:
         norms: dict[str, Tensor | None] = {"q_norm": None, "k_norm": None}
         if config.qk_norm:
             norms = {n: weights.vector(f"{prefix}.{n}.weight", config.head_dim) for n in norms}
+        sinks = None
+        if config.attention_sinks:
+            part = Rows((heads.q,)) if ops.rank.size > 1 else None
+            sinks = weights.vector(f"{prefix}.sinks", config.num_heads, part).float()
         self.attention = Attention(
             ops,
             num_heads=num_heads,
@@ -76,6 +80,8 @@ class LlamaAttention:
             weight_offset=config.norm_weight_offset,
             sliding_window=config.sliding_window(layer),
             softcap=config.attn_logit_softcap,
+            interleaved=config.interleaved_rope,
+            sinks=sinks,
         )
 
     def __call__(self, x: Tensor, ctx: StepContext) -> Tensor:
@@ -155,11 +161,14 @@ class LlamaDecoderLayer:
         return self.mlp.normed(x, residual, self.post_attention_layernorm)
 
     def spec(self) -> LayerSpec | None:
-        """This layer for an op set that runs all of them in one call; None with experts."""
+        """This layer for an op set that runs all of them in one call.
+
+        None with what none has there: experts, sinks, rope of neighbours.
+        """
         mlp = self.mlp.spec()
-        if mlp is None:
-            return None
         attention = self.self_attn.attention
+        if mlp is None or attention.sinks is not None or attention.interleaved:
+            return None
         return LayerSpec(
             input_norm=self.input_layernorm.spec.weight,
             post_norm=self.post_attention_layernorm.spec.weight,

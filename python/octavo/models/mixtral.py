@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
+from octavo.kernels.routing import Routing
 from octavo.kernels.weights import Columns, Rows
 from octavo.layers.moe import MoE
 from octavo.models.config import ModelConfig
@@ -65,7 +66,6 @@ def load_experts(
         weights.linear(f"{prefix}.gate", (count, d)),
         list(zip(gates, ups, strict=True)),
         list(weights.experts(experts, count, down, (d, f), columns)),
-        top_k=config.num_experts_per_token,
-        renormalize=config.renormalize_experts,
+        routing=Routing(config.num_experts_per_token, config.renormalize_experts),
         act=config.hidden_act,
     )

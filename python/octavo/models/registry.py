@@ -18,6 +18,7 @@ from octavo.models.falcon import FalconForCausalLM
 from octavo.models.gemma import GemmaForCausalLM
 from octavo.models.gemma2 import Gemma2ForCausalLM
 from octavo.models.gemma3 import Gemma3ForCausalLM
+from octavo.models.gpt_oss import GptOssForCausalLM
 from octavo.models.granite import GraniteForCausalLM
 from octavo.models.hf_config import HfConfig, architecture_of
 from octavo.models.llama import LlamaForCausalLM
@@ -78,6 +79,7 @@ _CLASSES: tuple[type[CausalLMClass], ...] = (
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     GemmaForCausalLM,
+    GptOssForCausalLM,
     GraniteForCausalLM,
     LlamaForCausalLM,
     MistralForCausalLM,

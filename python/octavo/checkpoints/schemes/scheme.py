@@ -71,7 +71,15 @@ class Scheme(ABC):
         shape: tuple[int, int],
         part: Part,
     ) -> Iterator[Stored]:
-        """One projection [N, K] of every expert; each is a module of its own in most schemes."""
+        """One projection [N, K] of every expert; each is a module of its own in most schemes.
+
+        A dense tensor of them all is [E, K, N], as gpt-oss and Llama 4 store it.
+        """
+        if f"{prefix}.{name}" in tensors:
+            n, k = shape
+            for weight in tensors.read(f"{prefix}.{name}", (count, k, n), dtype=tensors.dtype):
+                yield part_of(weight.T, part)
+            return
         for expert in range(count):
             yield self.linear(tensors, f"{prefix}.{expert}.{name}", shape, part)
 
