@@ -22,6 +22,7 @@ class Attention:
     __slots__ = (
         "_max_rope_decodes",
         "_paged_attention",
+        "_q_factor",
         "_rope_decode",
         "_rope_store",
         "cos_sin",
@@ -80,8 +81,14 @@ class Attention:
         self.interleaved = interleaved
         self.sinks = sinks
         self.slopes = slopes
+        self._q_factor: Tensor | None = None
         self.k_cache = torch.empty(0)
         self.v_cache = torch.empty(0)
+
+    def set_q_factor(self, factor: Tensor) -> None:
+        """Multiply queries by ``factor`` [head_dim] once they are rotated."""
+        self._q_factor = factor
+        self._rope_decode = None
 
     def __call__(self, qkv: Tensor, ctx: StepContext) -> Tensor:
         """qkv [T, (num_heads + 2 * num_kv_heads) * head_dim] -> [T, num_heads * head_dim]."""
@@ -126,6 +133,8 @@ class Attention:
             weight_offset=self.weight_offset,
             interleaved=self.interleaved,
         )
+        if self._q_factor is not None:
+            q = (q * self._q_factor).to(q.dtype)
         return self._paged_attention(
             q,
             self.k_cache,

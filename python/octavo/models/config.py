@@ -51,12 +51,16 @@ class ModelConfig:
     mlp_bias: bool = False
     # The checkpoint holds q, k, v as one tensor, and gate and up as another.
     fused_projections: bool = False
+    # Gate and up alone.
+    fused_mlp: bool = False
     # Rope turns neighbouring elements together, not those of a head's two halves.
     interleaved_rope: bool = False
     # A score of each head that every query's softmax has and no value belongs to.
     attention_sinks: bool = False
     # RMSNorm over each head's query and key, before rope.
     qk_norm: bool = False
+    # Queries grow with their position: (beta, every) is 1 + beta log(1 + floor(position / every)).
+    query_growth: tuple[float, float] | None = None
     # Norms multiply by (weight + this): Gemma trains weights around zero.
     norm_weight_offset: float = 0.0
     # Of the scores; None: head_dim ** -0.5.
@@ -77,6 +81,11 @@ class ModelConfig:
     moe_intermediate_size: int = 0
     renormalize_experts: bool = True
     moe_layers: tuple[bool, ...] = ()
+    # MLPs, as wide as an expert, that every token goes through.
+    num_shared_experts: int = 0
+    # (groups, of which so many are chosen from), and a factor on the experts' weights.
+    expert_groups: tuple[int, int] = (1, 1)
+    routed_scale: float = 1.0
     # The checkpoint holds each expert's gate and up as one tensor.
     fused_experts: bool = False
     eos_token_ids: tuple[int, ...] = ()

@@ -84,16 +84,20 @@ class LlamaAttention:
             sinks=sinks,
         )
 
+    def attend(self, qkv: Tensor, ctx: StepContext) -> Tensor:
+        """The projection qkv -> what the output projection takes; may write into qkv."""
+        return self.attention(qkv, ctx)
+
     def __call__(self, x: Tensor, ctx: StepContext) -> Tensor:
         """x [T, D] -> [T, D]."""
-        return self.o_proj(self.attention(self.qkv_proj(x), ctx))
+        return self.o_proj(self.attend(self.qkv_proj(x), ctx))
 
     def normed(
         self, x: Addend, residual: Tensor, norm: RMSNorm, ctx: StepContext
     ) -> tuple[Addend, Tensor]:
         """(addend, residual) after norm(residual + x) has gone through this; see ``Linear``."""
         qkv, residual = self.qkv_proj.normed(x, residual, norm)
-        return self.o_proj.add(self.attention(qkv, ctx), residual)
+        return self.o_proj.add(self.attend(qkv, ctx), residual)
 
 
 class LlamaMLP:
@@ -101,12 +105,22 @@ class LlamaMLP:
 
     __slots__ = ("_gated_activation", "act", "down_proj", "gate_up_proj")
 
-    def __init__(self, config: ModelConfig, layer: int, weights: Weights, ops: OpSet) -> None:
-        prefix = f"model.layers.{layer}.mlp"
-        d, f, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        weights: Weights,
+        ops: OpSet,
+        *,
+        name: str = "mlp",
+        size: int | None = None,
+    ) -> None:
+        """``name``: below the layer; ``size``: of what gate and up project to."""
+        prefix = f"model.layers.{layer}.{name}"
+        d, f, bias = config.hidden_size, size or config.intermediate_size, config.mlp_bias
         own = width_of(f, ops.rank)
         parts: dict[str, int | list[int]] = {f"{prefix}.gate_proj": f, f"{prefix}.up_proj": f}
-        if config.fused_projections:
+        if config.fused_projections or config.fused_mlp:
             parts = {f"{prefix}.gate_up_proj": [f, f]}
         self.gate_up_proj = load_columns(parts, d, bias, weights, ops, (own, own))
         self.down_proj = load_rows(f"{prefix}.down_proj", d, f, bias, weights, ops, own)
@@ -142,12 +156,14 @@ class LlamaDecoderLayer:
 
     __slots__ = ("input_layernorm", "mlp", "post_attention_layernorm", "self_attn")
 
+    attention_class: ClassVar[type[LlamaAttention]] = LlamaAttention
+
     def __init__(
         self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: OpSet
     ) -> None:
         norm = layer_norms(config, layer, weights, ops)
         self.input_layernorm = norm("input_layernorm")
-        self.self_attn = LlamaAttention(config, layer, cos_sin, weights, ops)
+        self.self_attn = self.attention_class(config, layer, cos_sin, weights, ops)
         self.post_attention_layernorm = norm("post_attention_layernorm")
         self.mlp = self.make_mlp(config, layer, weights, ops)
 
@@ -163,11 +179,13 @@ class LlamaDecoderLayer:
     def spec(self) -> LayerSpec | None:
         """This layer for an op set that runs all of them in one call.
 
-        None with what none has there: experts, sinks, rope of neighbours.
+        None with what none has there: experts, sinks, rope of neighbours, another attention.
         """
         mlp = self.mlp.spec()
         attention = self.self_attn.attention
         if mlp is None or attention.sinks is not None or attention.interleaved:
+            return None
+        if self.attention_class is not LlamaAttention:
             return None
         return LayerSpec(
             input_norm=self.input_layernorm.spec.weight,
@@ -247,8 +265,7 @@ class LlamaForCausalLM:
         ]
         if not stage.is_last:
             return
-        final = weights.vector("model.norm.weight", config.hidden_size)
-        self.norm = RMSNorm(ops, final, config.rms_norm_eps, config.norm_weight_offset)
+        self.norm = self.make_norm("model.norm", config, weights, ops)
         tied = self.embed_tokens.weight if config.tie_word_embeddings else None
         self.lm_head = load_head(
             tied,
@@ -258,6 +275,12 @@ class LlamaForCausalLM:
             softcap=config.final_logit_softcap,
             scale=config.logit_scale,
         )
+
+    @staticmethod
+    def make_norm(prefix: str, config: ModelConfig, weights: Weights, ops: OpSet) -> Any:
+        """The norm before the output head."""
+        weight = weights.vector(f"{prefix}.weight", config.hidden_size)
+        return RMSNorm(ops, weight, config.rms_norm_eps, config.norm_weight_offset)
 
     def bind_kv_cache(self, caches: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Hand each layer its keys and values."""
