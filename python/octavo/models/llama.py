@@ -19,7 +19,7 @@ from octavo.kernels.opset import OpSet
 from octavo.kernels.weights import Rows, Weight
 from octavo.layers.attention import Attention
 from octavo.layers.context import StepContext
-from octavo.layers.norm import Addend, RMSNorm, added
+from octavo.layers.norm import Addend, LayerNorm, RMSNorm, added
 from octavo.models.config import ModelConfig
 from octavo.models.hf_config import HfConfig
 from octavo.models.parts import (
@@ -277,7 +277,9 @@ class LlamaForCausalLM:
         )
 
     @staticmethod
-    def make_norm(prefix: str, config: ModelConfig, weights: Weights, ops: OpSet) -> Any:
+    def make_norm(
+        prefix: str, config: ModelConfig, weights: Weights, ops: OpSet
+    ) -> RMSNorm | LayerNorm:
         """The norm before the output head."""
         weight = weights.vector(f"{prefix}.weight", config.hidden_size)
         return RMSNorm(ops, weight, config.rms_norm_eps, config.norm_weight_offset)
@@ -302,6 +304,7 @@ class LlamaForCausalLM:
             if spec is None or layer.self_attn.attention.cos_sin is not attention.cos_sin:
                 return None
             layers.append(spec)
+        assert isinstance(self.norm, RMSNorm)
         return make(
             DecoderSpec(
                 layers=layers,

@@ -42,7 +42,7 @@ class MiniMaxM2ForCausalLM(LlamaForCausalLM):
 
     @classmethod
     def read_config(cls, hf: HfConfig) -> ModelConfig:
-        part = {}
+        part: dict[str, Any] = {}
         if (rotary_dim := hf.values.get("rotary_dim")) is not None:
             part = {"partial_rotary_factor": int(rotary_dim) / hf.head_dim}
         return hf.config(
