@@ -113,6 +113,26 @@ class PagedAttention(Protocol):
     ) -> Tensor: ...
 
 
+class LatentAttention(Protocol):
+    """``reference.latent_attention``."""
+
+    def __call__(
+        self,
+        q: Tensor,
+        cache: Tensor,
+        block_table: Tensor,
+        slots: Tensor,
+        seq_lens: Tensor,
+        query_start_loc: Tensor,
+        *,
+        scale: float,
+        value_dim: int,
+        num_decodes: int,
+        max_query_len: int,
+        max_seq_len: int,
+    ) -> Tensor: ...
+
+
 class RopeDecode(Protocol):
     """qk_norm_rope_store_kv and paged_attention of a step of decodes alone, in one kernel."""
 
@@ -174,6 +194,8 @@ class OpSet:
     gated_activation: Callable[[Tensor, str], Tensor]
     qk_norm_rope_store_kv: RopeStore
     paged_attention: PagedAttention
+    store_latent: Callable[[Tensor, Tensor, Tensor], None]
+    latent_attention: LatentAttention
     fused_decode: FusedDecode | None = None
     # All layers in one call; None for a model that the backend cannot run so.
     make_decoder: Callable[[DecoderSpec], Decoder] | None = None

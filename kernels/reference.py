@@ -244,7 +244,7 @@ def qk_norm_rope_store_kv(
     if k_norm is not None:
         k = _rms(k, k_norm, eps, weight_offset)
     table = cos_sin[positions.long()][:, None, :]  # [T, 1, rot]
-    q, k = _rotate(q, table, interleaved), _rotate(k, table, interleaved)
+    q, k = rotate(q, table, interleaved), rotate(k, table, interleaved)
 
     stored = slot_mapping >= 0
     slots = slot_mapping[stored].long()
@@ -254,7 +254,8 @@ def qk_norm_rope_store_kv(
     return q.to(qkv.dtype)
 
 
-def _rotate(x: Tensor, table: Tensor, interleaved: bool) -> Tensor:
+def rotate(x: Tensor, table: Tensor, interleaved: bool) -> Tensor:
+    """x [T, H, Dh] with its first rot elements turned by table [T, 1, rot], as above."""
     rot = table.shape[-1]
     cos, sin = table.float().chunk(2, -1)
     head, rest = x[..., :rot], x[..., rot:]
@@ -335,6 +336,53 @@ def paged_attention(
         probs = scores.softmax(-1)[..., :seq_len]
         out[start:end] = (probs @ v).transpose(0, 1)
     return out.reshape(tokens, num_heads * head_dim).to(q.dtype)
+
+
+def store_latent(rows: Tensor, slot_mapping: Tensor, cache: Tensor) -> None:
+    """Store rows [T, D] in a cache [num_blocks, 1, block_size, D] that is keys and values in one.
+
+    slot_mapping [T]: block * block_size + offset; -1: the row is not stored.
+    """
+    stored = slot_mapping >= 0
+    slots = slot_mapping[stored].long()
+    cache[slots // cache.shape[2], 0, slots % cache.shape[2]] = rows[stored].to(cache.dtype)
+
+
+def latent_attention(
+    q: Tensor,
+    cache: Tensor,
+    block_table: Tensor,
+    slots: Tensor,
+    seq_lens: Tensor,
+    query_start_loc: Tensor,
+    *,
+    scale: float,
+    value_dim: int,
+    num_decodes: int,
+    max_query_len: int,
+    max_seq_len: int,
+) -> Tensor:
+    """Attention of q [T, Hq, D] over rows that all heads share: [T, Hq, value_dim] in q's dtype.
+
+    A row of the cache [num_blocks, 1, block_size, D] is a key, and its last value_dim elements are
+    the value: DeepSeek's latent attention (arXiv 2405.04434), its projections absorbed. The rest is
+    as in paged_attention.
+    """
+    tokens, num_heads, dim = q.shape
+    out = paged_attention(
+        q,
+        cache,
+        cache,
+        block_table,
+        slots,
+        seq_lens,
+        query_start_loc,
+        scale=scale,
+        num_decodes=num_decodes,
+        max_query_len=max_query_len,
+        max_seq_len=max_seq_len,
+    )
+    return out.view(tokens, num_heads, dim)[..., dim - value_dim :]
 
 
 # ------------------------------------------------------------------------------------------- moe
@@ -575,4 +623,6 @@ OPS = OpSet(
     gated_activation=gated_activation,
     qk_norm_rope_store_kv=qk_norm_rope_store_kv,
     paged_attention=paged_attention,
+    store_latent=store_latent,
+    latent_attention=latent_attention,
 )

@@ -122,6 +122,42 @@ def paged_attention(
     return out
 
 
+def latent_attention(
+    q: Tensor,
+    cache: Tensor,
+    block_table: Tensor,
+    slots: Tensor,
+    seq_lens: Tensor,
+    query_start_loc: Tensor,
+    *,
+    scale: float,
+    value_dim: int,
+    num_decodes: int,
+    max_query_len: int,
+    max_seq_len: int,
+) -> Tensor:
+    """See reference.latent_attention. Rows of no request are undefined.
+
+    Raises:
+        ValueError: as ``paged_attention``.
+    """
+    tokens, num_heads, dim = q.shape
+    out = paged_attention(
+        q,
+        cache,
+        cache,
+        block_table,
+        slots,
+        seq_lens,
+        query_start_loc,
+        scale=scale,
+        num_decodes=num_decodes,
+        max_query_len=max_query_len,
+        max_seq_len=max_seq_len,
+    )
+    return out.view(tokens, num_heads, dim)[..., dim - value_dim :]
+
+
 def _floats(values: Tensor | None, name: str, size: int) -> Vector | None:
     """A float32 value a head, or None."""
     if values is not None and values.dtype != torch.float32:

@@ -79,7 +79,44 @@ GRANITE = {
     "residual_multiplier": 0.4,
     "logits_scaling": 2.0,
 }
+# The latent and its rotated key are a head of the cache together.
+LATENTS: tuple[dict[str, Any], ...] = tuple(
+    {
+        "kv_lora_rank": rank,
+        "qk_rope_head_dim": rope_dim,
+        "qk_nope_head_dim": 24,
+        "v_head_dim": 20,
+        "q_lora_rank": q_rank,
+        "num_key_value_heads": 4,
+    }
+    for rank, rope_dim, q_rank in ((32, 8, None), (64, 16, 40), (80, 16, 48))
+)
+LATENT_YARN = rope(**YARN, mscale=0.7, mscale_all_dim=1.0)
 ATTENTION_CASES: dict[str, Case] = {
+    **of_all_sizes(
+        "DeepSeek V3",
+        "DeepseekV3",
+        {**GROUPED, **UNTIED, **LATENT_YARN},
+        {**GROUPED, **BIAS, **TIED, "rope_interleave": False},
+        {**GROUPED, "norm_topk_prob": False, "n_group": 1, "topk_group": 1},
+        shapes=LATENTS,
+    ),
+    **of_all_sizes(
+        "DeepSeek V2",
+        "DeepseekV2",
+        {**GROUPED, **UNTIED, "topk_method": "group_limited_greedy"},
+        {**GROUPED, **BIAS, **TIED, **LATENT_YARN, "mlp_bias": True},
+        {**GROUPED, "n_group": None, "topk_group": None, "first_k_dense_replace": 0},
+        shapes=LATENTS,
+    ),
+    **of_all_sizes(
+        "GLM-4.7-Flash",
+        "Glm4MoeLite",
+        {**GROUPED, **UNTIED, "mlp_layer_types": ["dense"] * 2 + ["sparse"] * 2},
+        {**GROUPED, **BIAS, **TIED, "num_hidden_layers": 2},
+        {**GROUPED, "num_hidden_layers": 3},
+        shapes=LATENTS,
+    ),
     **of_all_sizes(
         "gpt-oss",
         "GptOss",

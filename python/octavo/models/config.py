@@ -18,6 +18,21 @@ from octavo.errors import ModelLoadError
 from octavo.layers.rope import RopeConfig
 
 
+@dataclass(frozen=True)
+class LatentDims:
+    """Sizes of latent attention: what a head's queries, keys and values are made of.
+
+    q_rank: of the queries' own latent; 0: they have none. kv_rank: of the latent in the cache.
+    rope_dim: elements that rotate, one key for all heads. nope_dim, value_dim: a head's others.
+    """
+
+    q_rank: int
+    kv_rank: int
+    rope_dim: int
+    nope_dim: int
+    value_dim: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The shape of a decoder-only model.
@@ -69,6 +84,8 @@ class ModelConfig:
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0
+    # One row for all heads in the cache, as wide as head_dim, is both key and value.
+    latent: LatentDims | None = None
     sliding_windows: tuple[int, ...] = ()
     # The rotary embedding of layers with a window, where it is another.
     local_rope: RopeConfig | None = None

@@ -15,6 +15,8 @@ from octavo.layers.context import StepContext
 from octavo.models.bert import ENCODERS, read_encoder_config
 from octavo.models.cohere2 import Cohere2ForCausalLM
 from octavo.models.config import ModelConfig
+from octavo.models.deepseek_v2 import DeepseekV2ForCausalLM
+from octavo.models.deepseek_v3 import DeepseekV3ForCausalLM
 from octavo.models.ernie4_5 import Ernie4_5ForCausalLM
 from octavo.models.ernie4_5_moe import Ernie4_5_MoeForCausalLM
 from octavo.models.falcon import FalconForCausalLM
@@ -24,6 +26,7 @@ from octavo.models.gemma3 import Gemma3ForCausalLM
 from octavo.models.glm import GlmForCausalLM
 from octavo.models.glm4 import Glm4ForCausalLM
 from octavo.models.glm4_moe import Glm4MoeForCausalLM
+from octavo.models.glm4_moe_lite import Glm4MoeLiteForCausalLM
 from octavo.models.gpt_oss import GptOssForCausalLM
 from octavo.models.granite import GraniteForCausalLM
 from octavo.models.granite_moe import GraniteMoeForCausalLM
@@ -89,6 +92,9 @@ class CausalLMClass(CausalLM, Protocol):
 
 
 _CLASSES: tuple[type[CausalLMClass], ...] = (
+    DeepseekV2ForCausalLM,
+    DeepseekV3ForCausalLM,
+    Glm4MoeLiteForCausalLM,
     Cohere2ForCausalLM,
     Ernie4_5ForCausalLM,
     Ernie4_5_MoeForCausalLM,
