@@ -185,12 +185,13 @@ def store_latent(rows: torch.Tensor, slot_mapping: torch.Tensor, cache: torch.Te
 
 def plan_latent(rows: int, num_heads: int, dtype: torch.dtype) -> LatentTile:
     """The tile for ``rows`` query tokens of all requests."""
-    block_h = min(max(next_power_of_2(num_heads), 16), 16 if rows <= 64 else 64)
+    few = rows <= 64 or dtype == torch.float32
+    block_h = min(max(next_power_of_2(num_heads), 16), 16 if few else 32)
     if dtype == torch.float32:
-        return LatentTile(1, min(block_h, 16), 16, 4, 1)
-    # Accumulators are a row of the latent for each query row: 64 of 512 fill 8 warps' registers.
-    block_q = 1 if rows <= 64 else max(64 // block_h, 1)
-    return LatentTile(block_q, block_h, 32, 8, 2)
+        return LatentTile(1, block_h, 16, 4, 1)
+    # Accumulators are a row of the latent for each query row: 64 of 512 no longer fit 8 warps'
+    # registers (bench/compiled_kernels.py).
+    return LatentTile(1 if few else 32 // block_h, block_h, 32, 8, 2)
 
 
 def latent_attention(
