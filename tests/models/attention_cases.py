@@ -79,6 +79,11 @@ GRANITE = {
     "residual_multiplier": 0.4,
     "logits_scaling": 2.0,
 }
+# Multi-head attention alone: head sizes, and one and three heads.
+OLD: tuple[dict[str, Any], ...] = tuple(
+    {"hidden_size": heads * dim, "num_attention_heads": heads}
+    for heads, dim in ((3, 40), (1, 80), (6, 96))
+)
 # The latent and its rotated key are a head of the cache together.
 LATENTS: tuple[dict[str, Any], ...] = tuple(
     {
@@ -93,6 +98,22 @@ LATENTS: tuple[dict[str, Any], ...] = tuple(
 )
 LATENT_YARN = rope(**YARN, mscale=0.7, mscale_all_dim=1.0)
 ATTENTION_CASES: dict[str, Case] = {
+    **of_all_sizes("Bloom", "Bloom", TIED, UNTIED, {}, shapes=OLD),
+    **of_all_sizes(
+        "MPT", "Mpt", TIED, UNTIED, {"attn_config": {"softmax_scale": 0.08}}, shapes=OLD
+    ),
+    **of_all_sizes(
+        "GPT-Neo",
+        "GPTNeo",
+        {"attention_types": [[["global"], 2]], **TIED},
+        {"num_hidden_layers": 4, "attention_types": [[["global", "local"], 2]], **UNTIED},
+        {"attention_types": [[["local"], 2]]},
+        # Its scores are not divided by the head's size: large ones would amplify noise.
+        shapes=tuple(
+            {**shape, "window_size": 24, "initializer_range": 0.8 / shape["hidden_size"] ** 0.5}
+            for shape in OLD
+        ),
+    ),
     **of_all_sizes(
         "DeepSeek V3",
         "DeepseekV3",

@@ -235,6 +235,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "Falcon, a KV head for each": ("Falcon", {"multi_query": False, "bias": True}),
+    "Falcon, ALiBi": (
+        "Falcon",
+        {
+            "hidden_size": 240,
+            "num_attention_heads": 6,
+            "alibi": True,
+            "multi_query": False,
+            "parallel_attn": False,
+            "bias": True,
+        },
+    ),
     "StableLM": ("StableLm", {"hidden_size": 160, "num_key_value_heads": 4}),
     "StableLM, biases, tied": (
         "StableLm",
@@ -450,12 +461,3 @@ def test_a_quantized_falcon_keeps_its_rows_in_order(
     found = driver(path, quantization="w8").logits(token_ids)
     expected = logits_of(model, token_ids)
     assert float((found - expected).norm() / expected.norm()) < 0.05
-
-
-def test_a_falcon_with_alibi_is_refused(
-    save_tiny: Callable[..., Any], driver: Callable[..., Any]
-) -> None:
-    path, _model = save_tiny("Falcon", alibi=True, parallel_attn=False)
-    with pytest.raises(ModelLoadError, match=r"config\.json: alibi is not supported") as error:
-        driver(path)
-    assert "\n" not in str(error.value)

@@ -13,6 +13,7 @@ from octavo.errors import ModelLoadError
 from octavo.kernels.opset import OpSet
 from octavo.layers.context import StepContext
 from octavo.models.bert import ENCODERS, read_encoder_config
+from octavo.models.bloom import BloomForCausalLM
 from octavo.models.cohere2 import Cohere2ForCausalLM
 from octavo.models.config import ModelConfig
 from octavo.models.deepseek_v2 import DeepseekV2ForCausalLM
@@ -27,6 +28,7 @@ from octavo.models.glm import GlmForCausalLM
 from octavo.models.glm4 import Glm4ForCausalLM
 from octavo.models.glm4_moe import Glm4MoeForCausalLM
 from octavo.models.glm4_moe_lite import Glm4MoeLiteForCausalLM
+from octavo.models.gpt_neo import GPTNeoForCausalLM
 from octavo.models.gpt_oss import GptOssForCausalLM
 from octavo.models.granite import GraniteForCausalLM
 from octavo.models.granite_moe import GraniteMoeForCausalLM
@@ -38,6 +40,7 @@ from octavo.models.minimax_m2 import MiniMaxM2ForCausalLM
 from octavo.models.ministral3 import Ministral3ForCausalLM
 from octavo.models.mistral import MistralForCausalLM
 from octavo.models.mixtral import MixtralForCausalLM
+from octavo.models.mpt import MptForCausalLM
 from octavo.models.olmo2 import Olmo2ForCausalLM
 from octavo.models.olmo3 import Olmo3ForCausalLM
 from octavo.models.olmoe import OlmoeForCausalLM
@@ -92,6 +95,9 @@ class CausalLMClass(CausalLM, Protocol):
 
 
 _CLASSES: tuple[type[CausalLMClass], ...] = (
+    BloomForCausalLM,
+    GPTNeoForCausalLM,
+    MptForCausalLM,
     DeepseekV2ForCausalLM,
     DeepseekV3ForCausalLM,
     Glm4MoeLiteForCausalLM,
