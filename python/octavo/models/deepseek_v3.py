@@ -24,7 +24,6 @@ from octavo.models.hf_config import HfConfig
 from octavo.models.llama import DecoderLayer, LlamaForCausalLM
 from octavo.models.parts import (
     heads_of,
-    layer_norms,
     load_columns,
     load_linear,
     load_rows,
@@ -117,18 +116,7 @@ class DeepseekV3DecoderLayer(Glm4MoeDecoderLayer):
 
     __slots__ = ()
 
-    def __init__(
-        self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: OpSet
-    ) -> None:
-        norm = layer_norms(config, layer, weights, ops)
-        self.input_layernorm = norm("input_layernorm")
-        self.self_attn = DeepseekAttention(config, layer, cos_sin, weights, ops)
-        self.post_attention_layernorm = norm("post_attention_layernorm")
-        self.mlp = self.make_mlp(config, layer, weights, ops)
-
-    def spec(self) -> None:
-        """None: no op set runs such layers in one call."""
-        return None
+    attention_class = DeepseekAttention
 
 
 class DeepseekV3ForCausalLM(LlamaForCausalLM):

@@ -156,7 +156,7 @@ class LlamaDecoderLayer:
 
     __slots__ = ("input_layernorm", "mlp", "post_attention_layernorm", "self_attn")
 
-    attention_class: ClassVar[type[LlamaAttention]] = LlamaAttention
+    attention_class: ClassVar[Callable[..., Any]] = LlamaAttention
 
     def __init__(
         self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: OpSet
@@ -182,10 +182,10 @@ class LlamaDecoderLayer:
         None with what none has there: experts, sinks, rope of neighbours, another attention.
         """
         mlp = self.mlp.spec()
-        attention = self.self_attn.attention
-        if mlp is None or attention.sinks is not None or attention.interleaved:
+        if mlp is None or self.attention_class is not LlamaAttention:
             return None
-        if self.attention_class is not LlamaAttention:
+        attention = self.self_attn.attention
+        if attention.sinks is not None or attention.interleaved:
             return None
         return LayerSpec(
             input_norm=self.input_layernorm.spec.weight,
