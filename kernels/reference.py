@@ -292,12 +292,12 @@ def paged_attention(
     Request r's queries are rows query_start_loc[r] to query_start_loc[r + 1], the last ones of its
     seq_lens[r] tokens, which are all in the cache; its blocks are block_table[slots[r]]. Query head
     h reads KV head h // (Hq / Hkv). sliding_window w > 0: a query sees itself and w - 1 tokens
-    before it. softcap c > 0: scores become c * tanh(score / c). causal=False: every query sees the
-    whole request. sinks float32 [Hq]: every query's softmax has one score more, its head's, which
-    no value belongs to. slopes float32 [Hq]: scores fall by a head's slope for each token between
-    query and key (ALiBi). num_decodes (leading requests with one query), max_query_len and
-    max_seq_len are hints for the kernels' grids. Rows of no request are zero here and undefined in
-    the kernels.
+    before it, and if not causal as many after it. softcap c > 0: scores become c * tanh(score / c).
+    causal=False: every query sees the whole request. sinks float32 [Hq]: every query's softmax has
+    one score more, its head's, which no value belongs to. slopes float32 [Hq]: scores fall by a
+    head's slope for each token between query and key (ALiBi). num_decodes (leading requests with
+    one query), max_query_len and max_seq_len are hints for the kernels' grids. Rows of no request
+    are zero here and undefined in the kernels.
     """
     tokens, num_heads, head_dim = q.shape
     num_kv_heads, block_size = k_cache.shape[1], k_cache.shape[2]
@@ -328,7 +328,7 @@ def paged_attention(
         if causal:
             hidden |= col > row
         if sliding_window > 0:
-            hidden |= row - col >= sliding_window
+            hidden |= (row - col).abs() >= sliding_window
         scores = scores.masked_fill(hidden, -math.inf)
         if sinks is not None:
             sink = sinks.float()[:, None, None].expand(num_heads, end - start, 1)

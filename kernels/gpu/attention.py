@@ -85,6 +85,8 @@ def prefill_steps(
                 seen = seen & (position[None, :] <= q_position[:, None])
             if WINDOW > 0:
                 seen = seen & (q_position[:, None] - position[None, :] < WINDOW)
+                if not CAUSAL:
+                    seen = seen & (position[None, :] - q_position[:, None] < WINDOW)
             scores = tl.where(seen, scores, float("-inf"))
         acc, row_max, row_sum = attend(
             acc, row_max, row_sum, query, scores, values, True, PRECISION

@@ -343,7 +343,7 @@ def test_decode_attention(
 )
 @pytest.mark.parametrize(
     ("window", "softcap", "causal"),
-    [(0, 0.0, True), (9, 5.0, True), (70, 0.0, True), (0, 0.0, False)],
+    [(0, 0.0, True), (9, 5.0, True), (70, 0.0, True), (0, 0.0, False), (9, 0.0, False)],
 )
 def test_prefill_attention(
     dtype: torch.dtype,

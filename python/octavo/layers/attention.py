@@ -16,7 +16,8 @@ class Attention:
     runner binds them. ``cos_sin``: float32 [max_model_len, rot_dim], shared by the layers.
     ``q_norm``, ``k_norm``: [head_dim] or None; ``scale`` of the scores: head_dim ** -0.5 if None.
     ``interleaved``: rope turns neighbours. ``sinks``, ``slopes``: float32 [num_heads], as
-    ``paged_attention`` takes them, or None.
+    ``paged_attention`` takes them, or None. ``causal``: False where the texts of a step are whole
+    and attention goes in both directions.
     """
 
     __slots__ = (
@@ -25,6 +26,7 @@ class Attention:
         "_q_factor",
         "_rope_decode",
         "_rope_store",
+        "causal",
         "cos_sin",
         "eps",
         "head_dim",
@@ -81,6 +83,7 @@ class Attention:
         self.interleaved = interleaved
         self.sinks = sinks
         self.slopes = slopes
+        self.causal = True
         self._q_factor: Tensor | None = None
         self.k_cache = torch.empty(0)
         self.v_cache = torch.empty(0)
@@ -149,6 +152,7 @@ class Attention:
             max_seq_len=ctx.max_seq_len,
             sliding_window=self.sliding_window,
             softcap=self.softcap,
+            causal=self.causal,
             sinks=self.sinks,
             slopes=self.slopes,
         )

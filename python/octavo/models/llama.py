@@ -179,13 +179,14 @@ class LlamaDecoderLayer:
     def spec(self) -> LayerSpec | None:
         """This layer for an op set that runs all of them in one call.
 
-        None with what none has there: experts, sinks, rope of neighbours, another attention.
+        None with what none has there: experts, sinks, rope of neighbours, another attention or one
+        in both directions.
         """
         mlp = self.mlp.spec()
         if mlp is None or self.attention_class is not LlamaAttention:
             return None
         attention = self.self_attn.attention
-        if attention.sinks is not None or attention.interleaved:
+        if attention.sinks is not None or attention.interleaved or not attention.causal:
             return None
         return LayerSpec(
             input_norm=self.input_layernorm.spec.weight,
@@ -283,6 +284,11 @@ class LlamaForCausalLM:
         """The norm before the output head."""
         weight = weights.vector(f"{prefix}.weight", config.hidden_size)
         return RMSNorm(ops, weight, config.rms_norm_eps, config.norm_weight_offset)
+
+    def attend_in_both_directions(self) -> None:
+        """Every token of a text sees all of it: for vectors, of texts that a step holds whole."""
+        for layer in self.layers:
+            layer.self_attn.attention.causal = False
 
     def bind_kv_cache(self, caches: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Hand each layer its keys and values."""

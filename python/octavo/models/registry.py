@@ -21,6 +21,7 @@ from octavo.models.deepseek_v3 import DeepseekV3ForCausalLM
 from octavo.models.ernie4_5 import Ernie4_5ForCausalLM
 from octavo.models.ernie4_5_moe import Ernie4_5_MoeForCausalLM
 from octavo.models.falcon import FalconForCausalLM
+from octavo.models.foreign_encoder import FOREIGN_ENCODERS, read_foreign_encoder
 from octavo.models.gemma import GemmaForCausalLM
 from octavo.models.gemma2 import Gemma2ForCausalLM
 from octavo.models.gemma3 import Gemma3ForCausalLM
@@ -140,6 +141,8 @@ ARCHITECTURES: dict[str, type[CausalLMClass]] = {cls.__name__: cls for cls in _C
 TRUNKS: dict[str, str] = {
     f"{family}Model": f"{family}ForCausalLM" for family in ("Llama", "Mistral", "Qwen2", "Qwen3")
 }
+# EmbeddingGemma.
+TRUNKS["Gemma3TextModel"] = "Gemma3ForCausalLM"
 
 
 class ModelRegistry:
@@ -148,7 +151,7 @@ class ModelRegistry:
     @staticmethod
     def get_supported_archs() -> list[str]:
         """Architectures as config.json spells them, sorted."""
-        return sorted([*ARCHITECTURES, *ENCODERS, *TRUNKS])
+        return sorted([*ARCHITECTURES, *ENCODERS, *FOREIGN_ENCODERS, *TRUNKS])
 
 
 def model_class(architecture: str) -> type[CausalLMClass]:
@@ -174,6 +177,8 @@ def config_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
     architecture = architecture_of(raw)
     if architecture in ENCODERS:
         return read_encoder_config(raw)
+    if architecture in FOREIGN_ENCODERS:
+        return read_foreign_encoder(raw)
     architecture = TRUNKS.get(architecture, architecture)
     if architecture not in ARCHITECTURES:
         from octavo.models import fallback

@@ -24,10 +24,10 @@ impl AttentionTask<'_> {
     #[inline(always)]
     fn visible(&self, r: usize, key: usize, len: usize) -> (usize, usize) {
         let position = self.item.position + r / self.group;
-        let end = if self.args.causal {
-            (position + 1).saturating_sub(key).min(len)
-        } else {
-            len
+        let end = match (self.args.causal, self.args.sliding_window) {
+            (true, _) => (position + 1).saturating_sub(key).min(len),
+            (false, 0) => len,
+            (false, window) => (position + window).saturating_sub(key).min(len),
         };
         let begin = match self.args.sliding_window {
             0 => 0,
