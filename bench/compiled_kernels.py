@@ -32,7 +32,15 @@ from octavo.kernels.gpu import ops as gpu
 CUOBJDUMP = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)")
 # (query heads, KV heads, elements of a head)
-MODELS = {"8B": (32, 8, 128), "1B": (32, 8, 64), "135M": (9, 3, 64), "heads of 256": (8, 4, 256)}
+MODELS = {
+    "8B": (32, 8, 128),
+    "1B": (32, 8, 64),
+    "135M": (9, 3, 64),
+    "heads of 256": (8, 4, 256),
+    "gpt-oss": (64, 8, 64),
+}
+# Its attention has sinks.
+SINKS_IN = "gpt-oss"
 VOCABULARIES = (128256, 49152, 32003)
 MAX_SEQS = 256
 
@@ -142,7 +150,12 @@ def compile_attention(rows: dict[str, dict[str, int]], model: str) -> None:
             where = (ints(reqs), cache, cache, table, ints(reqs), ints(reqs))
             with compiled(rows, f"{model} R={reqs} with rotation"):
                 gpu.rope_decode_attention(
-                    qkv, torch.zeros(1024, head_dim), *where, num_heads=num_heads, scale=scale
+                    qkv,
+                    torch.zeros(1024, head_dim),
+                    *where,
+                    num_heads=num_heads,
+                    scale=scale,
+                    sinks=torch.zeros(num_heads) if model == SINKS_IN else None,
                 )
     for tokens, reqs in ((1, 1), (64, 64), (16, 8), (256, 8), (4096, 8)):
         lens = (ints(reqs), ints(reqs), ints(reqs + 1))
@@ -155,6 +168,27 @@ def compile_attention(rows: dict[str, dict[str, int]], model: str) -> None:
                 *lens,
                 scale=scale,
                 num_decodes=reqs if tokens == reqs else 0,
+                max_query_len=tokens,
+                max_seq_len=tokens,
+                sinks=torch.zeros(num_heads) if model == SINKS_IN else None,
+            )
+
+
+def compile_latent(rows: dict[str, dict[str, int]]) -> None:
+    """DeepSeek V3's attention: 128 heads over rows of a rotated key of 64 and a latent of 512."""
+    cache = torch.zeros(8, 1, 16, 576, dtype=torch.bfloat16)
+    for tokens, reqs in ((1, 1), (64, 64), (4096, 8)):
+        lens = (ints(reqs), ints(reqs), ints(reqs + 1))
+        with compiled(rows, f"latent R={reqs} T={tokens}"):
+            gpu.store_latent(cache.new_zeros(tokens, 576), ints(tokens), cache)
+            gpu.latent_attention(
+                cache.new_zeros(tokens, 128, 576),
+                cache,
+                ints(MAX_SEQS + 1, 512),
+                *lens,
+                scale=192**-0.5,
+                value_dim=512,
+                num_decodes=0,
                 max_query_len=tokens,
                 max_seq_len=tokens,
             )
@@ -175,6 +209,7 @@ def main() -> int:
         compile_sampling(rows, vocab)
     for model in MODELS:
         compile_attention(rows, model)
+    compile_latent(rows)
     before = json.loads(args.before.read_text()) if args.before else {}
     for name, row in rows.items():
         old = before.get(name, {})

@@ -15,7 +15,7 @@ from torch import Tensor
 from .decoder import Decoder, DecoderSpec
 from .encoder import Encoder, EncoderSpec
 from .rank import ALONE, Rank
-from .weights import Experts, Stored, Weight
+from .weights import ExpertBiases, Experts, Stored, Weight
 
 
 class Prepare(Protocol):
@@ -28,7 +28,12 @@ class PrepareExperts(Protocol):
     """Each expert's gate and up parts, and each one's down part, in the backend's layout."""
 
     def __call__(
-        self, gate_up: Sequence[Sequence[Stored]], down: Sequence[Stored], *, exact: bool = False
+        self,
+        gate_up: Sequence[Sequence[Stored]],
+        down: Sequence[Stored],
+        *,
+        biases: ExpertBiases | None = None,
+        exact: bool = False,
     ) -> Experts: ...
 
 
@@ -103,6 +108,28 @@ class PagedAttention(Protocol):
         sliding_window: int = 0,
         softcap: float = 0.0,
         causal: bool = True,
+        sinks: Tensor | None = None,
+        slopes: Tensor | None = None,
+    ) -> Tensor: ...
+
+
+class LatentAttention(Protocol):
+    """``reference.latent_attention``."""
+
+    def __call__(
+        self,
+        q: Tensor,
+        cache: Tensor,
+        block_table: Tensor,
+        slots: Tensor,
+        seq_lens: Tensor,
+        query_start_loc: Tensor,
+        *,
+        scale: float,
+        value_dim: int,
+        num_decodes: int,
+        max_query_len: int,
+        max_seq_len: int,
     ) -> Tensor: ...
 
 
@@ -126,8 +153,11 @@ class RopeDecode(Protocol):
         k_norm: Tensor | None = None,
         eps: float = 1e-6,
         weight_offset: float = 0.0,
+        interleaved: bool = False,
         sliding_window: int = 0,
         softcap: float = 0.0,
+        sinks: Tensor | None = None,
+        slopes: Tensor | None = None,
     ) -> Tensor: ...
 
 
@@ -164,6 +194,8 @@ class OpSet:
     gated_activation: Callable[[Tensor, str], Tensor]
     qk_norm_rope_store_kv: RopeStore
     paged_attention: PagedAttention
+    store_latent: Callable[[Tensor, Tensor, Tensor], None]
+    latent_attention: LatentAttention
     fused_decode: FusedDecode | None = None
     # All layers in one call; None for a model that the backend cannot run so.
     make_decoder: Callable[[DecoderSpec], Decoder] | None = None
@@ -183,13 +215,18 @@ class OpSet:
         """
         return self.prepare(parts, exact=exact or self.exact)
 
-    def experts(self, gate_up: Sequence[Sequence[Stored]], down: Sequence[Stored]) -> Experts:
+    def experts(
+        self,
+        gate_up: Sequence[Sequence[Stored]],
+        down: Sequence[Stored],
+        biases: ExpertBiases | None = None,
+    ) -> Experts:
         """Each expert's gate and up parts [F, D] and down part [D, F], ready to be computed with.
 
         Raises:
             ValueError: parts that do not stack.
         """
-        return self.prepare_experts(gate_up, down, exact=self.exact)
+        return self.prepare_experts(gate_up, down, biases=biases, exact=self.exact)
 
     def exactly(self) -> OpSet:
         """The same ops with exact weights."""

@@ -16,7 +16,8 @@ from torch import Tensor
 from . import slots as columns
 from .formats.dense import DENSE_FORMATS
 from .opset import OpSet
-from .weights import Experts, Norm, Stored, Weight, dense, stacked_shape
+from .routing import Routing
+from .weights import ExpertBiases, Experts, Norm, Stored, Weight, dense, stacked_shape
 
 # ---------------------------------------------------------------------------------------- weights
 
@@ -189,11 +190,20 @@ def _activate(h: Tensor, kind: str) -> Tensor:
     raise ValueError(f"unknown activation {kind!r}")
 
 
+# gpt-oss's bound of what its gate takes, and the gain of its sigmoid (swiglu_limit, swiglu_alpha).
+_CLAMP, _CLAMPED_GAIN = 7.0, 1.702
+
+
 def gated_activation(x: Tensor, kind: str) -> Tensor:
-    """x [T, 2F] -> act(first half) * second half: [T, F]. kind: silu, gelu or gelu_tanh."""
-    if kind not in ("silu", "gelu", "gelu_tanh"):
+    """x [T, 2F] -> act(first half) * second half: [T, F]. kind: silu, gelu, gelu_tanh, or
+    swiglu_clamped: gpt-oss's, which bounds both halves and adds 1 to the second.
+    """
+    if kind not in ("silu", "gelu", "gelu_tanh", "swiglu_clamped"):
         raise ValueError(f"unknown gated activation {kind!r}")
     gate, up = x.float().chunk(2, -1)
+    if kind == "swiglu_clamped":
+        gate, up = gate.clamp(max=_CLAMP), up.clamp(-_CLAMP, _CLAMP)
+        return (gate * torch.sigmoid(_CLAMPED_GAIN * gate) * (up + 1)).to(x.dtype)
     return (_activate(gate, kind) * up).to(x.dtype)
 
 
@@ -234,7 +244,7 @@ def qk_norm_rope_store_kv(
     if k_norm is not None:
         k = _rms(k, k_norm, eps, weight_offset)
     table = cos_sin[positions.long()][:, None, :]  # [T, 1, rot]
-    q, k = _rotate(q, table, interleaved), _rotate(k, table, interleaved)
+    q, k = rotate(q, table, interleaved), rotate(k, table, interleaved)
 
     stored = slot_mapping >= 0
     slots = slot_mapping[stored].long()
@@ -244,7 +254,8 @@ def qk_norm_rope_store_kv(
     return q.to(qkv.dtype)
 
 
-def _rotate(x: Tensor, table: Tensor, interleaved: bool) -> Tensor:
+def rotate(x: Tensor, table: Tensor, interleaved: bool) -> Tensor:
+    """x [T, H, Dh] with its first rot elements turned by table [T, 1, rot], as above."""
     rot = table.shape[-1]
     cos, sin = table.float().chunk(2, -1)
     head, rest = x[..., :rot], x[..., rot:]
@@ -273,15 +284,20 @@ def paged_attention(
     sliding_window: int = 0,
     softcap: float = 0.0,
     causal: bool = True,
+    sinks: Tensor | None = None,
+    slopes: Tensor | None = None,
 ) -> Tensor:
     """Attention of q [T, Hq, Dh] over the blocks of R requests: [T, Hq * Dh] in q's dtype.
 
     Request r's queries are rows query_start_loc[r] to query_start_loc[r + 1], the last ones of its
     seq_lens[r] tokens, which are all in the cache; its blocks are block_table[slots[r]]. Query head
     h reads KV head h // (Hq / Hkv). sliding_window w > 0: a query sees itself and w - 1 tokens
-    before it. softcap c > 0: scores become c * tanh(score / c). causal=False: every query sees the
-    whole request. num_decodes (leading requests with one query), max_query_len and max_seq_len are
-    hints for the kernels' grids. Rows of no request are zero here and undefined in the kernels.
+    before it, and if not causal as many after it. softcap c > 0: scores become c * tanh(score / c).
+    causal=False: every query sees the whole request. sinks float32 [Hq]: every query's softmax has
+    one score more, its head's, which no value belongs to. slopes float32 [Hq]: scores fall by a
+    head's slope for each token between query and key (ALiBi). num_decodes (leading requests with
+    one query), max_query_len and max_seq_len are hints for the kernels' grids. Rows of no request
+    are zero here and undefined in the kernels.
     """
     tokens, num_heads, head_dim = q.shape
     num_kv_heads, block_size = k_cache.shape[1], k_cache.shape[2]
@@ -306,14 +322,67 @@ def paged_attention(
             scores = softcap * torch.tanh(scores / softcap)
         row = torch.arange(seq_len - (end - start), seq_len, device=q.device)[:, None]
         col = torch.arange(seq_len, device=q.device)[None, :]
+        if slopes is not None:
+            scores = scores + slopes.float()[:, None, None] * (col - row)
         hidden = torch.zeros_like(row + col, dtype=torch.bool)
         if causal:
             hidden |= col > row
         if sliding_window > 0:
-            hidden |= row - col >= sliding_window
-        probs = scores.masked_fill(hidden, -math.inf).softmax(-1)
+            hidden |= (row - col).abs() >= sliding_window
+        scores = scores.masked_fill(hidden, -math.inf)
+        if sinks is not None:
+            sink = sinks.float()[:, None, None].expand(num_heads, end - start, 1)
+            scores = torch.cat([scores, sink], -1)
+        probs = scores.softmax(-1)[..., :seq_len]
         out[start:end] = (probs @ v).transpose(0, 1)
     return out.reshape(tokens, num_heads * head_dim).to(q.dtype)
+
+
+def store_latent(rows: Tensor, slot_mapping: Tensor, cache: Tensor) -> None:
+    """Store rows [T, D] in a cache [num_blocks, 1, block_size, D] that is keys and values in one.
+
+    slot_mapping [T]: block * block_size + offset; -1: the row is not stored.
+    """
+    stored = slot_mapping >= 0
+    slots = slot_mapping[stored].long()
+    cache[slots // cache.shape[2], 0, slots % cache.shape[2]] = rows[stored].to(cache.dtype)
+
+
+def latent_attention(
+    q: Tensor,
+    cache: Tensor,
+    block_table: Tensor,
+    slots: Tensor,
+    seq_lens: Tensor,
+    query_start_loc: Tensor,
+    *,
+    scale: float,
+    value_dim: int,
+    num_decodes: int,
+    max_query_len: int,
+    max_seq_len: int,
+) -> Tensor:
+    """Attention of q [T, Hq, D] over rows that all heads share: [T, Hq, value_dim] in q's dtype.
+
+    A row of the cache [num_blocks, 1, block_size, D] is a key, and its last value_dim elements are
+    the value: DeepSeek's latent attention (arXiv 2405.04434), its projections absorbed. The rest is
+    as in paged_attention.
+    """
+    tokens, num_heads, dim = q.shape
+    out = paged_attention(
+        q,
+        cache,
+        cache,
+        block_table,
+        slots,
+        seq_lens,
+        query_start_loc,
+        scale=scale,
+        num_decodes=num_decodes,
+        max_query_len=max_query_len,
+        max_seq_len=max_seq_len,
+    )
+    return out.view(tokens, num_heads, dim)[..., dim - value_dim :]
 
 
 # ------------------------------------------------------------------------------------------- moe
@@ -324,49 +393,58 @@ def moe(
     router_logits: Tensor,
     w13: Tensor,
     w2: Tensor,
-    top_k: int,
-    renormalize: bool,
+    routing: Routing,
     *,
+    biases: ExpertBiases | None = None,
     kind: str = "silu",
 ) -> Tensor:
-    """Mixture of E gated MLPs: each row of x [T, D] goes to the top_k experts of softmax(logits).
+    """Mixture of E gated MLPs: each row of x [T, D] goes to the experts that routing chooses.
 
-    router_logits [T, E]; w13 [E, 2F, D] (gate rows, then up rows) and w2 [E, D, F]. renormalize:
-    the chosen experts' weights sum to one. Returns [T, D].
+    router_logits [T, E]; w13 [E, 2F, D] (gate rows, then up rows) and w2 [E, D, F]. Returns [T, D].
     """
-    probs, experts = router_logits.float().softmax(-1).topk(top_k, -1)
-    if renormalize:
-        probs = probs / probs.sum(-1, keepdim=True)
+    probs, experts = routing.choose(router_logits)
     out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for e in range(router_logits.shape[1]):
         rows, which = (experts == e).nonzero(as_tuple=True)
         if rows.numel():
-            hidden = linear(x[rows].float(), w13[e], gate=kind)
-            out.index_add_(0, rows, linear(hidden, w2[e]) * probs[rows, which, None])
+            gate_up, down = (None, None) if biases is None else (biases.gate_up[e], biases.down[e])
+            hidden = linear(x[rows].float(), w13[e], gate_up, gate=kind)
+            out.index_add_(0, rows, linear(hidden, w2[e], down) * probs[rows, which, None])
     return out.to(x.dtype)
 
 
 class DenseExperts(Experts):
     """w13 [E, 2F, D] and w2 [E, D, F], both dense."""
 
-    __slots__ = ("num_elements", "w2", "w13")
+    __slots__ = ("biases", "num_elements", "w2", "w13")
 
-    def __init__(self, gate_up: Sequence[Sequence[Stored]], down: Sequence[Stored]) -> None:
+    def __init__(
+        self,
+        gate_up: Sequence[Sequence[Stored]],
+        down: Sequence[Stored],
+        biases: ExpertBiases | None = None,
+    ) -> None:
+        self.biases = biases
         self.w13 = torch.stack([stack_dense(parts) for parts in gate_up])
         self.w2 = torch.stack([dense(part) for part in down])
         self.num_elements = self.w13.numel() + self.w2.numel()
 
     def mix(
-        self, x: Tensor, router_logits: Tensor, top_k: int, renormalize: bool, *, kind: str = "silu"
+        self, x: Tensor, router_logits: Tensor, routing: Routing, *, kind: str = "silu"
     ) -> Tensor:
-        return moe(x, router_logits, self.w13, self.w2, top_k, renormalize, kind=kind)
+        biases = self.biases
+        return moe(x, router_logits, self.w13, self.w2, routing, biases=biases, kind=kind)
 
 
 def prepare_experts(
-    gate_up: Sequence[Sequence[Stored]], down: Sequence[Stored], *, exact: bool = False
+    gate_up: Sequence[Sequence[Stored]],
+    down: Sequence[Stored],
+    *,
+    biases: ExpertBiases | None = None,
+    exact: bool = False,
 ) -> DenseExperts:
     """Experts of each one's gate and up parts [F, D], and of each one's down part [D, F]."""
-    return DenseExperts(gate_up, down)
+    return DenseExperts(gate_up, down, biases)
 
 
 # --------------------------------------------------------------------------------------- sampling
@@ -545,4 +623,6 @@ OPS = OpSet(
     gated_activation=gated_activation,
     qk_norm_rope_store_kv=qk_norm_rope_store_kv,
     paged_attention=paged_attention,
+    store_latent=store_latent,
+    latent_attention=latent_attention,
 )

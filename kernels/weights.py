@@ -18,6 +18,7 @@ from .formats import gguf
 from .formats.dense import DENSE_FORMATS
 from .formats.format import PlaneMap
 from .formats.registry import find_format
+from .routing import Routing
 
 # Elements dequantized at once: bounds the float32 copies beside the result, which on a CPU stay in
 # its cache and on a GPU are large enough to hide the launches.
@@ -307,6 +308,13 @@ class Weight(ABC):
         return self.shape[0] * self.shape[1]
 
 
+class ExpertBiases(NamedTuple):
+    """Biases of a mixture's projections: of gate and up stacked [E, 2F], and of down [E, D]."""
+
+    gate_up: Tensor
+    down: Tensor
+
+
 class Experts(ABC):
     """The weights of a mixture of E gated MLPs, in one backend's layout."""
 
@@ -316,11 +324,11 @@ class Experts(ABC):
 
     @abstractmethod
     def mix(
-        self, x: Tensor, router_logits: Tensor, top_k: int, renormalize: bool, *, kind: str = "silu"
+        self, x: Tensor, router_logits: Tensor, routing: Routing, *, kind: str = "silu"
     ) -> Tensor:
-        """Each row of x [T, D] through the top_k experts of softmax(router_logits [T, E]): [T, D].
+        """Each row of x [T, D] through the experts that routing chooses by router_logits [T, E].
 
-        renormalize: the chosen experts' weights sum to one. kind: of the gated activation.
+        Returns [T, D]. kind: of the gated activation.
 
         Raises:
             ValueError: shapes, dtypes or layouts that do not fit.

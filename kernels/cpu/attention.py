@@ -7,7 +7,17 @@ from torch import Tensor
 
 from octavo import _core
 
-from .tensors import F32, float_type, int_matrix, ints, kv_cache, matrix, optional_vector, refuse
+from .tensors import (
+    F32,
+    Vector,
+    float_type,
+    int_matrix,
+    ints,
+    kv_cache,
+    matrix,
+    optional_vector,
+    refuse,
+)
 
 
 def qk_norm_rope_store_kv(
@@ -76,6 +86,8 @@ def paged_attention(
     sliding_window: int = 0,
     softcap: float = 0.0,
     causal: bool = True,
+    sinks: Tensor | None = None,
+    slopes: Tensor | None = None,
 ) -> Tensor:
     """See reference.paged_attention. Rows of no request are undefined.
 
@@ -102,7 +114,52 @@ def paged_attention(
         sliding_window=sliding_window,
         softcap=softcap,
         causal=causal,
+        sinks=_floats(sinks, "sinks", num_heads),
+        slopes=_floats(slopes, "slopes", num_heads),
         max_seq_len=max_seq_len,
         out=(out.data_ptr(), element, tokens, cols),
     )
     return out
+
+
+def latent_attention(
+    q: Tensor,
+    cache: Tensor,
+    block_table: Tensor,
+    slots: Tensor,
+    seq_lens: Tensor,
+    query_start_loc: Tensor,
+    *,
+    scale: float,
+    value_dim: int,
+    num_decodes: int,
+    max_query_len: int,
+    max_seq_len: int,
+) -> Tensor:
+    """See reference.latent_attention. Rows of no request are undefined.
+
+    Raises:
+        ValueError: as ``paged_attention``.
+    """
+    tokens, num_heads, dim = q.shape
+    out = paged_attention(
+        q,
+        cache,
+        cache,
+        block_table,
+        slots,
+        seq_lens,
+        query_start_loc,
+        scale=scale,
+        num_decodes=num_decodes,
+        max_query_len=max_query_len,
+        max_seq_len=max_seq_len,
+    )
+    return out.view(tokens, num_heads, dim)[..., dim - value_dim :]
+
+
+def _floats(values: Tensor | None, name: str, size: int) -> Vector | None:
+    """A float32 value a head, or None."""
+    if values is not None and values.dtype != torch.float32:
+        raise refuse(values, name, f"({size},) float32")
+    return optional_vector(values, name, size)

@@ -104,7 +104,7 @@ def gated_activation(x: Tensor, kind: str) -> Tensor:
     x_matrix = _, element, rows, cols = matrix(x, "x")
     if cols % 2:
         raise refuse(x, "x", "of an even number of columns")
-    if kind not in ("silu", "gelu", "gelu_tanh"):
+    if kind not in ("silu", "gelu", "gelu_tanh", "swiglu_clamped"):
         raise ValueError(f"unknown gated activation {kind!r}")
     out = torch.empty((rows, cols // 2), dtype=x.dtype)
     _core.cpu_activation(kind, True, x_matrix, (out.data_ptr(), element, rows, cols // 2))

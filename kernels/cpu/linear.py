@@ -14,7 +14,8 @@ from ..formats.dense import DENSE_DTYPES, DENSE_FORMATS
 from ..formats.gguf import BLOCK_FORMATS
 from ..formats.gguf_grids import GRIDS
 from ..formats.grouped import GROUPED_FORMATS
-from ..weights import Experts, Norm, Planes, Stored, Weight, stacked_shape
+from ..routing import Routing
+from ..weights import ExpertBiases, Experts, Norm, Planes, Stored, Weight, stacked_shape
 from .blocks import as_rows, column_order
 from .elementwise import gated_activation, rms_norm
 from .tensors import FLOATS, float_type, ints, optional_vector, refuse
@@ -193,18 +194,23 @@ def packed(weight: Weight) -> CpuWeight:
 class CpuExperts(Experts):
     """One packed weight for each expert's gate and up rows, and one for its down rows."""
 
-    __slots__ = ("num_elements", "w2", "w13")
+    __slots__ = ("biases", "num_elements", "w2", "w13")
 
-    def __init__(self, w13: Sequence[CpuWeight], w2: Sequence[CpuWeight]) -> None:
+    def __init__(
+        self,
+        w13: Sequence[CpuWeight],
+        w2: Sequence[CpuWeight],
+        biases: ExpertBiases | None = None,
+    ) -> None:
         self.w13, self.w2 = w13, w2
+        self.biases = biases
         self.num_elements = sum(weight.num_elements for weight in (*w13, *w2))
 
     def mix(
-        self, x: Tensor, router_logits: Tensor, top_k: int, renormalize: bool, *, kind: str = "silu"
+        self, x: Tensor, router_logits: Tensor, routing: Routing, *, kind: str = "silu"
     ) -> Tensor:
-        probs, experts = router_logits.float().softmax(-1).topk(top_k, -1)
-        if renormalize:
-            probs = probs / probs.sum(-1, keepdim=True)
+        probs, experts = routing.choose(router_logits)
+        biases = self.biases
         # Rows in the order of their experts, so that each expert's are a slice.
         order = experts.reshape(-1).argsort(stable=True)
         counts = torch.bincount(experts.reshape(-1), minlength=router_logits.shape[1]).tolist()
@@ -214,15 +220,21 @@ class CpuExperts(Experts):
             if count:
                 chosen = order[start : start + count]
                 start += count
-                rows = chosen // top_k
-                hidden = self.w13[expert].linear(x[rows].float(), gate=kind)
+                rows = chosen // routing.top_k
+                bias = None if biases is None else biases.gate_up[expert]
+                hidden = self.w13[expert].linear(x[rows].float(), bias, gate=kind)
                 weights = probs.reshape(-1)[chosen, None]
-                out.index_add_(0, rows, self.w2[expert].linear(hidden) * weights)
+                bias = None if biases is None else biases.down[expert]
+                out.index_add_(0, rows, self.w2[expert].linear(hidden, bias) * weights)
         return out.to(x.dtype)
 
 
 def prepare_experts(
-    gate_up: Sequence[Sequence[Stored]], down: Sequence[Stored], *, exact: bool = False
+    gate_up: Sequence[Sequence[Stored]],
+    down: Sequence[Stored],
+    *,
+    biases: ExpertBiases | None = None,
+    exact: bool = False,
 ) -> CpuExperts:
     """Experts of each one's gate and up parts [F, D], and of each one's down part [D, F].
 
@@ -232,4 +244,5 @@ def prepare_experts(
     return CpuExperts(
         [prepare(parts, exact=exact) for parts in gate_up],
         [prepare([part], exact=exact) for part in down],
+        biases,
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from octavo import _core
 
 from ..opset import OpSet, ThreadPool
-from ..reference import sample
-from .attention import paged_attention, qk_norm_rope_store_kv
+from ..reference import sample, store_latent
+from .attention import latent_attention, paged_attention, qk_norm_rope_store_kv
 from .decoder import make_decoder
 from .elementwise import activation, gated_activation, layer_norm, rms_norm
 from .encoder import make_encoder
@@ -18,6 +18,7 @@ __all__ = [
     "activation",
     "argmax",
     "gated_activation",
+    "latent_attention",
     "layer_norm",
     "level",
     "make_decoder",
@@ -31,6 +32,7 @@ __all__ = [
     "sample",
     "selected_logprobs",
     "set_num_threads",
+    "store_latent",
 ]
 
 
@@ -64,6 +66,8 @@ OPS = OpSet(
     gated_activation=gated_activation,
     qk_norm_rope_store_kv=qk_norm_rope_store_kv,
     paged_attention=paged_attention,
+    store_latent=store_latent,
+    latent_attention=latent_attention,
     make_decoder=make_decoder,
     make_encoder=make_encoder,
     threads=ThreadPool(set_num_threads, num_threads),

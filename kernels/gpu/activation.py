@@ -10,8 +10,8 @@ from .launch import cdiv, check_tensors, pdl_options
 
 BLOCK = 1024  # 4 warps x 8 values a thread: 16-byte loads
 
-GATED_KINDS = ("silu", "gelu", "gelu_tanh")
-KINDS = (*GATED_KINDS, "relu", "relu2", "gelu_new")
+GATED_KINDS = ("silu", "gelu", "gelu_tanh", "swiglu_clamped")
+KINDS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "gelu_new")
 
 
 @triton.jit
@@ -48,7 +48,13 @@ def gated_activation_kernel(
         tl.extra.cuda.gdc_wait()
     gate = tl.load(x + row * 2 * F + cols, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(x + row * 2 * F + F + cols, mask=mask, other=0.0).to(tl.float32)
-    out = activate(gate, KIND) * up
+    if KIND == "swiglu_clamped":
+        # The reference's bound and gain.
+        gate = tl.minimum(gate, 7.0)
+        up = tl.minimum(tl.maximum(up, -7.0), 7.0) + 1.0
+        out = gate * tl.sigmoid(1.702 * gate) * up
+    else:
+        out = activate(gate, KIND) * up
     tl.store(y + row * F + cols, out.to(y.dtype.element_ty), mask=mask)
 
 

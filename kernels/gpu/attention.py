@@ -18,7 +18,7 @@ import triton.language as tl
 
 from .decode_attention import decode_attention
 from .launch import check_shape, check_tensors, next_power_of_2, pdl_options
-from .online_softmax import attend, empty_softmax, normalized, to_log2_scores
+from .online_softmax import attend, empty_softmax, lean, normalized, to_log2_scores, with_sink
 from .paged_kv import (
     PagedKV,
     block_r,
@@ -57,6 +57,9 @@ def prefill_steps(
     seq_len,
     scale,
     softcap,
+    slopes,
+    head,  # [BLOCK_M]
+    in_rows,  # [BLOCK_M]
     KV: tl.constexpr,
     WINDOW: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -75,12 +78,15 @@ def prefill_steps(
             keys, values = load_all_keys_and_values(kv, table, kv_head, position, KV)
         scores = tl.dot(query, keys.to(query.dtype), input_precision=PRECISION)
         scores = to_log2_scores(scores, scale, softcap)
+        scores = lean(scores, slopes, head, in_rows, position[None, :] - q_position[:, None])
         if MASKED:
             seen = valid[None, :]
             if CAUSAL:
                 seen = seen & (position[None, :] <= q_position[:, None])
             if WINDOW > 0:
                 seen = seen & (q_position[:, None] - position[None, :] < WINDOW)
+                if not CAUSAL:
+                    seen = seen & (position[None, :] - q_position[:, None] < WINDOW)
             scores = tl.where(seen, scores, float("-inf"))
         acc, row_max, row_sum = attend(
             acc, row_max, row_sum, query, scores, values, True, PRECISION
@@ -130,6 +136,8 @@ def prefill_kernel(
     out,  # [T, Hq, Dh]
     scale,
     softcap,  # None: none
+    sinks,  # [Hq] float32; None: none
+    slopes,  # [Hq] float32; None: none
     num_reqs,
     KV: tl.constexpr,  # KVShape
     WINDOW: tl.constexpr,  # 0: none
@@ -183,12 +191,13 @@ def prefill_kernel(
     if WINDOW == 0:
         acc, row_max, row_sum = prefill_steps(
             acc, row_max, row_sum, query, q_position, kv, table, kv_head, begin, all_seen, seq_len,
-            scale, softcap, KV, WINDOW, CAUSAL, False, BLOCK_N, PRECISION,
+            scale, softcap, slopes, head, in_rows, KV, WINDOW, CAUSAL, False, BLOCK_N, PRECISION,
         )  # fmt: skip
     acc, row_max, row_sum = prefill_steps(
         acc, row_max, row_sum, query, q_position, kv, table, kv_head, all_seen, end, seq_len,
-        scale, softcap, KV, WINDOW, CAUSAL, True, BLOCK_N, PRECISION,
+        scale, softcap, slopes, head, in_rows, KV, WINDOW, CAUSAL, True, BLOCK_N, PRECISION,
     )  # fmt: skip
+    row_sum = with_sink(row_max, row_sum, sinks, head, in_rows)
     tl.store(out + offsets, normalized(acc, row_sum).to(out.dtype.element_ty), mask=mask)
 
 
@@ -226,6 +235,8 @@ def paged_attention(
     sliding_window: int = 0,
     softcap: float = 0.0,
     causal: bool = True,
+    sinks: torch.Tensor | None = None,
+    slopes: torch.Tensor | None = None,
     decode_config: tuple[int, int, int] | None = None,
     prefill_config: PrefillConfig | None = None,
 ) -> torch.Tensor:
@@ -245,6 +256,8 @@ def paged_attention(
         max_query_len, max_seq_len: bounds, for other implementations; no grid depends on them.
         sliding_window: a query sees this many last keys, itself included; 0: all.
         softcap: scores become softcap * tanh(score / softcap); 0: not.
+        sinks: [Hq] float32, a score of every query's softmax that no value belongs to.
+        slopes: [Hq] float32; scores fall by a head's slope for each token between query and key.
         decode_config, prefill_config: tiles, where a bench overrides the tables.
 
     Returns:
@@ -261,6 +274,8 @@ def paged_attention(
         slots=slots,
         seq_lens=seq_lens,
         query_start_loc=query_start_loc,
+        sinks=sinks,
+        slopes=slopes,
     )
     rows, num_heads, head_dim = q.shape
     num_reqs = slots.shape[0]
@@ -269,6 +284,9 @@ def paged_attention(
         check_shape(name, cache, num_blocks, num_kv_heads, block_size, head_dim)
     check_shape("seq_lens", seq_lens, num_reqs)
     check_shape("query_start_loc", query_start_loc, num_reqs + 1)
+    for name, values in (("sinks", sinks), ("slopes", slopes)):
+        if values is not None:
+            check_shape(name, values, num_heads)
     kv = kv_shape(k_cache, num_heads)
     if not 0 <= num_decodes <= min(num_reqs, rows):
         raise ValueError(f"num_decodes {num_decodes}: there are {num_reqs} requests, {rows} rows")
@@ -285,6 +303,8 @@ def paged_attention(
             scale=scale,
             sliding_window=sliding_window,
             softcap=softcap,
+            sinks=sinks,
+            slopes=slopes,
             config=decode_config,
         )
     if num_decodes < num_reqs:
@@ -301,6 +321,8 @@ def paged_attention(
             out,
             scale,
             softcap if softcap > 0 else None,
+            sinks,
+            slopes,
             rest,
             KV=kv,
             WINDOW=sliding_window,

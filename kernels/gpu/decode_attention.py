@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from .launch import cdiv, counters, next_power_of_2, num_sms, pdl_options
-from .online_softmax import attend, empty_softmax, normalized, to_log2_scores
+from .online_softmax import attend, empty_softmax, lean, normalized, to_log2_scores, with_sink
 from .paged_kv import PagedKV, block_r, cache_row, find_request, kv_shape, load_keys_and_values
 from .rope import load_rotated, load_rotation
 
@@ -116,12 +116,17 @@ def attend_keys(
     keys,
     values,
     valid,  # [BLOCK_N], at least one of them
+    distance,  # [BLOCK_N], from the query, at most 0
     scale,
     softcap,
+    slopes,
+    head,  # [BLOCK_G]
+    in_group,  # [BLOCK_G]
 ):
     """One step of the online softmax."""
     scores = tl.dot(query, keys.to(query.dtype), input_precision="ieee")
     scores = to_log2_scores(scores, scale, softcap)
+    scores = lean(scores, slopes, head, in_group, distance[None, :])
     scores = tl.where(valid[None, :], scores, float("-inf"))
     return attend(acc, row_max, row_sum, query, scores, values, False, "ieee")
 
@@ -152,7 +157,7 @@ def combine_chunks(
     KV: tl.constexpr,
     BLOCK_G: tl.constexpr,
 ):
-    """(acc, row_sum) of all of a request's chunks, in order."""
+    """(acc, row_max, row_sum) of all of a request's chunks, in order."""
     in_group = g < KV.group
     acc, row_max, row_sum = empty_softmax(BLOCK_G, KV.block_d)
     for c in tl.range(0, num_chunks, num_stages=4):
@@ -167,7 +172,7 @@ def combine_chunks(
         row_sum = row_sum * alpha + part_sum * beta
         acc = acc * alpha[:, None] + part * beta[:, None]
         row_max = new_max
-    return acc, row_sum
+    return acc, row_max, row_sum
 
 
 @triton.jit(do_not_specialize=["num_reqs", "target_programs"])
@@ -187,6 +192,8 @@ def decode_kernel(
     weight_offset,
     scale,
     softcap,  # None: none
+    sinks,  # [Hq] float32; None: none
+    slopes,  # [Hq] float32; None: none
     num_reqs,
     target_programs,
     KV: tl.constexpr,  # KVShape
@@ -227,6 +234,8 @@ def decode_kernel(
     g = tl.arange(0, PLAN.block_g)
     d = tl.arange(0, KV.block_d)
     n = tl.arange(0, PLAN.block_n)
+    in_group = g < KV.group
+    head = kv_head * KV.group + g
     in_tile = (g[:, None] < KV.group) & (d < KV.head_dim)[None, :]
     tile = g[:, None] * KV.head_dim + d[None, :]
     group = (request * KV.num_kv_heads + kv_head).to(tl.int64) * (KV.group * KV.head_dim)
@@ -264,19 +273,22 @@ def decode_kernel(
     if PLAN.prefetch:
         if begin < end:
             acc, row_max, row_sum = attend_keys(
-                acc, row_max, row_sum, query, first_keys, first_values, first_valid, scale, softcap
-            )
+                acc, row_max, row_sum, query, first_keys, first_values, first_valid,
+                position - (seq_len - 1), scale, softcap, slopes, head, in_group,
+            )  # fmt: skip
         begin += PLAN.block_n
     for start in range(begin, end, PLAN.block_n):
         position = start + n
         valid = position < end
         keys, values = load_keys_and_values(kv, table, kv_head, position, valid, KV)
         acc, row_max, row_sum = attend_keys(
-            acc, row_max, row_sum, query, keys, values, valid, scale, softcap
-        )
+            acc, row_max, row_sum, query, keys, values, valid,
+            position - (seq_len - 1), scale, softcap, slopes, head, in_group,
+        )  # fmt: skip
 
     out_at = out + group + tile
     if num_chunks == 1:
+        row_sum = with_sink(row_max, row_sum, sinks, head, in_group)
         tl.store(out_at, normalized(acc, row_sum).to(out.dtype.element_ty), mask=in_tile)
     else:
         acc_at, max_at, sum_at = partial_rows(partial, pid, tile, g, KV)
@@ -288,9 +300,10 @@ def decode_kernel(
         counter = counters + request * KV.num_kv_heads + kv_head
         arrived = tl.atomic_add(counter, 1, sem="acq_rel")
         if arrived == num_chunks - 1:
-            acc, row_sum = combine_chunks(
+            acc, row_max, row_sum = combine_chunks(
                 partial, first, num_chunks, kv_head, tile, in_tile, g, KV, PLAN.block_g
             )
+            row_sum = with_sink(row_max, row_sum, sinks, head, in_group)
             tl.store(out_at, normalized(acc, row_sum).to(out.dtype.element_ty), mask=in_tile)
             tl.store(counter, 0)
 
@@ -338,6 +351,8 @@ def decode_attention(
     scale: float,
     sliding_window: int,
     softcap: float,
+    sinks: torch.Tensor | None = None,
+    slopes: torch.Tensor | None = None,
     config: tuple[int, int, int] | None = None,
     rotation: Rotation | None = None,
 ) -> None:
@@ -379,6 +394,8 @@ def decode_attention(
         *turn[:-1],
         scale,
         softcap if softcap > 0 else None,
+        sinks,
+        slopes,
         num_decodes,
         target,
         KV=kv,

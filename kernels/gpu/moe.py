@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 
 from ..reference import stack_dense
-from ..weights import Experts, Stored, dense
+from ..routing import Routing
+from ..weights import ExpertBiases, Experts, Stored, dense
 from .activation import gated_activation
 from .launch import cdiv, check_shape, check_tensors, pdl_options
 
@@ -32,6 +33,7 @@ def grouped_linear_kernel(
     slot_ids,  # [tiles * BLOCK_M]: which slot (token * top_k + choice) a row of a tile is
     tile_experts,  # [tiles]; E: an unused tile
     slot_weights,  # [slots] float32
+    bias,  # [E, N]; None: none
     num_slots,
     num_experts,
     N,
@@ -62,6 +64,9 @@ def grouped_linear_kernel(
             xk = tl.load(x_tiles + start, mask=used[:, None] & in_k[None, :], other=0.0)
             wk = tl.load(w_tiles + start, mask=in_k[:, None] & (n < N)[None, :], other=0.0)
             acc += tl.dot(xk, wk, input_precision="ieee")
+        if bias is not None:
+            added = tl.load(bias + expert.to(tl.int64) * N + n, mask=n < N, other=0.0)
+            acc += added.to(tl.float32)[None, :]
         if HAS_WEIGHTS:
             acc *= tl.load(slot_weights + slots, mask=used, other=0.0)[:, None]
         out = y + slots.to(tl.int64)[:, None] * N + n[None, :]
@@ -97,19 +102,19 @@ def moe(
     router_logits: torch.Tensor,
     w13: torch.Tensor,
     w2: torch.Tensor,
-    top_k: int,
-    renormalize: bool,
+    routing: Routing,
     *,
+    biases: ExpertBiases | None = None,
     kind: str = "silu",
 ) -> torch.Tensor:
-    """Mixture of E gated MLPs: each row of x [T, D] goes to the top_k experts of softmax(logits).
+    """Mixture of E gated MLPs: each row of x [T, D] goes to the experts that routing chooses.
 
     Args:
         x: [T, D].
         router_logits: [T, E].
         w13: [E, 2F, D], gate rows, then up rows.
         w2: [E, D, F].
-        renormalize: the chosen experts' weights sum to one.
+        biases: of gate and up [E, 2F], and of down [E, D].
 
     Returns:
         [T, D].
@@ -125,15 +130,21 @@ def moe(
     check_shape("w2", w2, num_experts, hidden, double // 2)
     if not tokens:
         return torch.empty_like(x)
-    weights, experts = router_logits.float().softmax(-1).topk(top_k, -1)
-    if renormalize:
-        weights = weights / weights.sum(-1, keepdim=True)
+    weights, experts = routing.choose(router_logits)
+    top_k = routing.top_k
+    gate_up_bias, down_bias = (None, None) if biases is None else biases
     slots = tokens * top_k
     block_m = BLOCK_M_MANY if slots >= 32 * num_experts else BLOCK_M_FEW
     slot_ids, tile_experts = _sort_by_expert(experts.reshape(-1), num_experts, block_m)
     slot_weights = weights.reshape(-1).contiguous()
 
-    def grouped(rows: torch.Tensor, weight: torch.Tensor, top: int, weighted: bool) -> torch.Tensor:
+    def grouped(
+        rows: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        top: int,
+        weighted: bool,
+    ) -> torch.Tensor:
         n, k = weight.shape[1:]
         out = torch.empty((slots, n), dtype=x.dtype, device=x.device)
         grouped_linear_kernel[(tile_experts.numel(), cdiv(n, BLOCK_N))](
@@ -143,6 +154,7 @@ def moe(
             slot_ids,
             tile_experts,
             slot_weights,
+            bias,
             slots,
             num_experts,
             n,
@@ -158,17 +170,23 @@ def moe(
         )
         return out
 
-    gated = gated_activation(grouped(x, w13, top_k, False), kind)
-    out = grouped(gated, w2, 1, True)
+    gated = gated_activation(grouped(x, w13, gate_up_bias, top_k, False), kind)
+    out = grouped(gated, w2, down_bias, 1, True)
     return out.view(tokens, top_k, hidden).float().sum(1).to(x.dtype)
 
 
 class GpuExperts(Experts):
     """w13 [E, 2F, D] (gate rows, then up rows) and w2 [E, D, F], both dense."""
 
-    __slots__ = ("num_elements", "w2", "w13")
+    __slots__ = ("biases", "num_elements", "w2", "w13")
 
-    def __init__(self, gate_up: Sequence[Sequence[Stored]], down: Sequence[Stored]) -> None:
+    def __init__(
+        self,
+        gate_up: Sequence[Sequence[Stored]],
+        down: Sequence[Stored],
+        biases: ExpertBiases | None = None,
+    ) -> None:
+        self.biases = biases
         self.w13 = torch.stack([stack_dense(parts) for parts in gate_up])
         self.w2 = torch.stack([dense(part) for part in down])
         self.num_elements = self.w13.numel() + self.w2.numel()
@@ -177,16 +195,20 @@ class GpuExperts(Experts):
         self,
         x: torch.Tensor,
         router_logits: torch.Tensor,
-        top_k: int,
-        renormalize: bool,
+        routing: Routing,
         *,
         kind: str = "silu",
     ) -> torch.Tensor:
-        return moe(x, router_logits, self.w13, self.w2, top_k, renormalize, kind=kind)
+        biases = self.biases
+        return moe(x, router_logits, self.w13, self.w2, routing, biases=biases, kind=kind)
 
 
 def prepare_experts(
-    gate_up: Sequence[Sequence[Stored]], down: Sequence[Stored], *, exact: bool = False
+    gate_up: Sequence[Sequence[Stored]],
+    down: Sequence[Stored],
+    *,
+    biases: ExpertBiases | None = None,
+    exact: bool = False,
 ) -> GpuExperts:
     """Experts of each one's gate and up parts [F, D], and of each one's down part [D, F]."""
-    return GpuExperts(gate_up, down)
+    return GpuExperts(gate_up, down, biases)

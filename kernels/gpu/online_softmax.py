@@ -63,6 +63,27 @@ def attend(
 
 
 @triton.jit
+def lean(scores, slopes, head, in_group, distance):
+    """Scores with ALiBi's bias, each head's slope times a distance of at most 0; as they are where
+    slopes is None. distance: [1, N] or [M, N].
+    """
+    if slopes is not None:
+        slope = tl.load(slopes + head, mask=in_group, other=0.0) * LOG2E
+        scores += slope[:, None] * distance.to(tl.float32)
+    return scores
+
+
+@triton.jit
+def with_sink(row_max, row_sum, sinks, head, in_group):
+    """row_sum with each row's sink, a score without a value; as it is where sinks is None."""
+    if sinks is not None:
+        sink = tl.load(sinks + head, mask=in_group, other=0.0) * LOG2E
+        # A row without keys has the largest possible sum: its result is zero.
+        row_sum += tl.exp2(sink - row_max)
+    return row_sum
+
+
+@triton.jit
 def normalized(acc, row_sum):
     """Attention's output [M, BLOCK_D]; zero for a row that has seen no key."""
     return acc / tl.where(row_sum > 0.0, row_sum, 1.0)[:, None]

@@ -12,6 +12,7 @@ from .adjust_logits import adjust_logits
 from .attention import paged_attention
 from .compile_only import compile_only
 from .embedding import embedding
+from .latent_attention import latent_attention, store_latent
 from .launch import set_pdl
 from .linear import linear
 from .moe import moe, prepare_experts
@@ -35,6 +36,7 @@ __all__ = [
     "compile_only",
     "embedding",
     "gated_activation",
+    "latent_attention",
     "layer_norm",
     "linear",
     "max_rope_decodes",
@@ -49,6 +51,7 @@ __all__ = [
     "sample",
     "selected_logprobs",
     "set_pdl",
+    "store_latent",
 ]
 
 OPS = OpSet(
@@ -60,5 +63,7 @@ OPS = OpSet(
     gated_activation=gated_activation,
     qk_norm_rope_store_kv=qk_norm_rope_store_kv,
     paged_attention=paged_attention,
+    store_latent=store_latent,
+    latent_attention=latent_attention,
     fused_decode=FusedDecode(rope_decode_attention, max_rope_decodes),
 )

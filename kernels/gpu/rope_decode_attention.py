@@ -37,6 +37,8 @@ def rope_decode_attention(
     interleaved: bool = False,
     sliding_window: int = 0,
     softcap: float = 0.0,
+    sinks: torch.Tensor | None = None,
+    slopes: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """qk_norm_rope_store_kv and paged_attention of R requests with one query each, in one kernel.
 
@@ -53,7 +55,7 @@ def rope_decode_attention(
         block_table: [max slots, max blocks] int32; request r's row is slots[r].
         slots, seq_lens: [R] int32.
         q_norm, k_norm, eps, weight_offset, interleaved: see qk_norm_rope_store_kv.
-        scale, sliding_window, softcap: see paged_attention.
+        scale, sliding_window, softcap, sinks, slopes: see paged_attention.
 
     Returns:
         [R, num_heads * Dh].
@@ -72,6 +74,8 @@ def rope_decode_attention(
         seq_lens=seq_lens,
         q_norm=q_norm,
         k_norm=k_norm,
+        sinks=sinks,
+        slopes=slopes,
     )
     rows = qkv.shape[0]
     kv = kv_shape(k_cache, num_heads)
@@ -96,6 +100,8 @@ def rope_decode_attention(
             scale=scale,
             sliding_window=sliding_window,
             softcap=softcap,
+            sinks=sinks,
+            slopes=slopes,
             rotation=Rotation(
                 cos_sin, slot_mapping, q_norm, k_norm, eps, weight_offset, interleaved
             ),

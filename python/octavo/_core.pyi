@@ -843,6 +843,8 @@ def cpu_attention(
     sliding_window: int,
     softcap: float,
     causal: bool,
+    sinks: _Vector | None,
+    slopes: _Vector | None,
     max_seq_len: int,
     out: _Matrix,
 ) -> None: ...

@@ -23,7 +23,8 @@ from octavo.kernels import reference as ref
 from octavo.kernels.cpu import ops as cpu
 from octavo.kernels.cpu.linear import CpuWeight
 from octavo.kernels.formats.gguf import BLOCK_FORMATS
-from octavo.kernels.weights import Norm, Planes, Stored, quantize
+from octavo.kernels.routing import Routing
+from octavo.kernels.weights import ExpertBiases, Norm, Planes, Stored, quantize
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -381,7 +382,7 @@ def test_norms_refuse() -> None:
 def test_activations(dtype: torch.dtype) -> None:
     for rows, cols in [(0, 4), (1, 1), (3, 20), (2, 20000), (40, 1536)]:
         x = odd_address((torch.randn(rows, 2 * cols) * 4).to(dtype))
-        for kind in ("silu", "gelu", "gelu_tanh"):
+        for kind in ("silu", "gelu", "gelu_tanh", "swiglu_clamped"):
             close(cpu.gated_activation(x, kind), ref.gated_activation(x, kind))
         for kind in ("silu", "gelu", "gelu_tanh", "gelu_new", "relu", "relu2"):
             close(cpu.activation(x, kind), ref.activation(x, kind))
@@ -575,6 +576,8 @@ def test_attention_mixed_cache(cache_dtype: torch.dtype) -> None:
         {"causal": False},
         {"causal": False, "sliding_window": 20},
         {"scale": 1.0},
+        {"sinks": torch.tensor([-3.0, 0.0, 1.0, 5.0, 300.0, -300.0])},
+        {"slopes": torch.tensor([0.5, 0.25, 0.1, 0.05, 0.01, 0.0]), "sliding_window": 70},
     ],
 )
 def test_attention_options(options: dict[str, object], cache_dtype: torch.dtype) -> None:
@@ -589,6 +592,9 @@ def test_attention_long_and_odd(cache_dtype: torch.dtype) -> None:
 
     check([2000, 513, 512, 1030], [1, 1, 1, 1], 6, 2, 64, 16)
     check([2000, 513, 512, 1030], [1, 1, 1, 1], 26, 2, 96, 16)
+    sinks, slopes = torch.linspace(-2, 4, 6), torch.linspace(0.001, 0.1, 6)
+    check([2000, 1030], [1, 1], 6, 2, 64, 16, sinks=sinks, slopes=slopes)
+    check([2000, 1030], [1, 1], 6, 1, 576, 16)
     check([1300], [1], 4, 2, 40, 3, sliding_window=1100)
     check([700], [300], 32, 8, 64, 16)
     check([90], [90], 64, 1, 16, 8)
@@ -650,6 +656,14 @@ def test_attention_refuses(index: int, value: object, message: str) -> None:
         cpu.paged_attention(*changed, **kwargs)
 
 
+@pytest.mark.parametrize("name", ["sinks", "slopes"])
+def test_attention_refuses_other_values_of_heads(name: str) -> None:
+    args, kwargs = attention_case([30], [1], 4, 2, 16, 4, torch.float32)
+    for values in (torch.zeros(3), torch.zeros(4, dtype=torch.float64)):
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            cpu.paged_attention(*args, **kwargs, **{name: values})
+
+
 # -------------------------------------------------------------------------------- moe and sampling
 
 
@@ -660,8 +674,12 @@ def test_moe() -> None:
     experts = cpu.prepare_experts([[w[:f], w[f:]] for w in w13], list(w2))
     assert experts.num_elements == w13.numel() + w2.numel()
     for renormalize in (False, True):
-        want = ref.moe(x, logits, w13, w2, 2, renormalize)
-        close(experts.mix(x, logits, 2, renormalize), want)
+        want = ref.moe(x, logits, w13, w2, Routing(2, renormalize))
+        close(experts.mix(x, logits, Routing(2, renormalize)), want)
+    biases = ExpertBiases(torch.randn(e, 2 * f), torch.randn(e, d))
+    experts = cpu.prepare_experts([[w[:f], w[f:]] for w in w13], list(w2), biases=biases)
+    want = ref.moe(x, logits, w13, w2, Routing(2), biases=biases, kind="swiglu_clamped")
+    close(experts.mix(x, logits, Routing(2), kind="swiglu_clamped"), want)
 
 
 def test_argmax_and_logprobs() -> None:

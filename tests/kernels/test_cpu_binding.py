@@ -41,6 +41,8 @@ def attention(**changed: Any) -> None:
         "sliding_window": 0,
         "softcap": 0.0,
         "causal": True,
+        "sinks": None,
+        "slopes": None,
         "max_seq_len": 1,
         "out": MATRIX,
     }

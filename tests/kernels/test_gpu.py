@@ -16,7 +16,8 @@ import torch
 gpu = pytest.importorskip("octavo.kernels.gpu.ops")
 from octavo.kernels import reference  # noqa: E402
 from octavo.kernels import slots as slots_module  # noqa: E402
-from octavo.kernels.weights import Norm  # noqa: E402
+from octavo.kernels.routing import Routing  # noqa: E402
+from octavo.kernels.weights import ExpertBiases, Norm  # noqa: E402
 
 # The modules, whose names the package gives to their functions.
 linear_module = importlib.import_module("octavo.kernels.gpu.linear")
@@ -100,6 +101,9 @@ def test_activations(dtype: torch.dtype, kind: str) -> None:
     else:
         with pytest.raises(ValueError, match="unknown gated"):
             gpu.gated_activation(x, kind)
+    wide = 5 * x
+    want = reference.gated_activation(wide, "swiglu_clamped")
+    assert_close(gpu.gated_activation(wide, "swiglu_clamped"), want, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -280,6 +284,8 @@ def check_attention(
     window: int = 0,
     softcap: float = 0.0,
     causal: bool = True,
+    has_sinks: bool = False,
+    has_slopes: bool = False,
     **configs: Any,
 ) -> None:
     """Cache rows past each request's end hold NaN: reading one shows."""
@@ -304,6 +310,8 @@ def check_attention(
         "sliding_window": window,
         "softcap": softcap,
         "causal": causal,
+        "sinks": randn(num_heads) if has_sinks else None,
+        "slopes": torch.rand(num_heads, device=DEVICE) if has_slopes else None,
     }
     want = reference.paged_attention(q, *caches, *rest, **options)
     for r, length in enumerate(seq_lens):
@@ -335,7 +343,7 @@ def test_decode_attention(
 )
 @pytest.mark.parametrize(
     ("window", "softcap", "causal"),
-    [(0, 0.0, True), (9, 5.0, True), (70, 0.0, True), (0, 0.0, False)],
+    [(0, 0.0, True), (9, 5.0, True), (70, 0.0, True), (0, 0.0, False), (9, 0.0, False)],
 )
 def test_prefill_attention(
     dtype: torch.dtype,
@@ -348,6 +356,19 @@ def test_prefill_attention(
 ) -> None:
     lens, contexts = [1, 1, 5, 67, 1], [7, 0, 0, 40, 20]
     check_attention(dtype, heads, block_size, lens, contexts, num_decodes, window, softcap, causal)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("window", "has_sinks", "has_slopes"), [(70, True, False), (0, False, True)]
+)
+def test_attention_with_sinks_and_slopes(
+    dtype: torch.dtype, window: int, has_sinks: bool, has_slopes: bool
+) -> None:
+    given = {"window": window, "has_sinks": has_sinks, "has_slopes": has_slopes}
+    check_attention(dtype, (9, 3, 64), 16, [1] * 4, [0, 300, 10, 130], 4, **given)
+    check_attention(dtype, (5, 1, 80), 3, [1, 1, 5, 67], [7, 200, 0, 40], 2, **given)
+    check_rope_decode(dtype, (6, 2, 40), [1, 301, 0, 131], **given)
 
 
 def test_decode_of_an_empty_request_is_zero() -> None:
@@ -386,6 +407,8 @@ def check_rope_decode(
     interleaved: bool = False,
     rot: int | None = None,
     cache_dtype: torch.dtype | None = None,
+    has_sinks: bool = False,
+    has_slopes: bool = False,
 ) -> None:
     """Against the two operations of the reference. A length of 0 is padding.
 
@@ -425,6 +448,8 @@ def check_rope_decode(
         "scale": head_dim**-0.5,
         "sliding_window": window,
         "softcap": softcap,
+        "sinks": randn(num_heads) if has_sinks else None,
+        "slopes": torch.rand(num_heads, device=DEVICE) if has_slopes else None,
     }
     lens = int32(seq_lens)
     want_caches = [cache.clone() for cache in caches]
@@ -925,5 +950,11 @@ def test_moe(
     w13 = (randn(num_experts, 2 * inner, hidden) / hidden**0.5).to(dtype)
     w2 = (randn(num_experts, hidden, inner) / inner**0.5).to(dtype)
     experts = gpu.prepare_experts([w.chunk(2) for w in w13], list(w2))
-    out = experts.mix(x, router, top_k, renormalize)
-    assert_close(out, reference.moe(x, router, w13, w2, top_k, renormalize), dtype)
+    routing = Routing(top_k, renormalize)
+    assert_close(experts.mix(x, router, routing), reference.moe(x, router, w13, w2, routing), dtype)
+    biases = ExpertBiases(
+        randn(num_experts, 2 * inner, dtype=dtype), randn(num_experts, hidden, dtype=dtype)
+    )
+    experts = gpu.prepare_experts([w.chunk(2) for w in w13], list(w2), biases=biases)
+    want = reference.moe(x, router, w13, w2, routing, biases=biases, kind="swiglu_clamped")
+    assert_close(experts.mix(x, router, routing, kind="swiglu_clamped"), want, dtype)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from gguf_blocks import random_blocks
 from octavo.kernels import reference as ops
 from octavo.kernels.formats.gguf import BLOCK_FORMATS
+from octavo.kernels.routing import Routing
 from octavo.kernels.weights import Norm, Planes, quantize
 
 
@@ -305,12 +306,35 @@ def test_attention_softcap_and_bidirectional() -> None:
     torch.testing.assert_close(out, scores.softmax(-1) @ v_cache[0, 0, :3])
 
 
+def test_attention_sinks_and_slopes() -> None:
+    """A sink is a key whose value is zero; a slope counts tokens from the query back."""
+    q, cache = torch.randn(1, 2, 4), torch.randn(2, 1, 2, 3, 4)
+    args = ([0], [0], [3], [0, 1])
+    table, *rest = (torch.tensor(values, dtype=torch.int32) for values in args)
+    hints = {"scale": 1.0, "num_decodes": 0, "max_query_len": 1, "max_seq_len": 3}
+    sinks, slopes = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 0.25])
+    out = ops.paged_attention(
+        q, cache[0], cache[1], table[None], *rest, **hints, sinks=sinks, slopes=slopes
+    )
+    for head in range(2):
+        scores = cache[0, 0, head] @ q[0, head] - slopes[head] * torch.tensor([2.0, 1.0, 0.0])
+        probs = torch.cat([scores, sinks[head : head + 1]]).softmax(0)[:3]
+        torch.testing.assert_close(out[0, 4 * head :][:4], probs @ cache[1, 0, head])
+
+
+def test_clamped_swiglu() -> None:
+    x = torch.tensor([[9.0, 1.0, -20.0, 30.0, -8.0, 2.0]])
+    gate, up = torch.tensor([7.0, 1.0, -20.0]), torch.tensor([8.0, -6.0, 3.0])
+    want = gate * torch.sigmoid(1.702 * gate) * up
+    torch.testing.assert_close(ops.gated_activation(x, "swiglu_clamped")[0], want)
+
+
 @pytest.mark.parametrize("renormalize", [False, True])
 def test_moe(renormalize: bool) -> None:
     t, d, f, e = 5, 8, 6, 4
     x, logits = torch.randn(t, d), torch.randn(t, e)
     w13, w2 = torch.randn(e, 2 * f, d), torch.randn(e, d, f)
-    got = ops.moe(x, logits, w13, w2, 2, renormalize)
+    got = ops.moe(x, logits, w13, w2, Routing(2, renormalize))
     probs = logits.softmax(-1)
     for row in range(t):
         chosen = probs[row].argsort(descending=True)[:2]

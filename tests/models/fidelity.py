@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from octavo.config import EngineConfig
 from octavo.models.source import resolve_model
+from octavo.runner.kv_cache import bytes_per_token
 
 
 def make_prompt(length: int, seed: int = 0) -> list[int]:
@@ -132,7 +133,7 @@ def prove_greedy(
         max_num_seqs=5,
         max_model_len=200,
         # 20 blocks of 16 tokens, for three prompts and answers of some 100 to 160.
-        kv_cache_memory_bytes=20 * 16 * 2 * shape.num_layers * shape.kv_size * 4 * kv_copies,
+        kv_cache_memory_bytes=20 * 16 * bytes_per_token(shape, torch.float32) * kv_copies,
         **config,
     )
     shared = make_prompt(48, seed=1)

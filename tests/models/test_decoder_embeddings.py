@@ -18,7 +18,8 @@ from octavo.models.registry import TRUNKS
 from tiny_encoders import save_tokenizer, write_modules
 
 LENGTHS = (5, 1, 40, 16, 17, 33, 100)
-FAMILIES = [name.removesuffix("Model") for name in TRUNKS]
+# Gemma 3 has a test of its own: it is no trunk of a decoder, but of an encoder.
+FAMILIES = [name.removesuffix("Model") for name in TRUNKS if "Gemma" not in name]
 
 
 def prompts() -> list[list[int]]:
@@ -75,11 +76,50 @@ def test_a_window_shorter_than_the_text(save_tiny: Callable[..., tuple[Path, Any
     torch.testing.assert_close(embed(path), last_states(model), atol=1e-4, rtol=1e-4)
 
 
-def test_attention_in_both_directions_is_refused(
-    save_tiny: Callable[..., tuple[Path, Any]],
-) -> None:
-    path, _model = save_tiny("Qwen3")
+def test_attention_in_both_directions(save_tiny: Callable[..., tuple[Path, Any]]) -> None:
+    path, model = save_tiny("Qwen3", head_dim=40, tie_word_embeddings=False)
     save_tokenizer(path)
     write_modules(path, {"pooling_mode_mean_tokens": True})
-    with pytest.raises(ModelLoadError, match="attention in both directions"):
+    expected = []
+    for ids in prompts():
+        with torch.inference_mode():
+            # A mask of four dimensions is added as it is.
+            mask = torch.zeros(1, 1, len(ids), len(ids))
+            states = model.model(torch.tensor([ids]), attention_mask=mask).last_hidden_state
+        expected.append(states[0].mean(0))
+    found = embed(path, hf_overrides={"is_causal": False})
+    torch.testing.assert_close(found, torch.stack(expected), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("window", [8, 24])
+def test_embedding_gemma(
+    window: int, save_tiny: Callable[..., tuple[Path, Any]], backend: str
+) -> None:
+    """Gemma 3 in both directions, half of a window to each side."""
+    types = ["sliding_attention", "full_attention"] * 2
+    path, model = save_tiny(
+        "Gemma3Text",
+        head_dim=40,
+        num_hidden_layers=4,
+        layer_types=types,
+        sliding_window=window,
+        use_bidirectional_attention=True,
+    )
+    model.model.save_pretrained(path)
+    save_tokenizer(path)
+    write_modules(path, {"pooling_mode_mean_tokens": True})
+    with torch.inference_mode():
+        states = [model.model(torch.tensor([ids])).last_hidden_state[0] for ids in prompts()]
+    expected = torch.stack([state.mean(0) for state in states])
+    found = embed(path, attention_backend=backend)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_family_of_another_build_is_refused_in_both_directions(
+    save_tiny: Callable[..., tuple[Path, Any]],
+) -> None:
+    path, _model = save_tiny("Phi")
+    save_tokenizer(path)
+    write_modules(path, {"pooling_mode_mean_tokens": True})
+    with pytest.raises(ModelLoadError, match="PhiForCausalLM in both directions"):
         LLM(str(path), hf_overrides={"is_causal": False})

@@ -8,11 +8,12 @@ heads, tied and untied embeddings, biases on and off.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from attention_cases import ATTENTION_CASES
 from fidelity import assert_greedy, logits_of, make_prompt, prove_greedy, tiny_config
 
 from levels import OTHER_LEVELS, run_at_level
@@ -234,6 +235,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "Falcon, a KV head for each": ("Falcon", {"multi_query": False, "bias": True}),
+    "Falcon, ALiBi": (
+        "Falcon",
+        {
+            "hidden_size": 240,
+            "num_attention_heads": 6,
+            "alibi": True,
+            "multi_query": False,
+            "parallel_attn": False,
+            "bias": True,
+        },
+    ),
     "StableLM": ("StableLm", {"hidden_size": 160, "num_key_value_heads": 4}),
     "StableLM, biases, tied": (
         "StableLm",
@@ -339,10 +351,20 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             **TIED,
         },
     ),
+    **ATTENTION_CASES,
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+def quick_or_slow() -> Iterator[Any]:
+    """All cases; of those that came later, a family's first is quick."""
+    seen: set[str] = set()
+    for name, (family, _) in CASES.items():
+        is_slow = name in ATTENTION_CASES and family in seen
+        seen.add(family)
+        yield pytest.param(name, marks=[pytest.mark.slow] if is_slow else [])
+
+
+@pytest.mark.parametrize("name", list(quick_or_slow()))
 def test_a_family_is_what_transformers_computes(
     name: str,
     save_tiny: Callable[..., Any],
@@ -394,7 +416,8 @@ def test_the_cases_of_a_family_are_of_all_sizes(family: str) -> None:
             assert all(count >= 2 for count in Counter(layers).values())
         assert all(window in (0, 24) for window in shape.sliding_windows)  # of 77 tokens
     assert seen.pop("head_dim") >= {40, 80, 96}
-    assert seen.pop("num_kv_heads") >= {1, 3}
+    # Latent attention has one cached head.
+    assert seen.pop("num_kv_heads") >= ({1} if shape.latent else {1, 3})
     assert set(map(frozenset, seen.values())) == {frozenset({False, True})}, seen
 
 
@@ -438,12 +461,3 @@ def test_a_quantized_falcon_keeps_its_rows_in_order(
     found = driver(path, quantization="w8").logits(token_ids)
     expected = logits_of(model, token_ids)
     assert float((found - expected).norm() / expected.norm()) < 0.05
-
-
-def test_a_falcon_with_alibi_is_refused(
-    save_tiny: Callable[..., Any], driver: Callable[..., Any]
-) -> None:
-    path, _model = save_tiny("Falcon", alibi=True, parallel_attn=False)
-    with pytest.raises(ModelLoadError, match=r"config\.json: alibi is not supported") as error:
-        driver(path)
-    assert "\n" not in str(error.value)

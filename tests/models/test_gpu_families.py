@@ -49,7 +49,77 @@ def rope(**parameters: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_theta": 10000.0, **parameters}}
 
 
+HALF = rope(partial_rotary_factor=0.5)
+LATENT = {
+    "kv_lora_rank": 64,
+    "q_lora_rank": 48,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 48,
+    "v_head_dim": 64,
+    "num_key_value_heads": 4,
+}
+GROUPED = {
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "n_group": 3,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt-oss": (
+        "GptOss",
+        {
+            "head_dim": 64,
+            "num_key_value_heads": 2,
+            "num_hidden_layers": 4,
+            "sliding_window": 24,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 3,
+        },
+    ),
+    "DeepSeek V3": ("DeepseekV3", {**LATENT, **GROUPED}),
+    "DeepSeek V2": ("DeepseekV2", {**LATENT, **GROUPED, "topk_method": "group_limited_greedy"}),
+    "GLM-4.7-Flash": ("Glm4MoeLite", {**LATENT, **GROUPED}),
+    "GLM-4.5": ("Glm4Moe", {**GROUPED, "use_qk_norm": True, **HALF}),
+    "GLM-4": ("Glm4", {**HEADS_OF_128, **HALF}),
+    "GLM-4-9B": ("Glm", {**HEADS_OF_128, **HALF}),
+    "Cohere 2": ("Cohere2", {"num_hidden_layers": 4, "sliding_window": 24, "logit_scale": 1.0}),
+    "OLMo 3": ("Olmo3", {"num_hidden_layers": 4, "sliding_window": 24}),
+    "Ministral 3": (
+        "Ministral3",
+        {
+            **HEADS_OF_128,
+            **rope(
+                rope_type="yarn",
+                factor=4.0,
+                original_max_position_embeddings=64,
+                llama_4_scaling_beta=0.1,
+            ),
+        },
+    ),
+    "MiniMax-M2": ("MiniMaxM2", {**HALF, "num_local_experts": 6, "num_experts_per_tok": 2}),
+    "Ernie 4.5": ("Ernie4_5", {**HEADS_OF_128, "use_bias": True}),
+    "Ernie 4.5 MoE": (
+        "Ernie4_5_Moe",
+        {"moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 64, "moe_layer_start_index": 1},
+    ),
+    "Hunyuan": ("HunYuanDenseV1", HEADS_OF_128),
+    "Hunyuan MoE": ("HunYuanMoEV1", {**HEADS_OF_128, "num_experts": 5, "moe_topk": 2}),
+    "Qwen2-MoE": (
+        "Qwen2Moe",
+        {
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 64,
+            "shared_expert_intermediate_size": 64,
+        },
+    ),
+    "OLMoE": ("Olmoe", {"num_experts": 6, "num_experts_per_tok": 2}),
+    "Granite MoE": (
+        "GraniteMoe",
+        {"num_local_experts": 6, "num_experts_per_tok": 2, "attention_multiplier": 0.1},
+    ),
     "Llama": ("Llama", {**HEADS_OF_128, "tie_word_embeddings": False}),
     "Llama, biases, tied, one KV head": ("Llama", {**HEADS_OF_80, **BIASES, **TIED}),
     "Llama, rope llama3": (

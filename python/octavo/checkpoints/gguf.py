@@ -72,14 +72,24 @@ class GgufWeights:
     def experts(
         self, prefix: str, count: int, name: str, shape: tuple[int, int], part: Part = None
     ) -> Iterator[Stored]:
-        for expert in range(count):
-            yield self.linear(f"{prefix}.{expert}.{name}", shape, part)
+        gguf_name, kind, nbytes = self._take(f"{prefix}.{name}.weight", (count, *shape))
+        if self._packed and kind not in DENSE_DTYPES and kind not in GRIDS:
+            for blocks in self._bytes(gguf_name).view(count, shape[0], -1):
+                self._progress(nbytes // count)
+                yield part_of(Planes(kind, {"blocks": blocks}, shape), part)
+            return
+        for weight in self._floats(gguf_name, kind, (count, *shape), None, self._dtype, nbytes):
+            yield part_of(weight, part)
 
     def vector(self, name: str, size: int, part: Rows | None = None) -> Tensor:
         gguf_name, kind, nbytes = self._take(name, (size,))
         order = self._row_order(name, size)
         vector = self._floats(gguf_name, kind, (size,), order, self.act_dtype, nbytes)
         return vector if part is None else rows_of(vector, part)
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        gguf_name, kind, nbytes = self._take(name, shape)
+        return self._floats(gguf_name, kind, shape, None, self.act_dtype, nbytes)
 
     def unread(self) -> set[str]:
         return set(self._unused)

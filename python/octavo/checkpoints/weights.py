@@ -47,7 +47,8 @@ class Weights(Protocol):
     ) -> Iterator[Stored]:
         """The projection ``name`` [N, K] of each of ``count`` experts below ``prefix``, in order.
 
-        Each is read when it is taken. Raises as ``linear``.
+        Each is read when it is taken, from a module of its own or from a tensor of them all.
+        Raises as ``linear``.
         """
 
     def vector(self, name: str, size: int, part: Rows | None = None) -> Tensor:
@@ -55,6 +56,9 @@ class Weights(Protocol):
 
         Raises as ``linear``.
         """
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The tensor ``name`` of any other kind, whole, in ``act_dtype``. Raises as ``linear``."""
 
     def unread(self) -> set[str]:
         """The tensors that nothing has asked for so far, as the files name them."""
@@ -101,6 +105,9 @@ class RenamedWeights:
 
     def vector(self, name: str, size: int, part: Rows | None = None) -> Tensor:
         return self._weights.vector(self._rename(name), size, part)
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        return self._weights.tensor(self._rename(name), shape)
 
     def num_rows(self, name: str) -> int:
         return self._weights.num_rows(self._rename(name))

@@ -15,23 +15,31 @@ class Attention:
     ``k_cache``, ``v_cache``: [num_blocks, num_kv_heads, block_size, head_dim]; empty until the
     runner binds them. ``cos_sin``: float32 [max_model_len, rot_dim], shared by the layers.
     ``q_norm``, ``k_norm``: [head_dim] or None; ``scale`` of the scores: head_dim ** -0.5 if None.
+    ``interleaved``: rope turns neighbours. ``sinks``, ``slopes``: float32 [num_heads], as
+    ``paged_attention`` takes them, or None. ``causal``: False where the texts of a step are whole
+    and attention goes in both directions.
     """
 
     __slots__ = (
         "_max_rope_decodes",
         "_paged_attention",
+        "_q_factor",
         "_rope_decode",
         "_rope_store",
+        "causal",
         "cos_sin",
         "eps",
         "head_dim",
+        "interleaved",
         "k_cache",
         "k_norm",
         "num_heads",
         "num_kv_heads",
         "q_norm",
         "scale",
+        "sinks",
         "sliding_window",
+        "slopes",
         "softcap",
         "v_cache",
         "weight_offset",
@@ -52,6 +60,9 @@ class Attention:
         weight_offset: float = 0.0,
         sliding_window: int = 0,
         softcap: float = 0.0,
+        interleaved: bool = False,
+        sinks: Tensor | None = None,
+        slopes: Tensor | None = None,
     ) -> None:
         self._rope_store = ops.qk_norm_rope_store_kv
         self._paged_attention = ops.paged_attention
@@ -69,8 +80,18 @@ class Attention:
         self.weight_offset = weight_offset
         self.sliding_window = sliding_window
         self.softcap = softcap
+        self.interleaved = interleaved
+        self.sinks = sinks
+        self.slopes = slopes
+        self.causal = True
+        self._q_factor: Tensor | None = None
         self.k_cache = torch.empty(0)
         self.v_cache = torch.empty(0)
+
+    def set_q_factor(self, factor: Tensor) -> None:
+        """Multiply queries by ``factor`` [head_dim] once they are rotated."""
+        self._q_factor = factor
+        self._rope_decode = None
 
     def __call__(self, qkv: Tensor, ctx: StepContext) -> Tensor:
         """qkv [T, (num_heads + 2 * num_kv_heads) * head_dim] -> [T, num_heads * head_dim]."""
@@ -93,8 +114,11 @@ class Attention:
                 k_norm=self.k_norm,
                 eps=self.eps,
                 weight_offset=self.weight_offset,
+                interleaved=self.interleaved,
                 sliding_window=self.sliding_window,
                 softcap=self.softcap,
+                sinks=self.sinks,
+                slopes=self.slopes,
             )
         q = self._rope_store(
             qkv,
@@ -110,7 +134,10 @@ class Attention:
             k_norm=self.k_norm,
             eps=self.eps,
             weight_offset=self.weight_offset,
+            interleaved=self.interleaved,
         )
+        if self._q_factor is not None:
+            q = (q * self._q_factor).to(q.dtype)
         return self._paged_attention(
             q,
             self.k_cache,
@@ -125,4 +152,7 @@ class Attention:
             max_seq_len=ctx.max_seq_len,
             sliding_window=self.sliding_window,
             softcap=self.softcap,
+            causal=self.causal,
+            sinks=self.sinks,
+            slopes=self.slopes,
         )

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from octavo.kernels.opset import OpSet
-from octavo.kernels.weights import Stored
+from octavo.kernels.routing import Routing
+from octavo.kernels.weights import ExpertBiases, Stored
 from octavo.layers.norm import Addend, Parts, RMSNorm
 
 
 class MoE:
     """The sum of the chosen experts' gated MLPs, weighted by the router.
 
-    ``router``: [E, D]; ``gate_up``: per expert its gate and up weights [F, D]; ``down``: [D, F] per
-    expert, F being the rank's part where there are several. ``top_k`` experts a token;
-    ``renormalize``: their weights sum to one.
+    ``router``: [E, D], with ``router_bias`` [E] or None; ``gate_up``: per expert its gate and up
+    weights [F, D]; ``down``: [D, F] per expert, F being the rank's part where there are several;
+    ``biases``: of both, or None. ``shared``: an MLP that every token goes through as well.
     """
 
-    __slots__ = ("_rank", "act", "experts", "renormalize", "router", "top_k")
+    __slots__ = ("_rank", "act", "experts", "router", "router_bias", "routing", "shared")
 
     def __init__(
         self,
@@ -29,30 +30,36 @@ class MoE:
         gate_up: Sequence[Sequence[Stored]],
         down: Sequence[Stored],
         *,
-        top_k: int,
-        renormalize: bool,
+        routing: Routing,
         act: str,
+        router_bias: Tensor | None = None,
+        biases: ExpertBiases | None = None,
+        shared: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         # A router's rounding decides which experts run: it is never computed with int8.
         self.router = ops.weight([router], exact=True)
-        self.experts = ops.experts(gate_up, down)
+        self.router_bias = router_bias
+        self.experts = ops.experts(gate_up, down, biases)
         self._rank = ops.rank
-        self.top_k = top_k
-        self.renormalize = renormalize
+        self.routing = routing
         self.act = act
+        self.shared = shared
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, D] -> [T, D]."""
-        return self._rank.reduce(self._mix(x))
+        mixed = self._rank.reduce(self._mix(x))
+        return mixed if self.shared is None else mixed + self.shared(x)
 
     def _mix(self, x: Tensor) -> Tensor:
         """The rank's part."""
-        logits = self.router.linear(x, out_dtype=torch.float32)
-        return self.experts.mix(x, logits, self.top_k, self.renormalize, kind=self.act)
+        logits = self.router.linear(x, self.router_bias, out_dtype=torch.float32)
+        return self.experts.mix(x, logits, self.routing, kind=self.act)
 
     def normed(self, x: Addend, residual: Tensor, norm: RMSNorm) -> tuple[Addend, Tensor]:
         """(addend, residual) after norm(residual + x) has gone through this; see ``Linear``."""
         normed, residual = norm.add(x, residual)
+        if self.shared is not None:
+            return self(normed), residual
         mixed = self._mix(normed)
         return mixed if self._rank.size == 1 else Parts(mixed), residual
 

@@ -18,6 +18,21 @@ from octavo.errors import ModelLoadError
 from octavo.layers.rope import RopeConfig
 
 
+@dataclass(frozen=True)
+class LatentDims:
+    """Sizes of latent attention: what a head's queries, keys and values are made of.
+
+    q_rank: of the queries' own latent; 0: they have none. kv_rank: of the latent in the cache.
+    rope_dim: elements that rotate, one key for all heads. nope_dim, value_dim: a head's others.
+    """
+
+    q_rank: int
+    kv_rank: int
+    rope_dim: int
+    nope_dim: int
+    value_dim: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The shape of a decoder-only model.
@@ -51,8 +66,16 @@ class ModelConfig:
     mlp_bias: bool = False
     # The checkpoint holds q, k, v as one tensor, and gate and up as another.
     fused_projections: bool = False
+    # Gate and up alone.
+    fused_mlp: bool = False
+    # Rope turns neighbouring elements together, not those of a head's two halves.
+    interleaved_rope: bool = False
+    # A score of each head that every query's softmax has and no value belongs to.
+    attention_sinks: bool = False
     # RMSNorm over each head's query and key, before rope.
     qk_norm: bool = False
+    # Queries grow with their position: (beta, every) is 1 + beta log(1 + floor(position / every)).
+    query_growth: tuple[float, float] | None = None
     # Norms multiply by (weight + this): Gemma trains weights around zero.
     norm_weight_offset: float = 0.0
     # Of the scores; None: head_dim ** -0.5.
@@ -61,6 +84,8 @@ class ModelConfig:
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     logit_scale: float = 1.0
+    # One row for all heads in the cache, as wide as head_dim, is both key and value.
+    latent: LatentDims | None = None
     sliding_windows: tuple[int, ...] = ()
     # The rotary embedding of layers with a window, where it is another.
     local_rope: RopeConfig | None = None
@@ -73,6 +98,13 @@ class ModelConfig:
     moe_intermediate_size: int = 0
     renormalize_experts: bool = True
     moe_layers: tuple[bool, ...] = ()
+    # MLPs, as wide as an expert, that every token goes through.
+    num_shared_experts: int = 0
+    # (groups, of which so many are chosen from), and a factor on the experts' weights.
+    expert_groups: tuple[int, int] = (1, 1)
+    routed_scale: float = 1.0
+    # The checkpoint holds each expert's gate and up as one tensor.
+    fused_experts: bool = False
     eos_token_ids: tuple[int, ...] = ()
     dtype: str = "float32"
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)

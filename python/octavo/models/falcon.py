@@ -1,7 +1,7 @@
 """FalconForCausalLM: attention and MLP side by side, one fused projection, rope, no gate.
 
 Falcon 7B has one KV head and one norm a block, 40B, 180B and 11B ("new decoder architecture")
-grouped heads and one or two. The checkpoints without rope (falcon-rw, ALiBi) are refused.
+grouped heads and one or two; falcon-rw has ALiBi in place of rope.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from octavo.checkpoints.weights import Weights
-from octavo.errors import ModelLoadError
 from octavo.kernels.opset import OpSet
 from octavo.kernels.weights import Range, Rows, reordered
 from octavo.layers.context import StepContext
@@ -25,6 +24,7 @@ from octavo.models.layer_norm_decoder import (
     Layer,
     LayerNormDecoder,
     UngatedMLP,
+    alibi_slopes,
     make_attention,
 )
 from octavo.models.parts import Heads, heads_of, load_layer_norm, load_rows
@@ -38,7 +38,12 @@ def _rows_in_order(config: ModelConfig, num_heads: int, num_kv_heads: int) -> Te
     return torch.cat([part.reshape(-1) for part in heads.split_with_sizes([group, 1, 1], dim=1)])
 
 
-def _load_qkv(prefix: str, config: ModelConfig, weights: Weights, ops: OpSet) -> Linear:
+def load_fused_qkv(prefix: str, config: ModelConfig, weights: Weights, ops: OpSet) -> Linear:
+    """A projection whose rows are each KV head's queries, its key and its value.
+
+    Raises:
+        ModelLoadError: a tensor is missing or has another shape.
+    """
     whole = config.q_size + 2 * config.kv_size
     order = _rows_in_order(config, *heads_of(config, ops.rank).counts)
     part = None
@@ -95,8 +100,12 @@ class FalconDecoderLayer:
             names = ["ln_attn", "ln_mlp"]
         norms = [load_layer_norm(f"{prefix}.{name}", config, weights, ops) for name in names]
         self.norm, self.mlp_norm = norms[0], norms[1] if len(norms) == 2 else None
-        self.qkv = _load_qkv(f"{prefix}.self_attention.query_key_value", config, weights, ops)
-        self.attention = make_attention(config, cos_sin, ops)
+        self.qkv = load_fused_qkv(f"{prefix}.self_attention.query_key_value", config, weights, ops)
+        slopes = None
+        if config.raw.get("alibi"):
+            # Added before the scores are scaled; and rounded, as the model was trained.
+            slopes = alibi_slopes(config.num_heads).bfloat16().float() * config.head_dim**-0.5
+        self.attention = make_attention(config, cos_sin, ops, slopes=slopes)
         dense, own = f"{prefix}.self_attention.dense", heads_of(config, ops.rank).q_rows
         self.dense = load_rows(dense, d, config.q_size, bias, weights, ops, own)
         mlp = (f"{prefix}.mlp.dense_h_to_4h", f"{prefix}.mlp.dense_4h_to_h")
@@ -131,10 +140,8 @@ class FalconForCausalLM(LayerNormDecoder):
         """The family's config.json.
 
         Raises:
-            ModelLoadError: a value is missing or impossible; or alibi.
+            ModelLoadError: a value is missing or impossible.
         """
-        if hf.bool("alibi"):
-            raise ModelLoadError("config.json: alibi is not supported: attention takes no biases")
         num_kv_heads = hf.int("num_attention_heads")
         if hf.bool("new_decoder_architecture"):
             num_kv_heads = hf.int("num_kv_heads", num_kv_heads)
@@ -149,4 +156,5 @@ class FalconForCausalLM(LayerNormDecoder):
             attention_out_bias=bias,
             mlp_bias=bias,
             rms_norm_eps=hf.float("layer_norm_epsilon", 1e-5),
+            rope_layers=(False,) * hf.num_layers if hf.bool("alibi") else (),
         )

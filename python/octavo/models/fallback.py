@@ -33,7 +33,7 @@ PAGED, SHAPES = "octavo", "octavo_shapes"
 # Layers whose memory is keys and values; hybrids name theirs "attention".
 _KV_LAYERS = {"full_attention", "sliding_attention", "attention"}
 # Arguments of an attention call that are refused unless they are None.
-_UNKNOWN_ARGUMENTS = ("s_aux", "position_bias", "head_mask", "cu_seqlens", "alibi", "indices")
+_UNKNOWN_ARGUMENTS = ("position_bias", "head_mask", "cu_seqlens", "alibi", "indices")
 # How far a module may be from itself, relative, when it runs over the paged cache.
 _TOLERANCE = {torch.float32: 1e-3}
 _HALF_TOLERANCE = 0.1
@@ -107,11 +107,34 @@ def _class_of(raw: Mapping[str, Any]) -> Any:
     cls = getattr(_transformers(), architecture, None)
     if cls is None or not architecture.endswith(("ForCausalLM", "LMHeadModel")):
         raise ModelLoadError(f"architecture {architecture!r} is not supported")
-    if not getattr(cls, "_supports_attention_backend", False):
-        raise _refusal(architecture, "its attention cannot be replaced")
-    if "position_ids" not in inspect.signature(cls.forward).parameters:
-        raise _refusal(architecture, "it takes no positions")
     return cls
+
+
+def _first_position(module: Any) -> int:
+    """The row of the first token's learned position: RoBERTa's begin after the padding id."""
+    for child in module.modules():
+        if hasattr(child, "create_position_ids_from_input_ids"):
+            return int(child.padding_idx) + 1
+    return 0
+
+
+def _positions_of(module: Any) -> dict[str, Any]:
+    """Embeddings of positions that a hook gives these; none where the forward pass takes them.
+
+    Raises:
+        ModelLoadError: it takes none, and has no such embedding either.
+    """
+    if "position_ids" in inspect.signature(module.forward).parameters:
+        return {}
+    inner = {
+        name: child
+        for name, child in module.named_modules()
+        if type(child).__name__.endswith("PositionalEmbedding")
+        and "position_ids" in inspect.signature(child.forward).parameters
+    }
+    if not inner:
+        raise ModelLoadError("it takes no positions")
+    return inner
 
 
 def _refusal(architecture: str, reason: str) -> ModelLoadError:
@@ -155,12 +178,14 @@ def read_config(raw: Mapping[str, Any]) -> ModelConfig:
         raise _refusal(architecture, f"its {others[0]} layers need more than a KV cache")
     recorder = _ShapeRecorder()
     num_layers = int(hf.num_hidden_layers)
+    first = 0
     try:
         _active.handler = recorder
         with torch.device("meta"), torch.no_grad():
             module = cls._from_config(hf, attn_implementation=SHAPES).eval()
+            first = _first_position(module)
             ids = torch.zeros((1, 4), dtype=torch.long)
-            module(input_ids=ids, position_ids=ids, use_cache=False)
+            module(input_ids=ids, use_cache=False)
     except Exception as error:
         # Experts are chosen by values, which nothing has: the first layer's attention is enough,
         # and for what does not even get there, what configs usually say. ``_check`` has the word.
@@ -175,7 +200,7 @@ def read_config(raw: Mapping[str, Any]) -> ModelConfig:
     if len(set(recorder.shapes)) != 1:
         raise _refusal(architecture, "its layers need caches of different shapes")
     num_heads, num_kv_heads, head_dim = recorder.shapes[0]
-    limit = _context_len(hf)
+    limit = _context_len(hf) - first
     return ModelConfig(
         architecture=architecture,
         vocab_size=int(hf.vocab_size),
@@ -233,6 +258,7 @@ class _PagedStep:
         sliding_window: int | None = None,
         softcap: float | None = None,
         is_causal: bool | None = None,
+        s_aux: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
         for name in _UNKNOWN_ARGUMENTS:
@@ -278,6 +304,7 @@ class _PagedStep:
             max_seq_len=ctx.max_seq_len,
             sliding_window=window,
             softcap=float(softcap or 0.0),
+            sinks=None if s_aux is None else s_aux.detach().float(),
         )
         return out.view(1, tokens, num_heads, dim)[..., :value_dim]
 
@@ -319,7 +346,26 @@ class TransformersModel:
         self.head = self.module.get_output_embeddings()
         if self.head is None:
             raise _refusal(config.architecture, "it has no output head")
+        try:
+            inner = _positions_of(self.module)
+        except ModelLoadError as error:
+            raise _refusal(config.architecture, str(error)) from error
+        # Positions of the step that runs, for embeddings that the module's own forward gives none.
+        self._inner_positions: Tensor | None = None
+        self._takes_positions = not inner
+        self._first_position = _first_position(self.module)
+        for child in inner.values():
+            child.register_forward_pre_hook(self._give_positions, with_kwargs=True)
         self._check(dtype, device)
+
+    def _give_positions(
+        self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if self._inner_positions is None:
+            return None
+        signature = inspect.signature(_module.forward)
+        given = signature.bind(*args, **kwargs).arguments
+        return (), {**given, "position_ids": self._inner_positions}
 
     def bind_kv_cache(self, caches: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Take each layer's keys and values."""
@@ -349,16 +395,15 @@ class TransformersModel:
 
         hook = self.head.register_forward_pre_hook(capture)
         _active.handler = step
+        where = positions.long()[None] + self._first_position
+        named = {"position_ids": where} if self._takes_positions else {}
+        self._inner_positions = None if self._takes_positions else where
         try:
-            self.module(
-                input_ids=input_ids.long()[None],
-                position_ids=positions.long()[None],
-                use_cache=False,
-            )
+            self.module(input_ids=input_ids.long()[None], use_cache=False, **named)
         except _CapturedError as captured:
             return captured.hidden[0]
         finally:
-            _active.handler = None
+            _active.handler = self._inner_positions = None
             hook.remove()
         raise ModelLoadError("its output head is never called")
 

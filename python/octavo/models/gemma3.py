@@ -39,6 +39,10 @@ class Gemma3ForCausalLM(Gemma2ForCausalLM):
         local = hf.rope(
             rope_parameters=parameters.get("sliding_attention") or unscaled, rope_scaling=None
         )
+        windows = hf.windows(default_types=types)
+        if hf.bool("use_bidirectional_attention"):
+            # Half of it to each side.
+            windows = tuple(window // 2 + 1 if window else 0 for window in windows)
         return hf.config(
             **gemma_fields(hf),
             qk_norm=True,
@@ -46,5 +50,5 @@ class Gemma3ForCausalLM(Gemma2ForCausalLM):
             attention_scale=hf.float("query_pre_attn_scalar") ** -0.5,
             attn_logit_softcap=hf.float("attn_logit_softcapping", 0.0),
             final_logit_softcap=hf.float("final_logit_softcapping", 0.0),
-            sliding_windows=hf.windows(default_types=types),
+            sliding_windows=windows,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -45,13 +45,17 @@ class GraniteForCausalLM(LlamaForCausalLM):
 
     @classmethod
     def read_config(cls, hf: HfConfig) -> ModelConfig:
-        bias = hf.bool("attention_bias")
-        return hf.config(
-            attention_bias=bias,
-            attention_out_bias=bias,
-            mlp_bias=hf.bool("mlp_bias"),
-            embedding_scale=hf.float("embedding_multiplier", 1.0),
-            attention_scale=hf.float("attention_multiplier", 1.0),
-            residual_scale=hf.float("residual_multiplier", 1.0),
-            logit_scale=1.0 / hf.float("logits_scaling", 1.0),
-        )
+        return hf.config(**granite_fields(hf), mlp_bias=hf.bool("mlp_bias"))
+
+
+def granite_fields(hf: HfConfig) -> dict[str, Any]:
+    """Fields that the dense models and those with experts share."""
+    bias = hf.bool("attention_bias")
+    return {
+        "attention_bias": bias,
+        "attention_out_bias": bias,
+        "embedding_scale": hf.float("embedding_multiplier", 1.0),
+        "attention_scale": hf.float("attention_multiplier", 1.0),
+        "residual_scale": hf.float("residual_multiplier", 1.0),
+        "logit_scale": 1.0 / hf.float("logits_scaling", 1.0),
+    }

@@ -23,6 +23,20 @@ ACTIVATIONS = {
     "gelu_fast": "gelu_tanh",
     "relu": "relu",
 }
+# HF's name of a size -> what older models call it.
+_OLD_NAMES = (
+    ("hidden_size", "n_embed"),
+    ("hidden_size", "n_embd"),
+    ("hidden_size", "d_model"),
+    ("num_hidden_layers", "n_layer"),
+    ("num_hidden_layers", "n_layers"),
+    ("num_hidden_layers", "num_layers"),
+    ("num_attention_heads", "n_head"),
+    ("num_attention_heads", "n_heads"),
+    ("num_attention_heads", "num_heads"),
+    ("max_position_embeddings", "seq_length"),
+    ("max_position_embeddings", "max_seq_len"),
+)
 # What models of another library call it.
 _ROPE_TYPES = {"su": "longrope"}
 
@@ -44,6 +58,8 @@ class HfConfig(Getter):
 
     def __init__(self, raw: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         given = {key: value for key, value in raw.items() if value is not None}
+        # Older models have their own names of sizes.
+        given = {name: given[old] for name, old in _OLD_NAMES if old in given} | given
         super().__init__({**defaults, **given}, "config.json")
         self.raw = raw
         self.num_layers = self.int("num_hidden_layers")

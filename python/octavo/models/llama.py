@@ -16,10 +16,10 @@ from torch import Tensor
 from octavo.checkpoints.weights import Weights
 from octavo.kernels.decoder import Decoder, DecoderSpec, LayerSpec
 from octavo.kernels.opset import OpSet
-from octavo.kernels.weights import Weight
+from octavo.kernels.weights import Rows, Weight
 from octavo.layers.attention import Attention
 from octavo.layers.context import StepContext
-from octavo.layers.norm import Addend, RMSNorm, added
+from octavo.layers.norm import Addend, LayerNorm, RMSNorm, added
 from octavo.models.config import ModelConfig
 from octavo.models.hf_config import HfConfig
 from octavo.models.parts import (
@@ -63,6 +63,10 @@ class LlamaAttention:
         norms: dict[str, Tensor | None] = {"q_norm": None, "k_norm": None}
         if config.qk_norm:
             norms = {n: weights.vector(f"{prefix}.{n}.weight", config.head_dim) for n in norms}
+        sinks = None
+        if config.attention_sinks:
+            part = Rows((heads.q,)) if ops.rank.size > 1 else None
+            sinks = weights.vector(f"{prefix}.sinks", config.num_heads, part).float()
         self.attention = Attention(
             ops,
             num_heads=num_heads,
@@ -76,18 +80,24 @@ class LlamaAttention:
             weight_offset=config.norm_weight_offset,
             sliding_window=config.sliding_window(layer),
             softcap=config.attn_logit_softcap,
+            interleaved=config.interleaved_rope,
+            sinks=sinks,
         )
+
+    def attend(self, qkv: Tensor, ctx: StepContext) -> Tensor:
+        """The projection qkv -> what the output projection takes; may write into qkv."""
+        return self.attention(qkv, ctx)
 
     def __call__(self, x: Tensor, ctx: StepContext) -> Tensor:
         """x [T, D] -> [T, D]."""
-        return self.o_proj(self.attention(self.qkv_proj(x), ctx))
+        return self.o_proj(self.attend(self.qkv_proj(x), ctx))
 
     def normed(
         self, x: Addend, residual: Tensor, norm: RMSNorm, ctx: StepContext
     ) -> tuple[Addend, Tensor]:
         """(addend, residual) after norm(residual + x) has gone through this; see ``Linear``."""
         qkv, residual = self.qkv_proj.normed(x, residual, norm)
-        return self.o_proj.add(self.attention(qkv, ctx), residual)
+        return self.o_proj.add(self.attend(qkv, ctx), residual)
 
 
 class LlamaMLP:
@@ -95,12 +105,22 @@ class LlamaMLP:
 
     __slots__ = ("_gated_activation", "act", "down_proj", "gate_up_proj")
 
-    def __init__(self, config: ModelConfig, layer: int, weights: Weights, ops: OpSet) -> None:
-        prefix = f"model.layers.{layer}.mlp"
-        d, f, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        weights: Weights,
+        ops: OpSet,
+        *,
+        name: str = "mlp",
+        size: int | None = None,
+    ) -> None:
+        """``name``: below the layer; ``size``: of what gate and up project to."""
+        prefix = f"model.layers.{layer}.{name}"
+        d, f, bias = config.hidden_size, size or config.intermediate_size, config.mlp_bias
         own = width_of(f, ops.rank)
         parts: dict[str, int | list[int]] = {f"{prefix}.gate_proj": f, f"{prefix}.up_proj": f}
-        if config.fused_projections:
+        if config.fused_projections or config.fused_mlp:
             parts = {f"{prefix}.gate_up_proj": [f, f]}
         self.gate_up_proj = load_columns(parts, d, bias, weights, ops, (own, own))
         self.down_proj = load_rows(f"{prefix}.down_proj", d, f, bias, weights, ops, own)
@@ -136,12 +156,14 @@ class LlamaDecoderLayer:
 
     __slots__ = ("input_layernorm", "mlp", "post_attention_layernorm", "self_attn")
 
+    attention_class: ClassVar[Callable[..., Any]] = LlamaAttention
+
     def __init__(
         self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: OpSet
     ) -> None:
         norm = layer_norms(config, layer, weights, ops)
         self.input_layernorm = norm("input_layernorm")
-        self.self_attn = LlamaAttention(config, layer, cos_sin, weights, ops)
+        self.self_attn = self.attention_class(config, layer, cos_sin, weights, ops)
         self.post_attention_layernorm = norm("post_attention_layernorm")
         self.mlp = self.make_mlp(config, layer, weights, ops)
 
@@ -155,11 +177,17 @@ class LlamaDecoderLayer:
         return self.mlp.normed(x, residual, self.post_attention_layernorm)
 
     def spec(self) -> LayerSpec | None:
-        """This layer for an op set that runs all of them in one call; None with experts."""
+        """This layer for an op set that runs all of them in one call.
+
+        None with what none has there: experts, sinks, rope of neighbours, another attention or one
+        in both directions.
+        """
         mlp = self.mlp.spec()
-        if mlp is None:
+        if mlp is None or self.attention_class is not LlamaAttention:
             return None
         attention = self.self_attn.attention
+        if attention.sinks is not None or attention.interleaved or not attention.causal:
+            return None
         return LayerSpec(
             input_norm=self.input_layernorm.spec.weight,
             post_norm=self.post_attention_layernorm.spec.weight,
@@ -238,8 +266,7 @@ class LlamaForCausalLM:
         ]
         if not stage.is_last:
             return
-        final = weights.vector("model.norm.weight", config.hidden_size)
-        self.norm = RMSNorm(ops, final, config.rms_norm_eps, config.norm_weight_offset)
+        self.norm = self.make_norm("model.norm", config, weights, ops)
         tied = self.embed_tokens.weight if config.tie_word_embeddings else None
         self.lm_head = load_head(
             tied,
@@ -249,6 +276,19 @@ class LlamaForCausalLM:
             softcap=config.final_logit_softcap,
             scale=config.logit_scale,
         )
+
+    @staticmethod
+    def make_norm(
+        prefix: str, config: ModelConfig, weights: Weights, ops: OpSet
+    ) -> RMSNorm | LayerNorm:
+        """The norm before the output head."""
+        weight = weights.vector(f"{prefix}.weight", config.hidden_size)
+        return RMSNorm(ops, weight, config.rms_norm_eps, config.norm_weight_offset)
+
+    def attend_in_both_directions(self) -> None:
+        """Every token of a text sees all of it: for vectors, of texts that a step holds whole."""
+        for layer in self.layers:
+            layer.self_attn.attention.causal = False
 
     def bind_kv_cache(self, caches: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Hand each layer its keys and values."""
@@ -270,6 +310,7 @@ class LlamaForCausalLM:
             if spec is None or layer.self_attn.attention.cos_sin is not attention.cos_sin:
                 return None
             layers.append(spec)
+        assert isinstance(self.norm, RMSNorm)
         return make(
             DecoderSpec(
                 layers=layers,

@@ -7,9 +7,8 @@ from typing import Any, ClassVar
 
 from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
-from octavo.kernels.weights import Columns, Rows
-from octavo.layers.moe import MoE
 from octavo.models.config import ModelConfig
+from octavo.models.experts import load_experts
 from octavo.models.hf_config import HfConfig
 from octavo.models.llama import (
     DecoderLayer,
@@ -17,7 +16,6 @@ from octavo.models.llama import (
     LlamaDecoderLayer,
     LlamaForCausalLM,
 )
-from octavo.models.parts import width_of
 
 
 class MixtralDecoderLayer(LlamaDecoderLayer):
@@ -45,27 +43,3 @@ class MixtralForCausalLM(LlamaForCausalLM):
             num_experts_per_token=hf.int("num_experts_per_tok", 2),
             moe_intermediate_size=hf.int("intermediate_size"),
         )
-
-
-def load_experts(
-    config: ModelConfig, prefix: str, names: tuple[str, str, str], weights: Weights, ops: OpSet
-) -> MoE:
-    """The router and experts below ``prefix``; ``names``: of an expert's gate, up and down."""
-    d, f, count = config.hidden_size, config.moe_intermediate_size, config.num_experts
-    gate, up, down = names
-    experts = f"{prefix}.experts"
-    # Every rank has a part of each expert, and all of the router.
-    begin, end = width_of(f, ops.rank)
-    is_whole = ops.rank.size == 1
-    rows, columns = (None, None) if is_whole else (Rows(((begin, end),)), Columns(begin, end))
-    gates = weights.experts(experts, count, gate, (f, d), rows)
-    ups = weights.experts(experts, count, up, (f, d), rows)
-    return MoE(
-        ops,
-        weights.linear(f"{prefix}.gate", (count, d)),
-        list(zip(gates, ups, strict=True)),
-        list(weights.experts(experts, count, down, (d, f), columns)),
-        top_k=config.num_experts_per_token,
-        renormalize=config.renormalize_experts,
-        act=config.hidden_act,
-    )

@@ -47,8 +47,8 @@ class Olmo2Attention(LlamaAttention):
         # Ranks that hold the same key-value head.
         self._copies = max(rank.size // config.num_kv_heads, 1)
 
-    def __call__(self, x: Tensor, ctx: StepContext) -> Tensor:
-        q, k, v = self.qkv_proj(x).split_with_sizes(self.sizes, dim=1)
+    def attend(self, qkv: Tensor, ctx: StepContext) -> Tensor:
+        q, k, v = qkv.split_with_sizes(self.sizes, dim=1)
         q, k = q.contiguous(), k.contiguous()
         if self._rank.size == 1:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -57,7 +57,7 @@ class Olmo2Attention(LlamaAttention):
                 self._normed_part(q, self.q_norm, self._q_rows, 1),
                 self._normed_part(k, self.k_norm, self._kv_rows, self._copies),
             )
-        return self.o_proj(self.attention(torch.cat((q, k, v), dim=1), ctx))
+        return self.attention(torch.cat((q, k, v), dim=1), ctx)
 
     def _normed_part(self, x: Tensor, norm: RMSNorm, rows: Range, copies: int) -> Tensor:
         """A rank's part of a norm over all ranks' heads; ``copies``: ranks that hold the same."""

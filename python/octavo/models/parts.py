@@ -205,14 +205,16 @@ def layer_norms(
     return norm
 
 
-def load_layer_norm(prefix: str, config: ModelConfig, weights: Weights, ops: OpSet) -> LayerNorm:
-    """The LayerNorm [D] ``prefix``, with a bias.
+def load_layer_norm(
+    prefix: str, config: ModelConfig, weights: Weights, ops: OpSet, *, has_bias: bool = True
+) -> LayerNorm:
+    """The LayerNorm [D] ``prefix``.
 
     Raises:
         ModelLoadError: a tensor is missing or has another shape.
     """
     weight = weights.vector(f"{prefix}.weight", config.hidden_size)
-    bias = weights.vector(f"{prefix}.bias", config.hidden_size)
+    bias = weights.vector(f"{prefix}.bias", config.hidden_size) if has_bias else None
     return LayerNorm(ops, weight, bias, config.rms_norm_eps)
 
 

@@ -16,7 +16,9 @@ from octavo.kernels.opset import OpSet
 from octavo.layers.context import StepContext
 from octavo.models.bert import ENCODERS, BertEncoder, make_class_head
 from octavo.models.config import ModelConfig
+from octavo.models.foreign_encoder import FOREIGN_ENCODERS, ForeignEncoder
 from octavo.models.hf_config import architecture_of
+from octavo.models.llama import LlamaForCausalLM
 from octavo.models.pooler import Pooler, first_rows
 from octavo.models.registry import ARCHITECTURES, TRUNKS, CausalLM, model_class
 from octavo.models.source import ModelSource
@@ -54,7 +56,7 @@ def is_pooling_model(source: ModelSource) -> bool:
     architecture = architecture_of(source.hf_config)
     if architecture in ARCHITECTURES:
         return (source.path / "modules.json").is_file()
-    return architecture in ENCODERS or architecture in TRUNKS
+    return architecture in ENCODERS or architecture in TRUNKS or architecture in FOREIGN_ENCODERS
 
 
 class PoolingModel:
@@ -90,6 +92,25 @@ class PoolingModel:
         self.config: ModelConfig = shape
         self._rounded = rounded
         self.act_dtype = act_dtype
+        self.max_len = shape.max_context_len
+        self._run: Callable[..., Tensor]
+        self._bind: Callable[[Tensor, Tensor], None]
+        self._pool: Callable[[Tensor, Tensor], Tensor]
+        # Steps whose shapes depend on the texts cannot be captured.
+        self.is_capturable = shape.architecture not in FOREIGN_ENCODERS
+        if not self.is_capturable:
+            if ops.threads is not None:
+                # The module's matrix products are torch's, not the kernels'.
+                torch.set_num_threads(ops.threads.size())
+            self._load_foreign(source, device)
+        else:
+            self._load_own(source, ops, device, dtype)
+        if max_model_len is not None:
+            self.max_len = min(self.max_len, max_model_len)
+
+    def _load_own(
+        self, source: ModelSource, ops: OpSet, device: torch.device, dtype: torch.dtype | None
+    ) -> None:
         weights = SafetensorsWeights(
             safetensors_files(source.path),
             device=device,
@@ -104,15 +125,21 @@ class PoolingModel:
             ],
         )
         with torch.inference_mode():
-            self.max_len = shape.max_context_len
-            self._pool: Callable[[Tensor, Tensor], Tensor]
-            if shape.architecture in ENCODERS:
+            if self.config.architecture in ENCODERS:
                 self._load_encoder(source, weights, ops, device)
             else:
                 self._load_decoder(source, weights, ops, device)
             weights.finish()
-        if max_model_len is not None:
-            self.max_len = min(self.max_len, max_model_len)
+
+    def _load_foreign(self, source: ModelSource, device: torch.device) -> None:
+        encoder = ForeignEncoder(self.config, source.path, self.act_dtype, device)
+        self._run = encoder
+        self._bind = lambda k, v: None
+        if not encoder.num_labels:
+            self._make_pooler(source, "mean", device)
+            return
+        self._pool = lambda logits, starts: logits
+        self._set_classes(source, encoder.num_labels)
 
     def bind_kv_cache(self, k_cache: Tensor, v_cache: Tensor) -> None:
         """Take the cache [num_blocks, num_kv_heads, block_size, head_dim], shared by all layers.
@@ -147,19 +174,23 @@ class PoolingModel:
 
         named = RenamedWeights(weights, rename)
         encoder = BertEncoder(shape, named, ops, device, rounded=self._rounded)
-        self._run: Callable[..., Tensor] = encoder
-        self._bind: Callable[[Tensor, Tensor], None] = encoder.bind_kv_cache
+        self._run = encoder
+        self._bind = encoder.bind_kv_cache
         if not family.classifies:
             self._make_pooler(source, "mean", device)
             return
         classify, num_labels = make_class_head(shape.architecture, shape.hidden_size, named)
         self._pool = lambda hidden, starts: classify(hidden, first_rows(starts, hidden.shape[0]))
+        self._set_classes(source, num_labels)
+
+    def _set_classes(self, source: ModelSource, num_labels: int) -> None:
+        raw = self.config.raw
         self.info = PoolingInfo(
             "score" if num_labels == 1 else "classify",
             num_labels,
-            squashes=num_labels == 1 and _squashes(source.path, shape.raw),
-            activation=_activation(shape.raw, num_labels),
-            labels=_labels(shape.raw, num_labels),
+            squashes=num_labels == 1 and _squashes(source.path, raw),
+            activation=_activation(raw, num_labels),
+            labels=_labels(raw, num_labels),
         )
 
     def _load_decoder(
@@ -167,8 +198,6 @@ class PoolingModel:
     ) -> None:
         # There is no output head to be read: any weight will do in its place.
         shape = self.config.replace(tie_word_embeddings=True)
-        if shape.raw.get("use_bidirectional_attention") or shape.raw.get("is_causal") is False:
-            raise ModelLoadError(f"{source.path}: decoders with attention in both directions")
         is_bare = "model.embed_tokens.weight" not in weights
         named = RenamedWeights(
             weights, lambda name: name.removeprefix("model.") if is_bare else name
@@ -176,6 +205,10 @@ class PoolingModel:
         build = model_class(TRUNKS.get(shape.architecture, shape.architecture))
         self._make_pooler(source, "last", device)
         decoder: CausalLM = build(shape, named, ops, max_model_len=self.max_len, device=device)
+        if shape.raw.get("use_bidirectional_attention") or shape.raw.get("is_causal") is False:
+            if not isinstance(decoder, LlamaForCausalLM):
+                raise ModelLoadError(f"{source.path}: {shape.architecture} in both directions")
+            decoder.attend_in_both_directions()
         self._run = lambda ids, ctx, is_second: decoder(ids, ctx)
         self._bind = lambda k, v: decoder.bind_kv_cache([(k, v)] * shape.num_layers)
 

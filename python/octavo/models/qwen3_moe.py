@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
 from octavo.models.config import ModelConfig
+from octavo.models.experts import LLAMA_NAMES, load_experts
 from octavo.models.hf_config import HfConfig
 from octavo.models.llama import (
     DecoderLayer,
@@ -16,7 +17,6 @@ from octavo.models.llama import (
     LlamaForCausalLM,
     LlamaMLP,
 )
-from octavo.models.mixtral import load_experts
 
 
 class Qwen3MoeDecoderLayer(LlamaDecoderLayer):
@@ -29,7 +29,7 @@ class Qwen3MoeDecoderLayer(LlamaDecoderLayer):
         if not config.moe_layers[layer]:
             return LlamaMLP(config, layer, weights, ops)
         prefix = f"model.layers.{layer}.mlp"
-        return load_experts(config, prefix, ("gate_proj", "up_proj", "down_proj"), weights, ops)
+        return load_experts(config, prefix, LLAMA_NAMES, weights, ops)
 
 
 class Qwen3MoeForCausalLM(LlamaForCausalLM):

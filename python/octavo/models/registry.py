@@ -13,20 +13,42 @@ from octavo.errors import ModelLoadError
 from octavo.kernels.opset import OpSet
 from octavo.layers.context import StepContext
 from octavo.models.bert import ENCODERS, read_encoder_config
+from octavo.models.bloom import BloomForCausalLM
+from octavo.models.cohere2 import Cohere2ForCausalLM
 from octavo.models.config import ModelConfig
+from octavo.models.deepseek_v2 import DeepseekV2ForCausalLM
+from octavo.models.deepseek_v3 import DeepseekV3ForCausalLM
+from octavo.models.ernie4_5 import Ernie4_5ForCausalLM
+from octavo.models.ernie4_5_moe import Ernie4_5_MoeForCausalLM
 from octavo.models.falcon import FalconForCausalLM
+from octavo.models.foreign_encoder import FOREIGN_ENCODERS, read_foreign_encoder
 from octavo.models.gemma import GemmaForCausalLM
 from octavo.models.gemma2 import Gemma2ForCausalLM
 from octavo.models.gemma3 import Gemma3ForCausalLM
+from octavo.models.glm import GlmForCausalLM
+from octavo.models.glm4 import Glm4ForCausalLM
+from octavo.models.glm4_moe import Glm4MoeForCausalLM
+from octavo.models.glm4_moe_lite import Glm4MoeLiteForCausalLM
+from octavo.models.gpt_neo import GPTNeoForCausalLM
+from octavo.models.gpt_oss import GptOssForCausalLM
 from octavo.models.granite import GraniteForCausalLM
+from octavo.models.granite_moe import GraniteMoeForCausalLM
 from octavo.models.hf_config import HfConfig, architecture_of
+from octavo.models.hunyuan_dense import HunYuanDenseV1ForCausalLM
+from octavo.models.hunyuan_moe import HunYuanMoEV1ForCausalLM
 from octavo.models.llama import LlamaForCausalLM
+from octavo.models.minimax_m2 import MiniMaxM2ForCausalLM
+from octavo.models.ministral3 import Ministral3ForCausalLM
 from octavo.models.mistral import MistralForCausalLM
 from octavo.models.mixtral import MixtralForCausalLM
+from octavo.models.mpt import MptForCausalLM
 from octavo.models.olmo2 import Olmo2ForCausalLM
+from octavo.models.olmo3 import Olmo3ForCausalLM
+from octavo.models.olmoe import OlmoeForCausalLM
 from octavo.models.phi import PhiForCausalLM
 from octavo.models.phi3 import Phi3ForCausalLM
 from octavo.models.qwen2 import Qwen2ForCausalLM
+from octavo.models.qwen2_moe import Qwen2MoeForCausalLM
 from octavo.models.qwen3 import Qwen3ForCausalLM
 from octavo.models.qwen3_moe import Qwen3MoeForCausalLM
 from octavo.models.smollm3 import SmolLM3ForCausalLM
@@ -74,10 +96,31 @@ class CausalLMClass(CausalLM, Protocol):
 
 
 _CLASSES: tuple[type[CausalLMClass], ...] = (
+    BloomForCausalLM,
+    GPTNeoForCausalLM,
+    MptForCausalLM,
+    DeepseekV2ForCausalLM,
+    DeepseekV3ForCausalLM,
+    Glm4MoeLiteForCausalLM,
+    Cohere2ForCausalLM,
+    Ernie4_5ForCausalLM,
+    Ernie4_5_MoeForCausalLM,
+    Glm4ForCausalLM,
+    Glm4MoeForCausalLM,
+    GlmForCausalLM,
+    GraniteMoeForCausalLM,
+    HunYuanDenseV1ForCausalLM,
+    HunYuanMoEV1ForCausalLM,
+    MiniMaxM2ForCausalLM,
+    Ministral3ForCausalLM,
+    Olmo3ForCausalLM,
+    OlmoeForCausalLM,
+    Qwen2MoeForCausalLM,
     FalconForCausalLM,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     GemmaForCausalLM,
+    GptOssForCausalLM,
     GraniteForCausalLM,
     LlamaForCausalLM,
     MistralForCausalLM,
@@ -98,6 +141,8 @@ ARCHITECTURES: dict[str, type[CausalLMClass]] = {cls.__name__: cls for cls in _C
 TRUNKS: dict[str, str] = {
     f"{family}Model": f"{family}ForCausalLM" for family in ("Llama", "Mistral", "Qwen2", "Qwen3")
 }
+# EmbeddingGemma.
+TRUNKS["Gemma3TextModel"] = "Gemma3ForCausalLM"
 
 
 class ModelRegistry:
@@ -106,7 +151,7 @@ class ModelRegistry:
     @staticmethod
     def get_supported_archs() -> list[str]:
         """Architectures as config.json spells them, sorted."""
-        return sorted([*ARCHITECTURES, *ENCODERS, *TRUNKS])
+        return sorted([*ARCHITECTURES, *ENCODERS, *FOREIGN_ENCODERS, *TRUNKS])
 
 
 def model_class(architecture: str) -> type[CausalLMClass]:
@@ -132,6 +177,8 @@ def config_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
     architecture = architecture_of(raw)
     if architecture in ENCODERS:
         return read_encoder_config(raw)
+    if architecture in FOREIGN_ENCODERS:
+        return read_foreign_encoder(raw)
     architecture = TRUNKS.get(architecture, architecture)
     if architecture not in ARCHITECTURES:
         from octavo.models import fallback

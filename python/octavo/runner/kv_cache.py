@@ -51,7 +51,8 @@ class KVCachePlan:
 
 def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
     """Keys and values of one token in all layers."""
-    return 2 * config.num_layers * config.kv_size * dtype.itemsize
+    copies = 1 if config.latent is not None else 2
+    return copies * config.num_layers * config.kv_size * dtype.itemsize
 
 
 def plan_kv_cache(
@@ -115,10 +116,12 @@ def allocate_kv_cache(
     """
     shape = (plan.num_blocks, config.num_kv_heads, plan.block_size, config.head_dim)
     make = torch.empty if device.type == "cpu" else torch.zeros
-    return [
-        (make(shape, dtype=dtype, device=device), make(shape, dtype=dtype, device=device))
-        for _ in range(config.num_layers)
-    ]
+    caches = []
+    for _ in range(config.num_layers):
+        keys = make(shape, dtype=dtype, device=device)
+        shared = config.latent is not None
+        caches.append((keys, keys if shared else make(shape, dtype=dtype, device=device)))
+    return caches
 
 
 def _mib(nbytes: int, digits: int = 0) -> str:

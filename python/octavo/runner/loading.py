@@ -33,7 +33,7 @@ from octavo.checkpoints.weights import Progress, Weights
 from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
 from octavo.kernels.opset import OpSet
-from octavo.kernels.weights import Experts, Stored, Weight
+from octavo.kernels.weights import ExpertBiases, Experts, Stored, Weight
 from octavo.layers.ops import get_ops
 from octavo.models.bert import ENCODERS
 from octavo.models.config import ModelConfig
@@ -333,9 +333,14 @@ class _WeightCounter:
         return weight
 
     def _count_experts(
-        self, gate_up: Sequence[Sequence[Stored]], down: Sequence[Stored], *, exact: bool = False
+        self,
+        gate_up: Sequence[Sequence[Stored]],
+        down: Sequence[Stored],
+        *,
+        biases: ExpertBiases | None = None,
+        exact: bool = False,
     ) -> Experts:
-        experts = self._prepare_experts(gate_up, down, exact=exact)
+        experts = self._prepare_experts(gate_up, down, biases=biases, exact=exact)
         self.total += experts.num_elements
         return experts
 

@@ -85,7 +85,9 @@ class PoolingRunner:
         self._batch = InputBatch(self.max_num_seqs, self._sizes.max_blocks_per_seq, self.device)
         self._stream: torch.cuda.Stream | None = None
         self._graphs: PoolingGraphs | None = None
-        if not on_cpu and config.attention_backend != "reference" and not config.enforce_eager:
+        can_capture = model.is_capturable and not on_cpu
+        is_native = config.attention_backend != "reference"
+        if can_capture and is_native and not config.enforce_eager:
             # Imported here: Triton may be missing on a CPU.
             from octavo.kernels.gpu import ops as gpu
 

@@ -23,7 +23,13 @@ pub enum Activation {
     Relu,
     /// max(x, 0) squared
     Relu2,
+    /// min(x, 7) sigmoid(1.702 min(x, 7)), and as a gate times 1 + the other half within 7: gpt-oss.
+    ClampedSwiglu,
 }
+
+/// Bound of what a clamped SwiGLU takes, and the gain of its sigmoid.
+const CLAMP: f32 = 7.0;
+const CLAMPED_GAIN: f32 = 1.702;
 
 impl Activation {
     /// From the op set's name.
@@ -34,6 +40,7 @@ impl Activation {
             "gelu_tanh" | "gelu_new" => Activation::GeluTanh,
             "relu" => Activation::Relu,
             "relu2" => Activation::Relu2,
+            "swiglu_clamped" => Activation::ClampedSwiglu,
             _ => return None,
         })
     }
@@ -58,7 +65,23 @@ impl Activation {
                 let x = s.max(x, s.zero());
                 s.mul(x, x)
             }
+            Activation::ClampedSwiglu => {
+                let x = s.min(x, s.splat(CLAMP));
+                s.mul(x, s.sigmoid(s.mul(x, s.splat(CLAMPED_GAIN))))
+            }
         }
+    }
+
+    /// The gate's activation times the other half of the row.
+    #[inline(always)]
+    fn gate<S: Simd>(self, s: S, gate: S::V, up: S::V) -> S::V {
+        let up = if self == Activation::ClampedSwiglu {
+            let up = s.max(s.min(up, s.splat(CLAMP)), s.splat(-CLAMP));
+            s.add(up, s.splat(1.0))
+        } else {
+            up
+        };
+        s.mul(self.apply(s, gate), up)
     }
 }
 
@@ -110,13 +133,12 @@ impl Kernel for ActivationTask {
                 let left = self.cols.end - i;
                 // SAFETY: `activation`'s contract.
                 unsafe {
-                    let v = self
-                        .kind
-                        .apply(s, load_some(s, x.at(row, i), x.dtype, left));
+                    let v = load_some(s, x.at(row, i), x.dtype, left);
                     let v = if self.gated {
-                        s.mul(v, load_some(s, x.at(row, y.cols + i), x.dtype, left))
+                        let up = load_some(s, x.at(row, y.cols + i), x.dtype, left);
+                        self.kind.gate(s, v, up)
                     } else {
-                        v
+                        self.kind.apply(s, v)
                     };
                     store_some(s, y.at(row, i), y.dtype, v, left);
                 }

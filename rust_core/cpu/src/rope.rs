@@ -11,7 +11,7 @@ use crate::simd::{Kernel, Simd};
 use crate::tensor::{Rows, RowsMut, load_one, load_some, store_one, store_some};
 
 /// Largest head.
-pub const MAX_HEAD_DIM: usize = 512;
+pub const MAX_HEAD_DIM: usize = 640;
 /// Elements a task.
 const SERIAL: usize = 1 << 14;
 

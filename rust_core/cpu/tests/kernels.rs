@@ -311,6 +311,8 @@ proptest! {
                 sliding_window: 0,
                 softcap: 0.0,
                 causal: true,
+                sinks: &[],
+                slopes: &[],
                 shares: &[],
                 out: out.write(),
             };

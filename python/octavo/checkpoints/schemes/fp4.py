@@ -39,14 +39,19 @@ def read_fp4(
     size = _NVFP4_GROUP if tensors.kind(name) == "F8_E4M3" else _MXFP4_GROUP
     scale = tensors.read(name, (n, -(-k // size)), kinds=_SCALES)
     scale = scale.view(torch.float8_e8m0fnu) if scale.dtype == torch.uint8 else scale
+    scale = scale.float() if factor is None else scale.float() * factor
+    return grouped(tensors, prefix, "FP4", fp4_planes(pairs, scale, size), shape, part)
+
+
+def fp4_planes(pairs: Tensor, scale: Tensor, size: int) -> dict[str, Tensor]:
+    """Planes of ``pairs`` uint8 [N, K / 2], the low half first, and a scale for each ``size``."""
     codes = torch.tensor([*_MAGNITUDES, *(-value for value in _MAGNITUDES)], device=pairs.device)
-    planes = {
+    return {
         "q": torch.stack([pairs & 15, pairs >> 4], 2).flatten(1),
-        "scale": scale.float() if factor is None else scale.float() * factor,
+        "scale": scale,
         "codes": codes,
-        **group_map(k, size, pairs.device),
+        **group_map(2 * pairs.shape[1], size, pairs.device),
     }
-    return grouped(tensors, prefix, "FP4", planes, shape, part)
 
 
 def read_factor(tensors: Tensors, name: str) -> Tensor:

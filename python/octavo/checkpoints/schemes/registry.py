@@ -13,6 +13,7 @@ from octavo.checkpoints.schemes.dense import DenseScheme
 from octavo.checkpoints.schemes.fp8 import Fp8Scheme
 from octavo.checkpoints.schemes.gptq import GptqScheme
 from octavo.checkpoints.schemes.modelopt import ModelOptScheme
+from octavo.checkpoints.schemes.mxfp4 import Mxfp4Scheme
 from octavo.checkpoints.schemes.scheme import Scheme
 from octavo.errors import ModelLoadError
 
@@ -26,6 +27,7 @@ SCHEMES: dict[str, Callable[[Mapping[str, Any]], Scheme]] = {
     "fp8": Fp8Scheme,
     "gptq": GptqScheme,
     "modelopt": ModelOptScheme,
+    "mxfp4": Mxfp4Scheme,
     "intel/auto-round": AutoRoundScheme,
 }
 
@@ -58,7 +60,6 @@ REFUSED = {
     "fp_quant": _ADVICE,
     "higgs": _ADVICE,
     "hqq": _ADVICE,
-    "mxfp4": "gpt-oss, whose format it is, has no implementation yet",
     "quanto": _ADVICE,
     "quark": _ADVICE,
     "quip": _ADVICE,

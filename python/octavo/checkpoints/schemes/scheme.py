@@ -71,7 +71,21 @@ class Scheme(ABC):
         shape: tuple[int, int],
         part: Part,
     ) -> Iterator[Stored]:
-        """One projection [N, K] of every expert; each is a module of its own in most schemes."""
+        """One projection [N, K] of every expert; each is a module of its own in most schemes.
+
+        A dense tensor of them all is [E, K, N] where it is no module's, as gpt-oss and Llama 4
+        store it, and a module's weight [E, N, K], as Granite stores it.
+        """
+        n, k = shape
+        module = f"{prefix}.{name}.weight"
+        if module in tensors:
+            for weight in tensors.read(module, (count, n, k), dtype=tensors.dtype):
+                yield part_of(weight, part)
+            return
+        if f"{prefix}.{name}" in tensors:
+            for weight in tensors.read(f"{prefix}.{name}", (count, k, n), dtype=tensors.dtype):
+                yield part_of(weight.T, part)
+            return
         for expert in range(count):
             yield self.linear(tensors, f"{prefix}.{expert}.{name}", shape, part)
 

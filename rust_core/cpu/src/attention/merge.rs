@@ -20,7 +20,11 @@ impl AttentionTask<'_> {
             unsafe {
                 let (token, head) = (r / self.group, r % self.group);
                 let head = self.item.kv_head * self.group + head;
-                let inverse = s.splat(1.0 / *b.state.total.add(r));
+                let mut total = *b.state.total.add(r);
+                if self.item.partial.is_none() {
+                    total += sink_of(&self.args, head, *b.state.high.add(r));
+                }
+                let inverse = s.splat(1.0 / total);
                 let partial = self.partial.wrapping_add(r * (dim + 2));
                 let mut i = 0;
                 while i < dim {
@@ -39,6 +43,16 @@ impl AttentionTask<'_> {
                 }
             }
         }
+    }
+}
+
+/// What a head's sink adds to a row's sum of probabilities, relative to the row's largest score.
+/// Beyond float32 it is infinite, and the row's result zero, as it should be.
+#[inline(always)]
+fn sink_of(args: &AttentionArgs, head: usize, high: f32) -> f32 {
+    match args.sinks.get(head) {
+        Some(sink) => (sink * std::f32::consts::LOG2_E - high).exp2(),
+        None => 0.0,
     }
 }
 
@@ -70,6 +84,7 @@ impl Kernel for MergeTask<'_> {
                     total += *part(p).add(1) * (*part(p) - high).exp2();
                 }
                 let head = self.merge.kv_head * self.group + r;
+                total += sink_of(&self.args, head, high);
                 let mut i = 0;
                 while i < dim {
                     let mut acc = s.zero();

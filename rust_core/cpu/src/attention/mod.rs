@@ -55,6 +55,11 @@ pub unsafe fn paged_attention(level: Level, args: AttentionArgs) -> Result<(), S
     if dim > MAX_HEAD_DIM {
         return Err(format!("head_dim {dim} exceeds {MAX_HEAD_DIM}"));
     }
+    for (name, values) in [("sinks", args.sinks), ("slopes", args.slopes)] {
+        if !values.is_empty() && values.len() != heads {
+            return Err(format!("{} {name} for {heads} heads", values.len()));
+        }
+    }
     let group = heads / kv_heads;
     let (items, merges) = plan(&args, group)?;
     let requests_alone = items.iter().all(|item| item.tokens == 1);

@@ -39,6 +39,11 @@ pub struct AttentionArgs<'a> {
     pub softcap: f32,
     /// A query attends to no later key.
     pub causal: bool,
+    /// [Hq]: a score of each head that every query's softmax has and no value belongs to; empty:
+    /// none.
+    pub sinks: &'a [f32],
+    /// [Hq]: each head's slope of a bias by distance (ALiBi); empty: none.
+    pub slopes: &'a [f32],
     /// Rows whose queries and results are each thread's own, ascending; may be empty.
     pub shares: &'a [Range<usize>],
     /// [T, Hq Dh]

@@ -24,10 +24,10 @@ impl AttentionTask<'_> {
     #[inline(always)]
     fn visible(&self, r: usize, key: usize, len: usize) -> (usize, usize) {
         let position = self.item.position + r / self.group;
-        let end = if self.args.causal {
-            (position + 1).saturating_sub(key).min(len)
-        } else {
-            len
+        let end = match (self.args.causal, self.args.sliding_window) {
+            (true, _) => (position + 1).saturating_sub(key).min(len),
+            (false, 0) => len,
+            (false, window) => (position + window).saturating_sub(key).min(len),
         };
         let begin = match self.args.sliding_window {
             0 => 0,
@@ -97,6 +97,7 @@ impl AttentionTask<'_> {
             for (r, most) in rows.clone().zip(&mut most) {
                 let scores = scores.add(r * CHUNK);
                 self.cap(s, scores, whole);
+                self.lean(scores, r, key, whole);
                 let (from, to) = self.visible(r, key, len);
                 for i in (0..from).chain(to..whole) {
                     *scores.add(i) = f32::NEG_INFINITY;
@@ -140,6 +141,21 @@ impl AttentionTask<'_> {
                     s.fma(s.load(total), shrink, s.load(added.as_ptr().add(i))),
                 );
             }
+        }
+    }
+
+    /// Bias by distance: a head's slope times how far before the query a key is.
+    #[inline(always)]
+    unsafe fn lean(&self, scores: *mut f32, r: usize, key: usize, len: usize) {
+        let head = self.item.kv_head * self.group + r % self.group;
+        let Some(slope) = self.args.slopes.get(head) else {
+            return;
+        };
+        let slope = slope * std::f32::consts::LOG2_E;
+        let position = self.item.position + r / self.group;
+        for i in 0..len {
+            // SAFETY: the caller's.
+            unsafe { *scores.add(i) += slope * ((key + i) as f32 - position as f32) };
         }
     }
 

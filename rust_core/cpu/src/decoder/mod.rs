@@ -247,6 +247,8 @@ impl Decoder {
                     sliding_window: layer.sliding_window,
                     softcap: self.softcap,
                     causal: true,
+                    sinks: &[],
+                    slopes: &[],
                     shares: &blocks.row_shares,
                     out: part(states.attended, 0, tokens, cols),
                 },

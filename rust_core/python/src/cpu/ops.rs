@@ -126,7 +126,7 @@ fn cpu_rope(
 
 #[pyfunction]
 #[allow(clippy::too_many_arguments)] // the op's own
-#[pyo3(signature = (q, cache, *, block_table, slots, seq_lens, query_start_loc, scale, sliding_window, softcap, causal, max_seq_len, out))]
+#[pyo3(signature = (q, cache, *, block_table, slots, seq_lens, query_start_loc, scale, sliding_window, softcap, causal, sinks, slopes, max_seq_len, out))]
 fn cpu_attention(
     py: Python<'_>,
     q: Matrix,
@@ -139,6 +139,8 @@ fn cpu_attention(
     sliding_window: usize,
     softcap: f32,
     causal: bool,
+    sinks: Option<Vector>,
+    slopes: Option<Vector>,
     max_seq_len: usize,
     out: Matrix,
 ) -> PyResult<()> {
@@ -161,6 +163,8 @@ fn cpu_attention(
             sliding_window,
             softcap,
             causal,
+            sinks: sinks.map_or(Ok(&[][..]), |v| v.slice())?,
+            slopes: slopes.map_or(Ok(&[][..]), |v| v.slice())?,
             shares: &[],
             out: out.like(q)?.write()?,
         };

@@ -1,0 +1,73 @@
+"""Experts that families load alike: a router, gated MLPs, and those that all tokens share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from octavo.checkpoints.weights import Weights
+from octavo.kernels.opset import OpSet
+from octavo.kernels.routing import Routing
+from octavo.kernels.weights import Columns, Rows
+from octavo.layers.moe import MoE
+from octavo.models.config import ModelConfig
+from octavo.models.parts import width_of
+
+# What HF's files call an expert's gate, up and down, where they have Llama's names.
+LLAMA_NAMES = ("gate_proj", "up_proj", "down_proj")
+
+
+def load_experts(
+    config: ModelConfig,
+    prefix: str,
+    names: tuple[str, str, str],
+    weights: Weights,
+    ops: OpSet,
+    *,
+    router: str = "gate",
+    routing: Routing | None = None,
+    shared: Callable[[Tensor], Tensor] | None = None,
+) -> MoE:
+    """The router and experts below ``prefix``; ``names``: of an expert's gate, up and down.
+
+    routing: None: softmax, of as many experts as the config says.
+
+    Raises:
+        ModelLoadError: a weight is missing or has another shape.
+    """
+    d, f, count = config.hidden_size, config.moe_intermediate_size, config.num_experts
+    gate, up, down = names
+    experts = f"{prefix}.experts"
+    # Every rank has a part of each expert, and all of the router.
+    begin, end = width_of(f, ops.rank)
+    is_whole = ops.rank.size == 1
+    rows, columns = (None, None) if is_whole else (Rows(((begin, end),)), Columns(begin, end))
+    gates = weights.experts(experts, count, gate, (f, d), rows)
+    ups = weights.experts(experts, count, up, (f, d), rows)
+    return MoE(
+        ops,
+        weights.linear(f"{prefix}.{router}", (count, d)),
+        list(zip(gates, ups, strict=True)),
+        list(weights.experts(experts, count, down, (d, f), columns)),
+        routing=routing or Routing(config.num_experts_per_token, config.renormalize_experts),
+        act=config.hidden_act,
+        shared=shared,
+    )
+
+
+class GatedShared:
+    """An MLP that all tokens share, weighted by a sigmoid of its own. ``gate``: [1, D]."""
+
+    __slots__ = ("_gate", "_mlp")
+
+    def __init__(
+        self, prefix: str, mlp: Callable[[Tensor], Tensor], d: int, weights: Weights, ops: OpSet
+    ) -> None:
+        self._gate = ops.weight([weights.linear(prefix, (1, d))], exact=True)
+        self._mlp = mlp
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [T, D] -> [T, D]."""
+        return torch.sigmoid(self._gate.linear(x)) * self._mlp(x)

@@ -1,0 +1,55 @@
+"""GraniteMoeForCausalLM: Granite with a mixture of experts in place of every MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from octavo.checkpoints.weights import Weights
+from octavo.kernels.opset import OpSet
+from octavo.kernels.routing import Routing
+from octavo.kernels.weights import Columns, Rows
+from octavo.layers.moe import MoE
+from octavo.models.config import ModelConfig
+from octavo.models.granite import GraniteDecoderLayer, granite_fields
+from octavo.models.hf_config import HfConfig
+from octavo.models.llama import DecoderLayer, FeedForward, LlamaForCausalLM
+from octavo.models.parts import width_of
+
+
+class GraniteMoeDecoderLayer(GraniteDecoderLayer):
+    """Attention, then experts whose gate and up are one tensor."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def make_mlp(config: ModelConfig, layer: int, weights: Weights, ops: OpSet) -> FeedForward:
+        prefix = f"model.layers.{layer}.block_sparse_moe"
+        d, f, count = config.hidden_size, config.moe_intermediate_size, config.num_experts
+        begin, end = width_of(f, ops.rank)
+        is_whole = ops.rank.size == 1
+        rows = None if is_whole else Rows(((begin, end), (f + begin, f + end)))
+        columns = None if is_whole else Columns(begin, end)
+        return MoE(
+            ops,
+            weights.linear(f"{prefix}.router.layer", (count, d)),
+            [[both] for both in weights.experts(prefix, count, "input_linear", (2 * f, d), rows)],
+            list(weights.experts(prefix, count, "output_linear", (d, f), columns)),
+            routing=Routing(config.num_experts_per_token),
+            act=config.hidden_act,
+        )
+
+
+class GraniteMoeForCausalLM(LlamaForCausalLM):
+    """See LlamaForCausalLM."""
+
+    layer_class: ClassVar[Callable[..., DecoderLayer]] = GraniteMoeDecoderLayer
+
+    @classmethod
+    def read_config(cls, hf: HfConfig) -> ModelConfig:
+        return hf.config(
+            **granite_fields(hf),
+            num_experts=hf.int("num_local_experts", 8),
+            num_experts_per_token=hf.int("num_experts_per_tok", 2),
+            moe_intermediate_size=hf.int("intermediate_size"),
+        )
