@@ -153,6 +153,8 @@ pub struct Request {
     pub num_void: u32,
     /// Steps in flight that this request is in.
     pub num_in_flight: u32,
+    /// Times that it has been preempted.
+    pub num_preemptions: u32,
     /// `num_tokens` at which it ends.
     pub max_len: u32,
     /// The last known token.
@@ -248,6 +250,7 @@ mod tests {
             num_pending: 0,
             num_void: 0,
             num_in_flight: 0,
+            num_preemptions: 0,
             max_len: 100,
             last_token: 0,
             num_prompt: prompt.len() as u32,
