@@ -145,7 +145,7 @@ test-nightly: dev sanitize ## the longest lists, for which CI has no time
 	$(PYTEST) -m "not gpu and nightly" $(PYTEST_ARGS)
 
 # In one process: the model's server takes the cores.
-CLIENT_TESTS := $(addprefix tests/server/test_,agents.py agent_clients.py agent_models.py llm_comply.py \
+CLIENT_TESTS := $(addprefix tests/server/test_,agents.py agent_clients.py agent_models.py agent_programs.py llm_comply.py \
   openai_client.py functions.py)
 test-clients: $(STAMPS)/clients ## the libraries that people call servers by (PYTEST_ARGS="-k ...")
 	env OMP_NUM_THREADS=1 $(CLIENTS)/bin/python -m pytest -q -m "not gpu" $(CLIENT_TESTS) $(PYTEST_ARGS)

@@ -272,7 +272,7 @@ class EngineCore:
         sse: Sequence[SseTemplate] | None = None,
         channels: Channels | None = None,
         grammar: Grammar | None = None,
-        trigger: str | None = None,
+        trigger: tuple[Sequence[str], bool] | None = None,
         may_force: bool = False,
         reasoning: tuple[int | None, int, bool, int | None] | None = None,
         bad_words: Sequence[Sequence[int]] = (),
@@ -283,9 +283,10 @@ class EngineCore:
         ``arrival_s``: time.monotonic() at arrival, now if None. ``stream_interval``: tokens per
         delta, the constructor's if None. ``channels``: each sample's text is told apart by a parser
         of its own; stop strings are looked for in pieces of text alone. ``grammar``: what each
-        sample follows, to its end; with a ``trigger`` from the token on in which that text begins,
-        as soon as it is there, if it fits. With ``may_force`` several tokens of it may come at
-        once, where it leaves no choice.
+        sample follows, to its end; with a ``trigger`` (texts, is_repeated) from the token on in
+        which one of the texts begins, as soon as it is there, if it fits; if ``is_repeated`` to
+        where the grammar may end, and again from the next. With ``may_force`` several tokens of it
+        may come at once, where it leaves no choice.
         ``reasoning``: (token that opens it, token that closes it, whether the prompt has opened it,
         most tokens of it): while it is open no grammar holds. ``bad_words``: sequences of tokens
         that must not come; those of one token are the sampler's to ban.
@@ -619,14 +620,15 @@ class ChannelFormat:
     def reasoning_markers(self) -> tuple[str, str] | None:
         """The texts that open and close reasoning."""
     @property
-    def trigger(self) -> str | None:
-        """The text that begins calls within other text; None: they have no marker."""
+    def triggers(self) -> list[str]:
+        """The texts that begin calls within other text; none where calls may have no marker."""
     def grammar(
         self,
         tools: Sequence[tuple[str, str]],
         *,
-        at_least_one: bool,
-        at_most_one: bool,
+        at_least_one: bool = False,
+        at_most_one: bool = False,
+        calls_only: bool = False,
         strict: Sequence[str] | None = None,
         special_tokens: Sequence[tuple[str, int]] = (),
     ) -> str:
@@ -636,12 +638,15 @@ class ChannelFormat:
             tools: names, and JSON schemas of the parameters.
             at_least_one: the text is nothing but calls; else calls may stand anywhere in it.
             at_most_one: no second call.
+            calls_only: of calls from one of the triggers on, whatever text is before it, and not of
+                a whole answer.
             strict: names of the tools whose arguments follow their schemas, all if None. Those of
                 the others are any JSON object.
             special_tokens: markers that are one special token each, with their ids.
 
         Raises:
-            ValueError: the format has no tool calls, or there are no tools.
+            ValueError: the format has no tool calls, or with ``calls_only`` no triggers; there are
+                no tools, or a schema is no JSON.
         """
 
 @final

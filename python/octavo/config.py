@@ -231,9 +231,19 @@ class EngineConfig:
     scheduling_policy: Literal["fcfs", "priority"] = _flag(
         "fcfs", "scheduler", "who is admitted first", choices=("fcfs", "priority"), common=True
     )
-    # Finite, so that overload answers 503 at once instead of growing memory and latency.
-    max_num_queued_reqs: int = _flag(
-        4096, "scheduler", "most requests waiting; beyond it 503", human=True
+    # None: max_num_seqs + 4096. Finite, so that overload answers 503 at once instead of growing
+    # memory and latency.
+    max_num_queued_reqs: int | None = _flag(
+        None,
+        "scheduler",
+        "most requests at once, running or waiting; beyond it 503. Default: --max-num-seqs + 4096",
+        human=True,
+    )
+    max_num_queued_tokens: int | None = _flag(
+        None,
+        "scheduler",
+        "most prompt tokens of requests that have no output token yet; beyond it 503",
+        human=True,
     )
     # 1: every token leaves at once; tokens join one chunk only when the loop is behind.
     stream_interval: int = _flag(1, "scheduler", "tokens per streamed chunk")
@@ -322,7 +332,8 @@ class EngineConfig:
             "at least 1",
         )
         check(self.long_prefill_token_threshold >= 0, "long_prefill_token_threshold", "at least 0")
-        check(self.max_num_queued_reqs >= 1, "max_num_queued_reqs", "at least 1")
+        for name in ("max_num_queued_reqs", "max_num_queued_tokens"):
+            check(getattr(self, name) is None or getattr(self, name) >= 1, name, "at least 1")
         check(self.stream_interval >= 1, "stream_interval", "at least 1")
         check(
             self.kv_cache_memory_bytes is None or self.kv_cache_memory_bytes >= 1,

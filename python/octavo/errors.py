@@ -45,13 +45,10 @@ class ModelLoadError(OctavoError, ValueError):
 
 
 class QueueFullError(OctavoError):
-    """As many requests wait as may; try again later."""
+    """As many requests, or tokens of their prompts, are there as may; try again later."""
 
-    def __init__(self, max_num_queued_reqs: int) -> None:
-        super().__init__(
-            f"the server is overloaded: {max_num_queued_reqs} requests are waiting already"
-        )
-        self.max_num_queued_reqs = max_num_queued_reqs
+    def __init__(self, there: str) -> None:
+        super().__init__(f"the server is overloaded: {there}")
 
 
 class RequestTooLongError(InvalidRequestError):

@@ -27,6 +27,11 @@ GAUGES: Final = (
     Row("num_requests_running", "Requests in the running batch."),
     Row("num_requests_waiting", "Requests waiting to be scheduled."),
     Row(
+        "num_requests_waiting_by_reason",
+        "The same by reason: for room on the device, or deferred, which nothing is here.",
+        label="reason",
+    ),
+    Row(
         "kv_cache_usage_perc",
         "Part of the KV cache in use; 1 is all of it.",
         aliases=("gpu_cache_usage_perc",),
@@ -60,6 +65,7 @@ HISTOGRAMS: Final = (
     Row("request_params_n", "The n of a request."),
     Row("request_params_max_tokens", "The max_tokens of a request."),
     Row("request_max_num_generation_tokens", "The longest sample of a request, in tokens."),
+    Row("request_num_preemptions", "Times that a request was preempted."),
     # A histogram whose name ends like a counter's, as dashboards have it.
     Row("iteration_tokens", "Tokens in one step.", name="iteration_tokens_total"),
     Row("step_seconds", "One step of the engine, by phase.", label="phase", prefix="octavo:"),

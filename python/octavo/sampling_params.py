@@ -204,6 +204,17 @@ class SamplingParams:
             self._convert_structure()
 
     @property
+    def has_penalties(self) -> bool:
+        """Whether logits depend on the tokens before them."""
+        return has_penalties(
+            {
+                "presence_penalty": self.presence_penalty,
+                "frequency_penalty": self.frequency_penalty,
+                "repetition_penalty": self.repetition_penalty,
+            }
+        )
+
+    @property
     def greedy(self) -> bool:
         """Whether the most likely token is taken, without randomness."""
         return self.temperature < GREEDY_EPSILON
@@ -355,6 +366,15 @@ def _shown(value: object) -> str:
 
 # Below this a temperature divides logits into overflow; vLLM draws the same line.
 GREEDY_EPSILON = 1e-5
+
+
+def has_penalties(values: Mapping[str, Any]) -> bool:
+    """Whether sampling parameters make logits depend on the tokens before them."""
+    return bool(
+        values.get("presence_penalty")
+        or values.get("frequency_penalty")
+        or values.get("repetition_penalty", 1.0) != 1.0
+    )
 
 
 @dataclass(slots=True)

@@ -21,6 +21,17 @@ KINDS: Final[tuple[GrammarKind, ...]] = (
 )
 
 
+class Trigger(NamedTuple):
+    """The texts from which on a constraint holds.
+
+    ``is_repeated``: to where it may end, and again from the next one; else from the first one to
+    the text's end.
+    """
+
+    texts: tuple[str, ...]
+    is_repeated: bool
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StructuredOutputsParams:
     """A constraint on a request's text, with vLLM's names and meanings: exactly one kind of it.
@@ -36,8 +47,8 @@ class StructuredOutputsParams:
         disable_additional_properties: objects have only the properties that the schema names.
         whitespace_pattern: a regular expression of the whitespace between the parts of JSON.
         param: the request's field that errors name, where it is not this one.
-        trigger: the text from which on it holds, in whose place in the constraint any text may come
-            before; None: from the start.
+        trigger: where it begins to hold, any text before it being part of the constraint; None:
+            from the start.
 
     Raises:
         InvalidParameterError: from construction: none or several kinds, or a value of another type.
@@ -53,7 +64,7 @@ class StructuredOutputsParams:
     disable_additional_properties: bool = False
     whitespace_pattern: str | None = None
     param: str | None = field(default=None, compare=False, repr=False)
-    trigger: str | None = field(default=None, compare=False, repr=False)
+    trigger: Trigger | None = field(default=None, compare=False, repr=False)
     kind: GrammarKind = field(init=False, compare=False, repr=False)
     # The constraint in its kind's language.
     text: str = field(init=False, compare=False, repr=False)

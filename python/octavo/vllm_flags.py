@@ -212,10 +212,6 @@ _ALL: Final[list[Row]] = [
     *_refused("--max-num-batched-tokens is octavo's limit of a step", "max_num_scheduled_tokens"),
     *_refused("--max-num-seqs is octavo's limit of a step", "max_num_active_seqs"),
     *_refused(
-        "octavo limits waiting requests, not their tokens: --max-num-queued-reqs",
-        "max_num_queued_tokens",
-    ),
-    *_refused(
         "octavo shares every step among decodes and prompts: --max-num-batched-tokens",
         "scheduler_delay_factor",
         "value",

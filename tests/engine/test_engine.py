@@ -132,12 +132,58 @@ def test_the_queue_is_bounded(fake_model: Any) -> None:
     fake_model()
 
     async def main() -> None:
-        async with running(max_num_seqs=1, max_num_queued_reqs=2) as engine:
+        async with running(max_num_seqs=1, max_num_queued_reqs=3) as engine:
             params = SamplingParams(max_tokens=40, ignore_eos=True)
             for _ in range(3):
                 engine.submit(TokenIds([1, 2]), params, lambda delta: None)
-            with pytest.raises(QueueFullError):
+            with pytest.raises(QueueFullError, match="3 requests are running or waiting"):
                 engine.submit(TokenIds([1, 2]), params, lambda delta: None)
+
+
+def test_one_request_always_fits(fake_model: Any) -> None:
+    """Of many samples, or a long prompt: it could never be tried again otherwise."""
+    fake_model()
+
+    async def main() -> None:
+        limits = {"max_num_queued_reqs": 1, "max_num_queued_tokens": 1}
+        async with running(max_num_seqs=4, **limits) as engine:
+            params = SamplingParams(max_tokens=4, n=3)
+            ended = asyncio.Queue[Any]()
+            engine.submit(TokenIds([1, 2]), params, ended.put_nowait)
+            for _ in range(3):
+                await asyncio.wait_for(ended.get(), 10)
+
+    asyncio.run(main())
+
+
+def test_prompt_tokens_that_wait_are_bounded(fake_model: Any) -> None:
+    """A request counts until its first token is there, or it is over."""
+    fake_model()
+
+    async def main() -> None:
+        async with running(max_num_seqs=1, max_num_queued_tokens=10) as engine:
+            params = SamplingParams(max_tokens=2, ignore_eos=True)
+            ids = []
+            for _ in range(2):
+                ids += engine.submit(TokenIds([1, 2, 3, 4, 5]), params, lambda delta: None)
+            with pytest.raises(QueueFullError, match="10 tokens of prompts"):
+                engine.submit(TokenIds([1]), params, lambda delta: None)
+            while engine.num_unfinished:
+                await asyncio.sleep(0.001)
+            # One that runs has its first token, and is no longer in the way.
+            long = SamplingParams(max_tokens=1000, ignore_eos=True)
+            begun = asyncio.Event()
+            engine.submit(TokenIds(range(1, 21)), long, lambda _: begun.set(), delivery="delta")
+            await asyncio.wait_for(begun.wait(), 10)
+            over = asyncio.Event()
+            [waiting] = engine.submit(TokenIds([1] * 12), long, lambda _: over.set())
+            with pytest.raises(QueueFullError, match="12 tokens of prompts"):
+                engine.submit(TokenIds([1]), long, lambda delta: None)
+            engine.abort([waiting])
+            await asyncio.wait_for(over.wait(), 10)
+            engine.submit(TokenIds([1]), long, lambda delta: None)
+
+    asyncio.run(main())
 
     asyncio.run(main())
 

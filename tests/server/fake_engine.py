@@ -248,6 +248,7 @@ class FakeEngine:
         # What every sample says, where it is set.
         self.said: str | None = None
         self.generation_defaults: dict[str, Any] = {}
+        self.runs_ahead = False
         self.special_tokens = {"bos_token": "<s>", "eos_token": "</s>"}
         self.eos_token_ids = (EOS,)
         self.max_model_len = max_model_len
@@ -323,7 +324,7 @@ class FakeEngine:
         if not self.is_alive:
             raise EngineDeadError
         if len(self.running) + params.n > self.max_unfinished:
-            raise QueueFullError(self.max_unfinished)
+            raise QueueFullError(f"{self.max_unfinished} requests are running or waiting already")
         prompt = list(prompt_token_ids)
         if not prompt:
             raise InvalidParameterError("the decoder prompt cannot be empty", "prompt")

@@ -528,7 +528,7 @@ def test_clients_share_steps_and_are_counted(tmp_path: Path) -> None:
 
 def test_a_client_that_leaves_and_a_full_queue(tmp_path: Path) -> None:
     save_encoder(tmp_path)
-    server = serve(tmp_path, max_num_seqs=2, max_num_queued_reqs=6)
+    server = serve(tmp_path, max_num_seqs=2, max_num_queued_reqs=8)
     try:
         launch = server.engine._engine_loop.runner.launch
         may_go, entered = threading.Event(), threading.Event()

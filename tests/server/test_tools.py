@@ -276,9 +276,9 @@ def grammar_of(server: RunningServer) -> str | None:
 @pytest.mark.parametrize(
     ("fields", "is_bound"),
     [
-        ({}, False),
+        ({}, True),
         ({"tool_choice": "none"}, False),
-        ({"parallel_tool_calls": True}, False),
+        ({"parallel_tool_calls": True}, True),
         ({"parallel_tool_calls": False}, True),
         ({"tool_choice": "required"}, True),
         ({"tool_choice": NAMED}, True),
@@ -297,7 +297,9 @@ def test_a_grammar_binds_what_is_asked_for(
         assert "clock" in grammar
         constraint = server.engine.submitted[-1][1].structured_outputs
         is_auto = "tool_choice" not in fields
-        assert constraint.trigger == ("<tool_call>" if is_auto else None)
+        is_repeated = fields.get("parallel_tool_calls") is not False
+        expected = (("<tool_call>",), is_repeated)
+        assert constraint.trigger == (expected if is_auto else None)
         has_schema = "digits" in grammar
         assert has_schema is (not is_auto or "tools" in fields)
     if fields.get("tool_choice") == NAMED:

@@ -10,7 +10,7 @@ import pytest
 
 from octavo._core import ChannelFormat, tool_call_formats
 from octavo.errors import InvalidParameterError
-from octavo.structured_outputs import StructuredOutputsParams
+from octavo.structured_outputs import StructuredOutputsParams, Trigger
 from octavo.text.call_grammar import call_grammar, is_bound
 from octavo.text.tools import parse_tool_use, parse_tools
 
@@ -50,7 +50,7 @@ def grammar(wanted: Any, refused: tuple[str, ...] = ()) -> str:
 @pytest.mark.parametrize(
     ("wanted", "bound"),
     [
-        (use("auto"), False),
+        (use("auto"), True),
         (use("none", strict=True), False),
         (use("auto", strict=True), True),
         (use("auto", parallel=False), True),
@@ -59,7 +59,13 @@ def grammar(wanted: Any, refused: tuple[str, ...] = ()) -> str:
     ],
 )
 def test_only_what_asks_for_it_is_bound(wanted: Any, bound: bool) -> None:
-    assert is_bound(wanted) is bound
+    assert is_bound(ChannelFormat("hermes"), wanted) is bound
+
+
+def test_a_call_of_which_nothing_is_asked_is_bound_by_its_marker_alone() -> None:
+    assert not is_bound(ChannelFormat("pythonic"), use("auto"))
+    assert not is_bound(ChannelFormat("hermes"), use("auto"), may_wake=False)
+    assert is_bound(ChannelFormat("pythonic"), use("auto", strict=True))
 
 
 @pytest.mark.parametrize("name", tool_call_formats())
@@ -71,19 +77,24 @@ def test_with_auto_a_call_is_bound_from_its_marker_on(name: str) -> None:
 
     core = ChannelFormat(name)
     asyncio.run(call_grammar(core, use("auto"), (), attempt))
-    assert made[-1].trigger == core.trigger
-    assert (core.trigger is None) is (name in BARE)
+    asyncio.run(call_grammar(core, use("auto", parallel=False), (), attempt))
+    assert (not core.triggers) is (name in BARE)
+    for one, is_repeated in zip(made, (True, False), strict=True):
+        expected = Trigger(tuple(core.triggers), is_repeated) if core.triggers else None
+        assert one.trigger == expected
+    assert "clock" in made[0].text
+    made.clear()
     # What has to begin with a call, or to be a JSON object otherwise, is bound from the start.
     asyncio.run(call_grammar(core, use("required"), (), attempt))
     asyncio.run(call_grammar(core, use("auto"), (), attempt, "{}"))
-    assert [one.trigger for one in made[1:]] == [None, None]
+    assert [one.trigger for one in made] == [None, None]
 
 
 def test_objects_hold_what_their_schema_names() -> None:
     text = grammar(use())
     assert text.count('"additionalProperties":false') == 4
     assert text.count('"additionalProperties":true') == 2
-    assert '"key_separator":": "' in text
+    assert '"key_separator":": ?"' in text
 
 
 @pytest.mark.parametrize("name", tool_call_formats())
@@ -119,7 +130,7 @@ def test_a_schema_is_followed_as_far_as_it_can_be(caplog: pytest.LogCaptureFixtu
     assert len(caplog.records) == 4
     caplog.clear()
     # Only its other keywords are in the way.
-    text = grammar(use(), refused=('": "}}',))
+    text = grammar(use(), refused=('": ?"}}',))
     assert text.count('"lenient":true') == 2
     assert '"zone"' in text
 

@@ -104,6 +104,8 @@ def test_markers_of_every_turn_are_not_a_calls() -> None:
 def test_a_parsers_name_is_checked(flag: str) -> None:
     for name in (None, "auto", "none", "hf"):
         check_parser_name(flag, name)
+    for name in ("muse", "step5"):
+        check_parser_name(flag, name)
     known = tool_call_formats() if flag == "tool_call_parser" else reasoning_formats()
     for name in known:
         check_parser_name(flag, name)

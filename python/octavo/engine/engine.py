@@ -51,6 +51,8 @@ INLINE_ENCODE_CHARS = 2048
 # Threads that wait for grammars to be compiled. Not those that encode: a hostile grammar takes its
 # time, and the next long prompt must not.
 NUM_COMPILE_THREADS = 4
+# Beside those that run, unless the configuration has its own limit.
+_MAX_WAITING = 4096
 
 
 class AsyncEngine:
@@ -83,6 +85,7 @@ class AsyncEngine:
         self.max_model_len: int = self._engine_loop.limits.max_model_len
         # None where the model generates text.
         self.pooling: PoolingInfo | None = self._engine_loop.runner.pooling
+        self.runs_ahead: bool = self._engine_loop.runner.max_in_flight > 1
         self.served_model_names: tuple[str, ...] = config.served_model_name or (source.name,)
         self.metrics: Metrics = self._engine_loop.core.metrics
         self.step_times: StepTimes = self._engine_loop.step_times
@@ -90,6 +93,10 @@ class AsyncEngine:
         self.created_s = int(time.time())
         # Sample id -> the receiver of its deltas.
         self._sinks: dict[int, Sink] = {}
+        max_num_seqs = self._engine_loop.runner.max_num_seqs
+        self.max_unfinished = self.config.max_num_queued_reqs or max_num_seqs + _MAX_WAITING
+        # By sample, where there is a limit to them.
+        self._prompt_lengths: dict[int, int] = {}
         # Sample id -> the writer of its chunks, past the sink.
         self._writers: dict[int, SseWriter] = {}
         # Sample ids of ``generate``, by the ids that its callers gave.
@@ -222,7 +229,8 @@ class AsyncEngine:
             One id per sample, consecutive: sample i is ``ids[0] + i``.
 
         Raises:
-            QueueFullError: ``max_num_queued_reqs`` requests wait already.
+            QueueFullError: ``max_num_queued_reqs`` samples, or ``max_num_queued_tokens`` tokens of
+                prompts that have no output yet, are there already.
             RequestTooLongError, InvalidParameterError, UnsupportedParameterError: the request can
                 never run.
             EngineDeadError: the engine has died or is stopped.
@@ -231,9 +239,8 @@ class AsyncEngine:
         self._check_caller()
         if self._is_stopped:
             raise EngineDeadError("the engine is stopped")
-        max_unfinished = self._engine_loop.runner.max_num_seqs + self.config.max_num_queued_reqs
-        if len(self._sinks) + params.n > max_unfinished:
-            raise QueueFullError(self.config.max_num_queued_reqs)
+        if self._sinks:
+            self._check_queue(params.n)
         samples = self._engine_loop.prepare(
             prompt_token_ids,
             params,
@@ -248,8 +255,22 @@ class AsyncEngine:
         )
         ids = [sample.request_id for sample in samples]
         self._sinks.update(dict.fromkeys(ids, sink))
+        if self.config.max_num_queued_tokens is not None:
+            self._prompt_lengths.update(dict.fromkeys(ids, len(prompt_token_ids)))
         self._engine_loop.submit(samples)
         return ids
+
+    def _check_queue(self, n: int) -> None:
+        """Raises QueueFullError where others leave no room for n more samples."""
+        if len(self._sinks) + n > self.max_unfinished:
+            raise QueueFullError(f"{len(self._sinks)} requests are running or waiting already")
+        most = self.config.max_num_queued_tokens
+        if most is None:
+            return
+        begun = self.metrics.snapshot()["decoding_prompt_tokens"]
+        num_queued = sum(self._prompt_lengths.values()) - int(begun)
+        if num_queued >= most:
+            raise QueueFullError(f"{num_queued} tokens of prompts are waiting already")
 
     def write_through(self, request_ids: Iterable[int], writer: SseWriter) -> None:
         """Let a writer take these samples' ``sse`` chunks past their sinks, where it can."""
@@ -369,6 +390,7 @@ class AsyncEngine:
             if delta.finish_reason is not None:
                 sink = self._sinks.pop(request_id)
                 self._writers.pop(request_id, None)
+                self._prompt_lengths.pop(request_id, None)
             else:
                 sink = self._sinks[request_id]
             sink(delta)
@@ -381,6 +403,7 @@ class AsyncEngine:
 
     def _fail_all(self, error: EngineDeadError) -> None:
         sinks, self._sinks = self._sinks, {}
+        self._prompt_lengths.clear()
         self._writers.clear()
         for sink in sinks.values():
             sink(error)

@@ -12,7 +12,7 @@ from octavo.sampling_params import SamplingParams
 if TYPE_CHECKING:
     from octavo._core import Channels, Grammar, SseTemplate, Tokenizer
     from octavo.runner.prompt_rows import PromptRows
-    from octavo.structured_outputs import ReasoningTokens
+    from octavo.structured_outputs import ReasoningTokens, Trigger
 
 # How a sample's output leaves: as the bytes of server-sent events, as text and ids when they come,
 # or whole, at the end.
@@ -68,14 +68,14 @@ class RequestState:
         return len(self.prompt_token_ids)
 
     @property
-    def trigger(self) -> str | None:
-        """The text from which on its grammar holds; None: from the start.
+    def trigger(self) -> Trigger | None:
+        """The texts from which on its grammar holds; None: from the start.
 
-        What a step ahead has sampled behind that text is given up. The device has counted it by
-        then, so that penalties need the grammar from the start.
+        What a step ahead has sampled behind such a text is given up. The device has counted it by
+        then: where there are penalties there must be no trigger.
         """
         wanted = self.params.structured_outputs
-        return None if wanted is None or self.has_penalties else wanted.trigger
+        return None if wanted is None else wanted.trigger
 
     @property
     def may_force(self) -> bool:
@@ -100,8 +100,7 @@ class RequestState:
     @property
     def has_penalties(self) -> bool:
         """Whether logits depend on the tokens before them."""
-        p = self.params
-        return bool(p.presence_penalty or p.frequency_penalty or p.repetition_penalty != 1.0)
+        return self.params.has_penalties
 
 
 def encode_bad_words(tokenizer: Tokenizer, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:

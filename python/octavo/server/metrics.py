@@ -30,6 +30,8 @@ class EngineCollector:
 
         engine = self._state.model().engine
         snapshot = {**engine.metrics.snapshot(), "step_seconds": engine.step_times.snapshot()}
+        by_reason = {"capacity": snapshot["num_requests_waiting"], "deferred": 0}
+        snapshot["num_requests_waiting_by_reason"] = by_reason
         for row in GAUGES:
             yield from self._families(GaugeMetricFamily, row, snapshot)
         for row in COUNTERS:

@@ -39,6 +39,8 @@ NONE: Final = "none"
 HARMONY: Final = "openai"
 # vLLM's names of what the checkpoint declares, which is found without a name.
 _DECLARED: Final = ("hf", "response_template")
+# vLLM's names of forms that the table has not: what the template shows is found without them.
+_UNKNOWN_FORMS: Final = ("beam", "hy_v4", "k2_horizon", "muse", "muse_glimmer", "step5")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,12 @@ def _resolve(flag: str, value: str | None) -> str:
     if value is None or value in (AUTO, NONE, *_DECLARED):
         return NONE if value == NONE else AUTO
     is_tools = flag == "tool_call_parser"
+    if value in _UNKNOWN_FORMS:
+        option = "--" + flag.replace("_", "-")
+        logger.warning(
+            "%s %s: octavo has no form of that name; the chat template decides", option, value
+        )
+        return AUTO
     try:
         core = ChannelFormat(value) if is_tools else ChannelFormat(None, value)
     except ValueError:

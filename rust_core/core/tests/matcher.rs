@@ -1001,7 +1001,7 @@ fn a_grammar_with_a_trigger_costs_nothing_until_it_comes() {
                 eos_token_ids: &[EOS],
                 skip_special_tokens: false,
                 grammar: Some(grammar.clone()),
-                trigger: Some("<tool>"),
+                trigger: Some((vec!["<tool>"], false)),
                 deliveries: vec![Delivery::Final],
                 ..AddRequest::default()
             })
@@ -1042,7 +1042,7 @@ head[lazy]: TEXT "<ab>"
 "#;
     let grammar = compile(GrammarKind::Grammar, lark);
     let [less, a, b, ab, more] = [u32::from(b'<'), 97, 98, 256, u32::from(b'>')];
-    let trigger = Arc::new(Trigger::new("<ab>", tokenizer()));
+    let trigger = Arc::new(Trigger::new(&["<ab>"], false, tokenizer()));
     let digits: Vec<u32> = (u32::from(b'0')..=u32::from(b'9')).collect();
     for tokens in [
         vec![less, ab, more],
@@ -1069,13 +1069,42 @@ head[lazy]: TEXT "<ab>"
 }
 
 #[test]
+fn a_repeated_trigger_holds_until_its_text_may_end() {
+    let grammar = compile(
+        GrammarKind::Grammar,
+        "start: first \"d\"+ | second \"e\"\nTEXT: /(?s:.*)/\nfirst[lazy]: TEXT \"<ab>\"\n\
+         second[lazy]: TEXT \"[b]\"\n",
+    );
+    let trigger = Arc::new(Trigger::new(&["<ab>", "[b]"], true, tokenizer()));
+    let none = [].into();
+    let mut constraint = Constraint::new(Some(&grammar), Some(&trigger), None, &none, &[]).unwrap();
+    let mut take = |text: &str| {
+        let mut last = Accepted::Open;
+        for byte in text.bytes() {
+            last = constraint.accept(u32::from(byte));
+        }
+        (last, bits(&mut constraint))
+    };
+    let only = |c: char| Some(vec![c as u32]);
+    for _ in 0..2 {
+        assert_eq!(take("x <[b"), (Accepted::Open, None));
+        assert_eq!(take("]"), (Accepted::Armed, only('e')));
+        assert_eq!(take("e"), (Accepted::Open, None));
+        assert_eq!(take("<a<ab>"), (Accepted::Armed, only('d')));
+        // It may end here, and is forgotten, though it might go on.
+        assert_eq!(take("d"), (Accepted::Open, None));
+        assert_eq!(take("dx"), (Accepted::Open, None));
+    }
+}
+
+#[test]
 fn a_trigger_whose_token_says_more_than_fits_arms_nothing() {
     // "abc" is one token, and nothing that ends with it fits.
     let grammar = compile(
         GrammarKind::Grammar,
         "start: head \"d\"\nTEXT: /[x-z]*/\nhead[lazy]: TEXT \"ab\"\n",
     );
-    let trigger = Arc::new(Trigger::new("ab", tokenizer()));
+    let trigger = Arc::new(Trigger::new(&["ab"], false, tokenizer()));
     let none = [].into();
     let mut constraint = Constraint::new(Some(&grammar), Some(&trigger), None, &none, &[]).unwrap();
     assert_eq!(constraint.accept(257), Accepted::Open);

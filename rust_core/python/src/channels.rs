@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use octavo_core::text::channels::{self, ChannelFormat, Channels, GrammarOptions, Machine, Piece};
+use octavo_core::text::channels::{
+    self, ChannelFormat, Channels, Extent, GrammarOptions, Machine, Piece,
+};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
@@ -88,26 +90,32 @@ impl PyChannelFormat {
     }
 
     #[getter]
-    fn trigger(&self) -> Option<&str> {
-        self.inner.trigger()
+    fn triggers(&self) -> Vec<&str> {
+        self.inner.triggers()
     }
 
     #[pyo3(
         signature = (
-            tools, *, at_least_one, at_most_one, strict=None, special_tokens=Vec::new()
+            tools, *, at_least_one=false, at_most_one=false, calls_only=false, strict=None,
+            special_tokens=Vec::new()
         ),
-        text_signature = "($self, tools, *, at_least_one, at_most_one, strict=None, \
-                          special_tokens=())"
+        text_signature = "($self, tools, *, at_least_one=False, at_most_one=False, \
+                          calls_only=False, strict=None, special_tokens=())"
     )]
     fn grammar(
         &self,
         tools: Vec<(String, String)>,
         at_least_one: bool,
         at_most_one: bool,
+        calls_only: bool,
         strict: Option<Vec<String>>,
         special_tokens: Vec<(String, u32)>,
     ) -> PyResult<String> {
         let options = GrammarOptions {
+            extent: match calls_only {
+                true => Extent::Calls,
+                false => Extent::Answer,
+            },
             at_least_one,
             at_most_one,
             strict: strict.as_deref(),

@@ -288,7 +288,7 @@ impl PyEngineCore {
         sse: Option<Vec<Py<PySseTemplate>>>,
         channels: Option<&PyChannels>,
         grammar: Option<&PyGrammar>,
-        trigger: Option<&str>,
+        trigger: Option<(Vec<String>, bool)>,
         may_force: bool,
         reasoning: Option<ReasoningTuple>,
         bad_words: Vec<Vec<u32>>,
@@ -314,6 +314,10 @@ impl PyEngineCore {
             }
         };
         let arrival_s = arrival_s.unwrap_or_else(|| self.clock.now_s());
+        let trigger = trigger.as_ref().map(|(texts, is_repeated)| {
+            let texts = texts.iter().map(String::as_str).collect();
+            (texts, *is_repeated)
+        });
         guarded(|| {
             self.core.add_request(AddRequest {
                 request_ids: &request_ids,

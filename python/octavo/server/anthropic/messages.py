@@ -52,7 +52,7 @@ class MessagesDialect:
             prompt,
             use,
             request_id,
-            wanted=request.sampling.get("structured_outputs"),
+            sampling=request.sampling,
             thinking_token_budget=request.thinking_token_budget,
         )
         return MessagesReply(request, model, request_id, prompt.token_ids, plan)

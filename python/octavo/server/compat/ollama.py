@@ -59,8 +59,8 @@ class OllamaDialect:
             if form.toggle is not None:
                 conversation.chat_template_kwargs[form.toggle] = True
         prompt = await encode_chat(model, conversation)
-        wanted = request.sampling.get("structured_outputs")
-        plan = await plan_chat(model, conversation, prompt, request.tool_use, wanted=wanted)
+        use, sampling = request.tool_use, request.sampling
+        plan = await plan_chat(model, conversation, prompt, use, sampling=sampling)
         return OllamaReply(request, model, [prompt.token_ids], plan, self)
 
 

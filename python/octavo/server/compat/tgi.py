@@ -332,7 +332,7 @@ async def info(state: ServerState, exchange: Exchange) -> None:
             "model_sha": config.revision,
             "model_dtype": config.dtype,
             "model_pipeline_tag": "text-generation",
-            "max_concurrent_requests": config.max_num_queued_reqs,
+            "max_concurrent_requests": model.engine.max_unfinished,
             "max_best_of": 1,
             "max_stop_sequences": limits.MAX_STOP_STRINGS,
             "max_input_tokens": most - 1,

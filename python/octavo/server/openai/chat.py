@@ -67,7 +67,7 @@ class ChatDialect(OpenAiDialect):
             prompt,
             use,
             request.thinking_token_budget,
-            request.sampling.get("structured_outputs"),
+            request.sampling,
         )
         return ChatReply(request, model, request_id, [token_ids], plan)
 

@@ -61,8 +61,9 @@ class ResponsesDialect:
         prompt, conversation = await self._prompt(request, model, previous, items)
         # A text that a grammar forces is a call's, whatever it looks like.
         use = request.tools.use if request.tools.forced_text is None else ToolUse()
-        wanted = request.sampling.get("structured_outputs")
-        plan = await plan_turns(model, conversation, prompt, use, request_id, wanted=wanted)
+        plan = await plan_turns(
+            model, conversation, prompt, use, request_id, sampling=request.sampling
+        )
         reply = ResponsesReply(
             request, model, request_id, prompt.token_ids, plan, conversation.messages
         )

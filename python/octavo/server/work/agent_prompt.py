@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from octavo.errors import UnsupportedParameterError
 from octavo.server.work.agent_markers import without_markers
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from octavo.server.work.prompts import ChatPrompt
     from octavo.server.work.request import Conversation
     from octavo.server.work.served_model import ServedModel
-    from octavo.structured_outputs import StructuredOutputsParams
     from octavo.text.tools import ToolUse
 
 
@@ -37,12 +37,12 @@ async def plan_turns(
     use: ToolUse,
     request_id: str,
     *,
-    wanted: StructuredOutputsParams | None = None,
+    sampling: Mapping[str, Any],
     thinking_token_budget: int | None = None,
 ) -> ChatPlan:
     """Plan the answer to a prompt, and note where the prompt leaves those before it.
 
-    ``wanted``: see ``plan_chat``. The budget is a hint: it goes without where no token ends the
+    ``sampling``: see ``plan_chat``. The budget is a hint: it goes without where no token ends the
     model's reasoning.
 
     Raises:
@@ -50,9 +50,9 @@ async def plan_turns(
     """
     model.prompt_history.add(prompt.token_ids, request_id)
     try:
-        return await plan_chat(model, conversation, prompt, use, thinking_token_budget, wanted)
+        return await plan_chat(model, conversation, prompt, use, thinking_token_budget, sampling)
     except UnsupportedParameterError:
-        return await plan_chat(model, conversation, prompt, use, None, wanted)
+        return await plan_chat(model, conversation, prompt, use, None, sampling)
 
 
 def _settle(model: ServedModel, conversation: Conversation) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
 from octavo.errors import InvalidParameterError
-from octavo.sampling_params import SamplingParams
+from octavo.sampling_params import SamplingParams, has_penalties
 from octavo.structured_outputs import ReasoningTokens, StructuredOutputsParams
 from octavo.text.call_grammar import call_grammar, is_bound
 
@@ -43,12 +45,12 @@ async def plan_chat(
     prompt: ChatPrompt,
     use: ToolUse,
     thinking_token_budget: int | None = None,
-    wanted: StructuredOutputsParams | None = None,
+    sampling: Mapping[str, Any] = MappingProxyType({}),
 ) -> ChatPlan:
     """Plan the answer to a rendered conversation.
 
-    ``wanted``: what the request's answer is to follow. Where it may call tools instead, the plan's
-    constraint allows both.
+    ``sampling``: the request's own sampling parameters. Where its answer is to follow something, or
+    may call tools instead, the plan's constraint allows both.
 
     Raises:
         InvalidParameterError: calls are insisted on, and the model has no form for them.
@@ -70,15 +72,24 @@ async def plan_chat(
             "tool_choice",
         )
     answer = None
+    wanted: StructuredOutputsParams | None = sampling.get("structured_outputs")
     if channels is not None and use.tools and use.mode == "auto" and wanted is not None:
         answer = _schema(wanted)
+    # A sample ahead of a trigger is given up. The device has counted it by then.
+    values = {**model.engine.generation_defaults, **sampling}
+    may_wake = not (model.engine.runs_ahead and has_penalties(values))
     if (
         form.core is not None
         and form.tool_calls
-        and (answer is not None or (has_calls and is_bound(use)))
+        and (answer is not None or (has_calls and is_bound(form.core, use, may_wake)))
     ):
         constraint = await call_grammar(
-            form.core, use, model.special_markers, lambda one: _compile(model, one), answer
+            form.core,
+            use,
+            model.special_markers,
+            lambda one: _compile(model, one),
+            answer,
+            may_wake,
         )
     reasoning = None
     if channels is not None:

@@ -22,11 +22,16 @@ pub(super) fn open_constraints(
     new: &AddRequest<'_>,
     tokenizer: Option<&Arc<Tokenizer>>,
 ) -> Result<Vec<Option<Box<Constraint>>>> {
-    let trigger = match (new.trigger, tokenizer) {
-        (Some(""), _) => return Err(Error::invalid("trigger is empty")),
-        (Some(_), None) => return Err(Error::invalid("a trigger needs a tokenizer")),
-        (Some(text), Some(tokenizer)) => Some(Arc::new(Trigger::new(text, tokenizer.clone()))),
+    let trigger = match (&new.trigger, tokenizer) {
         (None, _) => None,
+        (Some((texts, _)), _) if texts.is_empty() || texts.iter().any(|text| text.is_empty()) => {
+            return Err(Error::invalid("trigger is empty"));
+        }
+        (Some(_), None) => return Err(Error::invalid("a trigger needs a tokenizer")),
+        (Some((texts, is_repeated)), Some(tokenizer)) => {
+            let trigger = Trigger::new(texts, *is_repeated, tokenizer.clone());
+            Some(Arc::new(trigger))
+        }
     };
     let bad_words = new.bad_words.iter().map(|word| word.as_slice().into());
     let bad_words: Arc<[Box<[u32]>]> = bad_words.collect();

@@ -27,6 +27,8 @@ const STEP_TOKENS: &[f64] = &[
 ];
 /// Samples of a request.
 const SAMPLES: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0];
+/// Times that a request was preempted.
+const PREEMPTIONS: &[f64] = &[1.0, 2.0, 3.0, 4.0, 5.0, 10.0, 20.0];
 
 /// Counts of values between fixed bounds.
 #[derive(Debug, Clone)]
@@ -91,6 +93,8 @@ pub struct MetricsData {
     pub num_requests_running: u64,
     pub num_requests_waiting: u64,
     pub kv_cache_usage_perc: f64,
+    /// Of samples that have an output token and are not over.
+    pub decoding_prompt_tokens: u64,
     pub prompt_tokens: u64,
     pub generation_tokens: u64,
     pub prefix_cache_queries: u64,
@@ -111,6 +115,7 @@ pub struct MetricsData {
     pub request_params_n: Histogram,
     pub request_params_max_tokens: Histogram,
     pub request_max_num_generation_tokens: Histogram,
+    pub request_num_preemptions: Histogram,
     pub iteration_tokens: Histogram,
 }
 
@@ -122,6 +127,7 @@ impl Default for MetricsData {
             num_requests_running: 0,
             num_requests_waiting: 0,
             kv_cache_usage_perc: 0.0,
+            decoding_prompt_tokens: 0,
             prompt_tokens: 0,
             generation_tokens: 0,
             prefix_cache_queries: 0,
@@ -141,6 +147,7 @@ impl Default for MetricsData {
             request_params_n: Histogram::new(SAMPLES),
             request_params_max_tokens: tokens(),
             request_max_num_generation_tokens: tokens(),
+            request_num_preemptions: Histogram::new(PREEMPTIONS),
             iteration_tokens: Histogram::new(STEP_TOKENS),
         }
     }
@@ -161,18 +168,19 @@ impl MetricsData {
 
     /// Gauges by name; one under its older name too.
     #[must_use]
-    pub fn gauges(&self) -> [(&'static str, f64); 4] {
+    pub fn gauges(&self) -> [(&'static str, f64); 5] {
         [
             ("num_requests_running", self.num_requests_running as f64),
             ("num_requests_waiting", self.num_requests_waiting as f64),
             ("kv_cache_usage_perc", self.kv_cache_usage_perc),
             ("gpu_cache_usage_perc", self.kv_cache_usage_perc),
+            ("decoding_prompt_tokens", self.decoding_prompt_tokens as f64),
         ]
     }
 
     /// Histograms by name; one under its older name too.
     #[must_use]
-    pub fn histograms(&self) -> [(&'static str, &Histogram); 15] {
+    pub fn histograms(&self) -> [(&'static str, &Histogram); 16] {
         [
             (
                 "time_to_first_token_seconds",
@@ -218,6 +226,7 @@ impl MetricsData {
                 "request_max_num_generation_tokens",
                 &self.request_max_num_generation_tokens,
             ),
+            ("request_num_preemptions", &self.request_num_preemptions),
             ("iteration_tokens", &self.iteration_tokens),
         ]
     }
@@ -307,7 +316,7 @@ mod tests {
 
     #[test]
     fn bounds_ascend() {
-        for bounds in [SECONDS, TOKENS, STEP_TOKENS, SAMPLES] {
+        for bounds in [SECONDS, TOKENS, STEP_TOKENS, SAMPLES, PREEMPTIONS] {
             assert!(bounds.windows(2).all(|pair| pair[0] < pair[1]));
         }
         assert_eq!(SECONDS[0], 0.0005);

@@ -55,6 +55,7 @@ impl EngineCore {
         let (outbox, metrics) = (self.outbox.clone(), self.metrics.clone());
         let (outbox, metrics) = (&mut outbox.lock(), &mut metrics.lock());
         self.num_constrained = 0;
+        metrics.decoding_prompt_tokens = 0;
         for sample in self.samples.drain(..).flatten() {
             let delta = &mut outbox.stream(sample.stream_key).delta;
             delta.finish_reason = Some(FinishReason::Error);

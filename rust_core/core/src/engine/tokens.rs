@@ -107,6 +107,7 @@ impl EngineCore {
                 .observe(now_s - sample.arrival_s);
             let request = &self.scheduler.requests()[index as usize];
             metrics.prompt_tokens += u64::from(request.num_prompt);
+            metrics.decoding_prompt_tokens += u64::from(request.num_prompt);
             let delta = &mut outbox.stream(sample.stream_key).delta;
             delta.num_cached_tokens = request.num_cached_tokens;
             delta.queue_s = sample.scheduled_s.map(|at| at - sample.arrival_s);
@@ -182,10 +183,15 @@ impl EngineCore {
         }
         let prefill_s = delta.prefill_s;
         let queue_s = delta.queue_s;
-        let num_prompt = request.num_prompt;
+        let (num_prompt, num_preemptions) = (request.num_prompt, request.num_preemptions);
         outbox.finish(sample.stream_key);
         self.ended.push(request.request_id);
 
+        if has_token {
+            metrics.decoding_prompt_tokens = metrics
+                .decoding_prompt_tokens
+                .saturating_sub(u64::from(num_prompt));
+        }
         let group = self.scheduler.end(index);
         metrics.request_success[reason as usize] += 1;
         // Aborted and failed requests would blur the latencies of those that were served.
@@ -214,6 +220,9 @@ impl EngineCore {
                     .observe(per_token);
             }
             metrics.request_prompt_tokens.observe(f64::from(num_prompt));
+            metrics
+                .request_num_preemptions
+                .observe(f64::from(num_preemptions));
             metrics
                 .request_generation_tokens
                 .observe(f64::from(sample.num_outputs));

@@ -290,6 +290,7 @@ impl Scheduler {
                 num_void: 0,
                 num_in_flight: 0,
                 sampled_in: 0,
+                num_preemptions: 0,
                 max_len: max_len as u32,
                 last_token: 0,
                 num_prompt: num_prompt as u32,
@@ -351,6 +352,7 @@ impl Scheduler {
         let request = &mut self.requests[index as usize];
         let rank = request.rank;
         request.status = RequestStatus::Preempted;
+        request.num_preemptions += 1;
         self.num_preemptions += 1;
         self.waiting.insert(rank, index);
         if self.requests[index as usize].num_in_flight == 0 {

@@ -155,6 +155,8 @@ pub struct Request {
     pub num_in_flight: u32,
     /// Number of the step that samples its last token, while that is on its way.
     pub sampled_in: u64,
+    /// Times that it has been preempted.
+    pub num_preemptions: u32,
     /// `num_tokens` at which it ends.
     pub max_len: u32,
     /// The last known token.
@@ -251,6 +253,7 @@ mod tests {
             num_void: 0,
             num_in_flight: 0,
             sampled_in: 0,
+            num_preemptions: 0,
             max_len: 100,
             last_token: 0,
             num_prompt: prompt.len() as u32,

@@ -6,11 +6,12 @@ use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 use octavo_core::text::channels::{
-    ChannelFormat, Channels, GrammarOptions, Machine, PieceKind, tool_call_formats,
+    ChannelFormat, Channels, Extent, GrammarOptions, Machine, PieceKind, tool_call_formats,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::support::calls_of;
+use crate::families::render;
+use crate::support::{Call, calls_of};
 
 const SCHEMA: &str = r##"{"type": "object", "properties": {
     "s": {"type": "string"}, "n": {"$ref": "#/$defs/n"}, "e": {"enum": ["red", "blue"]},
@@ -143,6 +144,14 @@ fn walk(matcher: &mut Matcher, vocabulary: &Vocabulary, random: &mut Random) -> 
     None
 }
 
+fn matcher(vocabulary: &Vocabulary, grammar: &str, name: &str) -> Matcher {
+    let mut factory = ParserFactory::new_simple(&vocabulary.env()).unwrap();
+    factory.quiet();
+    let parser = factory.create_parser(TopLevelGrammar::from_lark(grammar.to_owned()));
+    let parser = parser.unwrap_or_else(|error| panic!("{name}: {error}\n{grammar}"));
+    Matcher::new(Ok(parser))
+}
+
 fn fits_schema(arguments: &Value) -> bool {
     let Value::Object(pairs) = arguments else {
         return false;
@@ -160,8 +169,8 @@ fn fits_schema(arguments: &Value) -> bool {
         })
 }
 
-fn check(name: &str, has_special: bool, options: (bool, bool, bool)) {
-    let (at_least_one, at_most_one, is_strict) = options;
+fn check(name: &str, has_special: bool, options: (Extent, bool, bool, bool)) {
+    let (extent, at_least_one, at_most_one, is_strict) = options;
     let format = Arc::new(ChannelFormat::new(Some(name), None, None).unwrap());
     let vocabulary = Vocabulary::new(&format, has_special);
     let tool = |name: &str, schema: &str| (name.to_owned(), schema.to_owned());
@@ -170,23 +179,30 @@ fn check(name: &str, has_special: bool, options: (bool, bool, bool)) {
         tool("f", r#"{"properties": {}}"#),
     ];
     let options = GrammarOptions {
+        extent,
         at_least_one,
         at_most_one,
         strict: if is_strict { None } else { Some(&[]) },
         special_tokens: &vocabulary.special_tokens,
     };
     let grammar = format.grammar(&tools, &options).unwrap();
-    let mut factory = ParserFactory::new_simple(&vocabulary.env()).unwrap();
-    factory.quiet();
-    let parser = factory.create_parser(TopLevelGrammar::from_lark(grammar.clone()));
-    let parser = parser.unwrap_or_else(|error| panic!("{name}: {error}\n{grammar}"));
-    let prototype = Matcher::new(Ok(parser));
+    let prototype = matcher(&vocabulary, &grammar, name);
     let (mut num_texts, mut num_calls) = (0, 0);
     for seed in 1..=6 {
         let mut random = Random(seed * 7919);
-        let Some(text) = walk(&mut prototype.deep_clone(), &vocabulary, &mut random) else {
+        let mut matcher = prototype.deep_clone();
+        let mut begin = "";
+        if extent == Extent::Calls {
+            let triggers = format.triggers();
+            begin = triggers[random.below(triggers.len())];
+            matcher
+                .consume_tokens(&tokens_of(&vocabulary, begin))
+                .unwrap();
+        }
+        let Some(text) = walk(&mut matcher, &vocabulary, &mut random) else {
             continue;
         };
+        let text = format!("{begin}{text}");
         let channels = Channels::new(Arc::clone(&format), false, true, true, &tools);
         let mut machine = Machine::new(Arc::new(channels));
         let mut pieces = Vec::new();
@@ -196,7 +212,7 @@ fn check(name: &str, has_special: bool, options: (bool, bool, bool)) {
         let context = format!("{name}: {text}\n{pieces:?}\n{grammar}");
         num_texts += 1;
         num_calls += calls.len();
-        if at_least_one {
+        if at_least_one || extent == Extent::Calls {
             assert!(!calls.is_empty(), "{context}");
             let mut kinds = pieces.iter().map(|piece| piece.kind);
             assert!(!kinds.any(|kind| kind == PieceKind::Text), "{context}");
@@ -223,14 +239,157 @@ fn what_a_grammar_allows_is_read() {
                 continue; // its messages end with special tokens alone
             }
             for options in [
-                (true, true, true),
-                (true, false, true),
-                (true, false, false),
-                (false, false, true),
-                (false, true, true),
+                (Extent::Answer, true, true, true),
+                (Extent::Answer, true, false, true),
+                (Extent::Answer, true, false, false),
+                (Extent::Answer, false, false, true),
+                (Extent::Answer, false, true, true),
+                (Extent::Calls, false, false, true),
+                (Extent::Calls, false, false, false),
             ] {
+                let format = ChannelFormat::new(Some(name), None, None).unwrap();
+                if options.0 == Extent::Calls && format.triggers().is_empty() {
+                    continue;
+                }
                 check(name, has_special, options);
             }
         }
     }
+}
+
+/// A text's tokens: bytes, and markers that are special.
+fn tokens_of(vocabulary: &Vocabulary, text: &str) -> Vec<u32> {
+    let mut tokens = Vec::new();
+    let mut rest = text;
+    while let Some(&byte) = rest.as_bytes().first() {
+        let mut special = vocabulary.special_tokens.iter();
+        let found = special.find(|(marker, _)| rest.starts_with(marker.as_str()));
+        let (token, length) = match found {
+            Some((marker, id)) => (*id, marker.len()),
+            None => (u32::from(byte), 1),
+        };
+        tokens.push(token);
+        match rest.get(length..) {
+            Some(after) => rest = after,
+            None => {
+                // The bytes of one character.
+                let c = rest.chars().next().map_or(1, char::len_utf8);
+                tokens.extend(rest.as_bytes()[1..c].iter().map(|&byte| u32::from(byte)));
+                rest = &rest[c..];
+            }
+        }
+    }
+    tokens
+}
+
+/// The part of a text that a grammar takes, and whether it may end there; `ends_early`: where it first may.
+fn taken(
+    prototype: &Matcher,
+    vocabulary: &Vocabulary,
+    text: &str,
+    ends_early: bool,
+) -> (String, bool) {
+    let mut matcher = prototype.deep_clone();
+    let mut bytes = Vec::new();
+    for token in tokens_of(vocabulary, text) {
+        if matcher.try_consume_tokens(&[token]).unwrap() == 0 {
+            break;
+        }
+        let read = &vocabulary.tokens[token as usize];
+        bytes.extend(read.strip_prefix(b"\xff").unwrap_or(read));
+        if ends_early && matcher.is_accepting().unwrap() {
+            break;
+        }
+    }
+    let is_complete = matcher.is_accepting().unwrap();
+    (String::from_utf8_lossy(&bytes).into_owned(), is_complete)
+}
+
+/// The same by a grammar of calls, which holds from each trigger on until its calls may end.
+fn taken_by_calls(
+    format: &ChannelFormat,
+    prototype: &Matcher,
+    vocabulary: &Vocabulary,
+    text: &str,
+) -> (String, bool) {
+    let mut num_read = 0;
+    let mut num_armed = 0;
+    loop {
+        let rest = &text[num_read..];
+        let triggers = format.triggers();
+        let places = triggers.iter().filter_map(|trigger| rest.find(trigger));
+        let Some(at) = places.min() else {
+            return (text.to_owned(), num_armed > 0);
+        };
+        num_armed += 1;
+        let (read, is_complete) = taken(prototype, vocabulary, &rest[at..], true);
+        num_read += at + read.len();
+        if !is_complete {
+            return (text[..num_read].to_owned(), false);
+        }
+    }
+}
+
+#[test]
+fn a_grammar_allows_what_its_family_writes() {
+    let calls = [
+        Call::new(
+            "get_weather",
+            json!({"s": "São \"Paulo\" {x}\n\\d é 🦊", "n": 3, "x": -1.5, "b": true,
+                   "o": {"k": ["v", null, {"z": "}"}]}, "a": [1, "]"], "e": "red"}),
+        ),
+        Call::new("f", json!({})),
+        Call::new("ns.search-web", json!({"s": "", "text": " <x> \n\n"})),
+    ];
+    let schema = crate::support::SCHEMA.to_owned();
+    let tools: Vec<_> = calls
+        .iter()
+        .map(|c| (c.name.clone(), schema.clone()))
+        .collect();
+    let mut wrong = Vec::new();
+    for name in tool_call_formats() {
+        let format = Arc::new(ChannelFormat::new(Some(name), None, None).unwrap());
+        for has_special in [false, true] {
+            if name == "openai" && !has_special {
+                continue;
+            }
+            let vocabulary = Vocabulary::new(&format, has_special);
+            for (extent, at_least_one, is_strict) in [
+                (Extent::Answer, true, true),
+                (Extent::Answer, true, false),
+                (Extent::Answer, false, false),
+                (Extent::Calls, false, true),
+                (Extent::Calls, false, false),
+            ] {
+                let is_unmarked = format.triggers().is_empty() || name == "llama3_json";
+                if extent == Extent::Calls && is_unmarked {
+                    continue;
+                }
+                let options = GrammarOptions {
+                    extent,
+                    at_least_one,
+                    at_most_one: false,
+                    strict: if is_strict { None } else { Some(&[]) },
+                    special_tokens: &vocabulary.special_tokens,
+                };
+                let grammar = format.grammar(&tools, &options).unwrap();
+                let prototype = matcher(&vocabulary, &grammar, name);
+                for count in 1..=calls.len() {
+                    let text = render(name, &calls[..count]);
+                    let (read, is_complete) = match extent {
+                        Extent::Answer => taken(&prototype, &vocabulary, &text, false),
+                        Extent::Calls => taken_by_calls(&format, &prototype, &vocabulary, &text),
+                    };
+                    if read != text || !is_complete {
+                        wrong.push(format!(
+                            "{name} special={has_special} {extent:?} required={at_least_one} strict={is_strict} {count}: {read}⇩{}",
+                            &text[read.len().min(text.len())..]
+                        ));
+                        break;
+                    }
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

@@ -23,6 +23,7 @@ pub(crate) const ALIASES: &[(&str, &str)] = &[
     ("hy_v3", "think"),
     ("kimi_k2", "think"),
     ("kimi_k3", "think"),
+    ("ling3", "think"),
     ("mimo", "think"),
     ("minimax_m2", "think"),
     ("minimax_m2_append_think", "think"),

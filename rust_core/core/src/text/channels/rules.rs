@@ -4,6 +4,11 @@ use std::collections::HashSet;
 
 use serde_json::{Value, json};
 
+use crate::text::channels::envelope::marker;
+
+/// White space that may stand at a marker: a rule that [`Rules::add_gap`] adds.
+pub(crate) const GAP: &str = "GAP?";
+
 /// See the module's page.
 #[derive(Debug)]
 pub(crate) struct Rules<'a> {
@@ -15,7 +20,7 @@ pub(crate) struct Rules<'a> {
 
 /// The schema of arguments that follow none.
 pub(crate) fn any_object() -> Value {
-    json!({"type": "object"})
+    json!({"type": "object", "x-guidance": {"whitespace_pattern": r"[ \n\r\t]{1,20}"}})
 }
 
 /// A text as a regular expression between slashes.
@@ -60,14 +65,59 @@ impl<'a> Rules<'a> {
         self.text
     }
 
-    /// Parts one after another; empty ones are left out.
+    /// Parts one after another; empty ones are left out, and one of two gaps.
     pub(crate) fn sequence(&self, parts: &[&str]) -> String {
-        let parts: Vec<&str> = parts
-            .iter()
-            .copied()
-            .filter(|part| !part.is_empty())
-            .collect();
-        parts.join(" ")
+        let mut all = String::new();
+        for part in parts {
+            let is_double = all.ends_with(GAP) && part.starts_with(GAP);
+            let part = if is_double {
+                part[GAP.len()..].trim_start()
+            } else {
+                part
+            };
+            if !all.is_empty() && !part.is_empty() {
+                all.push(' ');
+            }
+            all.push_str(part);
+        }
+        all
+    }
+
+    /// Adds the white space that models write around markers: enough for what templates have there.
+    pub(crate) fn add_gap(&mut self) {
+        self.add("GAP", r"/\n{1,2}[ \t]{0,8}|[ \t]{1,8}/");
+    }
+
+    /// A marker, the white space at its ends free.
+    pub(crate) fn soft(&self, text: &str) -> String {
+        let inner = marker(text);
+        let at = text.find(inner).unwrap_or_default();
+        let gap = |is_there: bool| if is_there { GAP } else { "" };
+        let begin = gap(at > 0 || inner.len() < text.len() && inner.is_empty());
+        let end = gap(text.len() > at + inner.len());
+        self.sequence(&[begin, &self.literal(inner), end])
+    }
+
+    /// One of the markers, the first unless `is_free`. One that is empty makes all of them optional.
+    pub(crate) fn any_marker(&self, texts: &[String], is_free: bool) -> String {
+        let num = if is_free { texts.len() } else { 1 };
+        let mut soft: Vec<String> = Vec::new();
+        for text in texts.iter().take(num) {
+            let text = self.soft(text);
+            if !soft.contains(&text) {
+                soft.push(text);
+            }
+        }
+        let num_given = soft.len();
+        soft.retain(|text| !text.is_empty());
+        match (soft.len(), num_given > soft.len()) {
+            (0, _) => String::new(),
+            (1, false) => soft.remove(0),
+            (_, is_optional) => {
+                let mark = if is_optional { "?" } else { "" };
+                format!("({}){mark}", soft.join(" | "))
+            }
+        }
     }
 
     /// A text, its special tokens by id.
@@ -124,14 +174,14 @@ impl<'a> Rules<'a> {
             let close = self.literal(close);
             return format!(r"/(.|\n)*/ {close}");
         }
-        // A special token can end no lazy text: it is written after it.
-        let first = self.literal(close);
-        let (text, tokens) = match first.split_once(" <[") {
-            Some((text, tokens)) => (text.to_owned(), format!("<[{tokens}")),
-            None => (first, String::new()),
-        };
-        self.add(&format!("{name}[lazy]"), &format!(r"/(.|\n)*/ {text}"));
-        self.sequence(&[name, &tokens])
+        let (plain, tokens) = self.split_at_special(close);
+        if tokens.is_empty() {
+            let close = self.literal(close);
+            self.add(&format!("{name}[lazy]"), &format!(r"/(.|\n)*/ {close}"));
+            return name.to_owned();
+        }
+        // No text holds a special token: the one that follows tells where it ends.
+        format!(r"/(.|\n)*{}/ {}", escape_regex(plain), self.literal(tokens))
     }
 
     /// Any text between two marks.

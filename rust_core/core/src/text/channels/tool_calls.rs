@@ -43,6 +43,7 @@ pub(crate) const ALIASES: &[(&str, &str)] = &[
     ("harmony", HARMONY),
     ("hunyuan_a13b", "jamba"),
     ("kimi_k3", "kimi_k2"),
+    ("ling3", "glm47"),
     ("llama3", "llama3_json"),
     ("llama4_json", "llama3_json"),
     ("mimo", "qwen3_coder"),

@@ -47,7 +47,7 @@ enum Phase {
 #[derive(Debug)]
 pub struct Constraint {
     matcher: Option<Matcher>,
-    /// The grammar, until its trigger comes.
+    /// The grammar, until its trigger comes; kept beside the matcher where it may come again.
     dormant: Option<Dormant>,
     bad_words: Option<BadWords>,
     reasoning: Option<ReasoningTokens>,
@@ -62,8 +62,8 @@ pub struct Constraint {
 }
 
 impl Constraint {
-    /// None if nothing would ever be constrained. With a trigger the grammar holds from there on, and is
-    /// forgotten where the text that is there by then does not fit it.
+    /// None if nothing would ever be constrained. With a trigger the grammar holds from there on; where the
+    /// text that is there by then does not fit, it does not.
     #[must_use]
     pub fn new(
         grammar: Option<&Arc<Grammar>>,
@@ -136,7 +136,10 @@ impl Constraint {
             return false;
         };
         if self.has_failed || matcher.fill_mask(row).is_err() {
-            self.has_failed = true;
+            match self.dormant {
+                Some(_) => self.matcher = None,
+                None => self.has_failed = true,
+            }
             return false;
         }
         if !self.stop_token_ids.is_empty() && matcher.is_accepting().unwrap_or(false) {
@@ -173,9 +176,14 @@ impl Constraint {
         if let Some(words) = &mut self.bad_words {
             words.accept(token);
         }
-        if let Some(matcher) = self.dormant.as_mut().and_then(|one| one.accept(token)) {
+        let is_asleep = self.matcher.is_none();
+        let dormant = self.dormant.as_mut().filter(|_| is_asleep);
+        if let Some((matcher, is_repeated)) =
+            dormant.and_then(|one| Some((one.accept(token)?, one.is_repeated())))
+        {
             // A call ends reasoning, too.
-            (self.matcher, self.dormant, self.phase) = (Some(matcher), None, Phase::After);
+            (self.matcher, self.phase) = (Some(matcher), Phase::After);
+            self.dormant = self.dormant.take().filter(|_| is_repeated);
             return Accepted::Armed;
         }
         if let Some(tokens) = self.reasoning {
@@ -194,10 +202,28 @@ impl Constraint {
             }
             self.phase = Phase::After;
         }
-        match self.matcher.as_mut().map(|matcher| matcher.accept(token)) {
-            None | Some(Ok(false)) => Accepted::Open,
-            Some(Ok(true)) => Accepted::Complete,
-            Some(Err(_)) => {
+        let Some(matcher) = &mut self.matcher else {
+            return Accepted::Open;
+        };
+        let accepted = matcher.accept(token);
+        if self.dormant.is_some() {
+            // To be bound was nobody's wish: where that fails, it is over, too.
+            let is_over = accepted.as_ref().map_or(true, |&is_complete| {
+                is_complete || matcher.is_accepting().unwrap_or(true)
+            });
+            if let Some(matcher) = self.matcher.take_if(|_| is_over) {
+                if accepted.is_ok() {
+                    matcher.close();
+                }
+                // The next trigger may begin in the token that ended the last call.
+                self.matcher = self.dormant.as_mut().and_then(|one| one.accept(token));
+            }
+            return Accepted::Open;
+        }
+        match accepted {
+            Ok(false) => Accepted::Open,
+            Ok(true) => Accepted::Complete,
+            Err(_) => {
                 self.has_failed = true;
                 Accepted::Failed
             }

@@ -1,4 +1,4 @@
-//! Trigger: the text at which a grammar begins to hold, and the search for it among a sample's tokens.
+//! Trigger: the texts at which a grammar begins to hold, and the search for them among a sample's tokens.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -6,21 +6,54 @@ use std::sync::Arc;
 use super::matching::{Grammar, Matcher};
 use crate::text::tokenizer::Tokenizer;
 
-/// A text that begins what a grammar is about, say a model's marker of tool calls.
+/// Texts that begin what a grammar is about, say a model's markers of tool calls.
 #[derive(Debug)]
 pub struct Trigger {
-    text: Box<[u8]>,
+    texts: Vec<Box<[u8]>>,
+    is_repeated: bool,
     tokenizer: Arc<Tokenizer>,
 }
 
 impl Trigger {
-    /// `text`: not empty. A special token is found by its name.
+    /// `texts`: none of them empty. A special token is found by its name. `is_repeated`: the grammar holds
+    /// to where its text may end, and again from the next trigger on; otherwise from the first one to the
+    /// end.
     #[must_use]
-    pub fn new(text: &str, tokenizer: Arc<Tokenizer>) -> Self {
+    pub fn new(texts: &[&str], is_repeated: bool, tokenizer: Arc<Tokenizer>) -> Self {
         Self {
-            text: text.as_bytes().into(),
+            texts: texts.iter().map(|text| text.as_bytes().into()).collect(),
+            is_repeated,
             tokenizer,
         }
+    }
+
+    pub(super) fn is_repeated(&self) -> bool {
+        self.is_repeated
+    }
+
+    /// The first place of a text in `bytes`.
+    fn find(&self, bytes: &[u8]) -> Option<usize> {
+        let places = self.texts.iter().filter_map(|text| {
+            let mut windows = bytes.windows(text.len());
+            windows.position(|at| at == &**text)
+        });
+        places.min()
+    }
+
+    /// The first place at which a text has begun that may go on behind `bytes`.
+    fn find_begun(&self, bytes: &[u8]) -> Option<usize> {
+        let length = self.texts.iter().map(|text| text.len()).max().unwrap_or(0);
+        let earliest = (bytes.len() + 1).saturating_sub(length);
+        let has_begun = |at: &usize| {
+            self.texts
+                .iter()
+                .any(|text| text.starts_with(&bytes[*at..]))
+        };
+        (earliest..bytes.len()).find(has_begun)
+    }
+
+    fn may_begin_in(&self, bytes: &[u8]) -> bool {
+        self.texts.iter().any(|text| bytes.contains(&text[0]))
     }
 
     /// Calls `visit` with the bytes of a token.
@@ -56,32 +89,32 @@ impl Dormant {
         }
     }
 
+    pub(super) fn is_repeated(&self) -> bool {
+        self.trigger.is_repeated()
+    }
+
     /// Takes a token. Returns a matcher behind it if the trigger is complete with it, and what the
     /// tokens have written fits the grammar.
     pub(super) fn accept(&mut self, token: u32) -> Option<Matcher> {
         let trigger = Arc::clone(&self.trigger);
-        let text = &trigger.text;
         let begin = self.tail.len();
         let may_begin = trigger.visit(token, |bytes| {
             self.tail.extend_from_slice(bytes);
-            begin > 0 || bytes.contains(&text[0])
+            begin > 0 || trigger.may_begin_in(bytes)
         });
         if !may_begin {
             self.tail.clear();
             return None;
         }
         self.tokens.push_back((token, begin));
-        let found = self.tail.windows(text.len()).position(|at| at == &**text);
-        if let Some(at) = found {
+        if let Some(at) = trigger.find(&self.tail) {
             let matcher = self.open_behind(at);
             // What follows is another one's beginning.
             self.keep_from(self.tail.len());
             return matcher;
         }
-        let length = self.tail.len();
-        let earliest = (length + 1).saturating_sub(text.len());
-        let begun = (earliest..length).find(|&at| text.starts_with(&self.tail[at..]));
-        self.keep_from(begun.unwrap_or(length));
+        let begun = trigger.find_begun(&self.tail);
+        self.keep_from(begun.unwrap_or(self.tail.len()));
         None
     }
 

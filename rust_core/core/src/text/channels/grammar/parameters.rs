@@ -3,13 +3,53 @@
 use serde_json::{Map, Value, json};
 
 use crate::text::channels::envelope::Tags;
-use crate::text::channels::rules::Rules;
+use crate::text::channels::rules::{Rules, any_object};
 use crate::text::channels::schema::{ArgumentType, resolve, type_of};
 
 /// A tool: its name, and its schema where the arguments follow it.
 pub(super) struct Tool<'a> {
     pub(super) name: &'a str,
     pub(super) schema: Option<Value>,
+    /// The parameters that it names, whether their schemas are followed or not.
+    pub(super) keys: Vec<String>,
+}
+
+impl<'a> Tool<'a> {
+    /// `schema`: JSON, or nothing.
+    pub(super) fn new(name: &'a str, schema: &str, is_strict: bool) -> Result<Self, String> {
+        let parsed = match schema {
+            "" => Ok(Value::Null),
+            text => serde_json::from_str::<Value>(text),
+        };
+        let root = match parsed {
+            Ok(root) => root,
+            Err(error) if is_strict => {
+                return Err(format!(
+                    "grammar: the parameters of {name:?} are no JSON: {error}"
+                ));
+            }
+            Err(_) => Value::Null,
+        };
+        let properties = resolve(&root, &root).get("properties");
+        let keys = properties.and_then(Value::as_object);
+        Ok(Self {
+            name,
+            keys: keys.map_or_else(Vec::new, |keys| keys.keys().cloned().collect()),
+            schema: (is_strict && !schema.is_empty()).then(|| of_object(root)),
+        })
+    }
+}
+
+/// A schema of arguments, which are an object even where it does not say so.
+fn of_object(schema: Value) -> Value {
+    let Value::Object(mut schema) = schema else {
+        return any_object();
+    };
+    let is_told = ["type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const"];
+    if !is_told.iter().any(|key| schema.contains_key(*key)) {
+        schema.insert("type".to_owned(), "object".into());
+    }
+    Value::Object(schema)
 }
 
 /// Parameters of a tool whose schema is not followed.
@@ -43,7 +83,7 @@ fn parameters(tool: &Tool<'_>) -> Option<Vec<(String, Value, bool)>> {
 }
 
 /// A part of a schema, with the definitions that it may refer to and the settings of its grammar.
-fn with_definitions(mut schema: Value, root: &Value) -> Value {
+pub(super) fn with_definitions(mut schema: Value, root: &Value) -> Value {
     for key in ["$defs", "definitions", "x-guidance"] {
         if let (Some(definitions), Value::Object(schema)) = (root.get(key), &mut schema) {
             schema.entry(key).or_insert_with(|| definitions.clone());
@@ -59,22 +99,24 @@ pub(super) fn tag_parts(
     tags: &Tags,
     number: usize,
 ) -> Vec<String> {
-    let line = if tags.on_lines { "\n" } else { "" };
-    let value_open = tags.value_open.as_deref().unwrap_or_default();
+    let value_open = tags.value_open.as_deref().map(|text| rules.soft(text));
+    let value_open = value_open.unwrap_or_default();
+    let separator = rules.soft(&tags.separator);
     let Some(parameters) = parameters(tool) else {
-        if tags.close.contains("{key}") {
+        let rule = match tags.close.contains("{key}") {
+            true => format!("any_parameter_{number}"),
+            false => "any_parameter".to_owned(),
+        };
+        let any = any_parameter(rules, tags, &value_open, &tool.keys, &rule);
+        if any.is_empty() {
             return Vec::new();
         }
-        // Any parameter, a string.
-        let (end, _) = &tags.key_ends[0];
-        let head = rules.literal(&tags.open);
-        let between = rules.literal(&format!("{end}{value_open}{line}"));
-        let value = rules.text_up_to("any_value", &format!("{line}{}", tags.close));
-        let separator = rules.literal(&tags.separator);
-        let any = rules.sequence(&[&head, PARAMETER_NAME, &between, &value, &separator]);
-        rules.add("any_parameter", &any);
-        return vec!["any_parameter*".to_owned()];
+        let any = rules.sequence(&[&format!("({any})"), &separator]);
+        rules.add(&rule, &any);
+        return vec![format!("{rule}*")];
     };
+    // A line feed on each side of a value is free; that of a text is read with it.
+    let line = if tags.on_lines { "\"\\n\"?" } else { "" };
     let mut parts = Vec::new();
     for (index, (name, schema, is_required)) in parameters.iter().enumerate() {
         let kind = type_of(schema, schema);
@@ -85,32 +127,56 @@ pub(super) fn tag_parts(
         let mut ends = tags.key_ends.iter();
         let end = ends.find(|(_, is_text)| is_text.is_none() || *is_text == wants);
         let end = end.map_or(tags.key_ends[0].0.as_str(), |(end, _)| end);
-        let head = rules.literal(&format!("{}{name}{end}{value_open}{line}", tags.open));
-        let close = format!("{line}{}", tags.close.replace("{key}", name));
+        let head = rules.literal(&format!("{}{name}{end}", tags.open));
+        let close = tags.close.replace("{key}", name);
         let value = match (kind, texts_of(schema)) {
             (ArgumentType::Json, _) => {
                 let json = rules.json(schema);
                 let close = rules.literal(&close);
-                rules.sequence(&[&json, &close])
+                rules.sequence(&[line, &json, line, &close])
             }
             (_, Some(texts)) => {
                 let texts: Vec<String> = texts.iter().map(|text| rules.literal(text)).collect();
                 let close = rules.literal(&close);
-                rules.sequence(&[&format!("({})", texts.join(" | ")), &close])
+                rules.sequence(&[line, &format!("({})", texts.join(" | ")), line, &close])
             }
             _ => rules.text_up_to(&format!("value_{number}_{index}"), &close),
         };
-        let separator = rules.literal(&tags.separator);
         let rule = format!("parameter_{number}_{index}");
-        let body = rules.sequence(&[&head, &value, &separator]);
+        let body = rules.sequence(&[&head, &value_open, &value, &separator]);
         rules.add(&rule, &body);
         parts.push(format!("{rule}{}", if *is_required { "" } else { "?" }));
     }
     parts
 }
 
+/// Any parameter, its value any text. `keys`: those there are, where a closing tag names its parameter.
+fn any_parameter(
+    rules: &mut Rules<'_>,
+    tags: &Tags,
+    value_open: &str,
+    keys: &[String],
+    rule: &str,
+) -> String {
+    let ends = tags.key_ends.iter().map(|(end, _)| rules.literal(end));
+    let ends = format!("({})", ends.collect::<Vec<_>>().join(" | "));
+    if !tags.close.contains("{key}") {
+        let head = rules.literal(&tags.open);
+        let value = rules.text_up_to("any_value", &tags.close);
+        return rules.sequence(&[&head, PARAMETER_NAME, &ends, value_open, &value]);
+    }
+    let one = |(index, key): (usize, &String)| {
+        let head = rules.literal(&format!("{}{key}", tags.open));
+        let close = tags.close.replace("{key}", key);
+        let value = rules.text_up_to(&format!("{rule}_{index}"), &close);
+        rules.sequence(&[&head, &ends, value_open, &value])
+    };
+    let all: Vec<String> = keys.iter().enumerate().map(one).collect();
+    all.join(" | ")
+}
+
 /// The strings that a schema lists, if it lists nothing else.
-fn texts_of(schema: &Value) -> Option<Vec<String>> {
+pub(super) fn texts_of(schema: &Value) -> Option<Vec<String>> {
     let texts = |values: &[Value]| {
         let texts = values.iter().map(|value| value.as_str().map(str::to_owned));
         texts
@@ -124,8 +190,8 @@ fn texts_of(schema: &Value) -> Option<Vec<String>> {
     }
 }
 
-/// Parameters separated by commas, in the schema's order. `marks`: between name and value, and between
-/// parameters.
+/// Parameters in the schema's order. `equals` stands between name and value, `comma` between parameters,
+/// both as grammar.
 pub(super) fn listed(
     rules: &mut Rules<'_>,
     tool: &Tool<'_>,
@@ -135,12 +201,9 @@ pub(super) fn listed(
 ) -> String {
     let Some(parameters) = parameters(tool) else {
         let any = value(rules, &json!({}), "any");
-        let equals = rules.literal(equals);
         rules.add("any_parameter", &format!("{IDENTIFIER} {equals} {any}"));
-        let comma = rules.literal(comma);
         return format!("(any_parameter ({comma} any_parameter)*)?");
     };
-    let comma = rules.literal(comma);
     // Two rules a place: behind another parameter, and as the first one.
     let name_of = |place: usize, is_first: bool| {
         format!(
@@ -150,9 +213,9 @@ pub(super) fn listed(
     };
     for (place, (name, schema, is_required)) in parameters.iter().enumerate() {
         let value = value(rules, schema, &format!("value_{number}_{place}"));
-        let head = rules.literal(&format!("{name}{equals}"));
+        let head = rules.literal(name);
         let rule = format!("parameter_{number}_{place}");
-        let body = rules.sequence(&[&head, &value]);
+        let body = rules.sequence(&[&head, equals, &value]);
         rules.add(&rule, &body);
         for is_first in [true, false] {
             let more = name_of(place + 1, false);
@@ -183,7 +246,7 @@ pub(super) fn marked_object(
     let value = |rules: &mut Rules<'_>, schema: &Value, name: &str| {
         marked_value(rules, schema, mark, name, 0)
     };
-    let parameters = listed(rules, tool, number, (":", ","), value);
+    let parameters = listed(rules, tool, number, ("\":\"", "\",\""), value);
     rules.sequence(&["\"{\"", &parameters, "\"}\""])
 }
 
