@@ -62,6 +62,7 @@ from octavo.server.responses.stored import (
     list_input_items,
     refuse_websocket,
 )
+from octavo.server.web_page import page, page_file
 from octavo.server.work.state import ServerState
 
 Handler = Callable[[ServerState, Exchange], Awaitable[None]]
@@ -165,6 +166,12 @@ ROUTES: Final[tuple[Entry, ...]] = (
 # Off by default, as in vLLM: a template of one's own may be nobody's business.
 TOKENIZER_INFO: Final = Entry("/tokenizer_info", ("GET",), tokenizer_info)
 
+# For people, not for programs: not among what /openapi.json describes.
+PAGE: Final = (
+    Entry("/", ("GET",), page),
+    Entry("/page/{name}", ("GET",), page_file),
+)
+
 # Refusals that an operator counts: the server's state, not the client's mistake.
 _COUNTED: Final = (QueueFullError, DrainingError, LoadingError, RequestTooLongError)
 
@@ -201,6 +208,10 @@ def _entries(state: ServerState) -> list[Entry]:
     return entries
 
 
+def _all_entries(state: ServerState) -> list[Entry]:
+    return [*_entries(state), *(PAGE if state.config.web_ui else ())]
+
+
 def make_app(state: ServerState, entries: Iterable[Entry] | None = None) -> App:
     """The application over a table of routes. A GET route answers HEAD too."""
     routes = [
@@ -213,6 +224,6 @@ def make_app(state: ServerState, entries: Iterable[Entry] | None = None) -> App:
             entry.id_header,
             entry.other_form,
         )
-        for entry in (_entries(state) if entries is None else entries)
+        for entry in (_all_entries(state) if entries is None else entries)
     ]
     return App(routes, state.config, error_body)

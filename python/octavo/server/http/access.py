@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 # Orchestrators ask these without a key; they disclose the server's health alone.
 OPEN_PATHS: Final = frozenset({"/health", "/ready", "/ping"})
 
+# The page asks for the key itself: its files are the same for everyone, its requests carry the key.
+PAGE_FILES: Final = "/page/"
+
 
 def open_paths(config: ServerConfig) -> frozenset[str]:
     """Paths that are open without a key."""
@@ -34,6 +37,7 @@ class Access:
         self._app = app
         self._keys = [_digest(key.encode()) for key in config.api_key]
         self._open_paths = open_paths(config)
+        self._has_page = config.web_ui
         # Without a key, being on loopback is all that protects the server: a web page that points
         # its own host name at 127.0.0.1 must not pass for a local program.
         self._checks_host = (
@@ -49,9 +53,17 @@ class Access:
         """
         if self._checks_host:
             self._check_host(header(scope, b"host"))
-        if self._keys and route_path(scope) not in self._open_paths:
+        if self._keys and not self._is_open(scope):
             self._check_key(Headers(scope=scope))
         return self._app(scope, receive, send)
+
+    def _is_open(self, scope: Scope) -> bool:
+        path = route_path(scope)
+        if path in self._open_paths:
+            return True
+        # By these methods alone: POST / is an API's route.
+        reads_page = self._has_page and scope["method"] in ("GET", "HEAD")
+        return reads_page and (path == "/" or path.startswith(PAGE_FILES))
 
     def _check_host(self, host: bytes | None) -> None:
         # HTTP/1.0 clients send none; browsers always do.

@@ -27,6 +27,8 @@ class ServerConfig:
     root_path: str = flag(
         "", "front end", "path prefix of a proxy in front, which may strip it or not"
     )
+    # On: the first thing that a newcomer opens.
+    web_ui: bool = flag(True, "front end", "serve a page at / to chat and to watch the server")
     ssl_keyfile: str | None = flag(None, "front end", "TLS private key (PEM)")
     ssl_certfile: str | None = flag(None, "front end", "TLS certificate chain (PEM)")
     ssl_ca_certs: str | None = flag(None, "front end", "authorities of clients' certificates (PEM)")
