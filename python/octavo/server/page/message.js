@@ -30,6 +30,7 @@ export class MessageView {
     );
     this.message = message;
     this.callsShown = "";
+    this.fold.addEventListener("toggle", () => this.updateReasoning());
     for (const [label, act] of actions) this.addAction(label, act);
     this.update();
   }
@@ -49,8 +50,7 @@ export class MessageView {
       this.fold.hidden = false;
       const isThinking = isRunning && !content && !calls;
       this.fold.firstChild.textContent = isThinking ? "Reasoning…" : "Reasoning";
-      // A folded text is drawn when it is opened; until then its length is all that is seen.
-      this.reasoning.update(reasoning);
+      this.updateReasoning();
     }
     if (this.text) this.text.update(content ?? "");
     else this.plain.textContent = content ?? "";
@@ -58,6 +58,11 @@ export class MessageView {
     this.stats.textContent = stats ?? "";
     this.error.hidden = !error;
     this.error.textContent = error ?? "";
+  }
+
+  updateReasoning() {
+    // Folded it is not seen, and may be long.
+    if (this.fold.open) this.reasoning.update(this.message.reasoning);
   }
 
   updateCalls(calls) {
