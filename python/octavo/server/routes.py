@@ -64,6 +64,7 @@ from octavo.server.responses.stored import (
 )
 from octavo.server.web_page import page, page_file
 from octavo.server.work.state import ServerState
+from octavo.server.work.tracing import Tracing
 
 Handler = Callable[[ServerState, Exchange], Awaitable[None]]
 
@@ -114,7 +115,7 @@ async def openapi(state: ServerState, exchange: Exchange) -> None:
     config = state.config
     document = describe(
         _entries(state),
-        open_paths=open_paths(config) if config.api_key else None,
+        open_paths=open_paths(config) if config.has_keys else None,
         root_path=config.root_path,
     )
     await exchange.respond_json(document)
@@ -186,10 +187,15 @@ class Endpoint:
         self._state = state
         self._handler = entry.handler
         self._admits = entry.admits
+        self._tracing = state.tracing if entry.admits else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send)
         try:
-            await self._handler(self._state, Exchange(scope, receive, send))
+            if self._tracing is None:
+                await self._handler(self._state, exchange)
+            else:
+                await self._traced(self._tracing, exchange)
         except ClientDisconnect:
             # Its samples have been aborted, and there is nobody to answer.
             return
@@ -197,6 +203,15 @@ class Endpoint:
             if self._admits:
                 self._state.rejections[error_kind(error).code or "other"] += 1
             raise
+
+    async def _traced(self, tracing: Tracing, exchange: Exchange) -> None:
+        trace = exchange.trace = tracing.begin(exchange.scope, exchange.request_id)
+        try:
+            await self._handler(self._state, exchange)
+        except BaseException as error:
+            trace.end(error)
+            raise
+        trace.end()
 
 
 def _entries(state: ServerState) -> list[Entry]:
@@ -226,4 +241,4 @@ def make_app(state: ServerState, entries: Iterable[Entry] | None = None) -> App:
         )
         for entry in (_all_entries(state) if entries is None else entries)
     ]
-    return App(routes, state.config, error_body)
+    return App(routes, state.config, error_body, state.api_keys)
