@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
     from octavo.server.http.http_server import HttpProtocol
-    from octavo.server.work.tracing import RequestTrace
 
 JSON: Final = "application/json"
 _JSON: Final = JSON.encode()
@@ -91,8 +90,8 @@ class Exchange(Request):
         # Whether nothing has to be added to a whole answer on its way: see App.
         self._is_direct: bool = scope.get("octavo.direct", False)
         self.request_id: str = scope["state"]["request_id"]
-        # What notes its times, where requests are traced.
-        self.trace: RequestTrace | None = None
+        # A RequestTrace of server/work, which stands above this file; None: it is not traced.
+        self.trace: Any = None
         self._value: dict[str, Any] | None = None
         self._takes_any_type = False
         # Of the answer, beside those that every answer has.
