@@ -46,8 +46,8 @@ def gpu_bandwidth(device: torch.device) -> float:
     target.copy_(source)
     best = float("inf")
     for _ in range(_REPEATS):
-        begin = torch.cuda.Event(enable_timing=True)
-        end = torch.cuda.Event(enable_timing=True)
+        begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         begin.record()
         target.copy_(source)
         end.record()

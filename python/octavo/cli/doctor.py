@@ -52,7 +52,8 @@ class Device:
 
 def doctor(model: str | None) -> int:
     """Print the report, of ``model`` too where one is named; 1 where something is bad."""
-    findings, devices = [], []
+    findings: list[Finding] = []
+    devices: list[Device] = []
     for finding in _findings(devices):
         print(f"  {finding.verdict:<5} {finding.subject:<9} {finding.text}", flush=True)
         findings.append(finding)
