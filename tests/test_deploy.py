@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -87,6 +88,38 @@ def test_the_deployment_probes_and_drains(objects: dict[str, Any]) -> None:
     assert port["containerPort"] == ServerConfig().port
     mounts = {mount["name"] for mount in container["volumeMounts"]}
     assert mounts == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_the_ray_service_is_an_application_of_ours() -> None:
+    [service] = yaml.safe_load_all((FOLDER / "rayservice.yaml").read_text())
+    [application] = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    assert application["import_path"] == "octavo.ray:build_app"
+    flags = {k: v for k, v in application["args"].items() if k not in ("replica", "ingress")}
+    engine, _ = resolve(flags, CONFIGS, environ={})
+    [workers] = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    pod = workers["template"]["spec"]
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == (
+        engine.tensor_parallel_size * engine.pipeline_parallel_size
+    )
+    scaling = application["args"]["replica"]["autoscaling_config"]
+    assert scaling["max_replicas"] <= workers["maxReplicas"]
+    assert scaling["min_replicas"] >= workers["minReplicas"]
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="ray is not installed")
+def test_ray_takes_the_application() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    from octavo.ray import builder
+
+    [service] = yaml.safe_load_all((FOLDER / "rayservice.yaml").read_text())
+    text = yaml.safe_load(service["spec"]["serveConfigV2"])
+    [application] = ServeDeploySchema.model_validate(text).applications
+    args = application.args | {"api_key_file": None}
+    built = builder.build_app({name: value for name, value in args.items() if value is not None})
+    assert built._bound_deployment.name == "octavo-ingress"
+    drain = service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]
+    assert drain["terminationGracePeriodSeconds"] > builder.DRAIN_S
 
 
 def test_labels_and_claims_agree(objects: dict[str, Any]) -> None:

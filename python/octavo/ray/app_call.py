@@ -1,9 +1,9 @@
-"""call_app: one request through an ASGI application in this process, its answer part by part."""
+"""begin_call: one request through an ASGI application in this process, its answer part by part."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from octavo.ray.request import Head, RoutedRequest
 
 
-async def call_app(app: ASGIApp, request: RoutedRequest) -> AsyncIterator[Head | bytes]:
-    """The answer's head, then its body as it comes; what has come together is one part.
+async def begin_call(
+    app: ASGIApp, request: RoutedRequest
+) -> tuple[Head, AsyncGenerator[bytes, None]]:
+    """The answer's head, and its body as it comes; what has come together is one part.
 
-    Closing the iterator, or cancelling the task that reads it, ends the request: its samples are
-    aborted.
+    Closing the body, or cancelling the task that waits here or reads it, ends the request: its
+    samples are aborted.
     """
     news: asyncio.Queue[Message | None] = asyncio.Queue()
     is_sent = False
@@ -44,7 +46,16 @@ async def call_app(app: ASGIApp, request: RoutedRequest) -> AsyncIterator[Head |
         if head is None:
             await task  # raises why
             raise RuntimeError("the application gave no answer")
-        yield head["status"], list(head["headers"])
+    except BaseException:
+        await _end(task)
+        raise
+    return (head["status"], list(head["headers"])), _body(news, task)
+
+
+async def _body(
+    news: asyncio.Queue[Message | None], task: asyncio.Task[None]
+) -> AsyncGenerator[bytes, None]:
+    try:
         is_over = False
         while not is_over:
             messages = [await news.get()]
@@ -56,9 +67,13 @@ async def call_app(app: ASGIApp, request: RoutedRequest) -> AsyncIterator[Head |
                 yield part
         await task
     finally:
-        if not task.done():
-            task.cancel()
-            await asyncio.wait((task,))
+        await _end(task)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    if not task.done():
+        task.cancel()
+        await asyncio.wait((task,))
 
 
 def _scope(request: RoutedRequest) -> Scope:

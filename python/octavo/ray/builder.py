@@ -1,4 +1,4 @@
-"""build_app: an application of Ray Serve from octavo's flags, and the options of its deployments."""
+"""build_app: an application of Ray Serve from octavo's flags, and its deployments' options."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ def build_app(args: Mapping[str, Any]) -> Application:
     prefix_routing = flags.pop("prefix_routing", True)
     engine_config, server_config = make_configs(flags)
     options = replica_defaults(engine_config, prefix_routing=prefix_routing) | replica_options
-    if options.get("num_replicas") not in (None, "auto") and "autoscaling_config" not in replica_options:
+    if (
+        options.get("num_replicas") not in (None, "auto")
+        and "autoscaling_config" not in replica_options
+    ):
         # A number that does not change.
         del options["autoscaling_config"]
     replicas = serve.deployment(Replica, name="octavo", **options).bind(

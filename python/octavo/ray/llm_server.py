@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from octavo.ray.app_call import call_app
+from octavo.ray.app_call import begin_call
 from octavo.ray.builder import actor_options, make_configs
 from octavo.ray.replica import Replica
 from octavo.ray.request import RoutedRequest
@@ -45,7 +45,8 @@ def flags_of(config: LLMConfig) -> dict[str, Any]:
 class OctavoServer:
     """One replica, in the protocol of Ray's ``LLMServer``."""
 
-    async def __init__(self, llm_config: LLMConfig) -> None:
+    # Ray awaits it.
+    async def __init__(self, llm_config: LLMConfig) -> None:  # type: ignore[misc]
         self._config = llm_config
         engine_config, server_config = make_configs(flags_of(llm_config))
         self._replica = await _replica(engine_config, server_config)
@@ -110,14 +111,13 @@ class OctavoServer:
         self, path: str, request: Any, raw_request_info: Any, kind: str
     ) -> AsyncIterator[Any]:
         routed = _routed(path, request, raw_request_info)
-        parts = call_app(self._replica.app, routed)
-        status, headers = await anext(parts)  # type: ignore[misc]
+        (status, headers), parts = await begin_call(self._replica.app, routed)
         if dict(headers).get(b"content-type", b"").startswith(b"text/event-stream"):
             async for part in parts:
                 # Frames are whole in each part: octavo writes none in pieces.
-                yield part.decode()  # type: ignore[union-attr]
+                yield part.decode()
             return
-        body = orjson.loads(b"".join([part async for part in parts]))  # type: ignore[misc]
+        body = orjson.loads(b"".join([part async for part in parts]))
         if status == 200:
             yield _model(f"{kind}Response")(**body)
             return
@@ -127,7 +127,7 @@ class OctavoServer:
 
 async def _replica(*configs: Any) -> Replica:
     replica = Replica.__new__(Replica)
-    await Replica.__init__(replica, *configs)  # type: ignore[misc]
+    await Replica.__init__(replica, *configs)
     return replica
 
 

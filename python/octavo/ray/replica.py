@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from octavo.ray.app_call import call_app
+from octavo.ray.app_call import begin_call
 from octavo.server.routes import make_app
 from octavo.server.work.state import ServerState
 
@@ -39,9 +39,15 @@ class Replica:
             logger.info("%s: %s", name, value)
 
     async def answer(self, request: RoutedRequest) -> AsyncIterator[Head | bytes]:
-        """A request's head, then its body; see ``call_app``."""
-        async for part in call_app(self.app, request):
-            yield part
+        """A request's head, then its body; see ``begin_call``."""
+        head, body = await begin_call(self.app, request)
+        try:
+            yield head
+            async for part in body:
+                yield part
+        finally:
+            # A request that Ray cancels ends here and now, not when it is collected.
+            await body.aclose()
 
     def check_health(self) -> None:
         """Raises what is wrong; Ray then makes a new replica of this one.
