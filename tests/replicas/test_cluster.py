@@ -16,7 +16,7 @@ from harness import eventually
 pytestmark = [pytest.mark.slow, pytest.mark.system, pytest.mark.timeout(600)]
 
 APP = "octavo"
-LONG = {"prompt": "x", "max_tokens": 6000, "ignore_eos": True, "temperature": 0}
+LONG = {"prompt": "x", "max_tokens": 1500, "ignore_eos": True, "temperature": 0}
 
 
 class Application:
