@@ -146,6 +146,8 @@ def print_ready(
     task = "generate" if engine.pooling is None else engine.pooling.task
     chat = engine.chat_template is not None or server_config.chat_template is not None
     print(example_command(url, server_config, chat=chat, task=task), flush=True)
+    if server_config.web_ui and server_config.uds is None:
+        print(f"or open {reachable(url)}/ in a browser", flush=True)
     if server_config.print_clients and chat and task == "generate" and server_config.uds is None:
         model, needs_key = engine.served_model_names[0], server_config.has_keys
         print(agent_settings(url, model, engine.max_model_len, needs_key=needs_key), flush=True)
