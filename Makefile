@@ -129,7 +129,7 @@ bench: build ## latency, throughput and start-up of the default model on this ma
 
 # ---------------------------------------------------------------------------------------- checking
 
-.PHONY: test test-slow test-nightly test-clients check quick lint rust-lint python-lint types rust-test sanitize pytest
+.PHONY: test test-slow test-nightly test-clients test-page check quick lint rust-lint python-lint types rust-test sanitize pytest
 test: dev ## install everything and run every check (CI adds test-slow)
 	@$(MAKE) --no-print-directory check
 
@@ -149,6 +149,10 @@ CLIENT_TESTS := $(addprefix tests/server/test_,agents.py agent_clients.py agent_
   openai_client.py functions.py)
 test-clients: $(STAMPS)/clients ## the libraries that people call servers by (PYTEST_ARGS="-k ...")
 	env OMP_NUM_THREADS=1 $(CLIENTS)/bin/python -m pytest -q -m "not gpu" $(CLIENT_TESTS) $(PYTEST_ARGS)
+
+# The system's Chromium, or one that `playwright install chromium` fetched; skipped where there is none.
+test-page: dev ## the page in a headless browser; OCTAVO_WRITE_DOCS=1 takes docs/images anew
+	env OMP_NUM_THREADS=1 $(PY) -m pytest -q tests/server/test_web_page.py tests/browser $(PYTEST_ARGS)
 
 quick: dev ## core, engine, server over a fake engine, Rust unit tests
 	$(CARGO) test --locked --quiet -p octavo-core --lib

@@ -52,6 +52,7 @@ BELOW = {
     "llm_pooling": {"offline", "engine"},
     "offline": {"engine", "runner"},
     "server": {"engine", "runner", "models", "text"},
+    "ray": {"server", "engine"},
     "bench": {"llm", "engine"},
 }
 # What stands above everything: entry points.
@@ -388,6 +389,9 @@ def import_arrows() -> dict[str, set[str]]:
     """Module -> the modules that it imports, for types and inside functions too."""
     arrows: dict[str, set[str]] = {_module(path): set() for path in _sources()}
     for _, module, name in _all_imports():
+        if not name.startswith("octavo"):
+            # A library may have a name that is one of ours: ray.
+            continue
         target = name.removeprefix("octavo.")
         while target and target not in arrows:
             target = target.rpartition(".")[0]

@@ -192,6 +192,13 @@ class EngineDeadError(OctavoError):
         super().__init__(message)
 
 
+class ReplicaLostError(OctavoError):
+    """The copy of the model that had the request is gone; others go on, or come back."""
+
+    def __init__(self) -> None:
+        super().__init__("the replica that had this request is gone; send it again")
+
+
 class GenerationError(OctavoError):
     """The engine failed on this request; others go on."""
 
@@ -247,6 +254,7 @@ ERROR_TABLE: dict[type[BaseException], ErrorKind] = {
     DrainingError: ErrorKind(503, "service_unavailable", "draining", _RETRY_LATER),
     StalledError: ErrorKind(503, "service_unavailable", "stalled", _RETRY_LATER),
     EngineDeadError: ErrorKind(503, "server_error", "engine_dead", _RETRY_LATER),
+    ReplicaLostError: ErrorKind(503, "server_error", "replica_lost", _RETRY),
     GenerationError: ErrorKind(500, "server_error", "generation_failed"),
     Exception: ErrorKind(500, "server_error", "internal_error"),
 }

@@ -401,7 +401,6 @@ _ALL: Final[list[Row]] = [
     *_refused(_OWN_CODE, "middleware", "values"),
     *_refused("octavo serves HTTP alone", "grpc", "switch"),
     *_refused("octavo serves HTTP alone", "grpc_port"),
-    *_refused("octavo reads certificates once, at start", "enable_ssl_refresh", "switch"),
     *_rows("octavo has no documentation pages", "disable_fastapi_docs", "switch"),
     *_rows("octavo has no documentation pages", "enable_offline_docs", "switch"),
     *_rows(_HTTP_LIMITS, "h11_max_incomplete_event_size h11_max_header_count"),
@@ -422,8 +421,7 @@ _ALL: Final[list[Row]] = [
     *_rows("octavo hides no metrics", "show_hidden_metrics_for_version"),
     *_refused("the buckets of octavo's histograms are fixed", "custom_histogram_buckets", "object"),
     *_rows("/health answers 503 where no step ends", "watchdog_config", "object"),
-    *_refused("octavo sends no traces", "otlp_traces_endpoint"),
-    *_refused("octavo sends no traces", "collect_detailed_traces", "values"),
+    *_refused("octavo's traces hold each request's phases", "collect_detailed_traces", "values"),
     *_rows(
         _OWN_METRICS,
         "kv_cache_metrics cudagraph_metrics enable_mfu_metrics enable_logging_iteration_details "

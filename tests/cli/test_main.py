@@ -448,7 +448,7 @@ def test_what_changes_nothing_is_one_warning(
         ("--max-num-active-seqs 4", "--max-num-seqs is octavo's limit of a step"),
         ("--watermark-config.key 1", "octavo puts no watermark into its answers"),
         ("--enable-sleep-mode", "--enable-sleep-mode: octavo has no sleep mode"),
-        ("--otlp-traces-endpoint http://x", "octavo sends no traces"),
+        ("--collect-detailed-traces all", "octavo's traces hold each request's phases"),
         ("--swap-space", "--swap-space needs a value"),
     ],
 )

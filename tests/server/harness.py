@@ -136,7 +136,9 @@ TINY_MODEL = {
 }
 
 
-def tiny_server(folder: Path, *, max_logprobs: int = 20, **flags: Any) -> RunningServer:
+def tiny_server(
+    folder: Path, *, max_logprobs: int = 20, context: int = 64, **flags: Any
+) -> RunningServer:
     """A server of a real engine over random weights, as small as a model can be.
 
     ``folder`` gets the model; ``flags`` are the server's.
@@ -144,7 +146,9 @@ def tiny_server(folder: Path, *, max_logprobs: int = 20, **flags: Any) -> Runnin
     from octavo.config import EngineConfig
     from octavo.engine.engine import AsyncEngine
 
-    (folder / "config.json").write_text(json.dumps(TINY_MODEL))
+    (folder / "config.json").write_text(
+        json.dumps({**TINY_MODEL, "max_position_embeddings": context})
+    )
     template = folder / "template.jinja"
     template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
     config = EngineConfig(

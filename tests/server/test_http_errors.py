@@ -12,7 +12,7 @@ import pytest
 from fake_engine import FakeEngine
 from harness import RunningServer, StartServer, eventually
 
-from octavo.cli.serve import LogFormatter
+from octavo.cli.log_format import TextFormatter
 from octavo.server.http import limits
 from octavo.server.routes import ROUTES
 
@@ -347,7 +347,7 @@ def test_unknown_model(server: RunningServer) -> None:
 
 
 def test_unknown_routes_and_methods(server: RunningServer) -> None:
-    for path in ("/", "/v1", "/v1/nothing", "/v1/models/", "/v1/chat/completions/"):
+    for path in ("/v1", "/v1/nothing", "/v1/models/", "/v1/chat/completions/"):
         answer = server.get(path)
         assert answer.status == 404, path
         assert answer.error["type"] == "invalid_request_error"
@@ -661,7 +661,7 @@ def test_a_path_reaches_the_log_as_it_was_sent(
 
 
 def test_a_log_line_is_one_line() -> None:
-    formatter = LogFormatter("%(levelname)s %(message)s")
+    formatter = TextFormatter("%(levelname)s %(message)s")
     try:
         raise ValueError("no\nFAKE \x1b[31m")
     except ValueError:

@@ -19,6 +19,8 @@ import yaml
 from harness import RunningServer, tiny_server
 from prometheus_client.parser import text_string_to_metric_families
 
+from octavo.metric_names import COUNTERS, GAUGES, HISTOGRAMS
+
 pytestmark = pytest.mark.system
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "monitoring"
@@ -37,6 +39,8 @@ request_prefill_time_seconds_sum request_decode_time_seconds_sum
 request_max_num_generation_tokens_sum
 """
 
+TOOL = {"name": "f", "input_schema": {"type": "object"}}
+
 needs_prometheus = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")),
     reason="prometheus is not installed",
@@ -45,31 +49,52 @@ needs_prometheus = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    server = tiny_server(tmp_path_factory.mktemp("model"))
+    server = tiny_server(tmp_path_factory.mktemp("model"), context=1024)
     for _ in range(3):
         body = {"prompt": "x", "max_tokens": 7, "ignore_eos": True}
         assert server.post("/v1/completions", body).status == 200
-    assert server.post("/v1/completions", {"prompt": "x" * 100}).status == 400
+    assert server.post("/v1/completions", {"prompt": "x" * 2000}).status == 400
+    messages = [{"role": "user", "content": "x"}]
+    # An agent's prompt, and an answer that may call.
+    agents = {"model": "m", "max_tokens": 1, "messages": messages, "tools": [TOOL]}
+    assert server.post("/v1/messages", agents).status == 200
     yield server
     server.stop()
 
 
-def test_the_dashboard_asks_for_what_there_is(server: RunningServer) -> None:
+NAME = re.compile(r"\b(?:(?:vllm|octavo):|process_)\w+")
+
+
+def samples(server: RunningServer) -> dict[str, set[str]]:
+    """The labels of every sample's name."""
     text = server.get("/metrics").body.decode()
-    labels = {
+    return {
         sample.name: set(sample.labels)
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
-    asked = {name for text in EXPRESSIONS for name in re.findall(r"\b(?:vllm|octavo):\w+", text)}
-    assert len(asked) > 15
+
+
+def test_the_dashboard_asks_for_what_there_is(server: RunningServer) -> None:
+    labels = samples(server)
+    asked = {name for text in EXPRESSIONS for name in NAME.findall(text)}
+    assert len(asked) > 30
     asked |= {f"vllm:{name}" for name in VLLM_DASHBOARD.split()}
     assert asked <= set(labels)
-    assert all("model_name" in labels[name] for name in asked)
+    assert all("model_name" in labels[n] for n in asked if not n.startswith("process_"))
     for expression in EXPRESSIONS:
-        names = re.findall(r"\b(?:vllm|octavo):\w+", expression)
+        names = NAME.findall(expression)
         for label in re.findall(r"by \((\w+)\)", expression):
             assert all(label in labels[name] for name in names), expression
+
+
+def test_the_dashboard_shows_every_metric(server: RunningServer) -> None:
+    text = server.get("/metrics").body.decode()
+    families = {family.name for family in text_string_to_metric_families(text)}
+    rows = (*GAUGES, *COUNTERS, *HISTOGRAMS)
+    families -= {row.prefix + alias for row in rows for alias in row.aliases}
+    shown = " ".join(EXPRESSIONS)
+    assert [name for name in sorted(families) if not re.search(rf"\b{name}", shown)] == []
 
 
 def test_the_dashboard_s_panels_have_places_of_their_own() -> None:
@@ -149,9 +174,9 @@ def test_prometheus_reads_what_was_sent(server: RunningServer, prometheus: str) 
         [result] = ask(prometheus, expression)
         return float(result["value"][1])
 
-    assert value("vllm:generation_tokens_total") == 21
-    assert value('vllm:request_success_total{finished_reason="length"}') == 3
-    assert value("vllm:time_to_first_token_seconds_count") == 3
+    assert value("vllm:generation_tokens_total") == 3 * 7 + 1
+    assert value('vllm:request_success_total{finished_reason="length"}') == 4
+    assert value("vllm:time_to_first_token_seconds_count") == 4
     assert value("vllm:inter_token_latency_seconds_count") == 18
     assert value('vllm:admission_rejections_total{reason="context_length_exceeded"}') == 1
     for expression in EXPRESSIONS:

@@ -295,3 +295,21 @@ def test_an_output_that_is_closed_from_the_start(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_sighup_reloads_and_the_log_is_json(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("old\n")
+    flags = ["--api-key-file", str(file), "--log-format", "json", "--enable-log-requests"]
+    process = start(*flags)
+    eventually(lambda: '"message":"ready"' in process.output, 60)
+    file.write_text("new\n")
+    process.process.send_signal(signal.SIGHUP)
+    eventually(lambda: '"message":"keys reloaded"' in process.output)
+    process.process.send_signal(signal.SIGTERM)
+    assert process.wait() == 0
+    lines = [json.loads(line) for line in process.output.splitlines()]
+    assert [line["message"] for line in lines] == ["ready", "keys reloaded", "stopping"]
+    assert lines[0]["url"].startswith("http://127.0.0.1:")
+    assert lines[0]["memory"] == {"weights": "1 byte", "KV cache": "2 bytes"}
+    assert {line["level"] for line in lines} == {"INFO"}

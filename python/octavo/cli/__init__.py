@@ -1,1 +1,1 @@
-"""The ``octavo`` command: serve, chat, complete, run-batch, bench, collect-env."""
+"""The ``octavo`` command: serve, chat, complete, run-batch, bench, doctor, collect-env."""

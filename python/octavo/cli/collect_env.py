@@ -30,8 +30,8 @@ def collect_env() -> str:
         "octavo": __version__,
         "python": sys.version.split()[0],
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cpu": _cpu_name(),
-        "cores": _cores(),
+        "cpu": cpu_name(),
+        "cores": usable_cores(),
         "memory": _memory(),
     }
     for package in PACKAGES:
@@ -44,12 +44,14 @@ def collect_env() -> str:
     return "\n".join(f"{name + ':':<{width + 1}} {value}" for name, value in rows.items())
 
 
-def _cores() -> str:
+def usable_cores() -> str:
+    """Cores that this process may use, of all."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     return f"{len(affinity(0))} of {os.cpu_count()}" if affinity else str(os.cpu_count())
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's name."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             for line in file:

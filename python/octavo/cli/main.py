@@ -1,4 +1,4 @@
-"""``octavo``: serve, chat, complete, clients, run-batch, bench, collect-env.
+"""``octavo``: serve, chat, complete, clients, run-batch, bench, doctor, collect-env.
 
 Nothing heavy is imported before the command is known: ``octavo --help`` answers at once.
 """
@@ -48,6 +48,13 @@ def make_parser(words: Sequence[str] = ()) -> Parser:
 
         kinds: Any = bench.add_subparsers(metavar="KIND", dest="kind", required=True)
         add_subcommands(kinds)
+    doctor = commands.add_parser(
+        "doctor", help="what this machine can run, and what stands in the way"
+    )
+    doctor.add_argument(
+        "model", nargs="?", metavar="MODEL", help="a folder, a .gguf file, a hub id on this machine"
+    )
+    doctor.set_defaults(run=_doctor)
     environment = commands.add_parser("collect-env", help="versions and hardware, for bug reports")
     environment.set_defaults(run=_collect_env)
     return parser
@@ -177,6 +184,12 @@ def _clients(arguments: argparse.Namespace) -> int:
     from octavo.cli.agent_settings import clients
 
     return clients(arguments)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from octavo.cli.doctor import doctor
+
+    return doctor(arguments.model)
 
 
 def _collect_env(arguments: argparse.Namespace) -> int:

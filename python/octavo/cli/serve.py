@@ -13,9 +13,10 @@ import os
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from octavo.cli.agent_settings import agent_settings, reachable
+from octavo.cli.log_format import set_up_logging
 from octavo.cli.terminal import drain
 
 if TYPE_CHECKING:
@@ -29,24 +30,7 @@ if TYPE_CHECKING:
 # it (one H100, 135M, empty kernel cache: 10.7 s from torch's import to ready, 9.6 at 5 ms).
 SWITCH_INTERVAL_S: Final = 50e-6
 
-# Control characters, and what ends a line in some reader.
-_ESCAPES: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {
-    0x2028: "\\u2028",
-    0x2029: "\\u2029",
-}
-
-
-class LogFormatter(logging.Formatter):
-    """One line a record: what a client sent can neither begin a line nor move the cursor."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        """The record's line."""
-        return super().formatMessage(record).translate(_ESCAPES)
-
-    def formatException(self, ei: Any) -> str:
-        """The traceback, indented: no line of it passes for a record."""
-        lines = super().formatException(ei).split("\n")
-        return "\n".join("  " + line.translate(_ESCAPES) for line in lines)
+logger = logging.getLogger("octavo")
 
 
 def serve(engine_config: EngineConfig, server_config: ServerConfig) -> int:
@@ -59,13 +43,7 @@ def serve(engine_config: EngineConfig, server_config: ServerConfig) -> int:
         OSError, ValueError: the address or the model cannot be had.
     """
     began = process_start()
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(handlers=[handler], level=logging.INFO)
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)
-    # They would report every request of a download, through the progress bar.
-    for name in ("httpx", "httpx2"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    set_up_logging(server_config.log_format)
     with asyncio.Runner(loop_factory=_new_loop) as runner:
         status, is_loading = runner.run(_run(engine_config, server_config, began))
     if is_loading:
@@ -95,10 +73,16 @@ async def _run(
         if lifecycle.is_stopping:
             _exit_now(128 + number)
         lifecycle.stop()
-        print("stopping; once more to stop at once", file=sys.stderr)
+        if server_config.log_format == "json":
+            logger.info("stopping")
+        else:
+            print("stopping; once more to stop at once", file=sys.stderr)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal, number)
+
+    # Ends the process where nobody handles it.
+    loop.add_signal_handler(signal.SIGHUP, lifecycle.reload)
 
     def on_ready(engine: AsyncEngine, url: str) -> None:
         # What start-up has built stays: full collections need not walk it again.
@@ -106,6 +90,10 @@ async def _run(
         gc.freeze()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         seconds = time.time() - began
+        if server_config.log_format == "json":
+            fields = {"url": url, "seconds": round(seconds, 3), "memory": dict(engine.memory_table)}
+            logger.info("ready", extra={"fields": fields})
+            return
         model = lifecycle.state.model()
         chat = model.chat_format.summary if model.has_template else None
         print_ready(engine, url, seconds, server_config, chat)
@@ -158,8 +146,10 @@ def print_ready(
     task = "generate" if engine.pooling is None else engine.pooling.task
     chat = engine.chat_template is not None or server_config.chat_template is not None
     print(example_command(url, server_config, chat=chat, task=task), flush=True)
+    if server_config.web_ui and server_config.uds is None:
+        print(f"or open {reachable(url)}/ in a browser", flush=True)
     if server_config.print_clients and chat and task == "generate" and server_config.uds is None:
-        model, needs_key = engine.served_model_names[0], bool(server_config.api_key)
+        model, needs_key = engine.served_model_names[0], server_config.has_keys
         print(agent_settings(url, model, engine.max_model_len, needs_key=needs_key), flush=True)
 
 
@@ -170,7 +160,7 @@ def example_command(url: str, config: ServerConfig, *, chat: bool, task: str = "
     if config.uds is not None:
         options, target = f"--unix-socket {config.uds} ", "http://localhost"
     target = reachable(target)
-    if config.api_key:
+    if config.has_keys:
         options += "-H 'Authorization: Bearer YOUR_KEY' "
     if task == "embed":
         path, body = "/v1/embeddings", '{"input":"The capital of France is Paris."}'

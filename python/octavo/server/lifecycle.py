@@ -16,12 +16,17 @@ from octavo.server.work.state import ServerState
 
 if TYPE_CHECKING:
     from octavo.engine.engine import AsyncEngine
+    from octavo.server.http.api_keys import ApiKeys
+    from octavo.server.http.certificates import Certificates
     from octavo.server.http.config import ServerConfig
 
 logger = logging.getLogger("octavo.server")
 
 EXIT_OK: Final = 0
 EXIT_ENGINE_DEAD: Final = 1
+
+# Certificates are renewed weeks before they end.
+CERTIFICATE_POLL_S: Final = 10.0
 
 # How long answers about the engine's death get to be written.
 DEATH_NOTICE_S: Final = 1.0
@@ -54,6 +59,34 @@ class Lifecycle:
         """Begin to drain; on the event loop. Safe to call again."""
         self._stop.set()
 
+    def reload(self) -> None:
+        """Read keys and certificates again, for what is to come; on the event loop.
+
+        What cannot be used is logged, and what there was stays.
+        """
+        parts: dict[str, ApiKeys | Certificates] = {"keys": self.state.api_keys}
+        if self.http.certificates is not None:
+            parts["certificate"] = self.http.certificates
+        for name, part in parts.items():
+            try:
+                part.reload()
+            except ValueError as error:
+                logger.error("%s not reloaded: %s", name, error)
+            else:
+                logger.info("%s reloaded", name)
+
+    async def _watch_certificates(self, certificates: Certificates) -> None:
+        while True:
+            await asyncio.sleep(CERTIFICATE_POLL_S)
+            if certificates.is_stale:
+                try:
+                    certificates.reload()
+                except ValueError as error:
+                    # Half written, perhaps: they are looked at again.
+                    logger.warning("certificate not loaded yet: %s", error)
+                else:
+                    logger.info("loaded the certificate again")
+
     async def run(self, on_ready: Callable[[AsyncEngine, str], None]) -> int:
         """Serve until ``stop`` or the engine's death.
 
@@ -67,6 +100,9 @@ class Lifecycle:
             OSError, ValueError: the address or the model cannot be had.
         """
         await self.http.start()
+        watch = None
+        if self.config.enable_ssl_refresh and self.http.certificates is not None:
+            watch = asyncio.create_task(self._watch_certificates(self.http.certificates))
         try:
             engine = await self._loaded_engine()
             if engine is None:
@@ -76,7 +112,11 @@ class Lifecycle:
             on_ready(engine, self.http.url)
             return await self._serve(engine)
         finally:
+            if watch is not None:
+                watch.cancel()
             await self.http.stop()
+            if self.state.tracing is not None:
+                await asyncio.to_thread(self.state.tracing.close)
 
     async def _loaded_engine(self) -> AsyncEngine | None:
         """The engine, or None if ``stop`` came first."""

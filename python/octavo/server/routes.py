@@ -62,7 +62,9 @@ from octavo.server.responses.stored import (
     list_input_items,
     refuse_websocket,
 )
+from octavo.server.web_page import page, page_file
 from octavo.server.work.state import ServerState
+from octavo.server.work.tracing import Tracing
 
 Handler = Callable[[ServerState, Exchange], Awaitable[None]]
 
@@ -113,7 +115,7 @@ async def openapi(state: ServerState, exchange: Exchange) -> None:
     config = state.config
     document = describe(
         _entries(state),
-        open_paths=open_paths(config) if config.api_key else None,
+        open_paths=open_paths(config) if config.has_keys else None,
         root_path=config.root_path,
     )
     await exchange.respond_json(document)
@@ -165,6 +167,12 @@ ROUTES: Final[tuple[Entry, ...]] = (
 # Off by default, as in vLLM: a template of one's own may be nobody's business.
 TOKENIZER_INFO: Final = Entry("/tokenizer_info", ("GET",), tokenizer_info)
 
+# For people, not for programs: not among what /openapi.json describes.
+PAGE: Final = (
+    Entry("/", ("GET",), page),
+    Entry("/page/{name}", ("GET",), page_file),
+)
+
 # Refusals that an operator counts: the server's state, not the client's mistake.
 _COUNTED: Final = (QueueFullError, DrainingError, LoadingError, RequestTooLongError)
 
@@ -179,10 +187,15 @@ class Endpoint:
         self._state = state
         self._handler = entry.handler
         self._admits = entry.admits
+        self._tracing = state.tracing if entry.admits else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send)
         try:
-            await self._handler(self._state, Exchange(scope, receive, send))
+            if self._tracing is None:
+                await self._handler(self._state, exchange)
+            else:
+                await self._traced(self._tracing, exchange)
         except ClientDisconnect:
             # Its samples have been aborted, and there is nobody to answer.
             return
@@ -190,6 +203,15 @@ class Endpoint:
             if self._admits:
                 self._state.rejections[error_kind(error).code or "other"] += 1
             raise
+
+    async def _traced(self, tracing: Tracing, exchange: Exchange) -> None:
+        trace = exchange.trace = tracing.begin(exchange.scope, exchange.request_id)
+        try:
+            await self._handler(self._state, exchange)
+        except BaseException as error:
+            trace.end(error)
+            raise
+        trace.end()
 
 
 def _entries(state: ServerState) -> list[Entry]:
@@ -199,6 +221,10 @@ def _entries(state: ServerState) -> list[Entry]:
     if state.config.enable_tokenizer_info_endpoint:
         entries.append(TOKENIZER_INFO)
     return entries
+
+
+def _all_entries(state: ServerState) -> list[Entry]:
+    return [*_entries(state), *(PAGE if state.config.web_ui else ())]
 
 
 def make_app(state: ServerState, entries: Iterable[Entry] | None = None) -> App:
@@ -213,6 +239,6 @@ def make_app(state: ServerState, entries: Iterable[Entry] | None = None) -> App:
             entry.id_header,
             entry.other_form,
         )
-        for entry in (_entries(state) if entries is None else entries)
+        for entry in (_all_entries(state) if entries is None else entries)
     ]
-    return App(routes, state.config, error_body)
+    return App(routes, state.config, error_body, state.api_keys)

@@ -29,12 +29,16 @@ async def log_stats(engine: AsyncEngine) -> None:
         waiting = now["num_requests_waiting"]
         if prompt or output or running or waiting:
             seconds = ended - began
+            fields = {
+                "prompt_tokens_per_s": round(prompt / seconds, 1),
+                "generation_tokens_per_s": round(output / seconds, 1),
+                "num_running": running,
+                "num_waiting": waiting,
+                "kv_cache_percent": round(100 * now["kv_cache_usage_perc"], 1),
+            }
             logger.info(
                 "prompt %.1f tok/s, generation %.1f tok/s, %d running, %d waiting, KV cache %.1f%%",
-                prompt / seconds,
-                output / seconds,
-                running,
-                waiting,
-                100 * now["kv_cache_usage_perc"],
+                *fields.values(),
+                extra={"fields": fields},
             )
         before, began = now, ended

@@ -1,18 +1,17 @@
-"""Access: API keys, and the Host header on loopback."""
+"""Access: the need of a key, and the Host header on loopback."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import hmac
 import ipaddress
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Final
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from octavo.errors import AuthenticationError, ForbiddenHostError
+from octavo.server.http.api_keys import ApiKeys, given_keys
 from octavo.server.http.exchange import header
 
 if TYPE_CHECKING:
@@ -20,6 +19,9 @@ if TYPE_CHECKING:
 
 # Orchestrators ask these without a key; they disclose the server's health alone.
 OPEN_PATHS: Final = frozenset({"/health", "/ready", "/ping"})
+
+# The page asks for the key itself: its files are the same for everyone, its requests carry the key.
+PAGE_FILES: Final = "/page/"
 
 
 def open_paths(config: ServerConfig) -> frozenset[str]:
@@ -30,14 +32,15 @@ def open_paths(config: ServerConfig) -> frozenset[str]:
 class Access:
     """Lets a request through to ``app``, or raises. Made once from the server's flags."""
 
-    def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
+    def __init__(self, app: ASGIApp, config: ServerConfig, keys: ApiKeys) -> None:
         self._app = app
-        self._keys = [_digest(key.encode()) for key in config.api_key]
+        self._keys = keys
         self._open_paths = open_paths(config)
+        self._has_page = config.web_ui
         # Without a key, being on loopback is all that protects the server: a web page that points
         # its own host name at 127.0.0.1 must not pass for a local program.
         self._checks_host = (
-            not config.api_key and config.uds is None and is_loopback_name(config.host)
+            not config.has_keys and config.uds is None and is_loopback_name(config.host)
         )
         self._hosts = {host.lower() for host in (config.host, *config.allowed_hosts)}
 
@@ -49,9 +52,17 @@ class Access:
         """
         if self._checks_host:
             self._check_host(header(scope, b"host"))
-        if self._keys and route_path(scope) not in self._open_paths:
+        if self._keys and not self._is_open(scope):
             self._check_key(Headers(scope=scope))
         return self._app(scope, receive, send)
+
+    def _is_open(self, scope: Scope) -> bool:
+        path = route_path(scope)
+        if path in self._open_paths:
+            return True
+        # By these methods alone: POST / is an API's route.
+        reads_page = self._has_page and scope["method"] in ("GET", "HEAD")
+        return reads_page and (path == "/" or path.startswith(PAGE_FILES))
 
     def _check_host(self, host: bytes | None) -> None:
         # HTTP/1.0 clients send none; browsers always do.
@@ -65,29 +76,13 @@ class Access:
             )
 
     def _check_key(self, headers: Headers) -> None:
-        given = list(_given_keys(headers))
+        given = list(given_keys(headers))
         if not given:
             raise AuthenticationError(
                 "no API key: send it as 'Authorization: Bearer KEY' or as 'x-api-key: KEY'"
             )
-        ok = False
-        # Digests have one length, every key is compared to its end: the time discloses nothing.
-        for key in given:
-            digest = _digest(key)
-            for known in self._keys:
-                ok |= hmac.compare_digest(digest, known)
-        if not ok:
+        if not self._keys.admits(given):
             raise AuthenticationError("the API key is wrong")
-
-
-def key_digest(scope: Scope, config: ServerConfig) -> bytes:
-    """The digest of the server's key that a request has brought; empty where there are no keys.
-
-    The request has passed ``Access``.
-    """
-    known = {_digest(key.encode()) for key in config.api_key}
-    given = map(_digest, _given_keys(Headers(scope=scope)))
-    return next((digest for digest in given if digest in known), b"")
 
 
 def route_path(scope: Scope) -> str:
@@ -97,18 +92,6 @@ def route_path(scope: Scope) -> str:
     if root_path and path.startswith(root_path + "/"):
         return path[len(root_path) :]
     return path
-
-
-def _given_keys(headers: Headers) -> Iterable[bytes]:
-    scheme, _, key = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and key.strip():
-        yield key.strip().encode("latin-1")
-    if key_header := headers.get("x-api-key"):
-        yield key_header.encode("latin-1")
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()
 
 
 def _host_name(host: str) -> str:

@@ -29,6 +29,7 @@ from octavo.errors import (
 )
 from octavo.server.http import limits
 from octavo.server.http.access import Access, route_path
+from octavo.server.http.api_keys import ApiKeys
 from octavo.server.http.config import ServerConfig
 from octavo.server.http.exchange import JSON, header
 
@@ -96,10 +97,15 @@ class App:
         routes: the most used first.
         config: the server's flags.
         error_body: the form of errors on paths without a route.
+        keys: those that requests may bring.
     """
 
     def __init__(
-        self, routes: Sequence[ApiRoute], config: ServerConfig, error_body: ErrorBody
+        self,
+        routes: Sequence[ApiRoute],
+        config: ServerConfig,
+        error_body: ErrorBody,
+        keys: ApiKeys,
     ) -> None:
         self._routes = routes
         self._error_body = error_body
@@ -108,7 +114,7 @@ class App:
         # Neither headers to be added to every answer nor a status to be noted on its way.
         self._is_direct = not (self._logs_requests or config.allowed_origins)
         app: ASGIApp = Dispatch(routes)
-        app = Access(app, config)
+        app = Access(app, config, keys)
         app = ErrorAnswers(app, self.answer_error)
         if config.allowed_origins:
             app = Cors(
@@ -179,14 +185,7 @@ class App:
         scope["root_path"] = self._root_path
         await self._app(scope, receive, send_with_id)  # type: ignore[arg-type]
         if self._logs_requests:
-            logger.info(
-                "%s %s %s %.1f ms %s",
-                scope["method"],
-                logged_path(scope),
-                status,
-                (time.monotonic() - began) * 1000,
-                request_id,
-            )
+            _log_request(scope, status, (time.monotonic() - began) * 1000, request_id)
 
 
 class Dispatch:
@@ -282,6 +281,17 @@ def _routing_error(scope: Scope, error: HTTPException) -> Exception:
         allowed = sorted((error.headers or {}).get("Allow", "").split(", "))
         return MethodNotAllowedError(f"{method} is not allowed here", ", ".join(allowed))
     return error
+
+
+def _log_request(scope: Scope, status: int, duration_ms: float, request_id: str) -> None:
+    fields = {
+        "method": scope["method"],
+        "path": logged_path(scope),
+        "status": status,
+        "duration_ms": round(duration_ms, 1),
+        "request_id": request_id,
+    }
+    logger.info("%s %s %s %.1f ms %s", *fields.values(), extra={"fields": fields})
 
 
 def logged_path(scope: Scope) -> str:

@@ -27,6 +27,8 @@ class ServerConfig:
     root_path: str = flag(
         "", "front end", "path prefix of a proxy in front, which may strip it or not"
     )
+    # On: the first thing that a newcomer opens.
+    web_ui: bool = flag(True, "front end", "serve a page at / to chat and to watch the server")
     ssl_keyfile: str | None = flag(None, "front end", "TLS private key (PEM)")
     ssl_certfile: str | None = flag(None, "front end", "TLS certificate chain (PEM)")
     ssl_ca_certs: str | None = flag(None, "front end", "authorities of clients' certificates (PEM)")
@@ -35,6 +37,11 @@ class ServerConfig:
         0, "front end", "clients' certificates: 0 none, 1 checked if there is one, 2 required"
     )
     ssl_ciphers: str | None = flag(None, "front end", "ciphers of TLS 1.2 and below")
+
+    # Off, as in vLLM: SIGHUP is the operator's word that both files are whole.
+    enable_ssl_refresh: bool = flag(
+        False, "front end", "load the certificate again when its files change"
+    )
 
     # --- access ---
     api_key: tuple[str, ...] = flag(
@@ -45,6 +52,10 @@ class ServerConfig:
         vllm_env="VLLM_API_KEY",
         common=True,
         secret=True,
+    )
+    # Keys of a command line are seen by everyone on the machine, and stay until a restart.
+    api_key_file: str | None = flag(
+        None, "access", "a file of further keys, one a line; SIGHUP reads it again"
     )
     # Scrapers seldom carry keys, but the counts show the use of a server.
     metrics_need_key: bool = flag(True, "access", "whether /metrics asks for the key too")
@@ -149,6 +160,14 @@ class ServerConfig:
     enable_log_requests: bool = flag(
         False, "logging", "one line per request, without its text", common=True
     )
+    # None: nothing is made for spans, and OpenTelemetry is not imported.
+    otlp_traces_endpoint: str | None = flag(
+        None, "logging", "send a span of each request to this OpenTelemetry collector"
+    )
+    # Text: most logs are read by people. JSON: an object a line, the start's figures among them.
+    log_format: Literal["text", "json"] = flag(
+        "text", "logging", "lines for people or JSON for collectors", choices=("text", "json")
+    )
     disable_log_stats: bool = flag(False, "logging", "no throughput line while there is work")
     # Long enough for a typical answer, shorter than the 30 s after which orchestrators kill.
     shutdown_timeout: float = flag(
@@ -172,6 +191,8 @@ class ServerConfig:
         for name in ("ssl_keyfile", "ssl_ca_certs", "ssl_ciphers"):
             if getattr(self, name) is not None and self.ssl_certfile is None:
                 raise ValueError(f"{name} needs ssl_certfile")
+        if self.enable_ssl_refresh and not self.has_tls:
+            raise ValueError("enable_ssl_refresh needs ssl_certfile")
         if self.ssl_cert_reqs not in (0, 1, 2):
             raise ValueError(f"ssl_cert_reqs must be 0, 1 or 2, not {self.ssl_cert_reqs}")
         if self.ssl_cert_reqs and self.ssl_ca_certs is None:
@@ -184,6 +205,11 @@ class ServerConfig:
             raise ValueError(
                 "allow_credentials needs allowed_origins by name: every page could act for a user"
             )
+
+    @property
+    def has_keys(self) -> bool:
+        """True where requests must bring a key."""
+        return bool(self.api_key) or self.api_key_file is not None
 
     @property
     def has_tls(self) -> bool:

@@ -90,6 +90,8 @@ class Exchange(Request):
         # Whether nothing has to be added to a whole answer on its way: see App.
         self._is_direct: bool = scope.get("octavo.direct", False)
         self.request_id: str = scope["state"]["request_id"]
+        # A RequestTrace of server/work, which stands above this file; None: it is not traced.
+        self.trace: Any = None
         self._value: dict[str, Any] | None = None
         self._takes_any_type = False
         # Of the answer, beside those that every answer has.

@@ -31,6 +31,7 @@ from octavo.errors import (
     error_kind,
 )
 from octavo.server.http import limits
+from octavo.server.http.certificates import Certificates
 from octavo.server.http.deadline import Deadline
 
 # OpenSSL's own list.
@@ -447,6 +448,8 @@ class HttpServer:
             )
         )
         self.url = ""
+        # Once started, where there is TLS.
+        self.certificates: Certificates | None = None
 
     async def start(self) -> None:
         """Bind and listen.
@@ -470,6 +473,8 @@ class HttpServer:
                 self._task.result()
                 raise OSError(f"cannot listen on {self.url}")
             await asyncio.sleep(0.001)
+        if (context := self._server.config.ssl) is not None:
+            self.certificates = Certificates(config, context)
 
     async def stop(self) -> None:
         """Stop listening, let written answers be read, close every connection."""

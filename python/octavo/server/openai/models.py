@@ -19,6 +19,8 @@ def _model_object(state: ServerState, name: str, model: ServedModel) -> dict[str
         "root": model.names[0],
         "parent": None,
         "max_model_len": model.engine.max_model_len,
+        # What it is for: the page shows what fits.
+        "task": "generate" if model.engine.pooling is None else model.engine.pooling.task,
         # Codex' name for it.
         "context_window": model.engine.max_model_len,
     }

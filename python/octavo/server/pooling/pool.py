@@ -49,7 +49,7 @@ async def pool(
     for text in texts:
         if len(text.token_ids) > engine.max_model_len:
             raise RequestTooLongError(len(text.token_ids), engine.max_model_len, param)
-    with Generation(engine, exchange.connection, state.generations) as generation:
+    with Generation(engine, exchange.connection, state.generations, exchange.trace) as generation:
         try:
             generation.submit(
                 [TokenIds(text.token_ids) for text in texts],

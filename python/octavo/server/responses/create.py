@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from octavo.errors import RequestTooLongError, ResponseNotFoundError
-from octavo.server.http.access import key_digest
 from octavo.server.openai.errors import error_body
 from octavo.server.responses.items import as_messages, check_references, oldest_first_cuts
 from octavo.server.responses.protocol import encoded, parse_input_tokens, parse_response
@@ -40,7 +39,7 @@ class ResponsesDialect:
 
     def __init__(self, state: ServerState, exchange: Exchange) -> None:
         self._store = state.responses if state.config.response_store else None
-        self._owner = key_digest(exchange.scope, state.config)
+        self._owner = state.api_keys.owner(exchange.scope)
         self._exchange = exchange
 
     def parse(self, body: Mapping[str, Any]) -> ResponsesRequest:

@@ -13,7 +13,6 @@ from octavo.errors import (
     UnsupportedParameterError,
     UpgradeRefusedError,
 )
-from octavo.server.http.access import key_digest
 from octavo.server.http.exchange import header
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def _stored(state: ServerState, exchange: Exchange) -> StoredResponse:
     Raises:
         ResponseNotFoundError: it is not there.
     """
-    owner = key_digest(exchange.scope, state.config)
+    owner = state.api_keys.owner(exchange.scope)
     return state.responses.get(owner, exchange.path_params["id"])
 
 
@@ -47,7 +46,7 @@ async def get_response(state: ServerState, exchange: Exchange) -> None:
 async def delete_response(state: ServerState, exchange: Exchange) -> None:
     """Forget a stored response."""
     name = exchange.path_params["id"]
-    state.responses.delete(key_digest(exchange.scope, state.config), name)
+    state.responses.delete(state.api_keys.owner(exchange.scope), name)
     await exchange.respond_json({"id": name, "object": "response", "deleted": True})
 
 

@@ -98,7 +98,9 @@ async def answer(dialect: Dialect[Request], state: ServerState, exchange: Exchan
     grammar = None
     if params.structured_outputs is not None:
         grammar = await model.engine.compile(params)
-    with Generation(model.engine, exchange.connection, state.generations) as generation:
+    with Generation(
+        model.engine, exchange.connection, state.generations, exchange.trace
+    ) as generation:
         is_ready = _submit(generation, request, params, reply, grammar)
         if request.stream:
             ping_s = state.config.sse_keep_alive_interval

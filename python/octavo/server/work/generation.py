@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from octavo.runner.request_state import Delivery
     from octavo.sampling_params import SamplingParams
     from octavo.server.http.http_server import HttpProtocol
+    from octavo.server.work.tracing import RequestTrace
     from octavo.structured_outputs import ReasoningTokens
 
 
@@ -30,6 +31,7 @@ class Generation:
         engine: runs the samples.
         connection: the client's; None for a caller in this process, which cannot leave.
         under_way: holds this generation while it is open.
+        trace: notes the samples' times.
     """
 
     def __init__(
@@ -37,10 +39,12 @@ class Generation:
         engine: AsyncEngine,
         connection: HttpProtocol | None,
         under_way: set[Generation],
+        trace: RequestTrace | None = None,
     ) -> None:
         self._engine = engine
         self._connection = connection
         self._under_way = under_way
+        self._trace = trace
         # Sample id -> choice index, of the samples that are not over.
         self._running: dict[int, int] = {}
         self._news: list[Delta] = []
@@ -86,6 +90,8 @@ class Generation:
                 EngineDeadError: from the engine. What was queued before is aborted on exit.
         """
         n = params.n
+        if self._trace is not None:
+            self._trace.submitted(self._engine.served_model_names[0], params)
         for number, prompt in enumerate(prompts):
             first = number * n
             ids = self._engine.submit(
@@ -125,6 +131,8 @@ class Generation:
             GenerationError, DrainingError: it did not end by itself.
         """
         self._running.pop(delta.request_id, None)
+        if self._trace is not None:
+            self._trace.sample_over(self.index(delta), delta)
         if delta.finish_reason == "error":
             raise GenerationError
         if delta.finish_reason == "abort":

@@ -13,8 +13,10 @@ from octavo.errors import (
     ModelNotFoundError,
     StalledError,
 )
+from octavo.server.http.api_keys import ApiKeys
 from octavo.server.work.response_store import ResponseStore
 from octavo.server.work.served_model import ServedModel
+from octavo.server.work.tracing import Tracing
 from octavo.text.chat_format import check_parser_name
 from octavo.text.chat_template import ChatTemplate, load_chat_template
 
@@ -30,7 +32,8 @@ class ServerState:
     """One per server, touched on the event loop only.
 
     Raises:
-        ValueError: ``--chat-template`` is not a template, or a parser's name is none.
+        ValueError: ``--chat-template`` is not a template, a parser's name is none, the file of keys
+            cannot be used, or OpenTelemetry is wanted and not installed.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -41,6 +44,9 @@ class ServerState:
         self.generations: set[Generation] = set()
         # Reason -> requests turned away.
         self.rejections: Counter[str] = Counter()
+        self.api_keys = ApiKeys(config)
+        endpoint = config.otlp_traces_endpoint
+        self.tracing = None if endpoint is None else Tracing(endpoint)
         # Of /v1/responses.
         self.responses = ResponseStore()
         # A bad flag is found before the model is loaded, not by the first chat.

@@ -1,0 +1,67 @@
+"""A cluster of Ray's on this machine, and tiny models to serve on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# The helpers of the server's tests are modules of their own.
+sys.path.insert(0, str(ROOT / "tests" / "server"))
+
+
+@pytest.fixture(scope="session")
+def model_flags(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Flags of a model with random weights, on one thread of the CPU."""
+    from harness import TINY_MODEL
+
+    folder = tmp_path_factory.mktemp("model")
+    config = {**TINY_MODEL, "max_position_embeddings": 1 << 14}
+    (folder / "config.json").write_text(json.dumps(config))
+    template = folder / "template.jinja"
+    template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    return {
+        "model": str(folder),
+        "served_model_name": ("tiny",),
+        "load_format": "dummy",
+        "dtype": "float32",
+        "device": "cpu",
+        "threads": 1,
+        "chat_template": str(template),
+    }
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    """Ray with Serve; the URL that it listens on."""
+    ray = pytest.importorskip("ray", reason="ray is not installed (pip install 'octavo[ray]')")
+    serve = pytest.importorskip("ray.serve", reason="ray[serve] is not installed")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    paths = (ROOT / "python", Path(__file__).parent / "stand_in")
+    environment = {
+        "PYTHONPATH": os.pathsep.join([*map(str, paths), os.environ.get("PYTHONPATH", "")]),
+        "OMP_NUM_THREADS": "1",
+        # Replicas are seen to come and go within a test.
+        "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.2",
+    }
+    os.environ.update(environment, RAY_USAGE_STATS_ENABLED="0")
+    ray.init(
+        # Of Ray's counting: tests have more processes than cores.
+        num_cpus=16,
+        include_dashboard=False,
+        object_store_memory=100 << 20,
+        runtime_env={"env_vars": environment},
+    )
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+    ray.shutdown()
