@@ -62,6 +62,7 @@ class InstantRunner:
 
     max_in_flight = 1
     keeps_kv = True
+    num_state_checkpoints = None
     pooling = None
 
     def __init__(self, config: EngineConfig, tokens: list[int], pace_s: float) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from . import slots as columns
 from .formats.dense import DENSE_FORMATS
 from .opset import OpSet
+from .reference_recurrent import RECURRENT_OPS
 from .weights import Experts, Norm, Stored, Weight, dense, stacked_shape
 
 # ---------------------------------------------------------------------------------------- weights
@@ -545,4 +546,5 @@ OPS = OpSet(
     gated_activation=gated_activation,
     qk_norm_rope_store_kv=qk_norm_rope_store_kv,
     paged_attention=paged_attention,
+    recurrent=RECURRENT_OPS,
 )

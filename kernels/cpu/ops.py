@@ -6,6 +6,7 @@ from octavo import _core
 
 from ..opset import OpSet, ThreadPool
 from ..reference import sample
+from ..reference_recurrent import RECURRENT_OPS
 from .attention import paged_attention, qk_norm_rope_store_kv
 from .decoder import make_decoder
 from .elementwise import activation, gated_activation, layer_norm, rms_norm
@@ -64,6 +65,7 @@ OPS = OpSet(
     gated_activation=gated_activation,
     qk_norm_rope_store_kv=qk_norm_rope_store_kv,
     paged_attention=paged_attention,
+    recurrent=RECURRENT_OPS,
     make_decoder=make_decoder,
     make_encoder=make_encoder,
     threads=ThreadPool(set_num_threads, num_threads),

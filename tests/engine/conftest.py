@@ -56,6 +56,7 @@ class FakeRunner:
         self.max_num_batched_tokens = config.max_num_batched_tokens or 64
         self.max_in_flight = max_in_flight
         self.keeps_kv = True
+        self.num_state_checkpoints = None
         self.pooling = None
         self.max_blocks = -(-self.max_model_len // self.block_size)
         size = Staging.required_len(

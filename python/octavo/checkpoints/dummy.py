@@ -56,6 +56,9 @@ class DummyWeights:
             vector = self._fill((size,), 0.02, self.act_dtype)
         return vector if part is None else rows_of(vector, part)
 
+    def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        return self._fill(shape, 0.02, self.act_dtype)
+
     def unread(self) -> set[str]:
         return set()
 

@@ -81,6 +81,10 @@ class GgufWeights:
         vector = self._floats(gguf_name, kind, (size,), order, self.act_dtype, nbytes)
         return vector if part is None else rows_of(vector, part)
 
+    def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        gguf_name, kind, nbytes = self._take(name, shape)
+        return self._floats(gguf_name, kind, shape, None, self.act_dtype, nbytes)
+
     def unread(self) -> set[str]:
         return set(self._unused)
 

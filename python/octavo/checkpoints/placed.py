@@ -37,6 +37,9 @@ class PlacedWeights:
     def vector(self, name: str, size: int, part: Rows | None = None) -> Tensor:
         return self._inner.vector(name, size, part)
 
+    def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        return self._inner.tensor(name, shape)
+
     def unread(self) -> set[str]:
         return self._inner.unread()
 

@@ -184,6 +184,9 @@ class SafetensorsWeights:
     def vector(self, name: str, size: int, part: Rows | None = None) -> Tensor:
         return self._tensors.read(name, (size,), dtype=self.act_dtype, part=part)
 
+    def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        return self._tensors.read(name, shape, dtype=self.act_dtype)
+
     def num_rows(self, name: str) -> int:
         return self._tensors.shape(name)[0]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -56,6 +56,9 @@ class Weights(Protocol):
         Raises as ``linear``.
         """
 
+    def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The tensor ``name`` of any shape in ``act_dtype``: a convolution. Raises as ``linear``."""
+
     def unread(self) -> set[str]:
         """The tensors that nothing has asked for so far, as the files name them."""
 
@@ -78,13 +81,16 @@ class NamedWeights(Weights, Protocol):
         """
 
 
-class RenamedWeights:
+W = TypeVar("W", bound=Weights)
+
+
+class RenamedWeights(Generic[W]):
     """A checkpoint with other names for its modules.
 
     ``rename``: the name that a model asks for -> the file's.
     """
 
-    def __init__(self, weights: NamedWeights, rename: Callable[[str], str]) -> None:
+    def __init__(self, weights: W, rename: Callable[[str], str]) -> None:
         self._weights, self._rename = weights, rename
         self.act_dtype = weights.act_dtype
 
@@ -102,14 +108,21 @@ class RenamedWeights:
     def vector(self, name: str, size: int, part: Rows | None = None) -> Tensor:
         return self._weights.vector(self._rename(name), size, part)
 
-    def num_rows(self, name: str) -> int:
-        return self._weights.num_rows(self._rename(name))
+    def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        return self._weights.tensor(self._rename(name), shape)
 
     def unread(self) -> set[str]:
         return self._weights.unread()
 
     def finish(self, read: Collection[str] = ()) -> None:
         self._weights.finish(read)
+
+
+class RenamedSizedWeights(RenamedWeights[NamedWeights]):
+    """The same of one that gives sizes."""
+
+    def num_rows(self, name: str) -> int:
+        return self._weights.num_rows(self._rename(name))
 
 
 def check_shape(

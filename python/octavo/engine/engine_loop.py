@@ -92,6 +92,8 @@ class EngineLoop:
             policy=config.scheduling_policy,
             stream_interval=config.stream_interval,
             tokenizer=self.tokenizer,
+            num_state_checkpoints=self.runner.num_state_checkpoints,
+            state_checkpoint_interval=config.state_checkpoint_interval,
         )
         self.limits = RequestLimits(
             max_model_len=self.runner.max_model_len,

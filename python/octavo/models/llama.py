@@ -95,9 +95,18 @@ class LlamaMLP:
 
     __slots__ = ("_gated_activation", "act", "down_proj", "gate_up_proj")
 
-    def __init__(self, config: ModelConfig, layer: int, weights: Weights, ops: OpSet) -> None:
-        prefix = f"model.layers.{layer}.mlp"
-        d, f, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        weights: Weights,
+        ops: OpSet,
+        *,
+        prefix: str | None = None,
+        size: int | None = None,
+    ) -> None:
+        prefix = prefix or f"model.layers.{layer}.mlp"
+        d, f, bias = config.hidden_size, size or config.intermediate_size, config.mlp_bias
         own = width_of(f, ops.rank)
         parts: dict[str, int | list[int]] = {f"{prefix}.gate_proj": f, f"{prefix}.up_proj": f}
         if config.fused_projections:
@@ -201,6 +210,7 @@ class LlamaForCausalLM:
     """
 
     hf_defaults: ClassVar[Mapping[str, Any]] = {}
+    other_parts: ClassVar[tuple[str, ...]] = ()
     layer_class: ClassVar[Callable[..., DecoderLayer]] = LlamaDecoderLayer
 
     @classmethod

@@ -95,6 +95,7 @@ class GraphRunner:
 
     max_in_flight = 2
     keeps_kv = True
+    num_state_checkpoints: int | None = None
     pooling: PoolingInfo | None = None
 
     def __init__(self, loaded: LoadedModel[CausalLM]) -> None:

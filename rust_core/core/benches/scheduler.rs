@@ -30,6 +30,7 @@ impl Decoding {
                 enable_chunked_prefill: true,
                 long_prefill: LongPrefill::default(),
                 policy: Policy::Fcfs,
+                state: None,
             },
             1,
             None,

@@ -50,6 +50,7 @@ fn steady_decode_does_not_allocate() {
             enable_chunked_prefill: true,
             long_prefill: LongPrefill::default(),
             policy: Policy::Fcfs,
+            state: None,
         },
         1,
         None,

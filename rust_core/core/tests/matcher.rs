@@ -757,6 +757,7 @@ impl Run {
             enable_chunked_prefill: true,
             long_prefill: LongPrefill::default(),
             policy: Policy::Fcfs,
+            state: None,
         };
         let core = EngineCore::new(config, 1, Some(tokenizer())).unwrap();
         let buffer = vec![0; core.scheduler().limits().required_len()];

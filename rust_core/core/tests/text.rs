@@ -50,6 +50,7 @@ fn core() -> EngineCore {
         enable_chunked_prefill: true,
         long_prefill: LongPrefill::default(),
         policy: Policy::Fcfs,
+        state: None,
     };
     EngineCore::new(config, 1, Some(tokenizer())).unwrap()
 }

@@ -99,6 +99,7 @@ mod tests {
                 enable_chunked_prefill: true,
                 long_prefill: LongPrefill::default(),
                 policy: Policy::Fcfs,
+                state: None,
             };
             let core = EngineCore::new(config, 1, None).unwrap();
             let buffer = vec![0; core.scheduler().limits().required_len()];

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::scheduler::batch::StagingLimits;
+use crate::scheduler::checkpoints::StateConfig;
 
 /// Order of admission.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -44,6 +45,8 @@ pub struct SchedulerConfig {
     pub long_prefill: LongPrefill,
     /// Order of service.
     pub policy: Policy,
+    /// Of a model whose layers have state; None of one that keeps keys and values alone.
+    pub state: Option<StateConfig>,
 }
 
 impl SchedulerConfig {
@@ -76,7 +79,7 @@ impl SchedulerConfig {
                 return Err(Error::invalid(format!("{name} = {cells} exceeds int32")));
             }
         }
-        Ok(())
+        self.state.map_or(Ok(()), |state| state.validate())
     }
 
     pub(super) fn limits(&self) -> StagingLimits {
@@ -85,6 +88,7 @@ impl SchedulerConfig {
             self.max_num_seqs,
             self.max_model_len,
             self.block_size,
+            self.state.is_some(),
         )
     }
 }
