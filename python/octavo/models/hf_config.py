@@ -22,6 +22,7 @@ ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "relu": "relu",
+    "relu2": "relu2",
 }
 # What models of another library call it.
 _ROPE_TYPES = {"su": "longrope"}
@@ -46,7 +47,8 @@ class HfConfig(Getter):
         given = {key: value for key, value in raw.items() if value is not None}
         super().__init__({**defaults, **given}, "config.json")
         self.raw = raw
-        self.num_layers = self.int("num_hidden_layers")
+        kinds = self.values.get("layers_block_type")
+        self.num_layers = self.int("num_hidden_layers", len(kinds) if kinds else None)
         self.max_positions = self.int("max_position_embeddings", 2048)
 
     @property

@@ -16,6 +16,7 @@ from octavo.models.bamba import BambaForCausalLM
 from octavo.models.bert import ENCODERS, read_encoder_config
 from octavo.models.config import ModelConfig
 from octavo.models.falcon import FalconForCausalLM
+from octavo.models.falcon_h1 import FalconH1ForCausalLM
 from octavo.models.gemma import GemmaForCausalLM
 from octavo.models.gemma2 import Gemma2ForCausalLM
 from octavo.models.gemma3 import Gemma3ForCausalLM
@@ -27,7 +28,9 @@ from octavo.models.llama import LlamaForCausalLM
 from octavo.models.mamba2 import Mamba2ForCausalLM
 from octavo.models.mistral import MistralForCausalLM
 from octavo.models.mixtral import MixtralForCausalLM
+from octavo.models.nemotron_h import NemotronHForCausalLM
 from octavo.models.olmo2 import Olmo2ForCausalLM
+from octavo.models.olmo_hybrid import OlmoHybridForCausalLM
 from octavo.models.phi import PhiForCausalLM
 from octavo.models.phi3 import Phi3ForCausalLM
 from octavo.models.qwen2 import Qwen2ForCausalLM
@@ -84,6 +87,7 @@ class CausalLMClass(CausalLM, Protocol):
 _CLASSES: tuple[type[CausalLMClass], ...] = (
     BambaForCausalLM,
     FalconForCausalLM,
+    FalconH1ForCausalLM,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     GemmaForCausalLM,
@@ -94,7 +98,9 @@ _CLASSES: tuple[type[CausalLMClass], ...] = (
     Mamba2ForCausalLM,
     MistralForCausalLM,
     MixtralForCausalLM,
+    NemotronHForCausalLM,
     Olmo2ForCausalLM,
+    OlmoHybridForCausalLM,
     Phi3ForCausalLM,
     PhiForCausalLM,
     Qwen2ForCausalLM,
