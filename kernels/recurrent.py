@@ -1,4 +1,4 @@
-"""RecurrentOps: the ops of layers that keep a state of all tokens so far instead of keys and values.
+"""RecurrentOps: the ops of layers that keep a state of all tokens so far, not keys and values.
 
 States are rows of one tensor: a request's is at its slot, and the op brings it past the step's
 tokens. A request that begins (its first token is in the step) finds a state of zeros, whatever its
@@ -101,6 +101,12 @@ class GatedNorm(Protocol):
     ) -> Tensor: ...
 
 
+class CopyRows(Protocol):
+    """``reference_recurrent.copy_rows``."""
+
+    def __call__(self, states: Tensor, rows: Tensor) -> None: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecurrentOps:
     """One backend's ops of such layers."""
@@ -110,3 +116,4 @@ class RecurrentOps:
     gated_delta_rule: GatedDeltaRule
     selective_scan: SelectiveScan
     gated_norm: GatedNorm
+    copy_rows: CopyRows

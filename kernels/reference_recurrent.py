@@ -168,10 +168,20 @@ def gated_norm(
     return (y if gate_first else y * g).to(x.dtype)
 
 
+def copy_rows(states: Tensor, rows: Tensor) -> None:
+    """Copy rows of states [L, N, ...] in every layer.
+
+    rows int32 [2 * copies]: those that are read, then those that are written, none of them read.
+    """
+    source, target = rows.long().view(2, -1)
+    states[:, target] = states[:, source]
+
+
 RECURRENT_OPS = RecurrentOps(
     causal_conv=causal_conv,
     short_conv=short_conv,
     gated_delta_rule=gated_delta_rule,
     selective_scan=selective_scan,
     gated_norm=gated_norm,
+    copy_rows=copy_rows,
 )

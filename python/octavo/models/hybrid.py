@@ -115,7 +115,7 @@ class HybridForCausalLM(LlamaForCausalLM):
         device: torch.device,
         stage: Stage | None = None,
     ) -> None:
-        recurrent_ops(ops)
+        self.recurrent_ops = recurrent_ops(ops)
         if stage is not None and stage.count > 1:
             raise ModelLoadError(
                 "a model whose layers keep a state cannot be split: "

@@ -75,9 +75,9 @@ class EagerShard:
         self.model.bind_kv_cache(self.kv_caches)
         self.states: StateCache | None = None
         if sizes.states is not None:
-            self.states = StateCache(sizes.states, self.model.config, act_dtype, self.device)
             assert isinstance(self.model, HybridForCausalLM)
-            self.model.bind_states(self.states.of_layers())
+            rows = sizes.states.num_rows
+            self.states = StateCache(rows, self.model, act_dtype, self.device)
         self.batch = InputBatch(sizes.max_num_seqs, sizes.max_blocks_per_seq, self.device)
         self.prompt_scorer = PromptScorer(self.model.compute_logits, vocab_size, logprobs_mode)
         self._spare_slot = sizes.max_num_seqs

@@ -24,6 +24,7 @@ from torch import Tensor
 from octavo.kernels.gpu import ops as gpu
 from octavo.kernels.gpu.step import HEADER_TURN, StepBuffers, prepare_step
 from octavo.layers.context import StepContext
+from octavo.models.hybrid import HybridForCausalLM
 from octavo.models.registry import CausalLM
 from octavo.runner.cuda_driver import CudaDriver, SideStream, make_event
 from octavo.runner.cuda_graphs import GraphCache, StepShape, computing
@@ -34,6 +35,7 @@ from octavo.runner.logprobs import LogprobsMode
 from octavo.runner.masks import RowMasks
 from octavo.runner.prompt_scorer import PromptScorer, PromptSpan, ScoredRows
 from octavo.runner.sizing import StepSizes, max_num_seqs, max_step_tokens
+from octavo.runner.state_cache import StateCache
 
 
 @dataclass(slots=True, eq=False)
@@ -89,6 +91,11 @@ class GpuShard:
         self._thread: int | None = None
         caches = allocate_kv_cache(plan, self.model.config, loaded.kv_dtype, self.device)
         self.model.bind_kv_cache(caches)
+        self.states: StateCache | None = None
+        if sizes.states is not None:
+            assert isinstance(self.model, HybridForCausalLM)
+            act = loaded.dtypes.activations
+            self.states = StateCache(sizes.states.num_rows, self.model, act, self.device)
         mode = LogprobsMode.of(loaded.config.logprobs_mode)
         self.prompt_scorer = PromptScorer(self.model.compute_logits, loaded.shape.vocab_size, mode)
         prepare = None
@@ -284,6 +291,17 @@ class GpuShard:
         """Make the plan on the device empty: every row is padding, nothing is stored."""
         self.packed.zero_()
 
+    def upload_rows(self, rows: Tensor) -> Tensor:
+        """Rows of states from pinned memory, on the device when the stream comes to it."""
+        with self.ready():
+            return rows.to(self.device, non_blocking=True, copy=True)
+
+    def copy_states(self, rows: Tensor) -> None:
+        """Copy rows of states, before a step or after it; ``rows`` as StateCache.copy's."""
+        assert self.states is not None
+        with self.ready():
+            self.states.copy(rows)
+
     # ------------------------------------------------------------------------- what is captured
 
     def forward(self, shape: StepShape, adjusted: bool) -> tuple[Tensor, Tensor]:
@@ -398,7 +416,9 @@ def _run_largest_step(
     tokens, num_seqs = max_step_tokens(loaded), max_num_seqs(loaded)
     shape = (1, model.config.num_kv_heads, config.block_size, model.config.head_dim)
     cache = torch.zeros(shape, dtype=loaded.kv_dtype, device=device)
-    model.bind_kv_cache([(cache, cache)] * model.config.num_layers)
+    model.bind_kv_cache([(cache, cache)] * sum(model.config.kv_layers))
+    if isinstance(model, HybridForCausalLM) and model.config.state is not None:
+        StateCache(1, model, loaded.dtypes.activations, device)
 
     def ints(*shape: int, fill: int = 0) -> Tensor:
         return torch.full(shape, fill, dtype=torch.int32, device=device)

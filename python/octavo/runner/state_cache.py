@@ -10,6 +10,7 @@ from torch import Tensor
 
 from octavo.layers.context import LayerState
 from octavo.models.config import ModelConfig, StateShape
+from octavo.models.hybrid import HybridForCausalLM
 
 # Most checkpoints, unless told otherwise: of more, the oldest would hardly be met again.
 MAX_CHECKPOINTS = 1024
@@ -76,23 +77,33 @@ def plan_states(
 
 
 class StateCache:
-    """The states: each kind is one tensor [layers, rows, ...], so that a copy is one operation."""
+    """The states of a model, bound to its layers.
+
+    Each kind is one tensor [layers, rows, ...], so that a copy is one operation.
+    """
 
     def __init__(
-        self, plan: StatePlan, config: ModelConfig, act_dtype: torch.dtype, device: torch.device
+        self,
+        num_rows: int,
+        model: HybridForCausalLM,
+        act_dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
+        config = model.config
+        self._copy_rows = model.recurrent_ops.copy_rows
         shape = config.state
         assert isinstance(shape, StateShape)
         self._is_state_layer = config.state_layers
-        sizes = (sum(self._is_state_layer), plan.num_rows)
+        sizes = (sum(self._is_state_layer), num_rows)
         # As keys and values: on a CPU unused rows cost nothing.
         make = torch.empty if device.type == "cpu" else torch.zeros
         self.conv = make((*sizes, *shape.conv), dtype=act_dtype, device=device)
         self.recurrent: Tensor | None = None
         if shape.recurrent is not None:
             self.recurrent = make((*sizes, *shape.recurrent), dtype=torch.float32, device=device)
+        model.bind_states(self._of_layers())
 
-    def of_layers(self) -> list[LayerState | None]:
+    def _of_layers(self) -> list[LayerState | None]:
         """Each layer's states, views; None where it has none."""
         own = iter(self._states())
         return [next(own) if has_state else None for has_state in self._is_state_layer]
@@ -103,7 +114,6 @@ class StateCache:
 
     def copy(self, rows: Tensor) -> None:
         """Copy whole rows; ``rows`` int32 [2 * copies]: those that are read, then those written."""
-        source, target = rows.long().view(2, -1)
         for states in (self.conv, self.recurrent):
             if states is not None:
-                states[:, target] = states[:, source]
+                self._copy_rows(states, rows)
