@@ -63,6 +63,7 @@ class InstantRunner:
     max_in_flight = 1
     num_stages = 1
     keeps_kv = True
+    num_state_checkpoints = None
     pooling = None
 
     def __init__(self, config: EngineConfig, tokens: list[int], pace_s: float) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from .decoder import Decoder, DecoderSpec
 from .encoder import Encoder, EncoderSpec
 from .rank import ALONE, Rank
+from .recurrent import RecurrentOps
 from .weights import ExpertBiases, Experts, Stored, Weight
 
 
@@ -197,6 +198,8 @@ class OpSet:
     store_latent: Callable[[Tensor, Tensor, Tensor], None]
     latent_attention: LatentAttention
     fused_decode: FusedDecode | None = None
+    # None: the backend has no layers that keep a state.
+    recurrent: RecurrentOps | None = None
     # All layers in one call; None for a model that the backend cannot run so.
     make_decoder: Callable[[DecoderSpec], Decoder] | None = None
     make_encoder: Callable[[EncoderSpec], Encoder] | None = None

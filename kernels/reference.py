@@ -16,6 +16,7 @@ from torch import Tensor
 from . import slots as columns
 from .formats.dense import DENSE_FORMATS
 from .opset import OpSet
+from .reference_recurrent import RECURRENT_OPS
 from .routing import Routing
 from .weights import ExpertBiases, Experts, Norm, Stored, Weight, dense, stacked_shape
 
@@ -625,4 +626,5 @@ OPS = OpSet(
     paged_attention=paged_attention,
     store_latent=store_latent,
     latent_attention=latent_attention,
+    recurrent=RECURRENT_OPS,
 )

@@ -6,6 +6,7 @@ from octavo import _core
 
 from ..opset import OpSet, ThreadPool
 from ..reference import sample, store_latent
+from ..reference_recurrent import RECURRENT_OPS
 from .attention import latent_attention, paged_attention, qk_norm_rope_store_kv
 from .decoder import make_decoder
 from .elementwise import activation, gated_activation, layer_norm, rms_norm
@@ -68,6 +69,7 @@ OPS = OpSet(
     paged_attention=paged_attention,
     store_latent=store_latent,
     latent_attention=latent_attention,
+    recurrent=RECURRENT_OPS,
     make_decoder=make_decoder,
     make_encoder=make_encoder,
     threads=ThreadPool(set_num_threads, num_threads),

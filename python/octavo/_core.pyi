@@ -72,12 +72,20 @@ class Staging:
         sample_slots    [num_reqs]      their slots; then max_num_seqs, a spare row
         block_updates   [2, num_block_updates]  flat index into
                                         block_table[max_num_seqs, max_blocks_per_seq], then ids
+        state_restores  [2, num_state_restores]  rows of states to copy before the step: from, then
+                                        to; a slot's row is its own number, checkpoints follow at
+                                        max_num_seqs + 1
+        state_saves     [2, num_state_saves]    the same after the step
     """
 
     def __new__(cls, buffer: Any) -> Self: ...
     @staticmethod
     def required_len(
-        max_num_batched_tokens: int, max_num_seqs: int, max_model_len: int, block_size: int
+        max_num_batched_tokens: int,
+        max_num_seqs: int,
+        max_model_len: int,
+        block_size: int,
+        has_state: bool = False,
     ) -> int: ...
 
 @final
@@ -97,6 +105,8 @@ class ScheduledBatch:
     # Samples that may not be chosen before EngineCore.masks() has been called for the step.
     num_constrained: int
     num_block_updates: int
+    num_state_restores: int
+    num_state_saves: int
     max_query_len: int
     max_seq_len: int
     packed_len: int
@@ -109,6 +119,8 @@ class ScheduledBatch:
     sample_rows_offset: int
     sample_slots_offset: int
     block_updates_offset: int
+    state_restores_offset: int
+    state_saves_offset: int
     # (slot, request_id) of requests admitted in this step: the runner loads their sampling state.
     # Empty in steady decode.
     new_slots: list[tuple[int, int]]
@@ -246,6 +258,8 @@ class EngineCore:
         num_stages: int = 1,
         stream_interval: int = 1,
         tokenizer: Tokenizer | None = None,
+        num_state_checkpoints: int | None = None,
+        state_checkpoint_interval: int = 512,
     ) -> Self: ...
     @property
     def outbox(self) -> Outbox: ...

@@ -207,6 +207,16 @@ class EngineConfig:
         True, "memory", "reuse blocks of equal prefixes", common=True
     )
 
+    # None: a fifth of the memory that the KV cache would have, DEFAULT_CPU_CHECKPOINT_BYTES on a CPU.
+    num_state_checkpoints: int | None = _flag(
+        None, "memory", "saved states of a model with recurrent layers, for prefix hits"
+    )
+    # A hit recomputes up to so many tokens that two prompts share; a saved state is as large as the
+    # keys and values of hundreds of tokens. Rounded up to whole blocks.
+    state_checkpoint_interval: int = _flag(
+        512, "memory", "tokens of a prompt between two such states", human=True
+    )
+
     # --- scheduler ---
     # None: 256 on a GPU (more needs larger graphs), 64 on a CPU (its arithmetic is full by then).
     max_num_seqs: int | None = _flag(
@@ -325,6 +335,12 @@ class EngineConfig:
             "max_model_len",
             "positive, or -1",
         )
+        check(
+            self.num_state_checkpoints is None or self.num_state_checkpoints >= 0,
+            "num_state_checkpoints",
+            "at least 0",
+        )
+        check(self.state_checkpoint_interval >= 1, "state_checkpoint_interval", "at least 1")
         check(self.max_num_seqs is None or self.max_num_seqs >= 1, "max_num_seqs", "at least 1")
         check(
             self.max_num_batched_tokens is None or self.max_num_batched_tokens >= 1,

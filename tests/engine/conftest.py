@@ -57,6 +57,7 @@ class FakeRunner:
         self.max_in_flight = max_in_flight
         self.num_stages = max(max_in_flight - 1, 1)
         self.keeps_kv = True
+        self.num_state_checkpoints = None
         self.pooling = None
         self.max_blocks = -(-self.max_model_len // self.block_size)
         size = Staging.required_len(

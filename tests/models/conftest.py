@@ -54,6 +54,8 @@ class Driver:
             max_model_len=self.runner.max_model_len,
             enable_prefix_caching=self.config.enable_prefix_caching,
             enable_chunked_prefill=self.config.enable_chunked_prefill,
+            num_state_checkpoints=self.runner.num_state_checkpoints,
+            state_checkpoint_interval=self.config.state_checkpoint_interval,
         )
         self.requests: dict[int, RequestState] = {}
         self.batch_sizes: list[tuple[int, int]] = []  # (decodes, requests) of each step

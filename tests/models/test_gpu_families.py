@@ -43,6 +43,17 @@ HEADS_OF_256: dict[str, Any] = {"head_dim": 256, "num_key_value_heads": 1}
 BIASES = {"attention_bias": True, "mlp_bias": True}
 TIED = {"tie_word_embeddings": True}
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
+LINEAR, CONV = "linear_attention", "conv"
+DELTA: dict[str, Any] = {
+    "layer_types": [LINEAR, GLOBAL],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 64,
+    "moe_intermediate_size": 96,
+    "shared_expert_intermediate_size": 160,
+}
+MAMBA: dict[str, Any] = {"mamba_n_heads": 8, "mamba_d_state": 128, "mamba_n_groups": 1}
 
 
 def rope(**parameters: Any) -> dict[str, Any]:
@@ -204,6 +215,44 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "residual_multiplier": 0.4,
             "logits_scaling": 2.0,
             **TIED,
+        },
+    ),
+    "LFM2": ("Lfm2", {"num_hidden_layers": 4, "layer_types": [CONV, GLOBAL] * 2}),
+    "Qwen3-Next": (
+        "Qwen3Next",
+        {**HEADS_OF_256, **DELTA, "num_experts": 6, "num_experts_per_tok": 3},
+    ),
+    "Qwen3.5": ("Qwen3_5Text", {**HEADS_OF_256, **DELTA, **TIED}),
+    "Qwen3.5-MoE": (
+        "Qwen3_5MoeText",
+        {**HEADS_OF_128, **DELTA, "num_experts": 6, "num_experts_per_tok": 3},
+    ),
+    "OLMo-Hybrid": (
+        "OlmoHybrid",
+        {**DELTA, "linear_num_value_heads": 2, "linear_key_head_dim": 64},
+    ),
+    "Mamba-2": ("Mamba2", {"num_heads": 8, "head_dim": 64, "state_size": 128, "n_groups": 2}),
+    "Bamba": ("Bamba", {**MAMBA, "num_hidden_layers": 4, "attn_layer_indices": [1, 3]}),
+    "Granite 4": (
+        "GraniteMoeHybrid",
+        {
+            **MAMBA,
+            "layer_types": [LINEAR, GLOBAL],
+            "num_local_experts": 5,
+            "attention_multiplier": 0.1,
+            "residual_multiplier": 0.4,
+        },
+    ),
+    "Falcon-H1": (
+        "FalconH1",
+        {**MAMBA, "mamba_d_ssm": 512, "key_multiplier": 0.6, "ssm_out_multiplier": 0.8},
+    ),
+    "Nemotron-H": (
+        "NemotronH",
+        {
+            "layers_block_type": [LINEAR, "mlp", GLOBAL, "mlp"],
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 64,
         },
     ),
     "Mixtral": (

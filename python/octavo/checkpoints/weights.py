@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -82,13 +82,16 @@ class NamedWeights(Weights, Protocol):
         """
 
 
-class RenamedWeights:
+W = TypeVar("W", bound=Weights)
+
+
+class RenamedWeights(Generic[W]):
     """A checkpoint with other names for its modules.
 
     ``rename``: the name that a model asks for -> the file's.
     """
 
-    def __init__(self, weights: NamedWeights, rename: Callable[[str], str]) -> None:
+    def __init__(self, weights: W, rename: Callable[[str], str]) -> None:
         self._weights, self._rename = weights, rename
         self.act_dtype = weights.act_dtype
 
@@ -117,6 +120,13 @@ class RenamedWeights:
 
     def finish(self, read: Collection[str] = ()) -> None:
         self._weights.finish(read)
+
+
+class RenamedSizedWeights(RenamedWeights[NamedWeights]):
+    """The same of one that gives sizes."""
+
+    def num_rows(self, name: str) -> int:
+        return self._weights.num_rows(self._rename(name))
 
 
 def check_shape(

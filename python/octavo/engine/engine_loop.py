@@ -93,6 +93,8 @@ class EngineLoop:
             num_stages=self.runner.num_stages,
             stream_interval=config.stream_interval,
             tokenizer=self.tokenizer,
+            num_state_checkpoints=self.runner.num_state_checkpoints,
+            state_checkpoint_interval=config.state_checkpoint_interval,
         )
         self.limits = RequestLimits(
             max_model_len=self.runner.max_model_len,

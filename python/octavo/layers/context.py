@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
+
+from octavo.kernels.recurrent import Steps
 
 
 @dataclass(slots=True, eq=False)
@@ -29,3 +32,21 @@ class StepContext:
     # Only each request's last row of the result is read: an op set may skip the others in its last
     # layer.
     ends_only: bool = False
+
+    @property
+    def steps(self) -> Steps:
+        """The step's requests, as ops of layers with a state take them."""
+        return Steps(
+            self.slots, self.seq_lens, self.query_start_loc, self.num_decodes, self.max_query_len
+        )
+
+
+class LayerState(NamedTuple):
+    """One layer's states, a row per slot and checkpoint.
+
+    ``conv``: [rows, channels, width - 1], in the activations' dtype. ``recurrent``: float32
+    [rows, heads, ...], None where a layer has a convolution alone.
+    """
+
+    conv: Tensor
+    recurrent: Tensor | None

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from octavo.checkpoints.weights import RenamedWeights
+from octavo.checkpoints.weights import RenamedSizedWeights
 from octavo.errors import ModelLoadError
 from octavo.kernels.encoder import EncoderLayerSpec, EncoderSpec
 from octavo.kernels.opset import OpSet
@@ -86,7 +86,7 @@ class _Layer:
     __slots__ = ("down", "mlp_norm", "o", "o_norm", "qkv", "up")
 
     def __init__(
-        self, config: ModelConfig, layer: int, weights: RenamedWeights, ops: OpSet
+        self, config: ModelConfig, layer: int, weights: RenamedSizedWeights, ops: OpSet
     ) -> None:
         prefix, d, f = f"encoder.layer.{layer}", config.hidden_size, config.intermediate_size
 
@@ -125,7 +125,7 @@ class BertEncoder:
     def __init__(
         self,
         config: ModelConfig,
-        weights: RenamedWeights,
+        weights: RenamedSizedWeights,
         ops: OpSet,
         device: torch.device,
         *,
@@ -218,7 +218,7 @@ class BertEncoder:
 
 
 def make_class_head(
-    architecture: str, hidden_size: int, weights: RenamedWeights
+    architecture: str, hidden_size: int, weights: RenamedSizedWeights
 ) -> tuple[Callable[[Tensor, Tensor], Tensor], int]:
     """A classifier's head, (hidden [T, D], each text's first row [R]) -> logits [R, labels], and
     the number of labels.

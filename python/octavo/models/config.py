@@ -33,6 +33,23 @@ class LatentDims:
     value_dim: int
 
 
+@dataclass(frozen=True)
+class StateShape:
+    """One request's state in each layer that has one.
+
+    ``conv``: (channels, width - 1), the last inputs of a causal convolution. ``recurrent``: what a
+    recurrence has come to, (heads, rows, columns).
+    """
+
+    conv: tuple[int, int]
+    recurrent: tuple[int, int, int] | None = None
+
+
+# Kinds of layers by what they keep of the tokens so far.
+KV_KINDS = frozenset({"attention", "both"})
+STATE_KINDS = frozenset({"state", "both"})
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The shape of a decoder-only model.
@@ -97,6 +114,8 @@ class ModelConfig:
     num_experts_per_token: int = 0
     moe_intermediate_size: int = 0
     renormalize_experts: bool = True
+    # Of an expert that every token goes to; 0: there is none.
+    shared_expert_size: int = 0
     moe_layers: tuple[bool, ...] = ()
     # MLPs, as wide as an expert, that every token goes through.
     num_shared_experts: int = 0
@@ -105,6 +124,10 @@ class ModelConfig:
     routed_scale: float = 1.0
     # The checkpoint holds each expert's gate and up as one tensor.
     fused_experts: bool = False
+    # Each layer's kind: "attention", "state", "both" or "neither"; empty: attention in all.
+    layer_kinds: tuple[str, ...] = ()
+    # Of the layers that keep a state.
+    state: StateShape | None = None
     eos_token_ids: tuple[int, ...] = ()
     dtype: str = "float32"
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -147,6 +170,20 @@ class ModelConfig:
     def kv_size(self) -> int:
         """Rows of the key projection, and of the value projection."""
         return self.num_kv_heads * self.head_dim
+
+    @property
+    def kv_layers(self) -> tuple[bool, ...]:
+        """True for each layer that keeps keys and values."""
+        if not self.layer_kinds:
+            return (True,) * self.num_layers
+        return tuple(kind in KV_KINDS for kind in self.layer_kinds)
+
+    @property
+    def state_layers(self) -> tuple[bool, ...]:
+        """True for each layer that keeps a state."""
+        if not self.layer_kinds:
+            return (False,) * self.num_layers
+        return tuple(kind in STATE_KINDS for kind in self.layer_kinds)
 
     @property
     def context_limit(self) -> int:

@@ -22,6 +22,7 @@ ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "relu": "relu",
+    "relu2": "relu2",
 }
 # HF's name of a size -> what older models call it.
 _OLD_NAMES = (
@@ -62,7 +63,8 @@ class HfConfig(Getter):
         given = {name: given[old] for name, old in _OLD_NAMES if old in given} | given
         super().__init__({**defaults, **given}, "config.json")
         self.raw = raw
-        self.num_layers = self.int("num_hidden_layers")
+        kinds = self.values.get("layers_block_type")
+        self.num_layers = self.int("num_hidden_layers", len(kinds) if kinds else None)
         self.max_positions = self.int("max_position_embeddings", 2048)
 
     @property

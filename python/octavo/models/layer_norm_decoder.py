@@ -47,6 +47,7 @@ class LayerNormDecoder:
         ModelLoadError: a weight is missing or has another shape.
     """
 
+    other_parts: ClassVar[tuple[str, ...]] = ()
     layer_class: ClassVar[Callable[..., Layer]]
     embedding_name: ClassVar[str] = "model.embed_tokens"
     norm_name: ClassVar[str]

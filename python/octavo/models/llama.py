@@ -229,6 +229,7 @@ class LlamaForCausalLM:
     """
 
     hf_defaults: ClassVar[Mapping[str, Any]] = {}
+    other_parts: ClassVar[tuple[str, ...]] = ()
     layer_class: ClassVar[Callable[..., DecoderLayer]] = LlamaDecoderLayer
 
     @classmethod

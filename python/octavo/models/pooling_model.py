@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from octavo.checkpoints.safetensors import SafetensorsWeights, safetensors_files
-from octavo.checkpoints.weights import RenamedWeights
+from octavo.checkpoints.weights import RenamedSizedWeights
 from octavo.errors import ModelLoadError
 from octavo.kernels.opset import OpSet
 from octavo.layers.context import StepContext
@@ -172,7 +172,7 @@ class PoolingModel:
         def rename(name: str) -> str:
             return name if name.split(".")[0] == "classifier" else prefix + name
 
-        named = RenamedWeights(weights, rename)
+        named = RenamedSizedWeights(weights, rename)
         encoder = BertEncoder(shape, named, ops, device, rounded=self._rounded)
         self._run = encoder
         self._bind = encoder.bind_kv_cache
@@ -199,7 +199,7 @@ class PoolingModel:
         # There is no output head to be read: any weight will do in its place.
         shape = self.config.replace(tie_word_embeddings=True)
         is_bare = "model.embed_tokens.weight" not in weights
-        named = RenamedWeights(
+        named = RenamedSizedWeights(
             weights, lambda name: name.removeprefix("model.") if is_bare else name
         )
         build = model_class(TRUNKS.get(shape.architecture, shape.architecture))

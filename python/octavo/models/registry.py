@@ -12,6 +12,7 @@ from octavo.checkpoints.weights import Weights
 from octavo.errors import ModelLoadError
 from octavo.kernels.opset import OpSet
 from octavo.layers.context import StepContext
+from octavo.models.bamba import BambaForCausalLM
 from octavo.models.bert import ENCODERS, read_encoder_config
 from octavo.models.bloom import BloomForCausalLM
 from octavo.models.cohere2 import Cohere2ForCausalLM
@@ -21,6 +22,7 @@ from octavo.models.deepseek_v3 import DeepseekV3ForCausalLM
 from octavo.models.ernie4_5 import Ernie4_5ForCausalLM
 from octavo.models.ernie4_5_moe import Ernie4_5_MoeForCausalLM
 from octavo.models.falcon import FalconForCausalLM
+from octavo.models.falcon_h1 import FalconH1ForCausalLM
 from octavo.models.foreign_encoder import FOREIGN_ENCODERS, read_foreign_encoder
 from octavo.models.gemma import GemmaForCausalLM
 from octavo.models.gemma2 import Gemma2ForCausalLM
@@ -32,25 +34,32 @@ from octavo.models.glm4_moe_lite import Glm4MoeLiteForCausalLM
 from octavo.models.gpt_neo import GPTNeoForCausalLM
 from octavo.models.gpt_oss import GptOssForCausalLM
 from octavo.models.granite import GraniteForCausalLM
+from octavo.models.granite_hybrid import GraniteMoeHybridForCausalLM
 from octavo.models.granite_moe import GraniteMoeForCausalLM
 from octavo.models.hf_config import HfConfig, architecture_of
 from octavo.models.hunyuan_dense import HunYuanDenseV1ForCausalLM
 from octavo.models.hunyuan_moe import HunYuanMoEV1ForCausalLM
+from octavo.models.lfm2 import Lfm2ForCausalLM
 from octavo.models.llama import LlamaForCausalLM
+from octavo.models.mamba2 import Mamba2ForCausalLM
 from octavo.models.minimax_m2 import MiniMaxM2ForCausalLM
 from octavo.models.ministral3 import Ministral3ForCausalLM
 from octavo.models.mistral import MistralForCausalLM
 from octavo.models.mixtral import MixtralForCausalLM
 from octavo.models.mpt import MptForCausalLM
+from octavo.models.nemotron_h import NemotronHForCausalLM
 from octavo.models.olmo2 import Olmo2ForCausalLM
 from octavo.models.olmo3 import Olmo3ForCausalLM
+from octavo.models.olmo_hybrid import OlmoHybridForCausalLM
 from octavo.models.olmoe import OlmoeForCausalLM
 from octavo.models.phi import PhiForCausalLM
 from octavo.models.phi3 import Phi3ForCausalLM
 from octavo.models.qwen2 import Qwen2ForCausalLM
 from octavo.models.qwen2_moe import Qwen2MoeForCausalLM
 from octavo.models.qwen3 import Qwen3ForCausalLM
+from octavo.models.qwen3_5 import Qwen3_5ForCausalLM, Qwen3_5MoeForCausalLM
 from octavo.models.qwen3_moe import Qwen3MoeForCausalLM
+from octavo.models.qwen3_next import Qwen3NextForCausalLM
 from octavo.models.smollm3 import SmolLM3ForCausalLM
 from octavo.models.stablelm import StableLmForCausalLM
 from octavo.models.stage import Stage
@@ -75,10 +84,12 @@ class CausalLM(Protocol):
 class CausalLMClass(CausalLM, Protocol):
     """A family: its class is named as config.json spells its architecture.
 
-    ``hf_defaults``: what its config.json may leave out.
+    ``hf_defaults``: what its config.json may leave out. ``other_parts``: how the names of tensors
+    begin that belong to no text model, and may be in its files.
     """
 
     hf_defaults: ClassVar[Mapping[str, Any]]
+    other_parts: ClassVar[tuple[str, ...]]
 
     def __init__(
         self,
@@ -116,21 +127,31 @@ _CLASSES: tuple[type[CausalLMClass], ...] = (
     Olmo3ForCausalLM,
     OlmoeForCausalLM,
     Qwen2MoeForCausalLM,
+    BambaForCausalLM,
     FalconForCausalLM,
+    FalconH1ForCausalLM,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     GemmaForCausalLM,
     GptOssForCausalLM,
     GraniteForCausalLM,
+    GraniteMoeHybridForCausalLM,
+    Lfm2ForCausalLM,
     LlamaForCausalLM,
+    Mamba2ForCausalLM,
     MistralForCausalLM,
     MixtralForCausalLM,
+    NemotronHForCausalLM,
     Olmo2ForCausalLM,
+    OlmoHybridForCausalLM,
     Phi3ForCausalLM,
     PhiForCausalLM,
     Qwen2ForCausalLM,
     Qwen3ForCausalLM,
     Qwen3MoeForCausalLM,
+    Qwen3NextForCausalLM,
+    Qwen3_5ForCausalLM,
+    Qwen3_5MoeForCausalLM,
     SmolLM3ForCausalLM,
     StableLmForCausalLM,
 )
@@ -145,13 +166,20 @@ TRUNKS: dict[str, str] = {
 TRUNKS["Gemma3TextModel"] = "Gemma3ForCausalLM"
 
 
+# Models of several kinds of input, and what their text half is by itself.
+TEXT_HALVES: dict[str, str] = {
+    f"{family}ForConditionalGeneration": f"{family}ForCausalLM"
+    for family in ("Qwen3_5", "Qwen3_5Moe")
+}
+
+
 class ModelRegistry:
     """The architectures that can be served."""
 
     @staticmethod
     def get_supported_archs() -> list[str]:
         """Architectures as config.json spells them, sorted."""
-        return sorted([*ARCHITECTURES, *ENCODERS, *FOREIGN_ENCODERS, *TRUNKS])
+        return sorted([*ARCHITECTURES, *ENCODERS, *FOREIGN_ENCODERS, *TRUNKS, *TEXT_HALVES])
 
 
 def model_class(architecture: str) -> type[CausalLMClass]:
@@ -180,7 +208,7 @@ def config_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
     if architecture in FOREIGN_ENCODERS:
         return read_foreign_encoder(raw)
     architecture = TRUNKS.get(architecture, architecture)
-    if architecture not in ARCHITECTURES:
+    if architecture not in ARCHITECTURES and architecture not in TEXT_HALVES:
         from octavo.models import fallback
 
         try:
@@ -188,5 +216,8 @@ def config_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
         except ModelLoadError as error:
             known = ", ".join(ModelRegistry.get_supported_archs())
             raise ModelLoadError(f"{error}; known: {known}") from error
+    if (text_half := TEXT_HALVES.get(architecture)) is not None:
+        architecture = text_half
+        raw = {**raw, **(raw.get("text_config") or {}), "architectures": [text_half]}
     family = model_class(architecture)
     return family.read_config(HfConfig(raw, family.hf_defaults))

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from octavo._core import Staging
 from octavo.layers.context import StepContext
+from octavo.models.hybrid import HybridForCausalLM
 from octavo.models.registry import CausalLM
 from octavo.pooling import PoolingInfo
 from octavo.runner.input_batch import InputBatch
@@ -34,6 +35,7 @@ from octavo.runner.runner import InFlight, Observer, is_device_error
 from octavo.runner.sampler import SampledTokens, Sampler
 from octavo.runner.sizing import StepSizes, available_bytes, fit_cache
 from octavo.runner.staging import StagingBuffer
+from octavo.runner.state_cache import StateCache
 
 if TYPE_CHECKING:
     from octavo._core import ScheduledBatch
@@ -51,9 +53,9 @@ class EagerStep(InFlight):
 
 
 class EagerShard:
-    """One rank's part of the model, its KV cache, and the step that it computes.
+    """One rank's part of the model, its caches, and the step that it computes.
 
-    ``kv_caches``: each layer's (keys, values). ``is_last``: the model's logits come from it.
+    ``kv_caches``: (keys, values) of each layer that keeps them. ``is_last``: the model's logits come from it.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class EagerShard:
         plan: KVCachePlan,
         sizes: StepSizes,
         kv_dtype: torch.dtype,
+        act_dtype: torch.dtype,
         vocab_size: int,
         logprobs_mode: LogprobsMode,
         *,
@@ -70,6 +73,11 @@ class EagerShard:
         self.device, self.model = part.device, part.model
         self.kv_caches = allocate_kv_cache(plan, self.model.config, kv_dtype, self.device)
         self.model.bind_kv_cache(self.kv_caches)
+        self.states: StateCache | None = None
+        if sizes.states is not None:
+            assert isinstance(self.model, HybridForCausalLM)
+            rows = sizes.states.num_rows
+            self.states = StateCache(rows, self.model, act_dtype, self.device)
         self.batch = InputBatch(sizes.max_num_seqs, sizes.max_blocks_per_seq, self.device)
         self.prompt_scorer = PromptScorer(self.model.compute_logits, vocab_size, logprobs_mode)
         self._spare_slot = sizes.max_num_seqs
@@ -133,13 +141,22 @@ class EagerShard:
         self, batch: ScheduledBatch, staged: Tensor, states: Tensor | None, *, ends_only: bool
     ) -> Tensor:
         """What the model's part makes of a step: [T, D]."""
-        self.batch.load(batch, self._upload(staged))
+        packed = self._upload(staged)
+        self.batch.load(batch, packed)
         self.batch.context.ends_only = ends_only
         inputs = self.batch.input_ids
         if states is not None:
             # A copy: layers add to it, and other ranks are given the same states.
             inputs = states.to(self.device, copy=True)
-        return self.model(inputs, self.batch.context)
+        if self.states is None:
+            return self.model(inputs, self.batch.context)
+        if batch.num_state_restores:
+            begin, end = batch.state_restores_offset, batch.state_saves_offset
+            self.states.copy(packed[begin:end])
+        hidden = self.model(inputs, self.batch.context)
+        if batch.num_state_saves:
+            self.states.copy(packed[batch.state_saves_offset : batch.packed_len])
+        return hidden
 
     def _upload(self, staged: Tensor) -> Tensor:
         if self._packed is None:
@@ -168,6 +185,8 @@ class EagerRunner:
         self.max_num_seqs = self._sizes.max_num_seqs
         self.max_num_batched_tokens = self._sizes.max_num_batched_tokens
         self.max_model_len = self._sizes.max_model_len
+        states = self._sizes.states
+        self.num_state_checkpoints = None if states is None else states.num_checkpoints
         mode = LogprobsMode.of(loaded.config.logprobs_mode)
         *earlier, self.mesh = (
             stage.map(
@@ -176,6 +195,7 @@ class EagerRunner:
                     plan=self._plan,
                     sizes=self._sizes,
                     kv_dtype=loaded.kv_dtype,
+                    act_dtype=loaded.dtypes.activations,
                     vocab_size=loaded.shape.vocab_size,
                     logprobs_mode=mode,
                     is_last=stage is loaded.mesh,

@@ -139,6 +139,8 @@ class GraphRunner:
         self.max_num_seqs = self._sizes.max_num_seqs
         self.max_num_batched_tokens = self._sizes.max_num_batched_tokens
         self.max_model_len = self._sizes.max_model_len
+        states = self._sizes.states
+        self.num_state_checkpoints = None if states is None else states.num_checkpoints
 
         num_layers = launched_layers(loaded.shape.num_layers, len(parts))
         decodes: tuple[int, ...] = ()
@@ -279,8 +281,9 @@ class GraphRunner:
 
     def _device_memory(self, device: torch.device) -> list[tuple[str, str]]:
         free, total = torch.cuda.mem_get_info(device)
-        weights = self._weight_bytes[device]
+        weights, states = self._weight_bytes[device], self._sizes.states
         cache = sum(shard.kv_bytes for shard in self._shards if shard.device == device)
+        cache += states.nbytes if states is not None else 0
         activations = torch.cuda.memory_reserved(device) - weights - cache - self._graph_bytes
         return [
             ("device", torch.cuda.get_device_name(device)),
@@ -322,6 +325,7 @@ class GraphRunner:
             or batch.num_decodes != num
             or batch.new_slots
             or batch.num_constrained
+            or batch.num_state_saves
             or self.sampling.demanding
             or self.prompt_scorer.unscored
             or self._driver is None
@@ -349,6 +353,25 @@ class GraphRunner:
         self, batch: ScheduledBatch, buffer: StagingBuffer, requests: Mapping[int, RequestState]
     ) -> InFlight:
         """Any step, its needs found out one by one."""
+        if not (batch.num_state_restores or batch.num_state_saves):
+            return self._launch_step(batch, buffer, requests)
+        # Both before the step: once that is over, the host may write the next plan there.
+        first, last = HEADER_LEN + batch.state_restores_offset, HEADER_LEN + batch.packed_len
+        rows = self._lead.upload_rows(buffer.host[first:last])
+        restores, saves = rows.tensor_split([2 * batch.num_state_restores])
+        self._lead.copy_states(restores)
+        in_flight = self._launch_step(batch, buffer, requests)
+        self._lead.copy_states(saves)
+        self._device_thread = get_ident()
+        return in_flight
+
+    def _launch_step(
+        self,
+        batch: ScheduledBatch,
+        buffer: StagingBuffer,
+        requests: Mapping[int, RequestState],
+    ) -> InFlight:
+        """The step itself, without the copies of states around it."""
         num_samples, num_reqs = batch.num_samples, batch.num_reqs
         num_tokens, packed_len = batch.num_tokens, batch.packed_len
         with self._lead.ready():

@@ -51,7 +51,7 @@ class InputBatch:
             self.sample_rows,
             self.sample_slots,
             updates,
-        ) = packed.split_with_sizes(
+        ) = packed[: batch.state_restores_offset].split_with_sizes(
             [
                 tokens,
                 tokens,

@@ -52,7 +52,7 @@ class KVCachePlan:
 def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
     """Keys and values of one token in all layers."""
     copies = 1 if config.latent is not None else 2
-    return copies * config.num_layers * config.kv_size * dtype.itemsize
+    return copies * sum(config.kv_layers) * config.kv_size * dtype.itemsize
 
 
 def plan_kv_cache(
@@ -81,7 +81,8 @@ def plan_kv_cache(
     Raises:
         ModelLoadError: a request of max_model_len would not fit; names a length that would.
     """
-    per_block = sum(bytes_per_token(part, dtype) for part in parts) * block_size
+    # Where no layer keeps keys and values, blocks merely name tokens.
+    per_block = sum(bytes_per_token(part, dtype) for part in parts) * block_size or 1
     limit = parts[0].max_context_len if max_model_len in (None, -1) else max_model_len
     assert limit is not None
     blocks_per_request = -(-limit // block_size)
@@ -110,14 +111,14 @@ def plan_kv_cache(
 def allocate_kv_cache(
     plan: KVCachePlan, config: ModelConfig, dtype: torch.dtype, device: torch.device
 ) -> list[tuple[Tensor, Tensor]]:
-    """Each layer's (keys, values): [num_blocks, num_kv_heads, block_size, head_dim].
+    """(keys, values) of each layer that keeps them: [num_blocks, num_kv_heads, block_size, head_dim].
 
     On a CPU memory is left as the system gives it, so that unused blocks cost nothing.
     """
     shape = (plan.num_blocks, config.num_kv_heads, plan.block_size, config.head_dim)
     make = torch.empty if device.type == "cpu" else torch.zeros
     caches = []
-    for _ in range(config.num_layers):
+    for _ in range(sum(config.kv_layers)):
         keys = make(shape, dtype=dtype, device=device)
         shared = config.latent is not None
         caches.append((keys, keys if shared else make(shape, dtype=dtype, device=device)))

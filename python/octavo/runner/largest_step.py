@@ -7,12 +7,14 @@ from torch import Tensor
 
 from octavo.kernels.gpu import ops as gpu
 from octavo.layers.context import StepContext
+from octavo.models.hybrid import HybridForCausalLM
 from octavo.models.registry import CausalLM
 from octavo.runner.cuda_graphs import computing
 from octavo.runner.gpu_sampling import GpuSampling
 from octavo.runner.loading import LoadedModel, ModelPart
 from octavo.runner.mesh import Mesh
 from octavo.runner.sizing import max_num_seqs, max_step_tokens
+from octavo.runner.state_cache import StateCache
 
 
 def open_stream(device: torch.device) -> torch.cuda.Stream | None:
@@ -66,7 +68,9 @@ class LargestStep:
         tokens, num_seqs = max_step_tokens(loaded), max_num_seqs(loaded)
         shape = (1, model.config.num_kv_heads, config.block_size, model.config.head_dim)
         cache = torch.zeros(shape, dtype=loaded.kv_dtype, device=device)
-        model.bind_kv_cache([(cache, cache)] * model.config.num_layers)
+        model.bind_kv_cache([(cache, cache)] * sum(model.config.kv_layers))
+        if isinstance(model, HybridForCausalLM) and model.config.state is not None:
+            StateCache(1, model, loaded.dtypes.activations, device)
 
         def ints(*shape: int, fill: int = 0) -> Tensor:
             return torch.full(shape, fill, dtype=torch.int32, device=device)

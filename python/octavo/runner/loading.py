@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,6 +50,8 @@ from octavo.runner.lockstep import LockstepExchange
 from octavo.runner.mesh import Exchange, Mesh, NoExchange, ranks_of
 
 M = TypeVar("M")
+
+logger = logging.getLogger("octavo.loading")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -263,7 +267,11 @@ def load_model(
             )
         except KeyError as error:
             raise ModelLoadError(f"{source.path}: no tensor for {error.args[0]}") from error
-        (left or Leftovers()).finish(weights, is_last=stage is None or stage.is_last)
+        others = {name for name in weights.unread() if name.startswith(build.other_parts)}
+        if others:
+            logger.info("%s: %d tensors are not of the text model", source.path, len(others))
+        is_last = stage is None or stage.is_last
+        (left or Leftovers()).finish(weights, is_last=is_last, others=others)
     model.num_weights = counter.total
     return model
 
@@ -306,8 +314,10 @@ class Leftovers:
         self._names: set[str] | None = None
         self._lock = threading.Lock()
 
-    def finish(self, weights: Weights, *, is_last: bool) -> None:
-        """End a stage's reading, on whatever thread.
+    def finish(
+        self, weights: Weights, *, is_last: bool, others: AbstractSet[str] = frozenset()
+    ) -> None:
+        """End a stage's reading, on whatever thread. ``others``: tensors that no stage reads.
 
         Raises:
             ModelLoadError: it is the last, and no stage has a use for some tensor.
@@ -316,7 +326,7 @@ class Leftovers:
         with self._lock:
             self._names = unread if self._names is None else self._names & unread
             left = self._names
-        weights.finish(unread - left if is_last else unread)
+        weights.finish(unread - (left - others) if is_last else unread)
 
 
 class _WeightCounter:

@@ -49,6 +49,7 @@ class PoolingRunner:
     max_in_flight = 1
     num_stages = 1
     keeps_kv = False
+    num_state_checkpoints: int | None = None
 
     def __init__(self, loaded: LoadedModel[PoolingModel]) -> None:
         config, self.device = loaded.config, loaded.device

@@ -79,6 +79,8 @@ class Runner(Protocol):
     num_stages: int
     # False: keys and values are gone when a step is over, so a prompt must be computed in one.
     keeps_kv: bool
+    # Rows for checkpoints of states; None of a model whose layers have none.
+    num_state_checkpoints: int | None
     # Of a model that computes vectors; None of one that generates text.
     pooling: PoolingInfo | None
 

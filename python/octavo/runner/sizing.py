@@ -20,6 +20,12 @@ from octavo.runner.kv_cache import (
     plan_kv_cache,
 )
 from octavo.runner.loading import LoadedModel
+from octavo.runner.state_cache import (
+    CHECKPOINTS_FRACTION,
+    DEFAULT_CPU_CHECKPOINT_BYTES,
+    StatePlan,
+    plan_states,
+)
 
 # Requests and tokens of the largest step, unless told otherwise: more on a GPU, whose steps of few
 # tokens take as long as those of many, than on a CPU, where activations should stay in its caches.
@@ -36,6 +42,7 @@ class StepSizes:
     max_num_seqs: int  # requests a step
     max_num_batched_tokens: int  # tokens a step
     max_model_len: int  # tokens a request
+    states: StatePlan | None = None
 
     @property
     def max_blocks_per_seq(self) -> int:
@@ -46,12 +53,18 @@ class StepSizes:
     def plan_len(self) -> int:
         """int32 elements of the largest plan."""
         return Staging.required_len(
-            self.max_num_batched_tokens, self.max_num_seqs, self.max_model_len, self.block_size
+            self.max_num_batched_tokens,
+            self.max_num_seqs,
+            self.max_model_len,
+            self.block_size,
+            self.states is not None,
         )
 
     def rows(self) -> list[tuple[str, str]]:
         """The largest step, as Runner.memory lists it."""
+        states = [] if self.states is None else self.states.rows()
         return [
+            *states,
             ("requests in a step", f"{self.max_num_seqs:,}"),
             ("tokens in a step", f"{self.max_num_batched_tokens:,}"),
         ]
@@ -117,6 +130,9 @@ def fit_cache(loaded: LoadedModel[CausalLM], available_bytes: int) -> tuple[KVCa
         on_device.values(),
         key=lambda configs: sum(bytes_per_token(config, loaded.kv_dtype) for config in configs),
     )
+    states = _fit_states(loaded, available_bytes)
+    if states is not None:
+        available_bytes = max(0, available_bytes - states.nbytes)
     plan = plan_kv_cache(
         parts,
         loaded.kv_dtype,
@@ -134,5 +150,24 @@ def fit_cache(loaded: LoadedModel[CausalLM], available_bytes: int) -> tuple[KVCa
         max_num_seqs=max_num_seqs(loaded),
         max_num_batched_tokens=max_num_batched_tokens(loaded, plan.max_model_len),
         max_model_len=plan.max_model_len,
+        states=states,
     )
     return plan, sizes
+
+
+def _fit_states(loaded: LoadedModel[CausalLM], available_bytes: int) -> StatePlan | None:
+    """The rows of states, where layers have any."""
+    config = loaded.config
+    if not config.enable_prefix_caching:
+        checkpoint_bytes = 0
+    elif loaded.device.type == "cpu":
+        checkpoint_bytes = min(DEFAULT_CPU_CHECKPOINT_BYTES, available_bytes)
+    else:
+        checkpoint_bytes = int(CHECKPOINTS_FRACTION * available_bytes)
+    return plan_states(
+        loaded.shape,
+        loaded.dtypes.activations,
+        max_num_seqs=max_num_seqs(loaded),
+        num_checkpoints=config.num_state_checkpoints,
+        checkpoint_bytes=checkpoint_bytes,
+    )

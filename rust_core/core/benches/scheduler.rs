@@ -31,6 +31,7 @@ impl Decoding {
                 long_prefill: LongPrefill::default(),
                 policy: Policy::Fcfs,
                 num_stages: 1,
+                state: None,
             },
             1,
             None,

@@ -51,6 +51,7 @@ fn steady_decode_does_not_allocate() {
             long_prefill: LongPrefill::default(),
             policy: Policy::Fcfs,
             num_stages: 1,
+            state: None,
         },
         1,
         None,

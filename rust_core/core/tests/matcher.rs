@@ -758,6 +758,7 @@ impl Run {
             long_prefill: LongPrefill::default(),
             policy: Policy::Fcfs,
             num_stages: 1,
+            state: None,
         };
         let core = EngineCore::new(config, 1, Some(tokenizer())).unwrap();
         let buffer = vec![0; core.scheduler().limits().required_len()];

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Wish, World};
-use octavo_core::scheduler::{LongPrefill, Policy, SchedulerConfig};
+use octavo_core::scheduler::{LongPrefill, Policy, SchedulerConfig, StateConfig};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -81,6 +81,7 @@ fn configs() -> impl Strategy<Value = SchedulerConfig> {
         8usize..=24,
         any::<[bool; 5]>(),
         1usize..=3,
+        prop::option::of((0usize..6, 1usize..30)),
     )
         .prop_map(
             |(
@@ -91,6 +92,7 @@ fn configs() -> impl Strategy<Value = SchedulerConfig> {
                 max_model_len,
                 [caching, chunked, fcfs, capped, is_adaptive],
                 num_stages,
+                state,
             )| {
                 SchedulerConfig {
                     num_blocks,
@@ -106,6 +108,10 @@ fn configs() -> impl Strategy<Value = SchedulerConfig> {
                     },
                     policy: if fcfs { Policy::Fcfs } else { Policy::Priority },
                     num_stages,
+                    state: state.map(|(num_checkpoints, interval)| StateConfig {
+                        num_checkpoints,
+                        interval,
+                    }),
                 }
             },
         )
@@ -159,16 +165,21 @@ fn the_lives_meet_preemption_sharing_and_hits() {
     use proptest::strategy::ValueTree;
     use proptest::test_runner::TestRunner;
     let mut runner = TestRunner::deterministic();
-    let (mut preemptions, mut hits) = (0, 0);
-    for _ in 0..100 {
+    let (mut preemptions, mut hits, mut state_hits) = (0, 0, 0);
+    for _ in 0..200 {
         let config = configs().new_tree(&mut runner).unwrap().current();
         let ops = ops().new_tree(&mut runner).unwrap().current();
+        let has_state = config.state.is_some();
         let metrics = live(config, 2, ops).core.metrics().snapshot();
         preemptions += metrics.num_preemptions;
-        hits += metrics.prefix_cache_hits;
+        if has_state {
+            state_hits += metrics.prefix_cache_hits;
+        } else {
+            hits += metrics.prefix_cache_hits;
+        }
     }
     assert!(
-        preemptions > 50 && hits > 200,
-        "{preemptions} preemptions, {hits} hits"
+        preemptions > 50 && hits > 200 && state_hits > 30,
+        "{preemptions} preemptions, {hits} hits, {state_hits} with states"
     );
 }

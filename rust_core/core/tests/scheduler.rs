@@ -168,6 +168,7 @@ fn admission_is_by_arrival_or_by_priority() {
     for (policy, order) in [(Policy::Fcfs, [0, 1, 2]), (Policy::Priority, [2, 0, 1])] {
         let config = SchedulerConfig {
             policy,
+            state: None,
             max_num_seqs: 1,
             ..config(32, 4)
         };
@@ -191,6 +192,7 @@ fn the_last_in_rank_is_preempted_and_comes_back_first() {
     for (policy, victim) in [(Policy::Fcfs, 2), (Policy::Priority, 0)] {
         let mut world = World::new(SchedulerConfig {
             policy,
+            state: None,
             ..config(4, 4)
         });
         for priority in [9, 0, 0] {

@@ -51,6 +51,7 @@ fn core() -> EngineCore {
         long_prefill: LongPrefill::default(),
         policy: Policy::Fcfs,
         num_stages: 1,
+        state: None,
     };
     EngineCore::new(config, 1, Some(tokenizer())).unwrap()
 }

@@ -11,7 +11,7 @@ use octavo_core::engine::outbox::{Delivery, Extra};
 use octavo_core::engine::{AddRequest, EngineCore, Sampled, SampledLogprobs};
 use octavo_core::error::Error;
 use octavo_core::scheduler::batch::{self, StagingLimits};
-use octavo_core::scheduler::{LongPrefill, Policy, SchedulerConfig};
+use octavo_core::scheduler::{LongPrefill, Policy, SchedulerConfig, StateConfig};
 use pyo3::buffer::{Element, PyBuffer};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -88,11 +88,15 @@ impl PyStaging {
     }
 
     #[staticmethod]
+    #[pyo3(signature = (
+        max_num_batched_tokens, max_num_seqs, max_model_len, block_size, has_state=false
+    ))]
     fn required_len(
         max_num_batched_tokens: usize,
         max_num_seqs: usize,
         max_model_len: usize,
         block_size: usize,
+        has_state: bool,
     ) -> PyResult<usize> {
         if block_size == 0 {
             return Err(PyValueError::new_err("block_size must be at least 1"));
@@ -102,6 +106,7 @@ impl PyStaging {
             max_num_seqs,
             max_model_len,
             block_size,
+            has_state,
         );
         Ok(limits.required_len())
     }
@@ -133,10 +138,11 @@ macro_rules! scheduled_batch {
 }
 
 scheduled_batch! {
-    num_tokens num_reqs num_decodes num_samples num_constrained num_block_updates max_query_len
-    max_seq_len packed_len
+    num_tokens num_reqs num_decodes num_samples num_constrained num_block_updates
+    num_state_restores num_state_saves max_query_len max_seq_len packed_len
     input_ids_offset positions_offset slot_mapping_offset slots_offset seq_lens_offset
     query_start_loc_offset sample_rows_offset sample_slots_offset block_updates_offset
+    state_restores_offset state_saves_offset
 }
 
 #[pymethods]
@@ -184,7 +190,8 @@ impl PyEngineCore {
         *, num_blocks, block_size, max_num_seqs, max_num_batched_tokens, max_model_len,
         enable_prefix_caching=true, enable_chunked_prefill=true, long_prefill_token_threshold=0,
         long_prefill_token_threshold_adaptive=false, policy="fcfs", num_stages=1,
-        stream_interval=1, tokenizer=None
+        stream_interval=1, tokenizer=None, num_state_checkpoints=None,
+        state_checkpoint_interval=512
     ))]
     #[allow(clippy::too_many_arguments)] // keyword arguments of the Python constructor
     fn new(
@@ -202,6 +209,8 @@ impl PyEngineCore {
         num_stages: usize,
         stream_interval: u32,
         tokenizer: Option<&PyTokenizer>,
+        num_state_checkpoints: Option<usize>,
+        state_checkpoint_interval: usize,
     ) -> PyResult<Self> {
         let policy = match policy {
             "fcfs" => Policy::Fcfs,
@@ -226,6 +235,10 @@ impl PyEngineCore {
             },
             policy,
             num_stages,
+            state: num_state_checkpoints.map(|num_checkpoints| StateConfig {
+                num_checkpoints,
+                interval: state_checkpoint_interval,
+            }),
         };
         let tokenizer = tokenizer.map(|tokenizer| Arc::clone(&tokenizer.inner));
         let core = EngineCore::new(config, stream_interval, tokenizer).map_err(engine_error)?;

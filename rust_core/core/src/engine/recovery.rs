@@ -101,6 +101,7 @@ mod tests {
                 long_prefill: LongPrefill::default(),
                 policy: Policy::Fcfs,
                 num_stages: 1,
+                state: None,
             };
             let core = EngineCore::new(config, 1, None).unwrap();
             let buffer = vec![0; core.scheduler().limits().required_len()];

@@ -57,13 +57,16 @@ impl Scheduler {
     /// token is left to compute, or there would be nothing to sample from.
     fn find_prefix(&mut self, index: u32) {
         self.hits.clear();
+        self.hit_state = None;
         let request = &mut self.requests[index as usize];
         let block_size = self.config.block_size;
         if request.unparked
             && let Some(group) = self.groups.get(request.group as usize)
             && let Some(prefix) = &group.prefix
         {
-            self.hits.extend_from_slice(prefix.block_ids());
+            self.hits.extend_from_slice(prefix.table.block_ids());
+            let state = prefix.state.as_ref();
+            self.hit_state = state.and_then(|table| table.block_ids().first().copied());
             return;
         }
         if !self.config.enable_prefix_caching {
@@ -75,6 +78,8 @@ impl Scheduler {
             let Some(id) = pool.lookup(hash) else { break };
             self.hits.push(id);
         }
+        drop(pool);
+        self.hit_state = self.cut_hits(index);
     }
 
     /// The hits and fresh blocks for the rest, or None if memory does not suffice.
@@ -120,6 +125,9 @@ impl Scheduler {
         }
         plan.new_slots.push((slot, request.request_id));
         plan.admitted.push(index);
+        if let (Some(states), Some(checkpoint)) = (&self.states, self.hit_state.take()) {
+            states.restore(checkpoint, slot, plan);
+        }
 
         let capacity = table.block_ids().len() as u32 * block_size;
         let tail = table.block_ids().last().copied().unwrap_or(0);
@@ -136,6 +144,8 @@ impl Scheduler {
             capacity,
             prefilling: true,
             closed: false,
+            last_saved: num_cached,
+            answer_save: None,
             table,
         });
         let to_come = (request.max_len - request.num_tokens) as usize;

@@ -30,6 +30,8 @@ pub struct Entry {
     pub mapping: i32,
     /// The last query token's logits are sampled.
     pub sample: bool,
+    /// The checkpoint that its state is saved to after the step, or NO_CHECKPOINT.
+    pub save: u32,
 }
 
 /// The scheduler's plan of one step; buffers keep their capacity from step to step.
@@ -53,6 +55,10 @@ pub struct Plan {
     pub new_slots: Vec<(Slot, u64)>,
     /// Slab indices of the same.
     pub admitted: Vec<u32>,
+    /// Rows of states to copy before the step, (from, to): checkpoints into slots.
+    pub restores: Vec<(u32, u32)>,
+    /// The same after the step: slots into checkpoints.
+    pub saves: Vec<(u32, u32)>,
 }
 
 impl Plan {
@@ -66,6 +72,8 @@ impl Plan {
         self.update_ids.clear();
         self.new_slots.clear();
         self.admitted.clear();
+        self.restores.clear();
+        self.saves.clear();
     }
 
     /// Records that a request's logical block got a physical one.
@@ -86,6 +94,8 @@ pub struct StagingLimits {
     pub max_blocks_per_seq: usize,
     /// Most block updates of one step. Admission stops before it overflows.
     pub max_block_updates: usize,
+    /// Most copies of states before a step, and after it; 0 without states.
+    pub max_state_copies: usize,
 }
 
 impl StagingLimits {
@@ -100,6 +110,7 @@ impl StagingLimits {
         max_num_seqs: usize,
         max_model_len: usize,
         block_size: usize,
+        has_state: bool,
     ) -> Self {
         let max_blocks_per_seq = max_model_len.div_ceil(block_size);
         Self {
@@ -109,6 +120,8 @@ impl StagingLimits {
             max_block_updates: 2 * max_num_seqs
                 + max_num_batched_tokens.div_ceil(block_size)
                 + 4 * max_blocks_per_seq,
+            // A request begins once a step, and is saved once.
+            max_state_copies: if has_state { max_num_seqs } else { 0 },
         }
     }
 
@@ -116,7 +129,7 @@ impl StagingLimits {
     #[must_use]
     pub fn required_len(&self) -> usize {
         let (tokens, requests) = (self.max_num_batched_tokens, self.max_num_seqs);
-        3 * tokens + 5 * requests + 1 + 2 * self.max_block_updates
+        3 * tokens + 5 * requests + 1 + 2 * self.max_block_updates + 4 * self.max_state_copies
     }
 }
 
@@ -133,6 +146,8 @@ pub struct ScheduledBatch {
     /// Written by the engine: samples whose token waits for a mask.
     pub num_constrained: usize,
     pub num_block_updates: usize,
+    pub num_state_restores: usize,
+    pub num_state_saves: usize,
     pub max_query_len: usize,
     pub max_seq_len: usize,
     pub packed_len: usize,
@@ -145,6 +160,8 @@ pub struct ScheduledBatch {
     pub sample_rows_offset: usize,
     pub sample_slots_offset: usize,
     pub block_updates_offset: usize,
+    pub state_restores_offset: usize,
+    pub state_saves_offset: usize,
 }
 
 impl ScheduledBatch {
@@ -164,6 +181,8 @@ impl ScheduledBatch {
         self.sample_rows_offset = section(self.num_reqs);
         self.sample_slots_offset = section(self.num_reqs);
         self.block_updates_offset = section(2 * self.num_block_updates);
+        self.state_restores_offset = section(2 * self.num_state_restores);
+        self.state_saves_offset = section(2 * self.num_state_saves);
         self.packed_len = section(0);
         self
     }
@@ -205,6 +224,8 @@ impl Staging<'_> {
             num_block_updates: plan.update_ids.len(),
             step_id: plan.step_id,
             awaited_step: plan.awaited_step,
+            num_state_restores: plan.restores.len(),
+            num_state_saves: plan.saves.len(),
             ..ScheduledBatch::default()
         };
         let mut batch = batch.with_layout();
@@ -217,7 +238,9 @@ impl Staging<'_> {
         let (seq_lens, rest) = rest.split_at_mut(num_reqs);
         let (query_start_loc, rest) = rest.split_at_mut(num_reqs + 1);
         let (sample_rows, rest) = rest.split_at_mut(num_reqs);
-        let (sample_slots, block_updates) = rest.split_at_mut(num_reqs);
+        let (sample_slots, rest) = rest.split_at_mut(num_reqs);
+        let (block_updates, rest) = rest.split_at_mut(2 * plan.update_ids.len());
+        let (restores, saves) = rest.split_at_mut(2 * plan.restores.len());
 
         let mut at = 0;
         let mut num_samples = 0;
@@ -271,13 +294,24 @@ impl Staging<'_> {
         for (out, &id) in ids.iter_mut().zip(&plan.update_ids) {
             *out = id as i32;
         }
+        write_copies(restores, &plan.restores);
+        write_copies(saves, &plan.saves);
         batch
+    }
+}
+
+/// The rows that are read, then those that are written.
+fn write_copies(out: &mut [i32], copies: &[(u32, u32)]) {
+    let (from, to) = out.split_at_mut(copies.len());
+    for (i, copy) in copies.iter().enumerate() {
+        (from[i], to[i]) = (copy.0 as i32, copy.1 as i32);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scheduler::NO_CHECKPOINT;
 
     fn decode(slot: Slot, start: u32) -> Entry {
         Entry {
@@ -289,12 +323,13 @@ mod tests {
             input_id: -1,
             mapping: 7,
             sample: true,
+            save: NO_CHECKPOINT,
         }
     }
 
     #[test]
     fn a_step_of_decodes_is_written_without_gaps() {
-        let limits = StagingLimits::new(16, 4, 32, 4);
+        let limits = StagingLimits::new(16, 4, 32, 4, true);
         let mut buffer = vec![99; limits.required_len()];
         let mut plan = Plan {
             entries: vec![decode(2, 5), decode(0, 9)],
@@ -303,6 +338,8 @@ mod tests {
             ..Plan::default()
         };
         plan.update_block(17, 3);
+        plan.restores.push((6, 0));
+        plan.saves.extend([(2, 7), (0, 5)]);
         let requests = Slab::new();
         let mut staging = Staging {
             buffer: &mut buffer,
@@ -319,6 +356,8 @@ mod tests {
             &[0, 1],
             &[2, 0],
             &[17, 3],
+            &[6, 0],
+            &[2, 0, 7, 5],
         ]
         .concat();
         assert_eq!(batch.packed_len, expected.len());
@@ -332,7 +371,7 @@ mod tests {
 
     #[test]
     fn short_buffers_are_refused() {
-        let limits = StagingLimits::new(16, 4, 32, 4);
+        let limits = StagingLimits::new(16, 4, 32, 4, false);
         let mut buffer = vec![0; limits.required_len()];
         let short = Staging {
             buffer: &mut buffer[1..],

@@ -151,6 +151,18 @@ impl BlockPool {
         }
     }
 
+    /// Forgets the name of a block; a free one is handed out next.
+    pub fn forget(&mut self, id: BlockId) {
+        let block = &mut self.blocks[id as usize];
+        if let Some(hash) = block.hash.take() {
+            self.by_hash.remove(&hash);
+        }
+        if block.ref_count == 0 {
+            self.free.remove(id);
+            self.free.push_front(id);
+        }
+    }
+
     /// Forgets every name; blocks in use stay in use. O(pool).
     pub fn reset_cache(&mut self) {
         self.by_hash.clear();
@@ -255,6 +267,22 @@ mod tests {
         pool.release(a);
         pool.release(b);
         assert_eq!(pool.allocate(), Some(b));
+    }
+
+    #[test]
+    fn forgotten_blocks_are_reused_first() {
+        let mut pool = BlockPool::new(3);
+        let ids: Vec<_> = (0..3).map(|_| pool.allocate().unwrap()).collect();
+        for (&id, &name) in ids.iter().zip(&names(3)) {
+            pool.set_hash(id, name);
+        }
+        pool.release(ids[0]);
+        pool.release(ids[1]);
+        pool.forget(ids[1]);
+        pool.forget(ids[2]);
+        assert_eq!(pool.num_cached(), 1);
+        assert_eq!(pool.allocate(), Some(ids[1]));
+        pool.check_integrity(&[0, 1, 1]).unwrap();
     }
 
     #[test]

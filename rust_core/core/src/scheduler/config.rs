@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::scheduler::batch::StagingLimits;
+use crate::scheduler::checkpoints::StateConfig;
 
 /// Order of admission.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -47,6 +48,8 @@ pub struct SchedulerConfig {
     /// Stages that the device works on different steps at: a token sampled in one step is the input
     /// of the step so many later.
     pub num_stages: usize,
+    /// Of a model whose layers have state; None of one that keeps keys and values alone.
+    pub state: Option<StateConfig>,
 }
 
 impl SchedulerConfig {
@@ -80,7 +83,7 @@ impl SchedulerConfig {
                 return Err(Error::invalid(format!("{name} = {cells} exceeds int32")));
             }
         }
-        Ok(())
+        self.state.map_or(Ok(()), |state| state.validate())
     }
 
     pub(super) fn limits(&self) -> StagingLimits {
@@ -89,6 +92,7 @@ impl SchedulerConfig {
             self.max_num_seqs,
             self.max_model_len,
             self.block_size,
+            self.state.is_some(),
         )
     }
 }

@@ -10,6 +10,15 @@ use super::{GroupDone, Scheduler};
 use crate::scheduler::block_table::BlockTable;
 use crate::scheduler::request::{NO_GROUP, RequestStatus};
 
+/// References to what the samples of a prompt begin with.
+#[derive(Debug)]
+pub(super) struct SharedPrefix {
+    /// The blocks.
+    pub table: BlockTable,
+    /// One checkpoint, where layers have state.
+    pub state: Option<BlockTable>,
+}
+
 /// See the module doc.
 #[derive(Debug)]
 pub(super) struct Group {
@@ -20,7 +29,7 @@ pub(super) struct Group {
     /// Were parked and wait for their first admission.
     pub num_queued: u32,
     /// The prompt's full blocks, for those.
-    pub prefix: Option<BlockTable>,
+    pub prefix: Option<SharedPrefix>,
     num_samples: u32,
     num_unfinished: u32,
     max_output: u32,
@@ -64,9 +73,29 @@ impl Scheduler {
         }
     }
 
-    /// Full blocks of the prompt, less the one that holds its last token.
+    /// Full blocks of the prompt, less the one that holds its last token; with states, up to the prompt's
+    /// last checkpoint.
     fn num_shareable(&self, index: u32) -> usize {
-        (self.requests[index as usize].num_prompt as usize - 1) / self.config.block_size
+        let num_prompt = self.requests[index as usize].num_prompt;
+        let end = match &self.states {
+            Some(states) => states.last_border(num_prompt),
+            None => num_prompt - 1,
+        };
+        end as usize / self.config.block_size
+    }
+
+    /// A reference to the checkpoint of a request's first `num_blocks` blocks, where layers have state.
+    /// None: there should be one, and is none.
+    fn shared_state(&mut self, index: u32, num_blocks: usize) -> Option<Option<BlockTable>> {
+        let Some(states) = &self.states else {
+            return Some(None);
+        };
+        let request = &mut self.requests[index as usize];
+        let hash = request.block_hash(&self.hasher, self.config.block_size, num_blocks - 1);
+        let checkpoint = states.lookup(hash)?;
+        let mut table = BlockTable::with_capacity(states.pool.clone(), 1);
+        table.share(&[checkpoint]);
+        Some(Some(table))
     }
 
     /// The prompt of `index` is computed: if it leads a group, the others may start.
@@ -83,10 +112,11 @@ impl Scheduler {
             return;
         }
         group.num_queued = parked.len() as u32;
-        if let Some(seat) = self.requests[index as usize].seat() {
-            let mut prefix = BlockTable::with_capacity(self.pool.clone(), num_shareable);
-            prefix.share(&seat.table.block_ids()[..num_shareable]);
-            group.prefix = Some(prefix);
+        let state = self.shared_state(index, num_shareable);
+        if let (Some(seat), Some(state)) = (self.requests[index as usize].seat(), state) {
+            let mut table = BlockTable::with_capacity(self.pool.clone(), num_shareable);
+            table.share(&seat.table.block_ids()[..num_shareable]);
+            self.groups[group_id as usize].prefix = Some(SharedPrefix { table, state });
             self.sharing.push(group_id);
         }
         for index in parked {

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use super::Scheduler;
+use super::{NO_CHECKPOINT, Scheduler};
 use crate::error::{Error, Result};
 use crate::scheduler::batch::Entry;
 use crate::scheduler::block_table::BlockTable;
@@ -20,7 +20,9 @@ macro_rules! ensure {
 impl Scheduler {
     /// Checks every invariant against the entries of the steps in flight.
     pub fn check_integrity<'a>(&self, in_flight: impl Iterator<Item = &'a Entry>) -> Result<()> {
-        self.check_requests(in_flight)?;
+        let in_flight: Vec<&Entry> = in_flight.collect();
+        self.check_requests(in_flight.iter().copied())?;
+        self.check_checkpoints(&in_flight)?;
         self.check_queues()?;
         self.check_slots()?;
         self.check_groups()?;
@@ -189,6 +191,33 @@ impl Scheduler {
         Ok(())
     }
 
+    fn check_checkpoints(&self, in_flight: &[&Entry]) -> Result<()> {
+        let (Some(states), Some(config)) = (&self.states, self.config.state) else {
+            ensure!(
+                in_flight.iter().all(|entry| entry.save == NO_CHECKPOINT),
+                "a state is saved where there is none"
+            );
+            return Ok(());
+        };
+        let mut references = vec![0; config.num_checkpoints];
+        let prefixes = self.groups.iter().filter_map(|(_, g)| g.prefix.as_ref());
+        for prefix in prefixes {
+            let checkpoints = prefix.state.iter().flat_map(BlockTable::block_ids);
+            ensure!(
+                checkpoints.clone().count() == 1,
+                "a group shares blocks without their state"
+            );
+            for &id in checkpoints {
+                references[id as usize] += 1;
+            }
+        }
+        let saved = in_flight.iter().filter(|entry| entry.save != NO_CHECKPOINT);
+        for entry in saved {
+            references[entry.save as usize] += 1;
+        }
+        states.pool.lock().check_integrity(&references)
+    }
+
     fn check_groups(&self) -> Result<()> {
         for (id, group) in &self.groups {
             let id = id as u32;
@@ -246,7 +275,7 @@ impl Scheduler {
             }
         };
         for (_, group) in &self.groups {
-            group.prefix.iter().for_each(&mut count);
+            group.prefix.iter().for_each(|prefix| count(&prefix.table));
         }
         for (_, request) in &self.requests {
             if let Some(seat) = request.seat() {

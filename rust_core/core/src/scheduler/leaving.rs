@@ -49,6 +49,7 @@ impl Scheduler {
     pub(crate) fn abandon(&mut self, plan: &mut Plan) {
         self.closing.clear();
         for entry in plan.entries.drain(..) {
+            self.abandon_save(&entry);
             let request = &mut self.requests[entry.index as usize];
             request.num_in_flight -= 1;
             request.num_pending -= u32::from(entry.sample);

@@ -20,6 +20,9 @@
 //! half-way without memory, and shares what the prefix cache holds. Contents are named, and
 //! shared, only when their step came back: a failed step poisons no other request.
 //!
+//! **State.** Where layers keep a state instead of keys and values, a request begins from a checkpoint of
+//! its prefix's state, and chunks end where one is due. See `checkpoints.rs`.
+//!
 //! **Groups** (n > 1): the first sample, the leader, computes the prompt; the others are parked
 //! until it has, then start on references to its full blocks. See `groups.rs`.
 //!
@@ -36,6 +39,7 @@ mod admission;
 pub mod batch;
 mod block_pool;
 mod block_table;
+mod checkpoints;
 mod config;
 mod free_list;
 mod groups;
@@ -51,6 +55,8 @@ use std::sync::Arc;
 
 use slab::Slab;
 
+use self::checkpoints::Checkpoints;
+pub use self::checkpoints::{NO_CHECKPOINT, StateConfig};
 pub use self::config::{LongPrefill, Policy, SchedulerConfig};
 use self::groups::Group;
 use crate::error::{Error, Result};
@@ -122,6 +128,8 @@ pub struct Scheduler {
     config: SchedulerConfig,
     limits: StagingLimits,
     pool: SharedPool,
+    /// None: no layer has state.
+    states: Option<Checkpoints>,
     hasher: BlockHasher,
     requests: Slab<Request>,
     index_of: HashMap<u64, u32, BuildHasherDefault<IdHasher>>,
@@ -148,6 +156,8 @@ pub struct Scheduler {
     /// Scratch of `schedule`.
     closing: Vec<u32>,
     hits: Vec<BlockId>,
+    /// The checkpoint of the hits' state.
+    hit_state: Option<BlockId>,
     /// The request being worked on, so that a caught panic can be blamed.
     pub(crate) current: Option<u32>,
 }
@@ -165,6 +175,9 @@ impl Scheduler {
         Ok(Self {
             limits: config.limits(),
             pool: SharedPool::new(config.num_blocks),
+            states: config
+                .state
+                .map(|state| Checkpoints::new(state, config.block_size, config.max_num_seqs)),
             hasher: BlockHasher::new(),
             requests: Slab::with_capacity(config.max_num_seqs),
             index_of: HashMap::default(),
@@ -186,6 +199,7 @@ impl Scheduler {
             prefix_hits: 0,
             closing: Vec::with_capacity(config.max_num_seqs),
             hits: Vec::new(),
+            hit_state: None,
             current: None,
             config,
         })
@@ -375,6 +389,11 @@ impl Scheduler {
         } else {
             request.num_pending -= u32::from(entry.sample);
         }
+        if entry.save != NO_CHECKPOINT {
+            let is_running = matches!(request.status, RequestStatus::Running(_));
+            self.land_save(entry, is_running && !failed && !is_void);
+        }
+        let request = &mut self.requests[index as usize];
         match &mut request.status {
             RequestStatus::Running(seat) => {
                 if failed || is_void {
@@ -434,9 +453,13 @@ impl Scheduler {
     }
 
     /// Gives up what the steps in flight sample behind the token that has landed: the next step goes on
-    /// from that one. Returns false, and nothing is given up, where the last token is on its way.
+    /// from that one. Returns false, and nothing is given up, where the last token is on its way, or where
+    /// the step ahead has brought a state past that token.
     pub fn disregard(&mut self, index: u32) -> bool {
         let request = &mut self.requests[index as usize];
+        if self.states.is_some() && request.num_pending > 0 {
+            return false;
+        }
         if let RequestStatus::Running(seat) = &mut request.status {
             if seat.closed {
                 return false;
@@ -479,6 +502,9 @@ impl Scheduler {
     /// Forgets the prefix cache; running requests keep their blocks. O(pool).
     pub fn reset_prefix_cache(&mut self) {
         self.pool.lock().reset_cache();
+        if let Some(states) = &self.states {
+            states.pool.lock().reset_cache();
+        }
     }
 
     /// For tests of recovery: breaks a waiting request.

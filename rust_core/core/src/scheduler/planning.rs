@@ -1,6 +1,6 @@
 //! A step of the admitted requests: decodes, chunks of prefills, memory to grow into.
 
-use super::{LongPrefill, Scheduler};
+use super::{LongPrefill, NO_CHECKPOINT, Scheduler};
 use crate::scheduler::batch::{Entry, ON_DEVICE, Plan};
 use crate::scheduler::request::{NO_GROUP, RequestStatus};
 
@@ -56,6 +56,12 @@ impl Scheduler {
             } else {
                 request.last_token as i32
             };
+            let save = match &self.states {
+                Some(states) if self.config.enable_prefix_caching => {
+                    states.save_answer(seat, request.slot, plan)
+                }
+                _ => NO_CHECKPOINT,
+            };
             plan.entries.push(Entry {
                 index,
                 request_id: request.request_id,
@@ -65,6 +71,7 @@ impl Scheduler {
                 input_id,
                 mapping: start as i32 + seat.tail_base,
                 sample: true,
+                save,
             });
             request.num_in_flight += 1;
             request.num_pending += 1;
@@ -113,14 +120,19 @@ impl Scheduler {
     pub(super) fn schedule_chunk(&mut self, index: u32, plan: &mut Plan, budget: &mut usize) {
         self.current = Some(index);
         let most = self.longest_chunk().min(*budget) as u32;
-        let request = &mut self.requests[index as usize];
-        let RequestStatus::Running(seat) = &mut request.status else {
+        let request = &self.requests[index as usize];
+        let Some(seat) = request.seat() else {
             unreachable!("request {} prefills without a seat", request.request_id)
         };
         let start = seat.num_computed;
         let count = (request.num_tokens - start).min(most);
-        seat.num_computed += count;
+        let (count, is_saved) = self.cut_chunk(request, seat, count);
         *budget -= count as usize;
+        let request = &mut self.requests[index as usize];
+        let RequestStatus::Running(seat) = &mut request.status else {
+            unreachable!()
+        };
+        seat.num_computed += count;
         let complete = seat.num_computed == request.num_tokens;
         let sample = complete && request.num_tokens < request.max_len;
         plan.entries.push(Entry {
@@ -132,6 +144,7 @@ impl Scheduler {
             input_id: 0,
             mapping: 0,
             sample,
+            save: NO_CHECKPOINT,
         });
         request.num_in_flight += 1;
         if complete {
@@ -141,6 +154,12 @@ impl Scheduler {
             request.sampled_in = self.num_steps;
             if request.num_tokens + request.num_pending >= request.max_len {
                 self.closing.push(index);
+            }
+        }
+        if is_saved {
+            let save = self.save_chunk(index, plan);
+            if let Some(entry) = plan.entries.last_mut() {
+                entry.save = save;
             }
         }
     }

@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use crate::scheduler::block_pool::BlockId;
 use crate::scheduler::block_table::BlockTable;
 use crate::scheduler::prefix_cache::{BlockHash, BlockHasher};
 
@@ -121,6 +122,10 @@ pub struct Seat {
     pub prefilling: bool,
     /// Its last token is scheduled; it only waits for the step to come back.
     pub closed: bool,
+    /// Tokens at the last checkpoint of its state, or in the prefix it began with.
+    pub last_saved: u32,
+    /// The latest checkpoint of its answer, which the next one replaces.
+    pub answer_save: Option<(BlockId, BlockHash)>,
 }
 
 /// A request's state, with all that it holds in it.

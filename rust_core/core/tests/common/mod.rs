@@ -100,6 +100,8 @@ pub(crate) struct Launched {
     pub new_slots: Vec<(u32, u64)>,
     pub tokens: Vec<i32>,
     writes: Vec<(usize, u64)>,
+    /// The same of states.
+    state_writes: Vec<(usize, u64)>,
 }
 
 pub(crate) struct World {
@@ -110,6 +112,8 @@ pub(crate) struct World {
     buffer: Vec<i32>,
     /// Per cell of the cache, the fingerprint of the sequence up to its token.
     cache: Vec<u64>,
+    /// Per slot and checkpoint, the fingerprint that its state is of; empty without states.
+    states: Vec<u64>,
     block_table: Vec<i32>,
     last_token: Vec<i32>,
     /// The step that has sampled it.
@@ -132,6 +136,7 @@ pub(crate) fn config(num_blocks: usize, block_size: usize) -> SchedulerConfig {
         long_prefill: LongPrefill::default(),
         policy: Policy::Fcfs,
         num_stages: 1,
+        state: None,
     }
 }
 
@@ -145,6 +150,7 @@ impl World {
             samples: BTreeMap::new(),
             buffer: vec![i32::MIN; core.scheduler().limits().required_len()],
             cache: vec![GARBAGE; config.num_blocks * config.block_size],
+            states: vec![GARBAGE; config.state.map_or(0, |state| rows + state.num_checkpoints)],
             block_table: vec![-1; rows * columns],
             last_token: vec![-1; rows],
             sampled_in: vec![None; rows],
@@ -277,6 +283,11 @@ impl World {
                 self.cache[cell] = GARBAGE;
             }
         }
+        for (row, written) in step.state_writes {
+            if self.states[row] == written {
+                self.states[row] = GARBAGE;
+            }
+        }
         for id in step.request_ids {
             self.samples.get_mut(&id).expect("known").may_end_early = true;
         }
@@ -405,6 +416,7 @@ impl World {
             self.seed[slot as usize] = id;
             self.last_token[slot as usize] = -1;
         }
+        let mut state_writes = self.copy_states(arrays.restores);
         let mut writes = Vec::new();
         let mut fingerprints = HashMap::new();
         let mut max_query_len = 0;
@@ -422,8 +434,12 @@ impl World {
                 writes.push((cell, fingerprint));
                 fingerprints.insert(row as i32, fingerprint);
             }
+            if !self.states.is_empty() {
+                state_writes.push((slot, self.states[slot]));
+            }
             self.check_context(id, slot, arrays.seq_lens[r] as usize);
         }
+        state_writes.extend(self.copy_states(arrays.saves));
         assert_eq!(batch.max_query_len, max_query_len);
         assert_eq!(
             batch.max_seq_len as i32,
@@ -445,7 +461,20 @@ impl World {
             new_slots,
             tokens,
             writes,
+            state_writes,
         }
+    }
+
+    /// Copies rows of states; returns what was written, and where.
+    fn copy_states(&mut self, copies: &[i32]) -> Vec<(usize, u64)> {
+        let (from, to) = copies.split_at(copies.len() / 2);
+        let mut writes = Vec::new();
+        for (&from, &to) in from.iter().zip(to) {
+            let state = self.states[from as usize];
+            self.states[to as usize] = state;
+            writes.push((to as usize, state));
+        }
+        writes
     }
 
     /// The arrays are those of the step, and their padding does nothing.
@@ -490,7 +519,15 @@ impl World {
             0 => EMPTY,
             _ => self.cache[self.cell(slot, position - 1)],
         };
+        if let Some(state) = self.states.get(slot)
+            && position > 0
+        {
+            assert_eq!(*state, before, "slot {slot} has another state");
+        }
         let fingerprint = extend(before, token);
+        if let Some(state) = self.states.get_mut(slot) {
+            *state = fingerprint;
+        }
         self.cache[cell] = fingerprint;
         (cell, fingerprint)
     }
@@ -529,6 +566,10 @@ struct Arrays<'a> {
     sample_slots: &'a [i32],
     /// Rows of the block table, then their blocks.
     updates: &'a [i32],
+    /// Rows of states to read, then to write, before the step.
+    restores: &'a [i32],
+    /// The same after it.
+    saves: &'a [i32],
 }
 
 impl<'a> Arrays<'a> {
@@ -546,6 +587,8 @@ impl<'a> Arrays<'a> {
             sample_rows: requests(batch.sample_rows_offset),
             sample_slots: requests(batch.sample_slots_offset),
             updates: section(batch.block_updates_offset, 2 * batch.num_block_updates),
+            restores: section(batch.state_restores_offset, 2 * batch.num_state_restores),
+            saves: section(batch.state_saves_offset, 2 * batch.num_state_saves),
         }
     }
 

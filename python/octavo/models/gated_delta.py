@@ -1,0 +1,180 @@
+"""GatedDeltaNet: attention's place taken by the gated delta rule, as in Qwen3-Next and OLMo Hybrid.
+
+Query, key and value go through a causal convolution; one decay and one write strength a head follow
+from the same input, and the result is normed per head and gated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from octavo.checkpoints.weights import Weights
+from octavo.kernels.opset import OpSet
+from octavo.kernels.weights import Part, Stored
+from octavo.layers.context import LayerState, StepContext
+from octavo.layers.linear import Linear
+from octavo.layers.norm import Addend, RMSNorm
+from octavo.models.config import ModelConfig, StateShape
+from octavo.models.hf_config import HfConfig
+from octavo.models.hybrid import NO_STATE, load_taps, recurrent_ops
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaShape:
+    """Numbers of key heads and value heads, their sizes, and the convolution's width."""
+
+    num_key_heads: int
+    num_heads: int
+    key_dim: int
+    value_dim: int
+    width: int
+
+    @staticmethod
+    def of(state: StateShape) -> DeltaShape:
+        """The shape whose state this is."""
+        assert state.recurrent is not None
+        (channels, past), (heads, key_dim, value_dim) = state.conv, state.recurrent
+        num_key_heads = (channels - heads * value_dim) // (2 * key_dim)
+        return DeltaShape(num_key_heads, heads, key_dim, value_dim, past + 1)
+
+    @property
+    def keys(self) -> int:
+        """Width of all queries, and of all keys."""
+        return self.num_key_heads * self.key_dim
+
+    @property
+    def values(self) -> int:
+        """Width of all values."""
+        return self.num_heads * self.value_dim
+
+    @property
+    def state(self) -> StateShape:
+        """What a layer keeps of one request."""
+        conv = (2 * self.keys + self.values, self.width - 1)
+        return StateShape(conv, (self.num_heads, self.key_dim, self.value_dim))
+
+
+def delta_shape(hf: HfConfig, **defaults: int) -> DeltaShape:
+    """The ``linear_...`` keys of a config.json; those that it may leave out have a default."""
+
+    def size(name: str) -> int:
+        return hf.int(f"linear_{name}", defaults.get(name))
+
+    return DeltaShape(
+        size("num_key_heads"),
+        size("num_value_heads"),
+        size("key_head_dim"),
+        size("value_head_dim"),
+        size("conv_kernel_dim"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaInputs:
+    """The projections of a layer's input, each one or several modules: (prefix, rows, part).
+
+    ``qkvz``: queries, keys, values and the gate; ``ba``: write strengths and decays. ``part``: the
+    rows in their order here, where the file's is another.
+    """
+
+    qkvz: Sequence[tuple[str, int, Part]]
+    ba: Sequence[tuple[str, int, Part]]
+
+
+class GatedDeltaNet:
+    """See the module doc. ``names``: of the layer's norm and output projection below ``prefix``."""
+
+    __slots__ = (
+        "_ba",
+        "_beta_scale",
+        "_decay",
+        "_dt_bias",
+        "_eps",
+        "_norm",
+        "_ops",
+        "_qkvz",
+        "_shape",
+        "_taps",
+        "out_proj",
+        "state",
+    )
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        prefix: str,
+        shape: DeltaShape,
+        inputs: DeltaInputs,
+        weights: Weights,
+        ops: OpSet,
+        *,
+        names: tuple[str, str] = ("norm", "out_proj"),
+        norm_eps: float | None = None,
+        beta_scale: float = 1.0,
+    ) -> None:
+        d, heads = config.hidden_size, shape.num_heads
+        norm, out = names
+
+        def read(parts: Sequence[tuple[str, int, Part]]) -> list[Stored]:
+            return [weights.linear(f"{prefix}.{name}", (n, d), part) for name, n, part in parts]
+
+        qkvz, ba = read(inputs.qkvz), read(inputs.ba)
+        # One product of the input where the formats allow; quantized files leave the narrow ones.
+        self._ba: Linear | None = None
+        if all(isinstance(part, Tensor) for part in (*qkvz, *ba)):
+            qkvz += ba
+        else:
+            self._ba = Linear(ops, ba)
+        self._qkvz = Linear(ops, qkvz)
+        self._taps = self._load_taps(prefix, shape, weights)
+        self._decay = -torch.exp(weights.vector(f"{prefix}.A_log", heads).float())
+        self._dt_bias = weights.vector(f"{prefix}.dt_bias", heads).float()
+        self._norm = weights.vector(f"{prefix}.{norm}.weight", shape.value_dim)
+        self._eps = config.rms_norm_eps if norm_eps is None else norm_eps
+        self._beta_scale = beta_scale
+        self.out_proj = Linear(ops, [weights.linear(f"{prefix}.{out}", (d, shape.values))])
+        self._shape, self._ops = shape, recurrent_ops(ops)
+        self.state: LayerState = NO_STATE
+
+    @staticmethod
+    def _load_taps(prefix: str, shape: DeltaShape, weights: Weights) -> Tensor:
+        """Those of queries, keys and values."""
+        return load_taps(f"{prefix}.conv1d.weight", shape.state.conv[0], shape.width, weights)
+
+    def normed(
+        self, x: Addend, residual: Tensor, norm: RMSNorm, ctx: StepContext
+    ) -> tuple[Addend, Tensor]:
+        """(addend, residual) after norm(residual + x) has gone through this; see ``Linear``."""
+        heads, channels = self._shape.num_heads, self.state.conv.shape[1]
+        sizes = [channels, self._shape.values, heads, heads]
+        if self._ba is None:
+            projected, residual = self._qkvz.normed(x, residual, norm)
+            qkv, z, b, a = projected.split(sizes, -1)
+        else:
+            normed, residual = norm.add(x, residual)
+            qkv, z = self._qkvz(normed).split(sizes[:2], -1)
+            b, a = self._ba(normed).split(sizes[2:], -1)
+        assert self.state.recurrent is not None
+        steps = ctx.steps
+        qkv = self._ops.causal_conv(
+            qkv, self._taps, None, self.state.conv, steps, activation="silu"
+        )
+        y = self._ops.gated_delta_rule(
+            qkv,
+            a,
+            b,
+            self._decay,
+            self._dt_bias,
+            self.state.recurrent,
+            steps,
+            num_key_heads=self._shape.num_key_heads,
+            beta_scale=self._beta_scale,
+        )
+        y = self._ops.gated_norm(
+            y, z, self._norm, self._eps, group_size=self._shape.value_dim, gate_first=False
+        )
+        return self.out_proj.add(y, residual)

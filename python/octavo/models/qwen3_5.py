@@ -1,0 +1,65 @@
+"""Qwen3_5ForCausalLM: Qwen3-Next with projections of their own, dense or with experts.
+
+The text half of a multimodal checkpoint, too: its tensors are below ``model.language_model``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from octavo.models.config import ModelConfig
+from octavo.models.gated_delta import DeltaInputs, DeltaShape
+from octavo.models.hf_config import HfConfig
+from octavo.models.hybrid import HybridForCausalLM
+from octavo.models.qwen3_next import Qwen3NextDecoderLayer, Qwen3NextForCausalLM, delta_fields
+
+
+class Qwen3_5DecoderLayer(Qwen3NextDecoderLayer):
+    """See Qwen3NextDecoderLayer."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def inputs(shape: DeltaShape) -> DeltaInputs:
+        """A module each of queries, keys and values, gates, strengths, decays."""
+        qkv = 2 * shape.keys + shape.values
+        return DeltaInputs(
+            [("in_proj_qkv", qkv, None), ("in_proj_z", shape.values, None)],
+            [("in_proj_b", shape.num_heads, None), ("in_proj_a", shape.num_heads, None)],
+        )
+
+
+class Qwen3_5ForCausalLM(HybridForCausalLM):
+    """See LlamaForCausalLM."""
+
+    hf_defaults: ClassVar[Mapping[str, Any]] = Qwen3NextForCausalLM.hf_defaults
+    layer_class: ClassVar[Callable[..., Any]] = Qwen3_5DecoderLayer
+    other_parts: ClassVar[tuple[str, ...]] = ("model.visual.", "mtp.")
+
+    @classmethod
+    def file_name(cls, config: ModelConfig, name: str) -> str:
+        """A tensor's or module's name in the file of a text model, or of a multimodal one."""
+        if "text_config" not in config.raw:
+            return name
+        return name.replace("model.", "model.language_model.", 1)
+
+    @classmethod
+    def read_config(cls, hf: HfConfig) -> ModelConfig:
+        return hf.config(**delta_fields(hf))
+
+
+class Qwen3_5MoeForCausalLM(Qwen3_5ForCausalLM):
+    """The same with experts in every layer, and one that all tokens go to."""
+
+    @classmethod
+    def read_config(cls, hf: HfConfig) -> ModelConfig:
+        return hf.config(
+            **delta_fields(hf),
+            intermediate_size=hf.int("moe_intermediate_size", 512),
+            num_experts=hf.int("num_experts", 256),
+            num_experts_per_token=hf.int("num_experts_per_tok", 8),
+            moe_intermediate_size=hf.int("moe_intermediate_size", 512),
+            shared_expert_size=hf.int("shared_expert_intermediate_size", 512),
+            moe_layers=(True,) * hf.num_layers,
+        )

@@ -1,0 +1,222 @@
+"""Qwen3NextForCausalLM: the gated delta rule in most layers, gated attention in some, experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from octavo.checkpoints.weights import Weights
+from octavo.kernels.opset import OpSet
+from octavo.kernels.weights import Rows, part_of
+from octavo.layers.attention import Attention
+from octavo.layers.context import StepContext
+from octavo.layers.linear import Linear
+from octavo.layers.norm import Addend, RMSNorm
+from octavo.models.config import ModelConfig
+from octavo.models.gated_delta import DeltaInputs, DeltaShape, GatedDeltaNet, delta_shape
+from octavo.models.hf_config import HfConfig
+from octavo.models.hybrid import HybridForCausalLM, layer_kinds
+from octavo.models.llama import FeedForward, LlamaMLP
+from octavo.models.mixtral import load_experts
+from octavo.models.parts import layer_norms, load_linear
+
+KINDS = {"linear_attention": "state", "full_attention": "attention"}
+
+
+def every_fourth(hf: HfConfig) -> list[str]:
+    """``layer_types``; without them each fourth layer has attention, or as the file says."""
+    interval = hf.int("full_attention_interval", 4)
+    types: list[str] | None = hf.values.get("layer_types")
+    return types or [
+        "linear_attention" if (layer + 1) % interval else "full_attention"
+        for layer in range(hf.num_layers)
+    ]
+
+
+class GatedAttention:
+    """Attention with head norms, its result times the sigmoid of a gate."""
+
+    __slots__ = ("_qkv_size", "attention", "o_proj", "qkv_proj")
+
+    def __init__(
+        self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: OpSet
+    ) -> None:
+        prefix = f"model.layers.{layer}.self_attn"
+        d, q, kv, size = config.hidden_size, config.q_size, config.kv_size, config.head_dim
+        # The file has each head's query followed by its gate.
+        both = weights.linear(f"{prefix}.q_proj", (2 * q, d))
+        halves = [
+            Rows(tuple((i * size, (i + 1) * size) for i in range(first, 2 * q // size, 2)))
+            for first in (0, 1)
+        ]
+        keys, values = (weights.linear(f"{prefix}.{n}", (kv, d)) for n in ("k_proj", "v_proj"))
+        parts = [part_of(both, halves[0]), keys, values, part_of(both, halves[1])]
+        bias = None
+        if config.attention_bias:
+            names = {"q_proj": 2 * q, "k_proj": kv, "v_proj": kv}
+            q_bias, k_bias, v_bias = (
+                weights.vector(f"{prefix}.{name}.bias", rows) for name, rows in names.items()
+            )
+            query, gate = q_bias.view(-1, 2, size).unbind(1)
+            bias = torch.cat([query.flatten(), k_bias, v_bias, gate.flatten()])
+        self.qkv_proj = Linear(ops, parts, bias)
+        self._qkv_size = q + 2 * kv
+        self.o_proj = load_linear(
+            {f"{prefix}.o_proj": d}, q, config.attention_out_bias, weights, ops
+        )
+        self.attention = Attention(
+            ops,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=size,
+            cos_sin=cos_sin,
+            q_norm=weights.vector(f"{prefix}.q_norm.weight", size),
+            k_norm=weights.vector(f"{prefix}.k_norm.weight", size),
+            eps=config.rms_norm_eps,
+            weight_offset=config.norm_weight_offset,
+        )
+
+    def normed(
+        self, x: Addend, residual: Tensor, norm: RMSNorm, ctx: StepContext
+    ) -> tuple[Addend, Tensor]:
+        """(addend, residual) after norm(residual + x) has gone through this; see ``Linear``."""
+        projected, residual = self.qkv_proj.normed(x, residual, norm)
+        qkv, gate = projected.tensor_split([self._qkv_size], -1)
+        y = self.attention(qkv.contiguous(), ctx)
+        return self.o_proj.add(y * torch.sigmoid(gate), residual)
+
+
+class SharedExperts:
+    """A mixture of experts, and one that every token goes to, times the sigmoid of its gate."""
+
+    __slots__ = ("_gate", "experts", "shared")
+
+    def __init__(self, config: ModelConfig, layer: int, weights: Weights, ops: OpSet) -> None:
+        prefix = f"model.layers.{layer}.mlp"
+        names = ("gate_proj", "up_proj", "down_proj")
+        self.experts = load_experts(config, prefix, names, weights, ops)
+        size = config.shared_expert_size
+        self.shared = LlamaMLP(config, layer, weights, ops, name="mlp.shared_expert", size=size)
+        gate = weights.linear(f"{prefix}.shared_expert_gate", (1, config.hidden_size))
+        self._gate = ops.weight([gate], exact=True)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [T, D] -> [T, D]."""
+        gate = torch.sigmoid(self._gate.linear(x))
+        return self.experts(x) + gate * self.shared(x)
+
+    def normed(self, x: Addend, residual: Tensor, norm: RMSNorm) -> tuple[Addend, Tensor]:
+        """(addend, residual) after norm(residual + x) has gone through this; see ``Linear``."""
+        normed, residual = norm.add(x, residual)
+        return self(normed), residual
+
+    def spec(self) -> None:
+        """None: no op set has experts in its call of all layers."""
+        return None
+
+
+class Qwen3NextDecoderLayer:
+    """The delta rule or attention, then experts or an MLP."""
+
+    __slots__ = ("attention", "input_layernorm", "mixer", "mlp", "post_norm", "recurrence")
+
+    def __init__(
+        self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: OpSet
+    ) -> None:
+        norm = layer_norms(config, layer, weights, ops)
+        self.input_layernorm = norm("input_layernorm")
+        self.attention: Attention | None = None
+        self.recurrence: GatedDeltaNet | None = None
+        self.mixer: GatedAttention | GatedDeltaNet
+        if config.state_layers[layer]:
+            prefix = f"model.layers.{layer}.linear_attn"
+            assert config.state is not None
+            shape = DeltaShape.of(config.state)
+            self.mixer = self.recurrence = GatedDeltaNet(
+                config, prefix, shape, self.inputs(shape), weights, ops
+            )
+        else:
+            self.mixer = GatedAttention(config, layer, cos_sin, weights, ops)
+            self.attention = self.mixer.attention
+        self.post_norm = norm("post_attention_layernorm")
+        self.mlp: FeedForward
+        if config.num_experts and config.moe_layers[layer]:
+            self.mlp = SharedExperts(config, layer, weights, ops)
+        else:
+            self.mlp = LlamaMLP(config, layer, weights, ops)
+
+    @staticmethod
+    def inputs(shape: DeltaShape) -> DeltaInputs:
+        """One module each, whose rows are grouped by key head."""
+        ratio = shape.num_heads // shape.num_key_heads
+        per_head = [shape.key_dim, shape.key_dim, ratio * shape.value_dim, ratio * shape.value_dim]
+        qkvz = _ungrouped(per_head, shape.num_key_heads)
+        ba = _ungrouped([ratio, ratio], shape.num_key_heads)
+        return DeltaInputs(
+            [("in_proj_qkvz", 2 * (shape.keys + shape.values), qkvz)],
+            [("in_proj_ba", 2 * shape.num_heads, ba)],
+        )
+
+    def __call__(self, x: Addend, residual: Tensor, ctx: StepContext) -> tuple[Addend, Tensor]:
+        x, residual = self.mixer.normed(x, residual, self.input_layernorm, ctx)
+        return self.mlp.normed(x, residual, self.post_norm)
+
+
+def _ungrouped(sizes: list[int], num_groups: int) -> Rows:
+    """The rows of the first kind in every group, then of the second, ..."""
+    group, begin = sum(sizes), 0
+    ranges = []
+    for size in sizes:
+        ranges += [(i * group + begin, i * group + begin + size) for i in range(num_groups)]
+        begin += size
+    return Rows(tuple(ranges))
+
+
+class Qwen3NextForCausalLM(HybridForCausalLM):
+    """See LlamaForCausalLM."""
+
+    hf_defaults: ClassVar[Mapping[str, Any]] = {
+        "head_dim": 256,
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": 32,
+        "linear_key_head_dim": 128,
+        "linear_value_head_dim": 128,
+        "linear_conv_kernel_dim": 4,
+        "partial_rotary_factor": 0.25,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "norm_topk_prob": True,
+    }
+    layer_class: ClassVar[Callable[..., Any]] = Qwen3NextDecoderLayer
+
+    @classmethod
+    def read_config(cls, hf: HfConfig) -> ModelConfig:
+        step, dense = hf.int("decoder_sparse_step"), hf.values["mlp_only_layers"]
+        num_experts = hf.int("num_experts", 512)
+        return hf.config(
+            **delta_fields(hf),
+            num_experts=num_experts,
+            num_experts_per_token=hf.int("num_experts_per_tok", 10),
+            moe_intermediate_size=hf.int("moe_intermediate_size", 512),
+            shared_expert_size=hf.int("shared_expert_intermediate_size", 512),
+            renormalize_experts=hf.bool("norm_topk_prob"),
+            moe_layers=tuple(
+                num_experts > 0 and layer not in dense and (layer + 1) % step == 0
+                for layer in range(hf.num_layers)
+            ),
+        )
+
+
+def delta_fields(hf: HfConfig) -> dict[str, Any]:
+    """What Qwen's models with the delta rule have in common."""
+    bias = hf.bool("attention_bias")
+    return {
+        "attention_bias": bias,
+        "attention_out_bias": bias,
+        "norm_weight_offset": 1.0,
+        "layer_kinds": layer_kinds(every_fourth(hf), KINDS),
+        "state": delta_shape(hf).state,
+    }

@@ -1,0 +1,116 @@
+"""Models whose layers keep a state in GraphRunner: the plain runner's tokens, hits and all.
+
+Interpreted without a GPU, where nothing is captured.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from octavo.engine import engine_loop
+from octavo.kernels.gpu import ops as gpu
+from octavo.llm import LLM
+from octavo.runner import loading
+from octavo.runner.eager import EagerRunner
+from octavo.runner.graphs import GraphRunner
+from octavo.sampling_params import SamplingParams
+
+COMMON: dict[str, Any] = {
+    "vocab_size": 80,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": True,
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "short convolutions": {
+        "architectures": ["Lfm2ForCausalLM"],
+        "num_hidden_layers": 2,
+        "layer_types": ["conv", "full_attention"],
+        "block_auto_adjust_ff_dim": False,
+    },
+    "gated delta rule": {
+        "architectures": ["Qwen3_5ForCausalLM"],
+        "num_hidden_layers": 2,
+        "layer_types": ["linear_attention", "full_attention"],
+        "head_dim": 16,
+        "linear_num_key_heads": 1,
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 8,
+    },
+    "state space": {
+        "architectures": ["Mamba2ForCausalLM"],
+        "num_hidden_layers": 1,
+        "num_heads": 4,
+        "head_dim": 16,
+        "state_size": 8,
+        "n_groups": 2,
+    },
+}
+SHARED = list(range(3, 24))
+PROMPTS = [SHARED + [5, 6, 7], [9], list(range(50, 57))]
+
+
+def both_runners(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LLM]:
+    """The model in ``folder`` behind the plain runner, then behind that of GPUs, interpreted."""
+    for runner in (EagerRunner, GraphRunner):
+        monkeypatch.setattr(
+            engine_loop,
+            "make_runner",
+            lambda config, source, runner=runner: runner(loading.load(config, source)),
+        )
+        if runner is GraphRunner:
+            monkeypatch.setattr(loading, "get_ops", lambda device, backend: gpu.OPS)
+        yield LLM(
+            str(folder),
+            load_format="dummy",
+            device="cpu",
+            dtype="float32",
+            attention_backend="reference",
+            threads=1,
+            enforce_eager=True,
+            block_size=4,
+            state_checkpoint_interval=8,
+            max_num_batched_tokens=24,
+            max_num_seqs=4,
+            max_model_len=64,
+        )
+
+
+def run(llm: LLM) -> tuple[list[list[list[int]]], list[int]]:
+    """Each prompt's tokens, those of a second round, and what that found in the cache."""
+    params = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True)
+    rounds = []
+    for prompts in (PROMPTS, [[*SHARED, 8], PROMPTS[0]]):
+        asked = [{"prompt_token_ids": ids} for ids in prompts]
+        rounds.append(llm.generate(asked, params, use_tqdm=False))
+    tokens = [[list(output.outputs[0].token_ids) for output in outputs] for outputs in rounds]
+    return tokens, [output.num_cached_tokens or 0 for output in rounds[1]]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the plain runner is on a CPU")
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if i == 0 else pytest.param(name, marks=pytest.mark.slow)
+        for i, name in enumerate(MODELS)
+    ],
+)
+def test_interpreted_steps_choose_the_plain_runners_tokens(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(COMMON | MODELS[name]))
+    plain, interpreted = (run(llm) for llm in both_runners(tmp_path, monkeypatch))
+    assert interpreted == plain
+    # Chunks of the first prompt ended at 8 and 16 tokens of the shared ones.
+    assert plain[1] == [16, 16]
