@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo.errors import ModelLoadError
+from octavo.kernels.kv_cache import bytes_per_row, make_cache
 from octavo.models.config import ModelConfig
 
 # A CPU's cache unless told otherwise, or one request of max_model_len needs more: 10,200 tokens of
@@ -51,7 +52,8 @@ class KVCachePlan:
 
 def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
     """Keys and values of one token in all layers."""
-    return 2 * config.num_layers * config.kv_size * dtype.itemsize
+    rows = config.num_layers * config.num_kv_heads
+    return 2 * rows * bytes_per_row(config.head_dim, dtype)
 
 
 def plan_kv_cache(
@@ -109,14 +111,10 @@ def plan_kv_cache(
 def allocate_kv_cache(
     plan: KVCachePlan, config: ModelConfig, dtype: torch.dtype, device: torch.device
 ) -> list[tuple[Tensor, Tensor]]:
-    """Each layer's (keys, values): [num_blocks, num_kv_heads, block_size, head_dim].
-
-    On a CPU memory is left as the system gives it, so that unused blocks cost nothing.
-    """
+    """Each layer's (keys, values): [num_blocks, num_kv_heads, block_size, head_dim]."""
     shape = (plan.num_blocks, config.num_kv_heads, plan.block_size, config.head_dim)
-    make = torch.empty if device.type == "cpu" else torch.zeros
     return [
-        (make(shape, dtype=dtype, device=device), make(shape, dtype=dtype, device=device))
+        (make_cache(shape, dtype, device), make_cache(shape, dtype, device))
         for _ in range(config.num_layers)
     ]
 

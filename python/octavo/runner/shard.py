@@ -23,6 +23,7 @@ from torch import Tensor
 
 from octavo.kernels.gpu import ops as gpu
 from octavo.kernels.gpu.step import HEADER_TURN, StepBuffers, prepare_step
+from octavo.kernels.kv_cache import make_cache
 from octavo.layers.context import StepContext
 from octavo.models.registry import CausalLM
 from octavo.runner.cuda_driver import CudaDriver, SideStream, make_event
@@ -397,7 +398,7 @@ def _run_largest_step(
     config, model, device = loaded.config, part.model, part.device
     tokens, num_seqs = max_step_tokens(loaded), max_num_seqs(loaded)
     shape = (1, model.config.num_kv_heads, config.block_size, model.config.head_dim)
-    cache = torch.zeros(shape, dtype=loaded.kv_dtype, device=device)
+    cache = make_cache(shape, loaded.kv_dtype, device)
     model.bind_kv_cache([(cache, cache)] * model.config.num_layers)
 
     def ints(*shape: int, fill: int = 0) -> Tensor:
