@@ -14,9 +14,10 @@ from octavo.sampling_params import SamplingParams
 from tiny_encoders import save_tokenizer
 
 CUDA = torch.cuda.is_available()
-# Mean error of a token's log probability, of a model of random weights whose logits spread by 1.
-# bench/NOTES.md, "Keys and values of a byte", has what a trained model loses.
-BOUNDS = {"fp8": 0.02, "fp8_e5m2": 0.04, "int8": 0.004}
+# Mean error of a token's log probability, in that of a bfloat16 cache: 4 and 5 bits of mantissa less
+# are 16 and 32 times as much, integers of 127 for the largest of a row some 5 times. bench/NOTES.md,
+# "Keys and values of a byte", has what a trained model loses.
+BOUNDS = {"fp8": 25, "fp8_e5m2": 50, "int8": 10}
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not CUDA, reason="needs a CUDA device")])]  # fmt: skip
 
 
@@ -44,8 +45,9 @@ def test_log_probabilities(device: str, asked: str, save_tiny: Callable[..., Any
 
     decoded: dict[tuple[int, ...], list[int]] = {}
     exact = logprobs("float32")
+    bound = (logprobs("bfloat16") - exact).abs().mean()
     error = (logprobs(asked) - exact).abs().mean()
-    assert 0 < error < BOUNDS[asked]
+    assert bound < error < BOUNDS[asked] * bound, (error, bound)
 
 
 @pytest.mark.parametrize("asked", ["int8", "fp8_per_token_head"])
@@ -55,5 +57,5 @@ def test_the_table_of_memory_follows(asked: str, save_tiny: Callable[..., Any]) 
     llm = LLM(
         str(path), device="cpu", kv_cache_dtype=asked, max_model_len=64, kv_cache_memory_bytes=1 << 20
     )  # fmt: skip
-    rows = dict(llm._engine.runner.memory)
+    rows = dict(llm._engine.runner.memory())
     assert rows["KV cache"].endswith("int8" if asked == "int8" else "float8_e4m3fn")
