@@ -25,7 +25,8 @@ from octavo.kernels.gpu import w4
 from octavo.kernels.gpu.dequantize_w4 import dequantize_w4
 from octavo.kernels.gpu.gemv import gemv
 from octavo.kernels.gpu.gemv_fp8 import GemvFp8Config, gemv_fp8
-from octavo.kernels.gpu.launch import set_pdl
+from octavo.kernels.gpu.gemv_w4 import GemvW4Config, gemv_w4, threads_of_row
+from octavo.kernels.gpu.launch import next_power_of_2, set_pdl
 from octavo.kernels.gpu.limits import block_rows
 from octavo.kernels.gpu.ops import compile_only
 from octavo.kernels.gpu.quantize_fp8 import FP8, quantize_rows
@@ -73,6 +74,12 @@ def skinny_w4_tiles(rows: int) -> Iterator[SkinnyW4Config]:
             continue
         for first in (False, True) if rows > 16 else (False,):
             yield SkinnyW4Config(n, split, parts, warps, stages, 0, first)
+
+
+def gemv_w4_tiles(weight: w4.W4) -> Iterator[GemvW4Config]:
+    warps = max(next_power_of_2(threads_of_row(weight)) // 32, 1)
+    for n, steps, ahead in itertools.product((2, 4, 8), (1, 2, 3, 4, 6, 8), (False, True)):
+        yield GemvW4Config(n, steps, warps, ahead)
 
 
 def skinny_8bit_tiles(rows: int, nbytes: int) -> Iterator[Skinny8BitConfig]:
@@ -183,6 +190,11 @@ class W4:
 
     def candidates(self, rows: int, n: int, k: int, sweep: bool) -> Iterator[Candidate]:
         w = self.weights
+        if rows == 1:
+            for tile in gemv_w4_tiles(w[0]) if sweep else (None,):
+                # Neither too few programs nor too many for the multiprocessors' threads.
+                if tile is None or 250 <= n // tile.block_n // tile.steps <= 132 * 32:
+                    yield "gemv", tile, lambda x, i, y, t=tile: gemv_w4(x, w[i], None, y, config=t)
         for tile in skinny_w4_tiles(rows) if sweep else (None,):
             if fits(tile, n, k):
                 yield "skinny", tile, lambda x, i, y, t=tile: skinny_w4(x, w[i], None, y, config=t)
@@ -217,7 +229,14 @@ def graph_ms(launch: Callable[[], Any]) -> float:
 
 
 def measure(
-    kind: str, rows: int, name: str, n: int, k: int, weight: Any, sweep: bool
+    kind: str,
+    rows: int,
+    name: str,
+    n: int,
+    k: int,
+    weight: Any,
+    sweep: bool,
+    kernels: list[str],
 ) -> list[dict[str, Any]]:
     x = torch.randn(rows, k, device="cuda").bfloat16()
     if kind == "fp8":
@@ -225,7 +244,7 @@ def measure(
     y = torch.empty(rows, n, device="cuda", dtype=torch.bfloat16)
     want = x.float() @ weight.dense.T
     found = []
-    usable = list(weight.candidates(rows, n, k, sweep))
+    usable = [c for c in weight.candidates(rows, n, k, sweep) if not kernels or c[0] in kernels]
     try:
         with compile_only():
             for _, _, product in usable:
@@ -264,6 +283,7 @@ def main() -> None:
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--rows", default="1,4,8,16,32,64,128,256")
     parser.add_argument("--shapes", default=",".join(SHAPES))
+    parser.add_argument("--kernels", default="", help="only these, as the table names them")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--best", type=int, default=3)
     parser.add_argument("--json")
@@ -276,7 +296,8 @@ def main() -> None:
         n, k = SHAPES[name]
         weight = KINDS[kind](n, k)
         for rows in map(int, args.rows.split(",")):
-            found = measure(kind, rows, name, n, k, weight, args.sweep)
+            kernels = args.kernels.split(",") if args.kernels else []
+            found = measure(kind, rows, name, n, k, weight, args.sweep, kernels)
             results += found
             for kernel in dict.fromkeys(row["kernel"] for row in found):
                 for row in [row for row in found if row["kernel"] == kernel][: args.best]:

@@ -2,7 +2,8 @@
 
 Nothing here is fast. Arithmetic is float32 whatever the inputs' dtype, and results are rounded once
 at the end. Shapes: T token rows, D hidden, N x K a weight, R requests, S sampled rows, V
-vocabulary. Index tensors are int32. A KV cache is [num_blocks, num_kv_heads, block_size, head_dim].
+vocabulary. Index tensors are int32. A KV cache is [num_blocks, num_kv_heads, block_size, head_dim],
+laid out as ``kv_cache`` does.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from . import slots as columns
 from .formats.dense import DENSE_FORMATS
+from .kv_cache import read_blocks, store_rows
 from .opset import OpSet
 from .reference_recurrent import RECURRENT_OPS
 from .routing import Routing
@@ -250,8 +252,8 @@ def qk_norm_rope_store_kv(
     stored = slot_mapping >= 0
     slots = slot_mapping[stored].long()
     block, offset = slots // k_cache.shape[2], slots % k_cache.shape[2]
-    k_cache[block, :, offset] = k[stored].to(k_cache.dtype)
-    v_cache[block, :, offset] = v[stored].to(v_cache.dtype)
+    store_rows(k_cache, block, offset, k[stored])
+    store_rows(v_cache, block, offset, v[stored])
     return q.to(qkv.dtype)
 
 
@@ -311,8 +313,7 @@ def paged_attention(
         blocks = block_table[int(slots[r]), : -(-seq_len // block_size)].long()
         # [blocks, Hkv, block_size, Dh] -> [Hkv, seq_len, Dh] -> [Hq, seq_len, Dh]
         k, v = (
-            c[blocks]
-            .float()
+            read_blocks(c, blocks)
             .transpose(0, 1)
             .reshape(num_kv_heads, -1, head_dim)[:, :seq_len]
             .repeat_interleave(num_heads // num_kv_heads, 0)

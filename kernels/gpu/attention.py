@@ -22,6 +22,7 @@ from .online_softmax import attend, empty_softmax, lean, normalized, to_log2_sco
 from .paged_kv import (
     PagedKV,
     block_r,
+    check_caches,
     find_request,
     kv_shape,
     load_all_keys_and_values,
@@ -73,9 +74,13 @@ def prefill_steps(
         position = start + n
         if MASKED:
             valid = position < seq_len
-            keys, values = load_keys_and_values(kv, table, kv_head, position, valid, KV)
+            keys, values = load_keys_and_values(
+                kv, table, kv_head, position, valid, KV, query.dtype
+            )
         else:
-            keys, values = load_all_keys_and_values(kv, table, kv_head, position, KV)
+            keys, values = load_all_keys_and_values(
+                kv, table, kv_head, position, KV, query.dtype
+            )
         scores = tl.dot(query, keys.to(query.dtype), input_precision=PRECISION)
         scores = to_log2_scores(scores, scale, softcap)
         scores = lean(scores, slopes, head, in_rows, position[None, :] - q_position[:, None])
@@ -249,7 +254,7 @@ def paged_attention(
     Args:
         q: [T, Hq, Dh]; request r's rows are query_start_loc[r] .. query_start_loc[r + 1], at
             positions seq_lens[r] - its number of rows ...
-        k_cache, v_cache: [num_blocks, Hkv, block_size, Dh], any float type.
+        k_cache, v_cache: [num_blocks, Hkv, block_size, Dh], of ``kv_cache.make_cache``.
         block_table: [max slots, max blocks] int32; request r's row is slots[r].
         slots, seq_lens: [R] int32. query_start_loc: [R + 1] int32, starting with 0.
         num_decodes: the first num_decodes requests have one query each, and it sees every key.
@@ -268,8 +273,6 @@ def paged_attention(
     """
     check_tensors(
         q=q,
-        k_cache=k_cache,
-        v_cache=v_cache,
         block_table=block_table,
         slots=slots,
         seq_lens=seq_lens,
@@ -279,9 +282,9 @@ def paged_attention(
     )
     rows, num_heads, head_dim = q.shape
     num_reqs = slots.shape[0]
-    num_blocks, num_kv_heads, block_size, _ = k_cache.shape
-    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
-        check_shape(name, cache, num_blocks, num_kv_heads, block_size, head_dim)
+    num_kv_heads = k_cache.shape[1]
+    check_shape("k_cache", k_cache, *k_cache.shape[:3], head_dim)
+    check_caches(k_cache, v_cache)
     check_shape("seq_lens", seq_lens, num_reqs)
     check_shape("query_start_loc", query_start_loc, num_reqs + 1)
     for name, values in (("sinks", sinks), ("slopes", slopes)):

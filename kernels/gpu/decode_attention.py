@@ -20,7 +20,17 @@ import triton.language as tl
 
 from .launch import cdiv, counters, next_power_of_2, num_sms, pdl_options
 from .online_softmax import attend, empty_softmax, lean, normalized, to_log2_scores, with_sink
-from .paged_kv import PagedKV, block_r, cache_row, find_request, kv_shape, load_keys_and_values
+from .paged_kv import (
+    PagedKV,
+    block_r,
+    cache_row,
+    cache_scale,
+    find_request,
+    from_bytes,
+    kv_shape,
+    load_keys_and_values,
+    to_bytes,
+)
 from .rope import load_rotated, load_rotation
 
 # Programs per multiprocessor: each holds about 50 KB of keys and values in flight. More are slower
@@ -88,17 +98,31 @@ def attend_newest(
     key = load_rotated(
         key_at, d[None, :], partner[None, :], in_head[None, :],
         cos, sin, k_norm, partner, eps, weight_offset, KV.head_dim, BLOCK_D,
-    ).to(kv.k_cache.dtype.element_ty)  # fmt: skip
+    )  # fmt: skip
     value_at = key_at + KV.num_kv_heads * KV.head_dim
     value = tl.load(value_at + d[None, :], mask=in_head[None, :], other=0.0)
-    value = value.to(kv.v_cache.dtype.element_ty)
-    row = cache_row(newest // KV.block_size, newest % KV.block_size, kv_head, KV)
-    to_cache = row * KV.head_dim + d[None, :]
+    block = newest // KV.block_size
+    offset = newest % KV.block_size
+    to_cache = cache_row(block, offset, kv_head, KV) + d[None, :]
     # Compared as a tile: the interpreter's masks cannot be joined with a scalar.
     stored = in_head[None, :] & (tl.zeros([1, BLOCK_D], dtype=tl.int64) <= newest)
+    if KV.largest > 0:
+        key = tl.where(in_head[None, :], key, 0.0)
+        key, k_scale = to_bytes(key, KV.largest, kv.k_cache.dtype.element_ty)
+        value, v_scale = to_bytes(value.to(tl.float32), KV.largest, kv.v_cache.dtype.element_ty)
+        at = cache_scale(block, offset, kv_head, KV) + tl.arange(0, 1)
+        is_stored = tl.zeros([1], dtype=tl.int64) <= newest
+        tl.store(kv.k_cache.to(tl.pointer_type(tl.float32)) + at, k_scale, mask=is_stored)
+        tl.store(kv.v_cache.to(tl.pointer_type(tl.float32)) + at, v_scale, mask=is_stored)
+    else:
+        key = key.to(kv.k_cache.dtype.element_ty)
+        value = value.to(kv.v_cache.dtype.element_ty)
     tl.store(kv.k_cache + to_cache, key, mask=stored)
     tl.store(kv.v_cache + to_cache, value, mask=stored)
     # As a later step will read them from the cache.
+    if KV.largest > 0:
+        key = from_bytes(key, k_scale[:, None], query.dtype)
+        value = from_bytes(value, v_scale[:, None], query.dtype)
     key = key.to(query.dtype).to(tl.float32)
     scores = tl.sum(query.to(tl.float32) * key, 1)
     row_max = to_log2_scores(scores, scale, softcap)
@@ -248,7 +272,7 @@ def decode_kernel(
         position = begin + n
         first_valid = position < end
         first_keys, first_values = load_keys_and_values(
-            kv, table, kv_head, position, first_valid, KV
+            kv, table, kv_head, position, first_valid, KV, q.dtype.element_ty
         )
     if PDL:
         tl.extra.cuda.gdc_wait()
@@ -280,7 +304,9 @@ def decode_kernel(
     for start in range(begin, end, PLAN.block_n):
         position = start + n
         valid = position < end
-        keys, values = load_keys_and_values(kv, table, kv_head, position, valid, KV)
+        keys, values = load_keys_and_values(
+            kv, table, kv_head, position, valid, KV, q.dtype.element_ty
+        )
         acc, row_max, row_sum = attend_keys(
             acc, row_max, row_sum, query, keys, values, valid,
             position - (seq_len - 1), scale, softcap, slopes, head, in_group,

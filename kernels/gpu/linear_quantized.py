@@ -40,6 +40,18 @@ class QuantizedWeight(Weight):
     ) -> bool:
         """residual + x W^T + bias -> y, which may be the residual; False if not for such a step."""
 
+    def whole_row(
+        self,
+        x: torch.Tensor,
+        bias: torch.Tensor | None,
+        norm: Norm | None,
+        gate: str,
+        residual: torch.Tensor | None,
+        y: torch.Tensor,
+    ) -> bool:
+        """``linear`` of one row -> y, which may be the residual; False if not for this weight."""
+        return False
+
     def linear(
         self,
         x: torch.Tensor,
@@ -55,6 +67,13 @@ class QuantizedWeight(Weight):
         check_tensors(x=x, bias=bias, residual=residual)
         check_shape("x", x, rows, k)
         check_epilogue(rows, n, bias, gate, residual)
+        if rows == 1:
+            width, dtype = n // 2 if gate else n, out_dtype or x.dtype
+            y = residual
+            if y is None:
+                y = torch.empty((1, width), dtype=dtype, device=x.device)
+            if self.whole_row(x, bias, norm, gate, residual, y):
+                return y
         if norm is not None:
             normed = rms_norm(x, norm.weight, norm.eps, weight_offset=norm.weight_offset)
             assert isinstance(normed, torch.Tensor)

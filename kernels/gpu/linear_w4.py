@@ -1,5 +1,6 @@
 """W4Weight: 4-bit integers with scales of groups on a GPU, by the number of rows.
 
+- one row: ``gemv_w4``, with the norm before it and the gate or the residual after it;
 - up to MAX_SKINNY_ROWS: ``skinny_w4``;
 - beyond: dequantized, then cuBLAS.
 """
@@ -12,7 +13,8 @@ import torch
 
 from ..formats.format import PlaneMap
 from ..formats.gguf_groups import four_bit_groups
-from ..weights import Planes
+from ..weights import Norm, Planes
+from . import gemv_w4
 from .dequantize_w4 import dequantize_w4
 from .linear_quantized import QuantizedWeight
 from .skinny_w4 import skinny_w4
@@ -27,10 +29,11 @@ _HALF_RANGE = (2.0**-14, 65504.0)
 class W4Weight(QuantizedWeight):
     """A W4 and the order of its columns (int64 [K]; None: their own)."""
 
-    __slots__ = ("order", "w4")
+    __slots__ = ("_one_row", "order", "w4")
 
     def __init__(self, weight: W4, order: torch.Tensor | None = None) -> None:
         self.w4, self.order = weight, order
+        self._one_row = order is None and gemv_w4.takes(weight)
         self.shape = weight.shape
         self.format = "INT4"
         self.nbytes = weight.nbytes
@@ -49,6 +52,23 @@ class W4Weight(QuantizedWeight):
             x = x.index_select(1, self.order)
         skinny_w4(x, self.w4, bias, y, residual=residual)
         return True
+
+    def whole_row(
+        self,
+        x: torch.Tensor,
+        bias: torch.Tensor | None,
+        norm: Norm | None,
+        gate: str,
+        residual: torch.Tensor | None,
+        y: torch.Tensor,
+    ) -> bool:
+        if not self._one_row or x.dtype not in (torch.bfloat16, torch.float16):
+            return False
+        gemv_w4.gemv_w4(x, self.w4, bias, y, norm=norm, gate=gate, residual=residual)
+        return True
+
+    def adds_residual(self, rows: int) -> bool:
+        return rows == 1 and self._one_row
 
     def floats(self, dtype: torch.dtype) -> torch.Tensor:
         return self._ordered(dequantize_w4(self.w4, dtype))

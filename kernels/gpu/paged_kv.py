@@ -8,7 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import next_power_of_2
+from ..kv_cache import LARGEST, head_stride, is_whole
+from .launch import check_shape, next_power_of_2
 
 
 class KVShape(NamedTuple):
@@ -19,6 +20,8 @@ class KVShape(NamedTuple):
     head_dim: int
     block_size: int  # tokens
     block_d: int  # a power of two that holds head_dim
+    head_stride: int  # elements from a block's head to the next
+    largest: float  # number of a byte that is used; 0: elements are floats without a scale
 
 
 class PagedKV(NamedTuple):
@@ -40,7 +43,25 @@ def kv_shape(k_cache: torch.Tensor, num_heads: int) -> KVShape:
     if num_heads % num_kv_heads:
         raise ValueError(f"{num_heads} query heads do not divide among {num_kv_heads} KV heads")
     block_d = max(next_power_of_2(head_dim), 16)
-    return KVShape(num_kv_heads, num_heads // num_kv_heads, head_dim, block_size, block_d)
+    return KVShape(
+        num_kv_heads,
+        num_heads // num_kv_heads,
+        head_dim,
+        block_size,
+        block_d,
+        head_stride(block_size, head_dim, k_cache.dtype),
+        LARGEST.get(k_cache.dtype, 0.0),
+    )
+
+
+def check_caches(k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
+    """Raises ValueError: caches of several shapes or types, or not as ``make_cache`` makes them."""
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        check_shape(name, cache, *k_cache.shape)
+        if cache.dtype != k_cache.dtype:
+            raise ValueError(f"{name} is {cache.dtype}, k_cache {k_cache.dtype}")
+        if not is_whole(cache):
+            raise ValueError(f"{name} must be contiguous, its strides are {cache.stride()}")
 
 
 def block_r(num_reqs: int) -> int:
@@ -68,8 +89,38 @@ def find_request(counts, index, BLOCK_R: tl.constexpr):
 
 @triton.jit
 def cache_row(block, offset, kv_head, KV: tl.constexpr):
-    """Number of a head's row in a cache [num_blocks, Hkv, block_size], of a token in a block."""
-    return (block * KV.num_kv_heads + kv_head) * KV.block_size + offset
+    """Where a head's row of a token in a block begins in a cache, in elements."""
+    return (block * KV.num_kv_heads + kv_head) * KV.head_stride + offset * KV.head_dim
+
+
+@triton.jit
+def cache_scale(block, offset, kv_head, KV: tl.constexpr):
+    """Where the row's scale is, in float32s."""
+    head = (block * KV.num_kv_heads + kv_head) * KV.head_stride
+    return (head + KV.block_size * KV.head_dim) // 4 + offset
+
+
+@triton.jit
+def to_bytes(rows, LARGEST: tl.constexpr, type: tl.constexpr):
+    """Rows float32 [N, D], zeros where masked, in a type of a byte; and their scales [N]."""
+    scale = tl.maximum(tl.max(tl.abs(rows), 1), 1e-12) / LARGEST
+    # Rounding may reach beyond the maximum, and what is beyond it is no number.
+    scaled = tl.minimum(tl.maximum(rows / scale[:, None], -LARGEST), LARGEST)
+    if type == tl.int8:
+        scaled = tl.floor(scaled + 0.5)
+    return scaled.to(type), scale
+
+
+@triton.jit
+def from_bytes(elements, scale, type: tl.constexpr):
+    """Elements of a byte times their scales, in type; by conversions that are fast."""
+    if elements.dtype == tl.int8:
+        # The bits of 1024 + 128 + the integer as a float16.
+        bits = ((elements.to(tl.int16) & 0xFF) ^ 0x80) | 0x6400
+        floats = bits.to(tl.float16, bitcast=True).to(tl.float32) - 1152.0
+    else:
+        floats = elements.to(tl.float16).to(tl.float32)
+    return (floats * scale).to(type)
 
 
 @triton.jit
@@ -80,36 +131,54 @@ def load_keys_and_values(
     position,  # [BLOCK_N]
     valid,  # [BLOCK_N]
     KV: tl.constexpr,
+    type: tl.constexpr,  # of the queries
 ):
-    """keys [BLOCK_D, BLOCK_N] and values [BLOCK_N, BLOCK_D]; zero where not valid."""
+    """keys [BLOCK_D, BLOCK_N] and values [BLOCK_N, BLOCK_D]; zero where not valid.
+
+    In the cache's type, or in the queries' if it has scales.
+    """
     d = tl.arange(0, KV.block_d)
     block = tl.load(table + position // KV.block_size, mask=valid, other=0).to(tl.int64)
     row = cache_row(block, position % KV.block_size, kv_head, KV)
     keys = tl.load(
-        kv.k_cache + row[None, :] * KV.head_dim + d[:, None],
+        kv.k_cache + row[None, :] + d[:, None],
         mask=valid[None, :] & (d[:, None] < KV.head_dim),
         other=0.0,
     )
     values = tl.load(
-        kv.v_cache + row[:, None] * KV.head_dim + d[None, :],
+        kv.v_cache + row[:, None] + d[None, :],
         mask=valid[:, None] & (d[None, :] < KV.head_dim),
         other=0.0,
     )
+    if KV.largest > 0:
+        at = cache_scale(block, position % KV.block_size, kv_head, KV)
+        floats = tl.pointer_type(tl.float32)
+        k_scale = tl.load(kv.k_cache.to(floats) + at, mask=valid, other=0.0)
+        v_scale = tl.load(kv.v_cache.to(floats) + at, mask=valid, other=0.0)
+        keys = from_bytes(keys, k_scale[None, :], type)
+        values = from_bytes(values, v_scale[:, None], type)
     return keys, values
 
 
 @triton.jit
-def load_all_keys_and_values(kv, table, kv_head, position, KV: tl.constexpr):
+def load_all_keys_and_values(
+    kv, table, kv_head, position, KV: tl.constexpr, type: tl.constexpr
+):
     """load_keys_and_values where every position is valid: no masks but that of the head."""
     d = tl.arange(0, KV.block_d)
     block = tl.load(table + position // KV.block_size).to(tl.int64)
     row = cache_row(block, position % KV.block_size, kv_head, KV)
-    k_at = kv.k_cache + row[None, :] * KV.head_dim + d[:, None]
-    v_at = kv.v_cache + row[:, None] * KV.head_dim + d[None, :]
+    k_at = kv.k_cache + row[None, :] + d[:, None]
+    v_at = kv.v_cache + row[:, None] + d[None, :]
     if KV.head_dim == KV.block_d:
         keys = tl.load(k_at)
         values = tl.load(v_at)
     else:
         keys = tl.load(k_at, mask=d[:, None] < KV.head_dim, other=0.0)
         values = tl.load(v_at, mask=d[None, :] < KV.head_dim, other=0.0)
+    if KV.largest > 0:
+        at = cache_scale(block, position % KV.block_size, kv_head, KV)
+        floats = tl.pointer_type(tl.float32)
+        keys = from_bytes(keys, tl.load(kv.k_cache.to(floats) + at)[None, :], type)
+        values = from_bytes(values, tl.load(kv.v_cache.to(floats) + at)[:, None], type)
     return keys, values

@@ -10,7 +10,9 @@ import torch
 import triton
 import triton.language as tl
 
+from ..kv_cache import LARGEST, head_stride
 from .launch import cdiv, check_shape, check_tensors, next_power_of_2, pdl_options
+from .paged_kv import check_caches, to_bytes
 
 BLOCK_VALUES = 1024  # of a program's heads: 8 a thread in 4 warps
 # A token of so few values is one program's: of two, the second would have little to do
@@ -93,6 +95,8 @@ def qk_norm_rope_store_kv_kernel(
     BLOCK_D: tl.constexpr,
     ROT: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    HEAD_STRIDE: tl.constexpr,  # elements from a block's head to the next
+    LARGEST: tl.constexpr,  # number of a byte that is used; 0: no scales
     HAS_Q_NORM: tl.constexpr,
     HAS_K_NORM: tl.constexpr,
     INTERLEAVED: tl.constexpr,
@@ -143,12 +147,25 @@ def qk_norm_rope_store_kv_kernel(
     block = slot // BLOCK_SIZE
     offset = slot % BLOCK_SIZE
     kv_head = tl.where(is_value, heads - NUM_HEADS - NUM_KV_HEADS, heads - NUM_HEADS)
-    row = (block * NUM_KV_HEADS + kv_head) * BLOCK_SIZE + offset
-    to_cache = row[:, None] * HEAD_DIM + d[None, :]
+    head = (block * NUM_KV_HEADS + kv_head) * HEAD_STRIDE
+    to_cache = (head + offset * HEAD_DIM)[:, None] + d[None, :]
     # Compared as a tile: the interpreter's masks cannot be joined with a scalar.
     stored = mask & (tl.zeros([BLOCK_H, 1], dtype=tl.int64) <= slot)
-    tl.store(k_cache + to_cache, out.to(k_cache.dtype.element_ty), mask=stored & is_key[:, None])
-    tl.store(v_cache + to_cache, raw.to(v_cache.dtype.element_ty), mask=stored & is_value[:, None])
+    if LARGEST > 0:
+        # Beyond the head both are zero.
+        rows, scale = to_bytes(
+            tl.where(is_value[:, None], raw.to(tl.float32), out), LARGEST, k_cache.dtype.element_ty
+        )
+        keys, values = rows, rows
+        at = (head + BLOCK_SIZE * HEAD_DIM) // 4 + offset
+        is_stored = tl.zeros([BLOCK_H], dtype=tl.int64) <= slot
+        floats = tl.pointer_type(tl.float32)
+        tl.store(k_cache.to(floats) + at, scale, mask=is_stored & is_key)
+        tl.store(v_cache.to(floats) + at, scale, mask=is_stored & is_value)
+    else:
+        keys, values = out.to(k_cache.dtype.element_ty), raw.to(v_cache.dtype.element_ty)
+    tl.store(k_cache + to_cache, keys, mask=stored & is_key[:, None])
+    tl.store(v_cache + to_cache, values, mask=stored & is_value[:, None])
 
 
 def qk_norm_rope_store_kv(
@@ -191,8 +208,6 @@ def qk_norm_rope_store_kv(
         positions=positions,
         cos_sin=cos_sin,
         slot_mapping=slot_mapping,
-        k_cache=k_cache,
-        v_cache=v_cache,
         q_norm=q_norm,
         k_norm=k_norm,
     )
@@ -202,8 +217,8 @@ def qk_norm_rope_store_kv(
     check_shape("positions", positions, rows)
     check_shape("slot_mapping", slot_mapping, rows)
     num_blocks, _, block_size, _ = k_cache.shape
-    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
-        check_shape(name, cache, num_blocks, num_kv_heads, block_size, head_dim)
+    check_shape("k_cache", k_cache, num_blocks, num_kv_heads, block_size, head_dim)
+    check_caches(k_cache, v_cache)
     rot = cos_sin.shape[1]
     if rot % 2 or rot > head_dim:
         raise ValueError(f"{rot} rotated values: must be even and at most head_dim {head_dim}")
@@ -231,6 +246,8 @@ def qk_norm_rope_store_kv(
             BLOCK_D=block_d,
             ROT=rot,
             BLOCK_SIZE=block_size,
+            HEAD_STRIDE=head_stride(block_size, head_dim, k_cache.dtype),
+            LARGEST=LARGEST.get(k_cache.dtype, 0.0),
             HAS_Q_NORM=q_norm is not None,
             HAS_K_NORM=k_norm is not None,
             INTERLEAVED=interleaved,

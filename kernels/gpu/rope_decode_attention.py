@@ -6,7 +6,7 @@ import torch
 
 from .decode_attention import Rotation, decode_attention
 from .launch import check_shape, check_tensors
-from .paged_kv import kv_shape
+from .paged_kv import check_caches, kv_shape
 
 
 def max_rope_decodes(head_dim: int) -> int:
@@ -67,8 +67,6 @@ def rope_decode_attention(
         qkv=qkv,
         cos_sin=cos_sin,
         slot_mapping=slot_mapping,
-        k_cache=k_cache,
-        v_cache=v_cache,
         block_table=block_table,
         slots=slots,
         seq_lens=seq_lens,
@@ -81,7 +79,7 @@ def rope_decode_attention(
     kv = kv_shape(k_cache, num_heads)
     projected = (kv.group + 2) * kv.num_kv_heads * kv.head_dim
     check_shape("qkv", qkv, rows, projected)
-    check_shape("v_cache", v_cache, *k_cache.shape)
+    check_caches(k_cache, v_cache)
     for name, tensor in (("slot_mapping", slot_mapping), ("slots", slots), ("seq_lens", seq_lens)):
         check_shape(name, tensor, rows)
     rot = cos_sin.shape[1]

@@ -42,7 +42,18 @@ _VLLM_ATTENTION = (
     "ULTRAQUANT XFORMERS XPU_MLA_SPARSE"
 )
 _OWN_LOADER = ("auto", "octavo maps the files and reads them ahead")
-_NO_FP8_CACHE = "octavo has no KV cache of 8 bits yet"
+_KvCacheDtype = Literal[
+    "auto",
+    "float32",
+    "bfloat16",
+    "float16",
+    "fp8",
+    "fp8_e4m3",
+    "fp8_e5m2",
+    "fp8_per_token_head",
+    "int8",
+    "int8_per_token_head",
+]
 
 
 # Keys of structured_outputs_config and the types of their values.
@@ -191,14 +202,12 @@ class EngineConfig:
     num_gpu_blocks_override: int | None = _flag(
         None, "memory", "blocks of the KV cache, on a CPU too, overrides both"
     )
-    kv_cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _flag(
+    # Of a byte: a scale for each head of each token, computed as it is stored (kernels/kv_cache.py).
+    kv_cache_dtype: _KvCacheDtype = _flag(
         "auto",
         "memory",
-        "type of keys and values",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        lacks=dict.fromkeys(
-            ("fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc", "int8", "nvfp4"), _NO_FP8_CACHE
-        ),
+        "type of keys and values; fp8: e4m3, as all of a byte with a scale a token and head",
+        lacks=dict.fromkeys(("fp8_inc", "nvfp4"), "octavo has no such KV cache"),
     )
     # 16 wastes at most 15 tokens a request; a block of one head is whole cache lines.
     block_size: int = _flag(16, "memory", "tokens in one KV block")

@@ -106,5 +106,20 @@ def test_each_layer_gets_its_tensors() -> None:
         assert k_cache.dtype == torch.bfloat16
 
 
+def test_a_byte_an_element_holds_nearly_twice_as_many_blocks() -> None:
+    assert bytes_per_token(CONFIG, torch.int8) == 8 * 2 * 2 * (64 + 4)
+    made = plan_kv_cache(
+        [CONFIG], torch.float8_e4m3fn, block_size=16, max_num_seqs=256, max_model_len=32,
+        kv_cache_memory_bytes=MIB, default_bytes=MIB, available_bytes=MIB,
+    )  # fmt: skip
+    assert made.num_blocks == MIB // (16 * 8 * 2 * 2 * 68)
+    caches = allocate_kv_cache(made, CONFIG, torch.float8_e4m3fn, torch.device("cpu"))
+    nbytes = sum(cache.untyped_storage().nbytes() for pair in caches for cache in pair)
+    assert nbytes == made.nbytes
+    assert ("KV cache", f"{made.nbytes / MIB:,.1f} MiB, float8_e4m3fn") in made.rows(
+        torch.float8_e4m3fn
+    )
+
+
 def test_available_memory_is_a_sane_number() -> None:
     assert 16 * MIB < available_cpu_bytes() < 1 << 50

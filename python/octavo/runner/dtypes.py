@@ -17,6 +17,16 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
 }
 
+# --kv-cache-dtype -> the type of keys and values; those of a byte have a scale a head's row.
+KV_DTYPES = DTYPES | {
+    "fp8": torch.float8_e4m3fn,
+    "fp8_e4m3": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+    "fp8_per_token_head": torch.float8_e4m3fn,
+    "int8": torch.int8,
+    "int8_per_token_head": torch.int8,
+}
+
 # --quantization -> the rounding of float matrices, by the kernels that there are for it.
 CPU_QUANTIZATIONS = {"w4": "Q4_1", "w8": "Q8_0"}
 GPU_QUANTIZATIONS = {

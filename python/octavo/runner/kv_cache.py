@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo.errors import ModelLoadError
+from octavo.kernels.kv_cache import bytes_per_row, make_cache
 from octavo.models.config import ModelConfig
 
 # A CPU's cache unless told otherwise, or one request of max_model_len needs more: 10,200 tokens of
@@ -52,7 +53,8 @@ class KVCachePlan:
 def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
     """Keys and values of one token in all layers."""
     copies = 1 if config.latent is not None else 2
-    return copies * sum(config.kv_layers) * config.kv_size * dtype.itemsize
+    rows = sum(config.kv_layers) * config.num_kv_heads
+    return copies * rows * bytes_per_row(config.head_dim, dtype)
 
 
 def plan_kv_cache(
@@ -113,15 +115,14 @@ def allocate_kv_cache(
 ) -> list[tuple[Tensor, Tensor]]:
     """(keys, values) of each layer that keeps them: [num_blocks, num_kv_heads, block_size, head_dim].
 
-    On a CPU memory is left as the system gives it, so that unused blocks cost nothing.
+    Of latent attention both are one tensor.
     """
     shape = (plan.num_blocks, config.num_kv_heads, plan.block_size, config.head_dim)
-    make = torch.empty if device.type == "cpu" else torch.zeros
     caches = []
     for _ in range(sum(config.kv_layers)):
-        keys = make(shape, dtype=dtype, device=device)
+        keys = make_cache(shape, dtype, device)
         shared = config.latent is not None
-        caches.append((keys, keys if shared else make(shape, dtype=dtype, device=device)))
+        caches.append((keys, keys if shared else make_cache(shape, dtype, device)))
     return caches
 
 

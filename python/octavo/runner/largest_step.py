@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.gpu import ops as gpu
+from octavo.kernels.kv_cache import make_cache
 from octavo.layers.context import StepContext
 from octavo.models.hybrid import HybridForCausalLM
 from octavo.models.registry import CausalLM
@@ -67,7 +68,7 @@ class LargestStep:
         config = loaded.config
         tokens, num_seqs = max_step_tokens(loaded), max_num_seqs(loaded)
         shape = (1, model.config.num_kv_heads, config.block_size, model.config.head_dim)
-        cache = torch.zeros(shape, dtype=loaded.kv_dtype, device=device)
+        cache = make_cache(shape, loaded.kv_dtype, device)
         model.bind_kv_cache([(cache, cache)] * sum(model.config.kv_layers))
         if isinstance(model, HybridForCausalLM) and model.config.state is not None:
             StateCache(1, model, loaded.dtypes.activations, device)

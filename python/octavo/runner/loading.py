@@ -34,6 +34,8 @@ from octavo.checkpoints.schemes.dense import DenseScheme
 from octavo.checkpoints.weights import Progress, Weights
 from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
+from octavo.kernels import reference
+from octavo.kernels.kv_cache import LARGEST
 from octavo.kernels.opset import OpSet
 from octavo.kernels.weights import ExpertBiases, Experts, Stored, Weight
 from octavo.layers.ops import get_ops
@@ -45,7 +47,7 @@ from octavo.models.registry import ARCHITECTURES, CausalLM, model_class
 from octavo.models.source import ModelSource
 from octavo.models.stage import Stage, stages_of
 from octavo.runner.devices import resolve_device, shard_devices
-from octavo.runner.dtypes import DTYPES, ModelDtypes, resolve_dtypes
+from octavo.runner.dtypes import KV_DTYPES, ModelDtypes, resolve_dtypes
 from octavo.runner.lockstep import LockstepExchange
 from octavo.runner.mesh import Exchange, Mesh, NoExchange, ranks_of
 
@@ -95,7 +97,7 @@ class LoadedModel(Generic[M]):
     @property
     def kv_dtype(self) -> torch.dtype:
         """Of keys and values."""
-        return DTYPES.get(self.config.kv_cache_dtype) or self.dtypes.kv_cache
+        return KV_DTYPES.get(self.config.kv_cache_dtype) or self.dtypes.kv_cache
 
 
 def load(config: EngineConfig, source: ModelSource) -> LoadedModel[CausalLM]:
@@ -108,6 +110,8 @@ def load(config: EngineConfig, source: ModelSource) -> LoadedModel[CausalLM]:
     shape = source.model_config
     dtypes = resolve_dtypes(config, shape, source, devices[0])
     ops = _open_ops(config, devices[0])
+    if devices[0].type == "cpu" and KV_DTYPES.get(config.kv_cache_dtype) in LARGEST:
+        ops = _with_reference_attention(ops)
     limit = _check_max_model_len(config.max_model_len, source)
     size = len(devices) // config.pipeline_parallel_size
     if len(devices) > 1:
@@ -191,6 +195,17 @@ def _open_ops(config: EngineConfig, device: torch.device) -> OpSet:
     if device.type == "cpu":
         _set_num_threads(ops, config.threads)
     return ops
+
+
+def _with_reference_attention(ops: OpSet) -> OpSet:
+    """The op set with attention in PyTorch, which reads caches of a byte an element."""
+    return replace(
+        ops,
+        qk_norm_rope_store_kv=reference.qk_norm_rope_store_kv,
+        paged_attention=reference.paged_attention,
+        fused_decode=None,
+        make_decoder=None,
+    )
 
 
 def _set_num_threads(ops: OpSet, asked: int | None) -> None:
