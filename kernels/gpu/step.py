@@ -195,10 +195,12 @@ def prepare_kernel(
     prefill_reqs,
     prefill_rows,
     spare,  # the slot of padding
+    EARLY: tl.constexpr,  # let the next kernel start while this one runs
     PDL: tl.constexpr,
 ):
     if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
+        if EARLY:
+            tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     plan = read_plan(packed)
     write_rows(plan, buffers, decode_rows, prefill_rows)
@@ -217,12 +219,16 @@ def prepare_step(
     decode_rows: int,
     prefill_reqs: int,
     prefill_rows: int,
+    embeds: bool = True,
 ) -> None:
     """Spread a packed plan over the buffers, padded to a shape.
 
     Rows and requests come as ``decode_rows`` decodes, then ``prefill_reqs`` requests of together
     ``prefill_rows`` tokens; the rest is padding: slot N - 1, sequence length 0, nothing stored. The
     plan must fit. Ids below 0 are replaced by their slot's last token.
+
+    embeds: whether ``embedding`` comes next, which lets no kernel behind it start before this one
+    has ended: attention reads the buffers without waiting. Where a layer comes next, this one does.
 
     Raises:
         ValueError: a buffer is too small, not contiguous, or on another device.
@@ -238,6 +244,7 @@ def prepare_step(
         prefill_reqs,
         prefill_rows,
         buffers.slot_table.shape[0] - 1,
+        EARLY=embeds,
         num_warps=4,
         num_stages=1,
         **pdl_options(),

@@ -138,6 +138,7 @@ class DeviceShard:
             decode_rows=shape.decode_rows,
             prefill_reqs=shape.prefill_reqs,
             prefill_rows=shape.prefill_rows,
+            embeds=self.states_before is None,
         )
         rows, reqs = shape.rows, shape.reqs
         context = StepContext(
