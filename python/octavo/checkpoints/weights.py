@@ -112,9 +112,6 @@ class RenamedWeights(Generic[W]):
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
         return self._weights.tensor(self._rename(name), shape)
 
-    def num_rows(self, name: str) -> int:
-        return self._weights.num_rows(self._rename(name))
-
     def unread(self) -> set[str]:
         return self._weights.unread()
 

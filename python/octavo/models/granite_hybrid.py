@@ -14,13 +14,13 @@ from octavo.kernels.opset import OpSet
 from octavo.layers.attention import Attention
 from octavo.layers.context import StepContext
 from octavo.layers.linear import Linear
-from octavo.layers.moe import MoE
 from octavo.layers.norm import Addend
 from octavo.models.bamba import load_mamba
 from octavo.models.config import ModelConfig
+from octavo.models.granite_moe import GraniteMoeDecoderLayer
 from octavo.models.hf_config import HfConfig
 from octavo.models.hybrid import HybridForCausalLM, layer_kinds
-from octavo.models.llama import LlamaAttention
+from octavo.models.llama import FeedForward, LlamaAttention
 from octavo.models.mamba import MambaMixer, mamba_shape
 from octavo.models.parts import layer_norms, load_linear
 
@@ -46,30 +46,14 @@ class GraniteHybridMLP:
         )
         self.down_proj = load_linear({f"{shared}.output_linear": d}, f, False, weights, ops)
         self._gated_activation, self._act = ops.gated_activation, config.hidden_act
-        self.experts: MoE | None = None
+        self.experts: FeedForward | None = None
         if config.num_experts:
-            self.experts = _load_experts(config, f"{prefix}.block_sparse_moe", weights, ops)
+            self.experts = GraniteMoeDecoderLayer.make_mlp(config, layer, weights, ops)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, D] -> [T, D]."""
         y = self.down_proj(self._gated_activation(self.gate_up_proj(x), self._act))
         return y if self.experts is None else y + self.experts(x)
-
-
-def _load_experts(config: ModelConfig, prefix: str, weights: Weights, ops: OpSet) -> MoE:
-    """The router and experts, which lie in one tensor each: [E, 2F, D] and [E, D, F]."""
-    d, f, count = config.hidden_size, config.moe_intermediate_size, config.num_experts
-    gate_up = weights.tensor(f"{prefix}.input_linear.weight", (count, 2 * f, d))
-    down = weights.tensor(f"{prefix}.output_linear.weight", (count, d, f))
-    return MoE(
-        ops,
-        weights.linear(f"{prefix}.router.layer", (count, d)),
-        [[part] for part in gate_up],
-        list(down),
-        top_k=config.num_experts_per_token,
-        renormalize=True,
-        act=config.hidden_act,
-    )
 
 
 class GraniteHybridLayer:

@@ -29,8 +29,7 @@ class Qwen2MoeDecoderLayer(LlamaDecoderLayer):
         if not config.moe_layers[layer]:
             return LlamaMLP(config, layer, weights, ops)
         prefix = f"model.layers.{layer}.mlp"
-        size = config.num_shared_experts * config.moe_intermediate_size
-        size = int(config.raw.get("shared_expert_intermediate_size") or size)
+        size = config.shared_expert_size
         mlp = LlamaMLP(config, layer, weights, ops, name="mlp.shared_expert", size=size)
         gate = f"{prefix}.shared_expert_gate"
         shared = GatedShared(gate, mlp, config.hidden_size, weights, ops)
@@ -64,7 +63,7 @@ class Qwen2MoeForCausalLM(LlamaForCausalLM):
             num_experts=hf.int("num_experts", 60),
             num_experts_per_token=hf.int("num_experts_per_tok", 4),
             moe_intermediate_size=hf.int("moe_intermediate_size", 1408),
-            num_shared_experts=4,
+            shared_expert_size=hf.int("shared_expert_intermediate_size", 5632),
             renormalize_experts=hf.bool("norm_topk_prob"),
             moe_layers=tuple(
                 layer not in dense and (layer + 1) % step == 0 for layer in range(hf.num_layers)

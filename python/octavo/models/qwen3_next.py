@@ -20,8 +20,8 @@ from octavo.models.gated_delta import DeltaInputs, DeltaShape, GatedDeltaNet, de
 from octavo.models.hf_config import HfConfig
 from octavo.models.hybrid import HybridForCausalLM, layer_kinds
 from octavo.models.llama import FeedForward, LlamaMLP
-from octavo.models.mixtral import load_experts
 from octavo.models.parts import layer_norms, load_linear
+from octavo.models.qwen2_moe import Qwen2MoeDecoderLayer
 
 KINDS = {"linear_attention": "state", "full_attention": "attention"}
 
@@ -89,35 +89,6 @@ class GatedAttention:
         return self.o_proj.add(y * torch.sigmoid(gate), residual)
 
 
-class SharedExperts:
-    """A mixture of experts, and one that every token goes to, times the sigmoid of its gate."""
-
-    __slots__ = ("_gate", "experts", "shared")
-
-    def __init__(self, config: ModelConfig, layer: int, weights: Weights, ops: OpSet) -> None:
-        prefix = f"model.layers.{layer}.mlp"
-        names = ("gate_proj", "up_proj", "down_proj")
-        self.experts = load_experts(config, prefix, names, weights, ops)
-        size = config.shared_expert_size
-        self.shared = LlamaMLP(config, layer, weights, ops, name="mlp.shared_expert", size=size)
-        gate = weights.linear(f"{prefix}.shared_expert_gate", (1, config.hidden_size))
-        self._gate = ops.weight([gate], exact=True)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x [T, D] -> [T, D]."""
-        gate = torch.sigmoid(self._gate.linear(x))
-        return self.experts(x) + gate * self.shared(x)
-
-    def normed(self, x: Addend, residual: Tensor, norm: RMSNorm) -> tuple[Addend, Tensor]:
-        """(addend, residual) after norm(residual + x) has gone through this; see ``Linear``."""
-        normed, residual = norm.add(x, residual)
-        return self(normed), residual
-
-    def spec(self) -> None:
-        """None: no op set has experts in its call of all layers."""
-        return None
-
-
 class Qwen3NextDecoderLayer:
     """The delta rule or attention, then experts or an MLP."""
 
@@ -144,7 +115,7 @@ class Qwen3NextDecoderLayer:
         self.post_norm = norm("post_attention_layernorm")
         self.mlp: FeedForward
         if config.num_experts and config.moe_layers[layer]:
-            self.mlp = SharedExperts(config, layer, weights, ops)
+            self.mlp = Qwen2MoeDecoderLayer.make_mlp(config, layer, weights, ops)
         else:
             self.mlp = LlamaMLP(config, layer, weights, ops)
 
