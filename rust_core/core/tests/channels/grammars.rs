@@ -194,7 +194,7 @@ fn check(name: &str, has_special: bool, options: (Extent, bool, bool, bool)) {
     let grammar = format.grammar(&tools, &options).unwrap();
     let prototype = matcher(&vocabulary, &grammar, name);
     let (mut num_texts, mut num_calls) = (0, 0);
-    for seed in 1..=5 {
+    for seed in 1..=6 {
         let mut random = Random(seed * 7919);
         let mut matcher = prototype.deep_clone();
         let mut begin = "";
