@@ -10,7 +10,7 @@ from typing import Any, Final
 from octavo import vllm_flags
 from octavo.flags import Flag, flags_of, metavar
 
-WIDTH: Final = 96
+WIDTH: Final = 112
 _INDENT: Final = 38
 
 

@@ -108,8 +108,14 @@ impl Random {
     }
 }
 
-/// A text that the grammar allows; None if the walk does not end.
-fn walk(matcher: &mut Matcher, vocabulary: &Vocabulary, random: &mut Random) -> Option<String> {
+/// A text that the grammar allows, `ends_early`: to where it first may end; None if the walk does not
+/// end.
+fn walk(
+    matcher: &mut Matcher,
+    vocabulary: &Vocabulary,
+    random: &mut Random,
+    ends_early: bool,
+) -> Option<String> {
     let mut bytes = Vec::new();
     for _ in 0..MAX_TOKENS {
         let mask = matcher.compute_mask_or_eos().unwrap();
@@ -118,7 +124,7 @@ fn walk(matcher: &mut Matcher, vocabulary: &Vocabulary, random: &mut Random) -> 
             .collect();
         let may_end = allowed.contains(&vocabulary.end());
         allowed.retain(|&id| id != vocabulary.end());
-        if may_end && (allowed.is_empty() || random.below(4) == 0) {
+        if may_end && (allowed.is_empty() || ends_early || random.below(4) == 0) {
             return String::from_utf8(bytes).ok();
         }
         let pick = |fits: &dyn Fn(u32) -> bool| -> Vec<u32> {
@@ -199,7 +205,12 @@ fn check(name: &str, has_special: bool, options: (Extent, bool, bool, bool)) {
                 .consume_tokens(&tokens_of(&vocabulary, begin))
                 .unwrap();
         }
-        let Some(text) = walk(&mut matcher, &vocabulary, &mut random) else {
+        let Some(text) = walk(
+            &mut matcher,
+            &vocabulary,
+            &mut random,
+            extent == Extent::Calls,
+        ) else {
             continue;
         };
         let text = format!("{begin}{text}");
@@ -374,6 +385,13 @@ fn a_grammar_allows_what_its_family_writes() {
                 };
                 let grammar = format.grammar(&tools, &options).unwrap();
                 let prototype = matcher(&vocabulary, &grammar, name);
+                let unknown = render(name, &[Call::new("unknown", json!({}))]);
+                let (_, is_taken) = match extent {
+                    Extent::Answer if !at_least_one => (String::new(), false),
+                    Extent::Answer => taken(&prototype, &vocabulary, &unknown, false),
+                    Extent::Calls => taken_by_calls(&format, &prototype, &vocabulary, &unknown),
+                };
+                assert!(!is_taken, "{name} {extent:?}: {unknown}");
                 for count in 1..=calls.len() {
                     let text = render(name, &calls[..count]);
                     let (read, is_complete) = match extent {

@@ -184,6 +184,15 @@ impl<'a> Rules<'a> {
         format!(r"/(.|\n)*{}/ {}", escape_regex(plain), self.literal(tokens))
     }
 
+    /// Any text, and the marker that ends it: the first of its kind, unless it is a special token.
+    pub(crate) fn text_and_head(&mut self, marker: &str, number: usize) -> String {
+        // Text cannot hold a special token: it is told by that alone.
+        if self.is_special(marker) {
+            return format!("TEXT {}", self.literal(marker));
+        }
+        self.text_up_to(&format!("head_{number}"), marker)
+    }
+
     /// Any text between two marks.
     pub(crate) fn text_between(&mut self, name: &str, mark: &str) -> String {
         let text = self.text_up_to(&format!("{name}_text"), mark);

@@ -1,7 +1,7 @@
 //! The grammar of harmony's calls.
 
+use crate::text::channels::grammar::options::{Extent, GrammarOptions};
 use crate::text::channels::grammar::parameters::Tool;
-use crate::text::channels::grammar::{Extent, GrammarOptions, text_and_head};
 use crate::text::channels::rules::{Rules, any_object};
 use crate::text::channels::tool_calls::harmony_token;
 
@@ -48,7 +48,7 @@ pub(super) fn write_harmony(
         rules.add_text();
         let heads = HARMONY_CALLS.iter().enumerate();
         let starts: Vec<String> = heads
-            .map(|(number, text)| format!("{} call", text_and_head(rules, text, number)))
+            .map(|(number, text)| format!("{} call", rules.text_and_head(text, number)))
             .collect();
         rules.add("start", &format!("({}) TEXT", starts.join(" | ")));
         return;

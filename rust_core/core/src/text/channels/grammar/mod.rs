@@ -7,6 +7,7 @@
 
 mod call;
 mod harmony;
+mod options;
 mod parameters;
 mod python;
 
@@ -17,30 +18,7 @@ use crate::text::channels::grammar::harmony::{HARMONY_CALLS, write_harmony};
 use crate::text::channels::grammar::parameters::Tool;
 use crate::text::channels::rules::{GAP, Rules};
 
-/// The text that a grammar is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Extent {
-    /// A whole answer.
-    Answer,
-    /// Calls that follow one another without text between, from one of the format's triggers on, text
-    /// before and behind them free.
-    Calls,
-}
-
-/// What calls a grammar allows.
-#[derive(Debug, Clone, Copy)]
-pub struct GrammarOptions<'a> {
-    /// The text it is about.
-    pub extent: Extent,
-    /// Of an answer: nothing but calls, it begins with one.
-    pub at_least_one: bool,
-    /// No second call.
-    pub at_most_one: bool,
-    /// The tools whose arguments follow their schemas; None: all.
-    pub strict: Option<&'a [String]>,
-    /// Texts that are one special token each, and their ids.
-    pub special_tokens: &'a [(String, u32)],
-}
+pub use self::options::{Extent, GrammarOptions};
 
 impl ChannelFormat {
     /// The texts that begin calls within other text; none where calls may have no marker.
@@ -142,7 +120,7 @@ fn write_calls(
             Head::Section => frame.behind_section(rules, text),
             Head::Call => frame.behind_open(rules),
         };
-        let begin = text_and_head(rules, text, number);
+        let begin = rules.text_and_head(text, number);
         calls.push(rules.sequence(&[&begin, &rest]));
     }
     rules.add_text();
@@ -162,15 +140,6 @@ fn write_calls(
     rules.add("calls", &calls.join(" | "));
     let many = if options.at_most_one { "?" } else { "*" };
     rules.add("start", &format!("(calls){many} TEXT"));
-}
-
-/// Any text, and the marker that ends it.
-fn text_and_head(rules: &mut Rules<'_>, text: &str, number: usize) -> String {
-    // Text cannot hold a special token: a call is told by its first.
-    if rules.is_special(text) {
-        return format!("TEXT {}", rules.literal(text));
-    }
-    rules.text_up_to(&format!("head_{number}"), text)
 }
 
 /// What is written around calls, as grammar.
