@@ -207,7 +207,7 @@ class EngineConfig:
         True, "memory", "reuse blocks of equal prefixes", common=True
     )
 
-    # None: a fifth of the memory that the KV cache would have, DEFAULT_CPU_CHECKPOINT_BYTES on a CPU.
+    # None: what a fifth of the KV cache's memory holds, or DEFAULT_CPU_CHECKPOINT_BYTES on a CPU.
     num_state_checkpoints: int | None = _flag(
         None, "memory", "saved states of a model with recurrent layers, for prefix hits"
     )

@@ -57,7 +57,7 @@ class Weights(Protocol):
         """
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The tensor ``name`` of any shape in ``act_dtype``: a convolution. Raises as ``linear``."""
+        """The tensor ``name`` of any shape, in ``act_dtype``. Raises as ``linear``."""
 
     def unread(self) -> set[str]:
         """The tensors that nothing has asked for so far, as the files name them."""
