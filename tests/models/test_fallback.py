@@ -21,7 +21,7 @@ from fidelity import logits_of, make_prompt, prove_greedy
 from octavo.errors import ModelLoadError
 from octavo.models.bert import ENCODERS
 from octavo.models.gguf_config import GGUF_ARCHITECTURES
-from octavo.models.registry import ARCHITECTURES, TRUNKS, ModelRegistry, TEXT_HALVES
+from octavo.models.registry import ARCHITECTURES, TEXT_HALVES, TRUNKS, ModelRegistry
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 PROVEN = (

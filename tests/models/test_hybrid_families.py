@@ -347,12 +347,11 @@ def test_the_text_half_of_a_multimodal_file_loads_by_itself(
         driver(path)
 
 
-@pytest.mark.parametrize("name", ["LFM2", "Qwen3.5"])
-@pytest.mark.parametrize("parallel", ["tensor", "pipeline"])
+@pytest.mark.parametrize("stages", [1, 2])
 def test_a_mesh_is_refused(
-    name: str, parallel: str, save_tiny: Callable[..., Any], driver: Callable[..., Any]
+    stages: int, save_tiny: Callable[..., Any], driver: Callable[..., Any]
 ) -> None:
-    path, _model = save_tiny(CASES[name][0], **CASES[name][1])
+    path, _model = save_tiny("Lfm2", **CASES["LFM2"][1])
     with pytest.raises(ModelLoadError, match="whose layers keep a state cannot be split") as error:
-        driver(path, mesh=("cpu", "cpu"), **{f"{parallel}_parallel_size": 2})
+        driver(path, mesh="cpu,cpu", pipeline_parallel_size=stages)
     assert "\n" not in str(error.value)
