@@ -89,7 +89,9 @@ def gated_delta_rule(
         out = q state
     """
     _, num_heads, dk, dv = state.shape
-    q, k, v = qkv.float().split([num_key_heads * dk, num_key_heads * dk, num_heads * dv], -1)
+    q, k, v = qkv.float().split_with_sizes(
+        [num_key_heads * dk, num_key_heads * dk, num_heads * dv], -1
+    )
 
     def unit(x: Tensor) -> Tensor:
         heads = x.view(-1, num_key_heads, dk)
@@ -133,7 +135,9 @@ def selective_scan(
         out = state C + skip * x
     """
     _, num_heads, p, size = state.shape
-    x, b, c = xbc.float().split([num_heads * p, num_groups * size, num_groups * size], -1)
+    x, b, c = xbc.float().split_with_sizes(
+        [num_heads * p, num_groups * size, num_groups * size], -1
+    )
     x = x.reshape(-1, num_heads, p)
     b, c = (
         t.reshape(-1, num_groups, size).repeat_interleave(num_heads // num_groups, 1)
@@ -158,13 +162,14 @@ def gated_norm(
 
     x [T, C]; gate [T, C], maybe a slice of wider rows; weight [C], or [group_size] for all groups.
     """
-    h, g = x.float(), gate.float()
+    h: Tensor = x.float()
+    g: Tensor = gate.float()
     g = g * torch.sigmoid(g)
     if gate_first:
         h = h * g
     groups = h.reshape(h.shape[0], -1, group_size)
     groups = groups * torch.rsqrt(groups.square().mean(-1, keepdim=True) + eps)
-    y = (groups * weight.float().view(-1, group_size)).view(x.shape)
+    y: Tensor = (groups * weight.float().view(-1, group_size)).view(x.shape)
     return (y if gate_first else y * g).to(x.dtype)
 
 

@@ -6,13 +6,13 @@ from octavo import _core
 
 from ..opset import OpSet, ThreadPool
 from ..reference import sample, store_latent
-from ..reference_recurrent import RECURRENT_OPS
 from .attention import latent_attention, paged_attention, qk_norm_rope_store_kv
 from .decoder import make_decoder
 from .elementwise import activation, gated_activation, layer_norm, rms_norm
 from .encoder import make_encoder
 from .linear import prepare, prepare_experts
 from .logits import argmax, selected_logprobs
+from .recurrent import RECURRENT_OPS
 
 __all__ = [
     "OPS",

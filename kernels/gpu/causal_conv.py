@@ -1,4 +1,4 @@
-"""causal_conv and short_conv: one program a tile of channels, and of tokens where requests have many.
+"""causal_conv and short_conv: a program takes a tile of channels, of one token or of several.
 
 No grid depends on a length: the programs of a prefill find their requests as attention's do. Its
 state is written by a kernel of its own, since a request's first tile still reads the old one.

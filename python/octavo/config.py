@@ -216,16 +216,10 @@ class EngineConfig:
         True, "memory", "reuse blocks of equal prefixes", common=True
     )
 
-    # None: a fifth of the memory that the KV cache would have, DEFAULT_CPU_CHECKPOINT_BYTES on a CPU.
+    # None: what a fifth of the KV cache's memory holds, or DEFAULT_CPU_CHECKPOINT_BYTES on a CPU.
     num_state_checkpoints: int | None = _flag(
         None, "memory", "saved states of a model with recurrent layers, for prefix hits"
     )
-    # A hit recomputes up to so many tokens that two prompts share; a saved state is as large as the
-    # keys and values of hundreds of tokens. Rounded up to whole blocks.
-    state_checkpoint_interval: int = _flag(
-        512, "memory", "tokens of a prompt between two such states", human=True
-    )
-
     # --- scheduler ---
     # None: 256 on a GPU (more needs larger graphs), 64 on a CPU (its arithmetic is full by then).
     max_num_seqs: int | None = _flag(
@@ -237,6 +231,11 @@ class EngineConfig:
     )
     # On: a long prompt never stalls the others' tokens.
     enable_chunked_prefill: bool = _flag(True, "scheduler", "split long prompts over steps")
+    # A hit recomputes up to so many tokens that two prompts share; a saved state is as large as the
+    # keys and values of hundreds of tokens. Rounded up to whole blocks.
+    state_checkpoint_interval: int = _flag(
+        512, "scheduler", "tokens of a prompt between two saved states", human=True
+    )
     # 0: a prompt takes what the tokens being decoded leave of a step, which ends it soonest.
     long_prefill_token_threshold: int = _flag(
         0,

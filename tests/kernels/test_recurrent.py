@@ -1,6 +1,6 @@
-"""Ops of layers with a state, in Triton, against the reference: odd shapes, mixed steps, padding.
+"""Ops of layers with a state against the reference: odd shapes, mixed steps, padding.
 
-As ``test_gpu``: interpreted without a GPU. Outputs and the states of no request are NaN before.
+Triton's are interpreted without a GPU, as in ``test_gpu``. The states of no request are NaN before.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from fidelity import logits_of, make_prompt, prove_greedy
 from octavo.errors import ModelLoadError
 from octavo.models.bert import ENCODERS
 from octavo.models.gguf_config import GGUF_ARCHITECTURES
-from octavo.models.registry import ARCHITECTURES, TRUNKS, ModelRegistry
+from octavo.models.registry import ARCHITECTURES, TEXT_HALVES, TRUNKS, ModelRegistry
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 PROVEN = (
@@ -221,6 +221,7 @@ def table() -> str:
     encoders = "\n".join(f"- `{name}`" for name, kind in ENCODERS.items() if not kind.classifies)
     cross = "\n".join(f"- `{name}`" for name, kind in ENCODERS.items() if kind.classifies)
     trunks = "\n".join(f"- `{name}`, `{family}`" for name, family in TRUNKS.items())
+    halves = ", ".join(f"`{name}`" for name in TEXT_HALVES)
     ggufs = ", ".join(f"`{name}`" for name in sorted(GGUF_ARCHITECTURES))
     refused = "\n".join(f"| `{name}` | {reason} |" for name, reason in REFUSED.items())
     return f"""# Models
@@ -236,10 +237,16 @@ heads of 40, 80 and 96, one and three KV heads, tied and untied embeddings, ever
 windows shorter than the prompt.
 On an H100 log probabilities are transformers' in float32, within 2e-4; in bfloat16 and float16 their
 mean error is at most 1.2 times transformers' own, and a thousandth (`tests/models/test_gpu_families.py`).
+Those whose layers keep a state (short convolutions, the gated delta rule, Mamba-2) are proven so in
+`tests/models/test_hybrid_families.py`, where hits, preempted requests and the next turn of a chat begin
+from saved states. They are not split over a mesh, and on a CPU they run op by op.
 
 | architecture | what it is |
 |---|---|
 {chr(10).join(rows)}
+
+Of {halves} the text half runs;
+the other tensors of their files are left where they are.
 
 A rope of type `dynamic` is the plain one up to the trained length, and more is refused unless
 `max_model_len` asks for it. Then every text turns as one of exactly that length does: keys stay in

@@ -15,6 +15,7 @@ import pytest
 import torch
 from attention_cases import ATTENTION_CASES
 from fidelity import assert_greedy, logits_of, make_prompt, prove_greedy, tiny_config
+from test_hybrid_families import CASES as HYBRIDS
 
 from levels import OTHER_LEVELS, run_at_level
 from octavo.errors import ModelLoadError
@@ -391,7 +392,8 @@ def test_every_family_at_level(level: str) -> None:
 
 
 def test_every_family_is_proven() -> None:
-    names = {f"{family.removesuffix('Text')}ForCausalLM" for family, _ in CASES.values()}
+    cases = [*CASES.values(), *HYBRIDS.values()]
+    names = {f"{family.removesuffix('Text')}ForCausalLM" for family, _ in cases}
     assert names == set(ARCHITECTURES)
 
 

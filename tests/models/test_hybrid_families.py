@@ -6,12 +6,16 @@ preempted request goes on from one.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from fidelity import assert_greedy, logits_of, make_prompt
+from safetensors.torch import load_file, save_file
+
+from octavo.errors import ModelLoadError
 
 CONV = "conv"
 DELTA = "linear_attention"
@@ -311,3 +315,43 @@ def test_a_family_is_what_transformers_computes(
     if backend == "reference":  # one request at a time and no more: it is slow
         return
     prove_hybrid(driver, path, model, attention_backend=backend)
+
+
+def test_the_text_half_of_a_multimodal_file_loads_by_itself(
+    save_tiny: Callable[..., Any], driver: Callable[..., Any]
+) -> None:
+    path, model = save_tiny("Qwen3_5Text", **CASES["Qwen3.5"][1])
+    tensors = load_file(path / "model.safetensors")
+    halves = {
+        f"model.language_model.{name.removeprefix('model.')}": t for name, t in tensors.items()
+    }
+    others = {"model.visual.patch_embed.weight": torch.ones(3), "mtp.norm.weight": torch.ones(3)}
+    save_file(halves | others, path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((path / "config.json").read_text())
+    whole = {
+        "architectures": ["Qwen3_5ForConditionalGeneration"],
+        "text_config": {**config, "architectures": None},
+        "tie_word_embeddings": True,
+    }
+    (path / "config.json").write_text(json.dumps(whole))
+    token_ids = make_prompt(40)
+    torch.testing.assert_close(
+        driver(path).logits(token_ids), logits_of(model, token_ids), atol=1e-4, rtol=1e-4
+    )
+    save_file(
+        halves | {"model.odd.weight": torch.ones(3)},
+        path / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    with pytest.raises(ModelLoadError, match=r"tensor model\.odd\.weight is not part of this"):
+        driver(path)
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_a_mesh_is_refused(
+    stages: int, save_tiny: Callable[..., Any], driver: Callable[..., Any]
+) -> None:
+    path, _model = save_tiny("Lfm2", **CASES["LFM2"][1])
+    with pytest.raises(ModelLoadError, match="whose layers keep a state cannot be split") as error:
+        driver(path, mesh="cpu,cpu", pipeline_parallel_size=stages)
+    assert "\n" not in str(error.value)

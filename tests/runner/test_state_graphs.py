@@ -58,7 +58,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 SHARED = list(range(3, 24))
-PROMPTS = [SHARED + [5, 6, 7], [9], list(range(50, 57))]
+PROMPTS = [[*SHARED, 5, 6, 7], [9], list(range(50, 57))]
 
 
 def both_runners(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LLM]:

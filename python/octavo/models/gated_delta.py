@@ -153,11 +153,11 @@ class GatedDeltaNet:
         sizes = [channels, self._shape.values, heads, heads]
         if self._ba is None:
             projected, residual = self._qkvz.normed(x, residual, norm)
-            qkv, z, b, a = projected.split(sizes, -1)
+            qkv, z, b, a = projected.split_with_sizes(sizes, -1)
         else:
             normed, residual = norm.add(x, residual)
-            qkv, z = self._qkvz(normed).split(sizes[:2], -1)
-            b, a = self._ba(normed).split(sizes[2:], -1)
+            qkv, z = self._qkvz(normed).split_with_sizes(sizes[:2], -1)
+            b, a = self._ba(normed).split_with_sizes(sizes[2:], -1)
         assert self.state.recurrent is not None
         steps = ctx.steps
         qkv = self._ops.causal_conv(

@@ -1,5 +1,6 @@
-"""GraniteMoeHybridForCausalLM: Granite 4. Mamba-2 in most layers, attention in some, Granite's
-factors; an MLP that all tokens go to, and beside it experts in the larger ones.
+"""GraniteMoeHybridForCausalLM: Granite with Mamba-2 in most layers, attention in some.
+
+Granite 4. An MLP that all tokens go to, and beside it experts in the larger ones.
 """
 
 from __future__ import annotations

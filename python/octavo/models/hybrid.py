@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -103,7 +103,6 @@ class HybridForCausalLM(LlamaForCausalLM):
     """
 
     file_names: ClassVar[Mapping[str, str]] = {}
-    layers: Sequence[Any]
 
     def __init__(
         self,
@@ -142,12 +141,15 @@ class HybridForCausalLM(LlamaForCausalLM):
     def bind_kv_cache(self, caches: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Hand each layer with attention its keys and values."""
         own = iter(caches)
-        for layer in self.layers:
+        for layer in self._hybrid_layers():
             if layer.attention is not None:
                 layer.attention.k_cache, layer.attention.v_cache = next(own)
 
     def bind_states(self, states: Sequence[LayerState | None]) -> None:
         """Hand each layer with a recurrence its states."""
-        for layer, state in zip(self.layers, states, strict=True):
-            if state is not None:
+        for layer, state in zip(self._hybrid_layers(), states, strict=True):
+            if layer.recurrence is not None and state is not None:
                 layer.recurrence.state = state
+
+    def _hybrid_layers(self) -> Sequence[HybridDecoderLayer]:
+        return cast(Sequence[HybridDecoderLayer], self.layers)

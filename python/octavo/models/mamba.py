@@ -77,7 +77,7 @@ def mamba_shape(hf: HfConfig, inner: int) -> MambaShape:
 
 
 def dt_limits(hf: HfConfig) -> tuple[float, float]:
-    """``time_step_limit``. JSON has no infinity: transformers writes ``{"__float__": "Infinity"}``."""
+    """``time_step_limit``; transformers spells infinity ``{"__float__": "Infinity"}``."""
     limits: Sequence[Any] = hf.values.get("time_step_limit") or (0.0, math.inf)
     low, high = (float(x["__float__"] if isinstance(x, Mapping) else x) for x in limits)
     return low, high
@@ -174,7 +174,8 @@ class MambaMixer:
         shape, steps = self._shape, ctx.steps
         if self._scale is not None:
             projected = projected * self._scale
-        gate, xbc, dt = projected.split([shape.inner, shape.channels, shape.num_heads], -1)
+        sizes = [shape.inner, shape.channels, shape.num_heads]
+        gate, xbc, dt = projected.split_with_sizes(sizes, -1)
         assert self.state.recurrent is not None
         xbc = self._ops.causal_conv(
             xbc, self._taps, self._conv_bias, self.state.conv, steps, activation="silu"

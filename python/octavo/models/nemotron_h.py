@@ -1,4 +1,4 @@
-"""NemotronHForCausalLM: one part a layer, a Mamba-2 mixer, attention without rotation, or an MLP."""
+"""NemotronHForCausalLM: a layer is a Mamba-2 mixer, attention without rotation, or an MLP."""
 
 from __future__ import annotations
 

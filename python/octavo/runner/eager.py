@@ -55,7 +55,8 @@ class EagerStep(InFlight):
 class EagerShard:
     """One rank's part of the model, its caches, and the step that it computes.
 
-    ``kv_caches``: (keys, values) of each layer that keeps them. ``is_last``: the model's logits come from it.
+    ``kv_caches``: (keys, values) of each layer that keeps them. ``is_last``: the model's logits
+    come from it.
     """
 
     def __init__(

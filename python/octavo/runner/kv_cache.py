@@ -113,7 +113,9 @@ def plan_kv_cache(
 def allocate_kv_cache(
     plan: KVCachePlan, config: ModelConfig, dtype: torch.dtype, device: torch.device
 ) -> list[tuple[Tensor, Tensor]]:
-    """(keys, values) of each layer that keeps them: [num_blocks, num_kv_heads, block_size, head_dim].
+    """(keys, values) of each layer that keeps them.
+
+    Each is [num_blocks, num_kv_heads, block_size, head_dim].
 
     Of latent attention both are one tensor.
     """

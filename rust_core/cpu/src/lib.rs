@@ -17,6 +17,7 @@ pub mod logits;
 pub mod norm;
 pub mod pool;
 pub mod projection;
+pub mod recurrent;
 pub mod rope;
 mod scratch;
 pub mod simd;

@@ -11,6 +11,9 @@ use crate::scheduler::request::{Request, Slot};
 /// The input id of a token that is still on the device.
 pub const ON_DEVICE: i32 = -1;
 
+/// No checkpoint.
+pub const NO_CHECKPOINT: u32 = u32::MAX;
+
 /// One request's part of a step.
 #[derive(Debug, Clone, Copy)]
 pub struct Entry {
@@ -311,7 +314,6 @@ fn write_copies(out: &mut [i32], copies: &[(u32, u32)]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scheduler::NO_CHECKPOINT;
 
     fn decode(slot: Slot, start: u32) -> Entry {
         Entry {

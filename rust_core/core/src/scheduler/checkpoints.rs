@@ -12,44 +12,15 @@
 //! reference on what it saves to. Nobody else has to: the device copies in the order of the plans.
 
 use super::Scheduler;
-use crate::error::{Error, Result};
-use crate::scheduler::batch::{Entry, Plan};
+use crate::scheduler::batch::{Entry, NO_CHECKPOINT, Plan};
 use crate::scheduler::block_pool::{BlockId, SharedPool};
+use crate::scheduler::config::StateConfig;
 use crate::scheduler::prefix_cache::BlockHash;
 use crate::scheduler::request::{NO_GROUP, Request, RequestStatus, Seat, Slot};
-
-/// No checkpoint.
-pub const NO_CHECKPOINT: u32 = u32::MAX;
 
 /// Part of the interval after which the state of a growing answer is saved again: the next turn
 /// computes so much of this one's answer again at most.
 const ANSWERS_PER_INTERVAL: usize = 8;
-
-/// The checkpoints of a model whose layers have state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StateConfig {
-    /// Rows for checkpoints; 0: nothing is saved.
-    pub num_checkpoints: usize,
-    /// Tokens of a prompt between two checkpoints, rounded up to whole blocks.
-    pub interval: usize,
-}
-
-impl StateConfig {
-    pub(super) fn validate(&self) -> Result<()> {
-        for (name, value, least) in [
-            ("num_state_checkpoints", self.num_checkpoints, 0),
-            ("state_checkpoint_interval", self.interval, 1),
-        ] {
-            // Rows and positions are int32 on the device.
-            if value < least || value > 1 << 29 {
-                return Err(Error::invalid(format!(
-                    "{name} must be in {least}..=2**29, not {value}"
-                )));
-            }
-        }
-        Ok(())
-    }
-}
 
 /// See the module doc.
 #[derive(Debug)]

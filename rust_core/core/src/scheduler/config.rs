@@ -2,7 +2,6 @@
 
 use crate::error::{Error, Result};
 use crate::scheduler::batch::StagingLimits;
-use crate::scheduler::checkpoints::StateConfig;
 
 /// Order of admission.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -21,6 +20,32 @@ pub struct LongPrefill {
     pub threshold: usize,
     /// A prompt may take its even share of the step at least.
     pub is_adaptive: bool,
+}
+
+/// The checkpoints of a model whose layers have state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StateConfig {
+    /// Rows for checkpoints; 0: nothing is saved.
+    pub num_checkpoints: usize,
+    /// Tokens of a prompt between two checkpoints, rounded up to whole blocks.
+    pub interval: usize,
+}
+
+impl StateConfig {
+    pub(super) fn validate(&self) -> Result<()> {
+        for (name, value, least) in [
+            ("num_state_checkpoints", self.num_checkpoints, 0),
+            ("state_checkpoint_interval", self.interval, 1),
+        ] {
+            // Rows and positions are int32 on the device.
+            if value < least || value > 1 << 29 {
+                return Err(Error::invalid(format!(
+                    "{name} must be in {least}..=2**29, not {value}"
+                )));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The scheduler's fixed settings.

@@ -3,9 +3,9 @@
 
 use std::collections::HashMap;
 
-use super::{NO_CHECKPOINT, Scheduler};
+use super::Scheduler;
 use crate::error::{Error, Result};
-use crate::scheduler::batch::Entry;
+use crate::scheduler::batch::{Entry, NO_CHECKPOINT};
 use crate::scheduler::block_table::BlockTable;
 use crate::scheduler::request::{NO_GROUP, NO_SLOT, Request, RequestStatus};
 

@@ -56,11 +56,10 @@ use std::sync::Arc;
 use slab::Slab;
 
 use self::checkpoints::Checkpoints;
-pub use self::checkpoints::{NO_CHECKPOINT, StateConfig};
-pub use self::config::{LongPrefill, Policy, SchedulerConfig};
+pub use self::config::{LongPrefill, Policy, SchedulerConfig, StateConfig};
 use self::groups::Group;
 use crate::error::{Error, Result};
-use crate::scheduler::batch::{Entry, Plan, StagingLimits};
+use crate::scheduler::batch::{Entry, NO_CHECKPOINT, Plan, StagingLimits};
 use crate::scheduler::block_pool::{BlockId, SharedPool};
 use crate::scheduler::prefix_cache::BlockHasher;
 use crate::scheduler::request::{NO_GROUP, NO_SLOT, Prompt, Rank, Request, RequestStatus, Slot};

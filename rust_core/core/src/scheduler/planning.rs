@@ -1,7 +1,7 @@
 //! A step of the admitted requests: decodes, chunks of prefills, memory to grow into.
 
-use super::{LongPrefill, NO_CHECKPOINT, Scheduler};
-use crate::scheduler::batch::{Entry, ON_DEVICE, Plan};
+use super::{LongPrefill, Scheduler};
+use crate::scheduler::batch::{Entry, NO_CHECKPOINT, ON_DEVICE, Plan};
 use crate::scheduler::request::{NO_GROUP, RequestStatus};
 
 impl Scheduler {

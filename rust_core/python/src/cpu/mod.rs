@@ -8,6 +8,7 @@ mod linear;
 mod logits;
 mod machine;
 mod ops;
+mod recurrent;
 
 use pyo3::prelude::*;
 
@@ -15,6 +16,7 @@ pub(crate) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     machine::register(m)?;
     linear::register(m)?;
     ops::register(m)?;
+    recurrent::register(m)?;
     logits::register(m)?;
     decoder::register(m)?;
     encoder::register(m)
