@@ -277,6 +277,7 @@ def write(file: Path, arch: str, model: Any) -> None:
         name = name.replace(".gate.moe_statics.", ".moe_statics.")
         if arch == "granitemoe":
             name = name.replace(".router.weight", ".router.layer.weight")
+            name = name.replace("block_sparse_moe.experts.", "mlp.experts.")
         if name.endswith("e_score_correction_bias"):
             name = name.replace("e_score_correction_bias", "e_score_correction.bias")
             tensor = tensor.squeeze()
