@@ -105,6 +105,8 @@ class ModelConfig:
     routed_scale: float = 1.0
     # The checkpoint holds each expert's gate and up as one tensor.
     fused_experts: bool = False
+    # The text model of a checkpoint with other parts.
+    is_part: bool = False
     eos_token_ids: tuple[int, ...] = ()
     dtype: str = "float32"
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)

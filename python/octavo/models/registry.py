@@ -54,6 +54,7 @@ from octavo.models.qwen3_moe import Qwen3MoeForCausalLM
 from octavo.models.smollm3 import SmolLM3ForCausalLM
 from octavo.models.stablelm import StableLmForCausalLM
 from octavo.models.stage import Stage
+from octavo.models.text_part import text_part
 
 
 class CausalLM(Protocol):
@@ -180,6 +181,9 @@ def config_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
     if architecture in FOREIGN_ENCODERS:
         return read_foreign_encoder(raw)
     architecture = TRUNKS.get(architecture, architecture)
+    if architecture not in ARCHITECTURES and (text := text_part(raw)) is not None:
+        family = model_class(architecture_of(text))
+        return family.read_config(HfConfig(text, family.hf_defaults)).replace(is_part=True)
     if architecture not in ARCHITECTURES:
         from octavo.models import fallback
 
