@@ -125,7 +125,7 @@ def test_gguf_architecture_and_keys(tmp_path: Path, driver: Callable[..., Any]) 
     file = tmp_path / "model.gguf"
     for arch in ("martian", "bert"):
         write_gguf(file, tensors(), arch=arch)
-        assert_refused(driver, file, f"GGUF architecture '{arch}' is not supported; known: gemma")
+        assert_refused(driver, file, f"GGUF architecture '{arch}' is not supported; known: cohere2")
     for key in ("embedding_length", "block_count", "attention.head_count"):
         write_gguf(file, tensors(), without=key)
         assert_refused(driver, file, f"llama.{key} is missing")

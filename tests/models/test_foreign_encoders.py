@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,27 @@ def test_a_classifier_is_what_transformers_computes(
     found = [output.outputs.probs for output in llm.classify(texts, use_tqdm=False)]
     want = torch.stack(logits).softmax(-1)
     torch.testing.assert_close(torch.tensor(found), want, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("strategy", ["max", "sum"])
+@pytest.mark.parametrize("family", ["Bert", "DistilBert"])
+def test_a_weight_for_each_word(family: str, strategy: str, tmp_path: Path) -> None:
+    """SPLADE: as sentence-transformers' sparse encoders are laid out."""
+    model = save(tmp_path, family, "ForMaskedLM")
+    modules = [("MLMTransformer", ""), ("SpladePooling", "1_SpladePooling")]
+    kind = "sentence_transformers.sparse_encoder.models."
+    listed = [{"path": path, "type": kind + name} for name, path in modules]
+    (tmp_path / "modules.json").write_text(json.dumps(listed))
+    (tmp_path / "1_SpladePooling").mkdir()
+    pooling = {"pooling_strategy": strategy, "activation_function": "relu"}
+    (tmp_path / "1_SpladePooling" / "config.json").write_text(json.dumps(pooling))
+    with torch.inference_mode():
+        words = [model(torch.tensor([ids])).logits[0].relu().log1p() for ids in prompts()]
+    want = torch.stack([w.amax(0) if strategy == "max" else w.sum(0) for w in words])
+    llm = LLM(str(tmp_path), threads=1, dtype="float32", max_num_batched_tokens=64)
+    found = torch.tensor([o.outputs.embedding for o in llm.embed(prompts(), use_tqdm=False)])
+    assert found.shape[1] == 300
+    torch.testing.assert_close(found, want, atol=1e-4, rtol=1e-4)
 
 
 def test_a_missing_tensor_is_named(tmp_path: Path) -> None:

@@ -89,13 +89,159 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "gpt-oss": (
+        "gpt-oss",
+        "GptOss",
+        {
+            "head_dim": 40,
+            "num_hidden_layers": 4,
+            "sliding_window": 24,
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+        },
+    ),
+    "Qwen2-MoE": (
+        "qwen2moe",
+        "Qwen2Moe",
+        {
+            "num_experts": 5,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 40,
+            "shared_expert_intermediate_size": 48,
+        },
+    ),
+    "Qwen3-MoE": (
+        "qwen3moe",
+        "Qwen3Moe",
+        {
+            "num_experts": 5,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 40,
+            "norm_topk_prob": True,
+        },
+    ),
+    "OLMo 2": ("olmo2", "Olmo2", {}),
+    "OLMoE": ("olmoe", "Olmoe", {"num_experts": 5, "num_experts_per_tok": 2}),
+    "Cohere 2": (
+        "cohere2",
+        "Cohere2",
+        {"num_hidden_layers": 8, "sliding_window": 24, "tie_word_embeddings": True},
+    ),
+    "Ernie 4.5": ("ernie4_5", "Ernie4_5", {"tie_word_embeddings": True}),
+    "Ernie 4.5 MoE": (
+        "ernie4_5-moe",
+        "Ernie4_5_Moe",
+        {
+            "moe_num_experts": 5,
+            "moe_k": 2,
+            "moe_intermediate_size": 40,
+            "moe_num_shared_experts": 2,
+            "moe_layer_start_index": 1,
+        },
+    ),
+    "GLM-4": ("glm4", "Glm4", rope(partial_rotary_factor=0.5, rope_type="default")),
+    "GLM-4.5": (
+        "glm4moe",
+        "Glm4Moe",
+        {
+            **rope(partial_rotary_factor=0.5, rope_type="default"),
+            "n_routed_experts": 5,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 40,
+            "routed_scaling_factor": 1.5,
+            "use_qk_norm": True,
+        },
+    ),
+    "MiniMax-M2": (
+        "minimax-m2",
+        "MiniMaxM2",
+        {
+            **rope(partial_rotary_factor=0.5, rope_type="default"),
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+        },
+    ),
+    "Granite": ("granite", "Granite", {"attention_multiplier": 0.1, "logits_scaling": 2.0}),
+    "Granite MoE": (
+        "granitemoe",
+        "GraniteMoe",
+        {
+            "attention_multiplier": 0.1,
+            "residual_multiplier": 0.5,
+            "embedding_multiplier": 3.0,
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+        },
+    ),
+    "Hunyuan": ("hunyuan-dense", "HunYuanDenseV1", {"head_dim": 40}),
+    "Hunyuan MoE": (
+        "hunyuan-moe",
+        "HunYuanMoEV1",
+        {"head_dim": 40, "num_experts": 5, "moe_topk": 2},
+    ),
 }
+
+
+def unfused(model: Any) -> dict[str, torch.Tensor]:
+    """A model's tensors; of experts the gate's and up's apart, as llama.cpp writes them."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        # gpt-oss stores its own as [E, K, N], the halves of a row interleaved.
+        is_oss = hasattr(model.config, "swiglu_limit")
+        if not name.partition(".experts.")[2].startswith(("gate_up_proj", "down_proj")):
+            tensors[name] = tensor
+            continue
+        if is_oss and not name.endswith("_bias"):
+            tensor = tensor.transpose(1, 2)
+        suffix = ".bias" if name.endswith("_bias") else ".weight"
+        name = name.removesuffix("_bias")
+        if "gate_up_proj" not in name:
+            tensors[name + suffix] = tensor
+            continue
+        halves = (tensor[:, 0::2], tensor[:, 1::2]) if is_oss else tensor.chunk(2, 1)
+        for half, part in zip(("gate_proj", "up_proj"), halves, strict=True):
+            tensors[name.replace("gate_up_proj", half) + suffix] = part
+    return tensors
+
+
+def write_more(writer: gguf.GGUFWriter, config: Any) -> None:
+    """What families have beyond Llama's keys."""
+
+    def given(*names: str) -> Any:
+        found = (getattr(config, name, None) for name in names)
+        return next((value for value in found if value is not None), None)
+
+    keys = (
+        (writer.add_expert_count, ("num_local_experts", "num_experts", "moe_num_experts")),
+        (writer.add_expert_used_count, ("num_experts_per_tok", "moe_k")),
+        (writer.add_expert_feed_forward_length, ("moe_intermediate_size",)),
+        (writer.add_expert_shared_count, ("n_shared_experts", "moe_num_shared_experts")),
+        (writer.add_expert_weights_scale, ("routed_scaling_factor",)),
+        (writer.add_expert_shared_feed_forward_length, ("shared_expert_intermediate_size",)),
+        (writer.add_leading_dense_block_count, ("first_k_dense_replace", "moe_layer_start_index")),
+        (writer.add_logit_scale, ("logit_scale", "logits_scaling")),
+        (writer.add_attention_scale, ("attention_multiplier",)),
+        (writer.add_residual_scale, ("residual_multiplier",)),
+        (writer.add_embedding_scale, ("embedding_multiplier",)),
+        (writer.add_layer_norm_eps, ("layer_norm_eps",)),
+    )
+    for add, names in keys:
+        if (value := given(*names)) is not None:
+            add(value)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if part := rope.get("partial_rotary_factor"):
+        head_dim = given("head_dim") or config.hidden_size // config.num_attention_heads
+        writer.add_rope_dimension_count(int(head_dim * part))
 
 
 def interleaved(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
     """Llama's queries or keys, weights or biases, as llama.cpp orders them."""
     halves = weight.reshape(num_heads, 2, weight.shape[0] // num_heads // 2, -1)
     return halves.swapaxes(1, 2).reshape(weight.shape)
+
+
+# Converted by classes that llama.cpp derives from Llama's.
+PERMUTED = ("granite", "granitemoe", "llama")
 
 
 def write(file: Path, arch: str, model: Any) -> None:
@@ -109,21 +255,32 @@ def write(file: Path, arch: str, model: Any) -> None:
     writer.add_head_count_kv(config.num_key_value_heads)
     if head_dim := getattr(config, "head_dim", None):
         writer.add_key_length(head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if eps := getattr(config, "rms_norm_eps", None):
+        writer.add_layer_norm_rms_eps(eps)
+    write_more(writer, config)
     write_rope(writer, config)
-    if getattr(config, "sliding_window", None) and arch != "qwen2":
+    if getattr(config, "sliding_window", None) and not arch.startswith("qwen2"):
         writer.add_sliding_window(config.sliding_window)
     kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
     names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
-    for name, tensor in model.state_dict().items():
+    for name, tensor in unfused(model).items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         if arch.startswith("gemma") and name.endswith("norm.weight"):
             tensor = tensor + 1
-        if arch == "llama" and ".q_proj." in name:
+        if arch in PERMUTED and ".q_proj." in name:
             tensor = interleaved(tensor, config.num_attention_heads)
-        if arch == "llama" and ".k_proj." in name:
+        if arch in PERMUTED and ".k_proj." in name:
             tensor = interleaved(tensor, config.num_key_value_heads)
+        name = name.removesuffix(".sinks") + ".sinks.weight" if name.endswith(".sinks") else name
+        # As the released files call them.
+        name = name.replace(".gate.moe_statics.", ".moe_statics.")
+        if arch == "granitemoe":
+            name = name.replace(".router.weight", ".router.layer.weight")
+            name = name.replace("block_sparse_moe.experts.", "mlp.experts.")
+        if name.endswith("e_score_correction_bias"):
+            name = name.replace("e_score_correction_bias", "e_score_correction.bias")
+            tensor = tensor.squeeze()
         theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert theirs is not None, name
         writer.add_tensor(theirs, tensor.contiguous().numpy())

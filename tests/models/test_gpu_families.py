@@ -89,6 +89,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "num_experts_per_tok": 3,
         },
     ),
+    "Bloom": ("Bloom", {}),
+    "MPT": ("Mpt", {}),
+    "GPT-Neo": (
+        "GPTNeo",
+        {
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": 24,
+            "initializer_range": 0.05,
+        },
+    ),
+    "Falcon, ALiBi": ("Falcon", {"alibi": True, "multi_query": False, "parallel_attn": False}),
     "DeepSeek V3": ("DeepseekV3", {**LATENT, **GROUPED}),
     "DeepSeek V2": ("DeepseekV2", {**LATENT, **GROUPED, "topk_method": "group_limited_greedy"}),
     "GLM-4.7-Flash": ("Glm4MoeLite", {**LATENT, **GROUPED}),

@@ -330,7 +330,7 @@ def test_the_text_half_of_a_multimodal_file_loads_by_itself(
     config = json.loads((path / "config.json").read_text())
     whole = {
         "architectures": ["Qwen3_5ForConditionalGeneration"],
-        "text_config": {**config, "architectures": None},
+        "text_config": {**config, "architectures": None, "model_type": "qwen3_5_text"},
         "tie_word_embeddings": True,
     }
     (path / "config.json").write_text(json.dumps(whole))
@@ -338,13 +338,6 @@ def test_the_text_half_of_a_multimodal_file_loads_by_itself(
     torch.testing.assert_close(
         driver(path).logits(token_ids), logits_of(model, token_ids), atol=1e-4, rtol=1e-4
     )
-    save_file(
-        halves | {"model.odd.weight": torch.ones(3)},
-        path / "model.safetensors",
-        metadata={"format": "pt"},
-    )
-    with pytest.raises(ModelLoadError, match=r"tensor model\.odd\.weight is not part of this"):
-        driver(path)
 
 
 @pytest.mark.parametrize("stages", [1, 2])

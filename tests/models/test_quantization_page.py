@@ -102,6 +102,8 @@ def quantization_page() -> str:
     packed = ", ".join(kind for kind in KINDS if kind not in GRIDS)
     kinds = "`tests/models/test_gguf_kinds.py`, `tests/core/test_gguf.py`"
     gguf = [
+        "| gpt-oss's `mxfp4` experts | packed as MXFP4, integer products | dequantized at load | "
+        "`tests/models/test_gpt_oss.py` |",
         f"| GGUF {packed} | packed as they are, integer products | see below | {kinds} |",
         f"| GGUF {', '.join(GRIDS)} | dequantized at load | dequantized at load | {kinds} |",
     ]

@@ -27,15 +27,62 @@ _IN_LAYER = {
     # Phi-3's file calls gate and up together "up".
     "mlp.gate_up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    # Hunyuan's head norms.
+    "self_attn.query_layernorm": "attn_q_norm",
+    "self_attn.key_layernorm": "attn_k_norm",
+    # Routers, experts, and those that all tokens share.
+    "mlp.router": "ffn_gate_inp",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.gate.wg": "ffn_gate_inp",
+    "block_sparse_moe.gate": "ffn_gate_inp",
+    "block_sparse_moe.router.layer": "ffn_gate_inp",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    **{
+        f"{block}.experts.{name}": f"ffn_{theirs}_exps"
+        for block in ("mlp", "block_sparse_moe")
+        for names, theirs in (
+            (("gate_proj", "w1"), "gate"),
+            (("up_proj", "w3"), "up"),
+            (("down_proj", "w2"), "down"),
+        )
+        for name in names
+    },
+    **{
+        f"mlp.{shared}.{name}_proj": f"ffn_{name}_shexp"
+        for shared in ("shared_expert", "shared_experts", "shared_mlp")
+        for name in ("gate", "up", "down")
+    },
 }
-# Gemma 2 and 3 have norms before and after each block.
+# Parameters that are no module's weight or bias.
+_PARAMETERS = {
+    "self_attn.sinks": "attn_sinks.weight",
+    **{f"mlp.experts.{name}_proj_bias": f"ffn_{name}_exps.bias" for name in ("gate", "up", "down")},
+    **{
+        f"{block}.e_score_correction_bias": "exp_probs_b.bias"
+        for block in ("mlp.gate", "mlp.moe_statics", "block_sparse_moe")
+    },
+}
+# Gemma 2 and 3 have norms before and after each block, and so has GLM-4; OLMo 2 has those after it.
 _FOUR_NORMS = {
     "post_attention_layernorm": "post_attention_norm",
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
+_AFTER_ATTENTION = {"post_attention_layernorm": "post_attention_norm"}
+_OF_ARCHITECTURE = {
+    "gemma2": _FOUR_NORMS,
+    "gemma3": _FOUR_NORMS,
+    "glm4": {
+        "post_self_attn_layernorm": "post_attention_norm",
+        "post_mlp_layernorm": "post_ffw_norm",
+    },
+    "glm4moe": _AFTER_ATTENTION,
+    "gpt-oss": _AFTER_ATTENTION,
+    "olmo2": _FOUR_NORMS,
+}
 # Architectures whose queries and keys llama.cpp stores with the halves of a head interleaved.
-INTERLEAVED = frozenset({"llama"})
+INTERLEAVED = frozenset({"granite", "granitemoe", "llama"})
+_PARAMETER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
 # Read with the config (see RopeConfig), not by the model.
 ROPE_FREQS = "rope_freqs.weight"
@@ -50,13 +97,15 @@ def from_hf(name: str, arch: str = "llama") -> str:
     Raises:
         KeyError: GGUF has none.
     """
+    parameter = _PARAMETER.fullmatch(name)
+    if parameter is not None and parameter[2] in _PARAMETERS:
+        return f"blk.{parameter[1]}.{_PARAMETERS[parameter[2]]}"
     match = _LAYER.fullmatch(name)
     if match is None:
         return _TOP[name]
     layer, module, kind = match.groups()
-    four_norms = arch in ("gemma2", "gemma3") and module in _FOUR_NORMS
-    theirs = _FOUR_NORMS[module] if four_norms else _IN_LAYER[module]
-    return f"blk.{layer}.{theirs}.{kind}"
+    own = _OF_ARCHITECTURE.get(arch, {})
+    return f"blk.{layer}.{own.get(module) or _IN_LAYER[module]}.{kind}"
 
 
 def deinterleaved_rows(num_rows: int, num_heads: int) -> Tensor:

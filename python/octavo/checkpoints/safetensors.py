@@ -193,6 +193,10 @@ class SafetensorsWeights:
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 
+    def leave_out(self, names: Iterable[str]) -> None:
+        """Allow these tensors to stay unread."""
+        self._ignored.update(names)
+
     def unread(self) -> set[str]:
         return self._tensors.unread()
 

@@ -128,6 +128,8 @@ class ModelConfig:
     layer_kinds: tuple[str, ...] = ()
     # Of the layers that keep a state.
     state: StateShape | None = None
+    # The text model of a checkpoint with other parts.
+    is_part: bool = False
     eos_token_ids: tuple[int, ...] = ()
     dtype: str = "float32"
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)

@@ -82,24 +82,33 @@ def read_foreign_encoder(raw: Mapping[str, Any]) -> ModelConfig:
 class ForeignEncoder:
     """A transformers encoder, with its classification head where the checkpoint has one.
 
-    ``num_labels``: of that head; 0: there is none.
+    ``num_labels``: of that head; 0: there is none. ``predicts``: with the head of a masked language
+    model, whose logits are then the states.
 
     Raises:
         ModelLoadError: the files do not fit the module.
     """
 
     def __init__(
-        self, config: ModelConfig, folder: Path, dtype: torch.dtype, device: torch.device
+        self,
+        config: ModelConfig,
+        folder: Path,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        predicts: bool = False,
     ) -> None:
         classifies = config.architecture.endswith(_CLASSIFIER)
         hf = _config_of(config.raw)
         self.num_labels = int(hf.num_labels) if classifies else 0
-        self._module = _load(_class_of(config, classifies), hf, folder, dtype).to(device)
+        self._module = _load(_class_of(config, classifies or predicts), hf, folder, dtype).to(
+            device
+        )
         self._pad = int(hf.pad_token_id or 0)
         self._names = inspect.signature(self._module.forward).parameters
 
     def __call__(self, ids: Tensor, ctx: StepContext, is_second: Tensor | None) -> Tensor:
-        """Token ids int32 [T] of whole texts -> states [T, D], or logits [R, labels].
+        """Token ids int32 [T] of whole texts -> states [T, D] or, classified, logits [R, labels].
 
         ``is_second``: [T], the tokens of pairs' second texts.
         """
@@ -135,10 +144,10 @@ def _config_of(raw: Mapping[str, Any]) -> Any:
         raise ModelLoadError(f"config.json: {reason}") from error
 
 
-def _class_of(config: ModelConfig, classifies: bool) -> Any:
+def _class_of(config: ModelConfig, with_head: bool) -> Any:
     transformers: Any = importlib.import_module("transformers")
     family = config.architecture
-    if not classifies:
+    if not with_head:
         family = family.removesuffix("Model").removesuffix(_MASKED) + "Model"
     return getattr(transformers, family)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +18,14 @@ class GgufFacts:
     """Facts that only the tensors hold.
 
     ``vocab_size``: rows of ``token_embd``; ``tied``: there is no ``output.weight``; ``biases``:
-    the first layer's modules that have one; ``freq_factors``: the tensor ``rope_freqs.weight``;
-    ``short_factors``, ``long_factors``: Phi-3's two.
+    the first layer's modules that have one; ``modules``: all of its modules; ``freq_factors``: the
+    tensor ``rope_freqs.weight``; ``short_factors``, ``long_factors``: Phi-3's two.
     """
 
     vocab_size: int
     tied: bool
     biases: frozenset[str] = frozenset()
+    modules: frozenset[str] = frozenset()
     freq_factors: tuple[float, ...] = ()
     short_factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
@@ -77,7 +79,7 @@ def config_from_gguf(metadata: Mapping[str, Any], facts: GgufFacts) -> ModelConf
         "dtype": "bfloat16",
         "raw": dict(metadata),
     }
-    return ModelConfig(**{**fields, **family(get, fields)})
+    return ModelConfig(**{**fields, **family(get, {**fields, "modules": facts.modules})})
 
 
 _Family = Callable[[Getter, Mapping[str, Any]], dict[str, Any]]
@@ -94,6 +96,86 @@ def _qwen2(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _qwen3(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
     return {"qk_norm": True}
+
+
+def _experts(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
+    layers = fields["num_layers"]
+    dense = get.int("leading_dense_block_count", 0)
+    return {
+        "num_experts": get.int("expert_count"),
+        "num_experts_per_token": get.int("expert_used_count"),
+        "moe_intermediate_size": get.int("expert_feed_forward_length", fields["intermediate_size"]),
+        "num_shared_experts": get.int("expert_shared_count", 0),
+        "routed_scale": get.float("expert_weights_scale", 1.0),
+        "moe_layers": tuple(layer >= dense for layer in range(layers)),
+    }
+
+
+def _qwen2_moe(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
+    size = get.int("expert_shared_feed_forward_length")
+    raw = {**fields["raw"], "shared_expert_intermediate_size": size}
+    return {**_experts(get, fields), "renormalize_experts": False, "raw": raw}
+
+
+def _qwen3_moe(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {**_experts(get, fields), "qk_norm": True}
+
+
+def _gpt_oss(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
+    window, rope = get.int("attention.sliding_window", 128), fields["rope"]
+    return {
+        **_experts(get, fields),
+        "attention_sinks": True,
+        "hidden_act": "swiglu_clamped",
+        "sliding_windows": tuple(0 if n % 2 else window for n in range(fields["num_layers"])),
+        # As the model was trained, which files do not say.
+        "rope": dataclasses.replace(rope, scaling={**rope.scaling, "truncate": False}),
+    }
+
+
+def _interleaved(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {"interleaved_rope": True}
+
+
+def _glm4(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {"interleaved_rope": True, "fused_mlp": True, "attention_out_bias": False}
+
+
+def _glm4_moe(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {**_experts(get, fields), "qk_norm": "attn_q_norm" in fields["modules"]}
+
+
+def _ernie_moe(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {**_experts(get, fields), "interleaved_rope": True}
+
+
+def _olmoe(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {**_experts(get, fields), "renormalize_experts": False}
+
+
+def _cohere2(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
+    window, layers = get.int("attention.sliding_window", 4096), fields["num_layers"]
+    windows = tuple(0 if (n + 1) % 4 == 0 else window for n in range(layers))
+    return {
+        "interleaved_rope": True,
+        "logit_scale": get.float("logit_scale"),
+        "rms_norm_eps": float(f"{get.float('attention.layer_norm_epsilon', 1e-5):.6g}"),
+        "rope_layers": tuple(size > 0 for size in windows),
+        "sliding_windows": windows,
+    }
+
+
+def _granite(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "attention_scale": get.float("attention.scale", 1.0),
+        "embedding_scale": get.float("embedding_scale", 1.0),
+        "residual_scale": get.float("residual_scale", 1.0),
+        "logit_scale": 1.0 / get.float("logit_scale", 1.0),
+    }
+
+
+def _granite_moe(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {**_experts(get, fields), **_granite(get, fields)}
 
 
 def _phi3(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,6 +229,21 @@ GGUF_ARCHITECTURES: dict[str, tuple[str, _Family]] = {
     "gemma2": ("Gemma2ForCausalLM", _gemma2),
     "gemma3": ("Gemma3ForCausalLM", _gemma3),
     "phi3": ("Phi3ForCausalLM", _phi3),
+    "cohere2": ("Cohere2ForCausalLM", _cohere2),
+    "ernie4_5": ("Ernie4_5ForCausalLM", _interleaved),
+    "ernie4_5-moe": ("Ernie4_5_MoeForCausalLM", _ernie_moe),
+    "glm4": ("Glm4ForCausalLM", _glm4),
+    "glm4moe": ("Glm4MoeForCausalLM", _glm4_moe),
+    "gpt-oss": ("GptOssForCausalLM", _gpt_oss),
+    "granite": ("GraniteForCausalLM", _granite),
+    "granitemoe": ("GraniteMoeForCausalLM", _granite_moe),
+    "hunyuan-dense": ("HunYuanDenseV1ForCausalLM", _qwen2),
+    "hunyuan-moe": ("HunYuanMoEV1ForCausalLM", _experts),
+    "minimax-m2": ("MiniMaxM2ForCausalLM", _experts),
+    "olmo2": ("Olmo2ForCausalLM", _qwen2),
+    "olmoe": ("OlmoeForCausalLM", _olmoe),
+    "qwen2moe": ("Qwen2MoeForCausalLM", _qwen2_moe),
+    "qwen3moe": ("Qwen3MoeForCausalLM", _qwen3_moe),
 }
 
 

@@ -11,6 +11,7 @@ from octavo.kernels.routing import Routing
 from octavo.kernels.weights import Columns, Rows
 from octavo.layers.moe import MoE
 from octavo.models.config import ModelConfig
+from octavo.models.experts import LLAMA_NAMES, load_experts
 from octavo.models.granite import GraniteDecoderLayer, granite_fields
 from octavo.models.hf_config import HfConfig
 from octavo.models.llama import DecoderLayer, FeedForward, LlamaForCausalLM
@@ -18,13 +19,18 @@ from octavo.models.parts import width_of
 
 
 class GraniteMoeDecoderLayer(GraniteDecoderLayer):
-    """Attention, then experts whose gate and up are one tensor."""
+    """Attention, then experts whose gate and up are one tensor, except in GGUF files."""
 
     __slots__ = ()
 
     @staticmethod
     def make_mlp(config: ModelConfig, layer: int, weights: Weights, ops: OpSet) -> FeedForward:
         prefix = f"model.layers.{layer}.block_sparse_moe"
+        if not config.fused_experts:
+            routing = Routing(config.num_experts_per_token)
+            return load_experts(
+                config, prefix, LLAMA_NAMES, weights, ops, router="router.layer", routing=routing
+            )
         d, f, count = config.hidden_size, config.moe_intermediate_size, config.num_experts
         begin, end = width_of(f, ops.rank)
         is_whole = ops.rank.size == 1
@@ -52,4 +58,5 @@ class GraniteMoeForCausalLM(LlamaForCausalLM):
             num_experts=hf.int("num_local_experts", 8),
             num_experts_per_token=hf.int("num_experts_per_tok", 2),
             moe_intermediate_size=hf.int("intermediate_size"),
+            fused_experts=True,
         )

@@ -39,7 +39,7 @@ _OLD_NAMES = (
     ("max_position_embeddings", "max_seq_len"),
 )
 # What models of another library call it.
-_ROPE_TYPES = {"su": "longrope"}
+_ROPE_TYPES = {"mrope": "default", "su": "longrope"}
 
 
 def architecture_of(raw: Mapping[str, Any]) -> str:

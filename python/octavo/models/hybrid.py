@@ -122,7 +122,7 @@ class HybridForCausalLM(LlamaForCausalLM):
             )
         super().__init__(
             config,
-            RenamedWeights(weights, functools.partial(self.file_name, config)),
+            RenamedWeights(weights, self.file_name),
             ops,
             max_model_len=max_model_len,
             device=device,
@@ -130,7 +130,7 @@ class HybridForCausalLM(LlamaForCausalLM):
         )
 
     @classmethod
-    def file_name(cls, config: ModelConfig, name: str) -> str:
+    def file_name(cls, name: str) -> str:
         """A tensor's or module's name in the family's files."""
         for pattern, replacement in cls.file_names.items():
             name, count = re.subn(pattern, replacement, name)

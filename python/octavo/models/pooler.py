@@ -59,7 +59,7 @@ class Pooler:
 
     def _add(self, kind: str, path: Path, file: Path) -> None:
         match kind:
-            case "Transformer":
+            case "Transformer" | "MLMTransformer":
                 found = (path / f"sentence_{name}_config.json" for name in _SETTINGS)
                 settings = next((file for file in found if file.is_file()), None)
                 values = _read(settings, dict) if settings is not None else {}
@@ -67,6 +67,8 @@ class Pooler:
                 self.max_len = values.get("max_seq_length")
             case "Pooling":
                 self.mode = _mode(path / "config.json")
+            case "SpladePooling":
+                self.mode = _splade_mode(path / "config.json")
             case "Dense":
                 self._steps.append(self._dense(path))
             case "Normalize":
@@ -86,12 +88,15 @@ class Pooler:
                 x = hidden[first_rows(starts, num_rows)].float()
             case "last":
                 x = hidden[(starts[1:] - 1).clamp_min(0)].float()
+            case "splade max":
+                owner, none = _owners(hidden, starts)
+                x = none.index_reduce_(0, owner, _splade(hidden), "amax")[:-1]
+            case "splade sum":
+                owner, none = _owners(hidden, starts)
+                x = none.index_add_(0, owner, _splade(hidden))[:-1]
             case _:
-                rows = torch.arange(num_rows, dtype=torch.int32, device=hidden.device)
-                owner = torch.bucketize(rows, starts[1:], right=True)
-                # One row more, for those of no text.
-                sums = hidden.new_zeros((starts.shape[0], hidden.shape[1]), dtype=torch.float32)
-                x = sums.index_add_(0, owner, hidden.float())[:-1] / starts.diff()[:, None]
+                owner, none = _owners(hidden, starts)
+                x = none.index_add_(0, owner, hidden.float())[:-1] / starts.diff()[:, None]
         for step in self._steps:
             x = step(x)
         return x
@@ -129,6 +134,33 @@ class Pooler:
 def first_rows(starts: Tensor, num_rows: int) -> Tensor:
     """Each text's first row [R]; an empty text after all others gets an existing row."""
     return starts[:-1].clamp_max(num_rows - 1)
+
+
+def _owners(hidden: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+    """The text of each row, and zeros for each text; one more, for rows of none."""
+    rows = torch.arange(hidden.shape[0], dtype=torch.int32, device=hidden.device)
+    owner = torch.bucketize(rows, starts[1:], right=True)
+    return owner, hidden.new_zeros((starts.shape[0], hidden.shape[1]), dtype=torch.float32)
+
+
+def _splade(logits: Tensor) -> Tensor:
+    """The weight of each word of the vocabulary (arXiv 2107.05720)."""
+    return logits.float().relu().log1p()
+
+
+def is_splade(folder: Path) -> bool:
+    """True where a folder's vectors have a number for each word of the vocabulary."""
+    file = folder / "modules.json"
+    modules = _read(file, list) if file.is_file() else []
+    return any(str(module.get("type")).endswith("SpladePooling") for module in modules)
+
+
+def _splade_mode(file: Path) -> str:
+    values = _read(file, dict)
+    strategy = values.get("pooling_strategy", "max")
+    if strategy not in ("max", "sum") or values.get("activation_function", "relu") != "relu":
+        raise ModelLoadError(f"{file}: pooling {strategy!r} of this activation is not supported")
+    return f"splade {strategy}"
 
 
 def _mode(file: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from octavo.models.config import ModelConfig
 from octavo.models.foreign_encoder import FOREIGN_ENCODERS, ForeignEncoder
 from octavo.models.hf_config import architecture_of
 from octavo.models.llama import LlamaForCausalLM
-from octavo.models.pooler import Pooler, first_rows
+from octavo.models.pooler import Pooler, first_rows, is_splade
 from octavo.models.registry import ARCHITECTURES, TRUNKS, CausalLM, model_class
 from octavo.models.source import ModelSource
 from octavo.pooling import Activation, PoolingInfo
@@ -97,12 +98,13 @@ class PoolingModel:
         self._bind: Callable[[Tensor, Tensor], None]
         self._pool: Callable[[Tensor, Tensor], Tensor]
         # Steps whose shapes depend on the texts cannot be captured.
-        self.is_capturable = shape.architecture not in FOREIGN_ENCODERS
+        predicts = is_splade(source.path)
+        self.is_capturable = shape.architecture not in FOREIGN_ENCODERS and not predicts
         if not self.is_capturable:
             if ops.threads is not None:
                 # The module's matrix products are torch's, not the kernels'.
                 torch.set_num_threads(ops.threads.size())
-            self._load_foreign(source, device)
+            self._load_foreign(source, device, predicts)
         else:
             self._load_own(source, ops, device, dtype)
         if max_model_len is not None:
@@ -131,12 +133,20 @@ class PoolingModel:
                 self._load_decoder(source, weights, ops, device)
             weights.finish()
 
-    def _load_foreign(self, source: ModelSource, device: torch.device) -> None:
-        encoder = ForeignEncoder(self.config, source.path, self.act_dtype, device)
+    def _load_foreign(self, source: ModelSource, device: torch.device, predicts: bool) -> None:
+        if predicts and not self.config.architecture.endswith("ForMaskedLM"):
+            raise ModelLoadError(
+                f"{source.path}: {self.config.architecture} has no head that predicts words"
+            )
+        encoder = ForeignEncoder(
+            self.config, source.path, self.act_dtype, device, predicts=predicts
+        )
         self._run = encoder
         self._bind = lambda k, v: None
         if not encoder.num_labels:
             self._make_pooler(source, "mean", device)
+            if predicts:
+                self.info = dataclasses.replace(self.info, size=self.config.vocab_size)
             return
         self._pool = lambda logits, starts: logits
         self._set_classes(source, encoder.num_labels)

@@ -1,6 +1,4 @@
 """Qwen3_5ForCausalLM: Qwen3-Next with projections of their own, dense or with experts.
-
-The text half of a multimodal checkpoint, too: its tensors are below ``model.language_model``.
 """
 
 from __future__ import annotations
@@ -35,14 +33,7 @@ class Qwen3_5ForCausalLM(HybridForCausalLM):
 
     hf_defaults: ClassVar[Mapping[str, Any]] = Qwen3NextForCausalLM.hf_defaults
     layer_class: ClassVar[Callable[..., Any]] = Qwen3_5DecoderLayer
-    other_parts: ClassVar[tuple[str, ...]] = ("model.visual.", "mtp.")
-
-    @classmethod
-    def file_name(cls, config: ModelConfig, name: str) -> str:
-        """A tensor's or module's name in the file of a text model, or of a multimodal one."""
-        if "text_config" not in config.raw:
-            return name
-        return name.replace("model.", "model.language_model.", 1)
+    other_parts: ClassVar[tuple[str, ...]] = ("mtp.",)
 
     @classmethod
     def read_config(cls, hf: HfConfig) -> ModelConfig:

@@ -63,6 +63,7 @@ from octavo.models.qwen3_next import Qwen3NextForCausalLM
 from octavo.models.smollm3 import SmolLM3ForCausalLM
 from octavo.models.stablelm import StableLmForCausalLM
 from octavo.models.stage import Stage
+from octavo.models.text_part import text_part
 
 
 class CausalLM(Protocol):
@@ -166,20 +167,13 @@ TRUNKS: dict[str, str] = {
 TRUNKS["Gemma3TextModel"] = "Gemma3ForCausalLM"
 
 
-# Models of several kinds of input, and what their text half is by itself.
-TEXT_HALVES: dict[str, str] = {
-    f"{family}ForConditionalGeneration": f"{family}ForCausalLM"
-    for family in ("Qwen3_5", "Qwen3_5Moe")
-}
-
-
 class ModelRegistry:
     """The architectures that can be served."""
 
     @staticmethod
     def get_supported_archs() -> list[str]:
         """Architectures as config.json spells them, sorted."""
-        return sorted([*ARCHITECTURES, *ENCODERS, *FOREIGN_ENCODERS, *TRUNKS, *TEXT_HALVES])
+        return sorted([*ARCHITECTURES, *ENCODERS, *FOREIGN_ENCODERS, *TRUNKS])
 
 
 def model_class(architecture: str) -> type[CausalLMClass]:
@@ -208,7 +202,10 @@ def config_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
     if architecture in FOREIGN_ENCODERS:
         return read_foreign_encoder(raw)
     architecture = TRUNKS.get(architecture, architecture)
-    if architecture not in ARCHITECTURES and architecture not in TEXT_HALVES:
+    if architecture not in ARCHITECTURES and (text := text_part(raw)) is not None:
+        family = model_class(architecture_of(text))
+        return family.read_config(HfConfig(text, family.hf_defaults)).replace(is_part=True)
+    if architecture not in ARCHITECTURES:
         from octavo.models import fallback
 
         try:
@@ -216,8 +213,5 @@ def config_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
         except ModelLoadError as error:
             known = ", ".join(ModelRegistry.get_supported_archs())
             raise ModelLoadError(f"{error}; known: {known}") from error
-    if (text_half := TEXT_HALVES.get(architecture)) is not None:
-        architecture = text_half
-        raw = {**raw, **(raw.get("text_config") or {}), "architectures": [text_half]}
     family = model_class(architecture)
     return family.read_config(HfConfig(raw, family.hf_defaults))

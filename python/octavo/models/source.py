@@ -434,6 +434,7 @@ def _config_from_gguf(file: GgufFile, overrides: Mapping[str, Any]) -> ModelConf
             for name in tensors
             if name.startswith("blk.0.") and name.endswith(".bias")
         ),
+        modules=frozenset(name.split(".")[2] for name in tensors if name.startswith("blk.0.")),
         freq_factors=vector(gguf_names.ROPE_FREQS),
         short_factors=vector(gguf_names.ROPE_SHORT),
         long_factors=vector(gguf_names.ROPE_LONG),

@@ -31,6 +31,7 @@ from octavo.checkpoints.quantize import QuantizedWeights
 from octavo.checkpoints.read_ahead import ReadAhead
 from octavo.checkpoints.safetensors import SafetensorsWeights, safetensors_files
 from octavo.checkpoints.schemes.dense import DenseScheme
+from octavo.checkpoints.text_tensors import text_weights
 from octavo.checkpoints.weights import Progress, Weights
 from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
@@ -432,7 +433,7 @@ def _open_weights(
                 return PlacedWeights(weights, device, dtypes.weights)
             return weights
         case "safetensors":
-            return SafetensorsWeights(
+            files = SafetensorsWeights(
                 safetensors_files(source.path),
                 device=device,
                 dtype=dtypes.weights,
@@ -442,6 +443,7 @@ def _open_weights(
                 progress=progress,
                 take=take,
             )
+            return text_weights(files, str(source.path), model_config.is_part)
 
 
 @contextlib.contextmanager
