@@ -73,13 +73,16 @@ def skinny_w4_tiles(rows: int) -> Iterator[SkinnyW4Config]:
         ):
             continue
         for first in (False, True) if rows > 16 else (False,):
-            yield SkinnyW4Config(n, split, parts, warps, stages, 0, first)
+            yield SkinnyW4Config(n, split, parts, warps, stages, first)
 
 
 def gemv_w4_tiles(weight: w4.W4) -> Iterator[GemvW4Config]:
     warps = max(next_power_of_2(threads_of_row(weight)) // 32, 1)
-    for n, steps, ahead in itertools.product((2, 4, 8), (1, 2, 3, 4, 6, 8), (False, True)):
-        yield GemvW4Config(n, steps, warps, ahead)
+    for n, steps, ahead, prefetched in itertools.product(
+        (2, 4), (1, 2, 3, 4, 6, 7, 8), (False, True), (0, 1, 2, 4)
+    ):
+        if prefetched < steps + (not ahead):
+            yield GemvW4Config(n, steps, warps, ahead, prefetched)
 
 
 def skinny_8bit_tiles(rows: int, nbytes: int) -> Iterator[Skinny8BitConfig]:
@@ -192,8 +195,9 @@ class W4:
         w = self.weights
         if rows == 1:
             for tile in gemv_w4_tiles(w[0]) if sweep else (None,):
-                # Neither too few programs nor too many for the multiprocessors' threads.
-                if tile is None or 250 <= n // tile.block_n // tile.steps <= 132 * 32:
+                # Neither too few warps nor too many for the multiprocessors' registers.
+                warps = 0 if tile is None else n // tile.block_n // tile.steps * tile.num_warps
+                if tile is None or 132 * 7 <= warps <= 132 * 24:
                     yield "gemv", tile, lambda x, i, y, t=tile: gemv_w4(x, w[i], None, y, config=t)
         for tile in skinny_w4_tiles(rows) if sweep else (None,):
             if fits(tile, n, k):

@@ -31,13 +31,16 @@ MAX_THREADS = 256
 class GemvW4Config(NamedTuple):
     """Tile of gemv_w4_kernel: weight rows of a step, steps of a program, and its warps.
 
-    ahead: a step's words are asked for before those of the step before it are computed with.
+    ahead: a step's words are asked for before those of the step before it are computed with, the
+    first ones before the wait for the predecessor. prefetched: steps whose words are then asked for
+    in the L2 cache, since nothing else is read until the activations are integers.
     """
 
     block_n: int
     steps: int
     num_warps: int
     ahead: bool
+    prefetched: int
 
 
 @triton.jit
@@ -239,7 +242,8 @@ def gemv_w4_kernel(
     PARTS: tl.constexpr,  # of a thread's words in a chunk, four each
     EVEN: tl.constexpr,  # the threads have K as their columns
     AHEAD: tl.constexpr,
-    LINES: tl.constexpr,  # of 128 bytes a row, prefetched
+    PREFETCHED: tl.constexpr,  # steps
+    LINES: tl.constexpr,  # of 128 bytes a row
     ASM: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -259,12 +263,14 @@ def gemv_w4_kernel(
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
     # Weights are written by no kernel: the first may be on their way before the wait.
-    if PDL and LINES > 0:
-        lines = tl.minimum(tl.arange(0, LINES) * 32, width - 1)
-        prefetch_lines(words + row_of(begin + block, N, GATE)[:, None] * width + lines[None, :])
     if AHEAD:
         tiles = words + row_of(begin + block, N, GATE)[:, None] * width + of_row[None, :]
         ws = load_words(tiles, in_row, PARTS, 4 * SHARE, EVEN)
+    if PDL:
+        lines = tl.minimum(tl.arange(0, LINES) * 32, width - 1)
+        for step in tl.static_range(PREFETCHED):
+            row = row_of(begin + (step + AHEAD) * BLOCK_N + block, N, GATE)
+            prefetch_lines(words + row[:, None] * width + lines[None, :])
     if PDL:
         tl.extra.cuda.gdc_wait()
     k = chunk[:, None] * (4 * GROUP) + t[:, None] % SHARE * 8 + tl.arange(0, 8)[None, :]
@@ -365,7 +371,9 @@ def plan_gemv_w4(n: int, threads: int) -> GemvW4Config:
     """
     # One thread has a place along K: more warps would exchange what they know of the activations.
     warps = max(next_power_of_2(threads) // 32, 1)
-    return GemvW4Config(4, 4 if n > 16384 else (2 if n > 4096 else 1), warps, False)
+    if n > 16384:
+        return GemvW4Config(2, 8, warps, False, 1)
+    return GemvW4Config(4, 1, warps, True, 0) if warps == 1 else GemvW4Config(4, 3, warps, False, 1)
 
 
 def gemv_w4(
@@ -412,7 +420,8 @@ def gemv_w4(
         PARTS=parts,
         EVEN=block_t == threads and chunks * GROUPS * weight.group == k,
         AHEAD=config.ahead,
-        LINES=0 if config.ahead else next_power_of_2(min(chunks * quads // 8, 64)),
+        PREFETCHED=config.prefetched,
+        LINES=next_power_of_2(cdiv(chunks * quads, 8)),
         ASM=not triton.knobs.runtime.interpret,
         num_warps=config.num_warps,
         num_stages=1,

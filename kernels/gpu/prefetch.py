@@ -5,11 +5,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Of each weight row, before the wait for the predecessor: while small kernels run, memory is idle.
-# A power of two; programs that start later than the first find their predecessor ended, and lose a
-# few instructions.
-PREFETCHED_LINES = 16
-
 
 @triton.jit
 def prefetch_lines(pointers):

@@ -14,7 +14,6 @@ import triton.language as tl
 
 from .launch import cdiv, num_sms, pdl_options
 from .limits import block_rows, shared_bytes
-from .prefetch import PREFETCHED_LINES, prefetch_lines
 from .skinny import finish_tile, split_scratch
 from .w4 import W4
 
@@ -22,8 +21,7 @@ from .w4 import W4
 class SkinnyW4Config(NamedTuple):
     """Tile of skinny_w4_kernel: weight rows, parts of K and of each group, warps, loads ahead.
 
-    lines: of 128 bytes a row, asked for before the wait for the predecessor. scaled_first: weights
-    are rounded to the activations' type, as dequantized ones are.
+    scaled_first: weights are rounded to the activations' type, as dequantized ones are.
     """
 
     block_n: int
@@ -31,7 +29,6 @@ class SkinnyW4Config(NamedTuple):
     parts: int
     num_warps: int
     num_stages: int
-    lines: int
     scaled_first: bool = False
 
 
@@ -69,7 +66,6 @@ def skinny_w4_kernel(
     SPLIT_K: tl.constexpr,
     PARTS: tl.constexpr,
     SCALED_FIRST: tl.constexpr,  # scales meet the weights, not the sums of products with a group
-    LINES: tl.constexpr,  # of 128 bytes a row, prefetched
     EVEN: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -95,10 +91,6 @@ def skinny_w4_kernel(
     end = tl.minimum(begin + per_part, NUM_CHUNKS)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-    if PDL and LINES > 0:
-        # Weights are written by no kernel: the first may be on their way before the wait.
-        lines = tl.minimum(begin * PAIRS + tl.arange(0, LINES) * 32, end * PAIRS - 1)
-        prefetch_lines(words + n[:, None] * (NUM_CHUNKS * PAIRS) + lines[None, :])
     if not SCALED_FIRST:
         # Loaded a step ahead: nothing else hides their latency.
         scale4 = tl.load(four_scales + tl.minimum(begin, NUM_CHUNKS - 1))
@@ -172,20 +164,16 @@ def plan_skinny_w4(m: int, n: int, chunks: int, group: int, device: torch.device
     if m <= 8:
         # Instructions of one warp, and many small programs, where there are few rows to share out.
         config = SkinnyW4Config(
-            *(
-                (64, 1, 1, 4, 3, PREFETCHED_LINES)
-                if fills
-                else (32, split, 1, 2, 4, PREFETCHED_LINES)
-            )
+            *((64, 1, 1, 4, 3) if fills else (32, split, 1, 2, 4))
         )
     elif m <= 16:
         config = SkinnyW4Config(
-            *((64, min(chunks, 2), 2, 4, 3, 0) if fills else (64, split, 1, 4, 3, 0))
+            *((64, min(chunks, 2), 2, 4, 3) if fills else (64, split, 1, 4, 3))
         )
     elif m <= 32:
-        config = SkinnyW4Config(*((64, 1, 1, 4, 2, 0) if fills else (64, split, 2, 4, 3, 0)))
+        config = SkinnyW4Config(*((64, 1, 1, 4, 2) if fills else (64, split, 2, 4, 3)))
     else:
-        config = SkinnyW4Config(64, min(split, 2), 2, 4, 3, 0)
+        config = SkinnyW4Config(64, min(split, 2), 2, 4, 3)
     config = config._replace(parts=min(config.parts, group // 16))
     # Words and activations of all steps ahead, within what a program may have.
     row_bytes = 2 * group * config.block_n + 8 * group * block_rows(m)
@@ -237,7 +225,6 @@ def skinny_w4(
         BLOCK_N=config.block_n,
         SPLIT_K=config.split_k,
         PARTS=config.parts,
-        LINES=config.lines,
         SCALED_FIRST=config.scaled_first,
         EVEN=k == chunks * 4 * group,
         num_warps=config.num_warps,

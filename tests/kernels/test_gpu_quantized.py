@@ -120,7 +120,7 @@ def test_skinny_w4(n: int, k: int, size: int, rows: int, split: int, kind: str) 
     x, bias, residual = randn(rows, k), randn(n), randn(rows, n)
     want = x.float() @ w4.unpack(weight).T + bias.float() + residual.float()
     y = torch.empty(rows, n, dtype=HALF, device=DEVICE)
-    config = SkinnyW4Config(16, split, 2 if size == 32 else 1, 4, 2, 2, size < 64)
+    config = SkinnyW4Config(16, split, 2 if size == 32 else 1, 4, 2, size < 64)
     skinny_w4(x, weight, bias, y, residual=residual, config=config)
     assert error_of(y, want) < TOLERANCE[HALF]
 
