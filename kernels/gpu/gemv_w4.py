@@ -361,7 +361,7 @@ def threads_of_row(weight: W4) -> int:
 
 def takes(weight: W4) -> bool:
     """True if ``gemv_w4`` has a form for the weight."""
-    return threads_of_row(weight) <= MAX_THREADS and weight.words.numel() < 2**31
+    return not weight.e2m1 and threads_of_row(weight) <= MAX_THREADS and weight.words.numel() < 2**31
 
 
 def plan_gemv_w4(n: int, threads: int) -> GemvW4Config:

@@ -42,6 +42,31 @@ def scale_of(packed, j: tl.constexpr, scales):
     return bits.to(scales.dtype.element_ty, bitcast=True).to(tl.float32)
 
 
+@triton.jit
+def unpack_group(w, zero4, j: tl.constexpr, X: tl.constexpr, ZERO: tl.constexpr):
+    """Group j of words [N, W] as floats X [N, 2 W], less its zero point; with "add" as it is."""
+    BITS: tl.constexpr = 0x43004300 if tl.bfloat16 == X else 0x64006400
+    ONE: tl.constexpr = 128.0 if tl.bfloat16 == X else 1024.0
+    MIDDLE: tl.constexpr = 8.0 if ZERO == "" else (16.0 if ZERO == "zero" else 0.0)
+    q = (w >> (4 * j)) & 0x000F000F
+    if ZERO == "e2m1":
+        # A sign, two bits of exponent and one of mantissa, where those of a float of X begin.
+        SHIFT: tl.constexpr = 6 if tl.bfloat16 == X else 9
+        q = ((q & 0x00080008) << 12) | ((q & 0x00070007) << SHIFT)
+    elif ZERO == "zero":
+        # Less the zero point, plus 16, in the integers that both halves still are.
+        less = ((zero4 >> (16 * j)).to(tl.int16).to(tl.int32) * 0x00010001) + BITS
+        q = q + less[:, None]
+    else:
+        q = q | BITS
+    low = q.to(tl.int16).to(X, bitcast=True)
+    high = (q >> 16).to(tl.int16).to(X, bitcast=True)
+    floats = tl.reshape(tl.join(low, high), (w.shape[0], 2 * w.shape[1]))
+    if ZERO == "e2m1":
+        return (floats.to(tl.float32) * (2.0**126 if tl.bfloat16 == X else 2.0**14)).to(X)
+    return floats - tl.full([1, 1], ONE + MIDDLE, X)
+
+
 @triton.jit(do_not_specialize=["M"])
 def skinny_w4_kernel(
     x,  # [M, K]
@@ -71,9 +96,6 @@ def skinny_w4_kernel(
 ):
     PAIRS: tl.constexpr = GROUP // 2
     X: tl.constexpr = x.dtype.element_ty
-    BITS: tl.constexpr = 0x43004300 if tl.bfloat16 == X else 0x64006400
-    ONE: tl.constexpr = 128.0 if tl.bfloat16 == X else 1024.0
-    MIDDLE: tl.constexpr = 8.0 if ZERO == "" else (16.0 if ZERO == "zero" else 0.0)
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     n = tl.minimum(rows, N - 1).to(tl.int64)
     m = tl.arange(0, BLOCK_M)
@@ -108,24 +130,14 @@ def skinny_w4_kernel(
         else:
             later = tl.minimum((step + 1) // PARTS, NUM_CHUNKS - 1)
             next_scale4 = tl.load(four_scales + later)
-        if ZERO != "":
-            zero4 = tl.load(four_zeros + chunk)
+        zero4 = tl.load(four_zeros + chunk) if ZERO == "zero" or ZERO == "add" else scale4
         for j in tl.static_range(4):
             k = (chunk * 4 + j) * GROUP + step % PARTS * WIDTH
             if EVEN:
                 xk = tl.load(x_tiles + k, mask=in_m, other=0.0)
             else:
                 xk = tl.load(x_tiles + k, mask=in_m & (k + kk < K)[:, None], other=0.0)
-            q = (w >> (4 * j)) & 0x000F000F
-            if ZERO == "zero":
-                # Less the zero point, plus 16, in the integers that both halves still are.
-                less = ((zero4 >> (16 * j)).to(tl.int16).to(tl.int32) * 0x00010001) + BITS
-                q = q + less[:, None]
-            else:
-                q = q | BITS
-            low = q.to(tl.int16).to(X, bitcast=True)
-            high = (q >> 16).to(tl.int16).to(X, bitcast=True)
-            a = tl.reshape(tl.join(low, high), (BLOCK_N, WIDTH)) - tl.full([1, 1], ONE + MIDDLE, X)
+            a = unpack_group(w, zero4, j, X, ZERO)
             if SCALED_FIRST:
                 acc = tl.dot(a * scale_of(scale4, j, scales).to(X)[:, None], xk, acc)
             else:
