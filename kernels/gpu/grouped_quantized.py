@@ -15,6 +15,7 @@ import triton.language as tl
 
 from ..weights import Planes, Stored
 from .launch import cdiv, pdl_options
+from .limits import shared_bytes
 from .linear_fp8 import Fp8Weight
 from .linear_w4 import W4Weight
 from .prepare import prepare
@@ -182,7 +183,7 @@ def grouped_quantized(
         "BLOCK_M": block_m,
         "BLOCK_N": BLOCK_N,
         "num_warps": 4,
-        "num_stages": 3,
+        "num_stages": _stages(weight, block_m, x.device),
         **pdl_options(),
     }
     at_bias = x if bias is None else bias
@@ -201,6 +202,14 @@ def grouped_quantized(
             BLOCKED=blocked, BLOCK_K=BLOCK_K, **shared,
         )  # fmt: skip
     return y
+
+
+def _stages(weight: W4Weight | Fp8Weight, block_m: int, device: torch.device) -> int:
+    """Steps whose loads are under way, of three as many as shared memory holds."""
+    step = BLOCK_K * (BLOCK_N + 2 * block_m)
+    if isinstance(weight, W4Weight):
+        step = 2 * weight.w4.group * (BLOCK_N + 4 * block_m)
+    return max(min(shared_bytes(device) // step, 3), 1)
 
 
 def stack_experts(experts: Sequence[Sequence[Stored]]) -> W4Weight | Fp8Weight | None:

@@ -1,7 +1,7 @@
 """W4Weight: 4-bit integers with scales of groups on a GPU, by the number of rows.
 
 - one row: ``gemv_w4``, with the norm before it and the gate or the residual after it;
-- up to MAX_SKINNY_ROWS: ``skinny_w4``;
+- up to MAX_SKINNY_ROWS, of many outputs MAX_ROWS_OF_MANY: ``skinny_w4``;
 - beyond: dequantized, then cuBLAS.
 """
 
@@ -23,6 +23,8 @@ from .w4 import E2M1, W4, group_of, pack, unpack
 
 # bench/gpu_products.py --kinds w4 --sweep; bench/results/h200-quantized.md.
 MAX_SKINNY_ROWS = 128
+# With weights of so many rows.
+MANY_OUTPUTS, MAX_ROWS_OF_MANY = 16384, 256
 # float16's normal numbers, between which a float32 scale loses no more than its last bits.
 _HALF_RANGE = (2.0**-14, 65504.0)
 
@@ -47,7 +49,8 @@ class W4Weight(QuantizedWeight):
         y: torch.Tensor,
     ) -> bool:
         rows = x.shape[0]
-        if rows > MAX_SKINNY_ROWS or x.dtype not in (torch.bfloat16, torch.float16):
+        most = MAX_ROWS_OF_MANY if self.shape[0] >= MANY_OUTPUTS else MAX_SKINNY_ROWS
+        if rows > most or x.dtype not in (torch.bfloat16, torch.float16):
             return False
         if self.order is not None:
             x = x.index_select(1, self.order)

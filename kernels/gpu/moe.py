@@ -196,8 +196,7 @@ class GpuExperts(Experts):
 
     def __init__(self, gate_up: Sequence[Sequence[Stored]], down: Sequence[Stored]) -> None:
         self.num_elements = sum(
-            part.shape[0] * part.shape[1]
-            for part in itertools.chain(down, *gate_up)
+            part.shape[0] * part.shape[1] for part in itertools.chain(down, *gate_up)
         )
         w13 = stack_experts(gate_up)
         w2 = None if w13 is None else stack_experts([[part] for part in down])

@@ -175,17 +175,16 @@ def plan_skinny_w4(m: int, n: int, chunks: int, group: int, device: torch.device
         split *= 2
     if m <= 8:
         # Instructions of one warp, and many small programs, where there are few rows to share out.
-        config = SkinnyW4Config(
-            *((64, 1, 1, 4, 3) if fills else (32, split, 1, 2, 4))
-        )
+        config = SkinnyW4Config(*((64, 1, 1, 4, 3) if fills else (32, split, 1, 2, 4)))
     elif m <= 16:
-        config = SkinnyW4Config(
-            *((64, min(chunks, 2), 2, 4, 3) if fills else (64, split, 1, 4, 3))
-        )
+        config = SkinnyW4Config(*((64, min(chunks, 2), 2, 4, 3) if fills else (64, split, 1, 4, 3)))
     elif m <= 32:
         config = SkinnyW4Config(*((64, 1, 1, 4, 2) if fills else (64, split, 2, 4, 3)))
-    else:
+    elif m <= 128:
         config = SkinnyW4Config(64, min(split, 2), 2, 4, 3)
+    else:
+        # As many sums as registers hold: none of their own for a group.
+        config = SkinnyW4Config(128, 1, 4, 8, 3, True)
     config = config._replace(parts=min(config.parts, group // 16))
     # Words and activations of all steps ahead, within what a program may have.
     row_bytes = 2 * group * config.block_n + 8 * group * block_rows(m)

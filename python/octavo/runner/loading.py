@@ -45,7 +45,7 @@ from octavo.models.registry import ARCHITECTURES, CausalLM, model_class
 from octavo.models.source import ModelSource
 from octavo.models.stage import Stage, stages_of
 from octavo.runner.devices import resolve_device, shard_devices
-from octavo.runner.dtypes import KV_DTYPES, ModelDtypes, resolve_dtypes
+from octavo.runner.dtypes import DTYPES, KV_DTYPES, ModelDtypes, resolve_dtypes
 from octavo.runner.lockstep import LockstepExchange
 from octavo.runner.mesh import Exchange, Mesh, NoExchange, ranks_of
 
