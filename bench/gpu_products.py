@@ -73,12 +73,12 @@ def skinny_w4_tiles(rows: int) -> Iterator[SkinnyW4Config]:
         ):
             continue
         for first in (False, True) if rows > 16 else (False,):
-            yield SkinnyW4Config(n, split, parts, warps, stages, 0, first)
+            yield SkinnyW4Config(n, split, parts, warps, stages, first)
 
 
 def gemv_w4_tiles(weight: w4.W4) -> Iterator[GemvW4Config]:
     warps = max(next_power_of_2(threads_of_row(weight)) // 32, 1)
-    for n, steps, ahead in itertools.product((2, 4, 8), (1, 2, 3, 4, 6, 8), (False, True)):
+    for n, steps, ahead in itertools.product((2, 4), (1, 2, 3, 4, 6, 7, 8), (False, True)):
         yield GemvW4Config(n, steps, warps, ahead)
 
 
@@ -191,10 +191,17 @@ class W4:
     def candidates(self, rows: int, n: int, k: int, sweep: bool) -> Iterator[Candidate]:
         w = self.weights
         if rows == 1:
-            for tile in gemv_w4_tiles(w[0]) if sweep else (None,):
-                # Neither too few programs nor too many for the multiprocessors' threads.
-                if tile is None or 250 <= n // tile.block_n // tile.steps <= 132 * 32:
-                    yield "gemv", tile, lambda x, i, y, t=tile: gemv_w4(x, w[i], None, y, config=t)
+            for of_row in gemv_w4_tiles(w[0]) if sweep else (None,):
+                # Neither too few warps nor too many for the multiprocessors' registers.
+                warps = 1000
+                if of_row is not None:
+                    warps = n // of_row.block_n // of_row.steps * of_row.num_warps
+                if 132 * 7 <= warps <= 132 * 24:
+                    yield (
+                        "gemv",
+                        of_row,
+                        lambda x, i, y, t=of_row: gemv_w4(x, w[i], None, y, config=t),
+                    )
         for tile in skinny_w4_tiles(rows) if sweep else (None,):
             if fits(tile, n, k):
                 yield "skinny", tile, lambda x, i, y, t=tile: skinny_w4(x, w[i], None, y, config=t)
@@ -214,6 +221,7 @@ def graph_ms(launch: Callable[[], Any]) -> float:
     """Median time of one replay, in ms."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
+        launch()  # the stream's counters of split products exist before a capture
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
             launch()

@@ -27,7 +27,9 @@ def bytes_per_row(head_dim: int, dtype: torch.dtype) -> int:
     return head_dim * dtype.itemsize + (_SCALE_BYTES if dtype in LARGEST else 0)
 
 
-def make_cache(shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+def make_cache(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """A cache of zeros, or on a CPU of memory as the system gives it: unused blocks cost nothing.
 
     Raises:

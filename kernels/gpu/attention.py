@@ -78,9 +78,7 @@ def prefill_steps(
                 kv, table, kv_head, position, valid, KV, query.dtype
             )
         else:
-            keys, values = load_all_keys_and_values(
-                kv, table, kv_head, position, KV, query.dtype
-            )
+            keys, values = load_all_keys_and_values(kv, table, kv_head, position, KV, query.dtype)
         scores = tl.dot(query, keys.to(query.dtype), input_precision=PRECISION)
         scores = to_log2_scores(scores, scale, softcap)
         scores = lean(scores, slopes, head, in_rows, position[None, :] - q_position[:, None])

@@ -33,7 +33,7 @@ def dequantize_w4_kernel(
     chunk = tl.program_id(1)
     w = tl.load(words + (n * NUM_CHUNKS + chunk)[:, None] * PAIRS + tl.arange(0, PAIRS)[None, :])
     scale4 = tl.load(scales.to(tl.pointer_type(tl.int64)) + n * NUM_CHUNKS + chunk)
-    if ZERO != "":
+    if ZERO == "zero" or ZERO == "add":
         zero4 = tl.load(zeros.to(tl.pointer_type(tl.int64)) + n * NUM_CHUNKS + chunk)
     if PDL:
         # The memory written may still be read by what runs before.
@@ -45,7 +45,11 @@ def dequantize_w4_kernel(
         low, high = q & 15, q >> 16
         value = tl.reshape(tl.join(low, high), (BLOCK_N, GROUP))
         scale = scale_of(scale4, j, scales)[:, None]
-        if ZERO == "":
+        if ZERO == "e2m1":
+            magnitude = (value & 7) << 22
+            bits = ((value & 8) << 28) | magnitude
+            value = bits.to(tl.float32, bitcast=True) * 2.0**126 * scale
+        elif ZERO == "":
             value = (value - 8).to(tl.float32) * scale
         elif ZERO == "zero":
             more = (zero4 >> (16 * j)).to(tl.int16).to(tl.int32) - 16

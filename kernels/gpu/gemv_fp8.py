@@ -12,7 +12,6 @@ import triton
 import triton.language as tl
 
 from .launch import cdiv, pdl_options
-from .prefetch import PREFETCHED_LINES, prefetch_lines
 
 
 class GemvFp8Config(NamedTuple):
@@ -73,7 +72,6 @@ def gemv_fp8_kernel(
     BLOCK_W: tl.constexpr,
     EVEN: tl.constexpr,
     ONE_STEP: tl.constexpr,
-    LINES: tl.constexpr,  # of 128 bytes a row, prefetched behind the first tile
     ASM: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -89,8 +87,6 @@ def gemv_fp8_kernel(
     # Weights are written by no kernel: their first tile may be on its way before the wait.
     w = tl.load(tiles, mask=(c < WORDS)[None, :], other=0, eviction_policy="evict_first")
     if PDL:
-        lines = tl.minimum(BLOCK_W + tl.arange(0, LINES) * 32, WORDS - 1)
-        prefetch_lines(weight + n * WORDS + lines[None, :])
         tl.extra.cuda.gdc_wait()
     acc = tl.zeros([BLOCK_N, BLOCK_W], dtype=tl.float32)
     for k in range(0, WORDS, BLOCK_W):
@@ -181,7 +177,6 @@ def gemv_fp8(
         BLOCK_W=config.words,
         EVEN=words % config.words == 0,
         ONE_STEP=words <= config.words,
-        LINES=PREFETCHED_LINES,
         ASM=not triton.knobs.runtime.interpret,
         num_warps=config.num_warps,
         num_stages=1,

@@ -16,22 +16,23 @@ import triton.language as tl
 
 from ..weights import Norm
 from .activation import activate
-from .launch import cdiv, next_power_of_2, pdl_options
-from .prefetch import prefetch_lines
+from .launch import cdiv, next_power_of_2, num_sms, pdl_options
 from .skinny_w4 import scale_of
 from .w4 import GROUPS, W4
-
 
 # Of a thread's words in a chunk: each group's sums become floats once for all of them.
 MAX_PARTS = 4
 # A row is shared by as many as a program may have without exchanging through memory too much.
 MAX_THREADS = 256
+# By the registers that a thread has.
+WARPS_PER_SM = 16
 
 
 class GemvW4Config(NamedTuple):
     """Tile of gemv_w4_kernel: weight rows of a step, steps of a program, and its warps.
 
-    ahead: a step's words are asked for before those of the step before it are computed with.
+    ahead: a step's words are asked for before those of the step before it are computed with, the
+    first ones before the wait for the predecessor.
     """
 
     block_n: int
@@ -42,7 +43,7 @@ class GemvW4Config(NamedTuple):
 
 @triton.jit
 def bytes_of(a, b, SELECT: tl.constexpr, ASM: tl.constexpr):
-    """A word of four of a's (0 to 3) and b's (4 to 7) bytes, named by SELECT's digits from the last."""
+    """A word of bytes of a (0 to 3) and b (4 to 7), named by SELECT's digits from the last on."""
     if ASM:
         if SELECT == 0x6420:
             return _permute(a, b, "prmt.b32 $0, $1, $2, 0x6420;")
@@ -65,9 +66,7 @@ def bytes_of(a, b, SELECT: tl.constexpr, ASM: tl.constexpr):
 
 @triton.jit
 def _permute(a, b, CODE: tl.constexpr):
-    return tl.inline_asm_elementwise(
-        CODE, "=r,r,r", [a, b], dtype=tl.int32, is_pure=True, pack=1
-    )
+    return tl.inline_asm_elementwise(CODE, "=r,r,r", [a, b], dtype=tl.int32, is_pure=True, pack=1)
 
 
 @triton.jit
@@ -95,7 +94,7 @@ def add_products(a, b, c, SIGNED: tl.constexpr, ASM: tl.constexpr):
 
 @triton.jit
 def unit_of(largest):
-    """(value of 1, its inverse) of integers of 14 bits and a sign for floats up to so large a one."""
+    """(value of 1, its inverse) of integers of 14 bits and a sign for floats up to ``largest``."""
     exponent = largest.to(tl.int32, bitcast=True) >> 23
     # Numbers so small are of no consequence, and have no inverse of this kind.
     exponent = tl.maximum(exponent, 40)
@@ -239,7 +238,6 @@ def gemv_w4_kernel(
     PARTS: tl.constexpr,  # of a thread's words in a chunk, four each
     EVEN: tl.constexpr,  # the threads have K as their columns
     AHEAD: tl.constexpr,
-    LINES: tl.constexpr,  # of 128 bytes a row, prefetched
     ASM: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -259,9 +257,6 @@ def gemv_w4_kernel(
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
     # Weights are written by no kernel: the first may be on their way before the wait.
-    if PDL and LINES > 0:
-        lines = tl.minimum(tl.arange(0, LINES) * 32, width - 1)
-        prefetch_lines(words + row_of(begin + block, N, GATE)[:, None] * width + lines[None, :])
     if AHEAD:
         tiles = words + row_of(begin + block, N, GATE)[:, None] * width + of_row[None, :]
         ws = load_words(tiles, in_row, PARTS, 4 * SHARE, EVEN)
@@ -292,9 +287,7 @@ def gemv_w4_kernel(
             ws = load_words(tiles, in_row, PARTS, 4 * SHARE, EVEN)
         # Rows come last from here on: the layout that loads of scales are given is then the words'.
         fours = n[None, :] * NUM_CHUNKS + chunk[:, None]
-        scale4 = tl.load(
-            scales.to(tl.pointer_type(tl.int64)) + fours, mask=in_chunks, other=0
-        )
+        scale4 = tl.load(scales.to(tl.pointer_type(tl.int64)) + fours, mask=in_chunks, other=0)
         if ZERO != "":
             zero4 = tl.load(zeros.to(tl.pointer_type(tl.int64)) + fours, mask=in_chunks, other=0)
         if AHEAD:
@@ -355,17 +348,23 @@ def threads_of_row(weight: W4) -> int:
 
 def takes(weight: W4) -> bool:
     """True if ``gemv_w4`` has a form for the weight."""
-    return threads_of_row(weight) <= MAX_THREADS and weight.words.numel() < 2**31
+    return (
+        not weight.e2m1 and threads_of_row(weight) <= MAX_THREADS and weight.words.numel() < 2**31
+    )
 
 
-def plan_gemv_w4(n: int, threads: int) -> GemvW4Config:
+def plan_gemv_w4(n: int, threads: int, device: torch.device) -> GemvW4Config:
     """The tile of one row times a weight of n rows, each shared by so many threads.
 
     ``bench/gpu_products.py --kinds w4 --sweep`` prints the alternatives.
     """
     # One thread has a place along K: more warps would exchange what they know of the activations.
     warps = max(next_power_of_2(threads) // 32, 1)
-    return GemvW4Config(4, 4 if n > 16384 else (2 if n > 4096 else 1), warps, False)
+    if warps > 1:
+        return GemvW4Config(4, 3, warps, False)
+    # All rows at once in the warps that fit: what is known of the activations serves many rows.
+    steps = cdiv(n, 2 * WARPS_PER_SM * num_sms(device))
+    return GemvW4Config(2, min(steps, 8), 1, False) if steps > 2 else GemvW4Config(4, 1, 1, True)
 
 
 def gemv_w4(
@@ -384,7 +383,7 @@ def gemv_w4(
     chunks, quads = weight.chunks, weight.group // 8
     parts = min(quads, MAX_PARTS)
     threads = threads_of_row(weight)
-    config = config or plan_gemv_w4(n, threads)
+    config = config or plan_gemv_w4(n, threads, x.device)
     block_t = next_power_of_2(threads)
     gemv_w4_kernel[(cdiv(n, config.block_n * config.steps),)](
         x,
@@ -412,7 +411,6 @@ def gemv_w4(
         PARTS=parts,
         EVEN=block_t == threads and chunks * GROUPS * weight.group == k,
         AHEAD=config.ahead,
-        LINES=0 if config.ahead else next_power_of_2(min(chunks * quads // 8, 64)),
         ASM=not triton.knobs.runtime.interpret,
         num_warps=config.num_warps,
         num_stages=1,

@@ -1,13 +1,14 @@
 """W4Weight: 4-bit integers with scales of groups on a GPU, by the number of rows.
 
 - one row: ``gemv_w4``, with the norm before it and the gate or the residual after it;
-- up to MAX_SKINNY_ROWS: ``skinny_w4``;
+- up to MAX_SKINNY_ROWS, of many outputs MAX_ROWS_OF_MANY: ``skinny_w4``;
 - beyond: dequantized, then cuBLAS.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -18,10 +19,12 @@ from . import gemv_w4
 from .dequantize_w4 import dequantize_w4
 from .linear_quantized import QuantizedWeight
 from .skinny_w4 import skinny_w4
-from .w4 import W4, group_of, pack, unpack
+from .w4 import E2M1, W4, group_of, pack, unpack
 
 # bench/gpu_products.py --kinds w4 --sweep; bench/results/h200-quantized.md.
 MAX_SKINNY_ROWS = 128
+# With weights of so many rows.
+MANY_OUTPUTS, MAX_ROWS_OF_MANY = 16384, 256
 # float16's normal numbers, between which a float32 scale loses no more than its last bits.
 _HALF_RANGE = (2.0**-14, 65504.0)
 
@@ -46,7 +49,8 @@ class W4Weight(QuantizedWeight):
         y: torch.Tensor,
     ) -> bool:
         rows = x.shape[0]
-        if rows > MAX_SKINNY_ROWS or x.dtype not in (torch.bfloat16, torch.float16):
+        most = MAX_ROWS_OF_MANY if self.shape[0] >= MANY_OUTPUTS else MAX_SKINNY_ROWS
+        if rows > most or x.dtype not in (torch.bfloat16, torch.float16):
             return False
         if self.order is not None:
             x = x.index_select(1, self.order)
@@ -82,6 +86,7 @@ class W4Weight(QuantizedWeight):
             zeros,
             weight.group,
             (ids.numel(), self.shape[1]),
+            weight.e2m1,
         )
         return self._ordered(unpack(rows))
 
@@ -98,7 +103,10 @@ def prepare_w4(parts: Sequence[Planes], exact: bool) -> W4Weight | None:
     Columns whose groups are in no order are sorted by them, if all groups are of one size.
     """
     found = [part.in_order().planes for part in parts]
-    if any("codes" in planes for planes in found):
+    floats = [_is_e2m1(planes) for planes in found]
+    if any("codes" in p and not e for p, e in zip(found, floats, strict=True)):
+        return None
+    if len(set(floats)) > 1:
         return None
     maps = [planes.get("group") for planes in found]
     first = maps[0]
@@ -116,7 +124,7 @@ def prepare_w4(parts: Sequence[Planes], exact: bool) -> W4Weight | None:
     if any(size is None for size in sizes):
         return None
     group = min(size for size in sizes if size is not None)
-    has_zero = not all(_is_symmetric(planes) for planes in found)
+    has_zero = not floats[0] and not all(_is_symmetric(planes) for planes in found)
     packed = []
     for planes in found:
         q, zero = planes["q"], planes.get("zero")
@@ -127,7 +135,8 @@ def prepare_w4(parts: Sequence[Planes], exact: bool) -> W4Weight | None:
         if order is not None:
             q = q.index_select(1, order)
         zeros = zero.to(torch.int16) + offset if has_zero else None
-        packed.append(pack(q.contiguous(), _half_scales(planes["scale"]), zeros, group))
+        made = pack(q.contiguous(), _half_scales(planes["scale"]), zeros, group)
+        packed.append(replace(made, e2m1=floats[0]))
     return W4Weight(_stacked(packed), order)
 
 
@@ -146,6 +155,12 @@ def prepare_gguf(parts: Sequence[Planes], exact: bool) -> W4Weight | None:
         both = _half_scales(torch.stack([groups.scale, offset]))
         packed.append(pack(groups.q, both[0], both[1], 32))
     return W4Weight(_stacked(packed))
+
+
+def _is_e2m1(planes: PlaneMap) -> bool:
+    """True if elements are 4-bit floats by their bits."""
+    codes = planes.get("codes")
+    return codes is not None and codes.tolist() == list(E2M1)
 
 
 def _same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
@@ -185,4 +200,5 @@ def _stacked(parts: Sequence[W4]) -> W4:
         torch.cat(zeros) if zeros else None,
         parts[0].group,
         (sum(part.shape[0] for part in parts), parts[0].shape[1]),
+        parts[0].e2m1,
     )

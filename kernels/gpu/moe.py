@@ -7,7 +7,9 @@ the last expert's do nothing.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 import triton
@@ -17,7 +19,13 @@ from ..reference import stack_dense
 from ..routing import Routing
 from ..weights import ExpertBiases, Experts, Stored, dense
 from .activation import gated_activation
+from .grouped_quantized import SortedRows, grouped_quantized, stack_experts
 from .launch import cdiv, check_shape, check_tensors, pdl_options
+from .linear_fp8 import Fp8Weight
+from .linear_w4 import W4Weight
+
+# All experts' weights of one product.
+Grouped: TypeAlias = torch.Tensor | W4Weight | Fp8Weight
 
 # Few rows an expert is the rule (decodes): the smallest tile of the matrix units.
 BLOCK_M_FEW, BLOCK_M_MANY = 16, 64
@@ -100,8 +108,8 @@ def _sort_by_expert(
 def moe(
     x: torch.Tensor,
     router_logits: torch.Tensor,
-    w13: torch.Tensor,
-    w2: torch.Tensor,
+    w13: Grouped,
+    w2: Grouped,
     routing: Routing,
     *,
     biases: ExpertBiases | None = None,
@@ -112,8 +120,8 @@ def moe(
     Args:
         x: [T, D].
         router_logits: [T, E].
-        w13: [E, 2F, D], gate rows, then up rows.
-        w2: [E, D, F].
+        w13: [E, 2F, D], gate rows, then up rows; quantized [E 2F, D].
+        w2: [E, D, F]; quantized [E D, F].
         biases: of gate and up [E, 2F], and of down [E, D].
 
     Returns:
@@ -122,12 +130,13 @@ def moe(
     Raises:
         ValueError: on a wrong shape, layout or device.
     """
-    check_tensors(x=x, router_logits=router_logits, w13=w13, w2=w2)
+    check_tensors(x=x, router_logits=router_logits)
     tokens, hidden = x.shape
-    num_experts, double, _ = w13.shape
+    num_experts = router_logits.shape[1]
     check_shape("router_logits", router_logits, tokens, num_experts)
-    check_shape("w13", w13, num_experts, double, hidden)
-    check_shape("w2", w2, num_experts, hidden, double // 2)
+    double = w13.shape[-2] if isinstance(w13, torch.Tensor) else w13.shape[0] // num_experts
+    _check_experts("w13", w13, num_experts, double, hidden)
+    _check_experts("w2", w2, num_experts, hidden, double // 2)
     if not tokens:
         return torch.empty_like(x)
     weights, experts = routing.choose(router_logits)
@@ -139,12 +148,13 @@ def moe(
     slot_weights = weights.reshape(-1).contiguous()
 
     def grouped(
-        rows: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        top: int,
-        weighted: bool,
+        rows: torch.Tensor, weight: Grouped, bias: torch.Tensor | None, top: int, weighted: bool
     ) -> torch.Tensor:
+        if not isinstance(weight, torch.Tensor):
+            ordered = SortedRows(slot_ids, tile_experts, slot_weights, slots, num_experts)
+            return grouped_quantized(
+                rows, weight, bias, ordered, slots_per_row=top, weighted=weighted, block_m=block_m
+            )
         n, k = weight.shape[1:]
         out = torch.empty((slots, n), dtype=x.dtype, device=x.device)
         grouped_linear_kernel[(tile_experts.numel(), cdiv(n, BLOCK_N))](
@@ -175,8 +185,20 @@ def moe(
     return out.view(tokens, top_k, hidden).float().sum(1).to(x.dtype)
 
 
+def _check_experts(name: str, weight: Grouped, num_experts: int, n: int, k: int) -> None:
+    """Raises ValueError: experts of another shape."""
+    if isinstance(weight, torch.Tensor):
+        check_tensors(**{name: weight})
+        check_shape(name, weight, num_experts, n, k)
+    elif weight.shape != (num_experts * n, k):
+        raise ValueError(f"{name} must be {[num_experts * n, k]}, not {list(weight.shape)}")
+
+
 class GpuExperts(Experts):
-    """w13 [E, 2F, D] (gate rows, then up rows) and w2 [E, D, F], both dense."""
+    """w13 [E, 2F, D] (gate rows, then up rows) and w2 [E, D, F], both dense or both quantized.
+
+    Quantized ones are weights [E 2F, D] and [E D, F].
+    """
 
     __slots__ = ("biases", "num_elements", "w2", "w13")
 
@@ -187,9 +209,18 @@ class GpuExperts(Experts):
         biases: ExpertBiases | None = None,
     ) -> None:
         self.biases = biases
+        self.num_elements = sum(
+            part.shape[0] * part.shape[1] for part in itertools.chain(down, *gate_up)
+        )
+        w13 = stack_experts(gate_up)
+        w2 = None if w13 is None else stack_experts([[part] for part in down])
+        self.w13: Grouped
+        self.w2: Grouped
+        if w13 is not None and w2 is not None:
+            self.w13, self.w2 = w13, w2
+            return
         self.w13 = torch.stack([stack_dense(parts) for parts in gate_up])
         self.w2 = torch.stack([dense(part) for part in down])
-        self.num_elements = self.w13.numel() + self.w2.numel()
 
     def mix(
         self,

@@ -161,9 +161,7 @@ def load_keys_and_values(
 
 
 @triton.jit
-def load_all_keys_and_values(
-    kv, table, kv_head, position, KV: tl.constexpr, type: tl.constexpr
-):
+def load_all_keys_and_values(kv, table, kv_head, position, KV: tl.constexpr, type: tl.constexpr):
     """load_keys_and_values where every position is valid: no masks but that of the head."""
     d = tl.arange(0, KV.block_d)
     block = tl.load(table + position // KV.block_size).to(tl.int64)

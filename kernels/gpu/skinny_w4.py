@@ -14,7 +14,6 @@ import triton.language as tl
 
 from .launch import cdiv, num_sms, pdl_options
 from .limits import block_rows, shared_bytes
-from .prefetch import PREFETCHED_LINES, prefetch_lines
 from .skinny import finish_tile, split_scratch
 from .w4 import W4
 
@@ -22,8 +21,7 @@ from .w4 import W4
 class SkinnyW4Config(NamedTuple):
     """Tile of skinny_w4_kernel: weight rows, parts of K and of each group, warps, loads ahead.
 
-    lines: of 128 bytes a row, asked for before the wait for the predecessor. scaled_first: weights
-    are rounded to the activations' type, as dequantized ones are.
+    scaled_first: weights are rounded to the activations' type, as dequantized ones are.
     """
 
     block_n: int
@@ -31,7 +29,6 @@ class SkinnyW4Config(NamedTuple):
     parts: int
     num_warps: int
     num_stages: int
-    lines: int
     scaled_first: bool = False
 
 
@@ -43,6 +40,31 @@ def scale_of(packed, j: tl.constexpr, scales):
         return (half & -65536).to(tl.float32, bitcast=True)
     bits = (packed >> (16 * j)).to(tl.int16)
     return bits.to(scales.dtype.element_ty, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def unpack_group(w, zero4, j: tl.constexpr, X: tl.constexpr, ZERO: tl.constexpr):
+    """Group j of words [N, W] as floats X [N, 2 W], less its zero point; with "add" as it is."""
+    BITS: tl.constexpr = 0x43004300 if tl.bfloat16 == X else 0x64006400
+    ONE: tl.constexpr = 128.0 if tl.bfloat16 == X else 1024.0
+    MIDDLE: tl.constexpr = 8.0 if ZERO == "" else (16.0 if ZERO == "zero" else 0.0)
+    q = (w >> (4 * j)) & 0x000F000F
+    if ZERO == "e2m1":
+        # A sign, two bits of exponent and one of mantissa, where those of a float of X begin.
+        SHIFT: tl.constexpr = 6 if tl.bfloat16 == X else 9
+        q = ((q & 0x00080008) << 12) | ((q & 0x00070007) << SHIFT)
+    elif ZERO == "zero":
+        # Less the zero point, plus 16, in the integers that both halves still are.
+        less = ((zero4 >> (16 * j)).to(tl.int16).to(tl.int32) * 0x00010001) + BITS
+        q = q + less[:, None]
+    else:
+        q = q | BITS
+    low = q.to(tl.int16).to(X, bitcast=True)
+    high = (q >> 16).to(tl.int16).to(X, bitcast=True)
+    floats = tl.reshape(tl.join(low, high), (w.shape[0], 2 * w.shape[1]))
+    if ZERO == "e2m1":
+        return (floats.to(tl.float32) * (2.0**126 if tl.bfloat16 == X else 2.0**14)).to(X)
+    return floats - tl.full([1, 1], ONE + MIDDLE, X)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -69,15 +91,11 @@ def skinny_w4_kernel(
     SPLIT_K: tl.constexpr,
     PARTS: tl.constexpr,
     SCALED_FIRST: tl.constexpr,  # scales meet the weights, not the sums of products with a group
-    LINES: tl.constexpr,  # of 128 bytes a row, prefetched
     EVEN: tl.constexpr,
     PDL: tl.constexpr,
 ):
     PAIRS: tl.constexpr = GROUP // 2
     X: tl.constexpr = x.dtype.element_ty
-    BITS: tl.constexpr = 0x43004300 if tl.bfloat16 == X else 0x64006400
-    ONE: tl.constexpr = 128.0 if tl.bfloat16 == X else 1024.0
-    MIDDLE: tl.constexpr = 8.0 if ZERO == "" else (16.0 if ZERO == "zero" else 0.0)
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     n = tl.minimum(rows, N - 1).to(tl.int64)
     m = tl.arange(0, BLOCK_M)
@@ -95,10 +113,6 @@ def skinny_w4_kernel(
     end = tl.minimum(begin + per_part, NUM_CHUNKS)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-    if PDL and LINES > 0:
-        # Weights are written by no kernel: the first may be on their way before the wait.
-        lines = tl.minimum(begin * PAIRS + tl.arange(0, LINES) * 32, end * PAIRS - 1)
-        prefetch_lines(words + n[:, None] * (NUM_CHUNKS * PAIRS) + lines[None, :])
     if not SCALED_FIRST:
         # Loaded a step ahead: nothing else hides their latency.
         scale4 = tl.load(four_scales + tl.minimum(begin, NUM_CHUNKS - 1))
@@ -116,24 +130,14 @@ def skinny_w4_kernel(
         else:
             later = tl.minimum((step + 1) // PARTS, NUM_CHUNKS - 1)
             next_scale4 = tl.load(four_scales + later)
-        if ZERO != "":
-            zero4 = tl.load(four_zeros + chunk)
+        zero4 = tl.load(four_zeros + chunk) if ZERO == "zero" or ZERO == "add" else scale4
         for j in tl.static_range(4):
             k = (chunk * 4 + j) * GROUP + step % PARTS * WIDTH
             if EVEN:
                 xk = tl.load(x_tiles + k, mask=in_m, other=0.0)
             else:
                 xk = tl.load(x_tiles + k, mask=in_m & (k + kk < K)[:, None], other=0.0)
-            q = (w >> (4 * j)) & 0x000F000F
-            if ZERO == "zero":
-                # Less the zero point, plus 16, in the integers that both halves still are.
-                less = ((zero4 >> (16 * j)).to(tl.int16).to(tl.int32) * 0x00010001) + BITS
-                q = q + less[:, None]
-            else:
-                q = q | BITS
-            low = q.to(tl.int16).to(X, bitcast=True)
-            high = (q >> 16).to(tl.int16).to(X, bitcast=True)
-            a = tl.reshape(tl.join(low, high), (BLOCK_N, WIDTH)) - tl.full([1, 1], ONE + MIDDLE, X)
+            a = unpack_group(w, zero4, j, X, ZERO)
             if SCALED_FIRST:
                 acc = tl.dot(a * scale_of(scale4, j, scales).to(X)[:, None], xk, acc)
             else:
@@ -171,21 +175,16 @@ def plan_skinny_w4(m: int, n: int, chunks: int, group: int, device: torch.device
         split *= 2
     if m <= 8:
         # Instructions of one warp, and many small programs, where there are few rows to share out.
-        config = SkinnyW4Config(
-            *(
-                (64, 1, 1, 4, 3, PREFETCHED_LINES)
-                if fills
-                else (32, split, 1, 2, 4, PREFETCHED_LINES)
-            )
-        )
+        config = SkinnyW4Config(*((64, 1, 1, 4, 3) if fills else (32, split, 1, 2, 4)))
     elif m <= 16:
-        config = SkinnyW4Config(
-            *((64, min(chunks, 2), 2, 4, 3, 0) if fills else (64, split, 1, 4, 3, 0))
-        )
+        config = SkinnyW4Config(*((64, min(chunks, 2), 2, 4, 3) if fills else (64, split, 1, 4, 3)))
     elif m <= 32:
-        config = SkinnyW4Config(*((64, 1, 1, 4, 2, 0) if fills else (64, split, 2, 4, 3, 0)))
+        config = SkinnyW4Config(*((64, 1, 1, 4, 2) if fills else (64, split, 2, 4, 3)))
+    elif m <= 128:
+        config = SkinnyW4Config(64, min(split, 2), 2, 4, 3)
     else:
-        config = SkinnyW4Config(64, min(split, 2), 2, 4, 3, 0)
+        # As many sums as registers hold: none of their own for a group.
+        config = SkinnyW4Config(128, 1, 4, 8, 3, True)
     config = config._replace(parts=min(config.parts, group // 16))
     # Words and activations of all steps ahead, within what a program may have.
     row_bytes = 2 * group * config.block_n + 8 * group * block_rows(m)
@@ -237,7 +236,6 @@ def skinny_w4(
         BLOCK_N=config.block_n,
         SPLIT_K=config.split_k,
         PARTS=config.parts,
-        LINES=config.lines,
         SCALED_FIRST=config.scaled_first,
         EVEN=k == chunks * 4 * group,
         num_warps=config.num_warps,

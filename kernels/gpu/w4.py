@@ -17,16 +17,20 @@ from torch import Tensor
 # nothing is saved.
 MIN_GROUP, MAX_GROUP = 16, 128
 GROUPS = 4  # of a chunk
+# The values of 4-bit floats by their bits.
+_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+E2M1 = (*_MAGNITUDES, *(-value for value in _MAGNITUDES))
 
 
 @dataclass(frozen=True, slots=True)
 class W4:
-    """A weight [N, K] of 4 bits an element: (q - zero) * scale, or q * scale + zero.
+    """A weight [N, K] of 4 bits an element: (q - zero) * scale, q * scale + zero, or a float's.
 
     words: int32 [N, C group / 2] for C chunks; columns beyond K are there, with scales of 0.
     scales: bfloat16 or float16 [N, 4 C].
     zeros: int16 [N, 4 C], 16 less the zero point; or, to be added, of the scales' dtype. None: the
         zero point is 8.
+    e2m1: elements are 4-bit floats, of a sign, two bits of exponent and one of mantissa.
     group: columns of a scale, a power of two.
     """
 
@@ -35,12 +39,13 @@ class W4:
     zeros: Tensor | None
     group: int
     shape: tuple[int, int]
+    e2m1: bool = False
 
     @property
     def zero(self) -> str:
         """The kernels' name for what ``zeros`` holds."""
         if self.zeros is None:
-            return ""
+            return "e2m1" if self.e2m1 else ""
         return "add" if self.zeros.is_floating_point() else "zero"
 
     @property
@@ -97,7 +102,9 @@ def unpack(weight: W4) -> Tensor:
     q = (words >> shifts.t()[None, None, :, None, :]) & 15
     values = q.reshape(n, -1, weight.group).float()
     scales = weight.scales.float()[:, :, None]
-    if weight.zeros is None:
+    if weight.e2m1:
+        values = torch.tensor(E2M1, device=words.device)[values.int()] * scales
+    elif weight.zeros is None:
         values = (values - 8) * scales
     elif weight.zero == "add":
         values = values * scales + weight.zeros.float()[:, :, None]

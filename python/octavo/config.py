@@ -202,7 +202,7 @@ class EngineConfig:
     num_gpu_blocks_override: int | None = _flag(
         None, "memory", "blocks of the KV cache, on a CPU too, overrides both"
     )
-    # Of a byte: a scale for each head of each token, computed as it is stored (kernels/kv_cache.py).
+    # Of a byte: a scale for each head of each token, computed as it is stored (kernels/kv_cache).
     kv_cache_dtype: _KvCacheDtype = _flag(
         "auto",
         "memory",

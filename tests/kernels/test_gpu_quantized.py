@@ -120,7 +120,7 @@ def test_skinny_w4(n: int, k: int, size: int, rows: int, split: int, kind: str) 
     x, bias, residual = randn(rows, k), randn(n), randn(rows, n)
     want = x.float() @ w4.unpack(weight).T + bias.float() + residual.float()
     y = torch.empty(rows, n, dtype=HALF, device=DEVICE)
-    config = SkinnyW4Config(16, split, 2 if size == 32 else 1, 4, 2, 2, size < 64)
+    config = SkinnyW4Config(16, split, 2 if size == 32 else 1, 4, 2, size < 64)
     skinny_w4(x, weight, bias, y, residual=residual, config=config)
     assert error_of(y, want) < TOLERANCE[HALF]
 
@@ -349,6 +349,64 @@ def test_parts_of_8_bits_stay_so() -> None:
     check_planes([fp8(256, 200, torch.rand(256, 2), group=ragged)], GpuWeight)
     wide = Planes("FP8", {**whole.planes, "q": whole.planes["q"].float().to(torch.float8_e5m2)}, (256, 200), dtype=HALF)  # fmt: skip
     check_planes([wide], GpuWeight)
+
+
+def e2m1(n: int, k: int, size: int) -> Planes:
+    q = torch.randint(0, 16, (n, k), device=DEVICE, dtype=torch.uint8)
+    scale = 2.0 ** torch.randint(-9, -3, (n, k // size), device=DEVICE).float()
+    codes = torch.tensor(w4.E2M1, device=DEVICE)
+    return Planes("INT4", {"q": q, "scale": scale, "codes": codes}, (n, k), dtype=HALF)
+
+
+def test_floats_of_4_bits_stay_so() -> None:
+    weight = check_planes([e2m1(10, 96, 32), e2m1(7, 96, 32)], W4Weight)
+    assert weight.w4.zero == "e2m1"
+    assert torch.equal(weight.floats(torch.float32), weight.dequantize())
+    for rows in (1, 5):
+        x = randn(rows, 96)
+        assert error_of(weight.linear(x), x.float() @ weight.dequantize().T) < TOLERANCE[HALF]
+    # nf4's values have no bits of that kind.
+    other = e2m1(10, 96, 32)
+    check_planes([Planes("INT4", {**other.planes, "codes": torch.rand(16, device=DEVICE)}, (10, 96), dtype=HALF)], GpuWeight)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["sym", "zero", "e2m1", "fp8", "fp8 blocks", "gguf"])
+@pytest.mark.parametrize("tokens", [1, 5, 40])
+def test_quantized_experts(kind: str, tokens: int) -> None:
+    torch.manual_seed(tokens)
+    num_experts, top_k, d, f = 3, 2, 96, 64
+    if kind == "fp8 blocks":
+        d = f = 128
+
+    def part(n: int, k: int) -> Planes:
+        if kind == "e2m1":
+            return e2m1(n, k, 32)
+        if kind == "gguf":
+            blocks = quantize(torch.randn(n, k), "Q4_1").planes["blocks"].to(DEVICE)
+            return Planes("Q4_1", {"blocks": blocks}, (n, k), dtype=HALF)
+        if kind == "fp8":
+            return fp8(n, k, torch.rand(n, 1) * 0.1)
+        if kind == "fp8 blocks":
+            return fp8(n, k, torch.rand(1, 1).expand(n, 1).contiguous() * 0.1)
+        zero = torch.randint(0, 16, (n, k // 32), device=DEVICE, dtype=torch.uint8)
+        return int4(n, k, k // 32, signed=kind == "sym", **({"zero": zero} if kind == "zero" else {}))  # fmt: skip
+
+    gate_up = [[part(f, d), part(f, d)] for _ in range(num_experts)]
+    down = [part(d, f) for _ in range(num_experts)]
+    experts = gpu.prepare_experts(gate_up, down)
+    assert isinstance(experts.w13, Fp8Weight if "fp8" in kind else W4Weight)
+    assert experts.num_elements == 3 * num_experts * d * f
+    x, router = randn(tokens, d), randn(tokens, num_experts)
+    w13 = torch.stack([torch.cat([p.dequantize() for p in parts]) for parts in gate_up])
+    w2 = torch.stack([p.dequantize() for p in down])
+    want = reference.moe(x.float(), router.float(), w13, w2, top_k, True)
+    assert error_of(experts.mix(x, router, top_k, True), want) < 3 * TOLERANCE[HALF]
+
+
+def test_experts_of_several_forms_become_dense() -> None:
+    down = [int4(96, 64, 2), fp8(96, 64, torch.rand(96, 1))]
+    gate_up = [[int4(64, 96, 3), int4(64, 96, 3)] for _ in range(2)]
+    assert isinstance(gpu.prepare_experts(gate_up, down).w13, torch.Tensor)
 
 
 def test_float32_is_exact() -> None:

@@ -269,9 +269,6 @@ from saved states. They are not split over a mesh, and on a CPU they run op by o
 |---|---|
 {chr(10).join(rows)}
 
-Of {halves} the text half runs;
-the other tensors of their files are left where they are.
-
 A rope of type `dynamic` is the plain one up to the trained length, and more is refused unless
 `max_model_len` asks for it. Then every text turns as one of exactly that length does: keys stay in
 the cache as they were, so that the base cannot grow with each text as transformers' does.

@@ -40,6 +40,7 @@ def test_log_probabilities(device: str, asked: str, save_tiny: Callable[..., Any
                 tuple(prompt), [*prompt, *llm.generate([prompt], decode)[0].outputs[0].token_ids]
             )
             steps = llm.generate([tokens], score)[0].prompt_logprobs
+            assert steps is not None
             found += [step[t].logprob for step, t in zip(steps[1:], tokens[1:], strict=True)]
         return torch.tensor(found)
 

@@ -179,7 +179,9 @@ def test_rounded_models_answer_alike_alone_and_together(
         str(path), device="cuda", dtype="bfloat16", quantization=asked, max_model_len=256,
         num_gpu_blocks_override=256,
     )  # fmt: skip
-    prompts = [make_prompt(n) for n in range(5, 45)]
+    # Where activations are rounded to 8 bits it is in steps of more than 16 rows: all prompts are of
+    # more, all decodes together of fewer, so that a row is computed alike in either.
+    prompts = [make_prompt(n) for n in range(20, 44, 2)]
     params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
     together = [out.outputs[0].token_ids for out in llm.generate(prompts, params)]
     alone = [llm.generate([prompt], params)[0].outputs[0].token_ids for prompt in prompts]

@@ -7,7 +7,6 @@ and gives what is added to the residual; one with a state holds its rows in ``st
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol, cast

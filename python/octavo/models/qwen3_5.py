@@ -1,5 +1,4 @@
-"""Qwen3_5ForCausalLM: Qwen3-Next with projections of their own, dense or with experts.
-"""
+"""Qwen3_5ForCausalLM: Qwen3-Next with projections of their own, dense or with experts."""
 
 from __future__ import annotations
 
