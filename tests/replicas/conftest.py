@@ -54,6 +54,8 @@ def cluster() -> Iterator[str]:
         "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.2",
     }
     os.environ.update(environment, RAY_USAGE_STATS_ENABLED="0")
+    # At the end: an engine of Ray's own comes first.
+    sys.path.append(str(Path(__file__).parent / "stand_in"))
     ray.init(
         # Of Ray's counting: tests have more processes than cores.
         num_cpus=16,
