@@ -57,8 +57,8 @@ def cluster() -> Iterator[str]:
     # At the end: an engine of Ray's own comes first.
     sys.path.append(str(Path(__file__).parent / "stand_in"))
     ray.init(
-        # Of Ray's counting: tests have more processes than cores.
-        num_cpus=16,
+        # By Ray's counting, which starts as many processes at once.
+        num_cpus=4,
         include_dashboard=False,
         object_store_memory=100 << 20,
         runtime_env={"env_vars": environment},
