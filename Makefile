@@ -93,15 +93,15 @@ $(STAMPS)/dev: pyproject.toml $(STAMPS)/run $(STAMPS)/embedding-model
 	@touch $@
 
 # Libraries of others want versions of their own: they stand before those of $(VENV), not among them.
-CLIENTS := $(VENV)/clients
-$(STAMPS)/clients: pyproject.toml $(STAMPS)/package $(STAMPS)/model $(STAMPS)/dev
-	@echo "installing libraries of clients"
-	@[ -x $(CLIENTS)/bin/python ] || $(PY) -m venv $(CLIENTS)
-	@eval "requirements=( $(call requirements,t["project"]["optional-dependencies"]["clients"]) )"; \
-	  env $(UV_ENV) $(BIN)/uv pip install --python $(CLIENTS)/bin/python "$${requirements[@]}" \
-	  || $(CLIENTS)/bin/python -m pip install --quiet "$${requirements[@]}"
+# An environment for each of these extras of pyproject.toml.
+$(STAMPS)/clients $(STAMPS)/ray: $(STAMPS)/%: pyproject.toml $(STAMPS)/package $(STAMPS)/model $(STAMPS)/dev
+	@echo "installing the extra $*"
+	@[ -x $(VENV)/$*/bin/python ] || $(PY) -m venv $(VENV)/$*
+	@eval "requirements=( $(call requirements,t["project"]["optional-dependencies"]["$*"]) )"; \
+	  env $(UV_ENV) $(BIN)/uv pip install --python $(VENV)/$*/bin/python "$${requirements[@]}" \
+	  || $(VENV)/$*/bin/python -m pip install --quiet "$${requirements[@]}"
 	@$(PY) -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
-	  > "$$($(CLIENTS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/octavo.pth"
+	  > "$$($(VENV)/$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/octavo.pth"
 	@touch $@
 
 # --uv falls away where uv is missing; the dependencies are there already, so that either is quick.
@@ -129,7 +129,7 @@ bench: build ## latency, throughput and start-up of the default model on this ma
 
 # ---------------------------------------------------------------------------------------- checking
 
-.PHONY: test test-slow test-nightly test-clients test-page check quick lint rust-lint python-lint types rust-test sanitize pytest
+.PHONY: test test-slow test-nightly test-clients test-page test-ray check quick lint rust-lint python-lint types rust-test sanitize pytest
 test: dev ## install everything and run every check (CI adds test-slow)
 	@$(MAKE) --no-print-directory check
 
@@ -148,7 +148,10 @@ test-nightly: dev sanitize ## the longest lists, for which CI has no time
 CLIENT_TESTS := $(addprefix tests/server/test_,agents.py agent_clients.py agent_models.py agent_programs.py llm_comply.py \
   openai_client.py functions.py)
 test-clients: $(STAMPS)/clients ## the libraries that people call servers by (PYTEST_ARGS="-k ...")
-	env OMP_NUM_THREADS=1 $(CLIENTS)/bin/python -m pytest -q -m "not gpu" $(CLIENT_TESTS) $(PYTEST_ARGS)
+	env OMP_NUM_THREADS=1 $(VENV)/clients/bin/python -m pytest -q -m "not gpu" $(CLIENT_TESTS) $(PYTEST_ARGS)
+
+test-ray: $(STAMPS)/ray ## replicas on a real Ray: one dies, they scale, requests are routed
+	env OMP_NUM_THREADS=1 $(VENV)/ray/bin/python -m pytest -q tests/replicas tests/test_deploy.py $(PYTEST_ARGS)
 
 # The system's Chromium, or one that `playwright install chromium` fetched; skipped where there is none.
 test-page: dev ## the page in a headless browser; OCTAVO_WRITE_DOCS=1 takes docs/images anew

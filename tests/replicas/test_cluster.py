@@ -201,7 +201,8 @@ def test_equal_beginnings_go_to_one_replica(deploy: Deploy) -> None:
 def test_ray_serve_llm_takes_the_server_class(cluster: str, model_flags: dict[str, Any]) -> None:
     from ray import serve
 
-    llm = pytest.importorskip("ray.serve.llm", reason="ray[llm] is not installed")
+    reason = "Ray's models of requests need more than ray[serve]: pip install python-multipart"
+    llm = pytest.importorskip("ray.serve.llm", reason=reason, exc_type=ImportError)
     config = llm.LLMConfig(
         model_loading_config={"model_id": "mine", "model_source": model_flags["model"]},
         server_cls="octavo.ray:OctavoServer",
@@ -216,7 +217,7 @@ def test_ray_serve_llm_takes_the_server_class(cluster: str, model_flags: dict[st
         app = Application(cluster)
         body = {"model": "mine", "messages": [{"role": "user", "content": "x"}], "max_tokens": 5}
         status, _, answer = app.request("POST", "/v1/chat/completions", body)
-        assert status == 200
+        assert status == 200, answer
         assert json.loads(answer)["usage"]["completion_tokens"] == 5
         assert json.loads(answer)["model"] == "mine"
         connection, response = app.open("/v1/chat/completions", body)

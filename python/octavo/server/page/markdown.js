@@ -170,47 +170,89 @@ function table({ head, aligns, rows }) {
   );
 }
 
-// The order matters: code before all else, pictures before links, strong before emphasis.
+// Spans have a longest length: what a model repeats without an end must not cost its square.
+// The order matters: code before all else, links before strong, strong before emphasis.
 const INLINE = new RegExp(
   [
-    /(`+)(.+?)(?<!`)\1(?!`)/, // 1, 2
-    /\\([!-/:-@[-`{-~])/, // 3
-    /!?\[([^\]]*)\]\(\s*<?([^\s)>]+)>?(?:\s+["'(][^)]*)?\)/, // 4, 5
-    /<?(https?:\/\/[^\s<>]*[^\s<>.,;:!?'"()\]*_~])>?/, // 6
-    /\*\*(?=\S)(.+?\**)(?<=\S)\*\*|(?<!\w)__(?=\S)(.+?)(?<=\S)__(?!\w)/, // 7, 8
-    /\*(?=[^\s*])(.+?)(?<=[^\s*])\*(?!\*)|(?<!\w)_(?=\S)(.+?)(?<=\S)_(?!\w)/, // 9, 10
-    /~~(?=\S)(.+?)(?<=\S)~~/, // 11
-    /( {2,}|\\)?\n/, // 12
+    /\uE000(\d+)\uE001/, // 1
+    /\\([!-/:-@[-`{-~])/, // 2
+    /!?\[([^\]]{0,1000})\]\(\s{0,9}<?([^\s)>]{1,2000})>?(?:\s{1,9}["'(][^)]{0,1000})?\)/, // 3, 4
+    /<?(https?:\/\/[^\s<>]{0,1999}[^\s<>.,;:!?'"()\]*_~])>?/, // 5
+    /\*\*(?=\S)(.{1,1000}?\*{0,2})(?<=\S)\*\*|(?<!\w)__(?=\S)(.{1,1000}?)(?<=\S)__(?!\w)/, // 6, 7
+    /\*(?=[^\s*])(.{1,1000}?)(?<=[^\s*])\*(?!\*)|(?<!\w)_(?=\S)(.{1,1000}?)(?<=\S)_(?!\w)/, // 8, 9
+    /~~(?=\S)(.{1,1000}?)(?<=\S)~~/, // 10
+    /( {2,9}|\\)?\n/, // 11
   ].map((part) => part.source).join("|"),
   "gs",
 );
 
 /** The nodes of a paragraph's text. */
-export function inline(text, depth = 0) {
-  if (depth > MAX_DEPTH) return [text];
+export function inline(text) {
+  const codes = [];
+  return spans(withoutCode(text, codes), codes, 0);
+}
+
+/**
+ * The text with a mark in place of each span of code, which goes to `codes`: a run of backticks, up
+ * to the next run of as many.
+ */
+function withoutCode(text, codes) {
+  // The marks are of no script: nobody writes them.
+  const plain = text.replace(/[\uE000\uE001]/g, "\uFFFD");
+  const runs = [...plain.matchAll(/`+/g)];
+  // From the end: where the next run of each length begins.
+  const nextOf = new Map();
+  const partner = new Array(runs.length);
+  for (let i = runs.length - 1; i >= 0; i -= 1) {
+    const size = runs[i][0].length;
+    partner[i] = nextOf.get(size);
+    nextOf.set(size, i);
+  }
+  let found = "";
+  let at = 0;
+  for (let i = 0; i < runs.length; i += 1) {
+    const end = partner[i];
+    if (end === undefined || plain[runs[i].index - 1] === "\\") continue;
+    const begin = runs[i].index + runs[i][0].length;
+    const code = plain.slice(begin, runs[end].index).replaceAll("\n", " ");
+    found += `${plain.slice(at, runs[i].index)}\uE000${codes.length}\uE001`;
+    codes.push(code.replace(/^ (.*\S.*) $/, "$1"));
+    at = runs[end].index + runs[end][0].length;
+    i = end;
+  }
+  return found + plain.slice(at);
+}
+
+function spans(text, codes, depth) {
+  if (depth > MAX_DEPTH) return [withCode(text, codes)];
   const nodes = [];
   let at = 0;
   for (const match of text.matchAll(INLINE)) {
     if (match.index > at) nodes.push(text.slice(at, match.index));
-    nodes.push(inlineNode(match, depth));
+    nodes.push(spanNode(match, codes, depth));
     at = match.index + match[0].length;
   }
   if (at < text.length) nodes.push(text.slice(at));
   return nodes;
 }
 
-function inlineNode(match, depth) {
-  const inner = (text) => inline(text, depth + 1);
-  if (match[2] !== undefined) return h("code", {}, match[2].replace(/^ (.*\S.*) $/, "$1"));
-  if (match[3] !== undefined) return match[3];
-  if (match[5] !== undefined) return link(match[5], inner(match[4] || match[5]), match[0]);
-  if (match[6] !== undefined) return link(match[6], [match[6]], match[0]);
-  const strong = match[7] ?? match[8];
+/** Marks back to what they stand for, where nodes cannot be. */
+const withCode = (text, codes) => text.replace(/\uE000(\d+)\uE001/g, (_, i) => `\`${codes[i]}\``);
+
+function spanNode(match, codes, depth) {
+  const inner = (text) => spans(text, codes, depth + 1);
+  if (match[1] !== undefined) return h("code", {}, codes[match[1]]);
+  if (match[2] !== undefined) return match[2];
+  if (match[4] !== undefined) {
+    return link(match[4], inner(match[3] || match[4]), withCode(match[0], codes));
+  }
+  if (match[5] !== undefined) return link(match[5], [match[5]], match[0]);
+  const strong = match[6] ?? match[7];
   if (strong !== undefined) return h("strong", {}, inner(strong));
-  const emphasis = match[9] ?? match[10];
+  const emphasis = match[8] ?? match[9];
   if (emphasis !== undefined) return h("em", {}, inner(emphasis));
-  if (match[11] !== undefined) return h("del", {}, inner(match[11]));
-  return match[12] ? h("br") : "\n";
+  if (match[10] !== undefined) return h("del", {}, inner(match[10]));
+  return match[11] ? h("br") : "\n";
 }
 
 /** A link that leaves the page, if its address is one that may; else its source as text. */
