@@ -142,6 +142,8 @@ def _refusal(architecture: str, reason: str) -> ModelLoadError:
 
 
 def _one_line(error: BaseException) -> str:
+    if isinstance(error, KeyError) and error.args and error.args[0] in (PAGED, SHAPES):
+        return "its attention cannot be replaced"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else repr(error)
 
