@@ -62,7 +62,7 @@ def start_ray(environment: dict[str, str]) -> None:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[str]:
     """Ray with Serve; the URL that it listens on."""
-    pytest.importorskip("ray", reason="ray is not installed (pip install 'octavo[ray]')")
+    ray = pytest.importorskip("ray", reason="ray is not installed (pip install 'octavo[ray]')")
     serve = pytest.importorskip("ray.serve", reason="ray[serve] is not installed")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
