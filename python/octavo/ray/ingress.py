@@ -61,7 +61,7 @@ class Ingress:
         try:
             answer, (status, names), first = await self._begin(routed)
         except BackPressureError:
-            return _refusal(routed.path, QueueFullError(self._max_queued))
+            return _refusal(routed.path, QueueFullError(f"{self._max_queued} requests are waiting already"))
         except ReplicaLostError as error:
             return _refusal(routed.path, error)
         response = StreamingResponse(_rest(answer, first, routed.path, names), status)
