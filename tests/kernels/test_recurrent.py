@@ -17,7 +17,8 @@ from octavo.kernels.recurrent import Steps  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HALF = torch.bfloat16 if torch.cuda.is_available() else torch.float16
-DTYPES = (torch.float32, HALF)
+# The interpreter takes its time.
+DTYPES = (torch.float32, pytest.param(HALF, marks=pytest.mark.slow))
 # Of outputs rounded to these types; states are float32, computed from inputs of these types, where
 # a GPU's products of half precision inputs have 10 bits.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}

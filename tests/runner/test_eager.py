@@ -142,6 +142,7 @@ def test_an_input_batch_is_views_of_the_packed_buffer() -> None:
         num_reqs=2,
         num_decodes=1,
         num_block_updates=2,
+        state_restores_offset=len(packed),
         max_query_len=2,
         max_seq_len=10,
     )

@@ -99,9 +99,7 @@ pub(crate) struct Launched {
     pub request_ids: Vec<u64>,
     pub new_slots: Vec<(u32, u64)>,
     pub tokens: Vec<i32>,
-    writes: Vec<(usize, u64)>,
-    /// The same of states.
-    state_writes: Vec<(usize, u64)>,
+    number: usize,
 }
 
 pub(crate) struct World {
@@ -112,8 +110,12 @@ pub(crate) struct World {
     buffer: Vec<i32>,
     /// Per cell of the cache, the fingerprint of the sequence up to its token.
     cache: Vec<u64>,
+    /// Per cell, the step that wrote it last: equal sequences write equal fingerprints.
+    cache_writers: Vec<usize>,
     /// Per slot and checkpoint, the fingerprint that its state is of; empty without states.
     states: Vec<u64>,
+    /// The same of states.
+    state_writers: Vec<usize>,
     block_table: Vec<i32>,
     last_token: Vec<i32>,
     /// The step that has sampled it.
@@ -150,6 +152,8 @@ impl World {
             samples: BTreeMap::new(),
             buffer: vec![i32::MIN; core.scheduler().limits().required_len()],
             cache: vec![GARBAGE; config.num_blocks * config.block_size],
+            cache_writers: vec![0; config.num_blocks * config.block_size],
+            state_writers: vec![0; config.state.map_or(0, |state| rows + state.num_checkpoints)],
             states: vec![GARBAGE; config.state.map_or(0, |state| rows + state.num_checkpoints)],
             block_table: vec![-1; rows * columns],
             last_token: vec![-1; rows],
@@ -278,14 +282,14 @@ impl World {
         self.core
             .fail_step(step.batch.step_id, self.now_s)
             .expect("it is in flight");
-        for (cell, written) in step.writes {
-            if self.cache[cell] == written {
-                self.cache[cell] = GARBAGE;
-            }
-        }
-        for (row, written) in step.state_writes {
-            if self.states[row] == written {
-                self.states[row] = GARBAGE;
+        for (written, writers) in [
+            (&mut self.cache, &self.cache_writers),
+            (&mut self.states, &self.state_writers),
+        ] {
+            for (value, &writer) in written.iter_mut().zip(writers) {
+                if writer == step.number {
+                    *value = GARBAGE;
+                }
             }
         }
         for id in step.request_ids {
@@ -416,8 +420,7 @@ impl World {
             self.seed[slot as usize] = id;
             self.last_token[slot as usize] = -1;
         }
-        let mut state_writes = self.copy_states(arrays.restores);
-        let mut writes = Vec::new();
+        self.copy_states(arrays.restores);
         let mut fingerprints = HashMap::new();
         let mut max_query_len = 0;
         for (r, &id) in request_ids.iter().enumerate().take(batch.num_reqs) {
@@ -430,16 +433,12 @@ impl World {
                 assert!(batch.awaited_step >= self.sampled_in[slot], "it waits for too little");
             }
             for row in query {
-                let (cell, fingerprint) = self.compute(&arrays, r, row);
-                writes.push((cell, fingerprint));
+                let fingerprint = self.compute(&arrays, r, row);
                 fingerprints.insert(row as i32, fingerprint);
-            }
-            if !self.states.is_empty() {
-                state_writes.push((slot, self.states[slot]));
             }
             self.check_context(id, slot, arrays.seq_lens[r] as usize);
         }
-        state_writes.extend(self.copy_states(arrays.saves));
+        self.copy_states(arrays.saves);
         assert_eq!(batch.max_query_len, max_query_len);
         assert_eq!(
             batch.max_seq_len as i32,
@@ -460,21 +459,17 @@ impl World {
             request_ids,
             new_slots,
             tokens,
-            writes,
-            state_writes,
+            number: self.num_steps,
         }
     }
 
-    /// Copies rows of states; returns what was written, and where.
-    fn copy_states(&mut self, copies: &[i32]) -> Vec<(usize, u64)> {
+    /// Copies rows of states.
+    fn copy_states(&mut self, copies: &[i32]) {
         let (from, to) = copies.split_at(copies.len() / 2);
-        let mut writes = Vec::new();
         for (&from, &to) in from.iter().zip(to) {
-            let state = self.states[from as usize];
-            self.states[to as usize] = state;
-            writes.push((to as usize, state));
+            self.states[to as usize] = self.states[from as usize];
+            self.state_writers[to as usize] = self.num_steps;
         }
-        writes
     }
 
     /// The arrays are those of the step, and their padding does nothing.
@@ -503,8 +498,8 @@ impl World {
         block * block_size + position % block_size
     }
 
-    /// Computes row `row` of the step's request `r`: where its fingerprint went, and which it is.
-    fn compute(&mut self, arrays: &Arrays, r: usize, row: usize) -> (usize, u64) {
+    /// Computes row `row` of the step's request `r`: its fingerprint.
+    fn compute(&mut self, arrays: &Arrays, r: usize, row: usize) -> u64 {
         let (slot, query) = (arrays.slots[r] as usize, arrays.query(r));
         let position = arrays.seq_lens[r] as usize - query.len() + row - query.start;
         let cell = self.cell(slot, position);
@@ -527,9 +522,11 @@ impl World {
         let fingerprint = extend(before, token);
         if let Some(state) = self.states.get_mut(slot) {
             *state = fingerprint;
+            self.state_writers[slot] = self.num_steps;
         }
         self.cache[cell] = fingerprint;
-        (cell, fingerprint)
+        self.cache_writers[cell] = self.num_steps;
+        fingerprint
     }
 
     /// The whole context in a slot is the request's own.
