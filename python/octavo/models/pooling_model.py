@@ -97,6 +97,7 @@ class PoolingModel:
         self._run: Callable[..., Tensor]
         self._bind: Callable[[Tensor, Tensor], None]
         self._pool: Callable[[Tensor, Tensor], Tensor]
+        self.info: PoolingInfo
         # Steps whose shapes depend on the texts cannot be captured.
         predicts = is_splade(source.path)
         self.is_capturable = shape.architecture not in FOREIGN_ENCODERS and not predicts
