@@ -6,6 +6,9 @@ weights, which need no conversion. A preceding rms_norm costs no pass of its own
 number, multiplied at the end.
 """
 
+# A kernel's tuples grow in loops that are unrolled.
+# mypy: disable-error-code="assignment, var-annotated"
+
 from __future__ import annotations
 
 from typing import NamedTuple

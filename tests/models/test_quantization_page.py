@@ -132,9 +132,9 @@ def quantization_page() -> str:
             "- On a GPU, in bfloat16 and float16, these stay as they are: integers of 4 bits whose groups",
             "  are a multiple of 16 columns (desc_act too, where q, k and v share one order); e4m3 with",
             "  scales by tensor, by row or by block of 128 x 128; integers of 8 bits without zero points,",
-            "  by row or in such groups; 4-bit floats (MXFP4, NVFP4);
-  GGUF's Q4_0, Q4_1, Q4_K and Q8_0; experts of these but integers of 8 bits. Others, parts of a fused layer",
-            "  that disagree and what `--dtype float32` loads are dequantized there.",
+            "  by row or in such groups; 4-bit floats (MXFP4, NVFP4); GGUF's Q4_0, Q4_1, Q4_K and Q8_0;",
+            "  experts of these but integers of 8 bits. Others, parts of a fused layer that disagree",
+            "  and what `--dtype float32` loads are dequantized there.",
             "  `tests/models/test_quantized_gpu.py` has each layout, and compares whole models (`-m gpu`).",
             "- W8A8 and FP8 files are computed with as weights of 8 bits, but for a GPU's steps of more",
             "  than 16 rows with e4m3 weights whose scales are not of blocks: there each row of",
