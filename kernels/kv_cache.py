@@ -39,12 +39,13 @@ def make_cache(
     if dtype not in LARGEST:
         return make(shape, dtype=dtype, device=device)
     num_blocks, num_kv_heads, block_size, head_dim = shape
-    if block_size * head_dim % _SCALE_BYTES:
-        raise ValueError(f"{block_size} rows of {head_dim} bytes end at no multiple of 4")
+    if head_dim % _SCALE_BYTES:
+        raise ValueError(f"a row of a byte an element is a multiple of 4, not {head_dim}")
     stride = head_stride(block_size, head_dim, dtype)
     memory = make((num_blocks, num_kv_heads, stride), dtype=torch.uint8, device=device)
-    rows = memory[..., : block_size * head_dim].unflatten(2, (block_size, head_dim))
-    return rows.view(dtype)
+    rows: Tensor = memory[..., : block_size * head_dim].view(shape)
+    found: Tensor = rows.view(dtype)
+    return found
 
 
 def head_stride(block_size: int, head_dim: int, dtype: torch.dtype) -> int:

@@ -6,6 +6,9 @@ weights, which need no conversion. A preceding rms_norm costs no pass of its own
 number, multiplied at the end.
 """
 
+# A kernel's tuples grow in loops that are unrolled.
+# mypy: disable-error-code="assignment, var-annotated"
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -358,6 +361,9 @@ def plan_gemv_w4(n: int, threads: int, device: torch.device) -> GemvW4Config:
 
     ``bench/gpu_products.py --kinds w4 --sweep`` prints the alternatives.
     """
+    if device.type != "cuda":
+        # Interpreted, a program takes as long whatever its size.
+        return GemvW4Config(64, 1, 1, False)
     # One thread has a place along K: more warps would exchange what they know of the activations.
     warps = max(next_power_of_2(threads) // 32, 1)
     if warps > 1:

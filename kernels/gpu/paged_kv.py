@@ -124,6 +124,30 @@ def from_bytes(elements, scale, type: tl.constexpr):
 
 
 @triton.jit
+def load_words(cache, row, valid, scale, KV: tl.constexpr, type: tl.constexpr):
+    """Rows [BLOCK_N, BLOCK_D] of a cache of a byte an element times their scales, in type.
+
+    By words of four elements, which become floats before they go where the matrix units take them
+    from: bytes would be taken from there one by one (bench/NOTES.md, "Keys and values of a byte").
+    """
+    N: tl.constexpr = row.shape[0]
+    D: tl.constexpr = KV.block_d
+    w = tl.arange(0, D // 4)
+    words = tl.load(
+        cache.to(tl.pointer_type(tl.int32)) + (row // 4)[:, None] + w[None, :],
+        mask=valid[:, None] & (w[None, :] < KV.head_dim // 4),
+        other=0,
+    )
+    source: tl.constexpr = cache.dtype.element_ty
+    scale = scale[:, None]
+    b0 = from_bytes(words.to(tl.int8).to(source, bitcast=True), scale, type)
+    b1 = from_bytes((words >> 8).to(tl.int8).to(source, bitcast=True), scale, type)
+    b2 = from_bytes((words >> 16).to(tl.int8).to(source, bitcast=True), scale, type)
+    b3 = from_bytes((words >> 24).to(tl.int8).to(source, bitcast=True), scale, type)
+    return tl.reshape(tl.join(tl.join(b0, b2), tl.join(b1, b3)), (N, D))
+
+
+@triton.jit
 def load_keys_and_values(
     kv,  # PagedKV
     table,  # the request's row of the block table
@@ -145,18 +169,19 @@ def load_keys_and_values(
         mask=valid[None, :] & (d[:, None] < KV.head_dim),
         other=0.0,
     )
-    values = tl.load(
-        kv.v_cache + row[:, None] + d[None, :],
-        mask=valid[:, None] & (d[None, :] < KV.head_dim),
-        other=0.0,
-    )
     if KV.largest > 0:
         at = cache_scale(block, position % KV.block_size, kv_head, KV)
         floats = tl.pointer_type(tl.float32)
         k_scale = tl.load(kv.k_cache.to(floats) + at, mask=valid, other=0.0)
         v_scale = tl.load(kv.v_cache.to(floats) + at, mask=valid, other=0.0)
         keys = from_bytes(keys, k_scale[None, :], type)
-        values = from_bytes(values, v_scale[:, None], type)
+        values = load_words(kv.v_cache, row, valid, v_scale, KV, type)
+    else:
+        values = tl.load(
+            kv.v_cache + row[:, None] + d[None, :],
+            mask=valid[:, None] & (d[None, :] < KV.head_dim),
+            other=0.0,
+        )
     return keys, values
 
 
@@ -170,13 +195,16 @@ def load_all_keys_and_values(kv, table, kv_head, position, KV: tl.constexpr, typ
     v_at = kv.v_cache + row[:, None] + d[None, :]
     if KV.head_dim == KV.block_d:
         keys = tl.load(k_at)
-        values = tl.load(v_at)
     else:
         keys = tl.load(k_at, mask=d[:, None] < KV.head_dim, other=0.0)
-        values = tl.load(v_at, mask=d[None, :] < KV.head_dim, other=0.0)
     if KV.largest > 0:
         at = cache_scale(block, position % KV.block_size, kv_head, KV)
         floats = tl.pointer_type(tl.float32)
         keys = from_bytes(keys, tl.load(kv.k_cache.to(floats) + at)[None, :], type)
-        values = from_bytes(values, tl.load(kv.v_cache.to(floats) + at)[:, None], type)
+        v_scale = tl.load(kv.v_cache.to(floats) + at)
+        values = load_words(kv.v_cache, row, position >= 0, v_scale, KV, type)
+    elif KV.head_dim == KV.block_d:
+        values = tl.load(v_at)
+    else:
+        values = tl.load(v_at, mask=d[None, :] < KV.head_dim, other=0.0)
     return keys, values

@@ -14,6 +14,7 @@ gpu = pytest.importorskip("octavo.kernels.gpu.ops")
 from octavo.kernels import reference  # noqa: E402
 from octavo.kernels.gpu import w4  # noqa: E402
 from octavo.kernels.gpu.gemv_fp8 import GemvFp8Config, gemv_fp8  # noqa: E402
+from octavo.kernels.gpu.gemv_w4 import GemvW4Config, gemv_w4  # noqa: E402
 from octavo.kernels.gpu.linear import GpuWeight  # noqa: E402
 from octavo.kernels.gpu.linear_fp8 import Fp8Weight  # noqa: E402
 from octavo.kernels.gpu.linear_quantized import QuantizedWeight  # noqa: E402
@@ -123,6 +124,26 @@ def test_skinny_w4(n: int, k: int, size: int, rows: int, split: int, kind: str) 
     config = SkinnyW4Config(16, split, 2 if size == 32 else 1, 4, 2, size < 64)
     skinny_w4(x, weight, bias, y, residual=residual, config=config)
     assert error_of(y, want) < TOLERANCE[HALF]
+
+
+@pytest.mark.parametrize("kind", ["", "zero", "add"])
+@pytest.mark.parametrize(("n", "k", "size"), [(38, 96, 32), (6, 64, 16), (20, 640, 128)])
+def test_gemv_w4(n: int, k: int, size: int, kind: str) -> None:
+    """With a norm before it, a gate and a residual after it; in steps of a program."""
+    weight = make_w4(n, k, size, kind)
+    x, bias, norm = randn(1, k), randn(n), Norm(randn(k) + 1, 1e-5)
+    y = torch.empty(1, n, dtype=torch.float32, device=DEVICE)
+    gemv_w4(x, weight, None, y, config=GemvW4Config(8, 3, 1, True))
+    assert error_of(y, x.float() @ w4.unpack(weight).T) < 5e-4
+    floats = reference.prepare([w4.unpack(weight)])
+    residual = randn(1, n // 2)
+    want = floats.linear(
+        x.float(), bias.float(), norm=Norm(norm.weight.float(), 1e-5), gate="silu",
+        residual=residual.float(),
+    )  # fmt: skip
+    y = torch.empty(1, n // 2, dtype=torch.float32, device=DEVICE)
+    gemv_w4(x, weight, bias, y, norm=norm, gate="silu", residual=residual)
+    assert error_of(y, want) < 2e-3
 
 
 FP8_SHAPES = [(37, 72), (130, 384), (300, 200), (5, 128)]

@@ -15,8 +15,7 @@ from tiny_encoders import save_tokenizer
 
 CUDA = torch.cuda.is_available()
 # Mean error of a token's log probability, in that of a bfloat16 cache: 4 and 5 bits of mantissa less
-# are 16 and 32 times as much, integers of 127 for the largest of a row some 5 times. bench/NOTES.md,
-# "Keys and values of a byte", has what a trained model loses.
+# are 16 and 32 times as much, integers of 127 for the largest of a row some 5 times.
 BOUNDS = {"fp8": 25, "fp8_e5m2": 50, "int8": 10}
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not CUDA, reason="needs a CUDA device")])]  # fmt: skip
 
