@@ -28,7 +28,7 @@ TIMEOUT_S = 120
 def program(name: str, package: str, path: str) -> str:
     """Where a program is: in a package's folder, or on the PATH."""
     spec = importlib.util.find_spec(package)
-    for folder in (spec.submodule_search_locations or [] if spec else []):
+    for folder in spec.submodule_search_locations or [] if spec else []:
         if (found := Path(folder) / path).exists():
             return str(found)
     on_path = shutil.which(name)
