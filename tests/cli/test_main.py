@@ -440,12 +440,7 @@ def test_what_changes_nothing_is_one_warning(
         ("-dp=2", "--data-parallel-size 2: octavo has no data parallelism"),
         ("--tokenizer-mode cohere", "--tokenizer-mode cohere: octavo reads a tokenizer.json"),
         ("--middleware a.b", "--middleware: octavo runs no code but its own"),
-<<<<<<< HEAD
-        ("--max-num-queued-tokens 100", "--max-num-queued-reqs"),
         ("--kv-cache-dtype nvfp4", "--kv-cache-dtype: octavo has no such KV cache"),
-=======
-        ("--kv-cache-dtype fp8", "--kv-cache-dtype: octavo has no KV cache of 8 bits yet"),
->>>>>>> finish
         ("--task reward", "--task: octavo has no such models"),
         ("--load-format pt", "--load-format: octavo loads no pickles"),
         ("--load-format tensorizer", "--load-format: octavo reads safetensors and GGUF"),

@@ -61,7 +61,9 @@ class Ingress:
         try:
             answer, (status, names), first = await self._begin(routed)
         except BackPressureError:
-            return _refusal(routed.path, QueueFullError(f"{self._max_queued} requests are waiting already"))
+            return _refusal(
+                routed.path, QueueFullError(f"{self._max_queued} requests are waiting already")
+            )
         except ReplicaLostError as error:
             return _refusal(routed.path, error)
         response = StreamingResponse(_rest(answer, first, routed.path, names), status)
