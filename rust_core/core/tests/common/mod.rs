@@ -430,7 +430,10 @@ impl World {
             let slot = arrays.slots[r] as usize;
             assert_eq!(self.seed[slot], id, "slot {slot} belongs to another");
             if arrays.input_ids[query.start] < 0 {
-                assert!(batch.awaited_step >= self.sampled_in[slot], "it waits for too little");
+                assert!(
+                    batch.awaited_step >= self.sampled_in[slot],
+                    "it waits for too little"
+                );
             }
             for row in query {
                 let fingerprint = self.compute(&arrays, r, row);
