@@ -128,7 +128,7 @@ fn stages_take_turns_at_groups_of_requests() {
     for id in 0..4 {
         world.add(&Wish::new(&[id; 3], 20));
     }
-    let mut planned = |world: &mut World| {
+    let planned = |world: &mut World| {
         assert!(world.schedule());
         let step = world.in_flight.back().unwrap();
         (step.request_ids.clone(), step.batch.awaited_step)
