@@ -23,6 +23,7 @@ from octavo.kernels.gpu.linear_w8 import W8Weight  # noqa: E402
 from octavo.kernels.gpu.quantize_fp8 import FP8, quantize_rows  # noqa: E402
 from octavo.kernels.gpu.skinny_8bit import Skinny8BitConfig, skinny_8bit  # noqa: E402
 from octavo.kernels.gpu.skinny_w4 import SkinnyW4Config, skinny_w4  # noqa: E402
+from octavo.kernels.routing import Routing  # noqa: E402
 from octavo.kernels.weights import Norm, Planes, quantize  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -420,8 +421,9 @@ def test_quantized_experts(kind: str, tokens: int) -> None:
     x, router = randn(tokens, d), randn(tokens, num_experts)
     w13 = torch.stack([torch.cat([p.dequantize() for p in parts]) for parts in gate_up])
     w2 = torch.stack([p.dequantize() for p in down])
-    want = reference.moe(x.float(), router.float(), w13, w2, top_k, True)
-    assert error_of(experts.mix(x, router, top_k, True), want) < 3 * TOLERANCE[HALF]
+    routing = Routing(top_k)
+    want = reference.moe(x.float(), router.float(), w13, w2, routing)
+    assert error_of(experts.mix(x, router, routing), want) < 3 * TOLERANCE[HALF]
 
 
 def test_experts_of_several_forms_become_dense() -> None:

@@ -156,7 +156,7 @@ ATTENTION_CASES: dict[str, Case] = {
                 GLOBAL: {**YARN, "rope_theta": 50000.0},
             },
         },
-        {**LAYERS_OF_4, "num_hidden_layers": 8, **BIAS},
+        {**LAYERS_OF_4, "num_hidden_layers": 6, **BIAS},
         {**LAYERS_OF_4, "layer_types": [LOCAL, GLOBAL] * 2, **NO_BIAS, **TIED},
         shapes=PARTS,
     ),

@@ -137,7 +137,7 @@ TINY_MODEL = {
 
 
 def tiny_server(
-    folder: Path, *, max_logprobs: int = 20, context: int = 64, **flags: Any
+    folder: Path, *, max_logprobs: int = 20, context: int | None = None, **flags: Any
 ) -> RunningServer:
     """A server of a real engine over random weights, as small as a model can be.
 
@@ -146,9 +146,8 @@ def tiny_server(
     from octavo.config import EngineConfig
     from octavo.engine.engine import AsyncEngine
 
-    (folder / "config.json").write_text(
-        json.dumps({**TINY_MODEL, "max_position_embeddings": context})
-    )
+    length = {} if context is None else {"max_position_embeddings": context}
+    (folder / "config.json").write_text(json.dumps(TINY_MODEL | length))
     template = folder / "template.jinja"
     template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
     config = EngineConfig(

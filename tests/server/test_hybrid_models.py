@@ -20,6 +20,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "Qwen3.5, its text half": {
         "architectures": ["Qwen3_5ForConditionalGeneration"],
         "text_config": {
+            "model_type": "qwen3_5_text",
             "layer_types": ["linear_attention", "full_attention"],
             "head_dim": 16,
             "linear_num_key_heads": 1,
@@ -61,7 +62,10 @@ def test_a_second_turn_begins_from_a_saved_state(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     common = {**harness.TINY_MODEL, "num_hidden_layers": 2, "max_position_embeddings": 1024}
-    monkeypatch.setattr(harness, "TINY_MODEL", common | MODELS[name])
+    model = MODELS[name]
+    if "text_config" in model:
+        model = {**model, "text_config": common | model["text_config"]}
+    monkeypatch.setattr(harness, "TINY_MODEL", common | model)
     server = tiny_server(tmp_path)
     try:
         messages = [{"role": "user", "content": "the quick brown fox " * 8}]

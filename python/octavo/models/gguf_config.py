@@ -112,9 +112,11 @@ def _experts(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _qwen2_moe(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
-    size = get.int("expert_shared_feed_forward_length")
-    raw = {**fields["raw"], "shared_expert_intermediate_size": size}
-    return {**_experts(get, fields), "renormalize_experts": False, "raw": raw}
+    return {
+        **_experts(get, fields),
+        "renormalize_experts": False,
+        "shared_expert_size": get.int("expert_shared_feed_forward_length"),
+    }
 
 
 def _qwen3_moe(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
