@@ -9,6 +9,8 @@ code kernel by kernel.
 The plan is packed once; every shard of the mesh gets a copy of it and launches its own graph, rank
 0 last, whose ids are the ones waited for. Of a pipeline the mesh is the last stage: a step passes
 through the others (pipeline.py) before it.
+
+Longer than other files: a step's ways, from the steady one to that of any need, are read together.
 """
 
 from __future__ import annotations
