@@ -79,6 +79,32 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": False,
         },
     ),
+    "LFM2-MoE": (
+        "Lfm2Moe",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": [CONV, FULL, CONV, FULL],
+            "num_dense_layers": 1,
+            "num_experts": 5,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 40,
+        },
+    ),
+    "LFM2-MoE, without a bias for the choice": (
+        "Lfm2Moe",
+        {
+            "num_hidden_layers": 3,
+            "layer_types": [CONV, CONV, FULL],
+            "num_dense_layers": 0,
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 24,
+            "use_expert_bias": False,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 1.5,
+            "tie_word_embeddings": False,
+        },
+    ),
     "Qwen3-Next": (
         "Qwen3Next",
         {
