@@ -55,6 +55,14 @@ EXPERTS = {
     "moe_intermediate_size": 40,
     "shared_expert_intermediate_size": 56,
 }
+NEMOTRON = {"head_dim": 40, "mamba_num_heads": 4, "mamba_head_dim": 32, "ssm_state_size": 24}
+NEMOTRON_EXPERTS = {
+    "n_routed_experts": 5,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 40,
+    "moe_shared_expert_intermediate_size": 56,
+    "routed_scaling_factor": 1.5,
+}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "LFM2": (
         "Lfm2",
@@ -224,10 +232,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "NemotronH",
         {
             "layers_block_type": [DELTA, "mlp", FULL, DELTA, "mlp", FULL],
-            "head_dim": 40,
-            "mamba_num_heads": 4,
-            "mamba_head_dim": 32,
-            "ssm_state_size": 24,
+            **NEMOTRON,
             "n_groups": 2,
         },
     ),
@@ -242,6 +247,30 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "n_groups": 1,
             "mlp_bias": True,
             "use_bias": True,
+        },
+    ),
+    "Nemotron 3": (
+        "NemotronH",
+        {
+            "layers_block_type": [DELTA, "moe", FULL, DELTA, "mlp", "moe"],
+            **NEMOTRON,
+            "n_groups": 2,
+            **NEMOTRON_EXPERTS,
+        },
+    ),
+    "Nemotron 3, experts of a latent in groups, biases": (
+        "NemotronH",
+        {
+            "layers_block_type": [DELTA, "moe", FULL, "moe"],
+            **NEMOTRON,
+            "n_groups": 1,
+            **NEMOTRON_EXPERTS,
+            "n_routed_experts": 8,
+            "n_group": 4,
+            "topk_group": 2,
+            "moe_latent_size": 48,
+            "mlp_bias": True,
+            "norm_topk_prob": False,
         },
     ),
     # transformers writes its convolution in three equal parts.
