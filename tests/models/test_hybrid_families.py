@@ -399,6 +399,22 @@ def test_the_text_half_of_a_multimodal_file_loads_by_itself(
     )
 
 
+@pytest.mark.parametrize("width", [40, 32, 64])
+def test_the_experts_of_a_layer_may_be_one_tensor(
+    width: int, save_tiny: Callable[..., Any], driver: Callable[..., Any]
+) -> None:
+    config = CASES["Qwen3.5-MoE"][1]
+    # Of these widths one makes the tensor of gates and ups square, one that of downs.
+    path, model = save_tiny("Qwen3_5MoeText", **{**config, "moe_intermediate_size": width})
+    model.save_pretrained(path, save_original_format=False)
+    tensors = load_file(path / "model.safetensors")
+    assert tensors["model.layers.0.mlp.experts.gate_up_proj"].shape == (5, 2 * width, 64)
+    token_ids = make_prompt(40)
+    torch.testing.assert_close(
+        driver(path).logits(token_ids), logits_of(model, token_ids), atol=1e-4, rtol=1e-4
+    )
+
+
 @pytest.mark.parametrize("stages", [1, 2])
 def test_a_mesh_is_refused(
     stages: int, save_tiny: Callable[..., Any], driver: Callable[..., Any]
