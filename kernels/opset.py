@@ -226,6 +226,8 @@ class OpSet:
     ) -> Experts:
         """Each expert's gate and up parts [F, D] and down part [D, F], ready to be computed with.
 
+        Without a gate there is an up part alone.
+
         Raises:
             ValueError: parts that do not stack.
         """

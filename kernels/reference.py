@@ -20,7 +20,16 @@ from .kv_cache import read_blocks, store_rows
 from .opset import OpSet
 from .reference_recurrent import RECURRENT_OPS
 from .routing import Routing
-from .weights import ExpertBiases, Experts, Norm, Stored, Weight, dense, stacked_shape
+from .weights import (
+    ExpertBiases,
+    Experts,
+    Norm,
+    Stored,
+    Weight,
+    dense,
+    has_gate,
+    stacked_shape,
+)
 
 # ---------------------------------------------------------------------------------------- weights
 
@@ -400,23 +409,25 @@ def moe(
     biases: ExpertBiases | None = None,
     kind: str = "silu",
 ) -> Tensor:
-    """Mixture of E gated MLPs: each row of x [T, D] goes to the experts that routing chooses.
+    """Mixture of E MLPs: each row of x [T, D] goes to the experts that routing chooses.
 
-    router_logits [T, E]; w13 [E, 2F, D] (gate rows, then up rows) and w2 [E, D, F]. Returns [T, D].
+    router_logits [T, E]; w13 [E, 2F, D] (gate rows, then up rows), or [E, F, D] without a gate, and
+    w2 [E, D, F]. Returns [T, D].
     """
     probs, experts = routing.choose(router_logits)
+    act = gated_activation if has_gate(w13.shape[1], w2.shape[2]) else activation
     out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for e in range(router_logits.shape[1]):
         rows, which = (experts == e).nonzero(as_tuple=True)
         if rows.numel():
             gate_up, down = (None, None) if biases is None else (biases.gate_up[e], biases.down[e])
-            hidden = linear(x[rows].float(), w13[e], gate_up, gate=kind)
+            hidden = act(linear(x[rows].float(), w13[e], gate_up), kind)
             out.index_add_(0, rows, linear(hidden, w2[e], down) * probs[rows, which, None])
     return out.to(x.dtype)
 
 
 class DenseExperts(Experts):
-    """w13 [E, 2F, D] and w2 [E, D, F], both dense."""
+    """w13 [E, 2F, D], or [E, F, D] without a gate, and w2 [E, D, F], both dense."""
 
     __slots__ = ("biases", "num_elements", "w2", "w13")
 

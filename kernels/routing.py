@@ -7,9 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Added to a sum of sigmoids before it divides, as DeepSeek's own code does.
-_LEAST_SUM = 1e-20
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Routing:
@@ -20,6 +17,7 @@ class Routing:
     groups, top_groups: experts are chosen from the best ``top_groups`` of so many equal groups.
     group_scores: as many of a group's best scores add up to the group's.
     renormalize: the chosen experts' weights sum to one, before ``scale`` multiplies them.
+    least_sum: added to a sum of sigmoids before it divides; the default is DeepSeek's.
     """
 
     top_k: int
@@ -30,6 +28,7 @@ class Routing:
     top_groups: int = 1
     group_scores: int = 1
     scale: float = 1.0
+    least_sum: float = 1e-20
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """logits [T, E] -> (weights float32 [T, top_k], experts int64 [T, top_k]).
@@ -48,7 +47,7 @@ class Routing:
             weights = scores.gather(-1, experts)
         if self.renormalize:
             total = weights.sum(-1, keepdim=True)
-            weights = weights / (total + _LEAST_SUM if self.is_sigmoid else total)
+            weights = weights / (total + self.least_sum if self.is_sigmoid else total)
         return (weights if self.scale == 1.0 else weights * self.scale), experts
 
     def _in_best_groups(self, scores: Tensor) -> Tensor:

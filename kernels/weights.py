@@ -315,8 +315,24 @@ class ExpertBiases(NamedTuple):
     down: Tensor
 
 
+def has_gate(rows: int, width: int) -> bool:
+    """True where an expert's first projection, of ``rows``, is its gate and its up.
+
+    width: columns of its second projection.
+
+    Raises:
+        ValueError: the first has neither twice as many rows as that nor as many.
+    """
+    if rows not in (width, 2 * width):
+        raise ValueError(f"an expert of {rows} rows does not fit one of {width} columns")
+    return rows != width
+
+
 class Experts(ABC):
-    """The weights of a mixture of E gated MLPs, in one backend's layout."""
+    """The weights of a mixture of E MLPs, in one backend's layout.
+
+    They are gated where ``has_gate``; otherwise an expert is down(act(up(x))).
+    """
 
     __slots__ = ()
 
@@ -328,7 +344,7 @@ class Experts(ABC):
     ) -> Tensor:
         """Each row of x [T, D] through the experts that routing chooses by router_logits [T, E].
 
-        Returns [T, D]. kind: of the gated activation.
+        Returns [T, D]. kind: of the activation, gated or not.
 
         Raises:
             ValueError: shapes, dtypes or layouts that do not fit.

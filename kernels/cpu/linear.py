@@ -15,9 +15,18 @@ from ..formats.gguf import BLOCK_FORMATS
 from ..formats.gguf_grids import GRIDS
 from ..formats.grouped import GROUPED_FORMATS
 from ..routing import Routing
-from ..weights import ExpertBiases, Experts, Norm, Planes, Stored, Weight, stacked_shape
+from ..weights import (
+    ExpertBiases,
+    Experts,
+    Norm,
+    Planes,
+    Stored,
+    Weight,
+    has_gate,
+    stacked_shape,
+)
 from .blocks import as_rows, column_order
-from .elementwise import gated_activation, rms_norm
+from .elementwise import activation, gated_activation, rms_norm
 from .tensors import FLOATS, float_type, ints, optional_vector, refuse
 
 
@@ -194,7 +203,7 @@ def packed(weight: Weight) -> CpuWeight:
 class CpuExperts(Experts):
     """One packed weight for each expert's gate and up rows, and one for its down rows."""
 
-    __slots__ = ("biases", "num_elements", "w2", "w13")
+    __slots__ = ("_act", "biases", "num_elements", "w2", "w13")
 
     def __init__(
         self,
@@ -203,6 +212,8 @@ class CpuExperts(Experts):
         biases: ExpertBiases | None = None,
     ) -> None:
         self.w13, self.w2 = w13, w2
+        is_gated = has_gate(w13[0].shape[0], w2[0].shape[1])
+        self._act = gated_activation if is_gated else activation
         self.biases = biases
         self.num_elements = sum(weight.num_elements for weight in (*w13, *w2))
 
@@ -222,7 +233,7 @@ class CpuExperts(Experts):
                 start += count
                 rows = chosen // routing.top_k
                 bias = None if biases is None else biases.gate_up[expert]
-                hidden = self.w13[expert].linear(x[rows].float(), bias, gate=kind)
+                hidden = self._act(self.w13[expert].linear(x[rows].float(), bias), kind)
                 weights = probs.reshape(-1)[chosen, None]
                 bias = None if biases is None else biases.down[expert]
                 out.index_add_(0, rows, self.w2[expert].linear(hidden, bias) * weights)

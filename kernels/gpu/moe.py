@@ -17,8 +17,8 @@ import triton.language as tl
 
 from ..reference import stack_dense
 from ..routing import Routing
-from ..weights import ExpertBiases, Experts, Stored, dense
-from .activation import gated_activation
+from ..weights import ExpertBiases, Experts, Stored, dense, has_gate
+from .activation import activation, gated_activation
 from .grouped_quantized import SortedRows, grouped_quantized, stack_experts
 from .launch import cdiv, check_shape, check_tensors, pdl_options
 from .linear_fp8 import Fp8Weight
@@ -115,12 +115,12 @@ def moe(
     biases: ExpertBiases | None = None,
     kind: str = "silu",
 ) -> torch.Tensor:
-    """Mixture of E gated MLPs: each row of x [T, D] goes to the experts that routing chooses.
+    """Mixture of E MLPs: each row of x [T, D] goes to the experts that routing chooses.
 
     Args:
         x: [T, D].
         router_logits: [T, E].
-        w13: [E, 2F, D], gate rows, then up rows; quantized [E 2F, D].
+        w13: [E, 2F, D], gate rows, then up rows, or [E, F, D] without a gate; quantized [E 2F, D].
         w2: [E, D, F]; quantized [E D, F].
         biases: of gate and up [E, 2F], and of down [E, D].
 
@@ -134,9 +134,11 @@ def moe(
     tokens, hidden = x.shape
     num_experts = router_logits.shape[1]
     check_shape("router_logits", router_logits, tokens, num_experts)
-    double = w13.shape[-2] if isinstance(w13, torch.Tensor) else w13.shape[0] // num_experts
-    _check_experts("w13", w13, num_experts, double, hidden)
-    _check_experts("w2", w2, num_experts, hidden, double // 2)
+    first = w13.shape[-2] if isinstance(w13, torch.Tensor) else w13.shape[0] // num_experts
+    inner = w2.shape[-1]
+    is_gated = has_gate(first, inner)
+    _check_experts("w13", w13, num_experts, first, hidden)
+    _check_experts("w2", w2, num_experts, hidden, inner)
     if not tokens:
         return torch.empty_like(x)
     weights, experts = routing.choose(router_logits)
@@ -180,8 +182,9 @@ def moe(
         )
         return out
 
-    gated = gated_activation(grouped(x, w13, gate_up_bias, top_k, False), kind)
-    out = grouped(gated, w2, down_bias, 1, True)
+    act = gated_activation if is_gated else activation
+    activated = act(grouped(x, w13, gate_up_bias, top_k, False), kind)
+    out = grouped(activated, w2, down_bias, 1, True)
     return out.view(tokens, top_k, hidden).float().sum(1).to(x.dtype)
 
 
@@ -197,7 +200,7 @@ def _check_experts(name: str, weight: Grouped, num_experts: int, n: int, k: int)
 class GpuExperts(Experts):
     """w13 [E, 2F, D] (gate rows, then up rows) and w2 [E, D, F], both dense or both quantized.
 
-    Quantized ones are weights [E 2F, D] and [E D, F].
+    Without a gate w13 is [E, F, D]. Quantized ones are weights [E 2F, D] and [E D, F].
     """
 
     __slots__ = ("biases", "num_elements", "w2", "w13")

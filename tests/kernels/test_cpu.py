@@ -680,6 +680,12 @@ def test_moe() -> None:
     experts = cpu.prepare_experts([[w[:f], w[f:]] for w in w13], list(w2), biases=biases)
     want = ref.moe(x, logits, w13, w2, Routing(2), biases=biases, kind="swiglu_clamped")
     close(experts.mix(x, logits, Routing(2), kind="swiglu_clamped"), want)
+    ungated = w13[:, :f].contiguous()
+    experts = cpu.prepare_experts([[w] for w in ungated], list(w2))
+    want = ref.moe(x, logits, ungated, w2, Routing(2), kind="relu2")
+    close(experts.mix(x, logits, Routing(2), kind="relu2"), want)
+    with pytest.raises(ValueError, match="48 rows does not fit one of 32 columns"):
+        cpu.prepare_experts([[w[:48]] for w in w13], list(w2))
 
 
 def test_argmax_and_logprobs() -> None:

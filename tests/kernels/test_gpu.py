@@ -958,3 +958,7 @@ def test_moe(
     experts = gpu.prepare_experts([w.chunk(2) for w in w13], list(w2), biases=biases)
     want = reference.moe(x, router, w13, w2, routing, biases=biases, kind="swiglu_clamped")
     assert_close(experts.mix(x, router, routing, kind="swiglu_clamped"), want, dtype)
+    ungated = w13[:, :inner].contiguous()
+    experts = gpu.prepare_experts([[w] for w in ungated], list(w2))
+    want = reference.moe(x, router, ungated, w2, routing, kind="relu2")
+    assert_close(experts.mix(x, router, routing, kind="relu2"), want, dtype)

@@ -200,6 +200,10 @@ def save_tiny(tmp_path: Path) -> Callable[..., tuple[Path, Any]]:
                     parameter.normal_(std=0.3)
                 elif parameter.dim() == 1:
                     parameter.add_(torch.empty_like(parameter).uniform_(-0.5, 0.5))
+            # What is added to a router's scores is no parameter in most families.
+            for name, buffer in model.named_buffers():
+                if name.endswith(("expert_bias", "correction_bias")):
+                    buffer.normal_(std=0.3)
         model.eval().save_pretrained(tmp_path / "model", max_shard_size=max_shard_size)
         return tmp_path / "model", model
 

@@ -79,7 +79,6 @@ OTHER_SIZES: tuple[str, ...] = (
     "GraniteMoeHybridForCausalLM",
     "Inkling2ForCausalLM",
     "Inkling2LoopForCausalLM",
-    "Lfm2MoeForCausalLM",
     "Mamba2ForCausalLM",
     "NemotronHForCausalLM",
     "PLBartForCausalLM",

@@ -173,6 +173,27 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "num_experts_per_tok": 2,
         },
     ),
+    "LFM2": (
+        "lfm2",
+        "Lfm2",
+        {
+            "layer_types": ["conv", "full_attention", "conv"],
+            "conv_L_cache": 4,
+            "block_auto_adjust_ff_dim": False,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "LFM2-MoE": (
+        "lfm2moe",
+        "Lfm2Moe",
+        {
+            "layer_types": ["conv", "full_attention", "conv"],
+            "num_dense_layers": 1,
+            "num_experts": 5,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 40,
+        },
+    ),
     "Hunyuan": ("hunyuan-dense", "HunYuanDenseV1", {"head_dim": 40}),
     "Hunyuan MoE": (
         "hunyuan-moe",
@@ -218,7 +239,11 @@ def write_more(writer: gguf.GGUFWriter, config: Any) -> None:
         (writer.add_expert_shared_count, ("n_shared_experts", "moe_num_shared_experts")),
         (writer.add_expert_weights_scale, ("routed_scaling_factor",)),
         (writer.add_expert_shared_feed_forward_length, ("shared_expert_intermediate_size",)),
-        (writer.add_leading_dense_block_count, ("first_k_dense_replace", "moe_layer_start_index")),
+        (
+            writer.add_leading_dense_block_count,
+            ("first_k_dense_replace", "moe_layer_start_index", "num_dense_layers"),
+        ),
+        (writer.add_shortconv_l_cache, ("conv_L_cache",)),
         (writer.add_logit_scale, ("logit_scale", "logits_scaling")),
         (writer.add_attention_scale, ("attention_multiplier",)),
         (writer.add_residual_scale, ("residual_multiplier",)),
@@ -252,10 +277,13 @@ def write(file: Path, arch: str, model: Any) -> None:
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
+    kv_heads: Any = config.num_key_value_heads
+    if "conv" in (getattr(config, "layer_types", None) or ()):
+        kv_heads = [0 if kind == "conv" else kv_heads for kind in config.layer_types]
+    writer.add_head_count_kv(kv_heads)
     if head_dim := getattr(config, "head_dim", None):
         writer.add_key_length(head_dim)
-    if eps := getattr(config, "rms_norm_eps", None):
+    if eps := getattr(config, "rms_norm_eps", None) or getattr(config, "norm_eps", None):
         writer.add_layer_norm_rms_eps(eps)
     write_more(writer, config)
     write_rope(writer, config)
@@ -278,6 +306,10 @@ def write(file: Path, arch: str, model: Any) -> None:
         if arch == "granitemoe":
             name = name.replace(".router.weight", ".router.layer.weight")
             name = name.replace("block_sparse_moe.experts.", "mlp.experts.")
+        if "conv.conv" in name:
+            tensor = tensor.squeeze(1)
+        if name.endswith("expert_bias"):
+            name += ".bias"
         if name.endswith("e_score_correction_bias"):
             name = name.replace("e_score_correction_bias", "e_score_correction.bias")
             tensor = tensor.squeeze()

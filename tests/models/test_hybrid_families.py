@@ -55,6 +55,14 @@ EXPERTS = {
     "moe_intermediate_size": 40,
     "shared_expert_intermediate_size": 56,
 }
+NEMOTRON = {"head_dim": 40, "mamba_num_heads": 4, "mamba_head_dim": 32, "ssm_state_size": 24}
+NEMOTRON_EXPERTS = {
+    "n_routed_experts": 5,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 40,
+    "moe_shared_expert_intermediate_size": 56,
+    "routed_scaling_factor": 1.5,
+}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "LFM2": (
         "Lfm2",
@@ -76,6 +84,32 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "conv_bias": True,
             "conv_L_cache": 4,
             "block_auto_adjust_ff_dim": False,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "LFM2-MoE": (
+        "Lfm2Moe",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": [CONV, FULL, CONV, FULL],
+            "num_dense_layers": 1,
+            "num_experts": 5,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 40,
+        },
+    ),
+    "LFM2-MoE, without a bias for the choice": (
+        "Lfm2Moe",
+        {
+            "num_hidden_layers": 3,
+            "layer_types": [CONV, CONV, FULL],
+            "num_dense_layers": 0,
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 24,
+            "use_expert_bias": False,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 1.5,
             "tie_word_embeddings": False,
         },
     ),
@@ -198,10 +232,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "NemotronH",
         {
             "layers_block_type": [DELTA, "mlp", FULL, DELTA, "mlp", FULL],
-            "head_dim": 40,
-            "mamba_num_heads": 4,
-            "mamba_head_dim": 32,
-            "ssm_state_size": 24,
+            **NEMOTRON,
             "n_groups": 2,
         },
     ),
@@ -216,6 +247,30 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "n_groups": 1,
             "mlp_bias": True,
             "use_bias": True,
+        },
+    ),
+    "Nemotron 3": (
+        "NemotronH",
+        {
+            "layers_block_type": [DELTA, "moe", FULL, DELTA, "mlp", "moe"],
+            **NEMOTRON,
+            "n_groups": 2,
+            **NEMOTRON_EXPERTS,
+        },
+    ),
+    "Nemotron 3, experts of a latent in groups, biases": (
+        "NemotronH",
+        {
+            "layers_block_type": [DELTA, "moe", FULL, "moe"],
+            **NEMOTRON,
+            "n_groups": 1,
+            **NEMOTRON_EXPERTS,
+            "n_routed_experts": 8,
+            "n_group": 4,
+            "topk_group": 2,
+            "moe_latent_size": 48,
+            "mlp_bias": True,
+            "norm_topk_prob": False,
         },
     ),
     # transformers writes its convolution in three equal parts.
@@ -338,6 +393,22 @@ def test_the_text_half_of_a_multimodal_file_loads_by_itself(
         "tie_word_embeddings": True,
     }
     (path / "config.json").write_text(json.dumps(whole))
+    token_ids = make_prompt(40)
+    torch.testing.assert_close(
+        driver(path).logits(token_ids), logits_of(model, token_ids), atol=1e-4, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("width", [40, 32, 64])
+def test_the_experts_of_a_layer_may_be_one_tensor(
+    width: int, save_tiny: Callable[..., Any], driver: Callable[..., Any]
+) -> None:
+    config = CASES["Qwen3.5-MoE"][1]
+    # Of these widths one makes the tensor of gates and ups square, one that of downs.
+    path, model = save_tiny("Qwen3_5MoeText", **{**config, "moe_intermediate_size": width})
+    model.save_pretrained(path, save_original_format=False)
+    tensors = load_file(path / "model.safetensors")
+    assert tensors["model.layers.0.mlp.experts.gate_up_proj"].shape == (5, 2 * width, 64)
     token_ids = make_prompt(40)
     torch.testing.assert_close(
         driver(path).logits(token_ids), logits_of(model, token_ids), atol=1e-4, rtol=1e-4

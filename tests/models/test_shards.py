@@ -81,6 +81,17 @@ def test_a_split_family_serves_what_transformers_computes(
         prove_greedy(driver, path, model, mesh=mesh(size), kv_copies=copies)
 
 
+def test_the_fused_tensors_of_experts_are_split(
+    save_tiny: Callable[..., Any], driver: Callable[..., Any]
+) -> None:
+    experts = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+    path, model = save_tiny("Qwen3Moe", num_hidden_layers=2, **experts)
+    model.save_pretrained(path, save_original_format=False)
+    token_ids = make_prompt(77)
+    found = driver(path, mesh=mesh(2)).logits(token_ids)
+    torch.testing.assert_close(found, logits_of(model, token_ids), atol=1e-4, rtol=1e-4)
+
+
 def test_all_models_but_those_of_one_head_are_split() -> None:
     """So that no family passes the tests above by not being in them."""
     for family, config in CASES.values():

@@ -10,6 +10,8 @@ from torch import Tensor
 _TOP = {
     "model.embed_tokens.weight": "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
+    # LFM2's output norm, whatever its name.
+    "model.embedding_norm.weight": "token_embd_norm.weight",
     "lm_head.weight": "output.weight",
 }
 _IN_LAYER = {
@@ -30,7 +32,20 @@ _IN_LAYER = {
     # Hunyuan's head norms.
     "self_attn.query_layernorm": "attn_q_norm",
     "self_attn.key_layernorm": "attn_k_norm",
+    # LFM2.
+    "operator_norm": "attn_norm",
+    "ffn_norm": "ffn_norm",
+    "self_attn.out_proj": "attn_output",
+    "self_attn.q_layernorm": "attn_q_norm",
+    "self_attn.k_layernorm": "attn_k_norm",
+    "conv.conv": "shortconv.conv",
+    "conv.in_proj": "shortconv.in_proj",
+    "conv.out_proj": "shortconv.out_proj",
+    "feed_forward.w1": "ffn_gate",
+    "feed_forward.w3": "ffn_up",
+    "feed_forward.w2": "ffn_down",
     # Routers, experts, and those that all tokens share.
+    "feed_forward.gate": "ffn_gate_inp",
     "mlp.router": "ffn_gate_inp",
     "mlp.gate": "ffn_gate_inp",
     "mlp.gate.wg": "ffn_gate_inp",
@@ -39,7 +54,7 @@ _IN_LAYER = {
     "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
     **{
         f"{block}.experts.{name}": f"ffn_{theirs}_exps"
-        for block in ("mlp", "block_sparse_moe")
+        for block in ("mlp", "block_sparse_moe", "feed_forward")
         for names, theirs in (
             (("gate_proj", "w1"), "gate"),
             (("up_proj", "w3"), "up"),
@@ -61,6 +76,7 @@ _PARAMETERS = {
         f"{block}.e_score_correction_bias": "exp_probs_b.bias"
         for block in ("mlp.gate", "mlp.moe_statics", "block_sparse_moe")
     },
+    "feed_forward.expert_bias": "exp_probs_b.bias",
 }
 # Gemma 2 and 3 have norms before and after each block, and so has GLM-4; OLMo 2 has those after it.
 _FOUR_NORMS = {

@@ -10,13 +10,15 @@ from torch import Tensor
 from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
 from octavo.kernels.routing import Routing
-from octavo.kernels.weights import Columns, Rows
+from octavo.kernels.weights import Columns, Rows, Stored
 from octavo.layers.moe import MoE
 from octavo.models.config import ModelConfig
 from octavo.models.parts import width_of
 
 # What HF's files call an expert's gate, up and down, where they have Llama's names.
 LLAMA_NAMES = ("gate_proj", "up_proj", "down_proj")
+# Gate and up of all experts as one tensor, in Qwen3.5's files and transformers' own modules.
+FUSED_NAME = "gate_up_proj"
 
 
 def load_experts(
@@ -44,17 +46,31 @@ def load_experts(
     begin, end = width_of(f, ops.rank)
     is_whole = ops.rank.size == 1
     rows, columns = (None, None) if is_whole else (Rows(((begin, end),)), Columns(begin, end))
-    gates = weights.experts(experts, count, gate, (f, d), rows)
-    ups = weights.experts(experts, count, up, (f, d), rows)
+    gate_up: list[tuple[Stored, ...]]
+    if names == LLAMA_NAMES and _are_fused(experts, weights):
+        halves = None if is_whole else Rows(((begin, end), (f + begin, f + end)))
+        both = weights.experts(experts, count, FUSED_NAME, (2 * f, d), halves)
+        gate_up = [(one,) for one in both]
+    else:
+        gates = weights.experts(experts, count, gate, (f, d), rows)
+        ups = weights.experts(experts, count, up, (f, d), rows)
+        gate_up = list(zip(gates, ups, strict=True))
     return MoE(
         ops,
         weights.linear(f"{prefix}.{router}", (count, d)),
-        list(zip(gates, ups, strict=True)),
+        gate_up,
         list(weights.experts(experts, count, down, (d, f), columns)),
         routing=routing or Routing(config.num_experts_per_token, config.renormalize_experts),
         act=config.hidden_act,
         shared=shared,
     )
+
+
+def _are_fused(experts: str, weights: Weights) -> bool:
+    """True where the files have the gates and ups below the prefix ``experts`` as one tensor."""
+    # A file of several parts has other words before the layers.
+    name = f"{experts.removeprefix('model.')}.{FUSED_NAME}"
+    return any(found.endswith(name) for found in weights.unread())
 
 
 class GatedShared:

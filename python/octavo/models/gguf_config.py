@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from octavo.errors import ModelLoadError
 from octavo.layers.rope import RopeConfig
-from octavo.models.config import Getter, ModelConfig, token_ids
+from octavo.models.config import Getter, ModelConfig, StateShape, token_ids
 from octavo.models.hf_config import max_context_len
 
 
@@ -61,7 +61,7 @@ def config_from_gguf(metadata: Mapping[str, Any], facts: GgufFacts) -> ModelConf
         "intermediate_size": get.int("feed_forward_length"),
         "num_layers": get.int("block_count"),
         "num_heads": num_heads,
-        "num_kv_heads": get.int("attention.head_count_kv", num_heads),
+        "num_kv_heads": max(_of_layers(get, "attention.head_count_kv", num_heads)),
         "head_dim": head_dim,
         # Files hold the float32 nearest to config.json's decimal.
         "rms_norm_eps": float(f"{get.float('attention.layer_norm_rms_epsilon', 1e-6):.6g}"),
@@ -80,6 +80,21 @@ def config_from_gguf(metadata: Mapping[str, Any], facts: GgufFacts) -> ModelConf
         "raw": dict(metadata),
     }
     return ModelConfig(**{**fields, **family(get, {**fields, "modules": facts.modules})})
+
+
+def _of_layers(get: Getter, key: str, default: int | None = None) -> list[int]:
+    """A whole number for each layer; files have a list of them, or one for all.
+
+    Raises:
+        ModelLoadError: it is missing, of another kind, or not as long as there are layers.
+    """
+    layers = get.int("block_count")
+    found = get.values.get(f"{get.prefix}{key}")
+    if not isinstance(found, Sequence) or isinstance(found, str):
+        return [get.int(key, default)] * layers
+    if len(found) != layers or not all(isinstance(value, int) for value in found):
+        raise ModelLoadError(f"GGUF: {get.prefix}{key} must be {layers} whole numbers")
+    return list(found)
 
 
 _Family = Callable[[Getter, Mapping[str, Any]], dict[str, Any]]
@@ -112,11 +127,8 @@ def _experts(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _qwen2_moe(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        **_experts(get, fields),
-        "renormalize_experts": False,
-        "shared_expert_size": get.int("expert_shared_feed_forward_length"),
-    }
+    size = get.int("expert_shared_feed_forward_length")
+    return {**_experts(get, fields), "renormalize_experts": False, "shared_expert_size": size}
 
 
 def _qwen3_moe(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,6 +157,20 @@ def _glm4(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _glm4_moe(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
     return {**_experts(get, fields), "qk_norm": "attn_q_norm" in fields["modules"]}
+
+
+def _lfm2(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
+    past = get.int("shortconv.l_cache", 3) - 1
+    heads = _of_layers(get, "attention.head_count_kv")
+    return {
+        "qk_norm": True,
+        "layer_kinds": tuple("attention" if count else "state" for count in heads),
+        "state": StateShape((fields["hidden_size"], past)),
+    }
+
+
+def _lfm2_moe(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {**_experts(get, fields), **_lfm2(get, fields)}
 
 
 def _ernie_moe(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -241,6 +267,8 @@ GGUF_ARCHITECTURES: dict[str, tuple[str, _Family]] = {
     "granitemoe": ("GraniteMoeForCausalLM", _granite_moe),
     "hunyuan-dense": ("HunYuanDenseV1ForCausalLM", _qwen2),
     "hunyuan-moe": ("HunYuanMoEV1ForCausalLM", _experts),
+    "lfm2": ("Lfm2ForCausalLM", _lfm2),
+    "lfm2moe": ("Lfm2MoeForCausalLM", _lfm2_moe),
     "minimax-m2": ("MiniMaxM2ForCausalLM", _experts),
     "olmo2": ("Olmo2ForCausalLM", _qwen2),
     "olmoe": ("OlmoeForCausalLM", _olmoe),

@@ -111,6 +111,7 @@ class GraniteMoeHybridForCausalLM(HybridForCausalLM):
             num_experts_per_token=hf.int("num_experts_per_tok", 2),
             moe_intermediate_size=hf.int("intermediate_size"),
             shared_expert_size=hf.int("shared_intermediate_size", 1024),
+            fused_experts=True,
             layer_kinds=kinds,
             state=mamba_shape(hf, inner).state if "state" in kinds else None,
         )

@@ -1,4 +1,4 @@
-"""NemotronHForCausalLM: a layer is a Mamba-2 mixer, attention without rotation, or an MLP."""
+"""NemotronHForCausalLM: a layer is Mamba-2, attention without rotation, an MLP, or experts."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from octavo.errors import ModelLoadError
 from octavo.kernels.opset import OpSet
 from octavo.layers.attention import Attention
 from octavo.layers.context import StepContext
-from octavo.layers.norm import Addend, RMSNorm
+from octavo.layers.norm import Addend
 from octavo.models.config import ModelConfig
 from octavo.models.hf_config import HfConfig
 from octavo.models.hybrid import HybridForCausalLM, layer_kinds
 from octavo.models.llama import LlamaAttention
 from octavo.models.mamba import MambaMixer, MambaShape, dt_limits
-from octavo.models.parts import layer_norms, load_linear
+from octavo.models.nemotron_experts import NemotronExperts, NemotronMLP
+from octavo.models.parts import layer_norms
 
 # As config.json spells a layer's kind, old and new, and the letters of older files.
 KINDS = {
@@ -27,28 +28,9 @@ KINDS = {
     "full_attention": "attention",
     "attention": "attention",
     "mlp": "neither",
+    "moe": "neither",
 }
 _LETTERS = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
-
-
-class NemotronMLP:
-    """down(act(up(x))), without a gate."""
-
-    __slots__ = ("_act", "_activation", "down_proj", "up_proj")
-
-    def __init__(self, config: ModelConfig, layer: int, weights: Weights, ops: OpSet) -> None:
-        prefix = f"model.layers.{layer}.mixer"
-        d, f, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.up_proj = load_linear({f"{prefix}.up_proj": f}, d, bias, weights, ops)
-        self.down_proj = load_linear({f"{prefix}.down_proj": d}, f, bias, weights, ops)
-        self._activation, self._act = ops.activation, config.hidden_act
-
-    def normed(
-        self, x: Addend, residual: Tensor, norm: RMSNorm, ctx: StepContext
-    ) -> tuple[Addend, Tensor]:
-        """(addend, residual) after norm(residual + x) has gone through this; see ``Linear``."""
-        hidden, residual = self.up_proj.normed(x, residual, norm)
-        return self.down_proj.add(self._activation(hidden, self._act), residual)
 
 
 class NemotronHLayer:
@@ -62,15 +44,18 @@ class NemotronHLayer:
         self.norm = layer_norms(config, layer, weights, ops)("norm")
         self.attention: Attention | None = None
         self.recurrence: MambaMixer | None = None
-        self.mixer: LlamaAttention | MambaMixer | NemotronMLP
+        self.mixer: LlamaAttention | MambaMixer | NemotronMLP | NemotronExperts
+        prefix = f"model.layers.{layer}.mixer"
         match config.layer_kinds[layer]:
             case "state":
                 self.mixer = self.recurrence = _load_mamba(config, layer, weights, ops)
             case "attention":
                 self.mixer = LlamaAttention(config, layer, cos_sin, weights, ops)
                 self.attention = self.mixer.attention
+            case _ if config.moe_layers[layer]:
+                self.mixer = NemotronExperts(config, prefix, weights, ops)
             case _:
-                self.mixer = NemotronMLP(config, layer, weights, ops)
+                self.mixer = NemotronMLP(config, prefix, config.intermediate_size, weights, ops)
 
     def __call__(self, x: Addend, residual: Tensor, ctx: StepContext) -> tuple[Addend, Tensor]:
         return self.mixer.normed(x, residual, self.norm, ctx)
@@ -136,7 +121,10 @@ class NemotronHForCausalLM(HybridForCausalLM):
             raise ModelLoadError(
                 f"config.json: {len(types)} kinds of layers for {hf.num_layers} layers"
             )
+        moe_layers = tuple(kind == "moe" for kind in types)
         return hf.config(
+            **(_expert_fields(hf) if any(moe_layers) else {}),
+            moe_layers=moe_layers,
             mlp_bias=hf.bool("mlp_bias"),
             hidden_act=hf.values["mlp_hidden_act"],
             rms_norm_eps=hf.float("layer_norm_epsilon"),
@@ -144,3 +132,15 @@ class NemotronHForCausalLM(HybridForCausalLM):
             layer_kinds=layer_kinds(types, KINDS),
             state=_shape(hf).state,
         )
+
+
+def _expert_fields(hf: HfConfig) -> dict[str, Any]:
+    return {
+        "num_experts": hf.int("n_routed_experts", 8),
+        "num_experts_per_token": hf.int("num_experts_per_tok", 2),
+        "moe_intermediate_size": hf.int("moe_intermediate_size", 7688),
+        "shared_expert_size": hf.int("moe_shared_expert_intermediate_size", 7688),
+        "expert_groups": (hf.int("n_group", 1), hf.int("topk_group", 1)),
+        "renormalize_experts": bool(hf.values.get("norm_topk_prob", True)),
+        "routed_scale": hf.float("routed_scaling_factor", 1.0),
+    }

@@ -40,6 +40,7 @@ from octavo.models.hf_config import HfConfig, architecture_of
 from octavo.models.hunyuan_dense import HunYuanDenseV1ForCausalLM
 from octavo.models.hunyuan_moe import HunYuanMoEV1ForCausalLM
 from octavo.models.lfm2 import Lfm2ForCausalLM
+from octavo.models.lfm2_moe import Lfm2MoeForCausalLM
 from octavo.models.llama import LlamaForCausalLM
 from octavo.models.mamba2 import Mamba2ForCausalLM
 from octavo.models.minimax_m2 import MiniMaxM2ForCausalLM
@@ -138,6 +139,7 @@ _CLASSES: tuple[type[CausalLMClass], ...] = (
     GraniteForCausalLM,
     GraniteMoeHybridForCausalLM,
     Lfm2ForCausalLM,
+    Lfm2MoeForCausalLM,
     LlamaForCausalLM,
     Mamba2ForCausalLM,
     MistralForCausalLM,

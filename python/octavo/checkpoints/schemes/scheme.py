@@ -73,8 +73,8 @@ class Scheme(ABC):
     ) -> Iterator[Stored]:
         """One projection [N, K] of every expert; each is a module of its own in most schemes.
 
-        A dense tensor of them all is [E, K, N] where it is no module's, as gpt-oss and Llama 4
-        store it, and a module's weight [E, N, K], as Granite stores it.
+        A dense tensor of them all is a module's weight [E, N, K], as Granite stores it, or no
+        module's: [E, N, K], as Qwen3.5 has it, or [E, K, N], as gpt-oss and Llama 4 do.
         """
         n, k = shape
         module = f"{prefix}.{name}.weight"
@@ -83,8 +83,10 @@ class Scheme(ABC):
                 yield part_of(weight, part)
             return
         if f"{prefix}.{name}" in tensors:
-            for weight in tensors.read(f"{prefix}.{name}", (count, k, n), dtype=tensors.dtype):
-                yield part_of(weight.T, part)
+            is_transposed = _is_transposed(tensors, prefix)
+            whole = (count, k, n) if is_transposed else (count, n, k)
+            for weight in tensors.read(f"{prefix}.{name}", whole, dtype=tensors.dtype):
+                yield part_of(weight.T if is_transposed else weight, part)
             return
         for expert in range(count):
             yield self.linear(tensors, f"{prefix}.{expert}.{name}", shape, part)
@@ -92,6 +94,19 @@ class Scheme(ABC):
     def is_spare(self, tensors: Tensors, name: str) -> bool:
         """True for a tensor that may stay unread: a scale of activations, a bias of zeros."""
         return False
+
+
+def _is_transposed(tensors: Tensors, prefix: str) -> bool:
+    """True where the experts' tensors are [E, K, N].
+
+    Of one alone that cannot be told where N is K. Otherwise gate and up have twice as many rows as
+    down has columns; transposed both numbers are the model's width.
+    """
+    both = [f"{prefix}.{name}" for name in ("gate_up_proj", "down_proj")]
+    if not all(name in tensors for name in both):
+        return True
+    gate_up, down = (tensors.shape(name) for name in both)
+    return len(gate_up) != 3 or len(down) != 3 or gate_up[1] != 2 * down[2]
 
 
 def read_dense(tensors: Tensors, prefix: str, shape: tuple[int, int], part: Part) -> Tensor:
