@@ -264,7 +264,10 @@ class PoolingLLM(Offline):
         most = max_text_len(most, self._engine.limits.max_model_len)
         tokenizer = self._engine.tokenizer
         if info.task == "score":
-            pairs = [encode_pair(tokenizer, *p, most) for p in zip(firsts, seconds, strict=True)]
+            pairs = [
+                encode_pair(tokenizer, *pair, most, joins=info.joins)
+                for pair in zip(firsts, seconds, strict=True)
+            ]
             results = self._pool(pairs, use_tqdm)
             ids = [request_id for request_id, _ in results]
             scores = [squash(logits, info.squashes and use_activation) for _, logits in results]

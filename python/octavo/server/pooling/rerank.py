@@ -92,7 +92,7 @@ async def _scores(
 
         def encode_pairs() -> list[EncodedText]:
             couples = zip(firsts, seconds, strict=True)
-            return [encode_pair(tokenizer, first, second, most) for first, second in couples]
+            return [encode_pair(tokenizer, *couple, most, joins=info.joins) for couple in couples]
 
         # A query is read once per document.
         pairs = await encoded(engine, [*firsts, *seconds], most, param, encode_pairs)
