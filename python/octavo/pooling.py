@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from octavo.errors import InvalidParameterError, UnsupportedParameterError
 from octavo.sampling_params import SamplingParams
+from octavo.task_prompts import TaskPrompts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +40,8 @@ class PoolingInfo:
     ``size``: of its vectors, or the number of labels. ``normalizes``: vectors have length 1.
     ``squashes``: a score is a sigmoid of the logit, unless the request asks otherwise.
     ``activation``: from labels' logits to their probabilities. ``labels``: their names.
-    ``joins``: a pair is one text, the second right after the first.
+    ``joins``: a pair is one text, the second right after the first. ``prompts``: for
+    the texts of a task.
     """
 
     task: PoolingTask
@@ -49,6 +51,7 @@ class PoolingInfo:
     activation: Activation = "identity"
     labels: tuple[str, ...] = ()
     joins: bool = False
+    prompts: TaskPrompts = TaskPrompts()
 
 
 class EncodedText(NamedTuple):

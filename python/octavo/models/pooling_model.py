@@ -21,6 +21,7 @@ from octavo.models.foreign_encoder import FOREIGN_ENCODERS, ForeignEncoder
 from octavo.models.hf_config import architecture_of
 from octavo.models.llama import LlamaForCausalLM
 from octavo.models.pooler import Pooler, first_rows, is_splade
+from octavo.models.prompts_file import read_prompts
 from octavo.models.registry import (
     ARCHITECTURES,
     CLASSIFIERS,
@@ -250,7 +251,12 @@ class PoolingModel:
             )
         self._pool = pool
         self.max_len = min(self.max_len, pool.max_len or self.max_len)
-        self.info = PoolingInfo("embed", pool.size, normalizes=pool.normalizes)
+        self.info = PoolingInfo(
+            "embed",
+            pool.size,
+            normalizes=pool.normalizes,
+            prompts=read_prompts(source.path, pools_them=pool.pools_prompts),
+        )
 
 
 def _activation(raw: Any, num_labels: int) -> Activation:
