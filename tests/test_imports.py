@@ -34,6 +34,7 @@ LEAVES = {
     "outputs",
     "pooling",
     "pooling_params",
+    "task_prompts",
     "prompt_logprobs",
     "sampling_params",
     "structured_outputs",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from octavo.engine.prompts import Prompt, checked_ids, prompt_parts, refuse_adapter, tokenization
+from octavo.errors import InvalidParameterError
 from octavo.offline import Offline, UseTqdm, as_batch
 from octavo.outputs import (
     ClassificationOutput,
@@ -70,6 +71,8 @@ class PoolingLLM(Offline):
         pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
         lora_request: None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
     ) -> list[EmbeddingRequestOutput]:
         """One vector per text, in the prompts' order.
 
@@ -77,6 +80,9 @@ class PoolingLLM(Offline):
             prompts: one prompt or several: text, token ids, or ``{"prompt_token_ids": [...]}``.
             truncate_prompt_tokens: cut texts to so many tokens, special ones included; -1 is the
                 model's limit. None refuses what is longer than that. Token ids are cut at the end.
+            prompt_name: of a prompt of the model's (sentence-transformers' ``prompts``), whose text
+                comes before each of these; None is the model's default, where it has one.
+            prompt: such a text itself, in place of a name's.
 
         Raises:
             ValueError: the model gives no vectors.
@@ -85,7 +91,14 @@ class PoolingLLM(Offline):
         refuse_adapter(lora_request)
         info = self._pooling_info("embed")
         pooled = self._pool_each(
-            prompts, pooling_params, info, truncate_prompt_tokens, tokenization_kwargs, use_tqdm
+            prompts,
+            pooling_params,
+            info,
+            truncate_prompt_tokens,
+            tokenization_kwargs,
+            use_tqdm,
+            prompt_name,
+            prompt,
         )
         return [
             EmbeddingRequestOutput(
@@ -139,11 +152,13 @@ class PoolingLLM(Offline):
         use_tqdm: UseTqdm = True,
         lora_request: None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
     ) -> list[PoolingRequestOutput]:
         """The output of ``embed`` or ``classify``, as one tensor per text.
 
         Args:
-            prompts, truncate_prompt_tokens: as for ``embed``.
+            prompts, truncate_prompt_tokens, prompt_name, prompt: as for ``embed``.
             pooling_task: "embed" or "classify"; None is the model's own.
 
         Raises:
@@ -159,7 +174,14 @@ class PoolingLLM(Offline):
         info = self._pooling_info(*wanted)
         outputs = []
         for one in self._pool_each(
-            prompts, pooling_params, info, truncate_prompt_tokens, tokenization_kwargs, use_tqdm
+            prompts,
+            pooling_params,
+            info,
+            truncate_prompt_tokens,
+            tokenization_kwargs,
+            use_tqdm,
+            prompt_name,
+            prompt,
         ):
             is_whole = info.task == "embed" and one.params.dimensions is None
             data = torch.from_numpy(one.vector) if is_whole else torch.tensor(one.values(info))
@@ -184,9 +206,15 @@ class PoolingLLM(Offline):
         truncate_prompt_tokens: int | None,
         tokenization_kwargs: Mapping[str, Any] | None,
         use_tqdm: UseTqdm,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
     ) -> list[_Pooled]:
         """Each prompt's output, with its settings."""
-        parts = [prompt_parts(prompt) for prompt in as_batch(prompts)]
+        parts = [prompt_parts(one) for one in as_batch(prompts)]
+        before = info.prompts.find(prompt_name, prompt)
+        for name, value in (("prompt_name", prompt_name), ("prompt", prompt)):
+            if value is not None and any(ids is not None for _, ids in parts):
+                raise InvalidParameterError(f"{name} needs prompts of text", name)
         given = (
             list(pooling_params)
             if isinstance(pooling_params, Sequence)
@@ -202,7 +230,7 @@ class PoolingLLM(Offline):
         # In one call: it uses several cores.
         encoded = iter(
             tokenizer.encode_batch(
-                [text or "" for text, ids in parts if ids is None], add_special_tokens
+                [before + (text or "") for text, ids in parts if ids is None], add_special_tokens
             )
         )
         texts = []
@@ -211,7 +239,7 @@ class PoolingLLM(Offline):
                 assert text is not None
                 token_ids = next(encoded)
                 if most is not None and len(token_ids) > most:
-                    token_ids = encode_text(tokenizer, text, most, add_special_tokens)
+                    token_ids = encode_text(tokenizer, before + text, most, add_special_tokens)
             elif most is not None:
                 token_ids = token_ids[:most]
             texts.append(EncodedText(token_ids))
@@ -264,15 +292,19 @@ class PoolingLLM(Offline):
         most = max_text_len(most, self._engine.limits.max_model_len)
         tokenizer = self._engine.tokenizer
         if info.task == "score":
-            pairs = [encode_pair(tokenizer, *p, most) for p in zip(firsts, seconds, strict=True)]
+            pairs = [
+                encode_pair(tokenizer, *pair, most, joins=info.joins)
+                for pair in zip(firsts, seconds, strict=True)
+            ]
             results = self._pool(pairs, use_tqdm)
             ids = [request_id for request_id, _ in results]
             scores = [squash(logits, info.squashes and use_activation) for _, logits in results]
             token_ids = [list(pair.token_ids) for pair in pairs]
         else:
+            prompt = info.prompts.find(None)
             # A text that is paired several times is computed once.
             texts = {
-                text: EncodedText(encode_text(tokenizer, text, most))
+                text: EncodedText(encode_text(tokenizer, prompt + text, most))
                 for text in dict.fromkeys([*firsts, *seconds])
             }
             done = dict(zip(texts, self._pool(list(texts.values()), use_tqdm), strict=True))

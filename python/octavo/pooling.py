@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from octavo.errors import InvalidParameterError, UnsupportedParameterError
 from octavo.sampling_params import SamplingParams
+from octavo.task_prompts import TaskPrompts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +40,8 @@ class PoolingInfo:
     ``size``: of its vectors, or the number of labels. ``normalizes``: vectors have length 1.
     ``squashes``: a score is a sigmoid of the logit, unless the request asks otherwise.
     ``activation``: from labels' logits to their probabilities. ``labels``: their names.
+    ``joins``: a pair is one text, the second right after the first. ``prompts``: for
+    the texts of a task.
     """
 
     task: PoolingTask
@@ -47,6 +50,8 @@ class PoolingInfo:
     squashes: bool = False
     activation: Activation = "identity"
     labels: tuple[str, ...] = ()
+    joins: bool = False
+    prompts: TaskPrompts = TaskPrompts()
 
 
 class EncodedText(NamedTuple):
@@ -104,14 +109,19 @@ def encode_text(
     return token_ids[:first] + kept + token_ids[first + len(plain) :]
 
 
-def encode_pair(tokenizer: Tokenizer, first: str, second: str, most: int | None) -> EncodedText:
+def encode_pair(
+    tokenizer: Tokenizer, first: str, second: str, most: int | None, *, joins: bool = False
+) -> EncodedText:
     """Two texts as a cross-encoder reads them.
 
-    The longer one is cut until there are at most ``most`` tokens, as cross-encoders are trained.
+    The longer one is cut until there are at most ``most`` tokens, as cross-encoders are trained;
+    with ``joins`` the end of the one text that both make.
 
     Raises:
         InvalidParameterError: the special tokens alone are more.
     """
+    if joins:
+        return EncodedText(encode_text(tokenizer, first + second, most))
     token_ids, num_first = tokenizer.encode_pair(first, second, most)
     if most is not None and len(token_ids) > most:
         _check_room(len(token_ids), most)

@@ -23,7 +23,7 @@ from octavo.errors import ModelLoadError
 from octavo.models.bert import ENCODERS
 from octavo.models.foreign_encoder import FOREIGN_ENCODERS, FOREIGN_FAMILIES
 from octavo.models.gguf_config import GGUF_ARCHITECTURES
-from octavo.models.registry import ARCHITECTURES, TRUNKS, ModelRegistry
+from octavo.models.registry import ARCHITECTURES, CLASSIFIERS, TRUNKS, ModelRegistry
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 PROVEN = (
@@ -246,6 +246,7 @@ def table() -> str:
     encoders = "\n".join(f"- `{name}`" for name, kind in ENCODERS.items() if not kind.classifies)
     cross = "\n".join(f"- `{name}`" for name, kind in ENCODERS.items() if kind.classifies)
     trunks = "\n".join(f"- `{name}`, `{family}`" for name, family in TRUNKS.items())
+    deciders = "\n".join(f"- `{name}`" for name in CLASSIFIERS)
     ggufs = ", ".join(f"`{name}`" for name in sorted(GGUF_ARCHITECTURES))
     refused = "\n".join(
         f"| `{name}` | {reason} |"
@@ -332,6 +333,14 @@ they are for `LLM.classify` and `/classify`: probabilities within 1e-4
 
 {cross}
 
+Decoders classify by their last token, and with one label score pairs: both texts are joined to one, without
+a token between them (`tests/models/test_decoder_classifiers.py`). A reranker that is saved as a plain
+language model, as Qwen3-Reranker is, takes vLLM's overrides: with `--hf-overrides '{{"architectures":
+["Qwen3ForSequenceClassification"], "classifier_from_token": ["no", "yes"], "is_original_qwen3_reranker":
+true}}'` its score is the probability of "yes" against "no". Its instruction is part of the texts.
+
+{deciders}
+
 ## What is refused
 
 With the two lists of decoders above, these are all of transformers {TRANSFORMERS}'s causal language models: what
@@ -354,7 +363,7 @@ itself, and the rest is left out with a line in the log (`tests/models/test_text
 
 def test_the_docs_name_every_architecture() -> None:
     supported = ModelRegistry.get_supported_archs()
-    assert set(supported) >= {*ARCHITECTURES, *ENCODERS, *TRUNKS}
+    assert set(supported) >= {*ARCHITECTURES, *ENCODERS, *TRUNKS, *CLASSIFIERS}
     text = DOCS.read_text()
     named = set(supported) - FOREIGN_ENCODERS  # the page names their families
     assert [name for name in named if f"`{name}`" not in text] == []

@@ -103,7 +103,7 @@ class AsyncLLM:
         text, given_ids = prompt_parts(prompt)
         if given_ids is None:
             assert text is not None
-            given_ids = encode_text(engine.tokenizer, text, most)
+            given_ids = encode_text(engine.tokenizer, info.prompts.find(None) + text, most)
         token_ids = list(given_ids)[:most]
         result: asyncio.Future[Delta] = asyncio.get_running_loop().create_future()
 

@@ -30,7 +30,7 @@ class Pooler:
     ``default_mode``: for a folder without modules.json; the mean is sentence-transformers' own.
     ``max_len``: the most tokens of a text, None where only the model limits it. ``size``: of the
     vectors. ``normalizes``: whether the last step makes their length 1. ``lowercases``: texts are
-    to be in lower case.
+    to be in lower case. ``pools_prompts``: the tokens of a prompt count as those of its text do.
 
     Raises:
         ModelLoadError: a module that is not known, or files that do not fit; one line.
@@ -43,6 +43,7 @@ class Pooler:
         self.normalizes = False
         self.max_len: int | None = None
         self.lowercases = False
+        self.pools_prompts = True
         self.size, self._device = hidden_size, device
         self._steps: list[Step] = []
         file = folder / "modules.json"
@@ -67,6 +68,9 @@ class Pooler:
                 self.max_len = values.get("max_seq_length")
             case "Pooling":
                 self.mode = _mode(path / "config.json")
+                self.pools_prompts = (
+                    _read(path / "config.json", dict).get("include_prompt") is not False
+                )
             case "SpladePooling":
                 self.mode = _splade_mode(path / "config.json")
             case "Dense":

@@ -21,8 +21,17 @@ from octavo.models.foreign_encoder import FOREIGN_ENCODERS, ForeignEncoder
 from octavo.models.hf_config import architecture_of
 from octavo.models.llama import LlamaForCausalLM
 from octavo.models.pooler import Pooler, first_rows, is_splade
-from octavo.models.registry import ARCHITECTURES, TRUNKS, CausalLM, model_class
+from octavo.models.prompts_file import read_prompts
+from octavo.models.registry import (
+    ARCHITECTURES,
+    CLASSIFIERS,
+    TRUNKS,
+    CausalLM,
+    decoder_of,
+    model_class,
+)
 from octavo.models.source import ModelSource
+from octavo.models.token_classifier import load_token_classifier
 from octavo.pooling import Activation, PoolingInfo
 
 # Tensors of an encoder's checkpoint that vectors do not need.
@@ -50,14 +59,14 @@ _CAPITALS = "A Word, É Ž Σ Ж"
 
 
 def is_pooling_model(source: ModelSource) -> bool:
-    """True for an encoder, and for a decoder saved without its output head or with
-    sentence-transformers' modules.json."""
+    """True for an encoder, and for a decoder saved without its output head, with a classifier's or
+    with sentence-transformers' modules.json."""
     if source.kind != "safetensors":
         return False
     architecture = architecture_of(source.hf_config)
     if architecture in ARCHITECTURES:
         return (source.path / "modules.json").is_file()
-    return architecture in ENCODERS or architecture in TRUNKS or architecture in FOREIGN_ENCODERS
+    return any(architecture in names for names in (ENCODERS, TRUNKS, CLASSIFIERS, FOREIGN_ENCODERS))
 
 
 class PoolingModel:
@@ -213,8 +222,10 @@ class PoolingModel:
         named = RenamedSizedWeights(
             weights, lambda name: name.removeprefix("model.") if is_bare else name
         )
-        build = model_class(TRUNKS.get(shape.architecture, shape.architecture))
-        self._make_pooler(source, "last", device)
+        build = model_class(decoder_of(shape.architecture))
+        classifies = shape.architecture in CLASSIFIERS
+        if not classifies:
+            self._make_pooler(source, "last", device)
         decoder: CausalLM = build(shape, named, ops, max_model_len=self.max_len, device=device)
         if shape.raw.get("use_bidirectional_attention") or shape.raw.get("is_causal") is False:
             if not isinstance(decoder, LlamaForCausalLM):
@@ -222,6 +233,13 @@ class PoolingModel:
             decoder.attend_in_both_directions()
         self._run = lambda ids, ctx, is_second: decoder(ids, ctx)
         self._bind = lambda k, v: decoder.bind_kv_cache([(k, v)] * shape.num_layers)
+        if classifies:
+            self._pool, num_labels = load_token_classifier(
+                shape, named, source.tokenizer, has_own_head="lm_head.weight" in weights
+            )
+            self._set_classes(source, num_labels)
+            # No token of a decoder's stands between two texts.
+            self.info = dataclasses.replace(self.info, joins=True)
 
     def _make_pooler(self, source: ModelSource, default_mode: str, device: torch.device) -> None:
         pool = Pooler(source.path, self.config.hidden_size, device, default_mode)
@@ -233,7 +251,12 @@ class PoolingModel:
             )
         self._pool = pool
         self.max_len = min(self.max_len, pool.max_len or self.max_len)
-        self.info = PoolingInfo("embed", pool.size, normalizes=pool.normalizes)
+        self.info = PoolingInfo(
+            "embed",
+            pool.size,
+            normalizes=pool.normalizes,
+            prompts=read_prompts(source.path, pools_them=pool.pools_prompts),
+        )
 
 
 def _activation(raw: Any, num_labels: int) -> Activation:

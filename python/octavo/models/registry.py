@@ -167,6 +167,16 @@ TRUNKS: dict[str, str] = {
 }
 # EmbeddingGemma.
 TRUNKS["Gemma3TextModel"] = "Gemma3ForCausalLM"
+# Decoders whose last token's state is classified in place of the next token: those that are proven.
+CLASSIFIERS: dict[str, str] = {
+    f"{family}ForSequenceClassification": f"{family}ForCausalLM"
+    for family in ("Gemma", "Gemma2", "Llama", "Mistral", "Phi3", "Qwen2", "Qwen3")
+}
+
+
+def decoder_of(architecture: str) -> str:
+    """The decoder that an embedder or a classifier is built on; any other name as it is."""
+    return TRUNKS.get(architecture) or CLASSIFIERS.get(architecture, architecture)
 
 
 class ModelRegistry:
@@ -175,7 +185,7 @@ class ModelRegistry:
     @staticmethod
     def get_supported_archs() -> list[str]:
         """Architectures as config.json spells them, sorted."""
-        return sorted([*ARCHITECTURES, *ENCODERS, *FOREIGN_ENCODERS, *TRUNKS])
+        return sorted([*ARCHITECTURES, *ENCODERS, *FOREIGN_ENCODERS, *TRUNKS, *CLASSIFIERS])
 
 
 def model_class(architecture: str) -> type[CausalLMClass]:
@@ -203,7 +213,7 @@ def config_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
         return read_encoder_config(raw)
     if architecture in FOREIGN_ENCODERS:
         return read_foreign_encoder(raw)
-    architecture = TRUNKS.get(architecture, architecture)
+    architecture = decoder_of(architecture)
     if architecture not in ARCHITECTURES and (text := text_part(raw)) is not None:
         family = model_class(architecture_of(text))
         return family.read_config(HfConfig(text, family.hf_defaults)).replace(is_part=True)

@@ -31,7 +31,7 @@ def _handler(
     names = {name for name, value in body.items() if value is not None}
     if "messages" in names:
         return chat_completions
-    if "prompt" in names:
+    if "prompt" in names and "input" not in names:
         return completions
     if "input" in names:
         if "task" in names:

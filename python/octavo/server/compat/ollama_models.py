@@ -12,7 +12,14 @@ from octavo.errors import InvalidParameterError
 from octavo.pooling import vector_size
 from octavo.server.http import fields
 from octavo.server.http.body import Body
-from octavo.server.pooling.pool import cut_vectors, encoded_texts, pool, render_json, usage
+from octavo.server.pooling.pool import (
+    cut_vectors,
+    encoded_texts,
+    pool,
+    prompted,
+    render_json,
+    usage,
+)
 from octavo.server.pooling.protocol import EMBEDDING_BODY, PoolingRequest
 
 if TYPE_CHECKING:
@@ -118,7 +125,8 @@ async def embed(state: ServerState, exchange: Exchange) -> None:
     engine, info = model.engine, model.pooling("embed")
     size = vector_size(info, clean.get("dimensions"), "dimensions")
     most = engine.max_model_len if clean.get("truncate", True) else None
-    texts = await encoded_texts(engine, clean["input"], most, "input")
+    inputs = prompted(clean["input"], info.prompts.find(None))
+    texts = await encoded_texts(engine, inputs, most, "input")
     request = PoolingRequest(model=clean["model"])
     pooled = await pool(state, exchange, engine, request, texts, "input")
 

@@ -14,6 +14,7 @@ from octavo.server.pooling.pool import (
     cut_vectors,
     encoded_texts,
     pool,
+    prompted,
     render_json,
     usage,
 )
@@ -39,9 +40,9 @@ async def embed(state: ServerState, exchange: Exchange) -> None:
         )
     most = min(request.max_tokens or engine.max_model_len, engine.max_model_len)
     side = {"START": "left", "END": "right"}.get(request.truncate)
-    texts = await encoded_texts(
-        engine, request.texts, None if side is None else most, "texts", side=side
-    )
+    prompt = info.prompts.find_for(request.input_type)
+    inputs = prompted(request.texts, prompt)
+    texts = await encoded_texts(engine, inputs, None if side is None else most, "texts", side=side)
     for text in texts:
         if len(text.token_ids) > most:
             raise RequestTooLongError(len(text.token_ids), most, "texts")

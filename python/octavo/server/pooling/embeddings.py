@@ -12,6 +12,7 @@ from octavo.server.pooling.pool import (
     cut_vectors,
     encoded_inputs,
     pool,
+    prompt_of,
     render_json,
     usage,
 )
@@ -28,7 +29,7 @@ async def embeddings(state: ServerState, exchange: Exchange) -> None:
     model = state.model_for_work(request.model)
     engine, info = model.engine, model.pooling("embed")
     size = vector_size(info, request.dimensions, "dimensions")
-    texts = await encoded_inputs(engine, request)
+    texts = await encoded_inputs(engine, request, prompt_of(request, info))
     pooled = await pool(state, exchange, engine, request, texts, "input")
     is_base64 = request.encoding_format == "base64"
 

@@ -14,6 +14,7 @@ from octavo.server.pooling.pool import (
     base64_text,
     encoded_inputs,
     pool,
+    prompt_of,
     render_json,
     usage,
 )
@@ -33,7 +34,7 @@ async def encode(state: ServerState, exchange: Exchange) -> None:
     model = state.model_for_work(request.model)
     engine, info = model.engine, model.pooling("embed", "classify", "score")
     _check_task(request, info)
-    texts = await encoded_inputs(engine, request)
+    texts = await encoded_inputs(engine, request, prompt_of(request, info))
     pooled = await pool(state, exchange, engine, request, texts, "input")
     is_base64 = request.encoding_format == "base64"
 

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     from octavo.pooling import PoolingInfo, Vector
     from octavo.server.http.exchange import Exchange
     from octavo.server.http.fields import Prompt
-    from octavo.server.pooling.protocol import ClassifyRequest, EmbeddingRequest, PoolingRequest
+    from octavo.server.pooling.protocol import (
+        ClassifyRequest,
+        EmbeddingRequest,
+        EncodeRequest,
+        PoolingRequest,
+    )
     from octavo.server.work.state import ServerState
 
 # Writing this many numbers takes about a millisecond; more leave the event loop.
@@ -83,13 +88,34 @@ async def encoded(
 
 
 async def encoded_inputs(
-    engine: AsyncEngine, request: EmbeddingRequest | ClassifyRequest
+    engine: AsyncEngine, request: EmbeddingRequest | ClassifyRequest, prompt: str = ""
 ) -> list[EncodedText]:
-    """Each text of ``input``, off the event loop where these are long."""
+    """Each text of ``input``, after ``prompt``; off the event loop where these are long."""
     most = max_text_len(request.truncate_prompt_tokens, engine.max_model_len)
+    inputs = prompted(request.inputs, prompt)
     return await encoded_texts(
-        engine, request.inputs, most, "input", request.add_special_tokens, request.truncation_side
+        engine, inputs, most, "input", request.add_special_tokens, request.truncation_side
     )
+
+
+def prompted(inputs: Sequence[Prompt], prompt: str) -> Sequence[Prompt]:
+    """Texts after a prompt; token ids as they are."""
+    if not prompt:
+        return inputs
+    return [prompt + one if isinstance(one, str) else one for one in inputs]
+
+
+def prompt_of(request: EmbeddingRequest | EncodeRequest, info: PoolingInfo) -> str:
+    """The text before each of a request's.
+
+    Raises:
+        InvalidParameterError: the model has none of that name, or an input is token ids.
+    """
+    for name in ("prompt_name", "prompt"):
+        are_texts = all(isinstance(one, str) for one in request.inputs)
+        if getattr(request, name) is not None and not are_texts:
+            raise InvalidParameterError(f"{name} needs input of strings", name)
+    return info.prompts.find(request.prompt_name, request.prompt)
 
 
 async def encoded_texts(

@@ -53,6 +53,8 @@ class EmbeddingRequest(PoolingRequest):
     encoding_format: str = "float"
     dimensions: int | None = None
     add_special_tokens: bool = True
+    prompt_name: str | None = None
+    prompt: str | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -94,6 +96,8 @@ class EncodeRequest(ClassifyRequest):
 
     task: str | None = None
     encoding_format: str = "float"
+    prompt_name: str | None = None
+    prompt: str | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -105,6 +109,7 @@ class CohereEmbedRequest(PoolingRequest):
     output_dimension: int | None = None
     max_tokens: int | None = None
     truncate: str = "END"
+    input_type: str | None = None
 
 
 def _input_list(item: dict[str, Any]) -> dict[str, Any]:
@@ -181,6 +186,8 @@ EMBEDDING_BODY: Final = Body(
         "encoding_format": fields.one_of("float", "base64"),
         "dimensions": fields.integer(1),
         "add_special_tokens": fields.boolean,
+        "prompt_name": fields.string(),
+        "prompt": fields.string(),
     },
     required=("input",),
     ignored=BOOKKEEPING_FIELDS,
@@ -215,7 +222,10 @@ ENCODE_BODY: Final = Body(
     {
         **CLASSIFY_BODY.fields,
         "task": fields.one_of("embed", "classify", "score"),
-        "encoding_format": EMBEDDING_BODY.fields["encoding_format"],
+        **{
+            name: EMBEDDING_BODY.fields[name]
+            for name in ("encoding_format", "prompt_name", "prompt")
+        },
     },
     required=("input",),
     # vLLM cuts no vectors on this route either.
@@ -231,10 +241,10 @@ COHERE_EMBED_BODY: Final = Body(
         "output_dimension": fields.integer(1),
         "max_tokens": fields.integer(1),
         "truncate": fields.one_of("NONE", "START", "END"),
+        "input_type": fields.string(),
     },
     required=("texts",),
-    # A kind of text is a prefix that some models are trained with; their files are not read for it.
-    refused={"input_type": (), "images": (), "inputs": ()},
+    refused={"images": (), "inputs": ()},
     ignored=BOOKKEEPING_FIELDS,
 )
 RERANK_BODY: Final = Body(

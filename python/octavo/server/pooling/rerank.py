@@ -92,7 +92,7 @@ async def _scores(
 
         def encode_pairs() -> list[EncodedText]:
             couples = zip(firsts, seconds, strict=True)
-            return [encode_pair(tokenizer, first, second, most) for first, second in couples]
+            return [encode_pair(tokenizer, *couple, most, joins=info.joins) for couple in couples]
 
         # A query is read once per document.
         pairs = await encoded(engine, [*firsts, *seconds], most, param, encode_pairs)
@@ -100,9 +100,12 @@ async def _scores(
         squashes = info.squashes and request.use_activation
         return [squash(logits, squashes) for logits in vectors], pairs
 
+    prompt, side = info.prompts.find(None), request.truncation_side
+
     def encode_plain() -> list[EncodedText]:
-        side = request.truncation_side
-        return [EncodedText(encode_text(tokenizer, text, most, side=side)) for text in plain]
+        return [
+            EncodedText(encode_text(tokenizer, prompt + text, most, side=side)) for text in plain
+        ]
 
     texts = await encoded(engine, plain, most, param, encode_plain)
     vectors = await pool(state, exchange, engine, request, texts, param)
