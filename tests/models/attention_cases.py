@@ -164,7 +164,12 @@ ATTENTION_CASES: dict[str, Case] = {
                 GLOBAL: {**YARN, "rope_theta": 50000.0},
             },
         },
-        {**LAYERS_OF_4, "num_hidden_layers": 6, **BIAS},
+        {
+            **LAYERS_OF_4,
+            "num_hidden_layers": 5,
+            "layer_types": [LOCAL, LOCAL, GLOBAL, GLOBAL, LOCAL],
+            **BIAS,
+        },
         {**LAYERS_OF_4, "layer_types": [LOCAL, GLOBAL] * 2, **NO_BIAS, **TIED},
         shapes=PARTS,
     ),
