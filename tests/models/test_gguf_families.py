@@ -22,6 +22,18 @@ def rope(**parameters: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_theta": 10000.0, **parameters}}
 
 
+GRANITE_4 = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "mamba_n_heads": 4,
+    "mamba_d_state": 24,
+    "mamba_n_groups": 2,
+    "mamba_chunk_size": 16,
+    "shared_intermediate_size": 56,
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.4,
+    "logits_scaling": 2.0,
+}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Llama": ("llama", "Llama", {"head_dim": 40, "num_key_value_heads": 1}),
     "Mistral, window": ("llama", "Mistral", {"head_dim": 16, "sliding_window": 24}),
@@ -194,6 +206,17 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "moe_intermediate_size": 40,
         },
     ),
+    "Granite 4": ("granitehybrid", "GraniteMoeHybrid", {**GRANITE_4, "num_local_experts": 0}),
+    "Granite 4, experts": (
+        "granitehybrid",
+        "GraniteMoeHybrid",
+        {
+            **GRANITE_4,
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+            "position_embedding_type": "rope",
+        },
+    ),
     "Hunyuan": ("hunyuan-dense", "HunYuanDenseV1", {"head_dim": 40}),
     "Hunyuan MoE": (
         "hunyuan-moe",
@@ -209,6 +232,15 @@ def unfused(model: Any) -> dict[str, torch.Tensor]:
     for name, tensor in model.state_dict().items():
         # gpt-oss stores its own as [E, K, N], the halves of a row interleaved.
         is_oss = hasattr(model.config, "swiglu_limit")
+        if name.endswith("shared_mlp.input_linear.weight"):
+            # Without experts the MLP is a plain one.
+            to = "mlp.shared_expert" if model.config.num_local_experts else "mlp"
+            for half, part in zip(("gate_proj", "up_proj"), tensor.chunk(2), strict=True):
+                tensors[name.replace("shared_mlp.input_linear", f"{to}.{half}")] = part
+            continue
+        if name.endswith("shared_mlp.output_linear.weight") and not model.config.num_local_experts:
+            tensors[name.replace("shared_mlp.output_linear", "mlp.down_proj")] = tensor
+            continue
         if not name.partition(".experts.")[2].startswith(("gate_up_proj", "down_proj")):
             tensors[name] = tensor
             continue
@@ -266,7 +298,17 @@ def interleaved(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
 
 
 # Converted by classes that llama.cpp derives from Llama's.
-PERMUTED = ("granite", "granitemoe", "llama")
+PERMUTED = ("granite", "granitehybrid", "granitemoe", "llama")
+
+
+def write_mamba(writer: gguf.GGUFWriter, config: Any) -> None:
+    writer.add_ssm_conv_kernel(config.mamba_d_conv)
+    writer.add_ssm_state_size(config.mamba_d_state)
+    writer.add_ssm_group_count(config.mamba_n_groups)
+    writer.add_ssm_inner_size(config.mamba_expand * config.hidden_size)
+    writer.add_ssm_time_step_rank(config.mamba_n_heads)
+    writer.add_rope_scaling_finetuned(config.position_embedding_type == "rope")
+    writer.add_expert_shared_feed_forward_length(config.shared_intermediate_size)
 
 
 def write(file: Path, arch: str, model: Any) -> None:
@@ -278,9 +320,11 @@ def write(file: Path, arch: str, model: Any) -> None:
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     kv_heads: Any = config.num_key_value_heads
-    if "conv" in (getattr(config, "layer_types", None) or ()):
-        kv_heads = [0 if kind == "conv" else kv_heads for kind in config.layer_types]
+    if {"conv", "linear_attention"} & set(types := getattr(config, "layer_types", None) or ()):
+        kv_heads = [kv_heads if kind == "full_attention" else 0 for kind in types]
     writer.add_head_count_kv(kv_heads)
+    if arch == "granitehybrid":
+        write_mamba(writer, config)
     if head_dim := getattr(config, "head_dim", None):
         writer.add_key_length(head_dim)
     if eps := getattr(config, "rms_norm_eps", None) or getattr(config, "norm_eps", None):
@@ -303,11 +347,18 @@ def write(file: Path, arch: str, model: Any) -> None:
         name = name.removesuffix(".sinks") + ".sinks.weight" if name.endswith(".sinks") else name
         # As the released files call them.
         name = name.replace(".gate.moe_statics.", ".moe_statics.")
-        if arch == "granitemoe":
+        if arch in ("granitemoe", "granitehybrid"):
             name = name.replace(".router.weight", ".router.layer.weight")
             name = name.replace("block_sparse_moe.experts.", "mlp.experts.")
-        if "conv.conv" in name:
+        if "conv.conv" in name or "conv1d.weight" in name:
             tensor = tensor.squeeze(1)
+        if name.endswith(".A_log"):
+            tensor = -torch.exp(tensor)[:, None]
+        if name.endswith("mamba.D"):
+            tensor = tensor[:, None]
+        if name.endswith("mamba.norm.weight"):
+            tensor = tensor.view(config.mamba_n_groups, -1)
+        name = name.replace(".dt_bias", ".dt_proj.bias")
         if name.endswith("expert_bias"):
             name += ".bias"
         if name.endswith("e_score_correction_bias"):

@@ -84,7 +84,11 @@ class GgufWeights:
     def vector(self, name: str, size: int, part: Rows | None = None) -> Tensor:
         gguf_name, kind, nbytes = self._take(name, (size,))
         order = self._row_order(name, size)
-        vector = self._floats(gguf_name, kind, (size,), order, self.act_dtype, nbytes)
+        is_decay = name.endswith(gguf_names.DECAY)
+        dtype = torch.float32 if is_decay else self.act_dtype
+        vector = self._floats(gguf_name, kind, (size,), order, dtype, nbytes)
+        if is_decay:
+            vector = torch.log(-vector).to(self.act_dtype)
         return vector if part is None else rows_of(vector, part)
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -103,8 +107,11 @@ class GgufWeights:
         if gguf_name not in self._tensors:
             raise ModelLoadError(f"{self._file.path}: tensor {gguf_name} is missing")
         found, kind, _offset, nbytes = self._tensors[gguf_name]
-        # Files leave out some sizes of one: of a single row, of a convolution's channel.
-        if [size for size in found if size != 1] != [size for size in shape if size != 1]:
+        # Files leave out sizes of one: of a single row, of a convolution's channel. A vector of
+        # several groups or heads may be a matrix.
+        is_vector = len(shape) == 1 and math.prod(found) == shape[0]
+        sizes, want = ([size for size in each if size != 1] for each in (found, shape))
+        if sizes != want and not is_vector:
             check_shape(self._file.path, gguf_name, found, shape)
         if kind not in BLOCK_FORMATS:
             raise ModelLoadError(

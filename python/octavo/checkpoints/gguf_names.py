@@ -44,6 +44,11 @@ _IN_LAYER = {
     "feed_forward.w1": "ffn_gate",
     "feed_forward.w3": "ffn_up",
     "feed_forward.w2": "ffn_down",
+    # Mamba-2.
+    "mamba.in_proj": "ssm_in",
+    "mamba.conv1d": "ssm_conv1d",
+    "mamba.norm": "ssm_norm",
+    "mamba.out_proj": "ssm_out",
     # Routers, experts, and those that all tokens share.
     "feed_forward.gate": "ffn_gate_inp",
     "mlp.router": "ffn_gate_inp",
@@ -63,14 +68,17 @@ _IN_LAYER = {
         for name in names
     },
     **{
-        f"mlp.{shared}.{name}_proj": f"ffn_{name}_shexp"
-        for shared in ("shared_expert", "shared_experts", "shared_mlp")
+        f"{shared}.{name}_proj": f"ffn_{name}_shexp"
+        for shared in ("mlp.shared_expert", "mlp.shared_experts", "mlp.shared_mlp", "shared_mlp")
         for name in ("gate", "up", "down")
     },
 }
 # Parameters that are no module's weight or bias.
 _PARAMETERS = {
     "self_attn.sinks": "attn_sinks.weight",
+    "mamba.A_log": "ssm_a",
+    "mamba.D": "ssm_d",
+    "mamba.dt_bias": "ssm_dt.bias",
     **{f"mlp.experts.{name}_proj_bias": f"ffn_{name}_exps.bias" for name in ("gate", "up", "down")},
     **{
         f"{block}.e_score_correction_bias": "exp_probs_b.bias"
@@ -97,7 +105,9 @@ _OF_ARCHITECTURE = {
     "olmo2": _FOUR_NORMS,
 }
 # Architectures whose queries and keys llama.cpp stores with the halves of a head interleaved.
-INTERLEAVED = frozenset({"granite", "granitemoe", "llama"})
+INTERLEAVED = frozenset({"granite", "granitehybrid", "granitemoe", "llama"})
+# Held as -exp of itself.
+DECAY = ".A_log"
 _PARAMETER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
 # Read with the config (see RopeConfig), not by the model.

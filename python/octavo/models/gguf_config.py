@@ -10,7 +10,8 @@ from typing import Any
 from octavo.errors import ModelLoadError
 from octavo.layers.rope import RopeConfig
 from octavo.models.config import Getter, ModelConfig, StateShape, token_ids
-from octavo.models.hf_config import max_context_len
+from octavo.models.hf_config import HfConfig, max_context_len
+from octavo.models.mamba import mamba_shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +207,37 @@ def _granite_moe(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
     return {**_experts(get, fields), **_granite(get, fields)}
 
 
+def _granite_hybrid(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
+    layers, size = fields["num_layers"], fields["intermediate_size"]
+    heads = _of_layers(get, "attention.head_count_kv")
+    kinds = tuple("attention" if count else "state" for count in heads)
+    rotates = bool(get.values.get(f"{get.prefix}rope.scaling.finetuned", False))
+    experts = _experts(get, fields) if get.int("expert_count", 0) else {}
+    mamba = _mamba(get, fields["hidden_size"])
+    hf = HfConfig(mamba, {})
+    return {
+        **experts,
+        **_granite(get, fields),
+        "rope_layers": () if rotates else (False,) * layers,
+        "shared_expert_size": get.int("expert_shared_feed_forward_length", size),
+        "layer_kinds": kinds,
+        "state": mamba_shape(hf, get.int("ssm.inner_size")).state if "state" in kinds else None,
+        "raw": {**fields["raw"], **mamba},
+    }
+
+
+def _mamba(get: Getter, hidden_size: int) -> dict[str, Any]:
+    """A config.json's keys of Mamba-2 mixers, which their families read beside the others."""
+    return {
+        "num_hidden_layers": get.int("block_count"),
+        "mamba_n_heads": get.int("ssm.time_step_rank"),
+        "mamba_n_groups": get.int("ssm.group_count", 1),
+        "mamba_d_state": get.int("ssm.state_size"),
+        "mamba_d_conv": get.int("ssm.conv_kernel", 4),
+        "mamba_expand": get.int("ssm.inner_size") / hidden_size,
+    }
+
+
 def _phi3(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
     return {**_plain(get, fields), "fused_projections": True}
 
@@ -264,6 +296,7 @@ GGUF_ARCHITECTURES: dict[str, tuple[str, _Family]] = {
     "glm4moe": ("Glm4MoeForCausalLM", _glm4_moe),
     "gpt-oss": ("GptOssForCausalLM", _gpt_oss),
     "granite": ("GraniteForCausalLM", _granite),
+    "granitehybrid": ("GraniteMoeHybridForCausalLM", _granite_hybrid),
     "granitemoe": ("GraniteMoeForCausalLM", _granite_moe),
     "hunyuan-dense": ("HunYuanDenseV1ForCausalLM", _qwen2),
     "hunyuan-moe": ("HunYuanMoEV1ForCausalLM", _experts),

@@ -41,11 +41,14 @@ class GraniteHybridMLP:
     def __init__(self, config: ModelConfig, layer: int, weights: Weights, ops: OpSet) -> None:
         prefix = f"model.layers.{layer}"
         d, f = config.hidden_size, config.shared_expert_size
+        # GGUF files have gate and up apart, and an MLP without experts beside it is a plain one.
         shared = f"{prefix}.shared_mlp"
-        self.gate_up_proj: Linear = load_linear(
-            {f"{shared}.input_linear": 2 * f}, d, False, weights, ops
-        )
-        self.down_proj = load_linear({f"{shared}.output_linear": d}, f, False, weights, ops)
+        gate_up, down = {f"{shared}.input_linear": 2 * f}, f"{shared}.output_linear"
+        if not config.fused_experts:
+            shared = shared if config.num_experts else f"{prefix}.mlp"
+            gate_up, down = {f"{shared}.{n}_proj": f for n in ("gate", "up")}, f"{shared}.down_proj"
+        self.gate_up_proj: Linear = load_linear(gate_up, d, False, weights, ops)
+        self.down_proj = load_linear({down: d}, f, False, weights, ops)
         self._gated_activation, self._act = ops.gated_activation, config.hidden_act
         self.experts: FeedForward | None = None
         if config.num_experts:
