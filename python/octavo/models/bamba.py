@@ -5,19 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
-from octavo.layers.attention import Attention
-from octavo.layers.context import StepContext
-from octavo.layers.norm import Addend
 from octavo.models.config import ModelConfig
 from octavo.models.hf_config import HfConfig
 from octavo.models.hybrid import HybridForCausalLM
-from octavo.models.llama import LlamaAttention, LlamaMLP
 from octavo.models.mamba import MambaMixer, mamba_shape
-from octavo.models.parts import layer_norms
+from octavo.models.mixed_layer import MixedDecoderLayer
 
 
 def load_mamba(config: ModelConfig, layer: int, weights: Weights, ops: OpSet) -> MambaMixer:
@@ -36,30 +30,16 @@ def load_mamba(config: ModelConfig, layer: int, weights: Weights, ops: OpSet) ->
     )
 
 
-class BambaDecoderLayer:
+class BambaDecoderLayer(MixedDecoderLayer):
     """A mixer or attention, then an MLP."""
 
-    __slots__ = ("attention", "input_layernorm", "mixer", "mlp", "post_norm", "recurrence")
+    __slots__ = ()
 
-    def __init__(
-        self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: OpSet
-    ) -> None:
-        norm = layer_norms(config, layer, weights, ops)
-        self.input_layernorm = norm("input_layernorm")
-        self.attention: Attention | None = None
-        self.recurrence: MambaMixer | None = None
-        self.mixer: LlamaAttention | MambaMixer
-        if config.state_layers[layer]:
-            self.mixer = self.recurrence = load_mamba(config, layer, weights, ops)
-        else:
-            self.mixer = LlamaAttention(config, layer, cos_sin, weights, ops)
-            self.attention = self.mixer.attention
-        self.post_norm = norm("post_attention_layernorm")
-        self.mlp = LlamaMLP(config, layer, weights, ops)
-
-    def __call__(self, x: Addend, residual: Tensor, ctx: StepContext) -> tuple[Addend, Tensor]:
-        x, residual = self.mixer.normed(x, residual, self.input_layernorm, ctx)
-        return self.mlp.normed(x, residual, self.post_norm)
+    @classmethod
+    def make_recurrence(
+        cls, config: ModelConfig, layer: int, weights: Weights, ops: OpSet
+    ) -> MambaMixer:
+        return load_mamba(config, layer, weights, ops)
 
 
 class BambaForCausalLM(HybridForCausalLM):

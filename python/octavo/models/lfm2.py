@@ -9,14 +9,13 @@ from torch import Tensor
 
 from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
-from octavo.layers.attention import Attention
 from octavo.layers.context import LayerState, StepContext
 from octavo.layers.norm import Addend, RMSNorm
 from octavo.models.config import ModelConfig, StateShape
 from octavo.models.hf_config import HfConfig
 from octavo.models.hybrid import NO_STATE, HybridForCausalLM, layer_kinds, load_taps, recurrent_ops
-from octavo.models.llama import FeedForward, LlamaAttention, LlamaMLP
-from octavo.models.parts import layer_norms, load_linear
+from octavo.models.mixed_layer import MixedDecoderLayer
+from octavo.models.parts import load_linear
 
 
 class ShortConv:
@@ -45,35 +44,16 @@ class ShortConv:
         return self.out_proj.add(y, residual)
 
 
-class Lfm2DecoderLayer:
+class Lfm2DecoderLayer(MixedDecoderLayer):
     """A convolution or attention, then an MLP."""
 
-    __slots__ = ("attention", "input_layernorm", "mixer", "mlp", "post_norm", "recurrence")
+    __slots__ = ()
 
-    def __init__(
-        self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: OpSet
-    ) -> None:
-        norm = layer_norms(config, layer, weights, ops)
-        self.input_layernorm = norm("input_layernorm")
-        self.attention: Attention | None = None
-        self.recurrence: ShortConv | None = None
-        self.mixer: LlamaAttention | ShortConv
-        if config.state_layers[layer]:
-            self.mixer = self.recurrence = ShortConv(config, layer, weights, ops)
-        else:
-            self.mixer = LlamaAttention(config, layer, cos_sin, weights, ops)
-            self.attention = self.mixer.attention
-        self.post_norm = norm("post_attention_layernorm")
-        self.mlp = self.make_mlp(config, layer, weights, ops)
-
-    @staticmethod
-    def make_mlp(config: ModelConfig, layer: int, weights: Weights, ops: OpSet) -> FeedForward:
-        """The block's second half."""
-        return LlamaMLP(config, layer, weights, ops)
-
-    def __call__(self, x: Addend, residual: Tensor, ctx: StepContext) -> tuple[Addend, Tensor]:
-        x, residual = self.mixer.normed(x, residual, self.input_layernorm, ctx)
-        return self.mlp.normed(x, residual, self.post_norm)
+    @classmethod
+    def make_recurrence(
+        cls, config: ModelConfig, layer: int, weights: Weights, ops: OpSet
+    ) -> ShortConv:
+        return ShortConv(config, layer, weights, ops)
 
 
 class Lfm2ForCausalLM(HybridForCausalLM):

@@ -20,7 +20,8 @@ from octavo.models.gated_delta import DeltaInputs, DeltaShape, GatedDeltaNet, de
 from octavo.models.hf_config import HfConfig
 from octavo.models.hybrid import HybridForCausalLM, layer_kinds
 from octavo.models.llama import FeedForward, LlamaMLP
-from octavo.models.parts import layer_norms, load_linear
+from octavo.models.mixed_layer import MixedDecoderLayer
+from octavo.models.parts import load_linear
 from octavo.models.qwen2_moe import Qwen2MoeDecoderLayer
 
 KINDS = {"linear_attention": "state", "full_attention": "attention"}
@@ -89,35 +90,31 @@ class GatedAttention:
         return self.o_proj.add(y * torch.sigmoid(gate), residual)
 
 
-class Qwen3NextDecoderLayer:
+class Qwen3NextDecoderLayer(MixedDecoderLayer):
     """The delta rule or attention, then experts or an MLP."""
 
-    __slots__ = ("attention", "input_layernorm", "mixer", "mlp", "post_norm", "recurrence")
+    __slots__ = ()
 
-    def __init__(
-        self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: OpSet
-    ) -> None:
-        norm = layer_norms(config, layer, weights, ops)
-        self.input_layernorm = norm("input_layernorm")
-        self.attention: Attention | None = None
-        self.recurrence: GatedDeltaNet | None = None
-        self.mixer: GatedAttention | GatedDeltaNet
-        if config.state_layers[layer]:
-            prefix = f"model.layers.{layer}.linear_attn"
-            assert config.state is not None
-            shape = DeltaShape.of(config.state)
-            self.mixer = self.recurrence = GatedDeltaNet(
-                config, prefix, shape, self.inputs(shape), weights, ops
-            )
-        else:
-            self.mixer = GatedAttention(config, layer, cos_sin, weights, ops)
-            self.attention = self.mixer.attention
-        self.post_norm = norm("post_attention_layernorm")
-        self.mlp: FeedForward
+    @classmethod
+    def make_recurrence(
+        cls, config: ModelConfig, layer: int, weights: Weights, ops: OpSet
+    ) -> GatedDeltaNet:
+        prefix = f"model.layers.{layer}.linear_attn"
+        assert config.state is not None
+        shape = DeltaShape.of(config.state)
+        return GatedDeltaNet(config, prefix, shape, cls.inputs(shape), weights, ops)
+
+    @staticmethod
+    def make_attention(
+        config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: OpSet
+    ) -> GatedAttention:
+        return GatedAttention(config, layer, cos_sin, weights, ops)
+
+    @staticmethod
+    def make_mlp(config: ModelConfig, layer: int, weights: Weights, ops: OpSet) -> FeedForward:
         if config.num_experts and config.moe_layers[layer]:
-            self.mlp = Qwen2MoeDecoderLayer.make_mlp(config, layer, weights, ops)
-        else:
-            self.mlp = LlamaMLP(config, layer, weights, ops)
+            return Qwen2MoeDecoderLayer.make_mlp(config, layer, weights, ops)
+        return LlamaMLP(config, layer, weights, ops)
 
     @staticmethod
     def inputs(shape: DeltaShape) -> DeltaInputs:
@@ -130,10 +127,6 @@ class Qwen3NextDecoderLayer:
             [("in_proj_qkvz", 2 * (shape.keys + shape.values), qkvz)],
             [("in_proj_ba", 2 * shape.num_heads, ba)],
         )
-
-    def __call__(self, x: Addend, residual: Tensor, ctx: StepContext) -> tuple[Addend, Tensor]:
-        x, residual = self.mixer.normed(x, residual, self.input_layernorm, ctx)
-        return self.mlp.normed(x, residual, self.post_norm)
 
 
 def _ungrouped(sizes: list[int], num_groups: int) -> Rows:
