@@ -91,12 +91,17 @@ def make_peers(
         zeros(MAX_PROGRAMS * world, torch.int32),
         zeros(MAX_FLAGGED_ROWS * 2 * world * (half // 4), torch.int64),
     )
+    open_memory(devices)
+    return [Peers(rank, devices, half, memory, max_ns) for rank in range(world)]
+
+
+def open_memory(devices: Sequence[torch.device]) -> None:
+    """Let every device reach the memory of all others, which the caller has checked they can."""
     for a in devices:
         for b in devices:
             if a != b:
-                # torch lets two devices reach each other's memory at the first copy between them.
+                # torch opens it at the first copy between them.
                 torch.zeros(1, device=a).to(b)
-    return [Peers(rank, devices, half, memory, max_ns) for rank in range(world)]
 
 
 class Pending(Generic[R]):

@@ -1,4 +1,4 @@
-"""open_access: the memory of each GPU of a mesh, open to the kernels and copies of the others."""
+"""check_access: refuses GPUs of a mesh that cannot reach each other's memory."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from octavo.errors import ModelLoadError
 
 
-def open_access(devices: Sequence[torch.device]) -> None:
-    """Let every device reach the memory of all others.
+def check_access(devices: Sequence[torch.device]) -> None:
+    """Refuse devices that cannot reach each other's memory.
 
     Raises:
         ModelLoadError: two of them cannot.
@@ -24,9 +24,5 @@ def open_access(devices: Sequence[torch.device]) -> None:
         )
     for a in devices:
         for b in devices:
-            if a == b:
-                continue
-            if not torch.cuda.can_device_access_peer(a, b):
+            if a != b and not torch.cuda.can_device_access_peer(a, b):
                 raise ModelLoadError(f"{a} cannot reach the memory of {b}: no shards on these two")
-            # torch opens it at the first copy between them.
-            torch.zeros(1, device=a).to(b)

@@ -20,7 +20,7 @@ from octavo.kernels.gpu.compile_only import is_compiling
 from octavo.kernels.gpu.peers import MAX_WORLD, Pending, make_peers
 from octavo.kernels.weights import Norm
 from octavo.runner.lockstep import Lockstep
-from octavo.runner.peer_access import open_access
+from octavo.runner.peer_access import check_access
 
 R = TypeVar("R")
 
@@ -40,7 +40,7 @@ class PeerExchange(Lockstep):
         super().__init__(len(devices))
         if len(devices) > MAX_WORLD:
             raise ModelLoadError(f"{len(devices)} shards of a layer: at most {MAX_WORLD}")
-        open_access(devices)
+        check_access(devices)
         self._peers = make_peers(devices, row_bytes)
         for device in devices:
             torch.cuda.synchronize(device)

@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from octavo.kernels.gpu.peers import open_memory
 from octavo.models.registry import CausalLM
 from octavo.runner.cuda_graphs import StepShape
 from octavo.runner.hand_over import HandOver
 from octavo.runner.loading import LoadedModel, ModelPart
 from octavo.runner.mesh import Exchange, Mesh
-from octavo.runner.peer_access import open_access
+from octavo.runner.peer_access import check_access
 from octavo.runner.shard import GpuShard, StepIds
 from octavo.runner.stage_shard import StageShard
 from octavo.runner.staging import StagingBuffer
@@ -42,7 +43,9 @@ class Pipeline:
         last: Mesh[GpuShard],
         make: Callable[[ModelPart[CausalLM], Exchange], StageShard],
     ) -> None:
-        open_access([part.device for part in loaded.parts])
+        devices = [part.device for part in loaded.parts]
+        check_access(devices)
+        open_memory(devices)
         self._stages = [
             stage.map(lambda part, exchange=stage.exchange: make(part, exchange))  # type: ignore[misc]
             for stage in loaded.earlier
