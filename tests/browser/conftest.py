@@ -26,9 +26,13 @@ if TYPE_CHECKING:
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """The system's Chromium, or the one that ``playwright install chromium`` has fetched."""
+    """The system's Chromium, or the one that ``playwright install chromium`` has fetched.
+
+    Playwright keeps an event loop running in the thread of the tests for as long as it is open:
+    it is closed with its file, so that the next file of the process can run a loop of its own.
+    """
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with sync_api.sync_playwright() as playwright:
         own = playwright.chromium.executable_path

@@ -201,14 +201,28 @@ def read_config(raw: Mapping[str, Any]) -> ModelConfig:
         raise _refusal(architecture, "its attention cannot be replaced")
     if len(set(recorder.shapes)) != 1:
         raise _refusal(architecture, "its layers need caches of different shapes")
-    num_heads, num_kv_heads, head_dim = recorder.shapes[0]
     limit = _context_len(hf) - first
+    try:
+        return _config_of(architecture, hf, recorder.shapes, limit, raw)
+    except ModelLoadError as error:
+        raise _refusal(architecture, str(error)) from error
+
+
+def _config_of(
+    architecture: str,
+    hf: Any,
+    shapes: list[tuple[int, int, int]],
+    limit: int,
+    raw: Mapping[str, Any],
+) -> ModelConfig:
+    """A config.json's values, with the caches that its attention calls need."""
+    num_heads, num_kv_heads, head_dim = shapes[0]
     return ModelConfig(
         architecture=architecture,
         vocab_size=int(hf.vocab_size),
         hidden_size=int(hf.hidden_size),
         intermediate_size=int(getattr(hf, "intermediate_size", None) or 4 * hf.hidden_size),
-        num_layers=len(recorder.shapes),
+        num_layers=len(shapes),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
@@ -510,7 +524,7 @@ def _load_module(config: ModelConfig, folder: Path | None, dtype: torch.dtype) -
             ignore_mismatched_sizes=True,
         )
     except Exception as error:
-        raise ModelLoadError(f"{folder}: {_one_line(error)}") from error
+        raise _refusal(config.architecture, f"{folder}: {_one_line(error)}") from error
     for kind, what in (
         ("missing_keys", "is missing"),
         ("mismatched_keys", "has shape {}, the config says {}"),
