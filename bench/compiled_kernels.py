@@ -62,7 +62,7 @@ class NoDevice:
 
 
 def figures(kernel: Any) -> dict[str, int]:
-    """What ptxas made of a compiled kernel."""
+    """Figures of ptxas for a compiled kernel."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()

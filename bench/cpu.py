@@ -217,7 +217,7 @@ def child(python: str, engine: str, args: argparse.Namespace, model: str, dtype:
 
 
 def cpu_model() -> str:
-    """What the cores are, and which of the kernels' instruction sets they have."""
+    """The cores' model, and the kernels' instruction sets that they have."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     name = re.search(r"model name\s*:\s*(.*)", text)
     return f"{name[1] if name else platform.processor()}, {os.cpu_count()} cores"

@@ -1,4 +1,4 @@
-"""What the front end costs: octavo's own CPU time per chunk and per request, without a model.
+"""Cost of the front end: octavo's own CPU time per chunk and per request, without a model.
 
     PYTHONPATH=python python bench/frontend.py [--repeat 3] [--markdown bench/results/frontend.md]
         [--requests]
@@ -43,7 +43,7 @@ class Cpu(NamedTuple):
     others: float
 
     def __sub__(self, before: Cpu) -> Cpu:
-        """What was used since."""
+        """The use since then."""
         return Cpu(*(a - b for a, b in zip(self, before, strict=True)))
 
 
@@ -216,7 +216,7 @@ async def open_streams(address: Address, num_tokens: int) -> tuple[list[Client],
 
 
 def close_streams(clients: list[Client]) -> int:
-    """How many chunks they got."""
+    """The number of chunks they got."""
     for client in clients:
         client.transport.close()
     return sum(client.num_chunks for client in clients)
@@ -231,7 +231,7 @@ def messages(number: int) -> list[dict[str, str]]:
 
 
 def tokenizing_us() -> float:
-    """What the tokenizer alone takes for such a chat."""
+    """The tokenizer's own time for such a chat."""
     tokenizer = instant_server.load_tokenizer()
     texts = ["".join(message["content"] for message in messages(i)) for i in range(500)]
     began = time.process_time()
@@ -321,7 +321,7 @@ async def worst_gap_ms(address: Address, seconds: float, prompt: str | None) -> 
 
 
 def measure_requests(scale: int) -> dict[str, float]:
-    """What a request costs on its way in and out, by kind."""
+    """The cost of a request on its way in and out, by kind."""
     figures: dict[str, float] = {}
     num_requests = 2000 // scale
     with Server(pace_ms=0) as server:

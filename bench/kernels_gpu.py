@@ -85,7 +85,7 @@ def graph_ms(calls: list[Call]) -> tuple[float, float]:
 
 
 def rotations(bytes_each: float) -> int:
-    """How many input sets keep a call from finding its own in the cache."""
+    """The number of input sets that keep a call from finding its own in the cache."""
     return int(max(1, min(64, -(-ROTATED_BYTES // max(bytes_each, 1)))))
 
 

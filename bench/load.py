@@ -1,4 +1,4 @@
-"""How fast weights reach the device, beside the disk's own speed.
+"""Speed of weights on their way to the device, beside the disk's own.
 
     python bench/load.py FOLDER [--size 16g] [--device cuda] [--repeat 3] [--keep]
 

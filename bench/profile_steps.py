@@ -1,4 +1,4 @@
-"""Which kernels the device time of a step goes to: decodes alone, or with prompts mixed in.
+"""Device time of a step by kernel: decodes alone, or with prompts mixed in.
 
     python bench/profile_steps.py --model bench/configs/llama-3.2-1b --load-format dummy \
         --batch-size 64 --context 640 --prefill-tokens 128

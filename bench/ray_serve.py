@@ -26,7 +26,7 @@ PORT = 18700
 
 @dataclass
 class Tally:
-    """What the streams of one run have seen."""
+    """The record of one run's streams."""
 
     name: str = ""
     seconds: float = 0.0

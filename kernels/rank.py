@@ -12,7 +12,7 @@ from .weights import Norm
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """Which of ``size`` parts of each split weight a shard holds, and its exchanges with the rest.
+    """A shard's part, one of ``size``, of each split weight, and its exchanges with the rest.
 
     A linear split by columns needs no exchange; one split by rows computes a partial sum of the
     whole output, which ``reduce`` completes. All ranks must make the same exchanges in the same

@@ -20,7 +20,7 @@ BLOCK_T = 16  # tokens of a prefill's program
 
 @triton.jit
 def load_input(x, row, stride, channels, C, mask, SHORT: tl.constexpr):
-    """What is convolved, float32: x's own element, or b * v rounded to its type."""
+    """The convolution's input, float32: x's own element, or b * v rounded to its type."""
     base = x + row * stride
     if SHORT:
         b = tl.load(base + channels, mask=mask, other=0.0)

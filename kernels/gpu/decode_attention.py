@@ -44,7 +44,7 @@ MIN_CHUNK = 64
 
 
 class DecodePlan(NamedTuple):
-    """How decode_kernel cuts its work, constants of the kernel."""
+    """The cut of decode_kernel's work, constants of the kernel."""
 
     block_n: int  # keys at a time
     block_g: int  # a power of two that holds a KV head's query heads

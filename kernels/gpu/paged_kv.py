@@ -89,13 +89,13 @@ def find_request(counts, index, BLOCK_R: tl.constexpr):
 
 @triton.jit
 def cache_row(block, offset, kv_head, KV: tl.constexpr):
-    """Where a head's row of a token in a block begins in a cache, in elements."""
+    """The offset of a head's row of a token in a block of a cache, in elements."""
     return (block * KV.num_kv_heads + kv_head) * KV.head_stride + offset * KV.head_dim
 
 
 @triton.jit
 def cache_scale(block, offset, kv_head, KV: tl.constexpr):
-    """Where the row's scale is, in float32s."""
+    """The offset of the row's scale, in float32s."""
     head = (block * KV.num_kv_heads + kv_head) * KV.head_stride
     return (head + KV.block_size * KV.head_dim) // 4 + offset
 

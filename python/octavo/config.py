@@ -81,7 +81,7 @@ def _check_structured_outputs(config: dict[str, Any]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """How to load one model and how to run it.
+    """Settings of one model's loading and running.
 
     Raises:
         ValueError: from ``__post_init__``, naming the field, when a value is out of range.

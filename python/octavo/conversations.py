@@ -30,7 +30,7 @@ class Turn(NamedTuple):
 
 
 class Conversations:
-    """How one model's conversations become prompts.
+    """Conversations of one model, made into prompts.
 
     Args:
         engine: has the model and its tokenizer.

@@ -208,7 +208,7 @@ class GenerationError(OctavoError):
 
 @dataclass(frozen=True, slots=True)
 class ErrorKind:
-    """How one class of exceptions is answered over HTTP."""
+    """The HTTP answer to one class of exceptions."""
 
     status: int
     type: str

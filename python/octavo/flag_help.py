@@ -88,7 +88,7 @@ def long_help(flags: Sequence[Flag], topic: str) -> str | None:
 
 
 def effect(row: vllm_flags.Row) -> str:
-    """What becomes of a flag that is vLLM's alone."""
+    """The treatment of a flag that is vLLM's alone."""
     if row.passes is None:
         return f"accepted, and changes nothing: {row.reason}"
     if row.passes:

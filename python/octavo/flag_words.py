@@ -55,7 +55,7 @@ class Line:
         return self.take(lambda word: word.lower() in _SWITCHED)
 
     def rest(self) -> list[str]:
-        """What has not been taken: ``--`` and the words behind it, after an iteration."""
+        """The words not taken: ``--`` and those after it, once the iteration is over."""
         return self._words[self._at :]
 
 

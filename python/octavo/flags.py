@@ -226,7 +226,7 @@ def flags_of(config: type[Any]) -> list[Flag]:
 
 
 def _kind(hint: Any) -> tuple[Literal["bool", "int", "float", "str", "json"], tuple[str, ...]]:
-    """What a field's annotation means for its text; and a Literal's values."""
+    """The parser of a field's text, by its annotation; and a Literal's values."""
     origin = typing.get_origin(hint)
     arguments = typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
@@ -334,7 +334,7 @@ def add_flags(parser: argparse.ArgumentParser, *configs: type[Any]) -> None:
 
 
 def metavar(flag: Flag) -> str:
-    """What stands for a flag's value in the help; empty where it has none."""
+    """The name of a flag's value in the help; empty where it has none."""
     if flag.kind == "bool":
         return ""
     if flag.choices and not flag.many:

@@ -54,7 +54,7 @@ class _Pooled(NamedTuple):
 
 
 class PoolingLLM(Offline):
-    """What LLM does with a pooling model.
+    """The methods of LLM for pooling models.
 
     All methods take vLLM's ``pooling_params`` (one for all or one per prompt; of ``score`` one for
     all), ``tokenization_kwargs`` (of which ``add_special_tokens`` and ``truncate_prompt_tokens``

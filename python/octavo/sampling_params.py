@@ -205,7 +205,7 @@ class SamplingParams:
 
     @property
     def has_penalties(self) -> bool:
-        """Whether logits depend on the tokens before them."""
+        """True if logits depend on the tokens before them."""
         return has_penalties(
             {
                 "presence_penalty": self.presence_penalty,
@@ -216,7 +216,7 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
-        """Whether the most likely token is taken, without randomness."""
+        """True if the most likely token is taken, without randomness."""
         return self.temperature < GREEDY_EPSILON
 
     # ------------------------------------------------- values of other types, and refusals
@@ -369,7 +369,7 @@ GREEDY_EPSILON = 1e-5
 
 
 def has_penalties(values: Mapping[str, Any]) -> bool:
-    """Whether sampling parameters make logits depend on the tokens before them."""
+    """True if sampling parameters make logits depend on the tokens before them."""
     return bool(
         values.get("presence_penalty")
         or values.get("frequency_penalty")

@@ -19,7 +19,7 @@ _SECRETS = ("--api-key",)
 
 
 def _output(*command: str) -> str | None:
-    """What a program prints, or None where it is missing or fails."""
+    """A program's output, or None where it is missing or fails."""
     if shutil.which(command[0]) is None:
         return None
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)

@@ -1,4 +1,4 @@
-"""What the offline benchmarks share: an LLM made from the engine's flags, and random prompts."""
+"""Shared parts of the offline benchmarks: an LLM made from the engine's flags, and random prompts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
 
 
 def settings(config: EngineConfig) -> dict[str, Any]:
-    """What differs from the defaults, for a report: without secrets."""
+    """The settings that differ from the defaults, for a report: without secrets."""
     secrets = {field.name for field in dataclasses.fields(config) if not field.repr}
     return {name: value for name, value in _changes(config).items() if name not in secrets}
 

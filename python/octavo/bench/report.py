@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(kw_only=True)
 class Report:
-    """What was run, on what, and the figures of every run."""
+    """The command, the machine, and the figures of every run."""
 
     title: str
     # The settings that tell this run from the next one.

@@ -56,7 +56,7 @@ def _peak_rss_mib(pid: int) -> float | None:
 
 
 def _import_torch_s() -> float:
-    """How long ``import torch`` alone takes in a new process: the part that is not octavo's."""
+    """Seconds of ``import torch`` alone in a new process: the part that is not octavo's."""
     start_s = time.monotonic()
     subprocess.run([sys.executable, "-c", "import torch"], check=True)
     return time.monotonic() - start_s

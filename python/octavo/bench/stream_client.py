@@ -21,7 +21,7 @@ _DONE = b"[DONE]"
 
 @dataclass(slots=True)
 class StreamTiming:
-    """What one request saw. Times are time.monotonic() seconds, the same clock in all processes."""
+    """One request's record. Times are time.monotonic() seconds, the same clock in all processes."""
 
     start_s: float = 0.0
     # None until a chunk with content has arrived.
@@ -88,7 +88,7 @@ class _Reply:
 
 
 def _chat_content(data: bytes) -> bool:
-    """Whether a chat chunk carries text, rather than the role alone."""
+    """True if a chat chunk carries text, rather than the role alone."""
     for choice in orjson.loads(data)["choices"]:
         delta = choice["delta"]
         if delta.get("content") or delta.get("reasoning_content") or delta.get("tool_calls"):

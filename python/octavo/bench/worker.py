@@ -29,7 +29,10 @@ WARMUP_BASE = 2**31
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What one worker does. ``request_rate`` None: as fast as ``concurrency`` streams allow."""
+    """One worker's share of the load.
+
+    ``request_rate`` None: as fast as ``concurrency`` streams allow.
+    """
 
     base_url: str
     api_key: str | None

@@ -22,12 +22,12 @@ _HUB_FILE = re.compile(r"([\w.-]+/[\w.-]+)/([\w./-]+\.gguf)")
 
 
 def is_hub_name(model: str) -> bool:
-    """Whether ``model`` may name a hub repository, or a .gguf file in one."""
+    """True if ``model`` may name a hub repository, or a .gguf file in one."""
     return bool(_HUB_FILE.fullmatch(model) or _HUB_ID.fullmatch(model))
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether ``name`` may name a hub repository."""
+    """True if ``name`` may name a hub repository."""
     return bool(_HUB_ID.fullmatch(name))
 
 

@@ -180,7 +180,7 @@ class TokenizerFiles:
     def _wanted_tokens(
         self, present: Mapping[str, AddedToken], stated: Mapping[int, AddedToken]
     ) -> list[AddedToken]:
-        """What tokenizer.json does not have, in the order in which it gets its ids."""
+        """Tokens that tokenizer.json lacks, in the order in which they get their ids."""
         there = set(present.values())
         wanted = [token for _, token in sorted(stated.items()) if token not in there]
         known = {*present, *(token.content for token in wanted)}

@@ -37,7 +37,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where a model can be held.
+    """A device that can hold a model.
 
     Attributes:
         memory: bytes that weights and KV cache may take.

@@ -66,7 +66,7 @@ def _plain(flag: Flag, value: Any) -> Any:
 
 
 class _Arguments:
-    """What EngineArgs can do."""
+    """The methods of EngineArgs."""
 
     @staticmethod
     def add_cli_args(

@@ -54,7 +54,7 @@ def prompt_parts(prompt: Prompt) -> tuple[str | None, Sequence[int] | None]:
 
 
 def is_token_id(value: object) -> bool:
-    """Whether a value is an integer, Python's or numpy's."""
+    """True if a value is an integer, Python's or numpy's."""
     return hasattr(value, "__index__") and not isinstance(value, bool)
 
 

@@ -53,7 +53,7 @@ class DeltaShape:
 
     @property
     def state(self) -> StateShape:
-        """What a layer keeps of one request."""
+        """The state that a layer keeps of one request."""
         conv = (2 * self.keys + self.values, self.width - 1)
         return StateShape(conv, (self.num_heads, self.key_dim, self.value_dim))
 

@@ -86,7 +86,7 @@ class Lfm2ForCausalLM(HybridForCausalLM):
 
 
 def lfm2_fields(hf: HfConfig) -> dict[str, Any]:
-    """What both kinds of LFM2 have in common."""
+    """Shared parts of both kinds of LFM2."""
     types = hf.values.get("layer_types")
     if types is None:
         full = hf.values.get("full_attn_idxs")

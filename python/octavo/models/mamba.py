@@ -51,7 +51,7 @@ class MambaShape:
 
     @property
     def state(self) -> StateShape:
-        """What a layer keeps of one request."""
+        """The state that a layer keeps of one request."""
         recurrent = (self.num_heads, self.head_dim, self.state_size)
         return StateShape((self.channels, self.width - 1), recurrent)
 

@@ -175,7 +175,7 @@ class Qwen3NextForCausalLM(HybridForCausalLM):
 
 
 def delta_fields(hf: HfConfig) -> dict[str, Any]:
-    """What Qwen's models with the delta rule have in common."""
+    """Shared parts of Qwen's models with the delta rule."""
     bias = hf.bool("attention_bias")
     return {
         "attention_bias": bias,

@@ -191,7 +191,7 @@ class DeviceClock:
         return number
 
     def times_ns(self) -> list[int]:
-        """When the device came past each mark. Waits for the last."""
+        """Times of the device at each mark. Waits for the last."""
         self._stream.synchronize()
         marks = self._events[: self._num_marks]
         return [round(self._start.elapsed_time(event) * 1e6) for event in marks]

@@ -30,7 +30,7 @@ from octavo.runner.sizing import StepSizes
 
 
 class DeviceShard:
-    """What a shard owns on its device, whatever its stage.
+    """The buffers and modules that a shard owns on its device, whatever its stage.
 
     Args:
         stream: where everything runs; None is Triton's interpreter.
@@ -130,7 +130,7 @@ class DeviceShard:
         self.packed[: len(staged)].copy_(staged, non_blocking=True)
 
     def _states(self, shape: StepShape) -> Tensor:
-        """What the model's part makes of the packed plan, padded to the shape: [rows, D]."""
+        """Hidden states of the packed plan by the model's part, padded to the shape: [rows, D]."""
         buffers = self.buffers
         prepare_step(
             self.packed,

@@ -141,7 +141,7 @@ class EagerShard:
     def _hidden(
         self, batch: ScheduledBatch, staged: Tensor, states: Tensor | None, *, ends_only: bool
     ) -> Tensor:
-        """What the model's part makes of a step: [T, D]."""
+        """Hidden states of a step by the model's part: [T, D]."""
         packed = self._upload(staged)
         self.batch.load(batch, packed)
         self.batch.context.ends_only = ends_only

@@ -36,7 +36,7 @@ class PromptRows:
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is missing."""
+        """True if nothing is missing."""
         return self._num_added == self.num_rows
 
     def add(

@@ -56,8 +56,10 @@ class ScoredRows:
     ranks: Tensor
 
     def extras(self) -> Extras:
-        """What the prompt's samples get, if these rows complete it. The device must have come past
-        them."""
+        """The results of the prompt's samples, if these rows complete it.
+
+        The device must have come past them.
+        """
         rows = self.rows
         scores = rows.add(self.first, self.ids.numpy(), self.logprobs.numpy(), self.ranks.numpy())
         return [] if scores is None else [(request_id, scores) for request_id in rows.request_ids]
@@ -144,7 +146,7 @@ class PromptScorer:
 
 
 def collected(scored: Sequence[ScoredRows]) -> Extras:
-    """What a step's rows complete. The device must have come past them."""
+    """Results that a step's rows complete. The device must have come past them."""
     return [extra for rows in scored for extra in rows.extras()]
 
 

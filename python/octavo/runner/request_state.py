@@ -99,7 +99,7 @@ class RequestState:
 
     @property
     def has_penalties(self) -> bool:
-        """Whether logits depend on the tokens before them."""
+        """True if logits depend on the tokens before them."""
         return self.params.has_penalties
 
 

@@ -55,7 +55,7 @@ class StreamClock(Protocol):
         """Queue a mark: its number, from 0."""
 
     def times_ns(self) -> list[int]:
-        """When the device came past each mark, from the clock's start. Waits for the last."""
+        """Times of the device at each mark, from the clock's start. Waits for the last."""
 
 
 class Runner(Protocol):

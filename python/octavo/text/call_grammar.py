@@ -27,7 +27,7 @@ Attempt = Callable[[StructuredOutputsParams], Awaitable[object]]
 
 
 def is_bound(core: ChannelFormat, use: ToolUse, may_wake: bool = True) -> bool:
-    """Whether an answer has to follow a grammar: it must call, may not call twice, a call must fit
+    """True if an answer has to follow a grammar: it must call, may not call twice, a call must fit
     its schema, or is told by a marker, from which on its name can be bound.
 
     ``may_wake``: see ``call_grammar``.

@@ -69,7 +69,7 @@ class ChatFormat:
 
     @property
     def reasoning_markers(self) -> tuple[str, str] | None:
-        """What opens and what closes the reasoning."""
+        """The markers that open and close the reasoning."""
         return None if self.core is None else self.core.reasoning_markers
 
     def channels(self, prompt: str, use: ToolUse | None, continued: str = "") -> Channels | None:
@@ -96,7 +96,7 @@ class ChatFormat:
         )
 
     def is_reasoning(self, prompt: str, continued: str = "") -> bool:
-        """Whether an answer to ``prompt`` begins inside the reasoning."""
+        """True if an answer to ``prompt`` begins inside the reasoning."""
         markers = self.reasoning_markers
         if markers is None:
             return False
@@ -287,7 +287,7 @@ def _narrower(name: str, turns: Sequence[Calls]) -> str:
 
 
 def _reads_all(core: ChannelFormat, turns: Sequence[Calls]) -> bool:
-    """Whether the parser of a format gives back the calls that a template has written."""
+    """True if the parser of a format gives back the calls that a template has written."""
     return all(_reads(core, calls) for calls in turns)
 
 
@@ -342,7 +342,7 @@ def _find_reasoning(
 
 
 def _after_markers(markers: tuple[str, str], around: tuple[str, str]) -> str | None:
-    """What follows the reasoning, where it stands between the markers; None: it does not."""
+    """The text after the reasoning, where that stands between the markers; None: it does not."""
     opened, closed = (marker.strip() for marker in markers)
     before, after = around[0].rstrip(), around[1].lstrip()
     if not opened or not before.endswith(opened) or not after.startswith(closed):

@@ -69,7 +69,7 @@ def _objects(text: str, two: str, arguments: Mapping[str, str]) -> Iterator[Over
 
 
 def _between(two: str, opened: str, closed: str) -> str:
-    """What is written between two calls."""
+    """The text between two calls."""
     first = two.find(NAME)
     end = two.rfind(opened, first, two.rfind(NAME)) if first >= 0 else -1
     begin = two.find(closed, first, end) + len(closed) if end >= 0 and closed else -1

@@ -44,7 +44,7 @@ _ARGUMENTS_TEXT: Final = f'{{"{_KEY}": "{_VALUE}"}}'
 
 @dataclass(frozen=True)
 class TemplateForms:
-    """What a template takes.
+    """The forms of messages that a template takes.
 
     ``content``: role -> the forms that it writes in full; both are left as they come.
     ``null_content``: whether a message without content keeps null, by whether it calls tools.
@@ -120,7 +120,7 @@ def _conversations(
 
 
 def _writes_marks(text: str | None) -> bool:
-    """Whether both marks are there, in order, and not as a list printed for want of better."""
+    """True if both marks are there, in order, and not as parts of a printed list."""
     if text is None:
         return False
     first, second = (text.find(mark) for mark in _MARKS)
@@ -171,7 +171,7 @@ def _keeps_null(
     user_forms: frozenset[ContentForm],
     asks: bool,
 ) -> bool:
-    """Whether null content is understood: told from empty text, not failed on and not printed.
+    """True if null content is understood: told from empty text, not failed on and not printed.
 
     ``asks``: whether the template asks for null, where the two are written alike.
     """
@@ -210,7 +210,7 @@ def _try(
 
 
 def iterates_content(tree: nodes.Template) -> bool:
-    """Whether a loop runs over a message's content, or over a variable that was set to it."""
+    """True if a loop runs over a message's content, or over a variable that was set to it."""
     names: set[str] = set()
     # A variable may be set from one that is set further down, as in a macro: twice is enough.
     for _ in range(2):
@@ -221,7 +221,7 @@ def iterates_content(tree: nodes.Template) -> bool:
 
 
 def asks_none(tree: nodes.Template) -> bool:
-    """Whether a message's content is tested for null."""
+    """True if a message's content is tested for null."""
     names: set[str] = set()
     return any(
         test.name == "none" and _is_content(test.node, names) for test in tree.find_all(nodes.Test)

@@ -90,7 +90,7 @@ class TemplateProbe:
         return found
 
     def reasoning(self) -> tuple[str, str] | None:
-        """What stands right before and right after an earlier turn's reasoning; None: nothing is
+        """The text right before and right after an earlier turn's reasoning; None: nothing is
         kept of it."""
         answer = {"role": "assistant", "content": _ANSWER, "reasoning_content": _THOUGHT}
         calling = next(_calling(({KEY: _VALUES[0]},)))
@@ -149,7 +149,7 @@ def markers_around(before: str, after: str) -> tuple[str, str] | None:
 
 
 def _common_length(text: str, prompt: str) -> int:
-    """How much of a conversation is its prompt; what the model has written follows."""
+    """The length of a conversation's prompt, after which the model's own text follows."""
     pairs = enumerate(zip(text, prompt, strict=False))
     length = next((at for at, (a, b) in pairs if a != b), min(len(text), len(prompt)))
     # Two markers may begin alike: neither is cut.

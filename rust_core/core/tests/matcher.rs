@@ -741,7 +741,7 @@ struct Run {
     random: u64,
     num_steps: usize,
     num_masked_steps: usize,
-    /// What is sampled at these places behind a prompt of three tokens.
+    /// The samples at these places after a prompt of three tokens.
     script: Vec<u32>,
 }
 

@@ -9,7 +9,7 @@ use crate::kinds::{TensorKind, named};
 /// Elements of a group.
 pub const GROUP: usize = 32;
 
-/// What an integer of a block stands for.
+/// The meaning of a block's integers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Codes {
     /// Itself; of 8 bits as a signed number.

@@ -217,7 +217,7 @@ def _constraint(schema: dict[str, Any]) -> Any:
 
 
 def _is_prefilled(messages: list[dict[str, Any]]) -> bool:
-    """Whether the answer is to go on with the last message.
+    """True if the answer is to go on with the last message.
 
     Raises:
         InvalidParameterError: there is nothing to go on with; in Anthropic's words.

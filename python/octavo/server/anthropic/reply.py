@@ -150,7 +150,7 @@ class MessagesReply:
         return event("content_block_delta", index=block.index, delta=delta)
 
     def _last_delta(self, block: Block) -> bytes:
-        """What belongs between a block's text and its stop."""
+        """Events between a block's text and its stop."""
         if block.kind == "reasoning":
             delta = {"type": "signature_delta", "signature": _signature(block)}
         elif block.kind == "call" and block.parts and block.is_whole and not _is_object(block):
@@ -193,7 +193,7 @@ class MessagesReply:
         }
 
     def _end(self, news: News) -> dict[str, Any]:
-        """Why the answer ends; counts the outcome of one that may have called tools."""
+        """The reason of the answer's end; counts the outcome of one that may have called tools."""
         calls = self._blocks.calls
         num_whole = sum(block.is_whole for block in calls)
         self._model.count_calls(self.request.tool_use, len(calls), num_whole)
@@ -208,7 +208,7 @@ class MessagesReply:
 
 
 def _is_object(block: Block) -> bool:
-    """Whether a call's arguments, of which there are some, are an object."""
+    """True if a call's arguments, of which there are some, are an object."""
     return block.parts[0].lstrip().startswith("{")
 
 

@@ -76,7 +76,7 @@ def _options(name: str, value: Any) -> dict[str, Any]:
 
 
 def _matters(key: str, options: Mapping[str, Any]) -> bool:
-    """Whether an option has an effect at all beside the others."""
+    """True if an option has an effect at all beside the others."""
     if key in ("repeat_last_n", "penalize_newline"):
         return options.get("repeat_penalty") not in (None, 1)
     if key in ("mirostat_tau", "mirostat_eta"):
@@ -115,7 +115,7 @@ _EFFORT: Final = fields.one_of("low", "medium", "high")
 
 @fields.check(anyOf=[{"type": "boolean"}, _EFFORT.schema])
 def _think(name: str, value: Any) -> bool | str:
-    """Whether the model reasons, or how much."""
+    """The effort of reasoning asked for; False for none."""
     think: bool | str = (
         _EFFORT(name, value) if isinstance(value, str) else fields.boolean(name, value)
     )
@@ -180,7 +180,7 @@ class OllamaRequest(GenerationRequest):
 
 
 def _request(clean: dict[str, Any]) -> dict[str, Any]:
-    """What both routes' requests have."""
+    """The fields of both routes' requests."""
     sampling = clean.get("options", {})
     if (constraint := clean.get("format")) is not None:
         sampling["structured_outputs"] = constraint

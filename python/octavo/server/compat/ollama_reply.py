@@ -165,7 +165,7 @@ def _call(number: int, block: Block) -> dict[str, Any]:
 
 
 def _counts(news: News) -> dict[str, Any]:
-    """Why a sample has ended, its tokens, and nanoseconds."""
+    """The reason of a sample's end, its tokens, and nanoseconds."""
     parts = [_nanoseconds(s) for s in (news.queue_s, news.prefill_s, news.decode_s)]
     return {
         "done": True,

@@ -21,7 +21,7 @@ class Certificates:
         self._loaded = self.stamp()
 
     def stamp(self) -> tuple[object, ...]:
-        """What changes when a file does; None in it for a file that is not there."""
+        """A value that changes when a file does; None in it for a file that is not there."""
         return tuple(_stamp(Path(name)) for name in (self._chain, self._key) if name is not None)
 
     @property

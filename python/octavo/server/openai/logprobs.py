@@ -157,7 +157,7 @@ def echo_offsets(text: str, tokens: Sequence[TokenText]) -> list[int]:
 
 
 def _is_put_before(text: str, at: int, tokens: Sequence[TokenText], index: int) -> bool:
-    """Whether a special token is none of the text's: there are more of it than the text spells."""
+    """True if a special token is none of the text's: there are more of it than the text spells."""
     token = tokens[index]
     num_tokens = 1
     while index + num_tokens < len(tokens) and tokens[index + num_tokens] == token:
@@ -171,7 +171,7 @@ def _is_put_before(text: str, at: int, tokens: Sequence[TokenText], index: int) 
 
 
 def _place(text: str, at: int, piece: str) -> tuple[int, int]:
-    """Where a token's text begins and ends, ``at`` being where the one before it ended."""
+    """The beginning and end of a token's text, ``at`` being the end of the one before it."""
     if text.startswith(piece, at):
         return at, at + len(piece)
     # A space that the tokenizer put before the first word.

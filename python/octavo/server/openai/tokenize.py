@@ -38,7 +38,7 @@ async def tokenize(state: ServerState, exchange: Exchange) -> None:
 
 
 async def tokenizer_info(state: ServerState, exchange: Exchange) -> None:
-    """What a client must know to prepare texts as this model reads them, in transformers' words."""
+    """Facts by which a client prepares texts as this model reads them, in transformers' words."""
     model = state.model()
     engine = model.engine
     await exchange.respond_json(

@@ -196,7 +196,7 @@ def _call(place: str, item: Item, arguments: str) -> Item:
 
 
 def _reasoning(place: str, item: Item) -> str:
-    """What the model has thought, by the fullest account that the client has kept."""
+    """The model's reasoning, by the fullest account that the client has kept."""
     for field in ("content", "encrypted_content", "summary"):
         value = item.get(field)
         if field == "encrypted_content":

@@ -259,7 +259,7 @@ def _whole_tool(tool: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _constraint(form: Mapping[str, Any], tools: ResponseTools) -> Any:
-    """What the text is to follow: a custom tool's grammar, or a format."""
+    """The constraint of the text: a custom tool's grammar, or a format."""
     from octavo.structured_outputs import StructuredOutputsParams
 
     origin = tools.forced_text

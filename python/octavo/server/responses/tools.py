@@ -56,7 +56,7 @@ TOOL_CHOICE: Final = Check(
 
 @dataclass(frozen=True, slots=True)
 class ToolOrigin:
-    """What a function stands for.
+    """The tool that a function stands for.
 
     Args:
         name: the client's.
@@ -86,7 +86,7 @@ class ResponseTools:
     skipped: list[str] = field(default_factory=list)
 
     def origin(self, name: str) -> ToolOrigin:
-        """What a called function stands for."""
+        """The tool that a called function stands for."""
         return self.origins.get(name) or ToolOrigin(name)
 
     @property

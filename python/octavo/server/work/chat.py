@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ChatPlan:
-    """What the engine is told beside the prompt.
+    """The request's settings beside the prompt, for the engine.
 
     Args:
         channels: how the answer is taken apart; None: it is text and nothing else.

@@ -65,7 +65,7 @@ class Untouched:
 
 
 def pieces_of(news: News) -> list[Piece]:
-    """What a sample wrote; without channels all of it is text."""
+    """A sample's new output; without channels all of it is text."""
     return [("text", 0, news.text)] if news.pieces is None else news.pieces
 
 

@@ -40,7 +40,7 @@ Outcome = Literal["new", "extended", "diverged"]
 
 
 class Divergence(NamedTuple):
-    """Where a prompt leaves the earlier one that it has most in common with.
+    """The place at which a prompt leaves the earlier one that it has most in common with.
 
     Args:
         outcome: "new": there is none; "extended": it goes on from its end; "diverged".

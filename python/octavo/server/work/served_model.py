@@ -66,7 +66,7 @@ class ServedModel:
         self.tool_call_counts: Counter[str] = Counter()
 
     def effort_of(self, conversation: Conversation) -> str | None:
-        """How much a request lets the model reason, in the operator's word for it."""
+        """The effort of reasoning that a request allows, in the operator's word for it."""
         effort = conversation.reasoning_effort
         return effort and (self.config.reasoning_effort_map or {}).get(effort, effort)
 
@@ -77,7 +77,7 @@ class ServedModel:
 
     @cached_property
     def chat_format(self) -> ChatFormat:
-        """How the model calls tools and reasons."""
+        """The model's format of tool calls and reasoning."""
         return find_chat_format(
             self._tool_template,
             response_template=self.engine.response_template,
@@ -87,7 +87,7 @@ class ServedModel:
 
     @cached_property
     def takes_late_system(self) -> bool:
-        """Whether the template writes a system's message that is not the first."""
+        """True if the template writes a system's message that is not the first."""
         template = self._tool_template
         if template is None:
             return False

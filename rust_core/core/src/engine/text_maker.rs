@@ -22,7 +22,7 @@ pub(super) struct TextOut<'a> {
     pub(super) channels: &'a mut Option<Box<ChannelNews>>,
 }
 
-/// What a request with channels has beyond text.
+/// The output of a request with channels, beyond text.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[allow(missing_docs)] // named and explained in _core.pyi
 pub struct ChannelNews {

@@ -13,7 +13,7 @@ pub enum Policy {
     Priority,
 }
 
-/// How much of a step one prompt may take from the others' tokens and prompts.
+/// The share of a step that one prompt may take from the others' tokens and prompts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LongPrefill {
     /// Most tokens of a prompt in a step that other requests wait for or share; 0: no limit.

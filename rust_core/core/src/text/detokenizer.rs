@@ -111,7 +111,7 @@ impl Detokenizer {
     }
 }
 
-/// Which special tokens leave no text: all, or none, but for some.
+/// The special tokens that leave no text: all, or none, but for some.
 #[derive(Debug, Clone, Copy)]
 struct Skip<'a> {
     special: bool,

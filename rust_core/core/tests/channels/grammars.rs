@@ -1,4 +1,4 @@
-//! What a grammar of calls allows, the parser reads as calls: random walks through llguidance's masks.
+//! Whatever a grammar of calls allows, the parser reads as calls: random walks through llguidance's masks.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ const SCHEMA: &str = r##"{"type": "object", "properties": {
 }, "required": ["n", "s"], "additionalProperties": false,
 "$defs": {"n": {"type": "integer", "minimum": 0, "maximum": 99}}}"##;
 
-/// What ends a value that is free text.
+/// The end of a value that is free text.
 const VALUE_ENDS: [&str; 9] = [
     "</parameter>",
     "</arg_value>",

@@ -11,7 +11,7 @@ use crate::support::{Call, calls_of, chars, fold, machine, text_of};
 /// Formats whose calls begin the answer, without a marker.
 const BARE: [&str; 4] = ["llama3_json", "xlam", "pythonic", "functionary_v3"];
 
-/// What ends a parameter, and what may follow it, where strings stand as they are.
+/// The end of a parameter, and its successors, where strings stand as they are.
 fn ends(format: &str) -> Option<(&'static str, [&'static str; 2])> {
     Some(match format {
         "qwen3_coder" | "seed_oss" => ("</parameter>", ["<parameter=", "</function>"]),

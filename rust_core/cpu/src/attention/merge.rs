@@ -46,7 +46,7 @@ impl AttentionTask<'_> {
     }
 }
 
-/// What a head's sink adds to a row's sum of probabilities, relative to the row's largest score.
+/// A head's sink in a row's sum of probabilities, relative to the row's largest score.
 /// Beyond float32 it is infinite, and the row's result zero, as it should be.
 #[inline(always)]
 fn sink_of(args: &AttentionArgs, head: usize, high: f32) -> f32 {

@@ -266,7 +266,7 @@ unsafe fn small_values<S: Simd>(s: S, p: *const u8, bits: usize) -> [S::I; 8] {
     }
 }
 
-/// What a nibble stands for.
+/// The value of a nibble.
 trait Nibble {
     fn of<const SHIFT: i32, S: Simd>(&self, s: S, w: S::I) -> S::V;
 }

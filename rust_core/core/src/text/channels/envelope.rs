@@ -31,7 +31,7 @@ pub(crate) struct Envelope {
     pub(crate) tokens: Vec<String>,
 }
 
-/// What is between a call's markers.
+/// The content between a call's markers.
 #[derive(Debug, Clone)]
 pub(crate) enum Body {
     /// `{"name": …, "arguments": …}`.
@@ -205,7 +205,7 @@ impl Tags {
 #[derive(Debug, Clone)]
 pub(crate) struct Field {
     pub(crate) kind: FieldKind,
-    /// What ends it, and the field that follows: its number, or the number of fields for the
+    /// Its end, and the field that follows: its number, or the number of fields for the
     /// arguments. None: it ends where a name must.
     pub(crate) ends: Vec<(String, usize)>,
 }
@@ -231,9 +231,9 @@ pub(crate) enum Arguments {
 #[derive(Debug, Clone)]
 pub(crate) struct Tags {
     pub(crate) open: String,
-    /// What ends a parameter's name; and whether its value is a string, where it tells.
+    /// The end of a parameter's name; and true for a string value, where it tells.
     pub(crate) key_ends: Vec<(String, Option<bool>)>,
-    /// What stands between name and value beyond that.
+    /// The text between name and value beyond that.
     pub(crate) value_open: Option<String>,
     /// `{key}` stands for the parameter's name.
     pub(crate) close: String,

@@ -8,7 +8,7 @@ pub(crate) struct Expect {
     matched: usize,
 }
 
-/// What became of a character.
+/// Outcome of a character.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Match {
     /// It was read; no marker is complete.

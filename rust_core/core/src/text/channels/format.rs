@@ -6,7 +6,7 @@ use crate::text::channels::scanner::Scanner;
 use crate::text::channels::tags::TagScanners;
 use crate::text::channels::{reasoning, tool_calls};
 
-/// What a marker in an answer means.
+/// The meaning of a marker in an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Meaning {
     /// Reasoning begins.
@@ -41,7 +41,7 @@ pub(crate) enum Due {
 #[derive(Debug)]
 pub(crate) struct CallFormat {
     pub(crate) envelope: Envelope,
-    /// What may stand in and between calls.
+    /// Text allowed in and between calls.
     pub(crate) due_markers: Vec<Box<str>>,
     pub(crate) due: Vec<Due>,
     /// By field: what ends it.

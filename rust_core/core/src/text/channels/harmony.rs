@@ -199,7 +199,7 @@ fn may_be_header(header: &str) -> bool {
     begins("to=") || begins("assistant")
 }
 
-/// What a message is, by its header.
+/// The kind of a message, by its header.
 fn state_of(header: &str, channels: &Channels) -> State {
     let word_after = |mark: &str| {
         let (_, rest) = header.split_once(mark)?;

@@ -53,7 +53,7 @@ struct Prose {
     num_prompted: usize,
 }
 
-/// What becomes of the white space at the beginning of a stretch of text.
+/// Treatment of white space at the beginning of a stretch of text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Lead {
     #[default]

@@ -5,7 +5,7 @@ use serde::de::IgnoredAny;
 use crate::text::channels::envelope::Keys;
 use crate::text::channels::value::{Dialect, Progress, ValueReader};
 
-/// How far the object has come.
+/// State of the object's parser.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ObjectProgress {
     /// All was read, and there may be more.

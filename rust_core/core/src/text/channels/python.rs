@@ -3,7 +3,7 @@
 use crate::text::channels::piece::quote;
 use crate::text::channels::value::{Dialect, Progress, ValueReader};
 
-/// How far the calls have come.
+/// State of the calls' parser.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PythonProgress {
     /// All was read, and there may be more.

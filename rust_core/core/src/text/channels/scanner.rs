@@ -219,7 +219,7 @@ mod tests {
 
     use super::*;
 
-    /// What passes, and the markers found, in order.
+    /// The text that passes, and the markers found, in order.
     fn run(scanner: &Scanner, parts: &[&str]) -> (String, Vec<usize>) {
         let mut held = Held::default();
         let (mut passed, mut markers) = (String::new(), Vec::new());

@@ -11,7 +11,7 @@ use crate::text::channels::value::{Dialect, Progress, ValueReader};
 /// References followed from one schema to another; more are a circle.
 const MAX_REFERENCES: usize = 16;
 
-/// How the text of a parameter becomes JSON.
+/// Conversion of a parameter's text to JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ArgumentType {
     /// A string, as it is.
@@ -84,7 +84,7 @@ pub(crate) fn type_of(schema: &Value, root: &Value) -> ArgumentType {
     }
 }
 
-/// Whether strings are allowed, and whether other values are.
+/// Strings are allowed; other values are.
 fn kinds(schema: &Value, root: &Value, depth: usize) -> (bool, bool) {
     let Value::Object(schema) = resolve(schema, root) else {
         return (false, false);

@@ -17,7 +17,7 @@ const MAX_KEY_BYTES: usize = 1024;
 /// The scanners of an envelope's tags; made once.
 #[derive(Debug, Clone)]
 pub(crate) struct TagScanners {
-    /// What may follow a parameter: another one, or what ends the call.
+    /// Successors of a parameter: another one, or the end of the call.
     between: Vec<Box<str>>,
     key_ends: Scanner,
     /// None: the closing tag depends on the key.
@@ -46,7 +46,7 @@ fn value_ends(tags: &Tags, key: &str) -> Scanner {
     Scanner::new([close, with_line])
 }
 
-/// How far the parameters have come.
+/// State of the parameters' parser.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TagProgress {
     /// All was read, and there may be more.
@@ -66,7 +66,7 @@ enum State {
         in_value: bool,
     },
     Key,
-    /// What stands between a name and its value is due.
+    /// The text between a name and its value is due.
     ValueOpen,
     Value,
     /// A parameter or the end was found, and has been announced.
@@ -87,7 +87,7 @@ pub(crate) struct TagReader {
     own_ends: Option<Scanner>,
     /// A value that leaves when it is closed.
     buffer: String,
-    /// What was read since the last certain thing: a closing tag that may be none, say.
+    /// Text read since the last certain thing: a closing tag that may be none, for example.
     tail: String,
     /// The length of that closing tag.
     tag_len: usize,
@@ -116,7 +116,7 @@ impl Default for TagReader {
     }
 }
 
-/// What the parameters are read by.
+/// The schema by which parameters are read.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TagRules<'a> {
     pub(crate) tags: &'a Tags,

@@ -28,7 +28,7 @@ pub(crate) const HARMONY_TOKENS: [&str; 7] = [
     "<|call|>",
 ];
 
-/// What stands around harmony's reasoning.
+/// The text around harmony's reasoning.
 pub(crate) const HARMONY_REASONING: (&str, &str) = ("<|channel|>analysis<|message|>", "<|end|>");
 
 /// Other names, most of them vLLM's, and the envelopes they stand for.
@@ -274,7 +274,7 @@ fn tagged() -> Vec<Envelope> {
     all
 }
 
-/// What ends a parameter's name where a second attribute may tell its type.
+/// The end of a parameter's name where a second attribute may tell its type.
 const TYPED_ENDS: &[(&str, Option<bool>)] = &[
     ("\" string=\"true\">", Some(true)),
     ("\" string=\"false\">", Some(false)),

@@ -24,7 +24,7 @@ pub struct MaskItem {
     pub constraint: Box<Constraint>,
     /// The token before, which it has not taken yet.
     pub token: Option<u32>,
-    /// What must follow is of interest.
+    /// The forced continuation is of interest.
     pub may_force: bool,
 }
 

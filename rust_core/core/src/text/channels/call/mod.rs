@@ -18,7 +18,7 @@ use crate::text::channels::value::ValueReader;
 /// A name or id has at most so many bytes: what is longer is none.
 const MAX_FIELD_BYTES: usize = 256;
 
-/// What became of a text.
+/// Outcome of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// All was read.
@@ -27,7 +27,7 @@ pub(crate) enum Outcome {
     Over,
     /// This is no call: what is held is text.
     Failed,
-    /// What is held is a marker around text.
+    /// The held text is a marker around text.
     Frame,
 }
 
@@ -37,7 +37,7 @@ enum Stage {
     Due,
     /// A field's text.
     Field(usize),
-    /// What ends the field.
+    /// The end of the field.
     FieldEnd(usize),
     Value(ValueReader),
     Tags(Box<TagReader>),
@@ -45,7 +45,7 @@ enum Stage {
     Python(Box<PythonReader>),
 }
 
-/// What was done with so many bytes.
+/// Outcome of so many bytes.
 enum Step {
     /// Held, unless they left.
     Read(usize),
@@ -57,7 +57,7 @@ enum Step {
     Stop(usize),
     /// Dealt with; the next character fits nowhere.
     Leave(usize),
-    /// What is held is a marker around text.
+    /// The held text is a marker around text.
     Frame,
 }
 

@@ -11,7 +11,7 @@ use crate::text::channels::value::Dialect;
 /// An id that a model makes up, where its form is free.
 const ID: &str = "/[a-zA-Z0-9_.:-]{1,64}/";
 
-/// What stands between a call's markers. `is_free`: in any form that the parser reads.
+/// The text between a call's markers. `is_free`: in any form that the parser reads.
 pub(super) fn body(
     rules: &mut Rules<'_>,
     envelope: &Envelope,

@@ -5,7 +5,7 @@ use crate::text::channels::grammar::parameters::Tool;
 use crate::text::channels::rules::{Rules, any_object};
 use crate::text::channels::tool_calls::harmony_token;
 
-/// What harmony writes before a function's name, the usual way first. Its special tokens keep it out of
+/// Harmony's words before a function's name, the usual way first. Its special tokens keep it out of
 /// thoughts about calls.
 pub(super) const HARMONY_CALLS: [&str; 3] = [
     "<|channel|>commentary to=functions.",

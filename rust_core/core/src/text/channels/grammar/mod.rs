@@ -67,7 +67,7 @@ impl ChannelFormat {
     }
 }
 
-/// What a marker begins.
+/// The section that a marker begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Head {
     Section,
@@ -142,7 +142,7 @@ fn write_calls(
     rules.add("start", &format!("(calls){many} TEXT"));
 }
 
-/// What is written around calls, as grammar.
+/// The text around calls, as grammar.
 struct Frame<'a> {
     envelope: &'a Envelope,
     is_free: bool,
@@ -216,7 +216,7 @@ impl<'a> Frame<'a> {
         rules.sequence(&[open, &inside])
     }
 
-    /// What follows a section's marker.
+    /// The grammar after a section's marker.
     fn behind_section(&self, rules: &mut Rules<'_>, text: &str) -> String {
         if self.envelope.has_own_section {
             return self.in_section(rules);
@@ -224,7 +224,7 @@ impl<'a> Frame<'a> {
         self.inside(rules, text)
     }
 
-    /// What follows one call's marker.
+    /// The grammar after one call's marker.
     fn behind_open(&self, rules: &mut Rules<'_>) -> String {
         if matches!(self.envelope.body, Body::Python { .. }) {
             return self.inside(rules, "");

@@ -10,7 +10,7 @@ pub enum Extent {
     Calls,
 }
 
-/// What calls a grammar allows.
+/// The calls that a grammar allows.
 #[derive(Debug, Clone, Copy)]
 pub struct GrammarOptions<'a> {
     /// The text it is about.

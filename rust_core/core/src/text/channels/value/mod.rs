@@ -29,7 +29,7 @@ impl Dialect {
     }
 }
 
-/// How far a value has come.
+/// State of a value's parser.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Progress {
     /// All was read, and there may be more.
@@ -40,7 +40,7 @@ pub(crate) enum Progress {
     Bad,
 }
 
-/// What became of a character.
+/// Outcome of a character.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
     Taken,
