@@ -18,10 +18,10 @@ RUST_DOC = re.compile(r"^\s*//[/!] (?=(?:What|Whether|How|Which|Who|Why)\b)", re
 
 
 def python_docstrings(source: str) -> Iterator[tuple[int, str]]:
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            if text := ast.get_docstring(node):
-                yield getattr(node, "lineno", 1), text
+        if isinstance(node, documented) and (text := ast.get_docstring(node)):
+            yield getattr(node, "lineno", 1), text
 
 
 def questions(path: Path) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Shared parts of the offline benchmarks: an LLM made from the engine's flags, and random prompts."""
+"""Shared parts of the offline benchmarks: an LLM of the engine's flags, and random prompts."""
 
 from __future__ import annotations
 
