@@ -171,9 +171,7 @@ class MessagesReply:
             pass
         content = [self._content(block) for block in self._blocks.all]
         usage = _news_usage(self._model.engine, one)
-        return orjson.dumps(
-            {**self._message, "content": content, **self._end(one), "usage": usage}
-        )
+        return orjson.dumps({**self._message, "content": content, **self._end(one), "usage": usage})
 
     def _content(self, block: Block) -> dict[str, Any]:
         """A block as far as it has come."""
