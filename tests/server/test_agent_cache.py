@@ -32,7 +32,8 @@ def usage_of(path: str, body: bytes) -> tuple[int, int]:
     if path == MESSAGES:
         usage = found[-2][1]["usage"]
         cached = usage["cache_read_input_tokens"]
-        return usage["input_tokens"] + cached, cached
+        written = usage["cache_creation_input_tokens"]
+        return usage["input_tokens"] + written + cached, cached
     usage = found[-1][1]["response"]["usage"]
     return usage["input_tokens"], usage["input_tokens_details"]["cached_tokens"]
 

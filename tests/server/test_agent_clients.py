@@ -212,7 +212,8 @@ def test_anthropic_counts_lists_and_fails(server: RunningServer) -> None:
     fields = {"model": "claude", "messages": asked, "tools": [CLOCK], "system": "Be brief."}
     count = client.messages.count_tokens(**fields).input_tokens
     usage = client.messages.create(max_tokens=1000, **fields).usage
-    assert count == usage.input_tokens + usage.cache_read_input_tokens
+    written = usage.cache_creation_input_tokens
+    assert count == usage.input_tokens + usage.cache_read_input_tokens + written
     assert [model.id for model in client.models.list()] == ["fake/model", "alias"]
     assert client.models.retrieve("alias").type == "model"
     long: Any = [{"role": "user", "content": "x" * (1 << 17)}]

@@ -68,7 +68,8 @@ def test_text_whole_and_streamed(server: RunningServer) -> None:
     assert part.keys() == {"type", "text", "annotations", "logprobs"}
     usage = whole["usage"]
     assert usage["input_tokens"] == len(server.engine.submitted[-1][0])
-    assert usage["input_tokens_details"]["cached_tokens"] == 3
+    num_kept = usage["input_tokens"] // 16 * 16
+    assert usage["input_tokens_details"] == {"cached_tokens": 3, "cache_write_tokens": num_kept - 3}
     assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
     fields = {"metadata": {"a": "b"}, "temperature": 0.5, "instructions": "Be brief."}
     for _ in range(3):
@@ -133,6 +134,20 @@ def test_logprobs_are_those_of_the_text(server: RunningServer) -> None:
     assert len(part["logprobs"][0]["top_logprobs"]) == 2
     folded = fold_response(stream(server, **fields))
     assert folded["output"][0]["content"] == [part]
+
+
+def test_the_tokens_are_shown_to_who_asks(server: RunningServer) -> None:
+    fields = {"instructions": "Be brief.", "enable_response_messages": True}
+    whole = ask(server, **fields)
+    folded = fold_response(stream(server, **fields))
+    for response in (whole, folded):
+        [read], [written] = response["input_messages"], response["output_messages"]
+        assert read["type"] == written["type"] == "raw_message_tokens"
+        assert read["tokens"] == list(server.engine.submitted[-1][0])
+        assert "Be brief." in read["message"]
+        assert len(written["tokens"]) == response["usage"]["output_tokens"]
+        assert response["output"][0]["content"][0]["text"] in written["message"]
+    assert "input_messages" not in ask(server)
 
 
 def test_calls_beyond_the_most_are_ignored(start_server: StartServer) -> None:

@@ -86,6 +86,10 @@ class AsyncEngine:
         # None where the model generates text.
         self.pooling: PoolingInfo | None = self._engine_loop.runner.pooling
         self.runs_ahead: bool = self._engine_loop.runner.max_in_flight > 1
+        # Tokens of a prompt are kept for later ones by so many; None: none are kept.
+        self.prefix_block_size: int | None = (
+            self._engine_loop.runner.block_size if self._engine_loop.keeps_prefixes else None
+        )
         self.served_model_names: tuple[str, ...] = config.served_model_name or (source.name,)
         self.metrics: Metrics = self._engine_loop.core.metrics
         self.step_times: StepTimes = self._engine_loop.step_times

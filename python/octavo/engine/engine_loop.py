@@ -78,14 +78,15 @@ class EngineLoop:
         self.source = source or resolve_model(config)
         self.tokenizer = load_tokenizer(self.source, config)
         self.runner: Runner = make_runner(config, self.source)
+        # Without keys and values from earlier steps, a prompt is computed in one.
+        self.keeps_prefixes: bool = config.enable_prefix_caching and self.runner.keeps_kv
         self.core = EngineCore(
             num_blocks=self.runner.num_blocks,
             block_size=self.runner.block_size,
             max_num_seqs=self.runner.max_num_seqs,
             max_num_batched_tokens=self.runner.max_num_batched_tokens,
             max_model_len=self.runner.max_model_len,
-            # Without keys and values from earlier steps, a prompt is computed in one.
-            enable_prefix_caching=config.enable_prefix_caching and self.runner.keeps_kv,
+            enable_prefix_caching=self.keeps_prefixes,
             enable_chunked_prefill=config.enable_chunked_prefill and self.runner.keeps_kv,
             long_prefill_token_threshold=config.long_prefill_token_threshold,
             long_prefill_token_threshold_adaptive=config.long_prefill_token_threshold_adaptive,

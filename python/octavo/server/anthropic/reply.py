@@ -13,10 +13,12 @@ from octavo.server.anthropic.errors import error_object
 from octavo.server.anthropic.partial_json import read_object
 from octavo.server.work.blocks import Blocks
 from octavo.server.work.news import pieces_of
+from octavo.server.work.usage import num_written
 from octavo.text.tools import call_id, num_tool_calls
 
 if TYPE_CHECKING:
     from octavo._core import SseTemplate, TokenIds
+    from octavo.engine.engine import AsyncEngine
     from octavo.prompt_logprobs import PromptLogprobs
     from octavo.server.anthropic.protocol import MessagesRequest
     from octavo.server.work.blocks import Block, Step
@@ -104,7 +106,7 @@ class MessagesReply:
 
     def start(self, index: int) -> bytes:
         """The message without content."""
-        usage = _usage(len(self.prompts[0]), 0, 1)
+        usage = _usage(len(self.prompts[0]), 1)
         return event("message_start", message={**self._message, "usage": usage}) + PING
 
     def text(self, index: int, news: News) -> bytes:
@@ -113,8 +115,8 @@ class MessagesReply:
     def end(self, index: int, news: News) -> bytes:
         """The rest of the blocks, and why they end."""
         frames = self._events(self._blocks.take(pieces_of(news))) + self._events(self._blocks.end())
-        delta = self._end(news)
-        return frames + event("message_delta", delta=delta, usage=_news_usage(news))
+        usage = _news_usage(self._model.engine, news)
+        return frames + event("message_delta", delta=self._end(news), usage=usage)
 
     def close(self, usage: Usage) -> bytes:
         return event("message_stop")
@@ -168,9 +170,8 @@ class MessagesReply:
         for _ in self._blocks.end():
             pass
         content = [self._content(block) for block in self._blocks.all]
-        return orjson.dumps(
-            {**self._message, "content": content, **self._end(one), "usage": _news_usage(one)}
-        )
+        usage = _news_usage(self._model.engine, one)
+        return orjson.dumps({**self._message, "content": content, **self._end(one), "usage": usage})
 
     def _content(self, block: Block) -> dict[str, Any]:
         """A block as far as it has come."""
@@ -218,12 +219,18 @@ def _signature(block: Block) -> str:
 
 
 def _usage(
-    num_prompt_tokens: int, num_cached: int, num_output: int, num_reasoning: int = 0
+    num_prompt_tokens: int,
+    num_output: int,
+    *,
+    num_cached: int = 0,
+    num_written: int = 0,
+    num_reasoning: int = 0,
 ) -> dict[str, Any]:
+    """Anthropic's ``usage``, whose ``input_tokens`` are those that the cache has no part in."""
     return {
-        "input_tokens": num_prompt_tokens - num_cached,
+        "input_tokens": num_prompt_tokens - num_cached - num_written,
         "cache_creation": None,
-        "cache_creation_input_tokens": 0,
+        "cache_creation_input_tokens": num_written,
         "cache_read_input_tokens": num_cached,
         "output_tokens": num_output,
         "output_tokens_details": {"thinking_tokens": num_reasoning},
@@ -233,10 +240,11 @@ def _usage(
     }
 
 
-def _news_usage(news: News) -> dict[str, Any]:
+def _news_usage(engine: AsyncEngine, news: News) -> dict[str, Any]:
     return _usage(
         news.num_prompt_tokens,
-        news.num_cached_tokens,
         news.num_output_tokens,
-        news.num_reasoning_tokens,
+        num_cached=news.num_cached_tokens,
+        num_written=num_written(engine, news),
+        num_reasoning=news.num_reasoning_tokens,
     )

@@ -39,6 +39,7 @@ class ResponsesRequest(GenerationRequest):
         is_stored: whether the response may be asked for again.
         seals_reasoning: whether reasoning is given for clients that keep nothing else of it.
         max_tool_calls: calls beyond so many are ignored.
+        shows_tokens: whether the response holds what the model read and wrote, as tokens.
         echo: fields of the body that the response repeats.
     """
 
@@ -51,6 +52,7 @@ class ResponsesRequest(GenerationRequest):
     is_stored: bool = True
     seals_reasoning: bool = False
     max_tool_calls: int | None = None
+    shows_tokens: bool = False
     echo: dict[str, Any] = field(default_factory=dict)
 
 
@@ -139,6 +141,8 @@ _FIELDS: Final[dict[str, fields.Check]] = {
     "prompt_cache_key": fields.string(),
     "safety_identifier": fields.string(),
     "service_tier": fields.string(),
+    # vLLM's.
+    "enable_response_messages": fields.boolean,
 }
 _IGNORED: Final = frozenset(
     {
@@ -228,6 +232,7 @@ def _request(clean: dict[str, Any]) -> ResponsesRequest:
         is_stored=echo["store"],
         seals_reasoning=ENCRYPTED in include,
         max_tool_calls=clean.get("max_tool_calls"),
+        shows_tokens=clean.get("enable_response_messages", False),
         echo=echo,
         sampling=sampling,
         num_logprobs=num_logprobs,

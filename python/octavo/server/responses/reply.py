@@ -14,6 +14,7 @@ from octavo.server.openai.logprobs import chat_logprobs
 from octavo.server.responses.output import Output
 from octavo.server.work.blocks import Blocks
 from octavo.server.work.news import pieces_of
+from octavo.server.work.usage import num_written
 from octavo.text.tools import call_id, num_tool_calls
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ class ResponsesReply:
         if self._is_forced:
             self._forced = request.tools.use.tools[0].name
         self._number = 0
+        # What the model has written, where it is asked for.
+        self._token_ids: list[int] = []
         self._response = self._new_response()
 
     def _new_response(self) -> dict[str, Any]:
@@ -148,6 +151,8 @@ class ResponsesReply:
         return b"".join(frames)
 
     def _events(self, news: News) -> Iterable[Event]:
+        if self.request.shows_tokens:
+            self._token_ids += news.token_ids
         pieces: Iterable[Piece] = pieces_of(news)
         if self._is_forced:
             pieces = self._call_pieces(pieces, is_over=news.finish_reason == "stop")
@@ -182,6 +187,11 @@ class ResponsesReply:
         content: list[dict[str, Any]] = entries["content"]
         return content
 
+    def _raw_message(self, token_ids: list[int]) -> dict[str, Any]:
+        """Tokens, and their text with the special ones among them."""
+        text = self._model.engine.tokenizer.decode(token_ids, False)
+        return {"type": "raw_message_tokens", "message": text, "tokens": token_ids}
+
     # ------------------------------------------------------------------ the whole answer
 
     def whole(self, news: Sequence[News], usage: Usage) -> bytes:
@@ -206,12 +216,15 @@ class ResponsesReply:
             "input_tokens": news.num_prompt_tokens,
             "input_tokens_details": {
                 "cached_tokens": news.num_cached_tokens,
-                "cache_write_tokens": 0,
+                "cache_write_tokens": num_written(self._model.engine, news),
             },
             "output_tokens": news.num_output_tokens,
             "output_tokens_details": {"reasoning_tokens": news.num_reasoning_tokens},
             "total_tokens": news.num_prompt_tokens + news.num_output_tokens,
         }
+        if self.request.shows_tokens:
+            response["input_messages"] = [self._raw_message(list(self.prompts[0]))]
+            response["output_messages"] = [self._raw_message(self._token_ids)]
         calls = self._blocks.calls
         num_whole = sum(block.is_whole for block in calls)
         self._model.count_calls(self.request.tools.use, len(calls), num_whole)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from octavo.engine.engine import AsyncEngine
     from octavo.server.work.news import News
 
 
@@ -22,6 +23,14 @@ def usage_object(
     if num_reasoning is not None:
         usage["completion_tokens_details"] = {"reasoning_tokens": num_reasoning}
     return usage
+
+
+def num_written(engine: AsyncEngine, news: News) -> int:
+    """The number of a prompt's tokens that its request has added to the prefix cache."""
+    size = engine.prefix_block_size
+    if size is None:
+        return 0
+    return max(news.num_prompt_tokens // size * size - news.num_cached_tokens, 0)
 
 
 def timings_object(delta: News) -> dict[str, float | None]:
