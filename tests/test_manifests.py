@@ -114,7 +114,11 @@ def test_the_deployment_s_objects_are_kubernetes_own() -> None:
         ("memory: 32Gi", "memory: 32GB", "'32GB' is no quantity"),
         ("apiVersion: apps/v1", "apiVersion: apps/v2", "apps/v2 Deployment: unknown"),
         ("  accessModes: [ReadWriteMany]", "  accessModes: ReadWriteMany", "no list"),
-        ("            - {name: http, containerPort: 8000}", "            - {name: http}", "ports[0]: "),
+        (
+            "            - {name: http, containerPort: 8000}",
+            "            - {name: http}",
+            "ports[0]: ",
+        ),
         ("runAsNonRoot: true", "runAsNonRoot: 1", "is no bool"),
     ],
 )
