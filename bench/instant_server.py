@@ -131,6 +131,17 @@ def load_tokenizer() -> Tokenizer:
     return Tokenizer.from_gguf(GgufFile(str(path)))
 
 
+def install(pace_s: float) -> None:
+    """Give every engine that this process makes from now on the instant runner."""
+    tokenizer = load_tokenizer()
+    tokens = tokenizer.encode(TEXT, False)
+    source = _Source(_ModelConfig(tokenizer.vocab_size))
+    replaced: Any = engine_loop
+    replaced.resolve_model = lambda config: source
+    replaced.load_tokenizer = lambda source, config: tokenizer
+    replaced.make_runner = lambda config, source: InstantRunner(config, tokens, pace_s)
+
+
 def main() -> int:
     """Serve until a signal."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -138,15 +149,7 @@ def main() -> int:
     add_flags(parser, EngineConfig, ServerConfig)
     arguments = parser.parse_args()
     engine_config, server_config = resolve(vars(arguments), (EngineConfig, ServerConfig))
-    tokenizer = load_tokenizer()
-    tokens = tokenizer.encode(TEXT, False)
-    source = _Source(_ModelConfig(tokenizer.vocab_size))
-    replaced: Any = engine_loop
-    replaced.resolve_model = lambda config: source
-    replaced.load_tokenizer = lambda source, config: tokenizer
-    replaced.make_runner = lambda config, source: InstantRunner(
-        config, tokens, arguments.pace_ms / 1000
-    )
+    install(arguments.pace_ms / 1000)
     with Terminal():
         return serve(engine_config, server_config)
 

@@ -1,112 +1,147 @@
 """Throughput over the number of replicas on Ray, and what Ray adds to a request.
 
     python bench/ray_serve.py --model MODEL --replicas 1 2 4 --concurrency 64
-    python bench/ray_serve.py --model MODEL --device cpu --threads 1 --replicas 1 2 --concurrency 4
+    python bench/ray_serve.py --instant --pace-ms 25 --replicas 1 2 4 --concurrency 8
 
 Each number of replicas is deployed anew and gets its share of the load (``concurrency`` streams
-each). First comes one server without Ray, the same process count as one replica: the difference is
-Ray's. Prints a line each: output tok/s, requests a second, median ms to the first token.
+each). First comes one server without Ray: the difference to one replica is Ray's. ``--instant``
+puts bench/instant_server.py's runner in the model's place, whose step lasts ``--pace-ms`` and takes
+no processor meanwhile, as one on a GPU: what limits then is octavo's and Ray's own work.
+
+A line each: output tok/s, requests a second, median ms to the first token, and how many cores of
+the machine were busy, the clients' work included.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-import httpx
+import orjson
 
+from octavo.bench.stream_client import StreamClient, StreamTiming
+from octavo.config import EngineConfig
+from octavo.ray.replica import Replica
+from octavo.server.http.config import ServerConfig
+
+BENCH = Path(__file__).parent
 PORT = 18700
 
 
-@dataclass
-class Tally:
-    """The record of one run's streams."""
+class InstantReplica(Replica):
+    """A Replica without a model."""
 
-    name: str = ""
-    seconds: float = 0.0
-    num_tokens: int = 0
-    num_requests: int = 0
-    first_token_s: list[float] = field(default_factory=list)
+    # Ray awaits it.
+    async def __init__(  # type: ignore[misc]
+        self, engine_config: EngineConfig, server_config: ServerConfig
+    ) -> None:
+        from instant_server import install
 
-    @property
-    def row(self) -> str:
-        """The run as a row of the table."""
-        first_ms = 1e3 * statistics.median(self.first_token_s)
-        return (
-            f"| {self.name} | {self.num_tokens / self.seconds:,.0f} | "
-            f"{self.num_requests / self.seconds:.1f} | {first_ms:.1f} |"
-        )
+        install(float(os.environ["PACE_MS"]) / 1e3)
+        await super().__init__(engine_config, server_config)
 
 
-async def stream(client: httpx.AsyncClient, prompt: str, max_tokens: int, tally: Tally) -> None:
-    """One request, counted by its own usage."""
-    body = {
-        "prompt": prompt,
-        "max_tokens": max_tokens,
-        "ignore_eos": True,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    began = time.perf_counter()
-    first = None
-    usage = 0
-    async with client.stream("POST", "/v1/completions", json=body) as response:
-        response.raise_for_status()
-        async for line in response.aiter_lines():
-            if first is None and line.startswith("data: "):
-                first = time.perf_counter() - began
-            if '"completion_tokens":' in line:
-                usage = int(line.split('"completion_tokens":')[1].split(",")[0].rstrip("}"))
-    tally.num_tokens += usage
-    tally.num_requests += 1
-    tally.first_token_s.append(first or 0.0)
+def busy_s() -> float:
+    """Seconds that all cores have worked since the machine's start."""
+    ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    # idle and iowait are the fourth and fifth.
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
 
 
-async def load(name: str, url: str, concurrency: int, arguments: argparse.Namespace) -> Tally:
-    """Keep ``concurrency`` streams under way, each a number of requests long."""
-    tally = Tally(name)
-    limits = httpx.Limits(max_connections=concurrency)
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
+async def worker(url: str, name: str, count: int, arguments: argparse.Namespace) -> list[Any]:
+    """One stream after the other on one connection."""
+    client = StreamClient(url)
+    timings: list[StreamTiming] = []
+    for turn in range(count):
+        body = {
+            "prompt": f"{name}.{turn} " + "word " * arguments.input_len,
+            "max_tokens": arguments.output_len,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        timings.append(await client.stream("/v1/completions", orjson.dumps(body), 600))
+    client.close()
+    return timings
 
-        async def worker(number: int, count: int, into: Tally) -> None:
-            for turn in range(count):
-                prompt = f"{number}.{turn} " + "word " * arguments.input_len
-                await stream(client, prompt, arguments.output_len, into)
 
-        await asyncio.gather(*(worker(n, 1, Tally()) for n in range(concurrency)))
-        began = time.perf_counter()
-        await asyncio.gather(*(worker(n, arguments.turns, tally) for n in range(concurrency)))
-        tally.seconds = time.perf_counter() - began
-    return tally
+async def load(url: str, concurrency: int, arguments: argparse.Namespace) -> str:
+    """The table's columns for ``concurrency`` streams under way at any time."""
+
+    async def everyone(count: int, name: str) -> list[StreamTiming]:
+        work = (worker(url, f"{name}{n}", count, arguments) for n in range(concurrency))
+        return [timing for timings in await asyncio.gather(*work) for timing in timings]
+
+    await everyone(1, "warm-up ")
+    began, worked = time.perf_counter(), busy_s()
+    timings = await everyone(arguments.turns, "")
+    seconds, worked = time.perf_counter() - began, busy_s() - worked
+    if errors := [timing.error for timing in timings if timing.error]:
+        raise RuntimeError(errors[0])
+    first_ms = 1e3 * statistics.median(t.first_s - t.start_s for t in timings if t.first_s)
+    return (
+        f"{sum(t.num_output_tokens for t in timings) / seconds:,.0f} | "
+        f"{len(timings) / seconds:.1f} | {first_ms:.1f} | {worked / seconds:.2f}"
+    )
 
 
 def flags(arguments: argparse.Namespace) -> dict[str, Any]:
     """octavo's, by name."""
-    found = {"model": arguments.model, "device": arguments.device, "threads": arguments.threads}
+    names = ("model", "device", "threads", "max_num_seqs")
+    found = {name: getattr(arguments, name) for name in names}
     return {name: value for name, value in found.items() if value is not None}
 
 
-def without_ray(arguments: argparse.Namespace) -> None:
-    """One server of octavo's own."""
-    words = [f"--{name}={value}" for name, value in flags(arguments).items()]
-    command = [sys.executable, "-m", "octavo.serve", f"--port={PORT}", *words]
+@contextmanager
+def without_ray(arguments: argparse.Namespace) -> Iterator[str]:
+    """The address of one server of octavo's own."""
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in flags(arguments).items()]
+    program = ["-m", "octavo.serve"]
+    if arguments.instant:
+        program = [str(BENCH / "instant_server.py"), f"--pace-ms={arguments.pace_ms}"]
+    command = [sys.executable, *program, f"--port={PORT}", *words]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     try:
         for line in server.stdout:
             if line.startswith("ready in"):
                 break
-        url = f"http://127.0.0.1:{PORT}"
-        print(asyncio.run(load("no Ray", url, arguments.concurrency, arguments)).row, flush=True)
+        yield f"http://127.0.0.1:{PORT}"
     finally:
         server.terminate()
         server.wait(60)
+
+
+@contextmanager
+def with_ray(arguments: argparse.Namespace) -> Iterator[str]:
+    """The address of Ray's proxy."""
+    from ray import init, serve
+
+    paths = [str(BENCH), str(BENCH.parent / "python"), os.environ.get("PYTHONPATH", "")]
+    environment = {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PACE_MS": str(arguments.pace_ms),
+        "OMP_NUM_THREADS": "1",
+    }
+    init(
+        include_dashboard=False,
+        log_to_driver=False,
+        # By Ray's counting: replicas that take no processor may be more than there are.
+        num_cpus=max(os.cpu_count() or 1, *arguments.replicas) if arguments.instant else None,
+        runtime_env={"env_vars": environment},
+    )
+    serve.start(http_options={"host": "127.0.0.1", "port": PORT + 1})
+    yield f"http://127.0.0.1:{PORT + 1}"
+    serve.shutdown()
 
 
 def main() -> None:
@@ -117,29 +152,50 @@ def main() -> None:
     parser.add_argument("--model")
     parser.add_argument("--device")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--max-num-seqs", type=int)
+    parser.add_argument("--instant", action="store_true", help="no model")
+    parser.add_argument("--pace-ms", type=float, default=0.0, help="a step without a model")
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--ingresses", type=int, default=1)
     parser.add_argument("--concurrency", type=int, default=16, help="streams a replica")
     parser.add_argument("--input-len", type=int, default=64, help="words")
     parser.add_argument("--output-len", type=int, default=64, help="tokens")
     parser.add_argument("--turns", type=int, default=4, help="requests a stream")
     arguments = parser.parse_args()
+    if arguments.instant:
+        arguments.device = "cpu"
 
-    print("| replicas | output tok/s | requests/s | ms to the first token |\n|---|---|---|---|")
-    without_ray(arguments)
+    print(
+        "| replicas | output tok/s | requests/s | ms to the first token | cores busy |\n"
+        "|---|---|---|---|---|"
+    )
+    with without_ray(arguments) as url:
+        row = asyncio.run(load(url, arguments.concurrency, arguments))
+        print(f"| no Ray | {row} |", flush=True)
+    with with_ray(arguments) as url:
+        for count in arguments.replicas:
+            deploy(count, arguments)
+            row = asyncio.run(load(url, count * arguments.concurrency, arguments))
+            print(f"| {count} | {row} |", flush=True)
 
-    from ray import init, serve
 
-    from octavo.ray import build_app
+def deploy(count: int, arguments: argparse.Namespace) -> None:
+    """Put so many replicas in place of those that there are."""
+    from ray import serve
 
-    init(include_dashboard=False, log_to_driver=False)
-    serve.start(http_options={"host": "127.0.0.1", "port": PORT + 1})
-    for count in arguments.replicas:
-        app = build_app({**flags(arguments), "replica": {"num_replicas": count}})
-        serve.run(app, name="octavo", route_prefix="/")
-        url = f"http://127.0.0.1:{PORT + 1}"
-        streams = count * arguments.concurrency
-        print(asyncio.run(load(str(count), url, streams, arguments)).row, flush=True)
-    serve.shutdown()
+    from octavo.ray import builder
+
+    if arguments.instant:
+        replaced: Any = builder
+        replaced.Replica = InstantReplica
+    app = builder.build_app(
+        {
+            **flags(arguments),
+            "replica": {"num_replicas": count},
+            "ingress": {"num_replicas": arguments.ingresses},
+        }
+    )
+    serve.run(app, name="octavo", route_prefix="/")
 
 
 if __name__ == "__main__":

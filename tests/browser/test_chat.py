@@ -211,6 +211,74 @@ def test_conversations_are_kept_and_can_be_deleted(start: StartServer, open_page
     assert titles.all_inner_texts() == ["one"]
 
 
+def test_a_question_outlives_its_page(start: StartServer, open_page: OpenPage) -> None:
+    server = start("word " * 400, 0.02)
+    page = open_page(server.url)
+    ask(page, "Are you there?")
+    page.locator("[aria-busy=true] > .markdown", has_text="word word").wait_for()
+    page.reload()
+    page.wait_for_selector("#model:enabled")
+    eventually(lambda: not server.engine.running)
+    server.engine.turns[:] = ["Here I am."]
+    page.get_by_role("button", name="Are you there?", exact=True).click()
+    page.get_by_role("button", name="Ask again").click()
+    answered(page)
+    assert text_of(page) == "Here I am."
+    assert page.title() == "Are you there? · octavo"
+    # One that is deleted while it is being answered does not come back.
+    server.engine.turns[:] = ["word " * 400]
+    ask(page, "And now?")
+    page.locator("[aria-busy=true] > .markdown", has_text="word word").wait_for()
+    page.get_by_role("button", name="Delete Are you there?").click()
+    eventually(lambda: not server.engine.running)
+    page.reload()
+    page.wait_for_selector("#model:enabled")
+    assert page.locator("#conversations .open").count() == 0
+
+
+def test_a_long_answer_is_followed_until_one_scrolls(
+    start: StartServer, open_page: OpenPage
+) -> None:
+    page = open_page(start("A line.\n\n" * 300, 0.01).url, viewport={"width": 800, "height": 500})
+    ask(page)
+    followed = """() => {
+      const { scrollHeight, scrollTop, clientHeight } = document.getElementById("scroll");
+      return scrollTop > 200 && scrollHeight - scrollTop - clientHeight < 60;
+    }"""
+    page.wait_for_function(followed)
+    assert page.is_hidden("#to-end")
+    page.hover("#messages")
+    page.mouse.wheel(0, -400)
+    page.wait_for_selector("#to-end:visible")
+    page.wait_for_timeout(300)
+    assert not page.evaluate(followed)
+    page.click("#to-end")
+    page.wait_for_function(followed)
+    page.wait_for_selector("#to-end", state="hidden")
+
+
+def test_the_picker_has_every_model(start: StartServer, open_page: OpenPage) -> None:
+    names = ("one/same", "two/same", "org/Other-7B")
+    server = start("An answer.", names=names)
+    page = open_page(server.url)
+    page.wait_for_selector("#model:enabled")
+    options = page.locator("#model option")
+    assert options.evaluate_all("all => all.map(o => o.value)") == [
+        model["id"] for model in server.get("/v1/models").json["data"]
+    ]
+    # Short where that is enough.
+    assert options.all_inner_texts() == ["one/same", "two/same", "Other-7B"]
+    page.select_option("#model", "two/same")
+    asked = []
+    page.on("request", lambda request: asked.append(request.post_data_json))
+    ask(page)
+    answered(page)
+    assert asked[0]["model"] == "two/same"
+    page.reload()
+    page.wait_for_selector("#model:enabled")
+    assert page.input_value("#model") == "two/same"
+
+
 def test_it_asks_for_the_key(start: StartServer, open_page: OpenPage) -> None:
     page = open_page(start("Welcome.", api_key=("secret",)).url)
     page.wait_for_selector("#key-dialog[open]")

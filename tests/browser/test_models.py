@@ -116,6 +116,14 @@ def test_charts_follow_the_work(smollm: RunningServer, load: None, open_page: Op
     before = line.get_attribute("d")
     page.wait_for_timeout(2500)
     assert line.get_attribute("d") != before
+    # The pointer reads an older place: what is shown there does not move on.
+    drawing = charts["Requests"].locator("svg")
+    box = drawing.bounding_box()
+    assert box
+    page.mouse.move(box["x"] + box["width"] - 4, box["y"] + 20)
+    charts["Requests"].locator(".mark[d*=V]").wait_for()
+    page.mouse.move(0, 0)
+    charts["Requests"].locator(".mark[d='']").wait_for(state="attached")
     shoot(page, "live")
 
 

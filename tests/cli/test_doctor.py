@@ -92,6 +92,10 @@ def test_of_experts_a_token_reads_some(tmp_path: Path) -> None:
     size = sizes(tmp_path).formats(on_gpu=False)[0]
     assert size.weight_bytes == 2 * (64 * 32 + 4 * 32 * 32)
     assert size.read_bytes == 2 * (64 * 32 + 32 * 32)
+    # -q rounds them where there are kernels for rounded ones.
+    w4 = {on_gpu: sizes(tmp_path).formats(on_gpu=on_gpu)[-1] for on_gpu in (False, True)}
+    assert w4[False].weight_bytes == 64 * 32 * 34 // 32 + 4 * 32 * 32 * 20 // 32
+    assert w4[True].weight_bytes == size.weight_bytes
 
 
 def test_quantized_files_stay_as_they_are() -> None:
@@ -125,6 +129,12 @@ def test_a_model_s_report(tmp_path: Path) -> None:
     assert [row.split()[0] for row in rows] == ["CPU"] * 3 + ["GPU"] * 3
     assert "32 MiB" in rows[0]
     assert " yes   at most 30 tok/s" in rows[0]
+    # Two GPUs hold half each, and read it at once; three are not a number that heads divide by.
+    for count, word, rate in ((1, "no", ""), (3, "-tp 2", "at most 30 tok/s"), (4, "-tp 2", "")):
+        gpus = [Device(f"GPU {index}", True, 20 << 20, 5e8) for index in range(count)]
+        row = list(doctor.model_report(str(tmp_path), gpus))[2]
+        assert word in row
+        assert rate in row
     tight = doctor.model_report(str(tmp_path), [Device("CPU", False, 20 << 20, 1e9)])
     assert [row.split()[-1] == "no" for row in list(tight)[2:]] == [True, False, False]
 

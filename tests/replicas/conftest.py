@@ -73,6 +73,9 @@ def cluster() -> Iterator[str]:
         "OMP_NUM_THREADS": "1",
         # Replicas are seen to come and go within a test.
         "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.2",
+        # A proxy that is not ready in three times five seconds is killed: too soon for a machine
+        # that others use too.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     }
     os.environ.update(environment, RAY_USAGE_STATS_ENABLED="0")
     # At the end: an engine of Ray's own comes first.

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import cpu_s, eventually
+from harness import cpu_s, eventually, make_certificate
 
 pytestmark = pytest.mark.system
 
@@ -313,3 +314,44 @@ def test_sighup_reloads_and_the_log_is_json(start: Start, tmp_path: Path) -> Non
     assert lines[0]["url"].startswith("http://127.0.0.1:")
     assert lines[0]["memory"] == {"weights": "1 byte", "KV cache": "2 bytes"}
     assert {line["level"] for line in lines} == {"INFO"}
+
+
+def test_sighup_disturbs_nothing_that_runs(start: Start, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("old\n")
+    key, certificate = make_certificate(tmp_path)
+    flags = ["--api-key-file", str(keys), "--ssl-keyfile", str(key)]
+    process = start(
+        *flags,
+        *("--ssl-certfile", str(certificate)),
+        setup="engine = FakeEngine(); engine.delay_s = 0.05",
+    )
+    eventually(lambda: "ready in" in process.output, 60)
+    [port] = re.findall(r"ready in [\d.]+ s on https://127\.0\.0\.1:(\d+)", process.output)
+
+    def ask(api_key: str, **fields: Any) -> http.client.HTTPResponse:
+        # Trusts the certificate that the file has now, and no other.
+        context = ssl.create_default_context(cafile=str(certificate))
+        connection = http.client.HTTPSConnection(
+            "localhost", int(port), timeout=30, context=context
+        )
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {api_key}"}
+        connection.request(
+            "POST", "/v1/completions", json.dumps({"prompt": "x", **fields}), headers
+        )
+        return connection.getresponse()
+
+    stream = ask("old", stream=True, max_tokens=60, ignore_eos=True)
+    stream.readline()
+    make_certificate(tmp_path)
+    keys.write_text("new\n")
+    with pytest.raises(ssl.SSLCertVerificationError):
+        ask("old")
+    process.process.send_signal(signal.SIGHUP)
+    eventually(lambda: "keys reloaded" in process.output)
+    eventually(lambda: "certificate reloaded" in process.output)
+    assert ask("old").status == 401
+    assert ask("new", max_tokens=1).status == 200
+    assert stream.read().endswith(b"data: [DONE]\n\n")
+    process.process.send_signal(signal.SIGTERM)
+    assert process.wait() == 0, process.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import gzip
 import http.server
 import itertools
@@ -26,16 +27,34 @@ collector_messages = pytest.importorskip(
 )
 pytestmark = pytest.mark.system
 
+PROTOCOL, SHORT_PROTOCOL = tracing.PROTOCOL_VARIABLES
 TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 COMPLETION = {"prompt": "x", "max_tokens": 5, "ignore_eos": True, "temperature": 0.5}
 
 
-class Collector:
-    """What an OpenTelemetry collector is told by HTTP."""
+class Told:
+    """What an OpenTelemetry collector has been told."""
 
     def __init__(self) -> None:
         self.spans: list[Any] = []
         self.resources: list[Any] = []
+        self.headers: dict[str, str] = {}
+
+    def take(self, message: Any) -> None:
+        for resource in message.resource_spans:
+            self.resources.append(resource.resource)
+            for scope in resource.scope_spans:
+                self.spans += scope.spans
+
+    def named(self, name: str) -> list[Any]:
+        return [span for span in self.spans if span.name == name]
+
+
+class Collector(Told):
+    """A collector that is told by HTTP."""
+
+    def __init__(self) -> None:
+        super().__init__()
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -43,11 +62,8 @@ class Collector:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 if self.headers.get("content-encoding") == "gzip":
                     body = gzip.decompress(body)
-                message = collector_messages.ExportTraceServiceRequest.FromString(body)
-                for resource in message.resource_spans:
-                    outer.resources.append(resource.resource)
-                    for scope in resource.scope_spans:
-                        outer.spans += scope.spans
+                outer.headers.update(self.headers)
+                outer.take(collector_messages.ExportTraceServiceRequest.FromString(body))
                 self.send_response(200)
                 self.end_headers()
 
@@ -58,17 +74,45 @@ class Collector:
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1/traces"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
-    def named(self, name: str) -> list[Any]:
-        return [span for span in self.spans if span.name == name]
+
+class GrpcCollector(Told):
+    """A collector that is told by gRPC."""
+
+    def __init__(self) -> None:
+        import grpc
+        from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
+
+        super().__init__()
+        self.server = grpc.server(concurrent.futures.ThreadPoolExecutor(1))
+        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self.server)
+        self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
+        self.server.start()
+
+    def Export(self, message: Any, context: Any) -> Any:
+        """The one method of the service."""
+        self.headers.update(context.invocation_metadata())
+        self.take(message)
+        return collector_messages.ExportTraceServiceResponse()
 
 
 @pytest.fixture
 def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
-    monkeypatch.setenv(tracing.PROTOCOL_VARIABLE, "http/protobuf")
+    monkeypatch.setenv(PROTOCOL, "http/protobuf")
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
     collector = Collector()
     yield collector
     collector.server.shutdown()
+
+
+@pytest.fixture
+def grpc_collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[GrpcCollector]:
+    pytest.importorskip(
+        "opentelemetry.exporter.otlp.proto.grpc", reason="the gRPC exporter is not installed"
+    )
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
+    collector = GrpcCollector()
+    yield collector
+    collector.server.stop(None).wait(5)
 
 
 @pytest.fixture
@@ -180,17 +224,74 @@ def test_an_unsampled_parent_is_heeded(server: RunningServer, collector: Collect
     assert len(collector.named("llm_request")) == 1
 
 
+@pytest.mark.parametrize(
+    ("form", "environment"),
+    [
+        # As vLLM's guide has them, and as OpenTelemetry's has.
+        ("grpc://{}", {"OTEL_EXPORTER_OTLP_TRACES_INSECURE": "true"}),
+        ("{}", {"OTEL_EXPORTER_OTLP_INSECURE": "true", PROTOCOL: "grpc"}),
+        ("http://{}", {}),
+    ],
+)
+def test_grpc_is_the_protocol_unless_another_is_named(
+    start_server: StartServer,
+    grpc_collector: GrpcCollector,
+    monkeypatch: pytest.MonkeyPatch,
+    form: str,
+    environment: dict[str, str],
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    server = start_server(otlp_traces_endpoint=form.format(grpc_collector.address))
+    headers = {"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-01"}
+    assert server.post("/v1/completions", COMPLETION, headers).status == 200
+    eventually(lambda: grpc_collector.named("llm_request"))
+    [span] = grpc_collector.named("llm_request")
+    assert span.trace_id.hex() == TRACE_ID
+    assert values(span)["gen_ai.request.max_tokens"] == 5
+
+
+def test_opentelemetry_s_own_variables_are_heeded(
+    start_server: StartServer, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        SHORT_PROTOCOL: "http/protobuf",
+        "OTEL_RESOURCE_ATTRIBUTES": "service.name=shop,deployment.environment=test",
+        "OTEL_EXPORTER_OTLP_HEADERS": "x-tenant=books",
+        "OTEL_TRACES_SAMPLER": "parentbased_always_off",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv(PROTOCOL)
+    server = start_server(otlp_traces_endpoint=collector.url)
+    assert server.post("/v1/completions", COMPLETION).status == 200
+    headers = {"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-01"}
+    assert server.post("/v1/completions", COMPLETION, headers).status == 200
+    eventually(lambda: collector.named("llm_request"))
+    # The one whose parent was sampled.
+    [span] = collector.named("llm_request")
+    assert span.trace_id.hex() == TRACE_ID
+    assert collector.headers["x-tenant"] == "books"
+    resource = {a.key: a.value.string_value for a in collector.resources[0].attributes}
+    assert (resource["service.name"], resource["deployment.environment"]) == ("shop", "test")
+    assert resource["service.version"]
+    # Its own variable stands above the others' list.
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "till")
+    named = tracing.Tracing(collector.url)
+    assert named._provider.resource.attributes["service.name"] == "till"
+    named.close()
+
+
 def test_a_collector_that_is_not_there_costs_nobody_an_answer(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(tracing.PROTOCOL_VARIABLE, "http/protobuf")
+    monkeypatch.setenv(PROTOCOL, "http/protobuf")
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
     server = start_server(otlp_traces_endpoint="http://127.0.0.1:9/v1/traces")
     assert server.post("/v1/completions", COMPLETION).status == 200
 
 
 def test_a_wrong_protocol_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(tracing.PROTOCOL_VARIABLE, "carrier-pigeon")
+    monkeypatch.setenv(PROTOCOL, "carrier-pigeon")
     with pytest.raises(ValueError, match="grpc or http/protobuf, not 'carrier-pigeon'"):
         tracing.Tracing("http://localhost:4317")
 

@@ -24,6 +24,8 @@ MIN_FILES: Final = 4096
 # The context that a table's memory is computed for, unless the model's is shorter.
 CONTEXT: Final = 8192
 _PORT: Final = 8000
+# GPUs that share every layer at most.
+_MAX_TP: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,19 +194,32 @@ def model_report(model: str, devices: list[Device]) -> Iterator[str]:
     yield f"{head}, KV cache for {context:,} tokens" if context else f"{head}, without a KV cache"
     columns = f"  {'device':<7} {'format':<9} {'weights':>9} {'KV cache':>9} {'fits':>5}"
     yield f"{columns}   one stream" if context else columns
-    # GPUs of one machine are alike: the first stands for all.
-    first_of_each = {device.is_gpu: device for device in reversed(devices)}
-    for _, device in sorted(first_of_each.items()):
-        for size in sizes.formats(on_gpu=device.is_gpu):
-            fits = size.weight_bytes + kv_bytes <= device.memory
+    for is_gpu in (False, True):
+        alike = [device for device in devices if device.is_gpu == is_gpu]
+        for size in sizes.formats(on_gpu=is_gpu) if alike else ():
+            num = _num_needed(size.weight_bytes + kv_bytes, alike)
+            fits = {0: "no", 1: "yes"}.get(num, f"-tp {num}")
             row = (
-                f"  {device.name:<7} {size.name:<9} {_size(size.weight_bytes):>9} "
-                f"{_size(kv_bytes):>9} {'yes' if fits else 'no':>5}"
+                f"  {alike[0].name:<7} {size.name:<9} {_size(size.weight_bytes):>9} "
+                f"{_size(kv_bytes):>9} {fits:>5}"
             )
-            if fits and context:
+            if num and context:
                 # Each token reads the weights once; nothing is faster than memory.
-                row += f"   at most {device.bandwidth / size.read_bytes:,.0f} tok/s"
+                row += f"   at most {num * alike[0].bandwidth / size.read_bytes:,.0f} tok/s"
             yield row
+
+
+def _num_needed(num_bytes: int, devices: list[Device]) -> int:
+    """How many of them share a model: a power of two, as ``-tp`` divides heads; 0: all are too few.
+
+    The devices of one machine are alike; the one with the least free memory limits a shard.
+    """
+    num = 1
+    while num <= min(len(devices), _MAX_TP):
+        if num_bytes / num <= min(device.memory for device in devices[:num]):
+            return num
+        num *= 2
+    return 0
 
 
 def _source(model: str) -> ModelSource:

@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from octavo.models.source import ModelSource
 
-# Bytes a number: those of matrices in layers, and of the embedding and the output head. The
-# formats are those of checkpoints/quantize.py: blocks of 32 with a scale (and a minimum) of two
-# bytes on a CPU, groups of 128 with a scale on a GPU, where embeddings and head stay bfloat16.
+# Bytes a number: those of matrices in layers, of experts, and of the embedding and the output head.
+# The formats are those of checkpoints/quantize.py: blocks of 32 with a scale (and a minimum) of two
+# bytes on a CPU, groups of 128 with a scale on a GPU, where experts, embedding and head stay
+# bfloat16.
 _CPU: Final = {
-    "bfloat16": (2.0, 2.0),
-    "-q w8": (34 / 32, 34 / 32),
-    "-q w4": (20 / 32, 34 / 32),
+    "bfloat16": (2.0, 2.0, 2.0),
+    "-q w8": (34 / 32, 34 / 32, 34 / 32),
+    "-q w4": (20 / 32, 20 / 32, 34 / 32),
 }
 _GPU: Final = {
-    "bfloat16": (2.0, 2.0),
-    "-q fp8": (1.0, 2.0),
-    "-q w4": (0.5 + 2 / 128, 2.0),
+    "bfloat16": (2.0, 2.0, 2.0),
+    "-q fp8": (1.0, 2.0, 2.0),
+    "-q w4": (0.5 + 2 / 128, 2.0, 2.0),
 }
 # Names of tensors in safetensors and in GGUF files.
 _HEAD: Final = re.compile(r"(^|\.)(lm_head|embed_out)\.|^output\.")
@@ -112,11 +113,10 @@ class ModelSizes:
             )
             return [self._size("as it is", layers, experts, wide)]
         found = []
-        for name, (layer_bytes, wide_bytes) in (_GPU if on_gpu else _CPU).items():
-            layers, experts = (
-                part.num_values * layer_bytes for part in (self.layers, self.experts)
-            )
-            found.append(self._size(name, layers, experts, self.wide.num_values * wide_bytes))
+        parts = (self.layers, self.experts, self.wide)
+        for name, bytes_each in (_GPU if on_gpu else _CPU).items():
+            sizes = (part.num_values * each for part, each in zip(parts, bytes_each, strict=True))
+            found.append(self._size(name, *sizes))
         return found
 
     def _size(self, name: str, layers: float, experts: float, wide: float) -> FormatSize:

@@ -18,13 +18,22 @@ export class Chart {
     this.lines = series.map((_, i) => svg("path", { class: `line s${i}` }));
     this.area = svg("path", { class: "area" });
     this.scale = h("span", { class: "scale" });
+    this.mark = svg("path", { class: "mark" });
+    // The point of the pointer's place, counted from the newest; null: the newest is shown.
+    this.back = null;
     this.drawing = svg(
       "svg",
       { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": title },
       svg("path", { class: "grid", d: `M0 .5H${WIDTH}M0 ${HEIGHT / 2}H${WIDTH}M0 ${HEIGHT - 0.5}H${WIDTH}` }),
       this.area,
       ...this.lines,
+      this.mark,
     );
+    this.drawing.addEventListener("pointermove", ({ clientX }) => {
+      const { right, width } = this.drawing.getBoundingClientRect();
+      this.point(Math.round(((right - clientX) / width) * (MAX_POINTS - 1)));
+    });
+    this.drawing.addEventListener("pointerleave", () => this.point(null));
     const legend = series.map((name, i) => h("div", {}, h("dt", { class: `s${i}` }, name), this.values[i]));
     this.element = h(
       "article",
@@ -42,9 +51,25 @@ export class Chart {
       const points = this.points[i];
       points.push(value);
       if (points.length > MAX_POINTS) points.shift();
-      this.values[i].textContent = value === null ? "–" : this.format(value);
     });
     this.draw();
+  }
+
+  /** Show the values of so many points ago; null: of now. */
+  point(back) {
+    this.back = back;
+    this.draw();
+  }
+
+  /** Write the values of the pointed place, or the newest. */
+  read() {
+    const back = Math.min(this.back ?? 0, Math.max(0, this.points[0].length - 1));
+    this.values.forEach((shown, i) => {
+      const value = this.points[i].at(-1 - back) ?? null;
+      shown.textContent = value === null ? "–" : this.format(value);
+    });
+    const at = x(this.points[0], this.points[0].length - 1 - back).toFixed(1);
+    this.mark.setAttribute("d", this.back === null ? "" : `M${at} 0V${HEIGHT}`);
   }
 
   draw() {
@@ -52,6 +77,7 @@ export class Chart {
     const top = this.top ?? niceAbove(highest);
     this.scale.textContent = this.format(top);
     this.points.forEach((points, i) => this.lines[i].setAttribute("d", path(points, top)));
+    this.read();
     const [first] = this.points;
     const isWhole = this.series.length === 1 && first.length > 1 && !first.includes(null);
     this.area.setAttribute("d", isWhole ? `${path(first, top)}V${HEIGHT}H${x(first, 0)}Z` : "");

@@ -19,6 +19,7 @@ export class Chat {
   constructor(api, settings, modelId, onChange) {
     Object.assign(this, { api, settings, modelId, onChange });
     this.scroll = byId("scroll");
+    this.toEnd = byId("to-end");
     this.list = byId("messages");
     this.prompt = byId("prompt");
     this.controller = null;
@@ -28,6 +29,8 @@ export class Chat {
       this.send();
     });
     byId("stop").addEventListener("click", () => this.stop());
+    this.scroll.addEventListener("scroll", () => (this.toEnd.hidden = this.isNearEnd()), { passive: true });
+    this.toEnd.addEventListener("click", () => this.follow(true));
     this.prompt.addEventListener("input", () => this.fitPrompt());
     this.prompt.addEventListener("keydown", (event) => this.onKey(event));
     document.addEventListener("keydown", (event) => {
@@ -68,11 +71,15 @@ export class Chat {
   async ask() {
     const conversation = this.conversation;
     const answer = new Answer();
+    // What was asked outlives the tab, whatever becomes of the answer.
+    const isKept = store.save(conversation);
+    this.onChange();
+    this.setRunning(new AbortController());
     this.draw();
     const view = new MessageView(answer.message);
     this.list.append(view.element);
+    view.update(true);
     this.follow(true);
-    this.setRunning(new AbortController());
     let ending = null;
     let frame = 0;
     const draw = () => {
@@ -93,9 +100,11 @@ export class Chat {
     cancelAnimationFrame(frame);
     this.setRunning(null);
     conversation.messages.push(answer.close(ending));
-    if (!store.save(conversation)) answer.message.error ??= "This browser has no room to keep it.";
+    // One that was deleted meanwhile stays deleted.
+    const isDeleted = isKept && !store.load(conversation.id);
+    if (!isDeleted && !store.save(conversation)) answer.message.error ??= "This browser has no room to keep it.";
     this.onChange();
-    if (conversation === this.conversation) this.draw();
+    this.draw();
   }
 
   body() {
@@ -150,9 +159,13 @@ export class Chat {
   }
 
   actions(message, isLast) {
-    if (message.role === "user") return [copyAction(message), ["Edit", () => this.edit(message)]];
-    if (message.role !== "assistant") return [];
     const again = ["Regenerate", () => this.regenerate()];
+    if (message.role === "user") {
+      const actions = [copyAction(message), ["Edit", () => this.edit(message)]];
+      // Its answer never came: the page was closed.
+      return isLast && !this.isRunning ? [...actions, ["Ask again", again[1]]] : actions;
+    }
+    if (message.role !== "assistant") return [];
     return isLast ? [copyAction(message), again] : [copyAction(message)];
   }
 
@@ -180,6 +193,7 @@ export class Chat {
 
   follow(isWanted) {
     if (isWanted) this.scroll.scrollTop = this.scroll.scrollHeight;
+    this.toEnd.hidden = this.isNearEnd();
   }
 
   fitPrompt() {

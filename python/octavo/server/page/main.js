@@ -57,11 +57,17 @@ async function loadModels() {
     }
   }
   notify(null);
-  modelSelect.replaceChildren(...models.map(({ id }) => h("option", { value: id }, id.split("/").at(-1))));
+  modelSelect.replaceChildren(...models.map(({ id }) => h("option", { value: id }, shortName(id))));
   modelSelect.disabled = false;
   const last = localStorage.getItem("octavo.model");
   if (models.some(({ id }) => id === last)) modelSelect.value = last;
   onModel();
+}
+
+/** An id without its organisation, where that still tells it from the others. */
+function shortName(id) {
+  const short = id.split("/").at(-1);
+  return models.filter((model) => model.id.split("/").at(-1) === short).length > 1 ? id : short;
 }
 
 function onModel() {
@@ -87,7 +93,13 @@ function show() {
     if (name === view) byId(`tab-${name}`).setAttribute("aria-current", "page");
   }
   document.body.dataset.view = view;
+  showTitle();
   live.show(view === "live");
+}
+
+function showTitle() {
+  const { title } = chat.conversation;
+  document.title = document.body.dataset.view === "chat" && title ? `${title} · octavo` : "octavo";
 }
 
 function openConversation(conversation) {
@@ -111,6 +123,7 @@ function drawConversations() {
     return h("li", {}, open, remove);
   });
   byId("conversations").replaceChildren(...rows);
+  showTitle();
 }
 
 function closeSide() {

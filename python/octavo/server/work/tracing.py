@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 # vLLM's name for the span, which saved searches have.
 SPAN_NAME: Final = "llm_request"
-# As vLLM reads it: grpc, or http/protobuf.
-PROTOCOL_VARIABLE: Final = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"
+# grpc, or http/protobuf; the first that is set. vLLM reads the first alone.
+PROTOCOL_VARIABLES: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 # How long spans that are still to be sent may hold up the end of the process.
 _FLUSH_MS: Final = 2000
 
@@ -32,10 +32,13 @@ _FLUSH_MS: Final = 2000
 class Tracing:
     """Makes spans. The library sends them in batches, from a thread of its own.
 
-    Sampling, headers and batches are set by OpenTelemetry's own variables (``OTEL_*``).
+    Sampling, headers, batches and the resource's attributes are set by OpenTelemetry's own
+    variables (``OTEL_*``).
 
     Args:
-        endpoint: the collector's address.
+        endpoint: the collector's address: of gRPC ``http://host:4317`` (in the clear),
+            ``https://``, ``grpc://`` or none of these words (as OTEL_EXPORTER_OTLP_INSECURE asks);
+            of HTTP the whole URL.
 
     Raises:
         ValueError: OpenTelemetry is not installed, or the protocol is not one of two.
@@ -43,7 +46,7 @@ class Tracing:
 
     def __init__(self, endpoint: str) -> None:
         try:
-            from opentelemetry.sdk.resources import Resource
+            from opentelemetry.sdk.resources import OTELResourceDetector, Resource
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -53,8 +56,9 @@ class Tracing:
             raise ValueError(
                 f"otlp_traces_endpoint needs OpenTelemetry: pip install 'octavo[otel]' ({error})"
             ) from None
-        name = os.environ.get("OTEL_SERVICE_NAME", "octavo")
-        resource = Resource.create({"service.name": name, "service.version": __version__})
+        # OpenTelemetry's variables stand above what octavo says of itself.
+        own = Resource({"service.name": "octavo", "service.version": __version__})
+        resource = Resource.create().merge(own).merge(OTELResourceDetector().detect())
         self._provider = TracerProvider(resource=resource)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("octavo", __version__)
@@ -82,7 +86,8 @@ class Tracing:
 
 
 def _exporter(endpoint: str) -> Any:
-    protocol = os.environ.get(PROTOCOL_VARIABLE, "grpc")
+    given = next((name for name in PROTOCOL_VARIABLES if os.environ.get(name)), None)
+    protocol = os.environ[given] if given else "grpc"
     if protocol == "grpc":
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (
             OTLPSpanExporter as GrpcExporter,
@@ -95,7 +100,7 @@ def _exporter(endpoint: str) -> Any:
         )
 
         return HttpExporter(endpoint=endpoint)
-    raise ValueError(f"{PROTOCOL_VARIABLE} must be grpc or http/protobuf, not {protocol!r}")
+    raise ValueError(f"{given} must be grpc or http/protobuf, not {protocol!r}")
 
 
 class RequestTrace:
