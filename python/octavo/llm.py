@@ -23,7 +23,7 @@ from octavo.errors import InvalidParameterError, UnsupportedParameterError
 from octavo.llm_pooling import PoolingLLM
 from octavo.metrics_reader import Metric
 from octavo.offline import UseTqdm, as_batch, progress_bar
-from octavo.outputs import CompletionOutput, RequestOutput
+from octavo.outputs import RequestOutput
 from octavo.sampling_params import BeamSearchParams, SamplingParams
 
 if TYPE_CHECKING:
@@ -347,12 +347,7 @@ class LLM(PoolingLLM):
                 cache_salt=prompt_salt(prompt),
                 reasoning=turn and turn.reasoning,
             )
-            output = RequestOutput(
-                request_id=str(samples[0].request_id),
-                prompt=text,
-                prompt_token_ids=list(token_ids),
-                outputs=[CompletionOutput(index) for index in range(sampling.n)],
-            )
+            output = RequestOutput.begin(str(samples[0].request_id), text, token_ids, sampling)
             tokenizer = engine.tokenizer if sampling.detokenize else None
             prepared.append(_Prepared(samples, output, tokenizer, turn))
         return prepared

@@ -6,27 +6,17 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from octavo.logprobs import FlatLogprobs, Logprob
 from octavo.prompt_logprobs import PromptLogprobs
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import Tensor
 
     from octavo._core import Delta, Tokenizer
     from octavo.prompt_logprobs import Candidates
-
-
-@dataclass(slots=True)
-class Logprob:
-    """One candidate at one position.
-
-    ``logprob`` is of the raw distribution, before temperature and penalties; ``rank`` 1 is the
-    most likely token of the whole vocabulary. ``decoded_token`` is None where the request asked for
-    no texts.
-    """
-
-    logprob: float
-    rank: int | None = None
-    decoded_token: str | None = None
+    from octavo.sampling_params import SamplingParams
 
 
 @dataclass(slots=True)
@@ -60,8 +50,8 @@ class CompletionOutput:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     cumulative_logprob: float | None = None
-    # One entry per token: candidates by token id, the chosen token among them.
-    logprobs: list[dict[int, Logprob]] | None = None
+    # One entry per token: candidates by token id, the chosen token first.
+    logprobs: list[dict[int, Logprob]] | FlatLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     lora_request: None = None
@@ -84,10 +74,27 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     finished: bool = False
     # One entry per prompt token; the first is None, since nothing precedes it.
-    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    prompt_logprobs: list[dict[int, Logprob] | None] | FlatLogprobs | None = None
     metrics: RequestMetrics | None = None
     num_cached_tokens: int = 0
     lora_request: None = None
+    # How the request has its log probabilities: as FlatLogprobs; of tokens that it names.
+    _is_flat: bool = field(default=False, repr=False)
+    _names_tokens: bool = field(default=False, repr=False)
+
+    @classmethod
+    def begin(
+        cls, request_id: str, prompt: str | None, token_ids: Iterable[int], params: SamplingParams
+    ) -> RequestOutput:
+        """The output of a request that has produced nothing yet."""
+        return cls(
+            request_id=request_id,
+            prompt=prompt,
+            prompt_token_ids=list(token_ids),
+            outputs=[CompletionOutput(index) for index in range(params.n)],
+            _is_flat=params.flat_logprobs,
+            _names_tokens=bool(params.logprob_token_ids),
+        )
 
     def apply(self, index: int, delta: Delta, tokenizer: Tokenizer | None) -> None:
         """Append what happened to sample ``index``; without a tokenizer, no texts."""
@@ -97,13 +104,17 @@ class RequestOutput:
         output.token_ids.extend(delta.token_ids)
         if (news := delta.logprobs) is not None:
             if output.logprobs is None:
-                output.logprobs = []
-            output.logprobs.extend(_by_id(candidates, tokenizer) for candidates in news)
+                output.logprobs = FlatLogprobs() if self._is_flat else []
+            output.logprobs.extend(
+                _by_id(candidates, tokenizer, self._names_tokens) for candidates in news
+            )
             output.cumulative_logprob = delta.cumulative_logprob
         # Every sample brings them; they are the same.
         if isinstance(delta.extra, PromptLogprobs) and self.prompt_logprobs is None:
             rows = delta.extra.positions()
-            self.prompt_logprobs = [None, *(_by_id(row, tokenizer) for row in rows)]
+            self.prompt_logprobs = FlatLogprobs() if self._is_flat else []
+            self.prompt_logprobs.append(None)
+            self.prompt_logprobs.extend(_by_id(row, tokenizer) for row in rows)
         self.num_cached_tokens = max(self.num_cached_tokens, delta.num_cached_tokens)
         if delta.finish_reason is not None:
             output.finish_reason = delta.finish_reason
@@ -119,16 +130,19 @@ class RequestOutput:
         return dataclasses.replace(self, outputs=[self.outputs[index]])
 
 
-def _by_id(candidates: Candidates, tokenizer: Tokenizer | None) -> dict[int, Logprob]:
-    """Candidates by token id. The chosen one comes first: its rank wins over its place."""
-
-    def text(token_id: int) -> str | None:
-        return None if tokenizer is None else tokenizer.decode([token_id], False)
-
-    return {
-        token_id: Logprob(logprob, rank, text(token_id))
-        for token_id, logprob, rank in reversed(candidates)
-    }
+def _by_id(
+    candidates: Candidates, tokenizer: Tokenizer | None, names_tokens: bool = False
+) -> dict[int, Logprob]:
+    """Candidates by token id, the chosen one first, then the best in order, or those that the
+    request names: nobody has looked for their ranks."""
+    by_id: dict[int, Logprob] = {}
+    for token_id, logprob, rank in candidates:
+        # The chosen one may come again among the others.
+        if token_id not in by_id:
+            known = None if names_tokens and by_id else rank
+            text = None if tokenizer is None else tokenizer.decode([token_id], False)
+            by_id[token_id] = Logprob(logprob, known, text)
+    return by_id
 
 
 @dataclass(slots=True)

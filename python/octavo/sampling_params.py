@@ -19,6 +19,8 @@ MAX_N: Final = 16_384
 INT32_MAX: Final = 2**31 - 1
 FLOAT32_MAX: Final = (2 - 2**-23) * 2.0**127
 FLOAT32_TINY: Final = 2.0**-126
+# As many as vLLM has room for; each is a column of what every step brings to the host.
+MAX_LOGPROB_TOKEN_IDS: Final = 128
 # Seeds are 64 bits, signed or unsigned, as torch takes them.
 SEED_MIN, SEED_MAX = -(2**63), 2**64 - 1
 # A refused value is quoted in the error up to this length.
@@ -50,8 +52,9 @@ class SamplingParams:
     difference where a tokenizer writes none; elsewhere false is refused. ``structured_outputs``
     constrains the text; it is applied last. ``truncate_prompt_tokens`` keeps so many of the
     last prompt tokens, -1 what fits. ``detokenize=False`` leaves texts empty. ``output_kind`` is
-    for engines that give a request several outputs. ``flat_logprobs`` and ``extra_args`` are
-    refused.
+    for engines that give a request several outputs. ``logprob_token_ids`` are the tokens whose log
+    probabilities come after the chosen one's, in place of the best. ``flat_logprobs`` keeps all of
+    them as a ``FlatLogprobs``. ``extra_args`` is refused.
 
     Numbers may be numpy's, and lists stand for tuples; ``stop`` may be one string, and None an
     empty list; an empty list of ``allowed_token_ids`` is refused. Fields hold Python's own types
@@ -93,6 +96,7 @@ class SamplingParams:
     flat_logprobs: bool = False
     extra_args: dict[str, Any] | None = None
     structured_outputs: StructuredOutputsParams | None = None
+    logprob_token_ids: tuple[int, ...] = ()
 
     @classmethod
     def from_optional(cls, *args: Any, **given: Any) -> SamplingParams:
@@ -135,6 +139,7 @@ class SamplingParams:
             and type(self.skip_special_tokens) is bool
             and type(self.spaces_between_special_tokens) is bool
             and type(self.detokenize) is bool
+            and type(self.flat_logprobs) is bool
             and (self.truncate_prompt_tokens is None or type(self.truncate_prompt_tokens) is int)
         ):
             self._convert_scalars()
@@ -143,6 +148,7 @@ class SamplingParams:
             and type(self.stop_token_ids) is tuple
             and type(self.allowed_token_ids) is tuple
             and type(self.bad_words) is tuple
+            and type(self.logprob_token_ids) is tuple
             and type(self.logit_bias) is dict
         ):
             self._convert_containers()
@@ -185,9 +191,8 @@ class SamplingParams:
             raise self._refusal("truncate_prompt_tokens", "-1 or positive")
         if type(self.output_kind) is not RequestOutputKind:
             raise self._refusal("output_kind", "a RequestOutputKind")
-        if self.flat_logprobs or self.extra_args:
-            param = "flat_logprobs" if self.flat_logprobs else "extra_args"
-            raise UnsupportedParameterError(f"{param} is not supported", param)
+        if self.extra_args:
+            raise UnsupportedParameterError("extra_args is not supported", "extra_args")
         if self.stop:
             self._check_texts("stop")
             if not self.detokenize:
@@ -198,10 +203,20 @@ class SamplingParams:
             self._convert_ids("stop_token_ids")
         if self.allowed_token_ids:
             self._convert_ids("allowed_token_ids")
+        if self.logprob_token_ids:
+            self._convert_ids("logprob_token_ids")
+            if len(self.logprob_token_ids) > MAX_LOGPROB_TOKEN_IDS:
+                must = f"at most {MAX_LOGPROB_TOKEN_IDS} token ids"
+                raise self._refusal("logprob_token_ids", must)
         if self.logit_bias:
             self._convert_bias()
         if self.structured_outputs is not None:
             self._convert_structure()
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Log probabilities of each token beside the chosen one's; None asks for none at all."""
+        return len(self.logprob_token_ids) or self.logprobs
 
     @property
     def has_penalties(self) -> bool:
@@ -252,12 +267,19 @@ class SamplingParams:
             "skip_special_tokens",
             "spaces_between_special_tokens",
             "detokenize",
+            "flat_logprobs",
         ):
             setattr(self, param, self._boolean(param, getattr(self, param)))
 
     def _convert_containers(self) -> None:
         """Make lists tuples, and a mapping a dict."""
-        for param in ("stop", "stop_token_ids", "allowed_token_ids", "bad_words"):
+        for param in (
+            "stop",
+            "stop_token_ids",
+            "allowed_token_ids",
+            "bad_words",
+            "logprob_token_ids",
+        ):
             value: Any = getattr(self, param)
             if type(value) is not tuple:
                 setattr(self, param, self._items(param, value))

@@ -11,7 +11,7 @@ import torch
 
 from octavo.kernels import reference
 from octavo.runner.draw import uniforms
-from octavo.runner.logprobs import LogprobsMode, processed_logits
+from octavo.runner.logprobs import LogprobsMode, NamedTokens, copy_logprobs, processed_logits
 from octavo.runner.masks import Masks
 from octavo.runner.request_state import RequestState
 from octavo.runner.sampler import SampledTokens, Sampler
@@ -323,6 +323,40 @@ def test_logprobs_are_of_the_raw_logits() -> None:
         chosen = expected[row, result.token_ids[row]]
         assert result.ranks[row] == int((expected[row] > chosen).sum()) + 1
     assert result.ranks[2] == 1
+
+
+def test_logprobs_of_tokens_that_a_request_names() -> None:
+    """Rows of all kinds in one step, on the host and as a GPU's step has them."""
+    logits = random_logits(4, 100)
+    named = (3, 99, 3, 0, 41)
+    states = [
+        state(temperature=0),
+        state(temperature=0, logprob_token_ids=named, logit_bias={7: 50.0}),
+        state(seed=5, logprobs=2),
+        state(seed=6, logprobs=1, logprob_token_ids=(8,)),
+    ]
+    result = sample(logits, states)
+    assert result.logprob_ids is not None
+    assert result.logprobs is not None
+    assert result.ranks is not None
+    assert result.token_ids[1] == 7
+    expected = logits.log_softmax(-1)
+    tokens = torch.from_numpy(result.token_ids)
+    best = expected[2].topk(2).indices.tolist()
+    on_device = copy_logprobs(
+        logits, tokens, 5, named=[NamedTokens(1, named), NamedTokens(3, (8,))]
+    )
+    for row, others in ((1, [*named]), (2, best), (3, [8])):
+        ids = [int(result.token_ids[row]), *others]
+        for found_ids, values in (
+            (result.logprob_ids, result.logprobs),
+            (on_device.ids.numpy(), on_device.values.numpy()),
+        ):
+            assert found_ids[row, : len(ids)].tolist() == ids
+            np.testing.assert_allclose(
+                values[row, : len(ids)], expected[row, ids].numpy(), atol=1e-5
+            )
+        assert result.ranks[row] == int((expected[row] > expected[row, ids[0]]).sum()) + 1
 
 
 def naive_processed(logits: torch.Tensor, fields: dict[str, Any]) -> torch.Tensor:

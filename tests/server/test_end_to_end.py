@@ -195,6 +195,43 @@ def test_logprobs(client: openai.OpenAI, model: str) -> None:
         assert values == sorted(values, reverse=True)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_logprobs_of_named_tokens(client: openai.OpenAI, model: str, stream: bool) -> None:
+    """The chosen token and those that are named, wherever they rank; the usual ones otherwise."""
+    extra: dict[str, Any] = {
+        "logprob_token_ids": [5000, 42, 5000],
+        "allowed_token_ids": [42, 43],
+        "return_tokens_as_token_ids": True,
+    }
+    fields: dict[str, Any] = {"model": model, "temperature": 0, "max_tokens": 2, "stream": stream}
+    chat: Any = client.chat.completions.create(
+        messages=MESSAGES, logprobs=True, extra_body=extra, **fields
+    )
+    choices = [one.choices[0] for one in chat if one.choices] if stream else chat.choices
+    content = [entry for one in choices if one.logprobs for entry in one.logprobs.content]
+    assert len(content) == 2
+    for entry in content:
+        assert entry.token in ("token_id:42", "token_id:43")
+        shown = {top.token: top.logprob for top in entry.top_logprobs}
+        assert len(shown) == len(entry.top_logprobs)
+        assert set(shown) == {"token_id:5000", "token_id:42", entry.token}
+        assert shown[entry.token] == entry.logprob
+    prompt = "The capital of France is"
+    text: Any = client.completions.create(
+        prompt=prompt, logprobs=1, echo=True, extra_body=extra, **fields
+    )
+    choices = [one.choices[0] for one in text if one.choices] if stream else text.choices
+    arrays = [one.logprobs for one in choices if one.logprobs]
+    tokens = [token for array in arrays for token in array.tokens]
+    top = [row for array in arrays for row in array.top_logprobs]
+    assert top[0] is None
+    # The prompt has the usual ones.
+    assert all(len(row) in (1, 2) for row in top[1:-2])
+    for token, row in zip(tokens[-2:], top[-2:], strict=True):
+        assert set(row) == {token, "token_id:5000", "token_id:42"}
+        assert next(iter(row)) == token
+
+
 def test_a_call_of_a_tool(client: openai.OpenAI, model: str, process: ServerProcess) -> None:
     assert "tool calls hermes (described in the system text); reasoning none" in process.output
     parameters = {

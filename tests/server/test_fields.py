@@ -82,7 +82,7 @@ def test_no_sampling_field_is_forgotten() -> None:
     # "SamplingParams has every field": but for what other fields of the request stand for, and what
     # only Python's callers have a use for.
     others = {"logprobs", "prompt_logprobs", "truncate_prompt_tokens", "structured_outputs"}
-    others |= {"output_kind", "detokenize", "flat_logprobs", "extra_args"}
+    others |= {"output_kind", "detokenize", "flat_logprobs", "extra_args", "logprob_token_ids"}
     assert set(SAMPLING) | others == set(SamplingParams.__dataclass_fields__)
 
 
@@ -142,6 +142,16 @@ def test_logprobs_reach_the_engine(start_server: StartServer) -> None:
     assert (params(server).logprobs, params(server).prompt_logprobs) == (2, None)
     post(server, COMPLETION, logprobs=2, echo=True)
     assert (params(server).logprobs, params(server).prompt_logprobs) == (2, 2)
+
+
+def test_named_tokens_reach_the_engine(start_server: StartServer) -> None:
+    server = start_server()
+    post(server, CHAT, logprobs=True, top_logprobs=2, logprob_token_ids=[5, 6])
+    assert params(server).logprob_token_ids == (5, 6)
+    post(server, COMPLETION, logprobs=0, logprob_token_ids=["7"])
+    assert params(server).logprob_token_ids == (7,)
+    post(server, CHAT, logprob_token_ids=[])
+    assert params(server).logprob_token_ids == ()
 
 
 def test_the_newer_name_of_max_tokens_wins(start_server: StartServer) -> None:

@@ -17,7 +17,7 @@ from octavo.engine.limits import truncate
 from octavo.engine.model_facts import ModelFacts
 from octavo.engine.prompts import Prompt, checked_ids, prompt_parts, prompt_salt, tokenization
 from octavo.errors import EngineDeadError, QueueFullError
-from octavo.outputs import CompletionOutput, RequestOutput
+from octavo.outputs import RequestOutput
 from octavo.sampling_params import RequestOutputKind
 
 if TYPE_CHECKING:
@@ -338,12 +338,7 @@ class AsyncEngine:
         is_final = kind is RequestOutputKind.FINAL_ONLY
         tokenizer = self.tokenizer if params.detokenize else None
         news: asyncio.Queue[Delta | EngineDeadError] = asyncio.Queue()
-        output = RequestOutput(
-            request_id=request_id or uuid.uuid4().hex,
-            prompt=text,
-            prompt_token_ids=list(token_ids),
-            outputs=[CompletionOutput(index) for index in range(params.n)],
-        )
+        output = RequestOutput.begin(request_id or uuid.uuid4().hex, text, token_ids, params)
         ids = self.submit(
             token_ids,
             params,

@@ -420,7 +420,7 @@ class EngineLoop:
                 stop=params.stop,
                 include_stop_str_in_output=params.include_stop_str_in_output,
                 skip_special_tokens=params.skip_special_tokens,
-                num_logprobs=params.logprobs,
+                num_logprobs=params.num_logprobs,
                 priority=first.priority,
                 cache_salt=first.cache_salt,
                 arrival_s=first.arrival_s,

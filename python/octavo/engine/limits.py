@@ -83,6 +83,7 @@ class RequestLimits:
             ("stop_token_ids", params.stop_token_ids),
             ("allowed_token_ids", params.allowed_token_ids),
             ("logit_bias", tuple(params.logit_bias)),
+            ("logprob_token_ids", params.logprob_token_ids),
         ):
             if ids and not (min(ids) >= 0 and max(ids) < self.vocab_size):
                 wrong = [token for token in ids if not 0 <= token < self.vocab_size]

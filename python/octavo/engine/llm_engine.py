@@ -13,7 +13,7 @@ from octavo.engine.prompts import Prompt, encode_prompt, prompt_salt, refuse_ada
 from octavo.errors import InvalidParameterError
 from octavo.metrics_reader import Metric, read_metrics
 from octavo.models.hf_tokenizer import hf_tokenizer
-from octavo.outputs import CompletionOutput, RequestOutput
+from octavo.outputs import RequestOutput
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 
 if TYPE_CHECKING:
@@ -101,12 +101,7 @@ class LLMEngine:
             priority=priority,
             cache_salt=prompt_salt(prompt),
         )
-        output = RequestOutput(
-            request_id=request_id,
-            prompt=text,
-            prompt_token_ids=list(token_ids),
-            outputs=[CompletionOutput(index) for index in range(params.n)],
-        )
+        output = RequestOutput.begin(request_id, text, token_ids, params)
         running = _Running(
             output,
             samples[0].request_id,

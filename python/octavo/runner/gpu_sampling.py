@@ -23,6 +23,7 @@ from octavo.kernels.gpu.ops import SamplingState
 from octavo.runner.logprobs import (
     RAW_LOGPROBS,
     LogprobsMode,
+    NamedTokens,
     TokenLogprobs,
     copy_logprobs,
     processed_logits,
@@ -40,7 +41,8 @@ class Needs(NamedTuple):
 
     ``num_logprobs``: -1 is none; ``keep_raw``: of logits as they were before they were adjusted;
     ``tracked``: (row, request) whose ids the host must know; ``normalizes``: log probabilities, not
-    logits; ``records``: of the rows, where the logits are to be processed as drawing does.
+    logits; ``records``: of the rows, where the logits are to be processed as drawing does;
+    ``named``: rows that report tokens which their request names.
     """
 
     adjusted: bool
@@ -49,12 +51,15 @@ class Needs(NamedTuple):
     tracked: Sequence[tuple[int, RequestState]]
     normalizes: bool = True
     records: NDArray[np.int32] | None = None
+    named: Sequence[NamedTokens] = ()
 
     def copy_logprobs(self, logits: Tensor, ids: Tensor) -> TokenLogprobs:
         """The log probabilities, or logits, of a step's samples; logits [S, V], ids [S]."""
         if self.records is not None:
             logits = processed_logits(logits, self.records, ids)
-        return copy_logprobs(logits, ids, self.num_logprobs, normalizes=self.normalizes)
+        return copy_logprobs(
+            logits, ids, self.num_logprobs, normalizes=self.normalizes, named=self.named
+        )
 
 
 PLAIN = Needs(False, -1, False, ())
@@ -78,6 +83,7 @@ class GpuSampling:
         self._records = SlotRecords(n)
         self._states: dict[int, RequestState] = {}
         self._num_logprobs = np.full(n, -1, np.int64)
+        self._names_tokens = np.zeros(n, bool)
         self._adjusts = np.zeros(n, bool)
         self._tracks = np.zeros(n, bool)
         # Slots whose request, or last request, asks for more than its record holds: most steps have
@@ -126,10 +132,12 @@ class GpuSampling:
                 bias[token] = (-np.inf, until)
         bias |= dict.fromkeys(state.banned_token_ids, (-np.inf, FOREVER))
         self._states[slot] = state
-        self._num_logprobs[slot] = -1 if params.logprobs is None else params.logprobs
+        num_logprobs = params.num_logprobs
+        self._num_logprobs[slot] = -1 if num_logprobs is None else num_logprobs
+        self._names_tokens[slot] = bool(params.logprob_token_ids)
         self._adjusts[slot] = bool(bias or params.allowed_token_ids or state.has_penalties)
         self._tracks[slot] = state.has_penalties
-        if self._adjusts[slot] or self._tracks[slot] or params.logprobs is not None:
+        if self._adjusts[slot] or self._tracks[slot] or num_logprobs is not None:
             self.demanding.add(slot)
         else:
             self.demanding.discard(slot)
@@ -207,6 +215,11 @@ class GpuSampling:
             return Needs(adjusted, num_logprobs, False, tracked)
         is_raw = not self._mode.is_processed
         records = None if is_raw else self._records.rows[slots]
+        named = [
+            NamedTokens(row, self._states[int(slots[row])].params.logprob_token_ids)
+            for row in np.flatnonzero(self._names_tokens[slots]).tolist()
+        ]
+        keep_raw = adjusted and is_raw
         return Needs(
-            adjusted, num_logprobs, adjusted and is_raw, tracked, self._mode.normalizes, records
+            adjusted, num_logprobs, keep_raw, tracked, self._mode.normalizes, records, named
         )

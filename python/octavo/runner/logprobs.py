@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -33,9 +34,17 @@ class LogprobsMode(NamedTuple):
 RAW_LOGPROBS: Final = LogprobsMode(is_processed=False, normalizes=True)
 
 
+class NamedTokens(NamedTuple):
+    """A row's tokens of which log probabilities are reported, in place of the best."""
+
+    row: int
+    token_ids: tuple[int, ...]
+
+
 @dataclass(slots=True)
 class TokenLogprobs:
-    """Host copies under way: of S tokens, each followed by the best of the vocabulary.
+    """Host copies under way: of S tokens, each followed by the best of the vocabulary, or by those
+    that its request names.
 
     They are there once the device has come past them.
     """
@@ -46,13 +55,25 @@ class TokenLogprobs:
 
 
 def copy_logprobs(
-    logits: Tensor, ids: Tensor, most: int, *, normalizes: bool = True
+    logits: Tensor,
+    ids: Tensor,
+    most: int,
+    *,
+    normalizes: bool = True,
+    named: Sequence[NamedTokens] = (),
 ) -> TokenLogprobs:
-    """Of logits [S, V] and the tokens chosen, ids [S]: the chosen, then the ``most`` best."""
+    """Of logits [S, V] and the tokens chosen, ids [S]: the chosen, then the ``most`` best.
+
+    Rows of ``named`` hold the named tokens there first.
+    """
     # A row without a token to choose has some valid id's; nobody reads them.
     chosen = ids.long().clamp_min(0)[:, None]
     logit = logits.gather(1, chosen)
     best, best_ids = logits.topk(most, dim=-1)
+    for row, token_ids in named:
+        tokens = torch.tensor(token_ids, device=logits.device)
+        best_ids[row, : len(token_ids)] = tokens
+        best[row, : len(token_ids)] = logits[row, tokens]
     ranks = (logits > logit).sum(-1, dtype=torch.int32) + 1
     values = torch.cat([logit, best], 1)
     if normalizes:

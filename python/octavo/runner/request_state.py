@@ -85,7 +85,7 @@ class RequestState:
         """
         p = self.params
         return not (
-            p.logprobs is not None
+            p.num_logprobs is not None
             or self.has_penalties
             or self.bad_words_token_ids
             or p.allowed_token_ids

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from octavo.kernels.slots import NUM_PROMPT_TOKENS, TEMPERATURE
 from octavo.runner.draw import Floats, Ints, draw, uniforms
-from octavo.runner.logprobs import RAW_LOGPROBS, LogprobsMode, processed_logits
+from octavo.runner.logprobs import RAW_LOGPROBS, LogprobsMode, NamedTokens, processed_logits
 from octavo.runner.masks import Masks
 from octavo.runner.request_state import RequestState
 from octavo.runner.slots import SlotRecords, column_of, seeds_of
@@ -95,6 +95,8 @@ class Sampler:
         self._tracks = np.zeros(n, bool)
         self._records = SlotRecords(n)
         self._num_logprobs = np.full(n, -1, np.int64)
+        # Slots whose request names the tokens that it wants log probabilities of.
+        self._names_tokens = np.zeros(n, bool)
 
     def admit(self, slot: int, state: RequestState) -> None:
         """A request starts in this slot, or starts again after a preemption."""
@@ -104,12 +106,12 @@ class Sampler:
         slot_state = _SlotState(state)
         self._slots[slot] = slot_state
         self._records.write(slot, state)
-        self._num_logprobs[slot] = -1 if params.logprobs is None else params.logprobs
+        num_logprobs = params.num_logprobs
+        self._num_logprobs[slot] = -1 if num_logprobs is None else num_logprobs
+        self._names_tokens[slot] = bool(params.logprob_token_ids)
         self._processes[slot] = slot_state.processes
         self._tracks[slot] = slot_state.tracks_output
-        self._special[slot] = (
-            not params.greedy or slot_state.processes or params.logprobs is not None
-        )
+        self._special[slot] = not params.greedy or slot_state.processes or num_logprobs is not None
 
     def sample(
         self,
@@ -156,7 +158,18 @@ class Sampler:
         if self._mode.is_processed:
             chosen_ids = torch.from_numpy(token_ids)
             raw = processed_logits(torch.from_numpy(processed), records, chosen_ids).numpy()
-        return _with_logprobs(raw, token_ids, wanted, normalizes=self._mode.normalizes)
+        return _with_logprobs(
+            raw, token_ids, wanted, self._named(slots), normalizes=self._mode.normalizes
+        )
+
+    def _named(self, slots: NDArray[np.int32]) -> list[NamedTokens]:
+        """The rows whose request names the tokens to report."""
+        found = []
+        for row in np.flatnonzero(self._names_tokens[slots]).tolist():
+            slot = self._slots[slots[row]]
+            assert slot is not None
+            found.append(NamedTokens(row, slot.state.params.logprob_token_ids))
+        return found
 
     def _process(self, logits: Floats, slots: NDArray[np.int32], num_outputs: Ints) -> None:
         """Everything that changes logits before the maximum is taken, in place."""
@@ -207,9 +220,15 @@ def _penalize(row: Floats, slot: _SlotState) -> None:
 
 
 def _with_logprobs(
-    raw: Floats, token_ids: NDArray[np.int32], wanted: Ints, *, normalizes: bool
+    raw: Floats,
+    token_ids: NDArray[np.int32],
+    wanted: Ints,
+    named: Sequence[NamedTokens],
+    *,
+    normalizes: bool,
 ) -> SampledTokens:
     """Log probabilities of the rows that ask for them, scattered among all rows."""
+    all_rows = raw
     num_rows, most = len(token_ids), int(wanted.max())
     rows = np.flatnonzero(wanted >= 0)
     if len(rows) < num_rows:
@@ -223,6 +242,9 @@ def _with_logprobs(
     ranks = np.zeros(num_rows, np.int32)
     ids[rows] = np.concatenate([chosen, best_ids.numpy()], axis=1)
     logprobs[rows] = np.concatenate([logit, best.numpy()], axis=1)
+    for row, tokens in named:
+        ids[row, 1 : 1 + len(tokens)] = tokens
+        logprobs[row, 1 : 1 + len(tokens)] = all_rows[row, list(tokens)]
     if normalizes:
         logprobs[rows] -= logits.logsumexp(-1, keepdim=True).numpy()
     ranks[rows] = np.count_nonzero(raw > logit, axis=1) + 1

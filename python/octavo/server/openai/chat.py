@@ -195,6 +195,7 @@ class ChatReply(OpenAiReply):
                 self._texts,
                 self.request.sampling["logprobs"],
                 bool(self.request.return_tokens_as_token_ids),
+                "logprob_token_ids" in self.request.sampling,
             )
         if self.request.return_token_ids:
             choice["token_ids"] = news.token_ids

@@ -140,6 +140,7 @@ class CompletionReply(OpenAiReply):
                 bool(self.request.return_tokens_as_token_ids),
                 self.request.sampling.get("skip_special_tokens", True),
                 self._echo(index),
+                len(self.request.sampling.get("logprob_token_ids", ())),
             )
         return writer
 

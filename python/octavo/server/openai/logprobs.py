@@ -20,9 +20,16 @@ def _name(texts: TokenTexts, token_id: int, as_id: bool) -> str:
 
 
 def chat_logprobs(
-    positions: Sequence[Candidates], texts: TokenTexts, num_top: int, as_ids: bool
+    positions: Sequence[Candidates],
+    texts: TokenTexts,
+    num_top: int,
+    as_ids: bool,
+    names_tokens: bool = False,
 ) -> dict[str, Any]:
-    """``{"content": [...]}``; each position's candidates begin with the chosen token."""
+    """``{"content": [...]}``; each position's candidates begin with the chosen token.
+
+    ``names_tokens``: the others are those that the request names, all of which are reported.
+    """
 
     def entry(token_id: int, logprob: float) -> dict[str, Any]:
         return {
@@ -31,11 +38,17 @@ def chat_logprobs(
             "bytes": texts[token_id].bytes,
         }
 
+    def top(candidates: Candidates) -> list[dict[str, Any]]:
+        if names_tokens:
+            # The chosen one belongs to them, as in vLLM, and may be named, too.
+            return [entry(*one) for one in {one[0]: one[1] for one in candidates}.items()]
+        return [entry(*one[:2]) for one in candidates[1 : 1 + num_top]]
+
     return {
         "content": [
             {
                 **entry(*candidates[0][:2]),
-                "top_logprobs": [entry(*best[:2]) for best in candidates[1 : 1 + num_top]],
+                "top_logprobs": top(candidates),
             }
             for candidates in positions
         ],
@@ -49,19 +62,19 @@ def prompt_logprobs(
     """vLLM's shape: per prompt token an object of token id -> logprob, rank and text; the first
     token has null."""
     positions = scores.positions(num_top)
-    entries = (
-        {
-            str(token_id): {
-                "logprob": max(logprob, LEAST_LOGPROB),
-                "rank": rank,
-                "decoded_token": texts[token_id].text,
-            }
+    entries: list[dict[str, Any] | None] = [None]
+    for candidates in positions:
+        row: dict[str, Any] = {}
+        for token_id, logprob, rank in candidates:
             # The prompt's own token comes first, and may come again among the best.
-            for token_id, logprob, rank in reversed(candidates)
-        }
-        for candidates in positions
-    )
-    return [None, *entries]
+            if str(token_id) not in row:
+                row[str(token_id)] = {
+                    "logprob": max(logprob, LEAST_LOGPROB),
+                    "rank": rank,
+                    "decoded_token": texts[token_id].text,
+                }
+        entries.append(row)
+    return entries
 
 
 class CompletionLogprobs:
@@ -73,6 +86,7 @@ class CompletionLogprobs:
         as_ids: whether tokens are written as ``token_id:N``.
         skips_special: whether special tokens have no part in the text.
         echo: the echoed prompt, behind which the first token that ``push`` takes begins.
+        num_named: tokens that the request names, which stand in for alternatives of the answer's.
     """
 
     def __init__(
@@ -82,9 +96,11 @@ class CompletionLogprobs:
         as_ids: bool,
         skips_special: bool = True,
         echo: str = "",
+        num_named: int = 0,
     ) -> None:
         self._texts = texts
         self._num_top = num_top
+        self._num_shown = 1 + (num_named or num_top)
         self._as_ids = as_ids
         self._skips_special = skips_special
         self._echo = echo
@@ -115,7 +131,7 @@ class CompletionLogprobs:
             token_logprobs.append(max(chosen_logprob, LEAST_LOGPROB))
             # Clients take the first for the chosen one, which may come again among the best.
             top: dict[str, float] = {}
-            for token_id, logprob, _ in candidates[: 1 + self._num_top]:
+            for token_id, logprob, _ in candidates[: self._num_shown]:
                 name = _name(self._texts, token_id, self._as_ids)
                 # Two halves of characters may read the same: the likelier one stays.
                 top[name] = max(logprob, top.get(name, LEAST_LOGPROB))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from octavo.errors import InvalidParameterError, UnsupportedParameterError, clip
+from octavo.sampling_params import MAX_LOGPROB_TOKEN_IDS
 from octavo.server.http import fields, limits
 from octavo.server.http.body import BOOKKEEPING_FIELDS, Body
 from octavo.server.http.config import EFFORTS
@@ -274,6 +275,8 @@ def _logprobs(name: str, value: Any) -> int:
     return limits.ALL_LOGPROBS if count == -1 else count
 
 
+_logprob_token_ids: Final = fields.token_ids(MAX_LOGPROB_TOKEN_IDS)
+
 # Fields that SamplingParams carries under the same name.
 SAMPLING_FIELDS: Final[dict[str, fields.Check]] = {
     "n": fields.integer(1, limits.MAX_N),
@@ -338,6 +341,7 @@ CHAT_FIELDS: Final[dict[str, fields.Check]] = {
     "top_logprobs": _logprobs,
     "documents": fields.json_objects,
     "reasoning_effort": fields.one_of(*EFFORTS),
+    "logprob_token_ids": _logprob_token_ids,
     "include_reasoning": _boolean,
     "thinking_token_budget": fields.integer(0),
     "tool_choice": _tool_choice,
@@ -353,6 +357,7 @@ COMPLETION_FIELDS: Final[dict[str, fields.Check]] = {
     "prompt": _prompts,
     "echo": _boolean,
     "logprobs": _logprobs,
+    "logprob_token_ids": _logprob_token_ids,
 }
 
 TOKENIZE_FIELDS: Final[dict[str, fields.Check]] = {
@@ -449,6 +454,21 @@ def _num_logprobs(clean: Mapping[str, Any], name: str) -> dict[str, int]:
     return found
 
 
+def _name_tokens(clean: dict[str, Any], sampling: dict[str, Any]) -> None:
+    """Move logprob_token_ids, which stand in for the best of each token's log probabilities."""
+    token_ids = clean.pop("logprob_token_ids", ())
+    if not token_ids:
+        return
+    if sampling.get("logprobs") is None:
+        raise InvalidParameterError("logprob_token_ids needs logprobs", "logprob_token_ids")
+    if sampling.get("max_tokens") == 0:
+        raise InvalidParameterError(
+            "logprob_token_ids are of the answer's tokens, and max_tokens is 0",
+            "logprob_token_ids",
+        )
+    sampling["logprob_token_ids"] = token_ids
+
+
 def _conversation(clean: dict[str, Any]) -> Conversation:
     """Move the template's fields into a Conversation."""
     own = _take(clean, _CONVERSATION_FIELDS)
@@ -507,6 +527,7 @@ def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
     sampling = _sampling(clean)
     if wants_logprobs:
         sampling["logprobs"] = num_top
+    _name_tokens(clean, sampling)
     sampling["prompt_logprobs"] = clean.get("prompt_logprobs")
     limits.check_samples(1, sampling.get("n", 1))
     return ChatRequest(
@@ -538,6 +559,7 @@ def parse_completion(body: Mapping[str, Any]) -> CompletionRequest:
             # The prompt is part of the text whose tokens are reported.
             wanted.append(num_top)
     sampling["prompt_logprobs"] = max((k for k in wanted if k is not None), default=None)
+    _name_tokens(clean, sampling)
     if sampling.get("max_tokens") == 0 and not clean.get("echo"):
         raise InvalidParameterError("max_tokens must be at least 1 without echo", "max_tokens")
     limits.check_samples(len(prompts), sampling.get("n", 1))
