@@ -140,6 +140,15 @@ impl Level {
         }
     }
 
+    /// True if several rows' quantized weights are multiplied as int16: see `linear::wide`.
+    pub(crate) fn widens(self) -> bool {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => true,
+            _ => false,
+        }
+    }
+
     /// True if `run_dots` has the dot products of bfloat16.
     pub fn has_dots(self) -> bool {
         match self.0 {

@@ -12,11 +12,13 @@ mod form;
 pub mod int16;
 pub(crate) mod int8;
 mod layout;
+mod wide;
 
 use self::float::{FloatTask, ROW_BLOCK, SCRATCH_FLOATS};
 use self::int8::{Activations, Int8Task, Product};
 pub use self::layout::Packed;
 use self::layout::View;
+use octavo_formats::blocks::Shape;
 use crate::float::DType;
 use crate::level::Level;
 use crate::pool;
@@ -337,6 +339,9 @@ impl Linear {
                 && !exact
                 && Product::of(format.shape()).is_some()
             {
+                if level.widens() && x.rows >= wide::MIN_ROWS {
+                    return self.forward_wide(weight, x, bias, y, format.shape());
+                }
                 let floats = Activations::floats(x.rows, self.k);
                 with_floats(0, floats, |p| {
                     let activations = Activations::quantize(level, x, format, p);
@@ -376,6 +381,37 @@ impl Linear {
                 });
             });
         }
+    }
+
+    /// # Safety
+    /// As `forward_section`, of a kind that has integers, at a level that widens them.
+    unsafe fn forward_wide(
+        &self,
+        weight: View,
+        x: Rows,
+        bias: Option<Rows>,
+        y: RowsMut,
+        shape: Shape,
+    ) {
+        let level = self.level;
+        // SAFETY: the caller's; the tasks write disjoint parts of y.
+        with_floats(0, wide::Activations::floats(x.rows, self.k), |p| unsafe {
+            let x_rounded = wide::Activations::round(level, x, shape, p);
+            let panels = weight.n.div_ceil(2 * level.lanes());
+            split(panels, x.rows, &|panels, rows| {
+                with_floats(1, SCRATCH_FLOATS, |scratch| {
+                    level.run(wide::WideTask {
+                        weight,
+                        x: x_rounded,
+                        bias,
+                        y,
+                        panels,
+                        rows,
+                        scratch,
+                    });
+                });
+            });
+        });
     }
 
     /// # Safety

@@ -326,6 +326,38 @@ impl Simd for Avx2 {
             [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)]
         }
     }
+    const WIDENS: bool = true;
+
+    #[inline(always)]
+    fn widen(self, a: __m256i) -> [__m256i; 2] {
+        // A place with its highest bit set makes a zero.
+        const FIRST: [u8; 16] = [0, 128, 1, 128, 4, 128, 5, 128, 8, 128, 9, 128, 12, 128, 13, 128];
+        const LAST: [u8; 16] = [2, 128, 3, 128, 6, 128, 7, 128, 10, 128, 11, 128, 14, 128, 15, 128];
+        isa! {
+            let first = _mm256_broadcastsi128_si256(_mm_loadu_si128(FIRST.as_ptr().cast()));
+            let last = _mm256_broadcastsi128_si256(_mm_loadu_si128(LAST.as_ptr().cast()));
+            [_mm256_shuffle_epi8(a, first), _mm256_shuffle_epi8(a, last)]
+        }
+    }
+    #[inline(always)]
+    fn widen_signed(self, a: __m256i) -> [__m256i; 2] {
+        // Each byte is the high one of its 16 bits before it moves down.
+        const FIRST: [u8; 16] = [128, 0, 128, 1, 128, 4, 128, 5, 128, 8, 128, 9, 128, 12, 128, 13];
+        const LAST: [u8; 16] = [128, 2, 128, 3, 128, 6, 128, 7, 128, 10, 128, 11, 128, 14, 128, 15];
+        isa! {
+            let first = _mm256_broadcastsi128_si256(_mm_loadu_si128(FIRST.as_ptr().cast()));
+            let last = _mm256_broadcastsi128_si256(_mm_loadu_si128(LAST.as_ptr().cast()));
+            [
+                _mm256_srai_epi16::<8>(_mm256_shuffle_epi8(a, first)),
+                _mm256_srai_epi16::<8>(_mm256_shuffle_epi8(a, last)),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_words(self, p: *mut u8, a: __m256i) {
+        isa!(_mm256_storeu_si256(p.cast(), a))
+    }
+
     #[inline(always)]
     fn lookup(self, table: &[i8; 16], a: __m256i) -> __m256i {
         isa! {

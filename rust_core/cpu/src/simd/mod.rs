@@ -209,6 +209,21 @@ pub trait Simd: Copy {
     /// Byte BYTE, a float8 e4m3, times 2^-120: sign, exponent and mantissa where a float32 has them.
     fn small_e4m3<const BYTE: i32>(self, a: Self::I) -> Self::V;
 
+    /// True if the next three exist, and products of int16 beat those of int8 parts.
+    const WIDENS: bool = false;
+
+    /// Bytes 0 and 1 of each word as int16, and bytes 2 and 3.
+    fn widen(self, _a: Self::I) -> [Self::I; 2] {
+        unreachable!("not of this level")
+    }
+    /// The same of signed bytes.
+    fn widen_signed(self, _a: Self::I) -> [Self::I; 2] {
+        unreachable!("not of this level")
+    }
+    unsafe fn store_words(self, _p: *mut u8, _a: Self::I) {
+        unreachable!("not of this level")
+    }
+
     /// True if `transpose_bf16` exists.
     const TRANSPOSES: bool = false;
 
