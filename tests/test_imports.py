@@ -28,6 +28,7 @@ LEAVES = {
     "flag_words",
     "flags",
     "inputs",
+    "late_interaction",
     "lora",
     "metric_names",
     "metrics_reader",
@@ -38,6 +39,7 @@ LEAVES = {
     "prompt_logprobs",
     "sampling_params",
     "structured_outputs",
+    "text_form",
     "vllm_flags",
 }
 BELOW = {

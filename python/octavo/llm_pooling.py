@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 
 from octavo.engine.prompts import Prompt, checked_ids, prompt_parts, refuse_adapter, tokenization
 from octavo.errors import InvalidParameterError
+from octavo.late_interaction import encode_form, form_of, max_sim, scored_pairs, scored_texts
 from octavo.offline import Offline, UseTqdm, as_batch
 from octavo.outputs import (
     ClassificationOutput,
@@ -36,7 +37,16 @@ from octavo.pooling_params import PoolingParams
 
 if TYPE_CHECKING:
     from octavo._core import Delta
-    from octavo.pooling import Vector
+    from octavo.pooling import Pooled
+
+
+# ``encode``'s tasks -> the models' own that satisfy them.
+_TASKS: Final[dict[str, tuple[str, ...]]] = {
+    "": ("embed", "token_embed", "classify", "score"),
+    "embed": ("embed",),
+    "token_embed": ("token_embed",),
+    "classify": ("classify", "score"),
+}
 
 
 class _Pooled(NamedTuple):
@@ -45,11 +55,11 @@ class _Pooled(NamedTuple):
     request_id: str
     text: str | None
     token_ids: list[int]
-    vector: Vector
+    vector: Pooled
     params: PoolingParams
 
-    def values(self, info: PoolingInfo) -> list[float]:
-        """The numbers of the answer."""
+    def values(self, info: PoolingInfo) -> Any:
+        """The numbers of the answer; of vectors of tokens a list each."""
         return pooled_values(self.vector, info, self.params)
 
 
@@ -155,22 +165,22 @@ class PoolingLLM(Offline):
         prompt_name: str | None = None,
         prompt: str | None = None,
     ) -> list[PoolingRequestOutput]:
-        """The output of ``embed`` or ``classify``, as one tensor per text.
+        """The output of ``embed`` or ``classify``, as one tensor per text, or a vector per token.
 
         Args:
             prompts, truncate_prompt_tokens, prompt_name, prompt: as for ``embed``.
-            pooling_task: "embed" or "classify"; None is the model's own.
+            pooling_task: "embed", "token_embed" or "classify"; None is the model's own.
 
         Raises:
-            ValueError: another task, or not the model's: tokens have no outputs of their own.
+            ValueError: another task, or not the model's.
             RequestTooLongError, InvalidParameterError: before anything has run.
         """
         refuse_adapter(lora_request)
-        if pooling_task not in (None, "embed", "classify"):
-            raise ValueError(f"pooling_task must be embed or classify, not {pooling_task!r}")
-        wanted = {"embed": ("embed",), "classify": ("classify", "score")}.get(
-            pooling_task or "", ("embed", "classify", "score")
-        )
+        wanted = _TASKS.get(pooling_task or "")
+        if wanted is None:
+            raise ValueError(
+                f"pooling_task must be embed, token_embed or classify, not {pooling_task!r}"
+            )
         info = self._pooling_info(*wanted)
         outputs = []
         for one in self._pool_each(
@@ -183,7 +193,7 @@ class PoolingLLM(Offline):
             prompt_name,
             prompt,
         ):
-            is_whole = info.task == "embed" and one.params.dimensions is None
+            is_whole = info.task in ("embed", "token_embed") and one.params.dimensions is None
             data = torch.from_numpy(one.vector) if is_whole else torch.tensor(one.values(info))
             outputs.append(PoolingRequestOutput(one.request_id, one.token_ids, PoolingOutput(data)))
         return outputs
@@ -228,13 +238,26 @@ class PoolingLLM(Offline):
         room = [max_text_len(tokenization(tokenization_kwargs, one)[1], limit) for one in params]
         tokenizer = self._engine.tokenizer
         # In one call: it uses several cores.
+        forms = [form_of(info, one.embedding_mode) for one in params]
         encoded = iter(
             tokenizer.encode_batch(
-                [before + (text or "") for text, ids in parts if ids is None], add_special_tokens
+                [
+                    before + (text or "")
+                    for (text, ids), form in zip(parts, forms, strict=True)
+                    if ids is None and form is None
+                ],
+                add_special_tokens,
             )
         )
         texts = []
-        for (text, token_ids), most in zip(parts, room, strict=True):
+        for (text, token_ids), form, most in zip(parts, forms, room, strict=True):
+            if form is not None:
+                if text is None:
+                    raise InvalidParameterError(
+                        "embedding_mode needs prompts of text", "embedding_mode"
+                    )
+                texts.append(encode_form(tokenizer, before + text, form, most))
+                continue
             if token_ids is None:
                 assert text is not None
                 token_ids = next(encoded)
@@ -267,7 +290,9 @@ class PoolingLLM(Offline):
         A single text in ``text_1`` is the partner of all.
 
         A cross-encoder reads both at once; its score passes through the function it was trained
-        with unless ``use_activation`` is off. Other models' scores are cosines of their vectors.
+        with unless ``use_activation`` is off. Other models' scores are cosines of their vectors or,
+        where these are of tokens, the sum over the first text's of their best products with the
+        second's.
 
         Args:
             truncate_prompt_tokens: as for ``embed``; a cross-encoder's pair is cut as a whole.
@@ -277,7 +302,7 @@ class PoolingLLM(Offline):
             RequestTooLongError, InvalidParameterError: before anything has run.
         """
         refuse_adapter(lora_request)
-        info = self._pooling_info("embed", "score")
+        info = self._pooling_info("embed", "score", "token_embed")
         params = self._params(pooling_params, info, truncate_prompt_tokens)
         use_activation = use_activation and params.use_activation is not False
         add_special_tokens, most = tokenization(tokenization_kwargs, params)
@@ -301,17 +326,14 @@ class PoolingLLM(Offline):
             scores = [squash(logits, info.squashes and use_activation) for _, logits in results]
             token_ids = [list(pair.token_ids) for pair in pairs]
         else:
-            prompt = info.prompts.find(None)
             # A text that is paired several times is computed once.
-            texts = {
-                text: EncodedText(encode_text(tokenizer, prompt + text, most))
-                for text in dict.fromkeys([*firsts, *seconds])
-            }
-            done = dict(zip(texts, self._pool(list(texts.values()), use_tqdm), strict=True))
-            couples = list(zip(firsts, seconds, strict=True))
-            ids = [done[second][0] for second in seconds]
-            scores = [cosine(done[a][1], done[b][1]) for a, b in couples]
-            token_ids = [[*texts[a].token_ids, *texts[b].token_ids] for a, b in couples]
+            sides = scored_texts(tokenizer, info, firsts, seconds, most)
+            done = dict(zip(sides, self._pool(list(sides.values()), use_tqdm), strict=True))
+            couples = scored_pairs(info, firsts, seconds)
+            compare = cosine if info.task == "embed" else max_sim
+            ids = [done[second][0] for _, second in couples]
+            scores = [compare(done[a][1], done[b][1]) for a, b in couples]
+            token_ids = [[*sides[a].token_ids, *sides[b].token_ids] for a, b in couples]
         return [
             ScoringRequestOutput(str(request_id), tokens, ScoringOutput(value))
             for request_id, tokens, value in zip(ids, token_ids, scores, strict=True)
@@ -325,19 +347,19 @@ class PoolingLLM(Offline):
             raise ValueError(f"this model does not {tasks[0]}: use {info.task}")
         return info
 
-    def _pool(self, texts: Sequence[EncodedText], use_tqdm: UseTqdm) -> list[tuple[int, Vector]]:
+    def _pool(self, texts: Sequence[EncodedText], use_tqdm: UseTqdm) -> list[tuple[int, Pooled]]:
         """Check all, then run all; each one's request id and vector."""
         return self._alone(lambda: self._pool_alone(texts, use_tqdm))
 
     def _pool_alone(
         self, texts: Sequence[EncodedText], use_tqdm: UseTqdm
-    ) -> list[tuple[int, Vector]]:
+    ) -> list[tuple[int, Pooled]]:
         prepare = self._engine.prepare
         requests = [
             prepare(checked_ids(text.token_ids), NO_TOKENS, num_first=text.num_first)
             for text in texts
         ]
-        vectors: dict[int, Vector] = {}
+        vectors: dict[int, Pooled] = {}
 
         def take(delta: Delta) -> bool:
             vectors[delta.request_id] = delta.extra
@@ -345,4 +367,7 @@ class PoolingLLM(Offline):
 
         self._run_to_end(requests, take, use_tqdm)
         ids = [samples[0].request_id for samples in requests]
-        return [(request_id, vectors[request_id]) for request_id in ids]
+        return [
+            (request_id, text.kept_of(vectors[request_id]))
+            for request_id, text in zip(ids, texts, strict=True)
+        ]

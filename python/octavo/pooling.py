@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from octavo.errors import InvalidParameterError, UnsupportedParameterError
 from octavo.sampling_params import SamplingParams
 from octavo.task_prompts import TaskPrompts
+from octavo.text_form import TextForm
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
 
     # One text's result, float32 [D]: its embedding, or a classifier's logits.
     Vector = NDArray[np.float32]
+    # The same, or a vector for each token, [T, D].
+    Pooled = NDArray[np.float32]
 
-# A pooling model's task: to embed texts, to score pairs (a classifier of one label, a
-# cross-encoder), or to classify (a classifier of several).
-PoolingTask = Literal["embed", "score", "classify"]
+# A pooling model's task: to embed texts, or each of their tokens (for late interaction), to score
+# pairs (a classifier of one label, a cross-encoder), or to classify (a classifier of several).
+PoolingTask = Literal["embed", "token_embed", "score", "classify"]
 
 # A classifier's last function, from logits to probabilities.
 Activation = Literal["identity", "sigmoid", "softmax"]
@@ -41,7 +44,7 @@ class PoolingInfo:
     ``squashes``: a score is a sigmoid of the logit, unless the request asks otherwise.
     ``activation``: from labels' logits to their probabilities. ``labels``: their names.
     ``joins``: a pair is one text, the second right after the first. ``prompts``: for
-    the texts of a task.
+    the texts of a task. ``forms``: of queries and documents, for a vector a token.
     """
 
     task: PoolingTask
@@ -52,16 +55,24 @@ class PoolingInfo:
     labels: tuple[str, ...] = ()
     joins: bool = False
     prompts: TaskPrompts = TaskPrompts()
+    forms: Mapping[str, TextForm] = field(default_factory=dict)
 
 
 class EncodedText(NamedTuple):
     """A text, or a pair of texts, as a pooling model reads it.
 
-    ``num_first``: of a pair, the tokens that belong to the first text; None is no pair.
+    ``num_first``: of a pair, the tokens that belong to the first text; of a query with fillers,
+    those that are attended to; None: all. ``kept``: bool [T], the tokens whose vectors are
+    answered; None: all.
     """
 
     token_ids: Sequence[int]
     num_first: int | None = None
+    kept: NDArray[np.bool_] | None = None
+
+    def kept_of(self, pooled: Pooled) -> Pooled:
+        """What is answered of a text's result."""
+        return pooled if self.kept is None else pooled[self.kept]
 
 
 def max_text_len(truncate_prompt_tokens: int | None, max_model_len: int) -> int | None:
@@ -149,11 +160,26 @@ def check_params(params: PoolingParams, info: PoolingInfo) -> None:
     Raises:
         InvalidParameterError, UnsupportedParameterError: naming the field.
     """
-    tasks = {"score": ("score", "classify"), "classify": ("classify",), "embed": ("embed", "score")}
+    tasks = {
+        "score": ("score", "classify"),
+        "classify": ("classify",),
+        "embed": ("embed", "score"),
+        "token_embed": ("token_embed", "score"),
+    }
     if params.task is not None and params.task not in tasks[info.task]:
         raise InvalidParameterError(f"task must be {info.task}, not {params.task!r}", "task")
-    if info.task == "embed":
-        vector_size(info, params.dimensions, "dimensions")
+    if params.embedding_mode is not None and params.embedding_mode not in info.forms:
+        raise InvalidParameterError(
+            "embedding_mode needs a model whose queries and documents have forms of their own",
+            "embedding_mode",
+        )
+    if info.task in ("embed", "token_embed"):
+        if info.task == "embed":
+            vector_size(info, params.dimensions, "dimensions")
+        elif params.dimensions is not None:
+            raise UnsupportedParameterError(
+                "dimensions is not supported for vectors of tokens", "dimensions"
+            )
         if params.use_activation is False and info.normalizes:
             raise UnsupportedParameterError(
                 "use_activation=False is not supported: this model's vectors have length 1",
@@ -178,8 +204,13 @@ def vector_size(info: PoolingInfo, asked: int | None, param: str) -> int:
     return size
 
 
-def pooled_values(vector: Vector, info: PoolingInfo, params: PoolingParams) -> list[float]:
-    """A text's output: its vector, or a number per label; ``params`` are checked."""
+def pooled_values(
+    vector: Pooled, info: PoolingInfo, params: PoolingParams
+) -> list[float] | list[list[float]]:
+    """A text's vector, or its tokens', or a number per label; ``params`` are checked."""
+    if info.task == "token_embed":
+        rows: list[list[float]] = vector.tolist()
+        return rows
     if info.task != "embed":
         return probabilities(
             vector, "identity" if params.use_activation is False else info.activation

@@ -13,11 +13,19 @@ import torch
 from octavo._core import TokenIds
 from octavo.engine.engine import AsyncEngine
 from octavo.engine.prompts import Prompt, prompt_parts, refuse_adapter
-from octavo.errors import EngineDeadError
+from octavo.errors import EngineDeadError, InvalidParameterError
+from octavo.late_interaction import encode_form, form_of
 from octavo.metrics_reader import Metric, read_metrics
 from octavo.models.hf_tokenizer import hf_tokenizer
 from octavo.outputs import PoolingOutput, PoolingRequestOutput, RequestOutput
-from octavo.pooling import NO_TOKENS, encode_text, max_text_len, pooled_values
+from octavo.pooling import (
+    NO_TOKENS,
+    EncodedText,
+    check_params,
+    encode_text,
+    max_text_len,
+    pooled_values,
+)
 from octavo.pooling_params import PoolingParams
 
 if TYPE_CHECKING:
@@ -101,10 +109,21 @@ class AsyncLLM:
             raise ValueError("this model generates text: encode needs one that gives vectors")
         most = max_text_len(params.truncate_prompt_tokens, engine.max_model_len)
         text, given_ids = prompt_parts(prompt)
-        if given_ids is None:
+        check_params(params, info)
+        form = form_of(info, params.embedding_mode)
+        if form is not None and text is None:
+            raise InvalidParameterError("embedding_mode needs prompts of text", "embedding_mode")
+        if form is not None:
+            assert text is not None
+            whole = info.prompts.find(None) + text
+            encoded = encode_form(engine.tokenizer, whole, form, most)
+        elif given_ids is None:
             assert text is not None
             given_ids = encode_text(engine.tokenizer, info.prompts.find(None) + text, most)
-        token_ids = list(given_ids)[:most]
+            encoded = EncodedText(given_ids)
+        else:
+            encoded = EncodedText(list(given_ids)[:most])
+        token_ids = list(encoded.token_ids)
         result: asyncio.Future[Delta] = asyncio.get_running_loop().create_future()
 
         def take(news: Delta | EngineDeadError) -> None:
@@ -115,12 +134,14 @@ class AsyncLLM:
             else:
                 result.set_result(news)
 
-        ids = engine.submit(TokenIds(token_ids), NO_TOKENS, take, priority=priority)
+        ids = engine.submit(
+            TokenIds(token_ids), NO_TOKENS, take, priority=priority, num_first=encoded.num_first
+        )
         try:
             delta = await result
         finally:
             engine.abort(ids)
-        values = torch.tensor(pooled_values(delta.extra, info, params))
+        values = torch.tensor(pooled_values(encoded.kept_of(delta.extra), info, params))
         yield PoolingRequestOutput(request_id or uuid.uuid4().hex, token_ids, PoolingOutput(values))
 
     async def abort(self, request_id: str | Iterable[str], internal: bool = False) -> None:

@@ -83,7 +83,8 @@ class ForeignEncoder:
     """A transformers encoder, with its classification head where the checkpoint has one.
 
     ``num_labels``: of that head; 0: there is none. ``predicts``: with the head of a masked language
-    model, whose logits are then the states.
+    model, whose logits are then the states. ``hides_second``: second parts of texts are fillers, to
+    which no token attends.
 
     Raises:
         ModelLoadError: the files do not fit the module.
@@ -97,7 +98,9 @@ class ForeignEncoder:
         device: torch.device,
         *,
         predicts: bool = False,
+        hides_second: bool = False,
     ) -> None:
+        self._hides_second = hides_second
         classifies = config.architecture.endswith(_CLASSIFIER)
         hf = _config_of(config.raw)
         self.num_labels = int(hf.num_labels) if classifies else 0
@@ -110,7 +113,7 @@ class ForeignEncoder:
     def __call__(self, ids: Tensor, ctx: StepContext, is_second: Tensor | None) -> Tensor:
         """Token ids int32 [T] of whole texts -> states [T, D] or, classified, logits [R, labels].
 
-        ``is_second``: [T], the tokens of pairs' second texts.
+        ``is_second``: [T], the tokens of pairs' second texts, or the fillers.
         """
         starts = ctx.query_start_loc.tolist()
         lengths = [end - start for start, end in itertools.pairwise(starts)]
@@ -122,7 +125,9 @@ class ForeignEncoder:
         used = mask.bool()
         padded[used] = ids.long()
         given = {"input_ids": padded, "attention_mask": mask}
-        if is_second is not None and "token_type_ids" in self._names:
+        if is_second is not None and self._hides_second:
+            mask[used] = 1 - is_second.long()
+        elif is_second is not None and "token_type_ids" in self._names:
             types = torch.zeros_like(padded)
             types[used] = is_second.long()
             given["token_type_ids"] = types

@@ -28,6 +28,7 @@ class Pooler:
     """The modules after the encoder: pooling, dense layers, normalization.
 
     ``default_mode``: for a folder without modules.json; the mean is sentence-transformers' own.
+    "token" pools nothing: it is the mode of a modules.json without a pooling module.
     ``max_len``: the most tokens of a text, None where only the model limits it. ``size``: of the
     vectors. ``normalizes``: whether the last step makes their length 1. ``lowercases``: texts are
     to be in lower case. ``pools_prompts``: the tokens of a prompt count as those of its text do.
@@ -47,7 +48,10 @@ class Pooler:
         self.size, self._device = hidden_size, device
         self._steps: list[Step] = []
         file = folder / "modules.json"
-        for module in _read(file, list) if file.is_file() else []:
+        modules = _read(file, list) if file.is_file() else []
+        if modules and not any(_is_pooling(module) for module in modules):
+            self.mode = "token"
+        for module in modules:
             try:
                 kind = str(module["type"]).rpartition(".")[2]
                 path = folder / str(module["path"])
@@ -83,11 +87,15 @@ class Pooler:
     def __call__(self, hidden: Tensor, starts: Tensor) -> Tensor:
         """hidden [T, D] of texts end to end, starts int32 [R + 1] from 0 -> float32 [R, D'].
 
+        A vector a token, where none are pooled, is [T, D'].
+
         Rows after the last text belong to none, and an empty text's result is meaningless.
         Everything can be captured into a CUDA graph.
         """
         num_rows = hidden.shape[0]
         match self.mode:
+            case "token":
+                x = hidden.float()
             case "cls":
                 x = hidden[first_rows(starts, num_rows)].float()
             case "last":
@@ -105,10 +113,23 @@ class Pooler:
             x = step(x)
         return x
 
+    def project(self, weight: Tensor) -> None:
+        """Add a layer without a bias, [N, size], and leave every vector with length 1."""
+        self._steps.append(lambda x: torch.nn.functional.linear(x, weight))
+        self.size = weight.shape[0]
+        self.normalize()
+
+    def normalize(self) -> None:
+        """Leave every vector with length 1."""
+        self._steps.append(lambda x: torch.nn.functional.normalize(x, dim=-1))
+        self.normalizes = True
+
     def _dense(self, path: Path) -> Step:
         file = path / "config.json"
         values = _read(file, dict)
         activation = str(values.get("activation_function", "Tanh")).rpartition(".")[2]
+        if values.get("use_residual"):
+            raise ModelLoadError(f"{file}: use_residual is not supported")
         if activation not in ("Tanh", "Identity"):
             raise ModelLoadError(f"{file}: activation {activation!r} is not supported")
         try:
@@ -150,6 +171,10 @@ def _owners(hidden: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
 def _splade(logits: Tensor) -> Tensor:
     """The weight of each word of the vocabulary (arXiv 2107.05720)."""
     return logits.float().relu().log1p()
+
+
+def _is_pooling(module: object) -> bool:
+    return isinstance(module, dict) and str(module.get("type")).endswith("Pooling")
 
 
 def is_splade(folder: Path) -> bool:

@@ -14,8 +14,10 @@ from octavo.checkpoints.safetensors import SafetensorsWeights, safetensors_files
 from octavo.checkpoints.weights import RenamedSizedWeights
 from octavo.errors import ModelLoadError
 from octavo.kernels.opset import OpSet
+from octavo.kernels.weights import dense
 from octavo.layers.context import StepContext
 from octavo.models.bert import ENCODERS, BertEncoder, make_class_head
+from octavo.models.colbert import is_colbert, read_forms
 from octavo.models.config import ModelConfig
 from octavo.models.foreign_encoder import FOREIGN_ENCODERS, ForeignEncoder
 from octavo.models.hf_config import architecture_of
@@ -33,6 +35,7 @@ from octavo.models.registry import (
 from octavo.models.source import ModelSource
 from octavo.models.token_classifier import load_token_classifier
 from octavo.pooling import Activation, PoolingInfo
+from octavo.text_form import TextForm
 
 # Tensors of an encoder's checkpoint that vectors do not need.
 _UNUSED = ("pooler.dense.weight", "pooler.dense.bias", "embeddings.position_ids")
@@ -63,6 +66,8 @@ def is_pooling_model(source: ModelSource) -> bool:
     with sentence-transformers' modules.json."""
     if source.kind != "safetensors":
         return False
+    if is_colbert(source.hf_config):
+        return True
     architecture = architecture_of(source.hf_config)
     if architecture in ARCHITECTURES:
         return (source.path / "modules.json").is_file()
@@ -70,7 +75,7 @@ def is_pooling_model(source: ModelSource) -> bool:
 
 
 class PoolingModel:
-    """A model that computes one vector or score a text.
+    """A model that computes one vector or score a text, or a vector for each of its tokens.
 
     ``max_len``: the most tokens of a text, special ones included.
 
@@ -107,14 +112,27 @@ class PoolingModel:
         self._bind: Callable[[Tensor, Tensor], None]
         self._pool: Callable[[Tensor, Tensor], Tensor]
         self.info: PoolingInfo
-        # Steps whose shapes depend on the texts cannot be captured.
         predicts = is_splade(source.path)
-        self.is_capturable = shape.architecture not in FOREIGN_ENCODERS and not predicts
-        if not self.is_capturable:
+        self._pooler: Pooler | None = None
+        # Vectors of a ColBERT model, one a token: the forms of its texts.
+        self._forms = self._read_forms(source, device)
+        hides = any(form.filler is not None and not form.attends for form in self._forms.values())
+        is_foreign = shape.architecture in FOREIGN_ENCODERS or predicts
+        if hides and not is_foreign:
+            # Attention of the op sets has no tokens that attend and are not attended to.
+            if shape.architecture not in ENCODERS:
+                raise ModelLoadError(
+                    f"{source.path}: do_query_expansion of a decoder needs "
+                    "attend_to_expansion_tokens"
+                )
+            is_foreign = True
+        # Steps whose shapes depend on the texts cannot be captured.
+        self.is_capturable = not is_foreign and not self._forms
+        if is_foreign:
             if ops.threads is not None:
                 # The module's matrix products are torch's, not the kernels'.
                 torch.set_num_threads(ops.threads.size())
-            self._load_foreign(source, device, predicts)
+            self._load_foreign(source, device, predicts=predicts, hides_second=hides)
         else:
             self._load_own(source, ops, device, dtype)
         if max_model_len is not None:
@@ -134,6 +152,7 @@ class PoolingModel:
                 *(f"bert.{name}" for name in _UNUSED),
                 *_MASKED_LM_HEADS,
                 "lm_head.weight",
+                *([_PROJECTION] if is_colbert(source.hf_config) else []),
             ],
         )
         with torch.inference_mode():
@@ -143,13 +162,20 @@ class PoolingModel:
                 self._load_decoder(source, weights, ops, device)
             weights.finish()
 
-    def _load_foreign(self, source: ModelSource, device: torch.device, predicts: bool) -> None:
+    def _load_foreign(
+        self, source: ModelSource, device: torch.device, *, predicts: bool, hides_second: bool
+    ) -> None:
         if predicts and not self.config.architecture.endswith("ForMaskedLM"):
             raise ModelLoadError(
                 f"{source.path}: {self.config.architecture} has no head that predicts words"
             )
         encoder = ForeignEncoder(
-            self.config, source.path, self.act_dtype, device, predicts=predicts
+            self.config,
+            source.path,
+            self.act_dtype,
+            device,
+            predicts=predicts,
+            hides_second=hides_second,
         )
         self._run = encoder
         self._bind = lambda k, v: None
@@ -174,9 +200,9 @@ class PoolingModel:
         ctx: StepContext,
         is_second: Tensor | None = None,
     ) -> Tensor:
-        """input_ids int32 [T]: whole texts, end to end -> float32 [R, D].
+        """input_ids int32 [T]: whole texts, end to end -> float32 [R, D], or [T, D] for each token.
 
-        ``is_second``: bool or 0 and 1 [T], the tokens of pairs' second texts.
+        ``is_second``: bool or 0 and 1 [T], the tokens of pairs' second texts, or a query's fillers.
         """
         return self._pool(self._run(input_ids, ctx, is_second), ctx.query_start_loc)
 
@@ -242,7 +268,7 @@ class PoolingModel:
             self.info = dataclasses.replace(self.info, joins=True)
 
     def _make_pooler(self, source: ModelSource, default_mode: str, device: torch.device) -> None:
-        pool = Pooler(source.path, self.config.hidden_size, device, default_mode)
+        pool = self._pooler or Pooler(source.path, self.config.hidden_size, device, default_mode)
         # Where the tokenizer does that itself, as BGE's does, nothing is left to do.
         encode = source.tokenizer.encode
         if pool.lowercases and encode(_CAPITALS, False) != encode(_CAPITALS.lower(), False):
@@ -252,11 +278,44 @@ class PoolingModel:
         self._pool = pool
         self.max_len = min(self.max_len, pool.max_len or self.max_len)
         self.info = PoolingInfo(
-            "embed",
+            "token_embed" if self._forms else "embed",
             pool.size,
             normalizes=pool.normalizes,
             prompts=read_prompts(source.path, pools_them=pool.pools_prompts),
+            forms=self._forms,
         )
+
+    def _read_forms(self, source: ModelSource, device: torch.device) -> dict[str, TextForm]:
+        """The forms of a late-interaction model's texts, and its pooler; {} for any other."""
+        shape, is_own = self.config, is_colbert(source.hf_config)
+        has_modules = (source.path / "modules.json").is_file()
+        if not is_own and (not has_modules or shape.architecture in CLASSIFIERS):
+            return {}
+        pool = Pooler(source.path, shape.hidden_size, device, "token" if is_own else "mean")
+        if pool.mode != "token":
+            return {}
+        if has_modules:
+            pool.normalize()
+        else:
+            pool.project(_projection(source, shape.hidden_size, device))
+        self._pooler = pool
+        mask_token = source.special_tokens.get("mask_token")
+        return read_forms(source.path, source.tokenizer, mask_token, self.max_len)
+
+
+# The layer that colbert-ai puts beside an encoder's tensors.
+_PROJECTION = "linear.weight"
+
+
+def _projection(source: ModelSource, hidden_size: int, device: torch.device) -> Tensor:
+    """colbert-ai's layer, float32 [N, hidden_size]."""
+    weights = SafetensorsWeights(
+        safetensors_files(source.path),
+        device=device,
+        dtype=torch.float32,
+        act_dtype=torch.float32,
+    )
+    return dense(weights.linear("linear", (weights.num_rows(_PROJECTION), hidden_size)))
 
 
 def _activation(raw: Any, num_labels: int) -> Activation:

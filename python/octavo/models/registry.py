@@ -16,6 +16,7 @@ from octavo.models.bamba import BambaForCausalLM
 from octavo.models.bert import ENCODERS, read_encoder_config
 from octavo.models.bloom import BloomForCausalLM
 from octavo.models.cohere2 import Cohere2ForCausalLM
+from octavo.models.colbert import COLBERT_ARCHITECTURES, colbert_trunk, is_colbert
 from octavo.models.config import ModelConfig
 from octavo.models.deepseek_v2 import DeepseekV2ForCausalLM
 from octavo.models.deepseek_v3 import DeepseekV3ForCausalLM
@@ -185,7 +186,16 @@ class ModelRegistry:
     @staticmethod
     def get_supported_archs() -> list[str]:
         """Architectures as config.json spells them, sorted."""
-        return sorted([*ARCHITECTURES, *ENCODERS, *FOREIGN_ENCODERS, *TRUNKS, *CLASSIFIERS])
+        return sorted(
+            [
+                *ARCHITECTURES,
+                *ENCODERS,
+                *FOREIGN_ENCODERS,
+                *TRUNKS,
+                *CLASSIFIERS,
+                *COLBERT_ARCHITECTURES,
+            ]
+        )
 
 
 def model_class(architecture: str) -> type[CausalLMClass]:
@@ -208,6 +218,8 @@ def config_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
     Raises:
         ModelLoadError: an unknown architecture, or a value that is missing or impossible.
     """
+    if is_colbert(raw):
+        raw = colbert_trunk(raw)
     architecture = architecture_of(raw)
     if architecture in ENCODERS:
         return read_encoder_config(raw)

@@ -44,14 +44,14 @@ def make_runner(config: EngineConfig, source: ModelSource) -> Runner:
 # A field of EngineConfig and its value -> the models' tasks that satisfy it.
 _SATISFIED_BY: Final = {
     ("runner", "generate"): {"generate"},
-    ("runner", "pooling"): {"embed", "classify", "score"},
-    ("convert", "embed"): {"embed"},
+    ("runner", "pooling"): {"embed", "token_embed", "classify", "score"},
+    ("convert", "embed"): {"embed", "token_embed"},
     ("convert", "classify"): {"classify", "score"},
     ("task", "generate"): {"generate"},
     ("task", "embed"): {"embed"},
     ("task", "classify"): {"classify", "score"},
     # Vectors of two texts have a score, too.
-    ("task", "score"): {"score", "embed"},
+    ("task", "score"): {"score", "embed", "token_embed"},
 }
 
 

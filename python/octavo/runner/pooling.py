@@ -44,7 +44,7 @@ _NO_TOKENS = np.empty(0, np.int32)
 
 
 class PoolingRunner:
-    """See Runner. A step's results are extras: one vector a request, float32 [D]."""
+    """See Runner. A step's results are extras: one vector a request, float32 [D], or [T, D]."""
 
     max_in_flight = 1
     num_stages = 1
@@ -125,6 +125,7 @@ class PoolingRunner:
         self._is_loaded = False
         extras: list[tuple[int, object]] = []
         for first, last in self._parts(starts):
+            rows: Sequence[NDArray[np.float32]] | None
             rows = self._run_graph(batch, first, last, starts, is_second)
             if rows is None:
                 rows = self._compute(batch, first, last, starts, is_second)
@@ -181,7 +182,7 @@ class PoolingRunner:
         info = self._model.info
         return [
             ("device", str(self.device)),
-            ("task", f"{info.task}, {info.size} values a text"),
+            ("task", f"{info.task}, {info.size} values a {_unit(info.task)}"),
             ("keys and values", f"{self._cache_bytes / (1 << 20):,.1f} MiB, of one layer"),
             ("longest text", f"{self.max_model_len:,} tokens"),
             ("texts in a step", f"{self.max_num_seqs:,}"),
@@ -213,14 +214,14 @@ class PoolingRunner:
         last: int,
         starts: NDArray[np.int32],
         is_second: NDArray[np.int32],
-    ) -> NDArray[np.float32] | None:
+    ) -> Sequence[NDArray[np.float32]] | None:
         """As ``_compute``; None where graphs are off, or none holds the step."""
         if self._graphs is None:
             return None
         tokens = slice(int(starts[first]), int(starts[last]))
         ids, positions = self._buffer.array[: 2 * batch.num_tokens].reshape(2, -1)[:, tokens]
         seconds = is_second[tokens]
-        return self._graphs.run(
+        values = self._graphs.run(
             TextBatch(
                 input_ids=ids,
                 positions=positions,
@@ -228,6 +229,7 @@ class PoolingRunner:
                 starts=starts[first : last + 1] - tokens.start,
             )
         )
+        return None if values is None else list(values)
 
     def _parts(self, starts: NDArray[np.int32]) -> Iterator[tuple[int, int]]:
         """Neighbours of at most ``_most_tokens``: a step may be longer, for the longest text."""
@@ -245,8 +247,8 @@ class PoolingRunner:
         last: int,
         starts: NDArray[np.int32],
         is_second: NDArray[np.int32],
-    ) -> NDArray[np.float32]:
-        """Texts ``first`` to ``last`` of a planned batch -> their values [last - first, D]."""
+    ) -> Sequence[NDArray[np.float32]]:
+        """Texts ``first`` to ``last`` of a planned batch -> the values of each, [D] or [T, D]."""
         with computing(self._stream):
             if not self._is_loaded:
                 packed = self._buffer.host[: batch.packed_len].to(self.device)
@@ -271,4 +273,12 @@ class PoolingRunner:
             second = torch.from_numpy(seconds).to(self.device) if seconds.any() else None
             rows = self._model(self._batch.input_ids[tokens], part, second)
             values: NDArray[np.float32] = rows.cpu().numpy()
-        return values
+        if self._model.info.task == "token_embed":
+            # Each text's own: a part of the step's would hold all of it in memory.
+            bounds = starts[first + 1 : last] - tokens.start
+            return [each.copy() for each in np.split(values, bounds)]
+        return list(values)
+
+
+def _unit(task: str) -> str:
+    return "token" if task == "token_embed" else "text"

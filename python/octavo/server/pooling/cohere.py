@@ -5,12 +5,10 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from octavo.errors import InvalidParameterError, RequestTooLongError
+from octavo.errors import InvalidParameterError, RequestTooLongError, UnsupportedParameterError
 from octavo.pooling import vector_size
+from octavo.server.pooling.forms import VectorForm, quantized
 from octavo.server.pooling.pool import (
-    base64_text,
     cut_vectors,
     encoded_texts,
     pool,
@@ -21,6 +19,7 @@ from octavo.server.pooling.pool import (
 from octavo.server.pooling.protocol import parse_cohere_embed
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from octavo.server.http.exchange import Exchange
@@ -37,6 +36,12 @@ async def embed(state: ServerState, exchange: Exchange) -> None:
     if size % 8 and not types.keys().isdisjoint(("binary", "ubinary")):
         raise InvalidParameterError(
             f"embedding_types: vectors of {size} numbers are no whole bytes", "embedding_types"
+        )
+    if not info.normalizes and not types.keys().isdisjoint(("int8", "uint8")):
+        raise UnsupportedParameterError(
+            "embedding_types: int8 and uint8 are not supported: this model's vectors do not have "
+            "length 1, so that their numbers have no bounds",
+            "embedding_types",
         )
     most = min(request.max_tokens or engine.max_model_len, engine.max_model_len)
     side = {"START": "left", "END": "right"}.get(request.truncate)
@@ -68,13 +73,7 @@ async def embed(state: ServerState, exchange: Exchange) -> None:
 
 
 def _written(rows: NDArray[np.float32], kind: str) -> Any:
-    """Vectors in one form: a bit is 1 where a number is not negative, the first the highest."""
-    match kind:
-        case "base64":
-            return [base64_text(row) for row in rows]
-        case "ubinary":
-            return np.packbits(rows >= 0, axis=1)
-        case "binary":
-            return (np.packbits(rows >= 0, axis=1).astype(np.int16) - 128).astype(np.int8)
-        case _:
-            return rows
+    """Vectors in one of Cohere's forms."""
+    if kind == "base64":
+        return [VectorForm(endianness="little").base64(row) for row in rows]
+    return rows if kind == "float" else quantized(rows, kind)

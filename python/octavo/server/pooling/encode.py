@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from typing import TYPE_CHECKING, Any
@@ -9,59 +10,64 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from octavo.errors import UnsupportedParameterError
+from octavo.late_interaction import form_of
 from octavo.pooling import probabilities
 from octavo.server.pooling.pool import (
-    base64_text,
     encoded_inputs,
     pool,
     prompt_of,
     render_json,
     usage,
+    vector_form,
 )
 from octavo.server.pooling.protocol import EncodeRequest, parse_encode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from octavo.pooling import PoolingInfo, Vector
+    from octavo.pooling import Pooled, PoolingInfo
     from octavo.server.http.exchange import Exchange
     from octavo.server.work.state import ServerState
 
 
 async def encode(state: ServerState, exchange: Exchange) -> None:
-    """Each text's vector, or a classifier's probabilities."""
+    """Each text's vector, or its tokens' vectors, or a classifier's probabilities."""
     request = await exchange.read(parse_encode)
     model = state.model_for_work(request.model)
-    engine, info = model.engine, model.pooling("embed", "classify", "score")
+    engine, info = model.engine, model.pooling("embed", "token_embed", "classify", "score")
     _check_task(request, info)
-    texts = await encoded_inputs(engine, request, prompt_of(request, info))
+    form_of_texts = form_of(info, request.embedding_mode)
+    prompt = prompt_of(request, info)
+    texts = await encoded_inputs(engine, request, prompt, form_of_texts)
     pooled = await pool(state, exchange, engine, request, texts, "input")
-    is_base64 = request.encoding_format == "base64"
+    form = vector_form(request)
+    rows = _rows(pooled, info, request.use_activation)
+    about = {
+        "id": f"pool-{secrets.token_hex(16)}",
+        "object": "list",
+        "created": int(time.time()),
+        "model": request.model or model.names[0],
+        "usage": usage(texts),
+    }
+    if not form.is_json:
+        await exchange.respond(await asyncio.to_thread(form.response, rows, about))
+        return
 
     def body() -> dict[str, Any]:
-        return {
-            "id": f"pool-{secrets.token_hex(16)}",
-            "object": "list",
-            "created": int(time.time()),
-            "model": request.model or model.names[0],
-            "data": [
-                {
-                    "object": "pooling",
-                    "index": index,
-                    "data": base64_text(row) if is_base64 else row,
-                }
-                for index, row in enumerate(_rows(pooled, info, request.use_activation))
-            ],
-            "usage": usage(texts),
-        }
+        data = [
+            {"object": "pooling", "index": index, "data": form.in_json(row)}
+            for index, row in enumerate(rows)
+        ]
+        return {**about, "data": data}
 
-    await exchange.respond_body(await render_json(body, len(texts) * info.size))
+    await exchange.respond_body(await render_json(body, sum(row.size for row in rows)))
 
 
 def _check_task(request: EncodeRequest, info: PoolingInfo) -> None:
     """Raises UnsupportedParameterError for what this model does not do."""
     # A cross-encoder is a classifier of one label.
-    tasks = ("embed",) if info.task == "embed" else ("classify", info.task)
+    embeds = info.task in ("embed", "token_embed")
+    tasks = (info.task,) if embeds else ("classify", info.task)
     if request.task is not None and request.task not in tasks:
         raise UnsupportedParameterError(
             f"task: this model does not {request.task}; its task is {info.task}", "task"
@@ -73,9 +79,9 @@ def _check_task(request: EncodeRequest, info: PoolingInfo) -> None:
         )
 
 
-def _rows(pooled: Sequence[Vector], info: PoolingInfo, use_activation: bool) -> Sequence[Vector]:
-    """Of each text its vector, or a number for each label; float32."""
-    if info.task == "embed":
+def _rows(pooled: Sequence[Pooled], info: PoolingInfo, use_activation: bool) -> Sequence[Pooled]:
+    """Of each text its vector, or a vector a token, or a number for each label; float32."""
+    if info.task in ("embed", "token_embed"):
         return pooled
     activation = info.activation if use_activation else "identity"
     return [np.array(probabilities(logits, activation), np.float32) for logits in pooled]

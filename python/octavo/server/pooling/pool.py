@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -12,7 +11,9 @@ import orjson
 
 from octavo._core import TokenIds
 from octavo.errors import InvalidParameterError, RequestTooLongError
+from octavo.late_interaction import encode_form
 from octavo.pooling import NO_TOKENS, EncodedText, encode_text, max_text_len
+from octavo.server.pooling.forms import VectorForm
 from octavo.server.work.generation import Generation
 from octavo.server.work.prompts import INLINE_CHARS, MAX_CHARS_PER_TOKEN
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from octavo.engine.engine import AsyncEngine
-    from octavo.pooling import PoolingInfo, Vector
+    from octavo.pooling import Pooled, PoolingInfo, Vector
     from octavo.server.http.exchange import Exchange
     from octavo.server.http.fields import Prompt
     from octavo.server.pooling.protocol import (
@@ -30,9 +31,10 @@ if TYPE_CHECKING:
         PoolingRequest,
     )
     from octavo.server.work.state import ServerState
+    from octavo.text_form import TextForm
 
 # Writing this many numbers takes about a millisecond; more leave the event loop.
-_INLINE_VALUES: Final = 20_000
+INLINE_VALUES: Final = 20_000
 
 T = TypeVar("T")
 
@@ -44,8 +46,8 @@ async def pool(
     request: PoolingRequest,
     texts: Sequence[EncodedText],
     param: str,
-) -> list[Vector]:
-    """Every text's vector. ``param``: the field that the texts came in.
+) -> list[Pooled]:
+    """Every text's vector, or vectors. ``param``: the field that the texts came in.
 
     Raises:
         OctavoError: nothing has been written yet.
@@ -67,7 +69,8 @@ async def pool(
             if error.param == "prompt":  # the engine's name for it
                 error.param = param
             raise
-        return [delta.extra for delta in await generation.collect()]
+        deltas = await generation.collect()
+        return [text.kept_of(delta.extra) for text, delta in zip(texts, deltas, strict=True)]
 
 
 async def encoded(
@@ -88,11 +91,30 @@ async def encoded(
 
 
 async def encoded_inputs(
-    engine: AsyncEngine, request: EmbeddingRequest | ClassifyRequest, prompt: str = ""
+    engine: AsyncEngine,
+    request: EmbeddingRequest | ClassifyRequest,
+    prompt: str = "",
+    form: TextForm | None = None,
 ) -> list[EncodedText]:
-    """Each text of ``input``, after ``prompt``; off the event loop where these are long."""
+    """Each text of ``input``, after ``prompt``; off the event loop where these are long.
+
+    ``form``: of a late-interaction model's text, which cuts it in any case.
+
+    Raises:
+        InvalidParameterError: an input of token ids is to have a form.
+    """
     most = max_text_len(request.truncate_prompt_tokens, engine.max_model_len)
     inputs = prompted(request.inputs, prompt)
+    if form is not None:
+        strings = [one for one in inputs if isinstance(one, str)]
+        if len(strings) < len(inputs):
+            raise InvalidParameterError("embedding_mode needs input of strings", "embedding_mode")
+        limit, side = most or engine.max_model_len, request.truncation_side
+
+        def encode_forms() -> list[EncodedText]:
+            return [encode_form(engine.tokenizer, one, form, limit, side) for one in strings]
+
+        return await encoded(engine, strings, limit, "input", encode_forms)
     return await encoded_texts(
         engine, inputs, most, "input", request.add_special_tokens, request.truncation_side
     )
@@ -160,9 +182,9 @@ def cut_vectors(pooled: Sequence[Vector], info: PoolingInfo, size: int) -> NDArr
     return rows
 
 
-def base64_text(row: Vector) -> str:
-    """A vector as base64 of little-endian float32."""
-    return base64.b64encode(row.astype("<f4").tobytes()).decode()
+def vector_form(request: EmbeddingRequest | EncodeRequest) -> VectorForm:
+    """The form of the vectors that a request asks for."""
+    return VectorForm(request.encoding_format, request.embed_dtype, request.endianness)
 
 
 async def render_json(body: Callable[[], dict[str, Any]], num_values: int) -> bytes:
@@ -171,7 +193,7 @@ async def render_json(body: Callable[[], dict[str, Any]], num_values: int) -> by
     def render() -> bytes:
         return orjson.dumps(body(), option=orjson.OPT_SERIALIZE_NUMPY)
 
-    return render() if num_values <= _INLINE_VALUES else await asyncio.to_thread(render)
+    return render() if num_values <= INLINE_VALUES else await asyncio.to_thread(render)
 
 
 def usage(texts: Sequence[EncodedText]) -> dict[str, int]:

@@ -9,6 +9,7 @@ from typing import Any, Final
 from octavo.errors import InvalidParameterError
 from octavo.server.http import fields, limits
 from octavo.server.http.body import BOOKKEEPING_FIELDS, Body
+from octavo.server.pooling.forms import DTYPES, ENCODINGS, ENDIANNESS
 
 _TOKEN_IDS: Final = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
 # Queries and documents may be empty: a text of special tokens alone is one.
@@ -32,7 +33,7 @@ _DOCUMENT: Final = {
 
 
 # Cohere's forms of a vector. The binary ones have a bit a number.
-EMBEDDING_TYPES: Final = ("float", "base64", "binary", "ubinary")
+EMBEDDING_TYPES: Final = ("float", "base64", "int8", "uint8", "binary", "ubinary")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,6 +52,8 @@ class EmbeddingRequest(PoolingRequest):
 
     inputs: list[fields.Prompt]
     encoding_format: str = "float"
+    embed_dtype: str = "float32"
+    endianness: str = "native"
     dimensions: int | None = None
     add_special_tokens: bool = True
     prompt_name: str | None = None
@@ -95,7 +98,10 @@ class EncodeRequest(ClassifyRequest):
     """A checked /pooling request. ``task`` None: the model's own."""
 
     task: str | None = None
+    embedding_mode: str | None = None
     encoding_format: str = "float"
+    embed_dtype: str = "float32"
+    endianness: str = "native"
     prompt_name: str | None = None
     prompt: str | None = None
 
@@ -183,7 +189,9 @@ EMBEDDING_BODY: Final = Body(
     {
         **_COMMON,
         "input": _inputs,
-        "encoding_format": fields.one_of("float", "base64"),
+        "encoding_format": fields.one_of(*ENCODINGS),
+        "embed_dtype": fields.one_of(*DTYPES),
+        "endianness": fields.one_of(*ENDIANNESS),
         "dimensions": fields.integer(1),
         "add_special_tokens": fields.boolean,
         "prompt_name": fields.string(),
@@ -221,10 +229,11 @@ SCORE_BODY: Final = Body(
 ENCODE_BODY: Final = Body(
     {
         **CLASSIFY_BODY.fields,
-        "task": fields.one_of("embed", "classify", "score"),
+        "task": fields.one_of("embed", "token_embed", "classify", "score"),
+        "embedding_mode": fields.one_of("query", "document"),
         **{
             name: EMBEDDING_BODY.fields[name]
-            for name in ("encoding_format", "prompt_name", "prompt")
+            for name in ("encoding_format", "embed_dtype", "endianness", "prompt_name", "prompt")
         },
     },
     required=("input",),

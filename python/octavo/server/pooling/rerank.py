@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from octavo.errors import UnsupportedParameterError
-from octavo.pooling import EncodedText, cosine, encode_pair, encode_text, max_text_len, squash
-from octavo.server.pooling.pool import encoded, pool, usage
+from octavo.late_interaction import max_sim, scored_pairs, scored_texts
+from octavo.pooling import EncodedText, cosine, encode_pair, max_text_len, squash
+from octavo.server.pooling.pool import INLINE_VALUES, encoded, pool, usage
 from octavo.server.pooling.protocol import (
     RerankRequest,
     ScoreRequest,
@@ -18,13 +20,14 @@ from octavo.server.pooling.protocol import (
 )
 
 if TYPE_CHECKING:
+    from octavo.late_interaction import Side
     from octavo.server.http.exchange import Exchange
     from octavo.server.work.served_model import ServedModel
     from octavo.server.work.state import ServerState
 
 
 async def score(state: ServerState, exchange: Exchange) -> None:
-    """One score a pair of texts: a cross-encoder's, or the cosine of their vectors."""
+    """One score a pair of texts: a cross-encoder's, or one of their vectors."""
     request = await exchange.read(parse_score)
     model = state.model_for_work(request.model)
     scores, texts = await _scores(
@@ -79,11 +82,9 @@ async def _scores(
     param: str,
 ) -> tuple[list[float], list[EncodedText]]:
     """The pairs' scores, and the texts that the model read for them."""
-    engine, info = model.engine, model.pooling("embed", "score")
+    engine, info = model.engine, model.pooling("embed", "token_embed", "score")
     tokenizer = engine.tokenizer
     most = max_text_len(request.truncate_prompt_tokens, engine.max_model_len)
-    # A text that is paired several times is computed once where it is computed alone.
-    plain = list(dict.fromkeys([*firsts, *seconds]))
     if info.task == "score":
         if request.truncation_side == "left":
             raise UnsupportedParameterError(
@@ -100,15 +101,25 @@ async def _scores(
         squashes = info.squashes and request.use_activation
         return [squash(logits, squashes) for logits in vectors], pairs
 
-    prompt, side = info.prompts.find(None), request.truncation_side
+    # A text that is paired several times is computed once where it is computed alone.
+    def encode_plain() -> dict[Side, EncodedText]:
+        side = request.truncation_side
+        return scored_texts(tokenizer, info, firsts, seconds, most, side)
 
-    def encode_plain() -> list[EncodedText]:
-        return [
-            EncodedText(encode_text(tokenizer, prompt + text, most, side=side)) for text in plain
-        ]
-
-    texts = await encoded(engine, plain, most, param, encode_plain)
+    # A late-interaction model cuts its texts in any case.
+    limit = engine.max_model_len if info.forms else most
+    plain = list(dict.fromkeys([*firsts, *seconds]))
+    sides = await encoded(engine, plain, limit, param, encode_plain)
+    texts = list(sides.values())
     vectors = await pool(state, exchange, engine, request, texts, param)
-    done = dict(zip(plain, vectors, strict=True))
-    couples = zip(firsts, seconds, strict=True)
-    return [cosine(done[first], done[second]) for first, second in couples], texts
+    done = dict(zip(sides, vectors, strict=True))
+    couples = scored_pairs(info, firsts, seconds)
+    compare = cosine if info.task == "embed" else max_sim
+
+    def scores() -> list[float]:
+        return [compare(done[first], done[second]) for first, second in couples]
+
+    num_values = sum(vector.size for vector in vectors)
+    if num_values <= INLINE_VALUES:
+        return scores(), texts
+    return await asyncio.to_thread(scores), texts

@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 # Routes for models that generate no text.
 _POOLING_ROUTES: Final[dict[PoolingTask, str]] = {
     "embed": "/v1/embeddings, /v1/score or /v1/rerank",
+    "token_embed": "/pooling, /v1/score or /v1/rerank",
     "score": "/v1/score or /v1/rerank, or /classify for single texts",
     "classify": "/classify",
 }
 _POOLING_VERBS: Final[dict[PoolingTask, str]] = {
     "embed": "embeds",
+    "token_embed": "embeds the tokens of",
     "score": "scores pairs of",
     "classify": "classifies",
 }
