@@ -55,6 +55,8 @@ def head_stride(block_size: int, head_dim: int, dtype: torch.dtype) -> int:
 
 def is_whole(cache: Tensor) -> bool:
     """True if a cache lies in memory as ``make_cache`` lays it out."""
+    if cache.numel() == 0:
+        return True
     _, num_kv_heads, block_size, head_dim = cache.shape
     stride = head_stride(block_size, head_dim, cache.dtype)
     wanted = (num_kv_heads * stride, stride, head_dim, 1)

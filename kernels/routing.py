@@ -17,6 +17,8 @@ class Routing:
     groups, top_groups: experts are chosen from the best ``top_groups`` of so many equal groups.
     group_scores: as many of a group's best scores add up to the group's.
     renormalize: the chosen experts' weights sum to one, before ``scale`` multiplies them.
+    expert_scales: float [E], factors on the experts' weights after all else, or None.
+    weighs_inputs: the weights multiply what experts are given, not what they return (``MoE``).
     least_sum: added to a sum of sigmoids before it divides; the default is DeepSeek's.
     """
 
@@ -29,6 +31,8 @@ class Routing:
     group_scores: int = 1
     scale: float = 1.0
     least_sum: float = 1e-20
+    expert_scales: Tensor | None = None
+    weighs_inputs: bool = False
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """logits [T, E] -> (weights float32 [T, top_k], experts int64 [T, top_k]).
@@ -48,6 +52,8 @@ class Routing:
         if self.renormalize:
             total = weights.sum(-1, keepdim=True)
             weights = weights / (total + self.least_sum if self.is_sigmoid else total)
+        if self.expert_scales is not None:
+            weights = weights * self.expert_scales[experts]
         return (weights if self.scale == 1.0 else weights * self.scale), experts
 
     def _in_best_groups(self, scores: Tensor) -> Tensor:

@@ -204,6 +204,8 @@ def save_tiny(tmp_path: Path) -> Callable[..., tuple[Path, Any]]:
             for name, buffer in model.named_buffers():
                 if name.endswith(("expert_bias", "correction_bias")):
                     buffer.normal_(std=0.3)
+                elif name.endswith("layer_scalar"):
+                    buffer.add_(torch.empty_like(buffer).uniform_(-0.5, 0.5))
         model.eval().save_pretrained(tmp_path / "model", max_shard_size=max_shard_size)
         return tmp_path / "model", model
 

@@ -162,7 +162,14 @@ def test_at_least_a_hundred_are_proven_in_all() -> None:
     assert len(foreign) + len(ARCHITECTURES) >= 100
 
 
-QUICKLY_REFUSED = ("DogeForCausalLM", "Gemma4ForCausalLM", "Llama4ForCausalLM", "RwkvForCausalLM")
+# Own families that no GPU has run.
+NOT_ON_GPU = (
+    "Gemma3nForCausalLM",
+    "Gemma4ForCausalLM",
+    "Gemma4UnifiedForCausalLM",
+    "Llama4ForCausalLM",
+)
+QUICKLY_REFUSED = ("DogeForCausalLM", "LongcatFlashForCausalLM", "RwkvForCausalLM")
 
 
 @pytest.mark.parametrize(
@@ -253,6 +260,9 @@ def table() -> str:
         for name, reason in sorted(REFUSED.items())
         if name not in ARCHITECTURES
     )
+    not_on_gpu = " and ".join(
+        ", ".join(f"`{name}`" for name in names) for names in (NOT_ON_GPU[:-1], NOT_ON_GPU[-1:])
+    )
     untried, unproven = (
         ", ".join(f"`{name}`" for name in sorted(set(names) - set(ARCHITECTURES)))
         for names in (OTHER_SIZES, UNPROVEN)
@@ -267,9 +277,11 @@ Each is proven against transformers with tiny random models in float32 on the pl
 on the CPU kernels: logits within 1e-4; on the CPU kernels also 64 greedy tokens equal, with prompts
 in chunks, prefix hits, batches of mixed lengths and preemption (`tests/models/test_families.py`):
 heads of 40, 80 and 96, one and three KV heads, tied and untied embeddings, every bias on and off,
-windows shorter than the prompt.
+windows shorter than the prompt. Gemma 3n and 4, whose layers have caches of several shapes and read one
+another's, are proven so in `tests/models/test_gemma_families.py`.
 On an H100 log probabilities are transformers' in float32, within 2e-4; in bfloat16 and float16 their
-mean error is at most 1.2 times transformers' own, and a thousandth (`tests/models/test_gpu_families.py`).
+mean error is at most 1.2 times transformers' own, and a thousandth (`tests/models/test_gpu_families.py`);
+{not_on_gpu} have not run on one.
 Those whose layers keep a state (short convolutions, the gated delta rule, Mamba-2) are proven so in
 `tests/models/test_hybrid_families.py`, where hits, preempted requests and the next turn of a chat begin
 from saved states. They are not split over a mesh, and on a CPU they run op by op.

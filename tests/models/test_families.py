@@ -15,6 +15,7 @@ import pytest
 import torch
 from attention_cases import ATTENTION_CASES
 from fidelity import assert_greedy, logits_of, make_prompt, prove_greedy, tiny_config
+from test_gemma_families import CASES as GEMMAS
 from test_hybrid_families import CASES as HYBRIDS
 
 from levels import OTHER_LEVELS, run_at_level
@@ -74,6 +75,17 @@ def longrope(pairs: int) -> dict[str, Any]:
     }
 
 
+LLAMA_4: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "no_rope_layers": [1, 0, 1, 0],
+    "moe_layers": [1, 2],
+    "num_local_experts": 5,
+    "intermediate_size_mlp": 88,
+    "attention_chunk_size": 32,
+    # So that queries grow within the prompt.
+    "floor_scale": 16,
+    "attn_scale": 0.5,
+}
 LOCAL = "sliding_attention"
 GLOBAL = "full_attention"
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -83,6 +95,29 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama, rope yarn": ("Llama", {**HEADS_OF_40, **YARN}),
     "Llama, rope linear": ("Llama", {**HEADS_OF_40, **LINEAR}),
     "Llama, rope dynamic": ("Llama", {**HEADS_OF_40, **DYNAMIC}),
+    "Llama 4": ("Llama4Text", {**LLAMA_4, **HEADS_OF_80, **UNTIED}),
+    "Llama 4, two experts, biases, tied": (
+        "Llama4Text",
+        {
+            **LLAMA_4,
+            **HEADS_OF_40,
+            **TIED,
+            "num_experts_per_tok": 2,
+            "attention_bias": True,
+            "use_qk_norm": False,
+        },
+    ),
+    "Llama 4, one chunk, queries as they are": (
+        "Llama4Text",
+        {
+            **LLAMA_4,
+            **HEADS_OF_96,
+            **LLAMA3,
+            "attention_chunk_size": 256,
+            "attn_temperature_tuning": False,
+            "moe_layers": [0, 1, 2, 3],
+        },
+    ),
     "Mistral, window": ("Mistral", {**HEADS_OF_40, "sliding_window": 24}),
     "Mistral, no window": ("Mistral", {**HEADS_OF_80, "sliding_window": None, **TIED}),
     "Mistral, heads of 96": ("Mistral", {**HEADS_OF_96, "sliding_window": 24}),
@@ -392,7 +427,7 @@ def test_every_family_at_level(level: str) -> None:
 
 
 def test_every_family_is_proven() -> None:
-    cases = [*CASES.values(), *HYBRIDS.values()]
+    cases = [*CASES.values(), *GEMMAS.values(), *HYBRIDS.values()]
     names = {f"{family.removesuffix('Text')}ForCausalLM" for family, _ in cases}
     assert names == set(ARCHITECTURES)
 

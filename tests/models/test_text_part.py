@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from fidelity import make_prompt
+from fidelity import logits_of, make_prompt
+from test_gemma_families import CASES as GEMMAS
 
 TEXT: dict[str, Any] = {
     "vocab_size": 300,
@@ -46,7 +47,25 @@ CASES = [
     ("Qwen2_5_VL", "qwen2_5_vl_text"),
     ("Qwen3VL", "qwen3_vl_text"),
     ("Idefics3", "llama"),
+    ("Llama4", "llama4_text"),
+    ("Gemma4", "gemma4_text"),
 ]
+# Of the text model and of the vision model, beyond TEXT and VISION.
+MORE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "Llama4": (
+        {"intermediate_size_mlp": 80, "num_local_experts": 2},
+        {"vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32},
+    ),
+    "Gemma4": (
+        {
+            "layer_types": ["sliding_attention", "full_attention"],
+            "global_head_dim": 32,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": 300,
+        },
+        {"num_key_value_heads": 2, "head_dim": 16},
+    ),
+}
 
 
 @pytest.mark.parametrize(("name", "model_type"), CASES)
@@ -60,7 +79,8 @@ def test_the_text_model_is_loaded_by_itself(
     import transformers
 
     torch.manual_seed(0)
-    text = {**TEXT, "model_type": model_type}
+    more_text, more_vision = MORE.get(name, ({}, {}))
+    text = {**TEXT, **more_text, "model_type": model_type}
     if name == "Qwen2_5_VL":
         text["rope_parameters"] = {
             "rope_type": "default",
@@ -69,7 +89,7 @@ def test_the_text_model_is_loaded_by_itself(
         }
     config = getattr(transformers, f"{name}Config")(
         text_config=text,
-        vision_config=VISION,
+        vision_config={**VISION, **more_vision},
         image_token_id=5,
         tie_word_embeddings=False,
     )
@@ -77,12 +97,40 @@ def test_the_text_model_is_loaded_by_itself(
     model.save_pretrained(tmp_path)
     token_ids = [token for token in make_prompt(60) if token > 10]
     with torch.inference_mode():
-        expected = model(input_ids=torch.tensor([token_ids])).logits[0]
+        # The whole of Llama 4 asks its text model for what that does not return.
+        whole = model.language_model if name == "Llama4" else model
+        expected = whole(input_ids=torch.tensor([token_ids])).logits[0]
     with caplog.at_level(logging.WARNING, logger="octavo.checkpoints"):
         found = driver(tmp_path).logits(token_ids)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     [record] = [r for r in caplog.records if "the text model alone is loaded" in r.message]
     assert "\n" not in record.message
+
+
+def test_the_text_model_of_gemma_3n_is_loaded_by_itself(
+    save_tiny: Callable[..., Any], driver: Callable[..., Any]
+) -> None:
+    """Its vision model is another library's: the names of its files are made here."""
+    from safetensors.torch import load_file, save_file
+
+    family, config = GEMMAS["Gemma 3n"]
+    path, model = save_tiny(family, **config)
+    file, config_file = path / "model.safetensors", path / "config.json"
+    tensors = {
+        name.replace("model.", "model.language_model.", 1): tensor
+        for name, tensor in load_file(file).items()
+    }
+    tensors |= {f"model.{part}.weight": torch.ones(3) for part in ("vision_tower", "audio_tower")}
+    save_file(tensors, file, metadata={"format": "pt"})
+    text = json.loads(config_file.read_text())
+    whole = {
+        "architectures": ["Gemma3nForConditionalGeneration"],
+        "text_config": {**text, "architectures": None, "model_type": "gemma3n_text"},
+    }
+    config_file.write_text(json.dumps(whole))
+    token_ids = make_prompt(40)
+    expected = logits_of(model, token_ids)
+    torch.testing.assert_close(driver(path).logits(token_ids), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_checkpoint_of_a_trunk_loads(

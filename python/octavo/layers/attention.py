@@ -17,7 +17,8 @@ class Attention:
     ``q_norm``, ``k_norm``: [head_dim] or None; ``scale`` of the scores: head_dim ** -0.5 if None.
     ``interleaved``: rope turns neighbours. ``sinks``, ``slopes``: float32 [num_heads], as
     ``paged_attention`` takes them, or None. ``causal``: False where the texts of a step are whole
-    and attention goes in both directions.
+    and attention goes in both directions. ``num_kv_heads`` 0: the caches are another layer's, which
+    has stored this step's keys and values before; queries are all that there is of the projection.
     """
 
     __slots__ = (
@@ -31,6 +32,7 @@ class Attention:
         "eps",
         "head_dim",
         "interleaved",
+        "is_chunked",
         "k_cache",
         "k_norm",
         "num_heads",
@@ -66,7 +68,7 @@ class Attention:
     ) -> None:
         self._rope_store = ops.qk_norm_rope_store_kv
         self._paged_attention = ops.paged_attention
-        fused = ops.fused_decode
+        fused = ops.fused_decode if num_kv_heads else None
         self._rope_decode = None if fused is None else fused.attend
         self._max_rope_decodes = 0 if fused is None else fused.max_rows(head_dim)
         self.num_heads = num_heads
@@ -84,9 +86,16 @@ class Attention:
         self.sinks = sinks
         self.slopes = slopes
         self.causal = True
+        self.is_chunked = False
         self._q_factor: Tensor | None = None
         self.k_cache = torch.empty(0)
         self.v_cache = torch.empty(0)
+
+    def set_chunked(self, is_chunked: bool) -> None:
+        """Attend to a query's own chunk alone: ``StepContext.chunks``."""
+        self.is_chunked = is_chunked
+        if is_chunked:
+            self._rope_decode = None
 
     def set_q_factor(self, factor: Tensor) -> None:
         """Multiply queries by ``factor`` [head_dim] once they are rotated."""
@@ -120,13 +129,16 @@ class Attention:
                 sinks=self.sinks,
                 slopes=self.slopes,
             )
+        k_cache, v_cache = self.k_cache, self.v_cache
+        if self.num_kv_heads == 0:
+            k_cache, v_cache = k_cache[:, :0], v_cache[:, :0]
         q = self._rope_store(
             qkv,
             ctx.positions,
             self.cos_sin,
             ctx.slot_mapping,
-            self.k_cache,
-            self.v_cache,
+            k_cache,
+            v_cache,
             num_heads=self.num_heads,
             num_kv_heads=self.num_kv_heads,
             head_dim=self.head_dim,
@@ -138,6 +150,9 @@ class Attention:
         )
         if self._q_factor is not None:
             q = (q * self._q_factor).to(q.dtype)
+        if self.is_chunked:
+            assert ctx.chunks is not None
+            ctx = ctx.chunks
         return self._paged_attention(
             q,
             self.k_cache,

@@ -45,15 +45,33 @@ class MoE:
         self.act = act
         self.shared = shared
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x [T, D] -> [T, D]."""
-        mixed = self._rank.reduce(self._mix(x))
+    def __call__(self, x: Tensor, routed_by: Tensor | None = None) -> Tensor:
+        """x [T, D] -> [T, D]. ``routed_by`` [T, D]: what the router sees in its place."""
+        mixed = self._rank.reduce(self._mix(x, routed_by))
         return mixed if self.shared is None else mixed + self.shared(x)
 
-    def _mix(self, x: Tensor) -> Tensor:
+    def _mix(self, x: Tensor, routed_by: Tensor | None = None) -> Tensor:
         """The rank's part."""
-        logits = self.router.linear(x, self.router_bias, out_dtype=torch.float32)
+        seen = x if routed_by is None else routed_by
+        logits = self.router.linear(seen, self.router_bias, out_dtype=torch.float32)
+        if self.routing.weighs_inputs:
+            return self._mix_weighed(x, logits)
         return self.experts.mix(x, logits, self.routing, kind=self.act)
+
+    def _mix_weighed(self, x: Tensor, logits: Tensor) -> Tensor:
+        """The rank's part, where a token's experts are given different inputs: one at a time."""
+        weights, chosen = self.routing.choose(logits)
+        alone = Routing(1)
+
+        def one(rank: int) -> Tensor:
+            expert, weight = chosen[:, rank, None], weights[:, rank, None].to(x.dtype)
+            only = torch.full_like(logits, float("-inf")).scatter_(1, expert, 0.0)
+            return self.experts.mix(x * weight, only, alone, kind=self.act)
+
+        mixed = one(0)
+        for rank in range(1, self.routing.top_k):
+            mixed = mixed + one(rank)
+        return mixed
 
     def normed(self, x: Addend, residual: Tensor, norm: RMSNorm) -> tuple[Addend, Tensor]:
         """(addend, residual) after norm(residual + x) has gone through this; see ``Linear``."""

@@ -58,6 +58,11 @@ def rope_frequencies(
                 stretch = max(seq_len or 0, max_position_embeddings) / max_position_embeddings
                 grow = scaling["factor"] * stretch - (scaling["factor"] - 1)
                 inv_freq = _inverse_frequencies(theta * grow ** (dim / (dim - 2)), dim)
+            case "proportional":
+                # All of a head's pairs turn, the last of them by nothing.
+                inv_freq = _inverse_frequencies(theta, dim) / scaling.get("factor", 1.0)
+                turned = int(scaling.get("partial_rotary_factor", 1.0) * dim // 2)
+                inv_freq = torch.where(torch.arange(dim // 2) < turned, inv_freq, 0.0)
             case "llama3":
                 inv_freq = _llama3(_inverse_frequencies(theta, dim), scaling)
             case "yarn":

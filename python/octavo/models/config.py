@@ -45,6 +45,14 @@ class StateShape:
     recurrent: tuple[int, int, int] | None = None
 
 
+@dataclass(frozen=True)
+class KVShape:
+    """A layer's key-value heads, and the elements of each."""
+
+    num_heads: int
+    head_dim: int
+
+
 # Kinds of layers by what they keep of the tokens so far.
 KV_KINDS = frozenset({"attention", "both"})
 STATE_KINDS = frozenset({"state", "both"})
@@ -104,11 +112,16 @@ class ModelConfig:
     # One row for all heads in the cache, as wide as head_dim, is both key and value.
     latent: LatentDims | None = None
     sliding_windows: tuple[int, ...] = ()
+    # Each layer's chunk: a token sees those of its own chunk alone; 0: everything. Empty: 0 in all.
+    attention_chunks: tuple[int, ...] = ()
     # The rotary embedding of layers with a window, where it is another.
     local_rope: RopeConfig | None = None
     rope_layers: tuple[bool, ...] = ()
     attn_logit_softcap: float = 0.0
     final_logit_softcap: float = 0.0
+    # Elements of a layer's own vector of each token, and ids that have one; 0: there are none.
+    per_layer_size: int = 0
+    per_layer_vocab: int = 0
     # Mixture of experts: 0 experts, none. ``moe_layers`` has one entry a layer.
     num_experts: int = 0
     num_experts_per_token: int = 0
@@ -124,6 +137,10 @@ class ModelConfig:
     routed_scale: float = 1.0
     # The checkpoint holds each expert's gate and up as one tensor.
     fused_experts: bool = False
+    # Each layer's key-value heads and head size, where layers differ; empty: the model's in all.
+    kv_shapes: tuple[KVShape, ...] = ()
+    # The layer whose keys and values each layer reads, itself or an earlier one; empty: itself.
+    kv_sources: tuple[int, ...] = ()
     # Each layer's kind: "attention", "state", "both" or "neither"; empty: attention in all.
     layer_kinds: tuple[str, ...] = ()
     # Of the layers that keep a state.
@@ -176,9 +193,25 @@ class ModelConfig:
     @property
     def kv_layers(self) -> tuple[bool, ...]:
         """True for each layer that keeps keys and values."""
+        if self.kv_sources:
+            return tuple(source == layer for layer, source in enumerate(self.kv_sources))
         if not self.layer_kinds:
             return (True,) * self.num_layers
         return tuple(kind in KV_KINDS for kind in self.layer_kinds)
+
+    @property
+    def cache_shapes(self) -> tuple[KVShape, ...]:
+        """The shape of each layer's cache, of those layers that keep one."""
+        shapes = self.kv_shapes or (KVShape(self.num_kv_heads, self.head_dim),) * self.num_layers
+        return tuple(shape for shape, keeps in zip(shapes, self.kv_layers, strict=True) if keeps)
+
+    @property
+    def cache_indices(self) -> tuple[int, ...]:
+        """Each layer's cache among those of ``cache_shapes``; of layers with attention alone."""
+        if not self.kv_sources:
+            return tuple(range(self.num_layers))
+        kept = [layer for layer, keeps in enumerate(self.kv_layers) if keeps]
+        return tuple(kept.index(source) for source in self.kv_sources)
 
     @property
     def state_layers(self) -> tuple[bool, ...]:
@@ -204,6 +237,19 @@ class ModelConfig:
     def sliding_window(self, layer: int) -> int:
         """The window of layer ``layer`` in tokens; 0: everything."""
         return self.sliding_windows[layer] if self.sliding_windows else 0
+
+    def at_layer(self, layer: int) -> ModelConfig:
+        """The shape of layer ``layer``, where layers have heads of their own; else the model's."""
+        if not self.kv_shapes:
+            return self
+        shape = self.kv_shapes[layer]
+        is_local = self.local_rope is not None and self.sliding_window(layer) > 0
+        return self.replace(
+            num_kv_heads=shape.num_heads,
+            head_dim=shape.head_dim,
+            rope=self.local_rope if is_local else self.rope,
+            kv_shapes=(),
+        )
 
     def replace(self, **changes: Any) -> ModelConfig:
         """A copy with these fields changed."""

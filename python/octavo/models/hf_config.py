@@ -116,6 +116,8 @@ class HfConfig(Getter):
                 scaling["original_max_position_embeddings"] = original
             if not scaling.get("original_max_position_embeddings"):
                 scaling["original_max_position_embeddings"] = self.max_positions
+        if rope_type == "proportional" and part is not None:
+            scaling["partial_rotary_factor"], part = float(part), None
         return RopeConfig(
             theta=theta,
             rot_dim=int(self.head_dim * float(part or 1.0)),

@@ -293,9 +293,9 @@ class LlamaForCausalLM:
 
     def bind_kv_cache(self, caches: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Hand each layer its keys and values."""
-        for layer, (k_cache, v_cache) in zip(self.layers, caches, strict=True):
-            layer.self_attn.attention.k_cache = k_cache
-            layer.self_attn.attention.v_cache = v_cache
+        for layer, index in zip(self.layers, self.config.cache_indices, strict=True):
+            attention = layer.self_attn.attention
+            attention.k_cache, attention.v_cache = caches[index]
         self._decoder = self._make_decoder()
 
     def _make_decoder(self) -> Decoder | None:

@@ -18,7 +18,7 @@ from octavo.layers.embedding import Embedding, LMHead
 from octavo.layers.linear import Linear
 from octavo.layers.norm import LayerNorm, RMSNorm
 from octavo.layers.rope import RopeConfig, cos_sin_table, identity_table
-from octavo.models.config import ModelConfig
+from octavo.models.config import KVShape, ModelConfig
 from octavo.models.stage import Stage
 
 # Elements of a quantized row that stay together: 256 in most of GGUF's kinds, 128 in many groups.
@@ -65,10 +65,26 @@ def heads_of(config: ModelConfig, rank: Rank) -> Heads:
 
 
 def part_config(config: ModelConfig, rank: Rank, stage: Stage) -> ModelConfig:
-    """The shape of one rank's part of a stage: its heads and layers."""
+    """The shape of one rank's part of a stage: its heads and layers.
+
+    Raises:
+        ModelLoadError: layers read what another stage keeps.
+    """
+    if config.kv_sources and stage.count > 1:
+        raise ModelLoadError(
+            "a model whose layers read the keys and values of others cannot be split: "
+            "pipeline_parallel_size must be 1"
+        )
     num_heads, num_kv_heads = heads_of(config, rank).counts
+    shapes = tuple(
+        KVShape(heads_of(config.at_layer(layer), rank).counts[1], config.kv_shapes[layer].head_dim)
+        for layer in (stage.layers if config.kv_shapes else ())
+    )
     return config.replace(
-        num_heads=num_heads, num_kv_heads=num_kv_heads, num_layers=len(stage.layers)
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        num_layers=len(stage.layers),
+        kv_shapes=shapes,
     )
 
 
@@ -84,9 +100,13 @@ def check_split(config: ModelConfig, size: int) -> None:
     Raises:
         ModelLoadError: with the numbers, and sizes that would do.
     """
-    q, kv = config.num_heads, config.num_kv_heads
-    fits = [n for n in range(1, q + 1) if q % n == 0 and (kv % n == 0 or n % kv == 0)]
+    q, kvs = config.num_heads, sorted({shape.num_heads for shape in config.cache_shapes})
+    kvs = kvs or [config.num_kv_heads]
+    fits = [
+        n for n in range(1, q + 1) if q % n == 0 and all(kv % n == 0 or n % kv == 0 for kv in kvs)
+    ]
     if size not in fits:
+        kv = " or ".join(map(str, kvs))
         raise ModelLoadError(
             f"tensor_parallel_size {size}: {q} heads and {kv} key-value heads do not divide by it; "
             f"these would: {', '.join(map(str, fits))}"

@@ -252,6 +252,12 @@ class PoolingModel:
         classifies = shape.architecture in CLASSIFIERS
         if not classifies:
             self._make_pooler(source, "last", device)
+        if shape.kv_shapes or shape.kv_sources:
+            # The layers of a step, which holds whole texts, take turns with one cache.
+            raise ModelLoadError(
+                f"{source.path}: {shape.architecture} does not embed: its layers have caches of "
+                "several shapes, or share them"
+            )
         decoder: CausalLM = build(shape, named, ops, max_model_len=self.max_len, device=device)
         if shape.raw.get("use_bidirectional_attention") or shape.raw.get("is_causal") is False:
             if not isinstance(decoder, LlamaForCausalLM):

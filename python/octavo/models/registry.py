@@ -28,6 +28,8 @@ from octavo.models.foreign_encoder import FOREIGN_ENCODERS, read_foreign_encoder
 from octavo.models.gemma import GemmaForCausalLM
 from octavo.models.gemma2 import Gemma2ForCausalLM
 from octavo.models.gemma3 import Gemma3ForCausalLM
+from octavo.models.gemma3n import Gemma3nForCausalLM
+from octavo.models.gemma4 import Gemma4ForCausalLM, Gemma4UnifiedForCausalLM
 from octavo.models.glm import GlmForCausalLM
 from octavo.models.glm4 import Glm4ForCausalLM
 from octavo.models.glm4_moe import Glm4MoeForCausalLM
@@ -43,6 +45,7 @@ from octavo.models.hunyuan_moe import HunYuanMoEV1ForCausalLM
 from octavo.models.lfm2 import Lfm2ForCausalLM
 from octavo.models.lfm2_moe import Lfm2MoeForCausalLM
 from octavo.models.llama import LlamaForCausalLM
+from octavo.models.llama4 import Llama4ForCausalLM
 from octavo.models.mamba2 import Mamba2ForCausalLM
 from octavo.models.minimax_m2 import MiniMaxM2ForCausalLM
 from octavo.models.ministral3 import Ministral3ForCausalLM
@@ -135,12 +138,16 @@ _CLASSES: tuple[type[CausalLMClass], ...] = (
     FalconH1ForCausalLM,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
+    Gemma3nForCausalLM,
+    Gemma4ForCausalLM,
+    Gemma4UnifiedForCausalLM,
     GemmaForCausalLM,
     GptOssForCausalLM,
     GraniteForCausalLM,
     GraniteMoeHybridForCausalLM,
     Lfm2ForCausalLM,
     Lfm2MoeForCausalLM,
+    Llama4ForCausalLM,
     LlamaForCausalLM,
     Mamba2ForCausalLM,
     MistralForCausalLM,

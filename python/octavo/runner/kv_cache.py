@@ -53,8 +53,8 @@ class KVCachePlan:
 def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
     """Keys and values of one token in all layers."""
     copies = 1 if config.latent is not None else 2
-    rows = sum(config.kv_layers) * config.num_kv_heads
-    return copies * rows * bytes_per_row(config.head_dim, dtype)
+    rows = (shape.num_heads * bytes_per_row(shape.head_dim, dtype) for shape in config.cache_shapes)
+    return copies * sum(rows)
 
 
 def plan_kv_cache(
@@ -115,13 +115,13 @@ def allocate_kv_cache(
 ) -> list[tuple[Tensor, Tensor]]:
     """(keys, values) of each layer that keeps them.
 
-    Each is [num_blocks, num_kv_heads, block_size, head_dim].
+    Each is [num_blocks, num_kv_heads, block_size, head_dim], of the layer's heads.
 
     Of latent attention both are one tensor.
     """
-    shape = (plan.num_blocks, config.num_kv_heads, plan.block_size, config.head_dim)
     caches = []
-    for _ in range(sum(config.kv_layers)):
+    for layer in config.cache_shapes:
+        shape = (plan.num_blocks, layer.num_heads, plan.block_size, layer.head_dim)
         keys = make_cache(shape, dtype, device)
         shared = config.latent is not None
         caches.append((keys, keys if shared else make_cache(shape, dtype, device)))

@@ -67,9 +67,13 @@ class LargestStep:
         loaded, model, device = self._loaded, part.model, part.device
         config = loaded.config
         tokens, num_seqs = max_step_tokens(loaded), max_num_seqs(loaded)
-        shape = (1, model.config.num_kv_heads, config.block_size, model.config.head_dim)
-        cache = make_cache(shape, loaded.kv_dtype, device)
-        model.bind_kv_cache([(cache, cache)] * sum(model.config.kv_layers))
+        caches = {
+            layer: make_cache(
+                (1, layer.num_heads, config.block_size, layer.head_dim), loaded.kv_dtype, device
+            )
+            for layer in set(model.config.cache_shapes)
+        }
+        model.bind_kv_cache([(caches[layer],) * 2 for layer in model.config.cache_shapes])
         if isinstance(model, HybridForCausalLM) and model.config.state is not None:
             StateCache(1, model, loaded.dtypes.activations, device)
 

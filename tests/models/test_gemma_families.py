@@ -1,0 +1,140 @@
+"""Gemma 3n and Gemma 4 against transformers: caches of several shapes, and layers that read others'.
+
+As ``test_families``, with what is these families' own: layers that keep no keys and values, heads of
+two sizes, values that are keys, experts beside an MLP, vectors of each layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from fidelity import logits_of, make_prompt, prove_greedy
+
+LOCAL = "sliding_attention"
+GLOBAL = "full_attention"
+GEMMA_3N: dict[str, Any] = {
+    "num_hidden_layers": 6,
+    "layer_types": [LOCAL, GLOBAL] * 3,
+    "sliding_window": 24,
+    "vocab_size_per_layer_input": 290,
+    "hidden_size_per_layer_input": 12,
+    "laurel_rank": 8,
+    "initializer_range": 0.15,
+}
+GEMMA_4: dict[str, Any] = {
+    # More layers would have float32's noise, transformers' own, grow beyond 1e-4.
+    "num_hidden_layers": 4,
+    "layer_types": [LOCAL, GLOBAL] * 2,
+    "sliding_window": 24,
+    "vocab_size_per_layer_input": 300,
+    "hidden_size_per_layer_input": 12,
+    "initializer_range": 0.15,
+}
+EXPERTS: dict[str, Any] = {
+    "enable_moe_block": True,
+    "num_experts": 5,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 40,
+}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "Gemma 3n": (
+        "Gemma3nText",
+        {
+            **GEMMA_3N,
+            "head_dim": 40,
+            "num_kv_shared_layers": 2,
+            "activation_sparsity_pattern": [0.9, 0.9, 0.0, 0.0, 0.5, 0.0],
+        },
+    ),
+    "Gemma 3n, widths of layers, untied, biases, own caches": (
+        "Gemma3nText",
+        {
+            **GEMMA_3N,
+            "head_dim": 96,
+            "num_key_value_heads": 1,
+            "num_kv_shared_layers": 0,
+            "num_hidden_layers": 4,
+            "layer_types": [LOCAL, GLOBAL] * 2,
+            "intermediate_size": [96, 96, 104, 104],
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+            "altup_num_inputs": 3,
+            "altup_active_idx": 1,
+            "altup_correct_scale": False,
+            "activation_sparsity_pattern": [0.0, 0.9, 0.0, 0.9],
+        },
+    ),
+    "Gemma 4": (
+        "Gemma4Text",
+        {
+            **GEMMA_4,
+            "head_dim": 40,
+            "global_head_dim": 80,
+            "num_kv_shared_layers": 2,
+            "use_double_wide_mlp": True,
+            "final_logit_softcapping": 9.0,
+        },
+    ),
+    "Gemma 4, values that are keys, experts": (
+        "Gemma4Text",
+        {
+            **GEMMA_4,
+            "hidden_size": 96,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 3,
+            "head_dim": 48,
+            "global_head_dim": 96,
+            "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True,
+            "hidden_size_per_layer_input": 0,
+            **EXPERTS,
+        },
+    ),
+    "Gemma 4, experts, biases, untied, two shared": (
+        "Gemma4Text",
+        {
+            **GEMMA_4,
+            "head_dim": 96,
+            "global_head_dim": 40,
+            "num_key_value_heads": 1,
+            "num_kv_shared_layers": 2,
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+            **EXPERTS,
+        },
+    ),
+    "Gemma 4, unified": (
+        "Gemma4UnifiedText",
+        {
+            **{key: value for key, value in GEMMA_4.items() if "per_layer" not in key},
+            "head_dim": 40,
+            "global_head_dim": 80,
+            "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True,
+        },
+    ),
+}
+# A family's first case is the plainest; the others are in the longer run.
+PARAMETERS = [pytest.param(name, marks=pytest.mark.slow) if "," in name else name for name in CASES]
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_family_is_what_transformers_computes(
+    name: str,
+    save_tiny: Callable[..., Any],
+    driver: Callable[..., Any],
+    backend: str,
+) -> None:
+    family, config = CASES[name]
+    path, model = save_tiny(family, **config)
+    probe = driver(path, attention_backend=backend)
+    token_ids = [token % 290 for token in make_prompt(77)]
+    torch.testing.assert_close(
+        probe.logits(token_ids), logits_of(model, token_ids), atol=1e-4, rtol=1e-4
+    )
+    if backend == "reference":  # one request at a time and no more: it is slow
+        return
+    prove_greedy(driver, path, model, attention_backend=backend)
