@@ -121,7 +121,7 @@ def test_charts_follow_the_work(smollm: RunningServer, load: None, open_page: Op
     box = drawing.bounding_box()
     assert box
     page.mouse.move(box["x"] + box["width"] - 4, box["y"] + 20)
-    charts["Requests"].locator(".mark[d*=V]").wait_for()
+    charts["Requests"].locator(".mark[d*=V]").wait_for(state="attached")
     page.mouse.move(0, 0)
     charts["Requests"].locator(".mark[d='']").wait_for(state="attached")
     shoot(page, "live")
