@@ -247,7 +247,8 @@ _ALL: Final[list[Row]] = [
     *_rows(
         _DATA_PARALLEL,
         "data_parallel_backend/-dpb data_parallel_address/-dpa data_parallel_rpc_port/-dpp "
-        "data_parallel_supervisor_port dp_supervisor_probe_interval_s dp_supervisor_probe_timeout_s "
+        "data_parallel_supervisor_port dp_supervisor_probe_interval_s "
+        "dp_supervisor_probe_timeout_s "
         "dp_supervisor_probe_failure_threshold dp_sync_interval",
     ),
     *_refused(
