@@ -10,6 +10,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+# vLLM has it here.
+from octavo.profiler_config import ProfilerConfig as ProfilerConfig
+
 
 def _flag(default: Any, group: str, help: str, **extra: Any) -> Any:
     """A dataclass field that is also a command-line flag.
