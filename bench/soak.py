@@ -49,7 +49,7 @@ TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}as
 BAD: list[dict[str, Any]] = [
     {"prompt": "x", "temperature": 9},
     {"prompt": []},
-    {"prompt": "x" * 5000},
+    {"prompt": "x " * 5000},
     {"prompt": "x", "no_such_field": 1},
     {"messages": [{"role": "user"}]},
 ]
@@ -142,7 +142,8 @@ async def be_a_client(url: str, seed: int, until: float, counts: Counter[str]) -
                 if kind < 0.1:
                     path = rng.choice(["/v1/completions", "/v1/chat/completions"])
                     answer = await http.post(path, json=rng.choice(BAD))
-                    counts["refused" if answer.status_code == 400 else "WRONG"] += 1
+                    status = answer.status_code
+                    counts["refused" if status == 400 else f"WRONG: bad, {status}"] += 1
                     continue
                 path, body = random_request(rng)
                 patience = rng.uniform(0, 0.3) if kind < 0.35 else 100
@@ -150,7 +151,7 @@ async def be_a_client(url: str, seed: int, until: float, counts: Counter[str]) -
                     counts[await asyncio.wait_for(ask(http, path, body), patience)] += 1
                 except TimeoutError:
                     # The connection was in use: leaving closes it.
-                    counts["left" if patience < 1 else "WRONG"] += 1
+                    counts["left" if patience < 1 else "WRONG: no end in time"] += 1
                     break
 
 
@@ -158,12 +159,15 @@ async def ask(http: httpx.AsyncClient, path: str, body: dict[str, Any]) -> str:
     """Send one good request and read its whole answer; what became of it."""
     if not body["stream"]:
         answer = await http.post(path, json=body)
-        return "answered" if answer.status_code == 200 else "WRONG"
+        status = answer.status_code
+        return "answered" if status == 200 else f"WRONG: good, {status}"
     async with http.stream("POST", path, json=body) as response:
         last = ""
         async for line in response.aiter_lines():
             last = line or last
-    return "streamed" if response.status_code == 200 and last == "data: [DONE]" else "WRONG"
+    if response.status_code == 200 and last == "data: [DONE]":
+        return "streamed"
+    return f"WRONG: stream, {response.status_code}"
 
 
 async def watch(server: Server, until: float, samples: list[tuple[float, float]]) -> None:
@@ -246,7 +250,7 @@ def main() -> int:
         "exit status on SIGTERM": status,
     }
     is_well = (
-        not counts["WRONG"]
+        not any(name.startswith("WRONG") for name in counts)
         and not any(gauges.values())
         and slope < arguments.max_slope
         # A connection that is just closing may still be there.

@@ -10,6 +10,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+# vLLM has it here.
+from octavo.profiler_config import ProfilerConfig as ProfilerConfig
+
 
 def _flag(default: Any, group: str, help: str, **extra: Any) -> Any:
     """A dataclass field that is also a command-line flag.
@@ -142,13 +145,13 @@ class EngineConfig:
             **dict.fromkeys(("fastsafetensors", "instanttensor", "runai_streamer"), _OWN_LOADER),
             "hf": ("auto", "octavo reads safetensors and GGUF"),
             "mistral": ("auto", "octavo reads the repository's Hugging Face files"),
+            "bitsandbytes": ("auto", "octavo finds by config.json how a file is quantized"),
         },
         lacks=dict.fromkeys(("pt", "npcache"), "octavo loads no pickles")
         | dict.fromkeys(
             ("sharded_state", "runai_streamer_sharded", "tensorizer", "modelexpress", "ipc_cache"),
             "octavo reads safetensors and GGUF",
-        )
-        | {"bitsandbytes": "give --quantization w4: octavo loads no bitsandbytes by load format"},
+        ),
     )
     quantization: str | None = _flag(
         None,

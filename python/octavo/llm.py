@@ -24,6 +24,7 @@ from octavo.llm_pooling import PoolingLLM
 from octavo.metrics_reader import Metric
 from octavo.offline import UseTqdm, as_batch, progress_bar
 from octavo.outputs import RequestOutput
+from octavo.profiler_config import ProfilerConfig
 from octavo.sampling_params import BeamSearchParams, SamplingParams
 
 if TYPE_CHECKING:
@@ -69,12 +70,12 @@ class LLM(PoolingLLM):
         model: str | None = None,
         *,
         chat_template: str | None = None,
-        profiler_config: Mapping[str, Any] | None = None,
+        profiler_config: ProfilerConfig | Mapping[str, Any] | None = None,
         **config: Any,
     ) -> None:
         super().__init__(make_engine_config("LLM", {"model": model, **config}))
         self._conversations = Conversations(self._engine, chat_template)
-        folder = (profiler_config or {}).get("torch_profiler_dir")
+        folder = ProfilerConfig.of(profiler_config).torch_profiler_dir
         self._profile_folder = Path(folder or "octavo-profile")
         # Between start_profile and stop_profile: the trace, and its file's name.
         self._profile: tuple[StepTrace, str] | None = None

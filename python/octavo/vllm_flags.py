@@ -74,11 +74,12 @@ def _refused(reason: str, names: str, kind: Kind = "value", *passes: str) -> lis
 
 _COMPILES = "octavo compiles nothing at start: its kernels are written by hand"
 _MEDIA = "octavo takes text alone, no images, sound or video"
-_STATE_SPACE = "octavo has no state-space models"
+_STATE_KERNELS = "octavo has its own kernels of recurrent layers"
+_STATES = "octavo saves states at blocks' ends: --state-checkpoint-interval"
 _LORA = "octavo has no LoRA yet"
 _SPECULATIVE = "octavo has no speculative decoding yet"
 _REASONING = "octavo finds how a model reasons; --reasoning-parser names another way"
-_DATA_PARALLEL = "octavo has no data parallelism: run one server a GPU"
+_DATA_PARALLEL = "a server holds one copy of a model: run several, or replicas on Ray"
 _ONE_PROCESS = "octavo is one process on one machine"
 _EXPERTS = "octavo splits a model's experts with its layers"
 _CONTEXT_PARALLEL = "octavo has no context parallelism"
@@ -173,18 +174,22 @@ _ALL: Final[list[Row]] = [
         "switch",
     ),
     *_rows(
-        _STATE_SPACE,
-        "mamba_backend mamba_ssu_algorithm mamba_cache_philox_rounds mamba_cache_dtype "
-        "mamba_ssm_cache_dtype mamba_block_size mamba_cache_mode replayssm_buffer_len "
-        "gdn_prefill_backend kda_prefill_backend kda_decode_backend",
+        _STATE_KERNELS,
+        "mamba_backend mamba_ssu_algorithm gdn_prefill_backend kda_prefill_backend "
+        "kda_decode_backend",
+    ),
+    *_rows(_STATE_KERNELS, "mamba_config", "object"),
+    *_rows(
+        "octavo keeps recurrent states in float32",
+        "mamba_cache_dtype mamba_ssm_cache_dtype mamba_cache_philox_rounds",
     ),
     *_rows(
-        _STATE_SPACE,
-        "enable_mamba_cache_stochastic_rounding enable_mamba_shared_prefix_checkpoint "
-        "use_replayssm",
+        "octavo keeps recurrent states in float32",
+        "enable_mamba_cache_stochastic_rounding",
         "switch",
     ),
-    *_rows(_STATE_SPACE, "mamba_config", "object"),
+    *_rows(_STATES, "mamba_block_size mamba_cache_mode replayssm_buffer_len"),
+    *_rows(_STATES, "enable_mamba_shared_prefix_checkpoint use_replayssm", "switch"),
     # --------------------------------------------------------------------- memory, cache
     *_rows("octavo computes preempted requests again", "swap_space"),
     *_rows("octavo preempts by computing again", "preemption_mode"),
@@ -193,8 +198,10 @@ _ALL: Final[list[Row]] = [
         "octavo keeps every full block until its memory is needed",
         "prefix_cache_retention_interval prefix_match_unit",
     ),
-    *_rows("octavo's cache has one type", "kv_cache_dtype_skip_layers", "values"),
-    *_rows("octavo's cache has no scales", "calculate_kv_scales", "switch"),
+    *_refused("octavo's cache has one type in every layer", "kv_cache_dtype_skip_layers", "values"),
+    *_rows(
+        "octavo's cache of a byte has a scale a token and head", "calculate_kv_scales", "switch"
+    ),
     *_rows(
         "octavo computes every layer of a prompt",
         "kv_sharing_fast_prefill swa_bounded_replay",
@@ -237,11 +244,11 @@ _ALL: Final[list[Row]] = [
     *_refused(
         _DATA_PARALLEL, "data_parallel_rank/-dpn data_parallel_start_rank/-dpr", "value", "0"
     ),
-    *_refused(_DATA_PARALLEL, "data_parallel_backend/-dpb", "value", "mp"),
     *_rows(
         _DATA_PARALLEL,
-        "data_parallel_address/-dpa data_parallel_rpc_port/-dpp data_parallel_supervisor_port "
-        "dp_supervisor_probe_interval_s dp_supervisor_probe_timeout_s "
+        "data_parallel_backend/-dpb data_parallel_address/-dpa data_parallel_rpc_port/-dpp "
+        "data_parallel_supervisor_port dp_supervisor_probe_interval_s "
+        "dp_supervisor_probe_timeout_s "
         "dp_supervisor_probe_failure_threshold dp_sync_interval",
     ),
     *_refused(
@@ -396,7 +403,7 @@ _ALL: Final[list[Row]] = [
     *_refused("octavo serves text alone", "tokens_only enable_scale_out", "switch"),
     *_rows("octavo has no Cohere chat route", "cohere_is_reasoning_model", "switch"),
     *_rows("octavo has no Cohere chat route", "cohere_format"),
-    *_rows("octavo has no late interaction", "enable_flash_late_interaction", "switch"),
+    *_rows("octavo has its own kernels", "enable_flash_late_interaction", "switch"),
     # -------------------------------------------------------------------------- the server
     *_refused(_OWN_CODE, "middleware", "values"),
     *_refused("octavo serves HTTP alone", "grpc", "switch"),

@@ -15,7 +15,7 @@ import pytest
 
 import octavo
 import octavo.metrics_reader
-from octavo.config import EngineConfig
+from octavo.config import EngineConfig, ProfilerConfig
 from octavo.engine.arg_utils import AsyncEngineArgs, EngineArgs
 from octavo.engine.async_llm_engine import AsyncLLM
 from octavo.engine.engine import AsyncEngine
@@ -27,6 +27,7 @@ from octavo.lora.request import LoRARequest
 from octavo.outputs import CompletionOutput, EmbeddingRequestOutput, Logprob, RequestOutput
 from octavo.sampling_params import RequestOutputKind, SamplingParams
 from octavo.utils import FlexibleArgumentParser
+from octavo.utils.print_utils import print_embeddings
 
 CONFIG: dict[str, Any] = {"block_size": 4, "max_model_len": 64, "max_num_seqs": 4}
 PROMPTS = [[1, 2, 3, 4, 5], [9, 8], [1, 2, 3]]
@@ -176,10 +177,12 @@ def test_prefixes_are_forgotten_and_counted(fake_model: Any) -> None:
     assert running.value == 0
 
 
-def test_profiles(fake_model: Any, alone: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("typed", [False, True])
+def test_profiles(fake_model: Any, alone: Any, tmp_path: Path, typed: bool) -> None:
     fake_model()
     folder = tmp_path / "profiles"
-    llm = LLM(**CONFIG, profiler_config={"profiler": "torch", "torch_profiler_dir": str(folder)})
+    wanted: dict[str, Any] = {"profiler": "torch", "torch_profiler_dir": str(folder)}
+    llm = LLM(**CONFIG, profiler_config=ProfilerConfig(**wanted) if typed else wanted)
     step = llm._engine.step
     with pytest.raises(RuntimeError, match="no profile"):
         llm.stop_profile()
@@ -194,6 +197,20 @@ def test_profiles(fake_model: Any, alone: Any, tmp_path: Path) -> None:
     events = json.loads((folder / "mine-2.json").read_text())["traceEvents"]
     assert {"schedule", "launch", "collect", "update"} <= {event["name"] for event in events}
     assert llm._engine.step == step
+
+
+def test_a_profile_has_every_step() -> None:
+    with pytest.raises(ValueError, match=r"profiler_config.max_iterations must be 0"):
+        LLM(**CONFIG, profiler_config={"max_iterations": 3})
+    with pytest.raises(ValueError, match=r"profiler_config.delay_iterations must be 0"):
+        ProfilerConfig(delay_iterations=1)
+
+
+def test_vectors_are_shown_by_their_first_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    print_embeddings([0.5, 1.0, 2.0, 3.0, 4.0])
+    print_embeddings([0.25], prefix="Reward")
+    shown = capsys.readouterr().out.splitlines()
+    assert shown == ["Embeddings: [0.5, 1.0, 2.0, 3.0, ...] (size=5)", "Reward: [0.25] (size=1)"]
 
 
 def test_a_progress_bar_of_one_s_own(fake_model: Any) -> None:

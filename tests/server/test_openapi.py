@@ -271,6 +271,8 @@ def test_every_bound_holds_at_itself_and_not_past_it(path: str) -> None:
                 # As many second texts as first ones.
                 is_many = isinstance(value, list) and passes
                 others = {PARTNERS[name]: ["y"] * len(value) if is_many else "y"}
+            elif name == "logprob_token_ids":
+                others = others | {"logprobs": True if "chat" in path else 1}
             elif name in BESIDE:
                 others = others | BESIDE[name]
             refused = refusal(path, {**others, name: value})

@@ -93,8 +93,9 @@ def is_of_files(quantization: str, method: str) -> bool:
     if _OTHER_NAMES.get(quantization, quantization) == _OTHER_NAMES.get(method, method):
         return True
     held = f"quantized by {method!r}" if method else "not quantized"
+    advice = "leave it out" if method else "leave it out, or round it at load by w4"
     raise ModelLoadError(
-        f"--quantization {quantization} does not fit the checkpoint, which is {held}: leave it out"
+        f"--quantization {quantization} does not fit the checkpoint, which is {held}: {advice}"
     )
 
 
