@@ -349,13 +349,7 @@ impl WideTask {
 /// # Safety
 /// The blocks, of a tile of this kind, exist.
 #[inline(always)]
-unsafe fn widen<S: Simd, F: Form>(
-    s: S,
-    first: *const u8,
-    blocks: usize,
-    half: usize,
-    to: Widened,
-) {
+unsafe fn widen<S: Simd, F: Form>(s: S, first: *const u8, blocks: usize, half: usize, to: Widened) {
     if const { crate::linear::int8::Product::of(F::SHAPE).is_none() } {
         unreachable!("no integers");
     }
