@@ -23,6 +23,9 @@ enum Kind {
     Neon,
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// AVX2 with the dot products of VNNI on 256 bits.
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni,
     #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "x86_64")]
@@ -49,12 +52,13 @@ impl Level {
             if avx2 {
                 levels.push(Level(Kind::Avx2));
             }
+            if avx2 && (has_avx_vnni() || has_avx512_vnni()) {
+                levels.push(Level(Kind::AvxVnni));
+            }
             if avx2
-                && std::arch::is_x86_feature_detected!("avx512f")
                 && std::arch::is_x86_feature_detected!("avx512bw")
-                && std::arch::is_x86_feature_detected!("avx512vl")
                 && std::arch::is_x86_feature_detected!("avx512dq")
-                && std::arch::is_x86_feature_detected!("avx512vnni")
+                && has_avx512_vnni()
             {
                 levels.push(Level(Kind::Avx512));
                 if tiles_are_available() {
@@ -65,7 +69,7 @@ impl Level {
         levels
     }
 
-    /// The level named `scalar`, `neon`, `avx2`, `avx512` or `amx`.
+    /// The level named `scalar`, `neon`, `avx2`, `avxvnni`, `avx512` or `amx`.
     ///
     /// # Errors
     /// A message when the name is unknown or this machine lacks the level.
@@ -107,6 +111,8 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
+            Kind::AvxVnni => "avxvnni",
+            #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => "avx512",
             #[cfg(target_arch = "x86_64")]
             Kind::Amx => "amx",
@@ -135,7 +141,7 @@ impl Level {
     pub fn rounds_fast(self) -> bool {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 | Kind::Avx512 => true,
+            Kind::Avx2 | Kind::AvxVnni | Kind::Avx512 => true,
             _ => false,
         }
     }
@@ -144,7 +150,7 @@ impl Level {
     pub(crate) fn widens(self) -> bool {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 => true,
+            Kind::Avx2 | Kind::AvxVnni => true,
             _ => false,
         }
     }
@@ -177,6 +183,25 @@ impl Level {
         }
     }
 
+    /// As `run`, with the dot products of int16 pairs in one instruction where this level has them:
+    /// for the few kernels that use them.
+    ///
+    /// # Safety
+    /// As `run`.
+    #[inline]
+    pub unsafe fn run_pairs<K: Kernel>(self, kernel: K) -> K::Out {
+        // SAFETY: the caller's; one of the two was detected when this Level was made.
+        unsafe {
+            match self.0 {
+                #[cfg(target_arch = "x86_64")]
+                Kind::AvxVnni if has_avx_vnni() => crate::simd::avx2::run_avx_vnni(kernel),
+                #[cfg(target_arch = "x86_64")]
+                Kind::AvxVnni => crate::simd::avx2::run_avx512_vnni(kernel),
+                _ => self.run(kernel),
+            }
+        }
+    }
+
     /// Run `kernel` compiled for this level.
     ///
     /// # Safety
@@ -191,12 +216,25 @@ impl Level {
                 #[cfg(target_arch = "aarch64")]
                 Kind::Neon => crate::simd::neon::run(kernel),
                 #[cfg(target_arch = "x86_64")]
-                Kind::Avx2 => crate::simd::avx2::run(kernel),
+                Kind::Avx2 | Kind::AvxVnni => crate::simd::avx2::run(kernel),
                 #[cfg(target_arch = "x86_64")]
                 Kind::Avx512 | Kind::Amx => crate::simd::avx512::run(kernel),
             }
         }
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_avx_vnni() -> bool {
+    std::arch::is_x86_feature_detected!("avxvnni")
+}
+
+/// True if the machine has VNNI of AVX-512 on 256 bits.
+#[cfg(target_arch = "x86_64")]
+fn has_avx512_vnni() -> bool {
+    std::arch::is_x86_feature_detected!("avx512f")
+        && std::arch::is_x86_feature_detected!("avx512vl")
+        && std::arch::is_x86_feature_detected!("avx512vnni")
 }
 
 /// True if this process may use the tile unit with bfloat16; one system call a process.

@@ -221,7 +221,13 @@ proptest! {
                 let dot: f64 = (0..k).map(|i| x.get(row, i) * f64::from(weights[col][i])).sum();
                 dot + bias.get(0, col)
             });
-            let bound = if plain || exact { 1e-5 } else { 2e-2 } + rounding(y_type);
+            // Several rows are rounded to int16 there.
+            let wide = ["avx2", "avxvnni"].contains(&level.name()) && m >= 4;
+            let bound = match (plain || exact, wide) {
+                (true, _) => 1e-5,
+                (false, true) => 5e-5,
+                (false, false) => 2e-2,
+            } + rounding(y_type);
             // Products of many rows may round activations to pieces of bfloat16.
             prop_assert!(error < bound + 5e-5, "{}: {error}", level.name());
 

@@ -14,11 +14,12 @@ pub(crate) mod int8;
 mod layout;
 mod wide;
 
+use octavo_formats::blocks::Shape;
+
 use self::float::{FloatTask, ROW_BLOCK, SCRATCH_FLOATS};
 use self::int8::{Activations, Int8Task, Product};
 pub use self::layout::Packed;
 use self::layout::View;
-use octavo_formats::blocks::Shape;
 use crate::float::DType;
 use crate::level::Level;
 use crate::pool;
@@ -400,7 +401,7 @@ impl Linear {
             let panels = weight.n.div_ceil(2 * level.lanes());
             split(panels, x.rows, &|panels, rows| {
                 with_floats(1, SCRATCH_FLOATS, |scratch| {
-                    level.run(wide::WideTask {
+                    level.run_pairs(wide::WideTask {
                         weight,
                         x: x_rounded,
                         bias,

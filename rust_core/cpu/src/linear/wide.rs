@@ -27,6 +27,9 @@ pub(super) const MIN_ROWS: usize = 4;
 /// Elements of K that are widened together, and share a scale of the activations: whole blocks of
 /// every format.
 const CHUNK: usize = 256;
+/// int16 from row to row of a chunk: a constant, so that a tile finds its rows at fixed distances, and
+/// a line more than the values, so that rows do not compete for the same places of the cache.
+const STRIDE: usize = CHUNK + 32;
 /// The largest rounded value.
 const MOST: f32 = 32_767.0;
 /// The smallest unit, and how many a chunk has of it.
@@ -56,14 +59,17 @@ const fn has_minimums(shape: Shape) -> bool {
 /// Activations [M, K] rounded to int16.
 #[derive(Clone, Copy)]
 pub(super) struct Activations {
-    /// [M][stride]
+    /// [chunks][M][STRIDE]
     values: *mut i16,
     /// [M][K / CHUNK, rounded up]
     scales: *mut f32,
-    /// Sums of the values [M][K / unit].
+    /// Sums of the values [M][units].
     sums: *mut f32,
     /// Elements of a unit.
     unit: usize,
+    /// Units of a row.
+    num_units: usize,
+    num_rows: usize,
     k: usize,
 }
 
@@ -73,15 +79,9 @@ unsafe impl Sync for Activations {}
 unsafe impl Send for Activations {}
 
 impl Activations {
-    /// int16 from row to row: a line more than K, so that rows of 4 KiB do not all compete for the
-    /// same places of the cache.
-    fn stride(k: usize) -> usize {
-        k + 32
-    }
-
     /// Floats of buffer that `round` needs.
     pub(super) fn floats(rows: usize, k: usize) -> usize {
-        rows * (Self::stride(k) / 2 + k.div_ceil(CHUNK) + k / HALF)
+        rows * (k.div_ceil(CHUNK) * (STRIDE / 2 + 1) + k / HALF)
     }
 
     /// Round x into `buffer`, for weights of this shape.
@@ -97,12 +97,14 @@ impl Activations {
         let k = x.cols;
         // SAFETY: `floats` counts these.
         let out = unsafe {
-            let scales = buffer.add(x.rows * (Self::stride(k) / 2));
+            let scales = buffer.add(x.rows * k.div_ceil(CHUNK) * (STRIDE / 2));
             Activations {
                 values: buffer.cast(),
                 scales,
                 sums: scales.add(x.rows * k.div_ceil(CHUNK)),
                 unit: unit(shape),
+                num_units: k / unit(shape),
+                num_rows: x.rows,
                 k,
             }
         };
@@ -131,6 +133,8 @@ impl Kernel for RoundTask {
             scales,
             sums,
             unit,
+            num_units,
+            num_rows,
             k,
         } = self.out;
         for row in self.rows.clone() {
@@ -138,6 +142,7 @@ impl Kernel for RoundTask {
                 let end = k.min(start + CHUNK);
                 // SAFETY: `Activations::round`'s contract.
                 unsafe {
+                    let to = values.add((c * num_rows + row) * STRIDE);
                     let mut high = s.zero();
                     for i in (start..end).step_by(S::LANES) {
                         let v = self.load(s, row, i);
@@ -152,9 +157,9 @@ impl Kernel for RoundTask {
                         for i in (at..at + unit).step_by(S::LANES) {
                             let v = s.round(s.mul(self.load(s, row, i), inverse));
                             sum = s.add(sum, v);
-                            s.store_i16(values.add(row * Activations::stride(k) + i), v);
+                            s.store_i16(to.add(i - start), v);
                         }
-                        *sums.add(row * (k / unit) + at / unit) = s.sum(sum);
+                        *sums.add(row * num_units + at / unit) = s.sum(sum);
                     }
                 }
             }
@@ -291,7 +296,7 @@ impl WideTask {
         sums: *mut f32,
     ) -> usize {
         let x = &self.x;
-        let (stride, width) = (Activations::stride(x.k), 2 * S::LANES);
+        let (chunk, width) = (k0 / CHUNK, 2 * S::LANES);
         let has_minimums = has_minimums(self.weight.packed.blocks().shape());
         let units = (x.k - k0).min(CHUNK) / x.unit;
         let mut scaled = [0.0f32; MAX_ROWS * MAX_WIDTH];
@@ -299,40 +304,46 @@ impl WideTask {
         // SAFETY: the caller's.
         unsafe {
             let mut weights = widened.values.cast_const();
-            let mut values = x.values.cast_const().add(row * stride + k0);
+            let mut values = x.values.cast_const();
+            values = values.add((chunk * x.num_rows + row) * STRIDE);
+            let sums_of_x = x.sums.cast_const().add(row * x.num_units + k0 / x.unit);
             for u in 0..units {
                 let mut acc = [[s.zero_words(); 2]; R];
-                for _ in 0..x.unit / 4 {
-                    for _ in 0..2 {
-                        let w0 = s.load_words(weights);
-                        let w1 = s.load_words(weights.add(4 * S::LANES));
-                        for (r, acc) in acc.iter_mut().enumerate() {
-                            let pair = values.add(r * stride).cast::<i32>().read_unaligned();
-                            acc[0] = s.dot_pairs(acc[0], w0, pair);
-                            acc[1] = s.dot_pairs(acc[1], w1, pair);
-                        }
-                        weights = weights.add(4 * width);
-                        values = values.add(2);
+                for _ in 0..x.unit / 2 {
+                    let w0 = s.load_words(weights);
+                    let w1 = s.load_words(weights.add(4 * S::LANES));
+                    for (r, acc) in acc.iter_mut().enumerate() {
+                        let pair = values.add(r * STRIDE).cast::<i32>().read_unaligned();
+                        acc[0] = s.dot_pairs(acc[0], w0, pair);
+                        acc[1] = s.dot_pairs(acc[1], w1, pair);
                     }
+                    weights = weights.add(4 * width);
+                    values = values.add(2);
                 }
-                for half in 0..2 {
-                    let d = s.load(widened.scales.add(u * width + half * S::LANES));
-                    for (r, acc) in acc.iter().enumerate() {
-                        let to = scaled.add((2 * r + half) * S::LANES);
-                        s.store(to, s.fma(s.to_floats(acc[half]), d, s.load(to)));
+                let [d, m] = [widened.scales, widened.minimums].map(|p| p.add(u * width));
+                let [d0, d1] = [s.load(d), s.load(d.add(S::LANES))];
+                if has_minimums {
+                    let [m0, m1] = [s.load(m), s.load(m.add(S::LANES))];
+                    for (r, acc) in acc.into_iter().enumerate() {
+                        let sum = s.splat(*sums_of_x.add(r * x.num_units + u));
+                        let to = scaled.add(2 * r * S::LANES);
+                        let v = s.fma(s.to_floats(acc[0]), d0, s.load(to));
+                        s.store(to, s.fma(m0, sum, v));
+                        let to = to.add(S::LANES);
+                        let v = s.fma(s.to_floats(acc[1]), d1, s.load(to));
+                        s.store(to, s.fma(m1, sum, v));
                     }
-                    if has_minimums {
-                        let m = s.load(widened.minimums.add(u * width + half * S::LANES));
-                        for r in 0..R {
-                            let sum = *x.sums.add((row + r) * (x.k / x.unit) + k0 / x.unit + u);
-                            let to = scaled.add((2 * r + half) * S::LANES);
-                            s.store(to, s.fma(m, s.splat(sum), s.load(to)));
-                        }
+                } else {
+                    for (r, acc) in acc.into_iter().enumerate() {
+                        let to = scaled.add(2 * r * S::LANES);
+                        s.store(to, s.fma(s.to_floats(acc[0]), d0, s.load(to)));
+                        let to = to.add(S::LANES);
+                        s.store(to, s.fma(s.to_floats(acc[1]), d1, s.load(to)));
                     }
                 }
             }
             for r in 0..R {
-                let scale = *x.scales.add((row + r) * x.k.div_ceil(CHUNK) + k0 / CHUNK);
+                let scale = *x.scales.add((row + r) * x.k.div_ceil(CHUNK) + chunk);
                 for half in 0..2 {
                     let at = (2 * r + half) * S::LANES;
                     let v = s.fma(s.load(scaled.add(at)), s.splat(scale), s.load(sums.add(at)));
@@ -349,13 +360,7 @@ impl WideTask {
 /// # Safety
 /// The blocks, of a tile of this kind, exist.
 #[inline(always)]
-unsafe fn widen<S: Simd, F: Form>(
-    s: S,
-    first: *const u8,
-    blocks: usize,
-    half: usize,
-    to: Widened,
-) {
+unsafe fn widen<S: Simd, F: Form>(s: S, first: *const u8, blocks: usize, half: usize, to: Widened) {
     if const { crate::linear::int8::Product::of(F::SHAPE).is_none() } {
         unreachable!("no integers");
     }

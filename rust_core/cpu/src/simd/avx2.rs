@@ -1,12 +1,18 @@
-//! Avx2: AVX2 with FMA and F16C, 8 lanes.
+//! Avx2: AVX2 with FMA and F16C, 8 lanes; with PAIRS dot products of int16 pairs in one instruction.
 
 use std::arch::x86_64::*;
 
 use crate::simd::{Kernel, Simd};
 
-/// Exists only inside [`run`].
+/// `PAIRS` of a machine without the instruction.
+const NONE: u8 = 0;
+/// With that of AVX-VNNI, and with AVX-512 VNNI's on 256 bits: the same one, encoded differently.
+const AVX_VNNI: u8 = 1;
+const AVX512_VNNI: u8 = 2;
+
+/// Exists only inside [`run`], or one of the others with `PAIRS`.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx2(());
+pub(crate) struct Avx2<const PAIRS: u8>(());
 
 /// Run a kernel with the features on.
 ///
@@ -15,7 +21,27 @@ pub(crate) struct Avx2(());
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
     // SAFETY: the caller's.
-    unsafe { kernel.run(Avx2(())) }
+    unsafe { kernel.run(Avx2::<NONE>(())) }
+}
+
+/// As `run`, on a CPU that has AVX-VNNI.
+///
+/// # Safety
+/// As there.
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+pub(crate) unsafe fn run_avx_vnni<K: Kernel>(kernel: K) -> K::Out {
+    // SAFETY: the caller's.
+    unsafe { kernel.run(Avx2::<AVX_VNNI>(())) }
+}
+
+/// As `run`, on a CPU that has AVX-512 VNNI and VL.
+///
+/// # Safety
+/// As there.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl,avx512vnni")]
+pub(crate) unsafe fn run_avx512_vnni<K: Kernel>(kernel: K) -> K::Out {
+    // SAFETY: the caller's.
+    unsafe { kernel.run(Avx2::<AVX512_VNNI>(())) }
 }
 
 /// An intrinsic call in a method of `Avx2`.
@@ -26,7 +52,7 @@ macro_rules! isa {
     };
 }
 
-impl Simd for Avx2 {
+impl<const PAIRS: u8> Simd for Avx2<PAIRS> {
     type V = __m256;
     const LANES: usize = 8;
     const ROWS: usize = 6;
@@ -185,10 +211,14 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn dot_pairs(self, sum: __m256i, w: __m256i, x: i32) -> __m256i {
-        isa!(_mm256_add_epi32(
-            sum,
-            _mm256_madd_epi16(w, _mm256_set1_epi32(x))
-        ))
+        isa! {
+            let x = _mm256_set1_epi32(x);
+            match PAIRS {
+                AVX_VNNI => _mm256_dpwssd_avx_epi32(sum, w, x),
+                AVX512_VNNI => _mm256_dpwssd_epi32(sum, w, x),
+                _ => _mm256_add_epi32(sum, _mm256_madd_epi16(w, x)),
+            }
+        }
     }
     #[inline(always)]
     fn to_floats(self, a: __m256i) -> __m256 {
@@ -331,8 +361,12 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn widen(self, a: __m256i) -> [__m256i; 2] {
         // A place with its highest bit set makes a zero.
-        const FIRST: [u8; 16] = [0, 128, 1, 128, 4, 128, 5, 128, 8, 128, 9, 128, 12, 128, 13, 128];
-        const LAST: [u8; 16] = [2, 128, 3, 128, 6, 128, 7, 128, 10, 128, 11, 128, 14, 128, 15, 128];
+        const FIRST: [u8; 16] = [
+            0, 128, 1, 128, 4, 128, 5, 128, 8, 128, 9, 128, 12, 128, 13, 128,
+        ];
+        const LAST: [u8; 16] = [
+            2, 128, 3, 128, 6, 128, 7, 128, 10, 128, 11, 128, 14, 128, 15, 128,
+        ];
         isa! {
             let first = _mm256_broadcastsi128_si256(_mm_loadu_si128(FIRST.as_ptr().cast()));
             let last = _mm256_broadcastsi128_si256(_mm_loadu_si128(LAST.as_ptr().cast()));
@@ -342,8 +376,12 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn widen_signed(self, a: __m256i) -> [__m256i; 2] {
         // Each byte is the high one of its 16 bits before it moves down.
-        const FIRST: [u8; 16] = [128, 0, 128, 1, 128, 4, 128, 5, 128, 8, 128, 9, 128, 12, 128, 13];
-        const LAST: [u8; 16] = [128, 2, 128, 3, 128, 6, 128, 7, 128, 10, 128, 11, 128, 14, 128, 15];
+        const FIRST: [u8; 16] = [
+            128, 0, 128, 1, 128, 4, 128, 5, 128, 8, 128, 9, 128, 12, 128, 13,
+        ];
+        const LAST: [u8; 16] = [
+            128, 2, 128, 3, 128, 6, 128, 7, 128, 10, 128, 11, 128, 14, 128, 15,
+        ];
         isa! {
             let first = _mm256_broadcastsi128_si256(_mm_loadu_si128(FIRST.as_ptr().cast()));
             let last = _mm256_broadcastsi128_si256(_mm_loadu_si128(LAST.as_ptr().cast()));

@@ -7,14 +7,14 @@ use crate::simd::{Kernel, Simd};
 
 /// Exists only inside [`run`].
 #[derive(Clone, Copy)]
-pub struct Neon(());
+pub(crate) struct Neon(());
 
 /// Run a kernel with the features on.
 ///
 /// # Safety
 /// The CPU has neon; the kernel's own contract.
 #[target_feature(enable = "neon")]
-pub unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
+pub(crate) unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
     // SAFETY: the caller's.
     unsafe { kernel.run(Neon(())) }
 }
