@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
+import numpy as np
+
 from octavo.errors import InvalidParameterError, UnsupportedParameterError
 from octavo.sampling_params import SamplingParams
 from octavo.task_prompts import TaskPrompts
 from octavo.text_form import TextForm
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from octavo._core import Tokenizer
@@ -174,12 +175,7 @@ def check_params(params: PoolingParams, info: PoolingInfo) -> None:
             "embedding_mode",
         )
     if info.task in ("embed", "token_embed"):
-        if info.task == "embed":
-            vector_size(info, params.dimensions, "dimensions")
-        elif params.dimensions is not None:
-            raise UnsupportedParameterError(
-                "dimensions is not supported for vectors of tokens", "dimensions"
-            )
+        vector_size(info, params.dimensions, "dimensions")
         if params.use_activation is False and info.normalizes:
             raise UnsupportedParameterError(
                 "use_activation=False is not supported: this model's vectors have length 1",
@@ -204,12 +200,23 @@ def vector_size(info: PoolingInfo, asked: int | None, param: str) -> int:
     return size
 
 
+def cut(values: Pooled, info: PoolingInfo, size: int) -> Pooled:
+    """The first ``size`` numbers of a vector [D], or of each token's [T, D]."""
+    if size == info.size:
+        return values
+    found: Pooled = values[..., :size]
+    if info.normalizes:
+        # What is left of a vector is shorter than 1.
+        found = found / np.maximum(np.linalg.norm(found, axis=-1, keepdims=True), 1e-12)
+    return found
+
+
 def pooled_values(
     vector: Pooled, info: PoolingInfo, params: PoolingParams
 ) -> list[float] | list[list[float]]:
     """A text's vector, or its tokens', or a number per label; ``params`` are checked."""
     if info.task == "token_embed":
-        rows: list[list[float]] = vector.tolist()
+        rows: list[list[float]] = cut(vector, info, params.dimensions or info.size).tolist()
         return rows
     if info.task != "embed":
         return probabilities(

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from octavo.errors import ModelLoadError
-from octavo.models.gguf_config import GgufFacts, config_from_gguf
+from octavo.models.gguf_config import config_from_gguf
+from octavo.models.gguf_facts import GgufFacts
 from octavo.models.registry import config_from_hf
 
 LLAMA: dict[str, Any] = {

@@ -106,6 +106,40 @@ def test_the_layouts_of_published_models(name: str, dtype: torch.dtype, tmp_path
         llm.embed("w5 " * 47)
 
 
+def weighted(hidden: torch.Tensor) -> torch.Tensor:
+    places = torch.arange(1.0, len(hidden) + 1)
+    return (hidden * places[:, None]).sum(0) / places.sum()
+
+
+POOLINGS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "cls_token": lambda hidden: hidden[0],
+    "max_tokens": lambda hidden: hidden.amax(0),
+    "mean_tokens": lambda hidden: hidden.mean(0),
+    "mean_sqrt_len_tokens": lambda hidden: hidden.sum(0) / len(hidden) ** 0.5,
+    "weightedmean_tokens": weighted,
+    "lasttoken": lambda hidden: hidden[-1],
+}
+
+
+@pytest.mark.parametrize("modes", [*([mode] for mode in POOLINGS), ["mean_tokens", "cls_token"]])
+def test_every_pooling_of_sentence_transformers(
+    modes: list[str], save_encoder: Callable[..., Any]
+) -> None:
+    path, model = save_encoder("Bert")
+    pooling = {f"pooling_mode_{mode}": mode in modes for mode in POOLINGS}
+    write_modules(path, pooling, ("Dropout", "2_Dropout"), ("LayerNorm", "3_LayerNorm"))
+    (path / "3_LayerNorm").mkdir()
+    size = 120 * len(modes)
+    weight, bias = torch.randn(size), torch.randn(size)
+    save_file({"norm.weight": weight, "norm.bias": bias}, path / "3_LayerNorm/model.safetensors")
+    chosen = [pool for mode, pool in POOLINGS.items() if mode in modes]
+    rows = torch.stack(
+        [torch.cat([pool(hidden) for pool in chosen]) for hidden in hidden_of(model)]
+    )
+    expected = torch.nn.functional.layer_norm(rows, (size,), weight, bias)
+    torch.testing.assert_close(embed(path), expected, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("mode", "row"), [("pooling_mode_cls_token", 0), ("pooling_mode_lasttoken", -1)]
 )
@@ -168,8 +202,8 @@ def test_what_does_not_fit_is_named(save_encoder: Callable[..., Any]) -> None:
     with pytest.raises(ModelLoadError, match="tokenizer has 30522 tokens, the model 300") as error:
         LLM(str(path), tokenizer=str(other))
     assert str(other) in str(error.value)
-    write_modules(path, {"pooling_mode_max_tokens": True})
-    with pytest.raises(ModelLoadError, match=r"1_Pooling.config\.json: pooling .*max_tokens"):
+    write_modules(path, {"pooling_mode_min_tokens": True})
+    with pytest.raises(ModelLoadError, match=r"1_Pooling.config\.json: pooling .*min_tokens"):
         LLM(str(path))
     write_modules(path, {"pooling_mode_mean_tokens": True}, ("WeightedLayerPooling", "2"))
     with pytest.raises(ModelLoadError, match="module 'WeightedLayerPooling' is not supported"):

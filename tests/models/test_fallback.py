@@ -23,6 +23,8 @@ from octavo.errors import ModelLoadError
 from octavo.models.bert import ENCODERS
 from octavo.models.foreign_encoder import FOREIGN_ENCODERS, FOREIGN_FAMILIES
 from octavo.models.gguf_config import GGUF_ARCHITECTURES
+from octavo.models.gguf_encoder import GGUF_ENCODERS
+from octavo.models.gguf_hf_config import GGUF_HF_CONFIGS
 from octavo.models.registry import ARCHITECTURES, CLASSIFIERS, TRUNKS, ModelRegistry
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "models.md"
@@ -254,7 +256,10 @@ def table() -> str:
     cross = "\n".join(f"- `{name}`" for name, kind in ENCODERS.items() if kind.classifies)
     trunks = "\n".join(f"- `{name}`, `{family}`" for name, family in TRUNKS.items())
     deciders = "\n".join(f"- `{name}`" for name in CLASSIFIERS)
-    ggufs = ", ".join(f"`{name}`" for name in sorted(GGUF_ARCHITECTURES))
+    ggufs, gguf_encoders = (
+        ", ".join(f"`{name}`" for name in sorted(names))
+        for names in ({*GGUF_ARCHITECTURES, *GGUF_HF_CONFIGS}, GGUF_ENCODERS)
+    )
     refused = "\n".join(
         f"| `{name}` | {reason} |"
         for name, reason in sorted(REFUSED.items())
@@ -295,10 +300,15 @@ A rope of type `dynamic` is the plain one up to the trained length, and more is 
 the cache as they were, so that the base cannot grow with each text as transformers' does.
 
 GGUF files are read whose architecture is one of
-{ggufs}; Mistral's say `llama`.
+{ggufs}; Mistral's and Mixtral's say `llama`, OLMo 3's `olmo2`, DeepSeek's and
+Kimi K2's `deepseek2`, with latents' keys and values apart or as one.
 Tiny random models of each, written as llama.cpp writes them, have transformers' logits within 1e-3,
-and those of the same weights in safetensors within 1e-5 (`tests/models/test_gguf_families.py`).
-Others are refused, encoders (`bert`) among them: load their safetensors.
+and those of the same weights in safetensors within 1e-5, or 1e-4 where the converter folds factors into
+weights (`tests/models/test_gguf_families.py`). Blocks that predict further tokens are left out.
+Encoders are {gguf_encoders}, with BERT's WordPiece or a byte-level tokenizer: vectors
+within 1e-4 of transformers', pooled as the file says, of length 1 (`tests/models/test_gguf_encoders.py`).
+Others are refused, `jina-bert-v2` (which transformers has no module for), classifiers and files with a
+Unigram tokenizer (`t5`, XLM-RoBERTa's) among them: load their safetensors.
 
 ## Decoders that run through transformers' own module
 
@@ -314,7 +324,8 @@ cache changes what it computes.
 ## Models that embed
 
 For `LLM.embed`, `LLM.encode`, `LLM.score`, `/v1/embeddings`, `/v1/score` and `/v1/rerank`, with a
-sentence-transformers folder's pooling (cls, mean, last token), dense layers and normalization.
+sentence-transformers folder's pooling (cls, max, mean, mean by the root of the length, weighted mean, last
+token, or several of them side by side), dense layers, layer norms and normalization.
 
 Encoders: each is proven with tiny random models in float32, on the plain PyTorch ops and on the CPU
 kernels: vectors within 1e-4 of transformers', in folders laid out as those of E5, BGE, GTE and
@@ -329,6 +340,13 @@ More encoders run through transformers' own module, with the same pooling; texts
 to a batch, and steps are not captured. Proven in the same way (`tests/models/test_foreign_encoders.py`)
 as `XModel` and `XForMaskedLM`; as `XForSequenceClassification` Albert, DebertaV2, DistilBert, Electra
 and ModernBert are: {foreign_encoders}.
+
+A vector a token, for late interaction, from folders as PyLate saves them (a modules.json without a pooling
+module, dense layers, query and document prefixes, lengths, mask tokens, a skip list) and as colbert-ai does
+(`HF_ColBERT`: `linear.weight`, artifact.metadata), with any of these encoders: proven with `BertModel`,
+`RobertaModel` and `ModernBertModel` against transformers and PyLate's definition
+(`tests/models/test_token_vectors.py`). Where no token attends to a query's mask tokens, as is PyLate's default,
+the encoder runs through transformers' own module. A residual dense layer and similarity `l2` are refused.
 
 Decoders, by their last token where no modules.json says otherwise: saved without output head, or
 with it and modules.json, as Qwen3-Embedding is. Proven in the same way

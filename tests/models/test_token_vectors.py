@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from octavo import LLM, AsyncEngineArgs, AsyncLLM, PoolingParams
-from octavo.errors import InvalidParameterError, ModelLoadError, UnsupportedParameterError
+from octavo.errors import InvalidParameterError, ModelLoadError
 from tiny_encoders import save_colbert
 
 LENGTHS = (5, 1, 40, 16, 17, 33)
@@ -171,8 +171,13 @@ def test_what_token_vectors_are_not(tmp_path: Path) -> None:
         llm.embed("w5")
     with pytest.raises(ValueError, match="does not embed: use token_embed"):
         llm.encode("w5", pooling_task="embed")
-    with pytest.raises(UnsupportedParameterError, match="dimensions"):
-        llm.encode("w5", PoolingParams(dimensions=4))
+    with pytest.raises(InvalidParameterError, match="dimensions must be at most 16"):
+        llm.encode("w5", PoolingParams(dimensions=17))
+    [whole], [short] = (
+        llm.encode("w5", PoolingParams(dimensions=size), use_tqdm=False) for size in (None, 4)
+    )
+    first = torch.nn.functional.normalize(whole.outputs.data[:, :4], dim=-1)
+    torch.testing.assert_close(short.outputs.data, first)
     with pytest.raises(InvalidParameterError, match="task must be token_embed"):
         llm.encode("w5", PoolingParams(task="embed"))
     with pytest.raises(InvalidParameterError, match="embedding_mode needs prompts of text"):

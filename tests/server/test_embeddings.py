@@ -332,7 +332,7 @@ def test_pooling_is_what_the_model_s_own_route_says(
         ({"task": "classify"}, "task"),
         ({"task": "token_embed"}, "task"),
         ({"use_activation": False}, "use_activation"),
-        ({"dimensions": 8}, "dimensions"),
+        ({"dimensions": 385}, "dimensions"),
     ):
         answer = minilm.post("/pooling", {"input": CATS, **bad})
         assert (answer.status, answer.error["param"]) == (400, param)
@@ -377,7 +377,7 @@ def test_cohere_s_embeddings_of_long_texts(minilm: RunningServer) -> None:
     for bad, param in (
         ({"output_dimension": 385}, "output_dimension"),
         ({"output_dimension": 9, "embedding_types": ["binary"]}, "embedding_types"),
-        ({"embedding_types": ["int8"]}, "embedding_types"),
+        ({"embedding_types": ["int4"]}, "embedding_types"),
         ({"truncate": "MIDDLE"}, "truncate"),
         ({"input_type": "search_query"}, "input_type"),
         ({"images": ["data:"]}, "images"),

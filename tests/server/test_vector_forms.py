@@ -68,6 +68,10 @@ def test_pooling_answers_a_vector_a_token(
         assert answer.status == 200, answer.body
         for entry, wanted in zip(answer.json["data"], expected, strict=True):
             np.testing.assert_allclose(entry["data"], wanted, atol=1e-5)
+    [entry] = server.post("/pooling", {"input": "w5", "dimensions": 4}).json["data"]
+    short = np.array(offline(llm, ["w5"], None)[0])[:, :4]
+    short /= np.linalg.norm(short, axis=1, keepdims=True)
+    np.testing.assert_allclose(entry["data"], short, atol=1e-5)
     [entry] = server.post("/pooling", {"input": "w5", "encoding_format": "base64"}).json["data"]
     raw = np.frombuffer(base64.b64decode(entry["data"]), np.float32).reshape(3, 16)
     np.testing.assert_allclose(raw, offline(llm, ["w5"], None)[0], atol=1e-5)
@@ -96,7 +100,7 @@ def test_scores_are_those_of_a_query_and_documents(colbert: tuple[RunningServer,
         ("/pooling", {"input": "w5", "embedding_mode": "passage"}, "embedding_mode"),
         ("/pooling", {"input": [2, 9, 3], "embedding_mode": "query"}, "embedding_mode"),
         ("/pooling", {"input": "w5", "use_activation": False}, "use_activation"),
-        ("/pooling", {"input": "w5", "dimensions": 4}, "dimensions"),
+        ("/pooling", {"input": "w5", "dimensions": 17}, "dimensions"),
     ],
 )
 def test_what_vectors_of_tokens_are_not(

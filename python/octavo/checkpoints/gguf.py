@@ -50,14 +50,23 @@ class GgufWeights:
         self._progress = progress
         self._tensors = file.tensors()
         # llama.cpp stores Llama's queries and keys with the two halves of a head interleaved.
-        self._arch = str(file.metadata().get("general.architecture"))
+        metadata = file.metadata()
+        self._arch = arch = str(metadata.get("general.architecture"))
+        self._tiled = gguf_names.TiledHeads.of(metadata)
         interleaved = self._arch in gguf_names.INTERLEAVED
         self._heads = {"q_proj": heads[0], "k_proj": heads[1]} if interleaved else {}
-        self._unused = set(self._tensors) - gguf_names.IGNORED
+        # Blocks that predict further tokens come after the layers.
+        num_blocks = int(metadata.get(f"{arch}.block_count") or 0)
+        further = int(metadata.get(f"{arch}.nextn_predict_layers") or 0)
+        others = tuple(f"blk.{num_blocks - i - 1}." for i in range(further))
+        names = (name for name in self._tensors if not name.startswith(others))
+        self._unused = set(names) - gguf_names.IGNORED
         self._read_bytes = 0
 
     def linear(self, prefix: str, shape: tuple[int, int], part: Part = None) -> Stored:
         name = f"{prefix}.weight"
+        if (unfolding := self._unfolding(name, shape)) is not None:
+            return part_of(unfolding, part)
         gguf_name, kind, nbytes = self._take(name, shape)
         order = self._row_order(name, shape[0])
         if self._packed and kind not in DENSE_DTYPES and kind not in GRIDS:
@@ -93,7 +102,24 @@ class GgufWeights:
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
         gguf_name, kind, nbytes = self._take(name, shape)
+        order = self._row_order(name, shape[0])
+        return self._floats(gguf_name, kind, shape, order, self.act_dtype, nbytes)
+
+    def named(self, gguf_name: str, shape: tuple[int, ...]) -> Tensor:
+        """As ``tensor``, by the file's own name."""
+        _, kind, nbytes = self._take_named(gguf_name, shape)
         return self._floats(gguf_name, kind, shape, None, self.act_dtype, nbytes)
+
+    def num_rows(self, name: str) -> int:
+        """See NamedWeights."""
+        gguf_name = gguf_names.from_hf(name, self._arch)
+        if gguf_name not in self._tensors:
+            raise ModelLoadError(f"{self._file.path}: tensor {gguf_name} is missing")
+        return self._tensors[gguf_name][0][0]
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the file has a tensor that HF's files call ``name``."""
+        return gguf_names.from_hf(name, self._arch) in self._tensors
 
     def unread(self) -> set[str]:
         return set(self._unused)
@@ -102,8 +128,28 @@ class GgufWeights:
         self._file.release_pages()
         check_unused(self._unused.difference(read), lambda _: Path(self._file.path))
 
-    def _take(self, name: str, shape: tuple[int, ...]) -> tuple[str, str, int]:
+    def _unfolding(self, name: str, shape: tuple[int, int]) -> Tensor | None:
+        """A latent's keys and values, [H * (Dn + Dv), L], of a file that has them apart.
+
+        None for any other tensor. The keys' are transposed, [H, L, Dn].
+        """
         gguf_name = gguf_names.from_hf(name, self._arch)
+        keys = gguf_name.replace(".attn_kv_b.", ".attn_k_b.")
+        if gguf_name in self._tensors or keys == gguf_name or keys not in self._tensors:
+            return None
+        values = gguf_name.replace(".attn_kv_b.", ".attn_v_b.")
+        heads, rank, key_dim = self._tensors[keys][0]
+        value_dim = shape[0] // heads - key_dim
+        parts = []
+        for found, sizes in ((keys, (heads, rank, key_dim)), (values, (heads, value_dim, rank))):
+            _, kind, nbytes = self._take_named(found, sizes)
+            parts.append(self._floats(found, kind, sizes, None, self._dtype, nbytes))
+        return torch.cat([parts[0].transpose(1, 2), parts[1]], 1).reshape(shape)
+
+    def _take(self, name: str, shape: tuple[int, ...]) -> tuple[str, str, int]:
+        return self._take_named(gguf_names.from_hf(name, self._arch), shape)
+
+    def _take_named(self, gguf_name: str, shape: tuple[int, ...]) -> tuple[str, str, int]:
         if gguf_name not in self._tensors:
             raise ModelLoadError(f"{self._file.path}: tensor {gguf_name} is missing")
         found, kind, _offset, nbytes = self._tensors[gguf_name]
@@ -126,6 +172,10 @@ class GgufWeights:
         return gguf_name, kind, nbytes
 
     def _row_order(self, name: str, num_rows: int) -> Tensor | None:
+        if self._tiled is not None:
+            gguf_name = gguf_names.from_hf(name, self._arch)
+            module = gguf_name.split(".")[2] if gguf_name.startswith("blk.") else ""
+            return self._tiled.rows(module, num_rows)
         num_heads = self._heads.get(name.split(".")[-2])
         return None if num_heads is None else gguf_names.deinterleaved_rows(num_rows, num_heads)
 

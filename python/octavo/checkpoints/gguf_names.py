@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +16,16 @@ _TOP = {
     # LFM2's output norm, whatever its name.
     "model.embedding_norm.weight": "token_embd_norm.weight",
     "lm_head.weight": "output.weight",
+    # Encoders of BERT's kind.
+    "embeddings.word_embeddings.weight": "token_embd.weight",
+    "embeddings.token_type_embeddings.weight": "token_types.weight",
+    "embeddings.position_embeddings.weight": "position_embd.weight",
+    "embeddings.LayerNorm.weight": "token_embd_norm.weight",
+    "embeddings.LayerNorm.bias": "token_embd_norm.bias",
+    # Falcon-H1, Mamba-2 and Nemotron-H.
+    "model.final_layernorm.weight": "output_norm.weight",
+    "backbone.embeddings.weight": "token_embd.weight",
+    "backbone.norm_f.weight": "output_norm.weight",
 }
 _IN_LAYER = {
     "input_layernorm": "attn_norm",
@@ -49,6 +62,56 @@ _IN_LAYER = {
     "mamba.conv1d": "ssm_conv1d",
     "mamba.norm": "ssm_norm",
     "mamba.out_proj": "ssm_out",
+    **{
+        f"mixer.{name}": theirs
+        for name, theirs in (
+            ("in_proj", "ssm_in"),
+            ("conv1d", "ssm_conv1d"),
+            ("norm", "ssm_norm"),
+            ("out_proj", "ssm_out"),
+            ("q_proj", "attn_q"),
+            ("k_proj", "attn_k"),
+            ("v_proj", "attn_v"),
+            ("o_proj", "attn_output"),
+            ("up_proj", "ffn_up"),
+            ("down_proj", "ffn_down"),
+            ("gate", "ffn_gate_inp"),
+            ("fc1_latent_proj", "ffn_latent_down"),
+            ("fc2_latent_proj", "ffn_latent_up"),
+        )
+    },
+    # Falcon-H1.
+    "feed_forward.gate_proj": "ffn_gate",
+    "feed_forward.up_proj": "ffn_up",
+    "feed_forward.down_proj": "ffn_down",
+    # The only norm of a layer of Mamba-2 and Nemotron-H.
+    "norm": "attn_norm",
+    # BERT.
+    "attention.self.query": "attn_q",
+    "attention.self.key": "attn_k",
+    "attention.self.value": "attn_v",
+    "attention.output.dense": "attn_output",
+    "attention.output.LayerNorm": "attn_output_norm",
+    "intermediate.dense": "ffn_up",
+    "output.dense": "ffn_down",
+    "output.LayerNorm": "layer_output_norm",
+    # The gated delta rule.
+    "linear_attn.in_proj_qkvz": "ssm_in",
+    "linear_attn.in_proj_ba": "ssm_ba",
+    "linear_attn.in_proj_qkv": "attn_qkv",
+    "linear_attn.in_proj_z": "attn_gate",
+    "linear_attn.in_proj_b": "ssm_beta",
+    "linear_attn.in_proj_a": "ssm_alpha",
+    "linear_attn.conv1d": "ssm_conv1d",
+    "linear_attn.norm": "ssm_norm",
+    "linear_attn.out_proj": "ssm_out",
+    # Latent attention.
+    "self_attn.q_a_proj": "attn_q_a",
+    "self_attn.q_a_layernorm": "attn_q_a_norm",
+    "self_attn.q_b_proj": "attn_q_b",
+    "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
+    "self_attn.kv_a_layernorm": "attn_kv_a_norm",
+    "self_attn.kv_b_proj": "attn_kv_b",
     # Routers, experts, and those that all tokens share.
     "feed_forward.gate": "ffn_gate_inp",
     "mlp.router": "ffn_gate_inp",
@@ -59,7 +122,7 @@ _IN_LAYER = {
     "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
     **{
         f"{block}.experts.{name}": f"ffn_{theirs}_exps"
-        for block in ("mlp", "block_sparse_moe", "feed_forward")
+        for block in ("mlp", "block_sparse_moe", "feed_forward", "mixer")
         for names, theirs in (
             (("gate_proj", "w1"), "gate"),
             (("up_proj", "w3"), "up"),
@@ -69,20 +132,30 @@ _IN_LAYER = {
     },
     **{
         f"{shared}.{name}_proj": f"ffn_{name}_shexp"
-        for shared in ("mlp.shared_expert", "mlp.shared_experts", "mlp.shared_mlp", "shared_mlp")
+        for shared in (
+            "mlp.shared_expert",
+            "mlp.shared_experts",
+            "mlp.shared_mlp",
+            "mixer.shared_experts",
+            "shared_mlp",
+        )
         for name in ("gate", "up", "down")
     },
 }
 # Parameters that are no module's weight or bias.
 _PARAMETERS = {
     "self_attn.sinks": "attn_sinks.weight",
-    "mamba.A_log": "ssm_a",
-    "mamba.D": "ssm_d",
-    "mamba.dt_bias": "ssm_dt.bias",
+    # Falcon-H1's, without a suffix.
+    "pre_ff_layernorm.weight": "ffn_norm",
+    **{
+        f"{mixer}.{name}": theirs
+        for mixer in ("mamba", "mixer", "linear_attn")
+        for name, theirs in (("A_log", "ssm_a"), ("D", "ssm_d"), ("dt_bias", "ssm_dt.bias"))
+    },
     **{f"mlp.experts.{name}_proj_bias": f"ffn_{name}_exps.bias" for name in ("gate", "up", "down")},
     **{
         f"{block}.e_score_correction_bias": "exp_probs_b.bias"
-        for block in ("mlp.gate", "mlp.moe_statics", "block_sparse_moe")
+        for block in ("mlp.gate", "mlp.moe_statics", "mixer.gate", "block_sparse_moe")
     },
     "feed_forward.expert_bias": "exp_probs_b.bias",
 }
@@ -103,13 +176,17 @@ _OF_ARCHITECTURE = {
     "glm4moe": _AFTER_ATTENTION,
     "gpt-oss": _AFTER_ATTENTION,
     "olmo2": _FOUR_NORMS,
+    "qwen35": _AFTER_ATTENTION,
+    "qwen35moe": _AFTER_ATTENTION,
+    "qwen3next": _AFTER_ATTENTION,
 }
 # Architectures whose queries and keys llama.cpp stores with the halves of a head interleaved.
-INTERLEAVED = frozenset({"granite", "granitehybrid", "granitemoe", "llama"})
+INTERLEAVED = frozenset({"granite", "granitehybrid", "granitemoe", "llama", "mistral3", "smollm3"})
 # Held as -exp of itself.
 DECAY = ".A_log"
-_PARAMETER = re.compile(r"model\.layers\.(\d+)\.(.+)")
-_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
+_LAYERS = r"(?:model\.layers|backbone\.layers|encoder\.layer)"
+_PARAMETER = re.compile(_LAYERS + r"\.(\d+)\.(.+)")
+_LAYER = re.compile(_LAYERS + r"\.(\d+)\.(.+)\.(weight|bias)")
 # Read with the config (see RopeConfig), not by the model.
 ROPE_FREQS = "rope_freqs.weight"
 ROPE_SHORT = "rope_factors_short.weight"
@@ -142,3 +219,43 @@ def deinterleaved_rows(num_rows: int, num_heads: int) -> Tensor:
     """
     rows = torch.arange(num_rows).view(num_heads, num_rows // num_heads // 2, 2)
     return rows.transpose(1, 2).reshape(-1)
+
+
+@dataclass(frozen=True, slots=True)
+class TiledHeads:
+    """The order of value heads in Qwen3.5's files, which have more of them than key heads.
+
+    config.json's have all value heads of a key head together, llama.cpp the first of every key
+    head, then the second, and so on.
+    """
+
+    num_keys: int
+    num_values: int
+    keys: int  # rows of queries and keys together, before those of values
+
+    @staticmethod
+    def of(metadata: Mapping[str, Any]) -> TiledHeads | None:
+        """A file's; None where both orders are one."""
+        arch = str(metadata.get("general.architecture"))
+        if arch not in ("qwen35", "qwen35moe"):
+            return None
+        num_keys = int(metadata[f"{arch}.ssm.group_count"])
+        num_values = int(metadata[f"{arch}.ssm.time_step_rank"])
+        if num_keys == num_values:
+            return None
+        return TiledHeads(
+            num_keys, num_values, 2 * num_keys * int(metadata[f"{arch}.ssm.state_size"])
+        )
+
+    def rows(self, name: str, num_rows: int) -> Tensor | None:
+        """As ``deinterleaved_rows``, for a tensor of the file's; None: its order is kept."""
+        if name in ("ssm_alpha", "ssm_beta", "ssm_a", "ssm_dt", "attn_gate"):
+            return self._untiled(num_rows)
+        if name in ("attn_qkv", "ssm_conv1d"):
+            values = self._untiled(num_rows - self.keys) + self.keys
+            return torch.cat([torch.arange(self.keys), values])
+        return None
+
+    def _untiled(self, num_rows: int) -> Tensor:
+        rows = torch.arange(num_rows).view(-1, self.num_keys, num_rows // self.num_values)
+        return rows.transpose(0, 1).reshape(-1)

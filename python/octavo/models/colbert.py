@@ -43,7 +43,7 @@ _MASKS: Final = ("[MASK]", "<mask>")
 def is_colbert(raw: Mapping[str, Any]) -> bool:
     """True for a config.json of colbert-ai's."""
     names = raw.get("architectures")
-    return (isinstance(names, list) and names[:1] and names[0] in COLBERT_ARCHITECTURES) or False
+    return isinstance(names, list) and bool(names) and names[0] in COLBERT_ARCHITECTURES
 
 
 def colbert_trunk(raw: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -84,7 +84,8 @@ class ForeignEncoder:
 
     ``num_labels``: of that head; 0: there is none. ``predicts``: with the head of a masked language
     model, whose logits are then the states. ``hides_second``: second parts of texts are fillers, to
-    which no token attends.
+    which no token attends. ``tensors``: gives those of the shapes that it is called with, from a
+    file that transformers does not read; None: the folder's.
 
     Raises:
         ModelLoadError: the files do not fit the module.
@@ -97,6 +98,7 @@ class ForeignEncoder:
         dtype: torch.dtype,
         device: torch.device,
         *,
+        tensors: Callable[[Mapping[str, torch.Size]], Mapping[str, Tensor]] | None = None,
         predicts: bool = False,
         hides_second: bool = False,
     ) -> None:
@@ -104,9 +106,11 @@ class ForeignEncoder:
         classifies = config.architecture.endswith(_CLASSIFIER)
         hf = _config_of(config.raw)
         self.num_labels = int(hf.num_labels) if classifies else 0
-        self._module = _load(_class_of(config, classifies or predicts), hf, folder, dtype).to(
-            device
-        )
+        cls = _class_of(config, classifies or predicts)
+        if tensors is None:
+            self._module = _load(cls, hf, folder, dtype).to(device)
+        else:
+            self._module = _filled(cls, hf, tensors, dtype).to(device)
         self._pad = int(hf.pad_token_id or 0)
         self._names = inspect.signature(self._module.forward).parameters
 
@@ -155,6 +159,19 @@ def _class_of(config: ModelConfig, with_head: bool) -> Any:
     if not with_head:
         family = family.removesuffix("Model").removesuffix(_MASKED) + "Model"
     return getattr(transformers, family)
+
+
+def _filled(
+    cls: Any,
+    hf: Any,
+    tensors: Callable[[Mapping[str, torch.Size]], Mapping[str, Tensor]],
+    dtype: torch.dtype,
+) -> Any:
+    """A module of these tensors; what else it has, a pooler, stays random."""
+    module = cls(hf).to(dtype)
+    state = module.state_dict()
+    module.load_state_dict(dict(tensors({k: v.shape for k, v in state.items()})), strict=False)
+    return module.eval()
 
 
 def _load(cls: Any, hf: Any, folder: Path, dtype: torch.dtype) -> Any:

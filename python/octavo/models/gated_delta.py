@@ -78,11 +78,13 @@ class DeltaInputs:
     """The projections of a layer's input, each one or several modules: (prefix, rows, part).
 
     ``qkvz``: queries, keys, values and the gate; ``ba``: write strengths and decays. ``part``: the
-    rows in their order here, where the file's is another.
+    rows in their order here, where the file's is another. ``tiles_values``: the output projection
+    takes the first value head of every key head, then the second, and so on.
     """
 
     qkvz: Sequence[tuple[str, int, Part]]
     ba: Sequence[tuple[str, int, Part]]
+    tiles_values: bool = False
 
 
 class GatedDeltaNet:
@@ -96,6 +98,7 @@ class GatedDeltaNet:
         "_eps",
         "_norm",
         "_ops",
+        "_order",
         "_qkvz",
         "_shape",
         "_taps",
@@ -137,6 +140,11 @@ class GatedDeltaNet:
         self._eps = config.rms_norm_eps if norm_eps is None else norm_eps
         self._beta_scale = beta_scale
         self.out_proj = Linear(ops, [weights.linear(f"{prefix}.{out}", (d, shape.values))])
+        self._order: Tensor | None = None
+        if inputs.tiles_values and shape.num_heads > shape.num_key_heads:
+            # A quantized matrix keeps its columns: what it multiplies comes in their order.
+            heads_of = torch.arange(shape.values).view(shape.num_key_heads, -1, shape.value_dim)
+            self._order = heads_of.transpose(0, 1).reshape(-1).to(self._dt_bias.device)
         self._shape, self._ops = shape, recurrent_ops(ops)
         self.state: LayerState = NO_STATE
 
@@ -177,4 +185,4 @@ class GatedDeltaNet:
         y = self._ops.gated_norm(
             y, z, self._norm, self._eps, group_size=self._shape.value_dim, gate_first=False
         )
-        return self.out_proj.add(y, residual)
+        return self.out_proj.add(y if self._order is None else y[:, self._order], residual)

@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from octavo.errors import ModelLoadError
 from octavo.layers.rope import RopeConfig
 from octavo.models.config import Getter, ModelConfig, StateShape, token_ids
-from octavo.models.hf_config import HfConfig, max_context_len
+from octavo.models.gguf_encoder import GGUF_ENCODERS
+from octavo.models.gguf_facts import GgufFacts, of_layers
+from octavo.models.gguf_hf_config import GGUF_HF_CONFIGS, hf_config, num_layers
+from octavo.models.hf_config import HfConfig, architecture_of, max_context_len
 from octavo.models.mamba import mamba_shape
-
-
-@dataclass(frozen=True, kw_only=True)
-class GgufFacts:
-    """Facts that only the tensors hold.
-
-    ``vocab_size``: rows of ``token_embd``; ``tied``: there is no ``output.weight``; ``biases``:
-    the first layer's modules that have one; ``modules``: all of its modules; ``freq_factors``: the
-    tensor ``rope_freqs.weight``; ``short_factors``, ``long_factors``: Phi-3's two.
-    """
-
-    vocab_size: int
-    tied: bool
-    biases: frozenset[str] = frozenset()
-    modules: frozenset[str] = frozenset()
-    freq_factors: tuple[float, ...] = ()
-    short_factors: tuple[float, ...] = ()
-    long_factors: tuple[float, ...] = ()
+from octavo.models.registry import model_class
 
 
 def config_from_gguf(metadata: Mapping[str, Any], facts: GgufFacts) -> ModelConfig:
@@ -39,13 +24,14 @@ def config_from_gguf(metadata: Mapping[str, Any], facts: GgufFacts) -> ModelConf
         ModelLoadError: an unknown architecture, or a value that is missing or impossible.
     """
     arch = str(metadata.get("general.architecture", ""))
-    if arch not in GGUF_ARCHITECTURES:
-        raise ModelLoadError(
-            f"GGUF architecture {arch!r} is not supported; "
-            f"known: {', '.join(sorted(GGUF_ARCHITECTURES))}"
-        )
-    architecture, family = GGUF_ARCHITECTURES[arch]
     get = Getter(metadata, "GGUF", f"{arch}.")
+    if arch in GGUF_HF_CONFIGS:
+        return _of_hf_keys(arch, get, facts)
+    if arch not in GGUF_ARCHITECTURES:
+        names = [*GGUF_ARCHITECTURES, *GGUF_HF_CONFIGS, *GGUF_ENCODERS]
+        known = ", ".join(sorted(names))
+        raise ModelLoadError(f"GGUF architecture {arch!r} is not supported; known: {known}")
+    architecture, family = GGUF_ARCHITECTURES[arch]
     num_heads = get.int("attention.head_count")
     if num_heads < 1:
         raise ModelLoadError(f"GGUF: {arch}.attention.head_count must be positive")
@@ -53,16 +39,14 @@ def config_from_gguf(metadata: Mapping[str, Any], facts: GgufFacts) -> ModelConf
     head_dim = get.int("attention.key_length", hidden_size // num_heads)
     max_positions = get.int("context_length", 2048)
     rope = _rope(get, head_dim, max_positions, facts)
-    eos = token_ids(metadata.get("tokenizer.ggml.eos_token_id"))
-    eot = token_ids(metadata.get("tokenizer.ggml.eot_token_id"))
     fields: dict[str, Any] = {
         "architecture": architecture,
         "vocab_size": facts.vocab_size,
         "hidden_size": hidden_size,
         "intermediate_size": get.int("feed_forward_length"),
-        "num_layers": get.int("block_count"),
+        "num_layers": num_layers(get),
         "num_heads": num_heads,
-        "num_kv_heads": max(_of_layers(get, "attention.head_count_kv", num_heads)),
+        "num_kv_heads": max(of_layers(get, "attention.head_count_kv", num_heads)),
         "head_dim": head_dim,
         # Files hold the float32 nearest to config.json's decimal.
         "rms_norm_eps": float(f"{get.float('attention.layer_norm_rms_epsilon', 1e-6):.6g}"),
@@ -76,26 +60,26 @@ def config_from_gguf(metadata: Mapping[str, Any], facts: GgufFacts) -> ModelConf
         "attention_bias": "attn_q" in facts.biases,
         "attention_out_bias": "attn_output" in facts.biases,
         "mlp_bias": "ffn_down" in facts.biases,
-        "eos_token_ids": (*eos, *(i for i in eot if i not in eos)),
+        "eos_token_ids": _end_ids(metadata),
         "dtype": "bfloat16",
         "raw": dict(metadata),
     }
     return ModelConfig(**{**fields, **family(get, {**fields, "modules": facts.modules})})
 
 
-def _of_layers(get: Getter, key: str, default: int | None = None) -> list[int]:
-    """A whole number for each layer; files have a list of them, or one for all.
+def _end_ids(metadata: Mapping[str, Any]) -> tuple[int, ...]:
+    eos = token_ids(metadata.get("tokenizer.ggml.eos_token_id"))
+    eot = token_ids(metadata.get("tokenizer.ggml.eot_token_id"))
+    return (*eos, *(i for i in eot if i not in eos))
 
-    Raises:
-        ModelLoadError: it is missing, of another kind, or not as long as there are layers.
-    """
-    layers = get.int("block_count")
-    found = get.values.get(f"{get.prefix}{key}")
-    if not isinstance(found, Sequence) or isinstance(found, str):
-        return [get.int(key, default)] * layers
-    if len(found) != layers or not all(isinstance(value, int) for value in found):
-        raise ModelLoadError(f"GGUF: {get.prefix}{key} must be {layers} whole numbers")
-    return list(found)
+
+def _of_hf_keys(arch: str, get: Getter, facts: GgufFacts) -> ModelConfig:
+    raw = hf_config(arch, get, facts)
+    family = model_class(architecture_of(raw))
+    config = family.read_config(HfConfig(raw, family.hf_defaults))
+    # Norms hold what they multiply by.
+    ends = _end_ids(get.values)
+    return config.replace(norm_weight_offset=0.0, eos_token_ids=ends, dtype="bfloat16")
 
 
 _Family = Callable[[Getter, Mapping[str, Any]], dict[str, Any]]
@@ -104,6 +88,27 @@ _Family = Callable[[Getter, Mapping[str, Any]], dict[str, Any]]
 def _plain(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
     window = get.int("attention.sliding_window", 0)
     return {"sliding_windows": (window,) * fields["num_layers"]} if window else {}
+
+
+def _llama(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
+    plain = _plain(get, fields)
+    if not get.int("expert_count", 0):
+        return plain
+    return {**plain, **_experts(get, fields), "architecture": "MixtralForCausalLM"}
+
+
+def _olmo2(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
+    window, layers = get.int("attention.sliding_window", 0), fields["num_layers"]
+    if not window:
+        return {}
+    kinds = get.values.get(f"{get.prefix}attention.sliding_window_pattern")
+    kinds = kinds if isinstance(kinds, list) else [(n + 1) % 4 != 0 for n in range(layers)]
+    rope: RopeConfig = fields["rope"]
+    return {
+        "architecture": "Olmo3ForCausalLM",
+        "sliding_windows": tuple(window if is_local else 0 for is_local in kinds),
+        "local_rope": RopeConfig(theta=rope.theta, rot_dim=rope.rot_dim),
+    }
 
 
 def _qwen2(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,7 +167,7 @@ def _glm4_moe(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _lfm2(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
     past = get.int("shortconv.l_cache", 3) - 1
-    heads = _of_layers(get, "attention.head_count_kv")
+    heads = of_layers(get, "attention.head_count_kv")
     return {
         "qk_norm": True,
         "layer_kinds": tuple("attention" if count else "state" for count in heads),
@@ -209,7 +214,7 @@ def _granite_moe(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _granite_hybrid(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
     layers, size = fields["num_layers"], fields["intermediate_size"]
-    heads = _of_layers(get, "attention.head_count_kv")
+    heads = of_layers(get, "attention.head_count_kv")
     kinds = tuple("attention" if count else "state" for count in heads)
     rotates = bool(get.values.get(f"{get.prefix}rope.scaling.finetuned", False))
     experts = _experts(get, fields) if get.int("expert_count", 0) else {}
@@ -282,7 +287,7 @@ def _gemma_scale(fields: Mapping[str, Any], largest: int) -> float:
 # GGUF's architecture -> the one config.json would name, and its own fields. Mistral's files say
 # that they are Llama's.
 GGUF_ARCHITECTURES: dict[str, tuple[str, _Family]] = {
-    "llama": ("LlamaForCausalLM", _plain),
+    "llama": ("LlamaForCausalLM", _llama),
     "qwen2": ("Qwen2ForCausalLM", _qwen2),
     "qwen3": ("Qwen3ForCausalLM", _qwen3),
     "gemma": ("GemmaForCausalLM", _gemma),
@@ -303,7 +308,7 @@ GGUF_ARCHITECTURES: dict[str, tuple[str, _Family]] = {
     "lfm2": ("Lfm2ForCausalLM", _lfm2),
     "lfm2moe": ("Lfm2MoeForCausalLM", _lfm2_moe),
     "minimax-m2": ("MiniMaxM2ForCausalLM", _experts),
-    "olmo2": ("Olmo2ForCausalLM", _qwen2),
+    "olmo2": ("Olmo2ForCausalLM", _olmo2),
     "olmoe": ("OlmoeForCausalLM", _olmoe),
     "qwen2moe": ("Qwen2MoeForCausalLM", _qwen2_moe),
     "qwen3moe": ("Qwen3MoeForCausalLM", _qwen3_moe),

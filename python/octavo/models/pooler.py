@@ -14,10 +14,22 @@ from octavo.checkpoints.safetensors import SafetensorsWeights, safetensors_files
 from octavo.errors import ModelLoadError
 from octavo.kernels.weights import dense
 
+# In the order in which sentence-transformers puts several side by side.
 _MODES = {
     "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_lasttoken": "last",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "GELU": torch.nn.functional.gelu,
+    "Identity": lambda x: x,
+    "ReLU": torch.relu,
+    "SiLU": torch.nn.functional.silu,
+    "Sigmoid": torch.sigmoid,
+    "Tanh": torch.tanh,
 }
 # Each release of sentence-transformers called the transformer's own settings after the encoder.
 _SETTINGS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
@@ -27,8 +39,9 @@ Step = Callable[[Tensor], Tensor]
 class Pooler:
     """The modules after the encoder: pooling, dense layers, normalization.
 
-    ``default_mode``: for a folder without modules.json; the mean is sentence-transformers' own.
-    "token" pools nothing: it is the mode of a modules.json without a pooling module.
+    ``default_mode``: for a GGUF file, and for a folder without modules.json; the mean is
+    sentence-transformers' own. "token" pools nothing: it is the mode of a modules.json without a
+    pooling module.
     ``max_len``: the most tokens of a text, None where only the model limits it. ``size``: of the
     vectors. ``normalizes``: whether the last step makes their length 1. ``lowercases``: texts are
     to be in lower case. ``pools_prompts``: the tokens of a prompt count as those of its text do.
@@ -40,7 +53,7 @@ class Pooler:
     def __init__(
         self, folder: Path, hidden_size: int, device: torch.device, default_mode: str = "mean"
     ) -> None:
-        self.mode = default_mode
+        self.modes: tuple[str, ...] = (default_mode,)
         self.normalizes = False
         self.max_len: int | None = None
         self.lowercases = False
@@ -50,7 +63,7 @@ class Pooler:
         file = folder / "modules.json"
         modules = _read(file, list) if file.is_file() else []
         if modules and not any(_is_pooling(module) for module in modules):
-            self.mode = "token"
+            self.modes = ("token",)
         for module in modules:
             try:
                 kind = str(module["type"]).rpartition(".")[2]
@@ -71,12 +84,17 @@ class Pooler:
                 self.lowercases = bool(values.get("do_lower_case"))
                 self.max_len = values.get("max_seq_length")
             case "Pooling":
-                self.mode = _mode(path / "config.json")
+                self.modes = _modes(path / "config.json")
+                self.size *= len(self.modes)
                 self.pools_prompts = (
                     _read(path / "config.json", dict).get("include_prompt") is not False
                 )
             case "SpladePooling":
-                self.mode = _splade_mode(path / "config.json")
+                self.modes = (_splade_mode(path / "config.json"),)
+            case "Dropout":
+                pass
+            case "LayerNorm":
+                self._steps.append(self._layer_norm(path))
             case "Dense":
                 self._steps.append(self._dense(path))
             case "Normalize":
@@ -92,23 +110,8 @@ class Pooler:
         Rows after the last text belong to none, and an empty text's result is meaningless.
         Everything can be captured into a CUDA graph.
         """
-        num_rows = hidden.shape[0]
-        match self.mode:
-            case "token":
-                x = hidden.float()
-            case "cls":
-                x = hidden[first_rows(starts, num_rows)].float()
-            case "last":
-                x = hidden[(starts[1:] - 1).clamp_min(0)].float()
-            case "splade max":
-                owner, none = _owners(hidden, starts)
-                x = none.index_reduce_(0, owner, _splade(hidden), "amax")[:-1]
-            case "splade sum":
-                owner, none = _owners(hidden, starts)
-                x = none.index_add_(0, owner, _splade(hidden))[:-1]
-            case _:
-                owner, none = _owners(hidden, starts)
-                x = none.index_add_(0, owner, hidden.float())[:-1] / starts.diff()[:, None]
+        parts = [_pooled(mode, hidden, starts) for mode in self.modes]
+        x = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
         for step in self._steps:
             x = step(x)
         return x
@@ -130,7 +133,7 @@ class Pooler:
         activation = str(values.get("activation_function", "Tanh")).rpartition(".")[2]
         if values.get("use_residual"):
             raise ModelLoadError(f"{file}: use_residual is not supported")
-        if activation not in ("Tanh", "Identity"):
+        if activation not in _ACTIVATIONS:
             raise ModelLoadError(f"{file}: activation {activation!r} is not supported")
         try:
             n, k = int(values["out_features"]), int(values["in_features"])
@@ -150,10 +153,50 @@ class Pooler:
         self.size = n
 
         def apply(x: Tensor) -> Tensor:
-            y = torch.nn.functional.linear(x, weight, bias)
-            return y.tanh() if activation == "Tanh" else y
+            return _ACTIVATIONS[activation](torch.nn.functional.linear(x, weight, bias))
 
         return apply
+
+    def _layer_norm(self, path: Path) -> Step:
+        weights = SafetensorsWeights(
+            safetensors_files(path),
+            device=self._device,
+            dtype=torch.float32,
+            act_dtype=torch.float32,
+        )
+        sizes = (self.size,)
+        weight, bias = (weights.vector(f"norm.{name}", self.size) for name in ("weight", "bias"))
+        weights.finish()
+        return lambda x: torch.nn.functional.layer_norm(x, sizes, weight, bias)
+
+
+def _pooled(mode: str, hidden: Tensor, starts: Tensor) -> Tensor:
+    """A vector of each text, or a token, float32."""
+    match mode:
+        case "token":
+            return hidden.float()
+        case "cls":
+            return hidden[first_rows(starts, hidden.shape[0])].float()
+        case "last" | "lasttoken":
+            return hidden[(starts[1:] - 1).clamp_min(0)].float()
+    owner, none = _owners(hidden, starts)
+    lengths = starts.diff()[:, None]
+    match mode:
+        case "max":
+            none.fill_(-torch.inf)
+            return none.index_reduce_(0, owner, hidden.float(), "amax")[:-1]
+        case "splade max":
+            return none.index_reduce_(0, owner, _splade(hidden), "amax")[:-1]
+        case "splade sum":
+            return none.index_add_(0, owner, _splade(hidden))[:-1]
+        case "weightedmean":
+            # A token counts as much as its place, from 1: half of n (n + 1) in all.
+            rows = torch.arange(1, hidden.shape[0] + 1, device=hidden.device)
+            places = rows - starts.clamp_max(hidden.shape[0])[owner]
+            weighted = none.index_add_(0, owner, hidden.float() * places[:, None])[:-1]
+            return weighted / (lengths * (lengths + 1) / 2)
+    sums = none.index_add_(0, owner, hidden.float())[:-1]
+    return sums / (lengths.sqrt() if mode == "mean_sqrt_len_tokens" else lengths)
 
 
 def first_rows(starts: Tensor, num_rows: int) -> Tensor:
@@ -192,16 +235,19 @@ def _splade_mode(file: Path) -> str:
     return f"splade {strategy}"
 
 
-def _mode(file: Path) -> str:
+def _modes(file: Path) -> tuple[str, ...]:
     values = _read(file, dict)
     chosen = [k for k, v in values.items() if k.startswith("pooling_mode_") and v is True]
-    if isinstance(mode := values.get("pooling_mode"), str):  # newer files name it
-        chosen = [next((k for k, v in _MODES.items() if mode in (v, k[13:])), mode)]
-    if len(chosen) != 1 or chosen[0] not in _MODES:
+    if (named := values.get("pooling_mode")) is not None:  # newer files name them
+        modes = [named] if isinstance(named, str) else list(named)
+        chosen = [
+            next((k for k, v in _MODES.items() if mode in (v, k[13:])), mode) for mode in modes
+        ]
+    if not chosen or not set(chosen) <= set(_MODES):
         raise ModelLoadError(
-            f"{file}: pooling {', '.join(chosen) or 'of no kind'} is not supported"
+            f"{file}: pooling {', '.join(map(str, chosen)) or 'of no kind'} is not supported"
         )
-    return _MODES[chosen[0]]
+    return tuple(mode for name, mode in _MODES.items() if name in chosen)
 
 
 def _read(file: Path, kind: type) -> Any:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from octavo.checkpoints.gguf import GgufWeights
 from octavo.checkpoints.safetensors import SafetensorsWeights, safetensors_files
 from octavo.checkpoints.weights import RenamedSizedWeights
 from octavo.errors import ModelLoadError
@@ -20,6 +22,7 @@ from octavo.models.bert import ENCODERS, BertEncoder, make_class_head
 from octavo.models.colbert import is_colbert, read_forms
 from octavo.models.config import ModelConfig
 from octavo.models.foreign_encoder import FOREIGN_ENCODERS, ForeignEncoder
+from octavo.models.gguf_encoder import GGUF_ENCODERS, foreign_tensors, pooling_mode
 from octavo.models.hf_config import architecture_of
 from octavo.models.llama import LlamaForCausalLM
 from octavo.models.pooler import Pooler, first_rows, is_splade
@@ -64,6 +67,8 @@ _CAPITALS = "A Word, É Ž Σ Ж"
 def is_pooling_model(source: ModelSource) -> bool:
     """True for an encoder, and for a decoder saved without its output head, with a classifier's or
     with sentence-transformers' modules.json."""
+    if source.gguf is not None:
+        return source.gguf.metadata().get("general.architecture") in GGUF_ENCODERS
     if source.kind != "safetensors":
         return False
     if is_colbert(source.hf_config):
@@ -112,10 +117,10 @@ class PoolingModel:
         self._bind: Callable[[Tensor, Tensor], None]
         self._pool: Callable[[Tensor, Tensor], Tensor]
         self.info: PoolingInfo
-        predicts = is_splade(source.path)
+        predicts = source.gguf is None and is_splade(source.path)
         self._pooler: Pooler | None = None
         # Vectors of a ColBERT model, one a token: the forms of its texts.
-        self._forms = self._read_forms(source, device)
+        self._forms = self._read_forms(source, device) if source.gguf is None else {}
         hides = any(form.filler is not None and not form.attends for form in self._forms.values())
         is_foreign = shape.architecture in FOREIGN_ENCODERS or predicts
         if hides and not is_foreign:
@@ -141,7 +146,8 @@ class PoolingModel:
     def _load_own(
         self, source: ModelSource, ops: OpSet, device: torch.device, dtype: torch.dtype | None
     ) -> None:
-        weights = SafetensorsWeights(
+        weights: SafetensorsWeights | GgufWeights
+        weights = self._gguf_weights(source, device, dtype) or SafetensorsWeights(
             safetensors_files(source.path),
             device=device,
             dtype=dtype,
@@ -159,8 +165,24 @@ class PoolingModel:
             if self.config.architecture in ENCODERS:
                 self._load_encoder(source, weights, ops, device)
             else:
+                assert isinstance(weights, SafetensorsWeights)
                 self._load_decoder(source, weights, ops, device)
             weights.finish()
+
+    def _gguf_weights(
+        self, source: ModelSource, device: torch.device, dtype: torch.dtype | None
+    ) -> GgufWeights | None:
+        """A GGUF file's tensors, dequantized; None for a folder."""
+        if source.gguf is None:
+            return None
+        return GgufWeights(
+            source.gguf,
+            heads=(self.config.num_heads, self.config.num_kv_heads),
+            device=device,
+            dtype=dtype or self.act_dtype,
+            act_dtype=self.act_dtype,
+            packed=False,
+        )
 
     def _load_foreign(
         self, source: ModelSource, device: torch.device, *, predicts: bool, hides_second: bool
@@ -169,11 +191,13 @@ class PoolingModel:
             raise ModelLoadError(
                 f"{source.path}: {self.config.architecture} has no head that predicts words"
             )
+        weights = self._gguf_weights(source, device, self.act_dtype)
         encoder = ForeignEncoder(
             self.config,
             source.path,
             self.act_dtype,
             device,
+            tensors=None if weights is None else partial(foreign_tensors, weights),
             predicts=predicts,
             hides_second=hides_second,
         )
@@ -207,7 +231,11 @@ class PoolingModel:
         return self._pool(self._run(input_ids, ctx, is_second), ctx.query_start_loc)
 
     def _load_encoder(
-        self, source: ModelSource, weights: SafetensorsWeights, ops: OpSet, device: torch.device
+        self,
+        source: ModelSource,
+        weights: SafetensorsWeights | GgufWeights,
+        ops: OpSet,
+        device: torch.device,
     ) -> None:
         shape = self.config
         family = ENCODERS[shape.architecture]
@@ -274,7 +302,11 @@ class PoolingModel:
             self.info = dataclasses.replace(self.info, joins=True)
 
     def _make_pooler(self, source: ModelSource, default_mode: str, device: torch.device) -> None:
+        if source.gguf is not None:
+            default_mode = pooling_mode(source.gguf)
         pool = self._pooler or Pooler(source.path, self.config.hidden_size, device, default_mode)
+        if source.gguf is not None:
+            pool.normalize()
         # Where the tokenizer does that itself, as BGE's does, nothing is left to do.
         encode = source.tokenizer.encode
         if pool.lowercases and encode(_CAPITALS, False) != encode(_CAPITALS.lower(), False):
@@ -295,10 +327,11 @@ class PoolingModel:
         """The forms of a late-interaction model's texts, and its pooler; {} for any other."""
         shape, is_own = self.config, is_colbert(source.hf_config)
         has_modules = (source.path / "modules.json").is_file()
-        if not is_own and (not has_modules or shape.architecture in CLASSIFIERS):
+        classifies = shape.architecture.endswith("ForSequenceClassification")
+        if not is_own and (not has_modules or classifies):
             return {}
         pool = Pooler(source.path, shape.hidden_size, device, "token" if is_own else "mean")
-        if pool.mode != "token":
+        if pool.modes != ("token",):
             return {}
         if has_modules:
             pool.normalize()

@@ -9,7 +9,12 @@ from octavo.models.config import ModelConfig
 from octavo.models.gated_delta import DeltaInputs, DeltaShape
 from octavo.models.hf_config import HfConfig
 from octavo.models.hybrid import HybridForCausalLM
-from octavo.models.qwen3_next import Qwen3NextDecoderLayer, Qwen3NextForCausalLM, delta_fields
+from octavo.models.qwen3_next import (
+    Qwen3NextDecoderLayer,
+    Qwen3NextForCausalLM,
+    delta_fields,
+    split_inputs,
+)
 
 
 class Qwen3_5DecoderLayer(Qwen3NextDecoderLayer):
@@ -20,9 +25,8 @@ class Qwen3_5DecoderLayer(Qwen3NextDecoderLayer):
     @staticmethod
     def inputs(shape: DeltaShape) -> DeltaInputs:
         """A module each of queries, keys and values, gates, strengths, decays."""
-        qkv = 2 * shape.keys + shape.values
         return DeltaInputs(
-            [("in_proj_qkv", qkv, None), ("in_proj_z", shape.values, None)],
+            split_inputs(shape),
             [("in_proj_b", shape.num_heads, None), ("in_proj_a", shape.num_heads, None)],
         )
 

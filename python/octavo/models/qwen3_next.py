@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
-from octavo.kernels.weights import Rows, part_of
+from octavo.kernels.weights import Part, Rows, part_of
 from octavo.layers.attention import Attention
 from octavo.layers.context import StepContext
 from octavo.layers.linear import Linear
@@ -102,7 +103,12 @@ class Qwen3NextDecoderLayer(MixedDecoderLayer):
         prefix = f"model.layers.{layer}.linear_attn"
         assert config.state is not None
         shape = DeltaShape.of(config.state)
-        return GatedDeltaNet(config, prefix, shape, cls.inputs(shape), weights, ops)
+        inputs = cls.inputs(shape)
+        if config.raw.get("splits_delta_inputs"):
+            inputs = replace(inputs, qkvz=split_inputs(shape))
+        if config.raw.get("tiles_value_heads"):
+            inputs = replace(inputs, tiles_values=True)
+        return GatedDeltaNet(config, prefix, shape, inputs, weights, ops)
 
     @staticmethod
     def make_attention(
@@ -127,6 +133,12 @@ class Qwen3NextDecoderLayer(MixedDecoderLayer):
             [("in_proj_qkvz", 2 * (shape.keys + shape.values), qkvz)],
             [("in_proj_ba", 2 * shape.num_heads, ba)],
         )
+
+
+def split_inputs(shape: DeltaShape) -> list[tuple[str, int, Part]]:
+    """``DeltaInputs.qkvz`` where queries, keys and values are a module, and the gate another."""
+    qkv = 2 * shape.keys + shape.values
+    return [("in_proj_qkv", qkv, None), ("in_proj_z", shape.values, None)]
 
 
 def _ungrouped(sizes: list[int], num_groups: int) -> Rows:

@@ -27,7 +27,9 @@ from octavo.checkpoints.tokenizer_files import TokenizerFiles
 from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
 from octavo.models.config import ModelConfig, token_ids
-from octavo.models.gguf_config import GgufFacts, config_from_gguf
+from octavo.models.gguf_config import config_from_gguf
+from octavo.models.gguf_encoder import GGUF_ENCODERS, encoder_config
+from octavo.models.gguf_facts import GgufFacts
 from octavo.models.registry import config_from_hf
 
 # The newcomer's model: from this package where it is installed, else from the hub.
@@ -432,14 +434,17 @@ def _config_from_gguf(file: GgufFile, overrides: Mapping[str, Any]) -> ModelConf
         biases=frozenset(
             name.split(".")[2]
             for name in tensors
-            if name.startswith("blk.0.") and name.endswith(".bias")
+            if name.startswith("blk.") and name.endswith(".bias")
         ),
-        modules=frozenset(name.split(".")[2] for name in tensors if name.startswith("blk.0.")),
+        modules=frozenset(name.split(".")[2] for name in tensors if name.startswith("blk.")),
         freq_factors=vector(gguf_names.ROPE_FREQS),
         short_factors=vector(gguf_names.ROPE_SHORT),
         long_factors=vector(gguf_names.ROPE_LONG),
     )
+    metadata = {**file.metadata(), **overrides}
     try:
-        return config_from_gguf({**file.metadata(), **overrides}, facts)
+        if metadata.get("general.architecture") in GGUF_ENCODERS:
+            return config_from_hf(encoder_config(metadata, facts))
+        return config_from_gguf(metadata, facts)
     except ModelLoadError as error:
         raise ModelLoadError(f"{file.path}: {error}") from error

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from octavo.errors import UnsupportedParameterError
+from octavo.errors import InvalidParameterError, UnsupportedParameterError
 from octavo.late_interaction import form_of
-from octavo.pooling import probabilities
+from octavo.pooling import cut, probabilities, vector_size
 from octavo.server.pooling.pool import (
     encoded_inputs,
     pool,
@@ -41,7 +41,7 @@ async def encode(state: ServerState, exchange: Exchange) -> None:
     texts = await encoded_inputs(engine, request, prompt, form_of_texts)
     pooled = await pool(state, exchange, engine, request, texts, "input")
     form = vector_form(request)
-    rows = _rows(pooled, info, request.use_activation)
+    rows = _rows(pooled, info, request)
     about = {
         "id": f"pool-{secrets.token_hex(16)}",
         "object": "list",
@@ -72,6 +72,10 @@ def _check_task(request: EncodeRequest, info: PoolingInfo) -> None:
         raise UnsupportedParameterError(
             f"task: this model does not {request.task}; its task is {info.task}", "task"
         )
+    if request.dimensions is not None:
+        if not embeds:
+            raise InvalidParameterError("dimensions needs a model that embeds", "dimensions")
+        vector_size(info, request.dimensions, "dimensions")
     if info.normalizes and not request.use_activation:
         raise UnsupportedParameterError(
             "use_activation: false is not supported: this model's vectors have length 1",
@@ -79,9 +83,10 @@ def _check_task(request: EncodeRequest, info: PoolingInfo) -> None:
         )
 
 
-def _rows(pooled: Sequence[Pooled], info: PoolingInfo, use_activation: bool) -> Sequence[Pooled]:
+def _rows(pooled: Sequence[Pooled], info: PoolingInfo, request: EncodeRequest) -> Sequence[Pooled]:
     """Of each text its vector, or a vector a token, or a number for each label; float32."""
     if info.task in ("embed", "token_embed"):
-        return pooled
-    activation = info.activation if use_activation else "identity"
+        size = vector_size(info, request.dimensions, "dimensions")
+        return [cut(values, info, size) for values in pooled]
+    activation = info.activation if request.use_activation else "identity"
     return [np.array(probabilities(logits, activation), np.float32) for logits in pooled]

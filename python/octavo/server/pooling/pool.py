@@ -12,7 +12,7 @@ import orjson
 from octavo._core import TokenIds
 from octavo.errors import InvalidParameterError, RequestTooLongError
 from octavo.late_interaction import encode_form
-from octavo.pooling import NO_TOKENS, EncodedText, encode_text, max_text_len
+from octavo.pooling import NO_TOKENS, EncodedText, cut, encode_text, max_text_len
 from octavo.server.pooling.forms import VectorForm
 from octavo.server.work.generation import Generation
 from octavo.server.work.prompts import INLINE_CHARS, MAX_CHARS_PER_TOKEN
@@ -175,11 +175,7 @@ async def encoded_texts(
 
 def cut_vectors(pooled: Sequence[Vector], info: PoolingInfo, size: int) -> NDArray[np.float32]:
     """Vectors of the texts, float32 [T, size]: the first ``size`` numbers of each."""
-    rows = np.stack([vector[:size] for vector in pooled])
-    if info.normalizes and size < info.size:
-        # What is left of a vector is shorter than 1.
-        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    return rows
+    return cut(np.stack(pooled), info, size)
 
 
 def vector_form(request: EmbeddingRequest | EncodeRequest) -> VectorForm:

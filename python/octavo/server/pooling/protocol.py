@@ -99,6 +99,7 @@ class EncodeRequest(ClassifyRequest):
 
     task: str | None = None
     embedding_mode: str | None = None
+    dimensions: int | None = None
     encoding_format: str = "float"
     embed_dtype: str = "float32"
     endianness: str = "native"
@@ -233,12 +234,17 @@ ENCODE_BODY: Final = Body(
         "embedding_mode": fields.one_of("query", "document"),
         **{
             name: EMBEDDING_BODY.fields[name]
-            for name in ("encoding_format", "embed_dtype", "endianness", "prompt_name", "prompt")
+            for name in (
+                "encoding_format",
+                "embed_dtype",
+                "endianness",
+                "dimensions",
+                "prompt_name",
+                "prompt",
+            )
         },
     },
     required=("input",),
-    # vLLM cuts no vectors on this route either.
-    refused={"dimensions": ()},
     ignored=BOOKKEEPING_FIELDS,
 )
 COHERE_EMBED_BODY: Final = Body(
