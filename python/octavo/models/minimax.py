@@ -132,10 +132,10 @@ class MiniMaxDecoderLayer:
 
     def __call__(self, x: None, residual: Tensor, ctx: StepContext) -> tuple[None, Tensor]:
         alpha, beta, mlp_alpha, mlp_beta = self._factors
-        x = self.input_layernorm(residual)
-        residual = x * alpha + self.mixer(x, ctx) * beta
-        x = self.post_attention_layernorm(residual)
-        return None, x * mlp_alpha + self.experts(x) * mlp_beta
+        normed = self.input_layernorm(residual)
+        residual = normed * alpha + self.mixer(normed, ctx) * beta
+        normed = self.post_attention_layernorm(residual)
+        return None, normed * mlp_alpha + self.experts(normed) * mlp_beta
 
 
 class MiniMaxForCausalLM(HybridForCausalLM):
