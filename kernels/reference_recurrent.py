@@ -87,6 +87,9 @@ def gated_delta_rule(
         state = exp(g) * state
         state = state + k outer beta * (v - k state)
         out = q state
+
+    a [T, Hv Dk] and dt_bias [Hv Dk] give each row of a state a g of its own: Kimi's delta attention
+    (arXiv:2510.26692).
     """
     _, num_heads, dk, dv = state.shape
     q, k, v = qkv.float().split_with_sizes(
@@ -99,13 +102,15 @@ def gated_delta_rule(
         return heads.repeat_interleave(num_heads // num_key_heads, 1)
 
     q, k, v = unit(q) * dk**-0.5, unit(k), v.reshape(-1, num_heads, dv)
-    keep = torch.exp(decay * softplus(a.float() + dt_bias))
+    # [T, Hv, Dk or 1]
+    step = softplus(a.float() + dt_bias).view(len(a), num_heads, -1)
+    keep = torch.exp(decay[:, None] * step)
     beta = beta_scale * torch.sigmoid(b.float())
     out = torch.zeros(v.shape, dtype=torch.float32, device=qkv.device)
     for slot, begin, end, begins in _requests(steps):
         s = torch.zeros_like(state[slot]) if begins else state[slot].clone()
         for t in range(begin, end):
-            s = s * keep[t, :, None, None]
+            s = s * keep[t, :, :, None]
             change = beta[t, :, None] * (v[t] - torch.einsum("hk,hkv->hv", k[t], s))
             s = s + k[t, :, :, None] * change[:, None, :]
             out[t] = torch.einsum("hk,hkv->hv", q[t], s)
@@ -125,7 +130,7 @@ def selective_scan(
     num_groups: int,
     dt_limits: tuple[float, float],
 ) -> Tensor:
-    """Mamba-2's state space (Dao and Gu, arXiv:2405.21060): [T, H * P] in xbc's dtype.
+    """Mamba's state space (Dao and Gu, arXiv:2405.21060): [T, H * P] in xbc's dtype.
 
     xbc [T, H P + 2 G S]: inputs x of H heads, then what writes to (B) and reads from (C) the state,
     of G groups of heads. dt [T, H]; decay, dt_bias and skip float32 [H]. state float32 [N, H, P, S]
@@ -133,6 +138,9 @@ def selective_scan(
 
         state = exp(d * decay) * state + d * x outer B
         out = state C + skip * x
+
+    decay may be [H, S], each column's: with P = 1 that is the first form (arXiv:2312.00752), whose
+    heads are channels.
     """
     _, num_heads, p, size = state.shape
     x, b, c = xbc.float().split_with_sizes(
@@ -144,12 +152,13 @@ def selective_scan(
         for t in (b, c)
     )
     d = softplus(dt.float() + dt_bias).clamp(*dt_limits)
-    keep = torch.exp(d * decay)
+    # [T, H, S or 1]
+    keep = torch.exp(d[:, :, None] * decay.view(num_heads, -1))
     out = x * skip[:, None]
     for slot, begin, end, begins in _requests(steps):
         s = torch.zeros_like(state[slot]) if begins else state[slot].clone()
         for t in range(begin, end):
-            s = keep[t, :, None, None] * s + (d[t, :, None] * x[t])[:, :, None] * b[t, :, None, :]
+            s = keep[t, :, None] * s + (d[t, :, None] * x[t])[:, :, None] * b[t, :, None, :]
             out[t] += torch.einsum("hps,hs->hp", s, c[t])
         state[slot] = s
     return out.view(-1, num_heads * p).to(xbc.dtype)

@@ -1,6 +1,7 @@
 """Ops of layers with a state on a CPU: Rust where all is float32, as a CPU's activations are.
 
-Others (a ``--dtype`` that was asked for) take the definitions. Semantics: ``reference_recurrent``.
+Others (a ``--dtype`` that was asked for), and rates of rows and columns, take the definitions.
+Semantics: ``reference_recurrent``.
 """
 
 from __future__ import annotations
@@ -94,7 +95,8 @@ def gated_delta_rule(
         ValueError: a slot or token out of range, or tensors that do not fit.
     """
     _, heads, dk, dv = state.shape
-    if qkv.dtype != torch.float32 or max(dk, dv) > _MAX_COLUMNS:
+    by_rows = a.shape[1] != heads
+    if qkv.dtype != torch.float32 or max(dk, dv) > _MAX_COLUMNS or by_rows:
         return reference.gated_delta_rule(
             qkv,
             a,
@@ -143,7 +145,7 @@ def selective_scan(
         ValueError: a slot or token out of range, or tensors that do not fit.
     """
     _, heads, p, size = state.shape
-    if xbc.dtype != torch.float32:
+    if xbc.dtype != torch.float32 or decay.dim() == 2:
         return reference.selective_scan(
             xbc,
             dt,

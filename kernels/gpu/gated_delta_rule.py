@@ -20,17 +20,13 @@ import triton.language as tl
 from ..recurrent import Steps
 from .attention import FLOAT32_PRECISION
 from .launch import cdiv, check_shape, check_tensors, next_power_of_2, pdl_options
+from .row_delta_rule import row_delta_rule
+from .softplus import softplus
 
 # Two blocks of 8: the inverse above is of chunks of this size.
 CHUNK = 16
 DECODE_COLUMNS = 32  # of a decode's tile: 128 bytes of each row of the state
 PREFILL_COLUMNS = 64  # of a prefill's: 32 registers of each of 256 threads
-
-
-@triton.jit
-def softplus(x):
-    """log(1 + exp(x)), x itself where that is the same."""
-    return tl.where(x > 20.0, x, tl.log(1.0 + tl.exp(tl.minimum(x, 20.0))))
 
 
 @triton.jit
@@ -204,6 +200,10 @@ def gated_delta_rule(
     Raises:
         ValueError: on a wrong shape, layout or device.
     """
+    if dt_bias.shape[0] > decay.shape[0]:
+        if num_key_heads != decay.shape[0]:
+            raise ValueError(f"decays of rows: {num_key_heads} key heads of {decay.shape[0]}")
+        return row_delta_rule(qkv, a, b, decay, dt_bias, state, steps, beta_scale=beta_scale)
     slots, seq_lens, query_start_loc, num_decodes, _ = steps
     check_tensors(decay=decay, dt_bias=dt_bias, state=state, slots=slots, seq_lens=seq_lens)
     _, heads, dk, dv = state.shape

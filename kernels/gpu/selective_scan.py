@@ -15,8 +15,9 @@ import triton.language as tl
 
 from ..recurrent import Steps
 from .attention import FLOAT32_PRECISION
-from .gated_delta_rule import softplus
+from .column_scan import column_scan
 from .launch import cdiv, check_shape, check_tensors, next_power_of_2, pdl_options
+from .softplus import softplus
 
 CHUNK = 32
 # Elements of a decode's tile, and of a prefill's: 16 registers a thread.
@@ -167,6 +168,10 @@ def selective_scan(
     Raises:
         ValueError: on a wrong shape, layout or device.
     """
+    if decay.dim() == 2:
+        if num_groups != 1:
+            raise ValueError(f"a rate of each column in {num_groups} groups")
+        return column_scan(xbc, dt, decay, dt_bias, skip, state, steps, dt_limits=dt_limits)
     slots, seq_lens, query_start_loc, num_decodes, _ = steps
     check_tensors(decay=decay, dt_bias=dt_bias, skip=skip, state=state, slots=slots)
     _, heads, p, size = state.shape

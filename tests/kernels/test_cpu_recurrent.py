@@ -79,6 +79,20 @@ def test_gated_delta_rule(hk: int, hv: int, dk: int, dv: int, dtype: torch.dtype
     )
 
 
+@pytest.mark.parametrize(("heads", "dk", "dv"), [(2, 24, 20), (1, 128, 70)])
+def test_gated_delta_rule_of_rows(heads: int, dk: int, dv: int) -> None:
+    compare(
+        "gated_delta_rule",
+        torch.randn(NUM_ROWS, heads, dk, dv),
+        sliced(2 * heads * dk + heads * dv, torch.float32),
+        10 * sliced(heads * dk, torch.float32),
+        sliced(heads, torch.float32),
+        -torch.rand(heads),
+        torch.randn(heads * dk),
+        num_key_heads=heads,
+    )
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("heads", "p", "groups", "size"), [(4, 20, 2, 24), (3, 64, 1, 128)])
 def test_selective_scan(heads: int, p: int, groups: int, size: int, dtype: torch.dtype) -> None:
@@ -94,6 +108,21 @@ def test_selective_scan(heads: int, p: int, groups: int, size: int, dtype: torch
             num_groups=groups,
             dt_limits=limits,
         )
+
+
+@pytest.mark.parametrize(("heads", "p", "size"), [(70, 1, 16), (3, 1, 21), (2, 5, 33)])
+def test_selective_scan_of_columns(heads: int, p: int, size: int) -> None:
+    compare(
+        "selective_scan",
+        torch.randn(NUM_ROWS, heads, p, size),
+        sliced(heads * p + 2 * size, torch.float32),
+        sliced(heads, torch.float32),
+        -2 * torch.rand(heads, size),
+        torch.randn(heads),
+        torch.randn(heads),
+        num_groups=1,
+        dt_limits=(0.0, math.inf),
+    )
 
 
 def test_what_does_not_fit_is_refused() -> None:

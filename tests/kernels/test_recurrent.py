@@ -141,6 +141,29 @@ def test_gated_delta_rule(
     )
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", STEPS)
+@pytest.mark.parametrize(
+    ("heads", "dk", "dv"), [(2, 24, 20), pytest.param(1, 32, 70, marks=pytest.mark.slow)]
+)
+def test_gated_delta_rule_of_rows(
+    kind: str, heads: int, dk: int, dv: int, dtype: torch.dtype
+) -> None:
+    step = STEPS[kind]
+    compare(
+        "gated_delta_rule",
+        step,
+        randn(NUM_ROWS, heads, dk, dv),
+        dtype,
+        sliced(step.num_tokens, 2 * heads * dk + heads * dv, dtype),
+        3 * sliced(step.num_tokens, heads * dk, dtype),
+        sliced(step.num_tokens, heads, dtype),
+        -torch.rand(heads, device=DEVICE),
+        randn(heads * dk),
+        num_key_heads=heads,
+    )
+
+
 def test_the_rule_is_exact_where_keys_are_alike() -> None:
     """Equal keys without decay are the worst of what a chunk's system may be."""
     step = make_step([(0, 0, 40)], 0)
@@ -174,6 +197,26 @@ def test_selective_scan(
             num_groups=groups,
             dt_limits=limits,
         )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", STEPS)
+@pytest.mark.parametrize(("heads", "size"), [(3, 21), pytest.param(70, 16, marks=pytest.mark.slow)])
+def test_selective_scan_of_columns(kind: str, heads: int, size: int, dtype: torch.dtype) -> None:
+    step = STEPS[kind]
+    compare(
+        "selective_scan",
+        step,
+        randn(NUM_ROWS, heads, 1, size),
+        dtype,
+        sliced(step.num_tokens, heads + 2 * size, dtype),
+        sliced(step.num_tokens, heads, dtype),
+        -torch.rand(heads, size, device=DEVICE) * 2,
+        randn(heads),
+        randn(heads),
+        num_groups=1,
+        dt_limits=(0.0, math.inf),
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

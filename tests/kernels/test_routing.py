@@ -27,6 +27,13 @@ def test_a_bias_chooses_but_does_not_weigh() -> None:
     torch.testing.assert_close(weights, LOGITS.sigmoid()[:, [3, 0]])
 
 
+def test_scales_of_experts_weigh_after_all_else() -> None:
+    scales = torch.tensor([0.5, 1.0, 1.0, 1.0, 2.0, 1.0])
+    weights, _ = Routing(2, expert_scales=scales).choose(LOGITS)
+    plain, _ = Routing(2).choose(LOGITS)
+    torch.testing.assert_close(weights, plain * torch.tensor([[0.5, 2.0]]))
+
+
 @pytest.mark.parametrize(("group_scores", "want"), [(1, [0, 1]), (2, [0, 1])])
 def test_experts_are_of_the_best_groups(group_scores: int, want: list[int]) -> None:
     routing = Routing(2, groups=3, top_groups=1, group_scores=group_scores)

@@ -38,6 +38,8 @@ CASES: dict[str, tuple[int, dict[str, Any] | None]] = {
     "yarn, attention_factor": (64, {**YARN, "attention_factor": 0.7}),
     "yarn, mscale": (64, {**YARN, "mscale": 1.0, "mscale_all_dim": 0.8}),
     "yarn, betas": (128, {**YARN, "beta_fast": 24, "beta_slow": 2, "truncate": False}),
+    "proportional": (64, {"rope_type": "proportional", "partial_rotary_factor": 0.3}),
+    "proportional, factor": (40, {"rope_type": "proportional", "factor": 2.0}),
     "longrope": (64, {**LONGROPE, "rope_type": "longrope"}),
     "longrope, attention_factor": (64, {**LONGROPE, "type": "longrope", "attention_factor": 1.1}),
     "longrope, factor": (64, {**LONGROPE, "type": "longrope", "factor": 8.0}),

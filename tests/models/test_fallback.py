@@ -166,10 +166,16 @@ def test_at_least_a_hundred_are_proven_in_all() -> None:
 
 # Own families that no GPU has run.
 NOT_ON_GPU = (
+    "FalconMambaForCausalLM",
     "Gemma3nForCausalLM",
     "Gemma4ForCausalLM",
     "Gemma4UnifiedForCausalLM",
+    "JambaForCausalLM",
+    "KimiLinearForCausalLM",
     "Llama4ForCausalLM",
+    "MambaForCausalLM",
+    "MiMoV2FlashForCausalLM",
+    "MiniMaxForCausalLM",
 )
 QUICKLY_REFUSED = ("DogeForCausalLM", "LongcatFlashForCausalLM", "RwkvForCausalLM")
 
@@ -282,12 +288,13 @@ Each is proven against transformers with tiny random models in float32 on the pl
 on the CPU kernels: logits within 1e-4; on the CPU kernels also 64 greedy tokens equal, with prompts
 in chunks, prefix hits, batches of mixed lengths and preemption (`tests/models/test_families.py`):
 heads of 40, 80 and 96, one and three KV heads, tied and untied embeddings, every bias on and off,
-windows shorter than the prompt. Gemma 3n and 4, whose layers have caches of several shapes and read one
-another's, are proven so in `tests/models/test_gemma_families.py`.
+windows shorter than the prompt. Gemma 3n, Gemma 4 and MiMo-V2-Flash, whose layers have caches of several
+shapes or read one another's, are proven so in `tests/models/test_kv_shape_families.py`.
 On an H100 log probabilities are transformers' in float32, within 2e-4; in bfloat16 and float16 their
 mean error is at most 1.2 times transformers' own, and a thousandth (`tests/models/test_gpu_families.py`);
 {not_on_gpu} have not run on one.
-Those whose layers keep a state (short convolutions, the gated delta rule, Mamba-2) are proven so in
+Those whose layers keep a state (short convolutions, the gated delta rule, Kimi's delta attention, both
+forms of Mamba, lightning attention) are proven so in
 `tests/models/test_hybrid_families.py`, where hits, preempted requests and the next turn of a chat begin
 from saved states. They are not split over a mesh, and on a CPU they run op by op.
 

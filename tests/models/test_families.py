@@ -15,8 +15,8 @@ import pytest
 import torch
 from attention_cases import ATTENTION_CASES
 from fidelity import assert_greedy, logits_of, make_prompt, prove_greedy, tiny_config
-from test_gemma_families import CASES as GEMMAS
 from test_hybrid_families import CASES as HYBRIDS
+from test_kv_shape_families import CASES as GEMMAS
 
 from levels import OTHER_LEVELS, run_at_level
 from octavo.errors import ModelLoadError
@@ -498,3 +498,11 @@ def test_a_quantized_falcon_keeps_its_rows_in_order(
     found = driver(path, quantization="w8").logits(token_ids)
     expected = logits_of(model, token_ids)
     assert float((found - expected).norm() / expected.norm()) < 0.05
+
+
+def test_chunks_of_attention_are_whole_blocks(
+    save_tiny: Callable[..., Any], driver: Callable[..., Any]
+) -> None:
+    path, _model = save_tiny("Llama4Text", **{**LLAMA_4, "attention_chunk_size": 24})
+    with pytest.raises(ModelLoadError, match="24 is not a multiple of block_size 16"):
+        driver(path)

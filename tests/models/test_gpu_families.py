@@ -54,6 +54,7 @@ DELTA: dict[str, Any] = {
     "shared_expert_intermediate_size": 160,
 }
 MAMBA: dict[str, Any] = {"mamba_n_heads": 8, "mamba_d_state": 128, "mamba_n_groups": 1}
+PER_LAYER = {"hidden_size_per_layer_input": 32, "vocab_size_per_layer_input": VOCAB}
 
 
 def rope(**parameters: Any) -> dict[str, Any]:
@@ -241,6 +242,93 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "OLMo-Hybrid": (
         "OlmoHybrid",
         {**DELTA, "linear_num_value_heads": 2, "linear_key_head_dim": 64},
+    ),
+    "Gemma 3n": (
+        "Gemma3nText",
+        {
+            **HEADS_OF_128,
+            **PER_LAYER,
+            "num_hidden_layers": 4,
+            "layer_types": [LOCAL, GLOBAL] * 2,
+            "num_kv_shared_layers": 2,
+            "sliding_window": 24,
+            "laurel_rank": 32,
+            "activation_sparsity_pattern": [0.9, 0.0, 0.9, 0.0],
+        },
+    ),
+    "Gemma 4": (
+        "Gemma4Text",
+        {
+            **HEADS_OF_128,
+            **PER_LAYER,
+            "num_hidden_layers": 4,
+            "layer_types": [LOCAL, GLOBAL] * 2,
+            "global_head_dim": 256,
+            "num_kv_shared_layers": 2,
+            "sliding_window": 24,
+        },
+    ),
+    "Gemma 4, unified": (
+        "Gemma4UnifiedText",
+        {
+            **HEADS_OF_128,
+            "layer_types": [LOCAL, GLOBAL],
+            "global_head_dim": 256,
+            "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True,
+            "sliding_window": 24,
+        },
+    ),
+    "Llama 4": (
+        "Llama4Text",
+        {
+            **HEADS_OF_128,
+            "num_hidden_layers": 4,
+            "no_rope_layers": [1, 0, 1, 0],
+            "attention_chunk_size": 32,
+            "floor_scale": 16,
+            "moe_layers": [1, 2],
+            "num_local_experts": 5,
+            "intermediate_size_mlp": 384,
+        },
+    ),
+    "MiMo-V2-Flash": (
+        "MiMoV2Flash",
+        {
+            "head_dim": 192,
+            "v_head_dim": 128,
+            "num_key_value_heads": 2,
+            "layer_types": [GLOBAL, LOCAL],
+            "mlp_layer_types": ["dense", "sparse"],
+            "sliding_window": 24,
+            "n_routed_experts": 5,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 96,
+        },
+    ),
+    "MiniMax": (
+        "MiniMax",
+        {**HEADS_OF_128, "layer_types": [GLOBAL, LINEAR], "num_local_experts": 5},
+    ),
+    "Kimi-Linear": (
+        "KimiLinear",
+        {
+            **LATENT,
+            "layer_types": [LINEAR, GLOBAL],
+            "mlp_layer_types": ["dense", "sparse"],
+            "q_lora_rank": None,
+            "linear_num_heads": 4,
+            "linear_head_dim": 128,
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 96,
+        },
+    ),
+    "Mamba": ("Mamba", {}),
+    "FalconMamba": ("FalconMamba", {}),
+    "Jamba": (
+        "Jamba",
+        {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 5},
     ),
     # One group: of several, transformers up to 5.18 at least norms all as one.
     "Mamba-2": ("Mamba2", {"num_heads": 8, "head_dim": 64, "state_size": 128, "n_groups": 1}),

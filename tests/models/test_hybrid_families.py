@@ -41,6 +41,29 @@ MAMBA2 = {
     "state_size": 24,
     "chunk_size": 16,
 }
+# A width that is no block of channels, and steps of the size that releases have.
+MAMBA1 = {"hidden_size": 72, "intermediate_size": 144, "initializer_range": 0.15}
+KIMI = {
+    "initializer_range": 0.15,
+    "num_key_value_heads": 4,
+    "linear_num_heads": 2,
+    "linear_head_dim": 24,
+    "kv_lora_rank": 40,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 12,
+    "num_local_experts": 5,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 40,
+}
+MINIMAX = {"initializer_range": 0.15, "num_local_experts": 5, "block_size": 16}
+JAMBA = {
+    "initializer_range": 0.15,
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "expert_layer_period": 2,
+    "expert_layer_offset": 0,
+}
 GRANITE = {
     **MAMBA,
     "shared_intermediate_size": 56,
@@ -171,6 +194,80 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "use_bias": True,
             "tie_word_embeddings": True,
             "time_step_limit": [0.3, 1.2],
+        },
+    ),
+    "Mamba": ("Mamba", {"num_hidden_layers": 3, **MAMBA1}),
+    "Mamba, biases, untied, another rank": (
+        "Mamba",
+        {
+            "num_hidden_layers": 2,
+            **MAMBA1,
+            "state_size": 13,
+            "conv_kernel": 3,
+            "time_step_rank": 7,
+            "use_bias": True,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "FalconMamba": ("FalconMamba", {"num_hidden_layers": 3, **MAMBA1}),
+    "Jamba": (
+        "Jamba",
+        {"num_hidden_layers": 4, **JAMBA, "num_experts": 5, "num_key_value_heads": 1},
+    ),
+    "Jamba, biases, no experts, tied": (
+        "Jamba",
+        {
+            "num_hidden_layers": 3,
+            **JAMBA,
+            "hidden_size": 96,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 3,
+            "num_experts": 1,
+            "num_experts_per_tok": 1,
+            "mamba_proj_bias": True,
+            "mamba_d_state": 11,
+            "mamba_d_conv": 3,
+            "mamba_dt_rank": 5,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "MiniMax": ("MiniMax", {"num_hidden_layers": 4, **MINIMAX, "head_dim": 40}),
+    "MiniMax, factors, windows, tied": (
+        "MiniMax",
+        {
+            "num_hidden_layers": 3,
+            **MINIMAX,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "head_dim": 24,
+            "sliding_window": 24,
+            "full_attn_alpha_factor": 1.3,
+            "full_attn_beta_factor": 0.7,
+            "linear_attn_alpha_factor": 0.8,
+            "linear_attn_beta_factor": 1.2,
+            "mlp_alpha_factor": 1.1,
+            "mlp_beta_factor": 0.9,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "Kimi-Linear": (
+        "KimiLinear",
+        {"num_hidden_layers": 4, "layer_types": [DELTA, FULL, DELTA, FULL], **KIMI},
+    ),
+    "Kimi-Linear, a latent of queries, groups of experts": (
+        "KimiLinear",
+        {
+            "num_hidden_layers": 3,
+            "layer_types": [FULL, DELTA, DELTA],
+            **KIMI,
+            "num_key_value_heads": 4,
+            "q_lora_rank": 28,
+            "linear_conv_kernel_dim": 3,
+            "mlp_layer_types": ["sparse", "dense", "sparse"],
+            "num_local_experts": 8,
+            "n_group": 4,
+            "topk_group": 2,
+            "norm_topk_prob": False,
         },
     ),
     "Bamba": (

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from fidelity import logits_of, make_prompt
-from test_gemma_families import CASES as GEMMAS
+from test_kv_shape_families import CASES as GEMMAS
 
 TEXT: dict[str, Any] = {
     "vocab_size": 300,

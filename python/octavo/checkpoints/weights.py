@@ -20,7 +20,16 @@ from octavo.kernels.weights import Part, Rows, Stored
 Progress = Callable[[int], object]
 
 # Old checkpoints store these; they follow from the config.
-_DERIVED_SUFFIXES = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
+_DERIVED_SUFFIXES = (
+    ".rotary_emb.inv_freq",
+    ".masked_bias",
+    ".attn.bias",
+    # Of MiniMax's lightning attention.
+    ".slope_rate",
+    ".query_decay",
+    ".key_decay",
+    ".diagonal_decay",
+)
 
 
 class Weights(Protocol):

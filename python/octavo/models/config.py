@@ -37,8 +37,8 @@ class LatentDims:
 class StateShape:
     """One request's state in each layer that has one.
 
-    ``conv``: (channels, width - 1), the last inputs of a causal convolution. ``recurrent``: what a
-    recurrence has come to, (heads, rows, columns).
+    ``conv``: (channels, width - 1), the last inputs of a causal convolution; zeros: there is none.
+    ``recurrent``: what a recurrence has come to, (heads, rows, columns).
     """
 
     conv: tuple[int, int]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import NormalDist
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -230,7 +230,8 @@ class Gemma3nForCausalLM(LlamaForCausalLM):
         vectors = self.per_layer(inputs, embedded)
         others = [_as_large(project(embedded), embedded) for project in self._widen]
         residuals = torch.stack([embedded, *others])
-        for layer, own in zip(self.layers, vectors, strict=True):
+        layers = cast(Sequence[Gemma3nDecoderLayer], self.layers)
+        for layer, own in zip(layers, vectors, strict=True):
             residuals = layer(residuals, own, ctx)
         first = residuals[0]
         pairs = zip(self._narrow, residuals[1:], strict=True)

@@ -7,8 +7,8 @@ may stand beside the MLP, and layers may have vectors of their own for each toke
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -196,7 +196,8 @@ class Gemma4ForCausalLM(LlamaForCausalLM):
         vectors: Tensor | list[None] = [None] * len(self.layers)
         if self.per_layer is not None:
             vectors = self.per_layer(inputs, residual)
-        for layer, own in zip(self.layers, vectors, strict=True):
+        layers = cast(Sequence[Gemma4DecoderLayer], self.layers)
+        for layer, own in zip(layers, vectors, strict=True):
             residual = layer(residual, own, ctx)
         assert isinstance(self.norm, RMSNorm)
         return self.norm(residual)

@@ -37,6 +37,7 @@ _OLD_NAMES = (
     ("num_attention_heads", "num_heads"),
     ("max_position_embeddings", "seq_length"),
     ("max_position_embeddings", "max_seq_len"),
+    ("max_position_embeddings", "model_max_length"),
 )
 # What models of another library call it.
 _ROPE_TYPES = {"mrope": "default", "su": "longrope"}

@@ -20,6 +20,7 @@ from octavo.kernels.opset import OpSet
 from octavo.kernels.recurrent import RecurrentOps
 from octavo.layers.attention import Attention
 from octavo.layers.context import LayerState, StepContext
+from octavo.layers.latent_attention import LatentAttention
 from octavo.layers.norm import Addend, RMSNorm
 from octavo.models.config import ModelConfig
 from octavo.models.llama import LlamaForCausalLM
@@ -50,7 +51,7 @@ class HybridDecoderLayer(Protocol):
     """
 
     @property
-    def attention(self) -> Attention | None: ...
+    def attention(self) -> Attention | LatentAttention | None: ...
 
     @property
     def recurrence(self) -> Recurrence | None: ...

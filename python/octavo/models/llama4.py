@@ -7,7 +7,7 @@ stands beside them; a step of layers between has a plain MLP.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -143,16 +143,28 @@ class Llama4ForCausalLM(LlamaForCausalLM):
             moe_layers=tuple(layer in experts for layer in range(count)),
         )
 
+    def bind_kv_cache(self, caches: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """See LlamaForCausalLM.
+
+        Raises:
+            ModelLoadError: chunks of attention are not whole blocks.
+        """
+        super().bind_kv_cache(caches)
+        size, block_size = max(self.config.attention_chunks), caches[0][0].shape[2]
+        if self._is_chunked and size % block_size:
+            raise ModelLoadError(
+                f"config.json: attention_chunk_size {size} is not a multiple of block_size "
+                f"{block_size}"
+            )
+
+    @property
+    def _is_chunked(self) -> bool:
+        return any(layer.self_attn.attention.is_chunked for layer in self.layers)
+
     def __call__(self, inputs: Tensor, ctx: StepContext) -> Tensor:
         """See LlamaForCausalLM."""
-        attentions = [layer.self_attn.attention for layer in self.layers]
-        chunked = [attention for attention in attentions if attention.is_chunked]
-        if chunked:
-            size = max(self.config.attention_chunks)
-            block_size = chunked[0].k_cache.shape[2]
-            if size % block_size:
-                raise ModelLoadError(
-                    f"attention_chunk_size {size} is not a multiple of block_size {block_size}"
-                )
-            ctx = dataclasses.replace(ctx, chunks=ctx.in_chunks(size, block_size))
+        if self._is_chunked:
+            block_size = self.layers[0].self_attn.attention.k_cache.shape[2]
+            chunks = ctx.in_chunks(max(self.config.attention_chunks), block_size)
+            ctx = dataclasses.replace(ctx, chunks=chunks)
         return super().__call__(inputs, ctx)

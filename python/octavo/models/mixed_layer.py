@@ -10,6 +10,7 @@ from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
 from octavo.layers.attention import Attention
 from octavo.layers.context import StepContext
+from octavo.layers.latent_attention import LatentAttention
 from octavo.layers.norm import Addend
 from octavo.models.config import ModelConfig
 from octavo.models.hybrid import Mixer, Recurrence
@@ -25,7 +26,7 @@ class AttentionMixer(Mixer, Protocol):
     """A layer's first half that keeps keys and values."""
 
     @property
-    def attention(self) -> Attention: ...
+    def attention(self) -> Attention | LatentAttention: ...
 
 
 class MixedDecoderLayer:
@@ -38,7 +39,7 @@ class MixedDecoderLayer:
     ) -> None:
         norm = layer_norms(config, layer, weights, ops)
         self.input_layernorm = norm("input_layernorm")
-        self.attention: Attention | None = None
+        self.attention: Attention | LatentAttention | None = None
         self.recurrence: RecurrentMixer | None = None
         self.mixer: Mixer
         if config.state_layers[layer]:

@@ -42,11 +42,16 @@ from octavo.models.granite_moe import GraniteMoeForCausalLM
 from octavo.models.hf_config import HfConfig, architecture_of
 from octavo.models.hunyuan_dense import HunYuanDenseV1ForCausalLM
 from octavo.models.hunyuan_moe import HunYuanMoEV1ForCausalLM
+from octavo.models.jamba import JambaForCausalLM
+from octavo.models.kimi_linear import KimiLinearForCausalLM
 from octavo.models.lfm2 import Lfm2ForCausalLM
 from octavo.models.lfm2_moe import Lfm2MoeForCausalLM
 from octavo.models.llama import LlamaForCausalLM
 from octavo.models.llama4 import Llama4ForCausalLM
+from octavo.models.mamba1 import FalconMambaForCausalLM, MambaForCausalLM
 from octavo.models.mamba2 import Mamba2ForCausalLM
+from octavo.models.mimo_v2_flash import MiMoV2FlashForCausalLM
+from octavo.models.minimax import MiniMaxForCausalLM
 from octavo.models.minimax_m2 import MiniMaxM2ForCausalLM
 from octavo.models.ministral3 import Ministral3ForCausalLM
 from octavo.models.mistral import MistralForCausalLM
@@ -136,6 +141,7 @@ _CLASSES: tuple[type[CausalLMClass], ...] = (
     BambaForCausalLM,
     FalconForCausalLM,
     FalconH1ForCausalLM,
+    FalconMambaForCausalLM,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3nForCausalLM,
@@ -145,11 +151,16 @@ _CLASSES: tuple[type[CausalLMClass], ...] = (
     GptOssForCausalLM,
     GraniteForCausalLM,
     GraniteMoeHybridForCausalLM,
+    JambaForCausalLM,
+    KimiLinearForCausalLM,
     Lfm2ForCausalLM,
     Lfm2MoeForCausalLM,
     Llama4ForCausalLM,
     LlamaForCausalLM,
     Mamba2ForCausalLM,
+    MambaForCausalLM,
+    MiMoV2FlashForCausalLM,
+    MiniMaxForCausalLM,
     MistralForCausalLM,
     MixtralForCausalLM,
     NemotronHForCausalLM,

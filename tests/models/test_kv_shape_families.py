@@ -1,7 +1,7 @@
-"""Gemma 3n and Gemma 4 against transformers: caches of several shapes, and layers that read others'.
+"""Families with caches of several shapes, or layers that read others', against transformers.
 
 As ``test_families``, with what is these families' own: layers that keep no keys and values, heads of
-two sizes, values that are keys, experts beside an MLP, vectors of each layer.
+two sizes, values that are keys or narrower, experts beside an MLP, vectors of each layer.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 import torch
 from fidelity import logits_of, make_prompt, prove_greedy
+
+from octavo.errors import ModelLoadError
+from octavo.models.reading_attention import kv_sources
 
 LOCAL = "sliding_attention"
 GLOBAL = "full_attention"
@@ -38,6 +41,19 @@ EXPERTS: dict[str, Any] = {
     "num_experts": 5,
     "top_k_experts": 2,
     "moe_intermediate_size": 40,
+}
+ROPE = {"rope_type": "default", "partial_rotary_factor": 0.5}
+MIMO: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "layer_types": [GLOBAL, LOCAL] * 2,
+    "sliding_window": 24,
+    "moe_intermediate_size": 40,
+    "n_routed_experts": 5,
+    "num_experts_per_tok": 2,
+    "rope_parameters": {
+        GLOBAL: {**ROPE, "rope_theta": 50000.0},
+        LOCAL: {**ROPE, "rope_theta": 1000.0},
+    },
 }
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "Gemma 3n": (
@@ -116,6 +132,25 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "attention_k_eq_v": True,
         },
     ),
+    "MiMo-V2-Flash": ("MiMoV2Flash", {**MIMO, "head_dim": 40, "v_head_dim": 24}),
+    "MiMo-V2-Flash, biases, tied, groups of experts": (
+        "MiMoV2Flash",
+        {
+            **MIMO,
+            "hidden_size": 96,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 3,
+            "head_dim": 96,
+            "v_head_dim": 96,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+            "n_routed_experts": 8,
+            "n_group": 4,
+            "topk_group": 2,
+            "routed_scaling_factor": 1.5,
+            "norm_topk_prob": False,
+        },
+    ),
 }
 # A family's first case is the plainest; the others are in the longer run.
 PARAMETERS = [pytest.param(name, marks=pytest.mark.slow) if "," in name else name for name in CASES]
@@ -138,3 +173,49 @@ def test_a_family_is_what_transformers_computes(
     if backend == "reference":  # one request at a time and no more: it is slow
         return
     prove_greedy(driver, path, model, attention_backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("Gemma 4, values that are keys, experts", 3), ("MiMo-V2-Flash", 2)]
+)
+def test_heads_of_several_shapes_are_split(
+    name: str, size: int, save_tiny: Callable[..., Any], driver: Callable[..., Any]
+) -> None:
+    family, config = CASES[name]
+    path, model = save_tiny(family, **config)
+    token_ids = make_prompt(50)
+    found = driver(path, mesh=",".join(["cpu"] * size)).logits(token_ids)
+    torch.testing.assert_close(found, logits_of(model, token_ids), atol=1e-4, rtol=1e-4)
+
+
+def test_a_pipeline_has_the_caches_of_its_layers(
+    save_tiny: Callable[..., Any], driver: Callable[..., Any]
+) -> None:
+    family, config = CASES["MiMo-V2-Flash"]
+    path, model = save_tiny(family, **config)
+    prove_greedy(driver, path, model, mesh="cpu,cpu", pipeline_parallel_size=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        ("Gemma 3n", {}, "Gemma 3n is not split over devices"),
+        ("Gemma 4", {"pipeline_parallel_size": 2}, "pipeline_parallel_size must be 1"),
+    ],
+)
+def test_what_cannot_be_split_is_refused(
+    name: str,
+    options: dict[str, Any],
+    reason: str,
+    save_tiny: Callable[..., Any],
+    driver: Callable[..., Any],
+) -> None:
+    family, config = CASES[name]
+    path, _model = save_tiny(family, **config)
+    with pytest.raises(ModelLoadError, match=reason):
+        driver(path, mesh="cpu,cpu", **options)
+
+
+def test_a_layer_without_any_to_read_from_is_refused() -> None:
+    with pytest.raises(ModelLoadError, match="num_kv_shared_layers 3 leaves no layer of type"):
+        kv_sources([LOCAL, LOCAL, GLOBAL, LOCAL, GLOBAL], 3)
