@@ -19,9 +19,10 @@ class MoE:
     ``router``: [E, D], with ``router_bias`` [E] or None; ``gate_up``: per expert its gate and up
     weights [F, D]; ``down``: [D, F] per expert, F being the rank's part where there are several;
     ``biases``: of both, or None. ``shared``: an MLP that every token goes through as well.
+    ``first``: of the rank's experts, where each is whole.
     """
 
-    __slots__ = ("_rank", "act", "experts", "router", "router_bias", "routing", "shared")
+    __slots__ = ("_first", "_rank", "act", "experts", "router", "router_bias", "routing", "shared")
 
     def __init__(
         self,
@@ -35,12 +36,13 @@ class MoE:
         router_bias: Tensor | None = None,
         biases: ExpertBiases | None = None,
         shared: Callable[[Tensor], Tensor] | None = None,
+        first: int = 0,
     ) -> None:
         # A router's rounding decides which experts run: it is never computed with int8.
         self.router = ops.weight([router], exact=True)
         self.router_bias = router_bias
         self.experts = ops.experts(gate_up, down, biases)
-        self._rank = ops.rank
+        self._rank, self._first = ops.rank, first
         self.routing = routing
         self.act = act
         self.shared = shared
@@ -53,7 +55,7 @@ class MoE:
     def _mix(self, x: Tensor) -> Tensor:
         """The rank's part."""
         logits = self.router.linear(x, self.router_bias, out_dtype=torch.float32)
-        return self.experts.mix(x, logits, self.routing, kind=self.act)
+        return self.experts.mix(x, logits, self.routing, kind=self.act, first=self._first)
 
     def normed(self, x: Addend, residual: Tensor, norm: RMSNorm) -> tuple[Addend, Tensor]:
         """(addend, residual) after norm(residual + x) has gone through this; see ``Linear``."""

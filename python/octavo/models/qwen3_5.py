@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from octavo.models.config import ModelConfig
-from octavo.models.gated_delta import DeltaInputs, DeltaShape
+from octavo.models.gated_delta import DeltaHeads, DeltaInputs
 from octavo.models.hf_config import HfConfig
 from octavo.models.hybrid import HybridForCausalLM
 from octavo.models.qwen3_next import Qwen3NextDecoderLayer, Qwen3NextForCausalLM, delta_fields
@@ -18,12 +18,16 @@ class Qwen3_5DecoderLayer(Qwen3NextDecoderLayer):
     __slots__ = ()
 
     @staticmethod
-    def inputs(shape: DeltaShape) -> DeltaInputs:
+    def inputs(own: DeltaHeads) -> DeltaInputs:
         """A module each of queries, keys and values, gates, strengths, decays."""
+        shape, heads = own.shape, own.part(own.values)
         qkv = 2 * shape.keys + shape.values
         return DeltaInputs(
-            [("in_proj_qkv", qkv, None), ("in_proj_z", shape.values, None)],
-            [("in_proj_b", shape.num_heads, None), ("in_proj_a", shape.num_heads, None)],
+            [
+                ("in_proj_qkv", qkv, own.part(*own.channels())),
+                ("in_proj_z", shape.values, own.part(own.value_rows())),
+            ],
+            [("in_proj_b", shape.num_heads, heads), ("in_proj_a", shape.num_heads, heads)],
         )
 
 
