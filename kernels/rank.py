@@ -27,6 +27,8 @@ class Rank:
     # (x, residual, norm) -> (norm(sum), sum) of the residual and all ranks' x, at once; the sum may
     # be written into the residual. None: ``reduce`` and a norm.
     add_norm: Callable[[Tensor, Tensor, Norm], tuple[Tensor, Tensor]] | None = None
+    # A mixture's experts are split over the ranks, each whole; otherwise each one's width is.
+    whole_experts: bool = False
 
     def at(self, rank: int, size: int) -> Rank:
         """Another place, with the same exchanges."""

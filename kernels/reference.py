@@ -408,17 +408,19 @@ def moe(
     *,
     biases: ExpertBiases | None = None,
     kind: str = "silu",
+    first: int = 0,
 ) -> Tensor:
     """Mixture of E MLPs: each row of x [T, D] goes to the experts that routing chooses.
 
     router_logits [T, E]; w13 [E, 2F, D] (gate rows, then up rows), or [E, F, D] without a gate, and
-    w2 [E, D, F]. Returns [T, D].
+    w2 [E, D, F]. Returns [T, D]. Of fewer experts than the router has, ``first`` is the number of
+    the first: what is chosen of the others adds nothing.
     """
     probs, experts = routing.choose(router_logits)
     act = gated_activation if has_gate(w13.shape[1], w2.shape[2]) else activation
     out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-    for e in range(router_logits.shape[1]):
-        rows, which = (experts == e).nonzero(as_tuple=True)
+    for e in range(len(w13)):
+        rows, which = (experts == first + e).nonzero(as_tuple=True)
         if rows.numel():
             gate_up, down = (None, None) if biases is None else (biases.gate_up[e], biases.down[e])
             hidden = act(linear(x[rows].float(), w13[e], gate_up), kind)
@@ -443,10 +445,24 @@ class DenseExperts(Experts):
         self.num_elements = self.w13.numel() + self.w2.numel()
 
     def mix(
-        self, x: Tensor, router_logits: Tensor, routing: Routing, *, kind: str = "silu"
+        self,
+        x: Tensor,
+        router_logits: Tensor,
+        routing: Routing,
+        *,
+        kind: str = "silu",
+        first: int = 0,
     ) -> Tensor:
-        biases = self.biases
-        return moe(x, router_logits, self.w13, self.w2, routing, biases=biases, kind=kind)
+        return moe(
+            x,
+            router_logits,
+            self.w13,
+            self.w2,
+            routing,
+            biases=self.biases,
+            kind=kind,
+            first=first,
+        )
 
 
 def prepare_experts(

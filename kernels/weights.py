@@ -213,8 +213,11 @@ def part_of(weight: Stored, part: Part) -> Stored:
         return weight[:, begin:end].contiguous()
     form = find_format(weight.format)
     if begin % form.block or (end % form.block and end != k):
+        blocks = k // form.block
+        fits = ", ".join(str(count) for count in range(1, blocks + 1) if blocks % count == 0)
         raise ValueError(
-            f"columns {begin} to {end} cut a block of {form.block} elements of {weight.format}"
+            f"columns {begin} to {end} of {k} cut a block of {form.block} elements of "
+            f"{weight.format}: into so many parts it can be cut between blocks: {fits}"
         )
     planes = form.columns(weight.planes, begin, end)
     return replace(weight, planes=planes, shape=(n, end - begin))
@@ -340,11 +343,18 @@ class Experts(ABC):
 
     @abstractmethod
     def mix(
-        self, x: Tensor, router_logits: Tensor, routing: Routing, *, kind: str = "silu"
+        self,
+        x: Tensor,
+        router_logits: Tensor,
+        routing: Routing,
+        *,
+        kind: str = "silu",
+        first: int = 0,
     ) -> Tensor:
         """Each row of x [T, D] through the experts that routing chooses by router_logits [T, E].
 
-        Returns [T, D]. kind: of the activation, gated or not.
+        Returns [T, D]. kind: of the activation, gated or not. first: the router's number of the
+        first of these experts, where they are a shard's: the others add nothing.
 
         Raises:
             ValueError: shapes, dtypes or layouts that do not fit.

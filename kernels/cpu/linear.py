@@ -218,7 +218,13 @@ class CpuExperts(Experts):
         self.num_elements = sum(weight.num_elements for weight in (*w13, *w2))
 
     def mix(
-        self, x: Tensor, router_logits: Tensor, routing: Routing, *, kind: str = "silu"
+        self,
+        x: Tensor,
+        router_logits: Tensor,
+        routing: Routing,
+        *,
+        kind: str = "silu",
+        first: int = 0,
     ) -> Tensor:
         probs, experts = routing.choose(router_logits)
         biases = self.biases
@@ -226,8 +232,8 @@ class CpuExperts(Experts):
         order = experts.reshape(-1).argsort(stable=True)
         counts = torch.bincount(experts.reshape(-1), minlength=router_logits.shape[1]).tolist()
         out = torch.zeros(x.shape, dtype=torch.float32)
-        start = 0
-        for expert, count in enumerate(counts):
+        start = sum(counts[:first])
+        for expert, count in enumerate(counts[first : first + len(self.w13)]):
             if count:
                 chosen = order[start : start + count]
                 start += count

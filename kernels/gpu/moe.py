@@ -114,6 +114,8 @@ def moe(
     *,
     biases: ExpertBiases | None = None,
     kind: str = "silu",
+    count: int | None = None,
+    first: int = 0,
 ) -> torch.Tensor:
     """Mixture of E MLPs: each row of x [T, D] goes to the experts that routing chooses.
 
@@ -123,6 +125,8 @@ def moe(
         w13: [E, 2F, D], gate rows, then up rows, or [E, F, D] without a gate; quantized [E 2F, D].
         w2: [E, D, F]; quantized [E D, F].
         biases: of gate and up [E, 2F], and of down [E, D].
+        count, first: of fewer experts than the router has, how many these are, and the number of
+            the first. What is chosen of the others adds nothing.
 
     Returns:
         [T, D].
@@ -132,8 +136,9 @@ def moe(
     """
     check_tensors(x=x, router_logits=router_logits)
     tokens, hidden = x.shape
-    num_experts = router_logits.shape[1]
-    check_shape("router_logits", router_logits, tokens, num_experts)
+    check_shape("router_logits", router_logits, tokens, router_logits.shape[1])
+    num_experts = router_logits.shape[1] if count is None else count
+    is_part = num_experts < router_logits.shape[1]
     first = w13.shape[-2] if isinstance(w13, torch.Tensor) else w13.shape[0] // num_experts
     inner = w2.shape[-1]
     is_gated = has_gate(first, inner)
@@ -145,8 +150,13 @@ def moe(
     top_k = routing.top_k
     gate_up_bias, down_bias = (None, None) if biases is None else biases
     slots = tokens * top_k
-    block_m = BLOCK_M_MANY if slots >= 32 * num_experts else BLOCK_M_FEW
-    slot_ids, tile_experts = _sort_by_expert(experts.reshape(-1), num_experts, block_m)
+    block_m = BLOCK_M_MANY if slots >= 32 * router_logits.shape[1] else BLOCK_M_FEW
+    chosen, num_sorted = experts.reshape(-1), num_experts
+    if is_part:
+        # The others' rows are one more expert's, whose tiles the kernels pass over.
+        chosen, num_sorted = chosen - first, num_experts + 1
+        chosen = torch.where((chosen >= 0) & (chosen < num_experts), chosen, num_experts)
+    slot_ids, tile_experts = _sort_by_expert(chosen, num_sorted, block_m)
     slot_weights = weights.reshape(-1).contiguous()
 
     def grouped(
@@ -184,8 +194,11 @@ def moe(
 
     act = gated_activation if is_gated else activation
     activated = act(grouped(x, w13, gate_up_bias, top_k, False), kind)
-    out = grouped(activated, w2, down_bias, 1, True)
-    return out.view(tokens, top_k, hidden).float().sum(1).to(x.dtype)
+    out = grouped(activated, w2, down_bias, 1, True).view(tokens, top_k, hidden)
+    if is_part:
+        # Nothing has been written for what is chosen of the others.
+        out = out.masked_fill((chosen == num_experts).view(tokens, top_k, 1), 0.0)
+    return out.float().sum(1).to(x.dtype)
 
 
 def _check_experts(name: str, weight: Grouped, num_experts: int, n: int, k: int) -> None:
@@ -203,7 +216,7 @@ class GpuExperts(Experts):
     Without a gate w13 is [E, F, D]. Quantized ones are weights [E 2F, D] and [E D, F].
     """
 
-    __slots__ = ("biases", "num_elements", "w2", "w13")
+    __slots__ = ("biases", "count", "num_elements", "w2", "w13")
 
     def __init__(
         self,
@@ -212,6 +225,7 @@ class GpuExperts(Experts):
         biases: ExpertBiases | None = None,
     ) -> None:
         self.biases = biases
+        self.count = len(down)
         self.num_elements = sum(
             part.shape[0] * part.shape[1] for part in itertools.chain(down, *gate_up)
         )
@@ -232,9 +246,19 @@ class GpuExperts(Experts):
         routing: Routing,
         *,
         kind: str = "silu",
+        first: int = 0,
     ) -> torch.Tensor:
-        biases = self.biases
-        return moe(x, router_logits, self.w13, self.w2, routing, biases=biases, kind=kind)
+        return moe(
+            x,
+            router_logits,
+            self.w13,
+            self.w2,
+            routing,
+            biases=self.biases,
+            kind=kind,
+            count=self.count,
+            first=first,
+        )
 
 
 def prepare_experts(

@@ -303,6 +303,9 @@ class EngineConfig:
     pipeline_parallel_size: int = _flag(
         1, "parallel", "GPUs the layers are split over", short="-pp"
     )
+    enable_expert_parallel: bool = _flag(
+        False, "parallel", "a layer's experts are split over its GPUs each whole", short="-ep"
+    )
     # Several shards on one device: to try a split where there is one.
     mesh: str | None = _flag(None, "parallel", "each shard's device, such as cpu,cpu")
 

@@ -289,7 +289,7 @@ _ALL: Final[list[Row]] = [
     *_rows(_CONTEXT_PARALLEL, "dcp_q_replicate", "switch"),
     *_rows(
         _EXPERTS,
-        "enable_expert_parallel/-ep enable_ep_weight_filter enable_eplb enable_dbo",
+        "enable_ep_weight_filter enable_eplb enable_dbo",
         "switch",
     ),
     *_rows(

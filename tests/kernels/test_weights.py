@@ -124,7 +124,7 @@ def test_ranges_of_rows_are_joined_in_order() -> None:
 
 
 def test_a_cut_block_is_refused() -> None:
-    with pytest.raises(ValueError, match="columns 0 to 40 cut a block of 32 elements of Q4_1"):
+    with pytest.raises(ValueError, match="columns 0 to 40 of 64 cut a block of 32 elements"):
         part_of(quantize(torch.randn(2, 64), "Q4_1"), Columns(0, 40))
 
 

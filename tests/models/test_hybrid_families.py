@@ -15,8 +15,6 @@ import torch
 from fidelity import assert_greedy, logits_of, make_prompt
 from safetensors.torch import load_file, save_file
 
-from octavo.errors import ModelLoadError
-
 CONV = "conv"
 DELTA = "linear_attention"
 FULL = "full_attention"
@@ -510,13 +508,3 @@ def test_the_experts_of_a_layer_may_be_one_tensor(
     torch.testing.assert_close(
         driver(path).logits(token_ids), logits_of(model, token_ids), atol=1e-4, rtol=1e-4
     )
-
-
-@pytest.mark.parametrize("stages", [1, 2])
-def test_a_mesh_is_refused(
-    stages: int, save_tiny: Callable[..., Any], driver: Callable[..., Any]
-) -> None:
-    path, _model = save_tiny("Lfm2", **CASES["LFM2"][1])
-    with pytest.raises(ModelLoadError, match="whose layers keep a state cannot be split") as error:
-        driver(path, mesh="cpu,cpu", pipeline_parallel_size=stages)
-    assert "\n" not in str(error.value)

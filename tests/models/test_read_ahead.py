@@ -22,6 +22,7 @@ from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
 from octavo.layers.ops import get_ops
 from octavo.models.source import resolve_model
+from octavo.models.stage import Stage
 from octavo.runner import loading
 from octavo.runner.dtypes import resolve_dtypes
 
@@ -185,7 +186,9 @@ def test_a_gpus_files_are_read_ahead_and_a_cpus_are_not(
     save_tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = resolve_model(EngineConfig(model=str(save_tiny("Llama")[0])))
-    monkeypatch.setattr(loading, "ReadAhead", lambda files, _: ReadAhead(files, CPU))
+    monkeypatch.setattr(
+        loading, "ReadAhead", lambda files, _, **kept: ReadAhead(files, CPU, **kept)
+    )
     with loading._read_ahead(source, CPU) as take:
         assert take is None
     with loading._read_ahead(source, torch.device("cuda")) as take:
@@ -211,9 +214,13 @@ def test_a_model_is_the_same_however_it_is_read(
         return found
 
     first = load()
-    monkeypatch.setattr(loading, "ReadAhead", lambda files, _: ReadAhead(files, CPU))
     monkeypatch.setattr(
-        loading, "_read_ahead", lambda given, _: read_ahead(given, torch.device("cuda"))
+        loading, "ReadAhead", lambda files, _, **kept: ReadAhead(files, CPU, **kept)
+    )
+    monkeypatch.setattr(
+        loading,
+        "_read_ahead",
+        lambda given, _, *part: read_ahead(given, torch.device("cuda"), *part),
     )
     second = load()
     assert torch.equal(numbers(first.embed_tokens), numbers(second.embed_tokens))
@@ -221,6 +228,45 @@ def test_a_model_is_the_same_however_it_is_read(
         old, new = first.layers[layer], second.layers[layer]
         assert torch.equal(numbers(old.self_attn.qkv_proj), numbers(new.self_attn.qkv_proj))
         assert torch.equal(numbers(old.mlp.down_proj), numbers(new.mlp.down_proj))
+
+
+def test_what_no_one_wants_is_not_read(tmp_path: Path) -> None:
+    names = [f"model.layers.{layer}.experts.{layer % 2}.w" for layer in range(12)]
+    [file] = write(tmp_path, {name: rows(8) for name in names} | {"model.norm.weight": rows(1)})
+    tensors = load_file(file)
+    stage = Stage(1, 2, range(6, 12))
+    with ReadAhead([file], CPU, is_wanted=stage.reads) as ahead:
+        for name in (*names[6:], "model.norm.weight"):
+            assert torch.equal(ahead.take(file, name), tensors[name])
+        assert settled(ahead) < 0.75 * file.stat().st_size
+        assert not ahead._by_name
+
+
+@pytest.mark.parametrize("mesh", [{}, {"pipeline_parallel_size": 2}])
+def test_parts_are_loaded_at_once_and_are_those_of_one_after_the_other(
+    mesh: dict[str, Any], save_tiny: Any, driver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two names of one device are two devices to the loader."""
+    path = save_tiny("Llama")[0]
+    want = driver(path, mesh="cpu,cpu", **mesh).generate([[5, 6, 7]])[0].token_ids
+    build, both = loading.load_model, threading.Barrier(2, timeout=20)
+    read_ahead = loading._read_ahead
+
+    def meet(*args: Any, **options: Any) -> Any:
+        both.wait()
+        return build(*args, **options)
+
+    monkeypatch.setattr(loading, "load_model", meet)
+    monkeypatch.setattr(
+        loading, "ReadAhead", lambda files, _, **kept: ReadAhead(files, CPU, **kept)
+    )
+    monkeypatch.setattr(
+        loading,
+        "_read_ahead",
+        lambda given, _, *part: read_ahead(given, torch.device("cuda"), *part),
+    )
+    found = driver(path, mesh="cpu,cpu:0", **mesh).generate([[5, 6, 7]])[0].token_ids
+    assert found == want
 
 
 def test_tensors_are_taken_from_whoever_reads_them(save_tiny: Any) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo.checkpoints.weights import Progress
-from octavo.kernels.weights import Part, Rows, Stored, part_of, rows_of
+from octavo.kernels.weights import Part, Range, Rows, Stored, part_of, rows_of
 
 
 class DummyWeights:
@@ -44,10 +44,20 @@ class DummyWeights:
         return self.linear(prefix, shape, part)
 
     def experts(
-        self, prefix: str, count: int, name: str, shape: tuple[int, int], part: Part = None
+        self,
+        prefix: str,
+        count: int,
+        name: str,
+        shape: tuple[int, int],
+        part: Part = None,
+        own: Range | None = None,
     ) -> Iterator[Stored]:
+        begin, end = own or (0, count)
         for expert in range(count):
-            yield self.linear(f"{prefix}.{expert}.{name}", shape, part)
+            # All are made, so that a shard's are those of the whole model.
+            weight = self.linear(f"{prefix}.{expert}.{name}", shape, part)
+            if begin <= expert < end:
+                yield weight
 
     def vector(self, name: str, size: int, part: Rows | None = None) -> Tensor:
         if name.endswith("norm.weight"):

@@ -17,7 +17,7 @@ from octavo.errors import ModelLoadError
 from octavo.kernels.formats.dense import DENSE_DTYPES
 from octavo.kernels.formats.gguf import BLOCK_FORMATS
 from octavo.kernels.formats.gguf_grids import GRIDS
-from octavo.kernels.weights import Part, Planes, Rows, Stored, part_of, rows_of
+from octavo.kernels.weights import Part, Planes, Range, Rows, Stored, part_of, rows_of
 
 # Pages of a mapped file that may stay in memory while it is read.
 _RELEASE_BYTES = 32 << 20
@@ -79,15 +79,23 @@ class GgufWeights:
         return self.linear(prefix, shape, part)
 
     def experts(
-        self, prefix: str, count: int, name: str, shape: tuple[int, int], part: Part = None
+        self,
+        prefix: str,
+        count: int,
+        name: str,
+        shape: tuple[int, int],
+        part: Part = None,
+        own: Range | None = None,
     ) -> Iterator[Stored]:
         gguf_name, kind, nbytes = self._take(f"{prefix}.{name}.weight", (count, *shape))
+        chosen = slice(*(own or (0, count)))
         if self._packed and kind not in DENSE_DTYPES and kind not in GRIDS:
-            for blocks in self._bytes(gguf_name).view(count, shape[0], -1):
+            for blocks in self._bytes(gguf_name).view(count, shape[0], -1)[chosen]:
                 self._progress(nbytes // count)
                 yield part_of(Planes(kind, {"blocks": blocks}, shape), part)
             return
-        for weight in self._floats(gguf_name, kind, (count, *shape), None, self._dtype, nbytes):
+        weights = self._floats(gguf_name, kind, (count, *shape), None, self._dtype, nbytes)
+        for weight in weights[chosen]:
             yield part_of(weight, part)
 
     def vector(self, name: str, size: int, part: Rows | None = None) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo.checkpoints.weights import Weights
-from octavo.kernels.weights import Part, Rows, Stored
+from octavo.kernels.weights import Part, Range, Rows, Stored
 
 
 class PlacedWeights:
@@ -29,9 +29,15 @@ class PlacedWeights:
         return self._placed(self._inner.embedding(prefix, shape, part))
 
     def experts(
-        self, prefix: str, count: int, name: str, shape: tuple[int, int], part: Part = None
+        self,
+        prefix: str,
+        count: int,
+        name: str,
+        shape: tuple[int, int],
+        part: Part = None,
+        own: Range | None = None,
     ) -> Iterator[Stored]:
-        for weight in self._inner.experts(prefix, count, name, shape, part):
+        for weight in self._inner.experts(prefix, count, name, shape, part, own):
             yield self._placed(weight)
 
     def vector(self, name: str, size: int, part: Rows | None = None) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from octavo.checkpoints.weights import Weights
 from octavo.kernels.formats.grouped import round_to_fp8, round_to_int4
-from octavo.kernels.weights import Part, Planes, Rows, Stored, quantize, stack
+from octavo.kernels.weights import Part, Planes, Range, Rows, Stored, quantize, stack
 
 _OUTPUT_HEAD = "lm_head"
 # Rows rounded at once: bounds the float32 copies. A multiple of every block's rows.
@@ -88,9 +88,15 @@ class QuantizedWeights:
         return _rounded(self._inner.embedding(prefix, shape, part), self._wide)
 
     def experts(
-        self, prefix: str, count: int, name: str, shape: tuple[int, int], part: Part = None
+        self,
+        prefix: str,
+        count: int,
+        name: str,
+        shape: tuple[int, int],
+        part: Part = None,
+        own: Range | None = None,
     ) -> Iterator[Stored]:
-        for weight in self._inner.experts(prefix, count, name, shape, part):
+        for weight in self._inner.experts(prefix, count, name, shape, part, own):
             yield _rounded(weight, self._rounding if self._rounding.experts else None)
 
     def vector(self, name: str, size: int, part: Rows | None = None) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import bisect
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -53,17 +53,23 @@ class _Region:
 
 
 class ReadAhead:
-    """Reads the tensors of safetensors ``files`` in order.
+    """Reads the tensors of safetensors ``files`` in order: those that ``is_wanted`` by their names.
 
     At most ``max_ahead`` bytes past the last that was asked for; None is what the device has room
-    for. A context manager: its threads end with it, read to the end or not.
+    for, if one of ``num_parts`` of each tensor stays. A context manager: its threads end with it,
+    read to the end or not.
 
     Raises:
         ModelLoadError: a file is cut short, or of another kind.
     """
 
     def __init__(
-        self, files: Sequence[Path], device: torch.device, max_ahead: int | None = None
+        self,
+        files: Sequence[Path],
+        device: torch.device,
+        max_ahead: int | None = None,
+        is_wanted: Callable[[str], bool] = lambda name: True,
+        num_parts: int = 1,
     ) -> None:
         self._device = device
         on_gpu = device.type == "cuda"
@@ -76,7 +82,7 @@ class ReadAhead:
         self._regions: list[_Region] = []
         total = 0
         for file in files:
-            tensors = [_Tensor(entry) for entry in read_entries(file)]
+            tensors = [_Tensor(e) for e in read_entries(file) if is_wanted(e.name)]
             self._starts[file] = total
             self._tensors[file] = [tensor for tensor in tensors if tensor.num_missing]
             self._by_name.update(((file, tensor.entry.name), tensor) for tensor in tensors)
@@ -85,9 +91,13 @@ class ReadAhead:
             size = tensors[-1].entry.end
             for begin in range(tensors[0].entry.begin, size, REGION_BYTES):
                 end = min(begin + REGION_BYTES, size)
-                self._regions.append(_Region(file, begin, end, total + begin))
+                if self._overlapping(file, begin, end):
+                    self._regions.append(_Region(file, begin, end, total + begin))
             total += size
-        self._max_ahead = _room(device, total) if max_ahead is None else max_ahead
+        if max_ahead is None:
+            wanted = sum(tensor.num_missing for tensor in self._by_name.values())
+            max_ahead = _room(device, wanted // num_parts)
+        self._max_ahead = max_ahead
         self._moved = threading.Condition()
         self._next = 0  # the first region that no reader has taken
         self._wanted = 0

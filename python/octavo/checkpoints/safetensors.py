@@ -17,7 +17,7 @@ from octavo.checkpoints.schemes.scheme import Scheme
 from octavo.checkpoints.weights import Progress, check_shape, check_unused
 from octavo.errors import ModelLoadError
 from octavo.kernels.formats.dense import DENSE_DTYPES
-from octavo.kernels.weights import Columns, Part, Rows, Stored
+from octavo.kernels.weights import Columns, Part, Range, Rows, Stored
 
 # safetensors' names of dtypes.
 TENSOR_KINDS = {
@@ -177,9 +177,17 @@ class SafetensorsWeights:
         return self._scheme.embedding(self._tensors, prefix, shape, part)
 
     def experts(
-        self, prefix: str, count: int, name: str, shape: tuple[int, int], part: Part = None
+        self,
+        prefix: str,
+        count: int,
+        name: str,
+        shape: tuple[int, int],
+        part: Part = None,
+        own: Range | None = None,
     ) -> Iterator[Stored]:
-        return self._scheme.experts(self._tensors, prefix, count, name, shape, part)
+        return self._scheme.experts(
+            self._tensors, prefix, count, name, shape, part, own or (0, count)
+        )
 
     def vector(self, name: str, size: int, part: Rows | None = None) -> Tensor:
         return self._tensors.read(name, (size,), dtype=self.act_dtype, part=part)

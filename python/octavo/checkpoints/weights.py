@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from octavo.errors import ModelLoadError
-from octavo.kernels.weights import Part, Rows, Stored
+from octavo.kernels.weights import Part, Range, Rows, Stored
 
 # Called for every tensor read with its bytes in the file.
 Progress = Callable[[int], object]
@@ -52,11 +52,18 @@ class Weights(Protocol):
         """The table [V, D] of the embedding ``prefix``. Raises as ``linear``."""
 
     def experts(
-        self, prefix: str, count: int, name: str, shape: tuple[int, int], part: Part = None
+        self,
+        prefix: str,
+        count: int,
+        name: str,
+        shape: tuple[int, int],
+        part: Part = None,
+        own: Range | None = None,
     ) -> Iterator[Stored]:
         """The projection ``name`` [N, K] of each of ``count`` experts below ``prefix``, in order.
 
         Each is read when it is taken, from a module of its own or from a tensor of them all.
+        ``own``: the range of them that are a shard's; None: all.
         Raises as ``linear``.
         """
 
@@ -111,9 +118,15 @@ class RenamedWeights(Generic[W]):
         return self._weights.embedding(self._rename(prefix), shape, part)
 
     def experts(
-        self, prefix: str, count: int, name: str, shape: tuple[int, int], part: Part = None
+        self,
+        prefix: str,
+        count: int,
+        name: str,
+        shape: tuple[int, int],
+        part: Part = None,
+        own: Range | None = None,
     ) -> Iterator[Stored]:
-        return self._weights.experts(self._rename(prefix), count, name, shape, part)
+        return self._weights.experts(self._rename(prefix), count, name, shape, part, own)
 
     def vector(self, name: str, size: int, part: Rows | None = None) -> Tensor:
         return self._weights.vector(self._rename(name), size, part)

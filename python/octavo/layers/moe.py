@@ -19,9 +19,10 @@ class MoE:
     ``router``: [E, D], with ``router_bias`` [E] or None; ``gate_up``: per expert its gate and up
     weights [F, D]; ``down``: [D, F] per expert, F being the rank's part where there are several;
     ``biases``: of both, or None. ``shared``: an MLP that every token goes through as well.
+    ``first``: of the rank's experts, where each is whole.
     """
 
-    __slots__ = ("_rank", "act", "experts", "router", "router_bias", "routing", "shared")
+    __slots__ = ("_first", "_rank", "act", "experts", "router", "router_bias", "routing", "shared")
 
     def __init__(
         self,
@@ -35,12 +36,13 @@ class MoE:
         router_bias: Tensor | None = None,
         biases: ExpertBiases | None = None,
         shared: Callable[[Tensor], Tensor] | None = None,
+        first: int = 0,
     ) -> None:
         # A router's rounding decides which experts run: it is never computed with int8.
         self.router = ops.weight([router], exact=True)
         self.router_bias = router_bias
         self.experts = ops.experts(gate_up, down, biases)
-        self._rank = ops.rank
+        self._rank, self._first = ops.rank, first
         self.routing = routing
         self.act = act
         self.shared = shared
@@ -56,7 +58,7 @@ class MoE:
         logits = self.router.linear(seen, self.router_bias, out_dtype=torch.float32)
         if self.routing.weighs_inputs:
             return self._mix_weighed(x, logits)
-        return self.experts.mix(x, logits, self.routing, kind=self.act)
+        return self.experts.mix(x, logits, self.routing, kind=self.act, first=self._first)
 
     def _mix_weighed(self, x: Tensor, logits: Tensor) -> Tensor:
         """The rank's part, where a token's experts are given different inputs: one at a time."""
@@ -66,7 +68,7 @@ class MoE:
         def one(rank: int) -> Tensor:
             expert, weight = chosen[:, rank, None], weights[:, rank, None].to(x.dtype)
             only = torch.full_like(logits, float("-inf")).scatter_(1, expert, 0.0)
-            return self.experts.mix(x * weight, only, alone, kind=self.act)
+            return self.experts.mix(x * weight, only, alone, kind=self.act, first=self._first)
 
         mixed = one(0)
         for rank in range(1, self.routing.top_k):

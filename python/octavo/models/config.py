@@ -38,11 +38,13 @@ class StateShape:
     """One request's state in each layer that has one.
 
     ``conv``: (channels, width - 1), the last inputs of a causal convolution; zeros: there is none.
-    ``recurrent``: what a recurrence has come to, (heads, rows, columns).
+    ``recurrent``: what a recurrence has come to, (heads, rows, columns). ``groups``: of heads with
+    the same inputs.
     """
 
     conv: tuple[int, int]
     recurrent: tuple[int, int, int] | None = None
+    groups: int = 1
 
 
 @dataclass(frozen=True)

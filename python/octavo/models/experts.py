@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
+from octavo.kernels.rank import Rank
 from octavo.kernels.routing import Routing
-from octavo.kernels.weights import Columns, Rows, Stored
+from octavo.kernels.weights import Columns, Part, Range, Rows, Stored, share
 from octavo.layers.moe import MoE
 from octavo.models.config import ModelConfig
 from octavo.models.parts import width_of
@@ -19,6 +21,48 @@ from octavo.models.parts import width_of
 LLAMA_NAMES = ("gate_proj", "up_proj", "down_proj")
 # Gate and up of all experts as one tensor, in Qwen3.5's files and transformers' own modules.
 FUSED_NAME = "gate_up_proj"
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertShare:
+    """A rank's part of a mixture: some experts, each whole, or a part of the width of each.
+
+    ``own``: its experts, [begin, end); ``width``: of each one's ``size`` hidden units.
+    """
+
+    own: Range
+    width: Range
+    size: int
+
+    @staticmethod
+    def of(config: ModelConfig, rank: Rank) -> ExpertShare:
+        """The part of one rank."""
+        count, size = config.num_experts, config.moe_intermediate_size
+        if rank.whole_experts:
+            return ExpertShare(share(count, rank.rank, rank.size), (0, size), size)
+        return ExpertShare((0, count), width_of(size, rank), size)
+
+    @property
+    def is_narrow(self) -> bool:
+        """True where the width is split."""
+        return self.width != (0, self.size)
+
+    @property
+    def rows(self) -> Part:
+        """Of an expert's gate, or of its up."""
+        return Rows((self.width,)) if self.is_narrow else None
+
+    @property
+    def both_rows(self) -> Part:
+        """Of a gate and, below it, an up in one tensor."""
+        begin, end = self.width
+        halves = ((begin, end), (self.size + begin, self.size + end))
+        return Rows(halves) if self.is_narrow else None
+
+    @property
+    def columns(self) -> Part:
+        """Of an expert's down."""
+        return Columns(*self.width) if self.is_narrow else None
 
 
 def load_experts(
@@ -41,28 +85,25 @@ def load_experts(
     """
     d, f, count = config.hidden_size, config.moe_intermediate_size, config.num_experts
     gate, up, down = names
-    experts = f"{prefix}.experts"
-    # Every rank has a part of each expert, and all of the router.
-    begin, end = width_of(f, ops.rank)
-    is_whole = ops.rank.size == 1
-    rows, columns = (None, None) if is_whole else (Rows(((begin, end),)), Columns(begin, end))
+    experts, part = f"{prefix}.experts", ExpertShare.of(config, ops.rank)
     gate_up: list[tuple[Stored, ...]]
     if names == LLAMA_NAMES and _are_fused(experts, weights):
-        halves = None if is_whole else Rows(((begin, end), (f + begin, f + end)))
-        both = weights.experts(experts, count, FUSED_NAME, (2 * f, d), halves)
+        shape = (2 * f, d)
+        both = weights.experts(experts, count, FUSED_NAME, shape, part.both_rows, part.own)
         gate_up = [(one,) for one in both]
     else:
-        gates = weights.experts(experts, count, gate, (f, d), rows)
-        ups = weights.experts(experts, count, up, (f, d), rows)
+        gates = weights.experts(experts, count, gate, (f, d), part.rows, part.own)
+        ups = weights.experts(experts, count, up, (f, d), part.rows, part.own)
         gate_up = list(zip(gates, ups, strict=True))
     return MoE(
         ops,
         weights.linear(f"{prefix}.{router}", (count, d)),
         gate_up,
-        list(weights.experts(experts, count, down, (d, f), columns)),
+        list(weights.experts(experts, count, down, (d, f), part.columns, part.own)),
         routing=routing or Routing(config.num_experts_per_token, config.renormalize_experts),
         act=config.hidden_act,
         shared=shared,
+        first=part.own[0],
     )
 
 

@@ -21,7 +21,7 @@ from octavo.models.hf_config import HfConfig
 from octavo.models.hybrid import HybridForCausalLM
 from octavo.models.llama import LlamaAttention, LlamaMLP
 from octavo.models.mamba import MambaMixer, mamba_shape
-from octavo.models.parts import layer_norms
+from octavo.models.parts import heads_of, layer_norms, width_of
 
 
 class ScaledAttention(LlamaAttention):
@@ -35,7 +35,7 @@ class ScaledAttention(LlamaAttention):
         super().__init__(config, layer, cos_sin, weights, ops)
         hf = HfConfig(config.raw, FalconH1ForCausalLM.hf_defaults)
         own, keys = hf.float("attention_in_multiplier"), hf.float("key_multiplier")
-        sizes = (config.q_size, config.kv_size, config.kv_size)
+        sizes = heads_of(config, ops.rank).sizes
         self._qkv_scale = _scale_vector(sizes, (own, own * keys, own), cos_sin.device, weights)
         if self.qkv_proj.bias is not None:
             # It is added to what the scaled input has become: all of the vector but that factor.
@@ -58,7 +58,8 @@ class ScaledMLP(LlamaMLP):
         super().__init__(config, layer, weights, ops)
         hf = HfConfig(config.raw, FalconH1ForCausalLM.hf_defaults)
         gate, self._down_scale = (float(x) for x in hf.values["mlp_multipliers"])
-        sizes = (config.intermediate_size, config.intermediate_size)
+        begin, end = width_of(config.intermediate_size, ops.rank)
+        sizes = (end - begin, end - begin)
         self._gate_scale = _scale_vector(sizes, (gate, 1.0), device, weights)
 
     def __call__(self, x: Tensor) -> Tensor:

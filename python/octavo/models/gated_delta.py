@@ -7,20 +7,22 @@ from the same input, and the result is normed per head and gated.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
-from octavo.kernels.weights import Part, Stored
+from octavo.kernels.rank import Rank
+from octavo.kernels.weights import Part, Range, Rows, Stored
 from octavo.layers.context import LayerState, StepContext
 from octavo.layers.linear import Linear
 from octavo.layers.norm import Addend, RMSNorm
 from octavo.models.config import ModelConfig, StateShape
 from octavo.models.hf_config import HfConfig
 from octavo.models.hybrid import NO_STATE, load_taps, recurrent_ops
+from octavo.models.parts import grouped_heads, load_rows, scaled
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +39,8 @@ class DeltaShape:
     def of(state: StateShape) -> DeltaShape:
         """The shape whose state this is."""
         assert state.recurrent is not None
-        (channels, past), (heads, key_dim, value_dim) = state.conv, state.recurrent
-        num_key_heads = (channels - heads * value_dim) // (2 * key_dim)
-        return DeltaShape(num_key_heads, heads, key_dim, value_dim, past + 1)
+        (_, past), (heads, key_dim, value_dim) = state.conv, state.recurrent
+        return DeltaShape(state.groups, heads, key_dim, value_dim, past + 1)
 
     @property
     def keys(self) -> int:
@@ -55,7 +56,8 @@ class DeltaShape:
     def state(self) -> StateShape:
         """The state that a layer keeps of one request."""
         conv = (2 * self.keys + self.values, self.width - 1)
-        return StateShape(conv, (self.num_heads, self.key_dim, self.value_dim))
+        recurrent = (self.num_heads, self.key_dim, self.value_dim)
+        return StateShape(conv, recurrent, self.num_key_heads)
 
 
 def delta_shape(hf: HfConfig, **defaults: int) -> DeltaShape:
@@ -74,12 +76,51 @@ def delta_shape(hf: HfConfig, **defaults: int) -> DeltaShape:
 
 
 @dataclass(frozen=True, slots=True)
+class DeltaHeads:
+    """A rank's key heads and value heads, each [begin, end), of a layer's ``shape``."""
+
+    shape: DeltaShape
+    keys: Range
+    values: Range
+
+    @staticmethod
+    def of(shape: DeltaShape, rank: Rank) -> DeltaHeads:
+        """The heads of one rank."""
+        values, keys = grouped_heads(shape.num_heads, shape.num_key_heads, rank)
+        return DeltaHeads(shape, keys, values)
+
+    @property
+    def own_shape(self) -> DeltaShape:
+        """Of these heads alone."""
+        num_keys, num_values = self.keys[1] - self.keys[0], self.values[1] - self.values[0]
+        return replace(self.shape, num_key_heads=num_keys, num_heads=num_values)
+
+    def key_rows(self, offset: int = 0) -> Range:
+        """Rows from ``offset`` on of all queries, or of all keys."""
+        return scaled(self.keys, self.shape.key_dim, offset)
+
+    def value_rows(self, offset: int = 0) -> Range:
+        """Rows from ``offset`` on of all values."""
+        return scaled(self.values, self.shape.value_dim, offset)
+
+    def channels(self) -> tuple[Range, Range, Range]:
+        """Rows of all queries, keys and values below each other."""
+        keys = self.shape.keys
+        return self.key_rows(), self.key_rows(keys), self.value_rows(2 * keys)
+
+    def part(self, *ranges: Range) -> Rows | None:
+        """These rows; None where they are all."""
+        is_whole = self.own_shape == self.shape
+        return None if is_whole else Rows(ranges)
+
+
+@dataclass(frozen=True, slots=True)
 class DeltaInputs:
     """The projections of a layer's input, each one or several modules: (prefix, rows, part).
 
-    ``qkvz``: queries, keys, values and the gate; ``ba``: write strengths and decays. ``part``: the
-    rows in their order here, where the file's is another. ``tiles_values``: the output projection
-    takes the first value head of every key head, then the second, and so on.
+    ``qkvz``: queries, keys, values and the gate; ``ba``: write strengths and decays. ``part``: a
+    rank's rows, in their order here. ``tiles_values``: the output projection takes the first value
+    head of every key head, then the second, and so on; it is not split.
     """
 
     qkvz: Sequence[tuple[str, int, Part]]
@@ -110,7 +151,7 @@ class GatedDeltaNet:
         self,
         config: ModelConfig,
         prefix: str,
-        shape: DeltaShape,
+        own: DeltaHeads,
         inputs: DeltaInputs,
         weights: Weights,
         ops: OpSet,
@@ -119,7 +160,7 @@ class GatedDeltaNet:
         norm_eps: float | None = None,
         beta_scale: float = 1.0,
     ) -> None:
-        d, heads = config.hidden_size, shape.num_heads
+        d, shape = config.hidden_size, own.shape
         norm, out = names
 
         def read(parts: Sequence[tuple[str, int, Part]]) -> list[Stored]:
@@ -133,25 +174,37 @@ class GatedDeltaNet:
         else:
             self._ba = Linear(ops, ba)
         self._qkvz = Linear(ops, qkvz)
-        self._taps = self._load_taps(prefix, shape, weights)
-        self._decay = -torch.exp(weights.vector(f"{prefix}.A_log", heads).float())
-        self._dt_bias = weights.vector(f"{prefix}.dt_bias", heads).float()
+        self._taps = self._load_taps(prefix, own, weights)
+
+        def per_head(name: str) -> Tensor:
+            part = own.part(own.values)
+            return weights.vector(f"{prefix}.{name}", shape.num_heads, part).float()
+
+        self._decay, self._dt_bias = -torch.exp(per_head("A_log")), per_head("dt_bias")
         self._norm = weights.vector(f"{prefix}.{norm}.weight", shape.value_dim)
         self._eps = config.rms_norm_eps if norm_eps is None else norm_eps
         self._beta_scale = beta_scale
-        self.out_proj = Linear(ops, [weights.linear(f"{prefix}.{out}", (d, shape.values))])
+        self.out_proj = load_rows(
+            f"{prefix}.{out}", d, shape.values, False, weights, ops, own.value_rows()
+        )
         self._order: Tensor | None = None
         if inputs.tiles_values and shape.num_heads > shape.num_key_heads:
             # A quantized matrix keeps its columns: what it multiplies comes in their order.
             heads_of = torch.arange(shape.values).view(shape.num_key_heads, -1, shape.value_dim)
             self._order = heads_of.transpose(0, 1).reshape(-1).to(self._dt_bias.device)
-        self._shape, self._ops = shape, recurrent_ops(ops)
+        self._shape, self._ops = own.own_shape, recurrent_ops(ops)
         self.state: LayerState = NO_STATE
 
+    @property
+    def state_shape(self) -> StateShape:
+        """Of the rank's heads."""
+        return self._shape.state
+
     @staticmethod
-    def _load_taps(prefix: str, shape: DeltaShape, weights: Weights) -> Tensor:
+    def _load_taps(prefix: str, own: DeltaHeads, weights: Weights) -> Tensor:
         """Those of queries, keys and values."""
-        return load_taps(f"{prefix}.conv1d.weight", shape.state.conv[0], shape.width, weights)
+        name, channels = f"{prefix}.conv1d.weight", own.shape.state.conv[0]
+        return load_taps(name, channels, own.shape.width, weights, own.part(*own.channels()))
 
     def normed(
         self, x: Addend, residual: Tensor, norm: RMSNorm, ctx: StepContext

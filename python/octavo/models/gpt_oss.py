@@ -16,12 +16,12 @@ from octavo.checkpoints.weights import Weights
 from octavo.errors import ModelLoadError
 from octavo.kernels.opset import OpSet
 from octavo.kernels.routing import Routing
-from octavo.kernels.weights import Columns, ExpertBiases, Range, Rows, Stored, reordered
+from octavo.kernels.weights import ExpertBiases, Rows, Stored, reordered
 from octavo.layers.moe import MoE
 from octavo.models.config import ModelConfig
+from octavo.models.experts import ExpertShare
 from octavo.models.hf_config import HfConfig
 from octavo.models.llama import DecoderLayer, FeedForward, LlamaDecoderLayer, LlamaForCausalLM
-from octavo.models.parts import width_of
 
 # What the activation's kernels compute (swiglu_alpha, swiglu_limit).
 _ALPHA, _LIMIT = 1.702, 7.0
@@ -43,18 +43,18 @@ class GptOssDecoderLayer(LlamaDecoderLayer):
     @staticmethod
     def make_mlp(config: ModelConfig, layer: int, weights: Weights, ops: OpSet) -> FeedForward:
         prefix, count = f"model.layers.{layer}.mlp", config.num_experts
-        own = width_of(config.moe_intermediate_size, ops.rank)
-        down = Columns(*own) if ops.rank.size > 1 else None
+        part, experts = ExpertShare.of(config, ops.rank), f"{prefix}.experts"
         shape = (config.hidden_size, config.moe_intermediate_size)
         return MoE(
             ops,
             weights.linear(f"{prefix}.router", (count, config.hidden_size)),
-            _gate_up(f"{prefix}.experts", config, own, weights, ops),
-            list(weights.experts(f"{prefix}.experts", count, "down_proj", shape, down)),
+            _gate_up(experts, config, part, weights),
+            list(weights.experts(experts, count, "down_proj", shape, part.columns, part.own)),
             routing=Routing(config.num_experts_per_token),
             act=config.hidden_act,
             router_bias=weights.vector(f"{prefix}.router.bias", count),
-            biases=_biases(f"{prefix}.experts", config, own, weights, ops),
+            biases=_biases(experts, config, part, weights, ops),
+            first=part.own[0],
         )
 
 
@@ -94,40 +94,41 @@ class GptOssForCausalLM(LlamaForCausalLM):
 
 
 def _gate_up(
-    prefix: str, config: ModelConfig, own: Range, weights: Weights, ops: OpSet
+    prefix: str, config: ModelConfig, part: ExpertShare, weights: Weights
 ) -> list[list[Stored]]:
-    """Each expert's gate and up weights, [F, D] each, F being the rank's part."""
+    """Each of the rank's experts' gate and up weights, [F, D] each, F being the rank's part."""
     size, count = config.moe_intermediate_size, config.num_experts
     if not config.fused_experts:
         shape = (size, config.hidden_size)
-        part = Rows((own,)) if ops.rank.size > 1 else None
         both = (
-            weights.experts(prefix, count, name, shape, part) for name in ("gate_proj", "up_proj")
+            weights.experts(prefix, count, name, shape, part.rows, part.own)
+            for name in ("gate_proj", "up_proj")
         )
         return [list(pair) for pair in zip(*both, strict=True)]
-    part = Rows(((2 * own[0], 2 * own[1]),)) if ops.rank.size > 1 else None
+    begin, end = part.width
+    rows = Rows(((2 * begin, 2 * end),)) if part.is_narrow else None
     shape = (2 * size, config.hidden_size)
-    order = _halves(own[1] - own[0])
-    fused = weights.experts(prefix, count, "gate_up_proj", shape, part)
+    order = _halves(end - begin)
+    fused = weights.experts(prefix, count, "gate_up_proj", shape, rows, part.own)
     return [[reordered(weight, order)] for weight in fused]
 
 
 def _biases(
-    prefix: str, config: ModelConfig, own: Range, weights: Weights, ops: OpSet
+    prefix: str, config: ModelConfig, part: ExpertShare, weights: Weights, ops: OpSet
 ) -> ExpertBiases:
     size, count = config.moe_intermediate_size, config.num_experts
-    down = weights.tensor(f"{prefix}.down_proj_bias", (count, config.hidden_size))
-    if ops.rank.rank > 0:
+    (begin, end), own = part.width, slice(*part.own)
+    down = weights.tensor(f"{prefix}.down_proj_bias", (count, config.hidden_size))[own]
+    if part.is_narrow and ops.rank.rank > 0:
         down = torch.zeros_like(down)  # the ranks' results are added up
     if not config.fused_experts:
         both = (
             weights.tensor(f"{prefix}.{name}_proj_bias", (count, size)) for name in ("gate", "up")
         )
-        gate_up = torch.cat([bias[:, slice(*own)] for bias in both], 1)
+        gate_up = torch.cat([bias[own, begin:end] for bias in both], 1)
         return ExpertBiases(gate_up, down)
     fused = weights.tensor(f"{prefix}.gate_up_proj_bias", (count, 2 * size))
-    begin, end = own
-    own_bias = fused[:, 2 * begin : 2 * end]
+    own_bias = fused[own, 2 * begin : 2 * end]
     return ExpertBiases(own_bias[:, _halves(end - begin).to(fused.device)].contiguous(), down)
 
 

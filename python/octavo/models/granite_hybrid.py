@@ -14,7 +14,6 @@ from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
 from octavo.layers.attention import Attention
 from octavo.layers.context import StepContext
-from octavo.layers.linear import Linear
 from octavo.layers.norm import Addend
 from octavo.models.bamba import load_mamba
 from octavo.models.config import ModelConfig
@@ -23,7 +22,7 @@ from octavo.models.hf_config import HfConfig
 from octavo.models.hybrid import HybridForCausalLM, layer_kinds
 from octavo.models.llama import FeedForward, LlamaAttention
 from octavo.models.mamba import MambaMixer, mamba_shape
-from octavo.models.parts import layer_norms, load_linear
+from octavo.models.parts import layer_norms, load_columns, load_rows, width_of
 
 KINDS = {
     "linear_attention": "state",
@@ -43,12 +42,14 @@ class GraniteHybridMLP:
         d, f = config.hidden_size, config.shared_expert_size
         # GGUF files have gate and up apart, and an MLP without experts beside it is a plain one.
         shared = f"{prefix}.shared_mlp"
-        gate_up, down = {f"{shared}.input_linear": 2 * f}, f"{shared}.output_linear"
+        gate_up: dict[str, int | list[int]] = {f"{shared}.input_linear": [f, f]}
+        down = f"{shared}.output_linear"
         if not config.fused_experts:
             shared = shared if config.num_experts else f"{prefix}.mlp"
             gate_up, down = {f"{shared}.{n}_proj": f for n in ("gate", "up")}, f"{shared}.down_proj"
-        self.gate_up_proj: Linear = load_linear(gate_up, d, False, weights, ops)
-        self.down_proj = load_linear({down: d}, f, False, weights, ops)
+        own = width_of(f, ops.rank)
+        self.gate_up_proj = load_columns(gate_up, d, False, weights, ops, (own, own))
+        self.down_proj = load_rows(down, d, f, False, weights, ops, own)
         self._gated_activation, self._act = ops.gated_activation, config.hidden_act
         self.experts: FeedForward | None = None
         if config.num_experts:

@@ -8,14 +8,12 @@ from typing import ClassVar
 from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
 from octavo.kernels.routing import Routing
-from octavo.kernels.weights import Columns, Rows
 from octavo.layers.moe import MoE
 from octavo.models.config import ModelConfig
-from octavo.models.experts import LLAMA_NAMES, load_experts
+from octavo.models.experts import LLAMA_NAMES, ExpertShare, load_experts
 from octavo.models.granite import GraniteDecoderLayer, granite_fields
 from octavo.models.hf_config import HfConfig
 from octavo.models.llama import DecoderLayer, FeedForward, LlamaForCausalLM
-from octavo.models.parts import width_of
 
 
 class GraniteMoeDecoderLayer(GraniteDecoderLayer):
@@ -32,17 +30,16 @@ class GraniteMoeDecoderLayer(GraniteDecoderLayer):
                 config, prefix, LLAMA_NAMES, weights, ops, router="router.layer", routing=routing
             )
         d, f, count = config.hidden_size, config.moe_intermediate_size, config.num_experts
-        begin, end = width_of(f, ops.rank)
-        is_whole = ops.rank.size == 1
-        rows = None if is_whole else Rows(((begin, end), (f + begin, f + end)))
-        columns = None if is_whole else Columns(begin, end)
+        part, shape = ExpertShare.of(config, ops.rank), (2 * f, d)
+        both = weights.experts(prefix, count, "input_linear", shape, part.both_rows, part.own)
         return MoE(
             ops,
             weights.linear(f"{prefix}.router.layer", (count, d)),
-            [[both] for both in weights.experts(prefix, count, "input_linear", (2 * f, d), rows)],
-            list(weights.experts(prefix, count, "output_linear", (d, f), columns)),
+            [[one] for one in both],
+            list(weights.experts(prefix, count, "output_linear", (d, f), part.columns, part.own)),
             routing=Routing(config.num_experts_per_token),
             act=config.hidden_act,
+            first=part.own[0],
         )
 
 

@@ -18,11 +18,12 @@ from octavo.checkpoints.weights import RenamedWeights, Weights
 from octavo.errors import ModelLoadError
 from octavo.kernels.opset import OpSet
 from octavo.kernels.recurrent import RecurrentOps
+from octavo.kernels.weights import Rows, rows_of
 from octavo.layers.attention import Attention
 from octavo.layers.context import LayerState, StepContext
 from octavo.layers.latent_attention import LatentAttention
 from octavo.layers.norm import Addend, RMSNorm
-from octavo.models.config import ModelConfig
+from octavo.models.config import ModelConfig, StateShape
 from octavo.models.llama import LlamaForCausalLM
 from octavo.models.stage import Stage
 
@@ -39,9 +40,16 @@ class Mixer(Protocol):
 
 
 class Recurrence(Protocol):
-    """Whatever of a layer keeps a state. ``state``: empty until the runner binds it."""
+    """Whatever of a layer keeps a state, or a rank's part of it.
+
+    ``state``: empty until the runner binds it.
+    """
 
     state: LayerState
+
+    @property
+    def state_shape(self) -> StateShape:
+        """Of one request's state."""
 
 
 class HybridDecoderLayer(Protocol):
@@ -63,14 +71,10 @@ def recurrent_ops(ops: OpSet) -> RecurrentOps:
     """The ops of layers with a state.
 
     Raises:
-        ModelLoadError: the backend has none, or the model is split over a mesh.
+        ModelLoadError: the backend has none.
     """
     if ops.recurrent is None:
         raise ModelLoadError("layers that keep a state are not supported on this device")
-    if ops.rank.size > 1:
-        raise ModelLoadError(
-            "a model whose layers keep a state cannot be split: tensor_parallel_size must be 1"
-        )
     return ops.recurrent
 
 
@@ -86,13 +90,18 @@ def layer_kinds(hf_types: Sequence[str], kinds: Mapping[str, str]) -> tuple[str,
     return tuple(kinds[name] for name in hf_types)
 
 
-def load_taps(name: str, channels: int, width: int, weights: Weights) -> Tensor:
+def load_taps(
+    name: str, channels: int, width: int, weights: Weights, part: Rows | None = None
+) -> Tensor:
     """A convolution of each channel by itself: [channels, width], the oldest input's tap first.
+
+    ``part``: a rank's channels, of all ``channels``.
 
     Raises:
         ModelLoadError: it is missing or has another shape.
     """
-    return weights.tensor(name, (channels, 1, width)).view(channels, width)
+    taps = weights.tensor(name, (channels, 1, width)).view(channels, width)
+    return taps if part is None else rows_of(taps, part).contiguous()
 
 
 class HybridForCausalLM(LlamaForCausalLM):
@@ -115,11 +124,6 @@ class HybridForCausalLM(LlamaForCausalLM):
         stage: Stage | None = None,
     ) -> None:
         self.recurrent_ops = recurrent_ops(ops)
-        if stage is not None and stage.count > 1:
-            raise ModelLoadError(
-                "a model whose layers keep a state cannot be split: "
-                "pipeline_parallel_size must be 1"
-            )
         super().__init__(
             config,
             RenamedWeights(weights, self.file_name),
@@ -128,6 +132,9 @@ class HybridForCausalLM(LlamaForCausalLM):
             device=device,
             stage=stage,
         )
+        recurrences = (layer.recurrence for layer in self._hybrid_layers())
+        shapes = [own.state_shape for own in recurrences if own is not None]
+        self.config = self.config.replace(state=shapes[0] if shapes else None)
 
     @classmethod
     def file_name(cls, name: str) -> str:

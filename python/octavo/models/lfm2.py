@@ -9,13 +9,14 @@ from torch import Tensor
 
 from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
+from octavo.kernels.weights import Rows
 from octavo.layers.context import LayerState, StepContext
 from octavo.layers.norm import Addend, RMSNorm
 from octavo.models.config import ModelConfig, StateShape
 from octavo.models.hf_config import HfConfig
 from octavo.models.hybrid import NO_STATE, HybridForCausalLM, layer_kinds, load_taps, recurrent_ops
 from octavo.models.mixed_layer import MixedDecoderLayer
-from octavo.models.parts import load_linear
+from octavo.models.parts import load_columns, load_rows, width_of
 
 
 class ShortConv:
@@ -28,12 +29,21 @@ class ShortConv:
         d, bias = config.hidden_size, bool(config.raw.get("conv_bias"))
         assert config.state is not None
         channels, past = config.state.conv
-        self.in_proj = load_linear({f"{prefix}.in_proj": 3 * d}, d, bias, weights, ops)
-        self._taps = load_taps(f"{prefix}.conv.weight", channels, past + 1, weights)
-        self._bias = weights.vector(f"{prefix}.conv.bias", channels) if bias else None
-        self.out_proj = load_linear({f"{prefix}.out_proj": d}, d, bias, weights, ops)
+        own = width_of(d, ops.rank)
+        part = Rows((own,)) if ops.rank.size > 1 else None
+        bcv = {f"{prefix}.in_proj": [d, d, d]}
+        self.in_proj = load_columns(bcv, d, bias, weights, ops, (own, own, own))
+        self._taps = load_taps(f"{prefix}.conv.weight", channels, past + 1, weights, part)
+        self._bias = weights.vector(f"{prefix}.conv.bias", channels, part) if bias else None
+        self.out_proj = load_rows(f"{prefix}.out_proj", d, d, bias, weights, ops, own)
         self._short_conv = recurrent_ops(ops).short_conv
         self.state: LayerState = NO_STATE
+
+    @property
+    def state_shape(self) -> StateShape:
+        """Of the rank's channels."""
+        channels, width = self._taps.shape
+        return StateShape((channels, width - 1))
 
     def normed(
         self, x: Addend, residual: Tensor, norm: RMSNorm, ctx: StepContext

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,12 +17,13 @@ from torch import Tensor
 from octavo.checkpoints.weights import Weights
 from octavo.errors import ModelLoadError
 from octavo.kernels.opset import OpSet
+from octavo.kernels.weights import Range, Rows
 from octavo.layers.context import LayerState, StepContext
 from octavo.layers.norm import Addend, RMSNorm
 from octavo.models.config import ModelConfig, StateShape
 from octavo.models.hf_config import HfConfig
 from octavo.models.hybrid import NO_STATE, load_taps, recurrent_ops
-from octavo.models.parts import load_linear
+from octavo.models.parts import grouped_heads, load_columns, load_rows, scaled
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class MambaShape:
     def state(self) -> StateShape:
         """The state that a layer keeps of one request."""
         recurrent = (self.num_heads, self.head_dim, self.state_size)
-        return StateShape((self.channels, self.width - 1), recurrent)
+        return StateShape((self.channels, self.width - 1), recurrent, self.num_groups)
 
 
 def mamba_shape(hf: HfConfig, inner: int) -> MambaShape:
@@ -96,8 +97,11 @@ class MambaMixer:
         "_dt_bias",
         "_gate_first",
         "_gated_activation",
+        "_group_size",
         "_norm",
         "_ops",
+        "_own",
+        "_rank",
         "_scale",
         "_shape",
         "_skip",
@@ -122,33 +126,63 @@ class MambaMixer:
         gate_first: bool | None = True,
         scales: tuple[float, Sequence[float]] | None = None,
     ) -> None:
-        d, inner, heads = config.hidden_size, shape.inner, shape.num_heads
-        rows = inner + shape.channels + heads
-        self.in_proj = load_linear({f"{prefix}.in_proj": rows}, d, bias, weights, ops)
+        d, inner, rank = config.hidden_size, shape.inner, ops.rank
+        heads, groups = grouped_heads(shape.num_heads, shape.num_groups, rank)
+        # Of one group's parts and of all; the whole's are in the files.
+        size, all_groups = shape.state_size, shape.num_groups * shape.state_size
+        own, group = scaled(heads, shape.head_dim), scaled(groups, size)
+        part = replace(shape, num_heads=heads[1] - heads[0], num_groups=groups[1] - groups[0])
+
+        def rows(*ranges: Range) -> Rows | None:
+            return Rows(ranges) if rank.size > 1 else None
+
+        in_sizes = [inner, inner, all_groups, all_groups, shape.num_heads]
+        self.in_proj = load_columns(
+            {f"{prefix}.in_proj": in_sizes},
+            d,
+            bias,
+            weights,
+            ops,
+            (own, own, group, group, heads),
+        )
         self._scale: Tensor | None = None
         if scales is not None:
-            self._scale = self._scale_vector(shape, scales).to(weights.act_dtype)
+            self._scale = self._scale_vector(part, scales).to(weights.act_dtype)
             if self.in_proj.bias is not None:
                 # The input's factor is in the vector, too, and is none of the bias.
                 self.in_proj.bias = self.in_proj.bias / scales[0]
-        self._taps = load_taps(f"{prefix}.conv1d.weight", shape.channels, shape.width, weights)
+        channels = rows(own, scaled(groups, size, inner), scaled(groups, size, inner + all_groups))
+        conv = f"{prefix}.conv1d"
+        self._taps = load_taps(f"{conv}.weight", shape.channels, shape.width, weights, channels)
         self._conv_bias: Tensor | None = None
         if conv_bias:
-            self._conv_bias = weights.vector(f"{prefix}.conv1d.bias", shape.channels)
-        self._decay = -torch.exp(weights.vector(f"{prefix}.A_log", heads).float())
-        self._dt_bias = weights.vector(f"{prefix}.dt_bias", heads).float()
-        self._skip = weights.vector(f"{prefix}.D", heads).float()
+            self._conv_bias = weights.vector(f"{conv}.bias", shape.channels, channels)
+
+        def per_head(name: str) -> Tensor:
+            return weights.vector(f"{prefix}.{name}", shape.num_heads, rows(heads)).float()
+
+        self._decay = -torch.exp(per_head("A_log"))
+        self._dt_bias, self._skip = per_head("dt_bias"), per_head("D")
         if self._scale is not None:
             self._scale = self._scale.to(self._skip.device)
         self._norm: Tensor | None = None
+        # A group of several ranks' heads is normed as a whole, by each of them.
+        self._own = own if rank.size > shape.num_groups else None
         if gate_first is not None:
-            self._norm = weights.vector(f"{prefix}.norm.weight", inner)
+            normed = rows(own) if self._own is None else None
+            self._norm = weights.vector(f"{prefix}.norm.weight", inner, normed)
+        self._rank, self._group_size = rank, inner // shape.num_groups
         self._gate_first = bool(gate_first)
         self._gated_activation = ops.gated_activation
         self.eps = config.rms_norm_eps
-        self.out_proj = load_linear({f"{prefix}.out_proj": d}, inner, out_bias, weights, ops)
-        self._shape, self._ops = shape, recurrent_ops(ops)
+        self.out_proj = load_rows(f"{prefix}.out_proj", d, inner, out_bias, weights, ops, own)
+        self._shape, self._ops = part, recurrent_ops(ops)
         self.state: LayerState = NO_STATE
+
+    @property
+    def state_shape(self) -> StateShape:
+        """Of the rank's heads."""
+        return self._shape.state
 
     @staticmethod
     def _scale_vector(shape: MambaShape, scales: tuple[float, Sequence[float]]) -> Tensor:
@@ -193,11 +227,21 @@ class MambaMixer:
         )
         if self._norm is None:
             return self._gated_activation(torch.cat([gate, y], -1), "silu")
-        return self._ops.gated_norm(
+        if self._own is not None:
+            y, gate = self._gathered(y, gate)
+        y = self._ops.gated_norm(
             y,
             gate,
             self._norm,
             self.eps,
-            group_size=shape.inner // shape.num_groups,
+            group_size=self._group_size,
             gate_first=self._gate_first,
         )
+        return y if self._own is None else y[:, slice(*self._own)].contiguous()
+
+    def _gathered(self, y: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+        """Both of all ranks' heads."""
+        size, width = self._rank.size, y.shape[1]
+        parts = self._rank.gather(torch.cat([y, gate], -1), 2 * size * width)
+        both = parts.view(len(y), size, 2, width).unbind(2)
+        return both[0].reshape(len(y), -1), both[1].reshape(len(y), -1)

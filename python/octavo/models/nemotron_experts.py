@@ -12,7 +12,8 @@ from octavo.layers.context import StepContext
 from octavo.layers.linear import Linear
 from octavo.layers.norm import Addend, RMSNorm
 from octavo.models.config import ModelConfig
-from octavo.models.parts import load_linear
+from octavo.models.experts import ExpertShare
+from octavo.models.parts import load_columns, load_linear, load_rows, width_of
 
 
 class NemotronMLP:
@@ -24,8 +25,9 @@ class NemotronMLP:
         self, config: ModelConfig, prefix: str, size: int, weights: Weights, ops: OpSet
     ) -> None:
         d, bias = config.hidden_size, config.mlp_bias
-        self.up_proj = load_linear({f"{prefix}.up_proj": size}, d, bias, weights, ops)
-        self.down_proj = load_linear({f"{prefix}.down_proj": d}, size, bias, weights, ops)
+        own = width_of(size, ops.rank)
+        self.up_proj = load_columns({f"{prefix}.up_proj": size}, d, bias, weights, ops, [own])
+        self.down_proj = load_rows(f"{prefix}.down_proj", d, size, bias, weights, ops, own)
         self._activation, self._act = ops.activation, config.hidden_act
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -46,7 +48,17 @@ class NemotronExperts:
     The router sees the wide one.
     """
 
-    __slots__ = ("_act", "_router", "_routing", "experts", "from_latent", "shared", "to_latent")
+    __slots__ = (
+        "_act",
+        "_first",
+        "_reduce",
+        "_router",
+        "_routing",
+        "experts",
+        "from_latent",
+        "shared",
+        "to_latent",
+    )
 
     def __init__(self, config: ModelConfig, prefix: str, weights: Weights, ops: OpSet) -> None:
         d, f, count = config.hidden_size, config.moe_intermediate_size, config.num_experts
@@ -62,10 +74,11 @@ class NemotronExperts:
                 {f"{prefix}.fc2_latent_proj": d}, latent, bias, weights, ops
             )
         inputs = latent or d
-        experts = f"{prefix}.experts"
-        ups = weights.experts(experts, count, "up_proj", (f, inputs))
-        downs = weights.experts(experts, count, "down_proj", (inputs, f))
+        experts, part = f"{prefix}.experts", ExpertShare.of(config, ops.rank)
+        ups = weights.experts(experts, count, "up_proj", (f, inputs), part.rows, part.own)
+        downs = weights.experts(experts, count, "down_proj", (inputs, f), part.columns, part.own)
         self.experts = ops.experts([[up] for up in ups], list(downs))
+        self._reduce, self._first = ops.rank.reduce, part.own[0]
         # A router's rounding decides which experts run: it is never computed with int8.
         self._router = ops.weight([weights.linear(f"{prefix}.gate", (count, d))], exact=True)
         groups, top_groups = config.expert_groups
@@ -91,7 +104,8 @@ class NemotronExperts:
         normed, residual = norm.add(x, residual)
         logits = self._router.linear(normed, out_dtype=torch.float32)
         latent = normed if self.to_latent is None else self.to_latent(normed)
-        mixed = self.experts.mix(latent, logits, self._routing, kind=self._act)
+        mixed = self.experts.mix(latent, logits, self._routing, kind=self._act, first=self._first)
+        mixed = self._reduce(mixed)
         if self.from_latent is not None:
             mixed = self.from_latent(mixed)
         return mixed + self.shared(normed), residual

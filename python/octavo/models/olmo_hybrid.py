@@ -14,7 +14,13 @@ from octavo.layers.attention import Attention
 from octavo.layers.context import StepContext
 from octavo.layers.norm import Addend
 from octavo.models.config import ModelConfig
-from octavo.models.gated_delta import DeltaInputs, DeltaShape, GatedDeltaNet, delta_shape
+from octavo.models.gated_delta import (
+    DeltaHeads,
+    DeltaInputs,
+    DeltaShape,
+    GatedDeltaNet,
+    delta_shape,
+)
 from octavo.models.hf_config import HfConfig
 from octavo.models.hybrid import HybridForCausalLM, layer_kinds, load_taps
 from octavo.models.llama import LlamaMLP
@@ -32,12 +38,17 @@ class OlmoDeltaNet(GatedDeltaNet):
     __slots__ = ()
 
     @staticmethod
-    def _load_taps(prefix: str, shape: DeltaShape, weights: Weights) -> Tensor:
-        sizes = {"q": shape.keys, "k": shape.keys, "v": shape.values}
+    def _load_taps(prefix: str, own: DeltaHeads, weights: Weights) -> Tensor:
+        shape, keys = own.shape, own.part(own.key_rows())
+        parts = {
+            "q": (shape.keys, keys),
+            "k": (shape.keys, keys),
+            "v": (shape.values, own.part(own.value_rows())),
+        }
         return torch.cat(
             [
-                load_taps(f"{prefix}.{name}_conv1d.weight", size, shape.width, weights)
-                for name, size in sizes.items()
+                load_taps(f"{prefix}.{name}_conv1d.weight", size, shape.width, weights, part)
+                for name, (size, part) in parts.items()
             ]
         )
 
@@ -51,17 +62,23 @@ class OlmoDeltaLayer:
 
     def __init__(self, config: ModelConfig, layer: int, weights: Weights, ops: OpSet) -> None:
         assert config.state is not None
-        shape = DeltaShape.of(config.state)
+        own = DeltaHeads.of(DeltaShape.of(config.state), ops.rank)
+        shape = own.shape
+        keys, values = own.part(own.key_rows()), own.part(own.value_rows())
         norm = layer_norms(config, layer, weights, ops)
         self.attention_norm = norm("attention_layer_norm")
-        qkv = {"q_proj": shape.keys, "k_proj": shape.keys, "v_proj": shape.values}
         self.recurrence = OlmoDeltaNet(
             config,
             f"model.layers.{layer}.linear_attn",
-            shape,
+            own,
             DeltaInputs(
-                [(name, rows, None) for name, rows in {**qkv, "g_proj": shape.values}.items()],
-                [(name, shape.num_heads, None) for name in ("b_proj", "a_proj")],
+                [
+                    ("q_proj", shape.keys, keys),
+                    ("k_proj", shape.keys, keys),
+                    ("v_proj", shape.values, values),
+                    ("g_proj", shape.values, values),
+                ],
+                [(name, shape.num_heads, own.part(own.values)) for name in ("b_proj", "a_proj")],
             ),
             weights,
             ops,

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from octavo.checkpoints.weights import Weights
-from octavo.errors import ModelLoadError
 from octavo.kernels.opset import OpSet
 from octavo.kernels.rank import Rank
 from octavo.kernels.weights import Columns, Range, Rows, Weight, share
@@ -56,12 +55,22 @@ class Heads:
 
 def heads_of(config: ModelConfig, rank: Rank) -> Heads:
     """The heads of one rank. Where there are fewer key-value heads than ranks, several ranks hold
-    the same one; ``check_split`` has seen that the numbers divide."""
-    q = share(config.num_heads, rank.rank, rank.size)
-    if config.num_kv_heads >= rank.size:
-        return Heads(q, share(config.num_kv_heads, rank.rank, rank.size), config.head_dim)
-    first = rank.rank * config.num_kv_heads // rank.size
-    return Heads(q, (first, first + 1), config.head_dim)
+    the same one; ``split.check_split`` has seen that the numbers divide."""
+    return Heads(*grouped_heads(config.num_heads, config.num_kv_heads, rank), config.head_dim)
+
+
+def grouped_heads(num_heads: int, num_groups: int, rank: Rank) -> tuple[Range, Range]:
+    """A rank's heads, and the groups that these are of; several ranks may hold the same group."""
+    own = share(num_heads, rank.rank, rank.size)
+    if num_groups >= rank.size:
+        return own, share(num_groups, rank.rank, rank.size)
+    first = rank.rank * num_groups // rank.size
+    return own, (first, first + 1)
+
+
+def scaled(own: Range, size: int, offset: int = 0) -> Range:
+    """Rows from ``offset`` on of units that have ``size`` rows each."""
+    return offset + own[0] * size, offset + own[1] * size
 
 
 def part_config(config: ModelConfig, rank: Rank, stage: Stage) -> ModelConfig:
@@ -75,42 +84,22 @@ def part_config(config: ModelConfig, rank: Rank, stage: Stage) -> ModelConfig:
             "a model whose layers read the keys and values of others cannot be split: "
             "pipeline_parallel_size must be 1"
         )
+    kinds = tuple(config.layer_kinds[layer] for layer in stage.layers if config.layer_kinds)
+    part = config.replace(num_layers=len(stage.layers), layer_kinds=kinds)
+    if not any(config.kv_layers):
+        return part  # without attention there are no heads to split
     num_heads, num_kv_heads = heads_of(config, rank).counts
     shapes = tuple(
         KVShape(heads_of(config.at_layer(layer), rank).counts[1], config.kv_shapes[layer].head_dim)
         for layer in (stage.layers if config.kv_shapes else ())
     )
-    return config.replace(
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        num_layers=len(stage.layers),
-        kv_shapes=shapes,
-    )
+    return part.replace(num_heads=num_heads, num_kv_heads=num_kv_heads, kv_shapes=shapes)
 
 
 def width_of(size: int, rank: Rank) -> Range:
     """A rank's units of an MLP's ``size``, between the largest blocks that ``size`` is made of."""
     unit = next(u for u in _UNITS if size % u == 0 and (u == 1 or size // u >= rank.size))
     return share(size, rank.rank, rank.size, unit)
-
-
-def check_split(config: ModelConfig, size: int) -> None:
-    """Refuse a model that cannot be split over ``size`` ranks.
-
-    Raises:
-        ModelLoadError: with the numbers, and sizes that would do.
-    """
-    q, kvs = config.num_heads, sorted({shape.num_heads for shape in config.cache_shapes})
-    kvs = kvs or [config.num_kv_heads]
-    fits = [
-        n for n in range(1, q + 1) if q % n == 0 and all(kv % n == 0 or n % kv == 0 for kv in kvs)
-    ]
-    if size not in fits:
-        kv = " or ".join(map(str, kvs))
-        raise ModelLoadError(
-            f"tensor_parallel_size {size}: {q} heads and {kv} key-value heads do not divide by it; "
-            f"these would: {', '.join(map(str, fits))}"
-        )
 
 
 def load_linear(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from octavo.models.config import ModelConfig
-from octavo.models.gated_delta import DeltaInputs, DeltaShape
+from octavo.models.gated_delta import DeltaHeads, DeltaInputs
 from octavo.models.hf_config import HfConfig
 from octavo.models.hybrid import HybridForCausalLM
 from octavo.models.qwen3_next import (
@@ -23,11 +23,12 @@ class Qwen3_5DecoderLayer(Qwen3NextDecoderLayer):
     __slots__ = ()
 
     @staticmethod
-    def inputs(shape: DeltaShape) -> DeltaInputs:
+    def inputs(own: DeltaHeads) -> DeltaInputs:
         """A module each of queries, keys and values, gates, strengths, decays."""
+        heads, shape = own.part(own.values), own.shape
         return DeltaInputs(
-            split_inputs(shape),
-            [("in_proj_b", shape.num_heads, None), ("in_proj_a", shape.num_heads, None)],
+            split_inputs(own),
+            [("in_proj_b", shape.num_heads, heads), ("in_proj_a", shape.num_heads, heads)],
         )
 
 

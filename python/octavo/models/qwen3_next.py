@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -11,18 +11,24 @@ from torch import Tensor
 
 from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
-from octavo.kernels.weights import Part, Rows, part_of
+from octavo.kernels.weights import Part, Range, Rows, part_of
 from octavo.layers.attention import Attention
 from octavo.layers.context import StepContext
 from octavo.layers.linear import Linear
 from octavo.layers.norm import Addend, RMSNorm
 from octavo.models.config import ModelConfig
-from octavo.models.gated_delta import DeltaInputs, DeltaShape, GatedDeltaNet, delta_shape
+from octavo.models.gated_delta import (
+    DeltaHeads,
+    DeltaInputs,
+    DeltaShape,
+    GatedDeltaNet,
+    delta_shape,
+)
 from octavo.models.hf_config import HfConfig
 from octavo.models.hybrid import HybridForCausalLM, layer_kinds
 from octavo.models.llama import FeedForward, LlamaMLP
 from octavo.models.mixed_layer import MixedDecoderLayer
-from octavo.models.parts import load_linear
+from octavo.models.parts import heads_of, load_rows, scaled
 from octavo.models.qwen2_moe import Qwen2MoeDecoderLayer
 
 KINDS = {"linear_attention": "state", "full_attention": "attention"}
@@ -48,31 +54,41 @@ class GatedAttention:
     ) -> None:
         prefix = f"model.layers.{layer}.self_attn"
         d, q, kv, size = config.hidden_size, config.q_size, config.kv_size, config.head_dim
+        heads = heads_of(config, ops.rank)
+        own_q, own_kv = scaled(heads.q, 2 * size), heads.kv_rows
+
+        def part(rows: Range) -> Rows | None:
+            return Rows((rows,)) if ops.rank.size > 1 else None
+
         # The file has each head's query followed by its gate.
-        both = weights.linear(f"{prefix}.q_proj", (2 * q, d))
+        both = weights.linear(f"{prefix}.q_proj", (2 * q, d), part(own_q))
         halves = [
-            Rows(tuple((i * size, (i + 1) * size) for i in range(first, 2 * q // size, 2)))
+            Rows(tuple((i * size, (i + 1) * size) for i in range(first, 2 * heads.counts[0], 2)))
             for first in (0, 1)
         ]
-        keys, values = (weights.linear(f"{prefix}.{n}", (kv, d)) for n in ("k_proj", "v_proj"))
+        keys, values = (
+            weights.linear(f"{prefix}.{n}", (kv, d), part(own_kv)) for n in ("k_proj", "v_proj")
+        )
         parts = [part_of(both, halves[0]), keys, values, part_of(both, halves[1])]
         bias = None
         if config.attention_bias:
-            names = {"q_proj": 2 * q, "k_proj": kv, "v_proj": kv}
+            names = {"q_proj": (2 * q, own_q), "k_proj": (kv, own_kv), "v_proj": (kv, own_kv)}
             q_bias, k_bias, v_bias = (
-                weights.vector(f"{prefix}.{name}.bias", rows) for name, rows in names.items()
+                weights.vector(f"{prefix}.{name}.bias", rows, part(own))
+                for name, (rows, own) in names.items()
             )
             query, gate = q_bias.view(-1, 2, size).unbind(1)
             bias = torch.cat([query.flatten(), k_bias, v_bias, gate.flatten()])
         self.qkv_proj = Linear(ops, parts, bias)
-        self._qkv_size = q + 2 * kv
-        self.o_proj = load_linear(
-            {f"{prefix}.o_proj": d}, q, config.attention_out_bias, weights, ops
+        self._qkv_size = sum(heads.sizes)
+        self.o_proj = load_rows(
+            f"{prefix}.o_proj", d, q, config.attention_out_bias, weights, ops, heads.q_rows
         )
+        num_heads, num_kv_heads = heads.counts
         self.attention = Attention(
             ops,
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_kv_heads,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
             head_dim=size,
             cos_sin=cos_sin,
             q_norm=weights.vector(f"{prefix}.q_norm.weight", size),
@@ -102,13 +118,13 @@ class Qwen3NextDecoderLayer(MixedDecoderLayer):
     ) -> GatedDeltaNet:
         prefix = f"model.layers.{layer}.linear_attn"
         assert config.state is not None
-        shape = DeltaShape.of(config.state)
-        inputs = cls.inputs(shape)
+        own = DeltaHeads.of(DeltaShape.of(config.state), ops.rank)
+        inputs = cls.inputs(own)
         if config.raw.get("splits_delta_inputs"):
-            inputs = replace(inputs, qkvz=split_inputs(shape))
+            inputs = replace(inputs, qkvz=split_inputs(own))
         if config.raw.get("tiles_value_heads"):
             inputs = replace(inputs, tiles_values=True)
-        return GatedDeltaNet(config, prefix, shape, inputs, weights, ops)
+        return GatedDeltaNet(config, prefix, own, inputs, weights, ops)
 
     @staticmethod
     def make_attention(
@@ -123,31 +139,47 @@ class Qwen3NextDecoderLayer(MixedDecoderLayer):
         return LlamaMLP(config, layer, weights, ops)
 
     @staticmethod
-    def inputs(shape: DeltaShape) -> DeltaInputs:
+    def inputs(own: DeltaHeads) -> DeltaInputs:
         """One module each, whose rows are grouped by key head."""
+        shape = own.shape
         ratio = shape.num_heads // shape.num_key_heads
-        per_head = [shape.key_dim, shape.key_dim, ratio * shape.value_dim, ratio * shape.value_dim]
-        qkvz = _ungrouped(per_head, shape.num_key_heads)
-        ba = _ungrouped([ratio, ratio], shape.num_key_heads)
+        keys, values = (1, shape.key_dim), (ratio, shape.value_dim)
         return DeltaInputs(
-            [("in_proj_qkvz", 2 * (shape.keys + shape.values), qkvz)],
-            [("in_proj_ba", 2 * shape.num_heads, ba)],
+            [
+                (
+                    "in_proj_qkvz",
+                    2 * (shape.keys + shape.values),
+                    _ungrouped([keys, keys, values, values], own),
+                )
+            ],
+            [("in_proj_ba", 2 * shape.num_heads, _ungrouped([(ratio, 1), (ratio, 1)], own))],
         )
 
 
-def split_inputs(shape: DeltaShape) -> list[tuple[str, int, Part]]:
+def split_inputs(own: DeltaHeads) -> list[tuple[str, int, Part]]:
     """``DeltaInputs.qkvz`` where queries, keys and values are a module, and the gate another."""
-    qkv = 2 * shape.keys + shape.values
-    return [("in_proj_qkv", qkv, None), ("in_proj_z", shape.values, None)]
+    shape = own.shape
+    return [
+        ("in_proj_qkv", 2 * shape.keys + shape.values, own.part(*own.channels())),
+        ("in_proj_z", shape.values, own.part(own.value_rows())),
+    ]
 
 
-def _ungrouped(sizes: list[int], num_groups: int) -> Rows:
-    """The rows of the first kind in every group, then of the second, ..."""
-    group, begin = sum(sizes), 0
+def _ungrouped(kinds: Sequence[tuple[int, int]], own: DeltaHeads) -> Rows:
+    """A rank's rows of the first kind in every group, then of the second, ...
+
+    kinds: (heads in a group, rows of a head); more than one head are value heads.
+    """
+    group, before = sum(heads * rows for heads, rows in kinds), 0
     ranges = []
-    for size in sizes:
-        ranges += [(i * group + begin, i * group + begin + size) for i in range(num_groups)]
-        begin += size
+    for heads, rows in kinds:
+        for key in range(*own.keys):
+            first, last = 0, heads
+            if heads > 1:
+                first = max(own.values[0] - key * heads, 0)
+                last = min(own.values[1] - key * heads, heads)
+            ranges.append(scaled((first, last), rows, key * group + before))
+        before += heads * rows
     return Rows(tuple(ranges))
 
 

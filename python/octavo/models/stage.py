@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from octavo.errors import ModelLoadError
 from octavo.models.config import ModelConfig
+
+# A layer's number comes before those of its own parts, such as experts.
+_LAYER = re.compile(r"^(?:[A-Za-z_]\w*\.)+?(\d+)\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,11 @@ class Stage:
     def is_last(self) -> bool:
         """True if its output is what logits are computed from."""
         return self.index == self.count - 1
+
+    def reads(self, name: str) -> bool:
+        """False for a tensor of a layer that another stage computes, by its name in the files."""
+        numbered = _LAYER.search(name) if self.count > 1 else None
+        return numbered is None or int(numbered[1]) in self.layers
 
 
 def whole(config: ModelConfig) -> Stage:

@@ -27,6 +27,7 @@ from octavo.runner.kv_cache import KVCachePlan, allocate_kv_cache
 from octavo.runner.loading import LoadedModel, ModelPart
 from octavo.runner.mesh import Exchange
 from octavo.runner.sizing import StepSizes
+from octavo.runner.state_cache import make_states
 
 
 class DeviceShard:
@@ -65,6 +66,8 @@ class DeviceShard:
         caches = allocate_kv_cache(plan, self.model.config, loaded.kv_dtype, self.device)
         self.kv_bytes = sum(keys.nbytes + values.nbytes for keys, values in caches)
         self.model.bind_kv_cache(caches)
+        act = loaded.dtypes.activations
+        self.state_cache = make_states(sizes.states, self.model, act, self.device)
         self.packed = torch.zeros(plan_len, dtype=torch.int32, device=self.device)
         self.packed_address = self.packed.data_ptr()
         self.buffers = self._make_buffers(sizes, slot_table, max_padding)
@@ -125,6 +128,17 @@ class DeviceShard:
     def clear_plan(self) -> None:
         """Make the plan on the device empty: every row is padding, nothing is stored."""
         self.packed.zero_()
+
+    def upload_rows(self, rows: Tensor) -> Tensor:
+        """Rows of states from pinned memory, on the device when the stream comes to it."""
+        with self.ready():
+            return rows.to(self.device, non_blocking=True, copy=True)
+
+    def copy_states(self, rows: Tensor) -> None:
+        """Copy rows of states, before a step or after it; ``rows`` as StateCache.copy's."""
+        if self.state_cache is not None:
+            with self.ready():
+                self.state_cache.copy(rows)
 
     def _upload(self, staged: Tensor) -> None:
         self.packed[: len(staged)].copy_(staged, non_blocking=True)

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from octavo._core import Staging
 from octavo.layers.context import StepContext
-from octavo.models.hybrid import HybridForCausalLM
 from octavo.models.registry import CausalLM
 from octavo.pooling import PoolingInfo
 from octavo.runner.input_batch import InputBatch
@@ -35,7 +34,7 @@ from octavo.runner.runner import InFlight, Observer, is_device_error
 from octavo.runner.sampler import SampledTokens, Sampler
 from octavo.runner.sizing import StepSizes, available_bytes, fit_cache
 from octavo.runner.staging import StagingBuffer
-from octavo.runner.state_cache import StateCache
+from octavo.runner.state_cache import make_states
 
 if TYPE_CHECKING:
     from octavo._core import ScheduledBatch
@@ -74,11 +73,7 @@ class EagerShard:
         self.device, self.model = part.device, part.model
         self.kv_caches = allocate_kv_cache(plan, self.model.config, kv_dtype, self.device)
         self.model.bind_kv_cache(self.kv_caches)
-        self.states: StateCache | None = None
-        if sizes.states is not None:
-            assert isinstance(self.model, HybridForCausalLM)
-            rows = sizes.states.num_rows
-            self.states = StateCache(rows, self.model, act_dtype, self.device)
+        self.states = make_states(sizes.states, self.model, act_dtype, self.device)
         self.batch = InputBatch(sizes.max_num_seqs, sizes.max_blocks_per_seq, self.device)
         self.prompt_scorer = PromptScorer(self.model.compute_logits, vocab_size, logprobs_mode)
         self._spare_slot = sizes.max_num_seqs

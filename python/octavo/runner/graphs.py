@@ -359,11 +359,15 @@ class GraphRunner:
             return self._launch_step(batch, buffer, requests)
         # Both before the step: once that is over, the host may write the next plan there.
         first, last = HEADER_LEN + batch.state_restores_offset, HEADER_LEN + batch.packed_len
-        rows = self._lead.upload_rows(buffer.host[first:last])
-        restores, saves = rows.tensor_split([2 * batch.num_state_restores])
-        self._lead.copy_states(restores)
+        saves = []
+        for shard in self._shards:
+            rows = shard.upload_rows(buffer.host[first:last])
+            restored, saved = rows.tensor_split([2 * batch.num_state_restores])
+            shard.copy_states(restored)
+            saves.append(saved)
         in_flight = self._launch_step(batch, buffer, requests)
-        self._lead.copy_states(saves)
+        for shard, saved in zip(self._shards, saves, strict=True):
+            shard.copy_states(saved)
         self._device_thread = get_ident()
         return in_flight
 

@@ -42,10 +42,10 @@ from octavo.kernels.weights import ExpertBiases, Experts, Stored, Weight
 from octavo.layers.ops import get_ops
 from octavo.models.bert import ENCODERS
 from octavo.models.config import ModelConfig
-from octavo.models.parts import check_split
 from octavo.models.pooling_model import PoolingModel
 from octavo.models.registry import ARCHITECTURES, CausalLM, model_class
 from octavo.models.source import ModelSource
+from octavo.models.split import check_split
 from octavo.models.stage import Stage, stages_of
 from octavo.runner.devices import resolve_device, shard_devices
 from octavo.runner.dtypes import DTYPES, KV_DTYPES, ModelDtypes, resolve_dtypes
@@ -116,34 +116,51 @@ def load(config: EngineConfig, source: ModelSource) -> LoadedModel[CausalLM]:
     limit = _check_max_model_len(config.max_model_len, source)
     size = len(devices) // config.pipeline_parallel_size
     if len(devices) > 1:
-        _check_splits(shape, size)
-    left = Leftovers()
-    stages = []
+        if shape.architecture not in ARCHITECTURES:
+            raise ModelLoadError(
+                f"{shape.architecture} runs through transformers' own module, which cannot be "
+                "split: tensor_parallel_size and pipeline_parallel_size must be 1"
+            )
+        check_split(shape, size, whole_experts=config.enable_expert_parallel)
+    left = Leftovers(len(devices))
+    exchanges, builds = [], []
     for stage in stages_of(shape, config.pipeline_parallel_size):
         own_devices = devices[stage.index * size :][:size]
         exchange = _make_exchange(own_devices, shape.hidden_size * dtypes.activations.itemsize)
-        build = functools.partial(
-            load_model, source, dtypes, max_model_len=limit, stage=stage, left=left
-        )
-        own_ops = [replace(ops, rank=rank) for rank in ranks_of(exchange)]
-        parts = _build_parts(build, own_ops, own_devices)
-        stages.append(Mesh(parts, exchange))
+        exchanges.append(exchange)
+        for place, device in zip(ranks_of(exchange), own_devices, strict=True):
+            rank = replace(place, whole_experts=config.enable_expert_parallel)
+            build = functools.partial(
+                load_model,
+                source,
+                dtypes,
+                replace(ops, rank=rank),
+                max_model_len=limit,
+                device=device,
+                stage=stage,
+                left=left,
+            )
+            builds.append((rank.rank, device, build))
+    parts = _build_parts(builds)
+    stages = [
+        Mesh(parts[index * size :][:size], exchange) for index, exchange in enumerate(exchanges)
+    ]
     return LoadedModel(config, shape, dtypes, stages[-1], tuple(stages[:-1]))
 
 
 def _build_parts(
-    build: Callable[..., CausalLM], ops: Sequence[OpSet], devices: Sequence[torch.device]
+    builds: Sequence[tuple[int, torch.device, Callable[[], CausalLM]]],
 ) -> list[ModelPart[CausalLM]]:
-    """Each rank's part by ``build(ops, device=device)``: on several GPUs at the same time."""
+    """The parts of all ranks and stages: of several devices at the same time."""
 
-    def part(own: OpSet, device: torch.device) -> ModelPart[CausalLM]:
+    def part(rank: int, device: torch.device, build: Callable[[], CausalLM]) -> ModelPart[CausalLM]:
         with _current(device):
-            return ModelPart(own.rank.rank, device, build(own, device=device))
+            return ModelPart(rank, device, build())
 
-    if len(set(devices)) == 1:
-        return list(map(part, ops, devices))
-    with ThreadPoolExecutor(len(devices), thread_name_prefix="octavo-load") as threads:
-        return list(threads.map(part, ops, devices))
+    if len({device for _, device, _ in builds}) == 1:
+        return [part(*build) for build in builds]
+    with ThreadPoolExecutor(len(builds), thread_name_prefix="octavo-load") as threads:
+        return list(threads.map(part, *zip(*builds, strict=True)))
 
 
 def _current(device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -158,7 +175,10 @@ def load_pooling(config: EngineConfig, source: ModelSource) -> LoadedModel[Pooli
         ModelLoadError: the model cannot be read, or a setting that such models do not have.
     """
     if len(shard_devices(config)) > 1:
-        raise ModelLoadError("a pooling model cannot be split: tensor_parallel_size must be 1")
+        raise ModelLoadError(
+            "a pooling model cannot be split: tensor_parallel_size and pipeline_parallel_size must "
+            "be 1"
+        )
     device = resolve_device(config)
     ops = _open_ops(config, device)
     model = load_pooling_model(config, source, ops, device)
@@ -178,16 +198,6 @@ def _make_exchange(devices: Sequence[torch.device], row_bytes: int) -> Exchange:
     from octavo.runner.peer_exchange import PeerExchange
 
     return PeerExchange(devices, row_bytes)
-
-
-def _check_splits(model_config: ModelConfig, size: int) -> None:
-    """Raises ModelLoadError where the model cannot be split, each layer over ``size`` shards."""
-    architecture = model_config.architecture
-    if architecture not in ARCHITECTURES:
-        raise ModelLoadError(
-            f"{architecture} runs through transformers' own module, which cannot be split"
-        )
-    check_split(model_config, size)
 
 
 def _open_ops(config: EngineConfig, device: torch.device) -> OpSet:
@@ -248,7 +258,7 @@ def load_model(
     """Build the model with its weights on ``device``; shows a progress bar on a terminal.
 
     ``max_model_len``: positions the rotary table covers. ``stage``: the part of a pipeline to
-    build; None: all. ``left``: of the stages before.
+    build; None: all. ``left``: shared by all parts of a model.
 
     Raises:
         ModelLoadError: an unknown architecture; a tensor that is missing, left over, misshapen or
@@ -265,7 +275,7 @@ def load_model(
         ops = ops.exactly()
     counter = _WeightCounter(ops)
     with (
-        _read_ahead(source, device) as take,
+        _read_ahead(source, device, stage, ops.rank.size) as take,
         _progress_bar(source) as progress,
         torch.inference_mode(),
     ):
@@ -286,8 +296,7 @@ def load_model(
         others = {name for name in weights.unread() if name.startswith(build.other_parts)}
         if others:
             logger.info("%s: %d tensors are not of the text model", source.path, len(others))
-        is_last = stage is None or stage.is_last
-        (left or Leftovers()).finish(weights, is_last=is_last, others=others)
+        (left or Leftovers()).finish(weights, others=others)
     model.num_weights = counter.total
     return model
 
@@ -324,25 +333,25 @@ def load_pooling_model(
 
 
 class Leftovers:
-    """Tensors of a checkpoint that no stage of a pipeline has read so far."""
+    """Tensors of a checkpoint that none of a model's ``num_parts`` parts has read so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_parts: int = 1) -> None:
         self._names: set[str] | None = None
+        self._num_missing = num_parts
         self._lock = threading.Lock()
 
-    def finish(
-        self, weights: Weights, *, is_last: bool, others: AbstractSet[str] = frozenset()
-    ) -> None:
-        """End a stage's reading, on whatever thread. ``others``: tensors that no stage reads.
+    def finish(self, weights: Weights, *, others: AbstractSet[str] = frozenset()) -> None:
+        """End a part's reading, on whatever thread. ``others``: tensors that no part reads.
 
         Raises:
-            ModelLoadError: it is the last, and no stage has a use for some tensor.
+            ModelLoadError: it is the last, and no part has a use for some tensor.
         """
         unread = weights.unread()
         with self._lock:
             self._names = unread if self._names is None else self._names & unread
-            left = self._names
-        weights.finish(unread - (left - others) if is_last else unread)
+            self._num_missing -= 1
+            left = self._names if self._num_missing == 0 else frozenset()
+        weights.finish(unread - (left - others))
 
 
 class _WeightCounter:
@@ -468,14 +477,17 @@ def _progress_bar(source: ModelSource) -> Iterator[Progress]:
 
 @contextlib.contextmanager
 def _read_ahead(
-    source: ModelSource, device: torch.device
+    source: ModelSource, device: torch.device, stage: Stage | None = None, num_ranks: int = 1
 ) -> Iterator[Callable[[Path, str], Tensor] | None]:
     """A function that hands out tensors read ahead of their use, where that pays: for a GPU.
 
+    Other stages' layers are not read. ``num_ranks``: that share the tensors.
     A CPU has no cores to spare, and its weights stay mapped.
     """
     if device.type == "cpu" or source.kind != "safetensors":
         yield None
         return
-    with ReadAhead(safetensors_files(source.path), device) as ahead:
+    files = safetensors_files(source.path)
+    reads = stage.reads if stage is not None else lambda name: True
+    with ReadAhead(files, device, is_wanted=reads, num_parts=num_ranks) as ahead:
         yield ahead.take

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from octavo.kernels.gpu import ops as gpu
 from octavo.kernels.gpu.step import HEADER_TURN
-from octavo.models.hybrid import HybridForCausalLM
 from octavo.models.registry import CausalLM
 from octavo.runner.cuda_driver import SideStream, make_event
 from octavo.runner.cuda_graphs import GraphCache, StepShape
@@ -29,7 +28,6 @@ from octavo.runner.logprobs import LogprobsMode
 from octavo.runner.masks import RowMasks
 from octavo.runner.prompt_scorer import PromptScorer, PromptSpan, ScoredRows
 from octavo.runner.sizing import StepSizes
-from octavo.runner.state_cache import StateCache
 
 
 @dataclass(slots=True, eq=False)
@@ -86,11 +84,6 @@ class GpuShard(DeviceShard):
                 self._side = SideStream(self.device)
         # A shard alone on its thread never leaves its device's context.
         self._is_alone = len(loaded.parts) == 1
-        self.state_cache: StateCache | None = None
-        if sizes.states is not None:
-            assert isinstance(self.model, HybridForCausalLM)
-            act = loaded.dtypes.activations
-            self.state_cache = StateCache(sizes.states.num_rows, self.model, act, self.device)
         mode = LogprobsMode.of(loaded.config.logprobs_mode)
         self.prompt_scorer = PromptScorer(self.model.compute_logits, loaded.shape.vocab_size, mode)
         prepare = self._prepare_graph()
@@ -247,17 +240,6 @@ class GpuShard(DeviceShard):
             self.clear_plan()
             for _ in range(2):
                 self.run(shape, adjusted=False)
-
-    def upload_rows(self, rows: Tensor) -> Tensor:
-        """Rows of states from pinned memory, on the device when the stream comes to it."""
-        with self.ready():
-            return rows.to(self.device, non_blocking=True, copy=True)
-
-    def copy_states(self, rows: Tensor) -> None:
-        """Copy rows of states, before a step or after it; ``rows`` as StateCache.copy's."""
-        assert self.state_cache is not None
-        with self.ready():
-            self.state_cache.copy(rows)
 
     # ------------------------------------------------------------------------- what is captured
 

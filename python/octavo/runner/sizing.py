@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,7 @@ from octavo.runner.state_cache import (
     CHECKPOINTS_FRACTION,
     DEFAULT_CPU_CHECKPOINT_BYTES,
     StatePlan,
+    bytes_per_state,
     plan_states,
 )
 
@@ -164,9 +166,11 @@ def _fit_states(loaded: LoadedModel[CausalLM], available_bytes: int) -> StatePla
         checkpoint_bytes = min(DEFAULT_CPU_CHECKPOINT_BYTES, available_bytes)
     else:
         checkpoint_bytes = int(CHECKPOINTS_FRACTION * available_bytes)
+    on_device: Counter[torch.device] = Counter()
+    for part in loaded.parts:
+        on_device[part.device] += bytes_per_state(part.model.config, loaded.dtypes.activations)
     return plan_states(
-        loaded.shape,
-        loaded.dtypes.activations,
+        max(on_device.values()),
         max_num_seqs=max_num_seqs(loaded),
         num_checkpoints=config.num_state_checkpoints,
         checkpoint_bytes=checkpoint_bytes,

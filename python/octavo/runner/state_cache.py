@@ -11,6 +11,7 @@ from torch import Tensor
 from octavo.layers.context import LayerState
 from octavo.models.config import ModelConfig, StateShape
 from octavo.models.hybrid import HybridForCausalLM
+from octavo.models.registry import CausalLM
 
 # Most checkpoints, unless told otherwise: of more, the oldest would hardly be met again.
 MAX_CHECKPOINTS = 1024
@@ -57,8 +58,7 @@ def bytes_per_state(config: ModelConfig, act_dtype: torch.dtype) -> int:
 
 
 def plan_states(
-    config: ModelConfig,
-    act_dtype: torch.dtype,
+    per_row: int,
     *,
     max_num_seqs: int,
     num_checkpoints: int | None,
@@ -66,9 +66,9 @@ def plan_states(
 ) -> StatePlan | None:
     """The rows of a model's states; None where no layer has one.
 
+    per_row: bytes of one request's state, on the device that holds the most of it.
     num_checkpoints: the user's choice; None: as many as ``checkpoint_bytes`` hold, within reason.
     """
-    per_row = bytes_per_state(config, act_dtype)
     if per_row == 0:
         return None
     if num_checkpoints is None:
@@ -117,3 +117,13 @@ class StateCache:
         for states in (self.conv, self.recurrent):
             if states is not None:
                 self._copy_rows(states, rows)
+
+
+def make_states(
+    plan: StatePlan | None, model: CausalLM, act_dtype: torch.dtype, device: torch.device
+) -> StateCache | None:
+    """The states of a part of a model, bound to its layers; None where none of them keeps one."""
+    if plan is None or not any(model.config.state_layers):
+        return None
+    assert isinstance(model, HybridForCausalLM)
+    return StateCache(plan.num_rows, model, act_dtype, device)

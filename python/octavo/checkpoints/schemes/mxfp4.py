@@ -10,7 +10,7 @@ import torch
 from octavo.checkpoints.schemes.fp4 import fp4_planes
 from octavo.checkpoints.schemes.scheme import Scheme, Tensors, grouped, read_dense
 from octavo.errors import ModelLoadError
-from octavo.kernels.weights import Part, Stored
+from octavo.kernels.weights import Part, Range, Rows, Stored
 
 _BYTES = {"U8": torch.uint8}
 # Columns of an exponent.
@@ -37,17 +37,20 @@ class Mxfp4Scheme(Scheme):
         name: str,
         shape: tuple[int, int],
         part: Part,
+        own: Range,
     ) -> Iterator[Stored]:
         module = f"{prefix}.{name}"
         if f"{module}_blocks" not in tensors:
-            yield from super().experts(tensors, prefix, count, name, shape, part)
+            yield from super().experts(tensors, prefix, count, name, shape, part, own)
             return
         n, k = shape
         if k % _GROUP:
             raise ModelLoadError(f"{module}: {k} columns are no whole blocks of {_GROUP}")
         groups = k // _GROUP
-        blocks = tensors.read(f"{module}_blocks", (count, n, groups, _GROUP // 2), kinds=_BYTES)
-        exponents = tensors.read(f"{module}_scales", (count, n, groups), kinds=_BYTES)
+        rows = None if own == (0, count) else Rows((own,))
+        size = (count, n, groups)
+        blocks = tensors.read(f"{module}_blocks", (*size, _GROUP // 2), kinds=_BYTES, part=rows)
+        exponents = tensors.read(f"{module}_scales", size, kinds=_BYTES, part=rows)
         for pairs, exponent in zip(blocks, exponents, strict=True):
             scale = exponent.view(torch.float8_e8m0fnu).float()
             planes = fp4_planes(pairs.flatten(1), scale, _GROUP)

@@ -12,7 +12,7 @@ from torch import Tensor
 from octavo.errors import ModelLoadError
 from octavo.kernels.formats.dense import DENSE_DTYPES
 from octavo.kernels.formats.format import PlaneMap
-from octavo.kernels.weights import Part, Planes, Stored, part_of
+from octavo.kernels.weights import Part, Planes, Range, Rows, Stored, part_of
 
 
 class Tensors(Protocol):
@@ -70,25 +70,27 @@ class Scheme(ABC):
         name: str,
         shape: tuple[int, int],
         part: Part,
+        own: Range,
     ) -> Iterator[Stored]:
-        """One projection [N, K] of every expert; each is a module of its own in most schemes.
+        """One projection [N, K] of experts ``own``; each is a module of its own in most schemes.
 
         A dense tensor of them all is a module's weight [E, N, K], as Granite stores it, or no
         module's: [E, N, K], as Qwen3.5 has it, or [E, K, N], as gpt-oss and Llama 4 do.
         """
         n, k = shape
         module = f"{prefix}.{name}.weight"
+        rows = None if own == (0, count) else Rows((own,))
         if module in tensors:
-            for weight in tensors.read(module, (count, n, k), dtype=tensors.dtype):
+            for weight in tensors.read(module, (count, n, k), dtype=tensors.dtype, part=rows):
                 yield part_of(weight, part)
             return
         if f"{prefix}.{name}" in tensors:
             is_transposed = _is_transposed(tensors, prefix)
             whole = (count, k, n) if is_transposed else (count, n, k)
-            for weight in tensors.read(f"{prefix}.{name}", whole, dtype=tensors.dtype):
+            for weight in tensors.read(f"{prefix}.{name}", whole, dtype=tensors.dtype, part=rows):
                 yield part_of(weight.T if is_transposed else weight, part)
             return
-        for expert in range(count):
+        for expert in range(*own):
             yield self.linear(tensors, f"{prefix}.{expert}.{name}", shape, part)
 
     def is_spare(self, tensors: Tensors, name: str) -> bool:
