@@ -8,8 +8,8 @@ each). First comes one server without Ray: the difference to one replica is Ray'
 puts bench/instant_server.py's runner in the model's place, whose step lasts ``--pace-ms`` and takes
 no processor meanwhile, as one on a GPU: what limits then is octavo's and Ray's own work.
 
-A line each: output tok/s, requests a second, median ms to the first token, and how many cores of
-the machine were busy, the clients' work included.
+A line each: output tok/s, requests a second, median ms to the first token, and how many cores all
+of it took, the clients' work included.
 """
 
 from __future__ import annotations
@@ -50,11 +50,25 @@ class InstantReplica(Replica):
         await super().__init__(engine_config, server_config)
 
 
-def busy_s() -> float:
-    """Seconds that all cores have worked since the machine's start."""
-    ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-    # idle and iowait are the fourth and fifth.
-    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+def worked_s() -> float:
+    """Processor seconds of this process and all below it, Ray's among them."""
+    parents: dict[int, int] = {}
+    ticks: dict[int, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            # After the name, which may hold blanks: state, parent, ..., utime and stime.
+            words = (folder / "stat").read_text().rpartition(") ")[2].split()
+        except OSError:
+            continue  # it has just ended
+        parents[int(folder.name)] = int(words[1])
+        ticks[int(folder.name)] = int(words[11]) + int(words[12])
+
+    def is_ours(pid: int) -> bool:
+        while pid not in (0, os.getpid()):
+            pid = parents.get(pid, 0)
+        return pid != 0
+
+    return sum(ticks[pid] for pid in ticks if is_ours(pid)) / os.sysconf("SC_CLK_TCK")
 
 
 async def worker(url: str, name: str, count: int, arguments: argparse.Namespace) -> list[Any]:
@@ -82,9 +96,9 @@ async def load(url: str, concurrency: int, arguments: argparse.Namespace) -> str
         return [timing for timings in await asyncio.gather(*work) for timing in timings]
 
     await everyone(1, "warm-up ")
-    began, worked = time.perf_counter(), busy_s()
+    began, worked = time.perf_counter(), worked_s()
     timings = await everyone(arguments.turns, "")
-    seconds, worked = time.perf_counter() - began, busy_s() - worked
+    seconds, worked = time.perf_counter() - began, worked_s() - worked
     if errors := [timing.error for timing in timings if timing.error]:
         raise RuntimeError(errors[0])
     first_ms = 1e3 * statistics.median(t.first_s - t.start_s for t in timings if t.first_s)
@@ -157,6 +171,7 @@ def main() -> None:
     parser.add_argument("--pace-ms", type=float, default=0.0, help="a step without a model")
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--ingresses", type=int, default=1)
+    parser.add_argument("--no-prefix-routing", dest="prefix_routing", action="store_false")
     parser.add_argument("--concurrency", type=int, default=16, help="streams a replica")
     parser.add_argument("--input-len", type=int, default=64, help="words")
     parser.add_argument("--output-len", type=int, default=64, help="tokens")
@@ -166,7 +181,7 @@ def main() -> None:
         arguments.device = "cpu"
 
     print(
-        "| replicas | output tok/s | requests/s | ms to the first token | cores busy |\n"
+        "| replicas | output tok/s | requests/s | ms to the first token | cores |\n"
         "|---|---|---|---|---|"
     )
     with without_ray(arguments) as url:
@@ -191,6 +206,7 @@ def deploy(count: int, arguments: argparse.Namespace) -> None:
     app = builder.build_app(
         {
             **flags(arguments),
+            "prefix_routing": arguments.prefix_routing,
             "replica": {"num_replicas": count},
             "ingress": {"num_replicas": arguments.ingresses},
         }

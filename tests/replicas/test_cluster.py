@@ -200,6 +200,9 @@ def test_equal_beginnings_go_to_one_replica(deploy: Deploy) -> None:
 
 def test_ray_serve_llm_takes_the_server_class(cluster: str, model_flags: dict[str, Any]) -> None:
     from ray import serve
+    from ray.serve.config import RequestRouterConfig
+
+    from octavo.ray.builder import PREFIX_ROUTER
 
     reason = "Ray's models of requests need more than ray[serve]: pip install python-multipart"
     llm = pytest.importorskip("ray.serve.llm", reason=reason, exc_type=ImportError)
@@ -210,7 +213,11 @@ def test_ray_serve_llm_takes_the_server_class(cluster: str, model_flags: dict[st
             name: model_flags[name]
             for name in ("load_format", "dtype", "device", "threads", "chat_template")
         },
-        deployment_config={"num_replicas": 1, "max_ongoing_requests": 64},
+        deployment_config={
+            "num_replicas": 2,
+            "max_ongoing_requests": 64,
+            "request_router_config": RequestRouterConfig(request_router_class=PREFIX_ROUTER),
+        },
     )
     serve.run(llm.build_openai_app({"llm_configs": [config]}), name="llm", route_prefix="/")
     try:
@@ -230,5 +237,15 @@ def test_ray_serve_llm_takes_the_server_class(cluster: str, model_flags: dict[st
         assert "temperature" in answer.decode()
         completion = {"model": "mine", "prompt": "x", "max_tokens": 3}
         assert app.request("POST", "/v1/completions", completion)[0] == 200
+
+        def cached(number: int) -> int:
+            text = f"{number} is the first of many words. " + f"word{number} " * 60
+            completion = {"model": "mine", "prompt": text, "max_tokens": 2}
+            usage = json.loads(app.request("POST", "/v1/completions", completion)[2])["usage"]
+            return int(usage["prompt_tokens_details"]["cached_tokens"])
+
+        # Ray's router knows octavo's replicas too: by chance one in 2**8 of these would be all hits.
+        assert [cached(number) for number in range(8)].count(0) == 8
+        assert all(cached(number) > 0 for number in range(8))
     finally:
         serve.delete("llm")

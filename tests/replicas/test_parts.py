@@ -141,3 +141,15 @@ def test_a_replica_is_one_actor_with_all_its_gpus(
     from octavo.ray import builder
 
     assert builder.actor_options(EngineConfig(**flags)) == options
+
+
+@pytest.mark.parametrize(("flags", "threshold"), [({}, 96), ({"max_num_seqs": 8}, 4)])
+def test_a_queue_that_is_longer_by_half_a_batch_is_passed_over(
+    flags: dict[str, Any], threshold: int
+) -> None:
+    pytest.importorskip("ray.serve", reason="ray is not installed")
+    from octavo.config import EngineConfig
+    from octavo.ray import builder
+
+    router = builder.replica_defaults(EngineConfig(**flags))["request_router_config"]
+    assert router.request_router_kwargs == {"imbalanced_threshold": threshold}

@@ -33,7 +33,7 @@ COMPLETION = {"prompt": "x", "max_tokens": 5, "ignore_eos": True, "temperature":
 
 
 class Told:
-    """What an OpenTelemetry collector has been told."""
+    """Spans, and headers of their requests, that a collector has been told."""
 
     def __init__(self) -> None:
         self.spans: list[Any] = []

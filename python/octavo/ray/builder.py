@@ -103,10 +103,11 @@ def replica_defaults(config: EngineConfig, *, prefix_routing: bool = True) -> di
     if prefix_routing:
         from ray.serve.config import RequestRouterConfig
 
+        batch = min(config.max_num_seqs or TARGET_ONGOING_REQUESTS, TARGET_ONGOING_REQUESTS)
         options["request_router_config"] = RequestRouterConfig(
             request_router_class=PREFIX_ROUTER,
             # Out of balance by half a replica's batch, the shorter queue is better than the cache.
-            request_router_kwargs={"imbalanced_threshold": TARGET_ONGOING_REQUESTS // 2},
+            request_router_kwargs={"imbalanced_threshold": batch // 2},
         )
     return options
 
