@@ -280,7 +280,7 @@ class ChatTemplate:
         """
         variables |= {"tools": tools or None, "documents": documents}
         variables["add_generation_prompt"] = add_generation_prompt
-        began_s, failures = time.monotonic(), []
+        began_s, failures = time.monotonic(), list[BadRequestError]()
         for given in call_forms(messages):
             try:
                 return self._render_described(given, variables, continue_final_message)
