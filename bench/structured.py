@@ -6,7 +6,8 @@ this process, in turn. Grammars are compiled before the clock starts; their time
 ``cpu_loss_percent`` is the loss in this process's CPU time, which other processes disturb less:
 with ``--threads 1``, where none waits for another, it is that of a machine with nothing else to do.
 ``--in-groups`` takes turns after every ``--concurrency`` requests, and not after the whole load, so
-that a clock which drifts within a load drifts for both.
+that a clock which drifts within a load drifts for both; ``pairs`` has the quartiles of the loss
+over all such turns, which a few that were disturbed do not move.
 
     python bench/structured.py --concurrency 1 16 --num-requests 32 --repeat 5
 """
@@ -145,6 +146,7 @@ def measure(args: argparse.Namespace, concurrency: int) -> dict[str, Any]:
     cpu_s: dict[str, list[float]] = {"free": [], "constrained": []}
     size = concurrency if args.in_groups else len(prompts)
     groups = [slice(at, at + size) for at in range(0, len(prompts), size)]
+    pairs: list[tuple[float, float]] = []
     for _ in range(args.repeat):
         for name in seconds:
             seconds[name].append(0.0)
@@ -152,16 +154,19 @@ def measure(args: argparse.Namespace, concurrency: int) -> dict[str, Any]:
         for number, group in enumerate(groups):
             # Who is first is served by a cache that the other has left: each is, in turn.
             turns = [("free", free), ("constrained", constrained)][:: 1 - 2 * (number % 2)]
+            taken: dict[str, tuple[float, float]] = {}
             for name, params_of in turns:
-                (taken_s, taken_cpu_s), outputs = timed(llm, prompts[group], params_of[group])
-                seconds[name][-1] += taken_s
-                cpu_s[name][-1] += taken_cpu_s
+                taken[name], outputs = timed(llm, prompts[group], params_of[group])
+                seconds[name][-1] += taken[name][0]
+                cpu_s[name][-1] += taken[name][1]
                 found = [len(output.outputs[0].token_ids) for output in outputs]
                 assert found == counts[group]
+            by_clock, by_cpu = zip(taken["free"], taken["constrained"], strict=True)
+            pairs.append((1 - by_clock[0] / by_clock[1], 1 - by_cpu[0] / by_cpu[1]))
     rates = {name: sum(counts) / statistics.median(found) for name, found in seconds.items()}
     ratios = [f / c for f, c in zip(seconds["free"], seconds["constrained"], strict=True)]
     cpu_ratios = [f / c for f, c in zip(cpu_s["free"], cpu_s["constrained"], strict=True)]
-    return {
+    figures = {
         "concurrency": concurrency,
         "tokens": sum(counts),
         "whole": sum(output.outputs[0].finish_reason == "stop" for output in outputs),
@@ -173,6 +178,17 @@ def measure(args: argparse.Namespace, concurrency: int) -> dict[str, Any]:
         "cpu_loss_percent": round(100 * (1 - statistics.median(cpu_ratios)), 2),
         "cpu_loss_percent_each": [round(100 * (1 - ratio), 2) for ratio in cpu_ratios],
     }
+    if args.in_groups:
+        figures["pairs"] = {
+            "number": len(pairs),
+            "loss_percent": _quartiles([by_clock for by_clock, _ in pairs]),
+            "cpu_loss_percent": _quartiles([by_cpu for _, by_cpu in pairs]),
+        }
+    return figures
+
+
+def _quartiles(losses: list[float]) -> list[float]:
+    return [round(100 * loss, 2) for loss in statistics.quantiles(losses, method="inclusive")]
 
 
 def main() -> None:

@@ -289,7 +289,7 @@ class EngineCore:
         sse: Sequence[SseTemplate] | None = None,
         channels: Channels | None = None,
         grammar: Grammar | None = None,
-        trigger: tuple[Sequence[str], bool] | None = None,
+        trigger: tuple[Sequence[str], bool, Sequence[str]] | None = None,
         may_force: bool = False,
         reasoning: tuple[int | None, int, bool, int | None] | None = None,
         bad_words: Sequence[Sequence[int]] = (),
@@ -300,10 +300,10 @@ class EngineCore:
         ``arrival_s``: time.monotonic() at arrival, now if None. ``stream_interval``: tokens per
         delta, the constructor's if None. ``channels``: each sample's text is told apart by a parser
         of its own; stop strings are looked for in pieces of text alone. ``grammar``: what each
-        sample follows, to its end; with a ``trigger`` (texts, is_repeated) from the token on in
-        which one of the texts begins, as soon as it is there, if it fits; if ``is_repeated`` to
-        where the grammar may end, and again from the next. With ``may_force`` several tokens of it
-        may come at once, where it leaves no choice.
+        sample follows, to its end; with a ``trigger`` (texts, is_repeated, texts where the answer
+        begins) from the token on in which one of the texts begins, as soon as it is there, if it
+        fits; if ``is_repeated`` to where the grammar may end, and again from the next. With
+        ``may_force`` several tokens of it may come at once, where it leaves no choice.
         ``reasoning``: (token that opens it, token that closes it, whether the prompt has opened it,
         most tokens of it): while it is open no grammar holds. ``bad_words``: sequences of tokens
         that must not come; those of one token are the sampler's to ban.
@@ -637,8 +637,13 @@ class ChannelFormat:
     def reasoning_markers(self) -> tuple[str, str] | None:
         """The texts that open and close reasoning."""
     @property
-    def triggers(self) -> list[str]:
-        """The texts that begin calls within other text; none where calls may have no marker."""
+    def is_bare(self) -> bool:
+        """Whether a call may begin without a marker of its own."""
+    def triggers(self, tools: Sequence[str]) -> tuple[list[str], list[str]]:
+        """The texts that begin calls of tools: within other text, and where an answer begins.
+
+        Without markers they go up to a tool's name. None without a format of calls.
+        """
     def grammar(
         self,
         tools: Sequence[tuple[str, str]],
@@ -662,8 +667,7 @@ class ChannelFormat:
             special_tokens: markers that are one special token each, with their ids.
 
         Raises:
-            ValueError: the format has no tool calls, or with ``calls_only`` no triggers; there are
-                no tools, or a schema is no JSON.
+            ValueError: the format has no tool calls, there are no tools, or a schema is no JSON.
         """
 
 @final

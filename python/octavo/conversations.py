@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from octavo.outputs import CompletionOutput, RequestOutput, ToolCall
+from octavo.sampling_params import SamplingParams
 from octavo.text.answer_parts import answer_parts
+from octavo.text.call_grammar import answer_constraint
 from octavo.text.chat_format import ChatFormat, find_chat_format
 from octavo.text.chat_template import ChatTemplate
 from octavo.text.tools import ToolUse, call_id, parse_tool_use, parse_tools
@@ -15,9 +18,10 @@ if TYPE_CHECKING:
     from octavo._core import Channels
     from octavo.engine.engine_loop import EngineLoop
     from octavo.engine.prompts import Prompt
-    from octavo.structured_outputs import ReasoningTokens
+    from octavo.structured_outputs import ReasoningTokens, StructuredOutputsParams
 
 Message = Mapping[str, Any]
+T = TypeVar("T")
 
 
 class Turn(NamedTuple):
@@ -27,6 +31,7 @@ class Turn(NamedTuple):
     channels: Channels | None
     reasoning: ReasoningTokens | None
     form: ChatFormat
+    use: ToolUse
 
 
 class Conversations:
@@ -42,6 +47,9 @@ class Conversations:
         self._chat_template = chat_template
         # The format of the last template, by the template's text.
         self._format: tuple[str, ChatFormat] | None = None
+        # What binds the calls of the last conversation, and of what it is made: those of a batch
+        # have it in common.
+        self._bound: tuple[tuple[Any, ...], StructuredOutputsParams | None] | None = None
 
     def render(
         self,
@@ -88,6 +96,39 @@ class Conversations:
             for conversation in conversations
         ]
 
+    def bind(self, turn: Turn, params: SamplingParams) -> SamplingParams:
+        """Parameters under which the calls of an answer are of tools that there are.
+
+        They are as with tool_choice "auto" of the server; where the engine runs ahead, penalties
+        leave calls unbound.
+
+        Raises:
+            InvalidParameterError: no grammar can be made of the tools' names.
+        """
+        core, use = turn.form.core, turn.use
+        if core is None or not use.tools:
+            return params
+        wanted = params.structured_outputs
+        runs_ahead = self._engine.runner.max_in_flight > 1
+        made_of = core, use, wanted, not (runs_ahead and params.has_penalties)
+        if self._bound is None or self._bound[0] != made_of:
+            constraint = _at_once(
+                answer_constraint(
+                    core,
+                    use,
+                    turn.form.special_tokens(self._engine.tokenizer),
+                    self._attempt,
+                    wanted,
+                    made_of[-1],
+                )
+            )
+            self._bound = made_of, constraint
+        constraint = self._bound[1]
+        return params if constraint is None else replace(params, structured_outputs=constraint)
+
+    async def _attempt(self, constraint: StructuredOutputsParams) -> object:
+        return self._engine.compile(SamplingParams(structured_outputs=constraint))
+
     def take_apart(self, output: RequestOutput, turn: Turn) -> None:
         """Fill in the parts of each answer to a turn."""
         if turn.channels is None:
@@ -113,6 +154,7 @@ class Conversations:
             form.channels(text, use, continued),
             form.reasoning_tokens(tokenizer.token_to_id, text, continued),
             form,
+            use,
         )
 
     def _chat_format(self, source: str, template: ChatTemplate) -> ChatFormat:
@@ -133,3 +175,13 @@ class Conversations:
             ToolCall(call_id(form.tool_calls, name, number), name, arguments)
             for number, (name, arguments) in enumerate(parts.calls)
         ]
+
+
+def _at_once(work: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that waits for nothing; an event loop may run already."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    raise RuntimeError("there is no event loop to wait in")

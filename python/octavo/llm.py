@@ -197,7 +197,7 @@ class LLM(PoolingLLM):
             continue_final_message: let the model go on with the last message.
             chat_template_content_format: "auto", "string" or "openai": the template is asked.
             tools: functions that the model may call, in OpenAI's form. The calls it makes are the
-                outputs' ``tool_calls``.
+                outputs' ``tool_calls``: of these functions, and by their schemas where ``strict``.
             chat_template_kwargs: further variables of the template.
 
         Args and Raises beside these: as for ``generate``.
@@ -338,6 +338,8 @@ class LLM(PoolingLLM):
         for one, sampling, rank in zip(prompts, params, priorities, strict=True):
             turn = one if isinstance(one, Turn) else None
             prompt = one.prompt if isinstance(one, Turn) else one
+            if turn is not None:
+                sampling = self._conversations.bind(turn, sampling)
             text, token_ids = encode_prompt(
                 prompt, engine.tokenizer, most, sampling, tokenization_kwargs
             )

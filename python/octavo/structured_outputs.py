@@ -25,11 +25,12 @@ class Trigger(NamedTuple):
     """The texts from which on a constraint holds.
 
     ``is_repeated``: to where it may end, and again from the next one; else from the first one to
-    the text's end.
+    the text's end. ``at_start``: texts that count where an answer begins, and not within it.
     """
 
     texts: tuple[str, ...]
     is_repeated: bool
+    at_start: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -45,6 +45,31 @@ def test_calls_are_found_in_the_whole_text(llm: LLM) -> None:
     assert len({call.id for call in sample.tool_calls}) == 2
 
 
+# Qwen3's form of calls, between markers that are tokens of SmolLM2's.
+MARKED = QWEN3.source.replace("<tool_call>", "<jupyter_code>").replace(
+    "</tool_call>", "<jupyter_output>"
+)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_call_is_of_a_tool_that_there_is(llm: LLM, strict: bool) -> None:
+    """A model that is pushed into a call, and knows of none, is bound from the marker on."""
+    marker = llm.get_tokenizer().convert_tokens_to_ids("<jupyter_code>")
+    schema = {"type": "object", "properties": {"zone": {"enum": ["Oslo"]}}, "required": ["zone"]}
+    tool = {"name": "clock", "strict": strict, "parameters": schema}
+    params = SamplingParams(temperature=0, max_tokens=60, logit_bias={marker: 100.0})
+    fields: dict[str, Any] = {"use_tqdm": False, "chat_template": MARKED}
+    tools = [{"type": "function", "function": tool}]
+    [output] = llm.chat(MESSAGES, params, tools=tools, **fields)
+    calls = output.outputs[0].tool_calls
+    assert {call.name for call in calls} == {"clock"}
+    if strict:
+        assert json.loads(calls[0].arguments) == {"zone": "Oslo"}
+    # What a request asks for itself has the last word.
+    [output] = llm.chat(MESSAGES, says("noon"), tools=tools, **fields)
+    assert output.outputs[0].text == "noon"
+
+
 def test_conversations_may_wait(llm: LLM) -> None:
     [ready] = llm.chat(MESSAGES, says(CALL), False, tools=TOOLS)
     ids = llm.enqueue_chat([MESSAGES, MESSAGES], says(CALL), False, None, 1, tools=TOOLS)

@@ -298,7 +298,7 @@ def test_a_grammar_binds_what_is_asked_for(
         constraint = server.engine.submitted[-1][1].structured_outputs
         is_auto = "tool_choice" not in fields
         is_repeated = fields.get("parallel_tool_calls") is not False
-        expected = (("<tool_call>",), is_repeated)
+        expected = (("<tool_call>",), is_repeated, ())
         assert constraint.trigger == (expected if is_auto else None)
         has_schema = "digits" in grammar
         assert has_schema is (not is_auto or "tools" in fields)

@@ -11,7 +11,7 @@ import pytest
 from octavo._core import ChannelFormat, tool_call_formats
 from octavo.errors import InvalidParameterError
 from octavo.structured_outputs import StructuredOutputsParams, Trigger
-from octavo.text.call_grammar import call_grammar, is_bound
+from octavo.text.call_grammar import answer_constraint, call_grammar
 from octavo.text.tools import parse_tool_use, parse_tools
 
 PARAMETERS = {
@@ -47,6 +47,16 @@ def grammar(wanted: Any, refused: tuple[str, ...] = ()) -> str:
     return made.grammar
 
 
+def constraint(
+    name: str, wanted: Any, own: StructuredOutputsParams | None = None, may_wake: bool = True
+) -> StructuredOutputsParams | None:
+    async def attempt(constraint: StructuredOutputsParams) -> None:
+        pass
+
+    core = ChannelFormat(name)
+    return asyncio.run(answer_constraint(core, wanted, (), attempt, own, may_wake))
+
+
 @pytest.mark.parametrize(
     ("wanted", "bound"),
     [
@@ -58,36 +68,51 @@ def grammar(wanted: Any, refused: tuple[str, ...] = ()) -> str:
         (parse_tool_use((), "auto", False), False),
     ],
 )
-def test_only_what_asks_for_it_is_bound(wanted: Any, bound: bool) -> None:
-    assert is_bound(ChannelFormat("hermes"), wanted) is bound
+def test_what_may_call_is_bound(wanted: Any, bound: bool) -> None:
+    assert (constraint("hermes", wanted) is not None) is bound
+    # A call of which nothing is asked is bound by its beginning alone.
+    asks = wanted.tools and wanted != use("auto")
+    assert (constraint("hermes", wanted, may_wake=False) is not None) is (bound and asks)
 
 
-def test_a_call_of_which_nothing_is_asked_is_bound_by_its_marker_alone() -> None:
-    assert not is_bound(ChannelFormat("pythonic"), use("auto"))
-    assert not is_bound(ChannelFormat("hermes"), use("auto"), may_wake=False)
-    assert is_bound(ChannelFormat("pythonic"), use("auto", strict=True))
+def test_an_answer_of_its_own_form_has_no_calls() -> None:
+    """What the request asks for is never dropped."""
+    regex = StructuredOutputsParams(regex="[a-z]+")
+    assert constraint("hermes", use("auto"), regex) is None
+    assert constraint("hermes", use("auto", strict=True), regex) is None
+    schema = constraint("hermes", use("auto"), StructuredOutputsParams(json={"type": "null"}))
+    assert schema is not None
+    assert schema.text.endswith('answer: %json {"type":"null"}\n')
+    # Calls that must come are no text of any other form.
+    called = constraint("hermes", use("required"), regex)
+    assert called is not None
+    assert "clock" in called.text
 
 
 @pytest.mark.parametrize("name", tool_call_formats())
 def test_with_auto_a_call_is_bound_from_its_marker_on(name: str) -> None:
-    made: list[StructuredOutputsParams] = []
-
-    async def attempt(constraint: StructuredOutputsParams) -> None:
-        made.append(constraint)
-
     core = ChannelFormat(name)
-    asyncio.run(call_grammar(core, use("auto"), (), attempt))
-    asyncio.run(call_grammar(core, use("auto", parallel=False), (), attempt))
-    assert (not core.triggers) is (name in BARE)
-    for one, is_repeated in zip(made, (True, False), strict=True):
-        expected = Trigger(tuple(core.triggers), is_repeated) if core.triggers else None
-        assert one.trigger == expected
-    assert "clock" in made[0].text
-    made.clear()
+    assert core.is_bare is (name in BARE)
+    texts, at_start = core.triggers(["clock", "now"])
+    assert texts or at_start
+    # What text may begin with, too, is a call only once a tool is named.
+    assert bool(at_start) is (name in BARE)
+    assert all("clock" in text or "now" in text for text in at_start)
+    for wanted, is_repeated in ((use("auto"), True), (use("auto", parallel=False), False)):
+        made = constraint(name, wanted)
+        assert made is not None
+        assert "clock" in made.text
+        expected = Trigger(tuple(texts), is_repeated, tuple(at_start))
+        assert made.trigger == (None if core.is_bare and not is_repeated else expected)
     # What has to begin with a call, or to be a JSON object otherwise, is bound from the start.
-    asyncio.run(call_grammar(core, use("required"), (), attempt))
-    asyncio.run(call_grammar(core, use("auto"), (), attempt, "{}"))
-    assert [one.trigger for one in made] == [None, None]
+    required = constraint(name, use("required"))
+    answer = constraint(name, use("auto"), StructuredOutputsParams(json={}))
+    strict = constraint(name, use("auto", strict=True))
+    assert required is not None
+    assert answer is not None
+    assert strict is not None
+    assert (required.trigger, answer.trigger) == (None, None)
+    assert (strict.trigger is None) is core.is_bare
 
 
 def test_objects_hold_what_their_schema_names() -> None:

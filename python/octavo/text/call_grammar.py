@@ -26,17 +26,38 @@ _ANY_OBJECT: Final = json.dumps({"type": "object", "x-guidance": _FORM})
 Attempt = Callable[[StructuredOutputsParams], Awaitable[object]]
 
 
-def is_bound(core: ChannelFormat, use: ToolUse, may_wake: bool = True) -> bool:
-    """True if an answer has to follow a grammar: it must call, may not call twice, a call must fit
-    its schema, or is told by a marker, from which on its name can be bound.
+async def answer_constraint(
+    core: ChannelFormat,
+    use: ToolUse,
+    special_tokens: Sequence[tuple[str, int]],
+    attempt: Attempt,
+    wanted: StructuredOutputsParams | None = None,
+    may_wake: bool = True,
+) -> StructuredOutputsParams | None:
+    """The constraint of an answer to a request that brings tools; None: the request's own.
 
-    ``may_wake``: see ``call_grammar``.
+    ``wanted``: the request's own. Of an answer that may call, one by a schema stands beside the
+    calls, and any other binds the whole answer, in which there are no calls then.
+
+    Args and Raises beside it: see ``call_grammar``.
     """
-    if not use.tools or use.mode == "none":
-        return False
-    if use.mode != "auto" or not use.parallel or any(tool.strict for tool in use.tools):
-        return True
-    return may_wake and bool(core.triggers)
+    if core.tool_calls is None or not use.tools or use.mode == "none":
+        return None
+    answer = None
+    if use.mode == "auto":
+        if wanted is not None and (answer := _schema(wanted)) is None:
+            return None
+        is_asked = answer is not None or not use.parallel or any(tool.strict for tool in use.tools)
+        if not is_asked and not may_wake:
+            return None
+    return await call_grammar(core, use, special_tokens, attempt, answer, may_wake)
+
+
+def _schema(wanted: StructuredOutputsParams) -> str | None:
+    """The JSON schema of a constraint; None: it is one of another kind."""
+    if wanted.kind == "json_object":
+        return '{"type": "object"}'
+    return wanted.text if wanted.kind == "json" else None
 
 
 async def call_grammar(
@@ -50,8 +71,9 @@ async def call_grammar(
     """The constraint of an answer that may, or must, call ``use.tools``.
 
     One that may, and is any text otherwise, is bound from a call's first marker on: to the names of
-    tools, and to the schemas of those that are strict. A schema that no grammar can follow binds
-    the name alone, and is logged.
+    tools, and to the schemas of those that are strict. Calls without markers are known once a
+    tool's name is there; where more is asked of them, the answer is bound from its start. A schema
+    that no grammar can follow binds the name alone, and is logged.
 
     Args:
         core: the model's format.
@@ -65,8 +87,9 @@ async def call_grammar(
     """
 
     trigger = None
-    if use.mode == "auto" and answer is None and may_wake and core.triggers:
-        trigger = Trigger(tuple(core.triggers), is_repeated=use.parallel)
+    if use.mode == "auto" and answer is None and may_wake and not _is_bound_from_start(core, use):
+        texts, at_start = core.triggers([tool.name for tool in use.tools])
+        trigger = Trigger(tuple(texts), use.parallel, tuple(at_start))
 
     def constraint(tools: Sequence[Tool], schemas: Sequence[str]) -> StructuredOutputsParams:
         text = core.grammar(
@@ -105,6 +128,11 @@ async def call_grammar(
     except InvalidParameterError:
         raise failure from None
     return whole
+
+
+def _is_bound_from_start(core: ChannelFormat, use: ToolUse) -> bool:
+    """Whether a call that may come has to be right from its first character on."""
+    return core.is_bare and (not use.parallel or any(tool.strict for tool in use.tools))
 
 
 def _guided(tool: Tool, guidance: dict[str, Any]) -> str:

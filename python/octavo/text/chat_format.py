@@ -19,6 +19,7 @@ from octavo._core import (
     ChannelFormat,
     ChannelParser,
     Channels,
+    Tokenizer,
     reasoning_formats,
     tool_call_formats,
 )
@@ -71,6 +72,14 @@ class ChatFormat:
     def reasoning_markers(self) -> tuple[str, str] | None:
         """The markers that open and close the reasoning."""
         return None if self.core is None else self.core.reasoning_markers
+
+    def special_tokens(self, tokenizer: Tokenizer) -> list[tuple[str, int]]:
+        """Its markers that are one special token each, and their ids."""
+        markers = set() if self.core is None else set(self.core.markers)
+        added = tokenizer.added_tokens()
+        return [
+            (token[0], token_id) for token_id, token in added if token[1] and token[0] in markers
+        ]
 
     def channels(self, prompt: str, use: ToolUse | None, continued: str = "") -> Channels | None:
         """The parsing settings of one request; None: its answer is text and nothing else.

@@ -29,6 +29,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from octavo.errors import BadRequestError
+from octavo.text.call_turns import call_forms
 from octavo.text.template_forms import TemplateForms, find_forms
 from octavo.text.tool_prompt import plain_calls, tool_text, with_system_text, with_user_text
 
@@ -260,6 +261,7 @@ class ChatTemplate:
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
+        as_given: bool = False,
         **variables: Any,
     ) -> str:
         """The prompt's text, special tokens included.
@@ -269,20 +271,38 @@ class ChatTemplate:
         only are joined by line feeds, as vLLM and llama.cpp join them.
         ``continue_final_message`` ends the prompt inside the last message, for the model to go on.
         ``tools`` that the template does not know are described in the system text, or the user's
-        where the template refuses one (``text/tool_prompt.py``).
+        where it refuses one (``text/tool_prompt.py``); calls that it refuses come in other forms
+        (``text/call_turns.py``), unless ``as_given``.
 
         Raises:
             BadRequestError: the template refuses the messages, fails on them, or takes more than
                 its bounds of time and size.
         """
-        variables.update(
-            tools=tools or None, documents=documents, add_generation_prompt=add_generation_prompt
-        )
+        variables |= {"tools": tools or None, "documents": documents}
+        variables["add_generation_prompt"] = add_generation_prompt
+        began_s, failures = time.monotonic(), list[BadRequestError]()
+        for given in call_forms(messages):
+            try:
+                return self._render_described(given, variables, continue_final_message)
+            except BadRequestError as error:
+                failures.append(error)
+            # One that takes its time is not asked again.
+            if as_given or time.monotonic() - began_s > MAX_RENDER_S / 2:
+                break
+        raise failures[0]
+
+    def _render_described(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any],
+        continue_final_message: bool,
+    ) -> str:
+        """Render with the tools described, whatever the template knows of them."""
         if self.knows_tools:
             return self._render_calls(messages, variables, continue_final_message)
         if not self.knows_calls and any(message.get("tool_calls") for message in messages):
             messages = plain_calls(messages)
-        if not tools:
+        if not (tools := variables["tools"]):
             return self._render_calls(messages, variables, continue_final_message)
         text = tool_text(tools, explains_calls=not self.knows_calls)
         try:

@@ -129,7 +129,11 @@ class TemplateProbe:
     ) -> str | None:
         try:
             return self._template.render(
-                messages, tools=tools, add_generation_prompt=add_generation_prompt, **variables
+                messages,
+                tools=tools,
+                add_generation_prompt=add_generation_prompt,
+                as_given=True,
+                **variables,
             )
         except BadRequestError:
             return None

@@ -11,7 +11,7 @@ use octavo_core::scheduler::request::FinishReason;
 use octavo_core::scheduler::{LongPrefill, Policy, SchedulerConfig};
 use octavo_core::text::matcher::{
     Accepted, Constraint, Grammar, GrammarKind, GrammarOptions, GrammarSource, Grammars,
-    GrammarsConfig, Matcher, ReasoningTokens, Trigger,
+    GrammarsConfig, Matcher, ReasoningTokens, Trigger, TriggerTexts,
 };
 use octavo_core::text::tokenizer::Tokenizer;
 use proptest::prelude::*;
@@ -988,6 +988,14 @@ calls: <[263]> "{" name "}"
 name: "ab" | "cd"
 "#;
 
+fn texts<'a>(anywhere: &[&'a str], is_repeated: bool) -> TriggerTexts<'a> {
+    TriggerTexts {
+        anywhere: anywhere.to_vec(),
+        is_repeated,
+        ..TriggerTexts::default()
+    }
+}
+
 #[test]
 fn a_grammar_with_a_trigger_costs_nothing_until_it_comes() {
     let grammar = compile(GrammarKind::Grammar, CALLS);
@@ -1002,7 +1010,7 @@ fn a_grammar_with_a_trigger_costs_nothing_until_it_comes() {
                 eos_token_ids: &[EOS],
                 skip_special_tokens: false,
                 grammar: Some(grammar.clone()),
-                trigger: Some((vec!["<tool>"], false)),
+                trigger: Some(texts(&["<tool>"], false)),
                 deliveries: vec![Delivery::Final],
                 ..AddRequest::default()
             })
@@ -1043,7 +1051,7 @@ head[lazy]: TEXT "<ab>"
 "#;
     let grammar = compile(GrammarKind::Grammar, lark);
     let [less, a, b, ab, more] = [u32::from(b'<'), 97, 98, 256, u32::from(b'>')];
-    let trigger = Arc::new(Trigger::new(&["<ab>"], false, tokenizer()));
+    let trigger = Arc::new(Trigger::new(&texts(&["<ab>"], false), tokenizer()));
     let digits: Vec<u32> = (u32::from(b'0')..=u32::from(b'9')).collect();
     for tokens in [
         vec![less, ab, more],
@@ -1076,7 +1084,7 @@ fn a_repeated_trigger_holds_until_its_text_may_end() {
         "start: first \"d\"+ | second \"e\"\nTEXT: /(?s:.*)/\nfirst[lazy]: TEXT \"<ab>\"\n\
          second[lazy]: TEXT \"[b]\"\n",
     );
-    let trigger = Arc::new(Trigger::new(&["<ab>", "[b]"], true, tokenizer()));
+    let trigger = Arc::new(Trigger::new(&texts(&["<ab>", "[b]"], true), tokenizer()));
     let none = [].into();
     let mut constraint = Constraint::new(Some(&grammar), Some(&trigger), None, &none, &[]).unwrap();
     let mut take = |text: &str| {
@@ -1105,7 +1113,7 @@ fn a_trigger_whose_token_says_more_than_fits_arms_nothing() {
         GrammarKind::Grammar,
         "start: head \"d\"\nTEXT: /[x-z]*/\nhead[lazy]: TEXT \"ab\"\n",
     );
-    let trigger = Arc::new(Trigger::new(&["ab"], false, tokenizer()));
+    let trigger = Arc::new(Trigger::new(&texts(&["ab"], false), tokenizer()));
     let none = [].into();
     let mut constraint = Constraint::new(Some(&grammar), Some(&trigger), None, &none, &[]).unwrap();
     assert_eq!(constraint.accept(257), Accepted::Open);
@@ -1126,4 +1134,68 @@ fn tokens_taken_ahead_are_taken_once() {
     assert_eq!(constraint.accept(a), Accepted::Open);
     assert!(!constraint.advance(b, true));
     assert_eq!(constraint.accept(b), Accepted::Complete);
+}
+
+#[test]
+fn a_trigger_of_the_start_counts_where_an_answer_begins() {
+    let grammar = compile(
+        GrammarKind::Grammar,
+        r#"start: /\s*/ "[ab" /[0-9]/ "]" /(?s:.*)/"#,
+    );
+    let trigger = Arc::new(Trigger::new(
+        &TriggerTexts {
+            at_start: vec!["[ab"],
+            is_repeated: true,
+            ..TriggerTexts::default()
+        },
+        tokenizer(),
+    ));
+    let none: Arc<[Box<[u32]>]> = Arc::new([]);
+    let reasoning = ReasoningTokens {
+        open: None,
+        close: TOOL,
+        is_open: true,
+        budget: None,
+    };
+    // Tokens are bytes, but for `ab`.
+    let bytes = |text: &str| text.bytes().map(u32::from).collect::<Vec<_>>();
+    for (before, thought, is_armed) in [
+        ("", None, true),
+        (" \n", None, true),
+        ("x", None, false),
+        ("[a [", None, false),
+        ("", Some("Hm. [x"), true),
+        ("\n\n", Some("[ab1]"), true),
+        ("so ", Some("Hm."), false),
+    ] {
+        let open = thought.map(|_| reasoning);
+        let mut constraint =
+            Constraint::new(Some(&grammar), Some(&trigger), open, &none, &[]).unwrap();
+        let mut tokens = Vec::new();
+        if let Some(thought) = thought {
+            tokens.extend(bytes(thought));
+            tokens.push(TOOL);
+        }
+        tokens.extend(bytes(before));
+        tokens.extend(bytes("[a"));
+        for token in tokens {
+            assert!(
+                matches!(constraint.accept(token), Accepted::Open),
+                "{before:?}"
+            );
+        }
+        let accepted = constraint.accept(u32::from(b'b'));
+        assert_eq!(matches!(accepted, Accepted::Armed), is_armed, "{before:?}");
+        let mut row = vec![0; 16];
+        assert_eq!(constraint.fill_mask(&mut row), is_armed);
+        if is_armed {
+            assert_ne!(row[1] & 1 << (b'7' - 32), 0);
+            assert_eq!(row[1] & 1 << (b']' % 32), 0);
+            // Behind the call all is free.
+            for token in bytes("7] and [ab") {
+                constraint.accept(token);
+            }
+            assert!(!constraint.fill_mask(&mut row));
+        }
+    }
 }

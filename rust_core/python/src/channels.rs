@@ -89,9 +89,16 @@ impl PyChannelFormat {
         self.inner.reasoning_markers()
     }
 
+    #[pyo3(text_signature = "($self, tools)")]
+    fn triggers(&self, tools: Vec<String>) -> (Vec<String>, Vec<String>) {
+        let tools: Vec<&str> = tools.iter().map(String::as_str).collect();
+        let triggers = self.inner.triggers(&tools);
+        (triggers.anywhere, triggers.at_start)
+    }
+
     #[getter]
-    fn triggers(&self) -> Vec<&str> {
-        self.inner.triggers()
+    fn is_bare(&self) -> bool {
+        self.inner.is_bare()
     }
 
     #[pyo3(

@@ -20,7 +20,7 @@ use pyo3::types::PyDict;
 use crate::channels::PyChannels;
 use crate::delivery::{PyOutbox, PySseTemplate};
 use crate::error::engine_error;
-use crate::matcher::{PyGrammar, ReasoningTuple, reasoning_tokens};
+use crate::matcher::{PyGrammar, ReasoningTuple, TriggerTuple, reasoning_tokens, trigger_texts};
 use crate::metrics::PyMetrics;
 use crate::text::PyTokenizer;
 use crate::token_ids::token_ids;
@@ -301,7 +301,7 @@ impl PyEngineCore {
         sse: Option<Vec<Py<PySseTemplate>>>,
         channels: Option<&PyChannels>,
         grammar: Option<&PyGrammar>,
-        trigger: Option<(Vec<String>, bool)>,
+        trigger: Option<TriggerTuple>,
         may_force: bool,
         reasoning: Option<ReasoningTuple>,
         bad_words: Vec<Vec<u32>>,
@@ -327,10 +327,7 @@ impl PyEngineCore {
             }
         };
         let arrival_s = arrival_s.unwrap_or_else(|| self.clock.now_s());
-        let trigger = trigger.as_ref().map(|(texts, is_repeated)| {
-            let texts = texts.iter().map(String::as_str).collect();
-            (texts, *is_repeated)
-        });
+        let trigger = trigger.as_ref().map(trigger_texts);
         guarded(|| {
             self.core.add_request(AddRequest {
                 request_ids: &request_ids,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use octavo_core::text::matcher::{
     Grammar, GrammarKind, GrammarOptions, GrammarSource, Grammars, GrammarsConfig, Matcher,
-    ReasoningTokens,
+    ReasoningTokens, TriggerTexts,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -18,6 +18,17 @@ pub(crate) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<PyGrammars>()?;
     m.add_class::<PyGrammar>()?;
     m.add_class::<PyMatcher>()
+}
+
+/// (texts anywhere, is repeated, texts at the start)
+pub(crate) type TriggerTuple = (Vec<String>, bool, Vec<String>);
+
+pub(crate) fn trigger_texts((anywhere, is_repeated, at_start): &TriggerTuple) -> TriggerTexts<'_> {
+    TriggerTexts {
+        anywhere: anywhere.iter().map(String::as_str).collect(),
+        at_start: at_start.iter().map(String::as_str).collect(),
+        is_repeated: *is_repeated,
+    }
 }
 
 /// (open, close, is open, budget)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from octavo.errors import InvalidParameterError
 from octavo.sampling_params import SamplingParams, has_penalties
 from octavo.structured_outputs import ReasoningTokens, StructuredOutputsParams
-from octavo.text.call_grammar import call_grammar, is_bound
+from octavo.text.call_grammar import answer_constraint
 
 if TYPE_CHECKING:
     from octavo._core import Channels
@@ -71,24 +71,16 @@ async def plan_chat(
             "--tool-call-parser",
             "tool_choice",
         )
-    answer = None
-    wanted: StructuredOutputsParams | None = sampling.get("structured_outputs")
-    if channels is not None and use.tools and use.mode == "auto" and wanted is not None:
-        answer = _schema(wanted)
     # A sample ahead of a trigger is given up. The device has counted it by then.
     values = {**model.engine.generation_defaults, **sampling}
     may_wake = not (model.engine.runs_ahead and has_penalties(values))
-    if (
-        form.core is not None
-        and form.tool_calls
-        and (answer is not None or (has_calls and is_bound(form.core, use, may_wake)))
-    ):
-        constraint = await call_grammar(
+    if form.core is not None and has_calls:
+        constraint = await answer_constraint(
             form.core,
             use,
             model.special_markers,
             lambda one: _compile(model, one),
-            answer,
+            sampling.get("structured_outputs"),
             may_wake,
         )
     reasoning = None
@@ -96,13 +88,6 @@ async def plan_chat(
         find_id = model.engine.tokenizer.token_to_id
         reasoning = form.reasoning_tokens(find_id, prompt.text, continued, thinking_token_budget)
     return ChatPlan(channels, constraint, reasoning)
-
-
-def _schema(wanted: StructuredOutputsParams) -> str | None:
-    """The JSON schema of a constraint; None: it is one of another kind."""
-    if wanted.kind == "json_object":
-        return '{"type": "object"}'
-    return wanted.text if wanted.kind == "json" else None
 
 
 async def _compile(model: ServedModel, constraint: StructuredOutputsParams) -> object:

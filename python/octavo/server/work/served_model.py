@@ -104,12 +104,7 @@ class ServedModel:
     @cached_property
     def special_markers(self) -> list[tuple[str, int]]:
         """Markers of the chat format that are one special token each, and their ids."""
-        core = self.chat_format.core
-        markers = set() if core is None else set(core.markers)
-        added = self.engine.tokenizer.added_tokens()
-        return [
-            (token[0], token_id) for token_id, token in added if token[1] and token[0] in markers
-        ]
+        return self.chat_format.special_tokens(self.engine.tokenizer)
 
     def count_calls(self, use: ToolUse, num_calls: int, num_whole: int) -> None:
         """Count the outcome of an answer that may have called tools."""

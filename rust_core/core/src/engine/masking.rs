@@ -10,7 +10,7 @@ use super::{AddRequest, EngineCore, Sample};
 use crate::error::{Error, Result};
 use crate::scheduler::batch::Plan;
 use crate::scheduler::request::FinishReason;
-use crate::text::matcher::{Constraint, MaskBatch, MaskItem, Trigger};
+use crate::text::matcher::{Constraint, MaskBatch, MaskItem, Trigger, TriggerTexts};
 use crate::text::tokenizer::Tokenizer;
 
 /// A constraint per sample, where the request has any.
@@ -24,14 +24,11 @@ pub(super) fn open_constraints(
 ) -> Result<Vec<Option<Box<Constraint>>>> {
     let trigger = match (&new.trigger, tokenizer) {
         (None, _) => None,
-        (Some((texts, _)), _) if texts.is_empty() || texts.iter().any(|text| text.is_empty()) => {
+        (Some(texts), _) if !has_texts(texts) => {
             return Err(Error::invalid("trigger is empty"));
         }
         (Some(_), None) => return Err(Error::invalid("a trigger needs a tokenizer")),
-        (Some((texts, is_repeated)), Some(tokenizer)) => {
-            let trigger = Trigger::new(texts, *is_repeated, tokenizer.clone());
-            Some(Arc::new(trigger))
-        }
+        (Some(texts), Some(tokenizer)) => Some(Arc::new(Trigger::new(texts, tokenizer.clone()))),
     };
     let bad_words = new.bad_words.iter().map(|word| word.as_slice().into());
     let bad_words: Arc<[Box<[u32]>]> = bad_words.collect();
@@ -51,6 +48,12 @@ pub(super) fn open_constraints(
         new.request_ids.iter().map(|_| open()).collect()
     }))
     .map_err(|_| Error::Panic("the grammar cannot be followed".into()))
+}
+
+/// True if there are texts, and none is empty.
+fn has_texts(trigger: &TriggerTexts<'_>) -> bool {
+    let mut all = trigger.anywhere.iter().chain(&trigger.at_start).peekable();
+    all.peek().is_some() && all.all(|text| !text.is_empty())
 }
 
 impl EngineCore {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::engine::outbox::Delivery;
 use crate::text::channels::Channels;
-use crate::text::matcher::{Grammar, ReasoningTokens};
+use crate::text::matcher::{Grammar, ReasoningTokens, TriggerTexts};
 
 /// One request: a sample per id, all of one prompt.
 #[derive(Debug, Default)]
@@ -31,11 +31,8 @@ pub struct AddRequest<'a> {
     pub channels: Option<Arc<Channels>>,
     /// The grammar that its output follows.
     pub grammar: Option<Arc<Grammar>>,
-    /// The texts from which on it does, and whether it does so from each: see [`Trigger::new`]; None: from
-    /// the start.
-    ///
-    /// [`Trigger::new`]: crate::text::matcher::Trigger::new
-    pub trigger: Option<(Vec<&'a str>, bool)>,
+    /// The texts from which on it does; None: from the start.
+    pub trigger: Option<TriggerTexts<'a>>,
     /// Sequences of tokens that must not come; those of one token are the sampler's to ban.
     pub bad_words: &'a [Vec<u32>],
     /// Tokens that the grammar leaves no choice about need not be sampled: nothing else is asked of

@@ -197,12 +197,13 @@ fn check(name: &str, has_special: bool, options: (Extent, bool, bool, bool)) {
     for seed in 1..=6 {
         let mut random = Random(seed * 7919);
         let mut matcher = prototype.deep_clone();
-        let mut begin = "";
+        let mut begin = String::new();
         if extent == Extent::Calls {
-            let triggers = format.triggers();
-            begin = triggers[random.below(triggers.len())];
+            let triggers = format.triggers(&["get_weather", "f"]);
+            let triggers = [triggers.anywhere, triggers.at_start].concat();
+            begin = triggers[random.below(triggers.len())].clone();
             matcher
-                .consume_tokens(&tokens_of(&vocabulary, begin))
+                .consume_tokens(&tokens_of(&vocabulary, &begin))
                 .unwrap();
         }
         let Some(text) = walk(
@@ -259,8 +260,8 @@ fn what_a_grammar_allows_is_read() {
                 (Extent::Calls, false, false, false),
             ] {
                 let format = ChannelFormat::new(Some(name), None, None).unwrap();
-                if options.0 == Extent::Calls && format.triggers().is_empty() {
-                    continue;
+                if options.0 == Extent::Calls && format.is_bare() && options.3 {
+                    continue; // strict calls without a marker are bound from the answer's start
                 }
                 check(name, has_special, options);
             }
@@ -319,6 +320,7 @@ fn taken(
 /// The same by a grammar of calls, which holds from each trigger on until its calls may end.
 fn taken_by_calls(
     format: &ChannelFormat,
+    names: &[&str],
     prototype: &Matcher,
     vocabulary: &Vocabulary,
     text: &str,
@@ -327,8 +329,10 @@ fn taken_by_calls(
     let mut num_armed = 0;
     loop {
         let rest = &text[num_read..];
-        let triggers = format.triggers();
-        let places = triggers.iter().filter_map(|trigger| rest.find(trigger));
+        let triggers = format.triggers(names);
+        let places = triggers.anywhere.iter().filter_map(|text| rest.find(text));
+        let starts = triggers.at_start.iter().filter(|_| num_armed == 0);
+        let places = places.chain(starts.filter_map(|text| rest.starts_with(text).then_some(0)));
         let Some(at) = places.min() else {
             return (text.to_owned(), num_armed > 0);
         };
@@ -357,6 +361,7 @@ fn a_grammar_allows_what_its_family_writes() {
         .iter()
         .map(|c| (c.name.clone(), schema.clone()))
         .collect();
+    let names: Vec<&str> = calls.iter().map(|call| call.name.as_str()).collect();
     let mut wrong = Vec::new();
     for name in tool_call_formats() {
         let format = Arc::new(ChannelFormat::new(Some(name), None, None).unwrap());
@@ -372,10 +377,6 @@ fn a_grammar_allows_what_its_family_writes() {
                 (Extent::Calls, false, true),
                 (Extent::Calls, false, false),
             ] {
-                let is_unmarked = format.triggers().is_empty() || name == "llama3_json";
-                if extent == Extent::Calls && is_unmarked {
-                    continue;
-                }
                 let options = GrammarOptions {
                     extent,
                     at_least_one,
@@ -389,14 +390,18 @@ fn a_grammar_allows_what_its_family_writes() {
                 let (_, is_taken) = match extent {
                     Extent::Answer if !at_least_one => (String::new(), false),
                     Extent::Answer => taken(&prototype, &vocabulary, &unknown, false),
-                    Extent::Calls => taken_by_calls(&format, &prototype, &vocabulary, &unknown),
+                    Extent::Calls => {
+                        taken_by_calls(&format, &names, &prototype, &vocabulary, &unknown)
+                    }
                 };
                 assert!(!is_taken, "{name} {extent:?}: {unknown}");
                 for count in 1..=calls.len() {
                     let text = render(name, &calls[..count]);
                     let (read, is_complete) = match extent {
                         Extent::Answer => taken(&prototype, &vocabulary, &text, false),
-                        Extent::Calls => taken_by_calls(&format, &prototype, &vocabulary, &text),
+                        Extent::Calls => {
+                            taken_by_calls(&format, &names, &prototype, &vocabulary, &text)
+                        }
                     };
                     if read != text || !is_complete {
                         wrong.push(format!(

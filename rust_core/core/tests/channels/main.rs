@@ -4,6 +4,7 @@ mod families;
 mod grammars;
 mod properties;
 mod reasoning;
+mod streaming;
 mod support;
 
 use std::sync::Arc;
@@ -460,32 +461,4 @@ fn nested_elements_are_objects_and_arrays() {
         parse("minimax_m3", None, false, &text),
         [r#"call: f({"a": [1, {"k": "x"}]})"#]
     );
-}
-
-#[test]
-fn long_arguments_take_no_longer_than_they_are() {
-    // Quadratic work would not end.
-    let value = "abc <\\\"\n</paramete r>é".repeat(5_000);
-    for format in [
-        "hermes",
-        "qwen3_coder",
-        "pythonic",
-        "gemma4",
-        "minimax_m3",
-        "openai",
-    ] {
-        let text = render(
-            format,
-            &[Call::new("f", json!({"s": value, "o": {"k": value}}))],
-        );
-        let pieces = fold(machine(format, None, false), &chars(&text));
-        let [(_, arguments, true)] = &calls_of(&pieces)[..] else {
-            panic!("{format}: one call")
-        };
-        let arguments: Value = serde_json::from_str(arguments).unwrap();
-        assert_eq!(arguments["s"], value, "{format}");
-    }
-    let openers = "<tool_call>{\"arguments\": {".repeat(20_000);
-    let pieces = fold(machine("hermes", None, false), &chars(&openers));
-    assert_eq!(text_of(&pieces, PieceKind::Text), openers);
 }

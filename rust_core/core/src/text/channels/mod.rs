@@ -31,7 +31,7 @@ pub use self::format::{
     ChannelFormat, canonical_reasoning, canonical_tool_calls, reasoning_aliases, reasoning_formats,
     tool_call_aliases, tool_call_formats,
 };
-pub use self::grammar::{Extent, GrammarOptions};
+pub use self::grammar::{Extent, GrammarOptions, Triggers};
 pub use self::machine::Machine;
 pub use self::piece::{Piece, PieceKind};
 pub use self::settings::Channels;

@@ -177,9 +177,10 @@ impl Constraint {
             words.accept(token);
         }
         let is_asleep = self.matcher.is_none();
+        let in_reasoning = matches!(self.phase, Phase::Reasoning { .. });
         let dormant = self.dormant.as_mut().filter(|_| is_asleep);
         if let Some((matcher, is_repeated)) =
-            dormant.and_then(|one| Some((one.accept(token)?, one.is_repeated())))
+            dormant.and_then(|one| Some((one.accept(token, in_reasoning)?, one.is_repeated())))
         {
             // A call ends reasoning, too.
             (self.matcher, self.phase) = (Some(matcher), Phase::After);
@@ -191,6 +192,9 @@ impl Constraint {
                 *num_tokens += 1;
                 if token == tokens.close {
                     self.phase = Phase::After;
+                    if let Some(dormant) = &mut self.dormant {
+                        dormant.restart();
+                    }
                 }
                 return Accepted::Open;
             }
@@ -216,7 +220,8 @@ impl Constraint {
                     matcher.close();
                 }
                 // The next trigger may begin in the token that ended the last call.
-                self.matcher = self.dormant.as_mut().and_then(|one| one.accept(token));
+                let dormant = self.dormant.as_mut();
+                self.matcher = dormant.and_then(|one| one.accept(token, false));
             }
             return Accepted::Open;
         }

@@ -34,4 +34,4 @@ pub use self::masks::{MaskBatch, MaskItem};
 pub use self::matching::{Grammar, Matcher};
 pub use self::options::GrammarOptions;
 pub use self::source::{GrammarKind, GrammarSource};
-pub use self::trigger::Trigger;
+pub use self::trigger::{Trigger, TriggerTexts};

@@ -6,23 +6,37 @@ use std::sync::Arc;
 use super::matching::{Grammar, Matcher};
 use crate::text::tokenizer::Tokenizer;
 
+/// What a [`Trigger`] is made of. No text is empty; a special token is found by its name.
+#[derive(Debug, Clone, Default)]
+pub struct TriggerTexts<'a> {
+    /// Those that count wherever they stand.
+    pub anywhere: Vec<&'a str>,
+    /// Those that count where nothing but white space is before them, reasoning and other triggers aside:
+    /// within a text they would be part of it.
+    pub at_start: Vec<&'a str>,
+    /// The grammar holds to where its text may end, and again from the next trigger on; otherwise from the
+    /// first one to the end.
+    pub is_repeated: bool,
+}
+
 /// Texts that begin what a grammar is about, say a model's markers of tool calls.
 #[derive(Debug)]
 pub struct Trigger {
-    texts: Vec<Box<[u8]>>,
+    anywhere: Vec<Box<[u8]>>,
+    at_start: Vec<Box<[u8]>>,
     is_repeated: bool,
     tokenizer: Arc<Tokenizer>,
 }
 
 impl Trigger {
-    /// `texts`: none of them empty. A special token is found by its name. `is_repeated`: the grammar holds
-    /// to where its text may end, and again from the next trigger on; otherwise from the first one to the
-    /// end.
+    /// See [`TriggerTexts`].
     #[must_use]
-    pub fn new(texts: &[&str], is_repeated: bool, tokenizer: Arc<Tokenizer>) -> Self {
+    pub fn new(texts: &TriggerTexts<'_>, tokenizer: Arc<Tokenizer>) -> Self {
+        let bytes = |texts: &[&str]| texts.iter().map(|text| text.as_bytes().into()).collect();
         Self {
-            texts: texts.iter().map(|text| text.as_bytes().into()).collect(),
-            is_repeated,
+            anywhere: bytes(&texts.anywhere),
+            at_start: bytes(&texts.at_start),
+            is_repeated: texts.is_repeated,
             tokenizer,
         }
     }
@@ -31,29 +45,37 @@ impl Trigger {
         self.is_repeated
     }
 
-    /// The first place of a text in `bytes`.
-    fn find(&self, bytes: &[u8]) -> Option<usize> {
-        let places = self.texts.iter().filter_map(|text| {
+    /// The first place of a text in `bytes`, with which the answer begins if `is_start`.
+    fn find(&self, bytes: &[u8], is_start: bool) -> Option<usize> {
+        let start = is_start.then(|| num_blank(bytes)).filter(|&at| {
+            let mut texts = self.at_start.iter();
+            texts.any(|text| bytes[at..].starts_with(text))
+        });
+        let places = self.anywhere.iter().filter_map(|text| {
             let mut windows = bytes.windows(text.len());
             windows.position(|at| at == &**text)
         });
-        places.min()
+        places.chain(start).min()
     }
 
     /// The first place at which a text has begun that may go on behind `bytes`.
-    fn find_begun(&self, bytes: &[u8]) -> Option<usize> {
-        let length = self.texts.iter().map(|text| text.len()).max().unwrap_or(0);
-        let earliest = (bytes.len() + 1).saturating_sub(length);
-        let has_begun = |at: &usize| {
-            self.texts
-                .iter()
-                .any(|text| text.starts_with(&bytes[*at..]))
+    fn find_begun(&self, bytes: &[u8], is_start: bool) -> Option<usize> {
+        let begins = |texts: &[Box<[u8]>], at: usize| {
+            let rest = &bytes[at..];
+            !rest.is_empty() && texts.iter().any(|text| text.starts_with(rest))
         };
-        (earliest..bytes.len()).find(has_begun)
+        let start = is_start.then(|| num_blank(bytes));
+        let start = start.filter(|&at| begins(&self.at_start, at));
+        let lengths = self.anywhere.iter().map(|text| text.len());
+        let earliest = (bytes.len() + 1).saturating_sub(lengths.max().unwrap_or(0));
+        let place = (earliest..bytes.len()).find(|&at| begins(&self.anywhere, at));
+        place.into_iter().chain(start).min()
     }
 
-    fn may_begin_in(&self, bytes: &[u8]) -> bool {
-        self.texts.iter().any(|text| bytes.contains(&text[0]))
+    fn may_begin_in(&self, bytes: &[u8], is_start: bool) -> bool {
+        let first = bytes.get(num_blank(bytes)).filter(|_| is_start);
+        first.is_some_and(|first| self.at_start.iter().any(|text| text[0] == *first))
+            || self.anywhere.iter().any(|text| bytes.contains(&text[0]))
     }
 
     /// Calls `visit` with the bytes of a token.
@@ -68,6 +90,11 @@ impl Trigger {
     }
 }
 
+/// The length of the white space at the beginning of `bytes`.
+fn num_blank(bytes: &[u8]) -> usize {
+    bytes.len() - bytes.trim_ascii_start().len()
+}
+
 /// A grammar that does not hold yet. O(bytes) a token, and nothing is kept of text in which the
 /// trigger cannot have begun.
 #[derive(Debug)]
@@ -77,6 +104,8 @@ pub(super) struct Dormant {
     /// The last tokens, as far as the trigger may have begun in them, and where each begins in `tail`.
     tokens: VecDeque<(u32, usize)>,
     tail: Vec<u8>,
+    /// Text that is no white space has come before `tail`.
+    has_text: bool,
 }
 
 impl Dormant {
@@ -86,6 +115,7 @@ impl Dormant {
             trigger,
             tokens: VecDeque::new(),
             tail: Vec::new(),
+            has_text: false,
         }
     }
 
@@ -93,27 +123,36 @@ impl Dormant {
         self.trigger.is_repeated()
     }
 
-    /// Takes a token. Returns a matcher behind it if the trigger is complete with it, and what the
-    /// tokens have written fits the grammar.
-    pub(super) fn accept(&mut self, token: u32) -> Option<Matcher> {
+    /// The answer begins behind the tokens so far: they were reasoning.
+    pub(super) fn restart(&mut self) {
+        self.tokens.clear();
+        self.tail.clear();
+        self.has_text = false;
+    }
+
+    /// Takes a token, of the answer or `in_reasoning`. Returns a matcher behind it if the trigger is
+    /// complete with it, and what the tokens have written fits the grammar.
+    pub(super) fn accept(&mut self, token: u32, in_reasoning: bool) -> Option<Matcher> {
         let trigger = Arc::clone(&self.trigger);
         let begin = self.tail.len();
+        let is_start = !self.has_text && !in_reasoning;
         let may_begin = trigger.visit(token, |bytes| {
             self.tail.extend_from_slice(bytes);
-            begin > 0 || trigger.may_begin_in(bytes)
+            begin > 0 || trigger.may_begin_in(bytes, is_start)
         });
         if !may_begin {
-            self.tail.clear();
+            self.keep_from(self.tail.len());
             return None;
         }
         self.tokens.push_back((token, begin));
-        if let Some(at) = trigger.find(&self.tail) {
+        if let Some(at) = trigger.find(&self.tail, is_start) {
             let matcher = self.open_behind(at);
             // What follows is another one's beginning.
-            self.keep_from(self.tail.len());
+            self.tail.truncate(at);
+            self.keep_from(at);
             return matcher;
         }
-        let begun = trigger.find_begun(&self.tail);
+        let begun = trigger.find_begun(&self.tail, is_start);
         self.keep_from(begun.unwrap_or(self.tail.len()));
         None
     }
@@ -133,6 +172,7 @@ impl Dormant {
     /// Forgets the tokens that end before a byte of `tail`.
     fn keep_from(&mut self, at: usize) {
         if at == self.tail.len() {
+            self.has_text |= num_blank(&self.tail) < at;
             self.tokens.clear();
             self.tail.clear();
             return;
@@ -140,6 +180,7 @@ impl Dormant {
         let first = self.tokens.iter().rposition(|&(_, begin)| begin <= at);
         let num_over = first.unwrap_or(0);
         let begin = self.tokens[num_over].1;
+        self.has_text |= num_blank(&self.tail) < begin;
         self.tokens.drain(..num_over);
         for token in &mut self.tokens {
             token.1 -= begin;

@@ -22,7 +22,11 @@ pub(super) fn body(
     match &envelope.body {
         // Arguments that follow a schema come behind the name.
         Body::Object { keys, .. } if is_free && tool.schema.is_none() => {
-            free_object(rules, keys, tool)
+            // Without a marker an object is a call by its arguments alone.
+            match envelope.is_bare {
+                true => bare_object(rules, keys, tool),
+                false => free_object(rules, keys, tool),
+            }
         }
         Body::Object { keys, .. } => object(rules, keys, tool),
         Body::Fields { fields, arguments } => {
@@ -159,38 +163,66 @@ fn object(rules: &Rules<'_>, keys: &Keys, tool: &Tool<'_>) -> String {
     }
 }
 
-/// The same, its keys in any order and of any name that is read so.
-fn free_object(rules: &mut Rules<'_>, keys: &Keys, tool: &Tool<'_>) -> String {
-    let name = rules.literal(&Value::from(tool.name).to_string());
-    let colon = format!("{GAP} \":\" {GAP}");
-    let comma = format!("{GAP} \",\" {GAP}");
-    let any = rules.json(&any_object());
-    if keys.name_is_key {
-        return format!("\"{{\" {GAP} {name} {colon} {any} {GAP} \"}}\"");
+/// The parts of an object whose keys may have any name that is read so.
+struct FreeObject {
+    name: String,
+    colon: String,
+    comma: String,
+}
+
+impl FreeObject {
+    /// Adds the rules `argument` and `other` of what may stand beside the name.
+    fn new(rules: &mut Rules<'_>, keys: &Keys, tool: &Tool<'_>) -> Self {
+        let colon = format!("{GAP} \":\" {GAP}");
+        let any_of = |keys: &[String], more: &str| {
+            let keys = keys.iter().map(String::as_str).chain([more]);
+            let keys = keys.filter(|key| !key.is_empty());
+            let keys = keys.map(|key| rules.literal(&Value::from(key).to_string()));
+            format!("({})", keys.collect::<Vec<_>>().join(" | "))
+        };
+        let names = any_of(&keys.name, "function");
+        let name = rules.literal(&Value::from(tool.name).to_string());
+        let argument = any_of(&keys.arguments, "");
+        let argument = format!("{argument} {colon} {}", rules.json(&any_object()));
+        let other = any_of(&keys.id, "type");
+        let other = format!(r#"{other} {colon} (/"[^"\\\x00-\x1F]{{0,64}}"/ | /[0-9]{{1,9}}/)"#);
+        rules.add("argument", &argument);
+        rules.add("other", &other);
+        Self {
+            name: format!("{names} {colon} {name}"),
+            colon,
+            comma: format!("{GAP} \",\" {GAP}"),
+        }
     }
-    let any_of = |rules: &Rules<'_>, keys: &[String]| {
-        let keys: Vec<String> = keys
-            .iter()
-            .map(|key| rules.literal(&Value::from(key.as_str()).to_string()))
-            .collect();
-        format!("({})", keys.join(" | "))
-    };
-    let arguments = any_of(rules, &keys.arguments);
-    let mut others = keys.id.clone();
-    others.push("type".to_owned());
-    let others = any_of(rules, &others);
-    let member = format!(
-        r#"{arguments} {colon} {any} | {others} {colon} (/"[^"\\\x00-\x1F]{{0,64}}"/ | /[0-9]{{1,9}}/)"#
-    );
-    rules.add("member", &member);
-    let mut names = keys.name.clone();
-    names.push("function".to_owned());
-    let names = any_of(rules, &names);
-    let members = |inside: &str| {
-        format!("\"{{\" {GAP} (member {comma})* {inside} ({comma} member)* {GAP} \"}}\"")
-    };
-    let named = members(&format!("{names} {colon} {name}"));
+
+    /// An object of `inside` and any number of `member`.
+    fn around(&self, inside: &str, member: &str) -> String {
+        let comma = &self.comma;
+        format!("\"{{\" {GAP} ({member} {comma})* {inside} ({comma} {member})* {GAP} \"}}\"")
+    }
+}
+
+/// A call as an object, its keys in any order and of any name that is read so.
+fn free_object(rules: &mut Rules<'_>, keys: &Keys, tool: &Tool<'_>) -> String {
+    if keys.name_is_key {
+        let name = rules.literal(&Value::from(tool.name).to_string());
+        let any = rules.json(&any_object());
+        return format!("\"{{\" {GAP} {name} {GAP} \":\" {GAP} {any} {GAP} \"}}\"");
+    }
+    let object = FreeObject::new(rules, keys, tool);
+    rules.add("member", "argument | other");
+    let named = object.around(&object.name, "member");
     // As OpenAI's API has them.
-    let nested = members(&format!("\"\\\"function\\\"\" {colon} {named}"));
-    format!("{named} | {nested}")
+    let nested = format!("\"\\\"function\\\"\" {} {named}", object.colon);
+    format!("{named} | {}", object.around(&nested, "member"))
+}
+
+/// The same with arguments, once.
+fn bare_object(rules: &mut Rules<'_>, keys: &Keys, tool: &Tool<'_>) -> String {
+    let object = FreeObject::new(rules, keys, tool);
+    let (name, comma) = (&object.name, &object.comma);
+    let both = format!(
+        "({name} {comma} (other {comma})* argument | argument {comma} (other {comma})* {name})"
+    );
+    object.around(&both, "other")
 }

@@ -10,6 +10,7 @@ mod harmony;
 mod options;
 mod parameters;
 mod python;
+mod triggers;
 
 use crate::text::channels::envelope::{Body, Envelope, marker};
 use crate::text::channels::format::{CallFormat, ChannelFormat};
@@ -19,21 +20,27 @@ use crate::text::channels::grammar::parameters::Tool;
 use crate::text::channels::rules::{GAP, Rules};
 
 pub use self::options::{Extent, GrammarOptions};
+pub use self::triggers::Triggers;
 
 impl ChannelFormat {
-    /// The texts that begin calls within other text; none where calls may have no marker.
+    /// The texts that begin calls of `tools` within other text, and those that do where an answer begins.
     #[must_use]
-    pub fn triggers(&self) -> Vec<&str> {
+    pub fn triggers(&self, tools: &[&str]) -> Triggers {
         match &self.calls {
-            None if self.is_harmony => HARMONY_CALLS.to_vec(),
-            None => Vec::new(),
-            Some(CallFormat { envelope, .. }) if envelope.is_bare => Vec::new(),
-            // A marker that the prompt ends with stands before text, too.
-            Some(CallFormat { envelope, .. }) => heads(envelope)
-                .map(|(text, _)| text)
-                .filter(|text| *text != envelope.prompted)
-                .collect(),
+            None if self.is_harmony => Triggers {
+                anywhere: HARMONY_CALLS.map(str::to_owned).to_vec(),
+                at_start: Vec::new(),
+            },
+            None => Triggers::default(),
+            Some(CallFormat { envelope, .. }) => Triggers::new(envelope, tools),
         }
+    }
+
+    /// True if a call may begin without a marker of its own.
+    #[must_use]
+    pub fn is_bare(&self) -> bool {
+        let calls = self.calls.as_ref();
+        calls.is_some_and(|calls| has_bare_calls(&calls.envelope))
     }
 
     /// The grammar of calls of `tools`: names and JSON schemas.
@@ -49,9 +56,6 @@ impl ChannelFormat {
         if tools.is_empty() {
             return Err("grammar: there are no tools".to_owned());
         }
-        if options.extent == Extent::Calls && self.triggers().is_empty() {
-            return Err("grammar: nothing begins calls within other text".to_owned());
-        }
         let tools = tools.iter().map(|(name, schema)| {
             let is_strict = options.strict.is_none_or(|strict| strict.contains(name));
             Tool::new(name, schema, is_strict)
@@ -65,6 +69,10 @@ impl ChannelFormat {
         }
         Ok(rules.finish())
     }
+}
+
+fn has_bare_calls(envelope: &Envelope) -> bool {
+    envelope.is_bare || !envelope.prompted.is_empty()
 }
 
 /// The section that a marker begins.
@@ -115,12 +123,21 @@ fn write_calls(
         return;
     }
     let mut calls = Vec::new();
+    let is_bare = options.extent == Extent::Calls && has_bare_calls(envelope);
+    if is_bare {
+        let whole = frame.whole(rules);
+        calls.push(rules.sequence(&[GAP, &whole]));
+    }
     for (number, (text, head)) in heads(envelope).enumerate() {
         let rest = match head {
             Head::Section => frame.behind_section(rules, text),
             Head::Call => frame.behind_open(rules),
         };
-        let begin = rules.text_and_head(text, number);
+        // Text before a marker could be a call that begins without one, and bind nothing.
+        let begin = match is_bare {
+            true => format!("{GAP} {}", rules.literal(text)),
+            false => rules.text_and_head(text, number),
+        };
         calls.push(rules.sequence(&[&begin, &rest]));
     }
     rules.add_text();
