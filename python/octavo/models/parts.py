@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from octavo.checkpoints.weights import Weights
+from octavo.errors import ModelLoadError
 from octavo.kernels.opset import OpSet
 from octavo.kernels.rank import Rank
 from octavo.kernels.weights import Columns, Range, Rows, Weight, share
