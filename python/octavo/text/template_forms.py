@@ -222,9 +222,10 @@ def iterates_content(tree: nodes.Template) -> bool:
         for assign in tree.find_all(nodes.Assign):
             if isinstance(assign.target, nodes.Name) and _is_content(assign.node, names):
                 names.add(assign.target.name)
-    return any(_is_content(loop.iter, names) for loop in tree.find_all(nodes.For)) or any(
-        _is_part(field.node, names) for field in tree.find_all((nodes.Getattr, nodes.Getitem))
-    )
+    loops = any(_is_content(loop.iter, names) for loop in tree.find_all(nodes.For))
+    parts = [field.node for field in tree.find_all(nodes.Getattr)]
+    parts += [field.node for field in tree.find_all(nodes.Getitem)]
+    return loops or any(_is_part(part, names) for part in parts)
 
 
 def asks_none(tree: nodes.Template) -> bool:
