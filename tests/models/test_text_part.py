@@ -13,6 +13,8 @@ import torch
 from fidelity import logits_of, make_prompt
 from test_kv_shape_families import CASES as GEMMAS
 
+from octavo.models.text_part import text_part
+
 TEXT: dict[str, Any] = {
     "vocab_size": 300,
     "hidden_size": 64,
@@ -146,3 +148,15 @@ def test_a_checkpoint_of_a_trunk_loads(
     save_file(tensors, file, metadata={"format": "pt"})
     assert torch.equal(driver(path).logits([5, 6, 7]), want)
     assert json.loads((path / "config.json").read_text())["architectures"] == ["BloomForCausalLM"]
+
+
+def test_ends_of_the_whole_and_of_the_part() -> None:
+    """One may name the end of a turn that the other leaves out."""
+    part = {"model_type": "llama", "eos_token_id": 1}
+    for whole, ends in ((None, [1]), (106, [1, 106]), ([1, 106], [1, 106])):
+        found = text_part({"eos_token_id": whole, "text_config": part})
+        assert found is not None
+        assert found["eos_token_id"] == ends
+    found = text_part({"text_config": {"model_type": "llama"}})
+    assert found is not None
+    assert "eos_token_id" not in found

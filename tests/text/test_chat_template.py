@@ -293,6 +293,16 @@ def test_a_template_that_answers_no_question_is_known_by_its_syntax() -> None:
     assert text.render([user("one")] * 4) == "one"
 
 
+@pytest.mark.parametrize("take", [".text", "['text']"])
+def test_parts_that_are_named_by_number(take: str) -> None:
+    source = "{% for m in messages %}{{ m.content[0]" + take + " }};{% endfor %}"
+    parts = {"role": "user", "content": [{"type": "text", "text": "a"}]}
+    assert ChatTemplate(source, {}).render([HELLO, parts]) == f"{HELLO['content']};a;"
+    # A text has characters, too.
+    first = ChatTemplate("{{ messages[0].content[0] }}", {})
+    assert first.render([HELLO]) == HELLO["content"][0]
+
+
 def test_a_continued_message_of_parts() -> None:
     answer = {"role": "assistant", "content": user("Once", " upon")["content"]}
     for template, end in ((PARTS_ONLY, "Onceupon"), (EITHER, "Once| upon")):
@@ -338,6 +348,7 @@ JOINED_TO_TEXT = "{{ c.name + '(' + c.arguments + ')' }}"
 AS_JSON = "{{ c.name }}{{ c.arguments | tojson }}"
 OVER_ITEMS = "{{ c.name }}{% for k, v in c.arguments.items() %} {{ k }}={{ v }}{% endfor %}"
 PRINTED = "{{ c.name }} {{ c.arguments }}"
+NAMELESS = "{% if c.arguments is string %}<{{ c.arguments }}>{% endif %}"
 IF_MAPPING = "{% if c.arguments is mapping %}{{ c.name }}{{ c.arguments | tojson }}{% endif %}"
 IF_STRING = "{% if c.arguments is string %}{{ c.name }}{{ c.arguments }}{% endif %}"
 EITHER_WAY = (
@@ -352,6 +363,7 @@ EITHER_WAY = (
         (JOINED_TO_TEXT, 'clock({"zone":  "Zürich"})', 'clock({"zone": "Zürich"})'),
         (PRINTED, 'clock {"zone":  "Zürich"}', 'clock {"zone": "Zürich"}'),
         (IF_STRING, 'clock{"zone":  "Zürich"}', 'clock{"zone": "Zürich"}'),
+        (NAMELESS, '<{"zone":  "Zürich"}>', '<{"zone": "Zürich"}>'),
         (AS_JSON, 'clock{"zone": "Zürich"}', 'clock{"zone": "Zürich"}'),
         (OVER_ITEMS, "clock zone=Zürich", "clock zone=Zürich"),
         (IF_MAPPING, 'clock{"zone": "Zürich"}', 'clock{"zone": "Zürich"}'),

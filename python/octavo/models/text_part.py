@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from octavo.models.config import token_ids
+
 # The model_type of a text_config -> its architecture. Where a model turns text by positions of
 # several dimensions (mrope), those of text are equal, and it is the plain rotation.
 TEXT_MODELS: Final = {
@@ -33,7 +35,7 @@ TEXT_MODELS: Final = {
     "qwen3_vl_text": "Qwen3ForCausalLM",
 }
 # What the whole may say in the text model's place.
-_SHARED: Final = ("dtype", "eos_token_id", "tie_word_embeddings", "torch_dtype")
+_SHARED: Final = ("dtype", "tie_word_embeddings", "torch_dtype")
 
 
 def text_part(raw: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -46,6 +48,11 @@ def text_part(raw: Mapping[str, Any]) -> Mapping[str, Any] | None:
         return None
     shared = {key: raw[key] for key in _SHARED if raw.get(key) is not None}
     found = {**shared, **text, "architectures": [architecture]}
+    # Either may name an end that the other leaves out, such as that of a turn.
+    if ends := dict.fromkeys(
+        one for part in (text, raw) for one in token_ids(part.get("eos_token_id"))
+    ):
+        found["eos_token_id"] = [*ends]
     # Heads are tied by the whole's word.
     tied = shared.get("tie_word_embeddings", found.get("tie_word_embeddings"))
     return found if tied is None else {**found, "tie_word_embeddings": tied}

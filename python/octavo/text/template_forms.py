@@ -159,7 +159,11 @@ def _render_call(render: Render, form: Literal["object", "text"]) -> str | None:
             question = {"role": "user", "content": [{"type": "text", "text": "question"}]}
         for tools in (_TOOLS, None):
             text = _try(render, [question, message], tools)
-            if text is not None and _KEY in text.partition(_NAME)[2] and _VALUE in text:
+            if text is None:
+                continue
+            # The tools may be described before it; a template may leave out the name.
+            written = text.partition(_NAME)[2] or text
+            if _KEY in written and _VALUE in written:
                 return text
     return None
 
@@ -210,14 +214,18 @@ def _try(
 
 
 def iterates_content(tree: nodes.Template) -> bool:
-    """True if a loop runs over a message's content, or over a variable that was set to it."""
+    """True if a loop runs over a message's content, or over a variable that was set to it, or one
+    of its parts is named by a number."""
     names: set[str] = set()
     # A variable may be set from one that is set further down, as in a macro: twice is enough.
     for _ in range(2):
         for assign in tree.find_all(nodes.Assign):
             if isinstance(assign.target, nodes.Name) and _is_content(assign.node, names):
                 names.add(assign.target.name)
-    return any(_is_content(loop.iter, names) for loop in tree.find_all(nodes.For))
+    loops = any(_is_content(loop.iter, names) for loop in tree.find_all(nodes.For))
+    parts = [field.node for field in tree.find_all(nodes.Getattr)]
+    parts += [field.node for field in tree.find_all(nodes.Getitem)]
+    return loops or any(_is_part(part, names) for part in parts)
 
 
 def asks_none(tree: nodes.Template) -> bool:
@@ -229,6 +237,15 @@ def asks_none(tree: nodes.Template) -> bool:
         _is_content(compare.expr, names) and any(op.expr == nodes.Const(None) for op in compare.ops)
         for compare in tree.find_all(nodes.Compare)
     )
+
+
+def _is_part(node: nodes.Node, names: set[str]) -> bool:
+    """Whether this is ``content[0]``. It counts where a field of it is taken: a text has
+    characters, too."""
+    match node:
+        case nodes.Getitem(node=whole, arg=nodes.Const(value=int())):
+            return _is_content(whole, names)
+    return False
 
 
 def _is_content(node: nodes.Node, names: set[str]) -> bool:
