@@ -170,6 +170,7 @@ NOT_ON_GPU = (
     "Gemma4UnifiedForCausalLM",
     "JambaForCausalLM",
     "KimiLinearForCausalLM",
+    "Lfm3ForCausalLM",
     "Llama4ForCausalLM",
     "MambaForCausalLM",
     "MiMoV2FlashForCausalLM",
