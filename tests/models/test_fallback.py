@@ -176,7 +176,7 @@ NOT_ON_GPU = (
     "MiMoV2FlashForCausalLM",
     "MiniMaxForCausalLM",
 )
-QUICKLY_REFUSED = ("DogeForCausalLM", "LongcatFlashForCausalLM", "RwkvForCausalLM")
+QUICKLY_REFUSED = ("DogeForCausalLM", "RecurrentGemmaForCausalLM", "RwkvForCausalLM")
 
 
 @pytest.mark.parametrize(
