@@ -22,7 +22,6 @@ REFUSED: dict[str, str] = {
     "InklingForCausalLM": "its hybrid_sliding layers need more than a KV cache",
     "JetMoeForCausalLM": "qkv must be",
     "LaraMiniForCausalLM": "its linear_attention layers need more than a KV cache",
-    "Lfm3ForCausalLM": "its conv layers need more than a KV cache",
     "LongcatFlashForCausalLM": "The size of tensor a (4) must match the size of tensor b (32) at non-singleton dimension 3",
     "MBartForCausalLM": "too many values to unpack (expected 4)",
     "MegatronBertForCausalLM": "unsupported operand type(s) for +: 'Tensor' and '_Mask'",

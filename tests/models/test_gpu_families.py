@@ -230,6 +230,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "LFM2": ("Lfm2", {"num_hidden_layers": 4, "layer_types": [CONV, GLOBAL] * 2}),
+    "LFM3": (
+        "Lfm3",
+        {
+            **HEADS_OF_128,
+            "num_hidden_layers": 4,
+            "layer_types": [CONV, LOCAL, GLOBAL, CONV],
+            "sliding_window": 24,
+        },
+    ),
     "Qwen3-Next": (
         "Qwen3Next",
         {**HEADS_OF_256, **DELTA, "num_experts": 6, "num_experts_per_tok": 3},

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 CONV = "conv"
 DELTA = "linear_attention"
 FULL = "full_attention"
+LOCAL = "sliding_attention"
 # Head norms after the rule amplify float32's noise, transformers' own beyond 1e-4: a little less of it.
 DELTA_SIZES = {
     "initializer_range": 0.15,
@@ -131,6 +132,32 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "use_expert_bias": False,
             "norm_topk_prob": False,
             "routed_scaling_factor": 1.5,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "LFM3": (
+        "Lfm3",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": [CONV, LOCAL, FULL, CONV],
+            "head_dim": 40,
+            "sliding_window": 24,
+            "initializer_range": 0.15,
+        },
+    ),
+    "LFM3, biases, neither gates nor norms, untied": (
+        "Lfm3",
+        {
+            "num_hidden_layers": 3,
+            "layer_types": [LOCAL, CONV, FULL],
+            "head_dim": 24,
+            "num_key_value_heads": 1,
+            "sliding_window": 24,
+            "conv_L_cache": 4,
+            "conv_bias": True,
+            "attention_bias": True,
+            "use_attention_gate": False,
+            "use_sandwich_norm": False,
             "tie_word_embeddings": False,
         },
     ),

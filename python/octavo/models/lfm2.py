@@ -50,8 +50,14 @@ class ShortConv:
     ) -> tuple[Addend, Tensor]:
         """(addend, residual) after norm(residual + x) has gone through this; see ``Linear``."""
         bcv, residual = self.in_proj.normed(x, residual, norm)
-        y = self._short_conv(bcv, self._taps, self._bias, self.state.conv, ctx.steps)
-        return self.out_proj.add(y, residual)
+        return self.out_proj.add(self._convolve(bcv, ctx), residual)
+
+    def __call__(self, x: Tensor, ctx: StepContext) -> Tensor:
+        """x [T, D] -> [T, D]."""
+        return self.out_proj(self._convolve(self.in_proj(x), ctx))
+
+    def _convolve(self, bcv: Tensor, ctx: StepContext) -> Tensor:
+        return self._short_conv(bcv, self._taps, self._bias, self.state.conv, ctx.steps)
 
 
 class Lfm2DecoderLayer(MixedDecoderLayer):

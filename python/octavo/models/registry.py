@@ -46,6 +46,7 @@ from octavo.models.jamba import JambaForCausalLM
 from octavo.models.kimi_linear import KimiLinearForCausalLM
 from octavo.models.lfm2 import Lfm2ForCausalLM
 from octavo.models.lfm2_moe import Lfm2MoeForCausalLM
+from octavo.models.lfm3 import Lfm3ForCausalLM
 from octavo.models.llama import LlamaForCausalLM
 from octavo.models.llama4 import Llama4ForCausalLM
 from octavo.models.mamba1 import FalconMambaForCausalLM, MambaForCausalLM
@@ -155,6 +156,7 @@ _CLASSES: tuple[type[CausalLMClass], ...] = (
     KimiLinearForCausalLM,
     Lfm2ForCausalLM,
     Lfm2MoeForCausalLM,
+    Lfm3ForCausalLM,
     Llama4ForCausalLM,
     LlamaForCausalLM,
     Mamba2ForCausalLM,
