@@ -184,7 +184,7 @@ class GatedDeltaNet:
         self.out_proj = load_rows(
             f"{prefix}.{out}", d, shape.values, False, weights, ops, own.value_rows()
         )
-        self._shape, self._ops = own.own_shape, recurrent_ops(ops)
+        self._shape, self._ops = own.own_shape, recurrent_ops(ops, is_split=True)
         self.state: LayerState = NO_STATE
 
     @property
