@@ -28,6 +28,9 @@ from triton.runtime.jit import JITFunction
 
 from octavo.kernels import slots
 from octavo.kernels.gpu import ops as gpu
+from octavo.kernels.gpu.all_reduce import add_norm, all_reduce
+from octavo.kernels.gpu.peers import make_peers
+from octavo.kernels.weights import Norm
 
 CUOBJDUMP = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)")
@@ -194,6 +197,17 @@ def compile_latent(rows: dict[str, dict[str, int]]) -> None:
             )
 
 
+def compile_exchange(rows: dict[str, dict[str, int]]) -> None:
+    """Sums between four ranks, of few rows, of many, and of so many that they take two shots."""
+    peers = make_peers([torch.device("cpu")] * 4, row_bytes=16384)[0]
+    for tokens in (8, 48, 512):
+        x = torch.zeros(tokens, 8192, dtype=torch.bfloat16)
+        with compiled(rows, f"4 ranks T={tokens}"):
+            all_reduce(x, peers).launch()
+        with compiled(rows, f"4 ranks T={tokens} normed"):
+            add_norm(x, x.clone(), Norm(x[0], 1e-5), peers).launch()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--capability", type=int, default=90, help="default: %(default)s")
@@ -210,6 +224,7 @@ def main() -> int:
     for model in MODELS:
         compile_attention(rows, model)
     compile_latent(rows)
+    compile_exchange(rows)
     before = json.loads(args.before.read_text()) if args.before else {}
     for name, row in rows.items():
         old = before.get(name, {})

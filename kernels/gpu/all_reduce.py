@@ -20,10 +20,19 @@ from ..weights import Norm, share
 from .direct_exchange import direct_gather_kernel, direct_sum_kernel
 from .launch import cdiv, check_shape, check_tensors, next_power_of_2, pdl_options
 from .peers import Peers, Pending
-from .waiting_exchange import all_gather_kernel, all_reduce_kernel, flagged_sum_kernel
+from .waiting_exchange import (
+    all_gather_kernel,
+    all_reduce_kernel,
+    flagged_sum_kernel,
+    two_shot_kernel,
+)
 
 # Elements of one piece of a sum without a norm, and of a gathered row.
 PIECE = 4096
+
+# Bytes from which on three ranks or more add up a part each. Between two ranks as much travels
+# either way. Where it crosses has yet to be measured between GPUs (bench/exchange.py).
+TWO_SHOT_BYTES = 1 << 20
 
 R = TypeVar("R")
 
@@ -104,6 +113,11 @@ def _pending_sum(
             "BLOCK": block,
             "ROWS": _pieces(rows, block, x, peers),
         }
+        slices = next_power_of_2(peers.world)
+        if peers.world > 2 and x.nbytes >= TWO_SHOT_BYTES and block >= slices:
+            kernel = two_shot_kernel
+            needed = next_power_of_2(cdiv(rows, grid))
+            constants |= {"SLICE": block // slices, "ROWS": min(constants["ROWS"], needed)}
     return Pending(result, x, peers, kernel, grid, args, constants, direct)
 
 

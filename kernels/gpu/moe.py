@@ -139,10 +139,10 @@ def moe(
     check_shape("router_logits", router_logits, tokens, router_logits.shape[1])
     num_experts = router_logits.shape[1] if count is None else count
     is_part = num_experts < router_logits.shape[1]
-    first = w13.shape[-2] if isinstance(w13, torch.Tensor) else w13.shape[0] // num_experts
+    height = w13.shape[-2] if isinstance(w13, torch.Tensor) else w13.shape[0] // num_experts
     inner = w2.shape[-1]
-    is_gated = has_gate(first, inner)
-    _check_experts("w13", w13, num_experts, first, hidden)
+    is_gated = has_gate(height, inner)
+    _check_experts("w13", w13, num_experts, height, hidden)
     _check_experts("w2", w2, num_experts, hidden, inner)
     if not tokens:
         return torch.empty_like(x)

@@ -4,6 +4,9 @@ A program of one rank meets the programs of the same number on the others. Its b
 halves, used in turns: a rank that writes a half again has met its peers since they read it. Rounds
 are counted on the device, so that a graph's next replay goes on where the last one ended.
 
+Of many bytes between three ranks or more each rank adds up a part of the columns alone, and reads the
+other parts' sums from its peers: fewer bytes over the links than reading every rank's addends.
+
 Few rows travel with their flags instead, one beside each four bytes, straight into the peers'
 buffers: nobody waits for a store before it raises a flag, nor reads over the link.
 
@@ -135,6 +138,99 @@ def all_reduce_kernel(
                 v = tl.load(
                     tl.multiple_of(theirs, 16) + i * BLOCK + cols,
                     mask=mask,
+                    other=0.0,
+                    cache_modifier=".cv",
+                )
+                total += v.to(tl.float32)
+            if HAS_NORM:
+                at = row * H + cols
+                total = normed_sum(
+                    total, residual, norm_weight, at, cols, mask, H, eps, weight_offset, element
+                )
+            tl.store(y + row * H + cols, total.to(element), mask=mask)
+    tl.store(epochs + pid, epoch)
+
+
+@triton.jit(do_not_specialize=["M", "max_ns"])
+def two_shot_kernel(
+    x,  # as all_reduce_kernel's
+    residual,
+    norm_weight,
+    y,
+    buffers,
+    flags,
+    epochs,
+    lost,
+    lost_on_host,
+    M,
+    H,
+    NUMEL,
+    eps,
+    weight_offset,
+    max_ns,
+    HAS_NORM: tl.constexpr,
+    RANK: tl.constexpr,
+    WORLD: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    SLICE: tl.constexpr,  # columns; BLOCK // SLICE of them go round the ranks
+    EARLY: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """``all_reduce_kernel`` in two meetings: addends in one half, then sums in the other.
+
+    As there, what is written before a meeting is read before the next one, and written again after
+    that: the halves take turns meeting by meeting.
+    """
+    pid = tl.program_id(0)
+    step = tl.num_programs(0)
+    cols = tl.arange(0, BLOCK)
+    in_row = cols < H
+    owner = (cols // SLICE) % WORLD
+    element: tl.constexpr = x.dtype.element_ty
+    if PDL:
+        if EARLY:
+            tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    epoch = tl.load(epochs + pid)
+    own = tl.multiple_of(tl.load(buffers + RANK).to(tl.pointer_type(element)), 16)
+    for first in range(pid, M, step * ROWS):
+        addends = ((pid * 2 + ((epoch + 1) & 1)) * HALF).to(tl.int64)
+        sums = ((pid * 2 + (epoch & 1)) * HALF).to(tl.int64)
+        for i in range(ROWS):
+            row = (first + i * step).to(tl.int64)
+            mask = in_row & (row * H + cols < NUMEL)
+            v = tl.load(x + row * H + cols, mask=mask, other=0.0)
+            tl.store(own + addends + i * BLOCK + cols, v, mask=mask)
+        _meet(flags, epoch + 1, lost, lost_on_host, max_ns, RANK, WORLD)
+        for i in range(ROWS):
+            row = (first + i * step).to(tl.int64)
+            for s in tl.static_range(RANK, BLOCK // SLICE, WORLD):
+                part = s * SLICE + tl.arange(0, SLICE)
+                mask = (part < H) & (row * H + part < NUMEL)
+                total = tl.zeros([SLICE], tl.float32)
+                for r in tl.static_range(WORLD):
+                    theirs = tl.load(buffers + r).to(tl.pointer_type(element)) + addends
+                    v = tl.load(
+                        tl.multiple_of(theirs, 16) + i * BLOCK + part,
+                        mask=mask,
+                        other=0.0,
+                        cache_modifier=".cv",
+                    )
+                    total += v.to(tl.float32)
+                tl.store(own + sums + i * BLOCK + part, total.to(element), mask=mask)
+        epoch += 2
+        _meet(flags, epoch, lost, lost_on_host, max_ns, RANK, WORLD)
+        for i in range(ROWS):
+            row = (first + i * step).to(tl.int64)
+            mask = in_row & (row * H + cols < NUMEL)
+            total = tl.zeros([BLOCK], tl.float32)
+            for r in tl.static_range(WORLD):
+                theirs = tl.load(buffers + r).to(tl.pointer_type(element)) + sums
+                v = tl.load(
+                    tl.multiple_of(theirs, 16) + i * BLOCK + cols,
+                    mask=mask & (owner == r),
                     other=0.0,
                     cache_modifier=".cv",
                 )

@@ -64,8 +64,11 @@ class Ranks:
         for device in self.devices if ON_GPU else []:
             torch.cuda.synchronize(device)
 
-    def run(self, plan: Callable[[int, Any], Any]) -> list[Any]:
-        """The results of ``plan(rank, peers)``'s launches on every rank."""
+    def run(self, plan: Callable[[int, Any], Any], meetings: int = 1) -> list[Any]:
+        """The results of ``plan(rank, peers)``'s launches on every rank.
+
+        ``meetings``: of a round.
+        """
         if ON_GPU:
             pending = []
             for rank, stream in enumerate(self.streams):
@@ -78,8 +81,8 @@ class Ranks:
             self.synchronize()
             return self.same_directly(pending, plan)
         # One rank runs at a time here: first all write their pieces and flags without waiting for
-        # the others', then all read, which is the same for up to two rounds a program.
-        for rank, peers in enumerate(self.peers):
+        # the others', then all read, which is the same for up to two meetings a program.
+        for rank, peers in [*enumerate(self.peers)] * meetings:
             most, peers.max_ns = peers.max_ns, 0
             plan(rank, peers).launch()
             peers.max_ns = most
@@ -156,6 +159,47 @@ def test_a_sum_is_added_to_the_residual_and_normed(
         torch.testing.assert_close(after.cpu(), added, atol=0, rtol=0)
         torch.testing.assert_close(y.cpu(), normed, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
     torch.testing.assert_close(found[0][0].cpu(), found[1][0].cpu(), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+@pytest.mark.parametrize(
+    ("world", "shape"),
+    [
+        (3, (11, 70)),
+        pytest.param(3, (1, 3), marks=pytest.mark.slow),
+        pytest.param(3, (size(2, 700), size(64, 4096)), marks=pytest.mark.slow),
+        pytest.param(4, (11, 70), marks=pytest.mark.slow),
+    ],
+)
+def test_a_sum_in_two_shots_is_that_of_one(
+    world: int, shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a norm and without; in the interpreter a program has one round."""
+    monkeypatch.setattr(kernels, "TWO_SHOT_BYTES", 0)
+    if not ON_GPU:
+        monkeypatch.setattr(peer_memory, "MAX_PROGRAMS", 9 * world)
+        monkeypatch.setattr(peer_memory, "HALF_BYTES", 4096)
+    monkeypatch.setattr(peer_memory, "MAX_FLAGGED_ROWS", 0)
+    ranks = Ranks(world, 2 * shape[1] * dtype.itemsize)
+    parts = parts_of(ranks, *shape, dtype=dtype)
+    residual, weight = torch.randn(shape).to(dtype), torch.rand(shape[1]).to(dtype)
+
+    def plan(rank: int, peers: Any) -> Any:
+        device = ranks.devices[rank]
+        norm = Norm(weight.to(device), 1e-5)
+        own = residual.to(device, copy=True)
+        return kernels.add_norm(parts[rank], own, norm, peers)
+
+    expected = reference.sum_of_ranks([part.cpu() for part in parts])
+    for total in ranks.run(lambda rank, peers: kernels.all_reduce(parts[rank], peers), 2):
+        torch.testing.assert_close(total.cpu(), expected, atol=0, rtol=0)
+    normed, after = reference.rms_norm(expected, weight, 1e-5, residual=residual.clone())
+    found = ranks.run(plan, 2)
+    for y, own in found:
+        torch.testing.assert_close(own.cpu(), after, atol=0, rtol=0)
+        torch.testing.assert_close(y.cpu(), normed, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+        torch.testing.assert_close(y.cpu(), found[0][0].cpu(), atol=0, rtol=0)
+    assert ranks.none_is_lost()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])

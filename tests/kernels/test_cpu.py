@@ -676,6 +676,9 @@ def test_moe() -> None:
     for renormalize in (False, True):
         want = ref.moe(x, logits, w13, w2, Routing(2, renormalize))
         close(experts.mix(x, logits, Routing(2, renormalize)), want)
+        some = cpu.prepare_experts([[w[:f], w[f:]] for w in w13[1:]], list(w2[1:]))
+        want = ref.moe(x, logits, w13[1:], w2[1:], Routing(2, renormalize), first=1)
+        close(some.mix(x, logits, Routing(2, renormalize), first=1), want)
     biases = ExpertBiases(torch.randn(e, 2 * f), torch.randn(e, d))
     experts = cpu.prepare_experts([[w[:f], w[f:]] for w in w13], list(w2), biases=biases)
     want = ref.moe(x, logits, w13, w2, Routing(2), biases=biases, kind="swiglu_clamped")

@@ -952,6 +952,10 @@ def test_moe(
     experts = gpu.prepare_experts([w.chunk(2) for w in w13], list(w2))
     routing = Routing(top_k, renormalize)
     assert_close(experts.mix(x, router, routing), reference.moe(x, router, w13, w2, routing), dtype)
+    for first, last in ((0, 1), (1, num_experts)):
+        some = gpu.prepare_experts([w.chunk(2) for w in w13[first:last]], list(w2[first:last]))
+        want = reference.moe(x, router, w13[first:last], w2[first:last], routing, first=first)
+        assert_close(some.mix(x, router, routing, first=first), want, dtype)
     biases = ExpertBiases(
         randn(num_experts, 2 * inner, dtype=dtype), randn(num_experts, hidden, dtype=dtype)
     )

@@ -424,6 +424,9 @@ def test_quantized_experts(kind: str, tokens: int) -> None:
     routing = Routing(top_k)
     want = reference.moe(x.float(), router.float(), w13, w2, routing)
     assert error_of(experts.mix(x, router, routing), want) < 3 * TOLERANCE[HALF]
+    some = gpu.prepare_experts(gate_up[1:], down[1:])
+    want = reference.moe(x.float(), router.float(), w13[1:], w2[1:], routing, first=1)
+    assert error_of(some.mix(x, router, routing, first=1), want) < 3 * TOLERANCE[HALF]
 
 
 def test_experts_of_several_forms_become_dense() -> None:

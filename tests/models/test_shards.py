@@ -246,3 +246,16 @@ def test_widths_are_the_whole_and_between_the_same_blocks(size: int, count: int)
 def test_devices_that_are_not_there_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelLoadError, match=message):
         shard_devices(EngineConfig(model="m", device="cpu", **settings))
+
+
+def test_fewer_gpus_than_shards_are_refused_with_the_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    sizes = {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}
+    with pytest.raises(ModelLoadError, match="2 x 2 shards: this machine has 3 GPUs, and tensor_"):
+        shard_devices(EngineConfig(model="m", **sizes))
+    with pytest.raises(ModelLoadError, match="'cuda:0,cuda:3': this machine has 3 GPUs"):
+        shard_devices(EngineConfig(model="m", mesh="cuda:0,cuda:3"))
+    assert len(shard_devices(EngineConfig(model="m", tensor_parallel_size=3))) == 3

@@ -61,7 +61,7 @@ SHARED = list(range(3, 24))
 PROMPTS = [[*SHARED, 5, 6, 7], [9], list(range(50, 57))]
 
 
-def both_runners(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LLM]:
+def both_runners(folder: Path, monkeypatch: pytest.MonkeyPatch, **mesh: Any) -> Iterator[LLM]:
     """The model in ``folder`` behind the plain runner, then behind that of GPUs, interpreted."""
     for runner in (EagerRunner, GraphRunner):
         monkeypatch.setattr(
@@ -84,6 +84,7 @@ def both_runners(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LLM]
             max_num_batched_tokens=24,
             max_num_seqs=4,
             max_model_len=64,
+            **mesh,
         )
 
 
@@ -113,4 +114,21 @@ def test_interpreted_steps_choose_the_plain_runners_tokens(
     plain, interpreted = (run(llm) for llm in both_runners(tmp_path, monkeypatch))
     assert interpreted == plain
     # Chunks of the first prompt ended at 8 and 16 tokens of the shared ones.
+    assert plain[1] == [16, 16]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the plain runner is on a CPU")
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("stages", [1, 2])
+def test_interpreted_shards_and_stages_copy_their_own_states(
+    stages: int, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of short convolutions the second stage keeps no state at all."""
+    shape = COMMON | MODELS[name]
+    shape["num_hidden_layers"] = max(shape["num_hidden_layers"], stages)
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    options = {"mesh": "cpu,cpu", "pipeline_parallel_size": stages}
+    plain, interpreted = (run(llm) for llm in both_runners(tmp_path, monkeypatch, **options))
+    assert interpreted == plain
     assert plain[1] == [16, 16]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Protocol, cast
+from typing import ClassVar, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -40,16 +40,18 @@ class Mixer(Protocol):
 
 
 class Recurrence(Protocol):
-    """Whatever of a layer keeps a state, or a rank's part of it.
-
-    ``state``: empty until the runner binds it.
-    """
+    """Whatever of a layer keeps a state. ``state``: empty until the runner binds it."""
 
     state: LayerState
 
+
+@runtime_checkable
+class SplitRecurrence(Recurrence, Protocol):
+    """One that is split over ranks, by heads or by channels."""
+
     @property
     def state_shape(self) -> StateShape:
-        """Of one request's state."""
+        """Of one request's state, the rank's part."""
 
 
 class HybridDecoderLayer(Protocol):
@@ -67,14 +69,18 @@ class HybridDecoderLayer(Protocol):
     def __call__(self, x: Addend, residual: Tensor, ctx: StepContext) -> tuple[Addend, Tensor]: ...
 
 
-def recurrent_ops(ops: OpSet) -> RecurrentOps:
-    """The ops of layers with a state.
+def recurrent_ops(ops: OpSet, *, is_split: bool = False) -> RecurrentOps:
+    """The ops of layers with a state. ``is_split``: the layer holds its rank's part alone.
 
     Raises:
-        ModelLoadError: the backend has none.
+        ModelLoadError: the backend has none, or there are several ranks and the layer is whole.
     """
     if ops.recurrent is None:
         raise ModelLoadError("layers that keep a state are not supported on this device")
+    if ops.rank.size > 1 and not is_split:
+        raise ModelLoadError(
+            "this model's layers that keep a state cannot be split: tensor_parallel_size must be 1"
+        )
     return ops.recurrent
 
 
@@ -123,7 +129,7 @@ class HybridForCausalLM(LlamaForCausalLM):
         device: torch.device,
         stage: Stage | None = None,
     ) -> None:
-        self.recurrent_ops = recurrent_ops(ops)
+        self.recurrent_ops = recurrent_ops(ops, is_split=True)
         super().__init__(
             config,
             RenamedWeights(weights, self.file_name),
@@ -133,8 +139,11 @@ class HybridForCausalLM(LlamaForCausalLM):
             stage=stage,
         )
         recurrences = (layer.recurrence for layer in self._hybrid_layers())
-        shapes = [own.state_shape for own in recurrences if own is not None]
-        self.config = self.config.replace(state=shapes[0] if shapes else None)
+        own = next((found for found in recurrences if found is not None), None)
+        if own is None:
+            self.config = self.config.replace(state=None)
+        elif isinstance(own, SplitRecurrence):
+            self.config = self.config.replace(state=own.state_shape)
 
     @classmethod
     def file_name(cls, name: str) -> str:

@@ -40,7 +40,10 @@ def shard_devices(config: EngineConfig) -> list[torch.device]:
             )
         count = torch.cuda.device_count()
         if count < size:
-            raise ModelLoadError(f"{asked} shards: this machine has {count} GPUs")
+            raise ModelLoadError(
+                f"{asked} shards: this machine has {count} GPUs, and tensor_parallel_size times "
+                "pipeline_parallel_size may be no more"
+            )
         devices = [torch.device("cuda", index) for index in range(size)]
     else:
         try:
