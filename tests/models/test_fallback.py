@@ -293,8 +293,7 @@ mean error is at most 1.2 times transformers' own, and a thousandth (`tests/mode
 Those whose layers keep a state (short convolutions, the gated delta rule, Kimi's delta attention, both
 forms of Mamba, lightning attention) are proven so in
 `tests/models/test_hybrid_families.py`, where hits, preempted requests and the next turn of a chat begin
-from saved states. They are not split over a mesh, and on a CPU they run op by op. There Mamba's first form and Kimi's
-delta attention are computed by PyTorch, token by token: right, and slow.
+from saved states. They are not split over a mesh, and on a CPU they run op by op.
 
 | architecture | what it is |
 |---|---|
