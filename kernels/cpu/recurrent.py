@@ -1,7 +1,6 @@
 """Ops of layers with a state on a CPU: Rust where all is float32, as a CPU's activations are.
 
-Others (a ``--dtype`` that was asked for), and rates of rows and columns, take the definitions.
-Semantics: ``reference_recurrent``.
+Others (a ``--dtype`` that was asked for) take the definitions. Semantics: ``reference_recurrent``.
 """
 
 from __future__ import annotations
@@ -95,8 +94,7 @@ def gated_delta_rule(
         ValueError: a slot or token out of range, or tensors that do not fit.
     """
     _, heads, dk, dv = state.shape
-    by_rows = a.shape[1] != heads
-    if qkv.dtype != torch.float32 or max(dk, dv) > _MAX_COLUMNS or by_rows:
+    if qkv.dtype != torch.float32 or max(dk, dv) > _MAX_COLUMNS:
         return reference.gated_delta_rule(
             qkv,
             a,
@@ -110,12 +108,14 @@ def gated_delta_rule(
         )
     qkv, a, b = qkv.contiguous(), a.contiguous(), b.contiguous()
     out = torch.empty((qkv.shape[0], heads * dv), dtype=torch.float32)
+    # One rate of a head, or one of each row of its state.
+    rates = heads if a.shape[1] == heads else heads * dk
     _core.cpu_gated_delta_rule(
         float32_matrix(qkv, "qkv", 2 * num_key_heads * dk + heads * dv),
-        a=float32_matrix(a, "a", heads),
+        a=float32_matrix(a, "a", rates),
         b=float32_matrix(b, "b", heads),
         decay=vector(decay, "decay", heads),
-        dt_bias=vector(dt_bias, "dt_bias", heads),
+        dt_bias=vector(dt_bias, "dt_bias", rates),
         state=_rows(state, "state"),
         step=_step(steps),
         num_key_heads=num_key_heads,
@@ -145,7 +145,7 @@ def selective_scan(
         ValueError: a slot or token out of range, or tensors that do not fit.
     """
     _, heads, p, size = state.shape
-    if xbc.dtype != torch.float32 or decay.dim() == 2:
+    if xbc.dtype != torch.float32:
         return reference.selective_scan(
             xbc,
             dt,
@@ -162,7 +162,7 @@ def selective_scan(
     _core.cpu_selective_scan(
         float32_matrix(xbc, "xbc", heads * p + 2 * num_groups * size),
         dt=float32_matrix(dt, "dt", heads),
-        decay=vector(decay, "decay", heads),
+        decay=vector(decay.flatten(), "decay", heads if decay.dim() == 1 else heads * size),
         dt_bias=vector(dt_bias, "dt_bias", heads),
         skip=vector(skip, "skip", heads),
         state=_rows(state, "state"),

@@ -4,8 +4,8 @@ A program of one rank meets the programs of the same number on the others. Its b
 halves, used in turns: a rank that writes a half again has met its peers since they read it. Rounds
 are counted on the device, so that a graph's next replay goes on where the last one ended.
 
-Of many bytes between three ranks or more each rank adds up a part of the columns alone, and reads the
-other parts' sums from its peers: fewer bytes over the links than reading every rank's addends.
+Of many bytes between three ranks or more each rank adds up a part of the columns alone, and reads
+the other parts' sums from its peers: fewer bytes over the links than reading every rank's addends.
 
 Few rows travel with their flags instead, one beside each four bytes, straight into the peers'
 buffers: nobody waits for a store before it raises a flag, nor reads over the link.

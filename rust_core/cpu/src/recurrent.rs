@@ -1,4 +1,4 @@
-//! Layers with a state, in float32: causal convolution, gated delta rule, Mamba-2's scan.
+//! Layers with a state, in float32: causal convolution, gated delta rule, Mamba's scans.
 //!
 //! Token by token, as the definitions are (`kernels/reference_recurrent.py`): a head's state stays in the
 //! second-level cache from token to token, so that a prompt reads it from memory once. Tasks are heads,
@@ -16,6 +16,8 @@ pub const MAX_WIDTH: usize = 8;
 const CHANNELS: usize = 64;
 /// Columns of the widest state.
 pub const MAX_COLUMNS: usize = 512;
+/// Rows of states that a task of a scan takes at least: Mamba's first form has one a head.
+const SCAN_ROWS: usize = 64;
 /// Sums of a dot product that are kept apart, so that they are vectors'.
 const LANES: usize = 16;
 
@@ -109,13 +111,13 @@ pub struct ConvArgs<'a> {
 pub struct DeltaArgs<'a> {
     /// [T, 2 Hk Dk + Hv Dv]
     pub qkv: &'a [f32],
-    /// [T, Hv]
+    /// [T, Hv], or [T, Hv Dk]: of each row of a state.
     pub a: &'a [f32],
     /// [T, Hv]
     pub b: &'a [f32],
     /// [Hv]
     pub decay: &'a [f32],
-    /// [Hv]
+    /// [Hv], or [Hv Dk]
     pub dt_bias: &'a [f32],
     /// [N, Hv, Dk, Dv]
     pub states: States,
@@ -140,7 +142,7 @@ pub struct ScanArgs<'a> {
     pub xbc: &'a [f32],
     /// [T, H]
     pub dt: &'a [f32],
-    /// [H]
+    /// [H], or [H, S]: each column's.
     pub decay: &'a [f32],
     /// [H]
     pub dt_bias: &'a [f32],
@@ -277,12 +279,13 @@ impl Kernel for ConvTask<'_> {
 /// The addresses name valid memory of these shapes; what is written overlaps nothing else.
 pub unsafe fn gated_delta_rule(level: Level, args: DeltaArgs) -> Result<(), String> {
     let heads = args.decay.len();
-    let tokens = args.a.len() / heads.max(1);
+    let tokens = args.b.len() / heads.max(1);
     let (dk, dv) = (args.key_dim, args.value_dim);
     let width = 2 * args.num_key_heads * dk + heads * dv;
     assert!(args.num_key_heads > 0 && heads.is_multiple_of(args.num_key_heads));
-    assert!(args.qkv.len() == tokens * width && args.b.len() == args.a.len());
-    assert!(args.dt_bias.len() == heads && args.states.row_len == heads * dk * dv);
+    assert!(args.qkv.len() == tokens * width && args.states.row_len == heads * dk * dv);
+    assert!(args.a.len() == tokens * args.dt_bias.len());
+    assert!(args.dt_bias.len() == heads || args.dt_bias.len() == heads * dk);
     args.steps.check(args.states.num_rows, tokens)?;
     if dk > MAX_COLUMNS || dv > MAX_COLUMNS {
         return Err(format!("heads of {dk} and {dv}: at most {MAX_COLUMNS}"));
@@ -363,6 +366,9 @@ impl Kernel for DeltaTask<'_> {
         }
         let (mut q, mut k) = ([0.0f32; MAX_COLUMNS], [0.0f32; MAX_COLUMNS]);
         let mut change = [0.0f32; MAX_COLUMNS];
+        // Each row's factor; of a head that has one for all, the first is that.
+        let mut keeps = [0.0f32; MAX_COLUMNS];
+        let rates = i.dt_bias.len() / heads;
         for token in self.span.first..self.span.last {
             let row = &i.qkv[token * width..(token + 1) * width];
             let keys = i.num_key_heads * dk;
@@ -374,11 +380,19 @@ impl Kernel for DeltaTask<'_> {
             unit(&row[keys + key_head * dk..][..dk], &mut k[..dk], 1.0);
             let values = &row[2 * keys + head * dv..][..dv];
             let at = token * heads + head;
-            let keep = (i.decay[head] * softplus(i.a[at] + i.dt_bias[head])).exp();
+            let steps = &i.a[at * rates..][..rates];
+            let biases = &i.dt_bias[head * rates..][..rates];
+            for ((keep, &a), &bias) in keeps.iter_mut().zip(steps).zip(biases) {
+                *keep = (i.decay[head] * softplus(a + bias)).exp();
+            }
+            if rates == 1 {
+                let first = keeps[0];
+                keeps[..dk].fill(first);
+            }
             let beta = i.beta_scale / (1.0 + (-i.b[at]).exp());
             let change = &mut change[..dv];
             change.fill(0.0);
-            for (row, &k) in state.chunks_exact_mut(dv).zip(&k[..dk]) {
+            for ((row, &k), &keep) in state.chunks_exact_mut(dv).zip(&k[..dk]).zip(&keeps) {
                 for (s, sum) in row.iter_mut().zip(change.iter_mut()) {
                     *s *= keep;
                     *sum += k * *s;
@@ -442,12 +456,13 @@ fn softplus(x: f32) -> f32 {
 /// # Safety
 /// The addresses name valid memory of these shapes; what is written overlaps nothing else.
 pub unsafe fn selective_scan(level: Level, args: ScanArgs) -> Result<(), String> {
-    let heads = args.decay.len();
+    let heads = args.dt_bias.len();
     let tokens = args.dt.len() / heads.max(1);
     let (p, size, groups) = (args.head_dim, args.state_size, args.num_groups);
     let width = heads * p + 2 * groups * size;
     assert!(groups > 0 && heads.is_multiple_of(groups) && size > 0);
-    assert!(args.xbc.len() == tokens * width && args.dt_bias.len() == heads);
+    assert!(args.xbc.len() == tokens * width);
+    assert!(args.decay.len() == heads || args.decay.len() == heads * size);
     assert!(args.skip.len() == heads && args.states.row_len == heads * p * size);
     args.steps.check(args.states.num_rows, tokens)?;
     let (out, states) = (Shared(args.out), Shared(args.states.ptr));
@@ -463,19 +478,23 @@ pub unsafe fn selective_scan(level: Level, args: ScanArgs) -> Result<(), String>
         state_size: size,
         dt_limits: args.dt_limits,
     };
-    pool::run(steps.slots.len() * heads, |task| {
-        if let Some(span) = steps.span(task / heads) {
-            let head = task % heads;
-            // SAFETY: the caller's; tasks take disjoint heads of disjoint rows and tokens.
-            unsafe {
-                level.run(ScanTask {
-                    inputs,
-                    states,
-                    out,
-                    span,
-                    shape,
-                    head,
-                });
+    let count = (SCAN_ROWS / p.max(1)).max(1);
+    let blocks = heads.div_ceil(count);
+    pool::run(steps.slots.len() * blocks, |task| {
+        if let Some(span) = steps.span(task / blocks) {
+            let first = task % blocks * count;
+            for head in first..heads.min(first + count) {
+                // SAFETY: the caller's; tasks take disjoint heads of disjoint rows and tokens.
+                unsafe {
+                    level.run(ScanTask {
+                        inputs,
+                        states,
+                        out,
+                        span,
+                        shape,
+                        head,
+                    });
+                }
             }
         }
     });
@@ -507,7 +526,7 @@ struct ScanTask<'a> {
 impl Kernel for ScanTask<'_> {
     type Out = ();
     #[inline(always)]
-    unsafe fn run<S: Simd>(self, _: S) {
+    unsafe fn run<S: Simd>(self, simd: S) {
         let ScanTask {
             inputs: i,
             shape: (heads, width),
@@ -532,9 +551,18 @@ impl Kernel for ScanTask<'_> {
             let at = token * heads + head;
             let (low, high) = i.dt_limits;
             let d = softplus(i.dt[at] + i.dt_bias[head]).clamp(low, high);
-            let keep = (d * i.decay[head]).exp();
             // SAFETY: `selective_scan`'s contract.
             let out = unsafe { std::slice::from_raw_parts_mut(self.out.at(at * p), p) };
+            if i.decay.len() > heads {
+                let rates = &i.decay[head * size..][..size];
+                for ((row, &x), y) in state.chunks_exact_mut(size).zip(x).zip(out) {
+                    // SAFETY: all four are `size` long.
+                    *y = unsafe { scan_columns(simd, row, rates, d, d * x, b, c) };
+                    *y += i.skip[head] * x;
+                }
+                continue;
+            }
+            let keep = (d * i.decay[head]).exp();
             for ((row, &x), y) in state.chunks_exact_mut(size).zip(x).zip(out) {
                 let write = d * x;
                 for (s, &b) in row.iter_mut().zip(b) {
@@ -544,6 +572,36 @@ impl Kernel for ScanTask<'_> {
             }
         }
     }
+}
+
+/// One row of a state whose columns decay at rates of their own, past a token: its product with `c`.
+///
+/// # Safety
+/// `row`, `rates`, `b` and `c` are of one length.
+#[inline(always)]
+unsafe fn scan_columns<S: Simd>(
+    s: S,
+    row: &mut [f32],
+    rates: &[f32],
+    d: f32,
+    write: f32,
+    b: &[f32],
+    c: &[f32],
+) -> f32 {
+    let (d, write, mut sum) = (s.splat(d), s.splat(write), s.zero());
+    for j in (0..row.len()).step_by(S::LANES) {
+        let left = row.len() - j;
+        // SAFETY: the caller's; `left` elements are behind each address.
+        unsafe {
+            let at = row.as_mut_ptr().add(j);
+            let keep = s.exp(s.mul(d, s.load_first(rates.as_ptr().add(j), left)));
+            let new = s.mul(write, s.load_first(b.as_ptr().add(j), left));
+            let new = s.fma(keep, s.load_first(at, left), new);
+            s.store_first(at, new, left);
+            sum = s.fma(new, s.load_first(c.as_ptr().add(j), left), sum);
+        }
+    }
+    s.sum(sum)
 }
 
 #[cfg(test)]

@@ -102,16 +102,17 @@ fn cpu_gated_delta_rule(
 ) -> PyResult<()> {
     let (level, tokens, heads) = (level()?, qkv.rows(), decay.len());
     let values = heads * value_dim;
+    let rates = if a.cols() == heads { 1 } else { key_dim };
     let qkv = qkv.of_shape(tokens, 2 * num_key_heads * key_dim + values)?;
     let state = state.of_shape(state.rows(), values * key_dim)?;
     // SAFETY: `kernels/cpu/recurrent.py` passes tensors that it holds, out a new one.
     unsafe {
         let args = DeltaArgs {
             qkv: qkv.flat()?.slice()?,
-            a: a.of_shape(tokens, heads)?.flat()?.slice()?,
+            a: a.of_shape(tokens, heads * rates)?.flat()?.slice()?,
             b: b.of_shape(tokens, heads)?.flat()?.slice()?,
             decay: decay.slice()?,
-            dt_bias: dt_bias.of_len(heads)?.slice()?,
+            dt_bias: dt_bias.of_len(heads * rates)?.slice()?,
             states: states(state)?,
             steps: steps(step)?,
             num_key_heads,
@@ -151,7 +152,8 @@ fn cpu_selective_scan(
     dt_limits: (f32, f32),
     out: Matrix,
 ) -> PyResult<()> {
-    let (level, tokens, heads) = (level()?, xbc.rows(), decay.len());
+    let (level, tokens, heads) = (level()?, xbc.rows(), dt_bias.len());
+    let columns = if decay.len() == heads { 1 } else { state_size };
     let inner = heads * head_dim;
     let xbc = xbc.of_shape(tokens, inner + 2 * num_groups * state_size)?;
     let state = state.of_shape(state.rows(), inner * state_size)?;
@@ -160,8 +162,8 @@ fn cpu_selective_scan(
         let args = ScanArgs {
             xbc: xbc.flat()?.slice()?,
             dt: dt.of_shape(tokens, heads)?.flat()?.slice()?,
-            decay: decay.slice()?,
-            dt_bias: dt_bias.of_len(heads)?.slice()?,
+            decay: decay.of_len(heads * columns)?.slice()?,
+            dt_bias: dt_bias.slice()?,
             skip: skip.of_len(heads)?.slice()?,
             states: states(state)?,
             steps: steps(step)?,
