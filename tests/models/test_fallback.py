@@ -298,13 +298,8 @@ mean error is at most 1.2 times transformers' own, and a thousandth (`tests/mode
 Those whose layers keep a state (short convolutions, the gated delta rule, Kimi's delta attention, both
 forms of Mamba, lightning attention) are proven so in
 `tests/models/test_hybrid_families.py`, where hits, preempted requests and the next turn of a chat begin
-<<<<<<< HEAD
 from saved states, and on meshes in `tests/models/test_hybrid_shards.py`. Mamba's first form, Kimi's
-delta attention and lightning attention are not split over a mesh. On a CPU they run op by op; there the
-first two are computed by PyTorch, token by token: right, and slow.
-=======
-from saved states. They are not split over a mesh, and on a CPU they run op by op.
->>>>>>> families
+delta attention and lightning attention are not split over a mesh. On a CPU they run op by op.
 
 | architecture | what it is |
 |---|---|
