@@ -170,8 +170,8 @@ class MessagesReply:
         for _ in self._blocks.end():
             pass
         content = [self._content(block) for block in self._blocks.all]
-        usage = _news_usage(self._model.engine, one)
-        return orjson.dumps({**self._message, "content": content, **self._end(one), "usage": usage})
+        counts = {"usage": _news_usage(self._model.engine, one)}
+        return orjson.dumps({**self._message, "content": content, **self._end(one), **counts})
 
     def _content(self, block: Block) -> dict[str, Any]:
         """A block as far as it has come."""
