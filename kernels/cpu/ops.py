@@ -54,7 +54,7 @@ def num_threads() -> int:
 
 
 def level() -> str:
-    """The instruction set in use: scalar, neon, avx2 or avx512 (OCTAVO_CPU_LEVEL overrides)."""
+    """The instruction set in use, a level of `cpu_levels` (OCTAVO_CPU_LEVEL overrides)."""
     return _core.cpu_level()
 
 

@@ -335,9 +335,8 @@ def test_quick_clients(url: str) -> None:
 def test_an_idle_server_takes_no_cpu(process: ServerProcess) -> None:
     time.sleep(0.5)
     before = cpu_s(process.process.pid)
-    time.sleep(5)
-    # Two ticks of the clock that counts it, half a hundredth.
-    assert cpu_s(process.process.pid) - before <= 0.005 * 5
+    time.sleep(3)
+    assert cpu_s(process.process.pid) - before < 0.01 * 3
 
 
 def test_sigterm_drains_and_ends_with_zero(
