@@ -72,7 +72,7 @@ class EncodedText(NamedTuple):
     kept: NDArray[np.bool_] | None = None
 
     def kept_of(self, pooled: Pooled) -> Pooled:
-        """What is answered of a text's result."""
+        """The answer made of a text's result."""
         return pooled if self.kept is None else pooled[self.kept]
 
 

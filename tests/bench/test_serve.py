@@ -36,7 +36,8 @@ def test_client_times_a_stream_however_it_is_cut(server: Any, piece_len: int) ->
     assert timing.error is None
     assert timing.first_s is not None
     assert timing.first_s - timing.start_s >= server.first_s
-    assert timing.last_s - timing.first_s >= 4 * server.step_s
+    # Not since the first chunk, which may be read late.
+    assert timing.last_s - timing.start_s >= server.first_s + 4 * server.step_s
     assert (timing.num_chunks, len(timing.gaps_us)) == (5, 4)
     assert (timing.num_prompt_tokens, timing.num_output_tokens) == (2, 5)
     assert timing.num_cached_tokens == 3

@@ -256,7 +256,7 @@ def test_what_does_not_fit_is_refused() -> None:
         gpu.RECURRENT_OPS.selective_scan(
             x,
             x,
-            x,
+            x[0],
             x,
             x,
             randn(NUM_ROWS, 1, 4, 4),

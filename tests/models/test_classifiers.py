@@ -82,5 +82,5 @@ def test_encode_gives_an_embedding_models_vectors(tmp_path: Path) -> None:
         llm.encode("w5", pooling_task="classify")
     with pytest.raises(ValueError, match="does not classify: use embed"):
         llm.classify("w5")
-    with pytest.raises(ValueError, match="must be embed or classify, not 'token_embed'"):
+    with pytest.raises(ValueError, match="this model does not token_embed: use embed"):
         llm.encode("w5", pooling_task="token_embed")

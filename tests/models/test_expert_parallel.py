@@ -18,6 +18,8 @@ from octavo.models.source import resolve_model
 from octavo.models.split import check_split
 
 ALL = CASES | HYBRIDS
+# Families whose layers that keep a state are not split.
+UNSPLIT = {family for family, _ in (HYBRIDS[name] for name in ("Jamba", "Kimi-Linear", "MiniMax"))}
 
 
 def cases() -> Iterator[Any]:
@@ -27,7 +29,7 @@ def cases() -> Iterator[Any]:
         architecture = f"{family.removesuffix('Text')}ForCausalLM"
         kept = tiny_config(family, **{"num_hidden_layers": 2, **config})
         shape = config_from_hf({**kept.to_dict(), "architectures": [architecture]})
-        if shape.num_experts:
+        if shape.num_experts and family not in UNSPLIT:
             marks = [pytest.mark.slow] if family in seen else []
             seen.add(family)
             yield pytest.param(name, marks=marks)
@@ -60,3 +62,13 @@ def test_whole_experts_compute_what_transformers_does(
     for size in sizes(path):
         engine = driver(path, **mesh(size))
         torch.testing.assert_close(engine.logits(token_ids), want, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["Jamba", "Kimi-Linear", "MiniMax"])
+def test_states_that_cannot_be_split_are_refused(
+    name: str, save_tiny: Callable[..., Any], driver: Callable[..., Any]
+) -> None:
+    family, config = ALL[name]
+    path, _model = save_tiny(family, **{"num_hidden_layers": 2, **config})
+    with pytest.raises(ModelLoadError, match="tensor_parallel_size must be 1"):
+        driver(path, **mesh(2))

@@ -353,7 +353,7 @@ and ModernBert are: {foreign_encoders}.
 
 A vector a token, for late interaction, from folders as PyLate saves them (a modules.json without a pooling
 module, dense layers, query and document prefixes, lengths, mask tokens, a skip list) and as colbert-ai does
-(`HF_ColBERT`: `linear.weight`, artifact.metadata), with any of these encoders: proven with `BertModel`,
+(`HF_ColBERT`, `ColBERTModel`, `ColBERTModernBertModel`: `linear.weight`, artifact.metadata), with any of these encoders: proven with `BertModel`,
 `RobertaModel` and `ModernBertModel` against transformers and PyLate's definition
 (`tests/models/test_token_vectors.py`). Where no token attends to a query's mask tokens, as is PyLate's default,
 the encoder runs through transformers' own module. A residual dense layer and similarity `l2` are refused.

@@ -419,8 +419,15 @@ def test_a_family_is_what_transformers_computes(
     prove_greedy(driver, path, model, attention_backend=backend)
 
 
+# A minute and a half each; most people's machines are of the level that CI tries.
 @pytest.mark.slow
-@pytest.mark.parametrize("level", OTHER_LEVELS)
+@pytest.mark.parametrize(
+    "level",
+    [
+        pytest.param(level, marks=[] if level == "avx2" else [pytest.mark.nightly])
+        for level in OTHER_LEVELS
+    ],
+)
 def test_every_family_at_level(level: str) -> None:
     run = run_at_level(__file__, level, "-k", "native")
     assert run.returncode == 0, run.stdout[-3000:]

@@ -46,7 +46,7 @@ def assert_scored(model: Any, ids: list[int], found: Any, num_top: int) -> None:
         expected = model(torch.tensor([ids])).logits[0].log_softmax(-1)
     for token, entry, row in zip(ids[1:], found[1:], expected, strict=False):
         best = row.topk(num_top).indices.tolist()
-        assert list(entry) == list(dict.fromkeys([*reversed(best), token]))
+        assert list(entry) == list(dict.fromkeys([token, *best]))
         assert entry[token].rank == int((row > row[token]).sum()) + 1
         for candidate, logprob in entry.items():
             assert logprob.logprob == pytest.approx(float(row[candidate]), abs=1e-4)

@@ -46,13 +46,18 @@ def mesh(size: int) -> str:
 
 
 def cases() -> Iterator[Any]:
-    """A case of each family, and every other one in the long list.
+    """A case of each family, one more in the long list, every other one in the longest.
 
     Of families that came later, a case of each way to split what the others have not.
     """
     seen = {family for family, _ in ATTENTION_CASES.values()} - {"GptOss", "Glm4Moe", "MiniMaxM2"}
+    seen_slowly: set[str] = set()
     for name, (family, _) in CASES.items():
         marks = [pytest.mark.slow] if family in seen else []
+        if family in seen_slowly:
+            marks.append(pytest.mark.nightly)
+        if marks:
+            seen_slowly.add(family)
         seen.add(family)
         yield pytest.param(name, marks=marks)
 

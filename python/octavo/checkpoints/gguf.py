@@ -126,7 +126,7 @@ class GgufWeights:
         return self._tensors[gguf_name][0][0]
 
     def __contains__(self, name: str) -> bool:
-        """Whether the file has a tensor that HF's files call ``name``."""
+        """True if the file has a tensor that HF's files call ``name``."""
         return gguf_names.from_hf(name, self._arch) in self._tensors
 
     def unread(self) -> set[str]:

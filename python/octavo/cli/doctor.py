@@ -210,7 +210,7 @@ def model_report(model: str, devices: list[Device]) -> Iterator[str]:
 
 
 def _num_needed(num_bytes: int, devices: list[Device]) -> int:
-    """How many of them share a model: a power of two, as ``-tp`` divides heads; 0: all are too few.
+    """The number of them that share a model, a power of two as ``-tp`` divides heads; 0: too few.
 
     The devices of one machine are alike; the one with the least free memory limits a shard.
     """

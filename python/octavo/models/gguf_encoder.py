@@ -24,7 +24,7 @@ _POOLING: Final = {1: "mean", 2: "cls", 3: "last"}
 
 
 def pooling_mode(file: GgufFile) -> str:
-    """How a file's vectors are pooled; the mean where it does not say.
+    """The pooling of a file's vectors; the mean where it names none.
 
     Raises:
         ModelLoadError: in another way.

@@ -41,7 +41,7 @@ class ChannelShape:
 
     @property
     def state(self) -> StateShape:
-        """What a layer keeps of one request."""
+        """The state that a layer keeps of one request."""
         return StateShape((self.channels, self.width - 1), (self.channels, 1, self.state_size))
 
 

@@ -131,7 +131,7 @@ async def call_grammar(
 
 
 def _is_bound_from_start(core: ChannelFormat, use: ToolUse) -> bool:
-    """Whether a call that may come has to be right from its first character on."""
+    """True if a call that may come has to be right from its first character on."""
     return core.is_bare and (not use.parallel or any(tool.strict for tool in use.tools))
 
 

@@ -240,7 +240,7 @@ def asks_none(tree: nodes.Template) -> bool:
 
 
 def _is_part(node: nodes.Node, names: set[str]) -> bool:
-    """Whether this is ``content[0]``. It counts where a field of it is taken: a text has
+    """True for ``content[0]``. It counts where a field of it is taken: a text has
     characters, too."""
     match node:
         case nodes.Getitem(node=whole, arg=nodes.Const(value=int())):

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::matching::{Grammar, Matcher};
 use crate::text::tokenizer::Tokenizer;
 
-/// What a [`Trigger`] is made of. No text is empty; a special token is found by its name.
+/// The texts of a [`Trigger`]. No text is empty; a special token is found by its name.
 #[derive(Debug, Clone, Default)]
 pub struct TriggerTexts<'a> {
     /// Those that count wherever they stand.

@@ -7,6 +7,7 @@
 
 mod call;
 mod harmony;
+mod heads;
 mod options;
 mod parameters;
 mod python;
@@ -16,6 +17,7 @@ use crate::text::channels::envelope::{Body, Envelope, marker};
 use crate::text::channels::format::{CallFormat, ChannelFormat};
 use crate::text::channels::grammar::call::{body, common_object};
 use crate::text::channels::grammar::harmony::{HARMONY_CALLS, write_harmony};
+use crate::text::channels::grammar::heads::{Head, has_bare_calls, heads};
 use crate::text::channels::grammar::parameters::Tool;
 use crate::text::channels::rules::{GAP, Rules};
 
@@ -69,30 +71,6 @@ impl ChannelFormat {
         }
         Ok(rules.finish())
     }
-}
-
-fn has_bare_calls(envelope: &Envelope) -> bool {
-    envelope.is_bare || !envelope.prompted.is_empty()
-}
-
-/// The section that a marker begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Head {
-    Section,
-    Call,
-}
-
-/// The markers by which calls are told in a text.
-fn heads(envelope: &Envelope) -> impl Iterator<Item = (&str, Head)> {
-    let section = envelope.section.iter().flat_map(|(open, _)| open);
-    let section = section.map(|text| (marker(text), Head::Section));
-    let call = envelope.open.iter().map(|text| (marker(text), Head::Call));
-    let mut seen = Vec::new();
-    section.chain(call).filter(move |&(text, _)| {
-        let is_new = !text.is_empty() && !seen.contains(&text);
-        seen.push(text);
-        is_new
-    })
 }
 
 fn write_calls(

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::text::channels::envelope::{Arguments, Body, Envelope, Keys};
-use crate::text::channels::grammar::{has_bare_calls, heads};
+use crate::text::channels::grammar::heads::{has_bare_calls, heads};
 
 /// See the module's page.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
