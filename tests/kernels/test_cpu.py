@@ -120,9 +120,29 @@ def test_linear_quantized(kind: str, rows: int) -> None:
             assert linear(x, weight, bias).dtype == dtype
 
 
+# Levels at which several rows of x are rounded to int16, not to parts of int8.
+INT16_LEVELS = ("avx2", "avxvnni")
+
+
+@pytest.mark.skipif(cpu.level() not in INT16_LEVELS, reason="the level has products of int8")
+def test_linear_of_several_rows_is_the_product_rounded_to_int16() -> None:
+    """Where x is on the grid of 256 elements already, it is exact."""
+    for rows in (4, 5, 16):
+        x = torch.randint(-32767, 32768, (rows, 512)).float()
+        x[:, 7] = 32767
+        x[:, 256:] /= 64
+        x[:, 300] = -32767 / 64
+        for kind in ("Q4_1", "Q8_0"):
+            q = quantize(torch.randn(24, 512), kind)
+            close(linear(x, prepare(q)), ref.linear(x, q.dequantize()), 1e-5)
+        for kind in ("Q5_1", "Q6_K"):
+            q = random_weight(kind, 24, 512)
+            close(linear(x, prepare(q)), ref.linear(x, q.dequantize()), 1e-5)
+
+
 def test_linear_int8_mode_is_the_rounded_product() -> None:
     """Where x is on the parts' grid already, the int8 mode is exact."""
-    for rows in (1, 5, 16):
+    for rows in (1, 3) if cpu.level() in INT16_LEVELS else (1, 5, 16):
         # A group's first half in sixteenths and its second one in wholes of a step, or both the
         # other way round less the 256ths, are what 4-bit weights' parts can say.
         x = torch.randint(-118, 119, (rows, 2, 2, 16)).float()

@@ -10,6 +10,7 @@ import torch
 from fidelity import logits_of, make_prompt, tiny_config
 from test_families import CASES
 from test_hybrid_families import CASES as HYBRIDS
+from test_hybrid_families import UNSPLIT
 
 from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
@@ -18,8 +19,6 @@ from octavo.models.source import resolve_model
 from octavo.models.split import check_split
 
 ALL = CASES | HYBRIDS
-# Families whose layers that keep a state are not split.
-UNSPLIT = {family for family, _ in (HYBRIDS[name] for name in ("Jamba", "Kimi-Linear", "MiniMax"))}
 
 
 def cases() -> Iterator[Any]:
@@ -62,13 +61,3 @@ def test_whole_experts_compute_what_transformers_does(
     for size in sizes(path):
         engine = driver(path, **mesh(size))
         torch.testing.assert_close(engine.logits(token_ids), want, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("name", ["Jamba", "Kimi-Linear", "MiniMax"])
-def test_states_that_cannot_be_split_are_refused(
-    name: str, save_tiny: Callable[..., Any], driver: Callable[..., Any]
-) -> None:
-    family, config = ALL[name]
-    path, _model = save_tiny(family, **{"num_hidden_layers": 2, **config})
-    with pytest.raises(ModelLoadError, match="tensor_parallel_size must be 1"):
-        driver(path, **mesh(2))

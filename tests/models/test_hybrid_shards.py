@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from fidelity import logits_of, make_prompt
-from test_hybrid_families import CASES, prove_hybrid
+from test_hybrid_families import CASES, UNSPLIT, prove_hybrid
 
 from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
@@ -19,9 +19,10 @@ from octavo.models.split import check_split
 QUICK = {"LFM2", "Qwen3-Next", "Qwen3.5", "Mamba-2", "Falcon-H1", "Nemotron 3", "OLMo-Hybrid"}
 
 
-def cases() -> Iterator[Any]:
-    for name in CASES:
-        yield pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+def cases(*, is_split: bool = True) -> Iterator[Any]:
+    for name, (family, _) in CASES.items():
+        if not is_split or family not in UNSPLIT:
+            yield pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
 
 
 def sizes(path: Any) -> list[int]:
@@ -65,13 +66,31 @@ def test_shards_serve_what_transformers_computes(
     prove_hybrid(driver, path, model, mesh=mesh(sizes(path)[0]))
 
 
-@pytest.mark.parametrize("name", list(cases()))
-@pytest.mark.parametrize("is_split", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", list(cases(is_split=False)))
 def test_stages_serve_what_transformers_computes(
-    name: str, is_split: bool, save_tiny: Callable[..., Any], driver: Callable[..., Any]
+    name: str, save_tiny: Callable[..., Any], driver: Callable[..., Any]
 ) -> None:
-    """Two stages, of one shard each and of several."""
     family, config = CASES[name]
     path, model = save_tiny(family, **config)
-    size = sizes(path)[0] if is_split else 1
+    prove_hybrid(driver, path, model, mesh=mesh(2), pipeline_parallel_size=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(cases()))
+def test_stages_of_shards_serve_what_transformers_computes(
+    name: str, save_tiny: Callable[..., Any], driver: Callable[..., Any]
+) -> None:
+    family, config = CASES[name]
+    path, model = save_tiny(family, **config)
+    size = sizes(path)[0]
     prove_hybrid(driver, path, model, mesh=mesh(2 * size), pipeline_parallel_size=2)
+
+
+@pytest.mark.parametrize("family", sorted(UNSPLIT))
+def test_states_that_cannot_be_split_are_refused(
+    family: str, save_tiny: Callable[..., Any], driver: Callable[..., Any]
+) -> None:
+    config = next(config for other, config in CASES.values() if other == family)
+    path, _model = save_tiny(family, **config)
+    with pytest.raises(ModelLoadError, match="tensor_parallel_size must be 1"):
+        driver(path, mesh=mesh(2))

@@ -77,11 +77,21 @@ def recurrent_ops(ops: OpSet, *, is_split: bool = False) -> RecurrentOps:
     """
     if ops.recurrent is None:
         raise ModelLoadError("layers that keep a state are not supported on this device")
-    if ops.rank.size > 1 and not is_split:
+    if not is_split:
+        check_whole(ops)
+    return ops.recurrent
+
+
+def check_whole(ops: OpSet) -> None:
+    """Refuse several ranks, of a layer that is not split.
+
+    Raises:
+        ModelLoadError: there are several.
+    """
+    if ops.rank.size > 1:
         raise ModelLoadError(
             "this model's layers that keep a state cannot be split: tensor_parallel_size must be 1"
         )
-    return ops.recurrent
 
 
 def layer_kinds(hf_types: Sequence[str], kinds: Mapping[str, str]) -> tuple[str, ...]:

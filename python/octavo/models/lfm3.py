@@ -14,7 +14,7 @@ from octavo.layers.context import StepContext
 from octavo.layers.norm import Addend, RMSNorm
 from octavo.models.config import ModelConfig, StateShape
 from octavo.models.hf_config import HfConfig
-from octavo.models.hybrid import HybridForCausalLM, Recurrence, layer_kinds
+from octavo.models.hybrid import HybridForCausalLM, Recurrence, check_whole, layer_kinds
 from octavo.models.lfm2 import ShortConv
 from octavo.models.llama import LlamaAttention, LlamaMLP
 from octavo.models.parts import layer_norms, load_linear
@@ -81,6 +81,7 @@ class Lfm3DecoderLayer:
     def __init__(
         self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: OpSet
     ) -> None:
+        check_whole(ops)
         norm = layer_norms(config, layer, weights, ops)
         self.input_layernorm = norm("input_layernorm")
         self.attention = None
