@@ -158,10 +158,12 @@ def test_one_request_always_fits(fake_model: Any) -> None:
 
 def test_prompt_tokens_that_wait_are_bounded(fake_model: Any) -> None:
     """A request counts until its first token is there, or it is over."""
-    fake_model()
+    fake_model(20_000)
 
     async def main() -> None:
-        async with running(max_num_seqs=1, max_num_queued_tokens=10) as engine:
+        # So long that none is over before the loop of a busy machine looks.
+        limits = {"max_num_seqs": 1, "max_num_queued_tokens": 10, "max_model_len": 60_000}
+        async with running(**limits) as engine:
             params = SamplingParams(max_tokens=2, ignore_eos=True)
             ids = []
             for _ in range(2):
@@ -171,7 +173,7 @@ def test_prompt_tokens_that_wait_are_bounded(fake_model: Any) -> None:
             while engine.num_unfinished:
                 await asyncio.sleep(0.001)
             # One that runs has its first token, and is no longer in the way.
-            long = SamplingParams(max_tokens=1000, ignore_eos=True)
+            long = SamplingParams(max_tokens=50_000, ignore_eos=True)
             begun = asyncio.Event()
             engine.submit(TokenIds(range(1, 21)), long, lambda _: begun.set(), delivery="delta")
             await asyncio.wait_for(begun.wait(), 10)
