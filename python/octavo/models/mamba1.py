@@ -18,14 +18,12 @@ from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
 from octavo.layers.context import LayerState, StepContext
 from octavo.layers.norm import Addend, RMSNorm
-from octavo.layers.rope import RopeConfig
 from octavo.models.config import ModelConfig, StateShape
 from octavo.models.hf_config import HfConfig
 from octavo.models.hybrid import NO_STATE, HybridForCausalLM, load_taps, recurrent_ops
+from octavo.models.mixers import BACKBONE_NAMES, MAX_CONTEXT, MixerLayer, mixers_config
 from octavo.models.parts import layer_norms, load_linear
 
-# The states know no positions: a bound on what a server plans for, not the model's.
-_MAX_CONTEXT = 1 << 17
 # The three that a mixer may norm.
 NORMED = ("dt", "b", "c")
 
@@ -128,12 +126,10 @@ class ChannelMixer:
         return self._gated_activation(torch.cat((gate, y), -1), "silu")
 
 
-class MambaLayer:
-    """A norm and a mixer, added to the residual."""
+class MambaLayer(MixerLayer):
+    """See MixerLayer."""
 
-    __slots__ = ("norm", "recurrence")
-
-    attention = None
+    __slots__ = ()
 
     def __init__(
         self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: OpSet
@@ -158,9 +154,6 @@ class MambaLayer:
     ) -> tuple[RMSNorm, RMSNorm, RMSNorm] | None:
         """The norms of a mixer's step sizes, B and C; ``one``: a weight [1] of such a norm."""
         return None
-
-    def __call__(self, x: Addend, residual: Tensor, ctx: StepContext) -> tuple[Addend, Tensor]:
-        return self.recurrence.normed(x, residual, self.norm, ctx)
 
 
 class FalconMambaLayer(MambaLayer):
@@ -187,33 +180,18 @@ class MambaForCausalLM(HybridForCausalLM):
         "conv_kernel": 4,
         "expand": 2,
         "layer_norm_epsilon": 1e-5,
-        "max_position_embeddings": _MAX_CONTEXT,
+        "max_position_embeddings": MAX_CONTEXT,
         "num_attention_heads": 1,
         "state_size": 16,
         "tie_word_embeddings": True,
         "use_conv_bias": True,
     }
     layer_class: ClassVar[Callable[..., Any]] = MambaLayer
-    file_names: ClassVar[Mapping[str, str]] = {
-        r"model\.embed_tokens": "backbone.embeddings",
-        r"model\.norm\.": "backbone.norm_f.",
-        r"model\.": "backbone.",
-    }
+    file_names: ClassVar[Mapping[str, str]] = BACKBONE_NAMES
 
     @classmethod
     def read_config(cls, hf: HfConfig) -> ModelConfig:
-        return hf.config(
-            intermediate_size=hf.int("hidden_size"),
-            rms_norm_eps=hf.float("layer_norm_epsilon"),
-            # There are no positions; the fields of attention are of a layer that no model has.
-            rope=RopeConfig(theta=1e4, rot_dim=2),
-            rope_layers=(False,) * hf.num_layers,
-            num_heads=1,
-            num_kv_heads=1,
-            head_dim=hf.int("hidden_size"),
-            layer_kinds=("state",) * hf.num_layers,
-            state=_shape(hf).state,
-        )
+        return mixers_config(hf, _shape(hf).state, head_dim=hf.int("hidden_size"))
 
 
 class FalconMambaForCausalLM(MambaForCausalLM):

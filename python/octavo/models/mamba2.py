@@ -9,25 +9,18 @@ from torch import Tensor
 
 from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
-from octavo.layers.context import StepContext
-from octavo.layers.norm import Addend
-from octavo.layers.rope import RopeConfig
 from octavo.models.config import ModelConfig
 from octavo.models.hf_config import HfConfig
 from octavo.models.hybrid import HybridForCausalLM
 from octavo.models.mamba import MambaMixer, MambaShape, dt_limits
+from octavo.models.mixers import BACKBONE_NAMES, MAX_CONTEXT, MixerLayer, mixers_config
 from octavo.models.parts import layer_norms
 
-# The states know no positions: a bound on what a server plans for, not the model's.
-_MAX_CONTEXT = 1 << 17
 
+class Mamba2Layer(MixerLayer):
+    """See MixerLayer."""
 
-class Mamba2Layer:
-    """A norm and a mixer, added to the residual."""
-
-    __slots__ = ("norm", "recurrence")
-
-    attention = None
+    __slots__ = ()
 
     def __init__(
         self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: OpSet
@@ -46,9 +39,6 @@ class Mamba2Layer:
             conv_bias=hf.bool("use_conv_bias"),
         )
 
-    def __call__(self, x: Addend, residual: Tensor, ctx: StepContext) -> tuple[Addend, Tensor]:
-        return self.recurrence.normed(x, residual, self.norm, ctx)
-
 
 class Mamba2ForCausalLM(HybridForCausalLM):
     """See LlamaForCausalLM."""
@@ -61,29 +51,15 @@ class Mamba2ForCausalLM(HybridForCausalLM):
         "conv_kernel": 4,
         "layer_norm_epsilon": 1e-5,
         "use_conv_bias": True,
-        "max_position_embeddings": _MAX_CONTEXT,
+        "max_position_embeddings": MAX_CONTEXT,
         "num_attention_heads": 1,
     }
     layer_class: ClassVar[Callable[..., Any]] = Mamba2Layer
-    file_names: ClassVar[Mapping[str, str]] = {
-        r"model\.embed_tokens": "backbone.embeddings",
-        r"model\.norm\.": "backbone.norm_f.",
-        r"model\.": "backbone.",
-    }
+    file_names: ClassVar[Mapping[str, str]] = BACKBONE_NAMES
 
     @classmethod
     def read_config(cls, hf: HfConfig) -> ModelConfig:
-        return hf.config(
-            intermediate_size=hf.int("hidden_size"),
-            rms_norm_eps=hf.float("layer_norm_epsilon"),
-            # There are no positions; the fields of attention are of a layer that no model has.
-            rope=RopeConfig(theta=1e4, rot_dim=2),
-            rope_layers=(False,) * hf.num_layers,
-            num_heads=1,
-            num_kv_heads=1,
-            layer_kinds=("state",) * hf.num_layers,
-            state=_shape(hf).state,
-        )
+        return mixers_config(hf, _shape(hf).state)
 
 
 def _shape(hf: HfConfig) -> MambaShape:
