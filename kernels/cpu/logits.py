@@ -1,4 +1,4 @@
-"""argmax and log probabilities of logits. Semantics: ``reference``."""
+"""argmax, log probabilities and masks of logits. Semantics: ``reference``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from octavo import _core
 
-from .tensors import F32, Matrix, int_matrix, matrix, refuse
+from .tensors import F32, Matrix, int_matrix, ints, matrix, refuse
 
 
 def _logits(logits: Tensor) -> Matrix:
@@ -28,6 +28,26 @@ def argmax(logits: Tensor) -> Tensor:
     out = torch.empty(rows, dtype=torch.int32)
     _core.cpu_argmax(x, (out.data_ptr(), "I32", rows))
     return out
+
+
+def mask_logits_(logits: Tensor, rows: Tensor, masks: Tensor) -> Tensor:
+    """See reference.mask_logits, in place; rows and masks are int32, and no row has two.
+
+    Returns:
+        bool [M]: the row keeps a token, or the mask is of no row.
+
+    Raises:
+        ValueError: a row that does not exist or has two masks, or tensors that do not fit.
+    """
+    num_masks = len(rows)
+    has_any = torch.empty(num_masks, dtype=torch.uint8)
+    _core.cpu_mask_logits(
+        _logits(logits),
+        ints(rows, "rows", num_masks),
+        int_matrix(masks, "masks"),
+        (has_any.data_ptr(), "U8", num_masks),
+    )
+    return has_any.bool()
 
 
 def selected_logprobs(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from .decoder import make_decoder
 from .elementwise import activation, gated_activation, layer_norm, rms_norm
 from .encoder import make_encoder
 from .linear import prepare, prepare_experts
-from .logits import argmax, selected_logprobs
+from .logits import argmax, mask_logits_, selected_logprobs
 from .recurrent import RECURRENT_OPS
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "level",
     "make_decoder",
     "make_encoder",
+    "mask_logits_",
     "num_threads",
     "paged_attention",
     "prepare",

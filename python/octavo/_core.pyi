@@ -37,6 +37,7 @@ __all__ = [
     "cpu_layer_norm",
     "cpu_level",
     "cpu_levels",
+    "cpu_mask_logits",
     "cpu_num_threads",
     "cpu_rms_norm",
     "cpu_rope",
@@ -914,6 +915,7 @@ def cpu_selective_scan(
     out: _Matrix,
 ) -> None: ...
 def cpu_argmax(x: _Matrix, out: _Vector) -> None: ...
+def cpu_mask_logits(x: _Matrix, rows: _Vector, masks: _Matrix, has_any: _Vector) -> None: ...
 def cpu_selected_logprobs(x: _Matrix, ids: _Matrix, out: _Matrix, ranks: _Vector) -> None: ...
 def cpu_set_num_threads(n: int) -> None:
     """Threads of the kernels, the caller included; 0: every core this process may use."""

@@ -730,6 +730,31 @@ def test_argmax_and_logprobs() -> None:
         cpu.argmax(masked.bfloat16())
 
 
+def test_masks_of_logits() -> None:
+    for vocab in (1, 31, 32, 33, 70, 1000):
+        logits = torch.randn(6, vocab)
+        logits[3] = float("-inf")
+        rows = torch.tensor([5, -1, 0, 3, 2], dtype=torch.int32)
+        masks = torch.randint(-(2**31), 2**31, (5, -(-vocab // 32))).int()
+        masks[torch.rand(masks.shape) < 0.3] = 0
+        masks[torch.rand(masks.shape) < 0.3] = -1
+        masks[4] = 0
+        want = ref.mask_logits(logits, rows, masks)
+        found = logits.clone()
+        has_any = cpu.mask_logits_(found, rows, masks)
+        assert torch.equal(found, want)
+        kept = (want > float("-inf")).any(-1)
+        assert has_any.tolist() == [bool(row < 0 or kept[row]) for row in rows]
+        assert not has_any[4]
+        assert not has_any[3]
+    for rows_wrong in ([6], [1, 1]):
+        rows = torch.tensor(rows_wrong, dtype=torch.int32)
+        with pytest.raises(ValueError, match="row"):
+            cpu.mask_logits_(found, rows, masks[: len(rows)])
+    with pytest.raises(ValueError, match="in the place of"):
+        cpu.mask_logits_(found, rows, masks[:, 1:].contiguous()[:2])
+
+
 # ------------------------------------------------------------------------------------------ levels
 
 

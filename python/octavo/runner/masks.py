@@ -10,18 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from octavo.kernels.cpu.logits import mask_logits_
+
 # Fills two buffers: int32 [max_num_seqs], the row among the step's samples that each mask is of, -1
 # where any token may come; uint32 [max_num_seqs, ceil(V / 32)], the masks. Returns their number.
 FillMasks: TypeAlias = Callable[[NDArray[np.int32], NDArray[np.uint32]], int]
-
-
-# By a mask's octet: the bounds of eight logits. Looked up and compared, at memory speed; numpy's
-# masked assignments branch at every bit, and take ten times as long.
-_BOUNDS = np.where(
-    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"),
-    np.float32(np.inf),
-    np.float32(-np.inf),
-)
 
 
 def empty_masks(max_num_seqs: int, vocab_size: int) -> Masks:
@@ -45,23 +38,14 @@ class Masks(NamedTuple):
         return Masks(self.rows[:num_masks], self.words[:num_masks])
 
     def apply(self, logits: NDArray[np.float32]) -> list[int]:
-        """Make the logits [S, V] of tokens that may not come -inf, in place.
+        """Make the logits [S, V], contiguous, of tokens that may not come -inf, in place.
 
         Returns:
             the rows in which none is left.
         """
-        without_any = []
-        bounds = np.empty((self.words.shape[1] * 4, 8), np.float32)
-        flat = bounds.reshape(-1)[: logits.shape[1]]
-        for row, words in zip(self.rows.tolist(), self.words, strict=True):
-            if row < 0:
-                continue
-            octets = words.astype("<u4", copy=False).view(np.uint8)
-            np.take(_BOUNDS, octets, axis=0, out=bounds, mode="clip")
-            np.minimum(logits[row], flat, out=logits[row])
-            if logits[row].max() == -np.inf:
-                without_any.append(row)
-        return without_any
+        words = torch.from_numpy(self.words.view(np.int32))
+        has_any = mask_logits_(torch.from_numpy(logits), torch.from_numpy(self.rows), words)
+        return self.rows[~has_any.numpy()].tolist()
 
 
 class RowMasks:

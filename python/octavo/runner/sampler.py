@@ -135,7 +135,7 @@ class Sampler:
         without_any: list[int] = []
         if masks is not None or self._processes[slots].any():
             keeps_raw = wanted.max() >= 0 and not self._mode.is_processed
-            processed = raw.copy() if keeps_raw else raw
+            processed = raw.copy() if keeps_raw else np.ascontiguousarray(raw)
             self._process(processed, slots, num_outputs)
             if masks is not None:
                 without_any = masks.apply(processed)

@@ -1,6 +1,6 @@
-//! Helpers of sampling over logits [S, V]: argmax, and log-probabilities of chosen ids.
+//! Helpers of sampling over logits [S, V]: argmax, log-probabilities of chosen ids, and masks.
 //!
-//! Memory-bound: one pass for argmax and a search, two for log-probabilities.
+//! Memory-bound: one pass for argmax and a search, two for log-probabilities, one for masks.
 
 use crate::level::Level;
 use crate::pool;
@@ -61,6 +61,69 @@ pub fn selected_logprobs(
         }
     });
     Ok(())
+}
+
+/// Make logits [S, V] minus infinity where a mask lacks the token, in place.
+///
+/// `rows` [M] has the row that each mask is of, each at most once; below 0: of none. `masks` [M, W],
+/// W = ceil(V / 32): token i is bit i % 32 of word i / 32. `has_any` [M] becomes 1 where the row keeps a
+/// token, or the mask is of none, else 0.
+///
+/// # Errors
+/// When a row does not exist, or has two masks.
+pub fn mask(
+    logits: &mut [f32],
+    vocab: usize,
+    rows: &[i32],
+    masks: &[i32],
+    has_any: &mut [u8],
+) -> Result<(), String> {
+    let num_words = vocab.div_ceil(32);
+    assert!(vocab > 0 && masks.len() == rows.len() * num_words && has_any.len() == rows.len());
+    let mut is_masked = vec![false; logits.len() / vocab];
+    for &row in rows {
+        let Ok(row) = usize::try_from(row) else {
+            continue;
+        };
+        match is_masked.get_mut(row) {
+            None => return Err(format!("a mask of row {row} of {}", is_masked.len())),
+            Some(true) => return Err(format!("two masks of row {row}")),
+            Some(masked) => *masked = true,
+        }
+    }
+    let (to, to_any) = (Out(logits.as_mut_ptr()), Out(has_any.as_mut_ptr()));
+    pool::run(rows.len(), |m| {
+        let words = &masks[m * num_words..(m + 1) * num_words];
+        let any = usize::try_from(rows[m]).is_ok_and(|row| {
+            // SAFETY: the row exists, and no other task has it.
+            let row = unsafe { std::slice::from_raw_parts_mut(to.get().add(row * vocab), vocab) };
+            mask_row(row, words)
+        });
+        // SAFETY: this task's own element.
+        unsafe { *to_any.get().add(m) = u8::from(any || rows[m] < 0) };
+    });
+    Ok(())
+}
+
+/// One row of `mask`. Returns whether it keeps a token.
+fn mask_row(logits: &mut [f32], words: &[i32]) -> bool {
+    let mut any = false;
+    for (logits, &word) in logits.chunks_mut(32).zip(words) {
+        match word {
+            // Most words of a grammar's mask are one of these.
+            0 => logits.fill(f32::NEG_INFINITY),
+            -1 => any = any || logits.iter().any(|&x| x > f32::NEG_INFINITY),
+            _ => {
+                for (i, x) in logits.iter_mut().enumerate() {
+                    if word >> i & 1 == 0 {
+                        *x = f32::NEG_INFINITY;
+                    }
+                    any |= *x > f32::NEG_INFINITY;
+                }
+            }
+        }
+    }
+    any
 }
 
 /// An output that tasks write disjoint elements of.

@@ -78,13 +78,10 @@ fn task_blocks(tokens: usize, threads: usize, min_rows: usize) -> Vec<Range<usiz
         return Vec::new();
     }
     let count = tokens.div_ceil(TASK_ROWS * threads) * threads;
-    // Whole groups of ROWS, the larger blocks first.
-    let groups = tokens.div_ceil(ROWS);
-    let cut = |i: usize| ((i * groups).div_ceil(count) * ROWS).min(tokens);
-    (0..count)
-        .map(|i| cut(i)..cut(i + 1))
-        .filter(|b| !b.is_empty())
-        .collect()
+    // To the row, the larger blocks first: a thread with a group of rows more than the others, where
+    // each has two or three, makes them wait for half of the step.
+    let cut = |i: usize| (i * tokens).div_ceil(count);
+    (0..count).map(|i| cut(i)..cut(i + 1)).collect()
 }
 
 #[cfg(test)]
@@ -114,13 +111,12 @@ mod tests {
                 assert_eq!(blocks.is_empty(), !enough);
                 if enough {
                     assert!(covers(&blocks, tokens));
-                    assert!(blocks.iter().all(|b| b.start % ROWS == 0));
-                    // None is left idle, and none has two groups of rows more than another.
+                    // None is left idle, and none has two rows more than another.
                     assert!(blocks.len() >= threads);
-                    let sizes = blocks.iter().map(|b| b.len().div_ceil(ROWS));
+                    let sizes = blocks.iter().map(Range::len);
                     let (least, most) = (sizes.clone().min(), sizes.max());
                     assert!(most <= least.map(|least| least + 1));
-                    assert!(most <= Some(TASK_ROWS.div_ceil(ROWS) + 1));
+                    assert!(most <= Some(TASK_ROWS));
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! argmax and log-probabilities of logits.
+//! argmax, log-probabilities and masks of logits.
 
 use octavo_cpu::logits;
 use pyo3::prelude::*;
@@ -9,6 +9,7 @@ use crate::error::value_error;
 
 pub(super) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(cpu_argmax, m)?)?;
+    m.add_function(wrap_pyfunction!(cpu_mask_logits, m)?)?;
     m.add_function(wrap_pyfunction!(cpu_selected_logprobs, m)?)
 }
 
@@ -20,6 +21,34 @@ fn cpu_argmax(py: Python<'_>, x: Matrix, out: Vector) -> PyResult<()> {
     let (x, out) = unsafe { (x.flat()?.slice()?, out.of_len(rows)?.slice_mut()?) };
     run(py, 0, 8 * x.len(), || logits::argmax(level, x, vocab, out));
     Ok(())
+}
+
+#[pyfunction]
+fn cpu_mask_logits(
+    py: Python<'_>,
+    x: Matrix,
+    rows: Vector,
+    masks: Matrix,
+    has_any: Vector,
+) -> PyResult<()> {
+    let (num_masks, vocab) = (rows.len(), x.cols());
+    // SAFETY: `kernels/cpu/logits.py` passes tensors that it holds, x the caller's to change, has_any a
+    // new one.
+    let (x, rows, masks, has_any) = unsafe {
+        (
+            x.flat()?.slice_mut()?,
+            rows.slice()?,
+            masks
+                .of_shape(num_masks, vocab.div_ceil(32))?
+                .flat()?
+                .slice()?,
+            has_any.of_len(num_masks)?.slice_mut()?,
+        )
+    };
+    run(py, 0, 4 * num_masks * vocab, || {
+        logits::mask(x, vocab, rows, masks, has_any)
+    })
+    .map_err(value_error)
 }
 
 #[pyfunction]

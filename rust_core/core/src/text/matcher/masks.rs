@@ -59,12 +59,13 @@ impl MaskBatch {
     }
 }
 
-/// Half of the cores: the others have the model, or what waits for it, to run. None: there is no second.
+/// Half of the cores, since others have what waits for the model to run; but of two both, where it is
+/// the model that waits, being computed there itself. None: there is no second.
 fn pool() -> Option<&'static ThreadPool> {
     static POOL: OnceLock<Option<ThreadPool>> = OnceLock::new();
     POOL.get_or_init(|| {
         let num_cores = available_parallelism().map_or(1, usize::from);
-        let num_threads = (num_cores / 2).min(MAX_THREADS);
+        let num_threads = num_cores.min((num_cores / 2).clamp(2, MAX_THREADS));
         if num_threads < 2 {
             return None;
         }
