@@ -54,9 +54,10 @@ BELOW = {
     "text": set(),
     "conversations": {"engine", "text"},
     "llm": {"conversations", "llm_pooling", "offline", "engine", "runner", "models"},
-    "llm_pooling": {"offline", "engine"},
+    "llm_pooling": {"offline", "engine", "pair_template"},
     "offline": {"engine", "runner"},
-    "server": {"engine", "runner", "models", "text"},
+    "pair_template": {"text"},
+    "server": {"engine", "runner", "models", "text", "pair_template"},
     "ray": {"server", "engine"},
     "bench": {"llm", "engine"},
 }

@@ -238,6 +238,9 @@ class Metrics:
         Histograms: name -> {"buckets": [(upper_bound_s, cumulative_count), ...], "sum": float,
         "count": int}. Names are API.md's without the ``vllm:`` prefix and without ``_total``.
         """
+    def settled(self) -> tuple[int, int]:
+        """The samples that are over, and the prompt tokens of those that have an output token or
+        are over. Both only grow."""
 
 @final
 class EngineCore:
@@ -365,8 +368,12 @@ class EngineCore:
         Returns:
             As update().
         """
-    def refuse(self, request_ids: Sequence[int]) -> bool:
-        """End samples that add_request() did not take with "error". Returns as update()."""
+    def refuse(self, request_ids: Sequence[int], num_prompt_tokens: int) -> bool:
+        """End samples of one prompt that add_request() did not take with "error".
+
+        Returns:
+            As update().
+        """
     def take_ended(self) -> list[int]:
         """The samples that ended since the last call."""
     def abandon(self) -> bool:

@@ -127,7 +127,7 @@ class Conversations:
         return params if constraint is None else replace(params, structured_outputs=constraint)
 
     async def _attempt(self, constraint: StructuredOutputsParams) -> object:
-        return self._engine.compile(SamplingParams(structured_outputs=constraint))
+        return self._engine.grammars.compile(SamplingParams(structured_outputs=constraint))
 
     def take_apart(self, output: RequestOutput, turn: Turn) -> None:
         """Fill in the parts of each answer to a turn."""

@@ -51,6 +51,13 @@ class QueueFullError(OctavoError):
         super().__init__(f"the server is overloaded: {there}")
 
 
+class PausedError(OctavoError):
+    """Generation is paused by whoever runs the engine."""
+
+    def __init__(self) -> None:
+        super().__init__("generation is paused: try again once it goes on")
+
+
 class RequestTooLongError(InvalidRequestError):
     """The prompt leaves no room for a token in the model's context.
 
@@ -250,6 +257,7 @@ ERROR_TABLE: dict[type[BaseException], ErrorKind] = {
         501, _INVALID, "unsupported_transfer_coding", {"Connection": "close"}
     ),
     QueueFullError: ErrorKind(503, "service_unavailable", "queue_full", _RETRY),
+    PausedError: ErrorKind(503, "service_unavailable", "paused", _RETRY),
     LoadingError: ErrorKind(503, "service_unavailable", "loading", _RETRY),
     DrainingError: ErrorKind(503, "service_unavailable", "draining", _RETRY_LATER),
     StalledError: ErrorKind(503, "service_unavailable", "stalled", _RETRY_LATER),

@@ -55,7 +55,7 @@ class LLM(PoolingLLM):
 
     Args:
         model: folder, .gguf file or hub id; None is SmolLM2-135M-Instruct.
-        chat_template: for ``chat``, in place of the model's own.
+        chat_template: for ``chat``, in place of the model's own, and for ``score``.
         profiler_config: ``torch_profiler_dir`` is where ``stop_profile`` writes; ``profiler`` makes
             no difference.
         config: further fields of EngineConfig, or vLLM's arguments; None is the field's default.
@@ -74,6 +74,7 @@ class LLM(PoolingLLM):
         **config: Any,
     ) -> None:
         super().__init__(make_engine_config("LLM", {"model": model, **config}))
+        self._chat_template = chat_template
         self._conversations = Conversations(self._engine, chat_template)
         folder = ProfilerConfig.of(profiler_config).torch_profiler_dir
         self._profile_folder = Path(folder or "octavo-profile")

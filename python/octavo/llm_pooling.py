@@ -21,6 +21,7 @@ from octavo.outputs import (
     ScoringOutput,
     ScoringRequestOutput,
 )
+from octavo.pair_template import PairTemplate
 from octavo.pooling import (
     NO_TOKENS,
     EncodedText,
@@ -71,6 +72,9 @@ class PoolingLLM(Offline):
     have a use) and ``lora_request``, which is refused. ``use_tqdm`` may be a class of progress
     bars.
     """
+
+    # In place of the model's own.
+    _chat_template: str | None = None
 
     def embed(
         self,
@@ -284,6 +288,8 @@ class PoolingLLM(Offline):
         pooling_params: PoolingParams | None = None,
         lora_request: None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[ScoringRequestOutput]:
         """The scores of pairs: each text of ``text_2`` with its partner in ``text_1``.
 
@@ -296,13 +302,21 @@ class PoolingLLM(Offline):
 
         Args:
             truncate_prompt_tokens: as for ``embed``; a cross-encoder's pair is cut as a whole.
+            chat_template: makes one text of a cross-encoder's pair, whose messages have the roles
+                "query" and "document"; None is the one given to LLM, if any. The model's own is for
+                conversations, and no use here.
+            chat_template_kwargs: further variables of the template, such as ``instruction``.
 
         Raises:
-            ValueError: the model gives no vectors, or the texts do not pair up.
+            ValueError: the model gives no vectors, the texts do not pair up, or the template is
+                none.
             RequestTooLongError, InvalidParameterError: before anything has run.
         """
         refuse_adapter(lora_request)
         info = self._pooling_info("embed", "score", "token_embed")
+        template = self._pair_template(info, chat_template)
+        if template is None and chat_template_kwargs:
+            raise ValueError("chat_template_kwargs needs a chat_template")
         params = self._params(pooling_params, info, truncate_prompt_tokens)
         use_activation = use_activation and params.use_activation is not False
         add_special_tokens, most = tokenization(tokenization_kwargs, params)
@@ -317,8 +331,11 @@ class PoolingLLM(Offline):
         most = max_text_len(most, self._engine.limits.max_model_len)
         tokenizer = self._engine.tokenizer
         if info.task == "score":
+            variables = chat_template_kwargs or {}
             pairs = [
                 encode_pair(tokenizer, *pair, most, joins=info.joins)
+                if template is None
+                else template.encode(tokenizer, *pair, most, variables)
                 for pair in zip(firsts, seconds, strict=True)
             ]
             results = self._pool(pairs, use_tqdm)
@@ -338,6 +355,14 @@ class PoolingLLM(Offline):
             ScoringRequestOutput(str(request_id), tokens, ScoringOutput(value))
             for request_id, tokens, value in zip(ids, token_ids, scores, strict=True)
         ]
+
+    def _pair_template(self, info: PoolingInfo, source: str | None) -> PairTemplate | None:
+        if info.task != "score":
+            if source is not None:
+                raise ValueError("chat_template needs a cross-encoder: other texts are read alone")
+            return None
+        source = source or self._chat_template
+        return None if source is None else PairTemplate(source, self._engine.source.special_tokens)
 
     def _pooling_info(self, *tasks: str) -> PoolingInfo:
         info = self._engine.runner.pooling

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import operator
 from collections.abc import Mapping, Sequence
@@ -119,6 +120,17 @@ def encode_text(
     room = most - num_special
     kept = plain[len(plain) - room :] if side == "left" else plain[:room]
     return token_ids[:first] + kept + token_ids[first + len(plain) :]
+
+
+def cut_text(tokenizer: Tokenizer, text: str, most: int) -> str:
+    """The longest beginning of a text that has at most ``most`` tokens; 0: the whole text."""
+
+    def length(num_chars: int) -> int:
+        return len(tokenizer.encode(text[:num_chars], False))
+
+    if not most or length(len(text)) <= most:
+        return text
+    return text[: bisect.bisect_right(range(len(text)), most, key=length) - 1]
 
 
 def encode_pair(

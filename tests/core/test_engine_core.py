@@ -448,13 +448,14 @@ def test_what_the_core_does_not_take_is_delivered_as_an_error() -> None:
     core = make_core()
     with pytest.raises(ValueError, match="max_model_len"):
         core.add_request([4, 5], [1] * 100, max_tokens=1)
-    assert core.refuse([4, 5]) is True
+    assert core.refuse([4, 5], 3) is True
     deltas = core.outbox.drain()
     assert [(delta.request_id, delta.finish_reason) for delta in deltas] == [
         (4, "error"),
         (5, "error"),
     ]
     assert core.metrics.snapshot()["request_success"]["error"] == 2
+    assert core.metrics.settled() == (2, 6)
     assert not core.has_work()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -186,6 +187,29 @@ def test_prompt_tokens_that_wait_are_bounded(fake_model: Any) -> None:
             engine.submit(TokenIds([1]), long, lambda delta: None)
 
     asyncio.run(main())
+
+
+def block_until_settled(engine: AsyncEngine, num_ended: int) -> None:
+    """Keep the event loop until the core is done with so many requests of two tokens."""
+    late = time.monotonic() + 10
+    while engine.metrics.settled() != (num_ended, 2 * num_ended):
+        assert time.monotonic() < late
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("limit", ["max_num_queued_reqs", "max_num_queued_tokens"])
+def test_what_is_over_waits_for_nobody_to_read_it(fake_model: Any, limit: str) -> None:
+    """A busy event loop reads late; the place in the queue is free as soon as the core is done."""
+    fake_model()
+
+    async def main() -> None:
+        async with running(max_num_seqs=1, **{limit: 2}) as engine:
+            params = SamplingParams(max_tokens=2, ignore_eos=True)
+            for num_ended in range(1, 20):
+                engine.submit(TokenIds([1, 2]), params, lambda delta: None)
+                block_until_settled(engine, num_ended)
+            # Nothing has been read yet: the loop was here all the time.
+            assert engine.num_unfinished == 19
 
     asyncio.run(main())
 

@@ -201,6 +201,33 @@ def test_an_offer_to_upgrade_is_a_request_like_any_other(
     assert answers.count(b"data: [DONE]" if stream else b'"choices":') == 3
 
 
+@pytest.mark.parametrize("offer", OFFERS)
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("version", "encode"), [("1.0", request), ("1.1", request), ("1.1", chunked)]
+)
+def test_an_offer_with_the_last_request_of_its_connection(
+    server: RunningServer, offer: str, stream: bool, encode: Any, version: str
+) -> None:
+    """The end of the connection is asked for, or is HTTP/1.0's rule."""
+    body = {"prompt": "x", "stream": stream, "max_tokens": 3}
+    if version == "1.1":
+        offer = offer.replace("Connection: ", "Connection: close, ")
+    sent = request(body, headers=offer) if encode is request else chunked(body, offer)
+    with server.socket() as sock:
+        sock.sendall(sent.replace(b"HTTP/1.1", f"HTTP/{version}".encode()))
+        answer = read_all(sock)
+    assert answer.count(b"HTTP/1.1 200 ") == 1
+    assert answer.count(b"data: [DONE]" if stream else b'"choices":') == 1
+
+
+def test_an_offer_before_what_is_no_request(server: RunningServer) -> None:
+    with server.socket() as sock:
+        sock.sendall(request({"prompt": "x"}, headers=OFFERS[0]) + b"nonsense\r\n\r\n")
+        answer = read_all(sock)
+    assert b"HTTP/1.1 400 " in answer
+
+
 def test_offers_without_a_body_and_tunnels(server: RunningServer) -> None:
     with server.socket() as sock:
         head = f"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n{OFFERS[0]}\r\n".encode()
@@ -266,6 +293,15 @@ def test_compressed_bodies_that_are_refused(
     assert message in answer.error["message"]
     if status == 415:
         assert answer.headers["accept-encoding"] == "gzip, deflate"
+
+
+def test_codings_in_several_headers_are_one_list(server: RunningServer) -> None:
+    data = gzip.compress(BODY)
+    lines = "Content-Encoding: gzip\r\n" * 2 + f"Content-Length: {len(data)}\r\n"
+    head = f"POST {COMPLETION} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{lines}"
+    with server.socket() as sock:
+        sock.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + data)
+        assert read_all(sock).startswith(b"HTTP/1.1 415 ")
 
 
 # --------------------------------------------------------------------------- half-closed clients

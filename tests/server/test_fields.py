@@ -132,6 +132,29 @@ def test_numbers_may_be_strings(start_server: StartServer, path: str) -> None:
     assert prompt(server) == "def"
 
 
+@pytest.mark.parametrize(
+    ("sent", "received"),
+    [("true", True), ("False", False), ("YES", True), ("off", False), ("0", False), (1, True)],
+)
+def test_truth_values_may_be_words(start_server: StartServer, sent: Any, received: bool) -> None:
+    server = start_server()
+    for name in ("ignore_eos", "skip_special_tokens"):
+        post(server, COMPLETION, **{name: sent})
+        assert getattr(params(server), name) is received
+    answer = server.post(COMPLETION, {"prompt": "hi", "stream": sent})
+    assert answer.body.endswith(b"data: [DONE]\n\n") is received
+    options = {"stream": True, "stream_options": {"include_usage": sent}}
+    answer = server.post(COMPLETION, {"prompt": "hi", **options})
+    assert (b'"usage":{' in answer.body) is received
+
+
+@pytest.mark.parametrize("sent", ["tRUE", "", "2", 2, 0.5, [], {}, "maybe"])
+def test_no_other_word_is_a_truth_value(start_server: StartServer, sent: Any) -> None:
+    answer = start_server().post(COMPLETION, {"prompt": "hi", "stream": sent})
+    assert answer.status == 400
+    assert answer.error["param"] == "stream"
+
+
 def test_logprobs_reach_the_engine(start_server: StartServer) -> None:
     server = start_server()
     post(server, CHAT, logprobs=True)

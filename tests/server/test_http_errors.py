@@ -222,6 +222,7 @@ def test_fields_that_ask_for_nothing_pass(server: RunningServer) -> None:
         "modalities": ["text"],
         "include_reasoning": True,
         "verbosity": "medium",
+        "documents": [],
         # Of this model, which has no levels of it.
         "reasoning_effort": "low",
     }

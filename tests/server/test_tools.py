@@ -253,9 +253,9 @@ def test_allowed_tools_alone_are_described(start_server: StartServer) -> None:
         ({"tool_choice": "any"}, "tool_choice"),
         ({"tool_choice": {**NAMED, "function": {"name": "x"}}}, "tool_choice.function.name"),
         ({"tools": [], "tool_choice": "required"}, "tool_choice"),
-        ({"parallel_tool_calls": "yes"}, "parallel_tool_calls"),
+        ({"parallel_tool_calls": "maybe"}, "parallel_tool_calls"),
         ({"reasoning_effort": "much"}, "reasoning_effort"),
-        ({"include_reasoning": 1}, "include_reasoning"),
+        ({"include_reasoning": 2}, "include_reasoning"),
         ({"thinking_token_budget": -1}, "thinking_token_budget"),
     ],
 )

@@ -61,7 +61,7 @@ def test_a_call_of_any_schema_can_be_made(
     wanted = parse_tool_use(tools, "required")
 
     async def attempt(constraint: StructuredOutputsParams) -> object:
-        return tiny._engine.compile(SamplingParams(structured_outputs=constraint))
+        return tiny._engine.grammars.compile(SamplingParams(structured_outputs=constraint))
 
     constraint = asyncio.run(answer_constraint(ChannelFormat("hermes"), wanted, (), attempt))
     assert constraint is not None

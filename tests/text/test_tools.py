@@ -11,7 +11,7 @@ import pytest
 from octavo.errors import InvalidParameterError, UnsupportedParameterError
 from octavo.text import tools as tools_module
 from octavo.text.chat_template import ChatTemplate
-from octavo.text.tools import call_id, parse_tool_use, parse_tools
+from octavo.text.tools import ToolUse, call_id, parse_tool_use, parse_tools
 
 SCHEMA = {"type": "object", "properties": {"zone": {"type": "string"}}}
 
@@ -233,3 +233,15 @@ def test_reasoning_reaches_a_template_under_every_name() -> None:
     for name in ("reasoning", "reasoning_content"):
         message = {"role": "assistant", "content": "x", name: "because"}
         assert template.render([message]) == "[because][because][because]"
+
+
+def test_what_is_null_is_absent() -> None:
+    function = {"name": "f", "description": None, "parameters": None, "strict": None, "x": None}
+    use = ToolUse(parse_tools("tools", [{"type": None, "function": function}]))
+    assert use.definitions == [
+        {
+            "type": "function",
+            "function": {"name": "f", "parameters": {"type": "object", "properties": {}}},
+        }
+    ]
+    assert use.num_chars == len(use.tools[0].schema)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from octavo._core import TokenIds
-from octavo.engine.engine import AsyncEngine
+from octavo.engine.engine import AsyncEngine, PauseMode
 from octavo.engine.prompts import Prompt, prompt_parts, refuse_adapter
 from octavo.errors import EngineDeadError, InvalidParameterError
 from octavo.late_interaction import encode_form, form_of
@@ -70,7 +70,7 @@ class AsyncLLM:
 
         Raises:
             InvalidParameterError, RequestTooLongError, UnsupportedParameterError: it can never run.
-            QueueFullError, EngineDeadError: as AsyncEngine's.
+            QueueFullError, PausedError, EngineDeadError: as AsyncEngine's.
         """
         refuse_adapter(lora_request)
         await self._start()
@@ -201,6 +201,26 @@ class AsyncLLM:
         """The engine's counters, gauges and histograms since it was made."""
         name = self.engine.served_model_names[0]
         return read_metrics(self.engine.metrics.snapshot(), name)
+
+    async def pause_generation(
+        self, *, mode: PauseMode = "abort", clear_cache: bool = True
+    ) -> None:
+        """Generate nothing until ``resume_generation``: see ``AsyncEngine.pause``.
+
+        Raises:
+            ValueError, EngineDeadError: as there.
+        """
+        await self._start()
+        await self.engine.pause(mode, clear_cache=clear_cache)
+
+    async def resume_generation(self) -> None:
+        """End a pause."""
+        await self._start()
+        self.engine.resume()
+
+    async def is_paused(self) -> bool:
+        """True from the beginning of ``pause_generation`` to ``resume_generation``."""
+        return self.engine.is_paused
 
     async def do_log_stats(self) -> None:
         """Nothing: octavo's server logs its throughput by itself, and an engine never does."""

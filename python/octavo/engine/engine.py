@@ -10,13 +10,13 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from octavo.engine.engine_loop import STALL_S, EngineLoop
 from octavo.engine.limits import truncate
 from octavo.engine.model_facts import ModelFacts
 from octavo.engine.prompts import Prompt, checked_ids, prompt_parts, prompt_salt, tokenization
-from octavo.errors import EngineDeadError, QueueFullError
+from octavo.errors import EngineDeadError, PausedError, QueueFullError
 from octavo.outputs import RequestOutput
 from octavo.sampling_params import RequestOutputKind
 
@@ -44,6 +44,8 @@ logger = logging.getLogger("octavo.engine")
 
 # Receives a sample's output, or the reason why no more will come.
 Sink = Callable[["Delta | EngineDeadError"], None]
+# What a pause does with the requests that are there.
+PauseMode = Literal["abort", "wait", "keep"]
 
 # Below this an encode costs less than a hop to a worker thread and back.
 INLINE_ENCODE_CHARS = 2048
@@ -99,14 +101,18 @@ class AsyncEngine:
         self._sinks: dict[int, Sink] = {}
         max_num_seqs = self._engine_loop.runner.max_num_seqs
         self.max_unfinished = self.config.max_num_queued_reqs or max_num_seqs + _MAX_WAITING
-        # By sample, where there is a limit to them.
-        self._prompt_lengths: dict[int, int] = {}
+        # Of all samples that were ever queued.
+        self._num_submitted = 0
+        self._num_submitted_prompt_tokens = 0
         # Sample id -> the writer of its chunks, past the sink.
         self._writers: dict[int, SseWriter] = {}
         # Sample ids of ``generate``, by the ids that its callers gave.
         self._named: dict[str, set[int]] = {}
         self._dead: asyncio.Event | None = None
         self._is_stopped = False
+        # Whether new requests are refused, and whether any step begins.
+        self._is_closed = False
+        self._is_held = False
         # Made by whoever waits for the last sample to end; set then.
         self._idle: asyncio.Event | None = None
         self._compilers = ThreadPoolExecutor(NUM_COMPILE_THREADS, "octavo-compile")
@@ -157,9 +163,63 @@ class AsyncEngine:
         self._deliver()
         self._fail_all(EngineDeadError("the engine is stopped"))
 
-    async def _wait_idle(self, timeout_s: float) -> None:
+    async def pause(self, mode: PauseMode = "abort", *, clear_cache: bool = True) -> None:
+        """Generate nothing until ``resume``. Returns when no step is in flight.
+
+        Args:
+            mode: "abort" ends the requests that are there, "wait" lets them end; new ones are
+                refused. "keep" holds them where they are, and new ones in the queue.
+            clear_cache: forget all cached prefixes; requests that are held keep their own.
+
+        Raises:
+            ValueError: another mode.
+            EngineDeadError: the engine has died meanwhile.
+            RuntimeError: not on the event loop that started the engine.
+        """
+        if mode not in get_args(PauseMode):
+            raise ValueError(f"mode must be one of {', '.join(get_args(PauseMode))}, not {mode!r}")
+        self._check_caller()
+        if mode == "keep":
+            await self._hold()
+        else:
+            self._is_closed = True
+            if mode == "abort":
+                self.abort(list(self._sinks))
+            await self._wait_idle(None)
+        if not self.is_alive:
+            raise EngineDeadError
+        if clear_cache:
+            self._engine_loop.call(self._engine_loop.core.reset_prefix_cache)
+
+    async def _hold(self) -> None:
+        assert self._loop is not None
+        assert self._dead is not None
+        loop, is_held = self._loop, asyncio.Event()
+        self._is_held = True
+        self._engine_loop.hold(lambda: loop.call_soon_threadsafe(is_held.set))
+        waits = [asyncio.create_task(event.wait()) for event in (is_held, self._dead)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+
+    def resume(self) -> None:
+        """End a pause, of whatever mode; without one nothing happens."""
+        self._check_caller()
+        self._is_closed = False
+        if self._is_held:
+            self._is_held = False
+            self._engine_loop.release()
+
+    @property
+    def is_paused(self) -> bool:
+        """True from the beginning of ``pause`` to ``resume``."""
+        return self._is_closed or self._is_held
+
+    async def _wait_idle(self, timeout_s: float | None) -> None:
         if self._sinks and self.is_alive:
-            self._idle = asyncio.Event()
+            # One event for all who wait.
+            if self._idle is None or self._idle.is_set():
+                self._idle = asyncio.Event()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), timeout_s)
 
@@ -237,12 +297,15 @@ class AsyncEngine:
                 prompts that have no output yet, are there already.
             RequestTooLongError, InvalidParameterError, UnsupportedParameterError: the request can
                 never run.
+            PausedError: a pause takes no new requests.
             EngineDeadError: the engine has died or is stopped.
             RuntimeError: not on the event loop that started the engine.
         """
         self._check_caller()
         if self._is_stopped:
             raise EngineDeadError("the engine is stopped")
+        if self._is_closed:
+            raise PausedError
         if self._sinks:
             self._check_queue(params.n)
         samples = self._engine_loop.prepare(
@@ -259,21 +322,25 @@ class AsyncEngine:
         )
         ids = [sample.request_id for sample in samples]
         self._sinks.update(dict.fromkeys(ids, sink))
-        if self.config.max_num_queued_tokens is not None:
-            self._prompt_lengths.update(dict.fromkeys(ids, len(prompt_token_ids)))
+        self._num_submitted += len(ids)
+        self._num_submitted_prompt_tokens += len(ids) * len(prompt_token_ids)
         self._engine_loop.submit(samples)
         return ids
 
     def _check_queue(self, n: int) -> None:
-        """Raises QueueFullError where others leave no room for n more samples."""
-        if len(self._sinks) + n > self.max_unfinished:
-            raise QueueFullError(f"{len(self._sinks)} requests are running or waiting already")
+        """Raises QueueFullError where others leave no room for n more samples.
+
+        Counted as the core has it: what is over there is in nobody's way, read or not.
+        """
         most = self.config.max_num_queued_tokens
-        if most is None:
+        if len(self._sinks) + n <= self.max_unfinished and most is None:
             return
-        begun = self.metrics.snapshot()["decoding_prompt_tokens"]
-        num_queued = sum(self._prompt_lengths.values()) - int(begun)
-        if num_queued >= most:
+        num_ended, num_settled_tokens = self.metrics.settled()
+        num_unfinished = self._num_submitted - num_ended
+        if num_unfinished and num_unfinished + n > self.max_unfinished:
+            raise QueueFullError(f"{num_unfinished} requests are running or waiting already")
+        num_queued = self._num_submitted_prompt_tokens - num_settled_tokens
+        if most is not None and num_queued >= most:
             raise QueueFullError(f"{num_queued} tokens of prompts are waiting already")
 
     def write_through(self, request_ids: Iterable[int], writer: SseWriter) -> None:
@@ -295,10 +362,12 @@ class AsyncEngine:
         """
         if params.structured_outputs is None:
             return None
-        if (kept := self._engine_loop.find_grammar(params)) is not None:
+        if (kept := self._engine_loop.grammars.find(params)) is not None:
             return kept
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._compilers, self._engine_loop.compile, params)
+        return await loop.run_in_executor(
+            self._compilers, self._engine_loop.grammars.compile, params
+        )
 
     async def encode(self, text: str, add_special_tokens: bool = True) -> TokenIds:
         """Token ids; a long text is encoded off the event loop."""
@@ -389,7 +458,6 @@ class AsyncEngine:
             if delta.finish_reason is not None:
                 sink = self._sinks.pop(request_id)
                 self._writers.pop(request_id, None)
-                self._prompt_lengths.pop(request_id, None)
             else:
                 sink = self._sinks[request_id]
             sink(delta)
@@ -402,7 +470,6 @@ class AsyncEngine:
 
     def _fail_all(self, error: EngineDeadError) -> None:
         sinks, self._sinks = self._sinks, {}
-        self._prompt_lengths.clear()
         self._writers.clear()
         for sink in sinks.values():
             sink(error)

@@ -15,12 +15,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from octavo._core import EngineCore, Grammars
+from octavo._core import EngineCore
+from octavo.engine.grammar_compiler import GrammarCompiler
 from octavo.engine.limits import RequestLimits
 from octavo.engine.step_times import StepTimes
-from octavo.errors import EngineDeadError, InvalidParameterError
+from octavo.errors import EngineDeadError
 from octavo.models.source import load_tokenizer, resolve_model
 from octavo.runner.create import make_runner
 from octavo.runner.prompt_rows import PromptRows
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from octavo.runner.request_state import Delivery
     from octavo.runner.runner import InFlight, Runner
     from octavo.sampling_params import SamplingParams
-    from octavo.structured_outputs import ReasoningTokens, StructuredOutputsParams
+    from octavo.structured_outputs import ReasoningTokens
 
 logger = logging.getLogger("octavo.engine")
 
@@ -104,10 +105,12 @@ class EngineLoop:
             tokenizer=self.tokenizer,
         )
         self.eos_token_ids = self.source.eos_token_ids
-        self.grammars: Grammars | None = None
-        if self.tokenizer is not None and self.runner.pooling is None:
-            vocab_size = self.source.model_config.vocab_size
-            self.grammars = Grammars(self.tokenizer, vocab_size, self.eos_token_ids)
+        self.grammars = GrammarCompiler(
+            self.tokenizer if self.runner.pooling is None else None,
+            self.source.model_config.vocab_size,
+            self.eos_token_ids,
+            config.structured_outputs_config or {},
+        )
         self.step_times = StepTimes()
         self.fatal_error: BaseException | None = None
         self.last_progress_s = time.monotonic()
@@ -115,6 +118,7 @@ class EngineLoop:
         # Putting one wakes the thread, if it waits; an Event would cost more, being Python code.
         self._commands: SimpleQueue[Callable[[], object]] = SimpleQueue()
         self._stopping = False
+        self._is_held = False
         self._next_id = 0
         # The samples that are not over; the runner reads one when it gets a slot.
         self._requests: dict[int, RequestState] = {}
@@ -149,7 +153,7 @@ class EngineLoop:
             sse: a template per sample, for delivery "sse".
             num_first: of a pair of texts for a pooling model, the tokens that belong to the first.
             channels: what tells text, reasoning and tool calls apart; None: all of it is text.
-            grammar: what ``compile`` has made of the parameters; None: it is done here.
+            grammar: what ``grammars.compile`` has made of the parameters; None: it is done here.
             reasoning: the tokens around reasoning, which no grammar is about.
 
         Raises:
@@ -163,7 +167,7 @@ class EngineLoop:
         self.limits.check_service(priority, cache_salt)
         bad_words = encode_bad_words(self.tokenizer, params.bad_words)
         if grammar is None:
-            grammar = self.compile(params)
+            grammar = self.grammars.compile(params)
         if (self.config.structured_outputs_config or {}).get("enable_in_reasoning"):
             reasoning = None
         ids = range(self._next_id, self._next_id + params.n)
@@ -200,39 +204,6 @@ class EngineLoop:
 
     # ------------------------------------------------------------------ any thread
 
-    def find_grammar(self, params: SamplingParams) -> Grammar | None:
-        """The compiled grammar of a request, if it is kept from an earlier one."""
-        wanted = params.structured_outputs
-        if wanted is None or self.grammars is None:
-            return None
-        return self.grammars.find(wanted.kind, wanted.text, **self._grammar_options(wanted))
-
-    def compile(self, params: SamplingParams) -> Grammar | None:
-        """Compile what a request's text is to follow; blocks without the GIL. None: nothing.
-
-        Raises:
-            InvalidParameterError: it cannot be followed; names the request's field.
-        """
-        wanted = params.structured_outputs
-        if wanted is None:
-            return None
-        name = wanted.param or f"structured_outputs.{wanted.kind}"
-        if self.grammars is None:
-            raise InvalidParameterError(f"{name} needs a model that generates text", name)
-        try:
-            return self.grammars.compile(wanted.kind, wanted.text, **self._grammar_options(wanted))
-        except ValueError as error:
-            raise InvalidParameterError(f"{name} cannot be used: {error}", name) from None
-
-    def _grammar_options(self, wanted: StructuredOutputsParams) -> dict[str, Any]:
-        defaults = self.config.structured_outputs_config or {}
-        names = ("disable_any_whitespace", "disable_additional_properties")
-        options: dict[str, Any] = {
-            name: getattr(wanted, name) or bool(defaults.get(name)) for name in names
-        }
-        options["whitespace_pattern"] = wanted.whitespace_pattern
-        return options
-
     def submit(self, samples: Sequence[RequestState]) -> None:
         """Queue what ``prepare`` made; it is the engine's from here on.
 
@@ -250,6 +221,17 @@ class EngineLoop:
     def call(self, work: Callable[[], object]) -> None:
         """Run something on the engine thread, between two steps."""
         self._commands.put(work)
+
+    def hold(self, done: Callable[[], object]) -> None:
+        """Begin no step until ``release``; commands are taken. ``done`` is called, on the engine
+        thread, when no step is in flight."""
+        self._is_held = True
+        self._commands.put(lambda: self._hold(done))
+
+    def release(self) -> None:
+        """Step again."""
+        self._is_held = False
+        self._commands.put(lambda: None)
 
     def _check_alive(self) -> None:
         if self.fatal_error is not None:
@@ -436,7 +418,7 @@ class EngineLoop:
             )
         except Exception as error:
             logger.exception("request %d could not be added", ids[0], exc_info=error)
-            if self.core.refuse(ids):
+            if self.core.refuse(ids, len(first.prompt_token_ids)):
                 self._notify()
             return
         self._requests.update(zip(ids, samples, strict=True))
@@ -446,6 +428,17 @@ class EngineLoop:
         if ended:
             self._notify()
             self._forget_ended()
+
+    def _hold(self, done: Callable[[], object]) -> None:
+        while self._in_flight:
+            self._account(*self._in_flight.popleft())
+        done()
+        while self._is_held and not self._stopping:
+            self._resting = True
+            command = self._commands.get()
+            self.last_progress_s = time.monotonic()
+            self._resting = False
+            command()
 
     def _use_pause(self) -> None:
         """Do idle work piece by piece, until there is a command or nothing left."""

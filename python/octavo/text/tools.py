@@ -119,8 +119,7 @@ def parse_tools(field: str, value: Any) -> tuple[Tool, ...]:
 def _parse_tool(field: str, value: Any) -> Tool:
     if not isinstance(value, Mapping):
         raise InvalidParameterError(f"{field} must be an object", field)
-    kind = value.get("type", "function")
-    if kind != "function":
+    if value.get("type") not in (None, "function"):
         raise UnsupportedParameterError(
             f"{field}.type: only tools of type function are supported", f"{field}.type"
         )
@@ -150,7 +149,10 @@ def _parse_tool(field: str, value: Any) -> Tool:
     if description is not None:
         clean["description"] = description
     clean["parameters"] = parameters
-    clean |= {key: function[key] for key in function if key not in clean and key != "strict"}
+    for key, found in function.items():
+        # What is null is absent: to a template it would be a value.
+        if key not in clean and key != "strict" and found is not None:
+            clean[key] = found
     definition = {"type": "function", "function": clean}
     return Tool(name, schema, bool(strict), definition)
 

@@ -483,8 +483,8 @@ impl PyEngineCore {
         guarded(|| self.core.update(step_id, sampled, now_s))
     }
 
-    fn refuse(&mut self, request_ids: Vec<u64>) -> PyResult<bool> {
-        guarded(|| Ok(self.core.refuse(&request_ids)))
+    fn refuse(&mut self, request_ids: Vec<u64>, num_prompt_tokens: u64) -> PyResult<bool> {
+        guarded(|| Ok(self.core.refuse(&request_ids, num_prompt_tokens)))
     }
 
     fn take_ended(&mut self) -> Vec<u64> {

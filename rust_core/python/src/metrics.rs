@@ -37,4 +37,8 @@ impl PyMetrics {
         }
         Ok(dict)
     }
+
+    fn settled(&self) -> (u64, u64) {
+        self.inner.settled()
+    }
 }

@@ -117,7 +117,9 @@ class Exchange(Request):
             and not self._takes_any_type
         ):
             raise ContentTypeError("the request's Content-Type must be application/json")
-        coding = coding_of(header(self.scope, b"content-encoding"))
+        # Several headers of a name are one list.
+        codings = [value for key, value in self.scope["headers"] if key == b"content-encoding"]
+        coding = coding_of(b", ".join(codings))
         body = await self._read_body()
         # A small body may be a large one once decoded.
         if coding is None and len(body) <= MAX_INLINE_BODY_BYTES:

@@ -20,12 +20,24 @@ Prompt = str | TokenIds
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
 
-# Numbers that clients send as strings, from forms and environments; pydantic takes them, and so
-# does vLLM.
+# Numbers and truth values that clients send as strings, from forms and environments; pydantic takes
+# them, and so does vLLM.
 _INTEGER: Final = re.compile(r"^\s*[+-]?[0-9]{1,20}(\.0{0,20})?\s*$")
 _NUMBER: Final = re.compile(
     r"^\s*[+-]?([0-9]{1,40}(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][+-]?[0-9]{1,4})?\s*$"
 )
+
+
+# In each of their cases: patterns of JSON schemas know none.
+_TRUTHS: Final = {
+    form: is_true
+    for is_true, words in (
+        (True, ("true", "yes", "on", "t", "y", "1")),
+        (False, ("false", "no", "off", "f", "n", "0")),
+    )
+    for word in words
+    for form in (word, word.upper(), word.capitalize())
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +78,22 @@ def invalid(name: str, must: str, value: object) -> InvalidParameterError:
     return InvalidParameterError(f"{name} must be {must}, not {shorten(value)}", name)
 
 
-@check(type="boolean")
+@check(
+    anyOf=[
+        {"type": "boolean"},
+        {"enum": [0, 1]},
+        {"type": "string", "pattern": f"^({'|'.join(_TRUTHS)})$"},
+    ]
+)
 def boolean(name: str, value: Any) -> bool:
-    """true or false; numbers and strings are neither."""
-    if not isinstance(value, bool):
-        raise invalid(name, "true or false", value)
-    return value
+    """true or false, or one of the numbers and words that stand for them."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value in _TRUTHS:
+        return _TRUTHS[value]
+    if isinstance(value, int | float) and value in (0, 1):
+        return bool(value)
+    raise invalid(name, "true or false", value)
 
 
 def integer(least: int = -INT32_MAX, most: int = INT32_MAX) -> Check:

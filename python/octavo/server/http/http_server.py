@@ -118,7 +118,10 @@ class HttpProtocol(HttpToolsProtocol):
                 head, self._plain_head = self._plain_head, None
                 if head is None:  # CONNECT: what follows is for nobody here
                     return
-                self.parser.feed_data(head)
+                # A new one: to the old one a request of HTTP/1.0, or the last of its connection, is
+                # over and nothing comes after it.
+                self.parser = _make_parser(self)
+                rest = memoryview(b"".join((head, rest)))
             except httptools.HttpParserError:
                 self.send_400_response("")
                 return
@@ -292,6 +295,13 @@ class HttpProtocol(HttpToolsProtocol):
         )
         self.transport.close()
         self._deadline.set(limits.MAX_UNREAD_S)
+
+
+def _make_parser(protocol: HttpProtocol) -> Any:
+    parser = httptools.HttpRequestParser(protocol)
+    # As the base class has it: after the last request nothing is an error.
+    parser.set_dangerous_leniencies(lenient_data_after_close=True)
+    return parser
 
 
 def _too_large() -> HeaderTooLargeError:

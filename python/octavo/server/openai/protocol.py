@@ -31,7 +31,8 @@ from octavo.server.openai.functions import (
 )
 from octavo.server.openai.messages import MESSAGES_SCHEMA, parse_messages
 from octavo.server.work.request import Conversation, GenerationRequest
-from octavo.text.chat_template import MAX_TEMPLATE_CHARS, RESERVED_VARIABLES
+from octavo.server.work.template_variables import template_variables
+from octavo.text.chat_template import MAX_TEMPLATE_CHARS
 from octavo.text.tools import (
     MAX_SCHEMA_CHARS,
     MAX_TOOL_NAME_CHARS,
@@ -44,10 +45,6 @@ from octavo.text.tools import (
 
 if TYPE_CHECKING:
     from octavo.server.http.config import ServerConfig
-
-# Names that render() itself takes beside the template's variables.
-_RESERVED_KWARGS: Final = RESERVED_VARIABLES | {"continue_final_message", "self"}
-
 
 @dataclass(slots=True, kw_only=True)
 class OpenAiRequest(GenerationRequest):
@@ -186,16 +183,6 @@ def _prompts(name: str, value: Any) -> list[fields.Prompt]:
     return fields.texts_or_ids(name, value, limits.check_prompts)
 
 
-@fields.check(type="object")
-def _template_kwargs(name: str, value: Any) -> dict[str, Any]:
-    kwargs: dict[str, Any] = fields.json_object(name, value)
-    for key in kwargs:
-        if key in _RESERVED_KWARGS:
-            field = f"{name}.{clip(key)}"
-            raise InvalidParameterError(f"{field} is not a template's own variable", field)
-    return kwargs
-
-
 _TOOL_FIELDS: Final = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
 _FUNCTION_FIELDS: Final = frozenset({"functions", "function_call"})
 _TOOL_NAME: Final = {"type": "string", "minLength": 1, "maxLength": MAX_TOOL_NAME_CHARS}
@@ -322,7 +309,7 @@ TEMPLATE_FIELDS: Final[dict[str, fields.Check]] = {
     "add_generation_prompt": _boolean,
     "continue_final_message": _boolean,
     "chat_template": fields.string(MAX_TEMPLATE_CHARS, least_chars=1),
-    "chat_template_kwargs": _template_kwargs,
+    "chat_template_kwargs": template_variables,
     "tools": TOOLS,
 }
 

@@ -74,9 +74,15 @@ async def pool(
 
 
 async def encoded(
-    engine: AsyncEngine, texts: Sequence[str], most: int | None, param: str, encode: Callable[[], T]
+    engine: AsyncEngine,
+    texts: Sequence[str],
+    most: int | None,
+    param: str,
+    encode: Callable[[], T],
+    *,
+    inline: bool = True,
 ) -> T:
-    """``encode()``, off the event loop where these texts are long.
+    """``encode()``, off the event loop where these texts are long, or it is not ``inline``.
 
     Raises:
         RequestTooLongError: one is longer than any text that could fit, and is not to be cut.
@@ -85,7 +91,7 @@ async def encoded(
         least = max(map(len, texts), default=0) // MAX_CHARS_PER_TOKEN
         if least > engine.max_model_len:
             raise RequestTooLongError(least, engine.max_model_len, param, at_least=True)
-    if sum(map(len, texts)) <= INLINE_CHARS:
+    if inline and sum(map(len, texts)) <= INLINE_CHARS:
         return encode()
     return await asyncio.to_thread(encode)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from octavo.errors import InvalidParameterError
 from octavo.server.http import fields, limits
 from octavo.server.http.body import BOOKKEEPING_FIELDS, Body
 from octavo.server.pooling.forms import DTYPES, ENCODINGS, ENDIANNESS
+from octavo.server.work.template_variables import template_variables
 
 _TOKEN_IDS: Final = {"type": "array", "items": {"type": "integer"}, "minItems": 1}
 # Queries and documents may be empty: a text of special tokens alone is one.
@@ -61,7 +62,28 @@ class EmbeddingRequest(PoolingRequest):
 
 
 @dataclass(slots=True, kw_only=True)
-class ScoreRequest(PoolingRequest):
+class PairsRequest(PoolingRequest):
+    """Fields of requests about pairs of a query and a document.
+
+    ``max_tokens_per_query``, ``max_tokens_per_doc``: of a text before it is paired, 0: all.
+    ``instruction``, ``chat_template_kwargs``: variables of the template that makes one text of two.
+    """
+
+    use_activation: bool = True
+    max_tokens_per_query: int = 0
+    max_tokens_per_doc: int = 0
+    instruction: str | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The template's variables; the object's own ``instruction`` counts before the field."""
+        named = {} if self.instruction is None else {"instruction": self.instruction}
+        return named | self.chat_template_kwargs
+
+
+@dataclass(slots=True, kw_only=True)
+class ScoreRequest(PairsRequest):
     """A checked /v1/score request: as many first texts as second ones.
 
     ``names``: of the two fields that the texts came in.
@@ -70,18 +92,16 @@ class ScoreRequest(PoolingRequest):
     firsts: list[str]
     seconds: list[str]
     names: tuple[str, str]
-    use_activation: bool = True
 
 
 @dataclass(slots=True, kw_only=True)
-class RerankRequest(PoolingRequest):
+class RerankRequest(PairsRequest):
     """A checked /v1/rerank request. ``top_n`` 0: all documents."""
 
     query: str
     documents: list[str]
     top_n: int = 0
     return_documents: bool = True
-    use_activation: bool = True
 
 
 @dataclass(slots=True, kw_only=True)
@@ -211,6 +231,13 @@ CLASSIFY_BODY: Final = Body(
     required=("input",),
     ignored=BOOKKEEPING_FIELDS,
 )
+_PAIRS: Final[dict[str, fields.Check]] = {
+    "use_activation": fields.boolean,
+    "max_tokens_per_query": fields.integer(0),
+    "max_tokens_per_doc": fields.integer(0),
+    "instruction": fields.string(),
+    "chat_template_kwargs": template_variables,
+}
 # vLLM's names of the two fields, the older ones first.
 SCORE_NAMES: Final = (
     ("text_1", "text_2"),
@@ -221,8 +248,8 @@ SCORE_NAMES: Final = (
 SCORE_BODY: Final = Body(
     {
         **_COMMON,
+        **_PAIRS,
         **{name: _texts for names in SCORE_NAMES for name in names},
-        "use_activation": fields.boolean,
     },
     one_of=SCORE_NAMES,
     ignored=BOOKKEEPING_FIELDS,
@@ -265,11 +292,11 @@ COHERE_EMBED_BODY: Final = Body(
 RERANK_BODY: Final = Body(
     {
         **_COMMON,
+        **_PAIRS,
         "query": fields.string(),
         "documents": _documents,
         "top_n": fields.integer(0),
         "return_documents": fields.boolean,
-        "use_activation": fields.boolean,
     },
     required=("query", "documents"),
     ignored=BOOKKEEPING_FIELDS,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from octavo.errors import UnsupportedParameterError
 from octavo.late_interaction import max_sim, scored_pairs, scored_texts
-from octavo.pooling import EncodedText, cosine, encode_pair, max_text_len, squash
+from octavo.pooling import EncodedText, cosine, cut_text, encode_pair, max_text_len, squash
 from octavo.server.pooling.pool import INLINE_VALUES, encoded, pool, usage
 from octavo.server.pooling.protocol import (
     RerankRequest,
@@ -20,6 +20,7 @@ from octavo.server.pooling.protocol import (
 )
 
 if TYPE_CHECKING:
+    from octavo._core import Tokenizer
     from octavo.late_interaction import Side
     from octavo.server.http.exchange import Exchange
     from octavo.server.work.served_model import ServedModel
@@ -85,18 +86,29 @@ async def _scores(
     engine, info = model.engine, model.pooling("embed", "token_embed", "score")
     tokenizer = engine.tokenizer
     most = max_text_len(request.truncate_prompt_tokens, engine.max_model_len)
+    template = model.pair_template
+    if template is None:
+        _refuse_variables(request)
+    if request.max_tokens_per_query or request.max_tokens_per_doc:
+        firsts, seconds = await asyncio.to_thread(_cut, tokenizer, request, firsts, seconds)
     if info.task == "score":
         if request.truncation_side == "left":
             raise UnsupportedParameterError(
                 "truncation_side: left is not supported by a cross-encoder", "truncation_side"
             )
 
+        variables = model.chat_template_kwargs | request.variables
+
         def encode_pairs() -> list[EncodedText]:
             couples = zip(firsts, seconds, strict=True)
-            return [encode_pair(tokenizer, *couple, most, joins=info.joins) for couple in couples]
+            if template is not None:
+                return [template.encode(tokenizer, *each, most, variables) for each in couples]
+            return [encode_pair(tokenizer, *each, most, joins=info.joins) for each in couples]
 
         # A query is read once per document.
-        pairs = await encoded(engine, [*firsts, *seconds], most, param, encode_pairs)
+        is_quick = template is None
+        whole = [*firsts, *seconds]
+        pairs = await encoded(engine, whole, most, param, encode_pairs, inline=is_quick)
         vectors = await pool(state, exchange, engine, request, pairs, param)
         squashes = info.squashes and request.use_activation
         return [squash(logits, squashes) for logits in vectors], pairs
@@ -123,3 +135,24 @@ async def _scores(
     if num_values <= INLINE_VALUES:
         return scores(), texts
     return await asyncio.to_thread(scores), texts
+
+
+def _cut(
+    tokenizer: Tokenizer,
+    request: ScoreRequest | RerankRequest,
+    firsts: Sequence[str],
+    seconds: Sequence[str],
+) -> tuple[list[str], list[str]]:
+    """The texts to be paired, each of as many tokens as the request allows."""
+    # A query may be there once per document.
+    queries = {text: cut_text(tokenizer, text, request.max_tokens_per_query) for text in firsts}
+    documents = [cut_text(tokenizer, text, request.max_tokens_per_doc) for text in seconds]
+    return [queries[text] for text in firsts], documents
+
+
+def _refuse_variables(request: ScoreRequest | RerankRequest) -> None:
+    for name in ("instruction", "chat_template_kwargs"):
+        if getattr(request, name):
+            raise UnsupportedParameterError(
+                f"{name} needs a cross-encoder served with --chat-template", name
+            )

@@ -38,7 +38,8 @@ async def encode_chat(model: ServedModel, conversation: Conversation) -> ChatPro
         UnsupportedParameterError: the template does not use something the request asks for.
         RequestTooLongError: the text is longer than any that could fit the context.
     """
-    documents, tools = conversation.documents, conversation.tools
+    # No documents and an empty list of them are the same.
+    documents, tools = conversation.documents or None, conversation.tools
     template = model.template(conversation.chat_template, has_tools=bool(tools))
     if documents is not None and not template.uses("documents"):
         raise UnsupportedParameterError(

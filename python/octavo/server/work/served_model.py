@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from octavo.errors import BadRequestError, UnsupportedParameterError
+from octavo.pair_template import PairTemplate
 from octavo.server.work.prompt_history import PromptHistory
 from octavo.server.work.token_texts import TokenTexts
 from octavo.text.chat_format import ChatFormat, find_chat_format
@@ -62,6 +63,10 @@ class ServedModel:
         self._tool_template = (
             self._template if own is None else ChatTemplate(own, engine.special_tokens)
         )
+        # The model's own is for conversations: rerankers have it from the models they were made of.
+        self.pair_template: PairTemplate | None = None
+        if template_source is not None and engine.pooling and engine.pooling.task == "score":
+            self.pair_template = PairTemplate(template_source, engine.special_tokens)
         self._template_process = TemplateProcess()
         self.prompt_history = PromptHistory(engine.tokenizer, shows_text=config.enable_log_requests)
         # Answers to requests with tools: called, none, cut.

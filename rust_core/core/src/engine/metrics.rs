@@ -93,8 +93,8 @@ pub struct MetricsData {
     pub num_requests_running: u64,
     pub num_requests_waiting: u64,
     pub kv_cache_usage_perc: f64,
-    /// Of samples that have an output token and are not over.
-    pub decoding_prompt_tokens: u64,
+    /// Of samples that have an output token or are over. It only grows.
+    pub settled_prompt_tokens: u64,
     pub prompt_tokens: u64,
     pub generation_tokens: u64,
     pub prefix_cache_queries: u64,
@@ -127,7 +127,7 @@ impl Default for MetricsData {
             num_requests_running: 0,
             num_requests_waiting: 0,
             kv_cache_usage_perc: 0.0,
-            decoding_prompt_tokens: 0,
+            settled_prompt_tokens: 0,
             prompt_tokens: 0,
             generation_tokens: 0,
             prefix_cache_queries: 0,
@@ -168,13 +168,12 @@ impl MetricsData {
 
     /// Gauges by name; one under its older name too.
     #[must_use]
-    pub fn gauges(&self) -> [(&'static str, f64); 5] {
+    pub fn gauges(&self) -> [(&'static str, f64); 4] {
         [
             ("num_requests_running", self.num_requests_running as f64),
             ("num_requests_waiting", self.num_requests_waiting as f64),
             ("kv_cache_usage_perc", self.kv_cache_usage_perc),
             ("gpu_cache_usage_perc", self.kv_cache_usage_perc),
-            ("decoding_prompt_tokens", self.decoding_prompt_tokens as f64),
         ]
     }
 
@@ -237,6 +236,15 @@ impl MetricsData {
 pub struct Metrics(Mutex<MetricsData>);
 
 impl Metrics {
+    /// The samples that are over, and [`MetricsData::settled_prompt_tokens`]. Neither copies nor
+    /// allocates.
+    #[must_use]
+    pub fn settled(&self) -> (u64, u64) {
+        let data = self.lock();
+        let ended = data.request_success.iter().sum();
+        (ended, data.settled_prompt_tokens)
+    }
+
     /// Exclusive access, for one step's updates.
     pub fn lock(&self) -> MutexGuard<'_, MetricsData> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

@@ -267,9 +267,9 @@ impl EngineCore {
         Ok(())
     }
 
-    /// Delivers samples that `add_request` did not take: one delta each, with "error". Returns true
-    /// if a wake-up is due.
-    pub fn refuse(&mut self, request_ids: &[u64]) -> bool {
+    /// Delivers samples of one prompt that `add_request` did not take: one delta each, with "error".
+    /// Returns true if a wake-up is due.
+    pub fn refuse(&mut self, request_ids: &[u64], num_prompt_tokens: u64) -> bool {
         let (outbox, metrics) = (self.outbox.clone(), self.metrics.clone());
         let mut outbox = outbox.lock();
         let was_empty = outbox.is_empty();
@@ -283,7 +283,11 @@ impl EngineCore {
             outbox.finish(key);
         }
         drop(outbox);
-        metrics.lock().request_success[FinishReason::Error as usize] += request_ids.len() as u64;
+        let num_samples = request_ids.len() as u64;
+        let mut metrics = metrics.lock();
+        metrics.request_success[FinishReason::Error as usize] += num_samples;
+        metrics.settled_prompt_tokens += num_samples * num_prompt_tokens;
+        drop(metrics);
         self.wake_up_is_due(was_empty)
     }
 

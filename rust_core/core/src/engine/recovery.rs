@@ -55,11 +55,13 @@ impl EngineCore {
         let (outbox, metrics) = (self.outbox.clone(), self.metrics.clone());
         let (outbox, metrics) = (&mut outbox.lock(), &mut metrics.lock());
         self.num_constrained = 0;
-        metrics.decoding_prompt_tokens = 0;
         for sample in self.samples.drain(..).flatten() {
             let delta = &mut outbox.stream(sample.stream_key).delta;
             delta.finish_reason = Some(FinishReason::Error);
             delta.num_output_tokens = sample.num_outputs;
+            if sample.num_outputs == 0 {
+                metrics.settled_prompt_tokens += u64::from(delta.num_prompt_tokens);
+            }
             delta.decode_s = (sample.num_outputs > 0).then_some(now_s - sample.first_token_s);
             self.ended.push(delta.request_id);
             outbox.finish(sample.stream_key);

@@ -107,7 +107,7 @@ impl EngineCore {
                 .observe(now_s - sample.arrival_s);
             let request = &self.scheduler.requests()[index as usize];
             metrics.prompt_tokens += u64::from(request.num_prompt);
-            metrics.decoding_prompt_tokens += u64::from(request.num_prompt);
+            metrics.settled_prompt_tokens += u64::from(request.num_prompt);
             let delta = &mut outbox.stream(sample.stream_key).delta;
             delta.num_cached_tokens = request.num_cached_tokens;
             delta.queue_s = sample.scheduled_s.map(|at| at - sample.arrival_s);
@@ -187,10 +187,8 @@ impl EngineCore {
         outbox.finish(sample.stream_key);
         self.ended.push(request.request_id);
 
-        if has_token {
-            metrics.decoding_prompt_tokens = metrics
-                .decoding_prompt_tokens
-                .saturating_sub(u64::from(num_prompt));
+        if !has_token {
+            metrics.settled_prompt_tokens += u64::from(num_prompt);
         }
         let group = self.scheduler.end(index);
         metrics.request_success[reason as usize] += 1;
