@@ -1,12 +1,17 @@
-"""SmolLM2-135M requantized in each format: bits, bytes, speed and perplexity on a CPU.
+"""SmolLM2-135M requantized in each format, and with each KV cache: bits, speed and perplexity on a CPU.
 
     python bench/perplexity.py MODEL.gguf --threads 2 --json perplexity.json
+    python bench/perplexity.py MODEL.gguf --only 'GPTQ|AWQ' --json perplexity.json   # these rows anew
+    python bench/perplexity.py MODEL.gguf --kv --json perplexity.json
 
 Rounds the float weights of a model's projections to the nearest numbers of each format (what tools
 choose better than that is theirs), writes them as the format's files, and serves those as a CPU
 does by default. Perplexity: of this repository's documents, in parts of 512 tokens. Speed: output
 tokens a second at 1 and 16 requests of 64 tokens in, 64 out; rounds take the formats in turn, and
-the table has medians. Bits: of a projection's element in the file and in memory; the embedding,
+the table has medians. ``--rounds 0`` leaves out speeds, and keeps those that the JSON has; a run
+of a few rows takes less than the time for which others can be asked to be quiet. ``--kv``: the
+model's own file with each type of keys and values, whose speed is that of one request's tokens
+after KV_CONTEXT others. Bits: of a projection's element in the file and in memory; the embedding,
 which is the output head as well, stays as it is.
 """
 
@@ -17,6 +22,7 @@ import gc
 import json
 import math
 import random
+import re
 import statistics
 import tempfile
 import time
@@ -41,6 +47,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TEXTS = ("ARCHITECTURE.md", "CONTRIBUTING.md", "docs/agents.md", "docs/api.md")
 PART, PARTS = 512, 6
 BATCHES = (1, 16)
+KV_TYPES = ("float32", "bfloat16", "int8", "fp8_e4m3", "fp8_e5m2")
+KV_CONTEXT, KV_OUT = 8000, 32
 NUM_IN = NUM_OUT = 64
 # A weight of as many rows is no projection.
 VOCABULARY = 40_000
@@ -95,12 +103,12 @@ def awq(weight: Tensor) -> dict[str, Tensor]:
     return {"qweight": columns(q), "qzeros": columns(zero), "scales": scale.t().contiguous()}
 
 
-def gptq(bits: int) -> Writer:
+def gptq(bits: int, *, sym: bool = True) -> Writer:
     def write(weight: Tensor) -> dict[str, Tensor]:
-        q, scale, zero = affine(weight, bits, 64, sym=True)
+        q, scale, zero = affine(weight, bits, 64, sym=sym)
         return {
             "qweight": words(q, bits).t().contiguous(),
-            "qzeros": words(zero.t() - 1, bits),
+            "qzeros": words((zero.t() - 1) % 2**bits, bits),
             "scales": scale.t().contiguous(),
         }
 
@@ -110,6 +118,11 @@ def gptq(bits: int) -> Writer:
 def fp8_rows(weight: Tensor) -> dict[str, Tensor]:
     scale = weight.abs().amax(1, keepdim=True) / 448
     return {"weight": (weight / scale).to(torch.float8_e4m3fn), "weight_scale": scale}
+
+
+def fp8_tensor(weight: Tensor) -> dict[str, Tensor]:
+    scale = weight.abs().max() / 448
+    return {"weight": (weight / scale).to(torch.float8_e4m3fn), "weight_scale_inv": scale}
 
 
 def fp8_blocks(weight: Tensor) -> dict[str, Tensor]:
@@ -147,20 +160,27 @@ def mxfp4(weight: Tensor) -> dict[str, Tensor]:
     return {"weight_packed": q[:, ::2] | q[:, 1::2] << 4, "weight_scale": scale}
 
 
-def nf4(weight: Tensor) -> dict[str, Tensor]:
-    blocks = weight.view(-1, 64)
-    absmax = blocks.abs().amax(1)
-    codes = torch.tensor(NF4)
-    q = nearest((blocks / absmax[:, None]).view(-1), codes)
-    state = {"blocksize": 64, "shape": list(weight.shape), "dtype": "float32", "quant_type": "nf4"}
-    return {
-        "weight": (q[::2] << 4 | q[1::2])[:, None],
-        "weight.absmax": absmax,
-        "weight.quant_map": codes,
-        "weight.quant_state.bitsandbytes__nf4": torch.tensor(
-            list(json.dumps(state).encode())
-        ).byte(),
-    }
+def bnb4(kind: str, codes: Tensor) -> Writer:
+    def write(weight: Tensor) -> dict[str, Tensor]:
+        blocks = weight.view(-1, 64)
+        absmax = blocks.abs().amax(1)
+        q = nearest((blocks / absmax[:, None]).view(-1), codes)
+        state = {"blocksize": 64, "shape": list(weight.shape), "dtype": "float32"}
+        data = json.dumps(state | {"quant_type": kind}).encode()
+        return {
+            "weight": (q[::2] << 4 | q[1::2])[:, None],
+            "weight.absmax": absmax,
+            "weight.quant_map": codes,
+            f"weight.quant_state.bitsandbytes__{kind}": torch.tensor(list(data)).byte(),
+        }
+
+    return write
+
+
+def bnb8(weight: Tensor) -> dict[str, Tensor]:
+    absmax = weight.abs().amax(1)
+    q = (weight / absmax[:, None] * 127).round().to(torch.int8)
+    return {"weight": q, "SCB": absmax, "weight_format": torch.zeros((), dtype=torch.uint8)}
 
 
 def int8_rows(weight: Tensor) -> dict[str, Tensor]:
@@ -178,7 +198,10 @@ def ct(form: str, **weights: Any) -> dict[str, Any]:
     }
 
 
+# bitsandbytes' fp4: a sign, two bits of exponent, one of mantissa, in an order of its own.
+BNB_FP4 = torch.tensor([0, 0.0625, 8, 12, 4, 6, 2, 3, 0, -0.0625, -8, -12, -4, -6, -2, -3]) / 12
 GPTQ = {"quant_method": "gptq", "group_size": 64, "desc_act": False, "sym": True}
+BNB4 = {"quant_method": "bitsandbytes", "load_in_4bit": True}
 ROW = {"strategy": "channel"}
 # A format -> its quantization_config and writer, None: the float weights; and --quantization.
 FORMATS: dict[str, tuple[Mapping[str, Any] | None, Writer | None, str | None]] = {
@@ -200,11 +223,16 @@ FORMATS: dict[str, tuple[Mapping[str, Any] | None, Writer | None, str | None]] =
         fp8_rows,
         None,
     ),
+    "FP8, a tensor": ({"quant_method": "fp8"}, fp8_tensor, None),
     "FP8, blocks of 128 x 128": (
         {"quant_method": "fp8", "weight_block_size": [128, 128]},
         fp8_blocks,
         None,
     ),
+    "`-q fp8`": (None, None, "fp8"),
+    "`-q fp8_per_tensor`": (None, None, "fp8_per_tensor"),
+    "`-q fp8_per_block`": (None, None, "fp8_per_block"),
+    "bitsandbytes int8": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, bnb8, None),
     "GGUF Q4_1 (`-q w4`)": (None, None, "w4"),
     "AWQ, groups of 64": (
         {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemm"},
@@ -212,6 +240,7 @@ FORMATS: dict[str, tuple[Mapping[str, Any] | None, Writer | None, str | None]] =
         None,
     ),
     "GPTQ 4 bits, groups of 64": (GPTQ | {"bits": 4}, gptq(4), None),
+    "GPTQ 4 bits, asymmetric": (GPTQ | {"bits": 4, "sym": False}, gptq(4, sym=False), None),
     "compressed-tensors W4A16, groups of 32": (
         ct("pack-quantized", num_bits=4, type="int", strategy="group", group_size=32),
         packed_ints(4, 32),
@@ -229,7 +258,9 @@ FORMATS: dict[str, tuple[Mapping[str, Any] | None, Writer | None, str | None]] =
         mxfp4,
         None,
     ),
-    "bitsandbytes nf4": ({"quant_method": "bitsandbytes", "load_in_4bit": True}, nf4, None),
+    "`-q mxfp4`": (None, None, "mxfp4"),
+    "bitsandbytes nf4": (BNB4, bnb4("nf4", torch.tensor(NF4)), None),
+    "bitsandbytes fp4": (BNB4, bnb4("fp4", BNB_FP4), None),
 }
 
 
@@ -347,19 +378,14 @@ def packed_weights() -> list[CpuWeight]:
     return [weight for weight in found if weight.shape[0] < VOCABULARY]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+def measure_formats(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """A row of each format that is asked for."""
     config, tensors = float_tensors(args.model)
-    text = "\n".join((ROOT / name).read_text() for name in TEXTS)
     rows: dict[str, dict[str, Any]] = {}
     llms: dict[str, LLM] = {}
+    asked = {name: values for name, values in FORMATS.items() if re.search(args.only, name)}
     with tempfile.TemporaryDirectory() as temporary:
-        for i, (name, (quantization, write, flag)) in enumerate(FORMATS.items()):
+        for i, (name, (quantization, write, flag)) in enumerate(asked.items()):
             folder = Path(temporary) / str(i)
             bits = write_folder(folder, config, tensors, quantization, write)
             size = sum(file.stat().st_size for file in folder.iterdir())
@@ -373,43 +399,90 @@ def main() -> None:
                 threads=args.threads,
             )
             own = [weight for weight in packed_weights() if id(weight) not in before]
-            ids = llm.get_tokenizer().encode(text)
-            assert len(ids) >= PARTS * PART, len(ids)
             memory = 8 * sum(w.nbytes for w in own) / sum(w.num_elements for w in own)
             rows[name] = {
                 "bits_in_file": None if flag else bits,
                 "bits_in_memory": memory,
                 "file_bytes": None if flag else size,
-                "perplexity": perplexity(llm, ids),
-                "tok_s": {requests: [] for requests in BATCHES},
+                "perplexity": perplexity(llm, text_ids(llm)),
             }
             llms[name] = llm
             print(name, f"{memory:.2f} bits, perplexity {rows[name]['perplexity']:.3f}", flush=True)
             (folder / "model.safetensors").unlink()
+    speeds = {name: {batch: list[float]() for batch in BATCHES} for name in llms}
     for seed in range(args.rounds):
-        for requests in BATCHES:
+        for batch in BATCHES:
             for name, llm in llms.items():
-                rows[name]["tok_s"][requests].append(tokens_a_second(llm, requests, seed))
-    print()
-    print("| format | bits, file | bits, memory | file, MB | tok/s, 1 | tok/s, 16 | perplexity |")
-    print("|---|---|---|---|---|---|---|")
+                speeds[name][batch].append(tokens_a_second(llm, batch, seed))
+    if args.rounds:
+        for name, row in rows.items():
+            row["tok_s"] = {str(n): statistics.median(found) for n, found in speeds[name].items()}
+    return rows
+
+
+def measure_kv(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """A row of each type of keys and values."""
+    rows: dict[str, dict[str, Any]] = {}
+    for dtype in KV_TYPES:
+        llm = LLM(
+            str(args.model),
+            kv_cache_dtype=dtype,
+            max_model_len=KV_CONTEXT + KV_OUT,
+            num_gpu_blocks_override=520,
+            threads=args.threads,
+        )
+        ids = text_ids(llm)
+        rows[dtype] = {"perplexity": perplexity(llm, ids)}
+        if args.rounds:
+            prompt = {"prompt_token_ids": (ids * 4)[:KV_CONTEXT]}
+            params = SamplingParams(temperature=0, max_tokens=KV_OUT, ignore_eos=True)
+            found = []
+            for _ in range(args.rounds + 1):
+                start = time.perf_counter()
+                llm.generate([prompt], params, use_tqdm=False)
+                found.append(KV_OUT / (time.perf_counter() - start))
+            # The first has filled the cache, which the others find.
+            rows[dtype]["tok_s"] = statistics.median(found[1:])
+        print(dtype, rows[dtype], flush=True)
+        del llm
+        gc.collect()
+    return rows
+
+
+def text_ids(llm: LLM) -> list[int]:
+    """The tokens of this repository's documents."""
+    text = "\n".join((ROOT / name).read_text() for name in TEXTS)
+    ids: list[int] = llm.get_tokenizer().encode(text)
+    assert len(ids) >= PARTS * PART, len(ids)
+    return ids
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="", help="a regex of formats' names")
+    parser.add_argument("--kv", action="store_true", help="types of keys and values, no formats")
+    parser.add_argument("--json", type=Path, help="the rows that it has stay, or are replaced")
+    args = parser.parse_args()
+    part, order = ("kv", list(KV_TYPES)) if args.kv else ("formats", list(FORMATS))
+    rows = measure_kv(args) if args.kv else measure_formats(args)
+    if args.json is None:
+        print(json.dumps(rows, indent=1))
+        return
+    out = json.loads(args.json.read_text()) if args.json.exists() else {"formats": {}}
+    merged: dict[str, dict[str, Any]] = out.get(part, {})
     for name, row in rows.items():
-        row["tok_s"] = {n: statistics.median(found) for n, found in row["tok_s"].items()}
-        file = "-" if row["bits_in_file"] is None else f"{row['bits_in_file']:.2f}"
-        size = "-" if row["file_bytes"] is None else f"{row['file_bytes'] / 1e6:.0f}"
-        speed = " | ".join(f"{row['tok_s'][n]:.0f}" for n in BATCHES)
-        print(
-            f"| {name} | {file} | {row['bits_in_memory']:.2f} | {size} | {speed} | "
-            f"{row['perplexity']:.2f} |"
-        )
-    if args.json:
-        machine = (
+        merged[name] = merged.get(name, {}) | row
+    out[part] = {name: merged[name] for name in order if name in merged}
+    if args.rounds:
+        out["command"] = f"bench/perplexity.py {args.model.name} --threads {args.threads}"
+        out["machine"] = (
             f"{processor()}, {cpu.num_threads()} threads, level {cpu.level()}, "
-            f"torch {torch.__version__}, medians of {args.rounds}"
+            f"torch {torch.__version__}, medians of {args.rounds} rounds"
         )
-        command = f"bench/perplexity.py {args.model.name} --threads {args.threads}"
-        out = {"command": command, "machine": machine, "formats": rows}
-        args.json.write_text(json.dumps(out, indent=1) + "\n")
+    args.json.write_text(json.dumps(out, indent=1) + "\n")
 
 
 def processor() -> str:

@@ -21,7 +21,7 @@ class LayerSpec:
 
     input_norm, post_norm: [D]. qkv [(Hq + 2 Hkv) Dh, D], o [D, Hq Dh], gate_up [2F, D],
     down [D, F]: prepared weights, each with a bias or None. q_norm, k_norm: [Dh] or None.
-    k_cache, v_cache: as ``paged_attention`` takes them.
+    k_cache, v_cache: as ``paged_attention`` takes them; kv_scales as ``qk_norm_rope_store_kv``.
     """
 
     input_norm: Tensor
@@ -32,6 +32,7 @@ class LayerSpec:
     down: tuple[Weight, Tensor | None]
     q_norm: Tensor | None
     k_norm: Tensor | None
+    kv_scales: Tensor | None
     k_cache: Tensor
     v_cache: Tensor
     sliding_window: int

@@ -3,7 +3,7 @@
 A cache is a tensor [num_blocks, num_kv_heads, block_size, head_dim]. One of a byte an element is a
 view: in memory each block's head has its rows and, behind them, a float32 a row, by which its
 elements are multiplied. The scale is computed from the row when it is stored, so that nothing need
-be calibrated.
+be calibrated, or is a static one of the checkpoint.
 """
 
 from __future__ import annotations
@@ -79,11 +79,17 @@ def scales_of(cache: Tensor) -> Tensor:
     )
 
 
-def store_rows(cache: Tensor, block: Tensor, offset: Tensor, rows: Tensor) -> None:
-    """Write rows float32 [T, heads, head_dim] at blocks and offsets in them, int64 [T] each."""
+def store_rows(
+    cache: Tensor, block: Tensor, offset: Tensor, rows: Tensor, scales: Tensor | None = None
+) -> None:
+    """Write rows float32 [T, heads, head_dim] at blocks and offsets in them, int64 [T] each.
+
+    scales: float32 [heads], of all rows of a cache of bytes; None: of each row its own.
+    """
     if cache.dtype in LARGEST:
         largest = LARGEST[cache.dtype]
         scale = rows.abs().amax(-1).clamp(min=_LEAST) / largest
+        scale = scale if scales is None else scales.expand_as(scale)
         scales_of(cache)[block, :, offset] = scale
         rows = (rows / scale[..., None]).clamp(-largest, largest)
         if cache.dtype == torch.int8:

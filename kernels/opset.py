@@ -86,6 +86,7 @@ class RopeStore(Protocol):
         eps: float = 1e-6,
         weight_offset: float = 0.0,
         interleaved: bool = False,
+        kv_scales: Tensor | None = None,
     ) -> Tensor: ...
 
 

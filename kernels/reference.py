@@ -238,6 +238,7 @@ def qk_norm_rope_store_kv(
     eps: float = 1e-6,
     weight_offset: float = 0.0,
     interleaved: bool = False,
+    kv_scales: Tensor | None = None,
 ) -> Tensor:
     """Split qkv [T, (Hq + 2 Hkv) Dh], norm and rotate q and k, store k and v: q [T, Hq, Dh].
 
@@ -245,6 +246,7 @@ def qk_norm_rope_store_kv(
     first rot of a head's Dh elements turn. interleaved: pairs are (0, 1), (2, 3), ...; else
     element i goes with i + rot / 2. q_norm, k_norm [Dh]: rms_norm of each head before rotation.
     slot_mapping [T]: block * block_size + offset in the caches; -1: the row is not stored.
+    kv_scales float32 [2, Hkv]: of keys and values in a cache of bytes; None: of each row its own.
     """
     tokens = qkv.shape[0]
     heads = qkv.float().view(tokens, num_heads + 2 * num_kv_heads, head_dim)
@@ -261,8 +263,9 @@ def qk_norm_rope_store_kv(
     stored = slot_mapping >= 0
     slots = slot_mapping[stored].long()
     block, offset = slots // k_cache.shape[2], slots % k_cache.shape[2]
-    store_rows(k_cache, block, offset, k[stored])
-    store_rows(v_cache, block, offset, v[stored])
+    scales = (None, None) if kv_scales is None else kv_scales
+    store_rows(k_cache, block, offset, k[stored], scales[0])
+    store_rows(v_cache, block, offset, v[stored], scales[1])
     return q.to(qkv.dtype)
 
 
@@ -356,7 +359,8 @@ def store_latent(rows: Tensor, slot_mapping: Tensor, cache: Tensor) -> None:
     """
     stored = slot_mapping >= 0
     slots = slot_mapping[stored].long()
-    cache[slots // cache.shape[2], 0, slots % cache.shape[2]] = rows[stored].to(cache.dtype)
+    block, offset = slots // cache.shape[2], slots % cache.shape[2]
+    store_rows(cache, block, offset, rows[stored].float()[:, None])
 
 
 def latent_attention(

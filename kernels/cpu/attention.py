@@ -15,6 +15,7 @@ from .tensors import (
     ints,
     kv_cache,
     matrix,
+    optional_scales,
     optional_vector,
     refuse,
 )
@@ -36,6 +37,7 @@ def qk_norm_rope_store_kv(
     eps: float = 1e-6,
     weight_offset: float = 0.0,
     interleaved: bool = False,
+    kv_scales: Tensor | None = None,
 ) -> Tensor:
     """See reference.qk_norm_rope_store_kv.
 
@@ -59,6 +61,7 @@ def qk_norm_rope_store_kv(
         positions=ints(positions, "positions", tokens),
         cos_sin=table,
         slot_mapping=ints(slot_mapping, "slot_mapping", tokens),
+        kv_scales=optional_scales(kv_scales, num_kv_heads),
         num_heads=num_heads,
         q_norm=optional_vector(q_norm, "q_norm", head_dim),
         k_norm=optional_vector(k_norm, "k_norm", head_dim),

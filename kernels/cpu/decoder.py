@@ -25,6 +25,7 @@ from .tensors import (
     ints,
     kv_cache,
     matrix,
+    optional_scales,
     optional_vector,
     refuse,
     vector,
@@ -61,6 +62,7 @@ class CpuDecoder:
                     q_norm=optional_vector(layer.q_norm, "q_norm", head_dim),
                     k_norm=optional_vector(layer.k_norm, "k_norm", head_dim),
                     cache=cache,
+                    kv_scales=optional_scales(layer.kv_scales, cache_shape[1]),
                     sliding_window=layer.sliding_window,
                 )
             )

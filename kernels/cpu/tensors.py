@@ -13,9 +13,13 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from ..kv_cache import head_stride
+
 # Names of element types in the Rust core.
 FLOATS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 F32 = FLOATS[torch.float32]
+# Those of caches of a byte an element.
+_BYTES = {torch.int8: "I8", torch.float8_e4m3fn: "E4M3", torch.float8_e5m2: "E5M2"}
 
 # address, element type, elements
 Vector: TypeAlias = tuple[int, str, int]
@@ -72,6 +76,15 @@ def optional_vector(t: Tensor | None, name: str, size: int) -> Vector | None:
     return None if t is None else vector(t, name, size)
 
 
+def optional_scales(t: Tensor | None, heads: int) -> Matrix | None:
+    """Static scales of keys and values, float32 [2, heads], or None."""
+    if t is None:
+        return None
+    if t.shape[0] != 2:
+        raise refuse(t, "kv_scales", f"float32 (2, {heads})")
+    return float32_matrix(t, "kv_scales", heads)
+
+
 def ints(t: Tensor, name: str, size: int) -> Vector:
     """An int32 vector."""
     if (
@@ -95,14 +108,23 @@ def int_matrix(t: Tensor, name: str) -> Matrix:
 
 def kv_cache(k: Tensor, v: Tensor) -> KvCache:
     """One layer's keys and values."""
-    element = FLOATS.get(k.dtype)
+    element = FLOATS.get(k.dtype) or _BYTES.get(k.dtype)
     shape = k.shape
     if element is None or not k.is_cpu or len(shape) != 4:
-        raise refuse(k, "k_cache", "a 4-D float CPU tensor")
+        raise refuse(k, "k_cache", "a 4-D CPU tensor of floats or of a byte an element")
     blocks, heads, size, dim = shape
     stride = k.stride()
     if v.shape != shape or v.dtype != k.dtype or v.stride() != stride or not v.is_cpu:
         raise refuse(v, "v_cache", "like k_cache")
-    if stride[1:] != (size * dim, dim, 1) and k.numel():
-        raise refuse(k, "k_cache", "contiguous within a block")
+    wanted = (head_stride(size, dim, k.dtype), dim, 1)
+    # A dimension of one element has any stride.
+    if stride[1:] != wanted and any(
+        found != want and num > 1 for num, found, want in zip(shape[1:], stride[1:], wanted, strict=True)
+    ):
+        raise refuse(k, "k_cache", "as make_cache lays it out within a block")
+    if element not in FLOATS.values():
+        end = max(blocks - 1, 0) * stride[0] + heads * wanted[0]
+        for t, name in ((k, "k_cache"), (v, "v_cache")):
+            if t.storage_offset() + end > t.untyped_storage().nbytes():
+                raise refuse(t, name, "of rows with scales behind them")
     return k.data_ptr(), v.data_ptr(), element, (blocks, heads, size, dim, stride[0])

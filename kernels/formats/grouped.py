@@ -169,6 +169,50 @@ def round_to_int4(weight: Tensor, size: int) -> dict[str, Tensor]:
     return {"q": q.to(torch.uint8).view(n, k), "scale": scale, "zero": zero.to(torch.uint8)}
 
 
+def round_to_int8(weight: Tensor, size: int) -> dict[str, Tensor]:
+    """Round a float weight [N, K] to 8 bits around zero: the largest of ``size`` columns becomes 127.
+
+    Scales are float16. K must be a multiple of ``size``.
+    """
+    n, k = weight.shape
+    groups = weight.float().view(n, k // size, size)
+    scale = (groups.abs().amax(2) / 127).half()
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    q = (groups / scale.float()[:, :, None]).round().clamp(-127, 127)
+    return {"q": q.to(torch.int8).view(n, k), "scale": scale}
+
+
+# Numbers of a 4-bit float (e2m1) by its code, less the sign: the fourth bit.
+E2M1_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+
+
+def e2m1_codes(device: torch.device) -> Tensor:
+    """The plane "codes" of 4-bit floats."""
+    codes = [*E2M1_MAGNITUDES, *(-value for value in E2M1_MAGNITUDES)]
+    return torch.tensor(codes, device=device)
+
+
+def round_to_mxfp4(weight: Tensor, size: int) -> dict[str, Tensor]:
+    """Round a float weight [N, K] to 4-bit floats times a power of two for ``size`` columns.
+
+    The power is the one by which the group's largest lies in the numbers' highest binade, 4 to 8 (OCP
+    MX specification 1.0, 6.3). K must be a multiple of ``size``.
+    """
+    n, k = weight.shape
+    groups = weight.float().view(n, k // size, size)
+    most = groups.abs().amax(2)
+    exponent = torch.floor(torch.log2(most.clamp(min=2.0**-120))) - 2
+    scale = torch.exp2(exponent)
+    magnitudes = torch.tensor(E2M1_MAGNITUDES, device=weight.device)
+    # Of two numbers equally near the one whose last bit is 0, an even place.
+    middles = (magnitudes[1:] + magnitudes[:-1]) / 2
+    found = (groups / scale[:, :, None]).abs()
+    code = torch.bucketize(found, middles)
+    code = torch.where(torch.isin(found, middles), code + code % 2, code)
+    q = (code + 8 * (groups < 0)).to(torch.uint8).view(n, k)
+    return {"q": q, "scale": scale, "codes": e2m1_codes(weight.device)}
+
+
 _INTEGERS = (torch.uint8, torch.int8)
 GROUPED_FORMATS: dict[str, GroupedFormat] = {
     found.name: found

@@ -29,6 +29,7 @@ from .paged_kv import (
     from_bytes,
     kv_shape,
     load_keys_and_values,
+    row_scales,
     to_bytes,
 )
 from .rope import load_rotated, load_rotation
@@ -108,8 +109,10 @@ def attend_newest(
     stored = in_head[None, :] & (tl.zeros([1, BLOCK_D], dtype=tl.int64) <= newest)
     if KV.largest > 0:
         key = tl.where(in_head[None, :], key, 0.0)
-        key, k_scale = to_bytes(key, KV.largest, kv.k_cache.dtype.element_ty)
-        value, v_scale = to_bytes(value.to(tl.float32), KV.largest, kv.v_cache.dtype.element_ty)
+        value = value.to(tl.float32)
+        k_scale, v_scale = row_scales(key, KV.largest), row_scales(value, KV.largest)
+        key = to_bytes(key, k_scale, KV.largest, kv.k_cache.dtype.element_ty)
+        value = to_bytes(value, v_scale, KV.largest, kv.v_cache.dtype.element_ty)
         at = cache_scale(block, offset, kv_head, KV) + tl.arange(0, 1)
         is_stored = tl.zeros([1], dtype=tl.int64) <= newest
         tl.store(kv.k_cache.to(tl.pointer_type(tl.float32)) + at, k_scale, mask=is_stored)

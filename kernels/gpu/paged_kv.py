@@ -101,14 +101,19 @@ def cache_scale(block, offset, kv_head, KV: tl.constexpr):
 
 
 @triton.jit
-def to_bytes(rows, LARGEST: tl.constexpr, type: tl.constexpr):
-    """Rows float32 [N, D], zeros where masked, in a type of a byte; and their scales [N]."""
-    scale = tl.maximum(tl.max(tl.abs(rows), 1), 1e-12) / LARGEST
+def row_scales(rows, LARGEST: tl.constexpr):
+    """Scales [N] of rows float32 [N, D], zeros where masked, in a type of a byte."""
+    return tl.maximum(tl.max(tl.abs(rows), 1), 1e-12) / LARGEST
+
+
+@triton.jit
+def to_bytes(rows, scale, LARGEST: tl.constexpr, type: tl.constexpr):
+    """Rows float32 [N, D], zeros where masked, over scales [N] in a type of a byte."""
     # Rounding may reach beyond the maximum, and what is beyond it is no number.
     scaled = tl.minimum(tl.maximum(rows / scale[:, None], -LARGEST), LARGEST)
     if type == tl.int8:
         scaled = tl.floor(scaled + 0.5)
-    return scaled.to(type), scale
+    return scaled.to(type)
 
 
 @triton.jit

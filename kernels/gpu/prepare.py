@@ -17,6 +17,7 @@ from .linear_w8 import prepare_gguf8, prepare_w8
 # A format -> the weight of such parts; None for parts that it has no form for.
 _FORMS: dict[str, Callable[[Sequence[Planes], bool], Weight | None]] = {
     "FP8": prepare_fp8,
+    "FP4": prepare_w4,
     "INT4": prepare_w4,
     "INT8": prepare_w8,
     **dict.fromkeys(FOUR_BITS, prepare_gguf),

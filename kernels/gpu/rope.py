@@ -12,7 +12,7 @@ import triton.language as tl
 
 from ..kv_cache import LARGEST, head_stride
 from .launch import cdiv, check_shape, check_tensors, next_power_of_2, pdl_options
-from .paged_kv import check_caches, to_bytes
+from .paged_kv import check_caches, row_scales, to_bytes
 
 BLOCK_VALUES = 1024  # of a program's heads: 8 a thread in 4 warps
 # A token of so few values is one program's: of two, the second would have little to do
@@ -87,6 +87,7 @@ def qk_norm_rope_store_kv_kernel(
     q_out,  # [T, Hq, Dh]
     q_norm,  # [Dh]
     k_norm,  # [Dh]
+    kv_scales,  # [2, Hkv] float32
     eps,
     weight_offset,
     NUM_HEADS: tl.constexpr,
@@ -99,6 +100,7 @@ def qk_norm_rope_store_kv_kernel(
     LARGEST: tl.constexpr,  # number of a byte that is used; 0: no scales
     HAS_Q_NORM: tl.constexpr,
     HAS_K_NORM: tl.constexpr,
+    HAS_SCALES: tl.constexpr,  # static ones; else each row's are computed
     INTERLEAVED: tl.constexpr,
     BLOCK_H: tl.constexpr,
     PDL: tl.constexpr,
@@ -153,10 +155,14 @@ def qk_norm_rope_store_kv_kernel(
     stored = mask & (tl.zeros([BLOCK_H, 1], dtype=tl.int64) <= slot)
     if LARGEST > 0:
         # Beyond the head both are zero.
-        rows, scale = to_bytes(
-            tl.where(is_value[:, None], raw.to(tl.float32), out), LARGEST, k_cache.dtype.element_ty
-        )
-        keys, values = rows, rows
+        rows = tl.where(is_value[:, None], raw.to(tl.float32), out)
+        if HAS_SCALES:
+            of_head = kv_head + tl.where(is_value, NUM_KV_HEADS, 0)
+            scale = tl.load(kv_scales + of_head, mask=is_key | is_value, other=1.0)
+        else:
+            scale = row_scales(rows, LARGEST)
+        keys = to_bytes(rows, scale, LARGEST, k_cache.dtype.element_ty)
+        values = keys
         at = (head + BLOCK_SIZE * HEAD_DIM) // 4 + offset
         is_stored = tl.zeros([BLOCK_H], dtype=tl.int64) <= slot
         floats = tl.pointer_type(tl.float32)
@@ -184,6 +190,7 @@ def qk_norm_rope_store_kv(
     eps: float = 1e-6,
     weight_offset: float = 0.0,
     interleaved: bool = False,
+    kv_scales: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Norms and rotates query and key heads and writes keys and values into the cache.
 
@@ -196,6 +203,8 @@ def qk_norm_rope_store_kv(
         k_cache, v_cache: [num_blocks, num_kv_heads, block_size, head_dim].
         q_norm, k_norm: [head_dim], RMS norm of each head before the rotation.
         interleaved: pairs are (0, 1), (2, 3) ... instead of (0, rot/2), (1, rot/2 + 1) ...
+        kv_scales: [2, num_kv_heads] float32, of keys and values in a cache of bytes; None: of each
+            row its own.
 
     Returns:
         q [T, num_heads, head_dim].
@@ -210,7 +219,10 @@ def qk_norm_rope_store_kv(
         slot_mapping=slot_mapping,
         q_norm=q_norm,
         k_norm=k_norm,
+        kv_scales=kv_scales,
     )
+    if kv_scales is not None:
+        check_shape("kv_scales", kv_scales, 2, num_kv_heads)
     rows = qkv.shape[0]
     num_all = num_heads + 2 * num_kv_heads
     check_shape("qkv", qkv, rows, num_all * head_dim)
@@ -238,6 +250,7 @@ def qk_norm_rope_store_kv(
             q,
             q_norm if q_norm is not None else qkv,
             k_norm if k_norm is not None else qkv,
+            kv_scales if kv_scales is not None else qkv,
             eps,
             weight_offset,
             NUM_HEADS=num_heads,
@@ -250,6 +263,7 @@ def qk_norm_rope_store_kv(
             LARGEST=LARGEST.get(k_cache.dtype, 0.0),
             HAS_Q_NORM=q_norm is not None,
             HAS_K_NORM=k_norm is not None,
+            HAS_SCALES=kv_scales is not None,
             INTERLEAVED=interleaved,
             BLOCK_H=block_h,
             num_warps=4,

@@ -781,7 +781,8 @@ class CpuDecoder:
     """All layers of a model, for any thread; the caches and cos_sin must outlive it.
 
     layers: objects with the attributes input_norm, post_norm, q_norm, k_norm (vectors, the last two
-    or None), qkv, o, gate_up, down (CpuLinear, bias or None, exact), cache and sliding_window."""
+    or None), qkv, o, gate_up, down (CpuLinear, bias or None, exact), cache, kv_scales (float32 [2,
+    heads] or None) and sliding_window."""
 
     def __new__(
         cls,
@@ -857,6 +858,7 @@ def cpu_rope(
     positions: _Vector,
     cos_sin: _Matrix,
     slot_mapping: _Vector,
+    kv_scales: _Matrix | None,
     num_heads: int,
     q_norm: _Vector | None,
     k_norm: _Vector | None,

@@ -156,7 +156,7 @@ class EngineConfig:
     quantization: str | None = _flag(
         None,
         "model",
-        "round weights at load: w4, w8 (CPU); w4, fp8, fp8_per_{channel,tensor,block} (GPU)",
+        "round weights at load: w4, w8, mxfp4, fp8, fp8_per_{channel,tensor,block}",
         short="-q",
         common=True,
     )

@@ -53,8 +53,16 @@ KEPT = {
     "gptq-8bit-v1": ("F16", "F16"),
     "ct-w8-sym": ("INT8", "INT8"),
     "ct-int8": ("INT8", "INT8"),
+    "ct-nvfp4": ("INT4", "INT4"),
+    "ct-mxfp4": ("INT4", "INT4"),
+    "modelopt-nvfp4": ("F16", "INT4"),
+    "bnb-fp4": ("F16", "F16"),
     "bnb-nf4": ("F16", "F16"),
 }
+
+
+# --quantization -> the format of what it leaves, other than FP8.
+FORMATS = {"w4": "INT4", "mxfp4": "INT4", "w8": "INT8"}
 
 
 def first_layer(path: Path, quantize: str | None = None) -> Any:
@@ -90,12 +98,12 @@ def test_matrices_are_rounded_at_load(asked: str, save_tiny: Callable[..., Any])
     found = resolve_dtypes(config, source.model_config, source, cuda).quantize
     layer = first_layer(path, found)
     weight = layer.mlp.down_proj.weight
-    assert weight.format == ("INT4" if asked == "w4" else "FP8")
+    assert weight.format == FORMATS.get(asked, "FP8")
     if asked == "fp8_per_block":
         assert weight.scales.shape == (2, 3)
     want = first_layer(path).mlp.down_proj.weight.dequantize()
     error = (weight.dequantize() - want).norm() / want.norm()
-    assert error < (0.13 if asked == "w4" else 0.03)
+    assert error < {"w4": 0.13, "mxfp4": 0.15, "w8": 0.01}.get(asked, 0.03)
 
 
 def test_a_checkpoints_own_method_may_be_named(
@@ -117,8 +125,9 @@ def test_a_checkpoints_own_method_may_be_named(
             rounding(path, asked)
     with pytest.raises(ModelLoadError, match=r"awq does not fit .* is not quantized"):
         rounding(twin, "awq")
-    with pytest.raises(ModelLoadError, match=r"'fp8' is not supported; known: w4, w8 \(on a CPU\)"):
-        rounding(twin, "fp8", "cpu")
+    assert rounding(twin, "fp8", "cpu") == "FP8 by channel"
+    with pytest.raises(ModelLoadError, match="'w5' is not supported; known: w4, w8, mxfp4, fp8"):
+        rounding(twin, "w5", "cpu")
 
 
 # ------------------------------------------------------------------------------------- on a GPU

@@ -69,6 +69,9 @@ class DummyWeights:
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
         return self._fill(shape, 0.02, self.act_dtype)
 
+    def kv_scales(self, prefix: str, num_kv_heads: int) -> Tensor | None:
+        return None
+
     def unread(self) -> set[str]:
         return set()
 

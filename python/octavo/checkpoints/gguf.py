@@ -129,6 +129,9 @@ class GgufWeights:
         """True if the file has a tensor that HF's files call ``name``."""
         return gguf_names.from_hf(name, self._arch) in self._tensors
 
+    def kv_scales(self, prefix: str, num_kv_heads: int) -> Tensor | None:
+        return None
+
     def unread(self) -> set[str]:
         return set(self._unused)
 

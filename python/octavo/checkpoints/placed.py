@@ -46,6 +46,9 @@ class PlacedWeights:
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
         return self._inner.tensor(name, shape)
 
+    def kv_scales(self, prefix: str, num_kv_heads: int) -> Tensor | None:
+        return self._inner.kv_scales(prefix, num_kv_heads)
+
     def unread(self) -> set[str]:
         return self._inner.unread()
 

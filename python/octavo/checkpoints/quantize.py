@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from octavo.checkpoints.weights import Weights
-from octavo.kernels.formats.grouped import round_to_fp8, round_to_int4
+from octavo.kernels.formats.grouped import (
+    round_to_fp8,
+    round_to_int4,
+    round_to_int8,
+    round_to_mxfp4,
+)
 from octavo.kernels.weights import Part, Planes, Range, Rows, Stored, quantize, stack
 
 _OUTPUT_HEAD = "lm_head"
@@ -45,10 +50,13 @@ def _fp8(block: Callable[[Tensor], tuple[int, int]], *, by_rows: bool = True) ->
     return Rounding(round_all, by_rows=by_rows)
 
 
-def _int4(size: int) -> Rounding:
-    return Rounding(
-        lambda weight: _planes("INT4", round_to_int4(weight, size), weight), multiple=size
-    )
+def _grouped(
+    format: str, round_groups: Callable[[Tensor, int], dict[str, Tensor]], size: int
+) -> Rounding:
+    def round_all(weight: Tensor) -> Planes:
+        return _planes(format, round_groups(weight, size), weight)
+
+    return Rounding(round_all, multiple=size)
 
 
 def _planes(format: str, planes: dict[str, Tensor], weight: Tensor) -> Planes:
@@ -59,7 +67,9 @@ ROUNDINGS = {
     "Q4_1": _gguf("Q4_1"),
     "Q8_0": _gguf("Q8_0"),
     # 128 columns: AWQ's and GPTQ's usual group.
-    "INT4": _int4(128),
+    "INT4": _grouped("INT4", round_to_int4, 128),
+    "INT8": _grouped("INT8", round_to_int8, 128),
+    "MXFP4": _grouped("FP4", round_to_mxfp4, 32),
     "FP8 by channel": _fp8(lambda weight: (1, weight.shape[1])),
     "FP8 by tensor": _fp8(lambda weight: (weight.shape[0], weight.shape[1]), by_rows=False),
     "FP8 by block": _fp8(lambda weight: (128, 128)),
@@ -104,6 +114,9 @@ class QuantizedWeights:
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
         return self._inner.tensor(name, shape)
+
+    def kv_scales(self, prefix: str, num_kv_heads: int) -> Tensor | None:
+        return self._inner.kv_scales(prefix, num_kv_heads)
 
     def unread(self) -> set[str]:
         return self._inner.unread()

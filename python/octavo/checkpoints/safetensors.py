@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from octavo.checkpoints.kv_scales import read_kv_scales
 from octavo.checkpoints.schemes.dense import DenseScheme
 from octavo.checkpoints.schemes.scheme import Scheme
 from octavo.checkpoints.weights import Progress, check_shape, check_unused
@@ -147,7 +148,8 @@ class SafetensorsWeights:
 
     ``dtype``: of dense matrices; None keeps the file's. ``act_dtype``: of vectors. ``ignored``:
     names that may be there unused (a tied output head). ``take``: gives a file's tensor of that
-    name on the device, in place of the mapped file.
+    name on the device, in place of the mapped file. ``kv_scales``: static scales of keys and values
+    are given, where there are any; else nothing asks for them.
 
     Raises:
         ModelLoadError: a file is cut short, or of another kind.
@@ -164,8 +166,10 @@ class SafetensorsWeights:
         ignored: Iterable[str] = (),
         progress: Progress = lambda _: None,
         take: Callable[[Path, str], Tensor] | None = None,
+        kv_scales: bool = False,
     ) -> None:
         self.act_dtype = act_dtype
+        self._has_kv_scales = kv_scales
         self._scheme = scheme or DenseScheme()
         self._ignored = set(ignored)
         self._tensors = TensorFiles(files, device=device, dtype=dtype, progress=progress, take=take)
@@ -194,6 +198,11 @@ class SafetensorsWeights:
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
         return self._tensors.read(name, shape, dtype=self.act_dtype)
+
+    def kv_scales(self, prefix: str, num_kv_heads: int) -> Tensor | None:
+        if not self._has_kv_scales:
+            return None
+        return read_kv_scales(self._tensors, prefix, num_kv_heads)
 
     def num_rows(self, name: str) -> int:
         return self._tensors.shape(name)[0]

@@ -76,6 +76,11 @@ class Weights(Protocol):
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """The tensor ``name`` of any other kind, whole, in ``act_dtype``. Raises as ``linear``."""
 
+    def kv_scales(self, prefix: str, num_kv_heads: int) -> Tensor | None:
+        """Static scales float32 [2, num_kv_heads] of the keys and values of the attention
+        ``prefix``; None where there are none, or they are not asked for. Raises as ``linear``.
+        """
+
     def unread(self) -> set[str]:
         """The tensors that nothing has asked for so far, as the files name them."""
 
@@ -133,6 +138,9 @@ class RenamedWeights(Generic[W]):
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
         return self._weights.tensor(self._rename(name), shape)
+
+    def kv_scales(self, prefix: str, num_kv_heads: int) -> Tensor | None:
+        return self._weights.kv_scales(self._rename(prefix), num_kv_heads)
 
     def unread(self) -> set[str]:
         return self._weights.unread()

@@ -16,7 +16,8 @@ class Attention:
     runner binds them. ``cos_sin``: float32 [max_model_len, rot_dim], shared by the layers.
     ``q_norm``, ``k_norm``: [head_dim] or None; ``scale`` of the scores: head_dim ** -0.5 if None.
     ``interleaved``: rope turns neighbours. ``sinks``, ``slopes``: float32 [num_heads], as
-    ``paged_attention`` takes them, or None. ``causal``: False where the texts of a step are whole
+    ``paged_attention`` takes them, or None. ``kv_scales``: static ones of a cache of bytes, float32
+    [2, num_kv_heads], or None. ``causal``: False where the texts of a step are whole
     and attention goes in both directions. ``num_kv_heads`` 0: the caches are another layer's, which
     has stored this step's keys and values before; queries are all that there is of the projection.
     """
@@ -35,6 +36,7 @@ class Attention:
         "is_chunked",
         "k_cache",
         "k_norm",
+        "kv_scales",
         "num_heads",
         "num_kv_heads",
         "q_norm",
@@ -65,10 +67,12 @@ class Attention:
         interleaved: bool = False,
         sinks: Tensor | None = None,
         slopes: Tensor | None = None,
+        kv_scales: Tensor | None = None,
     ) -> None:
         self._rope_store = ops.qk_norm_rope_store_kv
         self._paged_attention = ops.paged_attention
-        fused = ops.fused_decode if num_kv_heads else None
+        # Static scales are rare, and the fused kernel computes each row's.
+        fused = ops.fused_decode if num_kv_heads and kv_scales is None else None
         self._rope_decode = None if fused is None else fused.attend
         self._max_rope_decodes = 0 if fused is None else fused.max_rows(head_dim)
         self.num_heads = num_heads
@@ -85,6 +89,7 @@ class Attention:
         self.interleaved = interleaved
         self.sinks = sinks
         self.slopes = slopes
+        self.kv_scales = kv_scales
         self.causal = True
         self.is_chunked = False
         self._q_factor: Tensor | None = None
@@ -147,6 +152,7 @@ class Attention:
             eps=self.eps,
             weight_offset=self.weight_offset,
             interleaved=self.interleaved,
+            kv_scales=self.kv_scales,
         )
         if self._q_factor is not None:
             q = (q * self._q_factor).to(q.dtype)

@@ -67,6 +67,9 @@ class LlamaAttention:
         if config.attention_sinks:
             part = Rows((heads.q,)) if ops.rank.size > 1 else None
             sinks = weights.vector(f"{prefix}.sinks", config.num_heads, part).float()
+        kv_scales = weights.kv_scales(prefix, config.num_kv_heads)
+        if kv_scales is not None:
+            kv_scales = kv_scales[:, slice(*heads.kv)].contiguous()
         self.attention = Attention(
             ops,
             num_heads=num_heads,
@@ -82,6 +85,7 @@ class LlamaAttention:
             softcap=config.attn_logit_softcap,
             interleaved=config.interleaved_rope,
             sinks=sinks,
+            kv_scales=kv_scales,
         )
 
     def attend(self, qkv: Tensor, ctx: StepContext) -> Tensor:
@@ -197,6 +201,7 @@ class LlamaDecoderLayer:
             down=mlp[1],
             q_norm=attention.q_norm,
             k_norm=attention.k_norm,
+            kv_scales=attention.kv_scales,
             k_cache=attention.k_cache,
             v_cache=attention.v_cache,
             sliding_window=attention.sliding_window,

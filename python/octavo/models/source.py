@@ -20,6 +20,7 @@ from octavo.checkpoints import gguf_names, hub
 from octavo.checkpoints.dummy_tokenizer import make_dummy_tokenizer
 from octavo.checkpoints.gguf_parts import first_parts, gguf_parts, open_gguf
 from octavo.checkpoints.json_file import read_json
+from octavo.checkpoints.kv_scales import has_fp8_cache
 from octavo.checkpoints.safetensors import safetensors_files
 from octavo.checkpoints.schemes.registry import CONFIG_FILES, find_scheme, is_of_files, method_of
 from octavo.checkpoints.schemes.scheme import Scheme
@@ -136,6 +137,11 @@ class ModelSource:
             return find_scheme(self._quantization_config)
         except ModelLoadError as error:
             raise ModelLoadError(f"{self.path / 'config.json'}: {error}") from error
+
+    @property
+    def has_fp8_cache(self) -> bool:
+        """True where the files' quantization includes keys and values in 8-bit floats."""
+        return self.kind == "safetensors" and has_fp8_cache(self._quantization_config)
 
     @cached_property
     def generation_config(self) -> dict[str, Any]:

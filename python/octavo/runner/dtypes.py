@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -27,16 +27,20 @@ KV_DTYPES = DTYPES | {
     "int8_per_token_head": torch.int8,
 }
 
+# Names of a cache whose scales are the checkpoint's own, where it has them.
+_STATIC_KV = ("fp8", "fp8_e4m3")
+
 # --quantization -> the rounding of float matrices, by the kernels that there are for it.
-CPU_QUANTIZATIONS = {"w4": "Q4_1", "w8": "Q8_0"}
-GPU_QUANTIZATIONS = {
-    "w4": "INT4",
+_QUANTIZATIONS = {
+    "mxfp4": "MXFP4",
     # A scale a row costs no more than one in all, and loses less.
     "fp8": "FP8 by channel",
     "fp8_per_channel": "FP8 by channel",
     "fp8_per_tensor": "FP8 by tensor",
     "fp8_per_block": "FP8 by block",
 }
+CPU_QUANTIZATIONS = {"w4": "Q4_1", "w8": "Q8_0", **_QUANTIZATIONS}
+GPU_QUANTIZATIONS = {"w4": "INT4", "w8": "INT8", **_QUANTIZATIONS}
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class ModelDtypes:
     of everything that flows. ``packed``: quantized matrices stay quantized. ``exact``: and are
     multiplied with float activations, never with rounded ones. ``kv_cache``: of keys and values
     where nothing else is asked for. ``quantize``: the rounding of float matrices, in
-    checkpoints.quantize.ROUNDINGS.
+    checkpoints.quantize.ROUNDINGS. ``kv_scales``: the cache takes the checkpoint's static scales.
     """
 
     weights: torch.dtype | None
@@ -56,6 +60,7 @@ class ModelDtypes:
     kv_cache: torch.dtype
     exact: bool = False
     quantize: str | None = None
+    kv_scales: bool = False
 
 
 def resolve_dtypes(
@@ -70,12 +75,24 @@ def resolve_dtypes(
     quantized, with the fastest arithmetic the kernels have for it; ``float32`` is exact float32
     arithmetic (quantized weights stay packed where the kernels offer that, else are dequantized);
     ``bfloat16`` and ``float16`` round float weights, and a GGUF file's, to that type. Keys and
-    values are bfloat16 unless float32 was asked for. ``--quantization`` rounds float matrices as
+    values are bfloat16 unless float32 was asked for, and on a GPU e4m3 where
+    the checkpoint's config has them so. ``--quantization`` rounds float matrices as
     they are read, or only names what the files are.
 
     Raises:
         ModelLoadError: a quantization that this device has no kernels for.
     """
+    found = _weights_and_activations(config, model_config, source, device)
+    kv_cache = config.kv_cache_dtype
+    is_plain = device.type != "cpu" and model_config.latent is None
+    if kv_cache == "auto" and is_plain and source.has_fp8_cache:
+        return replace(found, kv_cache=torch.float8_e4m3fn, kv_scales=True)
+    return replace(found, kv_scales=kv_cache in _STATIC_KV)
+
+
+def _weights_and_activations(
+    config: EngineConfig, model_config: ModelConfig, source: ModelSource, device: torch.device
+) -> ModelDtypes:
     asked = DTYPES.get(config.dtype)
     native = config.attention_backend != "reference"
     quantize = _find_rounding(config, source, device)
@@ -107,7 +124,8 @@ def _find_rounding(config: EngineConfig, source: ModelSource, device: torch.devi
     known = (CPU_QUANTIZATIONS if native else {}) if device.type == "cpu" else GPU_QUANTIZATIONS
     if asked not in known:
         raise ModelLoadError(
-            f"quantization {asked!r} is not supported; known: {', '.join(CPU_QUANTIZATIONS)} (on a "
-            f"CPU), {', '.join(GPU_QUANTIZATIONS)} (on a GPU)"
+            f"quantization {asked!r} is not supported; known: {', '.join(CPU_QUANTIZATIONS)}"
+            if native
+            else "quantization is not supported with attention_backend 'reference' on a CPU"
         )
     return known[asked]

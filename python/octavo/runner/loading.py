@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from octavo.checkpoints.dummy import DummyWeights
 from octavo.checkpoints.gguf import GgufWeights
+from octavo.checkpoints.kv_scales import is_kv_scale
 from octavo.checkpoints.output_head import has_own_head
 from octavo.checkpoints.placed import PlacedWeights
 from octavo.checkpoints.quantize import QuantizedWeights
@@ -35,7 +36,6 @@ from octavo.checkpoints.text_tensors import text_weights
 from octavo.checkpoints.weights import Progress, Weights
 from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
-from octavo.kernels import reference
 from octavo.kernels.kv_cache import LARGEST
 from octavo.kernels.opset import OpSet
 from octavo.kernels.weights import ExpertBiases, Experts, Stored, Weight
@@ -111,8 +111,8 @@ def load(config: EngineConfig, source: ModelSource) -> LoadedModel[CausalLM]:
     shape = source.model_config
     dtypes = resolve_dtypes(config, shape, source, devices[0])
     ops = _open_ops(config, devices[0])
-    if devices[0].type == "cpu" and KV_DTYPES.get(config.kv_cache_dtype) in LARGEST:
-        ops = _with_reference_attention(ops)
+    if shape.latent is not None and devices[0].type != "cpu":
+        _check_latent_cache(config.kv_cache_dtype)
     limit = _check_max_model_len(config.max_model_len, source)
     size = len(devices) // config.pipeline_parallel_size
     if len(devices) > 1:
@@ -208,15 +208,13 @@ def _open_ops(config: EngineConfig, device: torch.device) -> OpSet:
     return ops
 
 
-def _with_reference_attention(ops: OpSet) -> OpSet:
-    """The op set with attention in PyTorch, which reads caches of a byte an element."""
-    return replace(
-        ops,
-        qk_norm_rope_store_kv=reference.qk_norm_rope_store_kv,
-        paged_attention=reference.paged_attention,
-        fused_decode=None,
-        make_decoder=None,
-    )
+def _check_latent_cache(kv_cache_dtype: str) -> None:
+    """Raises ModelLoadError: a cache of bytes, which a GPU's latent attention does not read."""
+    if KV_DTYPES.get(kv_cache_dtype) in LARGEST:
+        raise ModelLoadError(
+            f"kv_cache_dtype {kv_cache_dtype!r} is not supported with latent attention on a GPU: "
+            "leave it at 'auto'"
+        )
 
 
 def _set_num_threads(ops: OpSet, asked: int | None) -> None:
@@ -293,12 +291,23 @@ def load_model(
             )
         except KeyError as error:
             raise ModelLoadError(f"{source.path}: no tensor for {error.args[0]}") from error
+        _tell_of_kv_scales(source, weights, dtypes)
         others = {name for name in weights.unread() if name.startswith(build.other_parts)}
         if others:
             logger.info("%s: %d tensors are not of the text model", source.path, len(others))
         (left or Leftovers()).finish(weights, others=others)
     model.num_weights = counter.total
     return model
+
+
+def _tell_of_kv_scales(source: ModelSource, weights: Weights, dtypes: ModelDtypes) -> None:
+    """A line in the log where static scales of keys and values are left unread."""
+    left = sum(is_kv_scale(name) for name in weights.unread())
+    if left:
+        reason = "this model computes each row's" if dtypes.kv_scales else "a cache of fp8 takes them"
+        logger.warning(
+            "%s: %d static scales of keys and values are not used: %s", source.path, left, reason
+        )
 
 
 def load_pooling_model(
@@ -451,6 +460,7 @@ def _open_weights(
                 ignored=["lm_head.weight"] if model_config.tie_word_embeddings else [],
                 progress=progress,
                 take=take,
+                kv_scales=dtypes.kv_scales,
             )
             return text_weights(files, str(source.path), model_config.is_part)
 

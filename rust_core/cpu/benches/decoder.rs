@@ -1,7 +1,7 @@
 //! Time of whole decoder steps: `cargo bench -p octavo-cpu --bench decoder`.
 //!
-//! The model has the shapes of SmolLM2-135M with Q4_1 weights and a bfloat16 cache. `-- N` sets the
-//! number of layers. OCTAVO_CPU_LEVEL chooses the instruction set; where a debugger or a simulator
+//! The model has the shapes of SmolLM2-135M with Q4_1 weights and a bfloat16 cache, or, of `-- int8`,
+//! one of int8. `-- N` sets the number of layers. OCTAVO_CPU_LEVEL chooses the instruction set; where a debugger or a simulator
 //! counts instructions, `-- 2 once` runs each step once.
 
 use std::sync::Arc;
@@ -10,12 +10,12 @@ use std::time::Instant;
 use octavo_cpu::activation::Activation;
 use octavo_cpu::decoder::{Decoder, Layer, Step};
 use octavo_cpu::float::DType;
+use octavo_cpu::kv_cache::{Byte, Cache, CacheType};
 use octavo_cpu::level::Level;
 use octavo_cpu::linear::{Linear, Packed};
 use octavo_cpu::pool;
 use octavo_cpu::projection::{Projection, Weight};
-use octavo_cpu::rope::Cache;
-use octavo_cpu::tensor::{Rows, RowsMut};
+use octavo_cpu::tensor::Rows;
 
 const HIDDEN: usize = 576;
 const HEADS: usize = 9;
@@ -51,21 +51,27 @@ fn projection(level: Level, n: usize, k: usize) -> Projection {
 }
 
 /// One layer's keys or values, in memory that is never freed.
-fn cache() -> Cache {
+fn cache(dtype: CacheType) -> Cache {
     let num_blocks = BLOCKS * REQUESTS;
     let rows = num_blocks * KV_HEADS * BLOCK_SIZE;
-    let elements = vec![0x3c00u16; rows * HEAD_DIM].leak();
+    let elements = vec![0x3c00u16; rows * (HEAD_DIM + 2)].leak();
+    // In elements.
+    let scale = match dtype {
+        CacheType::Float(_) => 0,
+        CacheType::Scaled(_) => size_of::<f32>(),
+    };
     Cache {
-        data: RowsMut::new(elements.as_mut_ptr().cast(), DType::Bf16, rows, HEAD_DIM),
+        ptr: elements.as_mut_ptr().cast(),
+        dtype,
         num_blocks,
         num_kv_heads: KV_HEADS,
         block_size: BLOCK_SIZE,
         head_dim: HEAD_DIM,
-        block_stride: KV_HEADS * BLOCK_SIZE * HEAD_DIM,
+        block_stride: rows / num_blocks * (HEAD_DIM + scale),
     }
 }
 
-fn decoder(level: Level, num_layers: usize, cos_sin: &[f32]) -> Decoder {
+fn decoder(level: Level, num_layers: usize, dtype: CacheType, cos_sin: &[f32]) -> Decoder {
     let layers = (0..num_layers)
         .map(|_| Layer {
             input_norm: vec![1.0; HIDDEN],
@@ -76,8 +82,9 @@ fn decoder(level: Level, num_layers: usize, cos_sin: &[f32]) -> Decoder {
             down: projection(level, HIDDEN, INTERMEDIATE),
             q_norm: None,
             k_norm: None,
-            k_cache: cache(),
-            v_cache: cache(),
+            k_cache: cache(dtype),
+            v_cache: cache(dtype),
+            kv_scales: [Vec::new(), Vec::new()],
             sliding_window: 0,
         })
         .collect();
@@ -108,7 +115,12 @@ fn step(model: &Decoder, requests: usize, queries: usize, past: usize, once: boo
     let tokens = requests * queries;
     let seq_len = past + queries;
     let positions: Vec<i32> = (0..tokens).map(|t| (past + t % queries) as i32).collect();
-    let block_table: Vec<i32> = (0..requests * BLOCKS).map(|b| b as i32).collect();
+    let blocks = if requests == 1 {
+        BLOCKS * REQUESTS
+    } else {
+        BLOCKS
+    };
+    let block_table: Vec<i32> = (0..requests * blocks).map(|b| b as i32).collect();
     let slot_mapping: Vec<i32> = (0..tokens)
         .map(|t| (t / queries * BLOCKS * BLOCK_SIZE + past + t % queries) as i32)
         .collect();
@@ -127,7 +139,7 @@ fn step(model: &Decoder, requests: usize, queries: usize, past: usize, once: boo
             positions: &positions,
             slot_mapping: &slot_mapping,
             block_table: &block_table,
-            max_blocks: BLOCKS,
+            max_blocks: blocks,
             slots: &slots,
             seq_lens: &seq_lens,
             query_start_loc: &starts,
@@ -149,13 +161,18 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let num_layers = args.iter().find_map(|a| a.parse().ok()).unwrap_or(30);
     let once = args.iter().any(|a| a == "once");
+    let dtype = if args.iter().any(|a| a == "int8") {
+        CacheType::Scaled(Byte::Int8)
+    } else {
+        CacheType::Float(DType::Bf16)
+    };
     let level = Level::preferred().expect("a level of this machine");
     println!(
         "level {}, threads {}, {num_layers} layers",
         level.name(),
         pool::num_threads()
     );
-    let cos_sin: Vec<f32> = (0..BLOCKS * BLOCK_SIZE * HEAD_DIM)
+    let cos_sin: Vec<f32> = (0..REQUESTS * BLOCKS * BLOCK_SIZE * HEAD_DIM)
         .map(|i| {
             let angle = (i / HEAD_DIM) as f32 / (1 + i % (HEAD_DIM / 2)) as f32;
             if i % HEAD_DIM < HEAD_DIM / 2 {
@@ -165,11 +182,12 @@ fn main() {
             }
         })
         .collect();
-    let model = decoder(level, num_layers, &cos_sin);
+    let model = decoder(level, num_layers, dtype, &cos_sin);
     model.check().expect("sizes that fit");
     for (name, requests, queries, past) in [
         ("1 row after 511 tokens", 1, 1, 511),
         ("1 row after 1,000 tokens", 1, 1, 1000),
+        ("1 row after 8,000 tokens", 1, 1, 8000),
         ("16 rows after 511 tokens", 16, 1, 511),
         ("a prompt of 512 tokens", 1, 512, 0),
     ] {

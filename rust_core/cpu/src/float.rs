@@ -76,9 +76,82 @@ pub fn f32_to_f16(x: f32) -> u16 {
     sign | magnitude
 }
 
+/// The half whose number is that of a float8 e4m3, over 256. There are no infinities to keep.
+#[inline(always)]
+pub fn e4m3_to_half(byte: u8) -> u16 {
+    u16::from(byte & 0x80) << 8 | u16::from(byte & 0x7f) << 7
+}
+
+/// The half whose number is that of a float8 e5m2.
+#[inline(always)]
+pub fn e5m2_to_half(byte: u8) -> u16 {
+    u16::from(byte) << 8
+}
+
+/// A float8 e4m3, to nearest, ties to even.
+///
+/// `x`: at most 448 in magnitude.
+#[inline(always)]
+pub fn f32_to_e4m3(x: f32) -> u8 {
+    // Subnormals are multiples of 2^-9, the last place of a sum with 2^14.
+    round_to_byte::<20, 7>(x, 16_384.0)
+}
+
+/// A float8 e5m2, to nearest, ties to even.
+///
+/// `x`: at most 57344 in magnitude.
+#[inline(always)]
+pub fn f32_to_e5m2(x: f32) -> u8 {
+    // Subnormals are multiples of 2^-16, the last place of a sum with 2^7.
+    round_to_byte::<21, 15>(x, 128.0)
+}
+
+/// Of a float32's bits all but the last `DROP` of the mantissa, with an exponent that is `BIAS` for 1.
+/// `sum`: a power of two whose last place is that of subnormals. Without branches, for whole vectors.
+#[inline(always)]
+fn round_to_byte<const DROP: u32, const BIAS: u32>(x: f32, sum: f32) -> u8 {
+    let bits = x.to_bits() & 0x7fff_ffff;
+    let up = bits + (1 << (DROP - 1)) - 1 + (bits >> DROP & 1);
+    let normal = (up >> DROP).wrapping_sub((127 - BIAS) << (23 - DROP));
+    let small = (f32::from_bits(bits) + sum).to_bits() - sum.to_bits();
+    let is_small = bits < (128 - BIAS) << 23;
+    let rounded = if is_small { small } else { normal };
+    (rounded | x.to_bits() >> 24 & 0x80) as u8
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Every byte's number is its own; the middle between two neighbours goes to the even one, and
+    /// what is a little to either side to the nearer one.
+    fn check_bytes(to_half: fn(u8) -> u16, unit: f32, round: fn(f32) -> u8, last: u8) {
+        let value = |byte: u8| f16_to_f32(to_half(byte)) * unit;
+        for byte in 0..last {
+            let (x, next) = (value(byte), value(byte + 1));
+            let middle = (x + next) / 2.0;
+            let even = byte + (byte & 1);
+            let step = (next - x) / 64.0;
+            for (x, wanted) in [
+                (x, byte),
+                (next, byte + 1),
+                (middle, even),
+                (middle - step, byte),
+                (middle + step, byte + 1),
+            ] {
+                assert_eq!(round(x), wanted, "{x}");
+                assert_eq!(round(-x), wanted | 0x80, "-{x}");
+            }
+        }
+    }
+
+    #[test]
+    fn floats_of_a_byte() {
+        check_bytes(e4m3_to_half, 256.0, f32_to_e4m3, 0x7e);
+        check_bytes(e5m2_to_half, 1.0, f32_to_e5m2, 0x7b);
+        assert_eq!(f32_to_e4m3(448.0), 0x7e);
+        assert_eq!(f32_to_e5m2(57_344.0), 0x7b);
+    }
 
     #[test]
     fn f16_round_trips_every_value() {

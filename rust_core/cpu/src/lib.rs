@@ -11,6 +11,7 @@ pub mod decoder;
 pub mod encoder;
 mod encoder_attention;
 pub mod float;
+pub mod kv_cache;
 pub mod level;
 pub mod linear;
 pub mod logits;

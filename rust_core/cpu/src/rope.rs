@@ -2,49 +2,18 @@
 //!
 //! Memory-bound. Elements go from row to row by way of registers alone.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use crate::float::DType;
+use crate::kv_cache::{Cache, CacheType, MAX_HEAD_DIM};
 use crate::level::Level;
 use crate::pool;
 use crate::simd::{Kernel, Simd};
 use crate::tensor::{Rows, RowsMut, load_one, load_some, store_one, store_some};
 
-/// Largest head.
-pub const MAX_HEAD_DIM: usize = 640;
 /// Elements a task.
 const SERIAL: usize = 1 << 14;
-
-/// One layer's keys or values: [num_blocks, num_kv_heads, block_size, head_dim], contiguous but for
-/// the step from block to block.
-#[derive(Clone, Copy)]
-pub struct Cache {
-    /// Elements as rows of head_dim; rows, cols and stride are not used.
-    pub data: RowsMut,
-    /// Blocks.
-    pub num_blocks: usize,
-    /// Heads.
-    pub num_kv_heads: usize,
-    /// Tokens in a block.
-    pub block_size: usize,
-    /// Elements of a token of a head.
-    pub head_dim: usize,
-    /// Elements from one block to the next.
-    pub block_stride: usize,
-}
-
-impl Cache {
-    /// Address of a token of a head.
-    ///
-    /// # Safety
-    /// The indices are in range.
-    #[inline(always)]
-    pub unsafe fn at(&self, block: usize, head: usize, offset: usize) -> *mut u8 {
-        let element = block * self.block_stride + (head * self.block_size + offset) * self.head_dim;
-        // SAFETY: the caller's.
-        unsafe { self.data.ptr.add(element * self.data.dtype.size()) }
-    }
-}
 
 /// The op's inputs and outputs.
 #[derive(Clone, Copy)]
@@ -61,6 +30,9 @@ pub struct RopeArgs<'a> {
     pub k_cache: Cache,
     /// Values.
     pub v_cache: Cache,
+    /// float32 [Hkv] each: the scales of keys and of values in a cache of bytes; empty: of each row
+    /// its own.
+    pub kv_scales: [&'a [f32]; 2],
     /// Hq
     pub num_heads: usize,
     /// [1, Dh]
@@ -90,6 +62,9 @@ pub unsafe fn qk_norm_rope_store_kv(level: Level, args: RopeArgs) -> Result<(), 
     assert!(args.positions.len() == tokens && args.slot_mapping.len() == tokens);
     assert!(args.q.rows == tokens && args.q.cols == args.num_heads * dim);
     assert!(args.qkv.cols == (args.num_heads + 2 * cache.num_kv_heads) * dim);
+    for scales in args.kv_scales {
+        assert!(scales.is_empty() || scales.len() == cache.num_kv_heads);
+    }
     if dim > MAX_HEAD_DIM || rot > dim || !rot.is_multiple_of(2) {
         return Err(format!(
             "head_dim {dim} with {rot} rotated is not supported"
@@ -116,6 +91,9 @@ pub unsafe fn qk_norm_rope_store_kv(level: Level, args: RopeArgs) -> Result<(), 
     });
     Ok(())
 }
+
+/// A head's elements, on their way to be bytes: not zeroed, which would take longer than their use.
+type Row = MaybeUninit<[f32; MAX_HEAD_DIM]>;
 
 struct RopeTask<'a> {
     args: RopeArgs<'a>,
@@ -146,18 +124,11 @@ impl Kernel for RopeTask<'_> {
                     slot as usize % a.k_cache.block_size,
                 );
                 for head in 0..kv_heads {
+                    let place = (block, head, offset);
                     let from = a.qkv.at(row, (a.num_heads + head) * dim);
-                    let to = a.k_cache.at(block, head, offset);
-                    self.turn(s, from, table, a.k_norm, to, a.k_cache.data.dtype);
+                    self.store_key(s, from, table, place);
                     let from = a.qkv.at(row, (a.num_heads + kv_heads + head) * dim);
-                    let to = a.v_cache.at(block, head, offset);
-                    let (read, write) = (a.qkv.dtype, a.v_cache.data.dtype);
-                    let mut i = 0;
-                    while i < dim {
-                        let v = load_some(s, from.add(i * read.size()), read, dim - i);
-                        store_some(s, to.add(i * write.size()), write, v, dim - i);
-                        i += S::LANES;
-                    }
+                    self.store_value(s, from, place);
                 }
             }
         }
@@ -165,6 +136,67 @@ impl Kernel for RopeTask<'_> {
 }
 
 impl RopeTask<'_> {
+    /// A key's head, normed and rotated, into its (block, head, offset) in the cache.
+    ///
+    /// # Safety
+    /// The task's contract.
+    #[inline(always)]
+    unsafe fn store_key<S: Simd>(
+        &self,
+        s: S,
+        from: *const u8,
+        table: *const f32,
+        place: (usize, usize, usize),
+    ) {
+        let cache = &self.args.k_cache;
+        // SAFETY: the caller's; a row has room for the largest head.
+        unsafe {
+            match cache.dtype {
+                CacheType::Float(dtype) => {
+                    let to = cache.at(place.0, place.1, place.2);
+                    self.turn(s, from, table, self.args.k_norm, to, dtype);
+                }
+                CacheType::Scaled(byte) => {
+                    let mut row = Row::uninit();
+                    let to = row.as_mut_ptr().cast();
+                    self.turn(s, from, table, self.args.k_norm, to, DType::F32);
+                    let scale = self.args.kv_scales[0].get(place.1).copied();
+                    cache.store_bytes(s, byte, place, row.as_ptr().cast(), scale);
+                }
+            }
+        }
+    }
+
+    /// A value's head into its (block, head, offset) in the cache.
+    ///
+    /// # Safety
+    /// The task's contract.
+    #[inline(always)]
+    unsafe fn store_value<S: Simd>(&self, s: S, from: *const u8, place: (usize, usize, usize)) {
+        let cache = &self.args.v_cache;
+        let (dim, read) = (cache.head_dim, self.args.qkv.dtype);
+        // SAFETY: the caller's; a row has room for the largest head.
+        unsafe {
+            let load = |i: usize| load_some(s, from.add(i * read.size()), read, dim - i);
+            match cache.dtype {
+                CacheType::Float(write) => {
+                    let to = cache.at(place.0, place.1, place.2);
+                    for i in (0..dim).step_by(S::LANES) {
+                        store_some(s, to.add(i * write.size()), write, load(i), dim - i);
+                    }
+                }
+                CacheType::Scaled(byte) => {
+                    let mut row = Row::uninit();
+                    for i in (0..dim).step_by(S::LANES) {
+                        s.store(row.as_mut_ptr().cast::<f32>().add(i), load(i));
+                    }
+                    let scale = self.args.kv_scales[1].get(place.1).copied();
+                    cache.store_bytes(s, byte, place, row.as_ptr().cast(), scale);
+                }
+            }
+        }
+    }
+
     /// Norm and rotate one head.
     #[inline(always)]
     unsafe fn turn<S: Simd>(

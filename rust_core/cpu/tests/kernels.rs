@@ -6,10 +6,10 @@
 use octavo_cpu::activation::{Activation, activation};
 use octavo_cpu::attention::{AttentionArgs, paged_attention};
 use octavo_cpu::float::{DType, f32_to_bf16, f32_to_f16};
+use octavo_cpu::kv_cache::{Cache, CacheType};
 use octavo_cpu::level::Level;
 use octavo_cpu::linear::{Linear, Packed};
 use octavo_cpu::norm::{Norm, norm};
-use octavo_cpu::rope::Cache;
 use octavo_cpu::tensor::{Rows, RowsMut, load_one};
 use octavo_formats::blocks::{BlockFormat, Codes, Scales};
 use proptest::prelude::*;
@@ -296,7 +296,8 @@ proptest! {
         let mut values = Matrix::new(cache_type, rows, dim, 0, 0).filled(seed + 2);
         for level in Level::available() {
             let cache = |m: &mut Matrix| Cache {
-                data: m.write(),
+                ptr: m.write().ptr,
+                dtype: CacheType::Float(cache_type),
                 num_blocks: blocks,
                 num_kv_heads: kv_heads,
                 block_size,

@@ -7,11 +7,9 @@ from torch import Tensor
 
 from octavo.checkpoints.schemes.scheme import Tensors, grouped
 from octavo.errors import ModelLoadError
-from octavo.kernels.formats.grouped import group_map
+from octavo.kernels.formats.grouped import e2m1_codes, group_map
 from octavo.kernels.weights import Part, Stored
 
-# By the code: two bits of exponent, one of mantissa; the fourth is the sign.
-_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _BYTES = {"U8": torch.uint8}
 _SCALES = {"F8_E4M3": torch.float8_e4m3fn, "F8_E8M0": torch.float8_e8m0fnu, **_BYTES}
 # Columns of a scale, by its type: NVFP4's are floats, MXFP4's exponents of two, kept as bytes.
@@ -45,11 +43,10 @@ def read_fp4(
 
 def fp4_planes(pairs: Tensor, scale: Tensor, size: int) -> dict[str, Tensor]:
     """Planes of ``pairs`` uint8 [N, K / 2], the low half first, and a scale for each ``size``."""
-    codes = torch.tensor([*_MAGNITUDES, *(-value for value in _MAGNITUDES)], device=pairs.device)
     return {
         "q": torch.stack([pairs & 15, pairs >> 4], 2).flatten(1),
         "scale": scale,
-        "codes": codes,
+        "codes": e2m1_codes(pairs.device),
         **group_map(2 * pairs.shape[1], size, pairs.device),
     }
 

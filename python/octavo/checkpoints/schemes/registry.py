@@ -49,6 +49,9 @@ _OTHER_NAMES = {
     "modelopt_mixed": "modelopt",
 }
 
+# Methods of files that are also ways to round files of none.
+_ROUNDINGS = ("fp8", "mxfp4")
+
 _ADVICE = "quantize the model anew to compressed-tensors (llm-compressor), GPTQ, AWQ or GGUF"
 # Methods whose files are not read, and the way out where there is a shorter one.
 REFUSED = {
@@ -81,14 +84,14 @@ def method_of(quantization_config: Mapping[str, Any] | None) -> str:
 def is_of_files(quantization: str, method: str) -> bool:
     """True where ``--quantization`` names how the files are quantized already, ``method``.
 
-    False where it names nothing that files hold, or "fp8" for files that are not quantized.
+    False where it names nothing that files hold, or a rounding of files that are not quantized.
 
     Raises:
         ModelLoadError: it names another method than the files'.
     """
     if quantization not in SCHEMES and quantization not in (*_OTHER_NAMES, *REFUSED, "gguf"):
         return False
-    if quantization == "fp8" and not method:
+    if quantization in _ROUNDINGS and not method:
         return False
     if _OTHER_NAMES.get(quantization, quantization) == _OTHER_NAMES.get(method, method):
         return True

@@ -1,7 +1,7 @@
 //! One token's products with keys and values that are read where they lie.
 
+use crate::kv_cache::{Byte, CacheType, E4m3, E5m2, Elements, Int8};
 use crate::simd::Simd;
-use crate::tensor::load_some;
 
 use super::plan::CHUNK;
 use super::task::{AttentionTask, Sums};
@@ -14,6 +14,20 @@ impl AttentionTask<'_> {
     /// The task's contract.
     #[inline(always)]
     pub(super) unsafe fn run_decode<S: Simd>(&self, s: S) {
+        // SAFETY: the caller's.
+        unsafe {
+            match self.args.k_cache.dtype {
+                CacheType::Float(dtype) => self.decode(s, dtype),
+                CacheType::Scaled(Byte::Int8) => self.decode(s, Int8),
+                CacheType::Scaled(Byte::E4m3) => self.decode(s, E4m3),
+                CacheType::Scaled(Byte::E5m2) => self.decode(s, E5m2),
+            }
+        }
+    }
+
+    /// The same for one type of keys and values.
+    #[inline(always)]
+    unsafe fn decode<S: Simd, E: Elements>(&self, s: S, elements: E) {
         // SAFETY: the caller's.
         unsafe {
             let mut b = self.buffers::<S>();
@@ -29,11 +43,12 @@ impl AttentionTask<'_> {
                     self.gather_keys(s, &b, key, len);
                     self.scores_from_panels(s, &b, len);
                 } else {
-                    self.scores_in_place(s, b.q, b.dim, key, len, b.scores);
+                    self.scores_in_place(s, elements, b.q, b.dim, key, len, b.scores);
+                    self.scale_scores(s, &b, key, len);
                 }
                 self.prefetch_keys(s, key + len);
                 self.softmax::<S, false>(s, &b, key, len);
-                self.values_in_place(s, b.probs, b.dim, key, len, b.sums.ptr);
+                self.values_in_place(s, elements, b.probs, b.dim, key, len, b.sums.ptr);
             }
             self.finish(s, &b);
         }
@@ -41,9 +56,11 @@ impl AttentionTask<'_> {
 
     /// scores[row][key] of the one token's heads.
     #[inline(always)]
-    unsafe fn scores_in_place<S: Simd>(
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn scores_in_place<S: Simd, E: Elements>(
         &self,
         s: S,
+        elements: E,
         q: *const f32,
         q_stride: usize,
         key: usize,
@@ -61,19 +78,19 @@ impl AttentionTask<'_> {
                     let (q, to) = (q.add(r * q_stride), scores.add(r * CHUNK + done));
                     match self.group - r {
                         4.. => {
-                            self.dots::<S, 4>(s, q, q_stride, at, run, to);
+                            self.dots::<S, E, 4>(s, elements, q, q_stride, at, run, to);
                             r += 4;
                         }
                         3 => {
-                            self.dots::<S, 3>(s, q, q_stride, at, run, to);
+                            self.dots::<S, E, 3>(s, elements, q, q_stride, at, run, to);
                             r += 3;
                         }
                         2 => {
-                            self.dots::<S, 2>(s, q, q_stride, at, run, to);
+                            self.dots::<S, E, 2>(s, elements, q, q_stride, at, run, to);
                             r += 2;
                         }
                         _ => {
-                            self.dots::<S, 1>(s, q, q_stride, at, run, to);
+                            self.dots::<S, E, 1>(s, elements, q, q_stride, at, run, to);
                             r += 1;
                         }
                     }
@@ -85,24 +102,26 @@ impl AttentionTask<'_> {
 
     /// R rows of q with `run` keys that lie one after another.
     #[inline(always)]
-    unsafe fn dots<S: Simd, const R: usize>(
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn dots<S: Simd, E: Elements, const R: usize>(
         &self,
         s: S,
+        elements: E,
         q: *const f32,
         q_stride: usize,
         keys: *const u8,
         run: usize,
         scores: *mut f32,
     ) {
-        let (dim, dtype) = (self.args.k_cache.head_dim, self.args.k_cache.data.dtype);
+        let (dim, size) = (self.args.k_cache.head_dim, elements.size());
         for j in 0..run {
             // SAFETY: the task's contract; q's rows are zero from dim to the vector's end.
             unsafe {
-                let key = keys.add(j * dim * dtype.size());
+                let key = keys.add(j * dim * size);
                 let mut sums = [s.zero(); R];
                 let mut i = 0;
                 while i < dim {
-                    let k = load_some(s, key.add(i * dtype.size()), dtype, dim - i);
+                    let k = elements.load(s, key.add(i * size), dim - i);
                     for (r, sum) in sums.iter_mut().enumerate() {
                         *sum = s.fma(k, s.load(q.add(r * q_stride + i)), *sum);
                     }
@@ -117,9 +136,11 @@ impl AttentionTask<'_> {
 
     /// sums[row] += probabilities times values, of the one token's heads.
     #[inline(always)]
-    unsafe fn values_in_place<S: Simd>(
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn values_in_place<S: Simd, E: Elements>(
         &self,
         s: S,
+        elements: E,
         probs: *const f32,
         stride: usize,
         key: usize,
@@ -137,15 +158,15 @@ impl AttentionTask<'_> {
                     let (probs, to) = (probs.add(r * CHUNK + done), sums.add(r * stride));
                     match self.group - r {
                         3.. => {
-                            self.weigh::<S, 3>(s, probs, at, run, to, stride);
+                            self.weigh::<S, E, 3>(s, elements, probs, at, run, to, stride);
                             r += 3;
                         }
                         2 => {
-                            self.weigh::<S, 2>(s, probs, at, run, to, stride);
+                            self.weigh::<S, E, 2>(s, elements, probs, at, run, to, stride);
                             r += 2;
                         }
                         _ => {
-                            self.weigh::<S, 1>(s, probs, at, run, to, stride);
+                            self.weigh::<S, E, 1>(s, elements, probs, at, run, to, stride);
                             r += 1;
                         }
                     }
@@ -157,17 +178,18 @@ impl AttentionTask<'_> {
 
     /// The same for R rows and `run` values that lie one after another.
     #[inline(always)]
-    unsafe fn weigh<S: Simd, const R: usize>(
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn weigh<S: Simd, E: Elements, const R: usize>(
         &self,
         s: S,
+        elements: E,
         probs: *const f32,
         values: *const u8,
         run: usize,
         sums: *mut f32,
         stride: usize,
     ) {
-        let (dim, dtype) = (self.args.v_cache.head_dim, self.args.v_cache.data.dtype);
-        let size = dtype.size();
+        let (dim, size) = (self.args.v_cache.head_dim, elements.size());
         // SAFETY: the task's contract; sums' rows are whole vectors.
         unsafe {
             let mut i = 0;
@@ -181,10 +203,10 @@ impl AttentionTask<'_> {
                 for j in 0..run {
                     let at = values.add((j * dim + i) * size);
                     let row = [
-                        load_some(s, at, dtype, S::LANES),
-                        load_some(s, at.add(S::LANES * size), dtype, S::LANES),
-                        load_some(s, at.add(2 * S::LANES * size), dtype, S::LANES),
-                        load_some(s, at.add(3 * S::LANES * size), dtype, S::LANES),
+                        elements.load(s, at, S::LANES),
+                        elements.load(s, at.add(S::LANES * size), S::LANES),
+                        elements.load(s, at.add(2 * S::LANES * size), S::LANES),
+                        elements.load(s, at.add(3 * S::LANES * size), S::LANES),
                     ];
                     for (r, acc) in acc.iter_mut().enumerate() {
                         let p = s.splat(*probs.add(r * CHUNK + j));
@@ -205,7 +227,7 @@ impl AttentionTask<'_> {
                     let to = sums.add(r * stride + i);
                     let mut acc = s.load(to);
                     for j in 0..run {
-                        let v = load_some(s, values.add((j * dim + i) * size), dtype, dim - i);
+                        let v = elements.load(s, values.add((j * dim + i) * size), dim - i);
                         acc = s.fma(s.splat(*probs.add(r * CHUNK + j)), v, acc);
                     }
                     s.store(to, acc);

@@ -1,11 +1,12 @@
 //! Keys and values of a chunk, gathered from their blocks into panels, and scores from them.
 
 use crate::float::DType;
+use crate::kv_cache::{Cache, CacheType};
 use crate::linear::float::panel_product_f32;
-use crate::rope::Cache;
 use crate::simd::Simd;
 use crate::tensor::{load_one, load_some};
 
+use super::bytes::widen_row;
 use super::plan::{CHUNK, TILE_ROWS};
 use super::task::{AttentionTask, Buffers};
 
@@ -14,10 +15,17 @@ impl AttentionTask<'_> {
     #[inline(always)]
     pub(super) unsafe fn sixteen_keys(
         &self,
+        b: &Buffers,
         key: usize,
         first: usize,
         len: usize,
     ) -> [*const u16; 16] {
+        if self.has_scales() {
+            let dim = self.args.k_cache.head_dim;
+            // SAFETY: `widen` has left a chunk's rows there.
+            let row = |j: usize| unsafe { b.wide.add((first + j).min(len - 1) * dim).cast_const() };
+            return std::array::from_fn(row);
+        }
         let mut walk = Walk::START;
         let mut rows = [std::ptr::null(); 16];
         for (j, row) in rows.iter_mut().enumerate() {
@@ -35,7 +43,8 @@ impl AttentionTask<'_> {
     #[inline(always)]
     pub(super) fn transposes<S: Simd>(&self) -> bool {
         let cache = &self.args.k_cache;
-        S::TRANSPOSES && cache.data.dtype == DType::Bf16 && cache.head_dim.is_multiple_of(32)
+        let is_bf16 = cache.dtype == CacheType::Float(DType::Bf16);
+        S::TRANSPOSES && is_bf16 && cache.head_dim.is_multiple_of(32)
     }
 
     /// A chunk's keys into b.keys, as panels [key panel][dim][2 LANES keys]. Elements beyond `len` are
@@ -44,12 +53,12 @@ impl AttentionTask<'_> {
     pub(super) unsafe fn gather_keys<S: Simd>(&self, s: S, b: &Buffers, key: usize, len: usize) {
         let width = 2 * S::LANES;
         let cache = &self.args.k_cache;
-        let (dim, dtype) = (cache.head_dim, cache.data.dtype);
+        let dim = cache.head_dim;
         // SAFETY: the task's contract.
         unsafe {
             if self.transposes::<S>() {
                 for first in (0..len).step_by(16) {
-                    let rows = self.sixteen_keys(key, first, len);
+                    let rows = self.sixteen_keys(b, key, first, len);
                     let to = b.keys.add(first / width * b.dim * width + first % width);
                     for i in (0..dim).step_by(32) {
                         s.transpose_bf16(shifted(rows, i), to.add(i * width), width);
@@ -71,13 +80,23 @@ impl AttentionTask<'_> {
             for j in 0..len {
                 let (k, _) = self.locate(cache, key + j);
                 let to = b.keys.add(j / width * b.dim * width + j % width);
-                if dtype == DType::F32 {
-                    for i in 0..dim {
-                        *to.add(i * width) = k.cast::<f32>().add(i).read_unaligned();
+                match cache.dtype {
+                    CacheType::Float(DType::F32) => {
+                        for i in 0..dim {
+                            *to.add(i * width) = k.cast::<f32>().add(i).read_unaligned();
+                        }
                     }
-                } else {
-                    for i in 0..dim {
-                        *to.add(i * width) = load_one(k.add(i * dtype.size()), dtype);
+                    CacheType::Float(dtype) => {
+                        for i in 0..dim {
+                            *to.add(i * width) = load_one(k.add(i * dtype.size()), dtype);
+                        }
+                    }
+                    CacheType::Scaled(byte) => {
+                        let row = b.wide.cast::<f32>();
+                        widen_row(s, byte, k, dim, row);
+                        for i in 0..dim {
+                            *to.add(i * width) = *row.add(i);
+                        }
                     }
                 }
             }
@@ -90,7 +109,7 @@ impl AttentionTask<'_> {
     pub(super) unsafe fn gather_values<S: Simd>(&self, s: S, b: &Buffers, key: usize, len: usize) {
         let width = 2 * S::LANES;
         let cache = &self.args.v_cache;
-        let (dim, dtype) = (cache.head_dim, cache.data.dtype);
+        let dim = cache.head_dim;
         // SAFETY: the task's contract.
         unsafe {
             if len < CHUNK {
@@ -103,14 +122,27 @@ impl AttentionTask<'_> {
             }
             for j in 0..len {
                 let (v, _) = self.locate(cache, key + j);
-                let mut i = 0;
-                while i < dim {
-                    let row = load_some(s, v.add(i * dtype.size()), dtype, dim - i);
+                let put = |i: usize, row| {
                     s.store(
                         b.values.add((i / width * CHUNK + j) * width + i % width),
                         row,
                     );
-                    i += S::LANES;
+                };
+                match cache.dtype {
+                    CacheType::Float(dtype) => {
+                        let mut i = 0;
+                        while i < dim {
+                            put(i, load_some(s, v.add(i * dtype.size()), dtype, dim - i));
+                            i += S::LANES;
+                        }
+                    }
+                    CacheType::Scaled(byte) => {
+                        let row = b.wide.cast::<f32>();
+                        widen_row(s, byte, v, dim, row);
+                        for i in (0..dim).step_by(S::LANES) {
+                            put(i, s.load(row.add(i)));
+                        }
+                    }
                 }
             }
         }
@@ -169,7 +201,7 @@ impl Walk {
             // SAFETY: the caller's.
             (self.at, self.left) = unsafe { task.locate(cache, key) };
         } else {
-            let row_bytes = cache.head_dim * cache.data.dtype.size();
+            let row_bytes = cache.head_dim * cache.dtype.size();
             self.at = self.at.wrapping_add(row_bytes);
         }
         self.left -= 1;

@@ -10,8 +10,10 @@
 //! An item goes one of three ways. Decode reads keys and values in place, and gathers keys where they
 //! can be transposed as vectors; prefill gathers a chunk into the panels of `linear::float`, whose
 //! tiles then do both products. Processors with dot products of bfloat16 take pairs for either,
-//! wherever the cache is bfloat16.
+//! wherever the cache is bfloat16. Keys and values of a byte go the same ways as the numbers they
+//! are; their scales are factors of scores and of probabilities.
 
+mod bytes;
 mod decode;
 mod gather;
 mod merge;
@@ -21,9 +23,9 @@ mod prefill;
 mod softmax;
 mod task;
 
+use crate::kv_cache::{Cache, MAX_HEAD_DIM};
 use crate::level::Level;
 use crate::pool;
-use crate::rope::{Cache, MAX_HEAD_DIM};
 use crate::scratch::with_floats;
 use crate::simd::{Kernel, Simd};
 use crate::tensor::Shared;

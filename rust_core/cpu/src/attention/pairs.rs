@@ -1,7 +1,7 @@
 //! Products of bfloat16 pairs, where the processor has them.
 
 use crate::float::DType;
-use crate::rope::{Cache, MAX_HEAD_DIM};
+use crate::kv_cache::{Cache, CacheType, MAX_HEAD_DIM};
 use crate::simd::Simd;
 
 use super::gather::{Walk, shifted};
@@ -12,8 +12,12 @@ use super::task::{AttentionTask, Buffers};
 static ZEROS: [u16; MAX_HEAD_DIM] = [0; MAX_HEAD_DIM];
 
 pub(super) fn are_pairs(keys: &Cache, values: &Cache) -> bool {
-    let are_bf16 = keys.data.dtype == DType::Bf16 && values.data.dtype == DType::Bf16;
-    are_bf16 && keys.head_dim.is_multiple_of(32)
+    // Bytes' numbers are bfloat16's, too.
+    let fits = |cache: &Cache| match cache.dtype {
+        CacheType::Float(dtype) => dtype == DType::Bf16,
+        CacheType::Scaled(_) => true,
+    };
+    fits(keys) && fits(values) && keys.head_dim.is_multiple_of(32)
 }
 
 impl AttentionTask<'_> {
@@ -39,11 +43,14 @@ impl AttentionTask<'_> {
                 if decode {
                     self.prefetch_values(s, key, len);
                 }
+                self.widen(s, &self.args.k_cache, &b, key, len);
                 self.scores_of_pairs(s, &b, key, len);
+                self.scale_scores(s, &b, key, len);
                 if decode {
                     self.prefetch_keys(s, key + len);
                 }
                 self.softmax::<S, true>(s, &b, key, len);
+                self.widen(s, &self.args.v_cache, &b, key, len);
                 self.add_values_of_pairs(s, &b, key, len);
             }
             self.finish(s, &b);
@@ -64,7 +71,7 @@ impl AttentionTask<'_> {
         unsafe {
             for first in (0..len).step_by(16) {
                 let to = keys.add(first / width * (dim / 2) * width + first % width);
-                let rows = self.sixteen_keys(key, first, len);
+                let rows = self.sixteen_keys(b, key, first, len);
                 for i in (0..dim).step_by(32) {
                     s.transpose_pairs(shifted(rows, i), to.add(i / 2 * width), width);
                 }
@@ -95,6 +102,9 @@ impl AttentionTask<'_> {
             let mut take = |j: usize| {
                 if j >= len {
                     return ZEROS.as_ptr();
+                }
+                if self.has_scales() {
+                    return b.wide.add(j * dim).cast_const();
                 }
                 walk.to(self, &self.args.v_cache, key + j);
                 walk.at.cast::<u16>()

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::rope::Cache;
+use crate::kv_cache::Cache;
 use crate::tensor::{Rows, RowsMut};
 
 /// Keys in a chunk.

@@ -24,6 +24,7 @@ impl AttentionTask<'_> {
             for (key, len) in self.item.chunks() {
                 self.gather_keys(s, &b, key, len);
                 self.scores_from_panels(s, &b, len);
+                self.scale_scores(s, &b, key, len);
                 self.softmax::<S, false>(s, &b, key, len);
                 self.gather_values(s, &b, key, len);
                 for p in 0..dim.div_ceil(width) {

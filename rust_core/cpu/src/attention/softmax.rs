@@ -52,6 +52,9 @@ impl AttentionTask<'_> {
         let rows = self.rows();
         // SAFETY: the caller's.
         unsafe {
+            if self.has_scales() {
+                self.gather_scales(&self.args.v_cache, b, key, len);
+            }
             for first in (0..rows).step_by(STATE_ROWS) {
                 let end = rows.min(first + STATE_ROWS);
                 self.softmax_rows::<S, BF16>(s, b, first..end, key, len);
@@ -70,7 +73,8 @@ impl AttentionTask<'_> {
     }
 
     /// Probabilities and state of at most STATE_ROWS rows, as bfloat16 in the first half of a row of
-    /// `b.probs` or float32 in all of it; zero for keys a row does not attend to.
+    /// `b.probs` or float32 in all of it; zero for keys a row does not attend to. Of a cache with scales
+    /// times the values' scales.
     ///
     /// The rows' maxima and sums are taken together: one row after the other would wait for its own.
     #[inline(always)]
@@ -89,7 +93,7 @@ impl AttentionTask<'_> {
             ..
         } = *b;
         let whole = len.next_multiple_of(2 * S::LANES);
-        let first = rows.start;
+        let (first, has_scales) = (rows.start, self.has_scales());
         // SAFETY: rows are CHUNK long, which is a multiple of every level's vectors, and states are
         // of whole STATE_ROWS.
         unsafe {
@@ -123,12 +127,17 @@ impl AttentionTask<'_> {
                 let center = s.splat(center);
                 for i in (0..whole).step_by(S::LANES) {
                     let p = s.exp2(s.sub(s.load(scores.add(i)), center));
+                    *sum = s.add(*sum, p);
+                    let p = if has_scales {
+                        s.mul(p, s.load(b.scales.add(i)))
+                    } else {
+                        p
+                    };
                     if BF16 {
                         s.store_bf16(probs.cast::<u16>().add(i), p);
                     } else {
                         s.store(probs.add(i), p);
                     }
-                    *sum = s.add(*sum, p);
                 }
             }
             let mut added = [0.0f32; STATE_ROWS];

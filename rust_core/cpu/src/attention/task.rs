@@ -1,6 +1,6 @@
 //! AttentionTask: one item's work, its buffers, and its way to the cache.
 
-use crate::rope::Cache;
+use crate::kv_cache::Cache;
 use crate::simd::Simd;
 use crate::tensor::load_some;
 
@@ -29,11 +29,11 @@ fn padded(group: usize, dim: usize) -> (usize, usize) {
     (rows, dim.next_multiple_of(32))
 }
 
-/// Floats of scratch that an item needs: q, sums, probabilities, scores, state, and a chunk of keys
-/// and of values.
+/// Floats of scratch that an item needs: q, sums, probabilities, scores, state, a chunk of keys
+/// and of values, and of the numbers and scales of bytes.
 pub(super) fn scratch_floats(group: usize, dim: usize) -> usize {
     let (rows, dim) = padded(group, dim);
-    rows * (2 * dim + 2 * CHUNK + 3) + 2 * CHUNK * dim
+    rows * (2 * dim + 2 * CHUNK + 3) + 2 * CHUNK * dim + CHUNK * dim / 2 + CHUNK
 }
 
 /// The parts of an item's scratch.
@@ -55,6 +55,10 @@ pub(super) struct Buffers {
     pub(super) keys: *mut f32,
     /// A chunk of gathered values.
     pub(super) values: *mut f32,
+    /// Numbers of keys, or of values, of a byte: a chunk in bfloat16, [CHUNK][dim], or a row in float32.
+    pub(super) wide: *mut u16,
+    /// A chunk's scales of keys, or of values, zeros behind its end: [CHUNK].
+    pub(super) scales: *mut f32,
 }
 
 /// An item's sums of values: float32, in vectors.
@@ -138,6 +142,8 @@ impl AttentionTask<'_> {
                 shrink: probs.add(rows * (CHUNK + 2)),
             };
             let keys = state.shrink.add(rows);
+            let values = keys.add(CHUNK * dim);
+            let scales = values.add(CHUNK * dim);
             Buffers {
                 padded_rows: rows,
                 dim,
@@ -151,7 +157,9 @@ impl AttentionTask<'_> {
                 probs,
                 state,
                 keys,
-                values: keys.add(CHUNK * dim),
+                values,
+                wide: scales.add(CHUNK).cast(),
+                scales,
             }
         }
     }
@@ -198,12 +206,31 @@ impl AttentionTask<'_> {
         unsafe { self.locate_of(&self.item, cache, key) }
     }
 
-    /// The same of any item.
+    /// Address of a key's scale, and the number of keys from it to the end of its block.
+    ///
+    /// # Safety
+    /// The task's contract; the cache has scales.
     #[inline(always)]
-    unsafe fn locate_of(&self, item: &Item, cache: &Cache, key: usize) -> (*const u8, usize) {
+    pub(super) unsafe fn locate_scales(&self, cache: &Cache, key: usize) -> (*const f32, usize) {
+        let (block, offset) = self.place_of(&self.item, cache, key);
+        // SAFETY: `plan` checked the table's entries.
+        let at = unsafe { cache.scale_at(block, self.item.kv_head, offset) };
+        (at.cast_const(), cache.block_size - offset)
+    }
+
+    /// The block of an item's key, and its offset there.
+    #[inline(always)]
+    fn place_of(&self, item: &Item, cache: &Cache, key: usize) -> (usize, usize) {
         let (index, offset) = (key / cache.block_size, key % cache.block_size);
         let slot = self.args.slots[item.request] as usize;
         let block = self.args.block_table[slot * self.args.max_blocks + index] as usize;
+        (block, offset)
+    }
+
+    /// The same of any item.
+    #[inline(always)]
+    unsafe fn locate_of(&self, item: &Item, cache: &Cache, key: usize) -> (*const u8, usize) {
+        let (block, offset) = self.place_of(item, cache, key);
         // SAFETY: `plan` checked the table's entries.
         let at = unsafe { cache.at(block, item.kv_head, offset) };
         (at.cast_const(), cache.block_size - offset)
@@ -242,7 +269,7 @@ impl AttentionTask<'_> {
     /// ends with each of them.
     #[inline(always)]
     unsafe fn prefetch<S: Simd>(&self, s: S, cache: &Cache, item: &Item, key: usize, len: usize) {
-        let row = cache.head_dim * cache.data.dtype.size();
+        let row = cache.head_dim * cache.dtype.size();
         let mut done = 0;
         while done < len {
             // SAFETY: the task's contract.

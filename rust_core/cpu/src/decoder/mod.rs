@@ -16,11 +16,12 @@ use std::sync::{Mutex, PoisonError};
 use crate::activation::{Activation, activation};
 use crate::attention::{AttentionArgs, paged_attention, rounds_queries};
 use crate::float::DType;
+use crate::kv_cache::Cache;
 use crate::level::Level;
 use crate::norm::{Norm, norm};
 use crate::pool;
 use crate::projection::Projection;
-use crate::rope::{Cache, RopeArgs, qk_norm_rope_store_kv};
+use crate::rope::{RopeArgs, qk_norm_rope_store_kv};
 use crate::scratch::with_parts;
 use crate::tensor::{Rows, RowsMut};
 
@@ -50,6 +51,8 @@ pub struct Layer {
     pub k_cache: Cache,
     /// Values.
     pub v_cache: Cache,
+    /// [Hkv] each, of keys and of values: see `RopeArgs`.
+    pub kv_scales: [Vec<f32>; 2],
     /// 0: none.
     pub sliding_window: usize,
 }
@@ -132,6 +135,10 @@ impl Decoder {
                 || (v.num_blocks, v.block_stride) != (cache.num_blocks, cache.block_stride)
             {
                 return Err("keys and values differ in shape".to_owned());
+            }
+            let fits = |scales: &Vec<f32>| scales.is_empty() || scales.len() == kv_heads;
+            if !layer.kv_scales.iter().all(fits) {
+                return Err("scales of keys and values are not one a head".to_owned());
             }
             let q = self.num_heads * dim;
             layer.qkv.check("qkv", q + 2 * kv_heads * dim, d)?;
@@ -426,6 +433,7 @@ impl Decoder {
                     slot_mapping: &step.slot_mapping[rows],
                     k_cache: layer.k_cache,
                     v_cache: layer.v_cache,
+                    kv_scales: [&layer.kv_scales[0], &layer.kv_scales[1]],
                     num_heads: self.num_heads,
                     q_norm: layer.q_norm.as_deref().map(Rows::vector),
                     k_norm: layer.k_norm.as_deref().map(Rows::vector),

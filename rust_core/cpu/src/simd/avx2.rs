@@ -201,6 +201,21 @@ impl<const PAIRS: u8> Simd for Avx2<PAIRS> {
         ))))
     }
     #[inline(always)]
+    unsafe fn load_e4m3(self, p: *const u8) -> __m256 {
+        isa! {
+            // The sign is in the two highest bits, the second of which is no part of it.
+            let wide = _mm_slli_epi16::<7>(_mm_cvtepi8_epi16(_mm_loadl_epi64(p.cast())));
+            _mm256_cvtph_ps(_mm_and_si128(wide, _mm_set1_epi16(!0x4000)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_e5m2(self, p: *const u8) -> __m256 {
+        isa! {
+            let bytes = _mm_loadl_epi64(p.cast());
+            _mm256_cvtph_ps(_mm_unpacklo_epi8(_mm_setzero_si128(), bytes))
+        }
+    }
+    #[inline(always)]
     unsafe fn store_i16(self, p: *mut i16, a: __m256) {
         isa! {
             let words = _mm256_cvtps_epi32(a);

@@ -229,6 +229,21 @@ impl<const DOTS: bool> Simd for Avx512<DOTS> {
             p.cast()
         ))))
     }
+    #[inline(always)]
+    unsafe fn load_e4m3(self, p: *const u8) -> __m512 {
+        isa! {
+            // The sign is in the two highest bits, the second of which is no part of it.
+            let wide = _mm256_slli_epi16::<7>(_mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast())));
+            _mm512_cvtph_ps(_mm256_and_si256(wide, _mm256_set1_epi16(!0x4000)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_e5m2(self, p: *const u8) -> __m512 {
+        isa! {
+            let bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128(p.cast()));
+            _mm512_cvtph_ps(_mm256_slli_epi16::<8>(bytes))
+        }
+    }
     /// Ties away from zero: two instructions. Finite values up to bfloat16's largest, infinities
     /// and the NaNs that arithmetic makes stay what they are.
     #[inline(always)]

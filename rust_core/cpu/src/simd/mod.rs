@@ -16,7 +16,7 @@ pub(crate) mod avx512;
 pub(crate) mod neon;
 pub(crate) mod scalar;
 
-use crate::float::f32_to_bf16;
+use crate::float::{e4m3_to_half, e5m2_to_half, f32_to_bf16};
 
 pub use octavo_formats::blocks::GROUP;
 
@@ -129,6 +129,18 @@ pub trait Simd: Copy {
 
     /// int8 as floats.
     unsafe fn load_i8(self, p: *const i8) -> Self::V;
+    /// LANES float8 e4m3, over 256.
+    #[inline(always)]
+    unsafe fn load_e4m3(self, p: *const u8) -> Self::V {
+        // SAFETY: the trait's contract.
+        unsafe { load_halves(self, p, e4m3_to_half) }
+    }
+    /// LANES float8 e5m2.
+    #[inline(always)]
+    unsafe fn load_e5m2(self, p: *const u8) -> Self::V {
+        // SAFETY: the trait's contract.
+        unsafe { load_halves(self, p, e5m2_to_half) }
+    }
     /// Two vectors to the nearest bf16, ties either way: `a` to even places, `b` to odd ones.
     #[inline(always)]
     unsafe fn store_bf16_pairs(self, p: *mut u16, a: Self::V, b: Self::V) {
@@ -382,6 +394,21 @@ pub trait Simd: Copy {
         let y = self.sub(one, self.mul(self.mul(p, t), e));
         self.select_lt(a, zero, self.sub(zero, y), y)
     }
+}
+
+/// LANES bytes at p as floats, by way of halves.
+///
+/// # Safety
+/// They exist.
+#[inline(always)]
+unsafe fn load_halves<S: Simd>(s: S, p: *const u8, half: impl Fn(u8) -> u16) -> S::V {
+    let mut halves = [0u16; 16];
+    for (i, to) in halves.iter_mut().enumerate().take(S::LANES) {
+        // SAFETY: the caller's.
+        *to = half(unsafe { *p.add(i) });
+    }
+    // SAFETY: it holds LANES.
+    unsafe { s.load_f16(halves.as_ptr()) }
 }
 
 /// 2 to the a on [-1/2, 1/2], by powers of a; the last four are fitted to the least relative error,

@@ -4,7 +4,7 @@
 //! beyond its end. The addresses themselves are trusted.
 
 use octavo_cpu::float::DType;
-use octavo_cpu::rope::Cache;
+use octavo_cpu::kv_cache::{Byte, Cache, CacheType};
 use octavo_cpu::tensor::{Rows, RowsMut, load_one};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -13,6 +13,9 @@ use pyo3::prelude::*;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Element {
     Float(DType),
+    I8,
+    E4m3,
+    E5m2,
     U8,
     I32,
     I64,
@@ -26,6 +29,9 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Element {
             "F32" => Element::Float(DType::F32),
             "BF16" => Element::Float(DType::Bf16),
             "F16" => Element::Float(DType::F16),
+            "I8" => Element::I8,
+            "E4M3" => Element::E4m3,
+            "E5M2" => Element::E5m2,
             "U8" => Element::U8,
             "I32" => Element::I32,
             "I64" => Element::I64,
@@ -231,21 +237,47 @@ impl KvCache {
     pub(super) fn caches(self) -> PyResult<(Cache, Cache)> {
         let KvCache(keys, values, element, shape) = self;
         let (num_blocks, num_kv_heads, block_size, head_dim, block_stride) = shape;
-        let rows_of_block = num_kv_heads.saturating_mul(block_size);
-        if block_size == 0 || (num_blocks > 1 && block_stride < rows_of_block * head_dim) {
+        let dtype = match element {
+            Element::I8 => CacheType::Scaled(Byte::Int8),
+            Element::E4m3 => CacheType::Scaled(Byte::E4m3),
+            Element::E5m2 => CacheType::Scaled(Byte::E5m2),
+            _ => CacheType::Float(element.float()?),
+        };
+        let cache = |ptr: usize| Cache {
+            ptr: ptr as *mut u8,
+            dtype,
+            num_blocks,
+            num_kv_heads,
+            block_size,
+            head_dim,
+            block_stride,
+        };
+        let (keys, values) = (cache(keys), cache(values));
+        let block = num_kv_heads.saturating_mul(keys.head_stride());
+        if block_size == 0 || (num_blocks > 1 && block_stride < block) {
             return Err(PyValueError::new_err("blocks of the KV cache overlap"));
         }
-        let cache = |ptr| -> PyResult<Cache> {
-            let rows = num_blocks * rows_of_block;
-            Ok(Cache {
-                data: Matrix(ptr, element, rows, head_dim).write()?,
-                num_blocks,
-                num_kv_heads,
-                block_size,
-                head_dim,
-                block_stride,
-            })
-        };
-        Ok((cache(keys)?, cache(values)?))
+        let has_rows = num_blocks > 0 && num_kv_heads > 0 && head_dim > 0;
+        if has_rows && (keys.ptr.is_null() || values.ptr.is_null()) {
+            return Err(PyValueError::new_err("a tensor without memory"));
+        }
+        Ok((keys, values))
     }
+}
+
+/// Static scales of keys and of values, float32 [2, heads]; None: empty.
+///
+/// # Safety
+/// They exist, and are not written while the slices are used.
+pub(super) unsafe fn scales_of<'a>(
+    scales: Option<Matrix>,
+    heads: usize,
+) -> PyResult<[&'a [f32]; 2]> {
+    let Some(scales) = scales else {
+        return Ok([&[], &[]]);
+    };
+    // SAFETY: the caller's.
+    let all = unsafe { scales.of_shape(2, heads)?.flat()?.slice()? };
+    let (keys, values) = all.split_at(heads);
+    Ok([keys, values])
 }

@@ -8,7 +8,7 @@ use octavo_cpu::decoder::{Decoder, Layer, Step};
 use octavo_cpu::projection::{Projection, Weight};
 use pyo3::prelude::*;
 
-use super::args::{KvCache, Matrix, Vector};
+use super::args::{KvCache, Matrix, Vector, scales_of};
 use super::call::{activation_named, level, run};
 use super::linear::CpuLinear;
 use crate::error::value_error;
@@ -32,6 +32,7 @@ struct LayerSpec {
     q_norm: Option<Vector>,
     k_norm: Option<Vector>,
     cache: KvCache,
+    kv_scales: Option<Matrix>,
     sliding_window: usize,
 }
 
@@ -67,6 +68,7 @@ impl LayerSpec {
                 k_norm: head(self.k_norm)?,
                 k_cache,
                 v_cache,
+                kv_scales: scales_of(self.kv_scales, k_cache.num_kv_heads)?.map(<[f32]>::to_vec),
                 sliding_window: self.sliding_window,
             })
         }

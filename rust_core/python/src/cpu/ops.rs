@@ -8,7 +8,7 @@ use octavo_cpu::norm::{Norm, norm};
 use octavo_cpu::rope::{RopeArgs, qk_norm_rope_store_kv};
 use pyo3::prelude::*;
 
-use super::args::{KvCache, Matrix, Vector};
+use super::args::{KvCache, Matrix, Vector, scales_of};
 use super::call::{activation_named, level, run};
 use crate::error::value_error;
 
@@ -78,7 +78,7 @@ fn cpu_activation(py: Python<'_>, kind: &str, gated: bool, x: Matrix, out: Matri
 
 #[pyfunction]
 #[allow(clippy::too_many_arguments)] // the op's own
-#[pyo3(signature = (qkv, cache, *, positions, cos_sin, slot_mapping, num_heads, q_norm, k_norm, eps, weight_offset, interleaved, q))]
+#[pyo3(signature = (qkv, cache, *, positions, cos_sin, slot_mapping, kv_scales, num_heads, q_norm, k_norm, eps, weight_offset, interleaved, q))]
 fn cpu_rope(
     py: Python<'_>,
     qkv: Matrix,
@@ -86,6 +86,7 @@ fn cpu_rope(
     positions: Vector,
     cos_sin: Matrix,
     slot_mapping: Vector,
+    kv_scales: Option<Matrix>,
     num_heads: usize,
     q_norm: Option<Vector>,
     k_norm: Option<Vector>,
@@ -109,6 +110,7 @@ fn cpu_rope(
             slot_mapping: slot_mapping.of_len(tokens)?.slice()?,
             k_cache,
             v_cache,
+            kv_scales: scales_of(kv_scales, k_cache.num_kv_heads)?,
             num_heads,
             q_norm: head(q_norm)?,
             k_norm: head(k_norm)?,
