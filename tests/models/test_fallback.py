@@ -309,7 +309,8 @@ the cache as they were, so that the base cannot grow with each text as transform
 
 GGUF files are read whose architecture is one of
 {ggufs}; Mistral's and Mixtral's say `llama`, OLMo 3's `olmo2`, DeepSeek's and
-Kimi K2's `deepseek2`, with latents' keys and values apart or as one.
+Kimi K2's `deepseek2`, with latents' keys and values apart or as one, GLM-4-9B's `chatglm`, FalconMamba's `mamba`.
+Experts' gates and ups may be one tensor. The package `gguf` 0.19 has no names for GPT-Neo, LFM3, MiniMax-Text-01 and OLMo-Hybrid.
 Tiny random models of each, written as llama.cpp writes them, have transformers' logits within 1e-3,
 and those of the same weights in safetensors within 1e-5, or 1e-4 where the converter folds factors into
 weights (`tests/models/test_gguf_families.py`). Blocks that predict further tokens are left out.

@@ -217,6 +217,9 @@ class Gemma3nForCausalLM(LlamaForCausalLM):
         d, others = config.hidden_size, range(config.num_residuals - 1)
 
         def projections(name: str) -> list[Linear]:
+            if config.raw.get("stacks_altup"):
+                stacked = weights.experts("model", len(others), name, (d, d))
+                return [Linear(ops, [weight]) for weight in stacked]
             return [load_linear({f"model.{name}.{i}": d}, d, False, weights, ops) for i in others]
 
         if self.stage.is_first:
