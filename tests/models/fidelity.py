@@ -119,12 +119,12 @@ def assert_greedy(model: Any, prompt_ids: Sequence[int], output_ids: Sequence[in
 
 
 def prove_greedy(
-    driver: Callable[..., Any], path: Path, model: Any, *, kv_copies: int = 1, **config: Any
+    driver: Callable[..., Any], path: Path, model: Any, *, kv_copies: float = 1, **config: Any
 ) -> None:
     """One engine whose cache is too small and whose steps are short: prompts come in chunks, share
     prefixes, run in batches of mixed lengths, and are preempted; 64 tokens each are transformers'.
 
-    ``kv_copies``: ranks that hold the same key-value head.
+    ``kv_copies``: ranks that hold the same key-value head, a mean where layers differ.
     """
     shape = resolve_model(EngineConfig(model=str(path))).model_config
     engine = driver(
@@ -133,7 +133,7 @@ def prove_greedy(
         max_num_seqs=5,
         max_model_len=200,
         # 20 blocks of 16 tokens, for three prompts and answers of some 100 to 160.
-        kv_cache_memory_bytes=20 * 16 * bytes_per_token(shape, torch.float32) * kv_copies,
+        kv_cache_memory_bytes=int(20 * 16 * bytes_per_token(shape, torch.float32) * kv_copies),
         **config,
     )
     shared = make_prompt(48, seed=1)

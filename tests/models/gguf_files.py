@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import gguf_more_files
 import torch
 
 
@@ -235,7 +236,8 @@ def of_latent(name: str, tensor: torch.Tensor, config: Any) -> dict[str, torch.T
 def as_written(model: Any, arch: str, case: str) -> dict[str, torch.Tensor]:
     """A model's tensors as llama.cpp splits, scales and orders them, by the names that it reads."""
     found: dict[str, torch.Tensor] = {}
-    for name, tensor in unfused(model).items():
+    tensors = unfused(model) if arch not in ("gemma4", "llama4") else model.state_dict()
+    for name, tensor in gguf_more_files.stacked(tensors).items():
         if arch.startswith("nemotron"):
             # As transformers saves them, too.
             name = name.replace("model.", "backbone.")
@@ -247,6 +249,8 @@ def as_written(model: Any, arch: str, case: str) -> dict[str, torch.Tensor]:
             found |= of_delta(name, tensor, model.config, case)
         elif name.endswith("kv_b_proj.weight") and "as one" not in case:
             found |= of_latent(name, tensor, model.config)
+        elif arch in gguf_more_files.TENSORS:
+            found |= gguf_more_files.TENSORS[arch](name, tensor, model.config)
         else:
             found[name] = tensor
     return found
@@ -254,6 +258,8 @@ def as_written(model: Any, arch: str, case: str) -> dict[str, torch.Tensor]:
 
 def write_gguf(file: Path, arch: str, model: Any, case: str = "") -> None:
     config = model.config
+    # Of layers that differ, their own are read below.
+    config.allow_global_per_layer_attribute_access = True
     writer = gguf.GGUFWriter(str(file), arch)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -284,6 +290,8 @@ def write_gguf(file: Path, arch: str, model: Any, case: str = "") -> None:
         writer.add_layer_norm_rms_eps(eps)
     write_more(writer, config)
     write_rope(writer, config)
+    if arch in gguf_more_files.KEYS:
+        gguf_more_files.KEYS[arch](writer, config)
     if arch == "olmo2" and config.model_type == "olmo3":
         writer.add_sliding_window_pattern([t == "sliding_attention" for t in config.layer_types])
     if getattr(config, "sliding_window", None) and not arch.startswith("qwen2"):
@@ -293,7 +301,10 @@ def write_gguf(file: Path, arch: str, model: Any, case: str = "") -> None:
     for name, tensor in as_written(model, arch, case).items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        if arch.startswith("gemma") and name.endswith("norm.weight"):
+        if name.startswith("blk."):
+            writer.add_tensor(name, tensor.contiguous().numpy())
+            continue
+        if arch in ("gemma", "gemma2", "gemma3") and name.endswith("norm.weight"):
             tensor = tensor + 1
         if arch in PERMUTED and ".q_proj." in name:
             tensor = interleaved(tensor, config.num_attention_heads)
@@ -308,8 +319,9 @@ def write_gguf(file: Path, arch: str, model: Any, case: str = "") -> None:
         if "conv.conv" in name or "conv1d.weight" in name:
             tensor = tensor.squeeze(1)
         if name.endswith(".A_log"):
-            tensor = -torch.exp(tensor)[:, None]
-        if name.endswith(".D"):
+            tensor = -torch.exp(tensor)
+            tensor = tensor[:, None] if tensor.dim() == 1 else tensor
+        if name.endswith(".D") and arch not in ("jamba", "mamba"):
             tensor = tensor[:, None]
         if name.endswith(("mamba.norm.weight", "mixer.norm.weight")):
             groups = getattr(config, "mamba_n_groups", None) or config.n_groups

@@ -153,9 +153,9 @@ def test_gguf_metadata() -> None:
 
 
 def test_gguf_faults_are_named() -> None:
-    with pytest.raises(ModelLoadError, match="architecture 'mamba' is not supported"):
+    with pytest.raises(ModelLoadError, match="architecture 'rwkv7' is not supported"):
         config_from_gguf(
-            {**GGUF, "general.architecture": "mamba"}, GgufFacts(vocab_size=9, tied=True)
+            {**GGUF, "general.architecture": "rwkv7"}, GgufFacts(vocab_size=9, tied=True)
         )
     missing = {k: v for k, v in GGUF.items() if k != "llama.block_count"}
     with pytest.raises(ModelLoadError, match=r"GGUF: llama\.block_count is missing"):

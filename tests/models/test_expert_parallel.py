@@ -10,7 +10,6 @@ import torch
 from fidelity import logits_of, make_prompt, tiny_config
 from test_families import CASES
 from test_hybrid_families import CASES as HYBRIDS
-from test_hybrid_families import UNSPLIT
 
 from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
@@ -28,7 +27,7 @@ def cases() -> Iterator[Any]:
         architecture = f"{family.removesuffix('Text')}ForCausalLM"
         kept = tiny_config(family, **{"num_hidden_layers": 2, **config})
         shape = config_from_hf({**kept.to_dict(), "architectures": [architecture]})
-        if shape.num_experts and family not in UNSPLIT:
+        if shape.num_experts:
             marks = [pytest.mark.slow] if family in seen else []
             seen.add(family)
             yield pytest.param(name, marks=marks)

@@ -290,16 +290,14 @@ on the CPU kernels: logits within 1e-4; on the CPU kernels also 64 greedy tokens
 in chunks, prefix hits, batches of mixed lengths and preemption (`tests/models/test_families.py`):
 heads of 40, 80 and 96, one and three KV heads, tied and untied embeddings, every bias on and off,
 windows shorter than the prompt. Gemma 3n, Gemma 4 and MiMo-V2-Flash, whose layers have caches of several
-shapes or read one another's, are proven so in `tests/models/test_kv_shape_families.py`.
-Gemma 3n is not split over a mesh, and Gemma 4 not into stages.
+shapes or read one another's, are proven so, on meshes too, in `tests/models/test_kv_shape_families.py`.
 On an H100 log probabilities are transformers' in float32, within 2e-4; in bfloat16 and float16 their
 mean error is at most 1.2 times transformers' own, and a thousandth (`tests/models/test_gpu_families.py`);
 {not_on_gpu} have not run on one.
 Those whose layers keep a state (short convolutions, the gated delta rule, Kimi's delta attention, both
 forms of Mamba, lightning attention) are proven so in
 `tests/models/test_hybrid_families.py`, where hits, preempted requests and the next turn of a chat begin
-from saved states, and on meshes in `tests/models/test_hybrid_shards.py`. Mamba's first form, Kimi's
-delta attention and lightning attention are not split over a mesh. On a CPU they run op by op.
+from saved states, and on meshes in `tests/models/test_hybrid_shards.py`. On a CPU they run op by op.
 
 | architecture | what it is |
 |---|---|
@@ -311,7 +309,8 @@ the cache as they were, so that the base cannot grow with each text as transform
 
 GGUF files are read whose architecture is one of
 {ggufs}; Mistral's and Mixtral's say `llama`, OLMo 3's `olmo2`, DeepSeek's and
-Kimi K2's `deepseek2`, with latents' keys and values apart or as one.
+Kimi K2's `deepseek2`, with latents' keys and values apart or as one, GLM-4-9B's `chatglm`, FalconMamba's `mamba`.
+Experts' gates and ups may be one tensor. The package `gguf` 0.19 has no names for GPT-Neo, LFM3, MiniMax-Text-01 and OLMo-Hybrid.
 Tiny random models of each, written as llama.cpp writes them, have transformers' logits within 1e-3,
 and those of the same weights in safetensors within 1e-5, or 1e-4 where the converter folds factors into
 weights (`tests/models/test_gguf_families.py`). Blocks that predict further tokens are left out.

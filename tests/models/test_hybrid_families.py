@@ -85,8 +85,6 @@ NEMOTRON_EXPERTS = {
     "moe_shared_expert_intermediate_size": 56,
     "routed_scaling_factor": 1.5,
 }
-# Families whose layers are not split over shards.
-UNSPLIT = {"FalconMamba", "Jamba", "KimiLinear", "Lfm3", "Mamba", "MiniMax"}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "LFM2": (
         "Lfm2",

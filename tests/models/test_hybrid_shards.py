@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from fidelity import logits_of, make_prompt
-from test_hybrid_families import CASES, UNSPLIT, prove_hybrid
+from test_hybrid_families import CASES, prove_hybrid
 
 from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
@@ -16,13 +16,23 @@ from octavo.models.source import resolve_model
 from octavo.models.split import check_split
 
 # Ways to split that the first case of another family has as well are in the long list.
-QUICK = {"LFM2", "Qwen3-Next", "Qwen3.5", "Mamba-2", "Falcon-H1", "Nemotron 3", "OLMo-Hybrid"}
+QUICK = {
+    "Falcon-H1",
+    "Jamba",
+    "Kimi-Linear",
+    "LFM2",
+    "Mamba-2",
+    "MiniMax",
+    "Nemotron 3",
+    "OLMo-Hybrid",
+    "Qwen3-Next",
+    "Qwen3.5",
+}
 
 
-def cases(*, is_split: bool = True) -> Iterator[Any]:
-    for name, (family, _) in CASES.items():
-        if not is_split or family not in UNSPLIT:
-            yield pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+def cases() -> Iterator[Any]:
+    for name in CASES:
+        yield pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
 
 
 def sizes(path: Any) -> list[int]:
@@ -66,7 +76,7 @@ def test_shards_serve_what_transformers_computes(
     prove_hybrid(driver, path, model, mesh=mesh(sizes(path)[0]))
 
 
-@pytest.mark.parametrize("name", list(cases(is_split=False)))
+@pytest.mark.parametrize("name", list(cases()))
 def test_stages_serve_what_transformers_computes(
     name: str, save_tiny: Callable[..., Any], driver: Callable[..., Any]
 ) -> None:
@@ -84,13 +94,3 @@ def test_stages_of_shards_serve_what_transformers_computes(
     path, model = save_tiny(family, **config)
     size = sizes(path)[0]
     prove_hybrid(driver, path, model, mesh=mesh(2 * size), pipeline_parallel_size=2)
-
-
-@pytest.mark.parametrize("family", sorted(UNSPLIT))
-def test_states_that_cannot_be_split_are_refused(
-    family: str, save_tiny: Callable[..., Any], driver: Callable[..., Any]
-) -> None:
-    config = next(config for other, config in CASES.values() if other == family)
-    path, _model = save_tiny(family, **config)
-    with pytest.raises(ModelLoadError, match="tensor_parallel_size must be 1"):
-        driver(path, mesh=mesh(2))

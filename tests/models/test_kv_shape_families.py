@@ -6,6 +6,7 @@ two sizes, values that are keys or narrower, experts beside an MLP, vectors of e
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +14,15 @@ import pytest
 import torch
 from fidelity import logits_of, make_prompt, prove_greedy
 
+from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
+from octavo.kernels.rank import ALONE
+from octavo.models.parts import part_config
 from octavo.models.reading_attention import kv_sources
+from octavo.models.source import resolve_model
+from octavo.models.split import check_split
+from octavo.models.stage import stages_of, whole
+from octavo.runner.kv_cache import bytes_per_token
 
 LOCAL = "sliding_attention"
 GLOBAL = "full_attention"
@@ -87,6 +95,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma4Text",
         {
             **GEMMA_4,
+            # The first layer is read by none: it may be a stage.
+            "num_hidden_layers": 5,
+            "layer_types": [LOCAL, LOCAL, GLOBAL, LOCAL, GLOBAL],
             "head_dim": 40,
             "global_head_dim": 80,
             "num_kv_shared_layers": 2,
@@ -153,6 +164,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 # A family's first case is the plainest; the others are in the longer run.
+QUICK = {"Gemma 3n", "MiMo-V2-Flash"}
+# Its last layers read the first's caches.
+UNCUT = "Gemma 4, experts, biases, untied, two shared"
 PARAMETERS = [pytest.param(name, marks=pytest.mark.slow) if "," in name else name for name in CASES]
 
 
@@ -175,45 +189,70 @@ def test_a_family_is_what_transformers_computes(
     prove_greedy(driver, path, model, attention_backend=backend)
 
 
-@pytest.mark.parametrize(
-    ("name", "size"), [("Gemma 4, values that are keys, experts", 3), ("MiMo-V2-Flash", 2)]
-)
-def test_heads_of_several_shapes_are_split(
-    name: str, size: int, save_tiny: Callable[..., Any], driver: Callable[..., Any]
+def sizes(path: Any) -> list[int]:
+    """Numbers of shards, up to four, that the model can be split over."""
+    shape = resolve_model(EngineConfig(model=str(path))).model_config
+    found = []
+    for size in (2, 3, 4):
+        with contextlib.suppress(ModelLoadError):
+            check_split(shape, size)
+            found.append(size)
+    return found
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_shards_compute_what_transformers_does(
+    name: str, save_tiny: Callable[..., Any], driver: Callable[..., Any]
 ) -> None:
     family, config = CASES[name]
     path, model = save_tiny(family, **config)
-    token_ids = make_prompt(50)
-    found = driver(path, mesh=",".join(["cpu"] * size)).logits(token_ids)
-    torch.testing.assert_close(found, logits_of(model, token_ids), atol=1e-4, rtol=1e-4)
+    token_ids = [token % 290 for token in make_prompt(77)]
+    want, found = logits_of(model, token_ids), sizes(path)
+    assert found
+    for size in found:
+        logits = driver(path, mesh=",".join(["cpu"] * size)).logits(token_ids)
+        torch.testing.assert_close(logits, want, atol=1e-4, rtol=1e-4)
 
 
-def test_a_pipeline_has_the_caches_of_its_layers(
-    save_tiny: Callable[..., Any], driver: Callable[..., Any]
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        pytest.param(name, stages, marks=[] if name in QUICK else [pytest.mark.slow])
+        for name in CASES
+        for stages in ([1] if name == UNCUT else [1, 2])
+    ],
+)
+def test_shards_and_stages_serve_what_transformers_computes(
+    name: str, stages: int, save_tiny: Callable[..., Any], driver: Callable[..., Any]
 ) -> None:
-    family, config = CASES["MiMo-V2-Flash"]
+    """In one stage as many shards as the model can be split over, in two the fewest."""
+    family, config = CASES[name]
+    path, model = save_tiny(family, **config)
+    size = sizes(path)[-1 if stages == 1 else 0]
+    shape = resolve_model(EngineConfig(model=str(path))).model_config
+    part = part_config(shape, ALONE.at(0, size), whole(shape))
+    own, all_heads = (bytes_per_token(one, torch.float32) for one in (part, shape))
+    options = {"mesh": ",".join(["cpu"] * size * stages), "pipeline_parallel_size": stages}
+    prove_greedy(driver, path, model, kv_copies=size * own / all_heads, **options)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != UNCUT])
+def test_stages_serve_what_transformers_computes(
+    name: str, save_tiny: Callable[..., Any], driver: Callable[..., Any]
+) -> None:
+    family, config = CASES[name]
     path, model = save_tiny(family, **config)
     prove_greedy(driver, path, model, mesh="cpu,cpu", pipeline_parallel_size=2)
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "reason"),
-    [
-        ("Gemma 3n", {}, "Gemma 3n is not split over devices"),
-        ("Gemma 4", {"pipeline_parallel_size": 2}, "pipeline_parallel_size must be 1"),
-    ],
-)
-def test_what_cannot_be_split_is_refused(
-    name: str,
-    options: dict[str, Any],
-    reason: str,
-    save_tiny: Callable[..., Any],
-    driver: Callable[..., Any],
-) -> None:
-    family, config = CASES[name]
+def test_layers_and_those_that_they_read_are_of_one_stage(save_tiny: Callable[..., Any]) -> None:
+    family, config = CASES["Gemma 3n"]
     path, _model = save_tiny(family, **config)
-    with pytest.raises(ModelLoadError, match=reason):
-        driver(path, mesh="cpu,cpu", **options)
+    shape = resolve_model(EngineConfig(model=str(path))).model_config
+    assert shape.kv_sources == (0, 1, 2, 3, 2, 3)
+    assert [stage.layers for stage in stages_of(shape, 3)] == [range(1), range(1, 2), range(2, 6)]
+    with pytest.raises(ModelLoadError, match=r"6 layers, of which some read what .* at most 3$"):
+        stages_of(shape, 4)
 
 
 def test_a_layer_without_any_to_read_from_is_refused() -> None:

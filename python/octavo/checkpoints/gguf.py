@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -87,7 +88,10 @@ class GgufWeights:
         part: Part = None,
         own: Range | None = None,
     ) -> Iterator[Stored]:
-        gguf_name, kind, nbytes = self._take(f"{prefix}.{name}.weight", (count, *shape))
+        file_name = f"{prefix}.{name}.weight"
+        gguf_name, rows, part = self._half(file_name, shape, part)
+        gguf_name, kind, nbytes = self._take_named(gguf_name, (count, rows, shape[1]))
+        shape = (rows, shape[1])
         chosen = slice(*(own or (0, count)))
         if self._packed and kind not in DENSE_DTYPES and kind not in GRIDS:
             for blocks in self._bytes(gguf_name).view(count, shape[0], -1)[chosen]:
@@ -101,17 +105,28 @@ class GgufWeights:
     def vector(self, name: str, size: int, part: Rows | None = None) -> Tensor:
         gguf_name, kind, nbytes = self._take(name, (size,))
         order = self._row_order(name, size)
-        is_decay = name.endswith(gguf_names.DECAY)
-        dtype = torch.float32 if is_decay else self.act_dtype
-        vector = self._floats(gguf_name, kind, (size,), order, dtype, nbytes)
-        if is_decay:
-            vector = torch.log(-vector).to(self.act_dtype)
+        vector = self._parameter(name, gguf_name, kind, (size,), order, nbytes)
         return vector if part is None else rows_of(vector, part)
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
         gguf_name, kind, nbytes = self._take(name, shape)
         order = self._row_order(name, shape[0])
-        return self._floats(gguf_name, kind, shape, order, self.act_dtype, nbytes)
+        return self._parameter(name, gguf_name, kind, shape, order, nbytes)
+
+    def _parameter(
+        self,
+        name: str,
+        gguf_name: str,
+        kind: str,
+        shape: tuple[int, ...],
+        order: Tensor | None,
+        nbytes: int,
+    ) -> Tensor:
+        """A tensor in the type of activations, decays as HF's files have them."""
+        if not name.endswith(gguf_names.DECAY):
+            return self._floats(gguf_name, kind, shape, order, self.act_dtype, nbytes)
+        rates = self._floats(gguf_name, kind, shape, order, torch.float32, nbytes)
+        return torch.log(-rates).to(self.act_dtype)
 
     def named(self, gguf_name: str, shape: tuple[int, ...]) -> Tensor:
         """As ``tensor``, by the file's own name."""
@@ -156,6 +171,17 @@ class GgufWeights:
             _, kind, nbytes = self._take_named(found, sizes)
             parts.append(self._floats(found, kind, sizes, None, self._dtype, nbytes))
         return torch.cat([parts[0].transpose(1, 2), parts[1]], 1).reshape(shape)
+
+    def _half(self, name: str, shape: tuple[int, int], part: Part) -> tuple[str, int, Part]:
+        """(tensor, its rows, part) of experts' gates or ups, which files may stack."""
+        gguf_name = gguf_names.from_hf(name, self._arch)
+        fused = re.sub("ffn_(gate|up)_exps", "ffn_gate_up_exps", gguf_name)
+        if gguf_name in self._tensors or fused not in self._tensors:
+            return gguf_name, shape[0], part
+        ranges = part.ranges if isinstance(part, Rows) else ((0, shape[0]),)
+        offset = 0 if "_gate_exps" in gguf_name else shape[0]
+        moved = Rows(tuple((begin + offset, end + offset) for begin, end in ranges))
+        return fused, 2 * shape[0], moved
 
     def _take(self, name: str, shape: tuple[int, ...]) -> tuple[str, str, int]:
         return self._take_named(gguf_names.from_hf(name, self._arch), shape)

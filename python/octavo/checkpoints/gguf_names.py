@@ -22,10 +22,30 @@ _TOP = {
     "embeddings.position_embeddings.weight": "position_embd.weight",
     "embeddings.LayerNorm.weight": "token_embd_norm.weight",
     "embeddings.LayerNorm.bias": "token_embd_norm.bias",
-    # Falcon-H1, Mamba-2 and Nemotron-H.
-    "model.final_layernorm.weight": "output_norm.weight",
+    # Mamba's, and hybrids'.
     "backbone.embeddings.weight": "token_embd.weight",
     "backbone.norm_f.weight": "output_norm.weight",
+    # Families with LayerNorm.
+    "transformer.word_embeddings.weight": "token_embd.weight",
+    "transformer.wte.weight": "token_embd.weight",
+    "transformer.norm_f.weight": "output_norm.weight",
+    "lm_head.bias": "output.bias",
+    **{
+        f"{ours}.{kind}": f"{theirs}.{kind}"
+        for ours, theirs in (
+            ("model.final_layernorm", "output_norm"),
+            ("model.norm", "output_norm"),
+            ("transformer.ln_f", "output_norm"),
+            ("transformer.word_embeddings_layernorm", "token_embd_norm"),
+        )
+        for kind in ("weight", "bias")
+    },
+    # Gemma 3n's and 4's, of each layer's vectors.
+    "model.embed_tokens_per_layer.weight": "per_layer_token_embd.weight",
+    "model.per_layer_model_projection.weight": "per_layer_model_proj.weight",
+    "model.per_layer_projection_norm.weight": "per_layer_proj_norm.weight",
+    "model.altup_projections.weight": "altup_proj.weight",
+    "model.altup_unembed_projections.weight": "altup_unembd_proj.weight",
 }
 _IN_LAYER = {
     "input_layernorm": "attn_norm",
@@ -57,7 +77,29 @@ _IN_LAYER = {
     "feed_forward.w1": "ffn_gate",
     "feed_forward.w3": "ffn_up",
     "feed_forward.w2": "ffn_down",
-    # Mamba-2.
+    # Families with LayerNorm.
+    "self_attention.query_key_value": "attn_qkv",
+    "self_attention.dense": "attn_output",
+    "self_attn.dense": "attn_output",
+    "mlp.dense_h_to_4h": "ffn_up",
+    "mlp.dense_4h_to_h": "ffn_down",
+    "mlp.fc1": "ffn_up",
+    "mlp.fc2": "ffn_down",
+    "ln_attn": "attn_norm_2",
+    "ln_mlp": "attn_norm",
+    "norm_1": "attn_norm",
+    "norm_2": "ffn_norm",
+    "attn.Wqkv": "attn_qkv",
+    "attn.out_proj": "attn_output",
+    "ffn.up_proj": "ffn_up",
+    "ffn.down_proj": "ffn_down",
+    # Both forms of Mamba.
+    **{
+        f"{mixer}.{name}": theirs
+        for mixer in ("mamba", "mixer")
+        for name, theirs in (("x_proj", "ssm_x"), ("dt_proj", "ssm_dt"))
+    },
+    **{f"mamba.{name}_layernorm": f"ssm_{name}_norm" for name in ("dt", "b", "c")},
     "mamba.in_proj": "ssm_in",
     "mamba.conv1d": "ssm_conv1d",
     "mamba.norm": "ssm_norm",
@@ -105,6 +147,27 @@ _IN_LAYER = {
     "linear_attn.conv1d": "ssm_conv1d",
     "linear_attn.norm": "ssm_norm",
     "linear_attn.out_proj": "ssm_out",
+    # Kimi's delta attention.
+    **{f"self_attn.{name}_conv1d": f"ssm_conv1d_{name}" for name in "qkv"},
+    **{f"self_attn.{name}_proj": f"ssm_{name}" for name in ("f_a", "f_b", "g_a", "g_b")},
+    "self_attn.b_proj": "ssm_beta",
+    "self_attn.o_norm": "ssm_norm",
+    # Gemma 3n and 4.
+    "altup.correction_coefs": "altup_correct_coef",
+    "altup.modality_router": "altup_router",
+    "altup.prediction_coefs": "altup_predict_coef",
+    "altup.router_norm": "altup_router_norm",
+    "laurel.linear_left": "laurel_l",
+    "laurel.linear_right": "laurel_r",
+    "laurel.post_laurel_norm": "laurel_post_norm",
+    "per_layer_input_gate": "inp_gate",
+    "per_layer_projection": "proj",
+    "post_feedforward_layernorm_1": "post_ffw_norm_1",
+    "post_feedforward_layernorm_2": "post_ffw_norm_2",
+    "post_per_layer_input_norm": "post_norm",
+    "pre_feedforward_layernorm_2": "pre_ffw_norm_2",
+    "router.proj": "ffn_gate_inp",
+    **{f"experts.{name}_proj": f"ffn_{name}_exps" for name in ("gate", "up", "down")},
     # Latent attention.
     "self_attn.q_a_proj": "attn_q_a",
     "self_attn.q_a_layernorm": "attn_q_a_norm",
@@ -114,6 +177,7 @@ _IN_LAYER = {
     "self_attn.kv_b_proj": "attn_kv_b",
     # Routers, experts, and those that all tokens share.
     "feed_forward.gate": "ffn_gate_inp",
+    "feed_forward.router": "ffn_gate_inp",
     "mlp.router": "ffn_gate_inp",
     "mlp.gate": "ffn_gate_inp",
     "mlp.gate.wg": "ffn_gate_inp",
@@ -133,6 +197,8 @@ _IN_LAYER = {
     **{
         f"{shared}.{name}_proj": f"ffn_{name}_shexp"
         for shared in (
+            "block_sparse_moe.shared_experts",
+            "feed_forward.shared_expert",
             "mlp.shared_expert",
             "mlp.shared_experts",
             "mlp.shared_mlp",
@@ -145,17 +211,28 @@ _IN_LAYER = {
 # Parameters that are no module's weight or bias.
 _PARAMETERS = {
     "self_attn.sinks": "attn_sinks.weight",
+    "self_attn.attention_sink_bias": "attn_sinks.weight",
+    "altup.correct_output_scale": "altup_correct_scale.weight",
+    "layer_scalar": "layer_output_scale.weight",
+    "router.per_expert_scale": "ffn_down_exps.scale",
+    "router.scale": "ffn_gate_inp.scale",
     # Falcon-H1's, without a suffix.
     "pre_ff_layernorm.weight": "ffn_norm",
     **{
         f"{mixer}.{name}": theirs
-        for mixer in ("mamba", "mixer", "linear_attn")
+        for mixer in ("linear_attn", "mamba", "mixer", "self_attn")
         for name, theirs in (("A_log", "ssm_a"), ("D", "ssm_d"), ("dt_bias", "ssm_dt.bias"))
     },
     **{f"mlp.experts.{name}_proj_bias": f"ffn_{name}_exps.bias" for name in ("gate", "up", "down")},
     **{
         f"{block}.e_score_correction_bias": "exp_probs_b.bias"
-        for block in ("mlp.gate", "mlp.moe_statics", "mixer.gate", "block_sparse_moe")
+        for block in (
+            "block_sparse_moe",
+            "block_sparse_moe.gate",
+            "mixer.gate",
+            "mlp.gate",
+            "mlp.moe_statics",
+        )
     },
     "feed_forward.expert_bias": "exp_probs_b.bias",
 }
@@ -169,12 +246,15 @@ _AFTER_ATTENTION = {"post_attention_layernorm": "post_attention_norm"}
 _OF_ARCHITECTURE = {
     "gemma2": _FOUR_NORMS,
     "gemma3": _FOUR_NORMS,
+    "gemma3n": _FOUR_NORMS,
+    "gemma4": _FOUR_NORMS,
     "glm4": {
         "post_self_attn_layernorm": "post_attention_norm",
         "post_mlp_layernorm": "post_ffw_norm",
     },
     "glm4moe": _AFTER_ATTENTION,
     "gpt-oss": _AFTER_ATTENTION,
+    "jamba": {"pre_ff_layernorm": "ffn_norm"},
     "olmo2": _FOUR_NORMS,
     "qwen35": _AFTER_ATTENTION,
     "qwen35moe": _AFTER_ATTENTION,
@@ -182,9 +262,11 @@ _OF_ARCHITECTURE = {
 }
 # Architectures whose queries and keys llama.cpp stores with the halves of a head interleaved.
 INTERLEAVED = frozenset({"granite", "granitehybrid", "granitemoe", "llama", "mistral3", "smollm3"})
+# The layer and the module of a tensor in GGUF's names.
+BLOCK = re.compile(r"blk\.(\d+)\.(\w+)")
 # Held as -exp of itself.
 DECAY = ".A_log"
-_LAYERS = r"(?:model\.layers|backbone\.layers|encoder\.layer)"
+_LAYERS = r"(?:(?:model|backbone)\.layers|encoder\.layer|transformer\.(?:h|blocks))"
 _PARAMETER = re.compile(_LAYERS + r"\.(\d+)\.(.+)")
 _LAYER = re.compile(_LAYERS + r"\.(\d+)\.(.+)\.(weight|bias)")
 # Read with the config (see RopeConfig), not by the model.
@@ -200,14 +282,14 @@ def from_hf(name: str, arch: str = "llama") -> str:
     Raises:
         KeyError: GGUF has none.
     """
-    parameter = _PARAMETER.fullmatch(name)
-    if parameter is not None and parameter[2] in _PARAMETERS:
-        return f"blk.{parameter[1]}.{_PARAMETERS[parameter[2]]}"
+    own = _OF_ARCHITECTURE.get(arch, {})
     match = _LAYER.fullmatch(name)
+    parameter = _PARAMETER.fullmatch(name)
+    if parameter is not None and parameter[2] in _PARAMETERS and not (match and match[2] in own):
+        return f"blk.{parameter[1]}.{_PARAMETERS[parameter[2]]}"
     if match is None:
         return _TOP[name]
     layer, module, kind = match.groups()
-    own = _OF_ARCHITECTURE.get(arch, {})
     return f"blk.{layer}.{own.get(module) or _IN_LAYER[module]}.{kind}"
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from octavo.kernels.opset import OpSet
 from octavo.kernels.rank import Rank
-from octavo.kernels.weights import Norm
+from octavo.kernels.weights import Norm, Range
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,3 +94,15 @@ def added(x: Addend, residual: Tensor, rank: Rank) -> Tensor:
     if x is None:
         return residual
     return residual + (rank.reduce(x.own) if isinstance(x, Parts) else x)
+
+
+def normed_part(x: Tensor, norm: RMSNorm, own: Range, rank: Rank, *, copies: int = 1) -> Tensor:
+    """A rank's columns ``own`` of a norm over all ranks' columns, of which x [T, own] are its.
+
+    ``copies``: ranks that hold the same columns.
+    """
+    if rank.size == 1:
+        return norm(x)
+    parts = rank.gather(x, rank.size * x.shape[1]).view(len(x), rank.size, -1)
+    whole = parts[:, ::copies].reshape(len(x), -1).contiguous()
+    return norm(whole)[:, slice(*own)].contiguous()

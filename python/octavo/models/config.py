@@ -121,6 +121,8 @@ class ModelConfig:
     rope_layers: tuple[bool, ...] = ()
     attn_logit_softcap: float = 0.0
     final_logit_softcap: float = 0.0
+    # Residuals side by side.
+    num_residuals: int = 1
     # Elements of a layer's own vector of each token, and ids that have one; 0: there are none.
     per_layer_size: int = 0
     per_layer_vocab: int = 0
@@ -191,6 +193,11 @@ class ModelConfig:
     def kv_size(self) -> int:
         """Rows of the key projection, and of the value projection."""
         return self.num_kv_heads * self.head_dim
+
+    @property
+    def handed_size(self) -> int:
+        """Elements of a token that a stage of layers hands on to the next."""
+        return self.num_residuals * self.hidden_size + self.num_layers * self.per_layer_size
 
     @property
     def kv_layers(self) -> tuple[bool, ...]:

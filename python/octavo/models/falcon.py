@@ -27,7 +27,7 @@ from octavo.models.layer_norm_decoder import (
     alibi_slopes,
     make_attention,
 )
-from octavo.models.parts import Heads, heads_of, load_layer_norm, load_rows
+from octavo.models.parts import Heads, heads_of, load_columns, load_layer_norm, load_rows
 
 
 def _rows_in_order(config: ModelConfig, num_heads: int, num_kv_heads: int) -> Tensor:
@@ -41,10 +41,21 @@ def _rows_in_order(config: ModelConfig, num_heads: int, num_kv_heads: int) -> Te
 def load_fused_qkv(prefix: str, config: ModelConfig, weights: Weights, ops: OpSet) -> Linear:
     """A projection whose rows are each KV head's queries, its key and its value.
 
+    GGUF files have all queries, then all keys, then all values.
+
     Raises:
         ModelLoadError: a tensor is missing or has another shape.
     """
     whole = config.q_size + 2 * config.kv_size
+    if config.raw.get("stacks_qkv"):
+        heads = heads_of(config, ops.rank)
+        stacked: dict[str, int | list[int]] = {
+            prefix: [config.q_size, config.kv_size, config.kv_size]
+        }
+        ranges = (heads.q_rows, heads.kv_rows, heads.kv_rows)
+        return load_columns(
+            stacked, config.hidden_size, config.attention_bias, weights, ops, ranges
+        )
     order = _rows_in_order(config, *heads_of(config, ops.rank).counts)
     part = None
     if ops.rank.size > 1:

@@ -192,7 +192,7 @@ class GatedDeltaNet:
             # A quantized matrix keeps its columns: what it multiplies comes in their order.
             heads_of = torch.arange(shape.values).view(shape.num_key_heads, -1, shape.value_dim)
             self._order = heads_of.transpose(0, 1).reshape(-1).to(self._dt_bias.device)
-        self._shape, self._ops = own.own_shape, recurrent_ops(ops, is_split=True)
+        self._shape, self._ops = own.own_shape, recurrent_ops(ops)
         self.state: LayerState = NO_STATE
 
     @property

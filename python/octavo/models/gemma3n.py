@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from octavo.checkpoints.weights import Weights
-from octavo.errors import ModelLoadError
 from octavo.kernels.opset import OpSet
 from octavo.layers.context import StepContext
+from octavo.layers.linear import Linear
 from octavo.layers.norm import RMSNorm
 from octavo.models.config import ModelConfig
 from octavo.models.gemma import gemma_fields
 from octavo.models.hf_config import HfConfig
 from octavo.models.llama import LlamaForCausalLM, LlamaMLP
-from octavo.models.parts import layer_norms, load_linear
-from octavo.models.per_layer_input import PerLayerEmbedding, PerLayerGate
+from octavo.models.parts import layer_norms, load_linear, width_of
+from octavo.models.per_layer_input import PerLayerEmbedding, PerLayerGate, of_layers
 from octavo.models.reading_attention import ReadingAttention, kv_sources
 from octavo.models.stage import Stage
 
@@ -48,23 +48,47 @@ _LEAST_SQUARE = 1e-5
 class Gemma3nMLP(LlamaMLP):
     """An MLP whose gate may keep only what is far above its mean."""
 
-    __slots__ = ("_deviations", "_size")
+    __slots__ = ("_deviations", "_fractions", "_rank")
 
     def __init__(
-        self, config: ModelConfig, layer: int, weights: Weights, ops: OpSet, sparsity: float
+        self,
+        config: ModelConfig,
+        layer: int,
+        weights: Weights,
+        ops: OpSet,
+        sparsity: float,
+        device: torch.device,
     ) -> None:
         sizes = config.raw.get("intermediate_size", config.intermediate_size)
-        self._size = int(sizes[layer]) if isinstance(sizes, Sequence) else int(sizes)
-        super().__init__(config, layer, weights, ops, size=self._size)
+        size = int(sizes[layer]) if isinstance(sizes, Sequence) else int(sizes)
+        super().__init__(config, layer, weights, ops, size=size)
         self._deviations = NormalDist().inv_cdf(sparsity) if sparsity > 0 else None
+        self._rank = rank = ops.rank
+        own = [width_of(size, rank.at(other, rank.size)) for other in range(rank.size)]
+        fractions = [(end - begin) / size for begin, end in own]
+        # float32 [ranks]: the part of the width that each has.
+        self._fractions = torch.tensor(fractions, device=device)
 
     def __call__(self, x: Tensor) -> Tensor:
         gate_up = self.gate_up_proj(x)
         if self._deviations is not None:
-            gate = gate_up[:, : self._size]
-            deviation, mean = torch.std_mean(gate, -1, correction=0, keepdim=True)
+            gate = gate_up[:, : gate_up.shape[1] // 2]
+            deviation, mean = self._spread(gate)
             gate.copy_(torch.relu(gate - (mean + deviation * self._deviations)))
         return self.down_proj(self._gated_activation(gate_up, self.act))
+
+    def _spread(self, gate: Tensor) -> tuple[Tensor, Tensor]:
+        """Deviation and mean, [T, 1] each, of all ranks' gates, of which ``gate`` is a rank's."""
+        deviation, mean = torch.std_mean(gate, -1, correction=0, keepdim=True)
+        size = self._rank.size
+        if size == 1:
+            return deviation, mean
+        both = torch.cat((deviation, mean), 1).float()
+        deviations, means = self._rank.gather(both, 2 * size).view(-1, size, 2).unbind(-1)
+        whole = (means * self._fractions).sum(-1, keepdim=True)
+        squares = deviations.square() + (means - whole).square()
+        variance = (squares * self._fractions).sum(-1, keepdim=True)
+        return variance.sqrt().to(gate.dtype), whole.to(gate.dtype)
 
 
 class AltUp:
@@ -143,7 +167,8 @@ class Gemma3nDecoderLayer:
         self.self_attn = ReadingAttention(config, layer, cos_sin, weights, ops)
         self.post_attention_layernorm = norm("post_attention_layernorm")
         self.pre_feedforward_layernorm = norm("pre_feedforward_layernorm")
-        self.mlp = Gemma3nMLP(config, layer, weights, ops, _sparsity(hf, layer))
+        sparsity = _sparsity(hf, layer)
+        self.mlp = Gemma3nMLP(config, layer, weights, ops, sparsity, cos_sin.device)
         self.post_feedforward_layernorm = norm("post_feedforward_layernorm")
         self._scale = weights.vector(f"{prefix}.altup.correct_output_scale", d)
         if not hf.values.get("altup_correct_scale", True):
@@ -186,18 +211,22 @@ class Gemma3nForCausalLM(LlamaForCausalLM):
         device: torch.device,
         stage: Stage | None = None,
     ) -> None:
-        if ops.rank.size > 1 or (stage is not None and stage.count > 1):
-            raise ModelLoadError("Gemma 3n is not split over devices")
         super().__init__(
             config, weights, ops, max_model_len=max_model_len, device=device, stage=stage
         )
-        hf, d = HfConfig(config.raw, _DEFAULTS), config.hidden_size
-        self.per_layer = PerLayerEmbedding(config, weights, ops)
-        others = range(hf.int("altup_num_inputs") - 1)
-        self._widen, self._narrow = (
-            [load_linear({f"model.{name}.{i}": d}, d, False, weights, ops) for i in others]
-            for name in ("altup_projections", "altup_unembed_projections")
-        )
+        d, others = config.hidden_size, range(config.num_residuals - 1)
+
+        def projections(name: str) -> list[Linear]:
+            if config.raw.get("stacks_altup"):
+                stacked = weights.experts("model", len(others), name, (d, d))
+                return [Linear(ops, [weight]) for weight in stacked]
+            return [load_linear({f"model.{name}.{i}": d}, d, False, weights, ops) for i in others]
+
+        if self.stage.is_first:
+            self.per_layer = PerLayerEmbedding(config, weights, ops)
+            self._widen = projections("altup_projections")
+        if self.stage.is_last:
+            self._narrow = projections("altup_unembed_projections")
 
     @classmethod
     def read_config(cls, hf: HfConfig) -> ModelConfig:
@@ -214,6 +243,7 @@ class Gemma3nForCausalLM(LlamaForCausalLM):
             intermediate_size=max(sizes) if isinstance(sizes, Sequence) else int(sizes),
             qk_norm=True,
             attention_scale=1.0,
+            num_residuals=hf.int("altup_num_inputs"),
             per_layer_size=hf.int("hidden_size_per_layer_input"),
             per_layer_vocab=hf.int("vocab_size_per_layer_input"),
             final_logit_softcap=hf.float("final_logit_softcapping"),
@@ -225,14 +255,24 @@ class Gemma3nForCausalLM(LlamaForCausalLM):
         )
 
     def __call__(self, inputs: Tensor, ctx: StepContext) -> Tensor:
-        """Token ids int32 [T] -> hidden states [T, D] after the final norm."""
-        embedded = self.embed_tokens(inputs)
-        vectors = self.per_layer(inputs, embedded)
-        others = [_as_large(project(embedded), embedded) for project in self._widen]
-        residuals = torch.stack([embedded, *others])
+        """As LlamaForCausalLM's; a stage's states are all residuals, and all layers' vectors."""
+        stage, config = self.stage, self.config
+        if stage.is_first:
+            embedded = self.embed_tokens(inputs)
+            vectors = self.per_layer(inputs, embedded)
+            others = [_as_large(project(embedded), embedded) for project in self._widen]
+            residuals = torch.stack([embedded, *others])
+        else:
+            width = config.num_residuals * config.hidden_size
+            residuals = inputs[:, :width].view(len(inputs), config.num_residuals, -1)
+            residuals = residuals.transpose(0, 1).contiguous()
+            vectors = inputs[:, width:].contiguous()
         layers = cast(Sequence[Gemma3nDecoderLayer], self.layers)
-        for layer, own in zip(layers, vectors, strict=True):
-            residuals = layer(residuals, own, ctx)
+        own = of_layers(vectors, stage.layers, config.per_layer_size)
+        for layer, vector in zip(layers, own, strict=True):
+            residuals = layer(residuals, vector, ctx)
+        if not stage.is_last:
+            return torch.cat((residuals.transpose(0, 1).flatten(1), vectors), 1)
         first = residuals[0]
         pairs = zip(self._narrow, residuals[1:], strict=True)
         others = [_as_large(project(residual), first) for project, residual in pairs]

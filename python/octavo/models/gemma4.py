@@ -25,7 +25,7 @@ from octavo.models.gemma import gemma_fields
 from octavo.models.hf_config import HfConfig
 from octavo.models.llama import LlamaForCausalLM, LlamaMLP
 from octavo.models.parts import layer_norms
-from octavo.models.per_layer_input import PerLayerEmbedding, PerLayerGate
+from octavo.models.per_layer_input import PerLayerEmbedding, PerLayerGate, of_layers
 from octavo.models.reading_attention import ReadingAttention, kv_sources
 from octavo.models.stage import Stage
 
@@ -145,13 +145,11 @@ class Gemma4ForCausalLM(LlamaForCausalLM):
         device: torch.device,
         stage: Stage | None = None,
     ) -> None:
-        if stage is not None and stage.count > 1:
-            raise ModelLoadError("Gemma 4 is not split: pipeline_parallel_size must be 1")
         super().__init__(
             config, weights, ops, max_model_len=max_model_len, device=device, stage=stage
         )
         self.per_layer: PerLayerEmbedding | None = None
-        if config.per_layer_size:
+        if config.per_layer_size and self.stage.is_first:
             self.per_layer = PerLayerEmbedding(config, weights, ops)
 
     @classmethod
@@ -191,14 +189,24 @@ class Gemma4ForCausalLM(LlamaForCausalLM):
         )
 
     def __call__(self, inputs: Tensor, ctx: StepContext) -> Tensor:
-        """Token ids int32 [T] -> hidden states [T, D] after the final norm."""
-        residual = self.embed_tokens(inputs)
-        vectors: Tensor | list[None] = [None] * len(self.layers)
-        if self.per_layer is not None:
-            vectors = self.per_layer(inputs, residual)
+        """As LlamaForCausalLM's; behind a stage's states go the vectors of all layers, if any."""
+        stage, d, size = self.stage, self.config.hidden_size, self.config.per_layer_size
+        vectors: Tensor | None = None
+        if stage.is_first:
+            residual = self.embed_tokens(inputs)
+            if self.per_layer is not None:
+                vectors = self.per_layer(inputs, residual)
+        else:
+            residual = inputs[:, :d].contiguous()
+            vectors = inputs[:, d:].contiguous() if size else None
+        own: Tensor | list[None] = [None] * len(stage.layers)
+        if vectors is not None:
+            own = of_layers(vectors, stage.layers, size)
         layers = cast(Sequence[Gemma4DecoderLayer], self.layers)
-        for layer, own in zip(layers, vectors, strict=True):
-            residual = layer(residual, own, ctx)
+        for layer, vector in zip(layers, own, strict=True):
+            residual = layer(residual, vector, ctx)
+        if not stage.is_last:
+            return residual if vectors is None else torch.cat((residual, vectors), 1)
         assert isinstance(self.norm, RMSNorm)
         return self.norm(residual)
 

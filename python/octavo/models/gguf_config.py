@@ -11,7 +11,8 @@ from octavo.layers.rope import RopeConfig
 from octavo.models.config import Getter, ModelConfig, StateShape, token_ids
 from octavo.models.gguf_encoder import GGUF_ENCODERS
 from octavo.models.gguf_facts import GgufFacts, of_layers
-from octavo.models.gguf_hf_config import GGUF_HF_CONFIGS, hf_config, num_layers
+from octavo.models.gguf_hf_config import GGUF_HF_CONFIGS, hf_config
+from octavo.models.gguf_keys import num_layers
 from octavo.models.hf_config import HfConfig, architecture_of, max_context_len
 from octavo.models.mamba import mamba_shape
 from octavo.models.registry import model_class
@@ -64,7 +65,8 @@ def config_from_gguf(metadata: Mapping[str, Any], facts: GgufFacts) -> ModelConf
         "dtype": "bfloat16",
         "raw": dict(metadata),
     }
-    return ModelConfig(**{**fields, **family(get, {**fields, "modules": facts.modules})})
+    found = {**fields, "modules": facts.modules, "biases": facts.biases}
+    return ModelConfig(**{**fields, **family(get, found)})
 
 
 def _end_ids(metadata: Mapping[str, Any]) -> tuple[int, ...]:
@@ -79,7 +81,8 @@ def _of_hf_keys(arch: str, get: Getter, facts: GgufFacts) -> ModelConfig:
     config = family.read_config(HfConfig(raw, family.hf_defaults))
     # Norms hold what they multiply by.
     ends = _end_ids(get.values)
-    return config.replace(norm_weight_offset=0.0, eos_token_ids=ends, dtype="bfloat16")
+    rope = dataclasses.replace(config.rope, freq_factors=facts.freq_factors)
+    return config.replace(norm_weight_offset=0.0, eos_token_ids=ends, dtype="bfloat16", rope=rope)
 
 
 _Family = Callable[[Getter, Mapping[str, Any]], dict[str, Any]]
@@ -159,6 +162,17 @@ def _interleaved(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _glm4(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
     return {"interleaved_rope": True, "fused_mlp": True, "attention_out_bias": False}
+
+
+def _glm(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """ChatGLM's older files have queries, keys and values as one tensor, with biases."""
+    is_fused = "attn_qkv" in fields["modules"]
+    bias = ("attn_qkv" if is_fused else "attn_q") in fields["biases"]
+    return {
+        **_glm4(get, fields),
+        "attention_bias": bias,
+        "fused_projections": is_fused,
+    }
 
 
 def _glm4_moe(get: Getter, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -297,6 +311,7 @@ GGUF_ARCHITECTURES: dict[str, tuple[str, _Family]] = {
     "cohere2": ("Cohere2ForCausalLM", _cohere2),
     "ernie4_5": ("Ernie4_5ForCausalLM", _interleaved),
     "ernie4_5-moe": ("Ernie4_5_MoeForCausalLM", _ernie_moe),
+    "chatglm": ("GlmForCausalLM", _glm),
     "glm4": ("Glm4ForCausalLM", _glm4),
     "glm4moe": ("Glm4MoeForCausalLM", _glm4_moe),
     "gpt-oss": ("GptOssForCausalLM", _gpt_oss),

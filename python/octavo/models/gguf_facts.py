@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from octavo.errors import ModelLoadError
 from octavo.models.config import Getter
@@ -14,17 +14,19 @@ class GgufFacts:
     """Facts that only the tensors hold.
 
     ``vocab_size``: rows of ``token_embd``; ``tied``: there is no ``output.weight``; ``biases``:
-    the modules that have one in any layer; ``modules``: those of all layers; ``freq_factors``: the
-    tensor ``rope_freqs.weight``; ``short_factors``, ``long_factors``: Phi-3's two.
+    the modules that have one in any layer; ``modules``: each one's layers; ``freq_factors``: the
+    tensor ``rope_freqs.weight``; ``short_factors``, ``long_factors``: Phi-3's two;
+    ``laurel_rank``: rows of Gemma 3n's ``laurel_l``.
     """
 
     vocab_size: int
     tied: bool
     biases: frozenset[str] = frozenset()
-    modules: frozenset[str] = frozenset()
+    modules: Mapping[str, frozenset[int]] = field(default_factory=dict)
     freq_factors: tuple[float, ...] = ()
     short_factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
+    laurel_rank: int = 0
 
 
 def of_layers(get: Getter, key: str, default: int | None = None) -> list[int]:

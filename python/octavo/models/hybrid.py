@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Protocol, cast, runtime_checkable
+from typing import ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -40,14 +40,12 @@ class Mixer(Protocol):
 
 
 class Recurrence(Protocol):
-    """Whatever of a layer keeps a state. ``state``: empty until the runner binds it."""
+    """Whatever of a layer keeps a state; the ranks have parts of it, by heads or by channels.
+
+    ``state``: empty until the runner binds it.
+    """
 
     state: LayerState
-
-
-@runtime_checkable
-class SplitRecurrence(Recurrence, Protocol):
-    """One that is split over ranks, by heads or by channels."""
 
     @property
     def state_shape(self) -> StateShape:
@@ -69,29 +67,15 @@ class HybridDecoderLayer(Protocol):
     def __call__(self, x: Addend, residual: Tensor, ctx: StepContext) -> tuple[Addend, Tensor]: ...
 
 
-def recurrent_ops(ops: OpSet, *, is_split: bool = False) -> RecurrentOps:
-    """The ops of layers with a state. ``is_split``: the layer holds its rank's part alone.
+def recurrent_ops(ops: OpSet) -> RecurrentOps:
+    """The ops of layers with a state.
 
     Raises:
-        ModelLoadError: the backend has none, or there are several ranks and the layer is whole.
+        ModelLoadError: the backend has none.
     """
     if ops.recurrent is None:
         raise ModelLoadError("layers that keep a state are not supported on this device")
-    if not is_split:
-        check_whole(ops)
     return ops.recurrent
-
-
-def check_whole(ops: OpSet) -> None:
-    """Refuse several ranks, of a layer that is not split.
-
-    Raises:
-        ModelLoadError: there are several.
-    """
-    if ops.rank.size > 1:
-        raise ModelLoadError(
-            "this model's layers that keep a state cannot be split: tensor_parallel_size must be 1"
-        )
 
 
 def layer_kinds(hf_types: Sequence[str], kinds: Mapping[str, str]) -> tuple[str, ...]:
@@ -139,7 +123,7 @@ class HybridForCausalLM(LlamaForCausalLM):
         device: torch.device,
         stage: Stage | None = None,
     ) -> None:
-        self.recurrent_ops = recurrent_ops(ops, is_split=True)
+        self.recurrent_ops = recurrent_ops(ops)
         super().__init__(
             config,
             RenamedWeights(weights, self.file_name),
@@ -150,10 +134,7 @@ class HybridForCausalLM(LlamaForCausalLM):
         )
         recurrences = (layer.recurrence for layer in self._hybrid_layers())
         own = next((found for found in recurrences if found is not None), None)
-        if own is None:
-            self.config = self.config.replace(state=None)
-        elif isinstance(own, SplitRecurrence):
-            self.config = self.config.replace(state=own.state_shape)
+        self.config = self.config.replace(state=None if own is None else own.state_shape)
 
     @classmethod
     def file_name(cls, name: str) -> str:

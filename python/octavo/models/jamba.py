@@ -98,6 +98,11 @@ class JambaForCausalLM(HybridForCausalLM):
             )
             for kind in ("attn", "expert")
         )
+        # GGUF files list the layers.
+        if (kinds := hf.values.get("layers_block_type")) is not None:
+            attention = tuple(kind == "attention" for kind in kinds)
+        if (counts := hf.values.get("layers_num_experts")) is not None:
+            experts = tuple(number > 1 for number in counts)
         num_experts = hf.int("num_experts")
         return hf.config(
             rope_layers=(False,) * count,

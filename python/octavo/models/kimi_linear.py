@@ -17,6 +17,7 @@ from octavo.checkpoints.weights import Weights
 from octavo.errors import ModelLoadError
 from octavo.kernels.opset import OpSet
 from octavo.kernels.routing import Routing
+from octavo.kernels.weights import Range, Rows, share
 from octavo.layers.context import LayerState, StepContext
 from octavo.layers.linear import Linear
 from octavo.layers.norm import Addend, RMSNorm
@@ -33,7 +34,7 @@ from octavo.models.hybrid import (
 )
 from octavo.models.llama import FeedForward, LlamaMLP
 from octavo.models.mixed_layer import MixedDecoderLayer
-from octavo.models.parts import load_linear
+from octavo.models.parts import load_columns, load_linear, load_rows, scaled
 
 _KINDS = {"full_attention": "attention", "linear_attention": "state"}
 _EXPERT_NAMES = ("w1", "w3", "w2")
@@ -62,31 +63,44 @@ class KimiDeltaAttention:
         prefix, d, shape = f"model.layers.{layer}.self_attn", config.hidden_size, config.state
         assert shape is not None
         assert shape.recurrent is not None
-        (channels, past), (heads, dim, _) = shape.conv, shape.recurrent
-        width = heads * dim
+        (_, past), (heads, dim, _) = shape.conv, shape.recurrent
+        own = share(heads, ops.rank.rank, ops.rank.size)
+        width, rows = heads * dim, scaled(own, dim)
+        part = Rows((rows,)) if ops.rank.size > 1 else None
 
-        def load(name: str, rows: int, columns: int) -> Linear:
-            return load_linear({f"{prefix}.{name}_proj": rows}, columns, False, weights, ops)
+        def of_heads(name: str, size: int, columns: int, wanted: Range) -> Linear:
+            parts = {f"{prefix}.{name}_proj": size}
+            return load_columns(parts, columns, False, weights, ops, (wanted,))
+
+        def low_rank(name: str) -> tuple[Linear, Linear]:
+            narrow = load_linear({f"{prefix}.{name}_a_proj": dim}, d, False, weights, ops)
+            return narrow, of_heads(f"{name}_b", width, dim, rows)
 
         parts = {f"{prefix}.{name}_proj": width for name in "qkv"}
-        self.qkv_proj = load_linear(parts, d, False, weights, ops)
+        self.qkv_proj = load_columns(parts, d, False, weights, ops, (rows, rows, rows))
         taps = [
-            load_taps(f"{prefix}.{name}_conv1d.weight", width, past + 1, weights) for name in "qkv"
+            load_taps(f"{prefix}.{name}_conv1d.weight", width, past + 1, weights, part)
+            for name in "qkv"
         ]
         self._taps = torch.cat(taps)
-        assert len(self._taps) == channels
-        self._forget = (load("f_a", dim, d), load("f_b", width, dim))
-        self._gate = (load("g_a", dim, d), load("g_b", width, dim))
-        self.b_proj = load("b", heads, d)
-        self.o_proj = load("o", d, width)
-        rates = weights.tensor(f"{prefix}.A_log", (1, 1, heads, 1))
-        self._decay = -torch.exp(rates.float().flatten())
-        self._dt_bias = weights.vector(f"{prefix}.dt_bias", width).float()
+        self._forget, self._gate = low_rank("f"), low_rank("g")
+        self.b_proj = of_heads("b", heads, d, own)
+        self.o_proj = load_rows(f"{prefix}.o_proj", d, width, False, weights, ops, rows)
+        rates = weights.tensor(f"{prefix}.A_log", (1, 1, heads, 1)).flatten()[slice(*own)]
+        self._decay = -torch.exp(rates.float())
+        self._dt_bias = weights.vector(f"{prefix}.dt_bias", width, part).float()
         weight = weights.vector(f"{prefix}.o_norm.weight", dim)
         self._norm = RMSNorm(ops, weight, config.rms_norm_eps)
-        self._sizes = (heads, dim)
+        self._sizes = (own[1] - own[0], dim)
         self._ops = recurrent_ops(ops)
         self.state: LayerState = NO_STATE
+
+    @property
+    def state_shape(self) -> StateShape:
+        """Of the rank's heads."""
+        heads, dim = self._sizes
+        channels, width = self._taps.shape
+        return StateShape((channels, width - 1), (heads, dim, dim))
 
     def normed(
         self, x: Addend, residual: Tensor, norm: RMSNorm, ctx: StepContext

@@ -36,7 +36,7 @@ class ShortConv:
         self._taps = load_taps(f"{prefix}.conv.weight", channels, past + 1, weights, part)
         self._bias = weights.vector(f"{prefix}.conv.bias", channels, part) if bias else None
         self.out_proj = load_rows(f"{prefix}.out_proj", d, d, bias, weights, ops, own)
-        self._short_conv = recurrent_ops(ops, is_split=True).short_conv
+        self._short_conv = recurrent_ops(ops).short_conv
         self.state: LayerState = NO_STATE
 
     @property

@@ -14,10 +14,10 @@ from octavo.layers.context import StepContext
 from octavo.layers.norm import Addend, RMSNorm
 from octavo.models.config import ModelConfig, StateShape
 from octavo.models.hf_config import HfConfig
-from octavo.models.hybrid import HybridForCausalLM, Recurrence, check_whole, layer_kinds
+from octavo.models.hybrid import HybridForCausalLM, Recurrence, layer_kinds
 from octavo.models.lfm2 import ShortConv
 from octavo.models.llama import LlamaAttention, LlamaMLP
-from octavo.models.parts import layer_norms, load_linear
+from octavo.models.parts import heads_of, layer_norms, load_columns
 
 _DEFAULTS: Mapping[str, Any] = {
     "conv_L_cache": 7,
@@ -53,7 +53,8 @@ class GatedAttention(LlamaAttention):
         self._gate = None
         if HfConfig(config.raw, _DEFAULTS).bool("use_attention_gate"):
             parts = {f"model.layers.{layer}.self_attn.gate_proj": config.num_heads}
-            self._gate = load_linear(parts, config.hidden_size, False, weights, ops)
+            own = heads_of(config, ops.rank).q
+            self._gate = load_columns(parts, config.hidden_size, False, weights, ops, [own])
 
     def __call__(self, x: Tensor, ctx: StepContext) -> Tensor:
         """x [T, D] -> [T, D]."""
@@ -81,7 +82,6 @@ class Lfm3DecoderLayer:
     def __init__(
         self, config: ModelConfig, layer: int, cos_sin: Tensor, weights: Weights, ops: OpSet
     ) -> None:
-        check_whole(ops)
         norm = layer_norms(config, layer, weights, ops)
         self.input_layernorm = norm("input_layernorm")
         self.attention = None

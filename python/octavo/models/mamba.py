@@ -176,7 +176,7 @@ class MambaMixer:
         self._gated_activation = ops.gated_activation
         self.eps = config.rms_norm_eps
         self.out_proj = load_rows(f"{prefix}.out_proj", d, inner, out_bias, weights, ops, own)
-        self._shape, self._ops = part, recurrent_ops(ops, is_split=True)
+        self._shape, self._ops = part, recurrent_ops(ops)
         self.state: LayerState = NO_STATE
 
     @property

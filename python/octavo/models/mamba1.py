@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -16,13 +16,14 @@ from torch import Tensor
 
 from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
+from octavo.kernels.weights import Rows, rows_of
 from octavo.layers.context import LayerState, StepContext
 from octavo.layers.norm import Addend, RMSNorm
 from octavo.models.config import ModelConfig, StateShape
 from octavo.models.hf_config import HfConfig
 from octavo.models.hybrid import NO_STATE, HybridForCausalLM, load_taps, recurrent_ops
 from octavo.models.mixers import BACKBONE_NAMES, MAX_CONTEXT, MixerLayer, mixers_config
-from octavo.models.parts import layer_norms, load_linear
+from octavo.models.parts import layer_norms, load_columns, load_rows, width_of
 
 # The three that a mixer may norm.
 NORMED = ("dt", "b", "c")
@@ -76,23 +77,35 @@ class ChannelMixer:
         norms: tuple[RMSNorm, RMSNorm, RMSNorm] | None,
     ) -> None:
         d, inner, size = config.hidden_size, shape.channels, shape.state_size
-        self.in_proj = load_linear({f"{prefix}.in_proj": 2 * inner}, d, bias, weights, ops)
-        self.x_proj = load_linear(
-            {f"{prefix}.x_proj": shape.rank + 2 * size}, inner, False, weights, ops
+        own = width_of(inner, ops.rank)
+        part = Rows((own,)) if ops.rank.size > 1 else None
+        halves: dict[str, int | list[int]] = {f"{prefix}.in_proj": [inner, inner]}
+        self.in_proj = load_columns(halves, d, bias, weights, ops, (own, own))
+        # Step sizes, B and C come of all channels, and every rank has them whole.
+        self.x_proj = load_rows(
+            f"{prefix}.x_proj", shape.rank + 2 * size, inner, False, weights, ops, own
         )
-        self.dt_proj = load_linear({f"{prefix}.dt_proj": inner}, shape.rank, False, weights, ops)
-        self.out_proj = load_linear({f"{prefix}.out_proj": d}, inner, bias, weights, ops)
-        self._taps = load_taps(f"{prefix}.conv1d.weight", inner, shape.width, weights)
+        steps = {f"{prefix}.dt_proj": inner}
+        self.dt_proj = load_columns(steps, shape.rank, False, weights, ops, (own,))
+        self.out_proj = load_rows(f"{prefix}.out_proj", d, inner, bias, weights, ops, own)
+        self._taps = load_taps(f"{prefix}.conv1d.weight", inner, shape.width, weights, part)
         self._conv_bias: Tensor | None = None
         if conv_bias:
-            self._conv_bias = weights.vector(f"{prefix}.conv1d.bias", inner)
-        self._decay = -torch.exp(weights.tensor(f"{prefix}.A_log", (inner, size)).float())
-        self._dt_bias = weights.vector(f"{prefix}.dt_proj.bias", inner).float()
-        self._skip = weights.vector(f"{prefix}.D", inner).float()
-        self._norms, self._shape = norms, shape
+            self._conv_bias = weights.vector(f"{prefix}.conv1d.bias", inner, part)
+        rates = weights.tensor(f"{prefix}.A_log", (inner, size))
+        rates = rates if part is None else rows_of(rates, part)
+        self._decay = -torch.exp(rates.float())
+        self._dt_bias = weights.vector(f"{prefix}.dt_proj.bias", inner, part).float()
+        self._skip = weights.vector(f"{prefix}.D", inner, part).float()
+        self._norms, self._shape = norms, replace(shape, channels=own[1] - own[0])
         self._gated_activation = ops.gated_activation
         self._ops = recurrent_ops(ops)
         self.state: LayerState = NO_STATE
+
+    @property
+    def state_shape(self) -> StateShape:
+        """Of the rank's channels."""
+        return self._shape.state
 
     def normed(
         self, x: Addend, residual: Tensor, norm: RMSNorm, ctx: StepContext

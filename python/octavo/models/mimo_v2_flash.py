@@ -90,7 +90,8 @@ class MiMoAttention:
         values = values.reshape(-1, num_kv_heads, width) * self._value_scale
         values = torch.nn.functional.pad(values, (0, dim - width)).flatten(1)
         out = self.attention(torch.cat((qk, values), 1), ctx)
-        out = out.view(-1, num_heads, dim)[..., :width].flatten(1)
+        # A copy where a rank has one head, too.
+        out = out.view(-1, num_heads, dim)[..., :width].flatten(1).contiguous()
         return self.o_proj.add(out, residual)
 
 

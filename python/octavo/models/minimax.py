@@ -15,8 +15,9 @@ from torch import Tensor
 
 from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
+from octavo.kernels.weights import share
 from octavo.layers.context import LayerState, StepContext
-from octavo.layers.norm import RMSNorm
+from octavo.layers.norm import RMSNorm, normed_part
 from octavo.models.config import ModelConfig, StateShape
 from octavo.models.experts import load_experts
 from octavo.models.hf_config import HfConfig
@@ -28,7 +29,7 @@ from octavo.models.hybrid import (
     recurrent_ops,
 )
 from octavo.models.llama import LlamaAttention
-from octavo.models.parts import layer_norms, load_linear
+from octavo.models.parts import layer_norms, load_columns, load_rows, scaled
 
 _DEFAULTS: Mapping[str, Any] = {
     "max_position_embeddings": 131072,
@@ -52,6 +53,8 @@ class LightningAttention:
         "_gate",
         "_norm",
         "_ops",
+        "_own",
+        "_rank",
         "_sizes",
         "_zeros",
         "act",
@@ -61,19 +64,31 @@ class LightningAttention:
     )
 
     def __init__(self, config: ModelConfig, layer: int, weights: Weights, ops: OpSet) -> None:
-        prefix, d = f"model.layers.{layer}.self_attn", config.hidden_size
-        heads, width = config.num_heads, config.q_size
-        self.qkv_proj = load_linear({f"{prefix}.qkv_proj": 3 * width}, d, False, weights, ops)
-        self._gate = load_linear({f"{prefix}.output_gate": width}, d, False, weights, ops)
-        self.out_proj = load_linear({f"{prefix}.out_proj": d}, width, False, weights, ops)
+        prefix, d, dim = f"model.layers.{layer}.self_attn", config.hidden_size, config.head_dim
+        heads, width, rank = config.num_heads, config.q_size, ops.rank
+        first, last = share(heads, rank.rank, rank.size)
+        own = scaled((first, last), dim)
+        # A head's queries, keys and values lie together.
+        qkv = {f"{prefix}.qkv_proj": 3 * width}
+        self.qkv_proj = load_columns(qkv, d, False, weights, ops, [scaled(own, 3)])
+        gate = {f"{prefix}.output_gate": width}
+        self._gate = load_columns(gate, d, False, weights, ops, [own])
+        self.out_proj = load_rows(f"{prefix}.out_proj", d, width, False, weights, ops, own)
         weight = weights.vector(f"{prefix}.norm.weight", width)
         self._norm = RMSNorm(ops, weight, _LIGHTNING_EPS)
-        self._decay = -_slopes(heads, layer, config.num_layers).to(weight.device)
+        slopes = _slopes(heads, layer, config.num_layers)[first:last]
+        self._decay = -slopes.to(weight.device)
         self._zeros = torch.zeros_like(self._decay)
-        self._sizes = (heads, config.head_dim)
+        self._sizes, self._own, self._rank = (last - first, dim), own, rank
         self._activation, self.act = ops.activation, config.hidden_act
         self._ops = recurrent_ops(ops)
         self.state: LayerState = NO_STATE
+
+    @property
+    def state_shape(self) -> StateShape:
+        """Of the rank's heads."""
+        heads, dim = self._sizes
+        return StateShape((0, 0), (heads, dim, dim))
 
     def __call__(self, x: Tensor, ctx: StepContext) -> Tensor:
         """x [T, D] -> [T, D]."""
@@ -91,7 +106,8 @@ class LightningAttention:
             num_groups=heads,
             dt_limits=(1.0, 1.0),
         )
-        return self.out_proj(torch.sigmoid(self._gate(x)) * self._norm(mixed))
+        normed = normed_part(mixed, self._norm, self._own, self._rank)
+        return self.out_proj(torch.sigmoid(self._gate(x)) * normed)
 
 
 class MiniMaxDecoderLayer:

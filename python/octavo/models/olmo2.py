@@ -13,9 +13,8 @@ from torch import Tensor
 
 from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
-from octavo.kernels.weights import Range
 from octavo.layers.context import StepContext
-from octavo.layers.norm import Addend, RMSNorm, added
+from octavo.layers.norm import Addend, RMSNorm, added, normed_part
 from octavo.models.config import ModelConfig
 from octavo.models.llama import (
     DecoderLayer,
@@ -50,21 +49,9 @@ class Olmo2Attention(LlamaAttention):
     def attend(self, qkv: Tensor, ctx: StepContext) -> Tensor:
         q, k, v = qkv.split_with_sizes(self.sizes, dim=1)
         q, k = q.contiguous(), k.contiguous()
-        if self._rank.size == 1:
-            q, k = self.q_norm(q), self.k_norm(k)
-        else:
-            q, k = (
-                self._normed_part(q, self.q_norm, self._q_rows, 1),
-                self._normed_part(k, self.k_norm, self._kv_rows, self._copies),
-            )
+        q = normed_part(q, self.q_norm, self._q_rows, self._rank)
+        k = normed_part(k, self.k_norm, self._kv_rows, self._rank, copies=self._copies)
         return self.attention(torch.cat((q, k, v), dim=1), ctx)
-
-    def _normed_part(self, x: Tensor, norm: RMSNorm, rows: Range, copies: int) -> Tensor:
-        """A rank's part of a norm over all ranks' heads; ``copies``: ranks that hold the same."""
-        size = self._rank.size
-        parts = self._rank.gather(x, size * x.shape[1]).view(len(x), size, -1)
-        whole = parts[:, ::copies].reshape(len(x), -1).contiguous()
-        return norm(whole)[:, slice(*rows)].contiguous()
 
 
 class Olmo2DecoderLayer:

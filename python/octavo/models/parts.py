@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from octavo.checkpoints.weights import Weights
-from octavo.errors import ModelLoadError
 from octavo.kernels.opset import OpSet
 from octavo.kernels.rank import Rank
 from octavo.kernels.weights import Columns, Range, Rows, Weight, share
@@ -77,16 +76,14 @@ def scaled(own: Range, size: int, offset: int = 0) -> Range:
 def part_config(config: ModelConfig, rank: Rank, stage: Stage) -> ModelConfig:
     """The shape of one rank's part of a stage: its heads and layers.
 
-    Raises:
-        ModelLoadError: layers read what another stage keeps.
+    What a layer reads of another's is of the same stage (``stage.stages_of``).
     """
-    if config.kv_sources and stage.count > 1:
-        raise ModelLoadError(
-            "a model whose layers read the keys and values of others cannot be split: "
-            "pipeline_parallel_size must be 1"
-        )
-    kinds = tuple(config.layer_kinds[layer] for layer in stage.layers if config.layer_kinds)
-    part = config.replace(num_layers=len(stage.layers), layer_kinds=kinds)
+    first, last = stage.layers.start, stage.layers.stop
+    part = config.replace(
+        num_layers=len(stage.layers),
+        layer_kinds=config.layer_kinds[first:last],
+        kv_sources=tuple(source - first for source in config.kv_sources[first:last]),
+    )
     if not any(config.kv_layers):
         return part  # without attention there are no heads to split
     num_heads, num_kv_heads = heads_of(config, rank).counts
@@ -167,9 +164,16 @@ def load_vocabulary(
     Raises:
         ModelLoadError: it is missing or has another shape.
     """
-    rows = vocabulary_of(config, ops.rank)
+    return load_table(prefix, (config.vocab_size, config.hidden_size), weights, ops, scale)
+
+
+def load_table(
+    prefix: str, shape: tuple[int, int], weights: Weights, ops: OpSet, scale: float = 1.0
+) -> Embedding:
+    """The embedding ``prefix`` of a shape of its own. Split and raises as ``load_vocabulary``."""
+    rows = share(shape[0], ops.rank.rank, ops.rank.size)
     part = None if ops.rank.size == 1 else Rows((rows,))
-    table = weights.embedding(prefix, (config.vocab_size, config.hidden_size), part)
+    table = weights.embedding(prefix, shape, part)
     return Embedding(ops, table, weights.act_dtype, scale, rows)
 
 

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
-from octavo.layers.embedding import Embedding
 from octavo.layers.norm import RMSNorm
 from octavo.models.config import ModelConfig
-from octavo.models.parts import layer_norms, load_linear
+from octavo.models.parts import layer_norms, load_linear, load_table
 
 
 class PerLayerEmbedding:
@@ -30,20 +29,25 @@ class PerLayerEmbedding:
         self._size, self._vocab_size, self._scale = size, vocab_size, d**-0.5
         # In the activations' type, as it was in training.
         scale = torch.tensor(size**0.5, dtype=weights.act_dtype).item()
-        table = weights.embedding("model.embed_tokens_per_layer", (vocab_size, width))
-        self._table = Embedding(ops, table, weights.act_dtype, scale, (0, vocab_size))
+        shape = (vocab_size, width)
+        self._table = load_table("model.embed_tokens_per_layer", shape, weights, ops, scale)
         parts = {"model.per_layer_model_projection": width}
         self._project = load_linear(parts, d, False, weights, ops)
         weight = weights.vector("model.per_layer_projection_norm.weight", size)
         self._norm = RMSNorm(ops, weight, config.rms_norm_eps)
 
     def __call__(self, ids: Tensor, embedded: Tensor) -> Tensor:
-        """ids int32 [T] and their embeddings [T, D] -> [L, T, size]."""
+        """ids int32 [T] and their embeddings [T, D] -> [T, L * size]."""
         # Ids beyond the table are those of other parts.
         rows = self._table(torch.where(ids < self._vocab_size, ids, 0))
         projected = (self._project(embedded) * self._scale).view(-1, self._size)
-        both = (self._norm(projected).view(rows.shape) + rows) * 2**-0.5
-        return both.view(len(ids), -1, self._size).transpose(0, 1).contiguous()
+        return (self._norm(projected).view(rows.shape) + rows) * 2**-0.5
+
+
+def of_layers(vectors: Tensor, layers: range, size: int) -> Tensor:
+    """The vectors of some layers, [len(layers), T, size], of all layers', [T, L * size]."""
+    own = vectors.view(len(vectors), -1, size)[:, layers.start : layers.stop]
+    return own.transpose(0, 1).contiguous()
 
 
 class PerLayerGate:

@@ -434,6 +434,10 @@ def _config_from_gguf(file: GgufFile, overrides: Mapping[str, Any]) -> ModelConf
         file.dequantize(name, values)
         return tuple(values.reshape(-1).tolist())
 
+    layers: dict[str, set[int]] = {}
+    for name in tensors:
+        if (block := gguf_names.BLOCK.match(name)) is not None:
+            layers.setdefault(block[2], set()).add(int(block[1]))
     facts = GgufFacts(
         vocab_size=tensors["token_embd.weight"][0][0],
         tied="output.weight" not in tensors,
@@ -442,10 +446,11 @@ def _config_from_gguf(file: GgufFile, overrides: Mapping[str, Any]) -> ModelConf
             for name in tensors
             if name.startswith("blk.") and name.endswith(".bias")
         ),
-        modules=frozenset(name.split(".")[2] for name in tensors if name.startswith("blk.")),
+        modules={module: frozenset(found) for module, found in layers.items()},
         freq_factors=vector(gguf_names.ROPE_FREQS),
         short_factors=vector(gguf_names.ROPE_SHORT),
         long_factors=vector(gguf_names.ROPE_LONG),
+        laurel_rank=tensors["blk.0.laurel_l.weight"][0][0] if "laurel_l" in layers else 0,
     )
     metadata = {**file.metadata(), **overrides}
     try:

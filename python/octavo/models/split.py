@@ -19,9 +19,9 @@ def check_split(config: ModelConfig, size: int, *, whole_experts: bool = False) 
             words = f"heads and {num_kv_heads} key-value heads"
             pairs[words] = (config.num_heads, num_kv_heads)
     state = config.state if any(config.state_layers) else None
-    if state is not None and state.recurrent is not None:
+    # A head of one row is a channel, and channels are divided anywhere.
+    if state is not None and state.recurrent is not None and state.recurrent[1] > 1:
         pairs[f"heads of states in {state.groups} groups"] = (state.recurrent[0], state.groups)
-    # Channels without heads are divided anywhere.
     most = max((heads for heads, _ in pairs.values()), default=config.hidden_size)
     fits = [
         n

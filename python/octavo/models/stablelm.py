@@ -38,11 +38,13 @@ class HeadNorm:
         ops: OpSet,
     ) -> None:
         """``num_heads``: of the model; ``own``: the rank's."""
-        rows = [
-            weights.vector(f"{prefix}.norms.{head}.weight", config.head_dim)
-            for head in range(num_heads)
-        ][slice(*own)]
-        self.weight = torch.stack(rows)
+        dim = config.head_dim
+        if config.raw.get("stacks_head_norms"):
+            rows = weights.tensor(f"{prefix}.weight", (num_heads, dim))
+        else:
+            names = (f"{prefix}.norms.{head}.weight" for head in range(num_heads))
+            rows = torch.stack([weights.vector(name, dim) for name in names])
+        self.weight = rows[slice(*own)].contiguous()
         # What all heads share; their weights come after it.
         self.norm = LayerNorm(ops, torch.ones_like(rows[0]), None, config.rms_norm_eps)
 

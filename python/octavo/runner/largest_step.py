@@ -95,7 +95,7 @@ class LargestStep:
         inputs = ints(tokens)
         if not self._is_first:
             inputs = torch.zeros(
-                (tokens, model.config.hidden_size),
+                (tokens, loaded.shape.handed_size),
                 dtype=loaded.dtypes.activations,
                 device=device,
             )

@@ -53,7 +53,7 @@ class Pipeline:
         self._last, self._ids = last, last.lead.ids
         # Of the step whose ids a turn holds, or will.
         self._steps = [-1] * len(self._ids)
-        shape = (len(last.lead.buffers.input_ids), loaded.shape.hidden_size)
+        shape = (len(last.lead.buffers.input_ids), loaded.shape.handed_size)
         dtype = loaded.dtypes.activations
         receivers: Sequence[Mesh[StageShard] | Mesh[GpuShard]] = (*self._stages[1:], last)
         for stage, after in zip(self._stages, receivers, strict=True):
