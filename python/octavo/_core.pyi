@@ -125,9 +125,10 @@ class ScheduledBatch:
     block_updates_offset: int
     state_restores_offset: int
     state_saves_offset: int
-    # (slot, request_id) of requests admitted in this step: the runner loads their sampling state.
-    # Empty in steady decode.
-    new_slots: list[tuple[int, int]]
+    # (slot, request_id, number of output tokens) of requests admitted in this step, and of those
+    # whose device has sampled what was given up: the runner loads their sampling state. Empty in
+    # steady decode.
+    new_slots: list[tuple[int, int, int]]
     # One id per request, in batch order. Built on access; for tests and traces.
     request_ids: list[int]
 

@@ -99,8 +99,7 @@ class Conversations:
     def bind(self, turn: Turn, params: SamplingParams) -> SamplingParams:
         """Parameters under which the calls of an answer are of tools that there are.
 
-        They are as with tool_choice "auto" of the server; where the engine runs ahead, penalties
-        leave calls unbound.
+        They are as with tool_choice "auto" of the server.
 
         Raises:
             InvalidParameterError: no grammar can be made of the tools' names.
@@ -109,8 +108,7 @@ class Conversations:
         if core is None or not use.tools:
             return params
         wanted = params.structured_outputs
-        runs_ahead = self._engine.runner.max_in_flight > 1
-        made_of = core, use, wanted, not (runs_ahead and params.has_penalties)
+        made_of = core, use, wanted
         if self._bound is None or self._bound[0] != made_of:
             constraint = _at_once(
                 answer_constraint(
@@ -119,7 +117,6 @@ class Conversations:
                     turn.form.special_tokens(self._engine.tokenizer),
                     self._attempt,
                     wanted,
-                    made_of[-1],
                 )
             )
             self._bound = made_of, constraint

@@ -86,8 +86,8 @@ def test_staging_layout_of_a_prefill_and_a_decode() -> None:
     batch = driver.schedule()
     assert (batch.num_tokens, batch.num_reqs, batch.num_decodes, batch.num_samples) == (5, 1, 0, 1)
     assert (batch.max_query_len, batch.max_seq_len) == (5, 5)
-    [(slot, request_id)] = batch.new_slots
-    assert request_id == 7
+    [(slot, request_id, num_outputs)] = batch.new_slots
+    assert (request_id, num_outputs) == (7, 0)
     assert batch.request_ids == [7]
     assert driver.section(batch.input_ids_offset, 5) == [11, 12, 13, 14, 15]
     assert driver.section(batch.positions_offset, 5) == [0, 1, 2, 3, 4]

@@ -116,8 +116,9 @@ class FakeRunner:
         seq_lens = section(batch.seq_lens_offset, batch.num_reqs)
         ids = section(batch.input_ids_offset, batch.num_tokens)
         slot_mapping = section(batch.slot_mapping_offset, batch.num_tokens)
-        for slot, request_id in batch.new_slots:
+        for slot, request_id, num_outputs in batch.new_slots:
             assert request_id in requests
+            assert num_outputs >= 0
             assert slot in slots
         for r in range(batch.num_reqs):
             for t in range(starts[r], starts[r + 1]):

@@ -38,6 +38,7 @@ from octavo.runner.cuda_graphs import (
     mixed_rows,
 )
 from octavo.runner.eager import EagerRunner
+from octavo.runner.gpu_sampling import GpuSampling
 from octavo.runner.graphs import GraphRunner
 from octavo.runner.lockstep import LockstepExchange
 from octavo.runner.logprobs import processed_logits
@@ -46,6 +47,7 @@ from octavo.runner.request_state import RequestState
 from octavo.runner.runner import ShardLostError
 from octavo.runner.slots import SlotRecords
 from octavo.sampling_params import SamplingParams
+from octavo.structured_outputs import StructuredOutputsParams, Trigger
 from toy_shards import assert_same, generate_with
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -470,6 +472,63 @@ def test_constrained_rows_in_graphs_choose_the_same_tokens(
     # Log probabilities are of the logits before, which graphs do not keep.
     has_logprobs = any("logprobs" in kind for kind in kinds)
     assert (len(runner.mesh.lead.choice_graphs) > 0) is not has_logprobs
+
+
+# Any text, and letters from the first "a" on, which some samples come to soon.
+AWAKENED: list[dict[str, Any]] = [
+    {
+        **sampling,
+        "logit_bias": {ord("a"): 1.5},
+        "structured_outputs": StructuredOutputsParams(
+            grammar='start: TEXT ("a" /[b-y]{4,60}/)?\nTEXT: /(?s:[^a]*)/\n',
+            trigger=Trigger(("a",), False),
+        ),
+    }
+    for sampling in (
+        {"temperature": 0.0, "repetition_penalty": 1.3},
+        {"temperature": 1.0, "seed": 4, "presence_penalty": 0.8, "frequency_penalty": 0.3},
+        {"temperature": 0.7, "seed": 5},
+    )
+]
+
+
+def test_a_slot_that_is_written_anew_counts_no_token_that_was_given_up() -> None:
+    sampling = GpuSampling(2, 50, 0, torch.device("cpu"))
+    params = SamplingParams(presence_penalty=0.5)
+    state = RequestState(
+        request_id=0, params=params, prompt_token_ids=[1], max_tokens=9, arrival_s=0.0
+    )
+    sampling.admit(1, state, 0)
+    [(row, first)] = sampling.needs(np.array([1], np.int32)).tracked
+    assert row == 0
+    first += [7, 7]
+    [(_, ahead)] = sampling.needs(np.array([1], np.int32)).tracked
+    sampling.admit(1, state, 2)
+    ahead.append(9)
+    sampling.admit(1, state, 2)
+    assert state.output_token_ids == [7, 7]
+    counts = sampling.adjusted.token_counts
+    assert counts is not None
+    assert counts[1].nonzero().tolist() == [[7]]
+    assert counts[1, 7] == 2
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_a_constraint_that_wakes_up_forgets_what_was_sampled_ahead(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Penalties count the tokens of the answer, and none that was given up."""
+    with monkeypatch.context() as patch:
+        patch.setattr(GraphRunner, "steps_ahead", 0)
+        expected = tokens(make(folder, enforce_eager=True), AWAKENED)
+    awake = [one[one.index(ord("a")) + 1 :] for one in expected if ord("a") in one[:-2]]
+    assert len(awake) > 3
+    assert all(ord("b") <= token <= ord("y") for rest in awake for token in rest[:4])
+    llm = make(folder)
+    for _ in range(3):
+        assert tokens(llm, AWAKENED) == expected
+    assert tokens(make(folder, max_num_seqs=3), AWAKENED) == expected, "other batches"
 
 
 @pytest.mark.gpu

@@ -248,7 +248,6 @@ class FakeEngine:
         # What every sample says, where it is set.
         self.said: str | None = None
         self.generation_defaults: dict[str, Any] = {}
-        self.runs_ahead = False
         self.prefix_block_size: int | None = 16
         self.special_tokens = {"bos_token": "<s>", "eos_token": "</s>"}
         self.eos_token_ids = (EOS,)

@@ -48,13 +48,13 @@ def grammar(wanted: Any, refused: tuple[str, ...] = ()) -> str:
 
 
 def constraint(
-    name: str, wanted: Any, own: StructuredOutputsParams | None = None, may_wake: bool = True
+    name: str, wanted: Any, own: StructuredOutputsParams | None = None
 ) -> StructuredOutputsParams | None:
     async def attempt(constraint: StructuredOutputsParams) -> None:
         pass
 
     core = ChannelFormat(name)
-    return asyncio.run(answer_constraint(core, wanted, (), attempt, own, may_wake))
+    return asyncio.run(answer_constraint(core, wanted, (), attempt, own))
 
 
 @pytest.mark.parametrize(
@@ -70,9 +70,6 @@ def constraint(
 )
 def test_what_may_call_is_bound(wanted: Any, bound: bool) -> None:
     assert (constraint("hermes", wanted) is not None) is bound
-    # A call of which nothing is asked is bound by its beginning alone.
-    asks = wanted.tools and wanted != use("auto")
-    assert (constraint("hermes", wanted, may_wake=False) is not None) is (bound and asks)
 
 
 def test_an_answer_of_its_own_form_has_no_calls() -> None:

@@ -87,7 +87,6 @@ class AsyncEngine:
         self.max_model_len: int = self._engine_loop.limits.max_model_len
         # None where the model generates text.
         self.pooling: PoolingInfo | None = self._engine_loop.runner.pooling
-        self.runs_ahead: bool = self._engine_loop.runner.max_in_flight > 1
         # Tokens of a prompt are kept for later ones by so many; None: none are kept.
         self.prefix_block_size: int | None = (
             self._engine_loop.runner.block_size if self._engine_loop.keeps_prefixes else None

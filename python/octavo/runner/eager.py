@@ -220,7 +220,7 @@ class EagerRunner:
         self, batch: ScheduledBatch, staging: Staging, requests: Mapping[int, RequestState]
     ) -> InFlight:
         """Compute a planned step to its tokens, or to its logits where those wait for masks."""
-        for slot, request_id in batch.new_slots:
+        for slot, request_id, _ in batch.new_slots:
             self.sampler.admit(slot, requests[request_id])
             self.prompt_scorer.admit(slot, requests[request_id])
         array, staged = self._buffer.array, self._buffer.host[: batch.packed_len]

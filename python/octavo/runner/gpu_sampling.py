@@ -40,15 +40,15 @@ class Needs(NamedTuple):
     """The demands of a step's samples together, beyond their slots' records.
 
     ``num_logprobs``: -1 is none; ``keep_raw``: of logits as they were before they were adjusted;
-    ``tracked``: (row, request) whose ids the host must know; ``normalizes``: log probabilities, not
-    logits; ``records``: of the rows, where the logits are to be processed as drawing does;
-    ``named``: rows that report tokens which their request names.
+    ``tracked``: rows whose ids the host must know, and the lists they are appended to;
+    ``normalizes``: log probabilities, not logits; ``records``: of the rows, where the logits are to
+    be processed as drawing does; ``named``: rows that report tokens which their request names.
     """
 
     adjusted: bool
     num_logprobs: int
     keep_raw: bool
-    tracked: Sequence[tuple[int, RequestState]]
+    tracked: Sequence[tuple[int, list[int]]]
     normalizes: bool = True
     records: NDArray[np.int32] | None = None
     named: Sequence[NamedTokens] = ()
@@ -114,8 +114,11 @@ class GpuSampling:
 
     # ------------------------------------------------------------------------------ admission
 
-    def admit(self, slot: int, state: RequestState) -> NDArray[np.int32]:
-        """Give a request this slot, for the first time or after a preemption.
+    def admit(self, slot: int, state: RequestState, num_outputs: int) -> NDArray[np.int32]:
+        """Give a request this slot: for the first time, after a preemption, or with fewer tokens.
+
+        ``num_outputs``: those of its output; what steps in flight sample in its name besides is
+        given up.
 
         Returns:
             its record [RECORD_LEN], a view that the slot's next request overwrites.
@@ -153,6 +156,8 @@ class GpuSampling:
         if params.allowed_token_ids:
             self._write_allowed(slot, params.allowed_token_ids)
         if state.has_penalties:
+            # A list of its own: a step in flight appends what is given up to the one before.
+            state.output_token_ids = state.output_token_ids[:num_outputs]
             self._write_counts(slot, state)
         return self._records.write(slot, state)
 
@@ -210,7 +215,7 @@ class GpuSampling:
         adjusted = bool(self._adjusts[slots].any())
         num_logprobs = int(self._num_logprobs[slots].max(initial=-1))
         rows = np.flatnonzero(self._tracks[slots]).tolist()
-        tracked = [(row, self._states[int(slots[row])]) for row in rows]
+        tracked = [(row, self._states[int(slots[row])].output_token_ids) for row in rows]
         if num_logprobs < 0:
             return Needs(adjusted, num_logprobs, False, tracked)
         is_raw = not self._mode.is_processed

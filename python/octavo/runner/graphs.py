@@ -74,7 +74,7 @@ class GraphInFlight(InFlight):
 
     ids: StepIds
     num_samples: int
-    tracked: Sequence[tuple[int, RequestState]]
+    tracked: Sequence[tuple[int, list[int]]]
     logprobs: TokenLogprobs | None = None
     scored: Sequence[ScoredRows] = ()
     # Of one that waits for masks.
@@ -520,12 +520,13 @@ class GraphRunner:
             return 0
         adjusted = self.sampling.adjusted
         records = []
-        for slot, request_id in new_slots:
-            records.append(self.sampling.admit(slot, requests[request_id]))
+        for slot, request_id, num_outputs in new_slots:
+            state = requests[request_id]
+            records.append(self.sampling.admit(slot, state, num_outputs))
             for shard in self._followers:
                 with shard.ready():
-                    shard.sampling.admit(slot, requests[request_id])
-            self.prompt_scorer.admit(slot, requests[request_id])
+                    shard.sampling.admit(slot, state, num_outputs)
+            self.prompt_scorer.admit(slot, state)
         if self.sampling.adjusted is not adjusted:
             for shard in self.mesh.shards:
                 shard.drop_adjusted()
@@ -566,8 +567,8 @@ class GraphRunner:
         if self._has_others and self._has_lost_a_rank():
             raise ShardLostError("a shard did not come to an exchange with the others")
         if in_flight.tracked:
-            for row, state in in_flight.tracked:
-                state.output_token_ids.append(int(ids.array[row]))
+            for row, output_token_ids in in_flight.tracked:
+                output_token_ids.append(int(ids.array[row]))
             in_flight.tracked = ()
 
     def _has_lost_a_rank(self) -> bool:

@@ -45,7 +45,8 @@ class Masks(NamedTuple):
         """
         words = torch.from_numpy(self.words.view(np.int32))
         has_any = mask_logits_(torch.from_numpy(logits), torch.from_numpy(self.rows), words)
-        return self.rows[~has_any.numpy()].tolist()
+        rows: list[int] = self.rows[~has_any.numpy()].tolist()
+        return rows
 
 
 class RowMasks:

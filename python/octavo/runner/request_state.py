@@ -69,11 +69,7 @@ class RequestState:
 
     @property
     def trigger(self) -> Trigger | None:
-        """The texts from which on its grammar holds; None: from the start.
-
-        What a step ahead has sampled behind such a text is given up. The device has counted it by
-        then: where there are penalties there must be no trigger.
-        """
+        """The texts from which on its grammar holds; None: from the start."""
         wanted = self.params.structured_outputs
         return None if wanted is None else wanted.trigger
 

@@ -32,7 +32,6 @@ async def answer_constraint(
     special_tokens: Sequence[tuple[str, int]],
     attempt: Attempt,
     wanted: StructuredOutputsParams | None = None,
-    may_wake: bool = True,
 ) -> StructuredOutputsParams | None:
     """The constraint of an answer to a request that brings tools; None: the request's own.
 
@@ -44,13 +43,9 @@ async def answer_constraint(
     if core.tool_calls is None or not use.tools or use.mode == "none":
         return None
     answer = None
-    if use.mode == "auto":
-        if wanted is not None and (answer := _schema(wanted)) is None:
-            return None
-        is_asked = answer is not None or not use.parallel or any(tool.strict for tool in use.tools)
-        if not is_asked and not may_wake:
-            return None
-    return await call_grammar(core, use, special_tokens, attempt, answer, may_wake)
+    if use.mode == "auto" and wanted is not None and (answer := _schema(wanted)) is None:
+        return None
+    return await call_grammar(core, use, special_tokens, attempt, answer)
 
 
 def _schema(wanted: StructuredOutputsParams) -> str | None:
@@ -66,7 +61,6 @@ async def call_grammar(
     special_tokens: Sequence[tuple[str, int]],
     attempt: Attempt,
     answer: str | None = None,
-    may_wake: bool = True,
 ) -> StructuredOutputsParams:
     """The constraint of an answer that may, or must, call ``use.tools``.
 
@@ -80,14 +74,13 @@ async def call_grammar(
         special_tokens: markers that are one special token each, and their ids.
         attempt: tries a constraint.
         answer: JSON schema of an answer that calls nothing, with ``auto``; None: it is any text.
-        may_wake: a constraint may begin to hold within the answer.
 
     Raises:
         InvalidParameterError: no grammar can be made even of the names.
     """
 
     trigger = None
-    if use.mode == "auto" and answer is None and may_wake and not _is_bound_from_start(core, use):
+    if use.mode == "auto" and answer is None and not _is_bound_from_start(core, use):
         texts, at_start = core.triggers([tool.name for tool in use.tools])
         trigger = Trigger(tuple(texts), use.parallel, tuple(at_start))
 

@@ -741,6 +741,8 @@ struct Run {
     random: u64,
     num_steps: usize,
     num_masked_steps: usize,
+    /// Requests whose slots were written, with the numbers of their output tokens then.
+    new_slots: Vec<(u64, u32)>,
     /// The samples at these places after a prompt of three tokens.
     script: Vec<u32>,
 }
@@ -769,6 +771,7 @@ impl Run {
             random: 7,
             num_steps: 0,
             num_masked_steps: 0,
+            new_slots: Vec::new(),
             script: Vec::new(),
         }
     }
@@ -826,6 +829,13 @@ impl Run {
             };
             let batch = self.core.schedule(&mut staging, 0.0).unwrap();
             let is_idle = batch.is_none();
+            if let Some(batch) = &batch {
+                let written = &self.core.plan(batch.step_id).unwrap().new_slots;
+                let written = written
+                    .iter()
+                    .map(|&(_, id, num_outputs)| (id, num_outputs));
+                self.new_slots.extend(written);
+            }
             in_flight.extend(batch);
             let Some(oldest) = in_flight.front().copied() else {
                 break;
@@ -1027,6 +1037,10 @@ fn a_grammar_with_a_trigger_costs_nothing_until_it_comes() {
             assert!(text.starts_with(known), "{text:?}");
             continue;
         }
+        // The device has counted what was sampled behind the marker, until it is told anew.
+        let renewed: &[(u64, u32)] = if ahead == 0 { &[] } else { &[(0, 3)] };
+        assert_eq!(run.new_slots[0], (0, 0));
+        assert_eq!(run.new_slots[1..], *renewed);
         let call = text.strip_prefix("hi<tool>").expect(text);
         assert!(
             call.starts_with("{ab}") || call.starts_with("{cd}"),

@@ -119,7 +119,7 @@ macro_rules! scheduled_batch {
             step_id: u64,
             awaited_step: Option<u64>,
             $($field: usize,)*
-            new_slots: Vec<(u32, u64)>,
+            new_slots: Vec<(u32, u64, u32)>,
             request_ids: Vec<u64>,
         }
 

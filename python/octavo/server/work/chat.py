@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from octavo.errors import InvalidParameterError
-from octavo.sampling_params import SamplingParams, has_penalties
+from octavo.sampling_params import SamplingParams
 from octavo.structured_outputs import ReasoningTokens, StructuredOutputsParams
 from octavo.text.call_grammar import answer_constraint
 
@@ -71,9 +71,6 @@ async def plan_chat(
             "--tool-call-parser",
             "tool_choice",
         )
-    # A sample ahead of a trigger is given up. The device has counted it by then.
-    values = {**model.engine.generation_defaults, **sampling}
-    may_wake = not (model.engine.runs_ahead and has_penalties(values))
     if form.core is not None and has_calls:
         constraint = await answer_constraint(
             form.core,
@@ -81,7 +78,6 @@ async def plan_chat(
             model.special_markers,
             lambda one: _compile(model, one),
             sampling.get("structured_outputs"),
-            may_wake,
         )
     reasoning = None
     if channels is not None:

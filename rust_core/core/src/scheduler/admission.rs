@@ -123,7 +123,6 @@ impl Scheduler {
         for (column, &id) in table.block_ids().iter().enumerate() {
             plan.update_block((first_row + column) as u32, id);
         }
-        plan.new_slots.push((slot, request.request_id));
         plan.admitted.push(index);
         if let (Some(states), Some(checkpoint)) = (&self.states, self.hit_state.take()) {
             states.restore(checkpoint, slot, plan);
@@ -132,6 +131,7 @@ impl Scheduler {
         let capacity = table.block_ids().len() as u32 * block_size;
         let tail = table.block_ids().last().copied().unwrap_or(0);
         request.slot = slot;
+        plan.new_slots.push(request.new_slot());
         request.status = RequestStatus::Running(Seat {
             num_computed: num_cached,
             num_confirmed: num_cached,

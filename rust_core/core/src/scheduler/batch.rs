@@ -54,8 +54,9 @@ pub struct Plan {
     pub update_rows: Vec<u32>,
     /// The block ids that go there.
     pub update_ids: Vec<BlockId>,
-    /// (slot, request_id) of the requests admitted in this step.
-    pub new_slots: Vec<(Slot, u64)>,
+    /// (slot, request_id, number of output tokens) of the slots to write anew: those of requests admitted in
+    /// this step, and of requests whose device has sampled what was given up.
+    pub new_slots: Vec<(Slot, u64, u32)>,
     /// Slab indices of the same.
     pub admitted: Vec<u32>,
     /// Rows of states to copy before the step, (from, to): checkpoints into slots.

@@ -154,6 +154,8 @@ pub struct Scheduler {
     pub(crate) prefix_hits: u64,
     /// Scratch of `schedule`.
     closing: Vec<u32>,
+    /// Requests, and their ids, whose slots know of samples that have been given up.
+    misled: Vec<(u32, u64)>,
     hits: Vec<BlockId>,
     /// The checkpoint of the hits' state.
     hit_state: Option<BlockId>,
@@ -197,6 +199,7 @@ impl Scheduler {
             prefix_queries: 0,
             prefix_hits: 0,
             closing: Vec::with_capacity(config.max_num_seqs),
+            misled: Vec::new(),
             hits: Vec::new(),
             hit_state: None,
             current: None,
@@ -354,9 +357,30 @@ impl Scheduler {
         if plan.entries.is_empty() {
             return false;
         }
+        self.renew_misled(plan);
         plan.step_id = self.num_steps;
         self.num_steps += 1;
         true
+    }
+
+    /// Has the slots of misled requests written anew that this plan goes on with, as if they were new.
+    fn renew_misled(&mut self, plan: &mut Plan) {
+        self.misled.retain(|&(index, request_id)| {
+            let request = self.requests.get(index as usize);
+            let Some(request) = request.filter(|one| one.request_id == request_id) else {
+                return false;
+            };
+            if !matches!(request.status, RequestStatus::Running(_)) {
+                // Its next slot is written whole in any case.
+                return false;
+            }
+            let is_planned = plan.entries.iter().any(|entry| entry.index == index);
+            let slot = request.new_slot();
+            if is_planned && !plan.new_slots.contains(&slot) {
+                plan.new_slots.push(slot);
+            }
+            !is_planned
+        });
     }
 
     /// Takes a request off the device; it will be recomputed. Its blocks are free at once.
@@ -452,7 +476,7 @@ impl Scheduler {
     }
 
     /// Gives up what the steps in flight sample behind the token that has landed: the next step goes on
-    /// from that one. Returns false, and nothing is given up, where the last token is on its way, or where
+    /// from that one, with its slot written anew, since the device counts what it samples. Returns false, and nothing is given up, where the last token is on its way, or where
     /// the step ahead has brought a state past that token.
     pub fn disregard(&mut self, index: u32) -> bool {
         let request = &mut self.requests[index as usize];
@@ -465,6 +489,9 @@ impl Scheduler {
             }
             // Each of them computes the token before its sample: those are due again.
             seat.num_computed -= request.num_pending;
+        }
+        if request.num_pending > 0 {
+            self.misled.push((index, request.request_id));
         }
         request.num_void += request.num_pending;
         request.num_pending = 0;

@@ -208,6 +208,11 @@ impl Request {
         self.num_tokens += 1;
     }
 
+    /// An admitted request's entry of [`Plan::new_slots`](crate::scheduler::batch::Plan::new_slots).
+    pub(super) fn new_slot(&self) -> (Slot, u64, u32) {
+        (self.slot, self.request_id, self.outputs.len() as u32)
+    }
+
     /// The seat of an admitted request, and of one that ended in flight.
     #[must_use]
     pub fn seat(&self) -> Option<&Seat> {

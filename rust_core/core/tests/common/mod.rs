@@ -97,7 +97,7 @@ pub(crate) struct Expected {
 pub(crate) struct Launched {
     pub batch: ScheduledBatch,
     pub request_ids: Vec<u64>,
-    pub new_slots: Vec<(u32, u64)>,
+    pub new_slots: Vec<(u32, u64, u32)>,
     pub tokens: Vec<i32>,
     number: usize,
 }
@@ -406,7 +406,7 @@ impl World {
         &mut self,
         batch: ScheduledBatch,
         request_ids: Vec<u64>,
-        new_slots: Vec<(u32, u64)>,
+        new_slots: Vec<(u32, u64, u32)>,
     ) -> Launched {
         let staged = self.buffer[..batch.packed_len].to_vec();
         assert!(!staged.contains(&i32::MIN), "an element was not written");
@@ -416,7 +416,7 @@ impl World {
         for (&row, &id) in rows.iter().zip(ids) {
             self.block_table[row as usize] = id;
         }
-        for &(slot, id) in &new_slots {
+        for &(slot, id, _) in &new_slots {
             self.seed[slot as usize] = id;
             self.last_token[slot as usize] = -1;
         }
