@@ -34,6 +34,7 @@ LEAVES = {
     "metric_names",
     "metrics_reader",
     "outputs",
+    "pooler_config",
     "pooling",
     "pooling_params",
     "profiler_config",

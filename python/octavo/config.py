@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 # vLLM has it here.
+from octavo.pooler_config import PoolerConfig as PoolerConfig
 from octavo.profiler_config import ProfilerConfig as ProfilerConfig
 
 
@@ -318,6 +319,13 @@ class EngineConfig:
         "may be any",
     )
 
+    # --- pooling ---
+    pooler_config: dict[str, Any] | None = _flag(
+        None,
+        "model",
+        "JSON: a pooling model's task, such as token_embed, and pooling_type: CLS, LAST, MEAN, ALL",
+    )
+
     # --- observability ---
     max_logprobs: int = _flag(20, "answers", "most logprobs a request may ask for; -1: no limit")
     # Raw: what the model thinks, whatever a request does to its answer.
@@ -383,5 +391,6 @@ class EngineConfig:
         check(self.max_logprobs >= -1, "max_logprobs", "at least 0, or -1")
         check(self.threads is None or self.threads >= 1, "threads", "at least 1")
         _check_structured_outputs(self.structured_outputs_config or {})
+        PoolerConfig.of(self.pooler_config or {})
         check(self.tensor_parallel_size >= 1, "tensor_parallel_size", "at least 1")
         check(self.pipeline_parallel_size >= 1, "pipeline_parallel_size", "at least 1")

@@ -43,10 +43,11 @@ if TYPE_CHECKING:
 
 # ``encode``'s tasks -> the models' own that satisfy them.
 _TASKS: Final[dict[str, tuple[str, ...]]] = {
-    "": ("embed", "token_embed", "classify", "score"),
+    "": ("embed", "token_embed", "classify", "score", "token_classify"),
     "embed": ("embed",),
     "token_embed": ("token_embed",),
     "classify": ("classify", "score"),
+    "token_classify": ("token_classify",),
 }
 
 
@@ -173,7 +174,9 @@ class PoolingLLM(Offline):
 
         Args:
             prompts, truncate_prompt_tokens, prompt_name, prompt: as for ``embed``.
-            pooling_task: "embed", "token_embed" or "classify"; None is the model's own.
+            pooling_task: "embed", "token_embed", "classify" or "token_classify"; None is the
+                model's own. An LLM with the ``pooler_config`` ``{"task": "token_embed"}``, or
+                ``"token_classify"``, has an output for each token.
 
         Raises:
             ValueError: another task, or not the model's.
@@ -183,7 +186,8 @@ class PoolingLLM(Offline):
         wanted = _TASKS.get(pooling_task or "")
         if wanted is None:
             raise ValueError(
-                f"pooling_task must be embed, token_embed or classify, not {pooling_task!r}"
+                "pooling_task must be embed, token_embed, classify or token_classify, not "
+                f"{pooling_task!r}"
             )
         info = self._pooling_info(*wanted)
         outputs = []
@@ -197,7 +201,7 @@ class PoolingLLM(Offline):
             prompt_name,
             prompt,
         ):
-            is_whole = info.task in ("embed", "token_embed") and one.params.dimensions is None
+            is_whole = info.embeds and one.params.dimensions is None
             data = torch.from_numpy(one.vector) if is_whole else torch.tensor(one.values(info))
             outputs.append(PoolingRequestOutput(one.request_id, one.token_ids, PoolingOutput(data)))
         return outputs

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     Pooled = NDArray[np.float32]
 
 # A pooling model's task: to embed texts, or each of their tokens (for late interaction), to score
-# pairs (a classifier of one label, a cross-encoder), or to classify (a classifier of several).
-PoolingTask = Literal["embed", "token_embed", "score", "classify"]
+# pairs (a classifier of one label, a cross-encoder), or to classify (a classifier of several), each
+# token or the whole.
+PoolingTask = Literal["embed", "token_embed", "score", "classify", "token_classify"]
 
 # A classifier's last function, from logits to probabilities.
 Activation = Literal["identity", "sigmoid", "softmax"]
@@ -58,6 +59,16 @@ class PoolingInfo:
     joins: bool = False
     prompts: TaskPrompts = TaskPrompts()
     forms: Mapping[str, TextForm] = field(default_factory=dict)
+
+    @property
+    def is_per_token(self) -> bool:
+        """True where a text's result is [T, D]."""
+        return self.task in ("token_embed", "token_classify")
+
+    @property
+    def embeds(self) -> bool:
+        """True where results are vectors, not logits."""
+        return self.task in ("embed", "token_embed")
 
 
 class EncodedText(NamedTuple):
@@ -178,6 +189,7 @@ def check_params(params: PoolingParams, info: PoolingInfo) -> None:
         "classify": ("classify",),
         "embed": ("embed", "score"),
         "token_embed": ("token_embed", "score"),
+        "token_classify": ("token_classify",),
     }
     if params.task is not None and params.task not in tasks[info.task]:
         raise InvalidParameterError(f"task must be {info.task}, not {params.task!r}", "task")
@@ -186,7 +198,7 @@ def check_params(params: PoolingParams, info: PoolingInfo) -> None:
             "embedding_mode needs a model whose queries and documents have forms of their own",
             "embedding_mode",
         )
-    if info.task in ("embed", "token_embed"):
+    if info.embeds:
         vector_size(info, params.dimensions, "dimensions")
         if params.use_activation is False and info.normalizes:
             raise UnsupportedParameterError(
@@ -230,10 +242,11 @@ def pooled_values(
     if info.task == "token_embed":
         rows: list[list[float]] = cut(vector, info, params.dimensions or info.size).tolist()
         return rows
+    activation = "identity" if params.use_activation is False else info.activation
+    if info.task == "token_classify":
+        return [probabilities(row, activation) for row in vector]
     if info.task != "embed":
-        return probabilities(
-            vector, "identity" if params.use_activation is False else info.activation
-        )
+        return probabilities(vector, activation)
     values: list[float] = vector.tolist()[: params.dimensions]
     if info.normalizes and len(values) < info.size:
         # What is left of a vector is shorter than 1.

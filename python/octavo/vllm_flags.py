@@ -125,8 +125,8 @@ _ALL: Final[list[Row]] = [
     *_refused(_OWN_CODE, "logits_processors logits_processor_pattern", "values"),
     *_refused(_OWN_CODE, "io_processor_plugin"),
     *_refused(
-        "octavo takes pooling from the model's own files",
-        "pooler_config override_pooler_config",
+        "octavo has --pooler-config, as vLLM has now",
+        "override_pooler_config",
         "object",
     ),
     *_refused("octavo has no sleep mode", "enable_sleep_mode", "switch"),

@@ -16,7 +16,7 @@ from octavo.errors import ModelLoadError
 from octavo.models.registry import CLASSIFIERS, ModelRegistry
 from tiny_encoders import save_tokenizer
 
-FAMILIES = [name.partition("For")[0] for name in CLASSIFIERS]
+FAMILIES = list(dict.fromkeys(name.partition("For")[0] for name in CLASSIFIERS))
 LENGTHS = (5, 1, 40, 17, 100)
 # "no" and "yes" of a tokenizer of the words w0, w1, ...
 NO, YES = "w7", "w3"

@@ -249,6 +249,7 @@ class FakeEngine:
         self.said: str | None = None
         self.generation_defaults: dict[str, Any] = {}
         self.prefix_block_size: int | None = 16
+        self.num_kv_tokens = 4096
         self.special_tokens = {"bos_token": "<s>", "eos_token": "</s>"}
         self.eos_token_ids = (EOS,)
         self.max_model_len = max_model_len

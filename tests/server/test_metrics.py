@@ -52,7 +52,9 @@ def test_names_labels_and_aliases(server: RunningServer) -> None:
     assert found[key("octavo:step_seconds_sum", phase="launch")] == 0.01
     assert found[key("octavo:step_seconds_bucket", phase="launch", le="0.01")] == 1
     assert found[key("octavo:step_seconds_bucket", phase="launch", le="0.005")] == 0
-    assert any(name == "vllm:cache_config_info" for name, _ in found)
+    [labels] = [dict(labels) for name, labels in found if name == "vllm:cache_config_info"]
+    assert labels["kv_cache_size_tokens"] == "4096"
+    assert float(labels["kv_cache_max_concurrency"]) == 4096 / server.engine.max_model_len
 
 
 def test_gauges_follow_what_runs(server: RunningServer) -> None:

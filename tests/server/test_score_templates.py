@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from harness import RunningServer
-from tiny_encoders import save_encoder
 
 from octavo.config import EngineConfig
 from octavo.engine.engine import AsyncEngine
 from octavo.llm import LLM
 from octavo.server.http.config import ServerConfig
+from tiny_encoders import save_encoder
 
 # As reranker's templates find their two messages.
 TEMPLATE = (

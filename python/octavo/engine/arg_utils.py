@@ -17,6 +17,7 @@ from typing import Any, Final
 from octavo import vllm_flags
 from octavo.config import EngineConfig
 from octavo.flags import Flag, add_flags, flags_of
+from octavo.pooler_config import PoolerConfig
 
 logger = logging.getLogger("octavo.engine")
 
@@ -58,6 +59,8 @@ def _plain(flag: Flag, value: Any) -> Any:
     """A value of a library's type as Python's own."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if isinstance(value, PoolerConfig):
+        return value.settings()
     if type(value).__name__ == "dtype":
         return str(value).removeprefix("torch.")
     if flag.kind == "int" and hasattr(value, "__index__") and not isinstance(value, bool):

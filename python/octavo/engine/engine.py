@@ -87,6 +87,10 @@ class AsyncEngine:
         self.max_model_len: int = self._engine_loop.limits.max_model_len
         # None where the model generates text.
         self.pooling: PoolingInfo | None = self._engine_loop.runner.pooling
+        # Of all requests at once: what the cache of keys and values holds.
+        self.num_kv_tokens: int = (
+            self._engine_loop.runner.num_blocks * self._engine_loop.runner.block_size
+        )
         # Tokens of a prompt are kept for later ones by so many; None: none are kept.
         self.prefix_block_size: int | None = (
             self._engine_loop.runner.block_size if self._engine_loop.keeps_prefixes else None

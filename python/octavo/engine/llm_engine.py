@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from octavo.engine.engine_loop import EngineLoop
@@ -59,6 +60,11 @@ class LLMEngine:
     def model_config(self) -> ModelFacts:
         """The loaded model's shape and limits."""
         return ModelFacts(self._loop)
+
+    @property
+    def vllm_config(self) -> Any:
+        """A holder of ``model_config``, as programs for vLLM find it."""
+        return SimpleNamespace(model_config=self.model_config)
 
     def get_tokenizer(self) -> Any:
         """The model's tokenizer, as transformers has it."""

@@ -73,4 +73,8 @@ class ModelFacts:
         """
         if self._source.gguf is not None:
             raise AttributeError("a GGUF file has no config.json")
-        return SimpleNamespace(**self._source.hf_config)
+        values = dict(self._source.hf_config)
+        if isinstance(labels := values.get("id2label"), dict):
+            # JSON's keys are strings; transformers has them as numbers.
+            values["id2label"] = {int(key): label for key, label in labels.items()}
+        return SimpleNamespace(**values)

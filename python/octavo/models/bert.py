@@ -45,6 +45,9 @@ ENCODERS = {
     "BertForSequenceClassification": Family("bert.", False, True),
     "RobertaForSequenceClassification": Family("roberta.", True, True),
     "XLMRobertaForSequenceClassification": Family("roberta.", True, True),
+    "BertForTokenClassification": Family("bert.", False, True),
+    "RobertaForTokenClassification": Family("roberta.", True, True),
+    "XLMRobertaForTokenClassification": Family("roberta.", True, True),
 }
 
 
@@ -219,26 +222,30 @@ class BertEncoder:
 
 def make_class_head(
     architecture: str, hidden_size: int, weights: RenamedSizedWeights
-) -> tuple[Callable[[Tensor, Tensor], Tensor], int]:
-    """A classifier's head, (hidden [T, D], each text's first row [R]) -> logits [R, labels], and
-    the number of labels.
+) -> tuple[Callable[[Tensor], Tensor], int]:
+    """A classifier's head, hidden [R, D] -> float32 logits [R, labels], and the number of labels.
 
     Raises:
         ModelLoadError: a weight is missing.
     """
-    # RoBERTa keeps both layers in its head, BERT the first one in the encoder.
-    in_head = ENCODERS[architecture].offsets
-    names = (
-        ("classifier.dense", "classifier.out_proj") if in_head else ("pooler.dense", "classifier")
-    )
-    num_labels = weights.num_rows(f"{names[1]}.weight")
+    # RoBERTa keeps both layers in its head, BERT the first one in the encoder; a head for single
+    # tokens has one.
+    names: tuple[str, ...] = ("pooler.dense", "classifier")
+    if architecture.endswith("ForTokenClassification"):
+        names = ("classifier",)
+    elif ENCODERS[architecture].offsets:
+        names = ("classifier.dense", "classifier.out_proj")
+    num_labels = weights.num_rows(f"{names[-1]}.weight")
     layers = []
-    for name, rows in zip(names, (hidden_size, num_labels), strict=True):
+    for name in names:
+        rows = num_labels if name == names[-1] else hidden_size
         weight = dense(weights.linear(name, (rows, hidden_size)))
         layers.append((weight.float(), weights.vector(f"{name}.bias", rows).float()))
 
-    def classify(hidden: Tensor, rows: Tensor) -> Tensor:
-        x = torch.nn.functional.linear(hidden[rows].float(), *layers[0]).tanh()
-        return torch.nn.functional.linear(x, *layers[1])
+    def classify(hidden: Tensor) -> Tensor:
+        x = hidden.float()
+        for layer in layers[:-1]:
+            x = torch.nn.functional.linear(x, *layer).tanh()
+        return torch.nn.functional.linear(x, *layers[-1])
 
     return classify, num_labels

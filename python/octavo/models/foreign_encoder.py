@@ -45,7 +45,8 @@ FOREIGN_FAMILIES: Final = (
     "XLMRobertaXL",
 )
 _MASKED, _CLASSIFIER = "ForMaskedLM", "ForSequenceClassification"
-_KINDS: Final = ("Model", _MASKED, _CLASSIFIER)
+_TOKEN_CLASSIFIER = "ForTokenClassification"
+_KINDS: Final = ("Model", _MASKED, _CLASSIFIER, _TOKEN_CLASSIFIER)
 FOREIGN_ENCODERS: Final = frozenset(f"{name}{kind}" for name in FOREIGN_FAMILIES for kind in _KINDS)
 
 
@@ -103,7 +104,8 @@ class ForeignEncoder:
         hides_second: bool = False,
     ) -> None:
         self._hides_second = hides_second
-        classifies = config.architecture.endswith(_CLASSIFIER)
+        self._is_per_token = config.architecture.endswith(_TOKEN_CLASSIFIER)
+        classifies = self._is_per_token or config.architecture.endswith(_CLASSIFIER)
         hf = _config_of(config.raw)
         self.num_labels = int(hf.num_labels) if classifies else 0
         cls = _class_of(config, classifies or predicts)
@@ -115,7 +117,8 @@ class ForeignEncoder:
         self._names = inspect.signature(self._module.forward).parameters
 
     def __call__(self, ids: Tensor, ctx: StepContext, is_second: Tensor | None) -> Tensor:
-        """Token ids int32 [T] of whole texts -> states [T, D] or, classified, logits [R, labels].
+        """Token ids int32 [T] of whole texts -> states [T, D] or, classified, logits [R, labels] or
+        of each token [T, labels].
 
         ``is_second``: [T], the tokens of pairs' second texts, or the fillers.
         """
@@ -138,7 +141,7 @@ class ForeignEncoder:
         found = self._module(**given)
         if self.num_labels:
             logits: Tensor = found.logits.float()
-            return logits
+            return logits[used] if self._is_per_token else logits
         states: Tensor = found[0][used]
         return states
 

@@ -40,8 +40,8 @@ class Pooler:
     """The modules after the encoder: pooling, dense layers, normalization.
 
     ``default_mode``: for a GGUF file, and for a folder without modules.json; the mean is
-    sentence-transformers' own. "token" pools nothing: it is the mode of a modules.json without a
-    pooling module.
+    sentence-transformers' own. ``mode``: in place of all that the files have. "token" pools
+    nothing: it is the mode of a modules.json without a pooling module.
     ``max_len``: the most tokens of a text, None where only the model limits it. ``size``: of the
     vectors. ``normalizes``: whether the last step makes their length 1. ``lowercases``: texts are
     to be in lower case. ``pools_prompts``: the tokens of a prompt count as those of its text do.
@@ -51,9 +51,15 @@ class Pooler:
     """
 
     def __init__(
-        self, folder: Path, hidden_size: int, device: torch.device, default_mode: str = "mean"
+        self,
+        folder: Path,
+        hidden_size: int,
+        device: torch.device,
+        default_mode: str = "mean",
+        mode: str | None = None,
     ) -> None:
-        self.modes: tuple[str, ...] = (default_mode,)
+        self.modes: tuple[str, ...] = (mode or default_mode,)
+        self._mode = mode
         self.normalizes = False
         self.max_len: int | None = None
         self.lowercases = False
@@ -62,7 +68,7 @@ class Pooler:
         self._steps: list[Step] = []
         file = folder / "modules.json"
         modules = _read(file, list) if file.is_file() else []
-        if modules and not any(_is_pooling(module) for module in modules):
+        if mode is None and modules and not any(_is_pooling(module) for module in modules):
             self.modes = ("token",)
         for module in modules:
             try:
@@ -84,12 +90,13 @@ class Pooler:
                 self.lowercases = bool(values.get("do_lower_case"))
                 self.max_len = values.get("max_seq_length")
             case "Pooling":
-                self.modes = _modes(path / "config.json")
+                if self._mode is None:
+                    self.modes = _modes(path / "config.json")
                 self.size *= len(self.modes)
                 self.pools_prompts = (
                     _read(path / "config.json", dict).get("include_prompt") is not False
                 )
-            case "SpladePooling":
+            case "SpladePooling" if self._mode is None:
                 self.modes = (_splade_mode(path / "config.json"),)
             case "Dropout":
                 pass

@@ -37,7 +37,8 @@ from octavo.models.registry import (
 )
 from octavo.models.source import ModelSource
 from octavo.models.token_classifier import load_token_classifier
-from octavo.pooling import Activation, PoolingInfo
+from octavo.pooler_config import PoolerConfig
+from octavo.pooling import Activation, PoolingInfo, PoolingTask
 from octavo.text_form import TextForm
 
 # Tensors of an encoder's checkpoint that vectors do not need.
@@ -119,6 +120,11 @@ class PoolingModel:
         self.info: PoolingInfo
         predicts = source.gguf is None and is_splade(source.path)
         self._pooler: Pooler | None = None
+        self._wanted = PoolerConfig.of(source.config.pooler_config or {})
+        # Whether logits are of single tokens.
+        self._labels_tokens = self._wanted.is_per_token or shape.architecture.endswith(
+            "ForTokenClassification"
+        )
         # Vectors of a ColBERT model, one a token: the forms of its texts.
         self._forms = self._read_forms(source, device) if source.gguf is None else {}
         hides = any(form.filler is not None and not form.attends for form in self._forms.values())
@@ -131,8 +137,6 @@ class PoolingModel:
                     "attend_to_expansion_tokens"
                 )
             is_foreign = True
-        # Steps whose shapes depend on the texts cannot be captured.
-        self.is_capturable = not is_foreign and not self._forms
         if is_foreign:
             if ops.threads is not None:
                 # The module's matrix products are torch's, not the kernels'.
@@ -140,8 +144,25 @@ class PoolingModel:
             self._load_foreign(source, device, predicts=predicts, hides_second=hides)
         else:
             self._load_own(source, ops, device, dtype)
+        self._check_task(source)
+        # Steps whose shapes depend on the texts cannot be captured.
+        self.is_capturable = not is_foreign and not self.info.is_per_token
         if max_model_len is not None:
             self.max_len = min(self.max_len, max_model_len)
+
+    def _check_task(self, source: ModelSource) -> None:
+        """Raises ModelLoadError where the pooler's settings are not for this model."""
+        wanted, task = self._wanted, self.info.task
+        tasks = ("score", "classify") if task == "score" else (task,)
+        if wanted.task is not None and wanted.task not in tasks:
+            raise ModelLoadError(
+                f"{source.path}: pooler_config.task is {wanted.task}, but this model's is {task}"
+            )
+        kind = wanted.pooling_type or wanted.seq_pooling_type
+        if kind not in (None, "ALL") and not self.info.embeds:
+            raise ModelLoadError(
+                f"{source.path}: pooling {kind} is for models that embed, not to {task}"
+            )
 
     def _load_own(
         self, source: ModelSource, ops: OpSet, device: torch.device, dtype: torch.dtype | None
@@ -208,6 +229,8 @@ class PoolingModel:
             if predicts:
                 self.info = dataclasses.replace(self.info, size=self.config.vocab_size)
             return
+        if self._labels_tokens and not self.config.architecture.endswith("ForTokenClassification"):
+            raise ModelLoadError(f"{source.path}: this model's classes are of whole texts")
         self._pool = lambda logits, starts: logits
         self._set_classes(source, encoder.num_labels)
 
@@ -254,15 +277,23 @@ class PoolingModel:
             self._make_pooler(source, "mean", device)
             return
         classify, num_labels = make_class_head(shape.architecture, shape.hidden_size, named)
-        self._pool = lambda hidden, starts: classify(hidden, first_rows(starts, hidden.shape[0]))
+
+        def pool(hidden: Tensor, starts: Tensor) -> Tensor:
+            is_whole = self._labels_tokens
+            return classify(hidden if is_whole else hidden[first_rows(starts, hidden.shape[0])])
+
+        self._pool = pool
         self._set_classes(source, num_labels)
 
     def _set_classes(self, source: ModelSource, num_labels: int) -> None:
         raw = self.config.raw
+        task: PoolingTask = "score" if num_labels == 1 else "classify"
+        if self._labels_tokens:
+            task = "token_classify"
         self.info = PoolingInfo(
-            "score" if num_labels == 1 else "classify",
+            task,
             num_labels,
-            squashes=num_labels == 1 and _squashes(source.path, raw),
+            squashes=task == "score" and _squashes(source.path, raw),
             activation=_activation(raw, num_labels),
             labels=_labels(raw, num_labels),
         )
@@ -295,7 +326,12 @@ class PoolingModel:
         self._bind = lambda k, v: decoder.bind_kv_cache([(k, v)] * shape.num_layers)
         if classifies:
             self._pool, num_labels = load_token_classifier(
-                shape, named, source.tokenizer, has_own_head="lm_head.weight" in weights
+                shape,
+                named,
+                source.tokenizer,
+                has_own_head="lm_head.weight" in weights,
+                has_bias="score.bias" in weights,
+                per_token=self._labels_tokens,
             )
             self._set_classes(source, num_labels)
             # No token of a decoder's stands between two texts.
@@ -304,7 +340,12 @@ class PoolingModel:
     def _make_pooler(self, source: ModelSource, default_mode: str, device: torch.device) -> None:
         if source.gguf is not None:
             default_mode = pooling_mode(source.gguf)
-        pool = self._pooler or Pooler(source.path, self.config.hidden_size, device, default_mode)
+        mode = self._wanted.mode
+        if self._pooler is not None and mode not in (None, "token"):
+            raise ModelLoadError(f"{source.path}: this model has a vector for each token")
+        pool = self._pooler or Pooler(
+            source.path, self.config.hidden_size, device, default_mode, mode
+        )
         if source.gguf is not None:
             pool.normalize()
         # Where the tokenizer does that itself, as BGE's does, nothing is left to do.
@@ -316,7 +357,7 @@ class PoolingModel:
         self._pool = pool
         self.max_len = min(self.max_len, pool.max_len or self.max_len)
         self.info = PoolingInfo(
-            "token_embed" if self._forms else "embed",
+            "token_embed" if pool.modes == ("token",) else "embed",
             pool.size,
             normalizes=pool.normalizes,
             prompts=read_prompts(source.path, pools_them=pool.pools_prompts),

@@ -188,10 +188,14 @@ TRUNKS: dict[str, str] = {
 }
 # EmbeddingGemma.
 TRUNKS["Gemma3TextModel"] = "Gemma3ForCausalLM"
+_CLASSIFYING = ("Gemma", "Gemma2", "Llama", "Mistral", "Phi3", "Qwen2", "Qwen3")
 # Decoders whose last token's state is classified in place of the next token: those that are proven.
 CLASSIFIERS: dict[str, str] = {
-    f"{family}ForSequenceClassification": f"{family}ForCausalLM"
-    for family in ("Gemma", "Gemma2", "Llama", "Mistral", "Phi3", "Qwen2", "Qwen3")
+    f"{family}ForSequenceClassification": f"{family}ForCausalLM" for family in _CLASSIFYING
+}
+# And those of which every token's state is classified.
+CLASSIFIERS |= {
+    f"{family}ForTokenClassification": f"{family}ForCausalLM" for family in _CLASSIFYING
 }
 
 

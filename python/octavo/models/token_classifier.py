@@ -1,4 +1,4 @@
-"""load_token_classifier: classes, or one score, from the last token's state of a decoder.
+"""load_token_classifier: classes, or one score, from a decoder's state of the last token, or each.
 
 A checkpoint holds a classifier's layer, ``score``. A reranker that is a plain language model
 answers with one of a few tokens (Qwen3-Reranker: "no", "yes"); its output head's rows of these are
@@ -25,20 +25,31 @@ _EACH: Final = "no_post_processing"
 
 
 def load_token_classifier(
-    config: ModelConfig, weights: RenamedSizedWeights, tokenizer: Tokenizer, *, has_own_head: bool
+    config: ModelConfig,
+    weights: RenamedSizedWeights,
+    tokenizer: Tokenizer,
+    *,
+    has_own_head: bool,
+    has_bias: bool = False,
+    per_token: bool = False,
 ) -> tuple[Callable[[Tensor, Tensor], Tensor], int]:
     """A function (hidden [T, D], starts int32 [R + 1]) -> float32 logits [R, labels], and the
     number of labels.
 
-    ``has_own_head``: the checkpoint's output head is not the embedding.
+    ``has_own_head``: the checkpoint's output head is not the embedding. ``has_bias``: its
+    classifier's layer has one. ``per_token``: the logits
+    are of each token, [T, labels].
 
     Raises:
         ModelLoadError: a weight is missing, or the config's tokens are none of the tokenizer's.
     """
     tokens = config.raw.get("classifier_from_token")
+    bias: Tensor | None = None
     if tokens is None:
         num_labels = weights.num_rows("score.weight")
         layer = dense(weights.linear("score", (num_labels, config.hidden_size))).float()
+        if has_bias:
+            bias = weights.vector("score.bias", num_labels).float()
     else:
         ids = _token_ids(tokens, tokenizer)
         head = "lm_head" if has_own_head else "model.embed_tokens"
@@ -49,8 +60,8 @@ def load_token_classifier(
             layer = layer[1:] - layer[:1]
 
     def classify(hidden: Tensor, starts: Tensor) -> Tensor:
-        last = (starts[1:] - 1).clamp_min(0)
-        return torch.nn.functional.linear(hidden[last].float(), layer)
+        rows = hidden if per_token else hidden[(starts[1:] - 1).clamp_min(0)]
+        return torch.nn.functional.linear(rows.float(), layer, bias)
 
     return classify, layer.shape[0]
 

@@ -44,9 +44,9 @@ def make_runner(config: EngineConfig, source: ModelSource) -> Runner:
 # A field of EngineConfig and its value -> the models' tasks that satisfy it.
 _SATISFIED_BY: Final = {
     ("runner", "generate"): {"generate"},
-    ("runner", "pooling"): {"embed", "token_embed", "classify", "score"},
+    ("runner", "pooling"): {"embed", "token_embed", "classify", "score", "token_classify"},
     ("convert", "embed"): {"embed", "token_embed"},
-    ("convert", "classify"): {"classify", "score"},
+    ("convert", "classify"): {"classify", "score", "token_classify"},
     ("task", "generate"): {"generate"},
     ("task", "embed"): {"embed"},
     ("task", "classify"): {"classify", "score"},

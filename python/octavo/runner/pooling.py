@@ -180,9 +180,10 @@ class PoolingRunner:
     def memory(self) -> list[tuple[str, str]]:
         """Sizes and memory use by purpose."""
         info = self._model.info
+        unit = "token" if info.is_per_token else "text"
         return [
             ("device", str(self.device)),
-            ("task", f"{info.task}, {info.size} values a {_unit(info.task)}"),
+            ("task", f"{info.task}, {info.size} values a {unit}"),
             ("keys and values", f"{self._cache_bytes / (1 << 20):,.1f} MiB, of one layer"),
             ("longest text", f"{self.max_model_len:,} tokens"),
             ("texts in a step", f"{self.max_num_seqs:,}"),
@@ -273,12 +274,8 @@ class PoolingRunner:
             second = torch.from_numpy(seconds).to(self.device) if seconds.any() else None
             rows = self._model(self._batch.input_ids[tokens], part, second)
             values: NDArray[np.float32] = rows.cpu().numpy()
-        if self._model.info.task == "token_embed":
+        if self._model.info.is_per_token:
             # Each text's own: a part of the step's would hold all of it in memory.
             bounds = starts[first + 1 : last] - tokens.start
             return [each.copy() for each in np.split(values, bounds)]
         return list(values)
-
-
-def _unit(task: str) -> str:
-    return "token" if task == "token_embed" else "text"

@@ -38,7 +38,7 @@ def _handler(
             return encode
         model = body.get("model")
         pooling = state.model(model if isinstance(model, str) else None).engine.pooling
-        if pooling is not None and pooling.task == "token_embed":
+        if pooling is not None and pooling.is_per_token:
             return encode
         return embeddings if pooling is None or pooling.task == "embed" else classify
     if "query" in names:

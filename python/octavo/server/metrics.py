@@ -89,7 +89,8 @@ class EngineCollector:
     def _cache_config(self) -> Metric:
         from prometheus_client.core import GaugeMetricFamily
 
-        config = self._state.model().engine.config
+        engine = self._state.model().engine
+        config = engine.config
         labels = {
             **self._labels,
             "block_size": str(config.block_size),
@@ -97,6 +98,9 @@ class EngineCollector:
             "enable_prefix_caching": str(config.enable_prefix_caching),
             "gpu_memory_utilization": str(config.gpu_memory_utilization),
             "kv_cache_memory_bytes": str(config.kv_cache_memory_bytes),
+            "kv_cache_size_tokens": str(engine.num_kv_tokens),
+            # Requests of the longest kind that fit side by side.
+            "kv_cache_max_concurrency": f"{engine.num_kv_tokens / engine.max_model_len:.2f}",
         }
         family = GaugeMetricFamily(
             "vllm:cache_config_info", "How the KV cache is set up.", labels=list(labels)

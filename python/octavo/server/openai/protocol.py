@@ -46,6 +46,7 @@ from octavo.text.tools import (
 if TYPE_CHECKING:
     from octavo.server.http.config import ServerConfig
 
+
 @dataclass(slots=True, kw_only=True)
 class OpenAiRequest(GenerationRequest):
     """Fields of both chat and completion requests."""

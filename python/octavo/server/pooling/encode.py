@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 from octavo.errors import InvalidParameterError, UnsupportedParameterError
 from octavo.late_interaction import form_of
-from octavo.pooling import cut, probabilities, vector_size
+from octavo.pooling import PoolingTask, cut, probabilities, vector_size
 from octavo.server.pooling.pool import (
     encoded_inputs,
     pool,
@@ -34,7 +34,7 @@ async def encode(state: ServerState, exchange: Exchange) -> None:
     """Each text's vector, or its tokens' vectors, or a classifier's probabilities."""
     request = await exchange.read(parse_encode)
     model = state.model_for_work(request.model)
-    engine, info = model.engine, model.pooling("embed", "token_embed", "classify", "score")
+    engine, info = model.engine, model.pooling(*get_args(PoolingTask))
     _check_task(request, info)
     form_of_texts = form_of(info, request.embedding_mode)
     prompt = prompt_of(request, info)
@@ -66,14 +66,13 @@ async def encode(state: ServerState, exchange: Exchange) -> None:
 def _check_task(request: EncodeRequest, info: PoolingInfo) -> None:
     """Raises UnsupportedParameterError for what this model does not do."""
     # A cross-encoder is a classifier of one label.
-    embeds = info.task in ("embed", "token_embed")
-    tasks = (info.task,) if embeds else ("classify", info.task)
+    tasks = ("classify", "score") if info.task == "score" else (info.task,)
     if request.task is not None and request.task not in tasks:
         raise UnsupportedParameterError(
             f"task: this model does not {request.task}; its task is {info.task}", "task"
         )
     if request.dimensions is not None:
-        if not embeds:
+        if not info.embeds:
             raise InvalidParameterError("dimensions needs a model that embeds", "dimensions")
         vector_size(info, request.dimensions, "dimensions")
     if info.normalizes and not request.use_activation:
@@ -85,8 +84,10 @@ def _check_task(request: EncodeRequest, info: PoolingInfo) -> None:
 
 def _rows(pooled: Sequence[Pooled], info: PoolingInfo, request: EncodeRequest) -> Sequence[Pooled]:
     """Of each text its vector, or a vector a token, or a number for each label; float32."""
-    if info.task in ("embed", "token_embed"):
+    if info.embeds:
         size = vector_size(info, request.dimensions, "dimensions")
         return [cut(values, info, size) for values in pooled]
     activation = info.activation if request.use_activation else "identity"
+    if info.is_per_token:
+        return [np.array([probabilities(row, activation) for row in rows]) for rows in pooled]
     return [np.array(probabilities(logits, activation), np.float32) for logits in pooled]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from octavo.errors import InvalidParameterError
+from octavo.pooling import PoolingTask
 from octavo.server.http import fields, limits
 from octavo.server.http.body import BOOKKEEPING_FIELDS, Body
 from octavo.server.pooling.forms import DTYPES, ENCODINGS, ENDIANNESS
@@ -257,7 +258,7 @@ SCORE_BODY: Final = Body(
 ENCODE_BODY: Final = Body(
     {
         **CLASSIFY_BODY.fields,
-        "task": fields.one_of("embed", "token_embed", "classify", "score"),
+        "task": fields.one_of(*get_args(PoolingTask)),
         "embedding_mode": fields.one_of("query", "document"),
         **{
             name: EMBEDDING_BODY.fields[name]

@@ -27,12 +27,14 @@ _POOLING_ROUTES: Final[dict[PoolingTask, str]] = {
     "token_embed": "/pooling, /v1/score or /v1/rerank",
     "score": "/v1/score or /v1/rerank, or /classify for single texts",
     "classify": "/classify",
+    "token_classify": "/pooling",
 }
 _POOLING_VERBS: Final[dict[PoolingTask, str]] = {
     "embed": "embeds",
     "token_embed": "embeds the tokens of",
     "score": "scores pairs of",
     "classify": "classifies",
+    "token_classify": "classifies the tokens of",
 }
 
 
