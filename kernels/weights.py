@@ -143,6 +143,26 @@ def stacked_shape(weights: Sequence[Stored]) -> tuple[int, int]:
     return sum(s[0] for s in shapes), shapes[0][1]
 
 
+def beside(weights: Sequence[Stored]) -> Stored:
+    """Weights of one N side by side along K: parts of one that are not next to each other.
+
+    Raises:
+        ValueError: none given, or several quantized ones that are not of one of GGUF's formats.
+    """
+    first, *more = weights
+    if not more:
+        return first
+    dense_parts = [weight for weight in weights if isinstance(weight, Tensor)]
+    if len(dense_parts) == len(weights):
+        return torch.cat(dense_parts, 1)
+    parts = [weight.in_order() for weight in weights if isinstance(weight, Planes)]
+    if {(part.format, *part.planes) for part in parts} != {(parts[0].format, "blocks")}:
+        raise ValueError("quantized weights but GGUF's cannot be joined along K")
+    blocks = torch.cat([part.planes["blocks"] for part in parts], 1)
+    width = sum(part.shape[1] for part in parts)
+    return replace(parts[0], planes={"blocks": blocks}, shape=(parts[0].shape[0], width))
+
+
 # ------------------------------------------------------------------------------- parts for shards
 
 

@@ -21,6 +21,7 @@ from octavo.kernels.weights import (
     Planes,
     Rows,
     Stored,
+    beside,
     dense,
     part_of,
     quantize,
@@ -121,6 +122,19 @@ def test_ranges_of_rows_are_joined_in_order() -> None:
         whole = dense(weight)
         found = dense(part_of(weight, Rows(((6, 10), (0, 3)))))
         assert torch.equal(found, torch.cat([whole[6:10], whole[:3]]))
+
+
+def test_ranges_of_columns_are_joined_in_order() -> None:
+    """As a rank's value heads lie in a file that has the first of every key head, then the second."""
+    ranges = (Columns(256, 512), Columns(0, 256))
+    for weight in (torch.randn(10, 768), quantize(torch.randn(10, 768), "Q4_1")):
+        whole = dense(weight)
+        found = beside([part_of(weight, part) for part in ranges])
+        assert tuple(found.shape) == (10, 512)
+        assert torch.equal(dense(found), torch.cat([whole[:, 256:512], whole[:, :256]], 1))
+    q4, q8 = quantize(torch.randn(10, 64), "Q4_1"), quantize(torch.randn(10, 64), "Q8_0")
+    with pytest.raises(ValueError, match="cannot be joined along K"):
+        beside([q4, q8])
 
 
 def test_a_cut_block_is_refused() -> None:

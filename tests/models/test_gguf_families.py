@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 import torch
 from gguf_files import write_gguf
 
+from octavo.errors import ModelLoadError
 from octavo.models.gguf_config import GGUF_ARCHITECTURES
 from octavo.models.gguf_hf_config import GGUF_HF_CONFIGS
+from octavo.models.split import check_split
 
 
 def rope(**parameters: Any) -> dict[str, Any]:
@@ -568,3 +571,37 @@ def test_a_gguf_file_is_what_transformers_computes(
     # A factor or a 1 that is folded into weights rounds them anew, which head norms amplify.
     atol = 1e-4 if arch in ("falcon-h1", "qwen35moe") else 1e-5
     torch.testing.assert_close(found, driver(path).logits(token_ids), atol=atol, rtol=1e-5)
+
+
+# Whose rows, or columns, a file has in an order of its own; the others are in the long list.
+QUICK = {"Bloom", "Falcon 40B", "Qwen3.5", "Gemma 4, values that are keys, experts"}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[] if case in QUICK else pytest.mark.slow)
+        for case in CASES
+        # Of three heads of states and four of attention.
+        if case != "Qwen3.5, a key head for each"
+    ],
+)
+def test_shards_of_a_gguf_file_compute_what_one_does(
+    case: str, save_tiny: Callable[..., Any], driver: Callable[..., Any], tmp_path: Path
+) -> None:
+    arch, family, config = CASES[case]
+    _path, model = save_tiny(family, **config)
+    file = tmp_path / "model.gguf"
+    write_gguf(file, arch, model, case)
+    token_ids = random.Random(0).choices(range(3, 300), k=40)
+    whole = driver(file)
+    expected = whole.logits(token_ids)
+    sizes = []
+    for size in (2, 3):
+        with contextlib.suppress(ModelLoadError):
+            check_split(whole.source.model_config, size)
+            sizes.append(size)
+    assert sizes
+    for size in sizes:
+        found = driver(file, mesh=",".join(["cpu"] * size)).logits(token_ids)
+        torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)

@@ -142,7 +142,10 @@ class GgufWeights:
 
     def __contains__(self, name: str) -> bool:
         """True if the file has a tensor that HF's files call ``name``."""
-        return gguf_names.from_hf(name, self._arch) in self._tensors
+        try:
+            return gguf_names.from_hf(name, self._arch) in self._tensors
+        except KeyError:
+            return False
 
     def kv_scales(self, prefix: str, num_kv_heads: int) -> Tensor | None:
         return None

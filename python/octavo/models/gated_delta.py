@@ -103,6 +103,24 @@ class DeltaHeads:
         """Rows from ``offset`` on of all values."""
         return scaled(self.values, self.shape.value_dim, offset)
 
+    def tiled_values(self) -> list[int]:
+        """Its value heads in the order of files that have the first of every key head, then the
+        second, and so on."""
+        ratio = self.shape.num_heads // self.shape.num_key_heads
+        return sorted(range(*self.values), key=lambda head: (head % ratio, head // ratio))
+
+    def tiled_rows(self) -> list[Range]:
+        """Rows of all values of such a file, as few ranges as they are."""
+        ratio = self.shape.num_heads // self.shape.num_key_heads
+        ranges: list[Range] = []
+        for head in self.tiled_values():
+            place = head % ratio * self.shape.num_key_heads + head // ratio
+            begin, end = scaled((place, place + 1), self.shape.value_dim)
+            if ranges and ranges[-1][1] == begin:
+                begin = ranges.pop()[0]
+            ranges.append((begin, end))
+        return ranges
+
     def channels(self) -> tuple[Range, Range, Range]:
         """Rows of all queries, keys and values below each other."""
         keys = self.shape.keys
@@ -119,8 +137,8 @@ class DeltaInputs:
     """The projections of a layer's input, each one or several modules: (prefix, rows, part).
 
     ``qkvz``: queries, keys, values and the gate; ``ba``: write strengths and decays. ``part``: a
-    rank's rows, in their order here. ``tiles_values``: the output projection takes the first value
-    head of every key head, then the second, and so on; it is not split.
+    rank's rows, in their order here. ``tiles_values``: the output projection takes value heads as
+    ``DeltaHeads.tiled_values`` has them.
     """
 
     qkvz: Sequence[tuple[str, int, Part]]
@@ -184,14 +202,15 @@ class GatedDeltaNet:
         self._norm = weights.vector(f"{prefix}.{norm}.weight", shape.value_dim)
         self._eps = config.rms_norm_eps if norm_eps is None else norm_eps
         self._beta_scale = beta_scale
-        self.out_proj = load_rows(
-            f"{prefix}.{out}", d, shape.values, False, weights, ops, own.value_rows()
-        )
+        tiles = inputs.tiles_values and shape.num_heads > shape.num_key_heads
+        columns = own.tiled_rows() if tiles else [own.value_rows()]
+        self.out_proj = load_rows(f"{prefix}.{out}", d, shape.values, False, weights, ops, *columns)
         self._order: Tensor | None = None
-        if inputs.tiles_values and shape.num_heads > shape.num_key_heads:
+        if tiles:
             # A quantized matrix keeps its columns: what it multiplies comes in their order.
-            heads_of = torch.arange(shape.values).view(shape.num_key_heads, -1, shape.value_dim)
-            self._order = heads_of.transpose(0, 1).reshape(-1).to(self._dt_bias.device)
+            heads = torch.tensor(own.tiled_values()) - own.values[0]
+            elements = heads[:, None] * shape.value_dim + torch.arange(shape.value_dim)
+            self._order = elements.flatten().to(self._dt_bias.device)
         self._shape, self._ops = own.own_shape, recurrent_ops(ops)
         self.state: LayerState = NO_STATE
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from octavo.checkpoints.weights import Weights
 from octavo.kernels.opset import OpSet
 from octavo.kernels.rank import Rank
-from octavo.kernels.weights import Columns, Range, Rows, Weight, share
+from octavo.kernels.weights import Columns, Range, Rows, Weight, beside, share
 from octavo.layers.embedding import Embedding, LMHead
 from octavo.layers.linear import Linear
 from octavo.layers.norm import LayerNorm, RMSNorm
@@ -143,15 +143,21 @@ def load_columns(
 
 
 def load_rows(
-    prefix: str, outputs: int, inputs: int, bias: bool, weights: Weights, ops: OpSet, columns: Range
+    prefix: str,
+    outputs: int,
+    inputs: int,
+    bias: bool,
+    weights: Weights,
+    ops: OpSet,
+    *columns: Range,
 ) -> Linear:
-    """A projection whose inputs are split over the ranks; ``columns``: this rank's.
+    """A projection whose inputs are split over the ranks; ``columns``: this rank's, in order.
 
     Raises:
         ModelLoadError: a weight is missing, has another shape, or cannot be cut there.
     """
-    part = Columns(*columns) if ops.rank.size > 1 else None
-    stored = weights.linear(prefix, (outputs, inputs), part)
+    parts = [Columns(*own) for own in columns] if ops.rank.size > 1 else [None]
+    stored = beside([weights.linear(prefix, (outputs, inputs), part) for part in parts])
     vector = weights.vector(f"{prefix}.bias", outputs) if bias else None
     return Linear(ops, [stored], vector, partial=True)
 

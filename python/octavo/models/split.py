@@ -34,11 +34,6 @@ def check_split(config: ModelConfig, size: int, *, whole_experts: bool = False) 
             f"tensor_parallel_size {size}: {numbers} do not divide by it; "
             f"these would: {', '.join(map(str, fits))}"
         )
-    if size > 1 and state is not None and config.raw.get("tiles_value_heads"):
-        raise ModelLoadError(
-            f"tensor_parallel_size {size}: the value heads of a GGUF file's states are in an order "
-            "that cannot be split; these would: 1"
-        )
     if whole_experts and 0 < config.num_experts < size:
         raise ModelLoadError(
             f"tensor_parallel_size {size}: {config.num_experts} experts are fewer than the GPUs; "

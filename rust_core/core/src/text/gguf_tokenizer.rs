@@ -1,41 +1,34 @@
 //! A tokenizer from GGUF metadata (`tokenizer.ggml.*`), with no JSON between.
 //!
-//! Two models: `gpt2`, byte-level BPE whose text splitting is named by `tokenizer.ggml.pre`, and
-//! `llama`, SentencePiece's BPE by scores. Control and unknown tokens become special added tokens,
+//! Models: `gpt2`, byte-level BPE whose text splitting is named by `tokenizer.ggml.pre`; `llama`,
+//! SentencePiece's BPE by scores, and `gemma4`, the same by merges; `bert`, WordPiece; and `t5`,
+//! Unigram. Control and unknown tokens become special added tokens,
 //! user-defined ones plain added tokens, so that each is one id wherever it stands in a text.
 //!
 //! O(vocabulary + merges); `llama` merges are found by O(characters) look-ups a token.
 
 use std::cmp::Reverse;
 
+use tokenizers::Tokenizer;
 use tokenizers::decoders::DecoderWrapper;
 use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::fuse::Fuse;
 use tokenizers::decoders::sequence::Sequence as DecoderSequence;
 use tokenizers::decoders::strip::Strip;
-use tokenizers::models::bpe::{BPE, Merges, Vocab};
+use tokenizers::models::bpe::{BPE, Merges};
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::normalizers::prepend::Prepend;
 use tokenizers::normalizers::replace::Replace;
 use tokenizers::normalizers::unicode::NFC;
 use tokenizers::normalizers::utils::Sequence as NormalizerSequence;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::processors::template::{SpecialToken, TemplateProcessing};
-use tokenizers::{AddedToken, Tokenizer};
 
 use crate::files::gguf::GgufFile;
-use crate::text::gguf_end_tokens;
+use crate::text::gguf_vocabulary::{
+    CONTROL, NORMAL, Result, SPACE_MARK, Tokens, add_bos_eos, scores, strings,
+};
 use crate::text::splitting::splitting;
-
-const SPACE_MARK: &str = "\u{2581}";
-
-// tokenizer.ggml.token_type
-const NORMAL: i32 = 1;
-const UNKNOWN: i32 = 2;
-const CONTROL: i32 = 3;
-const USER_DEFINED: i32 = 4;
-
-type Result<T> = std::result::Result<T, String>;
+use crate::text::{gguf_end_tokens, gguf_unigram, gguf_word_piece};
 
 /// Build the tokenizer a file describes.
 pub(crate) fn build(file: &GgufFile) -> Result<Tokenizer> {
@@ -44,9 +37,11 @@ pub(crate) fn build(file: &GgufFile) -> Result<Tokenizer> {
         .ok_or("has no tokenizer (key \"tokenizer.ggml.model\")")?;
     match model.as_ref() {
         "gpt2" => byte_level(file),
-        "llama" => sentence_piece(file),
+        "llama" | "gemma4" => sentence_piece(file, &model),
+        "bert" => gguf_word_piece::build(file),
+        "t5" => gguf_unigram::build(file),
         other => Err(format!(
-            "tokenizer model {other:?} is not supported; gpt2 and llama are"
+            "tokenizer model {other:?} is not supported; bert, gemma4, gpt2, llama and t5 are"
         )),
     }
 }
@@ -62,131 +57,6 @@ pub(crate) fn end_tokens(file: &GgufFile) -> Vec<u32> {
     gguf_end_tokens::find(file, &texts, |id| types.get(id) == Some(&CONTROL))
 }
 
-// ------------------------------------------------------------------------------- vocabulary
-
-struct Tokens<'a> {
-    texts: Vec<std::borrow::Cow<'a, str>>,
-    types: Vec<i32>,
-    ids: Vocab,
-}
-
-impl<'a> Tokens<'a> {
-    fn read(file: &'a GgufFile) -> Result<Self> {
-        let texts = strings(file, "tokenizer.ggml.tokens")?;
-        let mut types = match file.get("tokenizer.ggml.token_type") {
-            None => vec![NORMAL; texts.len()],
-            Some(_) => integers(file, "tokenizer.ggml.token_type")?,
-        };
-        if types.len() != texts.len() {
-            return Err(format!(
-                "has {} tokens but {} token types",
-                texts.len(),
-                types.len()
-            ));
-        }
-        for (text, kind) in texts.iter().zip(&mut types) {
-            if gguf_end_tokens::is_control_spelling(text) {
-                *kind = CONTROL;
-            }
-        }
-        // Some files hold empty entries; each needs a spelling of its own.
-        let texts: Vec<std::borrow::Cow<'a, str>> = texts
-            .into_iter()
-            .enumerate()
-            .map(|(id, text)| match text {
-                "" => format!("[EMPTY_{id}]").into(),
-                text => text.into(),
-            })
-            .collect();
-        let mut ids = Vocab::with_capacity(texts.len());
-        for (id, text) in texts.iter().enumerate() {
-            if let Some(other) = ids.insert(text.to_string(), id as u32) {
-                return Err(format!("token {text:?} has two ids, {other} and {id}"));
-            }
-        }
-        Ok(Self { texts, types, ids })
-    }
-
-    /// Tokens that are cut out of a text before anything else sees it; user-defined ones written
-    /// with a space mark only once spaces are marks too, where `marks_spaces`.
-    fn added(&self, rstrip: impl Fn(&str) -> bool, marks_spaces: bool) -> Vec<AddedToken> {
-        self.texts
-            .iter()
-            .zip(&self.types)
-            .filter(|(_, kind)| matches!(**kind, UNKNOWN | CONTROL | USER_DEFINED))
-            .map(|(text, &kind)| {
-                let marked = kind == USER_DEFINED && text.contains(SPACE_MARK);
-                AddedToken::from(text.as_ref(), kind != USER_DEFINED)
-                    .normalized(marks_spaces && marked)
-                    .rstrip(rstrip(text))
-            })
-            .collect()
-    }
-}
-
-fn strings<'a>(file: &'a GgufFile, key: &str) -> Result<Vec<&'a str>> {
-    file.strings(key).map_err(|e| without_path(file, e.0))
-}
-
-fn integers(file: &GgufFile, key: &str) -> Result<Vec<i32>> {
-    file.integers(key).map_err(|e| without_path(file, e.0))
-}
-
-/// The caller names the file; once is enough.
-fn without_path(file: &GgufFile, message: String) -> String {
-    match message.strip_prefix(file.path()) {
-        Some(rest) => rest.trim_start_matches(": ").to_owned(),
-        None => message,
-    }
-}
-
-/// The ids that open and close a text: those whose `add_*_token` holds and which exist.
-fn add_bos_eos(
-    tokenizer: &mut Tokenizer,
-    file: &GgufFile,
-    tokens: &Tokens<'_>,
-    defaults: (bool, bool),
-    default_ids: (Option<u64>, Option<u64>),
-) -> Result<()> {
-    let mut special = Vec::new();
-    let mut wanted = |name: &str, default: bool, default_id: Option<u64>| -> Result<bool> {
-        if !file
-            .bool(&format!("tokenizer.ggml.add_{name}_token"))
-            .unwrap_or(default)
-        {
-            return Ok(false);
-        }
-        let key = format!("tokenizer.ggml.{name}_token_id");
-        let Some(id) = file.unsigned(&key).or(default_id) else {
-            return Ok(false);
-        };
-        let Some(text) = usize::try_from(id).ok().and_then(|id| tokens.texts.get(id)) else {
-            return Err(format!("key {key:?}: no token has the id {id}"));
-        };
-        let token = SpecialToken::new(name.to_owned(), vec![id as u32], vec![text.to_string()]);
-        special.push(token.map_err(|e| e.to_string())?);
-        Ok(true)
-    };
-    let bos = wanted("bos", defaults.0, default_ids.0)?;
-    let eos = wanted("eos", defaults.1, default_ids.1)?;
-    if !(bos || eos) {
-        return Ok(());
-    }
-    let template = match (bos, eos) {
-        (true, true) => "bos $A eos",
-        (true, false) => "bos $A",
-        _ => "$A eos",
-    };
-    let processor = TemplateProcessing::builder()
-        .try_single(template)
-        .map_err(|e| e.to_string())?
-        .special_tokens(special)
-        .build()
-        .map_err(|e| e.to_string())?;
-    tokenizer.with_post_processor(Some(processor));
-    Ok(())
-}
-
 // ------------------------------------------------------------------------------- byte level
 
 fn byte_level(file: &GgufFile) -> Result<Tokenizer> {
@@ -196,7 +66,7 @@ fn byte_level(file: &GgufFile) -> Result<Tokenizer> {
     let tokens = Tokens::read(file)?;
     let merges = merges(file, &tokens)?;
     let bpe = BPE::builder()
-        .vocab_and_merges(tokens.ids.clone(), merges)
+        .vocab_and_merges(tokens.ids(), merges)
         .ignore_merges(splitting.ignore_merges)
         .build()
         .map_err(|e| e.to_string())?;
@@ -254,20 +124,14 @@ fn merges(file: &GgufFile, tokens: &Tokens<'_>) -> Result<Merges> {
 
 // ------------------------------------------------------------------------------- SentencePiece
 
-fn sentence_piece(file: &GgufFile) -> Result<Tokenizer> {
+fn sentence_piece(file: &GgufFile, model: &str) -> Result<Tokenizer> {
     let tokens = Tokens::read(file)?;
-    let scores = file
-        .floats("tokenizer.ggml.scores")
-        .map_err(|e| without_path(file, e.0))?;
-    if scores.len() != tokens.texts.len() {
-        return Err(format!(
-            "has {} tokens but {} scores",
-            tokens.texts.len(),
-            scores.len()
-        ));
-    }
+    let merges = match model {
+        "gemma4" => merges(file, &tokens)?,
+        _ => merges_by_score(&tokens, &scores(file, &tokens)?),
+    };
     let mut builder = BPE::builder()
-        .vocab_and_merges(tokens.ids.clone(), merges_by_score(&tokens, &scores))
+        .vocab_and_merges(tokens.ids(), merges)
         .byte_fallback(true)
         .fuse_unk(true);
     let unknown = file
@@ -325,8 +189,7 @@ fn merges_by_score(tokens: &Tokens<'_>, scores: &[f32]) -> Merges {
         }
         for (at, _) in text.char_indices().skip(1) {
             let (left, right) = text.split_at(at);
-            if let (Some(&left_id), Some(&right_id)) = (tokens.ids.get(left), tokens.ids.get(right))
-            {
+            if let (Some(left_id), Some(right_id)) = (tokens.id(left), tokens.id(right)) {
                 merges.push((scores[id], left_id, right_id, left, right));
             }
         }

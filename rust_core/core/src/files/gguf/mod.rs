@@ -345,6 +345,16 @@ impl GgufFile {
         Ok(words.iter().map(|w| i32::from_le_bytes(*w)).collect())
     }
 
+    /// The bytes of an array of them. None if absent or another type. O(1).
+    pub fn bytes(&self, key: &str) -> Option<&[u8]> {
+        match self.get(key)? {
+            Value::Array(array) if matches!(array.item, ValueType::U8 | ValueType::I8) => {
+                Some(&self.slice()[array.range.clone()])
+            }
+            _ => None,
+        }
+    }
+
     /// The items of an array as values. O(items).
     pub fn items(&self, array: &ArrayInfo) -> Vec<Value> {
         let mut cursor = Cursor::new(self.slice());
