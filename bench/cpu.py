@@ -271,6 +271,7 @@ ENGINES = {
     "octavo": Engine("octavo", "octavo"),
     "octavo-8-bits": Engine("octavo, activations of 8 bits", "octavo", activation_bits=8),
     "octavo-float32": Engine("octavo, exact float32", "octavo", dtype="float32"),
+    "octavo-q4_0": Engine("octavo, Q4_0", "octavo", q4_0=True),
     "llama.cpp": Engine("llama.cpp, same file", "llama.cpp"),
     "llama.cpp-q4_0": Engine("llama.cpp, Q4_0", "llama.cpp", q4_0=True),
     "openvino": Engine("OpenVINO GenAI, Q4_0", "openvino", q4_0=True),
