@@ -129,7 +129,7 @@ bench: build ## latency, throughput and start-up of the default model on this ma
 
 # ---------------------------------------------------------------------------------------- checking
 
-.PHONY: test test-slow test-nightly test-clients test-page test-ray check quick lint rust-lint python-lint types rust-test sanitize pytest
+.PHONY: test test-slow test-nightly test-clients test-page test-ray test-neon check quick lint rust-lint python-lint types rust-test sanitize pytest
 test: dev ## install everything and run every check (CI adds test-slow)
 	@$(MAKE) --no-print-directory check
 
@@ -190,6 +190,18 @@ sanitize: ## the CPU kernels' tests at every level, with AddressSanitizer
 	    --target $(HOST) -p octavo-cpu --lib --test kernels; \
 	else echo "this Rust has no AddressSanitizer: the CPU kernels run without it" >&2; \
 	  $(CARGO) test --locked --quiet -p octavo-cpu; fi
+
+# The level of plain NEON on the first of these processors, those of dot products on the others. Needs
+# `rustup target add aarch64-unknown-linux-gnu`, a cross compiler and qemu-user-static.
+NEON := aarch64-unknown-linux-gnu
+NEON_CPUS := cortex-a53 cortex-a76 max
+test-neon: ## the CPU kernels' tests for AArch64, under an emulator
+	@command -v qemu-aarch64-static aarch64-linux-gnu-gcc >/dev/null || { echo "no emulator or cross compiler" >&2; exit 1; }
+	@for cpu in $(NEON_CPUS); do echo "$$cpu"; \
+	  CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+	  CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64-static -L /usr/aarch64-linux-gnu -cpu $$cpu" \
+	  $(CARGO) test --locked --quiet --release --target $(NEON) -p octavo-cpu --lib --test kernels \
+	  || exit 1; done
 
 pytest: dev ## the Python tests that need no GPU and are not slow (PYTEST_ARGS="-k ...")
 	$(PYTEST) -m "not gpu and not slow" $(PYTEST_ARGS)

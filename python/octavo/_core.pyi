@@ -774,7 +774,9 @@ class CpuLinear:
         each of the rows'; None: in order."""
     @property
     def nbytes(self) -> int: ...
-    def forward(self, x: _Matrix, bias: _Vector | None, exact: bool, out: _Matrix) -> None: ...
+    def forward(
+        self, x: _Matrix, bias: _Vector | None, activation_bits: int, out: _Matrix
+    ) -> None: ...
     def embedding(self, ids: _Vector, scale: float, out: _Matrix) -> None: ...
 
 @final
@@ -782,8 +784,8 @@ class CpuDecoder:
     """All layers of a model, for any thread; the caches and cos_sin must outlive it.
 
     layers: objects with the attributes input_norm, post_norm, q_norm, k_norm (vectors, the last two
-    or None), qkv, o, gate_up, down (CpuLinear, bias or None, exact), cache, kv_scales (float32 [2,
-    heads] or None) and sliding_window."""
+    or None), qkv, o, gate_up, down (CpuLinear, bias or None, activation_bits), cache, kv_scales
+    (float32 [2, heads] or None) and sliding_window."""
 
     def __new__(
         cls,

@@ -280,6 +280,10 @@ class EngineConfig:
     )
     # None: every core this process may use.
     threads: int | None = _flag(None, "execution", "CPU threads of the kernels", common=True)
+    # What 8 gains and loses: docs/quantization.md.
+    cpu_activation_bits: int = _flag(
+        16, "execution", "8: quantized weights meet int8 activations on a CPU, as in other engines"
+    )
     enforce_eager: bool = _flag(False, "execution", "no CUDA graphs", common=True)
     # None: 1, 2, 4, 8, 16, 24, 32, 48, 64, 96, ... max_num_seqs.
     cuda_graph_sizes: tuple[int, ...] | None = _flag(
@@ -390,6 +394,9 @@ class EngineConfig:
             )
         check(self.max_logprobs >= -1, "max_logprobs", "at least 0, or -1")
         check(self.threads is None or self.threads >= 1, "threads", "at least 1")
+        check(self.cpu_activation_bits in (8, 16), "cpu_activation_bits", "8 or 16")
+        if self.cpu_activation_bits == 8 and self.dtype == "float32":
+            raise ValueError("cpu_activation_bits 8 does not go with dtype float32, which is exact")
         _check_structured_outputs(self.structured_outputs_config or {})
         PoolerConfig.of(self.pooler_config or {})
         check(self.tensor_parallel_size >= 1, "tensor_parallel_size", "at least 1")

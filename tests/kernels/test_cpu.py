@@ -277,6 +277,30 @@ def test_linear_at_every_level(level: str) -> None:
         close(linear(x, prepare(w, level=level)), ref.linear(x, w), 1e-5)
 
 
+@pytest.mark.parametrize("level", _core.cpu_levels())
+@pytest.mark.parametrize("kind", PACKED_KINDS)
+def test_activations_of_8_bits(kind: str, level: str) -> None:
+    """Coarser than the default and no coarser than a step of 1/127 of six groups' largest explains."""
+    step = BLOCK_FORMATS[kind].block
+    q = random_weight(kind, 41, 2 * step)
+    w = q.dequantize()
+    for rows in (1, 3, 8, 45):
+        x = torch.randn(rows, w.shape[1])
+        want = ref.linear(x, w)
+        coarse = linear(x, prepare(q, activation_bits=8, level=level)) - want
+        fine = linear(x, prepare(q, level=level)) - want
+        # Rounding to a step of at most 5 standard deviations / 127, uniform within it.
+        bound = 5 / 127 / 12**0.5 * w.norm() * rows**0.5
+        assert coarse.norm() < 1.5 * bound
+        assert fine.norm() <= 1.05 * coarse.norm() or level == "amx"
+
+
+def test_activations_of_other_bits_are_refused() -> None:
+    weight = prepare(quantize(torch.randn(8, 32), "Q8_0"), activation_bits=12)
+    with pytest.raises(ValueError, match="8, 16 or 32 bits, not 12"):
+        linear(torch.randn(1, 32), weight)
+
+
 def test_results_do_not_depend_on_the_thread_count() -> None:
     x, q = torch.randn(70, 320), quantize(torch.randn(200, 320), "Q4_1")
     weight, exact = prepare(q), prepare(q, exact=True)

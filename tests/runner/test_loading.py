@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from octavo.config import EngineConfig
+from octavo.kernels.cpu.linear import CpuWeight
 from octavo.models.source import resolve_model
 from octavo.runner.loading import LoadedModel, load
 
@@ -38,3 +41,21 @@ def test_what_was_decided_is_there_to_read(tmp_path: Path) -> None:
     assert made.shape.num_layers == 2
     assert [part.rank for part in made.mesh.shards] == [0]
     assert made.mesh.lead.model is made.model
+
+
+def test_activations_of_quantized_weights(tmp_path: Path) -> None:
+    """8 bits where asked for, at every projection; the default and float32 as before."""
+    for config, bits in (({"cpu_activation_bits": 8}, 8), ({}, 16), ({"dtype": "float32"}, 32)):
+        before = {id(weight) for weight in gc.get_objects() if isinstance(weight, CpuWeight)}
+        made = loaded(tmp_path, {"intermediate_size": 64}, quantization="w4", **config)
+        weights = [weight for weight in gc.get_objects() if isinstance(weight, CpuWeight)]
+        own = [weight for weight in weights if id(weight) not in before]
+        assert len(own) >= 4 * made.shape.num_layers
+        assert {weight.activation_bits for weight in own} == {bits}
+
+
+def test_activation_bits_that_are_refused() -> None:
+    with pytest.raises(ValueError, match="cpu_activation_bits must be 8 or 16"):
+        EngineConfig(cpu_activation_bits=4)
+    with pytest.raises(ValueError, match="cpu_activation_bits 8 does not go with dtype float32"):
+        EngineConfig(cpu_activation_bits=8, dtype="float32")

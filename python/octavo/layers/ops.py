@@ -11,8 +11,10 @@ from octavo.kernels.opset import OpSet
 Backend: TypeAlias = Literal["auto", "native", "reference"]
 
 
-def get_ops(device: torch.device, backend: Backend) -> OpSet:
+def get_ops(device: torch.device, backend: Backend, activation_bits: int = 16) -> OpSet:
     """The op set for a device: ``native`` (and ``auto``) is Triton on a GPU, Rust on a CPU.
+
+    activation_bits: of the activations that quantized weights meet in Rust; 8 or 16.
 
     Raises:
         ImportError: the native module cannot be imported (the compiled core is missing).
@@ -25,7 +27,7 @@ def get_ops(device: torch.device, backend: Backend) -> OpSet:
     if device.type == "cpu":
         from octavo.kernels.cpu import ops as cpu
 
-        return cpu.OPS
+        return cpu.OPS if activation_bits == 16 else cpu.with_activation_bits(activation_bits)
     from octavo.kernels.gpu import ops as gpu
 
     return gpu.OPS

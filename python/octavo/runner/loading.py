@@ -201,8 +201,8 @@ def _make_exchange(devices: Sequence[torch.device], row_bytes: int) -> Exchange:
 
 
 def _open_ops(config: EngineConfig, device: torch.device) -> OpSet:
-    """The device's op set, on a CPU with its threads."""
-    ops = get_ops(device, config.attention_backend)
+    """The device's op set, on a CPU with its threads and the precision asked for."""
+    ops = get_ops(device, config.attention_backend, config.cpu_activation_bits)
     if device.type == "cpu":
         _set_num_threads(ops, config.threads)
     return ops

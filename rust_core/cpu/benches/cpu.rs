@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use octavo_cpu::float::DType;
 use octavo_cpu::level::Level;
-use octavo_cpu::linear::{Linear, Packed};
+use octavo_cpu::linear::{Linear, Packed, Rounding};
 use octavo_cpu::pool;
 use octavo_cpu::simd::{Kernel, Simd};
 use octavo_cpu::tensor::{Rows, RowsMut};
@@ -110,7 +110,7 @@ fn one_token(level: Level) {
                     Rows::new(x.as_ptr().cast(), DType::F32, 1, w.k()),
                     None,
                     RowsMut::new(y.as_mut_ptr().cast(), DType::F32, 1, w.n()),
-                    false,
+                    Rounding::Fine,
                 );
             }
         }
@@ -163,8 +163,12 @@ fn main() {
             let weights: Vec<_> = (0..copies)
                 .map(|_| weight(level, kind, n, k, &source))
                 .collect();
-            for exact in [false, true] {
-                if exact && kind.elements() == 1 {
+            for (rounding, label) in [
+                (Rounding::Fine, ""),
+                (Rounding::Coarse, "8 bits"),
+                (Rounding::Exact, "exact"),
+            ] {
+                if rounding != Rounding::Fine && kind.elements() == 1 {
                     continue;
                 }
                 for m in [1usize, 4, 8, 16, 64, 128, 512] {
@@ -179,14 +183,14 @@ fn main() {
                                     Rows::new(x.as_ptr().cast(), DType::F32, m, k),
                                     None,
                                     RowsMut::new(y.as_mut_ptr().cast(), DType::F32, m, n),
-                                    exact,
+                                    rounding,
                                 );
                             }
                         }
                     }) / uses as f64;
                     println!(
-                        "{name:5} {} {m:4} x {n:5} x {k:5}: {:9.1} us {:7.1} GFLOP/s {:6.1} GB/s",
-                        if exact { "exact" } else { "     " },
+                        "{name:5} {:6} {m:4} x {n:5} x {k:5}: {:9.1} us {:7.1} GFLOP/s {:6.1} GB/s",
+                        label,
                         t * 1e6,
                         2e-9 * (m * n * k) as f64 / t,
                         weights[0].nbytes() as f64 / t / 1e9

@@ -12,7 +12,7 @@ use octavo_cpu::decoder::{Decoder, Layer, Step};
 use octavo_cpu::float::DType;
 use octavo_cpu::kv_cache::{Byte, Cache, CacheType};
 use octavo_cpu::level::Level;
-use octavo_cpu::linear::{Linear, Packed};
+use octavo_cpu::linear::{Linear, Packed, Rounding};
 use octavo_cpu::pool;
 use octavo_cpu::projection::{Projection, Weight};
 use octavo_cpu::tensor::Rows;
@@ -44,7 +44,7 @@ fn projection(level: Level, n: usize, k: usize) -> Projection {
     Projection {
         weight: Weight::Packed {
             linear: Arc::new(weight),
-            exact: false,
+            rounding: Rounding::Fine,
         },
         bias: None,
     }

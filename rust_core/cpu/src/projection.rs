@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::activation::{Activation, activation};
 use crate::float::DType;
-use crate::linear::Linear;
 use crate::linear::int16::{Rounded, Words};
+use crate::linear::{Linear, Rounding};
 use crate::scratch::with_floats;
 use crate::tensor::{Rows, RowsMut};
 
@@ -15,8 +15,8 @@ pub enum Weight {
     Packed {
         /// The weight, which others may hold as well.
         linear: Arc<Linear>,
-        /// Quantized weights meet float activations.
-        exact: bool,
+        /// The activations that quantized weights meet.
+        rounding: Rounding,
     },
     /// Rounded to int16: see [`Words`].
     Rounded(Words),
@@ -85,8 +85,8 @@ impl Projection {
         // SAFETY: the caller's; the buffer holds the rounded rows.
         unsafe {
             match &self.weight {
-                Weight::Packed { linear, exact } => {
-                    linear.forward(x, self.bias.as_deref().map(Rows::vector), y, *exact);
+                Weight::Packed { linear, rounding } => {
+                    linear.forward(x, self.bias.as_deref().map(Rows::vector), y, *rounding);
                     if let Some(f) = f {
                         activation(linear.level(), f, false, y.read(), y);
                     }

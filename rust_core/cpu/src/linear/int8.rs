@@ -9,6 +9,8 @@
 //! own: twice as many. But 4-bit integers lie in pairs in a byte, 16
 //! times one and the other, elements k and k + 16 of a group; one product with that byte serves both,
 //! half as many (`Simd::store_nibble_parts`), and gives both 4 bits more than int8.
+//!
+//! One part alone is for those who ask for it: `PARTS`, everywhere, is 1 or 2.
 
 use std::ops::Range;
 
@@ -52,6 +54,12 @@ impl Product {
             (Codes::Table(_), _) => Some(Product::Entries),
             (Codes::Floats(_) | Codes::E4m3, _) => None,
         }
+    }
+
+    /// True if one part's products are of unsigned weights below 64, which AVX2 multiplies in half the
+    /// time of int16's.
+    pub(super) const fn is_narrow(self) -> bool {
+        !matches!(self, Product::Bytes | Product::Entries)
     }
 }
 
@@ -110,7 +118,7 @@ struct Group {
 
 /// Rows rounded to int8 parts: [M / ROWS][K / 32] groups.
 #[derive(Clone, Copy)]
-pub(crate) struct Activations {
+pub(crate) struct Activations<const PARTS: usize> {
     groups: *mut Group,
     /// Of a row.
     num_groups: usize,
@@ -118,11 +126,11 @@ pub(crate) struct Activations {
 
 // SAFETY: written by `quantize`, by disjoint blocks of rows, before anybody reads; the buffer
 // outlives the region.
-unsafe impl Sync for Activations {}
+unsafe impl<const PARTS: usize> Sync for Activations<PARTS> {}
 // SAFETY: as above.
-unsafe impl Send for Activations {}
+unsafe impl<const PARTS: usize> Send for Activations<PARTS> {}
 
-impl Activations {
+impl<const PARTS: usize> Activations<PARTS> {
     /// Floats of buffer that `quantize` needs.
     pub(crate) fn floats(rows: usize, k: usize) -> usize {
         rows.div_ceil(ROWS) * (k / GROUP) * (size_of::<Group>() / size_of::<f32>())
@@ -138,7 +146,7 @@ impl Activations {
         x: Rows,
         weights: BlockFormat,
         buffer: *mut f32,
-    ) -> Activations {
+    ) -> Self {
         let out = Activations {
             groups: buffer.cast(),
             num_groups: x.cols / GROUP,
@@ -167,20 +175,20 @@ impl Activations {
     }
 }
 
-struct Quantize {
+struct Quantize<const PARTS: usize> {
     x: Rows,
-    out: Activations,
+    out: Activations<PARTS>,
     /// Of the weights.
     shape: Shape,
     rows: Range<usize>,
 }
 
-impl Kernel for Quantize {
+impl<const PARTS: usize> Kernel for Quantize<PARTS> {
     type Out = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) {
         let num_groups = self.out.num_groups;
-        let nibbles = Product::of(self.shape) == Some(Product::Nibbles);
+        let nibbles = PARTS == 2 && Product::of(self.shape) == Some(Product::Nibbles);
         let most = if nibbles { MOST_NIBBLES } else { MOST };
         for row in self.rows.clone() {
             for first in (0..num_groups).step_by(SPAN) {
@@ -192,7 +200,7 @@ impl Kernel for Quantize {
                     for g in span {
                         let x = self.x.at(row, g * GROUP);
                         let to = &mut *self.out.group(row / ROWS, g);
-                        to.scale[row % ROWS] = step / PART;
+                        to.scale[row % ROWS] = step / part(PARTS);
                         if nibbles {
                             self.nibbles(s, x, inverse, to, row % ROWS);
                         } else {
@@ -205,7 +213,7 @@ impl Kernel for Quantize {
     }
 }
 
-impl Quantize {
+impl<const PARTS: usize> Quantize<PARTS> {
     /// A step for `len` values at x, and its inverse.
     #[inline(always)]
     unsafe fn step<S: Simd>(&self, s: S, x: *const u8, len: usize, most: f32) -> (f32, S::V) {
@@ -227,7 +235,7 @@ impl Quantize {
         unsafe { load_some(s, x.add(i * self.x.dtype.size()), self.x.dtype, S::LANES) }
     }
 
-    /// For all products but `Nibbles`.
+    /// For all products but `Nibbles` in two parts.
     #[inline(always)]
     unsafe fn bytes<S: Simd>(&self, s: S, x: *const u8, inverse: S::V, to: &mut Group, r: usize) {
         // SAFETY: the caller's: a group to read.
@@ -239,8 +247,12 @@ impl Quantize {
                 let half = 2 * i / GROUP;
                 let v = s.mul(self.load(s, x, i), inverse);
                 let first = s.max(s.min(s.round(v), high), low);
-                let second = s.round(s.mul(s.sub(v, first), s.splat(PART)));
-                let second = s.max(s.min(second, high), low);
+                let second = if PARTS == 2 {
+                    let rest = s.round(s.mul(s.sub(v, first), s.splat(PART)));
+                    s.max(s.min(rest, high), low)
+                } else {
+                    s.zero()
+                };
                 firsts[half] = s.add(firsts[half], first);
                 seconds[half] = s.add(seconds[half], second);
                 s.store_i8(to.first[r].as_mut_ptr().add(i), first);
@@ -248,7 +260,7 @@ impl Quantize {
             }
             let [a, b] = [s.sum(firsts[0]), s.sum(firsts[1])];
             let [c, d] = [s.sum(seconds[0]), s.sum(seconds[1])];
-            let rounded = |first: f32, second: f32| PART * first + second;
+            let rounded = |first: f32, second: f32| part(PARTS) * first + second;
             // By halves; what is taken off every element.
             let mut halves = |offset: f32| {
                 to.sum[r] = integer(-offset * a);
@@ -295,6 +307,11 @@ impl Quantize {
     }
 }
 
+/// The first part's weight in what the parts add up to.
+const fn part(parts: usize) -> f32 {
+    if parts == 2 { PART } else { 1.0 }
+}
+
 /// An integral float's integer, in a float's place.
 #[inline(always)]
 fn integer(x: f32) -> f32 {
@@ -302,11 +319,11 @@ fn integer(x: f32) -> f32 {
 }
 
 /// Tiles `tiles` of the weight for rows `rows` of x.
-pub(crate) struct Int8Task {
+pub(crate) struct Int8Task<const PARTS: usize> {
     /// Of a kind that has a `Product`.
     pub weight: View,
     /// [M, K]
-    pub x: Activations,
+    pub x: Activations<PARTS>,
     /// [1, N]
     pub bias: Option<Rows>,
     /// [M, N]
@@ -317,7 +334,7 @@ pub(crate) struct Int8Task {
     pub rows: Range<usize>,
 }
 
-impl Kernel for Int8Task {
+impl<const PARTS: usize> Kernel for Int8Task<PARTS> {
     type Out = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) {
@@ -332,7 +349,7 @@ impl Kernel for Int8Task {
     }
 }
 
-impl Int8Task {
+impl<const PARTS: usize> Int8Task<PARTS> {
     #[inline(always)]
     unsafe fn tiles<S: Simd, F: Form>(&self, s: S) {
         let group_bytes = size_of::<[[i8; GROUP]; ROWS]>() + 2 * size_of::<[f32; ROWS]>();
@@ -409,7 +426,7 @@ impl Int8Task {
                     } else {
                         low
                     };
-                    group::<S, F, R>(s, p, [low, high], &*x, row % ROWS, &mut span);
+                    group::<S, F, R, PARTS>(s, p, [low, high], &*x, row % ROWS, &mut span);
                     left -= 1;
                     if left == 0 || (b + 1 == blocks && i + 1 == shape.groups) {
                         each_row!(r < R, {
@@ -441,7 +458,7 @@ impl Int8Task {
 /// # Safety
 /// `p` is a group of the form, followed by scale and minimum of its halves.
 #[inline(always)]
-unsafe fn group<S: Simd, F: Form, const R: usize>(
+unsafe fn group<S: Simd, F: Form, const R: usize, const PARTS: usize>(
     s: S,
     p: *const u8,
     [[d, m], [high, high_m]]: [[S::V; 2]; 2],
@@ -456,9 +473,17 @@ unsafe fn group<S: Simd, F: Form, const R: usize>(
     unsafe {
         if product == Some(Product::Bytes) {
             let first = s.dot_bytes::<R>(p, rows(&x.first, at), starts(&x.sum, at));
-            let second = s.dot_bytes::<R>(p, rows(&x.second, at), starts(&x.more[0], at));
+            let second = if PARTS == 2 {
+                s.dot_bytes::<R>(p, rows(&x.second, at), starts(&x.more[0], at))
+            } else {
+                [s.zero(); R]
+            };
             each_row!(r < R, {
-                let dot = s.fma(first[r], part, second[r]);
+                let dot = if PARTS == 2 {
+                    s.fma(first[r], part, second[r])
+                } else {
+                    first[r]
+                };
                 acc[r] = s.fma(dot, d, acc[r]);
                 if shape.has_minimums() {
                     acc[r] = s.fma(m, s.splat(x.more[1][at + r]), acc[r]);
@@ -475,24 +500,38 @@ unsafe fn group<S: Simd, F: Form, const R: usize>(
             let (a, b) = (start(&x.sum), start(&x.more[0]));
             let (c, e) = (start(&x.more[1]), start(&x.more[2]));
             each_row!(r < R, {
-                let [first, second] = if product == Some(Product::Entries) {
-                    [
-                        s.dot_signed_halves(values, first[r], [a[r], b[r]]),
-                        s.dot_signed_halves(values, second[r], [c[r], e[r]]),
-                    ]
+                let signed = product == Some(Product::Entries);
+                let first = if signed {
+                    s.dot_signed_halves(values, first[r], [a[r], b[r]])
                 } else {
-                    [
-                        s.dot_halves(values, first[r], [a[r], b[r]]),
-                        s.dot_halves(values, second[r], [c[r], e[r]]),
-                    ]
+                    s.dot_halves(values, first[r], [a[r], b[r]])
+                };
+                let second = if PARTS == 1 {
+                    [s.zero(); 2]
+                } else if signed {
+                    s.dot_signed_halves(values, second[r], [c[r], e[r]])
+                } else {
+                    s.dot_halves(values, second[r], [c[r], e[r]])
                 };
                 if shape.has_half_groups() {
-                    let low = s.mul(s.fma(first[0], part, second[0]), d);
-                    let dot = s.fma(s.fma(first[1], part, second[1]), high, low);
+                    let [x, y] = if PARTS == 2 {
+                        [
+                            s.fma(first[0], part, second[0]),
+                            s.fma(first[1], part, second[1]),
+                        ]
+                    } else {
+                        first
+                    };
+                    let dot = s.fma(y, high, s.mul(x, d));
                     acc[r] = s.add(dot, acc[r]);
                 } else {
-                    let (first, second) = (s.add(first[0], first[1]), s.add(second[0], second[1]));
-                    acc[r] = s.fma(s.fma(first, part, second), d, acc[r]);
+                    let whole = s.add(first[0], first[1]);
+                    let dot = if PARTS == 2 {
+                        s.fma(whole, part, s.add(second[0], second[1]))
+                    } else {
+                        whole
+                    };
+                    acc[r] = s.fma(dot, d, acc[r]);
                 }
                 if minimums {
                     acc[r] = s.fma(m, s.splat(x.sum[at + r]), acc[r]);
@@ -502,11 +541,14 @@ unsafe fn group<S: Simd, F: Form, const R: usize>(
             return;
         }
         each_row!(r < R, {
-            let dot = if product == Some(Product::Nibbles) {
-                s.dot_nibbles(values, p, first[r], second[r])
-            } else {
-                let second = s.dot::<5>(values, second[r]);
-                s.fma(s.dot::<5>(values, first[r]), part, second)
+            let dot = match (product, PARTS) {
+                (Some(Product::Nibbles), 2) => s.dot_nibbles(values, p, first[r], second[r]),
+                (Some(Product::Nibbles), _) => s.dot::<4>(values, first[r]),
+                (_, 2) => {
+                    let second = s.dot::<5>(values, second[r]);
+                    s.fma(s.dot::<5>(values, first[r]), part, second)
+                }
+                _ => s.dot::<5>(values, first[r]),
             };
             acc[r] = s.fma(dot, d, acc[r]);
             acc[r] = s.fma(m, s.splat(x.sum[at + r]), acc[r]);

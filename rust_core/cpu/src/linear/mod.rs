@@ -12,14 +12,16 @@ mod form;
 pub mod int16;
 pub(crate) mod int8;
 mod layout;
+mod partition;
 mod wide;
 
 use octavo_formats::blocks::Shape;
 
-use self::float::{FloatTask, ROW_BLOCK, SCRATCH_FLOATS};
+use self::float::{FloatTask, SCRATCH_FLOATS};
 use self::int8::{Activations, Int8Task, Product};
 pub use self::layout::Packed;
 use self::layout::View;
+pub(crate) use self::partition::split;
 use crate::float::DType;
 use crate::level::Level;
 use crate::pool;
@@ -35,6 +37,32 @@ unsafe fn gather<T: Copy>(from: *const u8, columns: &[usize], to: *mut u8) {
     for (i, &column) in columns.iter().enumerate() {
         // SAFETY: the caller's.
         unsafe { to.add(i).write_unaligned(from.add(column).read_unaligned()) };
+    }
+}
+
+/// The activations that quantized weights meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounding {
+    /// As they are: float32 arithmetic.
+    Exact,
+    /// Two int8 parts, or one int16: see `int8` and `wide`.
+    Fine,
+    /// One int8 part, where that is faster.
+    Coarse,
+}
+
+impl Rounding {
+    /// That of so many bits: 32, 16 or 8.
+    ///
+    /// # Errors
+    /// A message for any other number.
+    pub fn of_bits(bits: u8) -> Result<Rounding, String> {
+        match bits {
+            32 => Ok(Rounding::Exact),
+            16 => Ok(Rounding::Fine),
+            8 => Ok(Rounding::Coarse),
+            _ => Err(format!("activations have 8, 16 or 32 bits, not {bits}")),
+        }
     }
 }
 
@@ -259,12 +287,12 @@ impl Linear {
 
     /// y [M, N] = x [M, K] W^T + bias [N].
     ///
-    /// Quantized weights meet activations rounded to int8 parts per group of 32, or float32 ones if
-    /// `exact` or where they are no integers.
+    /// Quantized weights meet activations rounded in groups, or float32 ones where the weights are no
+    /// integers.
     ///
     /// # Safety
     /// x, y and bias describe valid memory of M x K, M x N and 1 x N elements; y overlaps neither.
-    pub unsafe fn forward(&self, x: Rows, bias: Option<Rows>, y: RowsMut, exact: bool) {
+    pub unsafe fn forward(&self, x: Rows, bias: Option<Rows>, y: RowsMut, rounding: Rounding) {
         assert!(x.cols == self.k && y.cols == self.n && x.rows == y.rows);
         assert!(bias.is_none_or(|b| b.cols == self.n && b.rows == 1));
         if y.rows == 0 || self.n == 0 {
@@ -272,7 +300,7 @@ impl Linear {
         }
         let Some(columns) = &self.columns else {
             // SAFETY: the caller's contract.
-            return unsafe { self.forward_sections(x, bias, y, exact) };
+            return unsafe { self.forward_sections(x, bias, y, rounding) };
         };
         let row_bytes = self.k * x.dtype.size();
         let row_floats = row_bytes.div_ceil(size_of::<f32>());
@@ -294,13 +322,13 @@ impl Linear {
                 }
             });
             // SAFETY: the caller's contract, for the copy of x.
-            unsafe { self.forward_sections(to, bias, y, exact) };
+            unsafe { self.forward_sections(to, bias, y, rounding) };
         });
     }
 
     /// # Safety
     /// As `forward`, of x in the order of the packed columns; there are rows.
-    unsafe fn forward_sections(&self, x: Rows, bias: Option<Rows>, y: RowsMut, exact: bool) {
+    unsafe fn forward_sections(&self, x: Rows, bias: Option<Rows>, y: RowsMut, rounding: Rounding) {
         for section in &self.sections {
             // SAFETY: the caller's contract; the section's columns of y and bias exist.
             unsafe {
@@ -314,7 +342,7 @@ impl Linear {
                     cols: section.n,
                     ..y
                 };
-                self.forward_section(section.view(self.k), x, bias.map(cut), y, exact);
+                self.forward_section(section.view(self.k), x, bias.map(cut), y, rounding);
             }
         }
     }
@@ -327,38 +355,30 @@ impl Linear {
         x: Rows,
         bias: Option<Rows>,
         y: RowsMut,
-        exact: bool,
+        rounding: Rounding,
     ) {
         let level = self.level;
         // SAFETY: the caller's contract; the tasks below write disjoint parts of y.
         unsafe {
             #[cfg(target_arch = "x86_64")]
             if level.has_amx() && x.rows >= amx::MIN_ROWS && self.k > 0 {
+                let exact = rounding == Rounding::Exact;
                 return self.forward_amx(weight, x, bias, y, exact);
             }
             if let Packed::Blocks(format) = weight.packed
-                && !exact
-                && Product::of(format.shape()).is_some()
+                && rounding != Rounding::Exact
+                && let Some(product) = Product::of(format.shape())
             {
-                if level.widens() && x.rows >= wide::MIN_ROWS {
+                let coarse = rounding == Rounding::Coarse;
+                let widens = level.widens() && !(coarse && product.is_narrow());
+                if widens && x.rows >= wide::MIN_ROWS {
                     return self.forward_wide(weight, x, bias, y, format.shape());
                 }
-                let floats = Activations::floats(x.rows, self.k);
-                with_floats(0, floats, |p| {
-                    let activations = Activations::quantize(level, x, format, p);
-                    let tiles = weight.n.div_ceil(level.lanes());
-                    split(tiles, x.rows, &|tiles, rows| {
-                        level.run(Int8Task {
-                            weight,
-                            x: activations,
-                            bias,
-                            y,
-                            tiles,
-                            rows,
-                        });
-                    });
-                });
-                return;
+                return if coarse {
+                    self.forward_int8::<1>(weight, x, bias, y)
+                } else {
+                    self.forward_int8::<2>(weight, x, bias, y)
+                };
             }
             // The tiles read aligned float32 rows of even length.
             let even = self.k.next_multiple_of(2);
@@ -382,6 +402,36 @@ impl Linear {
                 });
             });
         }
+    }
+
+    /// With activations in `PARTS` int8 parts.
+    ///
+    /// # Safety
+    /// As `forward_section`, of a kind that has integers.
+    unsafe fn forward_int8<const PARTS: usize>(
+        &self,
+        weight: View,
+        x: Rows,
+        bias: Option<Rows>,
+        y: RowsMut,
+    ) {
+        let level = self.level;
+        let floats = Activations::<PARTS>::floats(x.rows, self.k);
+        // SAFETY: the caller's; the tasks write disjoint parts of y.
+        with_floats(0, floats, |p| unsafe {
+            let x_rounded = Activations::<PARTS>::quantize(level, x, weight.packed.blocks(), p);
+            let tiles = weight.n.div_ceil(level.lanes());
+            split(tiles, x.rows, &|tiles, rows| {
+                level.run(Int8Task {
+                    weight,
+                    x: x_rounded,
+                    bias,
+                    y,
+                    tiles,
+                    rows,
+                });
+            });
+        });
     }
 
     /// # Safety
@@ -459,33 +509,4 @@ impl Section {
             k,
         }
     }
-}
-
-type Range = std::ops::Range<usize>;
-
-/// Up to so many rows are bound by memory, which reads one stretch a thread faster than pieces that
-/// take turns: the hardware prefetches along a stretch and begins anew at each piece (bench/NOTES.md,
-/// "Integer products on two Zen 5 cores").
-const STREAM_ROWS: usize = 8;
-
-/// Cut `units` columns of work times `rows` into tasks; more rows than `STREAM_ROWS` into several a
-/// thread, so that a thread that loses its core does not hold up the rest.
-pub(super) fn split(units: usize, rows: usize, run: &(dyn Fn(Range, Range) + Sync)) {
-    let threads = pool::free_threads();
-    if threads == 1 {
-        return run(0..units, 0..rows);
-    }
-    let per_thread = if rows <= STREAM_ROWS { 1 } else { 6 };
-    let unit_step = units.div_ceil(threads * per_thread).max(1);
-    let unit_tasks = units.div_ceil(unit_step);
-    let row_step = if unit_tasks >= 3 * threads {
-        rows
-    } else {
-        ROW_BLOCK.min(rows)
-    };
-    let row_tasks = rows.div_ceil(row_step);
-    pool::run(unit_tasks * row_tasks, |task| {
-        let (u, r) = (task / row_tasks * unit_step, task % row_tasks * row_step);
-        run(u..(u + unit_step).min(units), r..(r + row_step).min(rows));
-    });
 }

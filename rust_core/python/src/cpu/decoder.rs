@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use octavo_cpu::decoder::{Decoder, Layer, Step};
+use octavo_cpu::linear::Rounding;
 use octavo_cpu::projection::{Projection, Weight};
 use pyo3::prelude::*;
 
@@ -17,8 +18,8 @@ pub(super) fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<CpuDecoder>()
 }
 
-/// A weight, its bias, and `Weight::Packed`'s `exact`.
-type ProjectionSpec = (Py<CpuLinear>, Option<Vector>, bool);
+/// A weight, its bias, and the bits of `Weight::Packed`'s rounding.
+type ProjectionSpec = (Py<CpuLinear>, Option<Vector>, u8);
 
 /// One layer, by attribute.
 #[derive(FromPyObject)]
@@ -44,7 +45,7 @@ unsafe fn projection(spec: &ProjectionSpec) -> PyResult<Projection> {
     let linear = Arc::clone(&spec.0.get().inner);
     let weight = Weight::Packed {
         linear,
-        exact: spec.2,
+        rounding: Rounding::of_bits(spec.2).map_err(value_error)?,
     };
     Ok(Projection { weight, bias })
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use octavo_cpu::encoder::{Encoder, Layer, LayerNorm};
+use octavo_cpu::linear::Rounding;
 use octavo_cpu::linear::int16::Words;
 use octavo_cpu::projection::{Projection, Weight};
 use pyo3::prelude::*;
@@ -43,7 +44,7 @@ unsafe fn dense(py: Python<'_>, spec: &DenseSpec, rounded: bool) -> PyResult<Pro
     } else {
         Weight::Packed {
             linear,
-            exact: true,
+            rounding: Rounding::Exact,
         }
     };
     Ok(Projection { weight, bias })

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use octavo_cpu::level::Level;
-use octavo_cpu::linear::{Linear, Packed};
+use octavo_cpu::linear::{Linear, Packed, Rounding};
 use pyo3::prelude::*;
 
 use super::args::{Matrix, Vector};
@@ -91,9 +91,10 @@ impl CpuLinear {
         py: Python<'_>,
         x: Matrix,
         bias: Option<Vector>,
-        exact: bool,
+        activation_bits: u8,
         out: Matrix,
     ) -> PyResult<()> {
+        let rounding = Rounding::of_bits(activation_bits).map_err(value_error)?;
         let w = &self.inner;
         let rows = x.rows();
         let x = x.of_shape(rows, w.k())?.read()?;
@@ -102,7 +103,7 @@ impl CpuLinear {
         let ops = 2 * rows.saturating_mul(w.n()).saturating_mul(w.k());
         // SAFETY: `kernels/cpu/linear.py` passes tensors that it holds, y a new one.
         run(py, ops, w.nbytes(), || unsafe {
-            w.forward(x, bias, y, exact)
+            w.forward(x, bias, y, rounding)
         });
         Ok(())
     }
