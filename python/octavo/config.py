@@ -328,6 +328,7 @@ class EngineConfig:
         None,
         "model",
         "JSON: a pooling model's task, such as token_embed, and pooling_type: CLS, LAST, MEAN, ALL",
+        aliases=("override_pooler_config",),
     )
 
     # --- observability ---

@@ -78,6 +78,9 @@ class RequestOutput:
     metrics: RequestMetrics | None = None
     num_cached_tokens: int = 0
     lora_request: None = None
+    # Of models with an encoder, in vLLM.
+    encoder_prompt: None = None
+    encoder_prompt_token_ids: None = None
     # How the request has its log probabilities: as FlatLogprobs; of tokens that it names.
     _is_flat: bool = field(default=False, repr=False)
     _names_tokens: bool = field(default=False, repr=False)

@@ -124,11 +124,6 @@ _ALL: Final[list[Row]] = [
     *_refused(_OWN_CODE, "model_class_overrides", "object"),
     *_refused(_OWN_CODE, "logits_processors logits_processor_pattern", "values"),
     *_refused(_OWN_CODE, "io_processor_plugin"),
-    *_refused(
-        "octavo has --pooler-config, as vLLM has now",
-        "override_pooler_config",
-        "object",
-    ),
     *_refused("octavo has no sleep mode", "enable_sleep_mode", "switch"),
     *_rows("octavo has no sleep mode", "sleep_mode_backend"),
     *_rows("octavo has no sleep mode", "sleep_mode_offload_cudagraph", "switch"),

@@ -542,9 +542,11 @@ def test_names_at_the_top() -> None:
         assert getattr(octavo, name) is not None
     from octavo.sampling_params import BeamSearchParams
     from octavo.v1.engine.async_llm import AsyncLLM as there
+    from octavo.v1.engine.llm_engine import LLMEngine as stepped
     from octavo.v1.metrics.reader import Counter
 
     assert there is AsyncLLM is octavo.AsyncLLMEngine
+    assert stepped is octavo.LLMEngine
     assert BeamSearchParams is octavo.BeamSearchParams
     assert Counter is octavo.metrics_reader.Counter
 

@@ -174,6 +174,7 @@ def test_keys_of_a_prompt_are_honoured_or_refused(tmp_path: Path) -> None:
     assert found[2] == found[3] > 0
     assert found[4] == 0
     assert cached(multi_modal_data=None, type="token") > 0
+    assert cached(multi_modal_data={}, mm_processor_kwargs={}) > 0
     for key in ("multi_modal_data", "prompt_embeds", "mm_processor_kwargs"):
         with pytest.raises(UnsupportedParameterError, match=f"a prompt's {key} is not supported"):
             cached(**{key: {"image": 1}})

@@ -42,7 +42,9 @@ def prompt_parts(prompt: Prompt) -> tuple[str | None, Sequence[int] | None]:
         return prompt, None
     if isinstance(prompt, Mapping):
         for key, value in prompt.items():
-            if value is not None and key not in _PROMPT_KEYS:
+            # An empty mapping, as of images, asks for nothing.
+            is_nothing = value is None or (isinstance(value, Mapping) and not value)
+            if not is_nothing and key not in _PROMPT_KEYS:
                 raise UnsupportedParameterError(f"a prompt's {key} is not supported", str(key))
         if (ids := prompt.get("prompt_token_ids")) is not None:
             return prompt.get("prompt"), ids
