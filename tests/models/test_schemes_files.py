@@ -316,7 +316,11 @@ CASES = [
     Case(
         "bnb-nf4-storage",
         BNB_ROW,
-        {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_storage": "bfloat16"},
+        {
+            "quant_method": "bitsandbytes",
+            "load_in_4bit": True,
+            "bnb_4bit_quant_storage": "bfloat16",
+        },
         files.changed(
             files.bnb4("nf4", files.NF4, double=False),
             "weight",
