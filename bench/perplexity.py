@@ -1,7 +1,7 @@
-"""SmolLM2-135M requantized in each format, and with each KV cache: bits, speed and perplexity on a CPU.
+"""SmolLM2-135M requantized in each format, and with each KV cache: bits, speed and perplexity.
 
     python bench/perplexity.py MODEL.gguf --threads 2 --json perplexity.json
-    python bench/perplexity.py MODEL.gguf --only 'GPTQ|AWQ' --json perplexity.json   # these rows anew
+    python bench/perplexity.py MODEL.gguf --only 'GPTQ|AWQ' --json perplexity.json  # these rows
     python bench/perplexity.py MODEL.gguf --kv --json perplexity.json
 
 Rounds the float weights of a model's projections to the nearest numbers of each format (what tools

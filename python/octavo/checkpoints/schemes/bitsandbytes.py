@@ -27,8 +27,8 @@ class BitsAndBytesScheme(Scheme):
     """weight, beside its quant_state (4 bits) or SCB (int8), in whatever module has one.
 
     4 bits: uint8 [N K / 2, 1], or the same bytes as another type's elements
-    (``bnb_4bit_quant_storage``), the first of two elements in the high half, in blocks that run over
-    the flattened matrix; absmax, one a block, may be quantized itself. int8: [N, K] times SCB [N]
+    (``bnb_4bit_quant_storage``), the first of two elements in the high half, in blocks that run
+    over the flattened matrix; absmax, one a block, may be quantized itself. int8: [N, K] times SCB [N]
     over 127. LLM.int8's outlier columns are a matter of activations, which stay floats here.
     """
 
