@@ -424,7 +424,7 @@ def measure_formats(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 def measure_kv(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """A row of each type of keys and values."""
     rows: dict[str, dict[str, Any]] = {}
-    for dtype in KV_TYPES:
+    for dtype in filter(re.compile(args.only).search, KV_TYPES):
         llm = LLM(
             str(args.model),
             kv_cache_dtype=dtype,
@@ -464,7 +464,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--speeds", action="store_true", help="no perplexity")
-    parser.add_argument("--only", default="", help="a regex of formats' names")
+    parser.add_argument("--only", default="", help="a regex of the rows' names")
     parser.add_argument("--kv", action="store_true", help="types of keys and values, no formats")
     parser.add_argument("--json", type=Path, help="the rows that it has stay, or are replaced")
     args = parser.parse_args()

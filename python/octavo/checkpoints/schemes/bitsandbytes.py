@@ -28,8 +28,8 @@ class BitsAndBytesScheme(Scheme):
 
     4 bits: uint8 [N K / 2, 1], or the same bytes as another type's elements
     (``bnb_4bit_quant_storage``), the first of two elements in the high half, in blocks that run
-    over the flattened matrix; absmax, one a block, may be quantized itself. int8: [N, K] times SCB [N]
-    over 127. LLM.int8's outlier columns are a matter of activations, which stay floats here.
+    over the flattened matrix; absmax, one a block, may be quantized itself. int8: [N, K] times SCB
+    [N] over 127. LLM.int8's outlier columns are a matter of activations, which stay floats here.
     """
 
     def linear(self, tensors: Tensors, prefix: str, shape: tuple[int, int], part: Part) -> Stored:
