@@ -1,15 +1,15 @@
-"""SmolLM2-135M requantized in each format, and with each KV cache: bits, speed and perplexity on a CPU.
+"""SmolLM2-135M requantized in each format, and with each KV cache: bits, speed and perplexity.
 
     python bench/perplexity.py MODEL.gguf --threads 2 --json perplexity.json
-    python bench/perplexity.py MODEL.gguf --only 'GPTQ|AWQ' --json perplexity.json   # these rows anew
+    python bench/perplexity.py MODEL.gguf --only 'GPTQ|AWQ' --json perplexity.json  # these rows
     python bench/perplexity.py MODEL.gguf --kv --json perplexity.json
 
 Rounds the float weights of a model's projections to the nearest numbers of each format (what tools
 choose better than that is theirs), writes them as the format's files, and serves those as a CPU
 does by default. Perplexity: of this repository's documents, in parts of 512 tokens. Speed: output
-tokens a second at 1 and 16 requests of 64 tokens in, 64 out; rounds take the formats in turn, and
-the table has medians. ``--rounds 0`` leaves out speeds, and keeps those that the JSON has; a run
-of a few rows takes less than the time for which others can be asked to be quiet. ``--kv``: the
+tokens a second at 1 and 16 requests of 64 tokens in, 32 out; rounds take the formats in turn, and
+the table has medians. ``--rounds 0`` leaves out speeds and ``--speeds`` all else, which then stays
+as the JSON has it: speeds of a few rows at a time need a quiet machine for a minute. ``--kv``: the
 model's own file with each type of keys and values, whose speed is that of one request's tokens
 after KV_CONTEXT others. Bits: of a projection's element in the file and in memory; the embedding,
 which is the output head as well, stays as it is.
@@ -49,7 +49,7 @@ PART, PARTS = 512, 6
 BATCHES = (1, 16)
 KV_TYPES = ("float32", "bfloat16", "int8", "fp8_e4m3", "fp8_e5m2")
 KV_CONTEXT, KV_OUT = 8000, 32
-NUM_IN = NUM_OUT = 64
+NUM_IN, NUM_OUT = 64, 32
 # A weight of as many rows is no projection.
 VOCABULARY = 40_000
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
@@ -170,7 +170,7 @@ def bnb4(kind: str, codes: Tensor) -> Writer:
         return {
             "weight": (q[::2] << 4 | q[1::2])[:, None],
             "weight.absmax": absmax,
-            "weight.quant_map": codes,
+            "weight.quant_map": codes.clone(),
             f"weight.quant_state.bitsandbytes__{kind}": torch.tensor(list(data)).byte(),
         }
 
@@ -404,10 +404,11 @@ def measure_formats(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
                 "bits_in_file": None if flag else bits,
                 "bits_in_memory": memory,
                 "file_bytes": None if flag else size,
-                "perplexity": perplexity(llm, text_ids(llm)),
             }
+            if not args.speeds:
+                rows[name]["perplexity"] = perplexity(llm, text_ids(llm))
             llms[name] = llm
-            print(name, f"{memory:.2f} bits, perplexity {rows[name]['perplexity']:.3f}", flush=True)
+            print(name, rows[name], flush=True)
             (folder / "model.safetensors").unlink()
     speeds = {name: {batch: list[float]() for batch in BATCHES} for name in llms}
     for seed in range(args.rounds):
@@ -423,7 +424,7 @@ def measure_formats(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 def measure_kv(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """A row of each type of keys and values."""
     rows: dict[str, dict[str, Any]] = {}
-    for dtype in KV_TYPES:
+    for dtype in filter(re.compile(args.only).search, KV_TYPES):
         llm = LLM(
             str(args.model),
             kv_cache_dtype=dtype,
@@ -432,7 +433,7 @@ def measure_kv(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
             threads=args.threads,
         )
         ids = text_ids(llm)
-        rows[dtype] = {"perplexity": perplexity(llm, ids)}
+        rows[dtype] = {} if args.speeds else {"perplexity": perplexity(llm, ids)}
         if args.rounds:
             prompt = {"prompt_token_ids": (ids * 4)[:KV_CONTEXT]}
             params = SamplingParams(temperature=0, max_tokens=KV_OUT, ignore_eos=True)
@@ -462,7 +463,8 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="", help="a regex of formats' names")
+    parser.add_argument("--speeds", action="store_true", help="no perplexity")
+    parser.add_argument("--only", default="", help="a regex of the rows' names")
     parser.add_argument("--kv", action="store_true", help="types of keys and values, no formats")
     parser.add_argument("--json", type=Path, help="the rows that it has stay, or are replaced")
     args = parser.parse_args()

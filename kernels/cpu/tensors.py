@@ -119,7 +119,8 @@ def kv_cache(k: Tensor, v: Tensor) -> KvCache:
     wanted = (head_stride(size, dim, k.dtype), dim, 1)
     # A dimension of one element has any stride.
     if stride[1:] != wanted and any(
-        found != want and num > 1 for num, found, want in zip(shape[1:], stride[1:], wanted, strict=True)
+        found != want and num > 1
+        for num, found, want in zip(shape[1:], stride[1:], wanted, strict=True)
     ):
         raise refuse(k, "k_cache", "as make_cache lays it out within a block")
     if element not in FLOATS.values():

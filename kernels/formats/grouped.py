@@ -170,7 +170,7 @@ def round_to_int4(weight: Tensor, size: int) -> dict[str, Tensor]:
 
 
 def round_to_int8(weight: Tensor, size: int) -> dict[str, Tensor]:
-    """Round a float weight [N, K] to 8 bits around zero: the largest of ``size`` columns becomes 127.
+    """Round a float weight [N, K] to 8 bits around zero: the largest of ``size`` becomes 127.
 
     Scales are float16. K must be a multiple of ``size``.
     """
@@ -195,8 +195,8 @@ def e2m1_codes(device: torch.device) -> Tensor:
 def round_to_mxfp4(weight: Tensor, size: int) -> dict[str, Tensor]:
     """Round a float weight [N, K] to 4-bit floats times a power of two for ``size`` columns.
 
-    The power is the one by which the group's largest lies in the numbers' highest binade, 4 to 8 (OCP
-    MX specification 1.0, 6.3). K must be a multiple of ``size``.
+    The power is the one by which the group's largest lies in the numbers' highest binade, 4 to 8
+    (OCP MX specification 1.0, 6.3). K must be a multiple of ``size``.
     """
     n, k = weight.shape
     groups = weight.float().view(n, k // size, size)

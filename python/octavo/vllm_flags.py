@@ -105,7 +105,7 @@ _ALL: Final[list[Row]] = [
     # On nearly every guide's command line; a model that cannot do without is refused at its load.
     *_rows("octavo never runs a checkpoint's code", "trust_remote_code", "switch"),
     *_refused(
-        "octavo quantizes by --quantization w4, w8, mxfp4 or fp8, and takes what a checkpoint holds",
+        "octavo quantizes by --quantization (w4, fp8, ...), and takes what a checkpoint holds",
         "quantization_config",
         "object",
     ),

@@ -22,7 +22,9 @@ ATTENTION_ERROR = 1e-2
 
 
 def caches(blocks: int, kv_heads: int, block_size: int, dim: int, dtype: Any) -> list[torch.Tensor]:
-    made = [make_cache((blocks, kv_heads, block_size, dim), dtype, torch.device("cpu")) for _ in "kv"]
+    made = [
+        make_cache((blocks, kv_heads, block_size, dim), dtype, torch.device("cpu")) for _ in "kv"
+    ]
     for cache in made:
         cache.untyped_storage().fill_(0x7F)
     return made
@@ -69,7 +71,9 @@ def test_rows_are_stored_as_the_reference_stores_them(
             a, b = (c.view(torch.uint8)[block, :, offset] for c in (ours, theirs))
             # A sum that is rounded in another order may fall to the other side of a tie.
             assert not tokens or (a == b).float().mean() > 0.98
-            a, b = (read_blocks(c, torch.arange(num_blocks))[block, :, offset] for c in (ours, theirs))
+            a, b = (
+                read_blocks(c, torch.arange(num_blocks))[block, :, offset] for c in (ours, theirs)
+            )
             least = float(a.abs().max()) / 100 if tokens else 0
             torch.testing.assert_close(a, b, rtol=0.26, atol=least)
             rows = ours.view(torch.uint8).transpose(1, 2)

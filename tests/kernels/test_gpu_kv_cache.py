@@ -114,6 +114,28 @@ def test_rows_are_stored_with_their_scales_and_read(
     assert not decodes[2].any()
 
 
+def test_static_scales_take_the_place_of_each_rows() -> None:
+    torch.manual_seed(0)
+    heads, kv_heads, head_dim = 6, 2, 80
+    scales = torch.tensor([[0.01, 0.02], [0.03, 0.004]], device=DEVICE)
+    ours, theirs = (caches(2, kv_heads, head_dim, torch.float8_e4m3fn) for _ in range(2))
+    qkv = randn(20, (heads + 2 * kv_heads) * head_dim)
+    positions = int32(list(range(20)))
+    slots = int32([*range(18), -1, -1])
+    for ops, pair in ((gpu, ours), (reference, theirs)):
+        ops.qk_norm_rope_store_kv(
+            qkv, positions, torch.rand(64, head_dim, device=DEVICE), slots, *pair,
+            num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim, kv_scales=scales,
+        )  # fmt: skip
+    for found, wanted in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(scales_of(found), scales_of(wanted))
+        assert scales_of(found)[1, 0, 1] > 0
+        assert scales_of(found)[1, 0, 2] == 0
+    blocks = torch.arange(2, device=DEVICE)
+    # The smallest of these scales cuts off.
+    assert error_of(read_blocks(ours[1], blocks), read_blocks(theirs[1], blocks)) < 0.04 * CUT
+
+
 @pytest.mark.parametrize("dtype", LARGEST)
 @pytest.mark.parametrize("reqs", [2, 5])
 def test_the_newest_row_is_read_as_later_steps_read_it(reqs: int, dtype: torch.dtype) -> None:

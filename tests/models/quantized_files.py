@@ -323,6 +323,19 @@ def bnb8() -> Writer:
     return write
 
 
+def changed(write: Writer, name: str, change: Callable[[Tensor], Tensor]) -> Writer:
+    """The same numbers, one of whose tensors is stored in another form."""
+
+    def write_changed(prefix: str, weight: Tensor) -> Written | None:
+        written = write(prefix, weight)
+        if written is None:
+            return None
+        tensors, rounded = written
+        return {**tensors, name: change(tensors[name])}, rounded
+
+    return write_changed
+
+
 def is_projection(name: str, tensor: Tensor) -> bool:
     """Matrices that tools quantize: not the embedding, not a router."""
     prefix = name.removesuffix(".weight")

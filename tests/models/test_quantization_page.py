@@ -23,6 +23,7 @@ from octavo.kernels.weights import Planes
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs" / "quantization.md"
 RESULTS = ROOT / "bench" / "results" / "perplexity.json"
+PRODUCTS = ROOT / "bench" / "results" / "formats_cpu.json"
 HERE = "tests/models/test_quantization_page.py"
 FILES = "tests/models/test_schemes_files.py"
 TOOLS = "tests/models/test_tool_files.py"
@@ -90,6 +91,27 @@ def perplexities() -> list[str]:
     ]
 
 
+def products() -> list[str]:
+    """Rows of one product's time, by format and level."""
+    results = json.loads(PRODUCTS.read_text())
+    n, k = results["shape"]
+    levels = results["levels"]
+    rows = []
+    for entries in zip(*levels.values(), strict=True):
+        assert len({entry["format"] for entry in entries}) == 1
+        times = [f"{s * 1e6:.0f}" for entry in entries for s in entry["s"].values()]
+        rows.append(f"| {entries[0]['format']} | {entries[0]['bits']:.2f} | {' | '.join(times)} |")
+    heads = [f"{rows_of}, {level}" for level in levels for rows_of in ("1 row", "4", "16", "64")]
+    return [
+        f"Microseconds of one product of {n} x {k} weights with so many rows, by",
+        f"`{results['command']}`: {results['machine']}.",
+        "",
+        f"| format | bits | {' | '.join(heads)} |",
+        "|---|---|" + "---|" * len(heads),
+        *rows,
+    ]
+
+
 def quantization_page() -> str:
     rows: dict[str, list[Case]] = {}
     for case in CASES:
@@ -140,8 +162,19 @@ def quantization_page() -> str:
             "  `tests/models/test_quantized_gpu.py` has each layout, and compares whole models (`-m gpu`).",
             "- W8A8 and FP8 files are computed with as weights of 8 bits, but for a GPU's steps of more",
             "  than 16 rows with e4m3 weights whose scales are not of blocks: there each row of",
-            "  activations is rounded to e4m3. Input scales, like scales of keys and values, are left",
-            "  unread.",
+            "  activations is rounded to e4m3. Input scales are left unread.",
+            "- Static scales of keys and values (`k_scale`, `v_scale`, `output_scale`, `kv_scale`; one, or",
+            "  one a head) are those of a cache of `--kv-cache-dtype fp8` or `fp8_e4m3`, which a GPU has by",
+            "  itself where the config says so (`kv_cache_scheme`, `kv_cache_quant_algo`). Otherwise, and of",
+            "  `fp8_per_token_head`, `fp8_e5m2` and `int8`, each row's scale is computed as it is stored; a line",
+            "  in the log says that the file's are not used. Families with an attention of their own compute",
+            "  them, too. `tests/models/test_kv_scales.py`, `tests/kernels/test_cpu_kv_cache.py`.",
+            "- `-q fp8` (also `fp8_per_channel`: a scale a row), `fp8_per_tensor`, `fp8_per_block`, `mxfp4`, `w4`",
+            "  and `w8` round a checkpoint's float matrices as they are read, one at a time, on a CPU and on a",
+            "  GPU. `w4` and `w8` are GGUF's Q4_1 and Q8_0 on a CPU, groups of 128 on a GPU.",
+            "- Dequantized on a GPU on purpose: 8 bits with zero points and bitsandbytes' nf4 and fp4. Each would",
+            "  need an argument more, or a table of 16 codes, in the kernels of what most files are, whose speed",
+            "  no GPU was at hand to measure again.",
             "- The tensors stored for a module decide whether it is quantized, so that the parts of a",
             "  fused layer may be of several formats. Lists of modules left out",
             "  (`modules_to_not_convert`, `ignored_layers`) only repeat that; compressed-tensors' `ignore`",
@@ -167,6 +200,8 @@ def quantization_page() -> str:
             "loses nothing more.",
             "",
             *perplexities(),
+            "",
+            *products(),
             "",
             "## Refused, by `quant_method`",
             "",

@@ -84,9 +84,10 @@ TWO_GROUPS = {
 INPUT_SCALE = {"input_scale": torch.tensor([1.0])}
 GPTQ_ROW = "GPTQ v1 and v2; 2, 3, 4, 8 bits; sym and asym; desc_act; lm_head; dynamic"
 PACK_ROW = "compressed-tensors pack-quantized; 2, 3, 4, 8 bits; sym and asym; actorder"
-FLOAT_ROW = "compressed-tensors float-quantized: FP8 by tensor, channel, block"
+FLOAT_ROW = "compressed-tensors float-quantized: FP8 by tensor, channel, block; mxfp8-quantized"
 FP4_ROW = "compressed-tensors nvfp4-pack-quantized and mxfp4-pack-quantized"
 FP8_ROW = "`fp8`: weight_scale_inv by block or tensor"
+MODELOPT_ROW = "`modelopt` FP8 (tensor, row, block) and NVFP4"
 BNB_ROW = "bitsandbytes nf4, fp4 (double quantization too), int8"
 AUTO_ROW = "auto-round, packed as GPTQ or AWQ, scales of either sign"
 
@@ -262,13 +263,13 @@ CASES = [
     ),
     Case(
         "modelopt-fp8",
-        "`modelopt` FP8 and NVFP4",
+        MODELOPT_ROW,
         {"quant_method": "modelopt", "quant_algo": "FP8"},
         files.fp8("weight_scale", shape=(), extra=INPUT_SCALE),
     ),
     Case(
         "modelopt-nvfp4",
-        "`modelopt` FP8 and NVFP4",
+        MODELOPT_ROW,
         {"quant_method": "modelopt", "quant_algo": "NVFP4"},
         files.fp4("modelopt", "weight", 16),
         SPLIT,
@@ -284,6 +285,47 @@ CASES = [
         FP4_ROW,
         ct(floats("group", group_size=32) | {"num_bits": 4}, "mxfp4-pack-quantized"),
         files.fp4("mx", "weight_packed", 32),
+    ),
+    Case(
+        "ct-mxfp8",
+        FLOAT_ROW,
+        ct(floats("group", group_size=32), "mxfp8-quantized"),
+        files.changed(
+            files.fp8("weight_scale", (1, 32), power=True, dtype=torch.float8_e8m0fnu),
+            "weight_scale",
+            lambda scale: scale.view(torch.uint8),
+        ),
+    ),
+    Case(
+        "modelopt-fp8-rows",
+        MODELOPT_ROW,
+        {"quant_method": "modelopt", "quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"},
+        files.changed(files.fp8("weight_scale", rows=True), "weight_scale", torch.flatten),
+    ),
+    Case(
+        "modelopt-fp8-block",
+        MODELOPT_ROW,
+        {"quant_algo": "FP8_PB_WO", "producer": {"name": "modelopt"}},
+        files.changed(
+            files.fp8("weight_scale", (128, 128)),
+            "weight_scale",
+            lambda scale: scale[:, None, :, None],
+        ),
+        model=RAGGED,
+    ),
+    Case(
+        "bnb-nf4-storage",
+        BNB_ROW,
+        {
+            "quant_method": "bitsandbytes",
+            "load_in_4bit": True,
+            "bnb_4bit_quant_storage": "bfloat16",
+        },
+        files.changed(
+            files.bnb4("nf4", files.NF4, double=False),
+            "weight",
+            lambda packed: packed.view(-1).view(torch.bfloat16)[:, None],
+        ),
     ),
     *(
         Case(
@@ -441,10 +483,8 @@ def test_methods_that_are_not_read_are_refused_with_the_way_out(method: str) -> 
         (ct({}, transform_config={"config_groups": {"R1": {}}}), "transform_config is not read"),
         ({"quant_method": "fp8", "weight_block_size": [128]}, r"weight_block_size \[128\]"),
         ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "'W4A8_AWQ' is not read; export"),
-        (
-            {"quant_method": "bitsandbytes", "bnb_4bit_quant_storage": "bfloat16"},
-            "'bfloat16' is not read",
-        ),
+        (gptq(is_marlin_format=True), "Marlin's own layout is not read; convert it to gptq"),
+        ({"quant_method": "awq", "checkpoint_format": "gemv_fast"}, "'gemv_fast' is not read"),
     ],
 )
 def test_configs_that_are_not_read_are_refused(config: Mapping[str, Any], message: str) -> None:

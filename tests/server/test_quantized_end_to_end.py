@@ -67,9 +67,7 @@ def write_folder(bench: ModuleType, gguf: Path, name: str, folder: Path) -> list
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("asked", FLAGS)
-def test_it_answers(
-    asked: str, device: str, gguf: Path, bench: ModuleType, tmp_path: Path
-) -> None:
+def test_it_answers(asked: str, device: str, gguf: Path, bench: ModuleType, tmp_path: Path) -> None:
     if asked == "awq":
         flags = write_folder(bench, gguf, "AWQ, groups of 64", tmp_path / "SmolLM2-AWQ")
     elif asked == "fp8":

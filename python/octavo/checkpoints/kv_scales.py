@@ -1,4 +1,4 @@
-"""Static scales of keys and values, which the tools that calibrate store beside a checkpoint's weights."""
+"""Static scales of keys and values, which tools that calibrate store beside the weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def has_fp8_cache(quantization_config: Mapping[str, Any]) -> bool:
     scheme = quantization_config.get("kv_cache_scheme")
     if isinstance(scheme, Mapping):
         bits, kind = scheme.get("num_bits", 8), scheme.get("type", "float")
-        return bits == 8 and kind == "float"
+        return bool(bits == 8 and kind == "float")
     return str(quantization_config.get("kv_cache_quant_algo") or "").upper() == "FP8"
 
 
@@ -39,7 +39,7 @@ def is_kv_scale(name: str) -> bool:
 
 
 def read_kv_scales(tensors: Tensors, prefix: str, num_kv_heads: int) -> Tensor | None:
-    """float32 [2, num_kv_heads], of keys and of values of the attention ``prefix``; None: not stored.
+    """float32 [2, num_kv_heads], of the attention ``prefix``'s keys and values; None: not stored.
 
     They multiply what the cache holds. A file has one for all heads, or one a head.
 

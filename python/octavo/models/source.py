@@ -115,7 +115,10 @@ class ModelSource:
     def _quantization_config(self) -> dict[str, Any]:
         """A folder's; {} where nothing is quantized."""
         config = self.hf_config
-        found = config.get("quantization_config") or config.get("compression_config")
+        # Of a model of several parts, some have it with the text model's own config.
+        text = config.get("text_config") or {}
+        keys = ("quantization_config", "compression_config")
+        found = next((c[key] for c in (config, text) for key in keys if c.get(key)), None)
         for name, method in CONFIG_FILES.items():
             if not found and (values := self._json(name)):
                 found = {"quant_method": method, **values.get("quantization", values)}

@@ -304,7 +304,9 @@ def _tell_of_kv_scales(source: ModelSource, weights: Weights, dtypes: ModelDtype
     """A line in the log where static scales of keys and values are left unread."""
     left = sum(is_kv_scale(name) for name in weights.unread())
     if left:
-        reason = "this model computes each row's" if dtypes.kv_scales else "a cache of fp8 takes them"
+        reason = (
+            "this model computes each row's" if dtypes.kv_scales else "a cache of fp8 takes them"
+        )
         logger.warning(
             "%s: %d static scales of keys and values are not used: %s", source.path, left, reason
         )

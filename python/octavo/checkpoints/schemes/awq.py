@@ -31,7 +31,9 @@ class AwqScheme(Scheme):
         if bits != _BITS:
             raise ModelLoadError(f"awq: {bits} bits are not read, only {_BITS}")
         self._group_size = int(config.get("group_size", config.get("q_group_size", 128)))
-        version = str(config.get("version") or "gemm").lower()
+        # GPTQModel's AWQ files have GPTQ's keys.
+        named = (config.get(key) for key in ("version", "checkpoint_format", "format"))
+        version = str(next(filter(None, named), "gemm")).lower()
         if version not in ("gemm", "gemv"):
             raise ModelLoadError(f"awq: version {version!r} is not read; convert it to gemm")
         self._read = _read_gemm if version == "gemm" else _read_gemv

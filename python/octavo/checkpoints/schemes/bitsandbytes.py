@@ -15,6 +15,7 @@ from octavo.kernels.formats.dense import DENSE_DTYPES
 from octavo.kernels.weights import Part, Stored
 
 _BYTES = {"U8": torch.uint8}
+_STORAGE = {**DENSE_DTYPES, **_BYTES, "I8": torch.int8}
 _ABSMAX = {**DENSE_DTYPES, **_BYTES}
 # bitsandbytes' name of a 4-bit type -> the format's.
 _FORMATS = {"nf4": "NF4", "fp4": "FP4"}
@@ -25,17 +26,11 @@ _INT8_MAX = 127
 class BitsAndBytesScheme(Scheme):
     """weight, beside its quant_state (4 bits) or SCB (int8), in whatever module has one.
 
-    4 bits: uint8 [N K / 2, 1], the first of two elements in the high half, in blocks that run over
-    the flattened matrix; absmax, one a block, may be quantized itself. int8: [N, K] times SCB [N]
-    over 127. LLM.int8's outlier columns are a matter of activations, which stay floats here.
+    4 bits: uint8 [N K / 2, 1], or the same bytes as another type's elements
+    (``bnb_4bit_quant_storage``), the first of two elements in the high half, in blocks that run
+    over the flattened matrix; absmax, one a block, may be quantized itself. int8: [N, K] times SCB
+    [N] over 127. LLM.int8's outlier columns are a matter of activations, which stay floats here.
     """
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        storage = config.get("bnb_4bit_quant_storage") or "uint8"
-        if storage != "uint8":
-            raise ModelLoadError(
-                f"bitsandbytes: bnb_4bit_quant_storage {storage!r} is not read, only 'uint8'"
-            )
 
     def linear(self, tensors: Tensors, prefix: str, shape: tuple[int, int], part: Part) -> Stored:
         for kind in _FORMATS:
@@ -68,7 +63,9 @@ def _read_4bit(
         raise ModelLoadError(
             f"tensor {name} holds shape {state.get('shape')}, the config says {list(shape)}"
         )
-    packed = tensors.read(name, (-(-n * k // 2), 1), kinds=_BYTES).view(-1)
+    packed = tensors.read(name, tensors.shape(name), kinds=_STORAGE).flatten().view(torch.uint8)
+    if packed.numel() != -(-n * k // 2):
+        raise ModelLoadError(f"tensor {name} holds {packed.numel()} bytes for {n} x {k} of 4 bits")
     q = torch.stack([packed >> 4, packed & 15], 1).view(-1)[: n * k].view(n, k)
     block = int(state["blocksize"])
     absmax = _read_absmax(tensors, name, -(-n * k // block), state)

@@ -40,6 +40,8 @@ class GptqScheme(Scheme):
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
+        if config.get("is_marlin_format"):
+            raise ModelLoadError("gptq: Marlin's own layout is not read; convert it to gptq")
         self._module = module_of(config)
         form = config.get("checkpoint_format") or config.get("format") or "gptq"
         if form not in _FORMATS:

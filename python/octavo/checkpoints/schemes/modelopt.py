@@ -11,7 +11,16 @@ from octavo.checkpoints.schemes.scheme import Scheme, Tensors, read_dense
 from octavo.errors import ModelLoadError
 from octavo.kernels.weights import Part, Stored
 
-_ALGORITHMS = ("FP8", "NVFP4", "W4A16_NVFP4")
+_ALGORITHMS = (
+    "FP8",
+    "FP8_PB_WO",
+    "FP8_PER_CHANNEL_PER_TOKEN",
+    "MIXED_PRECISION",
+    "NVFP4",
+    "W4A16_NVFP4",
+)
+# Of FP8_PB_WO, (rows, columns) of one scale.
+_BLOCK = (128, 128)
 # Of activations, keys and values, which stay floats here.
 _SPARE = (".input_scale", ".k_scale", ".v_scale")
 
@@ -28,6 +37,7 @@ class ModelOptScheme(Scheme):
             raise ModelLoadError(
                 f"modelopt: quant_algo {algorithm!r} is not read; export it as FP8 or NVFP4"
             )
+        self._block = _BLOCK if algorithm == "FP8_PB_WO" else None
 
     def linear(self, tensors: Tensors, prefix: str, shape: tuple[int, int], part: Part) -> Stored:
         weight = f"{prefix}.weight"
@@ -37,7 +47,7 @@ class ModelOptScheme(Scheme):
             return read_fp4(tensors, prefix, shape, part, packed=weight, factor=factor)
         if kind in FP8_KINDS:
             scale = f"{weight}_scale"
-            return read_scaled(tensors, prefix, shape, part, scale=scale, block=None)
+            return read_scaled(tensors, prefix, shape, part, scale=scale, block=self._block)
         return read_dense(tensors, prefix, shape, part)
 
     def is_spare(self, tensors: Tensors, name: str) -> bool:

@@ -21,12 +21,13 @@ from octavo.errors import ModelLoadError
 SCHEMES: dict[str, Callable[[Mapping[str, Any]], Scheme]] = {
     "auto-round": AutoRoundScheme,
     "awq": AwqScheme,
-    "bitsandbytes": BitsAndBytesScheme,
+    "bitsandbytes": lambda _: BitsAndBytesScheme(),
     "compressed-tensors": CompressedTensorsScheme,
     "fbgemm_fp8": Fp8Scheme,
     "fp8": Fp8Scheme,
     "gptq": GptqScheme,
     "modelopt": ModelOptScheme,
+    "modelopt_fp4": ModelOptScheme,
     "mxfp4": Mxfp4Scheme,
     "intel/auto-round": AutoRoundScheme,
 }
@@ -78,6 +79,8 @@ def method_of(quantization_config: Mapping[str, Any] | None) -> str:
     method = config.get("quant_method")
     if not method and ("load_in_4bit" in config or "load_in_8bit" in config):
         return "bitsandbytes"  # its first files do not name it
+    if not method and "quant_algo" in config:
+        return "modelopt"
     return str(method or "")
 
 

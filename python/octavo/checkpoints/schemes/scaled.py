@@ -14,8 +14,8 @@ from octavo.kernels.weights import Part, Stored
 FP8_KINDS = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 INT8_KINDS = {"I8": torch.int8}
 _BYTE_KINDS = {**FP8_KINDS, **INT8_KINDS}
-# Powers of two are stored as their exponents by some.
-_SCALE_KINDS = {**DENSE_DTYPES, "F8_E8M0": torch.float8_e8m0fnu}
+# Powers of two are stored as their exponents by some, or as these in bytes.
+_SCALE_KINDS = {**DENSE_DTYPES, "F8_E8M0": torch.float8_e8m0fnu, "U8": torch.uint8}
 
 
 def read_scaled(
@@ -60,8 +60,10 @@ def read_scales(
     per_row = ((n,), (n, 1))
     rows, size = (n, k) if block is None else block
     blocks = (-(-n // rows), -(-k // size))
-    if block is not None and found == blocks:
-        scales = tensors.read(name, found, kinds=kinds)
+    # ModelOpt's have a dimension for what is in a block, too.
+    if block is not None and found in (blocks, (blocks[0], 1, blocks[1], 1)):
+        scales = tensors.read(name, found, kinds=kinds).view(blocks)
+        scales = scales.view(torch.float8_e8m0fnu) if scales.dtype == torch.uint8 else scales
         scales = scales.float() if scales.dtype == torch.float8_e8m0fnu else scales
         scales = scales.repeat_interleave(rows, 0)[:n] if rows > 1 else scales
     elif found in per_row:
