@@ -157,6 +157,32 @@ def test_pooling_dense_and_normalize(mode: str, row: int, save_encoder: Callable
     torch.testing.assert_close(embed(path), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_a_layer_before_pooling_is_of_every_token(save_encoder: Callable[..., Any]) -> None:
+    path, model = save_encoder("Bert")
+    write_modules(path, {"pooling_mode_mean_tokens": True})
+    modules = json.loads((path / "modules.json").read_text())
+    modules.insert(1, {"path": "1_Dense", "type": "sentence_transformers.models.Dense"})
+    (path / "modules.json").write_text(json.dumps(modules))
+    (path / "1_Dense").mkdir()
+    config = {"in_features": 120, "out_features": 8, "module_input_name": "token_embeddings"}
+    (path / "1_Dense" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelLoadError, match="1_Dense: no safetensors file, and no other kind"):
+        embed(path)
+    weight, bias = torch.randn(8, 120), torch.randn(8)
+    save_file({"linear.weight": weight, "linear.bias": bias}, path / "1_Dense/model.safetensors")
+    layer = torch.nn.functional.linear
+    expected = [layer(hidden, weight, bias).tanh().mean(0) for hidden in hidden_of(model)]
+    torch.testing.assert_close(embed(path), torch.stack(expected), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["Router", "Asym"])
+def test_modules_that_are_not_known_are_named(kind: str, save_encoder: Callable[..., Any]) -> None:
+    path, _model = save_encoder("Bert")
+    write_modules(path, {"pooling_mode_mean_tokens": True}, (kind, f"2_{kind}"))
+    with pytest.raises(ModelLoadError, match=f"module '{kind}' is not supported"):
+        embed(path)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("is_bare", [False, True])
 def test_encoders_named_after_their_training(family: str, is_bare: bool, tmp_path: Path) -> None:

@@ -314,10 +314,9 @@ Experts' gates and ups may be one tensor. The package `gguf` 0.19 has no names f
 Tiny random models of each, written as llama.cpp writes them, have transformers' logits within 1e-3,
 and those of the same weights in safetensors within 1e-5, or 1e-4 where the converter folds factors into
 weights (`tests/models/test_gguf_families.py`). Blocks that predict further tokens are left out.
-Encoders are {gguf_encoders}, with BERT's WordPiece or a byte-level tokenizer: vectors
+Encoders are {gguf_encoders}, with WordPiece (`bert`), Unigram (`t5`, XLM-RoBERTa's) or a byte-level tokenizer: vectors
 within 1e-4 of transformers', pooled as the file says, of length 1 (`tests/models/test_gguf_encoders.py`).
-Others are refused, `jina-bert-v2` (which transformers has no module for), classifiers and files with a
-Unigram tokenizer (`t5`, XLM-RoBERTa's) among them: load their safetensors.
+Others are refused, `jina-bert-v2` (which transformers has no module for) and classifiers among them: load their safetensors.
 
 ## Decoders that run through transformers' own module
 

@@ -22,7 +22,6 @@ QUICK = {
     "Kimi-Linear",
     "LFM2",
     "Mamba-2",
-    "MiniMax",
     "Nemotron 3",
     "OLMo-Hybrid",
     "Qwen3-Next",

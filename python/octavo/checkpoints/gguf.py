@@ -18,7 +18,17 @@ from octavo.errors import ModelLoadError
 from octavo.kernels.formats.dense import DENSE_DTYPES
 from octavo.kernels.formats.gguf import BLOCK_FORMATS
 from octavo.kernels.formats.gguf_grids import GRIDS
-from octavo.kernels.weights import Part, Planes, Range, Rows, Stored, part_of, rows_of
+from octavo.kernels.weights import (
+    Columns,
+    Part,
+    Planes,
+    Range,
+    Rows,
+    Stored,
+    dense,
+    part_of,
+    rows_of,
+)
 
 # Pages of a mapped file that may stay in memory while it is read.
 _RELEASE_BYTES = 32 << 20
@@ -74,7 +84,27 @@ class GgufWeights:
             blocks = self._bytes(gguf_name).view(shape[0], -1)
             self._progress(nbytes)
             return part_of(Planes(kind, {"blocks": blocks}, shape, order), part)
+        if part is not None and kind in DENSE_DTYPES:
+            return self._dense_part(gguf_name, kind, shape, order, part)
         return part_of(self._floats(gguf_name, kind, shape, order, self._dtype, nbytes), part)
+
+    def _dense_part(
+        self,
+        gguf_name: str,
+        kind: str,
+        shape: tuple[int, int],
+        order: Tensor | None,
+        part: Rows | Columns,
+    ) -> Tensor:
+        """A part of a dense matrix [N, K], of which no more is read."""
+        whole = self._bytes(gguf_name).view(DENSE_DTYPES[kind]).view(shape)
+        if order is not None and isinstance(part, Rows):
+            found = whole[rows_of(order, part)]
+        else:
+            found = dense(part_of(whole, part))
+            found = found if order is None else found[order]
+        self._progress(found.nbytes)
+        return found.to(device=self._device, dtype=self._dtype or DENSE_DTYPES[kind], copy=True)
 
     def embedding(self, prefix: str, shape: tuple[int, int], part: Part = None) -> Stored:
         return self.linear(prefix, shape, part)

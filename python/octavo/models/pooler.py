@@ -65,12 +65,15 @@ class Pooler:
         self.lowercases = False
         self.pools_prompts = True
         self.size, self._device = hidden_size, device
+        # Of every token, before they are pooled; and of what comes of that.
+        self._token_steps: list[Step] = []
         self._steps: list[Step] = []
         file = folder / "modules.json"
         modules = _read(file, list) if file.is_file() else []
-        if mode is None and modules and not any(_is_pooling(module) for module in modules):
+        pooling = next((i for i, module in enumerate(modules) if _is_pooling(module)), None)
+        if mode is None and modules and pooling is None:
             self.modes = ("token",)
-        for module in modules:
+        for place, module in enumerate(modules):
             try:
                 kind = str(module["type"]).rpartition(".")[2]
                 path = folder / str(module["path"])
@@ -78,10 +81,11 @@ class Pooler:
                 raise ModelLoadError(f"{file}: not a list of modules: {error!r}") from error
             if not path.resolve().is_relative_to(folder.resolve()):
                 raise ModelLoadError(f"{file}: module {module['path']!r} is outside the folder")
-            self._add(kind, path, file)
+            steps = self._token_steps if place < (pooling or 0) else self._steps
+            self._add(kind, path, file, steps)
             self.normalizes = kind == "Normalize"
 
-    def _add(self, kind: str, path: Path, file: Path) -> None:
+    def _add(self, kind: str, path: Path, file: Path, steps: list[Step]) -> None:
         match kind:
             case "Transformer" | "MLMTransformer":
                 found = (path / f"sentence_{name}_config.json" for name in _SETTINGS)
@@ -101,11 +105,11 @@ class Pooler:
             case "Dropout":
                 pass
             case "LayerNorm":
-                self._steps.append(self._layer_norm(path))
+                steps.append(self._layer_norm(path))
             case "Dense":
-                self._steps.append(self._dense(path))
+                steps.append(self._dense(path))
             case "Normalize":
-                self._steps.append(lambda x: torch.nn.functional.normalize(x, dim=-1))
+                steps.append(lambda x: torch.nn.functional.normalize(x, dim=-1))
             case _:
                 raise ModelLoadError(f"{file}: module {kind!r} is not supported")
 
@@ -117,6 +121,8 @@ class Pooler:
         Rows after the last text belong to none, and an empty text's result is meaningless.
         Everything can be captured into a CUDA graph.
         """
+        for step in self._token_steps:
+            hidden = step(hidden.float())
         parts = [_pooled(mode, hidden, starts) for mode in self.modes]
         x = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
         for step in self._steps:
@@ -148,12 +154,7 @@ class Pooler:
             raise ModelLoadError(f"{file}: no sizes of a layer: {error!r}") from error
         if k != self.size:
             raise ModelLoadError(f"{file}: in_features is {k}, its input has {self.size}")
-        weights = SafetensorsWeights(
-            safetensors_files(path),
-            device=self._device,
-            dtype=torch.float32,
-            act_dtype=torch.float32,
-        )
+        weights = self._open(path)
         weight = dense(weights.linear("linear", (n, k)))
         bias = weights.vector("linear.bias", n) if values.get("bias", True) else None
         weights.finish()
@@ -165,16 +166,20 @@ class Pooler:
         return apply
 
     def _layer_norm(self, path: Path) -> Step:
-        weights = SafetensorsWeights(
-            safetensors_files(path),
-            device=self._device,
-            dtype=torch.float32,
-            act_dtype=torch.float32,
-        )
+        weights = self._open(path)
         sizes = (self.size,)
         weight, bias = (weights.vector(f"norm.{name}", self.size) for name in ("weight", "bias"))
         weights.finish()
         return lambda x: torch.nn.functional.layer_norm(x, sizes, weight, bias)
+
+    def _open(self, path: Path) -> SafetensorsWeights:
+        """A module's tensors."""
+        files = safetensors_files(path)
+        if not files:
+            raise ModelLoadError(f"{path}: no safetensors file, and no other kind is read")
+        return SafetensorsWeights(
+            files, device=self._device, dtype=torch.float32, act_dtype=torch.float32
+        )
 
 
 def _pooled(mode: str, hidden: Tensor, starts: Tensor) -> Tensor:

@@ -81,14 +81,15 @@ class Scheme(ABC):
         module = f"{prefix}.{name}.weight"
         rows = None if own == (0, count) else Rows((own,))
         if module in tensors:
-            for weight in tensors.read(module, (count, n, k), dtype=tensors.dtype, part=rows):
-                yield part_of(weight, part)
+            for weight in tensors.read(module, (count, n, k), part=rows):
+                yield _converted(part_of(weight, part), tensors.dtype)
             return
         if f"{prefix}.{name}" in tensors:
             is_transposed = _is_transposed(tensors, prefix)
             whole = (count, k, n) if is_transposed else (count, n, k)
-            for weight in tensors.read(f"{prefix}.{name}", whole, dtype=tensors.dtype, part=rows):
-                yield part_of(weight.T if is_transposed else weight, part)
+            for weight in tensors.read(f"{prefix}.{name}", whole, part=rows):
+                own_part = part_of(weight.T if is_transposed else weight, part)
+                yield _converted(own_part, tensors.dtype)
             return
         for expert in range(*own):
             yield self.linear(tensors, f"{prefix}.{expert}.{name}", shape, part)
@@ -96,6 +97,11 @@ class Scheme(ABC):
     def is_spare(self, tensors: Tensors, name: str) -> bool:
         """True for a tensor that may stay unread: a scale of activations, a bias of zeros."""
         return False
+
+
+def _converted(weight: Stored, dtype: torch.dtype | None) -> Stored:
+    """A dense part in ``dtype``: the rest of its tensor, a map of the file, is not touched."""
+    return weight.to(dtype) if isinstance(weight, Tensor) and dtype is not None else weight
 
 
 def _is_transposed(tensors: Tensors, prefix: str) -> bool:
