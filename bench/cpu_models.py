@@ -195,7 +195,9 @@ def run_octavo(args: argparse.Namespace, file: Path) -> dict[str, Any]:
         return time.perf_counter() - at
 
     def step(num_in: int, seed: int) -> float:
-        return (seconds(num_in, args.steps + 1, seed) - seconds(num_in, 1, seed)) / args.steps
+        more = seconds(num_in, args.steps + 1, seed)
+        taken: float = (more - seconds(num_in, 1, seed)) / args.steps
+        return taken
 
     seconds(16, 2, 1)
     out["step_s"] = [step(64, 10 + i) for i in range(args.repeat)]

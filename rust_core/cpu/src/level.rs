@@ -21,9 +21,6 @@ enum Kind {
     Scalar,
     #[cfg(target_arch = "aarch64")]
     Neon,
-    /// NEON with the dot products of four bytes.
-    #[cfg(target_arch = "aarch64")]
-    Dotprod,
     #[cfg(target_arch = "x86_64")]
     Avx2,
     /// AVX2 with the dot products of VNNI on 256 bits.
@@ -46,9 +43,6 @@ impl Level {
         #[cfg(target_arch = "aarch64")]
         if std::arch::is_aarch64_feature_detected!("neon") {
             levels.push(Level(Kind::Neon));
-            if std::arch::is_aarch64_feature_detected!("dotprod") {
-                levels.push(Level(Kind::Dotprod));
-            }
         }
         #[cfg(target_arch = "x86_64")]
         {
@@ -75,7 +69,7 @@ impl Level {
         levels
     }
 
-    /// The level named `scalar`, `neon`, `dotprod`, `avx2`, `avxvnni`, `avx512` or `amx`.
+    /// The level named `scalar`, `neon`, `avx2`, `avxvnni`, `avx512` or `amx`.
     ///
     /// # Errors
     /// A message when the name is unknown or this machine lacks the level.
@@ -114,8 +108,6 @@ impl Level {
             Kind::Scalar => "scalar",
             #[cfg(target_arch = "aarch64")]
             Kind::Neon => "neon",
-            #[cfg(target_arch = "aarch64")]
-            Kind::Dotprod => "dotprod",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
@@ -223,8 +215,6 @@ impl Level {
                 Kind::Scalar => kernel.run(Scalar),
                 #[cfg(target_arch = "aarch64")]
                 Kind::Neon => crate::simd::neon::run(kernel),
-                #[cfg(target_arch = "aarch64")]
-                Kind::Dotprod => crate::simd::neon::run_dotprod(kernel),
                 #[cfg(target_arch = "x86_64")]
                 Kind::Avx2 | Kind::AvxVnni => crate::simd::avx2::run(kernel),
                 #[cfg(target_arch = "x86_64")]

@@ -1,15 +1,13 @@
-//! Neon: two 4-lane vectors as one of 8 lanes, so that packed layouts are the same as AVX2's; with DOTS
-//! the dot products of four bytes.
+//! Neon: two 4-lane vectors as one of 8 lanes, so that packed layouts are the same as AVX2's.
 
 use std::arch::aarch64::*;
-use std::arch::asm;
 
 use crate::float::{f16_to_f32, f32_to_bf16, f32_to_f16};
 use crate::simd::{Kernel, Simd};
 
-/// Exists only inside [`run`], or with `DOTS` in [`run_dotprod`].
+/// Exists only inside [`run`].
 #[derive(Clone, Copy)]
-pub(crate) struct Neon<const DOTS: bool>(());
+pub(crate) struct Neon(());
 
 /// Run a kernel with the features on.
 ///
@@ -18,17 +16,7 @@ pub(crate) struct Neon<const DOTS: bool>(());
 #[target_feature(enable = "neon")]
 pub(crate) unsafe fn run<K: Kernel>(kernel: K) -> K::Out {
     // SAFETY: the caller's.
-    unsafe { kernel.run(Neon::<false>(())) }
-}
-
-/// As `run`, on a CPU that has dotprod.
-///
-/// # Safety
-/// As there.
-#[target_feature(enable = "neon,dotprod")]
-pub(crate) unsafe fn run_dotprod<K: Kernel>(kernel: K) -> K::Out {
-    // SAFETY: the caller's.
-    unsafe { kernel.run(Neon::<true>(())) }
+    unsafe { kernel.run(Neon(())) }
 }
 
 /// An intrinsic call in a method of `Neon`.
@@ -53,37 +41,9 @@ fn fold(w: int8x16_t, x: int8x8_t) -> int32x4_t {
     }
 }
 
-/// `sum` plus the products of `fold`, in one instruction, for which stable Rust has no name.
+/// The same for 8 rows, added to their sums.
 #[inline(always)]
-fn sdot(sum: int32x4_t, w: int8x16_t, x: int8x8_t) -> int32x4_t {
-    let mut out = sum;
-    // SAFETY: it reads and writes these registers alone; callers have `DOTS`.
-    unsafe {
-        asm!(
-            ".arch_extension dotprod",
-            "sdot {out:v}.4s, {w:v}.16b, {x:v}.4b[0]",
-            out = inout(vreg) out,
-            w = in(vreg) w,
-            // An element's register is one of the first sixteen in some such instructions.
-            x = in(vreg_low16) x,
-            options(pure, nomem, nostack, preserves_flags),
-        );
-    }
-    out
-}
-
-/// The products of `fold` for 8 rows, added to their sums.
-#[inline(always)]
-fn dot4<const DOTS: bool>(
-    low: int8x16_t,
-    high: int8x16_t,
-    x: int8x8_t,
-    sum: &mut (int32x4_t, int32x4_t),
-) {
-    if DOTS {
-        *sum = (sdot(sum.0, low, x), sdot(sum.1, high, x));
-        return;
-    }
+fn dot4(low: int8x16_t, high: int8x16_t, x: int8x8_t, sum: &mut (int32x4_t, int32x4_t)) {
     isa! {
         sum.0 = vaddq_s32(sum.0, fold(low, x));
         sum.1 = vaddq_s32(sum.1, fold(high, x));
@@ -175,7 +135,7 @@ fn dot_pairs_half(sum: uint32x4_t, w: uint32x4_t, x: i32) -> uint32x4_t {
 /// # Safety
 /// 16 activations are readable.
 #[inline(always)]
-unsafe fn dot16<const DOTS: bool>(
+unsafe fn dot16(
     w: &[(uint32x4_t, uint32x4_t)],
     x: *const i8,
     start: i32,
@@ -186,13 +146,13 @@ unsafe fn dot16<const DOTS: bool>(
         for (j, w) in w.iter().enumerate() {
             let four = x.cast::<i32>().add(j).read_unaligned();
             let (a, b) = (vreinterpretq_s8_u32(w.0), vreinterpretq_s8_u32(w.1));
-            dot4::<DOTS>(a, b, vreinterpret_s8_s32(vdup_n_s32(four)), &mut sum);
+            dot4(a, b, vreinterpret_s8_s32(vdup_n_s32(four)), &mut sum);
         }
         sum
     }
 }
 
-impl<const DOTS: bool> Simd for Neon<DOTS> {
+impl Simd for Neon {
     type V = V;
     const LANES: usize = 8;
     const ROWS: usize = 6;
@@ -407,8 +367,8 @@ impl<const DOTS: bool> Simd for Neon<DOTS> {
     #[inline(always)]
     unsafe fn dot<const BITS: usize>(self, w: [Self::I; 8], x: *const i8) -> V {
         isa! {
-            let sum = dot16::<DOTS>(&w[..4], x, 0);
-            let more = dot16::<DOTS>(&w[4..], x.add(16), 0);
+            let sum = dot16(&w[..4], x, 0);
+            let more = dot16(&w[4..], x.add(16), 0);
             let sum = (vaddq_s32(sum.0, more.0), vaddq_s32(sum.1, more.1));
             (vcvtq_f32_s32(sum.0), vcvtq_f32_s32(sum.1))
         }
@@ -417,8 +377,8 @@ impl<const DOTS: bool> Simd for Neon<DOTS> {
     unsafe fn dot_halves(self, w: [Self::I; 8], x: *const i8, start: [i32; 2]) -> [V; 2] {
         isa! {
             let sums = [
-                dot16::<DOTS>(&w[..4], x, start[0]),
-                dot16::<DOTS>(&w[4..], x.add(16), start[1]),
+                dot16(&w[..4], x, start[0]),
+                dot16(&w[4..], x.add(16), start[1]),
             ];
             to_floats(sums)
         }
@@ -438,7 +398,7 @@ impl<const DOTS: bool> Simd for Neon<DOTS> {
                 let b = vreinterpretq_s8_u8(vld1q_u8(w.add(32 * j + 16)));
                 for r in 0..R {
                     let four = x[r].cast::<i32>().add(j).read_unaligned();
-                    dot4::<DOTS>(a, b, vreinterpret_s8_s32(vdup_n_s32(four)), &mut sums[r]);
+                    dot4(a, b, vreinterpret_s8_s32(vdup_n_s32(four)), &mut sums[r]);
                 }
             }
             to_floats(sums)
