@@ -91,6 +91,21 @@ def perplexities() -> list[str]:
     ]
 
 
+def caches() -> list[str]:
+    """Rows of the types of keys and values."""
+    rows = json.loads(RESULTS.read_text())["kv"]
+    bits = {"float32": 32, "bfloat16": 16}
+    return [
+        "| keys and values | bits | tok/s after 8,000 tokens | perplexity |",
+        "|---|---|---|---|",
+        *(
+            # A scale of 32 bits for each head's 64 elements.
+            f"| {name} | {bits.get(name, 8.5):.2f} | {row['tok_s']:.0f} | {row['perplexity']:.2f} |"
+            for name, row in rows.items()
+        ),
+    ]
+
+
 def products() -> list[str]:
     """Rows of one product's time, by format and level."""
     results = json.loads(PRODUCTS.read_text())
@@ -200,6 +215,10 @@ def quantization_page() -> str:
             "loses nothing more.",
             "",
             *perplexities(),
+            "",
+            "Keys and values, with the model's own weights (`--kv-cache-dtype`), on the same machine:",
+            "",
+            *caches(),
             "",
             *products(),
             "",
