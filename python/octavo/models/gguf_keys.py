@@ -55,7 +55,7 @@ def epsilon(get: Getter, key: str = "attention.layer_norm_epsilon") -> float:
 
 
 def layer_types(get: Getter) -> list[str]:
-    """Which layers are local, where a file lists them.
+    """Each layer's kind, local or global, where a file lists them.
 
     Raises:
         ModelLoadError: it does not, or the list is not one of all layers.

@@ -57,7 +57,7 @@ impl Byte {
         }
     }
 
-    /// What elements are, in those that `Elements::load` gives.
+    /// The value of an element, in units of those that `Elements::load` gives.
     pub(crate) fn unit(self) -> f32 {
         match self {
             Byte::E4m3 => 256.0,

@@ -52,7 +52,7 @@ pub(super) fn build(file: &GgufFile) -> Result<Tokenizer> {
     Ok(tokenizer)
 }
 
-/// What SentencePiece does to a text first: its table of characters, and fewer spaces.
+/// The steps that SentencePiece takes first: its table of characters, and fewer spaces.
 fn normalizers(file: &GgufFile) -> Result<Vec<NormalizerWrapper>> {
     let mut found: Vec<NormalizerWrapper> = Vec::new();
     if let Some(table) = file.bytes("tokenizer.ggml.precompiled_charsmap") {
