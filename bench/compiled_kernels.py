@@ -115,8 +115,9 @@ def ints(*shape: int) -> torch.Tensor:
 
 def compile_step(rows: dict[str, dict[str, int]]) -> None:
     n, many = MAX_SEQS + 1, 8192
+    table = ints(n, slots.RECORD_LEN)
     buffers = gpu.StepBuffers(
-        *(ints(many) for _ in range(8)), ints(n, 512), ints(n, slots.RECORD_LEN)
+        *(ints(many) for _ in range(8)), ints(n, 512), slot_table=table, sampled_table=table
     )
     with compiled(rows, ""):
         gpu.prepare_step(ints(many), buffers, decode_rows=8, prefill_reqs=0, prefill_rows=0)
