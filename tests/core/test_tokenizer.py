@@ -230,7 +230,7 @@ def test_what_is_not_known_is_named(write_gguf: WriteGguf) -> None:
         assert "\n" not in str(error.value)
 
     refused(byte_level_file("martian"), '"martian" is not supported')
-    refused(lambda w: w.add_tokenizer_model("bert"), '"bert" is not supported')
+    refused(lambda w: w.add_tokenizer_model("rwkv"), '"rwkv" is not supported')
     refused(lambda w: None, "has no tokenizer")
     refused(lambda w: w.add_tokenizer_model("gpt2"), r"tokenizer\.ggml\.tokens.* is absent")
 

@@ -61,6 +61,7 @@ def rope(**changed: Any) -> None:
         "slot_mapping": INTS,
         "cache": CACHE,
         "num_heads": 1,
+        "kv_scales": None,
         "q_norm": None,
         "k_norm": None,
         "eps": 1e-6,
@@ -127,7 +128,7 @@ def test_a_weight_refuses_other_inputs_and_outputs(linear: _core.CpuLinear) -> N
         (MATRIX, None, (NOWHERE, "F32", 3, 16)),
     ]:
         with pytest.raises(ValueError, match=WRONG_SHAPE):
-            linear.forward(x, bias, False, y)
+            linear.forward(x, bias, 16, y)
     with pytest.raises(TypeError):
         linear.embedding(FLOATS, 1.0, (NOWHERE, "F32", 8, 8))
     with pytest.raises(ValueError, match=WRONG_SHAPE):

@@ -30,7 +30,7 @@ def texts() -> list[list[int]]:
 def op_by_op(monkeypatch: pytest.MonkeyPatch) -> None:
     """Padded shapes are a GPU's, where no call takes an encoder's layers as a whole."""
     ops = dataclasses.replace(get_ops(torch.device("cpu"), "native"), make_encoder=None)
-    monkeypatch.setattr(loading, "get_ops", lambda device, backend: ops)
+    monkeypatch.setattr(loading, "get_ops", lambda *_: ops)
 
 
 def padded(llm: LLM) -> LLM:
@@ -100,7 +100,7 @@ def test_the_gpus_kernels_leave_padding_alone(
     save(tmp_path)
     prompts = texts()[:3]
     expected = vectors(LLM(str(tmp_path), threads=1, dtype="float32"), prompts)
-    monkeypatch.setattr(loading, "get_ops", lambda device, backend: gpu.OPS)
+    monkeypatch.setattr(loading, "get_ops", lambda *_: gpu.OPS)
     llm = padded(LLM(str(tmp_path), threads=1, dtype="float32"))
     torch.testing.assert_close(vectors(llm, prompts), expected, atol=1e-5, rtol=1e-4)
 

@@ -70,7 +70,7 @@ def both_runners(folder: Path, monkeypatch: pytest.MonkeyPatch, **mesh: Any) -> 
             lambda config, source, runner=runner: runner(loading.load(config, source)),
         )
         if runner is GraphRunner:
-            monkeypatch.setattr(loading, "get_ops", lambda device, backend: gpu.OPS)
+            monkeypatch.setattr(loading, "get_ops", lambda *_: gpu.OPS)
         yield LLM(
             str(folder),
             load_format="dummy",
