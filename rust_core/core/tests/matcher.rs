@@ -8,7 +8,7 @@ use octavo_core::engine::outbox::Delivery;
 use octavo_core::engine::{AddRequest, EngineCore, Sampled};
 use octavo_core::scheduler::batch::{ScheduledBatch, Staging};
 use octavo_core::scheduler::request::FinishReason;
-use octavo_core::scheduler::{LongPrefill, Policy, SchedulerConfig};
+use octavo_core::scheduler::{LongPrefill, Policy, SchedulerConfig, StateConfig};
 use octavo_core::text::matcher::{
     Accepted, Constraint, Grammar, GrammarKind, GrammarOptions, GrammarSource, Grammars,
     GrammarsConfig, Matcher, ReasoningTokens, Trigger, TriggerTexts,
@@ -749,6 +749,10 @@ struct Run {
 
 impl Run {
     fn new(num_blocks: usize) -> Self {
+        Self::with_state(num_blocks, None)
+    }
+
+    fn with_state(num_blocks: usize, state: Option<StateConfig>) -> Self {
         let config = SchedulerConfig {
             num_blocks,
             block_size: 4,
@@ -760,7 +764,7 @@ impl Run {
             long_prefill: LongPrefill::default(),
             policy: Policy::Fcfs,
             num_stages: 1,
-            state: None,
+            state,
         };
         let core = EngineCore::new(config, 1, Some(tokenizer())).unwrap();
         let buffer = vec![0; core.scheduler().limits().required_len()];
@@ -1054,6 +1058,45 @@ fn a_grammar_with_a_trigger_costs_nothing_until_it_comes() {
             run.num_steps
         );
         assert!(run.num_masked_steps > 3);
+    }
+}
+
+/// A state that has gone on is brought back, from a checkpoint or from the beginning.
+#[test]
+fn a_trigger_holds_where_layers_keep_a_state() {
+    let grammar = compile(GrammarKind::Grammar, CALLS);
+    for num_checkpoints in [0, 4] {
+        for ahead in [0, 1] {
+            let mut run = Run::with_state(
+                64,
+                Some(StateConfig {
+                    num_checkpoints,
+                    interval: 4,
+                }),
+            );
+            run.script = vec![u32::from(b'h'), u32::from(b'i'), TOOL];
+            run.core
+                .add_request(AddRequest {
+                    request_ids: &[0],
+                    prompt: &[1, 2, 3],
+                    max_tokens: 40,
+                    eos_token_ids: &[EOS],
+                    skip_special_tokens: false,
+                    grammar: Some(grammar.clone()),
+                    trigger: Some(texts(&["<tool>"], false)),
+                    deliveries: vec![Delivery::Final],
+                    ..AddRequest::default()
+                })
+                .unwrap();
+            let ends = run.finish(ahead);
+            let call = ends[0].2.strip_prefix("hi<tool>").expect("as the script");
+            assert!(
+                call.starts_with("{ab}") || call.starts_with("{cd}"),
+                "{call:?}"
+            );
+            assert_eq!(run.core.stats().num_preemptions, ahead as u64);
+            assert_eq!(run.new_slots.len(), 1 + ahead);
+        }
     }
 }
 

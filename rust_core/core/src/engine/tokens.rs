@@ -307,7 +307,7 @@ fn append(
         finish = match constraint.accept(token) {
             Accepted::Open => None,
             Accepted::Armed => {
-                if !scheduler.disregard(index) {
+                if !scheduler.disregard(index) && !scheduler.restart(index) {
                     // The last token is on its way without it.
                     constraint.release();
                 }

@@ -476,8 +476,9 @@ impl Scheduler {
     }
 
     /// Gives up what the steps in flight sample behind the token that has landed: the next step goes on
-    /// from that one, with its slot written anew, since the device counts what it samples. Returns false, and nothing is given up, where the last token is on its way, or where
-    /// the step ahead has brought a state past that token.
+    /// from that one, with its slot written anew, since the device counts what it samples. Returns false,
+    /// and nothing is given up, where the last token is on its way, or where the step ahead has brought a
+    /// state past that token.
     pub fn disregard(&mut self, index: u32) -> bool {
         let request = &mut self.requests[index as usize];
         if self.states.is_some() && request.num_pending > 0 {
@@ -495,6 +496,19 @@ impl Scheduler {
         }
         request.num_void += request.num_pending;
         request.num_pending = 0;
+        true
+    }
+
+    /// As `disregard`, where a state has to be brought back too: the request is computed again from its
+    /// last checkpoint. Returns false, and nothing is given up, where the last token is on its way.
+    pub fn restart(&mut self, index: u32) -> bool {
+        let request = &mut self.requests[index as usize];
+        if !matches!(&request.status, RequestStatus::Running(seat) if !seat.closed) {
+            return false;
+        }
+        request.num_void += request.num_pending;
+        request.num_pending = 0;
+        self.preempt(index);
         true
     }
 
