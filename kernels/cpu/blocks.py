@@ -105,7 +105,7 @@ def _blocks(groups: _Groups, block: int, elements: Tensor, zero: Tensor | None =
     out = torch.empty((n, k // block, head + block), dtype=torch.uint8)
     repeat = groups.size // block
     scale = groups.scale.repeat_interleave(repeat, 1) if repeat > 1 else groups.scale
-    out[:, :, :4] = scale.flatten().view(torch.uint8).view(n, -1, 4)
+    out[:, :, :4] = scale.contiguous().flatten().view(torch.uint8).view(n, -1, 4)
     if zero is not None:
         out[:, :, 4] = zero.repeat_interleave(repeat, 1) if repeat > 1 else zero
     out[:, :, head:] = elements.view(torch.uint8).view(n, -1, block)
