@@ -293,6 +293,44 @@ def test_interpreted_steps_report_the_plain_runners_numbers(
         assert (others == {-math.inf}) is mode.startswith("processed")
 
 
+# Any text, and letters from the first "a" on, which some samples come to soon. Letters are likely, so
+# that what was sampled ahead would be chosen again, unless it has been counted.
+AWAKENED: list[dict[str, Any]] = [
+    {
+        **sampling,
+        "logit_bias": {ord("a"): 3.5} | dict.fromkeys(range(ord("b"), ord("z")), 3.0),
+        "structured_outputs": StructuredOutputsParams(
+            grammar='start: TEXT ("a" /[b-y]{4,60}/)?\nTEXT: /(?s:[^a]*)/\n',
+            trigger=Trigger(("a",), False),
+        ),
+    }
+    for sampling in (
+        {"temperature": 0.0, "repetition_penalty": 1.3},
+        {"temperature": 1.0, "seed": 4, "presence_penalty": 2.0, "frequency_penalty": 0.3},
+        {"temperature": 0.7, "seed": 5},
+    )
+]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the plain runner is on a CPU")
+def test_interpreted_constraints_that_wake_up_forget_what_was_sampled_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Penalties count the tokens of the answer, and none that was given up."""
+    (tmp_path / "config.json").write_text(json.dumps(SMALL))
+    # Both draw with chances of their own.
+    kinds = [kind | {"temperature": 0.0} for kind in 2 * AWAKENED]
+    params = [SamplingParams(**kind, max_tokens=20, ignore_eos=True) for kind in kinds]
+    plain, ahead = (
+        [output.outputs[0].token_ids for output in llm.generate(asked, params, use_tqdm=False)]
+        for llm in both_runners(tmp_path, monkeypatch)
+        for asked in [prompts(len(params), 20, 190)]
+    )
+    letters = range(ord("b"), ord("z"))
+    assert sum(all(token in letters for token in one[-4:]) for one in plain) > 2
+    assert ahead == plain
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the plain runner is on a CPU")
 def test_interpreted_constrained_rows_choose_the_plain_runners_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -472,24 +510,6 @@ def test_constrained_rows_in_graphs_choose_the_same_tokens(
     # Log probabilities are of the logits before, which graphs do not keep.
     has_logprobs = any("logprobs" in kind for kind in kinds)
     assert (len(runner.mesh.lead.choice_graphs) > 0) is not has_logprobs
-
-
-# Any text, and letters from the first "a" on, which some samples come to soon.
-AWAKENED: list[dict[str, Any]] = [
-    {
-        **sampling,
-        "logit_bias": {ord("a"): 1.5},
-        "structured_outputs": StructuredOutputsParams(
-            grammar='start: TEXT ("a" /[b-y]{4,60}/)?\nTEXT: /(?s:[^a]*)/\n',
-            trigger=Trigger(("a",), False),
-        ),
-    }
-    for sampling in (
-        {"temperature": 0.0, "repetition_penalty": 1.3},
-        {"temperature": 1.0, "seed": 4, "presence_penalty": 0.8, "frequency_penalty": 0.3},
-        {"temperature": 0.7, "seed": 5},
-    )
-]
 
 
 def test_a_slot_that_is_written_anew_counts_no_token_that_was_given_up() -> None:
