@@ -26,8 +26,7 @@ from octavo.checkpoints.safetensors import read_entries
 from octavo.config import EngineConfig
 from octavo.layers.ops import get_ops
 from octavo.models.source import resolve_model
-from octavo.runner.dtypes import resolve_dtypes
-from octavo.runner.loading import load_model
+from octavo.runner import loading
 
 CONFIG = Path(__file__).parent / "configs" / "llama-3.1-8b" / "config.json"
 INDEX = "model.safetensors.index.json"
@@ -152,12 +151,8 @@ def read_ahead(files: list[Path], device: torch.device) -> None:
 
 def load(folder: Path, device: torch.device) -> None:
     """As the engine does it, from config.json to weights on the device."""
-    config = EngineConfig(model=str(folder), device=device.type)  # type: ignore[arg-type]
-    source = resolve_model(config)
-    model_config = source.model_config
-    dtypes = resolve_dtypes(config, model_config, source, device)
-    ops = get_ops(device, config.attention_backend)
-    model = load_model(config, source, model_config, dtypes, ops, max_model_len=1024, device=device)
+    config = EngineConfig(model=str(folder), device=device.type, max_model_len=1024)  # type: ignore[arg-type]
+    model = loading.load(config, resolve_model(config))
     if device.type == "cuda":
         torch.cuda.synchronize()
     del model
