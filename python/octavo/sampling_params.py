@@ -221,12 +221,8 @@ class SamplingParams:
     @property
     def has_penalties(self) -> bool:
         """True if logits depend on the tokens before them."""
-        return has_penalties(
-            {
-                "presence_penalty": self.presence_penalty,
-                "frequency_penalty": self.frequency_penalty,
-                "repetition_penalty": self.repetition_penalty,
-            }
+        return bool(
+            self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0
         )
 
     @property
@@ -388,15 +384,6 @@ def _shown(value: object) -> str:
 
 # Below this a temperature divides logits into overflow; vLLM draws the same line.
 GREEDY_EPSILON = 1e-5
-
-
-def has_penalties(values: Mapping[str, Any]) -> bool:
-    """True if sampling parameters make logits depend on the tokens before them."""
-    return bool(
-        values.get("presence_penalty")
-        or values.get("frequency_penalty")
-        or values.get("repetition_penalty", 1.0) != 1.0
-    )
 
 
 @dataclass(slots=True)

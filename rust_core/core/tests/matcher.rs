@@ -1010,13 +1010,16 @@ fn texts<'a>(anywhere: &[&'a str], is_repeated: bool) -> TriggerTexts<'a> {
     }
 }
 
-#[test]
-fn a_grammar_with_a_trigger_costs_nothing_until_it_comes() {
-    let grammar = compile(GrammarKind::Grammar, CALLS);
-    for (ahead, max_tokens) in [(0, 40), (1, 40), (0, 3), (1, 3), (0, 4), (1, 4)] {
-        let mut run = Run::new(64);
-        run.script = vec![u32::from(b'h'), u32::from(b'i'), TOOL];
-        run.core
+impl Run {
+    /// The end of a request that says "hi" and begins a call, which the grammar then takes over.
+    fn call(
+        &mut self,
+        grammar: &Arc<Grammar>,
+        max_tokens: usize,
+        ahead: usize,
+    ) -> (FinishReason, String) {
+        self.script = vec![u32::from(b'h'), u32::from(b'i'), TOOL];
+        self.core
             .add_request(AddRequest {
                 request_ids: &[0],
                 prompt: &[1, 2, 3],
@@ -1029,12 +1032,28 @@ fn a_grammar_with_a_trigger_costs_nothing_until_it_comes() {
                 ..AddRequest::default()
             })
             .unwrap();
-        let ends = run.finish(ahead);
-        let [(_, reason, text)] = ends.as_slice() else {
-            panic!("{ends:?}")
-        };
+        let [(_, reason, text)] = <[_; 1]>::try_from(self.finish(ahead)).expect("one end");
+        (reason, text)
+    }
+}
+
+/// "hi", and a call of a tool that there is.
+fn assert_calls(text: &str) {
+    let call = text.strip_prefix("hi<tool>").expect(text);
+    assert!(
+        call.starts_with("{ab}") || call.starts_with("{cd}"),
+        "{text:?}"
+    );
+}
+
+#[test]
+fn a_grammar_with_a_trigger_costs_nothing_until_it_comes() {
+    let grammar = compile(GrammarKind::Grammar, CALLS);
+    for (ahead, max_tokens) in [(0, 40), (1, 40), (0, 3), (1, 3), (0, 4), (1, 4)] {
+        let mut run = Run::new(64);
+        let (reason, text) = run.call(&grammar, max_tokens, ahead);
         if max_tokens <= 4 {
-            assert_eq!(*reason, FinishReason::Length);
+            assert_eq!(reason, FinishReason::Length);
             // A last token that is on its way already is not bound.
             let is_bound = max_tokens == 4 && ahead == 0;
             let known = if is_bound { "hi<tool>{" } else { "hi<tool>" };
@@ -1045,11 +1064,7 @@ fn a_grammar_with_a_trigger_costs_nothing_until_it_comes() {
         let renewed: &[(u64, u32)] = if ahead == 0 { &[] } else { &[(0, 3)] };
         assert_eq!(run.new_slots[0], (0, 0));
         assert_eq!(run.new_slots[1..], *renewed);
-        let call = text.strip_prefix("hi<tool>").expect(text);
-        assert!(
-            call.starts_with("{ab}") || call.starts_with("{cd}"),
-            "{text:?}"
-        );
+        assert_calls(&text);
         // None for "hi" and the marker; one for every token from there on.
         assert!(
             run.num_masked_steps + 3 <= run.num_steps,
@@ -1074,26 +1089,8 @@ fn a_trigger_holds_where_layers_keep_a_state() {
                     interval: 4,
                 }),
             );
-            run.script = vec![u32::from(b'h'), u32::from(b'i'), TOOL];
-            run.core
-                .add_request(AddRequest {
-                    request_ids: &[0],
-                    prompt: &[1, 2, 3],
-                    max_tokens: 40,
-                    eos_token_ids: &[EOS],
-                    skip_special_tokens: false,
-                    grammar: Some(grammar.clone()),
-                    trigger: Some(texts(&["<tool>"], false)),
-                    deliveries: vec![Delivery::Final],
-                    ..AddRequest::default()
-                })
-                .unwrap();
-            let ends = run.finish(ahead);
-            let call = ends[0].2.strip_prefix("hi<tool>").expect("as the script");
-            assert!(
-                call.starts_with("{ab}") || call.starts_with("{cd}"),
-                "{call:?}"
-            );
+            let (_, text) = run.call(&grammar, 40, ahead);
+            assert_calls(&text);
             assert_eq!(run.core.stats().num_preemptions, ahead as u64);
             assert_eq!(run.new_slots.len(), 1 + ahead);
         }

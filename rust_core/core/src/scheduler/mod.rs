@@ -494,8 +494,7 @@ impl Scheduler {
         if request.num_pending > 0 {
             self.misled.push((index, request.request_id));
         }
-        request.num_void += request.num_pending;
-        request.num_pending = 0;
+        request.give_up_pending();
         true
     }
 
@@ -506,8 +505,7 @@ impl Scheduler {
         if !matches!(&request.status, RequestStatus::Running(seat) if !seat.closed) {
             return false;
         }
-        request.num_void += request.num_pending;
-        request.num_pending = 0;
+        request.give_up_pending();
         self.preempt(index);
         true
     }

@@ -208,6 +208,11 @@ impl Request {
         self.num_tokens += 1;
     }
 
+    /// Makes void the samples that steps in flight take for it.
+    pub(super) fn give_up_pending(&mut self) {
+        self.num_void += std::mem::take(&mut self.num_pending);
+    }
+
     /// An admitted request's entry of [`Plan::new_slots`](crate::scheduler::batch::Plan::new_slots).
     pub(super) fn new_slot(&self) -> (Slot, u64, u32) {
         (self.slot, self.request_id, self.outputs.len() as u32)
