@@ -165,19 +165,7 @@ def test_at_least_a_hundred_are_proven_in_all() -> None:
 
 
 # Own families that no GPU has run.
-NOT_ON_GPU = (
-    "FalconMambaForCausalLM",
-    "Gemma3nForCausalLM",
-    "Gemma4ForCausalLM",
-    "Gemma4UnifiedForCausalLM",
-    "JambaForCausalLM",
-    "KimiLinearForCausalLM",
-    "Lfm3ForCausalLM",
-    "Llama4ForCausalLM",
-    "MambaForCausalLM",
-    "MiMoV2FlashForCausalLM",
-    "MiniMaxForCausalLM",
-)
+NOT_ON_GPU = ("Lfm3ForCausalLM", "MiniMaxForCausalLM")
 QUICKLY_REFUSED = ("DogeForCausalLM", "RecurrentGemmaForCausalLM", "RwkvForCausalLM")
 
 

@@ -66,7 +66,7 @@ def splits() -> Iterator[tuple[str, str, int]]:
         yield "Llama", f"{mesh},{mesh}", 2
 
 
-@pytest.mark.parametrize(("name", "mesh", "stages"), splits())
+@pytest.mark.parametrize(("name", "mesh", "stages"), list(splits()))
 def test_shards_compute_what_one_does_in_float32(
     name: str, mesh: str, stages: int, tmp_path: Path
 ) -> None:

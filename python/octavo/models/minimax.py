@@ -96,7 +96,7 @@ class LightningAttention:
         qkv = self._activation(self.qkv_proj(x), self.act).view(len(x), heads, 3, dim)
         assert self.state.recurrent is not None
         mixed = self._ops.selective_scan(
-            qkv[:, :, (2, 1, 0)].transpose(1, 2).reshape(len(x), -1),
+            qkv.flip(2).transpose(1, 2).reshape(len(x), -1),
             torch.zeros((len(x), heads), dtype=x.dtype, device=x.device),
             self._decay,
             self._zeros,
