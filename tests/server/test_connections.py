@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from harness import RunningServer, StartServer, eventually, tiny_server
 
-from octavo.server.http import exchange, http_server, limits
+from octavo.server.http import exchange, http_protocol, http_server, limits
 
 pytestmark = pytest.mark.system
 
@@ -127,10 +127,10 @@ def test_a_client_slow_to_read_whole_answers_gets_each(
     written = []
 
     def write_answer(*arguments: Any) -> bool:
-        written.append(http_server.write_answer(*arguments))
+        written.append(http_protocol.write_answer(*arguments))
         return written[-1]
 
-    class Protocol(http_server.HttpProtocol):
+    class Protocol(http_protocol.HttpProtocol):
         def connection_made(self, transport: Any) -> None:
             # A size that is asked for does not grow; kernels' own differ, up to tens of megabytes.
             connection = transport.get_extra_info("socket")

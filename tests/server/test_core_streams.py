@@ -27,7 +27,7 @@ from octavo.config import EngineConfig
 from octavo.engine import engine_loop
 from octavo.engine.engine import AsyncEngine
 from octavo.server.http.exchange import Exchange
-from octavo.server.http.http_server import HttpProtocol
+from octavo.server.http.http_protocol import HttpProtocol
 from octavo.server.metrics import COUNTERS, GAUGES, HISTOGRAMS
 
 pytestmark = pytest.mark.system

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from harness import RunningServer, StartServer, eventually
 
-from octavo.server.http import http_server, limits
+from octavo.server.http import http_protocol, http_server, limits
 
 pytestmark = pytest.mark.system
 
@@ -107,13 +107,13 @@ def test_a_body_that_trickles(server: RunningServer, monkeypatch: pytest.MonkeyP
 
 def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a client has not read waits in the server, not in the kernel."""
-    connection_made = http_server.HttpProtocol.connection_made
+    connection_made = http_protocol.HttpProtocol.connection_made
 
-    def made(self: http_server.HttpProtocol, transport: Any) -> None:
+    def made(self: http_protocol.HttpProtocol, transport: Any) -> None:
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         connection_made(self, transport)
 
-    monkeypatch.setattr(http_server.HttpProtocol, "connection_made", made)
+    monkeypatch.setattr(http_protocol.HttpProtocol, "connection_made", made)
 
 
 def unread(server: RunningServer, body: dict[str, Any], headers: str = "") -> socket.socket:
@@ -141,14 +141,14 @@ def test_an_answer_that_nobody_reads(
     monkeypatch.setattr(http_server, "KEEP_ALIVE_S", 0.5)
     small_buffers(monkeypatch)
     server = start_server()
-    lost: list[http_server.HttpProtocol] = []
-    connection_lost = http_server.HttpProtocol.connection_lost
+    lost: list[http_protocol.HttpProtocol] = []
+    connection_lost = http_protocol.HttpProtocol.connection_lost
 
-    def noted(self: http_server.HttpProtocol, exc: Exception | None) -> None:
+    def noted(self: http_protocol.HttpProtocol, exc: Exception | None) -> None:
         lost.append(self)
         connection_lost(self, exc)
 
-    monkeypatch.setattr(http_server.HttpProtocol, "connection_lost", noted)
+    monkeypatch.setattr(http_protocol.HttpProtocol, "connection_lost", noted)
     body = {"prompt": "x", "n": 100, "max_tokens": 400, "ignore_eos": True, "stream": stream}
     with unread(server, {**body, "request_id": "r" * 200}, headers):
         eventually(lambda: server.engine.submitted)

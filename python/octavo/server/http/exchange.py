@@ -21,12 +21,12 @@ from octavo._core import json_size
 from octavo.errors import BadRequestError, ContentTypeError, RequestTimeoutError
 from octavo.server.http import limits
 from octavo.server.http.content_coding import coding_of, decode_body
-from octavo.server.http.http_server import take_body, write_answer, write_stream_head
+from octavo.server.http.http_protocol import take_body, write_answer, write_stream_head
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-    from octavo.server.http.http_server import HttpProtocol
+    from octavo.server.http.http_protocol import HttpProtocol
 
 JSON: Final = "application/json"
 _JSON: Final = JSON.encode()

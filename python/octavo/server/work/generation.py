@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from octavo.engine.engine import AsyncEngine
     from octavo.runner.request_state import Delivery
     from octavo.sampling_params import SamplingParams
-    from octavo.server.http.http_server import HttpProtocol
+    from octavo.server.http.http_protocol import HttpProtocol
     from octavo.server.work.tracing import RequestTrace
     from octavo.structured_outputs import ReasoningTokens
 
