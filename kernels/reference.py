@@ -4,6 +4,8 @@ Nothing here is fast. Arithmetic is float32 whatever the inputs' dtype, and resu
 at the end. Shapes: T token rows, D hidden, N x K a weight, R requests, S sampled rows, V
 vocabulary. Index tensors are int32. A KV cache is [num_blocks, num_kv_heads, block_size, head_dim],
 laid out as ``kv_cache`` does.
+
+Longer than other files: every op is defined here, and found here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Docstrings begin with a noun phrase or a verb, in Python and in Rust."""
+"""Docstrings begin with a noun phrase or a verb, and long files with their reason."""
 
 from __future__ import annotations
 
@@ -50,3 +50,20 @@ def test_a_question_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "a.rs").write_text("/// Its name.\n/// How it came to be.\nstruct A;\n")
     assert list(questions(tmp_path / "a.py")) == ["a.py:1: Whether it is."]
     assert list(questions(tmp_path / "a.rs")) == ["a.rs:2"]
+
+
+# From here on a newcomer no longer sees a file whole (CONTRIBUTING, "One noun, one file").
+LONG = 500
+REASON = "Longer than other files"
+
+
+def test_long_files_give_their_reason_at_the_head() -> None:
+    production = [*ROOT.glob("kernels/**/*.py"), *ROOT.glob("rust_core/*/src/**/*.rs")]
+    production += (ROOT / "python" / "octavo").rglob("*.py")
+    sources = {path: path.read_text() for path in production}
+    long = {path: text for path, text in sources.items() if text.count("\n") > LONG}
+    assert long, "some are"
+    silent = [
+        str(path.relative_to(ROOT)) for path, text in long.items() if REASON not in text[:4000]
+    ]
+    assert silent == []

@@ -9,6 +9,8 @@
 
 A token is the first, in vocabulary order, at which the running sum of kept probabilities exceeds
 u times their total, where u is a hash of the request's seed and output position alone.
+
+Longer than other files: one kernel's steps, a function each, in the order that it takes them.
 """
 
 from __future__ import annotations

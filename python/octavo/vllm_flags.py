@@ -4,6 +4,8 @@ A guide's command line should start where nothing that it asks for is lost. A ro
 flag, the values that ask for nothing octavo does otherwise, and one reason: why any other value is
 refused or, where every value passes, why the flag has no effect. The same rows judge the arguments
 of ``LLM`` and ``EngineArgs``, and ``docs/flags.md`` is written from them.
+
+Longer than other files: most of it is the table of flags.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ the scores, a mask of another form) would be lost: such models are refused when 
 because each one is compared with itself first (``_check``).
 
 Nothing else imports transformers; this module is imported only for an architecture of no family.
+
+Longer than other files: a module is taken over, driven and checked by the same few tables.
 """
 
 from __future__ import annotations

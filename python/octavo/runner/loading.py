@@ -3,6 +3,8 @@
 ``load`` and ``load_pooling`` make one of an EngineConfig and a ModelSource: they choose the device,
 the op set and the types, and build each rank's part of the model from the checkpoint. The KV cache
 comes after that (sizing.py), when the runner knows how much memory its steps need.
+
+Longer than other files: what is chosen before the first weight is read depends on each other.
 """
 
 from __future__ import annotations

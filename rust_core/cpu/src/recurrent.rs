@@ -4,6 +4,8 @@
 //! second-level cache from token to token, so that a prompt reads it from memory once. Tasks are heads,
 //! or blocks of channels, of one request each. Inner loops go along a state's rows without a reduction
 //! where the arithmetic allows, and the compiler turns them into vectors.
+//!
+//! Longer than other files: each kind of state is a kernel of a page, and they share how tasks are dealt out.
 
 use crate::level::Level;
 use crate::pool;

@@ -3,6 +3,8 @@
 //! An element is `scale * (value(q) - offset) + minimum`, with scale and minimum shared by a group of
 //! 32 elements, or half of one. Formats differ in the numbers of a block from which these come, in
 //! what an integer stands for, and in the places of a block's bits.
+//!
+//! Longer than other files: a row a format, as tables are.
 
 use crate::kinds::{TensorKind, named};
 

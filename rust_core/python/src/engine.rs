@@ -2,6 +2,8 @@
 //!
 //! No Python code runs while a lock of the core is held: it could hand the GIL to a thread that
 //! waits for the same lock.
+//!
+//! Longer than other files: it is the list of a class's methods, as `_core.pyi` has them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;

@@ -8,6 +8,8 @@ A field is in exactly one of a ``Body``'s tables:
 - none: unknown, refused.
 
 /openapi.json is made of them.
+
+Longer than other files: most of it is the table of fields.
 """
 
 from __future__ import annotations

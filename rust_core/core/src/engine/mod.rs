@@ -7,6 +7,8 @@
 //!
 //! A panic is caught here: it ends the request that was being worked on with "error". If the
 //! invariants do not hold afterwards, all requests end so and the scheduler starts afresh.
+//!
+//! Longer than other files: its verbs, and what each returns, are the crate's contract.
 
 mod inspection;
 mod masking;

@@ -34,6 +34,8 @@
 //! | admission | O(b + log w + log r), hashing the prompt once |
 //! | landing an entry | O(1), one hash per full block |
 //! | end, abort, preempt | O(b + log w), and moving up to r small entries |
+//!
+//! Longer than other files: a step's planning and landing are read together.
 
 mod admission;
 pub mod batch;

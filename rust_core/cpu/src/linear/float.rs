@@ -4,6 +4,8 @@
 //! blocks whose panel slice stays in the first-level cache. Kinds other than F32 are unpacked into
 //! such a slice once per row block; BF16, F16 and kinds that have no integer products are read directly
 //! with few rows, since a matrix times a vector is as fast as the memory and the detour would cost.
+//!
+//! Longer than other files: a tile's loops, for each kind of weights, share their registers' layout.
 
 use std::cell::Cell;
 use std::ops::Range;

@@ -11,6 +11,8 @@
 //! half as many (`Simd::store_nibble_parts`), and gives both 4 bits more than int8.
 //!
 //! One part alone is for those who ask for it: `PARTS`, everywhere, is 1 or 2.
+//!
+//! Longer than other files: rounding, tiles and the two parts' sums share one layout.
 
 use std::ops::Range;
 

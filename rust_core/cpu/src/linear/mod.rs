@@ -4,6 +4,8 @@
 //! one kind is a section, packed and multiplied by itself. `layout` has the layouts.
 //!
 //! Cost: 2 M N K operations; the weights are read once per 64 to 128 rows of x.
+//!
+//! Longer than other files: the choice of a kernel for a product, by kind and rows, is one table.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;

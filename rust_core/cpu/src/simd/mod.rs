@@ -7,6 +7,8 @@
 //! Quantized weights meet int8 activations in tiles of `LANES` weight rows, 32 elements of K a
 //! group: 8 vectors of 4 * LANES bytes; in vector j, lane r's bytes are row r's elements 4j..4j+4.
 //! So a dot product broadcasts 4 activations to all lanes.
+//!
+//! Longer than other files: it is one trait, with its scalar form.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
