@@ -84,7 +84,7 @@ def test_every_request_is_sent_once_at_the_concurrency_asked_for(server: Any) ->
     workload = Workload(model="m", num_requests=30, input_len=12, output_len=6, len_spread=0.5)
     timings, cpu_shares = run_load(
         workload,
-        base_url=server.base_url,
+        base_urls=[server.base_url],
         concurrency=6,
         num_processes=2,
         num_warmups=3,
@@ -104,10 +104,26 @@ def test_every_request_is_sent_once_at_the_concurrency_asked_for(server: Any) ->
     assert server.authorizations == {"Bearer key"}
 
 
+def test_replicas_share_the_load(server: Any) -> None:
+    workload = Workload(num_requests=12, input_len=4, output_len=3)
+    with type(server)().running() as other:
+        timings, cpu_shares = run_load(
+            workload,
+            base_urls=[server.base_url, other.base_url],
+            concurrency=4,
+            num_processes=1,
+        )
+    assert [t.error for t in timings] == [None] * 12
+    assert len(cpu_shares) == 2
+    assert server.bodies
+    assert other.bodies
+    assert len(server.bodies) + len(other.bodies) == 12
+
+
 def test_a_request_rate_sends_every_request_once(server: Any) -> None:
     workload = Workload(num_requests=20, input_len=4, output_len=2)
     timings, _ = run_load(
-        workload, base_url=server.base_url, concurrency=20, num_processes=2, request_rate=200.0
+        workload, base_urls=[server.base_url], concurrency=20, num_processes=2, request_rate=200.0
     )
     assert [t.error for t in timings] == [None] * 20
     arrivals = workload.arrivals_s(200.0)
@@ -121,7 +137,7 @@ def test_a_request_rate_sends_every_request_once(server: Any) -> None:
 def test_no_server_is_an_error_not_a_hang() -> None:
     workload = Workload(num_requests=2, input_len=4, output_len=2)
     with pytest.raises(BenchError, match=r"127\.0\.0\.1:9"):
-        run_load(workload, base_url="http://127.0.0.1:9", concurrency=2, num_processes=1)
+        run_load(workload, base_urls=["http://127.0.0.1:9"], concurrency=2, num_processes=1)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +39,12 @@ class BenchError(Exception):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of ``octavo bench serve``."""
     server = parser.add_argument_group("server")
-    server.add_argument("--base-url", default="http://127.0.0.1:8000")
+    server.add_argument(
+        "--base-url",
+        nargs="+",
+        default=["http://127.0.0.1:8000"],
+        help="several are replicas of one model: the load's processes take them in turns",
+    )
     server.add_argument("--model", help="default: the first that /v1/models lists")
     server.add_argument(
         "--api-key", default=os.environ.get("OPENAI_API_KEY"), help="default: $OPENAI_API_KEY"
@@ -87,7 +93,8 @@ async def _ask(client: StreamClient, model: str | None) -> str:
 
 async def _probe(args: argparse.Namespace) -> tuple[str | None, dict[str, Any], str | None]:
     """(model, what the server says of itself, the check's outcome)."""
-    client = StreamClient(args.base_url, args.api_key)
+    base_url = args.base_url[0]
+    client = StreamClient(base_url, args.api_key)
     try:
         status, models = await client.json("GET", "/v1/models")
         if status == 401:
@@ -97,7 +104,7 @@ async def _probe(args: argparse.Namespace) -> tuple[str | None, dict[str, Any], 
         server = version if status == 200 and isinstance(version, dict) else {}
         check = await _ask(client, model) if args.check else None
     except OSError as error:
-        raise BenchError(f"no answer from {args.base_url}: {error}") from None
+        raise BenchError(f"no answer from {base_url}: {error}") from None
     finally:
         client.close()
     return model, server, check
@@ -106,6 +113,7 @@ async def _probe(args: argparse.Namespace) -> tuple[str | None, dict[str, Any], 
 @dataclass
 class _Process:
     popen: subprocess.Popen[bytes]
+    base_url: str
 
     def send(self, value: Any) -> None:
         assert self.popen.stdin is not None
@@ -138,7 +146,7 @@ def _feed(fd: int, num_requests: int) -> None:
 def run_load(
     workload: Workload,
     *,
-    base_url: str,
+    base_urls: Sequence[str],
     concurrency: int,
     num_processes: int,
     num_warmups: int = 0,
@@ -149,9 +157,10 @@ def run_load(
     """One run: (the requests' timings in request order, each process's CPU share).
 
     Raises:
-        BenchError: the server cannot be reached or a warm-up request fails.
+        BenchError: a server cannot be reached or a warm-up request fails.
     """
-    num_processes = max(1, min(num_processes, concurrency))
+    # At least one for each server.
+    num_processes = min(max(num_processes, len(base_urls)), concurrency)
     read_fd, write_fd = os.pipe()
     processes: list[_Process] = []
     try:
@@ -162,7 +171,8 @@ def run_load(
                 stdout=subprocess.PIPE,
                 pass_fds=(read_fd,),
             )
-            processes.append(_Process(popen))
+            base_url = base_urls[worker % len(base_urls)]
+            processes.append(_Process(popen, base_url))
             job = Job(
                 base_url=base_url,
                 api_key=api_key,
@@ -181,7 +191,7 @@ def run_load(
         for process in processes:
             answer = process.receive()
             if not answer["ready"]:
-                raise BenchError(f"{base_url}: {answer['error']}")
+                raise BenchError(f"{process.base_url}: {answer['error']}")
         feeder = threading.Thread(target=_feed, args=(write_fd, workload.num_requests))
         feeder.start()
         write_fd = -1
@@ -253,7 +263,7 @@ def run(args: argparse.Namespace) -> int:
             repeated = dataclasses.replace(workload, seed=workload.seed + number)
             timings, cpu_shares = run_load(
                 repeated,
-                base_url=args.base_url,
+                base_urls=args.base_url,
                 concurrency=concurrency,
                 num_processes=processes,
                 num_warmups=warmups if number == 0 else 0,
