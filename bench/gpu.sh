@@ -5,7 +5,7 @@
 #                  [startup] [tests] [mesh] [embeddings] [latency] [context] [loading]
 #
 # MODELS="llama-3.1-8b ..." chooses the configs, REPEAT the runs of each load, ONE_STREAM=1 only one
-# of serve's loads, FLAGS="-q fp8" adds to what serve and latency start with. The default took 415 s of an H100, tests 180. Everything is written to $OUT
+# of serve's loads, FLAGS="-q fp8" adds to what serve and latency start with. The default took 415 s of an H100, tests with empty caches some 400 of two H200s. Everything is written to $OUT
 # (default: bench/out). A part that fails does not stop the next; the exit status tells. Weights are
 # random; nothing is downloaded.
 set -uo pipefail
@@ -25,38 +25,8 @@ fail() { echo "FAILED: $*"; status=1; }
 # shellcheck disable=SC2206  # words, as a shell splits them
 SERVER=(--max-model-len 8192 --max-num-seqs 256 --gpu-memory-utilization 0.9 $FLAGS)
 
-# In several processes, dealt out to the GPUs: most of the time goes to compiling kernels, each on one core.
 tests() {
-  timeout 300 "$PYTHON" - <<'PY' 2>&1 | tee "$OUT/tests.log" | tail -n 60 || fail tests
-import os, subprocess, sys
-command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
-folders = ["tests/runner", "tests/engine", "tests/kernels", "tests/models"]
-one_gpu = {**os.environ, "CUDA_VISIBLE_DEVICES": "0"}
-listed = subprocess.run(
-    [*command, "--collect-only", *folders], capture_output=True, text=True, env=one_gpu
-)
-# One test takes all of the memory; it comes last, alone.
-ids = [i for i in listed.stdout.splitlines() if "::" in i and "test_gpu_memory" not in i]
-alone = [*command, "tests/runner/test_gpu_memory.py"]
-gpus = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout.count("GPU ")
-workers = min(12 * gpus, os.cpu_count() or 1)
-shares = [share for i in range(workers) if (share := ids[i::workers])]
-running = [
-    subprocess.Popen(
-        [*command, "--timeout", "200", *share],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": str(i % gpus)},
-    )
-    for i, share in enumerate(shares)
-]
-outputs = [process.communicate()[0] for process in running]
-for output, process in zip(outputs, running, strict=True):
-    print(output if process.returncode else output.splitlines()[-1])
-print(f"{len(ids)} tests, {sum(p.returncode != 0 for p in running)} of {len(running)} processes failed")
-last = subprocess.run(alone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-print(last.stdout if last.returncode else last.stdout.splitlines()[-1])
-sys.exit(not ids or any(process.returncode for process in [*running, last]))
-PY
+  "$PYTHON" bench/gpu_tests.py --out "$OUT/tests" 2>&1 | tee "$OUT/tests.log" | tail -n 60 || fail tests
 }
 
 # Several shards: the tests of the runner and of families split over one GPU, or over two, by heads
