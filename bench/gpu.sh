@@ -4,8 +4,9 @@
 #     bench/gpu.sh [serve] [transformers]      (default: both, results/h100.md's table)
 #                  [startup] [tests] [mesh] [embeddings] [latency] [context] [loading]
 #
-# MODELS="llama-3.1-8b ..." chooses the configs, REPEAT the runs of each load, ONE_STREAM=1 only one
-# of serve's loads, FLAGS="-q fp8" adds to what serve and latency start with. The default took 415 s of an H100, tests with empty caches some 400 of two H200s. Everything is written to $OUT
+# MODELS="llama-3.1-8b ..." chooses the configs, REPEAT the runs of each load, LOADS="1 64" some
+# of serve's loads and no start-ups, FLAGS="-q fp8" adds to what serve and latency start with. The default took 415 s of an
+# H100, tests with empty caches some 400 of two H200s. Everything is written to $OUT
 # (default: bench/out). A part that fails does not stop the next; the exit status tells. Weights are
 # random; nothing is downloaded.
 set -uo pipefail
@@ -122,25 +123,29 @@ load() {
 serve() {
   export TRITON_CACHE_DIR="$OUT/triton-cache"
   for model in $MODELS; do
-    [ -z "${ONE_STREAM:-}" ] && startups "$model" empty 1
+    [ -z "${LOADS:-}" ] && startups "$model" empty 1
     if start_server "$model"; then
       echo "$model: start-up, warm kernel cache: $(grep "^ready in" "$OUT/server-$model.log")" \
         | tee -a "$OUT/startup.md"
-      load "$model" "128/128 c=1" --concurrency 1 --num-requests 12 --input-len 128 --output-len 128
-      if [ -z "${ONE_STREAM:-}" ]; then
-        load "$model" "512/256 c=64" --concurrency 64 --num-requests 256 --input-len 512 --output-len 256
-        load "$model" "512/256 c=256" --concurrency 256 --num-requests 768 --input-len 512 --output-len 256
-        load "$model" "220/200 all at once" --concurrency 1000 --num-requests 1000 --input-len 220 \
-          --output-len 200 --len-spread 0.8
-        [ "$model" = llama-3.1-8b ] && load "$model" "4096/128 c=16" --concurrency 16 \
-          --num-requests 48 --input-len 4096 --output-len 128
-      fi
+      for name in ${LOADS:-1 8 64 256 burst long}; do "load_$name" "$model"; done
     else
       fail "$model did not start"
     fi
     stop_server "$model"
   done
 }
+
+# streams MODEL COUNT REQUESTS INPUT OUTPUT
+streams() { load "$1" "$4/$5 c=$2" --concurrency "$2" --num-requests "$3" --input-len "$4" --output-len "$5"; }
+load_1() { streams "$1" 1 12 128 128; }
+load_8() { streams "$1" 8 32 512 256; }
+load_64() { streams "$1" 64 256 512 256; }
+load_256() { streams "$1" 256 768 512 256; }
+load_burst() {
+  load "$1" "220/200 all at once" --concurrency 1000 --num-requests 1000 --input-len 220 --output-len 200 \
+    --len-spread 0.8
+}
+load_long() { if [ "$1" = llama-3.1-8b ]; then streams "$1" 16 48 4096 128; fi; }
 
 # What a token of context costs a step of one request.
 context() {
@@ -165,7 +170,7 @@ startups() {
 startup() {
   export TRITON_CACHE_DIR="$OUT/triton-cache"
   for model in $MODELS; do
-    startups "$model" empty 1
+    [ -z "${LOADS:-}" ] && startups "$model" empty 1
     startups "$model" warm "$REPEAT"
   done
 }
