@@ -29,6 +29,7 @@ from octavo.kernels.opset import OpSet
 from octavo.layers.context import StepContext
 from octavo.layers.rope import RopeConfig, identity_table
 from octavo.models.config import ModelConfig, token_ids
+from octavo.models.foreign_speed import replace_norms, wait_of
 from octavo.models.hf_config import architecture_of
 
 PAGED, SHAPES = "octavo", "octavo_shapes"
@@ -294,7 +295,9 @@ class _PagedStep:
         value_dim, dim = value.shape[3], config.head_dim
 
         def rows(x: Tensor) -> Tensor:
-            x = torch.nn.functional.pad(x[0].transpose(0, 1), (0, dim - x.shape[3]))
+            x = x[0].transpose(0, 1)
+            if x.shape[2] < dim:
+                x = torch.nn.functional.pad(x, (0, dim - x.shape[2]))
             return x.reshape(tokens, -1)
 
         q = model.ops.qk_norm_rope_store_kv(
@@ -336,6 +339,8 @@ class TransformersModel:
 
     Weights and arithmetic are in the type of activations: float32 on a CPU.
 
+    ``wait``: the reason why no CUDA graph can hold its steps; None if one can.
+
     Raises:
         ModelLoadError: the files do not fit the module, or the module cannot run here; the reason.
     """
@@ -355,6 +360,7 @@ class TransformersModel:
         self.caches: list[tuple[Tensor, Tensor]] = []
         # True if the module returns its head's output, whatever scales the config names.
         self._head_is_last = False
+        self.wait: str | None = None
         self.no_rope = identity_table(max(max_model_len, 32), device)
         if ops.threads is not None:
             # The module's matrix products are torch's, not the kernels'.
@@ -446,6 +452,7 @@ class TransformersModel:
             whole = self._context(ints, [(0, 0, lengths[0])])
             self._hidden(ints(prompts[0]), whole.positions, _CheckingStep(self, whole))
             own = self._own_logits([ints(prompt) for prompt in prompts])
+            replace_norms(self.module, self.ops)
             found: list[list[Tensor]] = [[], []]
             for part in range(2):
                 spans = [(r, sum(chunks[r][:part]), sum(chunks[r][: part + 1])) for r in range(2)]
@@ -459,6 +466,8 @@ class TransformersModel:
                 if not error < _TOLERANCE.get(dtype, _HALF_TOLERANCE):
                     reason = f"over a paged cache it computes something else (by {error:.1g})"
                     raise ModelLoadError(reason)
+            first = ints(prompts[0])
+            self.wait = wait_of(lambda: self.compute_logits(self(first, whole)), device)
         except Exception as error:  # whatever a foreign module raises is why it cannot run
             raise _refusal(architecture, _one_line(error)) from error
         finally:
