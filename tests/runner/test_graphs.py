@@ -164,7 +164,9 @@ def test_small_models_have_graphs_of_long_prefills() -> None:
     assert mixed_rows(num_layers=30, num_weights=135_000_000, max_rows=2047) == MIXED_ROWS
     shapes = Shapes(decode_sizes(64), small)
     assert shapes.find(3, 9, 8000) == StepShape(8, 16, 8192)
-    assert shapes.max_padding == 8192
+    # A step of one decode and one prompt token may be padded in both.
+    widest = max(shapes.first(), key=lambda shape: shape.rows)
+    assert shapes.max_padding >= widest.rows - 2
 
 
 @pytest.mark.parametrize("max_num_seqs", [3, 20, 64, 200, 256, 1024])

@@ -365,7 +365,7 @@ class TransformersModel:
         if ops.threads is not None:
             # The module's matrix products are torch's, not the kernels'.
             torch.set_num_threads(ops.threads.size())
-        self.module = _load_module(config, folder, dtype).to(device)
+        self.module = _load_module(config, folder, dtype, device).to(device)
         self.num_weights = sum(parameter.numel() for parameter in self.module.parameters())
         self.head = self.module.get_output_embeddings()
         if self.head is None:
@@ -508,12 +508,15 @@ class TransformersModel:
         )
 
 
-def _load_module(config: ModelConfig, folder: Path | None, dtype: torch.dtype) -> Any:
+def _load_module(
+    config: ModelConfig, folder: Path | None, dtype: torch.dtype, device: torch.device
+) -> Any:
     cls = _class_of(config.raw)
     hf = cls.config_class.from_dict(dict(config.raw))
     if folder is None:
         torch.manual_seed(0)
-        return cls._from_config(hf, attn_implementation=PAGED).to(dtype).eval()
+        with device:
+            return cls._from_config(hf, attn_implementation=PAGED).to(dtype).eval()
     files = safetensors_files(folder)
     where = {
         name: file

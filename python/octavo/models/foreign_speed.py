@@ -72,15 +72,27 @@ def _rms_norm(
 
 
 def wait_of(step: Callable[[], object], device: torch.device) -> str | None:
-    """The place where ``step`` has the host wait for a GPU, in torch's words; None if nowhere."""
+    """The reason why no CUDA graph can hold ``step``, in torch's words; None if one can.
+
+    Most often the host waits for a value. It is tried rather than looked for: some modules read
+    values only while nothing is captured.
+    """
     if device.type != "cuda":
         return None
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    stream, graph = torch.cuda.Stream(device), torch.cuda.CUDAGraph()  # type: ignore[no-untyped-call]
+    reason: str | None = None
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        # Kernels are compiled at their first run, which a capture would not allow.
         step()
-    except RuntimeError as error:
-        return str(error).partition("\n")[0]
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
-    return None
+        stream.synchronize()
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            step()
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+        try:
+            graph.capture_end()
+        except RuntimeError as error:
+            reason = reason or str(error).partition("\n")[0]
+    return reason

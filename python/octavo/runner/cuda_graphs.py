@@ -121,7 +121,7 @@ class Shapes:
     @property
     def max_padding(self) -> int:
         """Rows, or requests, that a shape has at most beyond its step's own."""
-        return max(self._rows[-1], MIXED_DECODES[-1])
+        return self._rows[-1] + MIXED_DECODES[-1]
 
     def first(self) -> list[StepShape]:
         """Shapes to capture when there is time."""
