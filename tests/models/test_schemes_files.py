@@ -16,11 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from octavo.checkpoints.safetensors import TENSOR_KINDS
+from octavo.checkpoints.schemes.cut import Window, taken
 from octavo.checkpoints.schemes.registry import REFUSED, find_scheme
 from octavo.checkpoints.weights import check_shape
 from octavo.errors import ModelLoadError
 from octavo.kernels.formats.dense import DENSE_DTYPES
-from octavo.kernels.weights import Columns, Part, Rows, dense, part_of, share
+from octavo.kernels.weights import Columns, Part, Rows, dense, share
 from octavo.sampling_params import SamplingParams
 
 
@@ -398,6 +399,8 @@ class MemoryTensors:
     dtype = torch.float32
 
     def __init__(self, tensors: dict[str, Tensor], device: str) -> None:
+        self.device = torch.device(device)
+        self.num_bytes = 0  # of what was read
         self._tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
 
     def __contains__(self, name: str) -> bool:
@@ -416,13 +419,15 @@ class MemoryTensors:
         shape: tuple[int, ...],
         *,
         dtype: torch.dtype | None = None,
-        part: Part = None,
+        part: Part | Window = None,
+        stored: tuple[int, ...] | None = None,
         kinds: Mapping[str, torch.dtype] = DENSE_DTYPES,
     ) -> Tensor:
         check_shape("memory", name, self._tensors[name].shape, shape)
         assert self._tensors[name].dtype in kinds.values()
-        found = part_of(self._tensors[name], part)
-        assert isinstance(found, Tensor)
+        found = self._tensors[name].view(stored or shape)
+        found = found if part is None else taken(found, part)
+        self.num_bytes += found.nbytes
         return found if dtype is None else found.to(dtype)
 
 

@@ -13,12 +13,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from octavo.checkpoints.kv_scales import read_kv_scales
+from octavo.checkpoints.schemes.cut import Window, taken
 from octavo.checkpoints.schemes.dense import DenseScheme
 from octavo.checkpoints.schemes.scheme import Scheme
 from octavo.checkpoints.weights import Progress, check_shape, check_unused
 from octavo.errors import ModelLoadError
 from octavo.kernels.formats.dense import DENSE_DTYPES
-from octavo.kernels.weights import Columns, Part, Range, Rows, Stored
+from octavo.kernels.weights import Part, Range, Rows, Stored
 
 # safetensors' names of dtypes.
 TENSOR_KINDS = {
@@ -53,11 +54,11 @@ class TensorFiles:
         progress: Progress,
         take: Callable[[Path, str], Tensor] | None,
     ) -> None:
-        self.dtype = dtype
+        self.dtype, self.device = dtype, device
         self._files, self._progress, self._take = files, progress, take
         self._where: dict[str, tuple[Path, Any]] = {}
         for file in files:
-            handle = open_safetensors(file, device)
+            handle = open_safetensors(file, torch.device("cpu"))
             for name in handle.keys():  # noqa: SIM118 (not a dict)
                 self._where[name] = (file, handle)
         self._unused = set(self._where)
@@ -87,10 +88,14 @@ class TensorFiles:
         shape: tuple[int, ...],
         *,
         dtype: torch.dtype | None = None,
-        part: Part = None,
+        part: Part | Window = None,
+        stored: tuple[int, ...] | None = None,
         kinds: Mapping[str, torch.dtype] = DENSE_DTYPES,
     ) -> Tensor:
         """A tensor of the given shape, or a part of it, in ``dtype``; None keeps the file's.
+
+        Of a part, the rest is neither read nor copied to the device. ``stored``: another shape of
+        as many elements, which the result has and ``part`` is of.
 
         Raises:
             ModelLoadError: it is missing, misshapen, or of none of ``kinds``.
@@ -100,17 +105,21 @@ class TensorFiles:
         check_shape(file, name, found.get_shape(), shape)
         if (kind := found.get_dtype()) not in kinds:
             raise ModelLoadError(f"{file}: tensor {name} has type {kind}, not supported")
+        if isinstance(part, Window) and part.covers(stored or shape):
+            part = None
         try:
-            if self._take is not None:
-                tensor = self._take(file, name)
-                # Of a part, the rest is freed.
-                tensor = tensor if part is None else _part(tensor, part).clone()
-            else:
-                tensor = handle.get_tensor(name) if part is None else _part(found, part)
+            # A map of the file, of which only what is used is read.
+            tensor = handle.get_tensor(name) if self._take is None else self._take(file, name)
         except SafetensorError as error:
             raise ModelLoadError(f"{file}: tensor {name}: {error}") from error
+        tensor = tensor if stored is None else tensor.view(stored)
+        if part is not None:
+            tensor = taken(tensor, part)
+            # On the device already, the rest is freed.
+            tensor = tensor if self._take is None else tensor.clone()
         self._unused.discard(name)
         self._progress(tensor.nbytes)
+        tensor = tensor.to(self.device)
         return tensor if dtype is None else tensor.to(dtype)
 
     def unread(self) -> set[str]:
@@ -132,15 +141,6 @@ class TensorFiles:
             where = files[0] if len(files) == 1 else files[0].parent
             raise ModelLoadError(f"{where}: tensor {name} is missing")
         return self._where[name][1].get_slice(name)
-
-
-def _part(tensor: Any, part: Rows | Columns) -> Tensor:
-    """A part of a tensor, or of a slice of a mapped file, of which no more is read."""
-    if isinstance(part, Rows):
-        pieces = [tensor[begin:end] for begin, end in part.ranges]
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-    columns: Tensor = tensor[:, part.begin : part.end]
-    return columns
 
 
 class SafetensorsWeights:
