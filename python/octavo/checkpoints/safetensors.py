@@ -39,7 +39,7 @@ class TensorFiles:
     """The tensors of safetensors files by name, each handed out on the device.
 
     ``dtype``: of dense matrices; None keeps the file's. ``take``: gives a file's tensor of that
-    name on the device, in place of the mapped file.
+    name on the device, in place of the mapped file; None: that is to be used.
 
     Raises:
         ModelLoadError: a file is cut short, or of another kind.
@@ -52,7 +52,7 @@ class TensorFiles:
         device: torch.device,
         dtype: torch.dtype | None,
         progress: Progress,
-        take: Callable[[Path, str], Tensor] | None,
+        take: Callable[[Path, str], Tensor | None] | None,
     ) -> None:
         self.dtype, self.device = dtype, device
         self._files, self._progress, self._take = files, progress, take
@@ -108,15 +108,16 @@ class TensorFiles:
         if isinstance(part, Window) and part.covers(stored or shape):
             part = None
         try:
-            # A map of the file, of which only what is used is read.
-            tensor = handle.get_tensor(name) if self._take is None else self._take(file, name)
+            there = None if self._take is None else self._take(file, name)
+            # Else a map of the file, of which only what is used is read.
+            tensor = handle.get_tensor(name) if there is None else there
         except SafetensorError as error:
             raise ModelLoadError(f"{file}: tensor {name}: {error}") from error
         tensor = tensor if stored is None else tensor.view(stored)
         if part is not None:
             tensor = taken(tensor, part)
             # On the device already, the rest is freed.
-            tensor = tensor if self._take is None else tensor.clone()
+            tensor = tensor if there is None else tensor.clone()
         self._unused.discard(name)
         self._progress(tensor.nbytes)
         tensor = tensor.to(self.device)
@@ -147,9 +148,9 @@ class SafetensorsWeights:
     """Weights from safetensors files, whose projections ``scheme`` reads.
 
     ``dtype``: of dense matrices; None keeps the file's. ``act_dtype``: of vectors. ``ignored``:
-    names that may be there unused (a tied output head). ``take``: gives a file's tensor of that
-    name on the device, in place of the mapped file. ``kv_scales``: static scales of keys and values
-    are given, where there are any; else nothing asks for them.
+    names that may be there unused (a tied output head). ``take``: as TensorFiles has it.
+    ``kv_scales``: static scales of keys and values are given, where there are any; else nothing
+    asks for them.
 
     Raises:
         ModelLoadError: a file is cut short, or of another kind.
@@ -165,7 +166,7 @@ class SafetensorsWeights:
         scheme: Scheme | None = None,
         ignored: Iterable[str] = (),
         progress: Progress = lambda _: None,
-        take: Callable[[Path, str], Tensor] | None = None,
+        take: Callable[[Path, str], Tensor | None] | None = None,
         kv_scales: bool = False,
     ) -> None:
         self.act_dtype = act_dtype
