@@ -19,51 +19,16 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpu import _llama_tools, _peak_rss_mib, prompts
+from hybrid_shapes import LFM2_1_2B, QWEN3_5_0_8B
+from shapes import Shape
 
 if TYPE_CHECKING:
     import gguf
     import numpy as np
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A decoder's sizes; ``arch``: GGUF's name of its family."""
-
-    arch: str
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    vocabulary: int
-    tied: bool
-
-    def layer_matrices(self) -> dict[str, tuple[int, int]]:
-        """A layer's matrices [N, K] by GGUF's names."""
-        d, q, kv = self.hidden, self.heads * self.head_dim, self.kv_heads * self.head_dim
-        return {
-            "attn_q": (q, d),
-            "attn_k": (kv, d),
-            "attn_v": (kv, d),
-            "attn_output": (d, q),
-            "ffn_gate": (self.intermediate, d),
-            "ffn_up": (self.intermediate, d),
-            "ffn_down": (d, self.intermediate),
-        }
-
-    def layer_weights(self) -> int:
-        """Weights of all layers."""
-        return self.layers * sum(n * k for n, k in self.layer_matrices().values())
-
-    def kv_bytes(self) -> int:
-        """Bytes of a token's keys and values in bfloat16."""
-        return self.layers * 2 * self.kv_heads * self.head_dim * 2
 
 
 SHAPES = {
@@ -71,9 +36,13 @@ SHAPES = {
     "llama-3.2-1b": Shape("llama", 16, 2048, 32, 8, 64, 8192, 128_256, True),
     "llama-3.2-3b": Shape("llama", 28, 3072, 24, 8, 128, 8192, 128_256, True),
     "qwen3-4b": Shape("qwen3", 36, 2560, 32, 8, 128, 9728, 151_936, True),
+    "lfm2-1.2b": LFM2_1_2B,
+    "qwen3.5-0.8b": QWEN3_5_0_8B,
     "7b": Shape("llama", 32, 4096, 32, 32, 128, 11_008, 32_000, False),
 }
 KINDS = ("Q4_0", "Q4_K", "Q8_0", "BF16")
+# One request runs; a state of a hybrid's takes some 20 MB.
+MAX_NUM_SEQS, STATE_BYTES = 2, 128 << 20
 # Bytes of a tensor that are made at once; what follows repeats them.
 PERIOD = 1 << 20
 
@@ -117,18 +86,7 @@ def write(file: Path, shape: Shape, kind: str) -> None:
     import numpy as np
 
     writer = gguf.GGUFWriter(file, shape.arch)
-    writer.add_context_length(16_384)
-    writer.add_embedding_length(shape.hidden)
-    writer.add_block_count(shape.layers)
-    writer.add_feed_forward_length(shape.intermediate)
-    writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.kv_heads)
-    writer.add_key_length(shape.head_dim)
-    writer.add_value_length(shape.head_dim)
-    writer.add_rope_dimension_count(shape.head_dim)
-    writer.add_rope_freq_base(500_000.0)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(shape.vocabulary)
+    shape.write_keys(writer)
     letters = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256))]
     letters += [chr(256 + i) for i in range(256 - len(letters))]
     names = [2 * letters[i] for i in range(3)]
@@ -147,20 +105,14 @@ def write(file: Path, shape: Shape, kind: str) -> None:
     def add(name: str, n: int, k: int, of: gguf.GGMLQuantizationType) -> None:
         writer.add_tensor(f"{name}.weight", matrix(of.name, n, k), raw_dtype=of)
 
-    def norm(name: str, size: int) -> None:
-        writer.add_tensor(f"{name}.weight", np.ones(size, np.float32))
-
     add("token_embd", shape.vocabulary, shape.hidden, table)
     if not shape.tied:
         add("output", shape.vocabulary, shape.hidden, table)
-    norm("output_norm", shape.hidden)
+    writer.add_tensor(f"{shape.output_norm}.weight", np.ones(shape.hidden, np.float32))
     for i in range(shape.layers):
-        norm(f"blk.{i}.attn_norm", shape.hidden)
-        norm(f"blk.{i}.ffn_norm", shape.hidden)
-        if shape.arch == "qwen3":
-            norm(f"blk.{i}.attn_q_norm", shape.head_dim)
-            norm(f"blk.{i}.attn_k_norm", shape.head_dim)
-        for name, (n, k) in shape.layer_matrices().items():
+        for name, values in shape.vectors(i).items():
+            writer.add_tensor(f"blk.{i}.{name}", values)
+        for name, (n, k) in shape.matrices(i).items():
             add(f"blk.{i}.{name}", n, k, type_)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -182,7 +134,8 @@ def run_octavo(args: argparse.Namespace, file: Path) -> dict[str, Any]:
         model=str(file),
         threads=args.threads,
         max_model_len=longest,
-        kv_cache_memory_bytes=(2 * longest + 512) * shape.kv_bytes(),
+        kv_cache_memory_bytes=(2 * longest + 512) * shape.kv_bytes() + STATE_BYTES,
+        max_num_seqs=MAX_NUM_SEQS,
         enable_prefix_caching=False,
     )
     out: dict[str, Any] = {"load_s": time.perf_counter() - at}

@@ -5,6 +5,7 @@ Others (a ``--dtype`` that was asked for) take the definitions. Semantics: ``ref
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -15,6 +16,7 @@ from octavo import _core
 from .. import reference_recurrent as reference
 from ..recurrent import RecurrentOps, Steps
 from .elementwise import activation as activate
+from .elementwise import rms_norm
 from .tensors import Matrix, Vector, float32_matrix, ints, optional_vector, refuse, vector
 
 # Taps and columns that the kernels have room for.
@@ -176,11 +178,40 @@ def selective_scan(
     return out
 
 
+def gated_norm(
+    x: Tensor, gate: Tensor, weight: Tensor, eps: float, *, group_size: int, gate_first: bool
+) -> Tensor:
+    """See reference_recurrent.gated_norm.
+
+    Raises:
+        ValueError: tensors that do not fit.
+    """
+    if x.dtype != torch.float32 or gate.dtype != torch.float32:
+        return reference.gated_norm(
+            x, gate, weight, eps, group_size=group_size, gate_first=gate_first
+        )
+    factor = activate(gate.contiguous(), "silu")
+    groups = (factor.mul_(x) if gate_first else x).reshape(-1, group_size)
+    # Groups with weights of their own get them after it.
+    is_shared = weight.numel() == group_size
+    y = rms_norm(groups, weight if is_shared else _ones(group_size), eps)
+    assert isinstance(y, Tensor)
+    y = y.view(x.shape)
+    if not is_shared:
+        y.mul_(weight)
+    return y if gate_first else y.mul_(factor)
+
+
+@functools.cache
+def _ones(size: int) -> Tensor:
+    return torch.ones(size)
+
+
 RECURRENT_OPS = RecurrentOps(
     causal_conv=causal_conv,
     short_conv=short_conv,
     gated_delta_rule=gated_delta_rule,
     selective_scan=selective_scan,
-    gated_norm=reference.gated_norm,
+    gated_norm=gated_norm,
     copy_rows=reference.copy_rows,
 )

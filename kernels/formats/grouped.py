@@ -119,21 +119,15 @@ def _floats(q: Tensor) -> Tensor:
     return values.masked_fill_(bits & 0x7F == 0x7F, torch.nan)
 
 
-def group_map(k: int, size: int, device: torch.device) -> dict[str, Tensor]:
-    """The plane "group" for groups of ``size`` columns in a row of ``k``; {} if they divide it."""
-    if k % size == 0:
+def group_map(columns: tuple[int, int], size: int, device: torch.device) -> dict[str, Tensor]:
+    """The plane "group" of these columns of a row in groups of ``size``, counted from their first
+    group; {} where they are whole groups, or of one alone."""
+    begin, end = columns
+    first = begin // size
+    if begin % size == (end - begin) % size == 0 or (end - 1) // size == first:
         return {}
-    return {"group": (torch.arange(k, device=device) // size).to(torch.int32)}
-
-
-def same_group_map(
-    k: int, size: int, device: torch.device, stored: Tensor | None
-) -> dict[str, Tensor]:
-    """The plane "group" of a map int32 [K] in the file; as ``group_map`` if it is None or equal."""
-    if stored is None:
-        return group_map(k, size, device)
-    plain = (torch.arange(k, device=device) // size).to(torch.int32)
-    return group_map(k, size, device) if torch.equal(stored, plain) else {"group": stored}
+    groups = torch.arange(begin, end, device=device) // size - first
+    return {"group": groups.to(torch.int32)}
 
 
 def round_to_fp8(weight: Tensor, block: tuple[int, int]) -> dict[str, Tensor]:
@@ -149,7 +143,7 @@ def round_to_fp8(weight: Tensor, block: tuple[int, int]) -> dict[str, Tensor]:
     scale = torch.where(scale == 0, 1.0, scale)
     q = (blocks.float() / scale[:, None, :, None]).view(padded.shape)[:n, :k]
     planes = {"q": q.to(torch.float8_e4m3fn), "scale": scale.repeat_interleave(rows, 0)[:n]}
-    return {**planes, **group_map(k, columns, weight.device)}
+    return {**planes, **group_map((0, k), columns, weight.device)}
 
 
 def round_to_int4(weight: Tensor, size: int) -> dict[str, Tensor]:

@@ -167,7 +167,8 @@ class Delta:
     logprobs: list[list[tuple[int, float, int]]] | None
     # None while running; "stop", "length", "abort" or "error" at the end.
     finish_reason: Literal["stop", "length", "abort", "error"] | None
-    # The stop string or the stop token that ended it; None on EOS.
+    # The stop string or the stop token that ended it; None on EOS. Of an "error" that the request
+    # itself has brought about, the reason.
     stop_reason: str | int | None
     cumulative_logprob: float | None
     num_prompt_tokens: int

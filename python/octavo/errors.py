@@ -98,6 +98,10 @@ class BadRequestError(InvalidRequestError):
         self.param = param
 
 
+class ContradictionError(InvalidRequestError):
+    """A request whose settings leave its text no next token: found where the text comes to it."""
+
+
 class AuthenticationError(OctavoError):
     """No API key, or a wrong one."""
 
@@ -235,6 +239,7 @@ ERROR_TABLE: dict[type[BaseException], ErrorKind] = {
     RequestTooLongError: ErrorKind(400, _INVALID, "context_length_exceeded"),
     UnsupportedParameterError: ErrorKind(400, _INVALID, "unsupported_parameter"),
     BadRequestError: ErrorKind(400, _INVALID, None),
+    ContradictionError: ErrorKind(400, _INVALID, "contradiction"),
     AuthenticationError: ErrorKind(
         401, "authentication_error", "invalid_api_key", {"WWW-Authenticate": "Bearer"}
     ),

@@ -68,7 +68,8 @@ class Offline:
                 engine.step()
                 for delta in engine.core.outbox.drain():
                     if delta.finish_reason == "error":
-                        raise RuntimeError(f"request {delta.request_id} failed; see the log")
+                        why = delta.stop_reason or "see the log"
+                        raise RuntimeError(f"request {delta.request_id} failed: {why}")
                     num_unfinished -= 1
                     if take(delta):
                         progress.update()

@@ -125,6 +125,23 @@ def test_selective_scan_of_columns(heads: int, p: int, size: int) -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("gate_first", [False, True])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_gated_norm(rows: int, gate_first: bool, dtype: torch.dtype) -> None:
+    x, gate = torch.randn(rows, 120).to(dtype), sliced(120, dtype)[:rows]
+    given = x.clone(), gate.clone()
+    for weight in (torch.randn(30).to(dtype), torch.randn(120).to(dtype)):
+        found, expected = (
+            ops.gated_norm(x, gate, weight, 1e-5, group_size=30, gate_first=gate_first)
+            for ops in (RECURRENT_OPS, reference)
+        )
+        assert found.dtype == expected.dtype
+        assert (found - expected).norm() < 1e-5 * expected.norm()
+    assert torch.equal(x, given[0])
+    assert torch.equal(gate, given[1])
+
+
 def test_what_does_not_fit_is_refused() -> None:
     x, weight, state = torch.randn(45, 9), torch.randn(9, 3), torch.randn(NUM_ROWS, 9, 2)
     with pytest.raises(ValueError, match="slot 6 is outside 5 rows"):

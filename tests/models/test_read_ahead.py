@@ -14,19 +14,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from octavo.checkpoints import read_ahead as read_ahead_module
 from octavo.checkpoints.read_ahead import ReadAhead
 from octavo.checkpoints.safetensors import SafetensorsWeights, read_entries
 from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
+from octavo.kernels.weights import Columns, Rows
 from octavo.layers.ops import get_ops
 from octavo.models.source import resolve_model
 from octavo.models.stage import Stage
 from octavo.runner import loading
 from octavo.runner.dtypes import resolve_dtypes
 
-CPU = torch.device("cpu")
+CPU, META = torch.device("cpu"), torch.device("meta")
 BLOCK = 1024
 
 
@@ -187,7 +189,7 @@ def test_a_gpus_files_are_read_ahead_and_a_cpus_are_not(
 ) -> None:
     source = resolve_model(EngineConfig(model=str(save_tiny("Llama")[0])))
     monkeypatch.setattr(
-        loading, "ReadAhead", lambda files, _, **kept: ReadAhead(files, CPU, **kept)
+        loading, "ReadAhead", lambda files, device, **kept: ReadAhead(files, device and CPU, **kept)
     )
     with loading._read_ahead(source, CPU) as take:
         assert take is None
@@ -215,12 +217,12 @@ def test_a_model_is_the_same_however_it_is_read(
 
     first = load()
     monkeypatch.setattr(
-        loading, "ReadAhead", lambda files, _, **kept: ReadAhead(files, CPU, **kept)
+        loading, "ReadAhead", lambda files, device, **kept: ReadAhead(files, device and CPU, **kept)
     )
     monkeypatch.setattr(
         loading,
         "_read_ahead",
-        lambda given, _, *part: read_ahead(given, torch.device("cuda"), *part),
+        lambda given, _, *part, **kept: read_ahead(given, torch.device("cuda"), *part, **kept),
     )
     second = load()
     assert torch.equal(numbers(first.embed_tokens), numbers(second.embed_tokens))
@@ -259,15 +261,56 @@ def test_parts_are_loaded_at_once_and_are_those_of_one_after_the_other(
 
     monkeypatch.setattr(loading, "load_model", meet)
     monkeypatch.setattr(
-        loading, "ReadAhead", lambda files, _, **kept: ReadAhead(files, CPU, **kept)
+        loading, "ReadAhead", lambda files, device, **kept: ReadAhead(files, device and CPU, **kept)
     )
     monkeypatch.setattr(
         loading,
         "_read_ahead",
-        lambda given, _, *part: read_ahead(given, torch.device("cuda"), *part),
+        lambda given, _, *part, **kept: read_ahead(given, torch.device("cuda"), *part, **kept),
     )
     found = driver(path, mesh="cpu,cpu:0", **mesh).generate([[5, 6, 7]])[0].token_ids
     assert found == want
+
+
+class Copies(TorchDispatchMode):
+    """Sizes of what is copied to another device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[list[int]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten._to_copy.default and (kwargs or {}).get("device") == META:
+            self.sizes.append(list(args[0].shape))
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_several_devices_share_is_read_once_and_cut_before_it_is_copied(
+    tmp_path: Path,
+) -> None:
+    tensors = {"a.weight": rows(40), "e.b": torch.randn(5, 6, 8), "c.weight": rows(40)}
+    [file] = write(tmp_path, tensors)
+    with ReadAhead([file], None, max_ahead=16 * BLOCK) as ahead, Copies() as copies:
+        assert 14 * BLOCK < settled(ahead) <= 16 * BLOCK
+        for shard in range(2):
+            weights = SafetensorsWeights(
+                [file], device=META, dtype=None, act_dtype=torch.float32, take=ahead.take
+            )
+            own = Rows(((20 * shard, 20 * shard + 20),))
+            assert weights.linear("a", (40, BLOCK // 4), own).device == META
+            for expert in weights.experts("e", 5, "b", (8, 6), Columns(2, 4), (3, 5)):
+                assert expert.shape == (8, 2)
+            weights.linear("c", (40, BLOCK // 4), Columns(64 * shard, 64 * shard + 64))
+        assert ahead.num_bytes <= file.stat().st_size
+    assert copies.sizes == 2 * [[20, BLOCK // 4], [2, 2, 8], [40, 64]]
+    with ReadAhead([file], None) as ahead:
+        mapped = SafetensorsWeights(
+            [file], device=CPU, dtype=None, act_dtype=torch.float32, take=ahead.take
+        )
+        found = mapped.linear("c", (40, BLOCK // 4), Columns(3, 30))
+        assert torch.equal(found, tensors["c.weight"][:, 3:30])
 
 
 def test_tensors_are_taken_from_whoever_reads_them(save_tiny: Any) -> None:

@@ -16,11 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from octavo.checkpoints.safetensors import TENSOR_KINDS
+from octavo.checkpoints.schemes.cut import Window, taken
 from octavo.checkpoints.schemes.registry import REFUSED, find_scheme
 from octavo.checkpoints.weights import check_shape
 from octavo.errors import ModelLoadError
 from octavo.kernels.formats.dense import DENSE_DTYPES
-from octavo.kernels.weights import Columns, Part, Rows, dense, part_of, share
+from octavo.kernels.weights import Columns, Part, Rows, dense, share
 from octavo.sampling_params import SamplingParams
 
 
@@ -398,6 +399,8 @@ class MemoryTensors:
     dtype = torch.float32
 
     def __init__(self, tensors: dict[str, Tensor], device: str) -> None:
+        self.device = torch.device(device)
+        self.num_bytes = 0  # of what was read
         self._tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
 
     def __contains__(self, name: str) -> bool:
@@ -416,40 +419,65 @@ class MemoryTensors:
         shape: tuple[int, ...],
         *,
         dtype: torch.dtype | None = None,
-        part: Part = None,
+        part: Part | Window = None,
+        stored: tuple[int, ...] | None = None,
         kinds: Mapping[str, torch.dtype] = DENSE_DTYPES,
     ) -> Tensor:
         check_shape("memory", name, self._tensors[name].shape, shape)
         assert self._tensors[name].dtype in kinds.values()
-        found = part_of(self._tensors[name], part)
-        assert isinstance(found, Tensor)
+        found = self._tensors[name].view(stored or shape)
+        found = found if part is None else taken(found, part)
+        self.num_bytes += found.nbytes
         return found if dtype is None else found.to(dtype)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_a_shard_reads_its_part(case: Case, device: str) -> None:
-    """Rows and columns in three parts, of sizes that no group divides."""
+def prove_parts(case: Case, shape: tuple[int, int], device: str, most: float) -> None:
+    """Rows and columns in three parts, of sizes that no group divides. ``most``: all parts' bytes
+    over the whole's."""
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     torch.manual_seed(0)
-    shape, prefix = (48, 80), "model.layers.0.self_attn.q_proj"
-    if case.name in ("awq-gemm", "awq-gemv", "auto-round-awq"):
-        shape = (48, 96)  # whole groups of 32
+    prefix = "model.layers.0.self_attn.q_proj"
     written = case.write(prefix, torch.randn(shape))
     assert written is not None
     tensors = MemoryTensors(
         {f"{prefix}.{name}": tensor for name, tensor in written[0].items()}, device
     )
     scheme = find_scheme(case.config)
+    scheme.linear(tensors, prefix, shape, None)
+    num_bytes = tensors.num_bytes
     rows = [Rows((share(shape[0], i, 3),)) for i in range(3)]
     # Two elements, or sixteen, lie in one byte or scale.
     columns = [Columns(*share(shape[1], i, 3, 16)) for i in range(3)]
     for axis, parts in enumerate((rows, columns)):
+        tensors.num_bytes = 0
         read = [dense(scheme.linear(tensors, prefix, shape, part)) for part in parts]
+        assert num_bytes <= tensors.num_bytes <= most * num_bytes
         whole = torch.cat(read, axis)
         assert whole.device.type == device
         torch.testing.assert_close(whole.cpu(), written[1], atol=1e-6, rtol=1e-6)
+    # Ranges that follow no unit's border, joined in another order.
+    pieces = Rows(((33, 43), (0, 5), (7, 8)))
+    joined = torch.cat([written[1][begin:end] for begin, end in pieces.ranges])
+    found = dense(scheme.linear(tensors, prefix, shape, pieces))
+    torch.testing.assert_close(found.cpu(), joined, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_shard_reads_its_part(case: Case, device: str) -> None:
+    shape = (48, 80)
+    if case.name in ("awq-gemm", "awq-gemv", "auto-round-awq"):
+        shape = (48, 96)  # whole groups of 32
+    elif case.name.startswith("bnb"):
+        shape = (48, 192)  # whole blocks of 64
+    # A part of 16 columns has half a group, and less than the 32 values of three words.
+    prove_parts(case, shape, device, 1.6)
+
+
+@pytest.mark.parametrize("name", ["bnb-nf4", "bnb-fp4-double", "bnb-nf4-storage"])
+def test_a_shard_reads_all_of_blocks_that_go_on_in_the_next_row(name: str) -> None:
+    prove_parts(BY_NAME[name], (48, 80), "cpu", 3)
 
 
 @pytest.mark.parametrize("method", sorted(REFUSED))

@@ -168,6 +168,37 @@ def test_every_field_constrains(tiny: RunningServer) -> None:
     assert isinstance(json.loads(text), dict)
 
 
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+ONLY_N = {"allowed_token_ids": [ord("n")]}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"guided_choice": ["yes"], **ONLY_N},
+        {"guided_choice": ["yes"], "allowed_token_ids": [ord("y")], "temperature": 0},
+        {"guided_choice": ["yes"], "bad_words": ["ye", "yes"], "temperature": 0},
+        {"tools": [TOOL], "tool_choice": "required", **ONLY_N},
+        {
+            "tools": [TOOL],
+            "tool_choice": {"type": "function", "function": {"name": "look"}},
+            **ONLY_N,
+        },
+    ],
+)
+def test_what_contradicts_itself_is_the_requests_own_mistake(
+    tiny: RunningServer, body: dict[str, Any]
+) -> None:
+    """A 500 would have clients send it again."""
+    path, body = "/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 20, **body}
+    answer = tiny.post(path, body)
+    assert (answer.status, answer.error["code"]) == (400, "contradiction"), answer.body
+    assert answer.error["type"] == "invalid_request_error"
+    assert "leave no token" in answer.error["message"]
+    assert b'"contradiction"' in tiny.post(path, body | {"stream": True}).body
+    assert re.fullmatch("yes", ask(tiny, guided_choice=["yes"]))
+
+
 def test_what_is_wrong_is_a_400_that_names_the_field(tiny: RunningServer) -> None:
     bad: list[tuple[dict[str, Any], str, str]] = [
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "schema"),

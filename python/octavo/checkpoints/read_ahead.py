@@ -5,6 +5,9 @@ so that the disk never waits for a copy, nor the last tensor for its own. Severa
 large region of its own, read more than one: small regions, or readers that take turns, break up the
 system's own read-ahead, and O_DIRECT is slower than the page cache (``bench/load.py``;
 bench/NOTES.md, "Four readers").
+
+Of tensors that several devices share, each has its part alone. There the readers bring the files
+into the system's page cache once for all, and every shard copies its part out of its map of them.
 """
 
 from __future__ import annotations
@@ -55,9 +58,9 @@ class _Region:
 class ReadAhead:
     """Reads the tensors of safetensors ``files`` in order: those that ``is_wanted`` by their names.
 
-    At most ``max_ahead`` bytes past the last that was asked for; None is what the device has room
-    for, if one of ``num_parts`` of each tensor stays. A context manager: its threads end with it,
-    read to the end or not.
+    ``device``: where they go; None leaves them to the page cache. At most ``max_ahead`` bytes past
+    the last that was asked for; None is what the device has room for beside the tensors. A context
+    manager: its threads end with it, read to the end or not.
 
     Raises:
         ModelLoadError: a file is cut short, or of another kind.
@@ -66,13 +69,12 @@ class ReadAhead:
     def __init__(
         self,
         files: Sequence[Path],
-        device: torch.device,
+        device: torch.device | None,
         max_ahead: int | None = None,
         is_wanted: Callable[[str], bool] = lambda name: True,
-        num_parts: int = 1,
     ) -> None:
         self._device = device
-        on_gpu = device.type == "cuda"
+        on_gpu = device is not None and device.type == "cuda"
         # Threads begin on the default stream; memory that a model frees is used again in the
         # order of the stream it was allocated on.
         self._stream = torch.cuda.current_stream(device) if on_gpu else None
@@ -96,7 +98,7 @@ class ReadAhead:
             total += size
         if max_ahead is None:
             wanted = sum(tensor.num_missing for tensor in self._by_name.values())
-            max_ahead = _room(device, wanted // num_parts)
+            max_ahead = _room(device, wanted)
         self._max_ahead = max_ahead
         self._moved = threading.Condition()
         self._next = 0  # the first region that no reader has taken
@@ -109,20 +111,26 @@ class ReadAhead:
             for _ in range(min(NUM_READERS, len(self._regions)))
         ]
 
-    def take(self, file: Path, name: str) -> Tensor:
+    def take(self, file: Path, name: str) -> Tensor | None:
         """A tensor on the device, once it is there; it is handed out once.
+
+        None, as often as it is asked for, once the page cache has it, where there is no device.
 
         Raises:
             ModelLoadError: its file, or what comes before it, could not be read; names which.
         """
-        tensor = self._by_name.pop((file, name))
         with self._moved:
+            tensor = self._by_name[file, name]
+            if self._device is not None:
+                del self._by_name[file, name]
             self._wanted = max(self._wanted, self._starts[file] + tensor.entry.end)
             self._moved.notify_all()
             while tensor.num_missing and not self._ended:
                 self._moved.wait()
             if tensor.num_missing:
                 raise self._error or RuntimeError("reading has ended")
+            if self._device is None:
+                return None
             data, tensor.data = self._place(tensor), None
         return data
 
@@ -205,10 +213,11 @@ class ReadAhead:
             if entry.dtype not in TENSOR_KINDS:
                 continue  # of a dtype that is not read
             first, last = max(at, entry.begin), min(end, entry.end)
-            with self._moved:
-                data = self._place(tensor)
-            target = data.view(-1).view(torch.uint8)[first - entry.begin : last - entry.begin]
-            target.copy_(block[first - at : last - at], non_blocking=True)
+            if self._device is not None:
+                with self._moved:
+                    data = self._place(tensor)
+                target = data.view(-1).view(torch.uint8)[first - entry.begin : last - entry.begin]
+                target.copy_(block[first - at : last - at], non_blocking=True)
             filled.append((tensor, last - first))
         if self._stream is not None:
             self._stream.synchronize()  # the block is written to again
@@ -231,9 +240,9 @@ class ReadAhead:
             self._moved.notify_all()
 
 
-def _room(device: torch.device, num_bytes: int) -> int:
+def _room(device: torch.device | None, num_bytes: int) -> int:
     """Bytes that may wait on the device: half of those that ``num_bytes`` of weights leave free."""
-    if device.type != "cuda":
+    if device is None or device.type != "cuda":
         return MAX_AHEAD_BYTES
     free, _total = torch.cuda.mem_get_info(device)
     return max(0, min(MAX_AHEAD_BYTES, (free - num_bytes) // 2))

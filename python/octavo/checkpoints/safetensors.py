@@ -13,12 +13,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from octavo.checkpoints.kv_scales import read_kv_scales
+from octavo.checkpoints.schemes.cut import Window, taken
 from octavo.checkpoints.schemes.dense import DenseScheme
 from octavo.checkpoints.schemes.scheme import Scheme
 from octavo.checkpoints.weights import Progress, check_shape, check_unused
 from octavo.errors import ModelLoadError
 from octavo.kernels.formats.dense import DENSE_DTYPES
-from octavo.kernels.weights import Columns, Part, Range, Rows, Stored
+from octavo.kernels.weights import Part, Range, Rows, Stored
 
 # safetensors' names of dtypes.
 TENSOR_KINDS = {
@@ -38,7 +39,7 @@ class TensorFiles:
     """The tensors of safetensors files by name, each handed out on the device.
 
     ``dtype``: of dense matrices; None keeps the file's. ``take``: gives a file's tensor of that
-    name on the device, in place of the mapped file.
+    name on the device, in place of the mapped file; None: that is to be used.
 
     Raises:
         ModelLoadError: a file is cut short, or of another kind.
@@ -51,13 +52,13 @@ class TensorFiles:
         device: torch.device,
         dtype: torch.dtype | None,
         progress: Progress,
-        take: Callable[[Path, str], Tensor] | None,
+        take: Callable[[Path, str], Tensor | None] | None,
     ) -> None:
-        self.dtype = dtype
+        self.dtype, self.device = dtype, device
         self._files, self._progress, self._take = files, progress, take
         self._where: dict[str, tuple[Path, Any]] = {}
         for file in files:
-            handle = open_safetensors(file, device)
+            handle = open_safetensors(file, torch.device("cpu"))
             for name in handle.keys():  # noqa: SIM118 (not a dict)
                 self._where[name] = (file, handle)
         self._unused = set(self._where)
@@ -87,10 +88,14 @@ class TensorFiles:
         shape: tuple[int, ...],
         *,
         dtype: torch.dtype | None = None,
-        part: Part = None,
+        part: Part | Window = None,
+        stored: tuple[int, ...] | None = None,
         kinds: Mapping[str, torch.dtype] = DENSE_DTYPES,
     ) -> Tensor:
         """A tensor of the given shape, or a part of it, in ``dtype``; None keeps the file's.
+
+        Of a part, the rest is neither read nor copied to the device. ``stored``: another shape of
+        as many elements, which the result has and ``part`` is of.
 
         Raises:
             ModelLoadError: it is missing, misshapen, or of none of ``kinds``.
@@ -100,17 +105,22 @@ class TensorFiles:
         check_shape(file, name, found.get_shape(), shape)
         if (kind := found.get_dtype()) not in kinds:
             raise ModelLoadError(f"{file}: tensor {name} has type {kind}, not supported")
+        if isinstance(part, Window) and part.covers(stored or shape):
+            part = None
         try:
-            if self._take is not None:
-                tensor = self._take(file, name)
-                # Of a part, the rest is freed.
-                tensor = tensor if part is None else _part(tensor, part).clone()
-            else:
-                tensor = handle.get_tensor(name) if part is None else _part(found, part)
+            there = None if self._take is None else self._take(file, name)
+            # Else a map of the file, of which only what is used is read.
+            tensor = handle.get_tensor(name) if there is None else there
         except SafetensorError as error:
             raise ModelLoadError(f"{file}: tensor {name}: {error}") from error
+        tensor = tensor if stored is None else tensor.view(stored)
+        if part is not None:
+            tensor = taken(tensor, part)
+            # On the device already, the rest is freed.
+            tensor = tensor if there is None else tensor.clone()
         self._unused.discard(name)
         self._progress(tensor.nbytes)
+        tensor = tensor.to(self.device)
         return tensor if dtype is None else tensor.to(dtype)
 
     def unread(self) -> set[str]:
@@ -134,22 +144,13 @@ class TensorFiles:
         return self._where[name][1].get_slice(name)
 
 
-def _part(tensor: Any, part: Rows | Columns) -> Tensor:
-    """A part of a tensor, or of a slice of a mapped file, of which no more is read."""
-    if isinstance(part, Rows):
-        pieces = [tensor[begin:end] for begin, end in part.ranges]
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-    columns: Tensor = tensor[:, part.begin : part.end]
-    return columns
-
-
 class SafetensorsWeights:
     """Weights from safetensors files, whose projections ``scheme`` reads.
 
     ``dtype``: of dense matrices; None keeps the file's. ``act_dtype``: of vectors. ``ignored``:
-    names that may be there unused (a tied output head). ``take``: gives a file's tensor of that
-    name on the device, in place of the mapped file. ``kv_scales``: static scales of keys and values
-    are given, where there are any; else nothing asks for them.
+    names that may be there unused (a tied output head). ``take``: as TensorFiles has it.
+    ``kv_scales``: static scales of keys and values are given, where there are any; else nothing
+    asks for them.
 
     Raises:
         ModelLoadError: a file is cut short, or of another kind.
@@ -165,7 +166,7 @@ class SafetensorsWeights:
         scheme: Scheme | None = None,
         ignored: Iterable[str] = (),
         progress: Progress = lambda _: None,
-        take: Callable[[Path, str], Tensor] | None = None,
+        take: Callable[[Path, str], Tensor | None] | None = None,
         kv_scales: bool = False,
     ) -> None:
         self.act_dtype = act_dtype

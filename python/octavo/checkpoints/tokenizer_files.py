@@ -9,7 +9,9 @@ the flags here are those of transformers 5 (``PreTrainedTokenizerBase._from_pret
 
 from __future__ import annotations
 
+import json
 import logging
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -123,14 +125,16 @@ class TokenizerFiles:
         texts = (_text(source.get(name)) for source in sources for name in _ENDS)
         return [text for text in dict.fromkeys(texts) if text]
 
-    def load(self) -> Tokenizer:
+    def load(self, *, frames: bool = True) -> Tokenizer:
         """The tokenizer, completed. Tokens that cannot be added as they are meant are logged.
+
+        ``frames``: it puts its special tokens around a text.
 
         Raises:
             ValueError: tokenizer.json does not describe a tokenizer.
             OSError: it cannot be read.
         """
-        tokenizer = Tokenizer.from_file(str(self.file))
+        tokenizer = Tokenizer.from_file(str(self.file)) if frames else self._unframed()
         present = {token[0]: AddedToken(*token) for _, token in tokenizer.added_tokens()}
         stated = self._stated_tokens(tokenizer)
         wanted = self._wanted_tokens(present, stated)
@@ -141,6 +145,15 @@ class TokenizerFiles:
             if token.content and (found := tokenizer.token_to_id(token.content)) != token_id:
                 self._warn(f"token {token.content!r} has id {found}, not {token_id} as is stated")
         return tokenizer
+
+    def _unframed(self) -> Tokenizer:
+        values = json.loads(self.file.read_bytes())
+        if not isinstance(values, dict):
+            raise ValueError("not a JSON object")
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as changed:
+            json.dump({**values, "post_processor": None}, changed)
+            changed.flush()
+            return Tokenizer.from_file(changed.name)
 
     def _settings(self, *, everything: bool) -> dict[str, Any]:
         """tokenizer_config.json with special_tokens_map.json.

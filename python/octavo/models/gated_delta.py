@@ -185,9 +185,10 @@ class GatedDeltaNet:
             return [weights.linear(f"{prefix}.{name}", (n, d), part) for name, n, part in parts]
 
         qkvz, ba = read(inputs.qkvz), read(inputs.ba)
-        # One product of the input where the formats allow; quantized files leave the narrow ones.
+        # One product of the input where all is of one format; many quantized files leave the narrow
+        # ones dense.
         self._ba: Linear | None = None
-        if all(isinstance(part, Tensor) for part in (*qkvz, *ba)):
+        if len({"" if isinstance(part, Tensor) else part.format for part in qkvz + ba}) == 1:
             qkvz += ba
         else:
             self._ba = Linear(ops, ba)

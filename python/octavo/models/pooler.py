@@ -71,7 +71,8 @@ class Pooler:
         file = folder / "modules.json"
         modules = _read(file, list) if file.is_file() else []
         pooling = next((i for i, module in enumerate(modules) if _is_pooling(module)), None)
-        if mode is None and modules and pooling is None:
+        is_static = bool(modules) and str(modules[0].get("type")).endswith(".StaticEmbedding")
+        if mode is None and modules and pooling is None and not is_static:
             self.modes = ("token",)
         for place, module in enumerate(modules):
             try:
@@ -102,7 +103,7 @@ class Pooler:
                 )
             case "SpladePooling" if self._mode is None:
                 self.modes = (_splade_mode(path / "config.json"),)
-            case "Dropout":
+            case "Dropout" | "StaticEmbedding":
                 pass
             case "LayerNorm":
                 steps.append(self._layer_norm(path))

@@ -36,6 +36,7 @@ from octavo.models.registry import (
     model_class,
 )
 from octavo.models.source import ModelSource
+from octavo.models.static_embedding import STATIC_ARCHITECTURE, StaticEmbedding
 from octavo.models.token_classifier import load_token_classifier
 from octavo.pooler_config import PoolerConfig
 from octavo.pooling import Activation, PoolingInfo, PoolingTask
@@ -76,8 +77,10 @@ def is_pooling_model(source: ModelSource) -> bool:
         return True
     architecture = architecture_of(source.hf_config)
     if architecture in ARCHITECTURES:
-        return (source.path / "modules.json").is_file()
-    return any(architecture in names for names in (ENCODERS, TRUNKS, CLASSIFIERS, FOREIGN_ENCODERS))
+        return (source.module_folder / "modules.json").is_file()
+    return architecture == STATIC_ARCHITECTURE or any(
+        architecture in names for names in (ENCODERS, TRUNKS, CLASSIFIERS, FOREIGN_ENCODERS)
+    )
 
 
 class PoolingModel:
@@ -118,7 +121,7 @@ class PoolingModel:
         self._bind: Callable[[Tensor, Tensor], None]
         self._pool: Callable[[Tensor, Tensor], Tensor]
         self.info: PoolingInfo
-        predicts = source.gguf is None and is_splade(source.path)
+        predicts = source.gguf is None and is_splade(source.module_folder)
         self._pooler: Pooler | None = None
         self._wanted = PoolerConfig.of(source.config.pooler_config or {})
         # Whether logits are of single tokens.
@@ -142,6 +145,8 @@ class PoolingModel:
                 # The module's matrix products are torch's, not the kernels'.
                 torch.set_num_threads(ops.threads.size())
             self._load_foreign(source, device, predicts=predicts, hides_second=hides)
+        elif source.is_static:
+            self._load_static(source, device)
         else:
             self._load_own(source, ops, device, dtype)
         self._check_task(source)
@@ -233,6 +238,11 @@ class PoolingModel:
             raise ModelLoadError(f"{source.path}: this model's classes are of whole texts")
         self._pool = lambda logits, starts: logits
         self._set_classes(source, encoder.num_labels)
+
+    def _load_static(self, source: ModelSource, device: torch.device) -> None:
+        self._run = StaticEmbedding(self.config, source.path, device)
+        self._bind = lambda k, v: None
+        self._make_pooler(source, "mean", device)
 
     def bind_kv_cache(self, k_cache: Tensor, v_cache: Tensor) -> None:
         """Take the cache [num_blocks, num_kv_heads, block_size, head_dim], shared by all layers.
@@ -344,9 +354,12 @@ class PoolingModel:
         if self._pooler is not None and mode not in (None, "token"):
             raise ModelLoadError(f"{source.path}: this model has a vector for each token")
         pool = self._pooler or Pooler(
-            source.path, self.config.hidden_size, device, default_mode, mode
+            source.module_folder, self.config.hidden_size, device, default_mode, mode
         )
-        if source.gguf is not None:
+        has_modules = (source.module_folder / "modules.json").is_file()
+        # model2vec's own key, where there is nothing of sentence-transformers.
+        asks = source.is_static and not has_modules and self.config.raw.get("normalize")
+        if source.gguf is not None or asks:
             pool.normalize()
         # Where the tokenizer does that itself, as BGE's does, nothing is left to do.
         encode = source.tokenizer.encode
@@ -360,18 +373,20 @@ class PoolingModel:
             "token_embed" if pool.modes == ("token",) else "embed",
             pool.size,
             normalizes=pool.normalizes,
-            prompts=read_prompts(source.path, pools_them=pool.pools_prompts),
+            prompts=read_prompts(source.module_folder, pools_them=pool.pools_prompts),
             forms=self._forms,
         )
 
     def _read_forms(self, source: ModelSource, device: torch.device) -> dict[str, TextForm]:
         """The forms of a late-interaction model's texts, and its pooler; {} for any other."""
         shape, is_own = self.config, is_colbert(source.hf_config)
-        has_modules = (source.path / "modules.json").is_file()
+        has_modules = (source.module_folder / "modules.json").is_file()
         classifies = shape.architecture.endswith("ForSequenceClassification")
         if not is_own and (not has_modules or classifies):
             return {}
-        pool = Pooler(source.path, shape.hidden_size, device, "token" if is_own else "mean")
+        pool = Pooler(
+            source.module_folder, shape.hidden_size, device, "token" if is_own else "mean"
+        )
         if pool.modes != ("token",):
             return {}
         if has_modules:
@@ -380,7 +395,7 @@ class PoolingModel:
             pool.project(_projection(source, shape.hidden_size, device))
         self._pooler = pool
         mask_token = source.special_tokens.get("mask_token")
-        return read_forms(source.path, source.tokenizer, mask_token, self.max_len)
+        return read_forms(source.module_folder, source.tokenizer, mask_token, self.max_len)
 
 
 # The layer that colbert-ai puts beside an encoder's tensors.

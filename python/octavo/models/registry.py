@@ -74,6 +74,7 @@ from octavo.models.qwen3_next import Qwen3NextForCausalLM
 from octavo.models.smollm3 import SmolLM3ForCausalLM
 from octavo.models.stablelm import StableLmForCausalLM
 from octavo.models.stage import Stage
+from octavo.models.static_embedding import STATIC_ARCHITECTURE, read_static_config
 from octavo.models.text_part import text_part
 
 
@@ -249,6 +250,8 @@ def config_from_hf(raw: Mapping[str, Any]) -> ModelConfig:
         return read_encoder_config(raw)
     if architecture in FOREIGN_ENCODERS:
         return read_foreign_encoder(raw)
+    if architecture == STATIC_ARCHITECTURE:
+        return read_static_config(raw)
     architecture = decoder_of(architecture)
     if architecture not in ARCHITECTURES and (text := text_part(raw)) is not None:
         family = model_class(architecture_of(text))

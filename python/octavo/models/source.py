@@ -19,7 +19,7 @@ from octavo._core import GgufFile, Tokenizer
 from octavo.checkpoints import gguf_names, hub
 from octavo.checkpoints.dummy_tokenizer import make_dummy_tokenizer
 from octavo.checkpoints.gguf_parts import first_parts, gguf_parts, open_gguf
-from octavo.checkpoints.json_file import read_json
+from octavo.checkpoints.json_file import read_json, read_json_if_there
 from octavo.checkpoints.kv_scales import has_fp8_cache
 from octavo.checkpoints.safetensors import safetensors_files
 from octavo.checkpoints.schemes.registry import CONFIG_FILES, find_scheme, is_of_files, method_of
@@ -28,10 +28,12 @@ from octavo.checkpoints.tokenizer_files import TokenizerFiles
 from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
 from octavo.models.config import ModelConfig, token_ids
+from octavo.models.first_module import first_module
 from octavo.models.gguf_config import config_from_gguf
 from octavo.models.gguf_encoder import GGUF_ENCODERS, encoder_config
 from octavo.models.gguf_facts import GgufFacts
 from octavo.models.registry import config_from_hf
+from octavo.models.static_embedding import STATIC_ARCHITECTURE, static_config
 
 # The newcomer's model: from this package where it is installed, else from the hub.
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -64,7 +66,8 @@ class ModelSource:
     """One model's files.
 
     ``path``: the folder, or the .gguf file (of a split model, its first part). ``name``: the
-    model's name in the API by default. Properties read lazily and only once.
+    model's name in the API by default. ``modules``: the sentence-transformers folder that ``path``
+    is in, where that is another. Properties read lazily and only once.
 
     Raises:
         ModelLoadError: from every property, naming the file.
@@ -74,6 +77,23 @@ class ModelSource:
     path: Path
     name: str
     config: EngineConfig
+    modules: Path | None = None
+
+    @property
+    def module_folder(self) -> Path:
+        """The folder of modules.json and what it names, where there is any."""
+        return self.modules or self.path
+
+    @cached_property
+    def is_static(self) -> bool:
+        """True for a table of vectors without a model."""
+        if self.kind != "safetensors":
+            return False
+        first = first_module(self.module_folder)
+        if first is not None and first.kind == "StaticEmbedding":
+            return True
+        named = read_json_if_there(self.path / "config.json").get("architectures")
+        return named == [STATIC_ARCHITECTURE]
 
     @property
     def folder(self) -> Path:
@@ -93,7 +113,10 @@ class ModelSource:
     @cached_property
     def hf_config(self) -> dict[str, Any]:
         """A folder's config.json, with the user's overrides."""
-        return _overridden(read_json(self.path / "config.json"), self.config.config_overrides)
+        values = (
+            static_config(self.path) if self.is_static else read_json(self.path / "config.json")
+        )
+        return _overridden(values, self.config.config_overrides)
 
     @cached_property
     def model_config(self) -> ModelConfig:
@@ -245,7 +268,7 @@ class ModelSource:
         files = self.tokenizer_files
         if files is not None and files.file.is_file():
             try:
-                return files.load()
+                return files.load(frames=not self.is_static)
             except (ValueError, OSError) as error:
                 raise ModelLoadError(f"{where}: {error}") from error
         if self.kind == "dummy" and other is None:
@@ -361,11 +384,16 @@ def _local(path: Path, name: str, config: EngineConfig) -> ModelSource:
             raise ModelLoadError(f"{path}: a GGUF file, but load_format is safetensors")
         kind: Literal["gguf", "dummy"] = "dummy" if load_format == "dummy" else "gguf"
         return ModelSource(kind, gguf_parts(path)[0], name, config)
+    first, modules = first_module(path), None
     has_config = (path / "config.json").is_file()
+    if first is not None and first.folder.resolve() != path.resolve():
+        is_static = first.kind == "StaticEmbedding"
+        if is_static or (first.folder / "config.json").is_file():
+            path, modules, has_config = first.folder, path, True
     if has_config and load_format == "dummy":
-        return ModelSource("dummy", path, name, config)
-    if has_config and load_format != "gguf" and safetensors_files(path):
-        return ModelSource("safetensors", path, name, config)
+        return ModelSource("dummy", path, name, config, modules)
+    if (has_config or first is not None) and load_format != "gguf" and safetensors_files(path):
+        return ModelSource("safetensors", path, name, config, modules)
     ggufs = first_parts(path.glob("*.gguf"))
     if load_format == "safetensors" or not ggufs:
         missing = "*.safetensors" if has_config else "config.json and no .gguf file"

@@ -19,7 +19,7 @@ from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -55,6 +55,9 @@ from octavo.runner.lockstep import LockstepExchange
 from octavo.runner.mesh import Exchange, Mesh, NoExchange, ranks_of
 
 M = TypeVar("M")
+
+# Gives a file's tensor of that name on the device; None: its bytes are in the page cache.
+Take: TypeAlias = Callable[[Path, str], Tensor | None]
 
 logger = logging.getLogger("octavo.loading")
 
@@ -126,24 +129,31 @@ def load(config: EngineConfig, source: ModelSource) -> LoadedModel[CausalLM]:
         check_split(shape, size, whole_experts=config.enable_expert_parallel)
     left = Leftovers(len(devices))
     exchanges, builds = [], []
-    for stage in stages_of(shape, config.pipeline_parallel_size):
-        own_devices = devices[stage.index * size :][:size]
-        exchange = _make_exchange(own_devices, shape.hidden_size * dtypes.activations.itemsize)
-        exchanges.append(exchange)
-        for place, device in zip(ranks_of(exchange), own_devices, strict=True):
-            rank = replace(place, whole_experts=config.enable_expert_parallel)
-            build = functools.partial(
-                load_model,
-                source,
-                dtypes,
-                replace(ops, rank=rank),
-                max_model_len=limit,
-                device=device,
-                stage=stage,
-                left=left,
-            )
-            builds.append((rank.rank, device, build))
-    parts = _build_parts(builds)
+    with contextlib.ExitStack() as readers:
+        for stage in stages_of(shape, config.pipeline_parallel_size):
+            own_devices = devices[stage.index * size :][:size]
+            exchange = _make_exchange(own_devices, shape.hidden_size * dtypes.activations.itemsize)
+            exchanges.append(exchange)
+            take = None
+            if size > 1:
+                take = readers.enter_context(
+                    _read_ahead(source, own_devices[0], stage, shared=True)
+                )
+            for place, device in zip(ranks_of(exchange), own_devices, strict=True):
+                rank = replace(place, whole_experts=config.enable_expert_parallel)
+                build = functools.partial(
+                    load_model,
+                    source,
+                    dtypes,
+                    replace(ops, rank=rank),
+                    max_model_len=limit,
+                    device=device,
+                    stage=stage,
+                    left=left,
+                    take=take,
+                )
+                builds.append((rank.rank, device, build))
+        parts = _build_parts(builds)
     stages = [
         Mesh(parts[index * size :][:size], exchange) for index, exchange in enumerate(exchanges)
     ]
@@ -254,11 +264,13 @@ def load_model(
     device: torch.device,
     stage: Stage | None = None,
     left: Leftovers | None = None,
+    take: Take | None = None,
 ) -> CausalLM:
     """Build the model with its weights on ``device``; shows a progress bar on a terminal.
 
     ``max_model_len``: positions the rotary table covers. ``stage``: the part of a pipeline to
-    build; None: all. ``left``: shared by all parts of a model.
+    build; None: all. ``left``: shared by all parts of a model. ``take``: of who reads the files
+    ahead for all shards; None: this one reads them itself.
 
     Raises:
         ModelLoadError: an unknown architecture; a tensor that is missing, left over, misshapen or
@@ -275,11 +287,13 @@ def load_model(
         ops = ops.exactly()
     counter = _WeightCounter(ops)
     with (
-        _read_ahead(source, device, stage, ops.rank.size) as take,
+        _read_ahead(source, device, stage)
+        if take is None
+        else contextlib.nullcontext(take) as taken,
         _progress_bar(source) as progress,
         torch.inference_mode(),
     ):
-        weights = _open_weights(source, model_config, dtypes, device, progress, take)
+        weights = _open_weights(source, model_config, dtypes, device, progress, taken)
         if dtypes.quantize is not None:
             weights = QuantizedWeights(weights, dtypes.quantize)
         try:
@@ -429,7 +443,7 @@ def _open_weights(
     dtypes: ModelDtypes,
     device: torch.device,
     progress: Progress,
-    take: Callable[[Path, str], Tensor] | None,
+    take: Take | None,
 ) -> Weights:
     act = dtypes.activations
     match source.kind:
@@ -491,17 +505,17 @@ def _progress_bar(source: ModelSource) -> Iterator[Progress]:
 
 @contextlib.contextmanager
 def _read_ahead(
-    source: ModelSource, device: torch.device, stage: Stage | None = None, num_ranks: int = 1
-) -> Iterator[Callable[[Path, str], Tensor] | None]:
+    source: ModelSource, device: torch.device, stage: Stage | None = None, *, shared: bool = False
+) -> Iterator[Take | None]:
     """A function that hands out tensors read ahead of their use, where that pays: for a GPU.
 
-    Other stages' layers are not read. ``num_ranks``: that share the tensors.
-    A CPU has no cores to spare, and its weights stay mapped.
+    Other stages' layers are not read. ``shared``: by several shards, which take their parts out of
+    the page cache. A CPU has no cores to spare, and its weights stay mapped.
     """
     if device.type == "cpu" or source.kind != "safetensors":
         yield None
         return
     files = safetensors_files(source.path)
     reads = stage.reads if stage is not None else lambda name: True
-    with ReadAhead(files, device, is_wanted=reads, num_parts=num_ranks) as ahead:
+    with ReadAhead(files, None if shared else device, is_wanted=reads) as ahead:
         yield ahead.take

@@ -690,6 +690,7 @@ fn nothing_is_constrained_while_reasoning_is_open() {
     assert_eq!(constraint.accept(THOUGHT), Accepted::Open);
     assert_eq!(bits(&mut constraint), Some(vec![a]));
     assert_eq!(constraint.accept(u32::from(b'z')), Accepted::Failed);
+    assert!(constraint.failure().contains("leave no token"));
 
     // A budget holds without a grammar too, wherever reasoning begins.
     tokens.is_open = false;

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from octavo.checkpoints.schemes.cut import Cover, Cut, window, words_of
 from octavo.checkpoints.schemes.packing import WORDS, unpack
 from octavo.checkpoints.schemes.scheme import Scheme, Tensors, grouped, read_dense
 from octavo.errors import ModelLoadError
-from octavo.kernels.weights import Part, Stored
+from octavo.kernels.formats.grouped import group_map
+from octavo.kernels.weights import Part, Range, Stored
 
 _BITS = 4
 _PER_WORD = 8
@@ -47,44 +49,66 @@ class AwqScheme(Scheme):
             raise ModelLoadError(
                 f"{prefix}: awq cannot hold {n} x {k} in groups of {size} and words of {_PER_WORD}"
             )
-        return grouped(
-            tensors, prefix, "INT4", self._read(tensors, prefix, shape, k // size), shape, part
-        )
+        cut = Cut.of(part, shape)
+        groups = cut.groups(size)
+        planes = self._read(tensors, prefix, shape, cut, groups, k // size)
+        planes |= group_map(cut.columns, size, tensors.device)
+        return grouped(tensors, prefix, "INT4", planes, cut.shape)
 
 
 def _read_gemm(
-    tensors: Tensors, prefix: str, shape: tuple[int, int], groups: int
+    tensors: Tensors, prefix: str, shape: tuple[int, int], cut: Cut, groups: Range, height: int
 ) -> dict[str, Tensor]:
-    n, k = shape
-    words = tensors.read(f"{prefix}.qweight", (k, n // _PER_WORD), kinds=WORDS)
-    zeros = tensors.read(f"{prefix}.qzeros", (groups, n // _PER_WORD), kinds=WORDS)
-    scales = tensors.read(f"{prefix}.scales", (groups, n))
-
-    return {"q": _columns(words), "zero": _columns(zeros), "scale": scales.t().contiguous()}
-
-
-def _columns(packed: Tensor) -> Tensor:
-    """int32 [R, N / 8] -> uint8 [N, R]."""
-    words = packed.t().contiguous()
-    values = torch.empty(
-        (words.shape[0], _PER_WORD, words.shape[1]), dtype=torch.uint8, device=words.device
+    """Planes of a cut and of its groups, of ``height`` in all."""
+    (n, k), along = shape, words_of(cut.rows, _BITS)
+    words, zeros = (
+        tensors.read(
+            f"{prefix}.{name}",
+            (size, n // _PER_WORD),
+            part=window([own], along.stored),
+            kinds=WORDS,
+        )
+        for name, size, own in (("qweight", k, cut.columns), ("qzeros", height, groups))
     )
-    for column, nibble in enumerate(_NIBBLES):
-        values[:, column] = words >> _BITS * nibble & (1 << _BITS) - 1
-    return values.flatten(0, 1)
+    scales = tensors.read(f"{prefix}.scales", (height, n), part=window([groups], cut.rows))
+    return {
+        "q": _columns(words, along),
+        "zero": _columns(zeros, along),
+        "scale": scales.t().contiguous(),
+    }
+
+
+def _columns(packed: Tensor, along: Cover) -> Tensor:
+    """int32 [R, W], the words stored ``along`` the second dimension -> uint8 [V, R]."""
+    found = []
+    for piece, own in along.pieces(packed, 1):
+        words = piece.t().contiguous()
+        values = torch.empty(
+            (words.shape[0], _PER_WORD, words.shape[1]), dtype=torch.uint8, device=words.device
+        )
+        for column, nibble in enumerate(_NIBBLES):
+            values[:, column] = words >> _BITS * nibble & (1 << _BITS) - 1
+        found.append(values.flatten(0, 1)[own])
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def _read_gemv(
-    tensors: Tensors, prefix: str, shape: tuple[int, int], groups: int
+    tensors: Tensors, prefix: str, shape: tuple[int, int], cut: Cut, groups: Range, width: int
 ) -> dict[str, Tensor]:
+    """Planes of a cut and of its groups, of ``width`` in all."""
     n, k = shape
     # The padding depends on the writer, so that the files give the width.
-    width = max(tensors.shape(f"{prefix}.qzeros")[-1], -(-groups // _PER_WORD))
-    words = tensors.read(f"{prefix}.qweight", (n, k // _PER_WORD), kinds=WORDS)
-    zeros = tensors.read(f"{prefix}.qzeros", (n, width), kinds=WORDS)
-    scales = tensors.read(f"{prefix}.scales", (n, width * _PER_WORD))
+    width = max(tensors.shape(f"{prefix}.qzeros")[-1], -(-width // _PER_WORD))
+    columns, along = words_of([cut.columns], _BITS), words_of([groups], _BITS)
+    words, zeros = (
+        tensors.read(f"{prefix}.{name}", (n, size), part=window(cut.rows, own.stored), kinds=WORDS)
+        for name, size, own in (("qweight", k // _PER_WORD, columns), ("qzeros", width, along))
+    )
+    scales = tensors.read(
+        f"{prefix}.scales", (n, width * _PER_WORD), part=window(cut.rows, [groups])
+    )
     return {
-        "q": unpack(words, _BITS),
-        "zero": unpack(zeros, _BITS)[:, :groups].contiguous(),
-        "scale": scales[:, :groups].contiguous(),
+        "q": unpack(words, columns, _BITS),
+        "zero": unpack(zeros, along, _BITS),
+        "scale": scales.contiguous(),
     }

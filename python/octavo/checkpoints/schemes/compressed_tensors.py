@@ -9,12 +9,19 @@ from typing import Any
 
 import torch
 
+from octavo.checkpoints.schemes.cut import Cut, window, words_of
 from octavo.checkpoints.schemes.fp4 import read_factor, read_fp4
+from octavo.checkpoints.schemes.gptq import read_group_map
 from octavo.checkpoints.schemes.packing import WORDS, num_words, unpack
-from octavo.checkpoints.schemes.scaled import FP8_KINDS, INT8_KINDS, read_scaled, read_scales
+from octavo.checkpoints.schemes.scaled import (
+    FP8_KINDS,
+    INT8_KINDS,
+    read_scaled,
+    read_scales,
+    scale_columns,
+)
 from octavo.checkpoints.schemes.scheme import Scheme, Tensors, grouped, read_dense
 from octavo.errors import ModelLoadError
-from octavo.kernels.formats.grouped import same_group_map
 from octavo.kernels.weights import Part, Stored
 
 # Classes that targets and ignore name a projection by.
@@ -161,20 +168,30 @@ def _read_packed(
     Both hold numbers around zero, raised by half their range; the zero point of a symmetric weight
     is that half.
     """
-    (n, k), bits = shape, args.bits
-    words = tensors.read(f"{prefix}.weight_packed", (n, num_words(k, bits)), kinds=WORDS)
-    scales, size = read_scales(tensors, f"{prefix}.weight_scale", shape, args.block)
-    q = unpack(words, bits)[:, :k]
-    planes = {"q": q, "scale": scales}
+    (n, k), bits, cut = shape, args.bits, Cut.of(part, shape)
+    scale = f"{prefix}.weight_scale"
+    size = scale_columns(tensors, scale, shape, args.block)
+    groups, planes = read_group_map(tensors, f"{prefix}.weight_g_idx", cut, shape, size)
+    along = words_of([cut.columns], bits)
+    words = tensors.read(
+        f"{prefix}.weight_packed",
+        (n, num_words(k, bits)),
+        part=window(cut.rows, along.stored),
+        kinds=WORDS,
+    )
+    planes |= {
+        "q": unpack(words, along, bits),
+        "scale": read_scales(tensors, scale, shape, args.block, cut.rows, groups),
+    }
     if args.symmetric:
-        planes["q"] = (q - (1 << bits - 1)).view(torch.int8)
+        planes["q"] = (planes["q"] - (1 << bits - 1)).view(torch.int8)
     else:
-        shape_of_zeros = (num_words(n, bits), scales.shape[1])
-        zeros = tensors.read(f"{prefix}.weight_zero_point", shape_of_zeros, kinds=WORDS)
-        planes["zero"] = unpack(zeros.t(), bits)[:, :n].t().contiguous()
-    stored = None
-    if f"{prefix}.weight_g_idx" in tensors:
-        stored = tensors.read(f"{prefix}.weight_g_idx", (k,), kinds=WORDS)
-        stored = stored if not k or int(stored.min()) >= 0 else None  # -1: never set
-    planes |= same_group_map(k, size, words.device, stored)
-    return grouped(tensors, prefix, f"INT{bits}", planes, shape, part)
+        rows = words_of(cut.rows, bits)
+        zeros = tensors.read(
+            f"{prefix}.weight_zero_point",
+            (num_words(n, bits), -(-k // size)),
+            part=window(rows.stored, [groups]),
+            kinds=WORDS,
+        )
+        planes["zero"] = unpack(zeros.t(), rows, bits).t().contiguous()
+    return grouped(tensors, prefix, f"INT{bits}", planes, cut.shape)

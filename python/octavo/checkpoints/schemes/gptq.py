@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from octavo.checkpoints.schemes.cut import Cut, window, words_of
 from octavo.checkpoints.schemes.packing import WORDS, num_words, unpack
 from octavo.checkpoints.schemes.scheme import Scheme, Tensors, grouped, read_dense
 from octavo.errors import ModelLoadError
-from octavo.kernels.formats.grouped import same_group_map
-from octavo.kernels.weights import Part, Stored
+from octavo.kernels.formats.grouped import group_map
+from octavo.kernels.weights import Part, Range, Stored
 
 _BITS = (2, 3, 4, 8)
 _FORMATS = ("gptq", "gptq_v2")
@@ -83,22 +87,47 @@ def read_gptq(
     zero_offset: int,
 ) -> Stored:
     """A weight in GPTQ's layout; ``zero_offset`` is added to stored zero points, modulo 2^bits."""
-    (n, k), bits = shape, module.bits
+    (n, k), bits, cut = shape, module.bits, Cut.of(part, shape)
     size = k if module.group_size == -1 else module.group_size
-    groups = -(-k // size)
-    words = tensors.read(f"{prefix}.qweight", (num_words(k, bits), n), kinds=WORDS)
-    zeros = tensors.read(f"{prefix}.qzeros", (groups, num_words(n, bits)), kinds=WORDS)
-    scales = tensors.read(f"{prefix}.scales", (groups, n))
-    planes = {
-        "q": unpack(words.t(), bits)[:, :k],
+    height = -(-k // size)
+    groups, planes = read_group_map(tensors, f"{prefix}.g_idx", cut, shape, size)
+    columns, rows = words_of([cut.columns], bits), words_of(cut.rows, bits)
+    words = tensors.read(
+        f"{prefix}.qweight",
+        (num_words(k, bits), n),
+        part=window(columns.stored, cut.rows),
+        kinds=WORDS,
+    )
+    zeros = tensors.read(
+        f"{prefix}.qzeros",
+        (height, num_words(n, bits)),
+        part=window([groups], rows.stored),
+        kinds=WORDS,
+    )
+    scales = tensors.read(f"{prefix}.scales", (height, n), part=window([groups], cut.rows))
+    zero = unpack(zeros, rows, bits) + zero_offset & (1 << bits) - 1
+    planes |= {
+        "q": unpack(words.t(), columns, bits),
         "scale": scales.t().contiguous(),
-        "zero": ((unpack(zeros, bits)[:, :n] + zero_offset) & (1 << bits) - 1).t().contiguous(),
+        "zero": zero.t().contiguous(),
     }
-    stored = None
-    if f"{prefix}.g_idx" in tensors:
-        stored = tensors.read(f"{prefix}.g_idx", (k,), kinds=WORDS)
-    planes |= same_group_map(k, size, words.device, stored)
-    return grouped(tensors, prefix, f"INT{bits}", planes, shape, part)
+    return grouped(tensors, prefix, f"INT{bits}", planes, cut.shape)
+
+
+def read_group_map(
+    tensors: Tensors, name: str, cut: Cut, shape: tuple[int, int], size: int
+) -> tuple[Range, dict[str, Tensor]]:
+    """The groups of a cut's columns, and their plane "group": of ``name`` int32 [K] where it is
+    stored, set, and another than runs of ``size``; then a column may be of any group.
+    """
+    k = shape[1]
+    if name in tensors:
+        stored = tensors.read(name, (k,), part=window([cut.columns]), kinds=WORDS)
+        runs = torch.arange(*cut.columns, device=stored.device) // size
+        is_set = not bool((stored == -1).all())
+        if is_set and not torch.equal(stored, runs.int()):
+            return (0, -(-k // size)), {"group": stored}
+    return cut.groups(size), group_map(cut.columns, size, tensors.device)
 
 
 def is_zero_bias(tensors: Tensors, name: str) -> bool:

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from octavo.checkpoints.schemes.cut import Cover, Cut, window
 from octavo.checkpoints.schemes.fp4 import fp4_planes
 from octavo.checkpoints.schemes.scheme import Scheme, Tensors, grouped, read_dense
 from octavo.errors import ModelLoadError
-from octavo.kernels.weights import Part, Range, Rows, Stored
+from octavo.kernels.weights import Part, Range, Stored
 
 _BYTES = {"U8": torch.uint8}
 # Columns of an exponent.
@@ -46,12 +47,13 @@ class Mxfp4Scheme(Scheme):
         n, k = shape
         if k % _GROUP:
             raise ModelLoadError(f"{module}: {k} columns are no whole blocks of {_GROUP}")
-        groups = k // _GROUP
-        rows = None if own == (0, count) else Rows((own,))
-        size = (count, n, groups)
-        blocks = tensors.read(f"{module}_blocks", (*size, _GROUP // 2), kinds=_BYTES, part=rows)
-        exponents = tensors.read(f"{module}_scales", size, kinds=_BYTES, part=rows)
+        cut, size = Cut.of(part, shape), (count, n, k // _GROUP)
+        # Whole groups' bytes follow one another.
+        along = Cover((cut.columns,), _GROUP, _GROUP // 2)
+        groups = window([own], cut.rows, [cut.groups(_GROUP)])
+        blocks = tensors.read(f"{module}_blocks", (*size, _GROUP // 2), kinds=_BYTES, part=groups)
+        exponents = tensors.read(f"{module}_scales", size, kinds=_BYTES, part=groups)
         for pairs, exponent in zip(blocks, exponents, strict=True):
             scale = exponent.view(torch.float8_e8m0fnu).float()
-            planes = fp4_planes(pairs.flatten(1), scale, _GROUP)
-            yield grouped(tensors, module, "FP4", planes, shape, part)
+            planes = fp4_planes(pairs.flatten(1), scale, cut.columns, along, _GROUP)
+            yield grouped(tensors, module, "FP4", planes, cut.shape)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from octavo.checkpoints.schemes.cut import Cover, Cut, window
 from octavo.checkpoints.schemes.scheme import Tensors, grouped
 from octavo.errors import ModelLoadError
 from octavo.kernels.formats.dense import DENSE_DTYPES
 from octavo.kernels.formats.grouped import group_map
-from octavo.kernels.weights import Part, Stored
+from octavo.kernels.weights import Part, Range, Stored
 
 FP8_KINDS = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 INT8_KINDS = {"I8": torch.int8}
 _BYTE_KINDS = {**FP8_KINDS, **INT8_KINDS}
+# Shapes of a scale for all.
+_PER_TENSOR: tuple[tuple[int, ...], ...] = ((), (1,), (1, 1))
 # Powers of two are stored as their exponents by some, or as these in bytes.
 _SCALE_KINDS = {**DENSE_DTYPES, "F8_E8M0": torch.float8_e8m0fnu, "U8": torch.uint8}
 
@@ -35,12 +38,37 @@ def read_scaled(
     Raises:
         ModelLoadError: a tensor is missing, misshapen, or of another type.
     """
-    q = tensors.read(f"{prefix}.weight", shape, kinds=_BYTE_KINDS)
-    scales, size = read_scales(tensors, scale, shape, block)
-    planes = {"q": q, "scale": scales, **group_map(shape[1], size, q.device)}
+    cut, size = Cut.of(part, shape), scale_columns(tensors, scale, shape, block)
+    groups = cut.groups(size)
+    q = tensors.read(f"{prefix}.weight", shape, part=cut.window, kinds=_BYTE_KINDS)
+    planes = {
+        "q": q,
+        "scale": read_scales(tensors, scale, shape, block, cut.rows, groups),
+        **group_map(cut.columns, size, q.device),
+    }
     if zero is not None:
-        planes["zero"] = read_scales(tensors, zero, shape, block, INT8_KINDS)[0]
-    return grouped(tensors, prefix, "INT8" if q.dtype == torch.int8 else "FP8", planes, shape, part)
+        planes["zero"] = read_scales(tensors, zero, shape, block, cut.rows, groups, INT8_KINDS)
+    format = "INT8" if q.dtype == torch.int8 else "FP8"
+    return grouped(tensors, prefix, format, planes, cut.shape)
+
+
+def scale_columns(
+    tensors: Tensors, name: str, shape: tuple[int, int], block: tuple[int, int] | None
+) -> int:
+    """Columns of a weight [N, K] that one scale of the tensor ``name`` is for.
+
+    Raises:
+        ModelLoadError: the tensor is missing, or has another shape than ``block`` asks for.
+    """
+    (n, k), found = shape, tensors.shape(name)
+    if block is not None and found in _block_shapes(shape, block):
+        return block[1]
+    if found in (*_PER_TENSOR, (n,), (n, 1)):
+        return k
+    wanted = "one scale, or one a row"
+    if block is not None:
+        wanted = f"blocks of {block[0]} x {block[1]}"
+    raise ModelLoadError(f"tensor {name} has shape {list(found)}, not {wanted} of {n} x {k}")
 
 
 def read_scales(
@@ -48,29 +76,34 @@ def read_scales(
     name: str,
     shape: tuple[int, int],
     block: tuple[int, int] | None,
+    rows: tuple[Range, ...],
+    groups: Range,
     kinds: dict[str, torch.dtype] = _SCALE_KINDS,
-) -> tuple[Tensor, int]:
-    """Scales of a weight [N, K], one row each: ([N, G], columns of a group).
+) -> Tensor:
+    """Scales of these rows of a weight [N, K], and of these groups of its columns: one row each.
 
     Raises:
         ModelLoadError: the tensor is missing, or has another shape than ``block`` asks for.
     """
-    n, k = shape
-    found = tensors.shape(name)
-    per_row = ((n,), (n, 1))
-    rows, size = (n, k) if block is None else block
-    blocks = (-(-n // rows), -(-k // size))
-    # ModelOpt's have a dimension for what is in a block, too.
-    if block is not None and found in (blocks, (blocks[0], 1, blocks[1], 1)):
-        scales = tensors.read(name, found, kinds=kinds).view(blocks)
-        scales = scales.view(torch.float8_e8m0fnu) if scales.dtype == torch.uint8 else scales
-        scales = scales.float() if scales.dtype == torch.float8_e8m0fnu else scales
-        scales = scales.repeat_interleave(rows, 0)[:n] if rows > 1 else scales
-    elif found in per_row:
-        scales, size = tensors.read(name, found, kinds=kinds).view(n, 1), k
-    elif found in ((), (1,), (1, 1)):
-        scales, size = tensors.read(name, found, kinds=kinds).view(1, 1).repeat(n, 1), k
-    else:
-        wanted = "one scale, or one a row" if block is None else f"blocks of {rows} x {size}"
-        raise ModelLoadError(f"tensor {name} has shape {list(found)}, not {wanted} of {n} x {k}")
-    return scales.contiguous(), size
+    found, height = tensors.shape(name), sum(end - begin for begin, end in rows)
+    scale_columns(tensors, name, shape, block)  # checks the shape
+    if block is None or found not in _block_shapes(shape, block):
+        if found in _PER_TENSOR:
+            return tensors.read(name, found, kinds=kinds).view(1, 1).repeat(height, 1)
+        return tensors.read(name, found, part=window(rows), kinds=kinds).view(height, 1)
+    cover = Cover(rows, block[0])
+    within: list[list[Range]] = [[(0, 1)]] if len(found) > 2 else []
+    part = window(cover.stored, *within, [groups])
+    scales = tensors.read(name, found, part=part, kinds=kinds).flatten(1)
+    scales = scales.view(torch.float8_e8m0fnu) if scales.dtype == torch.uint8 else scales
+    scales = scales.float() if scales.dtype == torch.float8_e8m0fnu else scales
+    if block[0] > 1:
+        pieces = cover.pieces(scales, 0)
+        scales = torch.cat([piece.repeat_interleave(block[0], 0)[own] for piece, own in pieces])
+    return scales.contiguous()
+
+
+def _block_shapes(shape: tuple[int, int], block: tuple[int, int]) -> tuple[tuple[int, ...], ...]:
+    """Of scales by block: ModelOpt's have a dimension for what is in a block, too."""
+    high, wide = (-(-size // own) for size, own in zip(shape, block, strict=True))
+    return (high, wide), (high, 1, wide, 1)

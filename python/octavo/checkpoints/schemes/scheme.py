@@ -9,19 +9,21 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from octavo.checkpoints.schemes.cut import Cut, Window, window
 from octavo.errors import ModelLoadError
 from octavo.kernels.formats.dense import DENSE_DTYPES
 from octavo.kernels.formats.format import PlaneMap
-from octavo.kernels.weights import Part, Planes, Range, Rows, Stored, part_of
+from octavo.kernels.weights import Part, Planes, Range, Stored
 
 
 class Tensors(Protocol):
     """The files' tensors by name; ``safetensors.TensorFiles`` is one.
 
-    ``dtype``: of dense matrices; None keeps the file's.
+    ``dtype``: of dense matrices; None keeps the file's. ``device``: of what is read.
     """
 
     dtype: torch.dtype | None
+    device: torch.device
 
     def __contains__(self, name: str) -> bool: ...
 
@@ -35,7 +37,8 @@ class Tensors(Protocol):
         shape: tuple[int, ...],
         *,
         dtype: torch.dtype | None = None,
-        part: Part = None,
+        part: Part | Window = None,
+        stored: tuple[int, ...] | None = None,
         kinds: Mapping[str, torch.dtype] = DENSE_DTYPES,
     ) -> Tensor: ...
 
@@ -77,31 +80,30 @@ class Scheme(ABC):
         A dense tensor of them all is a module's weight [E, N, K], as Granite stores it, or no
         module's: [E, N, K], as Qwen3.5 has it, or [E, K, N], as gpt-oss and Llama 4 do.
         """
-        n, k = shape
-        module = f"{prefix}.{name}.weight"
-        rows = None if own == (0, count) else Rows((own,))
-        if module in tensors:
-            for weight in tensors.read(module, (count, n, k), part=rows):
-                yield _converted(part_of(weight, part), tensors.dtype)
+        stacked = next(
+            (key for key in (f"{prefix}.{name}.weight", f"{prefix}.{name}") if key in tensors), None
+        )
+        if stacked is None:
+            for expert in range(*own):
+                yield self.linear(tensors, f"{prefix}.{expert}.{name}", shape, part)
             return
-        if f"{prefix}.{name}" in tensors:
-            is_transposed = _is_transposed(tensors, prefix)
-            whole = (count, k, n) if is_transposed else (count, n, k)
-            for weight in tensors.read(f"{prefix}.{name}", whole, part=rows):
-                own_part = part_of(weight.T if is_transposed else weight, part)
-                yield _converted(own_part, tensors.dtype)
-            return
-        for expert in range(*own):
-            yield self.linear(tensors, f"{prefix}.{expert}.{name}", shape, part)
+        is_transposed = not stacked.endswith(".weight") and _is_transposed(tensors, prefix)
+        (n, k), cut = shape, Cut.of(part, shape)
+        # One range of rows at a time: joined, all experts would be held twice.
+        windows = [window([own], [rows], [cut.columns]) for rows in cut.rows]
+        if is_transposed:
+            windows = [window([own], [cut.columns], [rows]) for rows in cut.rows]
+        whole = (count, k, n) if is_transposed else (count, n, k)
+        ranges = [tensors.read(stacked, whole, part=own_window) for own_window in windows]
+        for pieces in zip(*ranges, strict=True):
+            rows = [piece.T if is_transposed else piece for piece in pieces]
+            # The whole is a map of the file: only what is computed with is read.
+            weight = rows[0] if part is None else torch.cat(rows).contiguous()
+            yield weight if tensors.dtype is None else weight.to(tensors.dtype)
 
     def is_spare(self, tensors: Tensors, name: str) -> bool:
         """True for a tensor that may stay unread: a scale of activations, a bias of zeros."""
         return False
-
-
-def _converted(weight: Stored, dtype: torch.dtype | None) -> Stored:
-    """A dense part in ``dtype``: the rest of its tensor, a map of the file, is not touched."""
-    return weight.to(dtype) if isinstance(weight, Tensor) and dtype is not None else weight
 
 
 def _is_transposed(tensors: Tensors, prefix: str) -> bool:
@@ -127,21 +129,16 @@ def read_dense(tensors: Tensors, prefix: str, shape: tuple[int, int], part: Part
 
 
 def grouped(
-    tensors: Tensors,
-    prefix: str,
-    format: str,
-    planes: PlaneMap,
-    shape: tuple[int, int],
-    part: Part,
-) -> Stored:
-    """A weight, or a part of one, of a grouped format; dense weights in place of it are bfloat16
-    where dense ones keep their file's dtype.
+    tensors: Tensors, prefix: str, format: str, planes: PlaneMap, shape: tuple[int, int]
+) -> Planes:
+    """A weight of a grouped format, or a part's cut of one: ``planes`` of this ``shape``.
+
+    Dense weights in place of it are bfloat16 where dense ones keep their file's dtype.
 
     Raises:
         ModelLoadError: planes that do not fit the format or the shape.
     """
     try:
-        whole = Planes(format, planes, shape, dtype=tensors.dtype or torch.bfloat16)
-        return part_of(whole, part)
+        return Planes(format, planes, shape, dtype=tensors.dtype or torch.bfloat16)
     except ValueError as error:
         raise ModelLoadError(f"{prefix}: {error}") from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from starlette.requests import ClientDisconnect
 
-from octavo.errors import DrainingError, EngineDeadError, GenerationError
+from octavo.errors import ContradictionError, DrainingError, EngineDeadError, GenerationError
 
 if TYPE_CHECKING:
     from octavo._core import Channels, Delta, Grammar, SseTemplate, SseWriter, TokenIds
@@ -128,12 +128,14 @@ class Generation:
         """Account for a sample's end.
 
         Raises:
-            GenerationError, DrainingError: it did not end by itself.
+            ContradictionError, GenerationError, DrainingError: it did not end by itself.
         """
         self._running.pop(delta.request_id, None)
         if self._trace is not None:
             self._trace.sample_over(self.index(delta), delta)
         if delta.finish_reason == "error":
+            if isinstance(delta.stop_reason, str):
+                raise ContradictionError(delta.stop_reason)
             raise GenerationError
         if delta.finish_reason == "abort":
             # Nobody waits for a generation's own abort: this one came from the server's shutdown.

@@ -5,7 +5,7 @@ use crate::engine::metrics::{LatencyBatch, MetricsData};
 use crate::engine::outbox::{Delta, OutboxData};
 use crate::scheduler::request::{FinishReason, StopReason};
 use crate::scheduler::{Landed, Scheduler};
-use crate::text::matcher::Accepted;
+use crate::text::matcher::{Accepted, Constraint};
 
 /// Forced tokens a step: a schema's longest names are shorter, and a step's chunk stays small.
 const MAX_FORCED: u32 = 64;
@@ -97,7 +97,8 @@ impl EngineCore {
         };
         let Ok(token) = u32::try_from(sampled.token_ids[row]) else {
             // The sampler found nothing to choose from.
-            self.finish(index, FinishReason::Error, None, now_s, outbox, metrics);
+            let why = sample.constraint.as_deref().map(reason_of);
+            self.finish(index, FinishReason::Error, why, now_s, outbox, metrics);
             return;
         };
         if sample.num_outputs == 0 {
@@ -259,6 +260,11 @@ impl EngineCore {
     }
 }
 
+/// Why a sample cannot go on, where its request is the cause.
+fn reason_of(constraint: &Constraint) -> StopReason {
+    StopReason::Text(constraint.failure().into())
+}
+
 /// Appends a token to a sample: stop rules, text, delivery, grammar, length. Returns the end it brings.
 #[inline]
 fn append(
@@ -318,7 +324,7 @@ fn append(
                 outbox.stream(sample.stream_key).ends_with_text = true;
                 Some((FinishReason::Stop, None))
             }
-            Accepted::Failed => Some((FinishReason::Error, None)),
+            Accepted::Failed => Some((FinishReason::Error, Some(reason_of(constraint)))),
         };
     }
     if finish.is_none() {

@@ -20,6 +20,12 @@ pub struct ReasoningTokens {
     pub budget: Option<u32>,
 }
 
+/// No token came, or one that the grammar does not allow: no other was left by the request's own settings.
+const NOTHING_LEFT: &str = "allowed_token_ids, bad_words and logit_bias leave no token that the grammar, or the \
+                            form of the tool calls, allows next";
+const NOTHING_FITS: &str =
+    "no token of the vocabulary fits the grammar here, or to find out is beyond its limits";
+
 /// The effect of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accepted {
@@ -54,7 +60,7 @@ pub struct Constraint {
     phase: Phase,
     /// Tokens that end the sample, allowed wherever the text may end.
     stop_token_ids: Box<[u32]>,
-    has_failed: bool,
+    failure: Option<&'static str>,
     /// A token that was taken ahead of its `accept`, and what that is to return.
     ahead: Option<(u32, Accepted)>,
     /// Tokens that must come next, where that has been found out already.
@@ -90,7 +96,7 @@ impl Constraint {
             reasoning,
             phase,
             stop_token_ids: stop_token_ids.into(),
-            has_failed: false,
+            failure: None,
             ahead: None,
             forced: None,
         })
@@ -135,10 +141,10 @@ impl Constraint {
         let Some(matcher) = &mut self.matcher else {
             return false;
         };
-        if self.has_failed || matcher.fill_mask(row).is_err() {
+        if self.failure.is_some() || matcher.fill_mask(row).is_err() {
             match self.dormant {
                 Some(_) => self.matcher = None,
-                None => self.has_failed = true,
+                None => self.failure = self.failure.or(Some(NOTHING_FITS)),
             }
             return false;
         }
@@ -170,7 +176,7 @@ impl Constraint {
             return accepted;
         }
         self.forced = None;
-        if self.has_failed {
+        if self.failure.is_some() {
             return Accepted::Failed;
         }
         if let Some(words) = &mut self.bad_words {
@@ -229,7 +235,7 @@ impl Constraint {
             Ok(false) => Accepted::Open,
             Ok(true) => Accepted::Complete,
             Err(_) => {
-                self.has_failed = true;
+                self.failure = Some(NOTHING_LEFT);
                 Accepted::Failed
             }
         }
@@ -241,7 +247,7 @@ impl Constraint {
             return forced;
         }
         match &mut self.matcher {
-            Some(matcher) if self.phase == Phase::After && !self.has_failed => {
+            Some(matcher) if self.phase == Phase::After && self.failure.is_none() => {
                 // What fails here fails with the next token.
                 matcher.forced().unwrap_or_default()
             }
@@ -249,9 +255,15 @@ impl Constraint {
         }
     }
 
+    /// The reason, for who sent the request, after [`Accepted::Failed`] and where no token could be chosen.
+    #[must_use]
+    pub fn failure(&self) -> &'static str {
+        self.failure.unwrap_or(NOTHING_LEFT)
+    }
+
     /// The sample has ended well.
     pub fn close(self) {
-        if let Some(matcher) = self.matcher.filter(|_| !self.has_failed) {
+        if let Some(matcher) = self.matcher.filter(|_| self.failure.is_none()) {
             matcher.close();
         }
     }
