@@ -68,6 +68,8 @@ pub struct SchedulerConfig {
     pub enable_chunked_prefill: bool,
     /// Counts where prompts may be split.
     pub long_prefill: LongPrefill,
+    /// Seconds that a step may take whose requests decode, so far as its prompts can be split; 0: no limit.
+    pub max_step_s: f64,
     /// Order of service.
     pub policy: Policy,
     /// Stages that the device works on different steps at: a token sampled in one step is the input
@@ -95,6 +97,12 @@ impl SchedulerConfig {
                     "{name} must be in 1..=2**30, not {value}"
                 )));
             }
+        }
+        if !self.max_step_s.is_finite() || self.max_step_s < 0.0 {
+            return Err(Error::invalid(format!(
+                "max_step_s must be at least 0, not {}",
+                self.max_step_s
+            )));
         }
         let columns = self.max_model_len.div_ceil(self.block_size);
         for (name, cells) in [
