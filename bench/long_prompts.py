@@ -3,7 +3,7 @@
     PYTHONPATH=python python bench/long_prompts.py --model bench/configs/llama-3.1-8b \
         --load-format dummy --max-model-len 16384 --limits 0 10 20
 
-``long``: 8 requests decode while prompts of 8,000 tokens come one after the other. Others, as
+``long``: 8 requests decode while prompts of 8,000 tokens come, one after the other. Others, as
 512/256x64: so many requests at a time of 512 tokens, each with 256 of answer; four times as many in
 all. A line for each load and limit: the distance of a decoding request's tokens (median, 99th
 percentile), the time to the first token (of the long prompts, where there are any), output tokens
@@ -30,7 +30,8 @@ from octavo.sampling_params import SamplingParams
 
 @dataclass
 class Load:
-    """Requests of one kind, ``concurrency`` at a time; long ones come ``every_s`` beside them."""
+    """Requests of one kind, ``concurrency`` at a time; beside them long ones, one at a time,
+    ``every_s`` after the last one's token."""
 
     name: str
     input_len: int
@@ -92,6 +93,7 @@ class Run:
         self._last: dict[int, float] = {}
         self._long: set[int] = set()
         self._num_submitted = self._num_ended = 0
+        self._next_long = float("inf")
         self.times = Times()
 
     def measure(self) -> Times:
@@ -99,10 +101,11 @@ class Run:
         load, engine, began = self.load, self.engine, time.perf_counter()
         for _ in range(load.concurrency):
             self._submit_next()
-        next_long = began + load.every_s if load.long_len else float("inf")
+        if load.long_len:
+            self._next_long = began + load.every_s
         while self._num_ended < load.num_requests:
-            if time.perf_counter() >= next_long:
-                next_long += load.every_s
+            if time.perf_counter() >= self._next_long:
+                self._next_long = float("inf")
                 self._long.add(self._submit(load.long_len, 1))
             engine.step()
             self._receive()
@@ -138,7 +141,9 @@ class Run:
             elif not is_long:
                 times.gaps_s.append(now - self._last[request_id])
             self._last[request_id] = now
-            if delta.finish_reason is not None and not is_long:
+            if is_long:
+                self._next_long = now + load.every_s
+            elif delta.finish_reason is not None:
                 self._num_ended += 1
                 assert delta.num_output_tokens == load.output_len
                 self._submit_next()
@@ -152,7 +157,7 @@ def main() -> None:
     parser.add_argument("--input-len", type=int, default=128, help="of long: their prompts")
     parser.add_argument("--output-len", type=int, default=500, help="of long: their answers")
     parser.add_argument("--long-len", type=int, default=8000, help="of long: the prompts beside")
-    parser.add_argument("--every", type=float, default=0.4, help="of long: seconds between those")
+    parser.add_argument("--every", type=float, default=0.2, help="of long: seconds between those")
     parser.add_argument("--waves", type=int, default=4, help="of others: requests in each place")
     parser.add_argument("--repeat", type=int, default=1)
     offline.add_engine_arguments(parser)

@@ -7,7 +7,7 @@ use crate::scheduler::step_times::Chunks;
 /// A step beside whose decodes prompts are computed may take so many times as long as one without:
 /// fewer, and prompts would hardly advance where decodes are slow; more, and a decode's slowest tokens
 /// would be seen.
-const LEAST_RATIO: f64 = 3.0;
+const LEAST_RATIO: f64 = 2.5;
 
 /// Steps in a row that may have prompts beside decodes: a hundredth of a prompt's time is what it takes to
 /// know that of decodes alone; fewer where the number of decodes has changed by half.
@@ -60,7 +60,8 @@ impl Scheduler {
     /// Seconds that prompts may add to a step; None where no request decodes, or nothing limits it.
     fn prompt_seconds(&self) -> Option<f64> {
         let num_decoding = self.running.len() - self.num_prefilling;
-        if self.config.max_step_s == 0.0 || num_decoding == 0 || !self.config.enable_chunked_prefill {
+        if self.config.max_step_s == 0.0 || num_decoding == 0 || !self.config.enable_chunked_prefill
+        {
             return None;
         }
         let decodes_s = self.step_times.decodes_s();
@@ -79,8 +80,10 @@ impl Scheduler {
         };
         let within = self.step_times.tokens_within(seconds, start);
         if std::mem::take(&mut room.is_whole) {
-            let least = (self.config.max_num_batched_tokens / LEAST_PART).max(self.config.block_size);
+            let least =
+                (self.config.max_num_batched_tokens / LEAST_PART).max(self.config.block_size);
             room.tokens = room.tokens.min(padded_size(within.max(least)));
+            return room.tokens;
         }
         room.tokens.min(within.max(self.config.block_size))
     }
@@ -96,7 +99,9 @@ impl Scheduler {
             self.step_times.observe_decodes(seconds);
             return;
         }
-        let each = chunks.iter().map(|entry| Chunks::one(entry.start as usize, entry.count as usize));
+        let each = chunks
+            .iter()
+            .map(|entry| Chunks::one(entry.start as usize, entry.count as usize));
         let all = each.fold(Chunks::default(), Chunks::and);
         self.step_times.observe(all, seconds, plan.num_decodes > 0);
     }
