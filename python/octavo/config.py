@@ -257,7 +257,6 @@ class EngineConfig:
         10.0,
         "scheduler",
         "most ms of a step in which others decode, so far as prompts can be split; 0: no limit",
-        common=True,
     )
     scheduling_policy: Literal["fcfs", "priority"] = _flag(
         "fcfs", "scheduler", "who is admitted first", choices=("fcfs", "priority"), common=True

@@ -76,6 +76,7 @@ def make_core(config: EngineConfig, runner: Runner, tokenizer: Tokenizer | None)
         long_prefill_token_threshold=config.long_prefill_token_threshold,
         long_prefill_token_threshold_adaptive=config.long_prefill_token_threshold_adaptive,
         max_step_ms=config.max_step_ms,
+        padded_prompts=runner.padded_prompts,
         policy=config.scheduling_policy,
         num_stages=runner.num_stages,
         stream_interval=config.stream_interval,

@@ -75,10 +75,38 @@ const GPU_LOADS: [Load; 6] = [
 ];
 
 const CPU_LOADS: [Load; 4] = [
-    Load { name: "128/128 c=4", concurrency: 4, num_requests: 16, input_len: 128, output_len: 128, long: None },
-    Load { name: "128/128 c=16", concurrency: 16, num_requests: 64, input_len: 128, output_len: 128, long: None },
-    Load { name: "256/128 c=64", concurrency: 64, num_requests: 192, input_len: 256, output_len: 128, long: None },
-    Load { name: "2 decode, 4k prompts", concurrency: 2, num_requests: 2, input_len: 128, output_len: 1500, long: Some((4000, 4.0)) },
+    Load {
+        name: "128/128 c=4",
+        concurrency: 4,
+        num_requests: 16,
+        input_len: 128,
+        output_len: 128,
+        long: None,
+    },
+    Load {
+        name: "128/128 c=16",
+        concurrency: 16,
+        num_requests: 64,
+        input_len: 128,
+        output_len: 128,
+        long: None,
+    },
+    Load {
+        name: "256/128 c=64",
+        concurrency: 64,
+        num_requests: 192,
+        input_len: 256,
+        output_len: 128,
+        long: None,
+    },
+    Load {
+        name: "2 decode, 4k prompts",
+        concurrency: 2,
+        num_requests: 2,
+        input_len: 128,
+        output_len: 1500,
+        long: Some((4000, 4.0)),
+    },
 ];
 
 /// Seconds that parts of a step take.
@@ -159,7 +187,11 @@ impl Device {
             .enumerate()
             .map(|(i, &(start, count))| {
                 let (start, count) = (start as f64, count as f64);
-                let pairs = if i < batch.num_decodes { 0.0 } else { count * (start + count / 2.0) };
+                let pairs = if i < batch.num_decodes {
+                    0.0
+                } else {
+                    count * (start + count / 2.0)
+                };
                 start * self.per_context_s + pairs * self.per_pair_s
             })
             .sum();
@@ -185,6 +217,11 @@ fn run(device: &Device, load: Load, max_step_s: f64) -> Outcome {
         enable_chunked_prefill: true,
         long_prefill: LongPrefill::default(),
         max_step_s,
+        padded_prompts: if device.steps_in_flight > 1 {
+            PADDED.to_vec()
+        } else {
+            Vec::new()
+        },
         policy: Policy::Fcfs,
         num_stages: 1,
         state: None,
@@ -291,13 +328,20 @@ fn run(device: &Device, load: Load, max_step_s: f64) -> Outcome {
 }
 
 fn main() {
-    for (device, load) in DEVICES.iter().flat_map(|d| d.loads.iter().map(move |l| (d, *l))) {
+    for (device, load) in DEVICES
+        .iter()
+        .flat_map(|d| d.loads.iter().map(move |l| (d, *l)))
+    {
         println!("{}: {}", device.name, load.name);
         for ms in [0.0, 5.0, 10.0, 15.0, 20.0, 50.0] {
             let o = run(device, load, ms / 1e3);
             println!(
                 "  {ms:5.0} ms: {:8.0} tok/s, ITL p50 {:6.2} p99 {:7.2} ({:4.1}x), TTFT p50 {:7.1}",
-                o.rate, o.median_ms, o.p99_ms, o.p99_ms / o.median_ms, o.ttft_ms
+                o.rate,
+                o.median_ms,
+                o.p99_ms,
+                o.p99_ms / o.median_ms,
+                o.ttft_ms
             );
         }
     }

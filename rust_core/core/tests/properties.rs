@@ -108,6 +108,7 @@ fn configs() -> impl Strategy<Value = SchedulerConfig> {
                     },
                     // Of a clock that gives a step some milliseconds.
                     max_step_s: if timed { 0.002 } else { 0.0 },
+                    padded_prompts: Vec::new(),
                     policy: if fcfs { Policy::Fcfs } else { Policy::Priority },
                     num_stages,
                     state: state.map(|(num_checkpoints, interval)| StateConfig {

@@ -70,6 +70,8 @@ pub struct SchedulerConfig {
     pub long_prefill: LongPrefill,
     /// Seconds that a step may take whose requests decode, so far as its prompts can be split; 0: no limit.
     pub max_step_s: f64,
+    /// Tokens that the prompts of a step are padded to, ascending; what is more than the last is not padded.
+    pub padded_prompts: Vec<usize>,
     /// Order of service.
     pub policy: Policy,
     /// Stages that the device works on different steps at: a token sampled in one step is the input
@@ -103,6 +105,9 @@ impl SchedulerConfig {
                 "max_step_s must be at least 0, not {}",
                 self.max_step_s
             )));
+        }
+        if !self.padded_prompts.is_sorted() {
+            return Err(Error::invalid("padded_prompts must ascend"));
         }
         let columns = self.max_model_len.div_ceil(self.block_size);
         for (name, cells) in [

@@ -15,11 +15,7 @@ const DECODES_ALONE_EVERY: u64 = 64;
 const DECODES_ALONE_LEAST: u64 = 8;
 
 /// Part of `max_num_batched_tokens` that prompts get in any step, however slow it is.
-const LEAST_PART: usize = 64;
-
-/// Tokens up to which steps are padded to 2^n or 1.5 * 2^n rows, beyond it to multiples of half of it or
-/// not at all.
-const LARGEST_PADDED: usize = 1024;
+const LEAST_PART: usize = 128;
 
 /// What prompts may still take of the step that is being planned.
 #[derive(Debug, Clone, Copy)]
@@ -82,10 +78,19 @@ impl Scheduler {
         if std::mem::take(&mut room.is_whole) {
             let least =
                 (self.config.max_num_batched_tokens / LEAST_PART).max(self.config.block_size);
-            room.tokens = room.tokens.min(padded_size(within.max(least)));
+            room.tokens = room.tokens.min(self.unpadded(within.max(least)));
             return room.tokens;
         }
         room.tokens.min(within.max(self.config.block_size))
+    }
+
+    /// The most tokens up to so many that no step has to be padded for.
+    fn unpadded(&self, tokens: usize) -> usize {
+        let sizes = &self.config.padded_prompts;
+        match sizes.partition_point(|&size| size <= tokens) {
+            at if at == sizes.len() || at == 0 => tokens,
+            at => sizes[at - 1],
+        }
     }
 
     /// Learns from a step that came back after `seconds` of its own.
@@ -119,17 +124,4 @@ impl Scheduler {
 /// `num_decoding` for their next.
 fn bend(num_prompts: usize, num_decoding: usize) -> f64 {
     (num_prompts as f64 / num_decoding as f64).max(1.0)
-}
-
-/// The largest size that steps are padded to and that is no more than this.
-fn padded_size(tokens: usize) -> usize {
-    if tokens >= LARGEST_PADDED {
-        return tokens - tokens % (LARGEST_PADDED / 2);
-    }
-    let power = 1 << tokens.max(1).ilog2();
-    if tokens >= power + power / 2 {
-        power + power / 2
-    } else {
-        power
-    }
 }
