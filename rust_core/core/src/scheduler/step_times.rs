@@ -1,11 +1,11 @@
 //! Times of steps, learned from those that came back: what bounds the prompts beside decodes.
 //!
 //! A step takes the time of its decodes, and each chunk of a prompt adds to it by its tokens and by the
-//! pairs of a token and one before it, which attention is about. The two factors start from a guess and
-//! follow the median of the last three steps with chunks, in logarithms: an error is put down to
-//! each factor by its part of the time (a normalized gradient step), so that both stay positive and the
-//! time grows with tokens and with context. A step that was slow for reasons of its own (a kernel compiled,
-//! a graph captured) is no median. O(1) a step.
+//! pairs of a token and one before it, which attention is about. The two factors are those with the
+//! least squared relative error over the last steps with chunks, older ones counting less; where these
+//! cannot tell the factors apart, their ratio stays as it was. Both stay positive, so that the time
+//! grows with tokens and with context. Of three steps in a row the one of median error is learned from:
+//! one that was slow for reasons of its own (a kernel compiled, a graph captured) has no effect. O(1) a step.
 
 /// The chunks of a step, as far as their time is concerned.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -44,9 +44,15 @@ const EVEN_CONTEXT: f64 = 10_000.0;
 /// Part by which the time of decodes follows the last step of them alone.
 const DECODE_GAIN: f64 = 0.5;
 
-/// Most that one step changes the factors by, as a logarithm: a guess that is a thousandfold wrong is
-/// right after ten.
-const MAX_CHANGE: f64 = std::f64::consts::LN_2;
+/// By which a step counts less with each one after it: after eight the factors are those of a device that has
+/// become half as fast.
+const DECAY: f64 = 0.8;
+
+/// Steps that the ratio of the factors counts as.
+const RATIO_WEIGHT: f64 = 0.1;
+
+/// Part of itself that a factor keeps at least, of one step.
+const LEAST_KEPT: f64 = 0.05;
 
 /// Part of a step that its chunks take at least: what is measured less could be noise.
 const LEAST_PART: f64 = 0.05;
@@ -55,6 +61,16 @@ const LEAST_PART: f64 = 0.05;
 const PER_TOKEN_S: (f64, f64) = (1e-10, 1e2);
 const PER_PAIR_S: (f64, f64) = (1e-16, 1e-1);
 
+/// Of the normal equations; see `learn`.
+#[derive(Debug, Clone, Default)]
+struct Sums {
+    tokens_tokens: f64,
+    tokens_pairs: f64,
+    pairs_pairs: f64,
+    tokens: f64,
+    pairs: f64,
+}
+
 /// See the module doc.
 #[derive(Debug, Clone)]
 pub struct StepTimes {
@@ -62,6 +78,8 @@ pub struct StepTimes {
     decodes_s: f64,
     per_token_s: f64,
     per_pair_s: f64,
+    /// Of steps, decayed: products of their tokens and pairs, each a second of theirs, and their sums.
+    sums: Sums,
     /// Steps with chunks, the oldest of `num_recent` is replaced: their chunks and what these added.
     recent: [(Chunks, f64); 3],
     num_recent: usize,
@@ -77,6 +95,7 @@ impl StepTimes {
             decodes_s: 0.0,
             per_token_s: per_token_s.clamp(PER_TOKEN_S.0, PER_TOKEN_S.1),
             per_pair_s: (per_token_s / EVEN_CONTEXT).clamp(PER_PAIR_S.0, PER_PAIR_S.1),
+            sums: Sums::default(),
             recent: [(Chunks::default(), 0.0); 3],
             num_recent: 0,
             has_mixed: false,
@@ -123,6 +142,7 @@ impl StepTimes {
         if has_decodes && !self.has_mixed {
             self.has_mixed = true;
             self.num_recent = 0;
+            self.sums = Sums::default();
         }
         let others_s = if has_decodes { self.decodes_s } else { 0.0 };
         let added_s = (seconds - others_s).max(seconds * LEAST_PART);
@@ -134,22 +154,50 @@ impl StepTimes {
     /// Has the factors follow the median of the recent steps; of two, the faster.
     fn learn(&mut self) {
         let num = self.num_recent.min(3);
-        let mut errors = self
+        let mut recent = self
             .recent
-            .map(|(chunks, added_s)| ((added_s / self.chunks_s(chunks)).ln(), chunks));
-        errors[..num].sort_by(|a, b| a.0.total_cmp(&b.0));
-        let (error, chunks) = errors[(num - 1) / 2];
-        let error = error.clamp(-MAX_CHANGE, MAX_CHANGE);
-        let pairs_part = self.per_pair_s * chunks.pairs / self.chunks_s(chunks);
-        let tokens_part = 1.0 - pairs_part;
-        let gain = error / (tokens_part * tokens_part + pairs_part * pairs_part);
-        self.per_token_s *= (gain * tokens_part).exp();
-        self.per_pair_s *= (gain * pairs_part).exp();
-        self.per_token_s = self.per_token_s.clamp(PER_TOKEN_S.0, PER_TOKEN_S.1);
-        self.per_pair_s = self.per_pair_s.clamp(PER_PAIR_S.0, PER_PAIR_S.1);
-        // num_recent only grows; keep it small.
+            .map(|(chunks, added_s)| (added_s / self.chunks_s(chunks), chunks, added_s));
+        recent[..num].sort_by(|a, b| a.0.total_cmp(&b.0));
+        let (ratio, chunks, added_s) = recent[(num - 1) / 2];
         if self.num_recent == 6 {
             self.num_recent = 3;
         }
+        let (tokens, pairs) = (chunks.tokens / added_s, chunks.pairs / added_s);
+        let sums = &mut self.sums;
+        sums.tokens_tokens = DECAY * sums.tokens_tokens + tokens * tokens;
+        sums.tokens_pairs = DECAY * sums.tokens_pairs + tokens * pairs;
+        sums.pairs_pairs = DECAY * sums.pairs_pairs + pairs * pairs;
+        sums.tokens = DECAY * sums.tokens + tokens;
+        sums.pairs = DECAY * sums.pairs + pairs;
+        // With the old ratio this step's time is met by these.
+        let (token_s, pair_s) = (self.per_token_s * ratio, self.per_pair_s * ratio);
+        let aa = sums.tokens_tokens + RATIO_WEIGHT / (token_s * token_s);
+        let bb = sums.pairs_pairs + RATIO_WEIGHT / (pair_s * pair_s);
+        let ab = sums.tokens_pairs;
+        let (a, b) = (
+            sums.tokens + RATIO_WEIGHT / token_s,
+            sums.pairs + RATIO_WEIGHT / pair_s,
+        );
+        let determinant = aa * bb - ab * ab;
+        let (least_token_s, least_pair_s) = (LEAST_KEPT * token_s, LEAST_KEPT * pair_s);
+        let (mut per_token_s, mut per_pair_s) = if determinant > 0.0 {
+            (
+                (a * bb - b * ab) / determinant,
+                (aa * b - ab * a) / determinant,
+            )
+        } else {
+            // The weights of the ratio are lost in rounding.
+            (token_s, pair_s)
+        };
+        if per_token_s < least_token_s {
+            per_token_s = least_token_s;
+            per_pair_s = (b - ab * per_token_s) / bb;
+        }
+        if per_pair_s < least_pair_s {
+            per_pair_s = least_pair_s;
+            per_token_s = ((a - ab * per_pair_s) / aa).max(least_token_s);
+        }
+        self.per_token_s = per_token_s.clamp(PER_TOKEN_S.0, PER_TOKEN_S.1);
+        self.per_pair_s = per_pair_s.clamp(PER_PAIR_S.0, PER_PAIR_S.1);
     }
 }
