@@ -62,6 +62,7 @@ class InstantRunner:
 
     max_in_flight = 1
     num_stages = 1
+    padded_prompts = ()
     keeps_kv = True
     num_state_checkpoints = None
     pooling = None

@@ -263,6 +263,8 @@ class EngineCore:
         enable_chunked_prefill: bool = True,
         long_prefill_token_threshold: int = 0,
         long_prefill_token_threshold_adaptive: bool = False,
+        max_step_ms: float = 0.0,
+        padded_prompts: Sequence[int] = ...,
         policy: Literal["fcfs", "priority"] = "fcfs",
         num_stages: int = 1,
         stream_interval: int = 1,

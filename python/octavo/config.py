@@ -250,6 +250,14 @@ class EngineConfig:
     long_prefill_token_threshold_adaptive: bool = _flag(
         False, "scheduler", "such a prompt may take its even share of a step at least"
     )
+    # 10: with it a decode's slowest tokens come within three times its usual distance, and no load
+    # loses more than 2% of its tokens a second (bench/long_prompts.py). It cannot be less than some
+    # times a step without prompts, which is what holds where decodes are slow.
+    max_step_ms: float = _flag(
+        10.0,
+        "scheduler",
+        "most ms of a step in which others decode, so far as prompts can be split; 0: no limit",
+    )
     scheduling_policy: Literal["fcfs", "priority"] = _flag(
         "fcfs", "scheduler", "who is admitted first", choices=("fcfs", "priority"), common=True
     )
@@ -375,6 +383,7 @@ class EngineConfig:
             "at least 1",
         )
         check(self.long_prefill_token_threshold >= 0, "long_prefill_token_threshold", "at least 0")
+        check(0 <= self.max_step_ms < float("inf"), "max_step_ms", "at least 0")
         for name in ("max_num_queued_reqs", "max_num_queued_tokens"):
             check(getattr(self, name) is None or getattr(self, name) >= 1, name, "at least 1")
         check(self.stream_interval >= 1, "stream_interval", "at least 1")

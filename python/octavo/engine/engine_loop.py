@@ -31,7 +31,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from octavo._core import Channels, Grammar, ScheduledBatch, SseTemplate, TokenIds
+    from octavo._core import (
+        Channels,
+        Grammar,
+        ScheduledBatch,
+        SseTemplate,
+        TokenIds,
+        Tokenizer,
+    )
     from octavo.config import EngineConfig
     from octavo.models.source import ModelSource
     from octavo.runner.request_state import Delivery
@@ -54,6 +61,29 @@ QUIET_S = 0.1
 
 # The least time between two audits of the core.
 CHECK_INTERVAL_S = 1.0
+
+
+def make_core(config: EngineConfig, runner: Runner, tokenizer: Tokenizer | None) -> EngineCore:
+    """The scheduler of a runner's steps, with what surrounds it."""
+    return EngineCore(
+        num_blocks=runner.num_blocks,
+        block_size=runner.block_size,
+        max_num_seqs=runner.max_num_seqs,
+        max_num_batched_tokens=runner.max_num_batched_tokens,
+        max_model_len=runner.max_model_len,
+        enable_prefix_caching=config.enable_prefix_caching and runner.keeps_kv,
+        enable_chunked_prefill=config.enable_chunked_prefill and runner.keeps_kv,
+        long_prefill_token_threshold=config.long_prefill_token_threshold,
+        long_prefill_token_threshold_adaptive=config.long_prefill_token_threshold_adaptive,
+        max_step_ms=config.max_step_ms,
+        padded_prompts=runner.padded_prompts,
+        policy=config.scheduling_policy,
+        num_stages=runner.num_stages,
+        stream_interval=config.stream_interval,
+        tokenizer=tokenizer,
+        num_state_checkpoints=runner.num_state_checkpoints,
+        state_checkpoint_interval=config.state_checkpoint_interval,
+    )
 
 
 class EngineLoop:
@@ -81,23 +111,7 @@ class EngineLoop:
         self.runner: Runner = make_runner(config, self.source)
         # Without keys and values from earlier steps, a prompt is computed in one.
         self.keeps_prefixes: bool = config.enable_prefix_caching and self.runner.keeps_kv
-        self.core = EngineCore(
-            num_blocks=self.runner.num_blocks,
-            block_size=self.runner.block_size,
-            max_num_seqs=self.runner.max_num_seqs,
-            max_num_batched_tokens=self.runner.max_num_batched_tokens,
-            max_model_len=self.runner.max_model_len,
-            enable_prefix_caching=self.keeps_prefixes,
-            enable_chunked_prefill=config.enable_chunked_prefill and self.runner.keeps_kv,
-            long_prefill_token_threshold=config.long_prefill_token_threshold,
-            long_prefill_token_threshold_adaptive=config.long_prefill_token_threshold_adaptive,
-            policy=config.scheduling_policy,
-            num_stages=self.runner.num_stages,
-            stream_interval=config.stream_interval,
-            tokenizer=self.tokenizer,
-            num_state_checkpoints=self.runner.num_state_checkpoints,
-            state_checkpoint_interval=config.state_checkpoint_interval,
-        )
+        self.core = make_core(config, self.runner, self.tokenizer)
         self.limits = RequestLimits(
             max_model_len=self.runner.max_model_len,
             vocab_size=self.source.model_config.vocab_size,

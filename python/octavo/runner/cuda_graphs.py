@@ -119,6 +119,11 @@ class Shapes:
         self._mixed = sorted(mixed, key=lambda s: (s.rows, s.reqs)) if self._decodes else []
 
     @property
+    def prompt_rows(self) -> tuple[int, ...]:
+        """Rows that a step's prompts are padded to, ascending."""
+        return self._rows if self._decodes else ()
+
+    @property
     def max_padding(self) -> int:
         """Rows, or requests, that a shape has at most beyond its step's own."""
         return self._rows[-1] + MIXED_DECODES[-1]

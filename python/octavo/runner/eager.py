@@ -169,6 +169,7 @@ class EagerRunner:
 
     max_in_flight = 1
     num_stages = 1
+    padded_prompts: Sequence[int] = ()
     keeps_kv = True
     pooling: PoolingInfo | None = None
 

@@ -150,6 +150,7 @@ class GraphRunner:
             decodes = decode_sizes(self.max_num_seqs, loaded.config.cuda_graph_sizes)
         rows = mixed_rows(num_layers, weights, self.max_num_batched_tokens)
         self._shapes = Shapes(decodes, rows if self._on_gpu else MIXED_ROWS)
+        self.padded_prompts: Sequence[int] = self._shapes.prompt_rows
         self._padding = Padding(self._shapes, num_layers, weights)
         # Shapes whose graphs are captured while there is nothing to do.
         self._uncaptured: deque[StepShape] = deque()

@@ -48,6 +48,7 @@ class PoolingRunner:
 
     max_in_flight = 1
     num_stages = 1
+    padded_prompts: Sequence[int] = ()
     keeps_kv = False
     num_state_checkpoints: int | None = None
 

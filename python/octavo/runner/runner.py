@@ -16,7 +16,7 @@ PoolingRunner (pooling.py) computes vectors in place of tokens. create.py choose
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -79,6 +79,8 @@ class Runner(Protocol):
     num_stages: int
     # False: keys and values are gone when a step is over, so a prompt must be computed in one.
     keeps_kv: bool
+    # Tokens that a step's prompts are padded to, ascending; more than the last are not padded.
+    padded_prompts: Sequence[int]
     # Rows for checkpoints of states; None of a model whose layers have none.
     num_state_checkpoints: int | None
     # Of a model that computes vectors; None of one that generates text.

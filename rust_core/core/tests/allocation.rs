@@ -49,6 +49,8 @@ fn steady_decode_does_not_allocate() {
             enable_prefix_caching: true,
             enable_chunked_prefill: true,
             long_prefill: LongPrefill::default(),
+            max_step_s: 0.0,
+            padded_prompts: Vec::new(),
             policy: Policy::Fcfs,
             num_stages: 1,
             state: None,

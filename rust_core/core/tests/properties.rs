@@ -79,7 +79,7 @@ fn configs() -> impl Strategy<Value = SchedulerConfig> {
         1usize..=5,
         1usize..=18,
         8usize..=24,
-        any::<[bool; 5]>(),
+        any::<[bool; 6]>(),
         1usize..=3,
         prop::option::of((0usize..6, 1usize..30)),
     )
@@ -90,7 +90,7 @@ fn configs() -> impl Strategy<Value = SchedulerConfig> {
                 max_num_seqs,
                 budget,
                 max_model_len,
-                [caching, chunked, fcfs, capped, is_adaptive],
+                [caching, chunked, fcfs, capped, is_adaptive, timed],
                 num_stages,
                 state,
             )| {
@@ -106,6 +106,9 @@ fn configs() -> impl Strategy<Value = SchedulerConfig> {
                         threshold: if capped { 3 } else { 0 },
                         is_adaptive,
                     },
+                    // Of a clock that gives a step some milliseconds.
+                    max_step_s: if timed { 0.002 } else { 0.0 },
+                    padded_prompts: Vec::new(),
                     policy: if fcfs { Policy::Fcfs } else { Policy::Priority },
                     num_stages,
                     state: state.map(|(num_checkpoints, interval)| StateConfig {

@@ -191,7 +191,8 @@ impl PyEngineCore {
     #[pyo3(signature = (
         *, num_blocks, block_size, max_num_seqs, max_num_batched_tokens, max_model_len,
         enable_prefix_caching=true, enable_chunked_prefill=true, long_prefill_token_threshold=0,
-        long_prefill_token_threshold_adaptive=false, policy="fcfs", num_stages=1,
+        long_prefill_token_threshold_adaptive=false, max_step_ms=0.0,
+        padded_prompts=Vec::new(), policy="fcfs", num_stages=1,
         stream_interval=1, tokenizer=None, num_state_checkpoints=None,
         state_checkpoint_interval=512
     ))]
@@ -207,6 +208,8 @@ impl PyEngineCore {
         enable_chunked_prefill: bool,
         long_prefill_token_threshold: usize,
         long_prefill_token_threshold_adaptive: bool,
+        max_step_ms: f64,
+        padded_prompts: Vec<usize>,
         policy: &str,
         num_stages: usize,
         stream_interval: u32,
@@ -235,6 +238,8 @@ impl PyEngineCore {
                 threshold: long_prefill_token_threshold,
                 is_adaptive: long_prefill_token_threshold_adaptive,
             },
+            max_step_s: max_step_ms / 1e3,
+            padded_prompts,
             policy,
             num_stages,
             state: num_state_checkpoints.map(|num_checkpoints| StateConfig {

@@ -75,6 +75,7 @@ struct Step {
     id: u64,
     num_samples: usize,
     num_tokens: usize,
+    planned_s: f64,
     /// Its requests were given up after a broken invariant.
     is_void: bool,
     plan: Plan,
@@ -101,6 +102,8 @@ pub struct EngineCore {
     metrics: Arc<Metrics>,
     /// The outbox was filled by a verb without a result for it; the next `update` reports it.
     owes_wake_up: bool,
+    /// When the last step came back.
+    returned_s: f64,
     /// Preemptions before the scheduler was last replaced.
     preemptions_before: u64,
     indices: Vec<u32>,
@@ -135,6 +138,7 @@ impl EngineCore {
             outbox: Arc::default(),
             metrics: Arc::default(),
             owes_wake_up: false,
+            returned_s: f64::NEG_INFINITY,
             preemptions_before: 0,
             indices: Vec::new(),
             num_constrained: 0,
@@ -410,6 +414,7 @@ impl EngineCore {
             id: batch.step_id,
             num_samples: batch.num_samples,
             num_tokens: batch.num_tokens,
+            planned_s: now_s,
             is_void: false,
             plan,
         });
@@ -445,6 +450,10 @@ impl EngineCore {
         let Some(mut step) = self.steps.pop_front() else {
             return Ok(false);
         };
+        // The device does one step after the other.
+        let began_s = self.returned_s.max(step.planned_s);
+        self.returned_s = now_s;
+        self.scheduler.observe_step(&step.plan, now_s - began_s);
         let was_empty = self.outbox.lock().is_empty();
         let mut cursor = Cursor::default();
         if !step.is_void {

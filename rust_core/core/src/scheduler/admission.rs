@@ -3,13 +3,14 @@
 use super::{HEADROOM_TOKENS, Scheduler};
 use crate::scheduler::batch::Plan;
 use crate::scheduler::block_table::BlockTable;
+use crate::scheduler::prompt_room::Room;
 use crate::scheduler::request::{NO_GROUP, RequestStatus, Seat};
 
 impl Scheduler {
-    /// Admits from the head of the queue while budget, slots and memory last. Never skips the head,
+    /// Admits from the head of the queue while room, slots and memory last. Never skips the head,
     /// or a large request could wait for ever while small ones pass it.
-    pub(super) fn admit(&mut self, plan: &mut Plan, budget: &mut usize) {
-        while *budget > 0 && !self.free_slots.is_empty() {
+    pub(super) fn admit(&mut self, plan: &mut Plan, room: &mut Room) {
+        while room.tokens > 0 && !self.free_slots.is_empty() {
             let Some((&rank, &index)) = self.waiting.first_key_value() else {
                 return;
             };
@@ -34,7 +35,7 @@ impl Scheduler {
             self.find_prefix(index);
             let remaining = num_tokens - self.hits.len() * self.config.block_size;
             if !self.config.enable_chunked_prefill
-                && remaining > *budget
+                && remaining > room.tokens
                 && remaining <= self.config.max_num_batched_tokens
             {
                 return;
@@ -49,7 +50,7 @@ impl Scheduler {
             };
             self.blocked = None;
             self.seat(index, table, plan);
-            self.schedule_chunk(index, plan, budget);
+            self.schedule_chunk(index, plan, room);
         }
     }
 

@@ -68,6 +68,10 @@ pub struct SchedulerConfig {
     pub enable_chunked_prefill: bool,
     /// Counts where prompts may be split.
     pub long_prefill: LongPrefill,
+    /// Seconds that a step may take whose requests decode, so far as its prompts can be split; 0: no limit.
+    pub max_step_s: f64,
+    /// Tokens that the prompts of a step are padded to, ascending; what is more than the last is not padded.
+    pub padded_prompts: Vec<usize>,
     /// Order of service.
     pub policy: Policy,
     /// Stages that the device works on different steps at: a token sampled in one step is the input
@@ -95,6 +99,15 @@ impl SchedulerConfig {
                     "{name} must be in 1..=2**30, not {value}"
                 )));
             }
+        }
+        if !self.max_step_s.is_finite() || self.max_step_s < 0.0 {
+            return Err(Error::invalid(format!(
+                "max_step_s must be at least 0, not {}",
+                self.max_step_s
+            )));
+        }
+        if !self.padded_prompts.is_sorted() {
+            return Err(Error::invalid("padded_prompts must ascend"));
         }
         let columns = self.max_model_len.div_ceil(self.block_size);
         for (name, cells) in [

@@ -49,7 +49,9 @@ mod integrity;
 mod leaving;
 mod planning;
 mod prefix_cache;
+mod prompt_room;
 pub mod request;
+pub mod step_times;
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -65,6 +67,7 @@ use crate::scheduler::batch::{Entry, NO_CHECKPOINT, Plan, StagingLimits};
 use crate::scheduler::block_pool::{BlockId, SharedPool};
 use crate::scheduler::prefix_cache::BlockHasher;
 use crate::scheduler::request::{NO_GROUP, NO_SLOT, Prompt, Rank, Request, RequestStatus, Slot};
+use crate::scheduler::step_times::StepTimes;
 
 /// Arguments of `add`.
 #[derive(Debug, Clone)]
@@ -132,6 +135,9 @@ pub struct Scheduler {
     /// None: no layer has state.
     states: Option<Checkpoints>,
     hasher: BlockHasher,
+    step_times: StepTimes,
+    /// Of the last step of decodes alone: how many, and its number.
+    measured_decodes: (usize, u64),
     requests: Slab<Request>,
     index_of: HashMap<u64, u32, BuildHasherDefault<IdHasher>>,
     /// Admitted requests that still have tokens to schedule, by rank.
@@ -168,6 +174,10 @@ pub struct Scheduler {
 /// Tokens of output that a request can append before its buffers grow.
 const HEADROOM_TOKENS: usize = 4096;
 
+/// A guess at the time of a step of `max_num_batched_tokens`, until one was measured: an 8B Llama on a
+/// Hopper GPU takes about so long (bench/results/h100.md).
+const FIRST_STEP_S: f64 = 0.2;
+
 impl Scheduler {
     /// A scheduler with an empty cache.
     ///
@@ -182,6 +192,8 @@ impl Scheduler {
                 .state
                 .map(|state| Checkpoints::new(state, config.block_size, config.max_num_seqs)),
             hasher: BlockHasher::new(),
+            step_times: StepTimes::new(FIRST_STEP_S / config.max_num_batched_tokens as f64),
+            measured_decodes: (0, 0),
             requests: Slab::with_capacity(config.max_num_seqs),
             index_of: HashMap::default(),
             running: Vec::with_capacity(config.max_num_seqs),
@@ -337,19 +349,19 @@ impl Scheduler {
         let preempted_before = self.num_preemptions;
         self.schedule_decodes(plan, &mut budget, self.config.num_stages as u64);
         plan.num_decodes = plan.entries.len();
+        let mut room = self.prompt_room(plan, budget);
         if self.num_prefilling > 0 {
-            self.schedule_prefills(plan, &mut budget);
+            self.schedule_prefills(plan, &mut room);
         }
         // A step that had to preempt has no memory to admit anyone.
         if self.num_preemptions == preempted_before {
-            self.admit(plan, &mut budget);
+            self.admit(plan, &mut room);
         }
         if plan.entries.is_empty() && self.config.num_stages > 1 {
             // Too few requests for all stages: a step waits for the last one's tokens on the device.
             self.schedule_decodes(plan, &mut budget, 1);
             plan.num_decodes = plan.entries.len();
         }
-        plan.num_tokens = self.config.max_num_batched_tokens - budget;
         for i in 0..self.closing.len() {
             let index = self.closing[i];
             self.leave_running(index);
@@ -360,6 +372,9 @@ impl Scheduler {
             return false;
         }
         self.renew_misled(plan);
+        if plan.num_decodes == plan.entries.len() {
+            self.measured_decodes = (plan.num_decodes, self.num_steps);
+        }
         plan.step_id = self.num_steps;
         self.num_steps += 1;
         true

@@ -2,6 +2,7 @@
 
 use super::{LongPrefill, Scheduler};
 use crate::scheduler::batch::{Entry, NO_CHECKPOINT, ON_DEVICE, Plan};
+use crate::scheduler::prompt_room::Room;
 use crate::scheduler::request::{NO_GROUP, RequestStatus};
 
 impl Scheduler {
@@ -80,13 +81,14 @@ impl Scheduler {
                 self.closing.push(index);
             }
             *budget -= 1;
+            plan.num_tokens += 1;
             i += 1;
         }
     }
 
-    pub(super) fn schedule_prefills(&mut self, plan: &mut Plan, budget: &mut usize) {
+    pub(super) fn schedule_prefills(&mut self, plan: &mut Plan, room: &mut Room) {
         for i in 0..self.running.len() {
-            if *budget == 0 {
+            if room.tokens == 0 {
                 return;
             }
             let index = self.running[i].1;
@@ -94,7 +96,7 @@ impl Scheduler {
                 .seat()
                 .is_some_and(|seat| seat.prefilling)
             {
-                self.schedule_chunk(index, plan, budget);
+                self.schedule_chunk(index, plan, room);
             }
         }
     }
@@ -116,18 +118,20 @@ impl Scheduler {
         }
     }
 
-    /// Schedules as much of a prefill as the budget and the other requests leave.
-    pub(super) fn schedule_chunk(&mut self, index: u32, plan: &mut Plan, budget: &mut usize) {
+    /// Schedules as much of a prefill as the room and the other requests leave.
+    pub(super) fn schedule_chunk(&mut self, index: u32, plan: &mut Plan, room: &mut Room) {
         self.current = Some(index);
-        let most = self.longest_chunk().min(*budget) as u32;
         let request = &self.requests[index as usize];
         let Some(seat) = request.seat() else {
             unreachable!("request {} prefills without a seat", request.request_id)
         };
         let start = seat.num_computed;
+        let most = self.most_tokens(room, start as usize);
+        let most = most.min(self.longest_chunk()) as u32;
         let count = (request.num_tokens - start).min(most);
         let (count, is_saved) = self.cut_chunk(request, seat, count);
-        *budget -= count as usize;
+        self.take_room(room, start as usize, count as usize);
+        plan.num_tokens += count as usize;
         let request = &mut self.requests[index as usize];
         let RequestStatus::Running(seat) = &mut request.status else {
             unreachable!()

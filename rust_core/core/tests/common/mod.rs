@@ -136,6 +136,8 @@ pub(crate) fn config(num_blocks: usize, block_size: usize) -> SchedulerConfig {
         enable_prefix_caching: true,
         enable_chunked_prefill: true,
         long_prefill: LongPrefill::default(),
+        max_step_s: 0.0,
+        padded_prompts: Vec::new(),
         policy: Policy::Fcfs,
         num_stages: 1,
         state: None,
