@@ -307,6 +307,21 @@ class Weight(ABC):
             ValueError: shapes, dtypes or layouts that do not fit.
         """
 
+    def linear_of_sum(
+        self,
+        x: Tensor,
+        residual: Tensor,
+        norm: Norm,
+        bias: Tensor | None = None,
+        *,
+        gate: str = "",
+    ) -> Tensor | None:
+        """``linear`` of norm(residual + x), for less than the norm and ``linear`` would take.
+
+        The sum is written into the residual. None, and nothing written, if there is no such way.
+        """
+        return None
+
     def adds_residual(self, rows: int) -> bool:
         """True if ``linear`` of so many rows adds a residual for less than the next norm would."""
         return False

@@ -14,12 +14,15 @@ from collections.abc import Sequence
 
 import torch
 
-from ..weights import Planes
+from ..weights import Norm, Planes
+from .activation import gated_activation
 from .dequantize_8bit import dequantize_8bit
 from .gemv_fp8 import gemv_fp8
+from .launch import check_shape
 from .limits import capability
+from .linear import check_epilogue
 from .linear_quantized import QuantizedWeight
-from .quantize_fp8 import FP8, quantize_rows
+from .quantize_fp8 import FP8, quantize_normed, quantize_rows
 from .skinny_8bit import skinny_8bit
 
 # bench/gpu_products.py --kinds fp8 --sweep; bench/results/h200-quantized.md.
@@ -36,14 +39,17 @@ _UNIT = 16
 class Fp8Weight(QuantizedWeight):
     """q e4m3 [N, K]; scales float32 [N], or [ceil(N / 128), ceil(K / 128)] of blocks."""
 
-    __slots__ = ("_block", "_rowwise", "exact", "q", "scales")
+    __slots__ = ("_block", "_may_round", "_rowwise", "exact", "q", "scales")
 
     def __init__(self, q: torch.Tensor, scales: torch.Tensor, exact: bool = False) -> None:
         self.q, self.scales, self.exact = q, scales, exact
+        self.shape = n, k = q.shape[0], q.shape[1]
+        self._may_round = not exact and scales.ndim == 1
         # cuBLAS has scales of rows there.
-        self._rowwise = q.is_cuda and capability(q.device) >= (9, 0)
+        self._rowwise = (
+            q.is_cuda and capability(q.device) >= (9, 0) and not (n % _UNIT or k % _UNIT)
+        )
         self._block = (0, 0) if scales.ndim == 1 else (BLOCK, BLOCK)
-        self.shape = (q.shape[0], q.shape[1])
         self.format = "FP8"
         self.nbytes = q.nbytes + scales.nbytes
 
@@ -54,29 +60,60 @@ class Fp8Weight(QuantizedWeight):
         residual: torch.Tensor | None,
         y: torch.Tensor,
     ) -> bool:
-        rows, (n, k) = x.shape[0], self.shape
+        rows, k = x.shape[0], self.shape[1]
         if x.dtype not in (torch.bfloat16, torch.float16):
             return False
         if rows == 1 and k % 4 == 0:
             gemv_fp8(x, self.q, self.scales, bias, y, residual=residual)
             return True
-        rounds = not self.exact and self.scales.ndim == 1
-        if rows <= (MAX_FLOAT_ROWS if rounds else MAX_SKINNY_ROWS):
-            skinny_8bit(
-                x, None, self.q, self.scales, bias, y, scale_block=self._block, residual=residual
-            )
+        if self._rounds(rows, y.dtype):
+            self._product_of_rounded(*quantize_rows(x), bias, residual, y)
             return True
-        if not rounds:
+        if rows > MAX_SKINNY_ROWS:
             return False
-        if rows <= MAX_SKINNY_ROWS:
-            x8, scale = quantize_rows(x)
-            skinny_8bit(x8, scale, self.q, self.scales, bias, y, residual=residual)
-            return True
-        if not self._rowwise or y.dtype != torch.bfloat16 or n % _UNIT or k % _UNIT:
+        skinny_8bit(
+            x, None, self.q, self.scales, bias, y, scale_block=self._block, residual=residual
+        )
+        return True
+
+    def linear_of_sum(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        norm: Norm,
+        bias: torch.Tensor | None = None,
+        *,
+        gate: str = "",
+    ) -> torch.Tensor | None:
+        rows, n = x.shape[0], self.shape[0]
+        if not self._rounds(rows, x.dtype) or x.dtype not in (torch.bfloat16, torch.float16):
+            return None
+        check_shape("x", x, rows, self.shape[1])
+        check_epilogue(rows, n, bias, gate, None)
+        y = torch.empty((rows, n), dtype=x.dtype, device=x.device)
+        self._product_of_rounded(*quantize_normed(x, norm, residual), bias, None, y)
+        return gated_activation(y, gate) if gate else y
+
+    def _rounds(self, rows: int, dtype: torch.dtype) -> bool:
+        """True if activations of so many rows are rounded, for a result in dtype."""
+        if rows <= MAX_FLOAT_ROWS or not self._may_round:
             return False
-        x8, scale = quantize_rows(x)
+        return rows <= MAX_SKINNY_ROWS or (self._rowwise and dtype == torch.bfloat16)
+
+    def _product_of_rounded(
+        self,
+        x: torch.Tensor,
+        scale: torch.Tensor,
+        bias: torch.Tensor | None,
+        residual: torch.Tensor | None,
+        y: torch.Tensor,
+    ) -> None:
+        """residual + x W^T + bias -> y, which may be the residual; x: 8-bit floats, scale [T]."""
+        if x.shape[0] <= MAX_SKINNY_ROWS:
+            skinny_8bit(x, scale, self.q, self.scales, bias, y, residual=residual)
+            return
         torch._scaled_mm(
-            x8,
+            x,
             self.q.t(),
             scale[:, None],
             self.scales[None, :],
@@ -89,7 +126,6 @@ class Fp8Weight(QuantizedWeight):
             residual.add_(out)
             if bias is not None:
                 residual.add_(bias)
-        return True
 
     def floats(self, dtype: torch.dtype) -> torch.Tensor:
         return dequantize_8bit(self.q, self.scales, dtype, self._block)

@@ -1,4 +1,4 @@
-"""quantize_rows: activations in 8-bit floats with one scale a row, after a gate or as they are."""
+"""quantize_rows, quantize_normed: activations in 8-bit floats, one scale a row."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import torch
 import triton
 import triton.language as tl
 
+from ..weights import Norm
 from .activation import activate
-from .launch import check_tensors, next_power_of_2, pdl_options
+from .launch import check_shape, check_tensors, next_power_of_2, pdl_options
 
 FP8 = torch.float8_e4m3fn
 # The largest number of e4m3.
@@ -65,6 +66,68 @@ def quantize_rows(x: torch.Tensor, gate: str = "") -> tuple[torch.Tensor, torch.
             width,
             GATE=gate,
             BLOCK_F=block,
+            num_warps=min(max(block // 512, 1), 16),
+            num_stages=1,
+            **pdl_options(),
+        )
+    return y, scales
+
+
+@triton.jit
+def norm_quantize_kernel(
+    x,  # [T, D]
+    residual,  # [T, D], updated in place
+    weight,  # [D]
+    y,  # [T, D]
+    scales,  # [T] float32
+    D,
+    eps,
+    weight_offset,
+    HAS_RESIDUAL: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, BLOCK_D)
+    mask = cols < D
+    w = tl.load(weight + cols, mask=mask, other=0.0).to(tl.float32) + weight_offset
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    h = tl.load(x + row * D + cols, mask=mask, other=0.0).to(tl.float32)
+    if HAS_RESIDUAL:
+        h += tl.load(residual + row * D + cols, mask=mask, other=0.0).to(tl.float32)
+        rounded = h.to(residual.dtype.element_ty)
+        tl.store(residual + row * D + cols, rounded, mask=mask)
+        h = rounded.to(tl.float32)
+    value = h * tl.rsqrt(tl.sum(h * h, 0) / D + eps) * w
+    store_fp8(tl.where(mask, value, 0.0), y, scales, row, row * D + cols, mask)
+
+
+def quantize_normed(
+    x: torch.Tensor, norm: Norm, residual: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The norm of x [T, D], or of its sum with a residual, which becomes it, as quantize_rows."""
+    check_tensors(x=x, residual=residual, weight=norm.weight)
+    rows, width = x.shape
+    check_shape("weight", norm.weight, width)
+    if residual is not None:
+        check_shape("residual", residual, rows, width)
+    y = torch.empty((rows, width), dtype=FP8, device=x.device)
+    scales = torch.empty((rows,), dtype=torch.float32, device=x.device)
+    if rows:
+        block = next_power_of_2(width)
+        norm_quantize_kernel[(rows,)](
+            x,
+            residual if residual is not None else x,
+            norm.weight,
+            y,
+            scales,
+            width,
+            norm.eps,
+            norm.weight_offset,
+            HAS_RESIDUAL=residual is not None,
+            BLOCK_D=block,
             num_warps=min(max(block // 512, 1), 16),
             num_stages=1,
             **pdl_options(),

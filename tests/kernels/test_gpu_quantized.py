@@ -244,6 +244,23 @@ def test_linear_with_all_that_goes_with_it(rows: int) -> None:
         assert wide.dtype == torch.float32
 
 
+@pytest.mark.parametrize(("rows", "gate"), [(1, ""), (16, ""), (40, ""), (17, "silu")])
+def test_rounding_takes_the_norm_of_a_sum_along(rows: int, gate: str) -> None:
+    n, k = 48, 160
+    for weight in weights_of(n, k):
+        plain = reference.prepare([weight.dequantize()])
+        x, residual, bias = randn(rows, k), randn(rows, k), randn(n)
+        norm, total = Norm(randn(k) + 1, 1e-5, 0.5), x.float() + residual.float()
+        out = weight.linear_of_sum(x, residual, norm, bias, gate=gate)
+        rounds = isinstance(weight, Fp8Weight) and weight.scales.ndim == 1 and rows > 16
+        assert (out is not None) is rounds
+        if out is not None:
+            floats = Norm(norm.weight.float(), norm.eps, norm.weight_offset)
+            want = plain.linear(total.to(HALF).float(), bias.float(), norm=floats, gate=gate)
+            assert error_of(out, want) < 2 * FP8_ERROR
+            torch.testing.assert_close(residual, total.to(HALF))
+
+
 def test_linear_refuses() -> None:
     weight = make_fp8(48, 160, False)
     with pytest.raises(ValueError, match="x must be"):

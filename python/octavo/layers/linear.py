@@ -51,6 +51,10 @@ class Linear:
         """
         if x is None:
             return self._linear(residual, self.bias, norm=norm.spec, gate=gate), residual
+        if isinstance(x, Tensor):
+            y = self.weight.linear_of_sum(x, residual, norm.spec, self.bias, gate=gate)
+            if y is not None:
+                return y, residual
         normed, residual = norm.add(x, residual)
         return self._linear(normed, self.bias, gate=gate), residual
 
