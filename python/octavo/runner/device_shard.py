@@ -74,6 +74,9 @@ class DeviceShard:
         # The thread that does nothing but step: it stays on this stream.
         self._thread: int | None = None
         self._exchange = exchange
+        if stream is not None:
+            # All of this becomes zeros on the caller's stream, the cache of many gigabytes first.
+            stream.wait_stream(torch.cuda.current_stream(self.device))
 
     def _make_buffers(self, sizes: StepSizes, slot_table: Tensor, max_padding: int) -> StepBuffers:
         reqs = sizes.max_num_seqs + max_padding
