@@ -118,6 +118,8 @@ struct Device {
     per_sample_s: f64,
     per_pair_s: f64,
     per_context_s: f64,
+    /// What the tokens before a chunk take of one that is too short to be computed side by side.
+    per_start_s: f64,
     fixed_s: f64,
     max_num_seqs: usize,
     max_num_batched_tokens: usize,
@@ -137,6 +139,7 @@ const DEVICES: [Device; 3] = [
         per_sample_s: 0.0,
         per_pair_s: 1.9e-9,
         per_context_s: 3.5e-8,
+        per_start_s: 4e-7,
         fixed_s: 2e-4,
         max_num_seqs: 256,
         max_num_batched_tokens: 8192,
@@ -150,6 +153,7 @@ const DEVICES: [Device; 3] = [
         per_sample_s: 0.0,
         per_pair_s: 4.7e-10,
         per_context_s: 0.9e-8,
+        per_start_s: 1.3e-7,
         fixed_s: 1.5e-4,
         max_num_seqs: 256,
         max_num_batched_tokens: 8192,
@@ -164,6 +168,7 @@ const DEVICES: [Device; 3] = [
         per_sample_s: 3.0e-4,
         per_pair_s: 5e-8,
         per_context_s: 4e-7,
+        per_start_s: 0.0,
         fixed_s: 1e-4,
         max_num_seqs: 64,
         max_num_batched_tokens: 2048,
@@ -192,7 +197,12 @@ impl Device {
                 } else {
                     count * (start + count / 2.0)
                 };
-                start * self.per_context_s + pairs * self.per_pair_s
+                let before = if pairs > 0.0 {
+                    start * self.per_start_s
+                } else {
+                    0.0
+                };
+                start * self.per_context_s + pairs * self.per_pair_s + before
             })
             .sum();
         self.fixed_s + products + attention + batch.num_samples as f64 * self.per_sample_s
@@ -333,7 +343,7 @@ fn main() {
         .flat_map(|d| d.loads.iter().map(move |l| (d, *l)))
     {
         println!("{}: {}", device.name, load.name);
-        for ms in [0.0, 5.0, 10.0, 15.0, 20.0, 50.0] {
+        for ms in [0.0, 10.0, 15.0, 20.0] {
             let o = run(device, load, ms / 1e3);
             println!(
                 "  {ms:5.0} ms: {:8.0} tok/s, ITL p50 {:6.2} p99 {:7.2} ({:4.1}x), TTFT p50 {:7.1}",
