@@ -63,7 +63,7 @@ class Load:
 
 @dataclass
 class Times:
-    """What came when."""
+    """Times at which the tokens of one run came."""
 
     gaps_s: list[float] = field(default_factory=list)
     first_s: list[float] = field(default_factory=list)

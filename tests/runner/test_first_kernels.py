@@ -16,8 +16,10 @@ import torch
 pytest.importorskip("triton")
 from octavo.engine import engine_loop
 from octavo.kernels.gpu import ops as gpu
+from octavo.kernels.gpu.step import HEADER_LEN
+from octavo.kernels.slots import RECORD_LEN
 from octavo.llm import LLM
-from octavo.runner import first_kernels, graphs, loading
+from octavo.runner import first_kernels, loading
 from octavo.runner.cuda_graphs import StepShape
 from octavo.runner.graphs import GraphRunner
 from octavo.runner.shard import GpuShard
@@ -55,7 +57,7 @@ def test_stand_ins_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
                         plain.sampling,
                         plan,
                         sizes,
-                        plan_len=graphs.HEADER_LEN + sizes.plan_len + 64 * graphs.RECORD_LEN,
+                        plan_len=HEADER_LEN + sizes.plan_len + 64 * RECORD_LEN,
                         max_padding=8,
                         num_turns=3,
                     )

@@ -214,7 +214,7 @@ class GraphRunner:
         self._steady: dict[int, int] = {}
 
     def _available_bytes(self) -> int:
-        """What a KV cache may take of each device."""
+        """Memory that a KV cache may take of each device."""
         loaded = self._loaded
         return min(available_bytes(loaded.config, part.device) for part in loaded.parts)
 

@@ -8,7 +8,7 @@ use octavo_core::scheduler::SchedulerConfig;
 /// Seconds that a token of a prompt takes on the device; a decode takes the world's own millisecond.
 const PER_TOKEN_S: f64 = 0.5e-3;
 
-/// What steps are padded to.
+/// Tokens of prompts that steps are padded to.
 const PADDED: [usize; 5] = [16, 32, 64, 128, 256];
 
 fn world(max_step_s: f64) -> World {

@@ -22,7 +22,7 @@ const DECODES_ALONE_LEAST: u64 = 8;
 /// Part of `max_num_batched_tokens` that prompts get in any step, however slow it is.
 const LEAST_PART: usize = 128;
 
-/// What prompts may still take of the step that is being planned.
+/// The rest of the share that prompts have of the step being planned.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Room {
     pub tokens: usize,
