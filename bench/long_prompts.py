@@ -63,7 +63,7 @@ class Load:
 
 @dataclass
 class Times:
-    """What came when."""
+    """Times at which the tokens of one run came."""
 
     gaps_s: list[float] = field(default_factory=list)
     first_s: list[float] = field(default_factory=list)
@@ -170,12 +170,12 @@ def main() -> None:
     for index, load in enumerate(loads):
         # Shapes are captured, and kernels compiled, in a run that does not count.
         counted = [limit for _ in range(args.repeat) for limit in args.limits]
-        for turn, limit in enumerate([args.limits[-1], args.limits[0], *counted]):
+        for turn, limit in enumerate([args.limits[-1], *counted]):
             limited = dataclasses.replace(config, max_step_ms=limit)
             engine.core = make_core(limited, engine.runner, engine.tokenizer)
             gc.collect()
             times = Run(engine, load, seed=100 * index + turn).measure()
-            note = "" if turn > 1 else " (warm-up)"
+            note = "" if turn else " (warm-up)"
             print(f"{load.name}, {limit:g} ms{note}: {times.line()}", flush=True)
 
 

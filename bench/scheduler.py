@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from octavo._core import EngineCore, Staging
+from octavo.config import EngineConfig
 
 BLOCK_SIZE = 16
 CONTEXT = 1024
@@ -39,6 +40,7 @@ class Bench:
             max_num_seqs=num_running,
             max_num_batched_tokens=MAX_NUM_BATCHED_TOKENS,
             max_model_len=MAX_MODEL_LEN,
+            max_step_ms=EngineConfig.max_step_ms,
         )
         length = Staging.required_len(
             MAX_NUM_BATCHED_TOKENS, num_running, MAX_MODEL_LEN, BLOCK_SIZE

@@ -146,21 +146,31 @@ def round_to_fp8(weight: Tensor, block: tuple[int, int]) -> dict[str, Tensor]:
     return {**planes, **group_map((0, k), columns, weight.device)}
 
 
+def _groups(weight: Tensor, size: int) -> Tensor:
+    """float32 [N, K / size, size] of a weight [N, K]."""
+    n, k = weight.shape
+    return weight.float().view(n, k // size, size)
+
+
+def _half_scales(scale: Tensor) -> Tensor:
+    """Scales rounded to float16; 1 where they are 0 then."""
+    scale = scale.half()
+    return torch.where(scale == 0, torch.ones_like(scale), scale)
+
+
 def round_to_int4(weight: Tensor, size: int) -> dict[str, Tensor]:
     """Round a float weight [N, K] to 4 bits with zero points, per group of ``size`` columns.
 
     Scales are float16. K must be a multiple of ``size``.
     """
-    n, k = weight.shape
-    groups = weight.float().view(n, k // size, size)
+    groups = _groups(weight, size)
     # Zero is one of the numbers, so that a zero point is.
     low, high = groups.amin(2).clamp(max=0), groups.amax(2).clamp(min=0)
-    scale = ((high - low) / 15).half()
-    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    scale = _half_scales((high - low) / 15)
     step = scale.float()
     zero = (-low / step).round().clamp(0, 15)
     q = (groups / step[:, :, None] + zero[:, :, None]).round().clamp(0, 15)
-    return {"q": q.to(torch.uint8).view(n, k), "scale": scale, "zero": zero.to(torch.uint8)}
+    return {"q": q.to(torch.uint8).flatten(1), "scale": scale, "zero": zero.to(torch.uint8)}
 
 
 def round_to_int8(weight: Tensor, size: int) -> dict[str, Tensor]:
@@ -168,12 +178,10 @@ def round_to_int8(weight: Tensor, size: int) -> dict[str, Tensor]:
 
     Scales are float16. K must be a multiple of ``size``.
     """
-    n, k = weight.shape
-    groups = weight.float().view(n, k // size, size)
-    scale = (groups.abs().amax(2) / 127).half()
-    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    groups = _groups(weight, size)
+    scale = _half_scales(groups.abs().amax(2) / 127)
     q = (groups / scale.float()[:, :, None]).round().clamp(-127, 127)
-    return {"q": q.to(torch.int8).view(n, k), "scale": scale}
+    return {"q": q.to(torch.int8).flatten(1), "scale": scale}
 
 
 # Numbers of a 4-bit float (e2m1) by its code, less the sign: the fourth bit.
@@ -192,8 +200,7 @@ def round_to_mxfp4(weight: Tensor, size: int) -> dict[str, Tensor]:
     The power is the one by which the group's largest lies in the numbers' highest binade, 4 to 8
     (OCP MX specification 1.0, 6.3). K must be a multiple of ``size``.
     """
-    n, k = weight.shape
-    groups = weight.float().view(n, k // size, size)
+    groups = _groups(weight, size)
     most = groups.abs().amax(2)
     exponent = torch.floor(torch.log2(most.clamp(min=2.0**-120))) - 2
     scale = torch.exp2(exponent)
@@ -203,7 +210,7 @@ def round_to_mxfp4(weight: Tensor, size: int) -> dict[str, Tensor]:
     found = (groups / scale[:, :, None]).abs()
     code = torch.bucketize(found, middles)
     code = torch.where(torch.isin(found, middles), code + code % 2, code)
-    q = (code + 8 * (groups < 0)).to(torch.uint8).view(n, k)
+    q = (code + 8 * (groups < 0)).to(torch.uint8).flatten(1)
     return {"q": q, "scale": scale, "codes": e2m1_codes(weight.device)}
 
 

@@ -23,6 +23,8 @@ from octavo.runner.request_state import RequestState
 from octavo.sampling_params import SamplingParams
 
 # Modules that tests share; importlib mode does not put this folder on the path.
+# Behind its own folder: the real server as a process.
+sys.path.insert(0, str(Path(__file__).parents[1] / "server"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 GREEDY = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)

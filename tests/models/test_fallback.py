@@ -337,6 +337,11 @@ to a batch, and steps are not captured. Proven in the same way (`tests/models/te
 as `XModel` and `XForMaskedLM`; as `XForSequenceClassification` Albert, DebertaV2, DistilBert, Electra
 and ModernBert are: {foreign_encoders}.
 
+A model in a folder of its own below modules.json loads as one beside it. A table of vectors without a model
+(sentence-transformers' `StaticEmbedding`, model2vec's `StaticModel`, whose tokens may share rows and have weights) gives the
+mean of its tokens' (`tests/models/test_module_folders.py`). A folder or file of each kind, of decoders too, answers through
+the real server (`tests/models/test_served_kinds.py`).
+
 A vector a token, for late interaction, from folders as PyLate saves them (a modules.json without a pooling
 module, dense layers, query and document prefixes, lengths, mask tokens, a skip list) and as colbert-ai does
 (`HF_ColBERT`, `ColBERTModel`, `ColBERTModernBertModel`: `linear.weight`, artifact.metadata), with any of these encoders: proven with `BertModel`,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from gemma_configs import GEMMA_3N_READERS, GEMMA_4_EXPERTS, GEMMA_4_READERS
 from gguf_files import write_gguf
 
 from octavo.errors import ModelLoadError
@@ -71,13 +72,8 @@ LATENT = {
 LOCAL = "sliding_attention"
 MAMBA_1 = {"intermediate_size": 128, "initializer_range": 0.15}
 MIMO_ROPE = {"rope_type": "default", "partial_rotary_factor": 0.5}
-GEMMA_LAYERS = {
-    "sliding_window": 24,
-    "vocab_size_per_layer_input": 300,
-    "hidden_size_per_layer_input": 12,
-    "initializer_range": 0.15,
-    "tie_word_embeddings": True,
-}
+# Of files: every token has vectors of each layer, and the head is the embedding.
+GEMMA_FILE = {"vocab_size_per_layer_input": 300, "tie_word_embeddings": True}
 NEMOTRON = {"head_dim": 40, "mamba_num_heads": 4, "mamba_head_dim": 32, "ssm_state_size": 24}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Llama": ("llama", "Llama", {"head_dim": 40, "num_key_value_heads": 1}),
@@ -498,47 +494,17 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Gemma 3n": (
         "gemma3n",
         "Gemma3nText",
-        {
-            **GEMMA_LAYERS,
-            "num_hidden_layers": 6,
-            "layer_types": [LOCAL, FULL] * 3,
-            "head_dim": 40,
-            "num_kv_shared_layers": 2,
-            "laurel_rank": 8,
-            "activation_sparsity_pattern": [0.9, 0.9, 0.0, 0.0, 0.5, 0.0],
-        },
+        {**GEMMA_3N_READERS, **GEMMA_FILE},
     ),
     "Gemma 4": (
         "gemma4",
         "Gemma4Text",
-        {
-            **GEMMA_LAYERS,
-            "num_hidden_layers": 4,
-            "layer_types": [LOCAL, FULL] * 2,
-            "head_dim": 40,
-            "global_head_dim": 80,
-            "num_kv_shared_layers": 2,
-            "use_double_wide_mlp": True,
-            "final_logit_softcapping": 9.0,
-        },
+        {**GEMMA_4_READERS, **GEMMA_FILE},
     ),
     "Gemma 4, values that are keys, experts": (
         "gemma4",
         "Gemma4Text",
-        {
-            **GEMMA_LAYERS,
-            "num_hidden_layers": 4,
-            "layer_types": [LOCAL, FULL] * 2,
-            "head_dim": 40,
-            "global_head_dim": 80,
-            "num_global_key_value_heads": 1,
-            "attention_k_eq_v": True,
-            "hidden_size_per_layer_input": 0,
-            "enable_moe_block": True,
-            "num_experts": 5,
-            "top_k_experts": 2,
-            "moe_intermediate_size": 40,
-        },
+        {**GEMMA_4_EXPERTS, **GEMMA_FILE, "head_dim": 40, "global_head_dim": 80},
     ),
     "Hunyuan": ("hunyuan-dense", "HunYuanDenseV1", {"head_dim": 40}),
     "Hunyuan MoE": (

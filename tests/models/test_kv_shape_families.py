@@ -13,6 +13,16 @@ from typing import Any
 import pytest
 import torch
 from fidelity import logits_of, make_prompt, prove_greedy
+from gemma_configs import (
+    EXPERTS,
+    GEMMA_3N,
+    GEMMA_3N_READERS,
+    GEMMA_4,
+    GEMMA_4_EXPERTS,
+    GEMMA_4_READERS,
+    GLOBAL,
+    LOCAL,
+)
 
 from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
@@ -24,32 +34,6 @@ from octavo.models.split import check_split
 from octavo.models.stage import stages_of, whole
 from octavo.runner.kv_cache import bytes_per_token
 
-LOCAL = "sliding_attention"
-GLOBAL = "full_attention"
-GEMMA_3N: dict[str, Any] = {
-    "num_hidden_layers": 6,
-    "layer_types": [LOCAL, GLOBAL] * 3,
-    "sliding_window": 24,
-    "vocab_size_per_layer_input": 290,
-    "hidden_size_per_layer_input": 12,
-    "laurel_rank": 8,
-    "initializer_range": 0.15,
-}
-GEMMA_4: dict[str, Any] = {
-    # More layers would have float32's noise, transformers' own, grow beyond 1e-4.
-    "num_hidden_layers": 4,
-    "layer_types": [LOCAL, GLOBAL] * 2,
-    "sliding_window": 24,
-    "vocab_size_per_layer_input": 300,
-    "hidden_size_per_layer_input": 12,
-    "initializer_range": 0.15,
-}
-EXPERTS: dict[str, Any] = {
-    "enable_moe_block": True,
-    "num_experts": 5,
-    "top_k_experts": 2,
-    "moe_intermediate_size": 40,
-}
 ROPE = {"rope_type": "default", "partial_rotary_factor": 0.5}
 MIMO: dict[str, Any] = {
     "num_hidden_layers": 4,
@@ -66,12 +50,7 @@ MIMO: dict[str, Any] = {
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "Gemma 3n": (
         "Gemma3nText",
-        {
-            **GEMMA_3N,
-            "head_dim": 40,
-            "num_kv_shared_layers": 2,
-            "activation_sparsity_pattern": [0.9, 0.9, 0.0, 0.0, 0.5, 0.0],
-        },
+        GEMMA_3N_READERS,
     ),
     "Gemma 3n, widths of layers, untied, biases, own caches": (
         "Gemma3nText",
@@ -94,30 +73,21 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "Gemma 4": (
         "Gemma4Text",
         {
-            **GEMMA_4,
+            **GEMMA_4_READERS,
             # The first layer is read by none: it may be a stage.
             "num_hidden_layers": 5,
             "layer_types": [LOCAL, LOCAL, GLOBAL, LOCAL, GLOBAL],
-            "head_dim": 40,
-            "global_head_dim": 80,
-            "num_kv_shared_layers": 2,
-            "use_double_wide_mlp": True,
-            "final_logit_softcapping": 9.0,
         },
     ),
     "Gemma 4, values that are keys, experts": (
         "Gemma4Text",
         {
-            **GEMMA_4,
+            **GEMMA_4_EXPERTS,
             "hidden_size": 96,
             "num_attention_heads": 6,
             "num_key_value_heads": 3,
             "head_dim": 48,
             "global_head_dim": 96,
-            "num_global_key_value_heads": 1,
-            "attention_k_eq_v": True,
-            "hidden_size_per_layer_input": 0,
-            **EXPERTS,
         },
     ),
     "Gemma 4, experts, biases, untied, two shared": (

@@ -55,7 +55,7 @@ def serve(engine_config: EngineConfig, server_config: ServerConfig) -> int:
 async def _run(
     engine_config: EngineConfig, server_config: ServerConfig, began: float
 ) -> tuple[int, bool]:
-    from octavo.runner.open_device import open_device
+    from octavo.runner.open_device import open_compiler, open_device
     from octavo.server.lifecycle import Lifecycle
 
     def load() -> AsyncEngine:
@@ -64,6 +64,8 @@ async def _run(
         # Here and not above: torch loads while the port already answers.
         from octavo.engine.engine import AsyncEngine
 
+        if engine_config.device != "cpu":
+            open_compiler()
         return AsyncEngine(engine_config)
 
     lifecycle = Lifecycle(server_config, load)

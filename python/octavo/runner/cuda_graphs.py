@@ -135,6 +135,12 @@ class Shapes:
         decodes = [StepShape(n, 0, 0) for n in self._decodes]
         return decodes + [StepShape(0, 1, rows) for rows in FIRST_PREFILLS] + self._mixed
 
+    def compiled(self) -> list[StepShape]:
+        """Of ``first``, those of which no other has all kernels. Those that prefill first: their
+        kernels take the longest to compile."""
+        first = reversed(self.first())
+        return [shape for shape in first if shape.prefill_rows or shape.rows.bit_count() == 1]
+
     def widest(self) -> list[StepShape]:
         """Of ``first``, those with the most rows of each kind: no other needs more memory."""
         if not self._decodes:

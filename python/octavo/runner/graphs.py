@@ -37,7 +37,6 @@ from octavo.pooling import PoolingInfo
 from octavo.runner.constrained import ConstrainedSteps, Unchosen
 from octavo.runner.cuda_driver import CudaDriverError, DeviceClock
 from octavo.runner.cuda_graphs import (
-    MIXED_ROWS,
     Padding,
     Shapes,
     StepShape,
@@ -46,9 +45,11 @@ from octavo.runner.cuda_graphs import (
     launched_layers,
     mixed_rows,
 )
+from octavo.runner.first_kernels import compile_first_kernels
 from octavo.runner.gpu_sampling import PLAIN, GpuSampling, Needs
+from octavo.runner.kv_cache import KVCachePlan
 from octavo.runner.largest_step import LargestStep, open_stream
-from octavo.runner.loading import LoadedModel
+from octavo.runner.loading import LoadedModel, ModelPart
 from octavo.runner.logprobs import LogprobsMode, TokenLogprobs
 from octavo.runner.masks import FillMasks
 from octavo.runner.pipeline import Pipeline
@@ -57,7 +58,7 @@ from octavo.runner.request_state import RequestState
 from octavo.runner.runner import InFlight, Observer, ShardLostError, is_device_error
 from octavo.runner.sampler import SampledTokens
 from octavo.runner.shard import GpuShard, StepIds
-from octavo.runner.sizing import available_bytes, fit_cache, max_num_seqs
+from octavo.runner.sizing import StepSizes, available_bytes, fit_cache, max_num_seqs
 from octavo.runner.stage_shard import StageShard
 from octavo.runner.staging import StagingBuffer
 
@@ -111,9 +112,10 @@ class GraphRunner:
             for part in (loaded.parts if self._on_gpu else ())
         }
         self._graph_bytes = 0
-        weights = loaded.model.num_weights
 
         parts = loaded.mesh.shards
+        # That the host launches.
+        self._num_layers = launched_layers(loaded.shape.num_layers, len(parts))
         stages = (*loaded.earlier, loaded.mesh)
         streams = {
             stage.exchange: [open_stream(part.device) for part in stage.shards] for stage in stages
@@ -130,12 +132,34 @@ class GraphRunner:
         ]
         if self._on_gpu:
             gpu.set_pdl(torch.cuda.get_device_capability(loaded.device) >= (9, 0))
+        self._plan, self._sizes = fit_cache(loaded, self._available_bytes())
+        self._shapes = self._make_shapes()
+
+        def make_shard(part: ModelPart[CausalLM], plan: KVCachePlan, sizes: StepSizes) -> GpuShard:
+            return GpuShard(
+                loaded,
+                part,
+                streams[loaded.mesh.exchange][part.rank],
+                tables[part.rank],
+                plan,
+                sizes,
+                plan_len=HEADER_LEN + sizes.plan_len + sizes.max_num_seqs * RECORD_LEN,
+                max_padding=self._shapes.max_padding,
+                num_turns=self.max_in_flight + 1,
+            )
+
+        if self._on_gpu:
+            largest = [
+                LargestStep(loaded, tables, streams[stage.exchange], stage) for stage in stages
+            ]
+            compile_first_kernels(
+                loaded, largest, make_shard, self._plan, self._sizes, self._shapes.compiled()
+            )
             # The KV cache comes before the graphs, which hold its address; they live in the part
             # of the free memory that gpu_memory_utilization leaves.
-            for stage in stages:
-                LargestStep(loaded, tables, streams[stage.exchange], stage).reserve()
-        free = min(available_bytes(loaded.config, part.device) for part in loaded.parts)
-        self._plan, self._sizes = fit_cache(loaded, free)
+            for step in largest:
+                step.reserve()
+            self._plan, self._sizes = fit_cache(loaded, self._available_bytes())
         self.num_blocks = self._sizes.num_blocks
         self.block_size = self._sizes.block_size
         self.max_num_seqs = self._sizes.max_num_seqs
@@ -144,14 +168,10 @@ class GraphRunner:
         states = self._sizes.states
         self.num_state_checkpoints = None if states is None else states.num_checkpoints
 
-        num_layers = launched_layers(loaded.shape.num_layers, len(parts))
-        decodes: tuple[int, ...] = ()
-        if not loaded.config.enforce_eager:
-            decodes = decode_sizes(self.max_num_seqs, loaded.config.cuda_graph_sizes)
-        rows = mixed_rows(num_layers, weights, self.max_num_batched_tokens)
-        self._shapes = Shapes(decodes, rows if self._on_gpu else MIXED_ROWS)
+        # max_model_len may be less than it was, and with it the largest step.
+        self._shapes = self._make_shapes()
         self.padded_prompts: Sequence[int] = self._shapes.prompt_rows
-        self._padding = Padding(self._shapes, num_layers, weights)
+        self._padding = Padding(self._shapes, self._num_layers, loaded.model.num_weights)
         # Shapes whose graphs are captured while there is nothing to do.
         self._uncaptured: deque[StepShape] = deque()
 
@@ -164,22 +184,7 @@ class GraphRunner:
         self._next_buffer = itertools.cycle(stagings)
         # Of the step that is planned next; where nothing can be planned, of the one after that.
         self._buffer = next(self._next_buffer)
-        padding = {
-            "plan_len": HEADER_LEN + length,
-            "max_padding": self._shapes.max_padding,
-        }
-        self.mesh = loaded.mesh.map(
-            lambda part: GpuShard(
-                loaded,
-                part,
-                streams[loaded.mesh.exchange][part.rank],
-                tables[part.rank],
-                self._plan,
-                self._sizes,
-                **padding,
-                num_turns=self.max_in_flight + 1,
-            )
-        )
+        self.mesh = loaded.mesh.map(lambda part: make_shard(part, self._plan, self._sizes))
         self._pipeline: Pipeline | None = None
         if loaded.earlier:
             self._pipeline = Pipeline(
@@ -192,7 +197,8 @@ class GraphRunner:
                     exchange,
                     self._plan,
                     self._sizes,
-                    **padding,
+                    plan_len=HEADER_LEN + length,
+                    max_padding=self._shapes.max_padding,
                 ),
             )
         self._lead, self._followers = self.mesh.lead, self.mesh.shards[1:]
@@ -207,10 +213,27 @@ class GraphRunner:
         # are never dropped.
         self._steady: dict[int, int] = {}
 
+    def _available_bytes(self) -> int:
+        """Memory that a KV cache may take of each device."""
+        loaded = self._loaded
+        return min(available_bytes(loaded.config, part.device) for part in loaded.parts)
+
+    def _make_shapes(self) -> Shapes:
+        config, sizes = self._loaded.config, self._sizes
+        decodes: tuple[int, ...] = ()
+        if not config.enforce_eager:
+            decodes = decode_sizes(sizes.max_num_seqs, config.cuda_graph_sizes)
+        if not self._on_gpu:
+            return Shapes(decodes)
+        num_weights = self._loaded.model.num_weights
+        return Shapes(
+            decodes, mixed_rows(self._num_layers, num_weights, sizes.max_num_batched_tokens)
+        )
+
     # ---------------------------------------------------------------------------- between steps
 
     def warm_up(self) -> None:
-        """Compile all kernels that the first steps need, and capture the widest graphs."""
+        """Capture the widest graphs; of a pipeline, compile the first steps' kernels before."""
         shapes = self._shapes.first()
         if not self._on_gpu or not shapes:
             if self._pipeline is not None:
@@ -219,14 +242,10 @@ class GraphRunner:
             return
         device = self._loaded.device
         before = torch.cuda.memory_reserved(device)
-        # Those that prefill first: their kernels take the longest to compile. The others' are those
-        # of their neighbours.
-        compiled = [
-            shape for shape in reversed(shapes) if shape.prefill_rows or shape.rows.bit_count() == 1
-        ]
-        for shard in self._shards:
+        # Its stages hand states to each other: no stand-ins take their place (first_kernels.py).
+        for shard in self._shards if self._pipeline is not None else ():
             with shard.ready(), gpu.compile_only():
-                for shape in compiled:
+                for shape in self._shapes.compiled():
                     shard.forward(shape)
         # What the widest need the pool holds for the others: they all share it.
         widest = self._shapes.widest()

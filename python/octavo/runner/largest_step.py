@@ -46,14 +46,11 @@ class LargestStep:
         self._is_last = stage is loaded.mesh
 
     def reserve(self) -> None:
-        """Compile its kernels, and run it on every rank, storing nothing.
+        """Run it on every rank, storing nothing.
 
         The allocator keeps what that took, and no later step needs more: once the device has come
         to its end, the memory that is free is free for good.
         """
-        for part in self._stage.shards:
-            with computing(self._streams[part.rank]), gpu.compile_only():
-                self._run(part)
 
         def run(part: ModelPart[CausalLM]) -> None:
             with computing(self._streams[part.rank]):
@@ -62,6 +59,12 @@ class LargestStep:
         self._stage.each(run)
         for part in self._stage.shards:
             torch.cuda.synchronize(part.device)
+
+    def compile(self) -> None:
+        """Have its kernels compiled, within ``compile_only``."""
+        for part in self._stage.shards:
+            with computing(self._streams[part.rank]):
+                self._run(part)
 
     def _run(self, part: ModelPart[CausalLM]) -> None:
         loaded, model, device = self._loaded, part.model, part.device

@@ -1,7 +1,7 @@
-"""open_device: a GPU's context, made while torch is still being imported.
+"""open_device, open_compiler: what a GPU's first step needs, made on threads beside the loading.
 
-No torch here: its import, seconds of one core, and the driver's work, 0.4 s for an H100, have
-nothing to do with each other.
+No torch to begin with: its import, seconds of one core, and the driver's work have nothing to do
+with each other.
 """
 
 from __future__ import annotations
@@ -25,3 +25,22 @@ def _retain_context(index: int) -> None:
         device, context = ctypes.c_int(), ctypes.c_void_p()
         if driver.cuInit(0) == 0 and driver.cuDeviceGet(ctypes.byref(device), index) == 0:
             driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+
+
+def open_compiler() -> None:
+    """Begin to import Triton, and to hash its library, on a thread. Once torch is imported.
+
+    Triton names what it compiles by that hash, of 400 MB: a start would wait for it before the
+    first kernel. Without a GPU, or without Triton, nothing happens.
+    """
+    threading.Thread(target=_hash_triton, name="open-compiler", daemon=True).start()
+
+
+def _hash_triton() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        with contextlib.suppress(ImportError):
+            from triton.runtime.cache import triton_key
+
+            triton_key()  # which Triton remembers

@@ -4,7 +4,7 @@
 //! A device's products take as long as their weights' reading or their arithmetic, its attention by the
 //! bytes it reads and the pairs it computes. A GPU's next step is planned before the last came back.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use octavo_core::engine::outbox::Delivery;
 use octavo_core::engine::{AddRequest, EngineCore, Sampled};
@@ -118,6 +118,8 @@ struct Device {
     per_sample_s: f64,
     per_pair_s: f64,
     per_context_s: f64,
+    /// Of each token before a chunk that is too short for all multiprocessors.
+    per_start_s: f64,
     fixed_s: f64,
     max_num_seqs: usize,
     max_num_batched_tokens: usize,
@@ -137,6 +139,7 @@ const DEVICES: [Device; 3] = [
         per_sample_s: 0.0,
         per_pair_s: 1.9e-9,
         per_context_s: 3.5e-8,
+        per_start_s: 4e-7,
         fixed_s: 2e-4,
         max_num_seqs: 256,
         max_num_batched_tokens: 8192,
@@ -150,6 +153,7 @@ const DEVICES: [Device; 3] = [
         per_sample_s: 0.0,
         per_pair_s: 4.7e-10,
         per_context_s: 0.9e-8,
+        per_start_s: 1.3e-7,
         fixed_s: 1.5e-4,
         max_num_seqs: 256,
         max_num_batched_tokens: 8192,
@@ -164,6 +168,7 @@ const DEVICES: [Device; 3] = [
         per_sample_s: 3.0e-4,
         per_pair_s: 5e-8,
         per_context_s: 4e-7,
+        per_start_s: 0.0,
         fixed_s: 1e-4,
         max_num_seqs: 64,
         max_num_batched_tokens: 2048,
@@ -192,7 +197,12 @@ impl Device {
                 } else {
                     count * (start + count / 2.0)
                 };
-                start * self.per_context_s + pairs * self.per_pair_s
+                let before = if pairs > 0.0 {
+                    start * self.per_start_s
+                } else {
+                    0.0
+                };
+                start * self.per_context_s + pairs * self.per_pair_s + before
             })
             .sum();
         self.fixed_s + products + attention + batch.num_samples as f64 * self.per_sample_s
@@ -206,124 +216,171 @@ struct Outcome {
     ttft_ms: f64,
 }
 
-fn run(device: &Device, load: Load, max_step_s: f64) -> Outcome {
-    let config = SchedulerConfig {
-        num_blocks: 1 << 16,
-        block_size: 16,
-        max_num_seqs: device.max_num_seqs,
-        max_num_batched_tokens: device.max_num_batched_tokens,
-        max_model_len: 16384,
-        enable_prefix_caching: true,
-        enable_chunked_prefill: true,
-        long_prefill: LongPrefill::default(),
-        max_step_s,
-        padded_prompts: if device.steps_in_flight > 1 {
-            PADDED.to_vec()
-        } else {
-            Vec::new()
-        },
-        policy: Policy::Fcfs,
-        num_stages: 1,
-        state: None,
-    };
-    let mut core = EngineCore::new(config, 1, None).expect("valid");
-    let mut buffer = vec![0; core.scheduler().limits().required_len()];
-    let mut in_flight: VecDeque<(ScheduledBatch, f64)> = VecDeque::new();
-    let (mut now, mut free, mut next_id, mut ended) = (0.0f64, 0.0f64, 0u64, 0);
-    let mut arrived: HashMap<u64, f64> = HashMap::new();
-    let mut last: HashMap<u64, f64> = HashMap::new();
-    let (mut gaps, mut first, mut num_tokens) = (Vec::new(), Vec::new(), 0);
-    let mut next_long = load.long.map_or(f64::INFINITY, |(_, every)| every);
-    let mut longs = std::collections::HashSet::new();
-    let mut add = |core: &mut EngineCore, now: f64, len: usize, max_tokens: usize| {
-        let id = next_id;
-        next_id += 1;
-        let prompt: Vec<u32> = (0..len)
-            .map(|i| (i as u32 * 31 + id as u32 * 977) % 30_000)
-            .collect();
-        core.add_request(AddRequest {
-            request_ids: &[id],
-            prompt: &prompt,
-            max_tokens,
-            arrival_s: now,
-            deliveries: vec![Delivery::Delta],
-            ..AddRequest::default()
-        })
-        .expect("valid");
-        id
-    };
-    let mut submitted = 0;
-    while submitted < load.concurrency {
-        arrived.insert(add(&mut core, 0.0, load.input_len, load.output_len), 0.0);
-        submitted += 1;
-    }
-    while ended < load.num_requests {
-        if now >= next_long {
-            let (len, every) = load.long.expect("it is due");
-            let id = add(&mut core, now, len, 8);
-            arrived.insert(id, now);
-            longs.insert(id);
-            next_long += every;
-        }
-        let mut staging = Staging {
-            buffer: &mut buffer,
-        };
-        let batch = core.schedule(&mut staging, now).expect("valid");
-        let planned = batch.is_some();
-        if let Some(batch) = batch {
-            let plan = core.plan(batch.step_id).expect("in flight");
-            let entries: Vec<_> = plan
-                .entries
-                .iter()
-                .map(|e| (e.start as usize, e.count as usize))
-                .collect();
-            free = free.max(now) + device.step_s(&batch, &entries);
-            in_flight.push_back((batch, free));
-        }
-        if in_flight.len() < device.steps_in_flight && planned {
-            continue;
-        }
-        let (batch, end) = in_flight.pop_front().expect("something runs");
-        now = now.max(end);
-        let tokens: Vec<i32> = (0..batch.num_samples).map(|i| i as i32 + 5).collect();
-        core.update(
-            batch.step_id,
-            Sampled {
-                token_ids: &tokens,
-                logprobs: None,
+/// A load on a device, step by step in virtual time.
+struct Run<'a> {
+    device: &'a Device,
+    load: Load,
+    core: EngineCore,
+    buffer: Vec<i32>,
+    /// Steps on the device, and when each ends.
+    in_flight: VecDeque<(ScheduledBatch, f64)>,
+    now: f64,
+    next_id: u64,
+    num_submitted: usize,
+    num_ended: usize,
+    arrived: HashMap<u64, f64>,
+    last: HashMap<u64, f64>,
+    longs: HashSet<u64>,
+    gaps: Vec<f64>,
+    first: Vec<f64>,
+    num_tokens: usize,
+}
+
+impl<'a> Run<'a> {
+    fn new(device: &'a Device, load: Load, max_step_s: f64) -> Self {
+        let is_padded = device.steps_in_flight > 1;
+        let config = SchedulerConfig {
+            num_blocks: 1 << 16,
+            block_size: 16,
+            max_num_seqs: device.max_num_seqs,
+            max_num_batched_tokens: device.max_num_batched_tokens,
+            max_model_len: 16384,
+            enable_prefix_caching: true,
+            enable_chunked_prefill: true,
+            long_prefill: LongPrefill::default(),
+            max_step_s,
+            padded_prompts: if is_padded {
+                PADDED.to_vec()
+            } else {
+                Vec::new()
             },
-            now,
-        )
-        .expect("its turn");
-        for delta in core.outbox().drain() {
-            let id = delta.request_id;
-            let is_long = longs.contains(&id);
+            policy: Policy::Fcfs,
+            num_stages: 1,
+            state: None,
+        };
+        let core = EngineCore::new(config, 1, None).expect("valid");
+        Self {
+            device,
+            load,
+            buffer: vec![0; core.scheduler().limits().required_len()],
+            core,
+            in_flight: VecDeque::new(),
+            now: 0.0,
+            next_id: 0,
+            num_submitted: 0,
+            num_ended: 0,
+            arrived: HashMap::new(),
+            last: HashMap::new(),
+            longs: HashSet::new(),
+            gaps: Vec::new(),
+            first: Vec::new(),
+            num_tokens: 0,
+        }
+    }
+
+    fn finish(mut self) -> Outcome {
+        for _ in 0..self.load.concurrency {
+            self.submit_next();
+        }
+        let (long_len, every_s) = self.load.long.unwrap_or((0, f64::INFINITY));
+        let mut next_long = every_s;
+        while self.num_ended < self.load.num_requests {
+            if self.now >= next_long {
+                let id = self.submit(long_len, 8);
+                self.longs.insert(id);
+                next_long += every_s;
+            }
+            let is_planned = self.plan();
+            if !is_planned || self.in_flight.len() == self.device.steps_in_flight {
+                self.take_back();
+            }
+        }
+        self.gaps.sort_by(f64::total_cmp);
+        self.first.sort_by(f64::total_cmp);
+        let at = |all: &[f64], q: f64| all[((all.len() - 1) as f64 * q) as usize] * 1e3;
+        Outcome {
+            rate: self.num_tokens as f64 / self.now,
+            median_ms: at(&self.gaps, 0.5),
+            p99_ms: at(&self.gaps, 0.99),
+            ttft_ms: at(&self.first, 0.5),
+        }
+    }
+
+    fn submit(&mut self, len: usize, max_tokens: usize) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        let token = |i: usize| (i as u32 * 31 + id as u32 * 977) % 30_000;
+        let prompt: Vec<u32> = (0..len).map(token).collect();
+        self.core
+            .add_request(AddRequest {
+                request_ids: &[id],
+                prompt: &prompt,
+                max_tokens,
+                arrival_s: self.now,
+                deliveries: vec![Delivery::Delta],
+                ..AddRequest::default()
+            })
+            .expect("valid");
+        self.arrived.insert(id, self.now);
+        id
+    }
+
+    fn submit_next(&mut self) {
+        if self.num_submitted < self.load.num_requests {
+            self.num_submitted += 1;
+            self.submit(self.load.input_len, self.load.output_len);
+        }
+    }
+
+    /// Plans a step and gives it to the device; false if there is none.
+    fn plan(&mut self) -> bool {
+        let mut staging = Staging {
+            buffer: &mut self.buffer,
+        };
+        let batch = self.core.schedule(&mut staging, self.now).expect("valid");
+        let Some(batch) = batch else { return false };
+        let plan = self.core.plan(batch.step_id).expect("in flight");
+        let entries: Vec<_> = plan
+            .entries
+            .iter()
+            .map(|entry| (entry.start as usize, entry.count as usize))
+            .collect();
+        let free_at = self.in_flight.back().map_or(self.now, |&(_, end)| end);
+        let end = free_at.max(self.now) + self.device.step_s(&batch, &entries);
+        self.in_flight.push_back((batch, end));
+        true
+    }
+
+    /// Waits for the oldest step.
+    fn take_back(&mut self) {
+        let (batch, end) = self.in_flight.pop_front().expect("something runs");
+        self.now = self.now.max(end);
+        let tokens: Vec<i32> = (5..).take(batch.num_samples).collect();
+        let sampled = Sampled {
+            token_ids: &tokens,
+            logprobs: None,
+        };
+        self.core
+            .update(batch.step_id, sampled, self.now)
+            .expect("its turn");
+        let outbox = self.core.outbox().clone();
+        for delta in outbox.drain() {
+            let is_long = self.longs.contains(&delta.request_id);
             for _ in &delta.token_ids {
-                num_tokens += 1;
-                match last.insert(id, now) {
-                    Some(before) if !is_long => gaps.push(now - before),
-                    Some(_) => {}
-                    None if is_long == load.long.is_some() => first.push(now - arrived[&id]),
-                    None => {}
+                self.num_tokens += 1;
+                match self.last.insert(delta.request_id, self.now) {
+                    Some(before) if !is_long => self.gaps.push(self.now - before),
+                    None if is_long == self.load.long.is_some() => {
+                        self.first.push(self.now - self.arrived[&delta.request_id]);
+                    }
+                    _ => {}
                 }
             }
             if delta.finish_reason.is_some() && !is_long {
-                ended += 1;
-                if submitted < load.num_requests {
-                    arrived.insert(add(&mut core, now, load.input_len, load.output_len), now);
-                    submitted += 1;
-                }
+                self.num_ended += 1;
+                self.submit_next();
             }
         }
-    }
-    gaps.sort_by(f64::total_cmp);
-    first.sort_by(f64::total_cmp);
-    let at = |all: &[f64], q: f64| all[((all.len() - 1) as f64 * q) as usize] * 1e3;
-    Outcome {
-        rate: num_tokens as f64 / now,
-        median_ms: at(&gaps, 0.5),
-        p99_ms: at(&gaps, 0.99),
-        ttft_ms: at(&first, 0.5),
     }
 }
 
@@ -333,8 +390,8 @@ fn main() {
         .flat_map(|d| d.loads.iter().map(move |l| (d, *l)))
     {
         println!("{}: {}", device.name, load.name);
-        for ms in [0.0, 5.0, 10.0, 15.0, 20.0, 50.0] {
-            let o = run(device, load, ms / 1e3);
+        for ms in [0.0, 10.0, 15.0, 20.0] {
+            let o = Run::new(device, load, ms / 1e3).finish();
             println!(
                 "  {ms:5.0} ms: {:8.0} tok/s, ITL p50 {:6.2} p99 {:7.2} ({:4.1}x), TTFT p50 {:7.1}",
                 o.rate,

@@ -8,7 +8,7 @@ use octavo_core::scheduler::SchedulerConfig;
 /// Seconds that a token of a prompt takes on the device; a decode takes the world's own millisecond.
 const PER_TOKEN_S: f64 = 0.5e-3;
 
-/// What steps are padded to.
+/// Tokens of prompts that steps are padded to.
 const PADDED: [usize; 5] = [16, 32, 64, 128, 256];
 
 fn world(max_step_s: f64) -> World {
@@ -16,7 +16,7 @@ fn world(max_step_s: f64) -> World {
         padded_prompts: PADDED.to_vec(),
         max_num_batched_tokens: 1024,
         max_model_len: 2048,
-        max_num_seqs: 8,
+        max_num_seqs: 16,
         max_step_s,
         ..config(2048, 4)
     })
@@ -159,15 +159,15 @@ fn the_time_of_decodes_is_looked_at_again() {
 }
 
 #[test]
-fn many_prompts_beside_few_decodes_get_more() {
+fn many_prompts_beside_one_decode_get_more() {
     let mut one = decoding(0.02);
     let mut many = decoding(0.02);
     one.add(&Wish::new(&prompt(2, 900), 2));
-    for seed in 2..6 {
+    for seed in 2..12 {
         many.add(&Wish::new(&prompt(seed, 900), 2));
     }
     let tokens = |world: &mut World| (0..4).map(|_| step(world, PER_TOKEN_S)).sum::<usize>();
-    assert!(tokens(&mut many) > 2 * tokens(&mut one));
+    assert!(tokens(&mut many) >= 2 * tokens(&mut one));
     one.finish(1, 2000);
     many.finish(1, 4000);
 }

@@ -1,4 +1,4 @@
-"""Cut: what a shard's part has of a weight, and where its files' tensors hold that.
+"""Cut: a part of a weight, by its rows and columns, and the places of these in files' tensors.
 
 A file packs values in words, in pairs or in groups under one scale, along either dimension. Of each
 tensor a shard reads the least whole units that its part lies in.
@@ -95,7 +95,7 @@ class Cut:
 
     @classmethod
     def of(cls, part: Part, shape: tuple[int, int]) -> Cut:
-        """What ``part`` has of a weight [N, K].
+        """The rows and columns of ``part`` of a weight [N, K].
 
         Raises:
             ValueError: it reaches beyond the weight.

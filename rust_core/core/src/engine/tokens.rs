@@ -260,7 +260,7 @@ impl EngineCore {
     }
 }
 
-/// Why a sample cannot go on, where its request is the cause.
+/// The stop reason of a sample that its own request lets go no further.
 fn reason_of(constraint: &Constraint) -> StopReason {
     StopReason::Text(constraint.failure().into())
 }

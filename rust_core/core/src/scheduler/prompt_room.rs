@@ -4,10 +4,15 @@ use super::Scheduler;
 use crate::scheduler::batch::Plan;
 use crate::scheduler::step_times::Chunks;
 
-/// A step beside whose decodes prompts are computed may take so many times as long as one without:
-/// fewer, and prompts would hardly advance where decodes are slow; more, and a decode's slowest tokens
-/// would be seen.
+/// A step with prompts may take so many times as long as one of its decodes alone, where that is more than
+/// `max_step_s`: less, and prompts would hardly advance where decodes are slow; more, and a decode's
+/// slowest tokens would come at over three times its usual distance.
 const LEAST_RATIO: f64 = 2.5;
+
+/// Where more than so many prompts wait for each request that decodes, a step takes longer in proportion: one
+/// stream must not halve the speed of a thousand prompts. Where fewer do, that would win no tokens a second
+/// (bench/NOTES.md, "Prompts beside decodes").
+const PROMPTS_PER_DECODE: usize = 4;
 
 /// Steps in a row that may have prompts beside decodes: a hundredth of a prompt's time is what it takes to
 /// know that of decodes alone; fewer where the number of decodes has changed by half.
@@ -17,7 +22,7 @@ const DECODES_ALONE_LEAST: u64 = 8;
 /// Part of `max_num_batched_tokens` that prompts get in any step, however slow it is.
 const LEAST_PART: usize = 128;
 
-/// What prompts may still take of the step that is being planned.
+/// The rest of the share that prompts have of the step being planned.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Room {
     pub tokens: usize,
@@ -29,7 +34,7 @@ pub(super) struct Room {
 
 impl Scheduler {
     /// The room for prompts in a step of which `tokens` are left. Decodes are limited by nothing.
-    pub(super) fn prompt_room(&mut self, plan: &Plan, tokens: usize) -> Room {
+    pub(super) fn prompt_room(&self, plan: &Plan, tokens: usize) -> Room {
         let seconds = self.prompt_seconds();
         let tokens = match seconds {
             Some(_) if self.is_decode_time_due(plan.num_decodes) => 0,
@@ -43,7 +48,7 @@ impl Scheduler {
     }
 
     /// True if this step goes without prompts, so that the time of its decodes alone is known.
-    fn is_decode_time_due(&mut self, num_decodes: usize) -> bool {
+    fn is_decode_time_due(&self, num_decodes: usize) -> bool {
         let (last_num, last_step) = self.measured_decodes;
         let since = self.num_steps - last_step;
         let (less, more) = (last_num.min(num_decodes), last_num.max(num_decodes));
@@ -64,8 +69,8 @@ impl Scheduler {
         // Each of a pipeline's stages takes so long.
         let limit_s = self.config.max_step_s / self.config.num_stages as f64;
         let num_prompts = self.num_prefilling + self.waiting.len().min(self.free_slots.len());
-        let limit_s = limit_s.max(LEAST_RATIO * decodes_s) * bend(num_prompts, num_decoding);
-        Some(limit_s - decodes_s)
+        let crowd = num_prompts as f64 / (PROMPTS_PER_DECODE * num_decoding) as f64;
+        Some(limit_s.max(LEAST_RATIO * decodes_s) * crowd.max(1.0) - decodes_s)
     }
 
     /// Most tokens that a prompt computed up to `start` may have of the room; less than a block only
@@ -118,10 +123,4 @@ impl Scheduler {
             *seconds -= self.step_times.chunks_s(Chunks::one(start, count));
         }
     }
-}
-
-/// How many times as long a step may take where `num_prompts` wait for their first token beside
-/// `num_decoding` for their next.
-fn bend(num_prompts: usize, num_decoding: usize) -> f64 {
-    (num_prompts as f64 / num_decoding as f64).max(1.0)
 }
