@@ -25,6 +25,8 @@ from octavo.kernels.gpu import w4
 from octavo.kernels.gpu.dequantize_w4 import dequantize_w4
 from octavo.kernels.gpu.gemv import gemv
 from octavo.kernels.gpu.gemv_fp8 import GemvFp8Config, gemv_fp8
+from octavo.kernels.gpu.gemv_fp8_streamed import gemv_fp8_streamed
+from octavo.kernels.gpu.gemv_streamed import gemv_streamed
 from octavo.kernels.gpu.gemv_w4 import GemvW4Config, gemv_w4, threads_of_row
 from octavo.kernels.gpu.launch import next_power_of_2, set_pdl
 from octavo.kernels.gpu.limits import block_rows
@@ -32,6 +34,7 @@ from octavo.kernels.gpu.ops import compile_only
 from octavo.kernels.gpu.quantize_fp8 import FP8, quantize_rows
 from octavo.kernels.gpu.skinny_8bit import Skinny8BitConfig, skinny_8bit
 from octavo.kernels.gpu.skinny_w4 import SkinnyW4Config, skinny_w4
+from octavo.kernels.gpu.streamed import plan_streamed
 
 SHAPES = {
     "qkv": (6144, 4096),
@@ -115,6 +118,13 @@ class Bf16:
     def candidates(self, rows: int, n: int, k: int, sweep: bool) -> Iterator[Candidate]:
         if rows == 1:
             yield "gemv", None, lambda x, i, y: gemv(x, self.weights[i], None, y)
+            planned = plan_streamed("bf16", n, k, torch.device("cuda"))
+            if planned is not None:
+                yield (
+                    "streamed",
+                    planned,
+                    lambda x, i, y: gemv_streamed(x, self.weights[i], None, y, config=planned),
+                )
         yield "cublas", None, lambda x, i, y: F.linear(x, self.weights[i])
 
 
@@ -132,6 +142,13 @@ class Fp8:
         if rows == 1:
             for tile in fp8_gemv_tiles() if sweep else (None,):
                 yield "gemv", tile, lambda x, i, y, t=tile: gemv_fp8(x, w[i], s, None, y, config=t)
+            planned = plan_streamed("fp8", n, k, torch.device("cuda"))
+            if planned is not None:
+                yield (
+                    "streamed",
+                    planned,
+                    lambda x, i, y: gemv_fp8_streamed(x, w[i], s, None, y, config=planned),
+                )
         if rows <= 64:
             for tile in skinny_8bit_tiles(rows, 2) if sweep else (None,):
                 if fits(tile, n, k):

@@ -25,6 +25,18 @@ def capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
+def chip_name(device: torch.device) -> str:
+    """The name of a device's kind of chip, as its driver gives it; "" of the interpreter's."""
+    if device.type != "cuda":
+        return ""
+    return _chip_name(device.index if device.index is not None else torch.cuda.current_device())
+
+
+@functools.cache
+def _chip_name(device_index: int) -> str:
+    return torch.cuda.get_device_name(device_index)
+
+
 def shared_bytes(device: torch.device) -> int:
     """Shared memory that one program may have."""
     if device.type != "cuda":

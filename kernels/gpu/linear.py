@@ -1,6 +1,7 @@
 """linear: a dense projection with its prologue and epilogue, by the number of rows.
 
-- one row: ``gemv``; with the norm, the gate and the residual inside it where the weight is small;
+- one row: ``gemv_streamed`` with the norm, the gate and the residual inside it, or ``gemv``, with
+  them where the weight is small;
 - up to skinny.MAX_ROWS and very many weight rows (an output head): ``skinny``;
 - many rows of float32: ``linear_f32``;
 - otherwise: cuBLAS.
@@ -16,10 +17,12 @@ from ..weights import Norm, Weight
 from .activation import GATED_KINDS, gated_activation
 from .embedding import embedding
 from .gemv import MANY_OUTPUTS, gemv
+from .gemv_streamed import gemv_streamed
 from .launch import check_shape, check_tensors
 from .linear_f32 import MIN_ROWS, linear_f32
 from .norm import rms_norm
 from .skinny import MAX_ROWS, skinny
+from .streamed import StreamConfig, plan_streamed
 
 # A norm or a gate inside gemv is computed again by every program. Up to this many inputs that costs
 # less than the launch it saves, beyond it more: bench/kernels_gpu.py --only linear. A residual is
@@ -43,6 +46,17 @@ def plan_linear(rows: int, outputs: int, dtype: torch.dtype) -> str:
     return "cublas"
 
 
+def plan_row(weight: torch.Tensor) -> StreamConfig | None:
+    """The tile of ``gemv_streamed`` for a weight; None where ``gemv`` is for it."""
+    if weight.dtype not in (torch.bfloat16, torch.float16):
+        return None
+    return plan_streamed("bf16", weight.shape[0], weight.shape[1], weight.device)
+
+
+def _empty_row(n: int, gate: str, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    return torch.empty((1, n // 2 if gate else n), dtype=dtype, device=device)
+
+
 def linear(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -62,11 +76,18 @@ def linear(
     """
     rows, n, k = _check_linear(x, weight, bias, residual, norm)
     check_epilogue(rows, n, bias, gate, residual)
+    tile = plan_row(weight) if rows == 1 else None
+    if tile is not None:
+        y = residual
+        if y is None:
+            y = _empty_row(n, gate, out_dtype or x.dtype, x.device)
+        return gemv_streamed(
+            x, weight, bias, y, config=tile, residual=residual, norm=norm, gate=gate
+        )
     if rows == 1 and (k <= MAX_FUSED_SIZE or (norm is None and not gate)):
         y = residual
         if y is None:
-            width = n // 2 if gate else n
-            y = torch.empty((rows, width), dtype=out_dtype or x.dtype, device=x.device)
+            y = _empty_row(n, gate, out_dtype or x.dtype, x.device)
         norm_weight, eps, weight_offset = (None, 0.0, 0.0) if norm is None else norm
         return gemv(
             x,
@@ -190,7 +211,7 @@ class GpuWeight(Weight):
         )
 
     def adds_residual(self, rows: int) -> bool:
-        return rows == 1 and self.shape[0] <= MAX_FUSED_SIZE
+        return rows == 1 and (self.shape[0] <= MAX_FUSED_SIZE or plan_row(self.tensor) is not None)
 
     def rows(
         self, ids: torch.Tensor, scale: float = 1.0, out_dtype: torch.dtype | None = None

@@ -128,7 +128,7 @@ def quantize_normed(
             norm.weight_offset,
             HAS_RESIDUAL=residual is not None,
             BLOCK_D=block,
-            num_warps=min(max(block // 512, 1), 16),
+            num_warps=min(max(block // 256, 1), 16),
             num_stages=1,
             **pdl_options(),
         )

@@ -1,0 +1,116 @@
+"""streamed: shared by kernels of one row whose programs stay and load weights far ahead.
+
+A program has a stretch of a weight's rows. Its loop loads tiles of whole rows by the pipeliner, and
+waits for the predecessor in the first iteration, behind the loads of all stages: while norms and
+attention compute, a shared memory full of the next product's weights arrives. Sums stay in
+registers until the loop ends, since what is loaded inside it would be loaded ahead as well.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from .activation import activate
+from .launch import cdiv, next_power_of_2, num_sms
+from .limits import chip_name, shared_bytes
+from .tiles import TILES
+
+# Weights of fewer bytes end before loading ahead pays (``bench/gpu_tiles.py``).
+MIN_BYTES = {"bf16": 10 << 20, "fp8": 20 << 20}
+# Of a weight's row: a program's memory holds some of them.
+MAX_ROW_BYTES = 32 << 10
+STEP_BYTES = 16 << 10
+
+
+class StreamConfig(NamedTuple):
+    """Tile of a streamed kernel: weight rows of an iteration, programs a multiprocessor."""
+
+    block_n: int
+    programs: int
+    num_warps: int
+    num_stages: int
+
+
+class Stretch(NamedTuple):
+    """Rows of each program, programs, and iterations of a program as a power of two."""
+
+    rows: int
+    programs: int
+    steps: int
+
+
+def stretch_of(n: int, config: StreamConfig, gated: bool, device: torch.device) -> Stretch:
+    """The shares of n weight rows; of a gated weight a row of the gate's and its partner's."""
+    unit = max(config.block_n, 2) if gated else config.block_n
+    rows = cdiv(cdiv(n, config.programs * num_sms(device)), unit) * unit
+    return Stretch(rows, cdiv(n, rows), next_power_of_2(rows // config.block_n))
+
+
+def fit(config: StreamConfig, row_bytes: int, n: int, device: torch.device) -> StreamConfig:
+    """The config with no more rows and stages than a program has, and than fit its memory."""
+    rows = cdiv(n, config.programs * num_sms(device))
+    block_n = min(config.block_n, next_power_of_2(rows))
+    # The rest is for sums between warps.
+    room = (shared_bytes(device) - (8 << 10)) // config.programs
+    while block_n > 1 and block_n * row_bytes > room:
+        block_n //= 2
+    most = min(cdiv(rows, block_n), room // (block_n * row_bytes)) + 1
+    return config._replace(block_n=block_n, num_stages=max(min(config.num_stages, most), 2))
+
+
+def plan_streamed(kind: str, n: int, k: int, device: torch.device) -> StreamConfig | None:
+    """The tile of one row times an [n, k] weight of a kind ("bf16", "fp8").
+
+    None where these kernels do not take it, or others are faster.
+    """
+    row_bytes = next_power_of_2(k) * (1 if kind == "fp8" else 2)
+    if k % 16 or row_bytes > MAX_ROW_BYTES:
+        return None
+    tiles = TILES.get(chip_name(device), {})
+    if (kind, n, k) in tiles:
+        known = tiles[kind, n, k]
+        return None if known is None else StreamConfig(*known)
+    if n * row_bytes < MIN_BYTES[kind]:
+        return None
+    # What is best for most of the shapes in the table.
+    tile = StreamConfig(max(STEP_BYTES // row_bytes, 1), 2, 4, 8)
+    return fit(tile, row_bytes, n, device)
+
+
+@triton.jit
+def row_of(i, N, GATE: tl.constexpr):
+    """The weight row of the i-th sum: gate and up in turns where there is a gate.
+
+    Sums beyond the weight's are of its last row.
+    """
+    row = i if GATE == "" else i // 2 + (i % 2) * (N // 2)
+    return tl.minimum(row, N - 1)
+
+
+@triton.jit
+def finish_rows(
+    sums,  # [ROWS] float32, of rows first .. last of the weight as row_of counts them
+    first,
+    last,
+    residual,  # [1, OUT], OUT = N or, gated, N / 2
+    y,  # [1, OUT]
+    HAS_RESIDUAL: tl.constexpr,  # that is still to be added
+    GATE: tl.constexpr,  # "" or the activation of the gate half
+):
+    """Gate, residual, store."""
+    ROWS: tl.constexpr = sums.shape[0]
+    if GATE == "":
+        at = first + tl.arange(0, ROWS)
+        end = last
+    else:
+        gate, up = tl.split(tl.reshape(sums, (ROWS // 2, 2)))
+        sums = activate(gate, GATE) * up
+        at = first // 2 + tl.arange(0, ROWS // 2)
+        end = last // 2
+    if HAS_RESIDUAL:
+        sums += tl.load(residual + at, mask=at < end, other=0.0).to(tl.float32)
+    tl.store(y + at, sums.to(y.dtype.element_ty), mask=at < end)
