@@ -7,13 +7,13 @@ import triton
 import triton.language as tl
 
 from .launch import cdiv, pdl_options
-from .skinny_w4 import scale_of
+from .skinny_w4 import look_up, scale_of, spread
 from .w4 import W4
 
 BLOCK_N = 16
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["codes"])
 def dequantize_w4_kernel(
     words,  # [N, W] int32
     scales,  # [N, 4 chunks]
@@ -22,9 +22,11 @@ def dequantize_w4_kernel(
     N,
     K,
     NUM_CHUNKS,
+    codes,  # code_words of float16
     ZERO: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    ASM: tl.constexpr,
     PDL: tl.constexpr,
 ):
     PAIRS: tl.constexpr = GROUP // 2
@@ -40,12 +42,16 @@ def dequantize_w4_kernel(
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     k = tl.arange(0, GROUP)
+    if ZERO == "codes":
+        pairs = look_up(w, codes, ASM)
     for j in tl.static_range(4):
         q = (w >> (4 * j)) & 0x000F000F
         low, high = q & 15, q >> 16
         value = tl.reshape(tl.join(low, high), (BLOCK_N, GROUP))
         scale = scale_of(scale4, j, scales)[:, None]
-        if ZERO == "e2m1":
+        if ZERO == "codes":
+            value = spread(pairs[j], tl.float16).to(tl.float32) * scale
+        elif ZERO == "e2m1":
             magnitude = (value & 7) << 22
             bits = ((value & 8) << 28) | magnitude
             value = bits.to(tl.float32, bitcast=True) * 2.0**126 * scale
@@ -73,9 +79,11 @@ def dequantize_w4(weight: W4, dtype: torch.dtype) -> torch.Tensor:
         n,
         k,
         weight.chunks,
+        weight.code_words(torch.float16),
         ZERO=weight.zero,
         GROUP=weight.group,
         BLOCK_N=BLOCK_N,
+        ASM=not triton.knobs.runtime.interpret,
         num_warps=4,
         num_stages=1,
         **pdl_options(),

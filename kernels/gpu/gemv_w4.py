@@ -351,9 +351,8 @@ def threads_of_row(weight: W4) -> int:
 
 def takes(weight: W4) -> bool:
     """True if ``gemv_w4`` has a form for the weight."""
-    return (
-        not weight.e2m1 and threads_of_row(weight) <= MAX_THREADS and weight.words.numel() < 2**31
-    )
+    integers = not weight.e2m1 and weight.codes is None
+    return integers and threads_of_row(weight) <= MAX_THREADS and weight.words.numel() < 2**31
 
 
 def plan_gemv_w4(n: int, threads: int, device: torch.device) -> GemvW4Config:

@@ -222,6 +222,6 @@ def stack_experts(experts: Sequence[Sequence[Stored]]) -> W4Weight | Fp8Weight |
     if len(heights) > 1 or not isinstance(weight, W4Weight | Fp8Weight):
         return None
     if isinstance(weight, W4Weight):
-        return weight if weight.order is None else None
+        return weight if weight.order is None and weight.w4.codes is None else None
     # A block of scales must not reach into the next expert.
     return weight if weight.scales.ndim == 1 or heights.pop() % 128 == 0 else None

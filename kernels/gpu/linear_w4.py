@@ -80,13 +80,12 @@ class W4Weight(QuantizedWeight):
     def select(self, ids: torch.Tensor) -> torch.Tensor:
         weight = self.w4
         zeros = None if weight.zeros is None else weight.zeros.index_select(0, ids)
-        rows = W4(
-            weight.words.index_select(0, ids),
-            weight.scales.index_select(0, ids),
-            zeros,
-            weight.group,
-            (ids.numel(), self.shape[1]),
-            weight.e2m1,
+        rows = replace(
+            weight,
+            words=weight.words.index_select(0, ids),
+            scales=weight.scales.index_select(0, ids),
+            zeros=zeros,
+            shape=(ids.numel(), self.shape[1]),
         )
         return self._ordered(unpack(rows))
 
@@ -103,11 +102,13 @@ def prepare_w4(parts: Sequence[Planes], exact: bool) -> W4Weight | None:
     Columns whose groups are in no order are sorted by them, if all groups are of one size.
     """
     found = [part.in_order().planes for part in parts]
-    floats = [_is_e2m1(planes) for planes in found]
-    if any("codes" in p and not e for p, e in zip(found, floats, strict=True)):
+    all_codes = {_codes(planes) for planes in found}
+    if len(all_codes) > 1:
         return None
-    if len(set(floats)) > 1:
+    codes = all_codes.pop()
+    if codes is not None and len(codes) != len(E2M1):
         return None
+    e2m1 = codes == E2M1
     maps = [planes.get("group") for planes in found]
     first = maps[0]
     if not all(_same(group, first) for group in maps):
@@ -124,7 +125,7 @@ def prepare_w4(parts: Sequence[Planes], exact: bool) -> W4Weight | None:
     if any(size is None for size in sizes):
         return None
     group = min(size for size in sizes if size is not None)
-    has_zero = not floats[0] and not all(_is_symmetric(planes) for planes in found)
+    has_zero = codes is None and not all(_is_symmetric(planes) for planes in found)
     packed = []
     for planes in found:
         q, zero = planes["q"], planes.get("zero")
@@ -136,7 +137,7 @@ def prepare_w4(parts: Sequence[Planes], exact: bool) -> W4Weight | None:
             q = q.index_select(1, order)
         zeros = zero.to(torch.int16) + offset if has_zero else None
         made = pack(q.contiguous(), _half_scales(planes["scale"]), zeros, group)
-        packed.append(replace(made, e2m1=floats[0]))
+        packed.append(replace(made, e2m1=e2m1, codes=None if e2m1 else codes))
     return W4Weight(_stacked(packed), order)
 
 
@@ -157,10 +158,10 @@ def prepare_gguf(parts: Sequence[Planes], exact: bool) -> W4Weight | None:
     return W4Weight(_stacked(packed))
 
 
-def _is_e2m1(planes: PlaneMap) -> bool:
-    """True if elements are 4-bit floats by their bits."""
+def _codes(planes: PlaneMap) -> tuple[float, ...] | None:
+    """What elements stand for, where they are no integers."""
     codes = planes.get("codes")
-    return codes is not None and codes.tolist() == list(E2M1)
+    return None if codes is None else tuple(codes.tolist())
 
 
 def _same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
@@ -194,11 +195,10 @@ def _stacked(parts: Sequence[W4]) -> W4:
     zeros = [part.zeros for part in parts if part.zeros is not None]
     if zeros and zeros[0].is_floating_point():
         zeros = [zero.to(scales.dtype) for zero in zeros]
-    return W4(
-        torch.cat([part.words for part in parts]),
-        scales,
-        torch.cat(zeros) if zeros else None,
-        parts[0].group,
-        (sum(part.shape[0] for part in parts), parts[0].shape[1]),
-        parts[0].e2m1,
+    return replace(
+        parts[0],
+        words=torch.cat([part.words for part in parts]),
+        scales=scales,
+        zeros=torch.cat(zeros) if zeros else None,
+        shape=(sum(part.shape[0] for part in parts), parts[0].shape[1]),
     )

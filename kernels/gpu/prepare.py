@@ -20,6 +20,7 @@ _FORMS: dict[str, Callable[[Sequence[Planes], bool], Weight | None]] = {
     "FP4": prepare_w4,
     "INT4": prepare_w4,
     "INT8": prepare_w8,
+    "NF4": prepare_w4,
     **dict.fromkeys(FOUR_BITS, prepare_gguf),
     **dict.fromkeys(EIGHT_BITS, prepare_gguf8),
 }

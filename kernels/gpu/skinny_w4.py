@@ -43,6 +43,63 @@ def scale_of(packed, j: tl.constexpr, scales):
 
 
 @triton.jit
+def _code_bits(index, words):
+    """The 16 bits of the code of each index, from ``code_words``; for the interpreter."""
+    bits = index & 0
+    for i in tl.static_range(16):
+        low = (words[i // 4] >> (8 * (i % 4))) & 255
+        high = (words[4 + i // 4] >> (8 * (i % 4))) & 255
+        bits = tl.where(index == i, low | (high << 8), bits)
+    return bits
+
+
+@triton.jit
+def look_up(w, words, ASM: tl.constexpr):
+    """Codes of words of elements: pairs of 16-bit floats of the four groups.
+
+    ``words``: of ``code_words``. An element's lower three bits select a byte of each half of the
+    table, and its fourth the half.
+    """
+    if ASM:
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .b32 s, m, f, g, u, al, ah, bl, bh, p, q;
+            and.b32 s, $4, 0x7777; shr.u32 m, $4, 3; and.b32 m, m, 0x1111; prmt.b32 m, 0xFF00, 0, m;
+            prmt.b32 f, $5, $6, s; prmt.b32 g, $7, $8, s; lop3.b32 al, m, g, f, 0xCA;
+            prmt.b32 f, $9, $10, s; prmt.b32 g, $11, $12, s; lop3.b32 ah, m, g, f, 0xCA;
+            shr.u32 u, $4, 16;
+            and.b32 s, u, 0x7777; shr.u32 m, u, 3; and.b32 m, m, 0x1111; prmt.b32 m, 0xFF00, 0, m;
+            prmt.b32 f, $5, $6, s; prmt.b32 g, $7, $8, s; lop3.b32 bl, m, g, f, 0xCA;
+            prmt.b32 f, $9, $10, s; prmt.b32 g, $11, $12, s; lop3.b32 bh, m, g, f, 0xCA;
+            prmt.b32 p, al, ah, 0x5140; prmt.b32 q, bl, bh, 0x5140;
+            prmt.b32 $0, p, q, 0x5410; prmt.b32 $1, p, q, 0x7632;
+            prmt.b32 p, al, ah, 0x7362; prmt.b32 q, bl, bh, 0x7362;
+            prmt.b32 $2, p, q, 0x5410; prmt.b32 $3, p, q, 0x7632;
+            }""",
+            "=&r,=&r,=&r,=&r,r,r,r,r,r,r,r,r,r",
+            [w, words[0], words[1], words[2], words[3], words[4], words[5], words[6], words[7]],
+            dtype=(tl.int32, tl.int32, tl.int32, tl.int32),
+            is_pure=True,
+            pack=1,
+        )
+    else:
+        pairs = ()
+        for j in tl.static_range(4):
+            low = _code_bits((w >> (4 * j)) & 15, words)
+            high = _code_bits((w >> (4 * j + 16)) & 15, words)
+            pairs = pairs + (low | (high << 16),)  # noqa: RUF005
+        return pairs
+
+
+@triton.jit
+def spread(pairs, X: tl.constexpr):
+    """Pairs of 16-bit floats [N, W] as floats X [N, 2 W]."""
+    low = pairs.to(tl.int16).to(X, bitcast=True)
+    high = (pairs >> 16).to(tl.int16).to(X, bitcast=True)
+    return tl.reshape(tl.join(low, high), (pairs.shape[0], 2 * pairs.shape[1]))
+
+
+@triton.jit
 def unpack_group(w, zero4, j: tl.constexpr, X: tl.constexpr, ZERO: tl.constexpr):
     """Group j of words [N, W] as floats X [N, 2 W], less its zero point; with "add" as it is."""
     BITS: tl.constexpr = 0x43004300 if tl.bfloat16 == X else 0x64006400
@@ -59,15 +116,13 @@ def unpack_group(w, zero4, j: tl.constexpr, X: tl.constexpr, ZERO: tl.constexpr)
         q = q + less[:, None]
     else:
         q = q | BITS
-    low = q.to(tl.int16).to(X, bitcast=True)
-    high = (q >> 16).to(tl.int16).to(X, bitcast=True)
-    floats = tl.reshape(tl.join(low, high), (w.shape[0], 2 * w.shape[1]))
+    floats = spread(q, X)
     if ZERO == "e2m1":
         return (floats.to(tl.float32) * (2.0**126 if tl.bfloat16 == X else 2.0**14)).to(X)
     return floats - tl.full([1, 1], ONE + MIDDLE, X)
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "codes"])
 def skinny_w4_kernel(
     x,  # [M, K]
     words,  # [N, W] int32
@@ -82,6 +137,7 @@ def skinny_w4_kernel(
     N,
     K,
     NUM_CHUNKS,
+    codes,  # code_words
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     ZERO: tl.constexpr,
@@ -92,6 +148,7 @@ def skinny_w4_kernel(
     PARTS: tl.constexpr,
     SCALED_FIRST: tl.constexpr,  # scales meet the weights, not the sums of products with a group
     EVEN: tl.constexpr,
+    ASM: tl.constexpr,
     PDL: tl.constexpr,
 ):
     PAIRS: tl.constexpr = GROUP // 2
@@ -131,13 +188,15 @@ def skinny_w4_kernel(
             later = tl.minimum((step + 1) // PARTS, NUM_CHUNKS - 1)
             next_scale4 = tl.load(four_scales + later)
         zero4 = tl.load(four_zeros + chunk) if ZERO == "zero" or ZERO == "add" else scale4
+        if ZERO == "codes":
+            pairs = look_up(w, codes, ASM)
         for j in tl.static_range(4):
             k = (chunk * 4 + j) * GROUP + step % PARTS * WIDTH
             if EVEN:
                 xk = tl.load(x_tiles + k, mask=in_m, other=0.0)
             else:
                 xk = tl.load(x_tiles + k, mask=in_m & (k + kk < K)[:, None], other=0.0)
-            a = unpack_group(w, zero4, j, X, ZERO)
+            a = spread(pairs[j], X) if ZERO == "codes" else unpack_group(w, zero4, j, X, ZERO)
             if SCALED_FIRST:
                 acc = tl.dot(a * scale_of(scale4, j, scales).to(X)[:, None], xk, acc)
             else:
@@ -228,6 +287,7 @@ def skinny_w4(
         n,
         k,
         chunks,
+        weight.code_words(x.dtype),
         HAS_BIAS=bias is not None,
         HAS_RESIDUAL=residual is not None,
         ZERO=weight.zero,
@@ -238,6 +298,7 @@ def skinny_w4(
         PARTS=config.parts,
         SCALED_FIRST=config.scaled_first,
         EVEN=k == chunks * 4 * group,
+        ASM=not triton.knobs.runtime.interpret,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         **pdl_options(),

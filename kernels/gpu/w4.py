@@ -24,13 +24,15 @@ E2M1 = (*_MAGNITUDES, *(-value for value in _MAGNITUDES))
 
 @dataclass(frozen=True, slots=True)
 class W4:
-    """A weight [N, K] of 4 bits an element: (q - zero) * scale, q * scale + zero, or a float's.
+    """A weight [N, K] of 4 bits an element: (q - zero) * scale, q * scale + zero, or a float's, or
+    codes[q] * scale.
 
     words: int32 [N, C group / 2] for C chunks; columns beyond K are there, with scales of 0.
     scales: bfloat16 or float16 [N, 4 C].
     zeros: int16 [N, 4 C], 16 less the zero point; or, to be added, of the scales' dtype. None: the
         zero point is 8.
     e2m1: elements are 4-bit floats, of a sign, two bits of exponent and one of mantissa.
+    codes: what each of the 16 elements stands for, in the activations' type; None: nothing else.
     group: columns of a scale, a power of two.
     """
 
@@ -40,13 +42,24 @@ class W4:
     group: int
     shape: tuple[int, int]
     e2m1: bool = False
+    codes: tuple[float, ...] | None = None
 
     @property
     def zero(self) -> str:
         """The kernels' name for what ``zeros`` holds."""
+        if self.codes is not None:
+            return "codes"
         if self.zeros is None:
             return "e2m1" if self.e2m1 else ""
         return "add" if self.zeros.is_floating_point() else "zero"
+
+    def code_words(self, dtype: torch.dtype) -> tuple[int, ...]:
+        """The codes as 16-bit floats: their lower bytes in four words, then their upper ones."""
+        if self.codes is None:
+            return (0,) * 8
+        floats = torch.tensor(self.codes, dtype=torch.float32).to(dtype)
+        planes = floats.view(torch.uint8).view(-1, 2).t().contiguous()
+        return tuple(planes.view(torch.int32).flatten().tolist())
 
     @property
     def chunks(self) -> int:
@@ -102,7 +115,10 @@ def unpack(weight: W4) -> Tensor:
     q = (words >> shifts.t()[None, None, :, None, :]) & 15
     values = q.reshape(n, -1, weight.group).float()
     scales = weight.scales.float()[:, :, None]
-    if weight.e2m1:
+    if weight.codes is not None:
+        codes = torch.tensor(weight.codes, device=words.device).half().float()
+        values = codes[values.int()] * scales
+    elif weight.e2m1:
         values = torch.tensor(E2M1, device=words.device)[values.int()] * scales
     elif weight.zeros is None:
         values = (values - 8) * scales

@@ -5,6 +5,7 @@ As in test_gpu: interpreted without a GPU, where float16 stands in for bfloat16.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -70,7 +71,7 @@ def make_w4(n: int, k: int, size: int, kind: str, scale_dtype: torch.dtype = HAL
         zero = randn(*scale.shape, dtype=scale_dtype) * 0.1
     group = w4.group_of(size)
     assert group is not None
-    return w4.pack(q, scale, zero, group)
+    return replace(w4.pack(q, scale, zero, group), codes=CODES if kind == "codes" else None)
 
 
 def make_fp8(n: int, k: int, blocked: bool) -> Fp8Weight:
@@ -79,22 +80,26 @@ def make_fp8(n: int, k: int, blocked: bool) -> Fp8Weight:
     return Fp8Weight(q, torch.rand(shape, device=DEVICE) + 0.1)
 
 
+# As of a file's table: of no form that has bits of its own, and float16's and bfloat16's numbers.
+CODES = tuple((i - 7) * abs(i - 7) / 64 for i in range(16))
 W4_SHAPES = [(37, 256, 32), (70, 96, 32), (40, 512, 128), (33, 768, 64), (5, 64, 16), (9, 512, 256)]
 
 
-@pytest.mark.parametrize("kind", ["", "zero", "add"])
+@pytest.mark.parametrize("kind", ["", "zero", "add", "codes"])
 @pytest.mark.parametrize(("n", "k", "size"), W4_SHAPES)
 def test_w4_is_unpacked_as_it_was_packed(n: int, k: int, size: int, kind: str) -> None:
     q = torch.randint(0, 16, (n, k), device=DEVICE, dtype=torch.uint8)
     scale = randn(n, k // size)
     zero: torch.Tensor | None = None
-    if kind:
+    if kind in ("zero", "add"):
         zero = torch.randint(0, 16, scale.shape, device=DEVICE)
         zero = zero.to(HALF) if kind == "add" else zero
     group = w4.group_of(size)
     assert group is not None
-    weight = w4.pack(q, scale, zero, group)
+    weight = replace(w4.pack(q, scale, zero, group), codes=CODES if kind == "codes" else None)
     values, of_groups = q.float().view(n, -1, size), scale.float()[:, :, None]
+    if kind == "codes":
+        values = torch.tensor(CODES, device=DEVICE).half().float()[q.int()].view(n, -1, size) + 8
     offset = torch.full_like(of_groups, 8) if zero is None else zero.float()[:, :, None]
     want = values * of_groups + offset if kind == "add" else (values - offset) * of_groups
     assert torch.equal(w4.unpack(weight), want.view(n, k))
@@ -106,7 +111,7 @@ def test_w4_is_unpacked_as_it_was_packed(n: int, k: int, size: int, kind: str) -
     assert torch.equal(found.rows(ids, 2.0), rows * 2)
 
 
-@pytest.mark.parametrize("kind", ["", "zero", "add"])
+@pytest.mark.parametrize("kind", ["", "zero", "add", "codes"])
 @pytest.mark.parametrize(
     ("n", "k", "size", "rows", "split"),
     [
@@ -404,9 +409,22 @@ def test_floats_of_4_bits_stay_so() -> None:
     for rows in (1, 5):
         x = randn(rows, 96)
         assert error_of(weight.linear(x), x.float() @ weight.dequantize().T) < TOLERANCE[HALF]
-    # nf4's values have no bits of that kind.
-    other = e2m1(10, 96, 32)
-    check_planes([Planes("INT4", {**other.planes, "codes": torch.rand(16, device=DEVICE)}, (10, 96), dtype=HALF)], GpuWeight)  # fmt: skip
+
+
+def test_codes_of_4_bits_stay_so() -> None:
+    """As nf4's, by whatever table a file has, unless its parts have several."""
+
+    def part(n: int, factor: float) -> Planes:
+        codes = torch.tensor(CODES, device=DEVICE) * factor
+        return replace(e2m1(n, 128, 64), format="NF4", planes={**e2m1(n, 128, 64).planes, "codes": codes})  # fmt: skip
+
+    weight = check_planes([part(10, 1.0), part(7, 1.0)], W4Weight)
+    assert weight.w4.zero == "codes"
+    assert not weight.adds_residual(1)
+    assert torch.equal(weight.floats(torch.float32), weight.dequantize())
+    x = randn(1, 128)
+    assert error_of(weight.linear(x), x.float() @ weight.dequantize().T) < TOLERANCE[HALF]
+    check_planes([part(10, 1.0), part(7, 2.0)], GpuWeight)
 
 
 @pytest.mark.parametrize("kind", ["sym", "zero", "e2m1", "fp8", "fp8 blocks", "gguf"])

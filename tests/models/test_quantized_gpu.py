@@ -56,8 +56,9 @@ KEPT = {
     "ct-nvfp4": ("INT4", "INT4"),
     "ct-mxfp4": ("INT4", "INT4"),
     "modelopt-nvfp4": ("F16", "INT4"),
-    "bnb-fp4": ("F16", "F16"),
-    "bnb-nf4": ("F16", "F16"),
+    # The columns of down are no whole blocks.
+    "bnb-fp4": ("INT4", "F16"),
+    "bnb-nf4": ("INT4", "F16"),
 }
 
 
