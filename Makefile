@@ -191,7 +191,7 @@ sanitize: ## the CPU kernels' tests at every level, with AddressSanitizer
 	else echo "this Rust has no AddressSanitizer: the CPU kernels run without it" >&2; \
 	  $(CARGO) test --locked --quiet -p octavo-cpu; fi
 
-# As processors without and with what a higher level may come to use. Needs
+# As processors without dot products, with those of bytes, and with all there are. Needs
 # `rustup target add aarch64-unknown-linux-gnu`, a cross compiler and qemu-user-static.
 NEON := aarch64-unknown-linux-gnu
 NEON_CPUS := cortex-a53 cortex-a76 max

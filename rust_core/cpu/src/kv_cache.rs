@@ -104,17 +104,33 @@ pub(crate) trait Elements: Copy {
     unsafe fn load<S: Simd>(self, s: S, p: *const u8, n: usize) -> S::V;
 }
 
-impl Elements for DType {
-    #[inline(always)]
-    fn size(self) -> usize {
-        DType::size(self)
-    }
-    #[inline(always)]
-    unsafe fn load<S: Simd>(self, s: S, p: *const u8, n: usize) -> S::V {
-        // SAFETY: the caller's.
-        unsafe { load_some(s, p, self, n) }
-    }
+/// `DType` as types.
+#[derive(Clone, Copy)]
+pub(crate) struct F32;
+#[derive(Clone, Copy)]
+pub(crate) struct Bf16;
+#[derive(Clone, Copy)]
+pub(crate) struct F16;
+
+macro_rules! elements_of_floats {
+    ($name:ident, $dtype:expr) => {
+        impl Elements for $name {
+            #[inline(always)]
+            fn size(self) -> usize {
+                $dtype.size()
+            }
+            #[inline(always)]
+            unsafe fn load<S: Simd>(self, s: S, p: *const u8, n: usize) -> S::V {
+                // SAFETY: the caller's.
+                unsafe { load_some(s, p, $dtype, n) }
+            }
+        }
+    };
 }
+
+elements_of_floats!(F32, DType::F32);
+elements_of_floats!(Bf16, DType::Bf16);
+elements_of_floats!(F16, DType::F16);
 
 /// `Byte` as types.
 #[derive(Clone, Copy)]

@@ -21,6 +21,12 @@ enum Kind {
     Scalar,
     #[cfg(target_arch = "aarch64")]
     Neon,
+    /// NEON with the dot products of four bytes.
+    #[cfg(target_arch = "aarch64")]
+    Dotprod,
+    /// The same of unsigned with signed bytes, too.
+    #[cfg(target_arch = "aarch64")]
+    I8mm,
     #[cfg(target_arch = "x86_64")]
     Avx2,
     /// AVX2 with the dot products of VNNI on 256 bits.
@@ -43,6 +49,12 @@ impl Level {
         #[cfg(target_arch = "aarch64")]
         if std::arch::is_aarch64_feature_detected!("neon") {
             levels.push(Level(Kind::Neon));
+            if std::arch::is_aarch64_feature_detected!("dotprod") {
+                levels.push(Level(Kind::Dotprod));
+                if std::arch::is_aarch64_feature_detected!("i8mm") {
+                    levels.push(Level(Kind::I8mm));
+                }
+            }
         }
         #[cfg(target_arch = "x86_64")]
         {
@@ -69,7 +81,7 @@ impl Level {
         levels
     }
 
-    /// The level named `scalar`, `neon`, `avx2`, `avxvnni`, `avx512` or `amx`.
+    /// The level named `scalar`, `neon`, `dotprod`, `i8mm`, `avx2`, `avxvnni`, `avx512` or `amx`.
     ///
     /// # Errors
     /// A message when the name is unknown or this machine lacks the level.
@@ -108,6 +120,10 @@ impl Level {
             Kind::Scalar => "scalar",
             #[cfg(target_arch = "aarch64")]
             Kind::Neon => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Kind::Dotprod => "dotprod",
+            #[cfg(target_arch = "aarch64")]
+            Kind::I8mm => "i8mm",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
@@ -160,6 +176,8 @@ impl Level {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 | Kind::Amx => std::arch::is_x86_feature_detected!("avx512bf16"),
+            #[cfg(target_arch = "aarch64")]
+            Kind::Dotprod | Kind::I8mm => std::arch::is_aarch64_feature_detected!("bf16"),
             _ => false,
         }
     }
@@ -177,6 +195,10 @@ impl Level {
                 #[cfg(target_arch = "x86_64")]
                 Kind::Avx512 | Kind::Amx if self.has_dots() => {
                     crate::simd::avx512::run_dots(kernel)
+                }
+                #[cfg(target_arch = "aarch64")]
+                Kind::Dotprod | Kind::I8mm if self.has_dots() => {
+                    crate::simd::neon::run_bf16(kernel)
                 }
                 _ => self.run(kernel),
             }
@@ -215,6 +237,10 @@ impl Level {
                 Kind::Scalar => kernel.run(Scalar),
                 #[cfg(target_arch = "aarch64")]
                 Kind::Neon => crate::simd::neon::run(kernel),
+                #[cfg(target_arch = "aarch64")]
+                Kind::Dotprod => crate::simd::neon::run_dotprod(kernel),
+                #[cfg(target_arch = "aarch64")]
+                Kind::I8mm => crate::simd::neon::run_i8mm(kernel),
                 #[cfg(target_arch = "x86_64")]
                 Kind::Avx2 | Kind::AvxVnni => crate::simd::avx2::run(kernel),
                 #[cfg(target_arch = "x86_64")]

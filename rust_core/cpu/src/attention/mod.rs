@@ -10,7 +10,7 @@
 //! An item goes one of three ways. Decode reads keys and values in place, and gathers keys where they
 //! can be transposed as vectors; prefill gathers a chunk into the panels of `linear::float`, whose
 //! tiles then do both products. Processors with dot products of bfloat16 take pairs for either,
-//! wherever the cache is bfloat16. Keys and values of a byte go the same ways as the numbers they
+//! wherever the cache is bfloat16; decode of a few heads in place. Keys and values of a byte go the same ways as the numbers they
 //! are; their scales are factors of scores and of probabilities.
 
 mod bytes;

@@ -4,9 +4,10 @@ use crate::float::DType;
 use crate::kv_cache::{Cache, CacheType, MAX_HEAD_DIM};
 use crate::simd::Simd;
 
+use super::decode::SUMMED;
 use super::gather::{Walk, shifted};
 use super::plan::CHUNK;
-use super::task::{AttentionTask, Buffers};
+use super::task::{AttentionTask, Buffers, Sums};
 
 /// Zero partner for an odd last value.
 static ZEROS: [u16; MAX_HEAD_DIM] = [0; MAX_HEAD_DIM];
@@ -37,7 +38,10 @@ impl AttentionTask<'_> {
         let decode = self.item.tokens == 1;
         // SAFETY: the caller's.
         unsafe {
-            let b = self.buffers::<S>();
+            let mut b = self.buffers::<S>();
+            if decode && self.group <= SUMMED && !self.has_scales() {
+                return self.decode_pairs(s, &mut b);
+            }
             self.begin::<S, true>(s, &b);
             for (key, len) in self.item.chunks() {
                 if decode {
@@ -47,13 +51,168 @@ impl AttentionTask<'_> {
                 self.scores_of_pairs(s, &b, key, len);
                 self.scale_scores(s, &b, key, len);
                 if decode {
-                    self.prefetch_keys(s, key + len);
+                    self.prefetch_keys(s, key + len, CHUNK);
                 }
                 self.softmax::<S, true>(s, &b, key, len);
                 self.widen(s, &self.args.v_cache, &b, key, len);
                 self.add_values_of_pairs(s, &b, key, len);
             }
             self.finish(s, &b);
+        }
+    }
+
+    /// One token of a few heads: keys and values are multiplied where they lie. To gather them into
+    /// panels costs as much for one row as for many.
+    ///
+    /// # Safety
+    /// The task's contract; `has_pairs`, without scales, for at most `SUMMED` rows.
+    #[inline(always)]
+    unsafe fn decode_pairs<S: Simd>(&self, s: S, b: &mut Buffers) {
+        b.sums = Sums {
+            row: b.dim,
+            panel: 2 * S::LANES,
+            ..b.sums
+        };
+        // SAFETY: the caller's.
+        unsafe {
+            self.begin::<S, true>(s, b);
+            for (key, len) in self.item.chunks() {
+                match self.group {
+                    1 => self.decode_chunk::<S, 1>(s, b, key, len),
+                    2 => self.decode_chunk::<S, 2>(s, b, key, len),
+                    3 => self.decode_chunk::<S, 3>(s, b, key, len),
+                    _ => self.decode_chunk::<S, SUMMED>(s, b, key, len),
+                }
+            }
+            self.finish(s, b);
+        }
+    }
+
+    /// `decode_pairs` of one chunk and R rows.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    unsafe fn decode_chunk<S: Simd, const R: usize>(
+        &self,
+        s: S,
+        b: &Buffers,
+        key: usize,
+        len: usize,
+    ) {
+        let dim = self.args.k_cache.head_dim;
+        let scale = self.score_scale();
+        let mut rows = [ZEROS.as_ptr(); CHUNK + SUMMED];
+        // SAFETY: the caller's; addresses beyond the chunk are those of zeros.
+        unsafe {
+            self.addresses(&self.args.k_cache, key, len, &mut rows);
+            for first in (0..len).step_by(SUMMED) {
+                let count = (len - first).min(SUMMED);
+                self.prefetch_values(s, key + first, count);
+                // [R][SUMMED]
+                let mut sums = [s.zero(); 16];
+                for i in (0..dim).step_by(2 * S::LANES) {
+                    for j in 0..SUMMED {
+                        let k = s.load_words(rows[first + j].add(i).cast());
+                        for r in 0..R {
+                            let q = s.load_words(b.q.cast::<u16>().add(r * b.dim + i).cast());
+                            let sum = &mut sums[r * SUMMED + j];
+                            *sum = s.dot_bf16_words(*sum, k, q);
+                        }
+                    }
+                }
+                let mut scores = [0.0f32; 16];
+                s.sums(sums, scores.as_mut_ptr());
+                for r in 0..R {
+                    for j in 0..SUMMED {
+                        *b.scores.add(r * CHUNK + first + j) = scale * scores[r * SUMMED + j];
+                    }
+                }
+            }
+            self.softmax::<S, true>(s, b, key, len);
+            self.addresses(&self.args.v_cache, key, len, &mut rows);
+            for p in (0..dim).step_by(4 * S::LANES) {
+                let vectors = ((dim - p) / S::LANES).min(4);
+                if vectors == 4 {
+                    self.weigh_pairs::<S, R, 4>(s, b, &rows, key, len, p);
+                } else {
+                    self.weigh_pairs::<S, R, 2>(s, b, &rows, key, len, p);
+                }
+            }
+        }
+    }
+
+    /// Addresses of the rows of a chunk; those behind its end are of zeros.
+    ///
+    /// # Safety
+    /// The task's contract.
+    #[inline(always)]
+    unsafe fn addresses(
+        &self,
+        cache: &Cache,
+        key: usize,
+        len: usize,
+        rows: &mut [*const u16; CHUNK + SUMMED],
+    ) {
+        let mut walk = Walk::START;
+        for (j, row) in rows.iter_mut().enumerate() {
+            if j < len {
+                // SAFETY: the caller's.
+                unsafe { walk.to(self, cache, key + j) };
+                *row = walk.at.cast();
+            } else {
+                *row = ZEROS.as_ptr();
+            }
+        }
+    }
+
+    /// sums[row][p..p + V LANES] += b.probs, bfloat16, times values; V is even.
+    ///
+    /// # Safety
+    /// As `decode_pairs`; rows are a chunk's values.
+    #[inline(always)]
+    unsafe fn weigh_pairs<S: Simd, const R: usize, const V: usize>(
+        &self,
+        s: S,
+        b: &Buffers,
+        rows: &[*const u16; CHUNK + SUMMED],
+        key: usize,
+        len: usize,
+        p: usize,
+    ) {
+        let probs = b.probs.cast::<u32>();
+        // SAFETY: the caller's.
+        unsafe {
+            let sums = b.sums.ptr.add(p);
+            let mut acc = [[s.zero(); V]; R];
+            for (r, acc) in acc.iter_mut().enumerate() {
+                for (v, acc) in acc.iter_mut().enumerate() {
+                    *acc = s.load(sums.add(r * b.dim + v * S::LANES));
+                }
+            }
+            for j in (0..len).step_by(2) {
+                if p == 0 && j % SUMMED == 0 {
+                    self.prefetch_keys(s, key + len + j, SUMMED);
+                }
+                let mut pairs = [s.zero_words(); V];
+                for v in (0..V).step_by(2) {
+                    let at = p + v * S::LANES;
+                    let even = s.load_words(rows[j].add(at).cast());
+                    let odd = s.load_words(rows[j + 1].add(at).cast());
+                    [pairs[v], pairs[v + 1]] = s.interleave_words(even, odd);
+                }
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    let prob = *probs.add(r * CHUNK + j / 2);
+                    for v in 0..V {
+                        acc[v] = s.dot_bf16(acc[v], pairs[v], prob);
+                    }
+                }
+            }
+            for (r, acc) in acc.iter().enumerate() {
+                for (v, &acc) in acc.iter().enumerate() {
+                    s.store(sums.add(r * b.dim + v * S::LANES), acc);
+                }
+            }
         }
     }
 

@@ -246,21 +246,20 @@ impl AttentionTask<'_> {
         unsafe { self.prefetch(s, &self.args.v_cache, &self.item, key, len) }
     }
 
-    /// Prefetch the keys of the item's chunk at `key`, or of the next item's first chunk.
+    /// Prefetch `len` keys from `key` on: of the item, or beyond its end of the next one's beginning.
     ///
     /// # Safety
     /// The task's contract.
     #[inline(always)]
-    pub(super) unsafe fn prefetch_keys<S: Simd>(&self, s: S, key: usize) {
+    pub(super) unsafe fn prefetch_keys<S: Simd>(&self, s: S, key: usize, len: usize) {
         let cache = &self.args.k_cache;
-        let left = self.item.high - key;
         // SAFETY: the caller's; `plan` checked the next item as well.
         unsafe {
-            if left > 0 {
-                self.prefetch(s, cache, &self.item, key, left.min(CHUNK));
+            if key < self.item.high {
+                self.prefetch(s, cache, &self.item, key, len.min(self.item.high - key));
             } else if let Some(next) = self.next.filter(|next| next.tokens == 1) {
-                let len = (next.high - next.low).min(CHUNK);
-                self.prefetch(s, cache, &next, next.low, len);
+                let at = next.low + (key - self.item.high);
+                self.prefetch(s, cache, &next, at, len.min(next.high.saturating_sub(at)));
             }
         }
     }
@@ -276,7 +275,7 @@ impl AttentionTask<'_> {
             let (at, run) = unsafe { self.locate_of(item, cache, key + done) };
             let run = run.min(len - done);
             for line in (0..run * row).step_by(64) {
-                s.prefetch(at.wrapping_add(line));
+                s.prefetch_far(at.wrapping_add(line));
             }
             done += run;
         }

@@ -52,6 +52,23 @@ macro_rules! isa {
     };
 }
 
+/// Sums of pairs of 4-bit weights, four vectors, times 16 activations: at most 4 * 2 * 15 * 128.
+/// A function, since a closure might stay a call.
+///
+/// # Safety
+/// 16 activations are readable.
+#[inline(always)]
+unsafe fn four_pairs(w: &[__m256i], x: *const i8) -> __m256i {
+    let x = x.cast::<i32>();
+    isa! {
+        let a = _mm256_maddubs_epi16(w[0], _mm256_set1_epi32(x.read_unaligned()));
+        let b = _mm256_maddubs_epi16(w[1], _mm256_set1_epi32(x.add(1).read_unaligned()));
+        let c = _mm256_maddubs_epi16(w[2], _mm256_set1_epi32(x.add(2).read_unaligned()));
+        let d = _mm256_maddubs_epi16(w[3], _mm256_set1_epi32(x.add(3).read_unaligned()));
+        _mm256_add_epi16(_mm256_add_epi16(a, b), _mm256_add_epi16(c, d))
+    }
+}
+
 impl<const PAIRS: u8> Simd for Avx2<PAIRS> {
     type V = __m256;
     const LANES: usize = 8;
@@ -62,6 +79,10 @@ impl<const PAIRS: u8> Simd for Avx2<PAIRS> {
     #[inline(always)]
     fn prefetch(self, p: *const u8) {
         isa!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
+    }
+    #[inline(always)]
+    fn prefetch_far(self, p: *const u8) {
+        isa!(_mm_prefetch::<_MM_HINT_T1>(p.cast()))
     }
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {
@@ -125,6 +146,26 @@ impl<const PAIRS: u8> Simd for Avx2<PAIRS> {
             let half = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
             let pair = _mm_max_ps(half, _mm_movehl_ps(half, half));
             _mm_cvtss_f32(_mm_max_ss(pair, _mm_movehdup_ps(pair)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn sums(self, rows: [__m256; 16], to: *mut f32) {
+        // SAFETY: the trait's contract.
+        unsafe {
+            for half in 0..2 {
+                let sums = self.of_each(&rows[8 * half..], |a, b| self.add(a, b));
+                self.store(to.add(8 * half), sums);
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn hmaxes(self, rows: [__m256; 16], to: *mut f32) {
+        // SAFETY: the trait's contract.
+        unsafe {
+            for half in 0..2 {
+                let most = self.of_each(&rows[8 * half..], |a, b| self.max(a, b));
+                self.store(to.add(8 * half), most);
+            }
         }
     }
 
@@ -302,6 +343,28 @@ impl<const PAIRS: u8> Simd for Avx2<PAIRS> {
             _mm256_cvtepi32_ps(sum)
         }
     }
+    /// The default's numbers in fewer instructions: sums of 16 bits as long as they fit, and one
+    /// conversion, of integers below 2^24.
+    #[inline(always)]
+    unsafe fn dot_nibbles(
+        self,
+        w: [__m256i; 8],
+        _packed: *const u8,
+        first: *const i8,
+        second: *const i8,
+    ) -> __m256 {
+        isa! {
+            // Eight pairs of the first part fit 16 bits, since it is at most 127, and four of the second.
+            let whole = _mm256_add_epi16(four_pairs(&w[..4], first), four_pairs(&w[4..], first.add(16)));
+            let sum = _mm256_add_epi32(
+                _mm256_madd_epi16(whole, _mm256_set1_epi16(256)),
+                _mm256_madd_epi16(four_pairs(&w[..4], second), _mm256_set1_epi16(1)),
+            );
+            // What the second part gives element k + 16 counts 16 times.
+            let high = _mm256_madd_epi16(four_pairs(&w[4..], second.add(16)), _mm256_set1_epi16(16));
+            _mm256_cvtepi32_ps(_mm256_add_epi32(sum, high))
+        }
+    }
     #[inline(always)]
     unsafe fn dot_halves(self, w: [__m256i; 8], x: *const i8, start: [i32; 2]) -> [__m256; 2] {
         isa! {
@@ -435,6 +498,34 @@ impl<const PAIRS: u8> Simd for Avx2<PAIRS> {
             let up = _mm256_sll_epi32(a, _mm_cvtsi32_si128(24 - 8 * BYTE));
             let mask = _mm256_set1_epi32(0x87f0_0000u32.cast_signed());
             _mm256_castsi256_ps(_mm256_and_si256(_mm256_srai_epi32::<4>(up), mask))
+        }
+    }
+}
+
+impl<const PAIRS: u8> Avx2<PAIRS> {
+    /// Lane i: all lanes of row i of eight together, by an operation that has no order. Each round
+    /// halves the vectors, exchanging within 4 lanes, then 4 lanes.
+    #[inline(always)]
+    fn of_each(self, rows: &[__m256], op: impl Fn(__m256, __m256) -> __m256) -> __m256 {
+        isa! {
+            let mut a = [_mm256_setzero_ps(); 4];
+            for i in 0..4 {
+                let (x, y) = (rows[2 * i], rows[2 * i + 1]);
+                a[i] = op(_mm256_unpacklo_ps(x, y), _mm256_unpackhi_ps(x, y));
+            }
+            let mut b = [_mm256_setzero_ps(); 2];
+            for i in 0..2 {
+                let x = _mm256_castps_pd(a[2 * i]);
+                let y = _mm256_castps_pd(a[2 * i + 1]);
+                b[i] = op(
+                    _mm256_castpd_ps(_mm256_unpacklo_pd(x, y)),
+                    _mm256_castpd_ps(_mm256_unpackhi_pd(x, y)),
+                );
+            }
+            op(
+                _mm256_permute2f128_ps::<0x20>(b[0], b[1]),
+                _mm256_permute2f128_ps::<0x31>(b[0], b[1]),
+            )
         }
     }
 }

@@ -53,6 +53,10 @@ impl<const DOTS: bool> Simd for Avx512<DOTS> {
         isa!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
     }
     #[inline(always)]
+    fn prefetch_far(self, p: *const u8) {
+        isa!(_mm_prefetch::<_MM_HINT_T1>(p.cast()))
+    }
+    #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
         isa!(_mm512_set1_ps(x))
     }
@@ -265,7 +269,12 @@ impl<const DOTS: bool> Simd for Avx512<DOTS> {
     #[inline(always)]
     fn dot_bf16(self, sum: __m512, a: __m512i, b: u32) -> __m512 {
         isa! {
-            let b = _mm512_set1_epi32(b.cast_signed());
+            self.dot_bf16_words(sum, a, _mm512_set1_epi32(b.cast_signed()))
+        }
+    }
+    #[inline(always)]
+    fn dot_bf16_words(self, sum: __m512, a: __m512i, b: __m512i) -> __m512 {
+        isa! {
             let (a, b) = (
                 std::mem::transmute::<__m512i, __m512bh>(a),
                 std::mem::transmute::<__m512i, __m512bh>(b),
@@ -274,15 +283,17 @@ impl<const DOTS: bool> Simd for Avx512<DOTS> {
         }
     }
     #[inline(always)]
-    unsafe fn interleave_bf16(self, a: *const u16, b: *const u16, to: *mut u32) {
+    fn interleave_words(self, a: __m512i, b: __m512i) -> [__m512i; 2] {
         isa! {
-            let (a, b) = (_mm512_loadu_si512(a.cast()), _mm512_loadu_si512(b.cast()));
             // Place 2 i is a's element i, the next one b's, which begin at 32.
             let low = _mm512_loadu_si512(PAIRS[0].as_ptr().cast());
             let high = _mm512_loadu_si512(PAIRS[1].as_ptr().cast());
-            _mm512_storeu_si512(to.cast(), _mm512_permutex2var_epi16(a, low, b));
-            _mm512_storeu_si512(to.add(16).cast(), _mm512_permutex2var_epi16(a, high, b));
+            [_mm512_permutex2var_epi16(a, low, b), _mm512_permutex2var_epi16(a, high, b)]
         }
+    }
+    #[inline(always)]
+    unsafe fn store_words(self, p: *mut u8, a: __m512i) {
+        isa!(_mm512_storeu_si512(p.cast(), a))
     }
     const TRANSPOSES: bool = true;
     #[inline(always)]

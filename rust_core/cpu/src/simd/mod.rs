@@ -223,7 +223,7 @@ pub trait Simd: Copy {
     /// Byte BYTE, a float8 e4m3, times 2^-120: sign, exponent and mantissa where a float32 has them.
     fn small_e4m3<const BYTE: i32>(self, a: Self::I) -> Self::V;
 
-    /// True if the next three exist, and products of int16 beat those of int8 parts.
+    /// True if the next two and `store_words` exist, and products of int16 beat those of int8 parts.
     const WIDENS: bool = false;
 
     /// Bytes 0 and 1 of each word as int16, and bytes 2 and 3.
@@ -246,7 +246,7 @@ pub trait Simd: Copy {
         unreachable!("not of this level")
     }
 
-    /// True if the next three exist: for each word, dot products of pairs of bf16, rounded once in a
+    /// True if the next five exist: for each word, dot products of pairs of bf16, rounded once in a
     /// while between them.
     const DOTS_BF16: bool = false;
 
@@ -255,19 +255,41 @@ pub trait Simd: Copy {
         unreachable!("not of this level")
     }
 
+    /// `sum` plus the products of each word's two bf16 with those of b's word.
+    fn dot_bf16_words(self, _sum: Self::V, _a: Self::I, _b: Self::I) -> Self::V {
+        unreachable!("not of this level")
+    }
+
+    /// 2 LANES bf16 of a and of b in turns: the first LANES pairs, the others.
+    fn interleave_words(self, _a: Self::I, _b: Self::I) -> [Self::I; 2] {
+        unreachable!("not of this level")
+    }
+
     /// 16 pairs of bf16 of each of 16 rows as columns: pair i of row j goes to `to[i * stride + j]`.
     unsafe fn transpose_pairs(self, _rows: [*const u16; 16], _to: *mut u32, _stride: usize) {
         unreachable!("not of this level")
     }
 
-    /// 32 bf16 of two rows as 32 pairs.
-    unsafe fn interleave_bf16(self, _a: *const u16, _b: *const u16, _to: *mut u32) {
-        unreachable!("not of this level")
+    /// `interleave_words` of 2 LANES bf16 at a and b, stored.
+    #[inline(always)]
+    unsafe fn interleave_bf16(self, a: *const u16, b: *const u16, to: *mut u32) {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let (a, b) = (self.load_words(a.cast()), self.load_words(b.cast()));
+            let [first, last] = self.interleave_words(a, b);
+            self.store_words(to.cast(), first);
+            self.store_words(to.add(Self::LANES).cast(), last);
+        }
     }
 
     /// Ask for the cache line at any address, valid or not.
     #[inline(always)]
     fn prefetch(self, _p: *const u8) {}
+
+    /// The same into the second-level cache: more of such requests can be under way at once, where
+    /// no hardware prefetch helps (bench/NOTES.md, "Decode at 8k of context").
+    #[inline(always)]
+    fn prefetch_far(self, _p: *const u8) {}
 
     #[inline(always)]
     fn zero(self) -> Self::V {
