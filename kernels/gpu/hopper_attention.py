@@ -457,7 +457,25 @@ def hopper_prefill_kernel(
         mbarrier.init(v_empty.index(s), count=WARPGROUPS)
     fence_async_shared()
     gl.thread_barrier()
-    if WARPGROUPS == 2:
+    if WARPGROUPS == 1:
+        gl.warp_specialize(
+            [
+                (compute_all, (
+                    q, out, q_tiles.index(0), k_tiles, v_tiles, v_pages, k_full, k_empty, v_full, v_empty,
+                    slots, seq_lens, query_start_loc, sinks, scale, softcap, num_reqs,
+                    0, SINKS, SOFTCAP, NUM_KV_HEADS, GROUP, HEAD_DIM, PAGE, WINDOW, CAUSAL, BLOCK_R,
+                    BLOCK_Q, BLOCK_N, STAGES,
+                )),
+                (load_all, (
+                    k_desc, v_desc, k_pages, v_pages, k_full, k_empty, v_full, v_empty, block_table,
+                    table_stride, slots, seq_lens, query_start_loc, num_reqs,
+                    NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM, WINDOW, CAUSAL, BLOCK_R, BLOCK_Q, BLOCK_N, STAGES,
+                )),
+            ],
+            [1],
+            [40],
+        )  # fmt: skip
+    elif WARPGROUPS == 2:
         gl.warp_specialize(
             [
                 (compute_all, (
