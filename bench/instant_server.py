@@ -64,6 +64,7 @@ class InstantRunner:
     num_stages = 1
     keeps_kv = True
     num_state_checkpoints = None
+    prefix_sharing = None
     pooling = None
 
     def __init__(self, config: EngineConfig, tokens: list[int], pace_s: float) -> None:

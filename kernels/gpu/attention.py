@@ -16,7 +16,9 @@ import torch
 import triton
 import triton.language as tl
 
+from ..shared_prefixes import SharedPrefixes
 from .decode_attention import decode_attention
+from .hopper_plan import has_gluon, plan_hopper
 from .launch import check_shape, check_tensors, next_power_of_2, pdl_options
 from .online_softmax import empty_softmax, normalized, with_sink
 from .paged_kv import (
@@ -27,7 +29,7 @@ from .paged_kv import (
     kv_shape,
 )
 from .prefill_steps import prefill_steps
-from .shared_attention import SharedPrefixes, shared_attention
+from .shared_attention import shared_attention
 
 # Matrix units take float32 as sums of two tf32 numbers: an error of 1e-7 in products of 384 terms,
 # where plain float32 sums them to 2.5e-7.
@@ -158,6 +160,9 @@ def plan_prefill(rows: int, group: int, head_dim: int, dtype: torch.dtype) -> Pr
         if head_dim <= 64:
             return PrefillConfig(max(64, least), 32, 4, 2)
         return PrefillConfig(max(32, least), 32 if head_dim <= 128 else 16, 4, 2)
+    if head_dim > 256:
+        # Accumulators of more rows do not fit the registers.
+        return PrefillConfig(max(32, least), 32, 4, 2)
     if head_dim > 128:
         return PrefillConfig(max(64, least), 32, 4, 2)
     if rows * group <= 64:
@@ -271,9 +276,44 @@ def paged_attention(
             shared=sums,
             config=decode_config,
         )
-    if num_decodes < num_reqs:
+    if num_decodes == num_reqs:
+        return out
+    rest = num_reqs - num_decodes
+    fast = None
+    if prefill_config is None and has_gluon(q.device):
+        fast = plan_hopper(
+            kv,
+            q.dtype,
+            k_cache.dtype,
+            rows - num_decodes,
+            rest,
+            sliding_window=sliding_window,
+            causal=causal,
+            has_slopes=slopes is not None,
+        )
+    if fast is not None:
+        # Gluon is not part of every Triton.
+        from .hopper_attention import hopper_prefill
+
+        hopper_prefill(
+            q,
+            k_cache,
+            v_cache,
+            block_table,
+            slots[num_decodes:],
+            seq_lens[num_decodes:],
+            query_start_loc[num_decodes:],
+            out,
+            rows - num_decodes,
+            scale=scale,
+            sliding_window=sliding_window,
+            softcap=softcap,
+            causal=causal,
+            sinks=sinks,
+            tile=fast,
+        )
+    else:
         tile = prefill_config or plan_prefill(rows - num_decodes, kv.group, head_dim, q.dtype)
-        rest = num_reqs - num_decodes
         # Rounding up costs at most one tile a request.
         tiles = (rows - num_decodes) // (tile.block_m // kv.group) + rest
         prefill_kernel[(num_kv_heads, tiles)](

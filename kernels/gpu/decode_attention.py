@@ -426,7 +426,8 @@ def decode_attention(
 ) -> None:
     """Writes the first R rows of out [T, Hq * Dh]; arguments that paged_attention has checked.
 
-    R = number of slots. ``shared``: of tokens that are attended to already. ``rotation``: q is the projection, and is rotated with this.
+    R = number of slots. ``shared``: of tokens that are attended to already. ``rotation``: q is the
+    projection, and is rotated with this.
     """
     num_decodes = slots.shape[0]
     kv = kv_shape(k_cache, out.shape[1] // k_cache.shape[3])

@@ -11,8 +11,6 @@ The grid does not depend on lengths, as in attention.py, whose kernel takes what
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -26,7 +24,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .launch import cdiv, num_sms, pdl_options
+from .hopper_plan import HopperTile
+from .launch import num_sms, pdl_options
 from .paged_kv import block_r, kv_shape
 
 LOG2E = gl.constexpr(1.4426950408889634)
@@ -34,15 +33,6 @@ LOG2E = gl.constexpr(1.4426950408889634)
 HALF = gl.constexpr(64)
 # Rows of a warpgroup's matrix instruction.
 ROWS = gl.constexpr(64)
-
-
-class HopperTile(NamedTuple):
-    """Warpgroups of 64 query rows, keys a step, stages of keys and values in shared memory."""
-
-    warpgroups: int
-    block_n: int
-    num_stages: int
-    registers: int  # of a thread of the warpgroups
 
 
 @gluon.jit
@@ -60,12 +50,20 @@ def exp2(x):
 
 @gluon.jit
 def computed(sums):
-    """Sums, of which none is negative, before what follows: a branch that is not taken.
+    """Sums, of which none is negative, computed before what follows: by a store that never happens.
 
-    The assembler otherwise moves a wait for matrix units in front of the arithmetic before it.
+    The assembler otherwise moves the wait for the matrix units in front of the softmax, which then
+    runs beside nothing (bench/NOTES.md, "Prefill attention on an H200").
     """
     return gl.inline_asm_elementwise(
-        "{ .reg .pred p; setp.lt.f32 p, $1, 0f00000000; .reg .b32 a; mov.b32 a, 0; @p st.volatile.shared.f32 [a], $1; mov.f32 $0, $1; }",
+        """{
+            .reg .pred negative;
+            .reg .b32 nowhere;
+            setp.lt.f32 negative, $1, 0f00000000;
+            mov.b32 nowhere, 0;
+            @negative st.volatile.shared.f32 [nowhere], $1;
+            mov.f32 $0, $1;
+        }""",
         "=f,f", [sums], dtype=gl.float32, is_pure=False, pack=1,
     )  # fmt: skip
 
@@ -242,10 +240,10 @@ def attend_steps(
     acc, weights, row_max, row_sum, used, q_tile, k_tiles, v_tiles, k_full, k_empty, v_full,
     v_empty, q_position, begin, end, seq_len, scale, softcap,
     SOFTCAP: gl.constexpr, WINDOW: gl.constexpr, CAUSAL: gl.constexpr, MASKED: gl.constexpr,
-    BLOCK_N: gl.constexpr, STAGES: gl.constexpr, S: gl.constexpr, O: gl.constexpr,
+    BLOCK_N: gl.constexpr, STAGES: gl.constexpr, S: gl.constexpr, ACC: gl.constexpr,
 ):  # fmt: skip
     """The state after steps end - 1 .. begin; weights are of the step before, not yet added up."""
-    P: gl.constexpr = gl.DotOperandLayout(0, O, 2)
+    P: gl.constexpr = gl.DotOperandLayout(0, ACC, 2)
     zeros = gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S)
     for step in range(end - 1, begin - 1, -1):
         before = (used - 1) % STAGES
@@ -265,7 +263,7 @@ def attend_steps(
         row_sum = computed(row_sum)
         acc, weights = warpgroup_mma_wait(0, deps=(acc, weights))
         mbarrier.arrive(v_empty.index(before), count=1)
-        acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, O))[:, None]
+        acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, ACC))[:, None]
         weights = gl.convert_layout(p.to(weights.dtype), P)
         used += 1
     return acc, weights, row_max, row_sum, used
@@ -305,8 +303,8 @@ def compute_all(
 ):  # fmt: skip
     """A warpgroup: its 64 rows of every tile."""
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
-    O: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD_DIM, 16])
-    P: gl.constexpr = gl.DotOperandLayout(0, O, 2)
+    ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD_DIM, 16])
+    P: gl.constexpr = gl.DotOperandLayout(0, ACC, 2)
     COPY: gl.constexpr = gl.BlockedLayout([1, 8], [32 * 8 // HALF, HALF // 8], [4, 1], [1, 0])
     reqs, tiles, ends = request_tiles(query_start_loc, num_reqs, BLOCK_Q, BLOCK_R)
     total = gl.sum(tiles, 0)
@@ -335,7 +333,7 @@ def compute_all(
         q_position = seq_len - q_len + q_begin + i // GROUP
         row_max = gl.full([ROWS], float("-inf"), gl.float32, layout=gl.SliceLayout(1, S))
         row_sum = gl.zeros([ROWS], gl.float32, layout=gl.SliceLayout(1, S))
-        acc = gl.zeros([ROWS, HEAD_DIM], gl.float32, layout=O)
+        acc = gl.zeros([ROWS, HEAD_DIM], gl.float32, layout=ACC)
         stage = used % STAGES
         mbarrier.wait(k_full.index(stage), used // STAGES & 1)
         zeros = gl.zeros([ROWS, BLOCK_N], gl.float32, layout=S)
@@ -356,18 +354,18 @@ def compute_all(
         acc, weights, row_max, row_sum, used = attend_steps(
             acc, weights, row_max, row_sum, used, q_tile, k_tiles, v_tiles, k_full, k_empty,
             v_full, v_empty, q_position, seen_end, end - 1, seq_len, scale, softcap,
-            SOFTCAP, WINDOW, CAUSAL, True, BLOCK_N, STAGES, S, O,
+            SOFTCAP, WINDOW, CAUSAL, True, BLOCK_N, STAGES, S, ACC,
         )  # fmt: skip
         acc, weights, row_max, row_sum, used = attend_steps(
             acc, weights, row_max, row_sum, used, q_tile, k_tiles, v_tiles, k_full, k_empty,
             v_full, v_empty, q_position, seen_begin, seen_end, seq_len, scale, softcap,
-            SOFTCAP, WINDOW, CAUSAL, False, BLOCK_N, STAGES, S, O,
+            SOFTCAP, WINDOW, CAUSAL, False, BLOCK_N, STAGES, S, ACC,
         )  # fmt: skip
         if WINDOW > 0:
             acc, weights, row_max, row_sum, used = attend_steps(
                 acc, weights, row_max, row_sum, used, q_tile, k_tiles, v_tiles, k_full, k_empty,
                 v_full, v_empty, q_position, begin, seen_begin, seq_len, scale, softcap,
-                SOFTCAP, WINDOW, CAUSAL, True, BLOCK_N, STAGES, S, O,
+                SOFTCAP, WINDOW, CAUSAL, True, BLOCK_N, STAGES, S, ACC,
             )  # fmt: skip
         before = (used - 1) % STAGES
         mbarrier.wait(v_full.index(before), (used - 1) // STAGES & 1)
@@ -382,11 +380,11 @@ def compute_all(
             row_sum += exp2(sink - top)
         # A row that has seen no key is zero.
         inverse = 1.0 / gl.where(row_sum > 0.0, row_sum, 1.0)
-        result = acc * gl.convert_layout(inverse, gl.SliceLayout(1, O))[:, None]
-        i = WARPGROUP * ROWS + gl.arange(0, ROWS, layout=gl.SliceLayout(1, O))
+        result = acc * gl.convert_layout(inverse, gl.SliceLayout(1, ACC))[:, None]
+        i = WARPGROUP * ROWS + gl.arange(0, ROWS, layout=gl.SliceLayout(1, ACC))
         token = q_begin + i // GROUP
         rows = (q_start + token).to(gl.int64) * (NUM_KV_HEADS * GROUP) + kv_head * GROUP + i % GROUP
-        d = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, O))
+        d = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, ACC))
         in_rows = (i < BLOCK_Q * GROUP) & (token < q_len)
         gl.store(
             out + rows[:, None] * HEAD_DIM + d[None, :],
@@ -404,7 +402,7 @@ def compute_all(
 )
 def hopper_prefill_kernel(
     q,  # [T, Hq, Dh]
-    k_desc,  # of a cache [blocks * Hkv * BLOCK_SIZE, Dh]: boxes of some rows of a block, 64 elements
+    k_desc,  # of a cache [blocks * Hkv * BLOCK_SIZE, Dh]: boxes of a block's rows, 64 elements wide
     v_desc,
     block_table,
     table_stride,
@@ -461,15 +459,17 @@ def hopper_prefill_kernel(
         gl.warp_specialize(
             [
                 (compute_all, (
-                    q, out, q_tiles.index(0), k_tiles, v_tiles, v_pages, k_full, k_empty, v_full, v_empty,
+                    q, out, q_tiles.index(0), k_tiles, v_tiles, v_pages,
+                    k_full, k_empty, v_full, v_empty,
                     slots, seq_lens, query_start_loc, sinks, scale, softcap, num_reqs,
                     0, SINKS, SOFTCAP, NUM_KV_HEADS, GROUP, HEAD_DIM, PAGE, WINDOW, CAUSAL, BLOCK_R,
                     BLOCK_Q, BLOCK_N, STAGES,
                 )),
                 (load_all, (
-                    k_desc, v_desc, k_pages, v_pages, k_full, k_empty, v_full, v_empty, block_table,
-                    table_stride, slots, seq_lens, query_start_loc, num_reqs,
-                    NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM, WINDOW, CAUSAL, BLOCK_R, BLOCK_Q, BLOCK_N, STAGES,
+                    k_desc, v_desc, k_pages, v_pages, k_full, k_empty, v_full, v_empty,
+                    block_table, table_stride, slots, seq_lens, query_start_loc, num_reqs,
+                    NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM, WINDOW, CAUSAL, BLOCK_R,
+                    BLOCK_Q, BLOCK_N, STAGES,
                 )),
             ],
             [1],
@@ -479,21 +479,24 @@ def hopper_prefill_kernel(
         gl.warp_specialize(
             [
                 (compute_all, (
-                    q, out, q_tiles.index(0), k_tiles, v_tiles, v_pages, k_full, k_empty, v_full, v_empty,
+                    q, out, q_tiles.index(0), k_tiles, v_tiles, v_pages,
+                    k_full, k_empty, v_full, v_empty,
                     slots, seq_lens, query_start_loc, sinks, scale, softcap, num_reqs,
                     0, SINKS, SOFTCAP, NUM_KV_HEADS, GROUP, HEAD_DIM, PAGE, WINDOW, CAUSAL, BLOCK_R,
                     BLOCK_Q, BLOCK_N, STAGES,
                 )),
                 (compute_all, (
-                    q, out, q_tiles.index(1), k_tiles, v_tiles, v_pages, k_full, k_empty, v_full, v_empty,
+                    q, out, q_tiles.index(1), k_tiles, v_tiles, v_pages,
+                    k_full, k_empty, v_full, v_empty,
                     slots, seq_lens, query_start_loc, sinks, scale, softcap, num_reqs,
                     1, SINKS, SOFTCAP, NUM_KV_HEADS, GROUP, HEAD_DIM, PAGE, WINDOW, CAUSAL, BLOCK_R,
                     BLOCK_Q, BLOCK_N, STAGES,
                 )),
                 (load_all, (
-                    k_desc, v_desc, k_pages, v_pages, k_full, k_empty, v_full, v_empty, block_table,
-                    table_stride, slots, seq_lens, query_start_loc, num_reqs,
-                    NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM, WINDOW, CAUSAL, BLOCK_R, BLOCK_Q, BLOCK_N, STAGES,
+                    k_desc, v_desc, k_pages, v_pages, k_full, k_empty, v_full, v_empty,
+                    block_table, table_stride, slots, seq_lens, query_start_loc, num_reqs,
+                    NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM, WINDOW, CAUSAL, BLOCK_R,
+                    BLOCK_Q, BLOCK_N, STAGES,
                 )),
             ],
             [4, 1],
@@ -503,27 +506,31 @@ def hopper_prefill_kernel(
         gl.warp_specialize(
             [
                 (compute_all, (
-                    q, out, q_tiles.index(0), k_tiles, v_tiles, v_pages, k_full, k_empty, v_full, v_empty,
+                    q, out, q_tiles.index(0), k_tiles, v_tiles, v_pages,
+                    k_full, k_empty, v_full, v_empty,
                     slots, seq_lens, query_start_loc, sinks, scale, softcap, num_reqs,
                     0, SINKS, SOFTCAP, NUM_KV_HEADS, GROUP, HEAD_DIM, PAGE, WINDOW, CAUSAL, BLOCK_R,
                     BLOCK_Q, BLOCK_N, STAGES,
                 )),
                 (compute_all, (
-                    q, out, q_tiles.index(1), k_tiles, v_tiles, v_pages, k_full, k_empty, v_full, v_empty,
+                    q, out, q_tiles.index(1), k_tiles, v_tiles, v_pages,
+                    k_full, k_empty, v_full, v_empty,
                     slots, seq_lens, query_start_loc, sinks, scale, softcap, num_reqs,
                     1, SINKS, SOFTCAP, NUM_KV_HEADS, GROUP, HEAD_DIM, PAGE, WINDOW, CAUSAL, BLOCK_R,
                     BLOCK_Q, BLOCK_N, STAGES,
                 )),
                 (compute_all, (
-                    q, out, q_tiles.index(2), k_tiles, v_tiles, v_pages, k_full, k_empty, v_full, v_empty,
+                    q, out, q_tiles.index(2), k_tiles, v_tiles, v_pages,
+                    k_full, k_empty, v_full, v_empty,
                     slots, seq_lens, query_start_loc, sinks, scale, softcap, num_reqs,
                     2, SINKS, SOFTCAP, NUM_KV_HEADS, GROUP, HEAD_DIM, PAGE, WINDOW, CAUSAL, BLOCK_R,
                     BLOCK_Q, BLOCK_N, STAGES,
                 )),
                 (load_all, (
-                    k_desc, v_desc, k_pages, v_pages, k_full, k_empty, v_full, v_empty, block_table,
-                    table_stride, slots, seq_lens, query_start_loc, num_reqs,
-                    NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM, WINDOW, CAUSAL, BLOCK_R, BLOCK_Q, BLOCK_N, STAGES,
+                    k_desc, v_desc, k_pages, v_pages, k_full, k_empty, v_full, v_empty,
+                    block_table, table_stride, slots, seq_lens, query_start_loc, num_reqs,
+                    NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM, WINDOW, CAUSAL, BLOCK_R,
+                    BLOCK_Q, BLOCK_N, STAGES,
                 )),
             ],
             [4, 4, 1],

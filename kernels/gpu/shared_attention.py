@@ -16,27 +16,17 @@ import torch
 import triton
 import triton.language as tl
 
+from ..shared_prefixes import MAX_GROUPS, SharedPrefixes
 from .launch import cdiv, next_power_of_2, num_sms, pdl_options
 from .online_softmax import empty_softmax
 from .paged_kv import KVShape, PagedKV, find_request
 from .prefill_steps import prefill_steps
 
-# Groups of a step; further requests attend alone.
-MAX_GROUPS = 16
-GROUP_FIELDS = 3
 # The most parts that a group's keys are cut into.
 MAX_SPLITS = 16
 # Keys of a part below which its fixed costs outweigh them.
 MIN_SPLIT = 256
 PROGRAMS_PER_SM = 1
-
-
-class SharedPrefixes(NamedTuple):
-    """Which rows of a batch of single queries share leading blocks, int32 on the device."""
-
-    groups: torch.Tensor  # [MAX_GROUPS, 3]: the first of its members, their number, shared tokens
-    members: torch.Tensor  # [R]: rows, group by group
-    tokens: torch.Tensor  # [R]: leading tokens that a row's group attends to; 0: it is in none
 
 
 class SharedSums(NamedTuple):

@@ -58,6 +58,7 @@ class FakeRunner:
         self.num_stages = max(max_in_flight - 1, 1)
         self.keeps_kv = True
         self.num_state_checkpoints = None
+        self.prefix_sharing = None
         self.pooling = None
         self.max_blocks = -(-self.max_model_len // self.block_size)
         size = Staging.required_len(

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.kernels.test_gpu import DEVICE, DTYPES, assert_close, int32, randn
 
 from octavo.kernels import reference
 from octavo.kernels.gpu import ops as gpu
-from tests.kernels.test_gpu import DEVICE, DTYPES, assert_close, int32, randn
+from octavo.kernels.shared_prefixes import MAX_GROUPS, SharedPrefixes
 
 shared_module = importlib.import_module("octavo.kernels.gpu.shared_attention")
 
@@ -24,9 +25,9 @@ def plan(groups: list[tuple[list[int], int]], num_reqs: int, block_size: int) ->
         members += rows
         for row in rows:
             tokens[row] = blocks * block_size
-    fields += [[0, 0, 0]] * (shared_module.MAX_GROUPS - len(fields))
+    fields += [[0, 0, 0]] * (MAX_GROUPS - len(fields))
     members += [0] * (num_reqs - len(members))
-    return shared_module.SharedPrefixes(int32(fields), int32(members), int32(tokens))
+    return SharedPrefixes(int32(fields), int32(members), int32(tokens))
 
 
 def check_shared(

@@ -97,6 +97,7 @@ class EngineLoop:
             tokenizer=self.tokenizer,
             num_state_checkpoints=self.runner.num_state_checkpoints,
             state_checkpoint_interval=config.state_checkpoint_interval,
+            prefix_sharing=self.runner.prefix_sharing,
         )
         self.limits = RequestLimits(
             max_model_len=self.runner.max_model_len,

@@ -43,6 +43,8 @@ class StepShape(NamedTuple):
     decode_rows: int
     prefill_reqs: int
     prefill_rows: int
+    # Of decodes alone: some begin with the same blocks, which are read once.
+    shares: bool = False
 
     @property
     def rows(self) -> int:

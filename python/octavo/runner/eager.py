@@ -170,6 +170,7 @@ class EagerRunner:
     max_in_flight = 1
     num_stages = 1
     keeps_kv = True
+    prefix_sharing: tuple[int, int, int] | None = None
     pooling: PoolingInfo | None = None
 
     def __init__(self, loaded: LoadedModel[CausalLM]) -> None:

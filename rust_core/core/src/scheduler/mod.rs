@@ -47,7 +47,9 @@ mod integrity;
 mod leaving;
 mod planning;
 mod prefix_cache;
+mod prefix_finder;
 pub mod request;
+pub mod shared_prefixes;
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -56,12 +58,13 @@ use std::sync::Arc;
 use slab::Slab;
 
 use self::checkpoints::Checkpoints;
-pub use self::config::{LongPrefill, Policy, SchedulerConfig, StateConfig};
+pub use self::config::{LongPrefill, Policy, PrefixSharing, SchedulerConfig, StateConfig};
 use self::groups::Group;
 use crate::error::{Error, Result};
 use crate::scheduler::batch::{Entry, NO_CHECKPOINT, Plan, StagingLimits};
 use crate::scheduler::block_pool::{BlockId, SharedPool};
 use crate::scheduler::prefix_cache::BlockHasher;
+use crate::scheduler::prefix_finder::PrefixFinder;
 use crate::scheduler::request::{NO_GROUP, NO_SLOT, Prompt, Rank, Request, RequestStatus, Slot};
 
 /// Arguments of `add`.
@@ -129,6 +132,8 @@ pub struct Scheduler {
     pool: SharedPool,
     /// None: no layer has state.
     states: Option<Checkpoints>,
+    /// None: the device reads what requests share for each of them.
+    prefixes: Option<PrefixFinder>,
     hasher: BlockHasher,
     requests: Slab<Request>,
     index_of: HashMap<u64, u32, BuildHasherDefault<IdHasher>>,
@@ -179,6 +184,9 @@ impl Scheduler {
             states: config
                 .state
                 .map(|state| Checkpoints::new(state, config.block_size, config.max_num_seqs)),
+            prefixes: config
+                .prefix_sharing
+                .map(|sharing| PrefixFinder::new(sharing, config.num_blocks, config.block_size)),
             hasher: BlockHasher::new(),
             requests: Slab::with_capacity(config.max_num_seqs),
             index_of: HashMap::default(),
@@ -358,6 +366,11 @@ impl Scheduler {
             return false;
         }
         self.renew_misled(plan);
+        if let Some(finder) = &mut self.prefixes
+            && plan.num_decodes == plan.entries.len()
+        {
+            finder.find(&plan.entries, &self.requests, &mut plan.shared);
+        }
         plan.step_id = self.num_steps;
         self.num_steps += 1;
         true
