@@ -13,7 +13,7 @@ from .paged_kv import KVShape
 # Of Triton, whose Gluon is not stable yet: those that hopper_attention was compiled and run with.
 GLUON_VERSIONS = ("3.6",)
 # Fewer rows are left to the plain kernel's small tiles, more requests to its lanes.
-MIN_ROWS = 256
+MIN_ROWS = 128
 MAX_REQS = 256
 
 
@@ -26,11 +26,22 @@ class HopperTile(NamedTuple):
     registers: int  # of a thread of the warpgroups
 
 
-# By elements of a head, from bench/NOTES.md, "Prefill attention on an H200".
+# By elements of a head: (least rows, tile), the last that fits. From the sweep of bench/NOTES.md,
+# "Prefill attention on an H200".
 TILES = {
-    64: HopperTile(2, 128, 3, 232),
-    128: HopperTile(2, 128, 2, 232),
-    256: HopperTile(2, 64, 2, 232),
+    64: (
+        (MIN_ROWS, HopperTile(1, 64, 6, 232)),
+        (512, HopperTile(2, 64, 4, 232)),
+        (2048, HopperTile(3, 64, 4, 160)),
+    ),
+    128: (
+        (MIN_ROWS, HopperTile(1, 64, 6, 232)),
+        (512, HopperTile(2, 64, 4, 232)),
+    ),
+    256: (
+        (MIN_ROWS, HopperTile(1, 64, 2, 232)),
+        (2048, HopperTile(2, 64, 2, 232)),
+    ),
 }
 
 
@@ -57,12 +68,15 @@ def plan_hopper(
 
     Boxes of a cache must hold whole swizzled rows of blocks, so sizes are powers of two.
     """
-    tile = TILES.get(shape.head_dim)
-    if tile is None or dtype not in (torch.bfloat16, torch.float16) or cache_dtype != dtype:
+    if dtype not in (torch.bfloat16, torch.float16) or cache_dtype != dtype:
         return None
     size = shape.block_size
-    if size < 8 or size != next_power_of_2(size) or shape.group > 64 * tile.warpgroups:
+    if size < 8 or size != next_power_of_2(size) or shape.group > 64 or num_reqs > MAX_REQS:
         return None
     if has_slopes or (sliding_window > 0 and not causal):
         return None
-    return tile if rows >= MIN_ROWS and num_reqs <= MAX_REQS else None
+    tile = None
+    for least, candidate in TILES.get(shape.head_dim, ()):
+        if rows >= least:
+            tile = candidate
+    return tile

@@ -85,7 +85,11 @@ impl PrefixFinder {
                 .unwrap_or(0);
             let saved = (members.len() - 1) * blocks * self.block_size;
             let sharing = &self.sharing;
-            if saved < sharing.min_saved_tokens || found.groups.len() == sharing.max_groups {
+            // Less than what the key promises, where a block was computed twice and one copy evicted.
+            if blocks * self.block_size < sharing.min_tokens
+                || saved < sharing.min_saved_tokens
+                || found.groups.len() == sharing.max_groups
+            {
                 continue;
             }
             found.groups.push(PrefixGroup {
