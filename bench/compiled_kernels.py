@@ -30,6 +30,7 @@ from octavo.kernels import slots
 from octavo.kernels.gpu import ops as gpu
 from octavo.kernels.gpu.all_reduce import add_norm, all_reduce
 from octavo.kernels.gpu.peers import make_peers
+from octavo.kernels.shared_prefixes import GROUP_FIELDS, MAX_GROUPS
 from octavo.kernels.weights import Norm
 
 CUOBJDUMP = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
@@ -117,7 +118,13 @@ def compile_step(rows: dict[str, dict[str, int]]) -> None:
     n, many = MAX_SEQS + 1, 8192
     table = ints(n, slots.RECORD_LEN)
     buffers = gpu.StepBuffers(
-        *(ints(many) for _ in range(8)), ints(n, 512), slot_table=table, sampled_table=table
+        *(ints(many) for _ in range(8)),
+        ints(n, 512),
+        ints(MAX_GROUPS, GROUP_FIELDS),
+        ints(many),
+        ints(many),
+        slot_table=table,
+        sampled_table=table,
     )
     with compiled(rows, ""):
         gpu.prepare_step(ints(many), buffers, decode_rows=8, prefill_reqs=0, prefill_rows=0)

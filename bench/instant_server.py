@@ -65,6 +65,7 @@ class InstantRunner:
     padded_prompts = ()
     keeps_kv = True
     num_state_checkpoints = None
+    prefix_sharing = None
     pooling = None
 
     def __init__(self, config: EngineConfig, tokens: list[int], pace_s: float) -> None:

@@ -16,6 +16,7 @@ from .decoder import Decoder, DecoderSpec
 from .encoder import Encoder, EncoderSpec
 from .rank import ALONE, Rank
 from .recurrent import RecurrentOps
+from .shared_prefixes import SharedPrefixes
 from .weights import ExpertBiases, Experts, Stored, Weight
 
 
@@ -112,6 +113,7 @@ class PagedAttention(Protocol):
         causal: bool = True,
         sinks: Tensor | None = None,
         slopes: Tensor | None = None,
+        shared: SharedPrefixes | None = None,
     ) -> Tensor: ...
 
 

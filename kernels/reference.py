@@ -22,6 +22,7 @@ from .kv_cache import read_blocks, store_rows
 from .opset import OpSet
 from .reference_recurrent import RECURRENT_OPS
 from .routing import Routing
+from .shared_prefixes import SharedPrefixes
 from .weights import (
     ExpertBiases,
     Experts,
@@ -303,6 +304,7 @@ def paged_attention(
     causal: bool = True,
     sinks: Tensor | None = None,
     slopes: Tensor | None = None,
+    shared: SharedPrefixes | None = None,
 ) -> Tensor:
     """Attention of q [T, Hq, Dh] over the blocks of R requests: [T, Hq * Dh] in q's dtype.
 
@@ -313,8 +315,9 @@ def paged_attention(
     causal=False: every query sees the whole request. sinks float32 [Hq]: every query's softmax has
     one score more, its head's, which no value belongs to. slopes float32 [Hq]: scores fall by a
     head's slope for each token between query and key (ALiBi). num_decodes (leading requests with
-    one query), max_query_len and max_seq_len are hints for the kernels' grids. Rows of no request
-    are zero here and undefined in the kernels.
+    one query), max_query_len and max_seq_len are hints for the kernels' grids; shared tells them
+    which of these requests begin with the same blocks. Rows of no request are zero here and
+    undefined in the kernels.
     """
     tokens, num_heads, head_dim = q.shape
     num_kv_heads, block_size = k_cache.shape[1], k_cache.shape[2]
@@ -593,11 +596,13 @@ def prepare_step(
     decode_rows: int,
     prefill_reqs: int,
     prefill_rows: int,
+    shares: bool = False,
 ) -> None:
     """Spread a packed plan over the buffers, padded to a shape; see gpu/step.py for both.
 
     Rows and requests come as ``decode_rows`` decodes, then ``prefill_reqs`` requests of together
     ``prefill_rows`` tokens; the rest is padding: slot N - 1, sequence length 0, nothing stored.
+    ``shares``: the plan, of decodes alone, names groups that share prefixes.
     """
     header, values = packed[:8].tolist(), iter(packed[8:].tolist())
     num_tokens, num_reqs, num_decodes, num_samples, num_updates, num_records, offset, _ = header
@@ -609,6 +614,12 @@ def prepare_step(
     slots, seq_lens, starts = take(num_reqs), take(num_reqs), take(num_reqs + 1)
     sample_rows, sample_slots = take(num_reqs), take(num_reqs)
     places, blocks = take(num_updates), take(num_updates)
+    if shares:
+        groups = buffers["shared_groups"]
+        groups.copy_(torch.tensor(take(groups.numel())).view_as(groups))
+        for name in ("shared_members", "shared_tokens"):
+            buffers[name][:decode_rows] = 0
+            buffers[name][:num_reqs] = torch.tensor(take(num_reqs))
     table = buffers["slot_table"]
     spare = table.shape[0] - 1
 

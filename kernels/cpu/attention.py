@@ -7,6 +7,7 @@ from torch import Tensor
 
 from octavo import _core
 
+from ..shared_prefixes import SharedPrefixes
 from .tensors import (
     F32,
     Vector,
@@ -91,8 +92,9 @@ def paged_attention(
     causal: bool = True,
     sinks: Tensor | None = None,
     slopes: Tensor | None = None,
+    shared: SharedPrefixes | None = None,
 ) -> Tensor:
-    """See reference.paged_attention. Rows of no request are undefined.
+    """See reference.paged_attention. Rows of no request are undefined; each request attends alone.
 
     Raises:
         ValueError: a length, slot or block out of range, or tensors that do not fit.

@@ -16,18 +16,20 @@ import torch
 import triton
 import triton.language as tl
 
+from ..shared_prefixes import SharedPrefixes
 from .decode_attention import decode_attention
+from .hopper_plan import has_gluon, plan_hopper
 from .launch import check_shape, check_tensors, next_power_of_2, pdl_options
-from .online_softmax import attend, empty_softmax, lean, normalized, to_log2_scores, with_sink
+from .online_softmax import empty_softmax, normalized, with_sink
 from .paged_kv import (
     PagedKV,
     block_r,
     check_caches,
     find_request,
     kv_shape,
-    load_all_keys_and_values,
-    load_keys_and_values,
 )
+from .prefill_steps import prefill_steps
+from .shared_attention import shared_attention
 
 # Matrix units take float32 as sums of two tf32 numbers: an error of 1e-7 in products of 384 terms,
 # where plain float32 sums them to 2.5e-7.
@@ -41,60 +43,6 @@ class PrefillConfig(NamedTuple):
     block_n: int
     num_warps: int
     num_stages: int
-
-
-@triton.jit
-def prefill_steps(
-    acc,  # [BLOCK_M, BLOCK_D]
-    row_max,  # [BLOCK_M]
-    row_sum,
-    query,  # [BLOCK_M, BLOCK_D]
-    q_position,  # [BLOCK_M]
-    kv,  # PagedKV
-    table,  # the request's row of the block table
-    kv_head,
-    begin,
-    end,
-    seq_len,
-    scale,
-    softcap,
-    slopes,
-    head,  # [BLOCK_M]
-    in_rows,  # [BLOCK_M]
-    KV: tl.constexpr,
-    WINDOW: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    MASKED: tl.constexpr,  # False: every query of the tile sees every key of [begin, end)
-    BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """The online softmax over keys [begin, end), BLOCK_N at a time."""
-    n = tl.arange(0, BLOCK_N)
-    for start in range(begin, end, BLOCK_N):
-        position = start + n
-        if MASKED:
-            valid = position < seq_len
-            keys, values = load_keys_and_values(
-                kv, table, kv_head, position, valid, KV, query.dtype
-            )
-        else:
-            keys, values = load_all_keys_and_values(kv, table, kv_head, position, KV, query.dtype)
-        scores = tl.dot(query, keys.to(query.dtype), input_precision=PRECISION)
-        scores = to_log2_scores(scores, scale, softcap)
-        scores = lean(scores, slopes, head, in_rows, position[None, :] - q_position[:, None])
-        if MASKED:
-            seen = valid[None, :]
-            if CAUSAL:
-                seen = seen & (position[None, :] <= q_position[:, None])
-            if WINDOW > 0:
-                seen = seen & (q_position[:, None] - position[None, :] < WINDOW)
-                if not CAUSAL:
-                    seen = seen & (position[None, :] - q_position[:, None] < WINDOW)
-            scores = tl.where(seen, scores, float("-inf"))
-        acc, row_max, row_sum = attend(
-            acc, row_max, row_sum, query, scores, values, True, PRECISION
-        )
-    return acc, row_max, row_sum
 
 
 @triton.jit
@@ -212,6 +160,9 @@ def plan_prefill(rows: int, group: int, head_dim: int, dtype: torch.dtype) -> Pr
         if head_dim <= 64:
             return PrefillConfig(max(64, least), 32, 4, 2)
         return PrefillConfig(max(32, least), 32 if head_dim <= 128 else 16, 4, 2)
+    if head_dim > 256:
+        # Accumulators of more rows do not fit the registers.
+        return PrefillConfig(max(32, least), 32, 4, 2)
     if head_dim > 128:
         return PrefillConfig(max(64, least), 32, 4, 2)
     if rows * group <= 64:
@@ -240,6 +191,7 @@ def paged_attention(
     causal: bool = True,
     sinks: torch.Tensor | None = None,
     slopes: torch.Tensor | None = None,
+    shared: SharedPrefixes | None = None,
     decode_config: tuple[int, int, int] | None = None,
     prefill_config: PrefillConfig | None = None,
 ) -> torch.Tensor:
@@ -261,6 +213,8 @@ def paged_attention(
         softcap: scores become softcap * tanh(score / softcap); 0: not.
         sinks: [Hq] float32, a score of every query's softmax that no value belongs to.
         slopes: [Hq] float32; scores fall by a head's slope for each token between query and key.
+        shared: which of the first num_decodes requests share leading blocks; a layer with a sliding
+            window attends to each request alone.
         decode_config, prefill_config: tiles, where a bench overrides the tables.
 
     Returns:
@@ -293,6 +247,19 @@ def paged_attention(
         raise ValueError(f"num_decodes {num_decodes}: there are {num_reqs} requests, {rows} rows")
     out = torch.empty((rows, num_heads * head_dim), dtype=q.dtype, device=q.device)
     if num_decodes:
+        sums = None
+        if shared is not None and sliding_window == 0:
+            sums = shared_attention(
+                q,
+                PagedKV(k_cache, v_cache, block_table, block_table.stride(0)),
+                kv,
+                slots[:num_decodes],
+                seq_lens[:num_decodes],
+                shared,
+                scale=scale,
+                softcap=softcap,
+                slopes=slopes,
+            )
         decode_attention(
             q,
             k_cache,
@@ -306,11 +273,47 @@ def paged_attention(
             softcap=softcap,
             sinks=sinks,
             slopes=slopes,
+            shared=sums,
             config=decode_config,
         )
-    if num_decodes < num_reqs:
+    if num_decodes == num_reqs:
+        return out
+    rest = num_reqs - num_decodes
+    fast = None
+    if prefill_config is None and has_gluon(q.device):
+        fast = plan_hopper(
+            kv,
+            q.dtype,
+            k_cache.dtype,
+            rows - num_decodes,
+            rest,
+            sliding_window=sliding_window,
+            causal=causal,
+            has_slopes=slopes is not None,
+        )
+    if fast is not None:
+        # Gluon is not part of every Triton.
+        from .hopper_attention import hopper_prefill
+
+        hopper_prefill(
+            q,
+            k_cache,
+            v_cache,
+            block_table,
+            slots[num_decodes:],
+            seq_lens[num_decodes:],
+            query_start_loc[num_decodes:],
+            out,
+            rows - num_decodes,
+            scale=scale,
+            sliding_window=sliding_window,
+            softcap=softcap,
+            causal=causal,
+            sinks=sinks,
+            tile=fast,
+        )
+    else:
         tile = prefill_config or plan_prefill(rows - num_decodes, kv.group, head_dim, q.dtype)
-        rest = num_reqs - num_decodes
         # Rounding up costs at most one tile a request.
         tiles = (rows - num_decodes) // (tile.block_m // kv.group) + rest
         prefill_kernel[(num_kv_heads, tiles)](

@@ -33,6 +33,7 @@ from .paged_kv import (
     to_bytes,
 )
 from .rope import load_rotated, load_rotation
+from .shared_attention import SharedSums, shared_rows
 
 # Programs per multiprocessor: each holds about 50 KB of keys and values in flight. More are slower
 # in whole steps of many requests (bench/NOTES.md, "Steps on one H100").
@@ -202,6 +203,30 @@ def combine_chunks(
     return acc, row_max, row_sum
 
 
+@triton.jit
+def with_shared(acc, row_max, row_sum, shared, request, num_reqs, head, in_group, KV: tl.constexpr):
+    """The state with the sums of the tokens that the request's group shares."""
+    d = tl.arange(0, KV.block_d)
+    if tl.load(shared.tokens + request) > 0:
+        count = tl.load(shared.splits + request)
+        for split in range(count):
+            row = request.to(tl.int64) * (KV.num_kv_heads * KV.group) + head
+            acc_at, max_at, sum_at = shared_rows(
+                shared.partial, split, shared.num_splits, num_reqs, row, d, KV
+            )
+            in_tile = in_group[:, None] & (d[None, :] < KV.head_dim)
+            part_max = tl.load(max_at, mask=in_group, other=0.0)
+            part_sum = tl.load(sum_at, mask=in_group, other=0.0)
+            part = tl.load(acc_at, mask=in_tile, other=0.0)
+            new_max = tl.maximum(row_max, part_max)
+            alpha = tl.exp2(row_max - new_max)
+            beta = tl.exp2(part_max - new_max)
+            row_sum = row_sum * alpha + part_sum * beta
+            acc = acc * alpha[:, None] + part * beta[:, None]
+            row_max = new_max
+    return acc, row_max, row_sum
+
+
 @triton.jit(do_not_specialize=["num_reqs", "target_programs"])
 def decode_kernel(
     q,  # [R, Hq, Dh]; with ROT the projection [R, (Hq + 2 Hkv) * Dh]
@@ -221,6 +246,7 @@ def decode_kernel(
     softcap,  # None: none
     sinks,  # [Hq] float32; None: none
     slopes,  # [Hq] float32; None: none
+    shared,  # SharedSums of the groups' leading tokens; None: each request attends alone
     num_reqs,
     target_programs,
     KV: tl.constexpr,  # KVShape
@@ -244,6 +270,8 @@ def decode_kernel(
         lens = tl.minimum(lens, WINDOW)
     if ROT > 0:
         lens = tl.maximum(lens - 1, 0)
+    if shared is not None:
+        lens -= tl.load(shared.tokens + reqs, mask=known, other=0)
     counts, chunks = cut_into_chunks(lens, known, target_programs, KV, PLAN)
     request, first, num_chunks = find_request(counts, unit, PLAN.block_r)
     if request >= num_reqs:
@@ -256,6 +284,8 @@ def decode_kernel(
     begin = (unit - first) * chunk
     if WINDOW > 0:
         begin += tl.maximum(seq_len - WINDOW, 0)
+    if shared is not None:
+        begin += tl.load(shared.tokens + request)
     end = tl.minimum(begin + chunk, seq_len)
 
     g = tl.arange(0, PLAN.block_g)
@@ -317,6 +347,10 @@ def decode_kernel(
 
     out_at = out + group + tile
     if num_chunks == 1:
+        if shared is not None:
+            acc, row_max, row_sum = with_shared(
+                acc, row_max, row_sum, shared, request, num_reqs, head, in_group, KV
+            )
         row_sum = with_sink(row_max, row_sum, sinks, head, in_group)
         tl.store(out_at, normalized(acc, row_sum).to(out.dtype.element_ty), mask=in_tile)
     else:
@@ -332,6 +366,10 @@ def decode_kernel(
             acc, row_max, row_sum = combine_chunks(
                 partial, first, num_chunks, kv_head, tile, in_tile, g, KV, PLAN.block_g
             )
+            if shared is not None:
+                acc, row_max, row_sum = with_shared(
+                    acc, row_max, row_sum, shared, request, num_reqs, head, in_group, KV
+                )
             row_sum = with_sink(row_max, row_sum, sinks, head, in_group)
             tl.store(out_at, normalized(acc, row_sum).to(out.dtype.element_ty), mask=in_tile)
             tl.store(counter, 0)
@@ -382,12 +420,14 @@ def decode_attention(
     softcap: float,
     sinks: torch.Tensor | None = None,
     slopes: torch.Tensor | None = None,
+    shared: SharedSums | None = None,
     config: tuple[int, int, int] | None = None,
     rotation: Rotation | None = None,
 ) -> None:
     """Writes the first R rows of out [T, Hq * Dh]; arguments that paged_attention has checked.
 
-    R = number of slots. ``rotation``: q is the projection, and is rotated with this.
+    R = number of slots. ``shared``: of tokens that are attended to already. ``rotation``: q is the
+    projection, and is rotated with this.
     """
     num_decodes = slots.shape[0]
     kv = kv_shape(k_cache, out.shape[1] // k_cache.shape[3])
@@ -425,6 +465,7 @@ def decode_attention(
         softcap if softcap > 0 else None,
         sinks,
         slopes,
+        shared,
         num_decodes,
         target,
         KV=kv,

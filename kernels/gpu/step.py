@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 
 from .. import slots as columns
+from ..shared_prefixes import GROUP_FIELDS, MAX_GROUPS
 from .launch import cdiv, check_tensors, pdl_options
 from .slots import RECORD_LEN, column_at
 
@@ -31,6 +32,7 @@ HEADER_TURN = 7
 
 PLAN_BEGIN = tl.constexpr(HEADER_LEN)
 BLOCK = tl.constexpr(256)  # rows or requests at a time
+GROUP_VALUES = tl.constexpr(MAX_GROUPS * GROUP_FIELDS)
 BLOCK_RECORDS = tl.constexpr(64)  # records at a time: 8 values a thread
 
 SLOT = tl.constexpr(columns.SLOT)
@@ -52,6 +54,9 @@ class StepBuffers(NamedTuple):
     sample_rows: torch.Tensor  # [max requests]
     sample_slots: torch.Tensor  # [max requests]
     block_table: torch.Tensor  # [N, max_blocks_per_seq]
+    shared_groups: torch.Tensor  # [MAX_GROUPS, 3], as SharedPrefixes
+    shared_members: torch.Tensor  # [max requests]
+    shared_tokens: torch.Tensor  # [max requests]
     slot_table: torch.Tensor  # [N, RECORD_LEN]
     # The one whose last tokens are read: slot_table, or a later stage's, perhaps on another device.
     sampled_table: torch.Tensor  # [N, RECORD_LEN]
@@ -75,6 +80,9 @@ class Plan(NamedTuple):
     sample_rows: Any  # [num_reqs]
     sample_slots: Any  # [num_reqs]
     updates: Any  # [2, num_updates]: places in the block table, blocks
+    groups: Any  # [MAX_GROUPS, 3], of a step that shares prefixes, as those below
+    members: Any  # [num_reqs]
+    shared_tokens: Any  # [num_reqs]
     records: Any  # [num_records, RECORD_LEN]
 
 
@@ -82,16 +90,19 @@ class Plan(NamedTuple):
 def read_plan(packed):
     num_tokens = tl.load(packed)
     num_reqs = tl.load(packed + 1)
+    num_updates = tl.load(packed + 4)
     ids = packed + PLAN_BEGIN
     slots = ids + 3 * num_tokens
     starts = slots + 2 * num_reqs
     sample_rows = starts + num_reqs + 1
+    updates = sample_rows + 2 * num_reqs
+    groups = updates + 2 * num_updates
     return Plan(
         num_tokens=num_tokens,
         num_reqs=num_reqs,
         num_decodes=tl.load(packed + 2),
         num_samples=tl.load(packed + 3),
-        num_updates=tl.load(packed + 4),
+        num_updates=num_updates,
         num_records=tl.load(packed + 5),
         ids=ids,
         positions=ids + num_tokens,
@@ -101,7 +112,10 @@ def read_plan(packed):
         starts=starts,
         sample_rows=sample_rows,
         sample_slots=sample_rows + num_reqs,
-        updates=sample_rows + 2 * num_reqs,
+        updates=updates,
+        groups=groups,
+        members=groups + GROUP_VALUES,
+        shared_tokens=groups + GROUP_VALUES + num_reqs,
         records=ids + tl.load(packed + 6),
     )
 
@@ -187,6 +201,22 @@ def write_requests(plan, buffers, decode_rows, prefill_reqs, spare):
         tl.store(column_at(buffers.slot_table, slot, OUTPUT_POSITION), output, mask=sampled)
 
 
+@triton.jit
+def write_shared(plan, buffers, decode_rows):
+    """The groups of decodes that share prefixes; padding is in none."""
+    g = tl.arange(0, BLOCK)
+    in_groups = g < GROUP_VALUES
+    groups = tl.load(plan.groups + g, mask=in_groups, other=0)
+    tl.store(buffers.shared_groups + g, groups, mask=in_groups)
+    for start in range(0, decode_rows, BLOCK):
+        r = start + tl.arange(0, BLOCK)
+        known = r < plan.num_reqs
+        member = tl.load(plan.members + r, mask=known, other=0)
+        tokens = tl.load(plan.shared_tokens + r, mask=known, other=0)
+        tl.store(buffers.shared_members + r, member, mask=r < decode_rows)
+        tl.store(buffers.shared_tokens + r, tokens, mask=r < decode_rows)
+
+
 @triton.jit(do_not_specialize=["decode_rows", "prefill_reqs", "prefill_rows", "spare"])
 def prepare_kernel(
     packed,
@@ -195,6 +225,7 @@ def prepare_kernel(
     prefill_reqs,
     prefill_rows,
     spare,  # the slot of padding
+    SHARES: tl.constexpr,  # the plan has groups
     EARLY: tl.constexpr,  # let the next kernel start while this one runs
     PDL: tl.constexpr,
 ):
@@ -206,6 +237,8 @@ def prepare_kernel(
     write_rows(plan, buffers, decode_rows, prefill_rows)
     update_block_table(plan, buffers.block_table)
     if tl.program_id(0) == 0:
+        if SHARES:
+            write_shared(plan, buffers, decode_rows)
         write_records(plan, buffers.slot_table)
         # NUM_PROMPT_TOKENS is read back below, by other threads of this program.
         tl.debug_barrier()
@@ -219,6 +252,7 @@ def prepare_step(
     decode_rows: int,
     prefill_reqs: int,
     prefill_rows: int,
+    shares: bool = False,
     embeds: bool = True,
 ) -> None:
     """Spread a packed plan over the buffers, padded to a shape.
@@ -227,6 +261,7 @@ def prepare_step(
     ``prefill_rows`` tokens; the rest is padding: slot N - 1, sequence length 0, nothing stored. The
     plan must fit. Ids below 0 are replaced by their slot's last token.
 
+    shares: whether the plan, of decodes alone, names groups that share prefixes.
     embeds: whether ``embedding`` comes next, which lets no kernel behind it start before this one
     has ended: attention reads the buffers without waiting. Where a layer comes next, this one does.
 
@@ -244,6 +279,7 @@ def prepare_step(
         prefill_reqs,
         prefill_rows,
         buffers.slot_table.shape[0] - 1,
+        SHARES=shares,
         EARLY=embeds,
         num_warps=4,
         num_stages=1,

@@ -76,6 +76,11 @@ class Staging:
         sample_slots    [num_reqs]      their slots; then max_num_seqs, a spare row
         block_updates   [2, num_block_updates]  flat index into
                                         block_table[max_num_seqs, max_blocks_per_seq], then ids
+        shared_groups   [max groups, 3] of requests that begin with the same blocks, in a step of
+                                        decodes alone with num_shared_groups: the first of a group's
+                                        members, their number, the tokens shared; then zeros
+        shared_members  [num_reqs]      rows, group by group; then 0
+        shared_tokens   [num_reqs]      tokens that a row's group shares; 0: it is in none
         state_restores  [2, num_state_restores]  rows of states to copy before the step: from, then
                                         to; a slot's row is its own number, checkpoints follow at
                                         max_num_seqs + 1
@@ -90,6 +95,7 @@ class Staging:
         max_model_len: int,
         block_size: int,
         has_state: bool = False,
+        max_shared_groups: int = 0,
     ) -> int: ...
 
 @final
@@ -109,6 +115,7 @@ class ScheduledBatch:
     # Samples that may not be chosen before EngineCore.masks() has been called for the step.
     num_constrained: int
     num_block_updates: int
+    num_shared_groups: int
     num_state_restores: int
     num_state_saves: int
     max_query_len: int
@@ -123,6 +130,9 @@ class ScheduledBatch:
     sample_rows_offset: int
     sample_slots_offset: int
     block_updates_offset: int
+    shared_groups_offset: int
+    shared_members_offset: int
+    shared_tokens_offset: int
     state_restores_offset: int
     state_saves_offset: int
     # (slot, request_id, number of output tokens) of requests admitted in this step, and of those
@@ -271,6 +281,7 @@ class EngineCore:
         tokenizer: Tokenizer | None = None,
         num_state_checkpoints: int | None = None,
         state_checkpoint_interval: int = 512,
+        prefix_sharing: tuple[int, int, int] | None = None,
     ) -> Self: ...
     @property
     def outbox(self) -> Outbox: ...

@@ -59,6 +59,7 @@ class FakeRunner:
         self.keeps_kv = True
         self.num_state_checkpoints = None
         self.padded_prompts = ()
+        self.prefix_sharing = None
         self.pooling = None
         self.max_blocks = -(-self.max_model_len // self.block_size)
         size = Staging.required_len(

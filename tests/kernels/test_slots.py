@@ -21,6 +21,7 @@ import triton.language as tl  # noqa: E402
 from octavo.kernels import reference, slots  # noqa: E402
 from octavo.kernels.gpu.slots import load_column  # noqa: E402
 from octavo.kernels.gpu.step import HEADER, HEADER_LEN  # noqa: E402
+from octavo.kernels.shared_prefixes import GROUP_FIELDS, MAX_GROUPS  # noqa: E402
 from octavo.runner.request_state import RequestState  # noqa: E402
 from octavo.runner.slots import SlotRecords, column_of, seeds_of  # noqa: E402
 from octavo.sampling_params import SamplingParams  # noqa: E402
@@ -156,6 +157,9 @@ def make_buffers(table: torch.Tensor, rows: int, reqs: int, blocks: int = 5) -> 
         sample_rows=unwritten(reqs),
         sample_slots=unwritten(reqs),
         block_table=unwritten(table.shape[0], blocks),
+        shared_groups=unwritten(MAX_GROUPS, GROUP_FIELDS),
+        shared_members=unwritten(reqs),
+        shared_tokens=unwritten(reqs),
         slot_table=table,
         sampled_table=table,
     )
@@ -174,6 +178,7 @@ def make_buffers(table: torch.Tensor, rows: int, reqs: int, blocks: int = 5) -> 
         (1, [1] * 69, (2, 80, 80), 70, 140, 70),
     ],
 )
+@pytest.mark.parametrize("shares", [False, True])
 def test_prepare_step(
     decodes: int,
     prefills: list[int],
@@ -181,7 +186,10 @@ def test_prepare_step(
     num_samples: int,
     num_updates: int,
     num_records: int,
+    shares: bool,
 ) -> None:
+    if shares and (prefills or not decodes):
+        pytest.skip("a plan of decodes alone shares")
     rng = np.random.default_rng(decodes + len(prefills))
     query_lens = [1] * decodes + prefills
     num_tokens, num_reqs = sum(query_lens), len(query_lens)
@@ -206,6 +214,9 @@ def test_prepare_step(
         rng.permutation(num_slots * 100)[:num_updates],
         rng.integers(0, 1000, num_updates),
     ]
+    if shares:
+        plan.append(rng.integers(0, 99, MAX_GROUPS * GROUP_FIELDS))
+        plan += [rng.integers(0, num_reqs, num_reqs), rng.integers(0, 999, num_reqs)]
     new = rng.integers(-(2**31), 2**31, (num_records, slots.RECORD_LEN))
     new[:, slots.SLOT.index] = rng.permutation(num_slots - 1)[:num_records]
     new[:, slots.NUM_PROMPT_TOKENS.index] = rng.integers(1, 50, num_records)
@@ -215,7 +226,9 @@ def test_prepare_step(
     packed = torch.tensor(np.concatenate([header, *plan, new.reshape(-1)]), dtype=torch.int32)
 
     decode_rows, prefill_reqs, prefill_rows = shape
-    options = dict(zip(("decode_rows", "prefill_reqs", "prefill_rows"), shape, strict=True))
+    options: dict[str, Any] = dict(
+        zip(("decode_rows", "prefill_reqs", "prefill_rows"), shape, strict=True), shares=shares
+    )
     size, reqs = decode_rows + prefill_rows + 2, decode_rows + prefill_reqs + 2
     buffers = make_buffers(table.to(DEVICE), size, reqs, blocks=100)
     # A later stage's.

@@ -57,6 +57,7 @@ class Driver:
             enable_prefix_caching=self.config.enable_prefix_caching,
             enable_chunked_prefill=self.config.enable_chunked_prefill,
             num_state_checkpoints=self.runner.num_state_checkpoints,
+            prefix_sharing=self.runner.prefix_sharing,
             state_checkpoint_interval=self.config.state_checkpoint_interval,
         )
         self.requests: dict[int, RequestState] = {}

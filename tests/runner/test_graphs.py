@@ -26,6 +26,7 @@ from octavo.checkpoints.dummy_tokenizer import dummy_tokenizer_json
 from octavo.engine import engine_loop
 from octavo.errors import EngineDeadError
 from octavo.kernels.gpu import ops as gpu
+from octavo.kernels.shared_prefixes import MAX_GROUPS
 from octavo.llm import LLM
 from octavo.runner import loading
 from octavo.runner.cuda_graphs import (
@@ -222,17 +223,19 @@ def both_runners(folder: Path, monkeypatch: pytest.MonkeyPatch, **config: Any) -
         )
         if runner is GraphRunner:
             monkeypatch.setattr(loading, "get_ops", lambda *_: gpu.OPS)
+        settings: dict[str, Any] = {
+            "max_num_seqs": 4,
+            "max_model_len": 64,
+            "max_num_batched_tokens": 16,
+        }
         yield make(
             folder,
             device="cpu",
             attention_backend="reference",
             threads=1,
             block_size=4,
-            max_num_seqs=4,
-            max_model_len=64,
-            max_num_batched_tokens=16,
             enforce_eager=True,
-            **config,
+            **(settings | config),
         )
 
 
@@ -265,6 +268,44 @@ def test_interpreted_steps_choose_the_plain_runners_tokens(
     assert llm._engine.runner._observer is None
     scored = [output.prompt_logprobs for output in found[0][-2:]]
     assert [len(rows) for rows in scored] == [len(o.prompt_token_ids) for o in found[0][-2:]]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the plain runner is on a CPU")
+def test_interpreted_steps_that_share_prefixes_choose_the_plain_runners_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two prefixes of five blocks, and a request apart; answers end one after another."""
+    (tmp_path / "config.json").write_text(json.dumps(SMALL))
+    monkeypatch.setattr(GraphRunner, "prefix_sharing", (MAX_GROUPS, 8, 8))
+    groups = []
+    launch = GraphRunner.launch
+
+    def spied(self: GraphRunner, batch: Any, *rest: Any) -> Any:
+        groups.append(batch.num_shared_groups)
+        return launch(self, batch, *rest)
+
+    monkeypatch.setattr(GraphRunner, "launch", spied)
+    rng = np.random.default_rng(5)
+    heads = [rng.integers(3, 190, 21).tolist() for _ in range(2)]
+    asked = [
+        {"prompt_token_ids": head + rng.integers(3, 190, own).tolist()}
+        for head, own in zip(2 * heads, (3, 7, 1, 2), strict=True)
+    ]
+    found = []
+    for llm in both_runners(tmp_path, monkeypatch, max_num_seqs=5, max_num_batched_tokens=64):
+        # Computed before, so that the others find them in the cache.
+        llm.generate(asked[:2], SamplingParams(max_tokens=1), use_tqdm=False)
+        kinds: list[dict[str, Any]] = [{"logprobs": 2}, {}, ADJUSTED[0], {}, {"min_p": 0.0}]
+        params = [
+            SamplingParams(**{"temperature": 0.0, **kind}, max_tokens=most, ignore_eos=True)
+            for kind, most in zip(kinds, (4, 3, 4, 3, 5), strict=True)
+        ]
+        outputs = llm.generate([*asked, *prompts(1, 20, 190)], params, use_tqdm=False)
+        found.append([output.outputs[0] for output in outputs])
+    assert [one.token_ids for one in found[1]] == [one.token_ids for one in found[0]]
+    assert_close(found[1][0].logprobs, found[0][0].logprobs)
+    assert {0, 1, 2} <= set(groups)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the plain runner is on a CPU")

@@ -83,6 +83,7 @@ def make_core(config: EngineConfig, runner: Runner, tokenizer: Tokenizer | None)
         tokenizer=tokenizer,
         num_state_checkpoints=runner.num_state_checkpoints,
         state_checkpoint_interval=config.state_checkpoint_interval,
+        prefix_sharing=runner.prefix_sharing,
     )
 
 

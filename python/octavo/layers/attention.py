@@ -111,6 +111,7 @@ class Attention:
         """qkv [T, (num_heads + 2 * num_kv_heads) * head_dim] -> [T, num_heads * head_dim]."""
         if (
             self._rope_decode is not None
+            and (ctx.shared is None or self.sliding_window > 0)
             and ctx.num_decodes == ctx.num_reqs <= self._max_rope_decodes
         ):
             return self._rope_decode(
@@ -176,4 +177,5 @@ class Attention:
             causal=self.causal,
             sinks=self.sinks,
             slopes=self.slopes,
+            shared=ctx.shared,
         )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.recurrent import Steps
+from octavo.kernels.shared_prefixes import SharedPrefixes
 
 
 @dataclass(slots=True, eq=False)
@@ -33,6 +34,9 @@ class StepContext:
     # Only each request's last row of the result is read: an op set may skip the others in its last
     # layer.
     ends_only: bool = False
+    # Which requests begin with the same blocks: of a step of decodes alone, and of an op set whose
+    # attention takes it.
+    shared: SharedPrefixes | None = None
     # The same tokens for layers that attend in chunks, as ``in_chunks`` makes it.
     chunks: StepContext | None = None
 
@@ -79,6 +83,7 @@ class StepContext:
             num_reqs=len(owner),
             max_query_len=min(self.max_query_len, size),
             max_seq_len=min(self.max_seq_len, size),
+            shared=None,
         )
 
 

@@ -27,6 +27,8 @@ MIXED_DECODES = (0, 8, 32, 64, 128, 192, 256, 384, 512, 768, 1024)
 # compiled while requests wait.
 FIRST_PREFILLS = (16, 32, 64, 128, 256, 512)
 FIRST_MIXED = ((8, 4, 64), (8, 4, 1024), (32, 64, 512), (32, 64, 1024))
+# Of decodes that begin with the same blocks: their kernels are those of all sizes between.
+FIRST_SHARED = (4, 16, 64, 256)
 # And where a model is small, shapes that stand in for all others: a wave of 64 new requests met
 # five to eight that were not captured, at 20 to 40 ms each, a quarter of 135M's time. A large model
 # computes meanwhile.
@@ -43,6 +45,8 @@ class StepShape(NamedTuple):
     decode_rows: int
     prefill_reqs: int
     prefill_rows: int
+    # Of decodes alone: some begin with the same blocks, which are read once.
+    shares: bool = False
 
     @property
     def rows(self) -> int:
@@ -133,7 +137,9 @@ class Shapes:
         if not self._decodes:
             return []
         decodes = [StepShape(n, 0, 0) for n in self._decodes]
-        return decodes + [StepShape(0, 1, rows) for rows in FIRST_PREFILLS] + self._mixed
+        shared = [StepShape(n, 0, 0, True) for n in FIRST_SHARED if n in self._decodes]
+        prefills = [StepShape(0, 1, rows) for rows in FIRST_PREFILLS]
+        return decodes + prefills + self._mixed + shared
 
     def compiled(self) -> list[StepShape]:
         """Of ``first``, those of which no other has all kernels. Those that prefill first: their

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from octavo.kernels.gpu.step import StepBuffers, prepare_step
+from octavo.kernels.shared_prefixes import GROUP_FIELDS, MAX_GROUPS, SharedPrefixes
 from octavo.layers.context import StepContext
 from octavo.models.registry import CausalLM
 from octavo.runner.cuda_driver import CudaDriver
@@ -95,6 +96,9 @@ class DeviceShard:
             sample_rows=ints(reqs),
             sample_slots=ints(reqs),
             block_table=ints(sizes.max_num_seqs + 1, sizes.max_blocks_per_seq),
+            shared_groups=ints(MAX_GROUPS, GROUP_FIELDS),
+            shared_members=ints(reqs),
+            shared_tokens=ints(reqs),
             slot_table=slot_table,
             sampled_table=slot_table,
         )
@@ -155,9 +159,15 @@ class DeviceShard:
             decode_rows=shape.decode_rows,
             prefill_reqs=shape.prefill_reqs,
             prefill_rows=shape.prefill_rows,
+            shares=shape.shares,
             embeds=self.states_before is None,
         )
         rows, reqs = shape.rows, shape.reqs
+        shared = None
+        if shape.shares:
+            shared = SharedPrefixes(
+                buffers.shared_groups, buffers.shared_members[:reqs], buffers.shared_tokens[:reqs]
+            )
         context = StepContext(
             positions=buffers.positions[:rows],
             slot_mapping=buffers.slot_mapping[:rows],
@@ -170,6 +180,7 @@ class DeviceShard:
             # Bounds; the kernels' grids do not depend on lengths.
             max_query_len=max(shape.prefill_rows, 1),
             max_seq_len=self._max_model_len,
+            shared=shared,
         )
         inputs = buffers.input_ids[:rows]
         if self.states_before is not None:

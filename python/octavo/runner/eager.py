@@ -171,6 +171,7 @@ class EagerRunner:
     num_stages = 1
     padded_prompts: Sequence[int] = ()
     keeps_kv = True
+    prefix_sharing: tuple[int, int, int] | None = None
     pooling: PoolingInfo | None = None
 
     def __init__(self, loaded: LoadedModel[CausalLM]) -> None:

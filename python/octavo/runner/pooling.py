@@ -51,6 +51,7 @@ class PoolingRunner:
     padded_prompts: Sequence[int] = ()
     keeps_kv = False
     num_state_checkpoints: int | None = None
+    prefix_sharing: tuple[int, int, int] | None = None
 
     def __init__(self, loaded: LoadedModel[PoolingModel]) -> None:
         config, self.device = loaded.config, loaded.device

@@ -83,6 +83,9 @@ class Runner(Protocol):
     padded_prompts: Sequence[int]
     # Rows for checkpoints of states; None of a model whose layers have none.
     num_state_checkpoints: int | None
+    # Of requests that begin with the same blocks: most groups that a plan names, and the least
+    # tokens that one shares, and saves. None: each request reads its own.
+    prefix_sharing: tuple[int, int, int] | None
     # Of a model that computes vectors; None of one that generates text.
     pooling: PoolingInfo | None
 

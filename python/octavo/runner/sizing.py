@@ -10,6 +10,7 @@ import torch
 from octavo._core import Staging
 from octavo.config import EngineConfig
 from octavo.errors import ModelLoadError
+from octavo.kernels.shared_prefixes import MAX_GROUPS
 from octavo.models.config import ModelConfig
 from octavo.models.registry import CausalLM
 from octavo.runner.host_memory import available_cpu_bytes
@@ -60,6 +61,7 @@ class StepSizes:
             self.max_model_len,
             self.block_size,
             self.states is not None,
+            MAX_GROUPS,
         )
 
     def rows(self) -> list[tuple[str, str]]:

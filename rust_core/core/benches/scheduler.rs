@@ -34,6 +34,7 @@ impl Decoding {
                 policy: Policy::Fcfs,
                 num_stages: 1,
                 state: None,
+                prefix_sharing: None,
             },
             1,
             None,

@@ -54,6 +54,7 @@ fn steady_decode_does_not_allocate() {
             policy: Policy::Fcfs,
             num_stages: 1,
             state: None,
+            prefix_sharing: None,
         },
         1,
         None,

@@ -768,6 +768,7 @@ impl Run {
             policy: Policy::Fcfs,
             num_stages: 1,
             state,
+            prefix_sharing: None,
         };
         let core = EngineCore::new(config, 1, Some(tokenizer())).unwrap();
         let buffer = vec![0; core.scheduler().limits().required_len()];

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Wish, World};
-use octavo_core::scheduler::{LongPrefill, Policy, SchedulerConfig, StateConfig};
+use octavo_core::scheduler::{LongPrefill, Policy, PrefixSharing, SchedulerConfig, StateConfig};
 use proptest::prelude::*;
 use proptest::sample::select;
 
@@ -82,6 +82,7 @@ fn configs() -> impl Strategy<Value = SchedulerConfig> {
         any::<[bool; 6]>(),
         1usize..=3,
         prop::option::of((0usize..6, 1usize..30)),
+        prop::option::of((1usize..4, 1usize..6, 0usize..8)),
     )
         .prop_map(
             |(
@@ -93,6 +94,7 @@ fn configs() -> impl Strategy<Value = SchedulerConfig> {
                 [caching, chunked, fcfs, capped, is_adaptive, timed],
                 num_stages,
                 state,
+                sharing,
             )| {
                 SchedulerConfig {
                     num_blocks,
@@ -114,6 +116,13 @@ fn configs() -> impl Strategy<Value = SchedulerConfig> {
                     state: state.map(|(num_checkpoints, interval)| StateConfig {
                         num_checkpoints,
                         interval,
+                    }),
+                    prefix_sharing: sharing.map(|(max_groups, min_tokens, min_saved_tokens)| {
+                        PrefixSharing {
+                            max_groups,
+                            min_tokens,
+                            min_saved_tokens,
+                        }
                     }),
                 }
             },

@@ -54,6 +54,7 @@ fn core() -> EngineCore {
         policy: Policy::Fcfs,
         num_stages: 1,
         state: None,
+        prefix_sharing: None,
     };
     EngineCore::new(config, 1, Some(tokenizer())).unwrap()
 }

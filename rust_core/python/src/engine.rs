@@ -13,7 +13,7 @@ use octavo_core::engine::outbox::{Delivery, Extra};
 use octavo_core::engine::{AddRequest, EngineCore, Sampled, SampledLogprobs};
 use octavo_core::error::Error;
 use octavo_core::scheduler::batch::{self, StagingLimits};
-use octavo_core::scheduler::{LongPrefill, Policy, SchedulerConfig, StateConfig};
+use octavo_core::scheduler::{LongPrefill, Policy, PrefixSharing, SchedulerConfig, StateConfig};
 use pyo3::buffer::{Element, PyBuffer};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -91,7 +91,8 @@ impl PyStaging {
 
     #[staticmethod]
     #[pyo3(signature = (
-        max_num_batched_tokens, max_num_seqs, max_model_len, block_size, has_state=false
+        max_num_batched_tokens, max_num_seqs, max_model_len, block_size, has_state=false,
+        max_shared_groups=0
     ))]
     fn required_len(
         max_num_batched_tokens: usize,
@@ -99,6 +100,7 @@ impl PyStaging {
         max_model_len: usize,
         block_size: usize,
         has_state: bool,
+        max_shared_groups: usize,
     ) -> PyResult<usize> {
         if block_size == 0 {
             return Err(PyValueError::new_err("block_size must be at least 1"));
@@ -109,6 +111,7 @@ impl PyStaging {
             max_model_len,
             block_size,
             has_state,
+            max_shared_groups,
         );
         Ok(limits.required_len())
     }
@@ -141,10 +144,10 @@ macro_rules! scheduled_batch {
 
 scheduled_batch! {
     num_tokens num_reqs num_decodes num_samples num_constrained num_block_updates
-    num_state_restores num_state_saves max_query_len max_seq_len packed_len
+    num_shared_groups num_state_restores num_state_saves max_query_len max_seq_len packed_len
     input_ids_offset positions_offset slot_mapping_offset slots_offset seq_lens_offset
     query_start_loc_offset sample_rows_offset sample_slots_offset block_updates_offset
-    state_restores_offset state_saves_offset
+    shared_groups_offset shared_members_offset shared_tokens_offset state_restores_offset state_saves_offset
 }
 
 #[pymethods]
@@ -194,7 +197,7 @@ impl PyEngineCore {
         long_prefill_token_threshold_adaptive=false, max_step_ms=0.0,
         padded_prompts=Vec::new(), policy="fcfs", num_stages=1,
         stream_interval=1, tokenizer=None, num_state_checkpoints=None,
-        state_checkpoint_interval=512
+        state_checkpoint_interval=512, prefix_sharing=None
     ))]
     #[allow(clippy::too_many_arguments)] // keyword arguments of the Python constructor
     fn new(
@@ -216,6 +219,7 @@ impl PyEngineCore {
         tokenizer: Option<&PyTokenizer>,
         num_state_checkpoints: Option<usize>,
         state_checkpoint_interval: usize,
+        prefix_sharing: Option<(usize, usize, usize)>,
     ) -> PyResult<Self> {
         let policy = match policy {
             "fcfs" => Policy::Fcfs,
@@ -245,6 +249,13 @@ impl PyEngineCore {
             state: num_state_checkpoints.map(|num_checkpoints| StateConfig {
                 num_checkpoints,
                 interval: state_checkpoint_interval,
+            }),
+            prefix_sharing: prefix_sharing.map(|(max_groups, min_tokens, min_saved_tokens)| {
+                PrefixSharing {
+                    max_groups,
+                    min_tokens,
+                    min_saved_tokens,
+                }
             }),
         };
         let tokenizer = tokenizer.map(|tokenizer| Arc::clone(&tokenizer.inner));

@@ -106,6 +106,7 @@ mod tests {
                 policy: Policy::Fcfs,
                 num_stages: 1,
                 state: None,
+                prefix_sharing: None,
             };
             let core = EngineCore::new(config, 1, None).unwrap();
             let buffer = vec![0; core.scheduler().limits().required_len()];

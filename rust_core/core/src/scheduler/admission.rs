@@ -5,6 +5,7 @@ use crate::scheduler::batch::Plan;
 use crate::scheduler::block_table::BlockTable;
 use crate::scheduler::prompt_room::Room;
 use crate::scheduler::request::{NO_GROUP, RequestStatus, Seat};
+use crate::scheduler::shared_prefixes::NO_KEY;
 
 impl Scheduler {
     /// Admits from the head of the queue while room, slots and memory last. Never skips the head,
@@ -131,6 +132,10 @@ impl Scheduler {
 
         let capacity = table.block_ids().len() as u32 * block_size;
         let tail = table.block_ids().last().copied().unwrap_or(0);
+        let prefix_key = match &self.prefixes {
+            Some(finder) => finder.key(table.block_ids(), request.num_tokens as usize),
+            None => NO_KEY,
+        };
         request.slot = slot;
         plan.new_slots.push(request.new_slot());
         request.status = RequestStatus::Running(Seat {
@@ -147,6 +152,7 @@ impl Scheduler {
             closed: false,
             last_saved: num_cached,
             answer_save: None,
+            prefix_key,
             table,
         });
         let to_come = (request.max_len - request.num_tokens) as usize;

@@ -7,6 +7,7 @@ use slab::Slab;
 use crate::error::{Error, Result};
 use crate::scheduler::block_pool::BlockId;
 use crate::scheduler::request::{Request, Slot};
+use crate::scheduler::shared_prefixes::{GROUP_FIELDS, SharedPrefixes};
 
 /// The input id of a token that is still on the device.
 pub const ON_DEVICE: i32 = -1;
@@ -35,6 +36,8 @@ pub struct Entry {
     pub sample: bool,
     /// The checkpoint that its state is saved to after the step, or NO_CHECKPOINT.
     pub save: u32,
+    /// A decode's block to find those by that share its prefix, or NO_KEY.
+    pub prefix_key: BlockId,
 }
 
 /// The scheduler's plan of one step; buffers keep their capacity from step to step.
@@ -63,6 +66,8 @@ pub struct Plan {
     pub restores: Vec<(u32, u32)>,
     /// The same after the step: slots into checkpoints.
     pub saves: Vec<(u32, u32)>,
+    /// Of a step of decodes alone.
+    pub shared: SharedPrefixes,
 }
 
 impl Plan {
@@ -78,6 +83,7 @@ impl Plan {
         self.admitted.clear();
         self.restores.clear();
         self.saves.clear();
+        self.shared.clear();
     }
 
     /// Records that a request's logical block got a physical one.
@@ -100,6 +106,8 @@ pub struct StagingLimits {
     pub max_block_updates: usize,
     /// Most copies of states before a step, and after it; 0 without states.
     pub max_state_copies: usize,
+    /// Most groups of requests that share a prefix; 0: the device reads it for each of them.
+    pub max_shared_groups: usize,
 }
 
 impl StagingLimits {
@@ -115,6 +123,7 @@ impl StagingLimits {
         max_model_len: usize,
         block_size: usize,
         has_state: bool,
+        max_shared_groups: usize,
     ) -> Self {
         let max_blocks_per_seq = max_model_len.div_ceil(block_size);
         Self {
@@ -126,6 +135,7 @@ impl StagingLimits {
                 + 4 * max_blocks_per_seq,
             // A request begins once a step, and is saved once.
             max_state_copies: if has_state { max_num_seqs } else { 0 },
+            max_shared_groups,
         }
     }
 
@@ -133,7 +143,16 @@ impl StagingLimits {
     #[must_use]
     pub fn required_len(&self) -> usize {
         let (tokens, requests) = (self.max_num_batched_tokens, self.max_num_seqs);
-        3 * tokens + 5 * requests + 1 + 2 * self.max_block_updates + 4 * self.max_state_copies
+        let shared = match self.max_shared_groups {
+            0 => 0,
+            groups => GROUP_FIELDS * groups + 2 * requests,
+        };
+        3 * tokens
+            + 5 * requests
+            + 1
+            + 2 * self.max_block_updates
+            + shared
+            + 4 * self.max_state_copies
     }
 }
 
@@ -150,6 +169,7 @@ pub struct ScheduledBatch {
     /// Written by the engine: samples whose token waits for a mask.
     pub num_constrained: usize,
     pub num_block_updates: usize,
+    pub num_shared_groups: usize,
     pub num_state_restores: usize,
     pub num_state_saves: usize,
     pub max_query_len: usize,
@@ -164,12 +184,15 @@ pub struct ScheduledBatch {
     pub sample_rows_offset: usize,
     pub sample_slots_offset: usize,
     pub block_updates_offset: usize,
+    pub shared_groups_offset: usize,
+    pub shared_members_offset: usize,
+    pub shared_tokens_offset: usize,
     pub state_restores_offset: usize,
     pub state_saves_offset: usize,
 }
 
 impl ScheduledBatch {
-    fn with_layout(mut self) -> Self {
+    fn with_layout(mut self, limits: &StagingLimits) -> Self {
         let mut at = 0;
         let mut section = |len: usize| {
             let offset = at;
@@ -185,6 +208,14 @@ impl ScheduledBatch {
         self.sample_rows_offset = section(self.num_reqs);
         self.sample_slots_offset = section(self.num_reqs);
         self.block_updates_offset = section(2 * self.num_block_updates);
+        // Of one size in every step that has them, whatever the number of groups.
+        let (groups, rows) = match self.num_shared_groups {
+            0 => (0, 0),
+            _ => (limits.max_shared_groups, self.num_reqs),
+        };
+        self.shared_groups_offset = section(GROUP_FIELDS * groups);
+        self.shared_members_offset = section(rows);
+        self.shared_tokens_offset = section(rows);
         self.state_restores_offset = section(2 * self.num_state_restores);
         self.state_saves_offset = section(2 * self.num_state_saves);
         self.packed_len = section(0);
@@ -228,11 +259,12 @@ impl Staging<'_> {
             num_block_updates: plan.update_ids.len(),
             step_id: plan.step_id,
             awaited_step: plan.awaited_step,
+            num_shared_groups: plan.shared.groups.len(),
             num_state_restores: plan.restores.len(),
             num_state_saves: plan.saves.len(),
             ..ScheduledBatch::default()
         };
-        let mut batch = batch.with_layout();
+        let mut batch = batch.with_layout(limits);
 
         let rest = &mut self.buffer[..batch.packed_len];
         let (input_ids, rest) = rest.split_at_mut(plan.num_tokens);
@@ -244,6 +276,8 @@ impl Staging<'_> {
         let (sample_rows, rest) = rest.split_at_mut(num_reqs);
         let (sample_slots, rest) = rest.split_at_mut(num_reqs);
         let (block_updates, rest) = rest.split_at_mut(2 * plan.update_ids.len());
+        let (shared, rest) =
+            rest.split_at_mut(batch.state_restores_offset - batch.shared_groups_offset);
         let (restores, saves) = rest.split_at_mut(2 * plan.restores.len());
 
         let mut at = 0;
@@ -298,9 +332,29 @@ impl Staging<'_> {
         for (out, &id) in ids.iter_mut().zip(&plan.update_ids) {
             *out = id as i32;
         }
+        if !plan.shared.groups.is_empty() {
+            write_shared(shared, &plan.shared, num_reqs, block_size);
+        }
         write_copies(restores, &plan.restores);
         write_copies(saves, &plan.saves);
         batch
+    }
+}
+
+/// The groups, the rows of the step that belong to them, and the tokens that each row shares.
+fn write_shared(out: &mut [i32], shared: &SharedPrefixes, num_reqs: usize, block_size: usize) {
+    out.fill(0);
+    let (groups, rows) = out.split_at_mut(out.len() - 2 * num_reqs);
+    let (members, tokens) = rows.split_at_mut(num_reqs);
+    for (member, &row) in members.iter_mut().zip(&shared.members) {
+        *member = row as i32;
+    }
+    for (fields, group) in groups.chunks_exact_mut(GROUP_FIELDS).zip(&shared.groups) {
+        let length = group.blocks as usize * block_size;
+        fields.copy_from_slice(&[group.first as i32, group.count as i32, length as i32]);
+        for &row in &shared.members[group.first as usize..][..group.count as usize] {
+            tokens[row as usize] = length as i32;
+        }
     }
 }
 
@@ -315,6 +369,7 @@ fn write_copies(out: &mut [i32], copies: &[(u32, u32)]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scheduler::shared_prefixes::{NO_KEY, PrefixGroup};
 
     fn decode(slot: Slot, start: u32) -> Entry {
         Entry {
@@ -327,12 +382,13 @@ mod tests {
             mapping: 7,
             sample: true,
             save: NO_CHECKPOINT,
+            prefix_key: NO_KEY,
         }
     }
 
     #[test]
     fn a_step_of_decodes_is_written_without_gaps() {
-        let limits = StagingLimits::new(16, 4, 32, 4, true);
+        let limits = StagingLimits::new(16, 4, 32, 4, true, 2);
         let mut buffer = vec![99; limits.required_len()];
         let mut plan = Plan {
             entries: vec![decode(2, 5), decode(0, 9)],
@@ -343,6 +399,12 @@ mod tests {
         plan.update_block(17, 3);
         plan.restores.push((6, 0));
         plan.saves.extend([(2, 7), (0, 5)]);
+        plan.shared.members.extend([1, 0]);
+        plan.shared.groups.push(PrefixGroup {
+            first: 0,
+            count: 2,
+            blocks: 1,
+        });
         let requests = Slab::new();
         let mut staging = Staging {
             buffer: &mut buffer,
@@ -359,6 +421,9 @@ mod tests {
             &[0, 1],
             &[2, 0],
             &[17, 3],
+            &[0, 2, 4, 0, 0, 0],
+            &[1, 0],
+            &[4, 4],
             &[6, 0],
             &[2, 0, 7, 5],
         ]
@@ -374,7 +439,7 @@ mod tests {
 
     #[test]
     fn short_buffers_are_refused() {
-        let limits = StagingLimits::new(16, 4, 32, 4, false);
+        let limits = StagingLimits::new(16, 4, 32, 4, false, 0);
         let mut buffer = vec![0; limits.required_len()];
         let short = Staging {
             buffer: &mut buffer[1..],

@@ -48,6 +48,28 @@ impl StateConfig {
     }
 }
 
+/// The groups of requests whose shared prefix a device reads once for all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PrefixSharing {
+    /// Most groups of a step.
+    pub max_groups: usize,
+    /// Tokens of a prefix below which each request reads it.
+    pub min_tokens: usize,
+    /// Tokens that a group need not read below which the device does not gain.
+    pub min_saved_tokens: usize,
+}
+
+impl PrefixSharing {
+    fn validate(&self) -> Result<()> {
+        if self.max_groups == 0 || self.min_tokens == 0 {
+            return Err(Error::invalid(
+                "prefix_sharing needs a group and a token at least",
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// The scheduler's fixed settings.
 #[derive(Debug, Clone)]
 pub struct SchedulerConfig {
@@ -79,6 +101,8 @@ pub struct SchedulerConfig {
     pub num_stages: usize,
     /// Of a model whose layers have state; None of one that keeps keys and values alone.
     pub state: Option<StateConfig>,
+    /// None: the device reads what requests share for each of them.
+    pub prefix_sharing: Option<PrefixSharing>,
 }
 
 impl SchedulerConfig {
@@ -121,7 +145,9 @@ impl SchedulerConfig {
                 return Err(Error::invalid(format!("{name} = {cells} exceeds int32")));
             }
         }
-        self.state.map_or(Ok(()), |state| state.validate())
+        self.state.map_or(Ok(()), |state| state.validate())?;
+        self.prefix_sharing
+            .map_or(Ok(()), |sharing| sharing.validate())
     }
 
     pub(super) fn limits(&self) -> StagingLimits {
@@ -131,6 +157,7 @@ impl SchedulerConfig {
             self.max_model_len,
             self.block_size,
             self.state.is_some(),
+            self.prefix_sharing.map_or(0, |sharing| sharing.max_groups),
         )
     }
 }

@@ -49,8 +49,10 @@ mod integrity;
 mod leaving;
 mod planning;
 mod prefix_cache;
+mod prefix_finder;
 mod prompt_room;
 pub mod request;
+pub mod shared_prefixes;
 pub mod step_times;
 
 use std::collections::{BTreeMap, HashMap};
@@ -60,12 +62,13 @@ use std::sync::Arc;
 use slab::Slab;
 
 use self::checkpoints::Checkpoints;
-pub use self::config::{LongPrefill, Policy, SchedulerConfig, StateConfig};
+pub use self::config::{LongPrefill, Policy, PrefixSharing, SchedulerConfig, StateConfig};
 use self::groups::Group;
 use crate::error::{Error, Result};
 use crate::scheduler::batch::{Entry, NO_CHECKPOINT, Plan, StagingLimits};
 use crate::scheduler::block_pool::{BlockId, SharedPool};
 use crate::scheduler::prefix_cache::BlockHasher;
+use crate::scheduler::prefix_finder::PrefixFinder;
 use crate::scheduler::request::{NO_GROUP, NO_SLOT, Prompt, Rank, Request, RequestStatus, Slot};
 use crate::scheduler::step_times::StepTimes;
 
@@ -134,6 +137,8 @@ pub struct Scheduler {
     pool: SharedPool,
     /// None: no layer has state.
     states: Option<Checkpoints>,
+    /// None: the device reads what requests share for each of them.
+    prefixes: Option<PrefixFinder>,
     hasher: BlockHasher,
     step_times: StepTimes,
     /// Of the last step of decodes alone: how many, and its number.
@@ -191,6 +196,9 @@ impl Scheduler {
             states: config
                 .state
                 .map(|state| Checkpoints::new(state, config.block_size, config.max_num_seqs)),
+            prefixes: config
+                .prefix_sharing
+                .map(|sharing| PrefixFinder::new(sharing, config.num_blocks, config.block_size)),
             hasher: BlockHasher::new(),
             step_times: StepTimes::new(FIRST_STEP_S / config.max_num_batched_tokens as f64),
             measured_decodes: (0, 0),
@@ -374,6 +382,9 @@ impl Scheduler {
         self.renew_misled(plan);
         if plan.num_decodes == plan.entries.len() {
             self.measured_decodes = (plan.num_decodes, self.num_steps);
+            if let Some(finder) = &mut self.prefixes {
+                finder.find(&plan.entries, &self.requests, &mut plan.shared);
+            }
         }
         plan.step_id = self.num_steps;
         self.num_steps += 1;

@@ -4,6 +4,7 @@ use super::{LongPrefill, Scheduler};
 use crate::scheduler::batch::{Entry, NO_CHECKPOINT, ON_DEVICE, Plan};
 use crate::scheduler::prompt_room::Room;
 use crate::scheduler::request::{NO_GROUP, RequestStatus};
+use crate::scheduler::shared_prefixes::NO_KEY;
 
 impl Scheduler {
     /// Decodes whose input is known, or sampled at least `lag` steps before this one.
@@ -73,6 +74,7 @@ impl Scheduler {
                 mapping: start as i32 + seat.tail_base,
                 sample: true,
                 save,
+                prefix_key: seat.prefix_key,
             });
             request.num_in_flight += 1;
             request.num_pending += 1;
@@ -149,6 +151,7 @@ impl Scheduler {
             mapping: 0,
             sample,
             save: NO_CHECKPOINT,
+            prefix_key: NO_KEY,
         });
         request.num_in_flight += 1;
         if complete {

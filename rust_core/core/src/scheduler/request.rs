@@ -126,6 +126,8 @@ pub struct Seat {
     pub last_saved: u32,
     /// The latest checkpoint of its answer, which the next one replaces.
     pub answer_save: Option<(BlockId, BlockHash)>,
+    /// The block to find those by that share its prefix, or NO_KEY.
+    pub prefix_key: BlockId,
 }
 
 /// A request's state, with all that it holds in it.

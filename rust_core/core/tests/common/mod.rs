@@ -141,6 +141,7 @@ pub(crate) fn config(num_blocks: usize, block_size: usize) -> SchedulerConfig {
         policy: Policy::Fcfs,
         num_stages: 1,
         state: None,
+        prefix_sharing: None,
     }
 }
 
@@ -443,6 +444,7 @@ impl World {
             }
             self.check_context(id, slot, arrays.seq_lens[r] as usize);
         }
+        self.check_shared(&batch, &arrays);
         self.copy_states(arrays.saves);
         assert_eq!(batch.max_query_len, max_query_len);
         assert_eq!(
@@ -465,6 +467,34 @@ impl World {
             new_slots,
             tokens,
             number: self.num_steps,
+        }
+    }
+
+    /// The groups' first members have in their cache what each member has there.
+    fn check_shared(&self, batch: &ScheduledBatch, arrays: &Arrays) {
+        let mut tokens = vec![0; batch.num_reqs];
+        let mut first_free = 0;
+        for group in arrays.shared_groups[..3 * batch.num_shared_groups].chunks_exact(3) {
+            let [first, count, length] = [group[0], group[1], group[2]].map(|n| n as usize);
+            assert_eq!(first, first_free);
+            first_free += count;
+            assert!(count > 1 && length > 0 && batch.num_decodes == batch.num_reqs);
+            assert_eq!(length % self.config.block_size, 0);
+            let members = &arrays.shared_members[first..first + count];
+            let slot = |row: i32| arrays.slots[row as usize] as usize;
+            for &row in members {
+                assert_eq!(std::mem::replace(&mut tokens[row as usize], length), 0);
+                // A row's own key is not there before the step.
+                assert!(length < arrays.seq_lens[row as usize] as usize);
+                for position in 0..length {
+                    let theirs = self.cache[self.cell(slot(members[0]), position)];
+                    assert_eq!(theirs, self.cache[self.cell(slot(row), position)]);
+                }
+            }
+        }
+        if batch.num_shared_groups > 0 {
+            let expected: Vec<i32> = tokens.iter().map(|&n| n as i32).collect();
+            assert_eq!(arrays.shared_tokens, expected);
         }
     }
 
@@ -568,6 +598,12 @@ struct Arrays<'a> {
     sample_slots: &'a [i32],
     /// Rows of the block table, then their blocks.
     updates: &'a [i32],
+    /// The first member, the number of members and shared tokens of each group.
+    shared_groups: &'a [i32],
+    /// Rows, group by group.
+    shared_members: &'a [i32],
+    /// Of each row.
+    shared_tokens: &'a [i32],
     /// Rows of states to read, then to write, before the step.
     restores: &'a [i32],
     /// The same after it.
@@ -589,6 +625,18 @@ impl<'a> Arrays<'a> {
             sample_rows: requests(batch.sample_rows_offset),
             sample_slots: requests(batch.sample_slots_offset),
             updates: section(batch.block_updates_offset, 2 * batch.num_block_updates),
+            shared_groups: section(
+                batch.shared_groups_offset,
+                batch.shared_members_offset - batch.shared_groups_offset,
+            ),
+            shared_members: section(
+                batch.shared_members_offset,
+                batch.shared_tokens_offset - batch.shared_members_offset,
+            ),
+            shared_tokens: section(
+                batch.shared_tokens_offset,
+                batch.state_restores_offset - batch.shared_tokens_offset,
+            ),
             restores: section(batch.state_restores_offset, 2 * batch.num_state_restores),
             saves: section(batch.state_saves_offset, 2 * batch.num_state_saves),
         }
