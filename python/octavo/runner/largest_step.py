@@ -48,7 +48,7 @@ class LargestStep:
         self._is_last = stage is loaded.mesh
 
     @property
-    def parts(self) -> list[ModelPart[CausalLM]]:
+    def parts(self) -> tuple[ModelPart[CausalLM], ...]:
         """Those of the stage."""
         return self._stage.shards
 
