@@ -22,6 +22,7 @@ from octavo.llm import LLM
 from octavo.runner import first_kernels, loading
 from octavo.runner.cuda_graphs import StepShape
 from octavo.runner.graphs import GraphRunner
+from octavo.runner.largest_step import LargestStep
 from octavo.runner.shard import GpuShard
 from octavo.sampling_params import SamplingParams
 
@@ -35,6 +36,13 @@ CONFIG = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
+
+
+class NoStep(LargestStep):
+    """Its pinned memory is a GPU's."""
+
+    def run(self, part: Any) -> None:
+        assert part.rank == 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="without a device to compile for")
@@ -64,7 +72,7 @@ def test_stand_ins_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
                 first_kernels.compile_first_kernels(
                     loaded,
-                    [],
+                    [NoStep(loaded, [plain.sampling], [None], loaded.mesh)],
                     make_shard,
                     plain._plan,
                     plain._sizes,

@@ -45,15 +45,15 @@ def compile_first_kernels(
     states = None if sizes.states is None else replace(sizes.states, num_checkpoints=0)
     plan = replace(plan, num_blocks=num_blocks)
     sizes = replace(sizes, num_blocks=num_blocks, states=states)
-    with gpu.compile_only():
-        for step in largest:
-            step.compile()
-        if not loaded.earlier:
-            for part in loaded.mesh.shards:
-                shard = make_shard(part, plan, sizes)
-                with shard.ready():
+    for step in largest:
+        for part in step.parts:
+            # Kernels are loaded on the device that is the current one when the pass begins.
+            with step.computing(part), gpu.compile_only():
+                step.run(part)
+                if not loaded.earlier:
+                    shard = make_shard(part, plan, sizes)
                     for shape in shapes:
                         shard.forward(shape)
-                del shard
+                    del shard
     # The steps to come allocate anew, and the cache is measured by what they leave.
     torch.cuda.empty_cache()

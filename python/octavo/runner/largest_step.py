@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -45,6 +47,15 @@ class LargestStep:
         self._is_first = not loaded.earlier or stage is loaded.earlier[0]
         self._is_last = stage is loaded.mesh
 
+    @property
+    def parts(self) -> tuple[ModelPart[CausalLM], ...]:
+        """Those of the stage."""
+        return self._stage.shards
+
+    def computing(self, part: ModelPart[CausalLM]) -> contextlib.AbstractContextManager[None]:
+        """A part's stream and device, without autograd."""
+        return computing(self._streams[part.rank])
+
     def reserve(self) -> None:
         """Run it on every rank, storing nothing.
 
@@ -53,20 +64,15 @@ class LargestStep:
         """
 
         def run(part: ModelPart[CausalLM]) -> None:
-            with computing(self._streams[part.rank]):
-                self._run(part)
+            with self.computing(part):
+                self.run(part)
 
         self._stage.each(run)
-        for part in self._stage.shards:
+        for part in self.parts:
             torch.cuda.synchronize(part.device)
 
-    def compile(self) -> None:
-        """Have its kernels compiled, within ``compile_only``."""
-        for part in self._stage.shards:
-            with computing(self._streams[part.rank]):
-                self._run(part)
-
-    def _run(self, part: ModelPart[CausalLM]) -> None:
+    def run(self, part: ModelPart[CausalLM]) -> None:
+        """Run one part, within ``computing``; all of a stage's at once where there are several."""
         loaded, model, device = self._loaded, part.model, part.device
         config = loaded.config
         tokens, num_seqs = max_step_tokens(loaded), max_num_seqs(loaded)
