@@ -25,7 +25,6 @@ from octavo.kernels.gpu import w4
 from octavo.kernels.gpu.dequantize_w4 import dequantize_w4
 from octavo.kernels.gpu.gemv import gemv
 from octavo.kernels.gpu.gemv_fp8 import GemvFp8Config, gemv_fp8
-from octavo.kernels.gpu.gemv_fp8_streamed import gemv_fp8_streamed
 from octavo.kernels.gpu.gemv_streamed import gemv_streamed
 from octavo.kernels.gpu.gemv_w4 import GemvW4Config, gemv_w4, threads_of_row
 from octavo.kernels.gpu.launch import next_power_of_2, set_pdl
@@ -118,7 +117,7 @@ class Bf16:
     def candidates(self, rows: int, n: int, k: int, sweep: bool) -> Iterator[Candidate]:
         if rows == 1:
             yield "gemv", None, lambda x, i, y: gemv(x, self.weights[i], None, y)
-            planned = plan_streamed("bf16", n, k, torch.device("cuda"))
+            planned = plan_streamed(n, k, torch.device("cuda"))
             if planned is not None:
                 yield (
                     "streamed",
@@ -142,13 +141,6 @@ class Fp8:
         if rows == 1:
             for tile in fp8_gemv_tiles() if sweep else (None,):
                 yield "gemv", tile, lambda x, i, y, t=tile: gemv_fp8(x, w[i], s, None, y, config=t)
-            planned = plan_streamed("fp8", n, k, torch.device("cuda"))
-            if planned is not None:
-                yield (
-                    "streamed",
-                    planned,
-                    lambda x, i, y: gemv_fp8_streamed(x, w[i], s, None, y, config=planned),
-                )
         if rows <= 64:
             for tile in skinny_8bit_tiles(rows, 2) if sweep else (None,):
                 if fits(tile, n, k):

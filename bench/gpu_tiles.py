@@ -1,11 +1,11 @@
-"""Times tiles of the kernels of one row on a GPU, and writes the table that tiles are chosen from.
+"""Times tiles of the kernel of one row on a GPU, and writes the table that tiles are chosen from.
 
-    PYTHONPATH=python python3 bench/gpu_tiles.py [--kinds bf16,fp8] [--models 8B,1B] [--write]
+    PYTHONPATH=python python3 bench/gpu_tiles.py [--models 8B,1B] [--write]
 
 Each figure is of as many weights as a model has layers, multiplied in turn in one CUDA graph with
 programmatic dependent launch, with the norm, the gate or the residual that a step has there; an
-error is against float32 of the same numbers. A shape's tile is the fastest one, or None where the
-kernels that have no such tiles are faster, with a norm and a gate of their own.
+error is against float32 of the same numbers. Beside them "others": the kernel without such tiles,
+with a norm and a gate of their own.
 
 ``--write`` puts the tiles of this machine's kind of chip into kernels/gpu/tiles.py; lines of other
 chips and of shapes that were not timed stay as they are.
@@ -26,13 +26,10 @@ import torch
 import torch.nn.functional as F
 
 from octavo.kernels.gpu import tiles
-from octavo.kernels.gpu.gemv_fp8_streamed import gemv_fp8_streamed
 from octavo.kernels.gpu.gemv_streamed import gemv_streamed
 from octavo.kernels.gpu.launch import next_power_of_2, set_pdl
 from octavo.kernels.gpu.linear import GpuWeight
-from octavo.kernels.gpu.linear_fp8 import Fp8Weight
 from octavo.kernels.gpu.ops import compile_only
-from octavo.kernels.gpu.quantize_fp8 import FP8
 from octavo.kernels.gpu.streamed import StreamConfig, fit
 from octavo.kernels.weights import Norm
 
@@ -61,13 +58,12 @@ MODELS = {
         (2048, 8192, "residual"),
         (128256, 2048, ""),
     ],
-    "135M": [(49152, 576, "")],
 }
 LAYERS = 32
 # Of all weights of a shape: output heads are fewer than layers.
 MAX_BYTES = 8 << 30
 MAX_ERROR = 5e-3
-ANNOTATION = "TILES: dict[str, dict[tuple[str, int, int], tuple[int, int, int, int] | None]]"
+ANNOTATION = "TILES: dict[str, dict[tuple[int, int], tuple[int, int, int, int]]]"
 # (programs a multiprocessor, warps, kilobytes of an iteration, kilobytes on their way to a
 # multiprocessor): those that leave room let the next product's programs in before these end.
 SHAPES = [
@@ -90,14 +86,11 @@ def tiles_of(n: int, row_bytes: int) -> list[StreamConfig]:
 class Case:
     """Weights of one shape and what a step has around their product."""
 
-    def __init__(self, kind: str, n: int, k: int, form: str, count: int) -> None:
-        self.kind, self.n, self.k = kind, n, k
-        dtype = FP8 if kind == "fp8" else torch.bfloat16
+    def __init__(self, n: int, k: int, form: str, count: int) -> None:
+        self.n, self.k = n, k
         self.weights = [
-            (torch.randn(n, k, device="cuda") * (1 if kind == "fp8" else k**-0.5)).to(dtype)
-            for _ in range(count)
+            (torch.randn(n, k, device="cuda") * k**-0.5).bfloat16() for _ in range(count)
         ]
-        self.scales = (torch.rand(n, device="cuda") + 0.5) * k**-0.5
         self.x = torch.randn(1, k, device="cuda").bfloat16()
         self.norm = Norm(torch.rand(k, device="cuda").bfloat16() + 0.5, 1e-5)
         self.gate = "silu" if "gate" in form else ""
@@ -114,25 +107,17 @@ class Case:
         if self.form["norm"] is not None:
             x = x * torch.rsqrt((x * x).mean() + self.norm.eps) * self.norm.weight.float()
         y = x @ dense.T
-        if self.kind == "fp8":
-            y *= self.scales
         if self.gate:
             y = F.silu(y[:, : self.width]) * y[:, self.width :]
         return y if self.form["residual"] is None else y + self.form["residual"].float()
 
     def product(self, i: int, tile: StreamConfig | None) -> torch.Tensor:
-        """Of the i-th weight, by the kernels that have no tile if there is none."""
+        """Of the i-th weight, by the other kernels if there is no tile."""
         weight = self.weights[i]
         if tile is None:
             with patch.object(linear_module, "plan_row", lambda weight: None):
-                if self.kind != "fp8":
-                    return GpuWeight(weight).linear(self.x, **self.form)
-                packed = Fp8Weight(weight, self.scales)
-                packed._tile = None
-                return packed.linear(self.x, **self.form)
+                return GpuWeight(weight).linear(self.x, **self.form)
         y = torch.empty(1, self.width, device="cuda", dtype=torch.bfloat16)
-        if self.kind == "fp8":
-            return gemv_fp8_streamed(self.x, weight, self.scales, None, y, config=tile, **self.form)
         return gemv_streamed(self.x, weight, None, y, config=tile, **self.form)
 
 
@@ -155,18 +140,17 @@ def graph_us(run: Callable[[], Any]) -> float:
     return statistics.median(times[1:])
 
 
-def best_tile(case: Case, best: int) -> StreamConfig | None:
+def best_tile(case: Case, best: int) -> StreamConfig:
     """Times all tiles of a shape and prints the best ones."""
     want, rows, count = case.expected(), [], len(case.weights)
-    row_bytes = next_power_of_2(case.k) * case.weights[0].element_size()
-    for tile in (None, *tiles_of(case.n, row_bytes)):
+    for tile in (None, *tiles_of(case.n, 2 * next_power_of_2(case.k))):
         before = None if case.form["residual"] is None else case.form["residual"].clone()
         try:
             out = case.product(0, tile).float()
             error = float((out - want).norm() / want.norm())
             us = graph_us(lambda tile=tile: [case.product(i, tile) for i in range(count)]) / count
         except Exception as failure:
-            print(f"FAIL {case.kind} {case.n} {case.k} {tile}: {str(failure)[:150]}", flush=True)
+            print(f"FAIL {case.n} {case.k} {tile}: {str(failure)[:150]}", flush=True)
             continue
         finally:
             if before is not None:  # the others add to it in place
@@ -176,33 +160,31 @@ def best_tile(case: Case, best: int) -> StreamConfig | None:
     others = [row for row in rows if row[2] is None]
     for us, error, tile in (*others, *[row for row in rows if row[2]][:best]):
         print(
-            f"{'' if error < MAX_ERROR else 'BAD '}{case.kind:5s}{case.n:7d} x {case.k:5d}"
+            f"{'' if error < MAX_ERROR else 'BAD '}{case.n:6d} x {case.k:5d}"
             f"{us:9.2f} us {case.weights[0].nbytes / us / 1e6:5.2f} TB/s err {error:.1e} "
             f"{tuple(tile) if tile else 'others'}",
             flush=True,
         )
-    return next(tile for _, error, tile in rows if error < MAX_ERROR)
+    return next(tile for _, error, tile in rows if tile and error < MAX_ERROR)
 
 
-def write_table(found: dict[tuple[str, int, int], StreamConfig | None]) -> None:
+def write_table(found: dict[tuple[int, int], StreamConfig]) -> None:
     """The module with the table, with what was found in place of what it had."""
     path = Path(tiles.__file__)
     head = path.read_text().partition("\nTILES")[0]
     chips = {chip: dict(table) for chip, table in tiles.TILES.items()}
     mine = chips.setdefault(torch.cuda.get_device_name(), {})
-    mine.update({shape: tuple(tile) if tile else None for shape, tile in found.items()})
+    mine.update({shape: (*tile,) for shape, tile in found.items()})
     lines = [head, f"{ANNOTATION} = {{"]
     for chip, table in chips.items():
         lines.append(f'    "{chip}": {{')
-        for (kind, n, k), tile in table.items():
-            lines.append(f'        ("{kind}", {n}, {k}): {tile},')
+        lines += [f"        {shape}: {tile}," for shape, tile in table.items()]
         lines.append("    },")
     path.write_text("\n".join([*lines, "}\n"]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--kinds", default="bf16,fp8")
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--shape", type=int, help="only the so many-th of each model")
     parser.add_argument("--best", type=int, default=3, help="tiles to print of each shape")
@@ -212,18 +194,17 @@ def main() -> None:
     set_pdl(True)
     torch.manual_seed(0)
     print(torch.cuda.get_device_name(), "torch", torch.__version__, flush=True)
-    found: dict[tuple[str, int, int], StreamConfig | None] = {}
-    for kind, model in itertools.product(args.kinds.split(","), args.models.split(",")):
+    found: dict[tuple[int, int], StreamConfig] = {}
+    for model in args.models.split(","):
         shapes = MODELS[model] if args.shape is None else [MODELS[model][args.shape]]
         for n, k, form in shapes:
-            width = 1 if kind == "fp8" else 2
-            count = 1 if args.compile else min(LAYERS, MAX_BYTES // (n * k * width))
-            case = Case(kind, n, k, form, count)
+            count = 1 if args.compile else min(LAYERS, MAX_BYTES // (2 * n * k))
+            case = Case(n, k, form, count)
             with compile_only():
-                for tile in (None, *tiles_of(n, next_power_of_2(k) * width)):
+                for tile in (None, *tiles_of(n, 2 * next_power_of_2(k))):
                     case.product(0, tile)
             if not args.compile:
-                found[kind, n, k] = best_tile(case, args.best)
+                found[n, k] = best_tile(case, args.best)
             del case
             torch.cuda.empty_cache()
     if args.write:

@@ -50,7 +50,7 @@ def plan_row(weight: torch.Tensor) -> StreamConfig | None:
     """The tile of ``gemv_streamed`` for a weight; None where ``gemv`` is for it."""
     if weight.dtype not in (torch.bfloat16, torch.float16):
         return None
-    return plan_streamed("bf16", weight.shape[0], weight.shape[1], weight.device)
+    return plan_streamed(weight.shape[0], weight.shape[1], weight.device)
 
 
 def _empty_row(n: int, gate: str, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -1,7 +1,6 @@
 """Fp8Weight: 8-bit floats on a GPU, by the number of rows.
 
-- one row: ``gemv_fp8_streamed``, with the norm before it and the gate and the residual after it, or
-  ``gemv_fp8``;
+- one row: ``gemv_fp8``;
 - up to MAX_FLOAT_ROWS: ``skinny_8bit``, activations as they are;
 - beyond: activations rounded to 8 bits, a scale a row: ``skinny_8bit`` up to MAX_SKINNY_ROWS, then
   cuBLAS, or dequantized where cuBLAS does not take the shape;
@@ -19,14 +18,12 @@ from ..weights import Norm, Planes
 from .activation import gated_activation
 from .dequantize_8bit import dequantize_8bit
 from .gemv_fp8 import gemv_fp8
-from .gemv_fp8_streamed import gemv_fp8_streamed
 from .launch import check_shape
 from .limits import capability
 from .linear import check_epilogue
 from .linear_quantized import QuantizedWeight
 from .quantize_fp8 import FP8, quantize_normed, quantize_rows
 from .skinny_8bit import skinny_8bit
-from .streamed import plan_streamed
 
 # bench/gpu_products.py --kinds fp8 --sweep; bench/results/h200-quantized.md.
 MAX_FLOAT_ROWS = 16
@@ -42,7 +39,7 @@ _UNIT = 16
 class Fp8Weight(QuantizedWeight):
     """q e4m3 [N, K]; scales float32 [N], or [ceil(N / 128), ceil(K / 128)] of blocks."""
 
-    __slots__ = ("_block", "_may_round", "_rowwise", "_tile", "exact", "q", "scales")
+    __slots__ = ("_block", "_may_round", "_rowwise", "exact", "q", "scales")
 
     def __init__(self, q: torch.Tensor, scales: torch.Tensor, exact: bool = False) -> None:
         self.q, self.scales, self.exact = q, scales, exact
@@ -53,7 +50,6 @@ class Fp8Weight(QuantizedWeight):
             q.is_cuda and capability(q.device) >= (9, 0) and not (n % _UNIT or k % _UNIT)
         )
         self._block = (0, 0) if scales.ndim == 1 else (BLOCK, BLOCK)
-        self._tile = plan_streamed("fp8", n, k, q.device) if scales.ndim == 1 else None
         self.format = "FP8"
         self.nbytes = q.nbytes + scales.nbytes
 
@@ -79,33 +75,6 @@ class Fp8Weight(QuantizedWeight):
             x, None, self.q, self.scales, bias, y, scale_block=self._block, residual=residual
         )
         return True
-
-    def whole_row(
-        self,
-        x: torch.Tensor,
-        bias: torch.Tensor | None,
-        norm: Norm | None,
-        gate: str,
-        residual: torch.Tensor | None,
-        y: torch.Tensor,
-    ) -> bool:
-        if self._tile is None or x.dtype not in (torch.bfloat16, torch.float16):
-            return False
-        gemv_fp8_streamed(
-            x,
-            self.q,
-            self.scales,
-            bias,
-            y,
-            config=self._tile,
-            residual=residual,
-            norm=norm,
-            gate=gate,
-        )
-        return True
-
-    def adds_residual(self, rows: int) -> bool:
-        return rows == 1 and self._tile is not None
 
     def linear_of_sum(
         self,

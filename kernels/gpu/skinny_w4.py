@@ -83,12 +83,12 @@ def look_up(w, words, ASM: tl.constexpr):
             pack=1,
         )
     else:
-        pairs = ()
-        for j in tl.static_range(4):
-            low = _code_bits((w >> (4 * j)) & 15, words)
-            high = _code_bits((w >> (4 * j + 16)) & 15, words)
-            pairs = pairs + (low | (high << 16),)  # noqa: RUF005
-        return pairs
+        return (
+            _code_bits(w & 15, words) | (_code_bits((w >> 16) & 15, words) << 16),
+            _code_bits((w >> 4) & 15, words) | (_code_bits((w >> 20) & 15, words) << 16),
+            _code_bits((w >> 8) & 15, words) | (_code_bits((w >> 24) & 15, words) << 16),
+            _code_bits((w >> 12) & 15, words) | (_code_bits((w >> 28) & 15, words) << 16),
+        )
 
 
 @triton.jit

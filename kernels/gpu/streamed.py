@@ -1,4 +1,4 @@
-"""streamed: shared by kernels of one row whose programs stay and load weights far ahead.
+"""streamed: tiles of a kernel of one row whose programs stay and load weights far ahead.
 
 A program has a stretch of a weight's rows. Its loop loads tiles of whole rows by the pipeliner, and
 waits for the predecessor in the first iteration, behind the loads of all stages: while norms and
@@ -19,9 +19,10 @@ from .launch import cdiv, next_power_of_2, num_sms
 from .limits import chip_name, shared_bytes
 from .tiles import TILES
 
-# Weights of fewer bytes end before loading ahead pays (``bench/gpu_tiles.py``).
-MIN_BYTES = {"bf16": 10 << 20, "fp8": 20 << 20}
-# Of a weight's row: a program's memory holds some of them.
+# Weights of fewer bytes end before loading ahead pays, and short rows are summed up too often
+# (bench/NOTES.md, "One row, by programs that stay").
+MIN_BYTES, MIN_ROW_BYTES = 8 << 20, 4 << 10
+# A program's memory holds some rows.
 MAX_ROW_BYTES = 32 << 10
 STEP_BYTES = 16 << 10
 
@@ -62,19 +63,18 @@ def fit(config: StreamConfig, row_bytes: int, n: int, device: torch.device) -> S
     return config._replace(block_n=block_n, num_stages=max(min(config.num_stages, most), 2))
 
 
-def plan_streamed(kind: str, n: int, k: int, device: torch.device) -> StreamConfig | None:
-    """The tile of one row times an [n, k] weight of a kind ("bf16", "fp8").
+def plan_streamed(n: int, k: int, device: torch.device) -> StreamConfig | None:
+    """The tile of one row times an [n, k] weight of 16-bit floats.
 
-    None where these kernels do not take it, or others are faster.
+    None where this kernel does not take it, or another is faster.
     """
-    row_bytes = next_power_of_2(k) * (1 if kind == "fp8" else 2)
+    row_bytes = 2 * next_power_of_2(k)
     if k % 16 or row_bytes > MAX_ROW_BYTES:
         return None
-    tiles = TILES.get(chip_name(device), {})
-    if (kind, n, k) in tiles:
-        known = tiles[kind, n, k]
-        return None if known is None else StreamConfig(*known)
-    if n * row_bytes < MIN_BYTES[kind]:
+    known = TILES.get(chip_name(device), {}).get((n, k))
+    if known is not None:
+        return StreamConfig(*known)
+    if row_bytes < MIN_ROW_BYTES or n * row_bytes < MIN_BYTES:
         return None
     # What is best for most of the shapes in the table.
     tile = StreamConfig(max(STEP_BYTES // row_bytes, 1), 2, 4, 8)
