@@ -29,20 +29,6 @@ pub(crate) const SCRATCH_FLOATS: usize = (K_BLOCK + ROW_BLOCK) * 32;
 /// Up to so many rows weights are read without unpacking.
 const DIRECT_ROWS: usize = 4;
 
-/// Floats from row to row of `rows` rows of x, K rounded up to even. Rows of a tile 2 or 4 KiB apart would
-/// have one or two sets of the first-level cache between them, fewer places than rows: such rows are
-/// copied to a line more (bench/NOTES.md, "Many rows of bfloat16").
-pub(crate) fn row_stride(k: usize, rows: usize) -> usize {
-    const APART: usize = 512;
-    const LINE: usize = 16;
-    let even = k.next_multiple_of(2);
-    if rows > DIRECT_ROWS && even.is_multiple_of(APART) {
-        even + LINE
-    } else {
-        even
-    }
-}
-
 /// Panels `panels` of the weight for rows `rows` of x.
 pub(crate) struct FloatTask {
     /// The weight.

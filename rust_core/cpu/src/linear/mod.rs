@@ -383,11 +383,11 @@ impl Linear {
                 };
             }
             // The tiles read aligned float32 rows of even length.
-            let stride = float::row_stride(self.k, x.rows);
+            let even = self.k.next_multiple_of(2);
             let aligned = x.ptr.cast::<f32>().is_aligned();
-            let copy = x.dtype != DType::F32 || stride != self.k || !aligned;
-            with_floats(0, if copy { stride * x.rows } else { 0 }, |p| {
-                let x = if copy { x.to_f32(level, p, stride) } else { x };
+            let copy = x.dtype != DType::F32 || even != self.k || !aligned;
+            with_floats(0, if copy { even * x.rows } else { 0 }, |p| {
+                let x = if copy { x.to_f32(level, p, even) } else { x };
                 let panels = weight.n.div_ceil(2 * level.lanes());
                 split(panels, x.rows, &|panels, rows| {
                     with_floats(1, SCRATCH_FLOATS, |scratch| {
