@@ -228,6 +228,7 @@ class GraphRunner:
         compiled = [
             shape for shape in reversed(shapes) if shape.prefill_rows or shape.rows.bit_count() == 1
         ]
+        compiled += self._shapes.shared()
         for shard in self._shards:
             with shard.ready(), gpu.compile_only():
                 for shape in compiled:
@@ -236,6 +237,7 @@ class GraphRunner:
         widest = self._shapes.widest()
         self._uncaptured.extend(widest)
         self._uncaptured.extend(shape for shape in shapes if shape not in widest)
+        self._uncaptured.extend(self._shapes.shared())
         for _ in widest:
             self.idle_work()
         self._synchronize()
