@@ -28,7 +28,7 @@ MIXED_DECODES = (0, 8, 32, 64, 128, 192, 256, 384, 512, 768, 1024)
 FIRST_PREFILLS = (16, 32, 64, 128, 256, 512)
 FIRST_MIXED = ((8, 4, 64), (8, 4, 1024), (32, 64, 512), (32, 64, 1024))
 # Of decodes that begin with the same blocks: their kernels are those of all sizes between.
-FIRST_SHARED = (4, 16, 64, 256)
+FIRST_SHARED = (4, 16, 64)
 # And where a model is small, shapes that stand in for all others: a wave of 64 new requests met
 # five to eight that were not captured, at 20 to 40 ms each, a quarter of 135M's time. A large model
 # computes meanwhile.
@@ -137,15 +137,18 @@ class Shapes:
         if not self._decodes:
             return []
         decodes = [StepShape(n, 0, 0) for n in self._decodes]
-        shared = [StepShape(n, 0, 0, True) for n in FIRST_SHARED if n in self._decodes]
-        prefills = [StepShape(0, 1, rows) for rows in FIRST_PREFILLS]
-        return decodes + prefills + self._mixed + shared
+        return decodes + [StepShape(0, 1, rows) for rows in FIRST_PREFILLS] + self._mixed
+
+    def shared(self) -> list[StepShape]:
+        """Shapes of decodes that begin with the same blocks, to compile before the first comes."""
+        return [StepShape(n, 0, 0, shares=True) for n in FIRST_SHARED if n in self._decodes]
 
     def compiled(self) -> list[StepShape]:
-        """Of ``first``, those of which no other has all kernels. Those that prefill first: their
-        kernels take the longest to compile."""
+        """Of ``first`` and ``shared``, those of which no other has all kernels. Those that prefill
+        first: their kernels take the longest to compile."""
         first = reversed(self.first())
-        return [shape for shape in first if shape.prefill_rows or shape.rows.bit_count() == 1]
+        own = [shape for shape in first if shape.prefill_rows or shape.rows.bit_count() == 1]
+        return own + self.shared()
 
     def widest(self) -> list[StepShape]:
         """Of ``first``, those with the most rows of each kind: no other needs more memory."""

@@ -256,6 +256,7 @@ class GraphRunner:
         widest = self._shapes.widest()
         self._uncaptured.extend(widest)
         self._uncaptured.extend(shape for shape in shapes if shape not in widest)
+        self._uncaptured.extend(self._shapes.shared())
         for _ in widest:
             self.idle_work()
         self._synchronize()

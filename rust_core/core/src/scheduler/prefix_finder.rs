@@ -86,7 +86,8 @@ impl PrefixFinder {
             let saved = (members.len() - 1) * blocks * self.block_size;
             let sharing = &self.sharing;
             // Less than what the key promises, where a block was computed twice and one copy evicted.
-            if blocks * self.block_size < sharing.min_tokens
+            if members.len() < 2
+                || blocks * self.block_size < sharing.min_tokens
                 || saved < sharing.min_saved_tokens
                 || found.groups.len() == sharing.max_groups
             {
