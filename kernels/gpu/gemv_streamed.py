@@ -1,5 +1,10 @@
 """gemv_streamed: one row times a weight of 16-bit floats, weights loaded far ahead.
 
+As many programs as the GPU holds have a stretch of the weight's rows each. A program's loop loads
+tiles of whole rows by the pipeliner, and waits for the predecessor in the first iteration, behind
+the loads of all stages: while others compute, a shared memory full of weights arrives. Sums stay in
+registers until the loop ends, since what is loaded inside it would be loaded ahead as well.
+
 The norm before it, the gate and the residual after it cost no passes of their own: programs are so
 few that each may compute the norm again.
 """
@@ -11,8 +16,35 @@ import triton
 import triton.language as tl
 
 from ..weights import Norm
+from .activation import activate
+from .gemv_w4 import row_of
 from .launch import next_power_of_2, pdl_options
-from .streamed import StreamConfig, finish_rows, row_of, stretch_of
+from .streamed import StreamConfig, stretch_of
+
+
+@triton.jit
+def _finish(
+    sums,  # [ROWS] float32, of rows first .. last of the weight as row_of counts them
+    first,
+    last,
+    residual,  # [1, OUT], OUT = N or, gated, N / 2
+    y,  # [1, OUT]
+    HAS_RESIDUAL: tl.constexpr,  # that is still to be added
+    GATE: tl.constexpr,  # "" or the activation of the gate half
+):
+    """Gate, residual, store."""
+    ROWS: tl.constexpr = sums.shape[0]
+    if GATE == "":
+        at = first + tl.arange(0, ROWS)
+        end = last
+    else:
+        gate, up = tl.split(tl.reshape(sums, (ROWS // 2, 2)))
+        sums = activate(gate, GATE) * up
+        at = first // 2 + tl.arange(0, ROWS // 2)
+        end = last // 2
+    if HAS_RESIDUAL:
+        sums += tl.load(residual + at, mask=at < end, other=0.0).to(tl.float32)
+    tl.store(y + at, sums.to(y.dtype.element_ty), mask=at < end)
 
 
 @triton.jit
@@ -79,7 +111,7 @@ def gemv_streamed_kernel(
     in_order = tl.reshape(tl.trans(sums), (STEPS * BLOCK_N,)) + added
     if HAS_BIAS:
         in_order += b.to(tl.float32)
-    finish_rows(in_order, first, last, residual, y, HAS_RESIDUAL and GATE != "", GATE)
+    _finish(in_order, first, last, residual, y, HAS_RESIDUAL and GATE != "", GATE)
 
 
 def gemv_streamed(

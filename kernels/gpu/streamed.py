@@ -1,24 +1,17 @@
-"""streamed: tiles of a kernel of one row whose programs stay and load weights far ahead.
-
-A program has a stretch of a weight's rows. Its loop loads tiles of whole rows by the pipeliner, and
-waits for the predecessor in the first iteration, behind the loads of all stages: while norms and
-attention compute, a shared memory full of the next product's weights arrives. Sums stay in
-registers until the loop ends, since what is loaded inside it would be loaded ahead as well.
-"""
+"""streamed: the tiles of gemv_streamed, by chip and shape, and how its programs share the rows."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 
-from .activation import activate
 from .launch import cdiv, next_power_of_2, num_sms
-from .limits import chip_name, shared_bytes
+from .limits import capability, chip_name, shared_bytes
 from .tiles import TILES
 
+# The first GPUs whose kernels may start before their predecessor ends.
+CAPABILITY = (9, 0)
 # Weights of fewer bytes end before loading ahead pays, and short rows are summed up too often
 # (bench/NOTES.md, "One row, by programs that stay").
 MIN_BYTES, MIN_ROW_BYTES = 8 << 20, 4 << 10
@@ -28,7 +21,7 @@ STEP_BYTES = 16 << 10
 
 
 class StreamConfig(NamedTuple):
-    """Tile of a streamed kernel: weight rows of an iteration, programs a multiprocessor."""
+    """Tile of gemv_streamed_kernel: weight rows of an iteration, programs a multiprocessor."""
 
     block_n: int
     programs: int
@@ -69,7 +62,7 @@ def plan_streamed(n: int, k: int, device: torch.device) -> StreamConfig | None:
     None where this kernel does not take it, or another is faster.
     """
     row_bytes = 2 * next_power_of_2(k)
-    if k % 16 or row_bytes > MAX_ROW_BYTES:
+    if k % 16 or row_bytes > MAX_ROW_BYTES or capability(device) < CAPABILITY:
         return None
     known = TILES.get(chip_name(device), {}).get((n, k))
     if known is not None:
@@ -79,38 +72,3 @@ def plan_streamed(n: int, k: int, device: torch.device) -> StreamConfig | None:
     # What is best for most of the shapes in the table.
     tile = StreamConfig(max(STEP_BYTES // row_bytes, 1), 2, 4, 8)
     return fit(tile, row_bytes, n, device)
-
-
-@triton.jit
-def row_of(i, N, GATE: tl.constexpr):
-    """The weight row of the i-th sum: gate and up in turns where there is a gate.
-
-    Sums beyond the weight's are of its last row.
-    """
-    row = i if GATE == "" else i // 2 + (i % 2) * (N // 2)
-    return tl.minimum(row, N - 1)
-
-
-@triton.jit
-def finish_rows(
-    sums,  # [ROWS] float32, of rows first .. last of the weight as row_of counts them
-    first,
-    last,
-    residual,  # [1, OUT], OUT = N or, gated, N / 2
-    y,  # [1, OUT]
-    HAS_RESIDUAL: tl.constexpr,  # that is still to be added
-    GATE: tl.constexpr,  # "" or the activation of the gate half
-):
-    """Gate, residual, store."""
-    ROWS: tl.constexpr = sums.shape[0]
-    if GATE == "":
-        at = first + tl.arange(0, ROWS)
-        end = last
-    else:
-        gate, up = tl.split(tl.reshape(sums, (ROWS // 2, 2)))
-        sums = activate(gate, GATE) * up
-        at = first // 2 + tl.arange(0, ROWS // 2)
-        end = last // 2
-    if HAS_RESIDUAL:
-        sums += tl.load(residual + at, mask=at < end, other=0.0).to(tl.float32)
-    tl.store(y + at, sums.to(y.dtype.element_ty), mask=at < end)
