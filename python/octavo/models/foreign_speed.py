@@ -80,6 +80,8 @@ def wait_of(step: Callable[[], object], device: torch.device) -> str | None:
     if device.type != "cuda":
         return None
     stream, graph = torch.cuda.Stream(device), torch.cuda.CUDAGraph()  # type: ignore[no-untyped-call]
+    generator = torch.cuda.default_generators[device.index or 0]
+    numbers = generator.clone_state()
     reason: str | None = None
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
@@ -95,4 +97,7 @@ def wait_of(step: Callable[[], object], device: torch.device) -> str | None:
             graph.capture_end()
         except RuntimeError as error:
             reason = reason or str(error).partition("\n")[0]
+    if reason is not None:
+        # A capture that failed leaves torch's random numbers waiting for its end.
+        generator.graphsafe_set_state(numbers)
     return reason
