@@ -14,7 +14,7 @@ use crate::scheduler::shared_prefixes::{NO_KEY, PrefixGroup, SharedPrefixes};
 
 /// Finds the groups of one step after another.
 #[derive(Debug)]
-pub struct PrefixFinder {
+pub(super) struct PrefixFinder {
     sharing: PrefixSharing,
     block_size: usize,
     /// By block: entries of the step at hand that have it as their key. All zero between steps.
@@ -24,7 +24,7 @@ pub struct PrefixFinder {
 impl PrefixFinder {
     /// For a pool of `num_blocks`.
     #[must_use]
-    pub fn new(sharing: PrefixSharing, num_blocks: usize, block_size: usize) -> Self {
+    pub(super) fn new(sharing: PrefixSharing, num_blocks: usize, block_size: usize) -> Self {
         Self {
             sharing,
             block_size,
@@ -35,7 +35,7 @@ impl PrefixFinder {
     /// The block by which a request is compared with others: of a prompt of `num_tokens`, whose
     /// blocks these are.
     #[must_use]
-    pub fn key(&self, blocks: &[BlockId], num_tokens: usize) -> BlockId {
+    pub(super) fn key(&self, blocks: &[BlockId], num_tokens: usize) -> BlockId {
         let place = self.sharing.min_tokens.div_ceil(self.block_size);
         if num_tokens / self.block_size < place {
             return NO_KEY;
@@ -44,7 +44,7 @@ impl PrefixFinder {
     }
 
     /// Fills `found` with the groups of a step of decodes.
-    pub fn find(
+    pub(super) fn find(
         &mut self,
         entries: &[Entry],
         requests: &Slab<Request>,
