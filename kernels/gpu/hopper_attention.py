@@ -138,24 +138,42 @@ def nth_index(turn):
 
 
 @gluon.jit
-def load_part(
-    desc, pages, full, empty, block_table, table_stride, slots, seq_lens, query_start_loc, num_reqs,
-    PART: gl.constexpr, PARTS: gl.constexpr, NUM_KV_HEADS: gl.constexpr,
-    BLOCK_SIZE: gl.constexpr, HEAD_DIM: gl.constexpr, WINDOW: gl.constexpr,
-    CAUSAL: gl.constexpr, BLOCK_R: gl.constexpr, BLOCK_Q: gl.constexpr, BLOCK_N: gl.constexpr,
-    STAGES: gl.constexpr,
+def load_step(
+    desc, pages, full, empty, stage, phase, blocks, count, kv_head, offset,
+    NUM_KV_HEADS: gl.constexpr, BLOCK_SIZE: gl.constexpr, BLOCK_N: gl.constexpr,
+    HEAD_DIM: gl.constexpr,
 ):  # fmt: skip
-    """A loading warp: its pages of the keys, or values, of every tile, from the last step on.
-
-    Starting a copy takes a warp more than a hundred cycles, and a page two or more of them.
-    """
+    """Starts the copies of one step's keys, or values, once the stage is free."""
     PAGE: gl.constexpr = desc.block_shape[0]
     PAGES: gl.constexpr = BLOCK_N // PAGE
-    PER_BLOCK: gl.constexpr = BLOCK_SIZE // PAGE  # pages of a block, if it is longer than a step
-    HALVES: gl.constexpr = HEAD_DIM // HALF
+    PARTS: gl.constexpr = BLOCK_SIZE // PAGE  # steps of a block, if it is longer than one
+    mbarrier.wait(empty.index(stage), phase ^ 1)
+    mbarrier.expect(full.index(stage), BLOCK_N * HEAD_DIM * 2)
+    for p in gl.static_range(PAGES):
+        page = offset * PAGES + p
+        # Rows behind the last block are block 0's: they are masked, values are made zeros.
+        block = gl.load(blocks + page // PARTS, mask=page // PARTS < count, other=0)
+        row = (block * NUM_KV_HEADS + kv_head) * BLOCK_SIZE + page % PARTS * PAGE
+        for h in gl.static_range(HEAD_DIM // HALF):
+            tma.async_copy_global_to_shared(
+                desc,
+                [row, h * HALF],
+                full.index(stage),
+                pages.index((stage * (HEAD_DIM // HALF) + h) * PAGES + p),
+            )
+
+
+@gluon.jit
+def load_all(
+    k_desc, v_desc, k_pages, v_pages, k_full, k_empty, v_full, v_empty, block_table, table_stride,
+    slots, seq_lens, query_start_loc, num_reqs,
+    NUM_KV_HEADS: gl.constexpr, BLOCK_SIZE: gl.constexpr, HEAD_DIM: gl.constexpr,
+    WINDOW: gl.constexpr, CAUSAL: gl.constexpr, BLOCK_R: gl.constexpr, BLOCK_Q: gl.constexpr,
+    BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """The loading warp: keys and values of every tile, from its last step to its first."""
     reqs, tiles, ends = request_tiles(query_start_loc, num_reqs, BLOCK_Q, BLOCK_R)
-    # Where a step is one page, there is one loading warp of each.
-    total = gl.sum(tiles, 0) if PART < PARTS else 0
+    total = gl.sum(tiles, 0)
     loaded = 0
     turn = 0
     index = nth_index(turn)
@@ -166,22 +184,18 @@ def load_part(
         )  # fmt: skip
         blocks = block_table + slot.to(gl.int64) * table_stride
         count = (seq_len + BLOCK_SIZE - 1) // BLOCK_SIZE
-        for step in range(end - 1, begin - 1, -1):
+        for i in range(0, end - begin):
+            step = end - 1 - i
             stage = loaded % STAGES
-            mbarrier.wait(empty.index(stage), (loaded // STAGES & 1) ^ 1)
-            mbarrier.expect(full.index(stage), BLOCK_N * HEAD_DIM * 2 // PARTS)
-            for p in gl.static_range(PART, PAGES, PARTS):
-                page = step * PAGES + p
-                # Rows behind the last block are block 0's: they are masked, values made zeros.
-                block = gl.load(blocks + page // PER_BLOCK, mask=page // PER_BLOCK < count, other=0)
-                row = (block * NUM_KV_HEADS + kv_head) * BLOCK_SIZE + page % PER_BLOCK * PAGE
-                for h in gl.static_range(HALVES):
-                    tma.async_copy_global_to_shared(
-                        desc,
-                        [row, h * HALF],
-                        full.index(stage),
-                        pages.index((stage * HALVES + h) * PAGES + p),
-                    )
+            phase = loaded // STAGES & 1
+            load_step(
+                k_desc, k_pages, k_full, k_empty, stage, phase, blocks, count, kv_head, step,
+                NUM_KV_HEADS, BLOCK_SIZE, BLOCK_N, HEAD_DIM,
+            )  # fmt: skip
+            load_step(
+                v_desc, v_pages, v_full, v_empty, stage, phase, blocks, count, kv_head, step,
+                NUM_KV_HEADS, BLOCK_SIZE, BLOCK_N, HEAD_DIM,
+            )  # fmt: skip
             loaded += 1
         turn += 1
         index = nth_index(turn)
@@ -418,7 +432,6 @@ def hopper_prefill_kernel(
     PAGE: gl.constexpr = k_desc.block_shape[0]
     BLOCK_Q: gl.constexpr = WARPGROUPS * ROWS // GROUP  # query tokens of a tile
     HALVES: gl.constexpr = HEAD_DIM // HALF
-    PARTS: gl.constexpr = 2 if BLOCK_N > PAGE else 1  # loading warps of keys, and of values
     TILE: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
     type: gl.constexpr = q.dtype.element_ty
     if PDL:
@@ -436,8 +449,8 @@ def hopper_prefill_kernel(
     v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for s in gl.static_range(STAGES):
-        mbarrier.init(k_full.index(s), count=PARTS)
-        mbarrier.init(v_full.index(s), count=PARTS)
+        mbarrier.init(k_full.index(s), count=1)
+        mbarrier.init(v_full.index(s), count=1)
         mbarrier.init(k_empty.index(s), count=WARPGROUPS)
         mbarrier.init(v_empty.index(s), count=WARPGROUPS)
     fence_async_shared()
@@ -452,33 +465,15 @@ def hopper_prefill_kernel(
                     0, SINKS, SOFTCAP, NUM_KV_HEADS, GROUP, HEAD_DIM, PAGE, WINDOW, CAUSAL, BLOCK_R,
                     BLOCK_Q, BLOCK_N, STAGES,
                 )),
-                (load_part, (
-                    k_desc, k_pages, k_full, k_empty, block_table, table_stride,
-                    slots, seq_lens, query_start_loc, num_reqs,
-                    0, PARTS, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM, WINDOW, CAUSAL, BLOCK_R,
-                    BLOCK_Q, BLOCK_N, STAGES,
-                )),
-                (load_part, (
-                    k_desc, k_pages, k_full, k_empty, block_table, table_stride,
-                    slots, seq_lens, query_start_loc, num_reqs,
-                    1, PARTS, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM, WINDOW, CAUSAL, BLOCK_R,
-                    BLOCK_Q, BLOCK_N, STAGES,
-                )),
-                (load_part, (
-                    v_desc, v_pages, v_full, v_empty, block_table, table_stride,
-                    slots, seq_lens, query_start_loc, num_reqs,
-                    0, PARTS, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM, WINDOW, CAUSAL, BLOCK_R,
-                    BLOCK_Q, BLOCK_N, STAGES,
-                )),
-                (load_part, (
-                    v_desc, v_pages, v_full, v_empty, block_table, table_stride,
-                    slots, seq_lens, query_start_loc, num_reqs,
-                    1, PARTS, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM, WINDOW, CAUSAL, BLOCK_R,
+                (load_all, (
+                    k_desc, v_desc, k_pages, v_pages, k_full, k_empty, v_full, v_empty,
+                    block_table, table_stride, slots, seq_lens, query_start_loc, num_reqs,
+                    NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM, WINDOW, CAUSAL, BLOCK_R,
                     BLOCK_Q, BLOCK_N, STAGES,
                 )),
             ],
-            [1, 1, 1, 1],
-            [40, 40, 40, 40],
+            [1],
+            [40],
         )  # fmt: skip
     elif WARPGROUPS == 2:
         gl.warp_specialize(
@@ -497,33 +492,15 @@ def hopper_prefill_kernel(
                     1, SINKS, SOFTCAP, NUM_KV_HEADS, GROUP, HEAD_DIM, PAGE, WINDOW, CAUSAL, BLOCK_R,
                     BLOCK_Q, BLOCK_N, STAGES,
                 )),
-                (load_part, (
-                    k_desc, k_pages, k_full, k_empty, block_table, table_stride,
-                    slots, seq_lens, query_start_loc, num_reqs,
-                    0, PARTS, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM, WINDOW, CAUSAL, BLOCK_R,
-                    BLOCK_Q, BLOCK_N, STAGES,
-                )),
-                (load_part, (
-                    k_desc, k_pages, k_full, k_empty, block_table, table_stride,
-                    slots, seq_lens, query_start_loc, num_reqs,
-                    1, PARTS, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM, WINDOW, CAUSAL, BLOCK_R,
-                    BLOCK_Q, BLOCK_N, STAGES,
-                )),
-                (load_part, (
-                    v_desc, v_pages, v_full, v_empty, block_table, table_stride,
-                    slots, seq_lens, query_start_loc, num_reqs,
-                    0, PARTS, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM, WINDOW, CAUSAL, BLOCK_R,
-                    BLOCK_Q, BLOCK_N, STAGES,
-                )),
-                (load_part, (
-                    v_desc, v_pages, v_full, v_empty, block_table, table_stride,
-                    slots, seq_lens, query_start_loc, num_reqs,
-                    1, PARTS, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM, WINDOW, CAUSAL, BLOCK_R,
+                (load_all, (
+                    k_desc, v_desc, k_pages, v_pages, k_full, k_empty, v_full, v_empty,
+                    block_table, table_stride, slots, seq_lens, query_start_loc, num_reqs,
+                    NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM, WINDOW, CAUSAL, BLOCK_R,
                     BLOCK_Q, BLOCK_N, STAGES,
                 )),
             ],
-            [4, 1, 1, 1, 1],
-            [REGISTERS, 40, 40, 40, 40],
+            [4, 1],
+            [REGISTERS, 40],
         )  # fmt: skip
     else:
         gl.warp_specialize(
@@ -549,33 +526,15 @@ def hopper_prefill_kernel(
                     2, SINKS, SOFTCAP, NUM_KV_HEADS, GROUP, HEAD_DIM, PAGE, WINDOW, CAUSAL, BLOCK_R,
                     BLOCK_Q, BLOCK_N, STAGES,
                 )),
-                (load_part, (
-                    k_desc, k_pages, k_full, k_empty, block_table, table_stride,
-                    slots, seq_lens, query_start_loc, num_reqs,
-                    0, PARTS, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM, WINDOW, CAUSAL, BLOCK_R,
-                    BLOCK_Q, BLOCK_N, STAGES,
-                )),
-                (load_part, (
-                    k_desc, k_pages, k_full, k_empty, block_table, table_stride,
-                    slots, seq_lens, query_start_loc, num_reqs,
-                    1, PARTS, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM, WINDOW, CAUSAL, BLOCK_R,
-                    BLOCK_Q, BLOCK_N, STAGES,
-                )),
-                (load_part, (
-                    v_desc, v_pages, v_full, v_empty, block_table, table_stride,
-                    slots, seq_lens, query_start_loc, num_reqs,
-                    0, PARTS, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM, WINDOW, CAUSAL, BLOCK_R,
-                    BLOCK_Q, BLOCK_N, STAGES,
-                )),
-                (load_part, (
-                    v_desc, v_pages, v_full, v_empty, block_table, table_stride,
-                    slots, seq_lens, query_start_loc, num_reqs,
-                    1, PARTS, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM, WINDOW, CAUSAL, BLOCK_R,
+                (load_all, (
+                    k_desc, v_desc, k_pages, v_pages, k_full, k_empty, v_full, v_empty,
+                    block_table, table_stride, slots, seq_lens, query_start_loc, num_reqs,
+                    NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM, WINDOW, CAUSAL, BLOCK_R,
                     BLOCK_Q, BLOCK_N, STAGES,
                 )),
             ],
-            [4, 4, 1, 1, 1, 1],
-            [REGISTERS, REGISTERS, 32, 32, 32, 32],
+            [4, 4, 1],
+            [REGISTERS, REGISTERS, 32],
         )  # fmt: skip
 
 
