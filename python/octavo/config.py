@@ -250,11 +250,10 @@ class EngineConfig:
     long_prefill_token_threshold_adaptive: bool = _flag(
         False, "scheduler", "such a prompt may take its even share of a step at least"
     )
-    # 10: with it a decode's slowest tokens come within three times its usual distance, and no load
-    # loses more than 2% of its tokens a second (bench/long_prompts.py). It cannot be less than some
-    # times a step without prompts, which is what holds where decodes are slow.
+    # 0: at 10 a decode's slowest tokens come within three times its usual distance, but loads of many
+    # requests lose a tenth and more of their tokens a second (bench/NOTES.md, "Prompts beside decodes").
     max_step_ms: float = _flag(
-        10.0,
+        0.0,
         "scheduler",
         "most ms of a step in which others decode, so far as prompts can be split; 0: no limit",
     )

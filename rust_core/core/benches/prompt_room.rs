@@ -257,6 +257,7 @@ impl<'a> Run<'a> {
             policy: Policy::Fcfs,
             num_stages: 1,
             state: None,
+            prefix_sharing: None,
         };
         let core = EngineCore::new(config, 1, None).expect("valid");
         Self {
