@@ -250,8 +250,9 @@ class EngineConfig:
     long_prefill_token_threshold_adaptive: bool = _flag(
         False, "scheduler", "such a prompt may take its even share of a step at least"
     )
-    # 0: at 10 a decode's slowest tokens come within three times its usual distance, but loads of many
-    # requests lose a tenth and more of their tokens a second (bench/NOTES.md, "Prompts beside decodes").
+    # 0: at 10 a decode's slowest tokens come within three times its usual distance, but loads of
+    # many requests lose up to a fifth of their tokens a second (bench/NOTES.md, "Prompts beside
+    # decodes").
     max_step_ms: float = _flag(
         0.0,
         "scheduler",
