@@ -24,7 +24,8 @@ import numpy as np
 
 from octavo._core import TokenIds
 from octavo.bench import offline
-from octavo.engine.engine_loop import EngineLoop, make_core
+from octavo.engine.engine_loop import EngineLoop
+from octavo.engine.make_core import make_core
 from octavo.sampling_params import SamplingParams
 
 

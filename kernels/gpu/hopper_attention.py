@@ -7,6 +7,8 @@ last ones are added up, so that its softmax runs beside the matrix units.
 Algorithm: Shah et al., "FlashAttention-3" (2024), without its turns between warpgroups.
 
 The grid does not depend on lengths, as in attention.py, whose kernel takes what this one does not.
+
+Longer than other files: the warps of one program are functions that share its barriers.
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ def prepare_gguf(parts: Sequence[Planes], exact: bool) -> W4Weight | None:
 
 
 def _codes(planes: PlaneMap) -> tuple[float, ...] | None:
-    """What elements stand for, where they are no integers."""
+    """The numbers that elements stand for, where these are no integers."""
     codes = planes.get("codes")
     return None if codes is None else tuple(codes.tolist())
 

@@ -30,7 +30,7 @@ PROGRAMS_PER_SM = 1
 
 
 class SharedSums(NamedTuple):
-    """What shared_attention leaves for decode attention to combine."""
+    """Parts of shared_attention, for decode attention to combine."""
 
     tokens: torch.Tensor  # [R]
     splits: torch.Tensor  # [R] int32, of rows whose tokens are not 0

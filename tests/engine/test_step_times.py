@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from octavo.engine.engine_loop import EngineLoop
 from octavo.sampling_params import SamplingParams
 
 LONG = [(7 * i) % 900 for i in range(8000)]
+# A step's tokens take so long, or a step of decodes would be nothing but this machine's noise.
+TOKEN_S = 50e-6
 
 
 def tokens_beside(loop: EngineLoop) -> tuple[int, dict[int, list[int]]]:
@@ -56,9 +59,10 @@ def test_a_long_prompt_hardly_delays_the_others(
                 max_step_ms=max_step_ms,
             )
         )
+        loop.runner.fail = lambda batch: time.sleep(TOKEN_S * batch.num_tokens)
         beside[max_step_ms], found = tokens_beside(loop)
         assert found[0] == alone([1, 2, 3], 300, True)
         assert found[1] == alone(LONG, 3, True)
     assert beside[0.0] <= 2 * max_in_flight
-    # 8,192 / 64 tokens of the prompt a step.
-    assert beside[1e-6] > 60 // max(max_in_flight - 1, 1)
+    # 64 tokens of the prompt a step, or some more.
+    assert beside[1e-6] > 30 // max(max_in_flight - 1, 1)

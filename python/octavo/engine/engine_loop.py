@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Sequence
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
-from octavo._core import EngineCore
 from octavo.engine.grammar_compiler import GrammarCompiler
 from octavo.engine.limits import RequestLimits
+from octavo.engine.make_core import make_core
 from octavo.engine.step_times import StepTimes
 from octavo.errors import EngineDeadError
 from octavo.models.source import load_tokenizer, resolve_model
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
         ScheduledBatch,
         SseTemplate,
         TokenIds,
-        Tokenizer,
     )
     from octavo.config import EngineConfig
     from octavo.models.source import ModelSource
@@ -61,30 +60,6 @@ QUIET_S = 0.1
 
 # The least time between two audits of the core.
 CHECK_INTERVAL_S = 1.0
-
-
-def make_core(config: EngineConfig, runner: Runner, tokenizer: Tokenizer | None) -> EngineCore:
-    """The scheduler of a runner's steps, with what surrounds it."""
-    return EngineCore(
-        num_blocks=runner.num_blocks,
-        block_size=runner.block_size,
-        max_num_seqs=runner.max_num_seqs,
-        max_num_batched_tokens=runner.max_num_batched_tokens,
-        max_model_len=runner.max_model_len,
-        enable_prefix_caching=config.enable_prefix_caching and runner.keeps_kv,
-        enable_chunked_prefill=config.enable_chunked_prefill and runner.keeps_kv,
-        long_prefill_token_threshold=config.long_prefill_token_threshold,
-        long_prefill_token_threshold_adaptive=config.long_prefill_token_threshold_adaptive,
-        max_step_ms=config.max_step_ms,
-        padded_prompts=runner.padded_prompts,
-        policy=config.scheduling_policy,
-        num_stages=runner.num_stages,
-        stream_interval=config.stream_interval,
-        tokenizer=tokenizer,
-        num_state_checkpoints=runner.num_state_checkpoints,
-        state_checkpoint_interval=config.state_checkpoint_interval,
-        prefix_sharing=runner.prefix_sharing,
-    )
 
 
 class EngineLoop:

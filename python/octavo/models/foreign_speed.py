@@ -1,4 +1,4 @@
-"""What makes a foreign module fast: norms in one kernel, and steps that a CUDA graph can hold."""
+"""Speed of foreign modules: norms in one kernel, and steps that a CUDA graph can hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
 //! Avx2: AVX2 with FMA and F16C, 8 lanes; with PAIRS dot products of int16 pairs in one instruction.
+//!
+//! Longer than other files, since it is one trait's methods, in the order of `simd`.
 
 use std::arch::x86_64::*;
 

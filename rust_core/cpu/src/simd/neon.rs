@@ -2,6 +2,8 @@
 //! `INTS` the dot products of four bytes, with `BF16` those of pairs of bfloat16.
 //!
 //! Stable Rust has no names for these dot products: they are inline assembly.
+//!
+//! Longer than other files, since it is one trait's methods, in the order of `simd`.
 
 use std::arch::aarch64::*;
 use std::arch::asm;
