@@ -293,6 +293,11 @@ class EngineConfig:
         16, "execution", "8: quantized weights meet int8 activations on a CPU, as in other engines"
     )
     enforce_eager: bool = _flag(False, "execution", "no CUDA graphs", common=True)
+    # True: its kernels are right and 1.8 to 4.3 times as fast on an H200 (bench/NOTES.md, "Shared
+    # prefixes"), but no whole step of it has run on a GPU.
+    disable_cascade_attn: bool = _flag(
+        True, "execution", "each request reads blocks that others begin with, too, by itself"
+    )
     # None: 1, 2, 4, 8, 16, 24, 32, 48, 64, 96, ... max_num_seqs.
     cuda_graph_sizes: tuple[int, ...] | None = _flag(
         None,

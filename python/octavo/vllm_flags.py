@@ -117,7 +117,6 @@ _ALL: Final[list[Row]] = [
     *_rows("octavo has one way to draw a token", "use_fp64_gumbel", "switch"),
     *_refused("octavo replays no traces", "enable_trace_replay", "switch"),
     *_refused("octavo keeps a model's sliding window", "disable_sliding_window", "switch"),
-    *_rows("octavo has no cascade attention", "disable_cascade_attn", "switch"),
     *_rows("octavo reads a model's tokenizer in any case", "skip_tokenizer_init", "switch"),
     *_refused("octavo takes no tensors in requests", "enable_prompt_embeds", "switch"),
     *_refused(

@@ -293,7 +293,8 @@ def test_interpreted_steps_that_share_prefixes_choose_the_plain_runners_tokens(
         for head, own in zip(2 * heads, (3, 7, 1, 2), strict=True)
     ]
     found = []
-    for llm in both_runners(tmp_path, monkeypatch, max_num_seqs=5, max_num_batched_tokens=64):
+    settings = {"max_num_seqs": 5, "max_num_batched_tokens": 64, "disable_cascade_attn": False}
+    for llm in both_runners(tmp_path, monkeypatch, **settings):
         # Computed before, so that the others find them in the cache.
         llm.generate(asked[:2], SamplingParams(max_tokens=1), use_tqdm=False)
         kinds: list[dict[str, Any]] = [{"logprobs": 2}, {}, ADJUSTED[0], {}, {"min_p": 0.0}]
@@ -483,6 +484,34 @@ def test_no_switch_changes_a_token(
     small = make(folder, num_gpu_blocks_override=(256 + 160) // 16, max_num_seqs=8)
     assert tokens(small, kinds) == expected, "preemption"
     assert small._engine.core.stats()["num_preemptions"] > 0
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_graphs_of_shared_prefixes_choose_the_same_tokens(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two prefixes of eight blocks; twice, so that their graphs are captured and replayed."""
+    monkeypatch.setattr(GraphRunner, "prefix_sharing", (MAX_GROUPS, 16, 16))
+    rng = np.random.default_rng(5)
+    heads = [rng.integers(3, 500, 130).tolist() for _ in range(2)]
+    asked = [
+        {"prompt_token_ids": [*heads[n % 2], *rng.integers(3, 500, 1 + n).tolist()]}
+        for n in range(8)
+    ]
+    params = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
+    found = []
+    for is_disabled in (True, False):
+        llm = make(folder, disable_cascade_attn=is_disabled)
+        llm.generate(asked[:2], SamplingParams(max_tokens=1), use_tqdm=False)
+        for _ in range(2):
+            outputs = llm.generate(asked, params, use_tqdm=False)
+            found.append([list(output.outputs[0].token_ids) for output in outputs])
+        runner = llm._engine.runner
+        assert isinstance(runner, GraphRunner)
+        shapes = [shape for shape, _ in runner.mesh.lead.graphs._graphs]
+        assert any(shape.shares for shape in shapes) is not is_disabled
+    assert found[1:] == 3 * found[:1]
 
 
 @pytest.mark.gpu

@@ -107,11 +107,15 @@ def mixed_rows(num_layers: int, num_weights: int, max_rows: int) -> tuple[int, .
 class Shapes:
     """The shapes that steps may be padded to.
 
-    ``sizes``: of the decode graphs, ascending; ``rows``: prefilled tokens of those that prefill.
+    ``sizes``: of the decode graphs, ascending; ``rows``: prefilled tokens of those that prefill;
+    ``shares``: decodes may begin with the same blocks.
     """
 
-    def __init__(self, sizes: Sequence[int], rows: Sequence[int] = MIXED_ROWS) -> None:
+    def __init__(
+        self, sizes: Sequence[int], rows: Sequence[int] = MIXED_ROWS, *, shares: bool = False
+    ) -> None:
         self._decodes = tuple(sizes)
+        self._shared = FIRST_SHARED if shares else ()
         self._rows = tuple(rows)
         # By the number of decodes: looked up at each step.
         self._decode_shapes = [
@@ -141,7 +145,7 @@ class Shapes:
 
     def shared(self) -> list[StepShape]:
         """Shapes of decodes that begin with the same blocks, to compile before the first comes."""
-        return [StepShape(n, 0, 0, shares=True) for n in FIRST_SHARED if n in self._decodes]
+        return [StepShape(n, 0, 0, shares=True) for n in self._shared if n in self._decodes]
 
     def compiled(self) -> list[StepShape]:
         """Of ``first`` and ``shared``, those of which no other has all kernels. Those that prefill

@@ -106,6 +106,8 @@ class GraphRunner:
 
     def __init__(self, loaded: LoadedModel[CausalLM]) -> None:
         self._loaded = loaded
+        if loaded.config.disable_cascade_attn:
+            self.prefix_sharing = None
         self._on_gpu = loaded.device.type == "cuda"
         self.num_stages = len(loaded.earlier) + 1
         self.max_in_flight = self.num_stages + self.steps_ahead
@@ -231,9 +233,8 @@ class GraphRunner:
         if not self._on_gpu:
             return Shapes(decodes)
         num_weights = self._loaded.model.num_weights
-        return Shapes(
-            decodes, mixed_rows(self._num_layers, num_weights, sizes.max_num_batched_tokens)
-        )
+        rows = mixed_rows(self._num_layers, num_weights, sizes.max_num_batched_tokens)
+        return Shapes(decodes, rows, shares=self.prefix_sharing is not None)
 
     # ---------------------------------------------------------------------------- between steps
 
