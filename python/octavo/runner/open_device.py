@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import sys
 import threading
 
 
@@ -33,14 +34,13 @@ def open_compiler() -> None:
     Triton names what it compiles by that hash, of 400 MB: a start would wait for it before the
     first kernel. Without a GPU, or without Triton, nothing happens.
     """
-    threading.Thread(target=_hash_triton, name="open-compiler", daemon=True).start()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        threading.Thread(target=_hash_triton, name="open-compiler", daemon=True).start()
 
 
 def _hash_triton() -> None:
-    import torch
+    with contextlib.suppress(ImportError):
+        from triton.runtime.cache import triton_key
 
-    if torch.cuda.is_available():
-        with contextlib.suppress(ImportError):
-            from triton.runtime.cache import triton_key
-
-            triton_key()  # which Triton remembers
+        triton_key()  # which Triton remembers
