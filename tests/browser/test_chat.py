@@ -79,12 +79,14 @@ def text_of(page: Page) -> str:
 
 
 def test_an_answer_streams_and_is_drawn(start: StartServer, open_page: OpenPage) -> None:
-    page = open_page(start(SAID, 0.005).url)
+    page = open_page(start(SAID, 0.02).url)
     ask(page)
-    # A part is seen before the whole is there.
-    page.wait_for_selector(".message.assistant[aria-busy=true] h4")
-    assert page.locator("table").count() == 0
-    assert page.is_visible("#stop")
+    # A part is seen before the whole is there: in one look, for more comes between two.
+    page.wait_for_function(
+        """() => document.querySelector(".message.assistant[aria-busy=true] h4")
+            && !document.querySelector("table")
+            && document.querySelector("#stop").checkVisibility()"""
+    )
     answered(page)
     answer = last(page)
     assert answer.locator("h4").inner_text() == "Merging intervals"
