@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import itertools
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 
+from gpu_products import graph_ms
 from octavo.kernels.gpu import tiles
 from octavo.kernels.gpu.gemv_streamed import gemv_streamed
 from octavo.kernels.gpu.launch import next_power_of_2, set_pdl
@@ -123,21 +123,7 @@ class Case:
 
 def graph_us(run: Callable[[], Any]) -> float:
     """Median time of one replay."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        run()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            run()
-        times = []
-        for _ in range(6):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record(stream)
-            graph.replay()
-            end.record(stream)
-            end.synchronize()
-            times.append(begin.elapsed_time(end) * 1e3)
-    return statistics.median(times[1:])
+    return 1e3 * graph_ms(run)
 
 
 def best_tile(case: Case, best: int) -> StreamConfig:

@@ -20,8 +20,8 @@ SHARED = list(range(3, 24))
 PROMPTS = [[*SHARED, 5, 6, 7], [9], list(range(50, 57))]
 
 
-def both_runners(folder: Path, monkeypatch: pytest.MonkeyPatch, **mesh: Any) -> Iterator[LLM]:
-    """The model in ``folder`` behind the plain runner, then behind that of GPUs, interpreted."""
+def each_runner(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Has engines made of the plain runner, then of that of GPUs, interpreted."""
     for runner in (EagerRunner, GraphRunner):
         monkeypatch.setattr(
             engine_loop,
@@ -30,6 +30,12 @@ def both_runners(folder: Path, monkeypatch: pytest.MonkeyPatch, **mesh: Any) -> 
         )
         if runner is GraphRunner:
             monkeypatch.setattr(loading, "get_ops", lambda *_: gpu.OPS)
+        yield
+
+
+def both_runners(folder: Path, monkeypatch: pytest.MonkeyPatch, **mesh: Any) -> Iterator[LLM]:
+    """The model in ``folder`` behind the plain runner, then behind that of GPUs, interpreted."""
+    for _ in each_runner(monkeypatch):
         yield LLM(
             str(folder),
             load_format="dummy",

@@ -25,10 +25,8 @@ from octavo._core import TokenIds
 from octavo.checkpoints.dummy_tokenizer import dummy_tokenizer_json
 from octavo.engine import engine_loop
 from octavo.errors import EngineDeadError
-from octavo.kernels.gpu import ops as gpu
 from octavo.kernels.shared_prefixes import MAX_GROUPS
 from octavo.llm import LLM
-from octavo.runner import loading
 from octavo.runner.cuda_graphs import (
     MIXED_ROWS,
     GraphCache,
@@ -38,7 +36,6 @@ from octavo.runner.cuda_graphs import (
     exact_shape,
     mixed_rows,
 )
-from octavo.runner.eager import EagerRunner
 from octavo.runner.gpu_sampling import GpuSampling
 from octavo.runner.graphs import GraphRunner
 from octavo.runner.lockstep import LockstepExchange
@@ -50,6 +47,7 @@ from octavo.runner.slots import SlotRecords
 from octavo.sampling_params import SamplingParams
 from octavo.structured_outputs import StructuredOutputsParams, Trigger
 from toy_shards import assert_same, generate_with
+from two_runners import each_runner
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -215,14 +213,7 @@ def test_a_shape_gets_its_own_graph_once_padding_has_cost_as_much() -> None:
 
 def both_runners(folder: Path, monkeypatch: pytest.MonkeyPatch, **config: Any) -> Iterator[LLM]:
     """The model in ``folder`` behind the plain runner, then behind that of GPUs, interpreted."""
-    for runner in (EagerRunner, GraphRunner):
-        monkeypatch.setattr(
-            engine_loop,
-            "make_runner",
-            lambda config, source, runner=runner: runner(loading.load(config, source)),
-        )
-        if runner is GraphRunner:
-            monkeypatch.setattr(loading, "get_ops", lambda *_: gpu.OPS)
+    for _ in each_runner(monkeypatch):
         settings: dict[str, Any] = {
             "max_num_seqs": 4,
             "max_model_len": 64,
