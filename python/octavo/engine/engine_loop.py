@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from octavo.engine.grammar_compiler import GrammarCompiler
 from octavo.engine.limits import RequestLimits
-from octavo.engine.make_core import make_core
+from octavo.engine.make_core import keeps_prefixes, make_core
 from octavo.engine.step_times import StepTimes
 from octavo.errors import EngineDeadError
 from octavo.models.source import load_tokenizer, resolve_model
@@ -85,8 +85,7 @@ class EngineLoop:
         self.source = source or resolve_model(config)
         self.tokenizer = load_tokenizer(self.source, config)
         self.runner: Runner = make_runner(config, self.source)
-        # Without keys and values from earlier steps, a prompt is computed in one.
-        self.keeps_prefixes: bool = config.enable_prefix_caching and self.runner.keeps_kv
+        self.keeps_prefixes: bool = keeps_prefixes(config, self.runner)
         self.core = make_core(config, self.runner, self.tokenizer)
         self.limits = RequestLimits(
             max_model_len=self.runner.max_model_len,
